@@ -1,0 +1,521 @@
+"""The way of one push, from the queue to its end. Read this file to know how the bridge works.
+
+    arrived ──> taken ──> routed ──> handed to sockets ──> proven ──> settled (row, receipt, ack)
+                  │          │              │                 │
+               rejected   offline        dropped      pending, then unknown
+
+`Delivery` decides; it is told of everything by synchronous calls (the broker adapter, sessions, the ticker)
+and does I/O only through ports. Ends of pushes are handed to `Settlement`, which writes, pays and acks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from bridge import wire
+from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.flight import Effect, Flight, Message
+from bridge.gate import Gate
+from bridge.hub import Hub
+from bridge.model import (
+    CloseReason,
+    DeadLetter,
+    LateProof,
+    Mode,
+    Outcome,
+    Proof,
+    PushKey,
+    PushRequest,
+    Reason,
+    Rejected,
+    Row,
+    RowKey,
+    ToUser,
+    ToUsers,
+)
+from bridge.ports import Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
+from bridge.recent import Recent
+from bridge.routing import Address, addresses, named_users
+from bridge.session import Session
+from bridge.settlement import Settlement
+
+FLIGHTS_MAX = 50_000
+"""Flights that may be on their way at once; over it no more messages are taken (rows bound memory)."""
+SUSPECT_ATTEMPTS = 5
+"""From this delivery count on a message is handled alone: a killer must not take its neighbours along."""
+YIELD_EVERY = 500
+"""Flights made before the event loop gets a turn: one message may name 10,000 users."""
+
+
+class DeliveryLimits(msgspec.Struct, frozen=True):
+    """Times in seconds; see the settings of the same names."""
+
+    max_data_bytes: int = 65536
+    confirm_timeout: float = 5.0
+    park_after: float = 1.0
+    max_age: float = 60.0
+    start_grace: float = 2.0
+    max_attempts: int = 20
+    total_bytes: int = 256 * 1024 * 1024
+
+
+class Delivery:
+    """Takes messages, knows every push on its way, and hands each to the settlement when it has ended."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        store: Store,
+        settlement: Settlement,
+        metrics: Metrics,
+        errors: ErrorHandler,
+        clock: Clock,
+        gate: Gate,
+        limits: DeliveryLimits,
+    ) -> None:
+        self._hub = hub
+        self._store = store
+        self._settlement = settlement
+        settlement.on_settled = self._settled
+        self._metrics = metrics
+        self._errors = errors
+        self._clock = clock
+        self._gate = gate
+        self._limits = limits
+        self._wire_limits = wire.Limits(max_data_bytes=limits.max_data_bytes)
+        self.recent = Recent()
+        self._inbox: deque[Arrival] = deque()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._lost_incarnation = -1
+        self._flights: dict[RowKey, Flight] = {}
+        # In the order they were taken, so that only the head of each has to be looked at.
+        self._young: deque[Flight] = deque()
+        self._parked: deque[Flight] = deque()
+        self._parked_at_once: deque[Flight] = deque()
+        self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
+        self._grace_until = clock.monotonic() + limits.start_grace
+        self._stopping = False
+        self._handling = asyncio.Lock()
+
+    # --- 1. what the broker brings (the Intake port) ---------------------------------------------------
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        """What one read of the broker's socket brought, in the order of the queue."""
+        self._inbox.extend(batch)
+        self._wake.set()
+
+    def channel_lost(self, incarnation: int) -> None:
+        """Messages of this channel will come again: those not yet taken are forgotten here."""
+        self._lost_incarnation = max(self._lost_incarnation, incarnation)
+        self._inbox = deque(a for a in self._inbox if a.token.incarnation > self._lost_incarnation)
+
+    async def run(self) -> None:
+        """Take messages while nothing holds the bridge back, until `stop`."""
+        while not self._stopping:
+            await self._wake.wait()
+            await self._gate.opened()
+            await self._room.wait()
+            async with self._handling:
+                # Looked at again: a stop or a shut gate may have come while this waited.
+                if self._inbox and self._gate.is_open and not self._stopping:
+                    await self._take_batch(self._next_batch())
+            if not self._inbox:
+                self._wake.clear()
+            if len(self._flights) > FLIGHTS_MAX:
+                self._room.clear()
+
+    async def stop(self) -> None:
+        """Take no more messages; returns when none is being taken. The rest stays unacked: it goes back."""
+        self._stopping = True
+        async with self._handling:
+            pass
+
+    def _next_batch(self) -> list[Arrival]:
+        batch: list[Arrival] = []
+        while self._inbox and len(batch) < YIELD_EVERY:
+            if self._inbox[0].properties.delivery_count >= SUSPECT_ATTEMPTS:
+                if not batch:
+                    batch.append(self._inbox.popleft())
+                break
+            batch.append(self._inbox.popleft())
+        return batch
+
+    # --- 2. taken: decoded, known ones answered from their rows ----------------------------------------
+
+    async def _take_batch(self, batch: list[Arrival]) -> None:
+        decoded = [(arrival, wire.decode(arrival, self._wire_limits)) for arrival in batch]
+        self._metrics.taken(len(batch), sum(len(d.requests) for _, d in decoded))
+        known = await self._known(decoded)
+        if known is None:
+            # The database went away: these wait, in front, until the gate opens again.
+            self._inbox.extendleft(reversed(batch))
+            return
+        touched: set[Session] = set()
+        made = 0
+        for arrival, taking in decoded:
+            if arrival.token.incarnation <= self._lost_incarnation:
+                continue
+            message = Message(
+                arrival.token,
+                arrival.properties,
+                published_at=taking.published_at,
+                taken_at=self._clock.time(),
+                traceparent=taking.traceparent,
+            )
+            # Held open until every request has been looked at, whatever is settled meanwhile.
+            message.open = 1
+            try:
+                for index, request in enumerate(taking.requests):
+                    for _ in self._take(arrival, message, index, request, known, touched):
+                        made += 1
+                        if made % YIELD_EVERY == 0:
+                            self._flush(touched)
+                            await self._clock.sleep(0)
+            except Exception as error:  # a defect must cost one message, not the service
+                self._failed(arrival, message, error)
+            self._settlement.release(message)
+        self._flush(touched)
+        if batch[0].properties.delivery_count >= SUSPECT_ATTEMPTS:
+            await self._settlement.idle()
+
+    async def _known(
+        self, decoded: Sequence[tuple[Arrival, wire.Decoded]]
+    ) -> dict[PushKey, dict[str, Row]] | None:
+        """The rows of requests that may have come before: redelivered, or with an id seen of late.
+
+        Everything else goes out without a query; the compare-and-set of its row has the last word.
+        """
+        keys: dict[PushKey, None] = {}
+        for arrival, taking in decoded:
+            again = arrival.properties.redelivered or arrival.properties.delivery_count > 0
+            for request in taking.requests:
+                key = PushKey(request.tenant, request.id)
+                if again or arrival.source is Source.FALLEN or key in self.recent:
+                    keys[key] = None
+        known: dict[PushKey, dict[str, Row]] = {}
+        if keys:
+            try:
+                rows = await self._store.find(list(keys))
+            except (StoreUnavailable, SchemaBehind) as away:
+                self._gate.shut("database", str(away))
+                return None
+            for row in rows:
+                known.setdefault(PushKey(row.key.tenant, row.key.push_id), {})[row.key.user] = row
+        return known
+
+    def _failed(self, arrival: Arrival, message: Message, error: Exception) -> None:
+        """Handling one message failed: it goes back to the queue, until it has failed too often."""
+        self._errors.handle(
+            error,
+            "delivery.take",
+            {"delivery_count": arrival.properties.delivery_count, "bytes": arrival.body_size},
+        )
+        self._settlement.give_back(message)
+
+    def _take(
+        self,
+        arrival: Arrival,
+        message: Message,
+        index: int,
+        request: PushRequest | Rejected,
+        known: dict[PushKey, dict[str, Row]],
+        touched: set[Session],
+    ) -> Iterator[None]:
+        """Take one request of a message; yields once for each row that it leads to."""
+        now = message.taken_at
+        rows = known.get(PushKey(request.tenant, request.id), {})
+        if isinstance(request, Rejected):
+            flight = Flight.rejected(request, message, now)
+            message.letters.append(_letter(arrival, request.id, request.reason, request.detail, request.body))
+            self._enter(flight, message, rows)
+            yield
+            return
+        ending = self._given_up(arrival)
+        if ending is not None:
+            outcome, reason, detail = ending
+            if index == 0:
+                message.letters.append(_letter(arrival, request.id, reason, detail, arrival.body))
+            for user in named_users(request):
+                flight = Flight.of(request, user, message, self._clock.monotonic())
+                flight.detail = detail
+                flight.end(outcome, reason, now)
+                self._enter(flight, message, rows)
+                yield
+            return
+        if not request.generated_id:
+            self.recent.add(request.key)
+        too_old = now - message.published_at > self._limits.max_age
+        frames: dict[Mode, Frame] = {}
+        for address in addresses(self._hub, request):
+            if address.nobody is Reason.NOBODY and rows:
+                # Everyone it was for at an earlier taking has left since, and their rows stand for it.
+                continue
+            flight = Flight.of(request, address.user, message, self._clock.monotonic())
+            if too_old:
+                flight.end(Outcome.EXPIRED, Reason.MAX_AGE, now)
+            if self._enter(flight, message, rows) and not flight.ended:
+                self._route(flight, request, address, frames, touched)
+            yield
+
+    def _given_up(self, arrival: Arrival) -> tuple[Outcome, Reason, str] | None:
+        """How a message ends that the broker, or this bridge, has given up; None for any other."""
+        if arrival.source is Source.REQUESTS:
+            count = arrival.properties.delivery_count
+            if count < self._limits.max_attempts:
+                return None
+            return Outcome.REJECTED, Reason.POISON, f"given out {count} times and never settled"
+        why = str(arrival.properties.headers.get("x-first-death-reason", "unknown"))
+        if why == "expired":
+            return Outcome.EXPIRED, Reason.QUEUE_EXPIRATION, "its AMQP expiration ran out in the queue"
+        if why == "delivery_limit":
+            return Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached"
+        return Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}"
+
+    def _enter(self, flight: Flight, message: Message, rows: dict[str, Row]) -> bool:
+        """Register a new flight. False where its push is known: joined in the air, or answered from its row."""
+        message.open += 1
+        row = rows.get(flight.key.user)
+        flying = self._flights.get(flight.key)
+        if flying is not None:
+            flying.messages.append(message)
+            if flying.parked and not flying.ended:
+                # Its row is there; written once more, it owes this message's receipt as well.
+                self._settlement.due(flying)
+            return False
+        if row is not None:
+            self._settlement.answer(message, row)
+            return False
+        self._flights[flight.key] = flight
+        if flight.ended:
+            self._settlement.due(flight)
+        return True
+
+    # --- 3. routed: offered to every session of the user ------------------------------------------------
+
+    def _route(
+        self,
+        flight: Flight,
+        request: PushRequest,
+        address: Address,
+        frames: dict[Mode, Frame],
+        touched: set[Session],
+    ) -> None:
+        now = self._clock.monotonic()
+        if not address.sessions:
+            if self._may_come_back(request, address, now):
+                self._awaited.setdefault(address.user, []).append((flight, request))
+                self._young.append(flight)
+            else:
+                flight.end(Outcome.OFFLINE, address.nobody, self._clock.time())
+                self._settlement.due(flight)
+            return
+        self._offer(flight, request, address.sessions, frames, touched)
+        if flight.ended:
+            return
+        if any(s.suspect(now, self._limits.park_after) for s in address.sessions):
+            self._settlement.due(flight)
+            self._parked_at_once.append(flight)
+        else:
+            self._young.append(flight)
+
+    def _may_come_back(self, request: PushRequest, address: Address, now: float) -> bool:
+        """Whether a user without a session may still be reconnecting after our start."""
+        return (
+            now < self._grace_until
+            and isinstance(request.target, (ToUser, ToUsers))
+            and address.nobody is Reason.NO_SESSION
+        )
+
+    def _offer(
+        self,
+        flight: Flight,
+        request: PushRequest,
+        sessions: Sequence[Session],
+        frames: dict[Mode, Frame],
+        touched: set[Session],
+    ) -> None:
+        flight.addressed(len(sessions))
+        for session in sessions:
+            frame = frames.get(session.mode)
+            if frame is None:
+                build = wire.bare_frame if session.mode is Mode.BARE else wire.push_frame
+                frame = frames[session.mode] = build(request)
+            if session.offer(frame, flight):
+                touched.add(session)
+            else:
+                self._note(flight, flight.lost(self._clock.time(), handed=False, slow=True))
+                self.close_session(session, CloseReason.TOO_SLOW)
+
+    # --- 4. handed to sockets, and proven ---------------------------------------------------------------
+
+    def _flush(self, touched: set[Session]) -> None:
+        """Hand over what was offered: one write for each session, whatever number of pushes it got."""
+        for session in touched:
+            self._flush_session(session)
+        touched.clear()
+
+    def _flush_session(self, session: Session) -> None:
+        handed = session.flush(self._clock.monotonic())
+        if session.queued:
+            self._hub.backlogged.add(session)
+        else:
+            self._hub.backlogged.discard(session)
+        if handed:
+            now = self._clock.time()
+            self._metrics.handed(len(handed))
+            for flight in handed:
+                self._note(flight, flight.handed(now))
+
+    def pong(self, session: Session, payload: bytes) -> None:
+        """A peer answered a ping: everything sent before it is received."""
+        now = self._clock.time()
+        for flight in session.pong(payload, self._clock.monotonic()):
+            self._note(flight, flight.received(now))
+        if session.queued:
+            self._flush_session(session)
+
+    def resumed(self, session: Session) -> None:
+        """A socket takes bytes again."""
+        self._flush_session(session)
+
+    def acked(self, session: Session, push_id: str) -> bool:
+        """An application acknowledged a push; False where no such push was sent to this session."""
+        flight = session.ack(push_id)
+        if flight is None:
+            return False
+        self._note(flight, flight.acked(self._clock.time()))
+        return True
+
+    def _note(self, flight: Flight, effect: Effect) -> None:
+        if effect is Effect.ENDED:
+            self._settlement.due(flight)
+        elif effect is Effect.LATE and flight.proven_at is not None:
+            self._metrics.proof_late(1)
+            self._settlement.late(LateProof(flight.key, flight.proven_at))
+
+    # --- 5. sessions come and go -----------------------------------------------------------------------
+
+    def session_opened(self, session: Session) -> None:
+        """A session opened: what waited for its user since our start goes out first, in order."""
+        self._hub.register(session, self._clock.monotonic())
+        waiting = self._awaited.pop(session.user, ())
+        touched: set[Session] = set()
+        for flight, request in waiting:
+            if flight.ended:
+                continue
+            if session.id in request.excluded:
+                flight.end(Outcome.OFFLINE, Reason.EXCLUDED, self._clock.time())
+                self._settlement.due(flight)
+            else:
+                self._offer(flight, request, (session,), {}, touched)
+        self._flush(touched)
+
+    def close_session(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
+        """Close a session for a reason of ours; `session_closed` follows when the socket is gone.
+
+        `retry_after` (seconds) is what the client is told to wait; the reason's own by default. Idempotent.
+        """
+        if session.close_reason is not None:
+            return
+        session.close_reason = reason
+        self._hub.unregister(session)
+        slow = reason is CloseReason.TOO_SLOW
+        now = self._clock.time()
+        for flight in session.drain():
+            self._note(flight, flight.lost(now, handed=False, slow=slow))
+        if session.mode is Mode.ENVELOPE:
+            session.socket.write((wire.bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None)
+        session.socket.close(reason)
+
+    def session_closed(self, session: Session) -> None:
+        """A socket is gone, whoever closed it: what it had not proven by now it never will."""
+        self._hub.unregister(session)
+        now = self._clock.time()
+        queued, unproven = session.close()
+        for flight in queued:
+            self._note(flight, flight.lost(now, handed=False, slow=False))
+        for flight in unproven:
+            self._note(flight, flight.lost(now, handed=True, slow=False))
+
+    # --- 6. time passes ---------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called about ten times a second: park what waits for a proof, end what has waited long enough."""
+        now = self._clock.monotonic()
+        for session in self._hub.stalled(now, self._limits.confirm_timeout):
+            self.close_session(session, CloseReason.TOO_SLOW)
+        while self._hub.queued_bytes > self._limits.total_bytes:
+            fullest = self._hub.fullest()
+            if fullest is None:
+                break
+            self.close_session(fullest, CloseReason.TOO_SLOW)
+        if self._awaited and now >= self._grace_until:
+            self._end_grace()
+        while self._young and (
+            self._young[0].ended or now - self._young[0].taken_mono >= self._limits.park_after
+        ):
+            flight = self._young.popleft()
+            if not flight.ended:
+                self._settlement.due(flight)
+                self._parked.append(flight)
+        for parked in (self._parked, self._parked_at_once):
+            while parked and (
+                parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout
+            ):
+                flight = parked.popleft()
+                self._note(flight, flight.timed_out(self._clock.time()))
+
+    def _end_grace(self) -> None:
+        now = self._clock.time()
+        for waiting in self._awaited.values():
+            for flight, _ in waiting:
+                self._note(flight, flight.end(Outcome.OFFLINE, Reason.NO_SESSION, now))
+        self._awaited.clear()
+
+    def every_second(self) -> None:
+        """Signs of life, tokens that expire, peers that are gone without a word."""
+        now = self._clock.monotonic()
+        for session in self._hub.expired(self._clock.time()):
+            self.close_session(session, CloseReason.TOKEN_EXPIRED)
+        for session in self._hub.due_for_ping(now):
+            if session.suspect(now, self._limits.confirm_timeout * 2):
+                self.close_session(session, CloseReason.VANISHED)
+            else:
+                session.ping(now)
+
+    # --- 7. settled -------------------------------------------------------------------------------------
+
+    def _settled(self, flight: Flight) -> None:
+        """Its final row is committed: from now on the row answers for it."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        if not self._room.is_set() and len(self._flights) <= FLIGHTS_MAX // 2:
+            self._room.set()
+
+    # --- for people -------------------------------------------------------------------------------------
+
+    @property
+    def inbox(self) -> int:
+        """Messages that arrived and are not taken yet."""
+        return len(self._inbox)
+
+    @property
+    def in_flight(self) -> int:
+        """Pushes on their way, parked ones included."""
+        return len(self._flights)
+
+    @property
+    def parked(self) -> int:
+        """Pushes whose proof is overdue and whose message is acked."""
+        return len(self._parked) + len(self._parked_at_once)
+
+
+def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:
+    return DeadLetter(push_id, reason, detail, body, arrival.properties)

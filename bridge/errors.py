@@ -1,0 +1,106 @@
+"""The errors of the core: each carries facts, and its sentence is derived from them."""
+
+from __future__ import annotations
+
+
+class BridgeError(Exception):
+    """The root of every error that the bridge raises on purpose."""
+
+
+class SettingsError(BridgeError):
+    """A setting is missing, malformed or unsafe; the start is refused.
+
+    `setting` is the name as the user writes it (`BRIDGE_JWT_SECRET`), `problem` says what was expected.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        self.setting = setting
+        self.problem = problem
+        super().__init__(f"{setting}: {problem}")
+
+
+class IllegalTransition(BridgeError):
+    """An event that the state table does not list; nothing was changed."""
+
+    def __init__(self, machine: str, state: str, event: str) -> None:
+        self.machine = machine
+        self.state = state
+        self.event = event
+        super().__init__(f"{machine}: {event} is not possible in state {state}")
+
+
+class InvalidRequest(BridgeError):
+    """A push request, or one element of a batch, that cannot be taken.
+
+    `reason` is the value of a `bridge.model.Reason` that belongs to `rejected`; `path` names the wrong
+    field (`to.users[3]`, `header x-push-user`, empty for the whole body); `problem` says what was expected.
+    """
+
+    def __init__(self, reason: str, path: str, problem: str) -> None:
+        self.reason = reason
+        self.path = path
+        self.problem = problem
+        super().__init__(self.detail)
+
+    @property
+    def detail(self) -> str:
+        """The sentence for people, as the `detail` column and the `push.dead` header show it."""
+        return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+class StoreUnavailable(BridgeError):
+    """The database did not answer, or its answer was lost: the write may or may not have happened.
+
+    Every write of the Store port is safe to run again, so the caller retries.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the database is away: {cause}")
+
+
+class RowsRefused(BridgeError):
+    """The database refused the data itself (SQLSTATE class 22 or 23): nothing of the batch was written.
+
+    Running the same batch again gives the same answer; the caller halves it to find the culprit.
+    """
+
+    def __init__(self, sqlstate: str, problem: str) -> None:
+        self.sqlstate = sqlstate
+        self.problem = problem
+        super().__init__(f"the database refused the rows ({sqlstate}): {problem}")
+
+
+class SchemaBehind(BridgeError):
+    """The database's schema is older than this program's; `bridge db upgrade` mends it."""
+
+    def __init__(self, have: int, want: int) -> None:
+        self.have = have
+        self.want = want
+        super().__init__(
+            f"the schema is at version {have}, this program needs {want}: run `bridge db upgrade`"
+        )
+
+
+class BrokerUnavailable(BridgeError):
+    """The broker cannot be reached, or the connection to it was lost."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the broker is away: {cause}")
+
+
+class NodeNameTaken(BridgeError):
+    """Another live bridge process has this node's name."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        super().__init__(f"another bridge named {node!r} is alive: give this one its own BRIDGE_NODE")
+
+
+class TokenRefused(BridgeError):
+    """A token that opens no session; `why` is one of a few fixed words for the 401 answer and the metrics."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"token refused: {why}")

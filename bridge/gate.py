@@ -1,0 +1,39 @@
+"""What holds the bridge back: named causes, and whoever waits until there is none."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Gate:
+    """Open while no cause is set. Pushes are taken only while it is open; sessions stay open either way."""
+
+    def __init__(self) -> None:
+        self._causes: dict[str, str] = {}
+        self._opened = asyncio.Event()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing holds the bridge back."""
+        return not self._causes
+
+    @property
+    def causes(self) -> list[str]:
+        """One sentence for each cause, for `/readyz`, logs and people."""
+        return [f"{name}: {why}" for name, why in self._causes.items()]
+
+    def shut(self, name: str, why: str) -> None:
+        """Set a cause; idempotent, the newest sentence counts."""
+        self._causes[name] = why
+        self._opened.clear()
+
+    def clear(self, name: str) -> None:
+        """Take a cause away; idempotent."""
+        self._causes.pop(name, None)
+        if not self._causes:
+            self._opened.set()
+
+    async def opened(self) -> None:
+        """Return when nothing holds the bridge back; may be cancelled."""
+        await self._opened.wait()

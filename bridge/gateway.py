@@ -1,0 +1,113 @@
+"""The core's side of the WebSocket server: handshakes, the session behind each socket, frames from clients."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from bridge import wire
+from bridge.access import Access
+from bridge.delivery import Delivery
+from bridge.model import Grant, Handshake, Mode, Refusal
+from bridge.ports import Clock, Hooks, Metrics, Socket
+from bridge.session import Session, SessionLimits
+
+
+class Gateway:
+    """Fills the SessionHost port: decides on handshakes and opens sessions."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        delivery: Delivery,
+        limits: SessionLimits,
+        hooks: Hooks,
+        metrics: Metrics,
+        clock: Clock,
+        new_session_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._access = access
+        self._delivery = delivery
+        self._limits = limits
+        self._hooks = hooks
+        self._metrics = metrics
+        self._clock = clock
+        self._new_session_id = new_session_id
+
+    def handshake(self, request: Handshake) -> Grant | Refusal:
+        """Decide on an opening handshake."""
+        started = self._clock.monotonic()
+        answer = self._access.decide(request)
+        result = answer.why if isinstance(answer, Refusal) else "granted"
+        self._metrics.handshake(result, self._clock.monotonic() - started)
+        return answer
+
+    def opened(self, grant: Grant, socket: Socket) -> Client:
+        """The handshake is done: welcome first, then what waited for this user."""
+        session = Session(
+            self._new_session_id(),
+            grant.claims,
+            grant.mode,
+            socket,
+            self._limits,
+            opened_at=self._clock.time(),
+        )
+        if session.mode is Mode.ENVELOPE:
+            # Nothing is kept for users who are away: what came before a resume can't be said to be complete.
+            welcome = wire.welcome_frame(session.id, session.user, complete=grant.last is None)
+            socket.write((welcome,), None)
+        self._delivery.session_opened(session)
+        self._hooks.on_open(session.info)
+        return Client(self, session)
+
+    def _message(self, session: Session, data: str | bytes) -> None:
+        if session.mode is Mode.BARE:
+            # Bare mode is one way: whatever such a client says has no meaning here.
+            return
+        frame = wire.parse_client(data)
+        if isinstance(frame, wire.AckFrame):
+            self._delivery.acked(session, frame.id)
+        elif isinstance(frame, wire.UnsupportedFrame):
+            answer = wire.error_frame("unsupported", f"{frame.type} is not available here", frame.ref)
+            socket_error(session, answer)
+        else:
+            socket_error(session, wire.error_frame("bad_frame", frame.problem, frame.ref))
+
+    def _closed(self, session: Session, code: int, reason: str) -> None:
+        self._delivery.session_closed(session)
+        word = session.close_reason.word if session.close_reason else "client"
+        self._metrics.closed(word)
+        self._hooks.on_close(session.info, code, reason or word)
+
+
+def socket_error(session: Session, frame: wire.Frame) -> None:
+    """Answer a client's frame, unless it does not read its answers: those are not worth any memory."""
+    if session.socket.writable:
+        session.socket.write((frame,), None)
+
+
+class Client:
+    """Fills the SessionHandle port: one socket's events, on their way to the delivery."""
+
+    __slots__ = ("_gateway", "session")
+
+    def __init__(self, gateway: Gateway, session: Session) -> None:
+        self._gateway = gateway
+        self.session = session
+
+    def pong(self, payload: bytes) -> None:
+        """The peer answered a ping."""
+        self._gateway._delivery.pong(self.session, payload)
+
+    def resumed(self) -> None:
+        """The socket takes bytes again."""
+        self._gateway._delivery.resumed(self.session)
+
+    def message(self, data: str | bytes) -> None:
+        """The peer sent a data message."""
+        self._gateway._message(self.session, data)
+
+    def closed(self, code: int, reason: str) -> None:
+        """The connection is gone."""
+        self._gateway._closed(self.session, code, reason)

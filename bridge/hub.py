@@ -1,0 +1,97 @@
+"""This process's sessions: by id, by user, on the wheel of pings, and in the order their tokens expire."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+
+from bridge.session import Session
+
+PING_EVERY = 20
+"""Seconds: every open session is pinged at least this often."""
+
+
+class Hub:
+    """Decides synchronously and returns what is to be done; it closes nothing itself."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._users: dict[str, list[Session]] = {}
+        self._wheel: list[set[Session]] = [set() for _ in range(PING_EVERY)]
+        self._turned = 0
+        self._expiries: list[tuple[float, str]] = []
+        self.backlogged: set[Session] = set()
+        """Sessions with frames that their socket did not take yet."""
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    @property
+    def users(self) -> int:
+        """Users with at least one session."""
+        return len(self._users)
+
+    def register(self, session: Session, now: float) -> None:
+        """A session opened; `now` is monotonic seconds."""
+        self._sessions[session.id] = session
+        self._users.setdefault(session.user, []).append(session)
+        session.bucket = int(now) % PING_EVERY
+        self._wheel[session.bucket].add(session)
+        heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
+
+    def unregister(self, session: Session) -> None:
+        """A session is gone; idempotent."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        of_user = self._users[session.user]
+        of_user.remove(session)
+        if not of_user:
+            del self._users[session.user]
+        self._wheel[session.bucket].discard(session)
+        self.backlogged.discard(session)
+
+    def session(self, session_id: str) -> Session | None:
+        """The session of this id, if it is here."""
+        return self._sessions.get(session_id)
+
+    def of_user(self, user: str) -> Sequence[Session]:
+        """The open sessions of a user, oldest first."""
+        return self._users.get(user, ())
+
+    def everyone(self) -> list[str]:
+        """Every user with a session, at this moment."""
+        return list(self._users)
+
+    def due_for_ping(self, now: float) -> Iterable[Session]:
+        """The sessions whose turn on the wheel has come since the last call; `now` is monotonic seconds."""
+        last, self._turned = self._turned, int(now)
+        for second in range(max(last + 1, self._turned - PING_EVERY + 1), self._turned + 1):
+            yield from list(self._wheel[second % PING_EVERY])
+
+    def expired(self, now: float) -> list[Session]:
+        """The sessions whose token has expired by `now` (wall-clock seconds); each is returned once."""
+        gone: list[Session] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            _, session_id = heapq.heappop(self._expiries)
+            session = self._sessions.get(session_id)
+            if session is not None:
+                gone.append(session)
+        return gone
+
+    def stalled(self, now: float, deadline: float) -> list[Session]:
+        """The sessions that took nothing for `deadline` seconds though frames wait for them."""
+        return [
+            s for s in self.backlogged if s.stalled_since is not None and now - s.stalled_since > deadline
+        ]
+
+    def fullest(self) -> Session | None:
+        """The session with the most bytes waiting."""
+        return max(self.backlogged, key=lambda s: s.queued_bytes, default=None)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of frames that wait, over all sessions."""
+        return sum(s.queued_bytes for s in self.backlogged)

@@ -1,0 +1,390 @@
+"""What the core needs of the world, as narrow protocols that the adapters fill.
+
+Rules for every port: a method that is not async returns at once and never blocks; an async method may be
+cancelled at any await and is then either done or not done, and safe to run again. No exception of a
+library crosses a port: adapters translate it into one of `bridge.errors`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from bridge.model import (
+    Claims,
+    CloseReason,
+    DeadLetter,
+    Grant,
+    Handshake,
+    LateProof,
+    Outcome,
+    Properties,
+    PushKey,
+    Receipt,
+    Refusal,
+    Reply,
+    Row,
+    RowKey,
+)
+
+# --- Time ------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time, injected so that tests decide what it is."""
+
+    def time(self) -> float:
+        """Seconds since the epoch (UTC); may step."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since any fixed moment; never goes back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after at least `seconds` of monotonic time."""
+        ...
+
+
+# --- The broker, taking side -----------------------------------------------------------------------------
+
+
+class AckToken(NamedTuple):
+    """What acknowledges one message: only good for the channel incarnation that delivered it."""
+
+    incarnation: int
+    tag: int
+
+
+class Source(enum.Enum):
+    """The queue a message came from."""
+
+    REQUESTS = "push.requests"
+    FALLEN = "push.fallen"
+    """Given up by the broker: delivery limit, expiration."""
+
+
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """One message as the broker delivered it."""
+
+    token: AckToken
+    source: Source
+    body: bytes
+    """At most `MESSAGE_BYTES_MAX` bytes; of a larger body only the first 4,096 bytes."""
+    body_size: int
+    """Bytes of the body as published; more than `len(body)` where it was cut."""
+    properties: Properties
+    arrived_at: float
+    """Wall-clock seconds."""
+
+
+class Intake(Protocol):
+    """The core's side of the taking port; the broker adapter calls it from the event loop."""
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        """Take what one read of the broker's socket brought, in queue order. Never raises."""
+        ...
+
+    def channel_lost(self, incarnation: int) -> None:
+        """Every token of this incarnation is dead: the broker will deliver its messages again."""
+        ...
+
+
+class Acks(Protocol):
+    """The adapter's side of the taking port."""
+
+    def ack(self, tokens: Iterable[AckToken]) -> None:
+        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are thrown away. Never raises.
+
+        The adapter sends `multiple` only for a finished prefix, the others one by one in one write.
+        """
+        ...
+
+    def requeue(self, tokens: Iterable[AckToken]) -> None:
+        """Give messages back (AMQP basic.nack with requeue). Stale tokens are thrown away. Never raises."""
+        ...
+
+
+# --- The broker, publishing side -------------------------------------------------------------------------
+
+
+class Receipts(Protocol):
+    """Outcomes sent back over AMQP, with publisher confirms."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether publishing is known to be impossible now (memory alarm, connection lost)."""
+        ...
+
+    async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """Publish and await the confirms; return those that were NOT confirmed (empty: all are).
+
+        A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens; a
+        receipt may be sent twice, its consumer knows it by push id and user. Never raises for a broker
+        that is away: then everything is returned.
+        """
+        ...
+
+
+class DeadLetters(Protocol):
+    """The exchange for what people must look at."""
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Publish to `push.dead` and await the confirms; return those NOT confirmed. As `Receipts.send`."""
+        ...
+
+
+# --- The rows --------------------------------------------------------------------------------------------
+
+
+class Written(NamedTuple):
+    """How a compare-and-set ended for one row: `row` is what the log holds now for that key.
+
+    `applied` is True where this call made it so (inserted, or updated a row that was not final). Where it
+    is False the caller's row was NOT written and `row` is the one that was there.
+    """
+
+    row: Row
+    applied: bool
+
+
+class Store(Protocol):
+    """The rows of the delivery log by compare-and-set. Every method is safe to run again.
+
+    All raise StoreUnavailable when the database is away or its answer was lost, SchemaBehind when its
+    schema is older than the program.
+    """
+
+    async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
+        """Insert each row, or update it where the one in the log is not final; one commit for the batch.
+
+        The caller gives at most one row per key. The answer has one entry per row, in the same order.
+        A key known from the day before is not inserted again. Of an existing row that is not final, an
+        update keeps `taken_at`, `published_at` and `owed` of the older one, and adds the replies of the new
+        `owed` to it. Raises RowsRefused with nothing written when the data itself is refused.
+        """
+        ...
+
+    async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
+        """Every row (today's and the day before's) of these pushes, in any order."""
+        ...
+
+    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+        """Note in each row that its receipt is owed, adding these replies to those already owed."""
+        ...
+
+    async def settle(self, keys: Sequence[RowKey]) -> None:
+        """Nothing is owed any more by these rows."""
+        ...
+
+    async def owing(self, limit: int) -> Sequence[Row]:
+        """At most `limit` final rows that owe a receipt, oldest first."""
+        ...
+
+    async def prove_late(self, proofs: Sequence[LateProof]) -> None:
+        """Fill `proven_at` of final rows where it is null; the outcome stays as it is."""
+        ...
+
+    async def recent(self, limit: int) -> Sequence[PushKey]:
+        """The newest `limit` ids that have a final row, oldest first, to warm the memory at a start."""
+        ...
+
+
+class Lease(Protocol):
+    """This process's claim on its node name, by the database's time."""
+
+    async def claim(self) -> None:
+        """Take the name for this boot. Raises NodeNameTaken while another boot of it is alive."""
+        ...
+
+    async def renew(self) -> None:
+        """Say that this boot lives; called every second. Raises NodeNameTaken when it was taken over."""
+        ...
+
+    async def end_dead(self, limit: int) -> Sequence[Row]:
+        """End at most `limit` rows that are not final and whose boot is dead (`unknown`, `node_died`).
+
+        A boot is dead when it is an earlier one of this node's name, or when its lease ran out (5 s).
+        Returns the rows as they ended, `owed` included. Idempotent.
+        """
+        ...
+
+    async def release(self) -> None:
+        """Give the name back, at the end of a clean stop."""
+        ...
+
+
+class DeliveryLog(Protocol):
+    """Told of every committed transition; more than one may be configured."""
+
+    async def record(self, rows: Sequence[Row]) -> None:
+        """Keep these rows. Must be durable when it returns: the ack follows. Called again after a raise."""
+        ...
+
+
+# --- Sockets ---------------------------------------------------------------------------------------------
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One WebSocket data message, ready for its mode (bare or envelope)."""
+
+    payload: bytes
+    binary: bool = False
+    """False: a text frame, and `payload` is valid UTF-8."""
+
+
+class Socket(Protocol):
+    """One WebSocket of a session, writing side. No method waits or raises; a closed one ignores calls."""
+
+    @property
+    def writable(self) -> bool:
+        """False while the transport's buffer is over its high-water mark, and once the socket is closing."""
+        ...
+
+    @property
+    def buffered(self) -> int:
+        """Bytes handed over that the kernel has not taken yet."""
+        ...
+
+    def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
+        """Hand over all frames, then a ping with this payload unless it is None, in one write.
+
+        Returns False, with nothing handed over, when the connection is closing or closed.
+        """
+        ...
+
+    def close(self, reason: CloseReason) -> None:
+        """Begin the closing handshake (RFC 6455 7); abort soon after if the peer does not take part."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once, with whatever is buffered (TCP reset)."""
+        ...
+
+
+class SessionHandle(Protocol):
+    """The core's side of one open socket; the WebSocket adapter calls it from the event loop. Never raises."""
+
+    def pong(self, payload: bytes) -> None:
+        """The peer answered a ping with this payload."""
+        ...
+
+    def resumed(self) -> None:
+        """`Socket.writable` is True again after it was False."""
+        ...
+
+    def message(self, data: str | bytes) -> None:
+        """The peer sent a data message."""
+        ...
+
+    def closed(self, code: int, reason: str) -> None:
+        """The connection is gone (1006 where no close frame was seen). Called exactly once, last."""
+        ...
+
+
+class SessionHost(Protocol):
+    """The core's side of the WebSocket server. Never raises."""
+
+    def handshake(self, request: Handshake) -> Grant | Refusal:
+        """Decide on an opening handshake."""
+        ...
+
+    def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
+        """The handshake is done. The host may write to the socket from now on, also within this call."""
+        ...
+
+
+# --- Access ----------------------------------------------------------------------------------------------
+
+
+class TokenVerifier(Protocol):
+    """Checks a bearer token."""
+
+    def verify(self, token: str) -> Claims:
+        """Return what the token says; raises TokenRefused for every token that opens no session."""
+        ...
+
+
+# --- What others may plug in -----------------------------------------------------------------------------
+
+
+class SessionInfo(NamedTuple):
+    """What a hook is told about a session."""
+
+    session: str
+    user: str
+    mode: str
+    opened_at: float
+
+
+class Hooks(Protocol):
+    """Called in the event loop after the fact; must return quickly. What one raises goes to the
+    ErrorHandler and changes nothing else."""
+
+    def on_open(self, session: SessionInfo) -> None:
+        """A session opened."""
+        ...
+
+    def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
+        """A session ended, with the close code that was seen or sent."""
+        ...
+
+    def on_outcome(self, row: Row) -> None:
+        """A row was committed: `pending`, or how a push ended for a user."""
+        ...
+
+    def on_error(self, error: BaseException, where: str) -> None:
+        """Something failed that the service survived."""
+        ...
+
+
+class ErrorHandler(Protocol):
+    """Where every error goes that the service survives: nothing is swallowed."""
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """Report it. `where` names the step (`store.record`), `facts` hold ids and counts, never payloads
+        or tokens. Must not raise."""
+        ...
+
+
+class Metrics(Protocol):
+    """Counts and durations; user ids are never given to it."""
+
+    def taken(self, messages: int, requests: int) -> None:
+        """Messages were taken from the broker in one batch, holding so many requests."""
+        ...
+
+    def outcome(self, row: Row) -> None:
+        """A row was committed."""
+        ...
+
+    def repeat(self, outcome: Outcome) -> None:
+        """A request came again whose row was already there."""
+        ...
+
+    def proof_late(self, count: int) -> None:
+        """Proof came after the end of so many pushes."""
+        ...
+
+    def recorded(self, rows: int, seconds: float) -> None:
+        """One batch of rows was committed."""
+        ...
+
+    def receipts(self, sent: int, owed: int, seconds: float) -> None:
+        """One batch of receipts was published; so many became debts."""
+        ...
+
+    def handed(self, pushes: int) -> None:
+        """So many pushes were handed to a socket, each counted once for each session."""
+        ...
+
+    def handshake(self, result: str, seconds: float) -> None:
+        """A WebSocket handshake ended: `opened`, or the word for why it was refused."""
+        ...
+
+    def closed(self, reason: str) -> None:
+        """A session ended; `reason` is a CloseReason's word, or `client`."""
+        ...

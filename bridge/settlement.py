@@ -1,0 +1,419 @@
+"""From an outcome to its end: row, receipts, dead letters, and only then the ack. In this order, in batches.
+
+Two tasks, so that the next batch of rows is written while the receipts of the last one are confirmed:
+
+    due ──> writer: one compare-and-set per batch ──> payer: receipts, debts, dead letters ──> ack
+
+The row is the truth: what `Store.record` returns, and nothing else, causes receipts and acks. Everything
+that touches what a row owes runs in the payer, one batch after the other, so that it cannot race itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
+from bridge.flight import Flight, Message, merged
+from bridge.gate import Gate
+from bridge.model import LateProof, Receipt, Reply, Row, RowKey
+from bridge.ports import (
+    Acks,
+    Clock,
+    DeadLetters,
+    DeliveryLog,
+    ErrorHandler,
+    Hooks,
+    Metrics,
+    Receipts,
+    Store,
+    Written,
+)
+
+BATCH_ROWS = 500
+"""Rows in one statement: beyond it figures gain little and a redelivery repeats more."""
+LINGER = 0.005
+"""Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
+LINGER_ROWS = 100
+"""A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
+SWEEP_ROWS = 500
+"""Debts paid in one sweep."""
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+"""Seconds between tries while the database is away: doubled from the first to the most."""
+
+T = TypeVar("T")
+
+
+class _Payment(NamedTuple):
+    """What the payer does about a batch of rows that are committed."""
+
+    receipts: list[Receipt]
+    owed_by_row: set[RowKey]
+    """Rows that carry their debt themselves: cleared when paid, left to the sweep when not."""
+    notes: dict[RowKey, tuple[Reply, ...]]
+    """Debts to be noted in rows that are not final yet."""
+    told: list[Row]
+    """Transitions to be told to the logs that are not the store."""
+    messages: list[Message]
+    """One entry for each (message, row) that is settled once the rest of this payment is done."""
+    released: list[Message]
+    """Messages whose rows were all settled before the last of them was named."""
+    sweep: bool = False
+
+
+class Settlement:
+    """Owns every flight from its outcome to the ack of its messages."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        logs: Sequence[DeliveryLog],
+        receipts: Receipts,
+        dead_letters: DeadLetters,
+        acks: Acks,
+        hooks: Hooks,
+        metrics: Metrics,
+        errors: ErrorHandler,
+        clock: Clock,
+        gate: Gate,
+        node: str,
+        boot: str,
+    ) -> None:
+        self._store = store
+        self._logs = logs
+        self._receipts = receipts
+        self._dead_letters = dead_letters
+        self._acks = acks
+        self._hooks = hooks
+        self._metrics = metrics
+        self._errors = errors
+        self._clock = clock
+        self._gate = gate
+        self._node = node
+        self._boot = boot
+        self.on_settled: Callable[[Flight], None] | None = None
+        """Told of each flight whose final row is committed, before anything else is done about it."""
+        self._due: dict[RowKey, Flight] = {}
+        self._answers: list[tuple[Message, Row]] = []
+        self._released: list[Message] = []
+        self._late: list[LateProof] = []
+        self._ended: list[Row] = []
+        self._unburied: list[Message] = []
+        self._wake = asyncio.Event()
+        self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
+        self._paying: set[RowKey] = set()
+        self._writing = 0
+        self._sweep_due = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- what others say to it; all synchronous ---
+
+    def due(self, flight: Flight) -> None:
+        """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
+        self._due[flight.key] = flight
+        self._stir()
+
+    def answer(self, message: Message, row: Row) -> None:
+        """A request came again whose row is there: answer it from the row. `message.open` counts it."""
+        self._answers.append((message, row))
+        self._stir()
+
+    def release(self, message: Message) -> None:
+        """The caller has named every row of this message; ack it if all of them are settled already."""
+        message.open -= 1
+        if message.open == 0:
+            self._released.append(message)
+            self._stir()
+
+    def give_back(self, message: Message) -> None:
+        """Handling this message failed: back to the queue. Flights it has begun end without it."""
+        if message.token is not None:
+            self._acks.requeue([message.token])
+            message.token = None
+
+    def late(self, proof: LateProof) -> None:
+        """Proof came after the end: it fills a time column only."""
+        self._late.append(proof)
+
+    def ended_by_sweep(self, rows: Sequence[Row]) -> None:
+        """The store has ended these rows of a dead boot: tell the logs, hooks and metrics; the sweep pays."""
+        self._ended.extend(rows)
+        self._stir()
+
+    def sweep(self) -> None:
+        """Pay debts and note late proofs, once, when the payer gets to it. Called every second."""
+        self._sweep_due = True
+        self._stir()
+
+    def _stir(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that wait for the writer or are being written."""
+        return len(self._due) + self._writing
+
+    @property
+    def payments_waiting(self) -> int:
+        """Batches whose receipts wait for the payer."""
+        return self._payments.qsize()
+
+    async def idle(self) -> None:
+        """Return when all that is due now is written, paid and acked."""
+        await self._idle.wait()
+
+    # --- the two tasks ---
+
+    async def run(self) -> None:
+        """Run until cancelled. An error that is none of the ordinary ones ends it, and so the service."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_forever(), name="settlement writer")
+            tasks.create_task(self._pay_forever(), name="settlement payer")
+
+    async def _write_forever(self) -> None:
+        busy = False
+        while True:
+            await self._wake.wait()
+            if busy and len(self._due) < LINGER_ROWS:
+                await self._clock.sleep(LINGER)
+            self._wake.clear()
+            keys = list(self._due)[:BATCH_ROWS]
+            flights = [self._due.pop(key) for key in keys]
+            busy = len(flights) >= LINGER_ROWS // 2
+            if self._due:
+                self._wake.set()
+            answers, self._answers = self._answers, []
+            ended, self._ended = self._ended, []
+            sweep, self._sweep_due = self._sweep_due, False
+            # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
+            self._paying.update(f.key for f in flights if f.parked)
+            self._writing = len(flights)
+            started = self._clock.monotonic()
+            rows = [f.row(self._node, self._boot) for f in flights]
+            written = await self._record(rows)
+            self._writing = 0
+            if flights:
+                self._metrics.recorded(len(flights), self._clock.monotonic() - started)
+            released, self._released = self._released, []
+            payment = _Payment([], set(), {}, ended, [], released, sweep)
+            for row in ended:
+                self._tell(row)
+            for flight, row, result in zip(flights, rows, written, strict=True):
+                if not result.applied and _same(row, result.row):
+                    # An earlier try of this very write was committed though its answer was lost.
+                    result = Written(result.row, applied=True)
+                self._committed(flight, result, payment)
+            for message, row in answers:
+                self._answered(message, row, payment)
+            await self._payments.put(payment)
+
+    async def _record(self, rows: list[Row]) -> list[Written]:
+        """Write a batch; halve it where the database refuses its data, until the culprit is alone."""
+        if not rows:
+            return []
+        try:
+            return list(await self._persist(lambda: self._store.record(rows)))
+        except RowsRefused as refused:
+            if len(rows) > 1:
+                half = len(rows) // 2
+                return await self._record(rows[:half]) + await self._record(rows[half:])
+            self._errors.handle(refused, "store.record", {"push_id": rows[0].key.push_id})
+            plain = _storable(rows[0], refused)
+            if plain == rows[0]:
+                raise
+            return await self._record([plain])
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run a write of the store until it is done, holding the gate shut while the database is away."""
+        wait = RETRY_FIRST
+        while True:
+            try:
+                result = await call()
+            except (StoreUnavailable, SchemaBehind) as away:
+                self._gate.shut("database", str(away))
+                await self._clock.sleep(wait)
+                wait = min(wait * 2, RETRY_MOST)
+            else:
+                self._gate.clear("database")
+                return result
+
+    def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
+        """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
+        row = written.row
+        messages, flight.messages = flight.messages, []
+        if written.applied:
+            self._tell(row)
+            payment.told.append(row)
+        if not row.final:
+            # Parked. The replies of messages that joined while the row was written are not in it yet.
+            covered = [m for m in messages if set(m.replies) <= set(row.owed or ())]
+            flight.messages = [m for m in messages if m not in covered]
+            flight.parked = True
+            flight.replies = merged(flight.replies, row.owed or ())
+            payment.messages.extend(covered)
+            self._paying.discard(row.key)
+            if flight.messages:
+                self.due(flight)
+            return
+        flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
+        if self.on_settled is not None:
+            self.on_settled(flight)
+        replies = merged(flight.replies, *(m.replies for m in messages))
+        if written.applied:
+            payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
+            if row.owed is not None:
+                payment.owed_by_row.add(row.key)
+                self._paying.add(row.key)
+        else:
+            for _ in messages:
+                self._metrics.repeat(row.outcome)
+            again = any(m.redelivered for m in messages)
+            if replies or again:
+                payment.receipts.append(Receipt(row, replies, announce=again))
+        payment.messages.extend(messages)
+
+    def _answered(self, message: Message, row: Row, payment: _Payment) -> None:
+        self._metrics.repeat(row.outcome)
+        if row.final:
+            # Redelivered: the receipt may have been lost with the connection, so it is announced again.
+            if message.replies or message.redelivered:
+                payment.receipts.append(Receipt(row, message.replies, announce=message.redelivered))
+        elif message.replies:
+            payment.notes[row.key] = merged(payment.notes.get(row.key, ()), message.replies)
+        payment.messages.append(message)
+
+    def _tell(self, row: Row) -> None:
+        self._metrics.outcome(row)
+        self._hooks.on_outcome(row)
+
+    async def _pay_forever(self) -> None:
+        while True:
+            payment = await self._payments.get()
+            if payment.told:
+                await self._told(payment.told)
+            if payment.receipts:
+                await self._send(payment)
+            if payment.notes:
+                notes = payment.notes
+                await self._persist(lambda: self._store.owe(notes))
+            await self._settle_messages(payment)
+            if payment.sweep:
+                await self._sweep()
+            if not (self._due or self._writing or self._wake.is_set()):
+                if self._payments.empty():
+                    self._idle.set()
+
+    async def _told(self, rows: Sequence[Row]) -> None:
+        """Tell the logs; each until it has the rows, since the ack follows."""
+        for log in self._logs:
+            wait = RETRY_FIRST
+            while True:
+                try:
+                    await log.record(rows)
+                except Exception as error:  # a plugged-in log may raise anything, and none may lose a row
+                    self._gate.shut("delivery log", repr(error))
+                    self._errors.handle(error, "delivery_log.record", {"rows": len(rows)})
+                    await self._clock.sleep(wait)
+                    wait = min(wait * 2, RETRY_MOST)
+                else:
+                    self._gate.clear("delivery log")
+                    break
+
+    async def _send(self, payment: _Payment) -> None:
+        """Send receipts; what is not confirmed becomes, or stays, a debt of its row."""
+        started = self._clock.monotonic()
+        unsent = await self._receipts.send(payment.receipts)
+        self._metrics.receipts(
+            len(payment.receipts) - len(unsent), len(unsent), self._clock.monotonic() - started
+        )
+        debts: dict[RowKey, tuple[Reply, ...]] = {}
+        unpaid: set[RowKey] = set()
+        for receipt in unsent:
+            key = receipt.row.key
+            unpaid.add(key)
+            if key not in payment.owed_by_row:
+                debts[key] = merged(debts.get(key, ()), receipt.replies)
+        if debts:
+            await self._persist(lambda: self._store.owe(debts))
+        paid = [key for key in payment.owed_by_row if key not in unpaid]
+        if paid:
+            await self._persist(lambda: self._store.settle(paid))
+        self._paying.difference_update(payment.owed_by_row)
+
+    async def _settle_messages(self, payment: _Payment) -> None:
+        done = payment.released
+        for message in payment.messages:
+            message.open -= 1
+            if message.open == 0:
+                done.append(message)
+        await self._finish(done)
+
+    async def _finish(self, messages: Sequence[Message]) -> None:
+        """All rows of these messages are settled: bury their dead letters, ack those that have none left."""
+        letters = [letter for m in messages if m.token is not None for letter in m.letters]
+        if letters:
+            unburied = {id(letter) for letter in await self._dead_letters.bury(letters)}
+            for message in messages:
+                message.letters = [letter for letter in message.letters if id(letter) in unburied]
+            self._unburied.extend(m for m in messages if m.letters and m.token is not None)
+        tokens = []
+        for message in messages:
+            if message.letters:
+                continue
+            if message.token is not None:
+                tokens.append(message.token)
+                message.token = None
+        if tokens:
+            self._acks.ack(tokens)
+
+    async def _sweep(self) -> None:
+        """Pay debts of rows whose messages are acked, and note late proofs. A failure waits for the next."""
+        try:
+            late, self._late = self._late, []
+            if late:
+                try:
+                    await self._store.prove_late(late)
+                except BridgeError:
+                    self._late = late + self._late
+                    raise
+            if self._receipts.blocked:
+                return
+            unburied, self._unburied = self._unburied, []
+            await self._finish(unburied)
+            owing = [r for r in await self._store.owing(SWEEP_ROWS) if r.key not in self._paying]
+            if not owing:
+                return
+            payment = _Payment([Receipt(r, r.owed or ()) for r in owing], {r.key for r in owing}, {}, [], [], [])
+            await self._send(payment)
+        except (StoreUnavailable, SchemaBehind) as away:
+            self._gate.shut("database", str(away))
+
+
+def _same(ours: Row, stored: Row) -> bool:
+    """Whether the stored row is the one that we wrote; the database keeps times in microseconds."""
+    return (
+        stored.boot == ours.boot
+        and stored.outcome is ours.outcome
+        and stored.reason is ours.reason
+        and abs(stored.taken_at - ours.taken_at) < 1e-5
+    )
+
+
+def _storable(row: Row, refused: RowsRefused) -> Row:
+    """The same truth without what a database can refuse; `detail` says that something was left out."""
+    return msgspec.structs.replace(
+        row,
+        app_id="",
+        meta=b"",
+        payload=None,
+        traceparent="",
+        published_at=row.taken_at,
+        owed=None if row.owed is None else (),
+        detail=f"left out what the database refused ({refused.sqlstate})",
+    )

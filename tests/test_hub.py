@@ -1,0 +1,92 @@
+"""The hub's registers: who is here, whose turn it is, whose token is over."""
+
+from __future__ import annotations
+
+from bridge.hub import PING_EVERY, Hub
+from bridge.model import PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
+from bridge.routing import Address, addresses
+from bridge.session import Session, SessionLimits
+from tests.core import RecordingSocket, claims, session
+from bridge.model import Mode
+
+
+def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
+    return PushRequest(id="p1", target=target, data=b"1", excluded=frozenset(excluded))
+
+
+def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:
+    hub = Hub()
+    made = {}
+    for user, session_id in names:
+        s, _ = session(user, session_id=session_id)
+        hub.register(s, 0.0)
+        made[session_id] = s
+    return hub, made
+
+
+def test_a_user_has_every_session_it_opened_and_none_that_closed() -> None:
+    hub, s = hub_with(("u1", "a"), ("u1", "b"), ("u2", "c"))
+    assert [x.id for x in hub.of_user("u1")] == ["a", "b"]
+    hub.unregister(s["a"])
+    hub.unregister(s["a"])
+    assert [x.id for x in hub.of_user("u1")] == ["b"]
+    hub.unregister(s["b"])
+    assert (len(hub), hub.users, hub.of_user("u1")) == (1, 1, ())
+
+
+def test_each_target_reaches_exactly_its_sessions() -> None:
+    hub, s = hub_with(("u1", "a"), ("u1", "b"), ("u2", "c"))
+
+    def reached(target: Target, *excluded: str) -> list[tuple[str, list[str], Reason | None]]:
+        return [
+            (x.user, [y.id for y in x.sessions], None if x.sessions else x.nobody)
+            for x in addresses(hub, request(target, excluded))
+        ]
+
+    assert reached(ToUser("u1")) == [("u1", ["a", "b"], None)]
+    assert reached(ToUser("u1"), "a") == [("u1", ["b"], None)]
+    assert reached(ToUser("u1"), "a", "b") == [("u1", [], Reason.EXCLUDED)]
+    assert reached(ToUser("u9")) == [("u9", [], Reason.NO_SESSION)]
+    assert reached(ToUsers(("u2", "u9"))) == [("u2", ["c"], None), ("u9", [], Reason.NO_SESSION)]
+    assert reached(ToSession("c")) == [("u2", ["c"], None)]
+    assert reached(ToSession("c"), "c") == [("u2", [], Reason.EXCLUDED)]
+    assert reached(ToSession("z")) == [("", [], Reason.NO_SESSION)]
+    assert reached(ToAll()) == [("u1", ["a", "b"], None), ("u2", ["c"], None)]
+    s["c"].drain()
+    assert reached(ToUser("u2")) == [("u2", [], Reason.NO_SESSION)]
+
+
+def test_everyone_is_nobody_when_nobody_is_here() -> None:
+    assert list(addresses(Hub(), request(ToAll()))) == [Address("", (), Reason.NOBODY)]
+
+
+def test_every_session_has_its_turn_on_the_wheel_once_in_a_round() -> None:
+    hub = Hub()
+    for i in range(100):
+        s, _ = session(f"u{i}", session_id=f"s{i}")
+        hub.register(s, 100.0 + i * 0.37)
+    list(hub.due_for_ping(200.0))
+    seen: list[str] = []
+    for second in range(1, PING_EVERY + 1):
+        seen.extend(s.id for s in hub.due_for_ping(200.0 + second))
+    assert sorted(seen) == sorted(f"s{i}" for i in range(100))
+
+
+def test_a_late_turn_of_the_wheel_misses_nobody() -> None:
+    hub = Hub()
+    for i in range(50):
+        s, _ = session(f"u{i}", session_id=f"s{i}")
+        hub.register(s, 100.0 + i)
+    list(hub.due_for_ping(200.0))
+    assert len(list(hub.due_for_ping(200.0 + 3 * PING_EVERY))) == 50
+
+
+def test_sessions_are_given_out_once_when_their_token_is_over() -> None:
+    hub = Hub()
+    for name, expires in (("a", 50.0), ("b", 40.0), ("c", 60.0)):
+        made = Session(
+            name, claims(name, expires), Mode.BARE, RecordingSocket(), SessionLimits(1, 1), opened_at=0.0
+        )
+        hub.register(made, 0.0)
+    assert [s.id for s in hub.expired(55.0)] == ["b", "a"]
+    assert hub.expired(55.0) == []

@@ -1,0 +1,378 @@
+"""Row, receipt, dead letter, ack: in this order, whatever fails between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.adapters.memory import MemoryStore
+from bridge.errors import RowsRefused, StoreUnavailable
+from bridge.flight import Flight, Message
+from bridge.gate import Gate
+from bridge.model import (
+    DeadLetter,
+    LateProof,
+    Outcome,
+    Proof,
+    Properties,
+    PushRequest,
+    Reason,
+    Receipt,
+    Rejected,
+    Reply,
+    Row,
+    RowKey,
+    ToUser,
+)
+from bridge.ports import AckToken, Written
+from bridge.settlement import Settlement
+from tests.core import ManualClock, QuietHooks, QuietMetrics, RecordingAcks, RecordingErrors, until
+
+
+class Publisher:
+    """Fills Receipts and DeadLetters: keeps what it is given, refuses while `refusing`."""
+
+    def __init__(self, store: MemoryStore, acks: RecordingAcks) -> None:
+        self.sent: list[Receipt] = []
+        self.buried: list[DeadLetter] = []
+        self.refusing = False
+        self.blocked = False
+        self._acks = acks
+        self.acked_before: list[int] = []
+
+    async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        self.acked_before.append(len(self._acks.acked))
+        await asyncio.sleep(0)
+        if self.refusing:
+            return receipts
+        self.sent.extend(receipts)
+        return ()
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        await asyncio.sleep(0)
+        if self.refusing:
+            return letters
+        self.buried.extend(letters)
+        return ()
+
+
+class House:
+    """A settlement on real parts of the core, with its ports in memory."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(clock=self.clock)
+        self.acks = RecordingAcks()
+        self.publisher = Publisher(self.store, self.acks)
+        self.errors = RecordingErrors()
+        self.hooks = QuietHooks()
+        self.gate = Gate()
+        self.settled: list[Flight] = []
+        self.settlement = Settlement(
+            store=self.store,
+            logs=(),
+            receipts=self.publisher,
+            dead_letters=self.publisher,
+            acks=self.acks,
+            hooks=self.hooks,
+            metrics=QuietMetrics(),
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            node="n1",
+            boot="b1",
+        )
+        self.settlement.on_settled = self.settled.append
+        self._tags = iter(range(1, 100_000))
+
+    def message(self, reply_to: str = "", *, redelivered: bool = False) -> Message:
+        properties = Properties(reply_to=reply_to, correlation_id="c", redelivered=redelivered)
+        token = AckToken(1, next(self._tags))
+        return Message(token, properties, published_at=self.clock.now, taken_at=self.clock.now)
+
+    def flight(self, push_id: str, message: Message, user: str = "u1") -> Flight:
+        request = PushRequest(id=push_id, target=ToUser(user), data=b"1", confirm=Proof.RECEIVED)
+        flight = Flight.of(request, user, message, self.clock.mono)
+        flight.addressed(1)
+        flight.handed(self.clock.now)
+        message.open += 1
+        return flight
+
+    def row(self, push_id: str, user: str = "u1") -> Row:
+        return self.store.rows[RowKey("", push_id, user)]
+
+
+@asynccontextmanager
+async def house() -> AsyncIterator[House]:
+    built = House()
+    task = asyncio.create_task(built.settlement.run(), name="settlement")
+    try:
+        yield built
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
+    async with house() as h:
+        message = h.message("answers")
+        flight = h.flight("p1", message)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").outcome is Outcome.RECEIVED
+        assert [(r.row.key.push_id, r.replies, r.announce) for r in h.publisher.sent] == [
+            ("p1", (Reply("answers", "c"),), True)
+        ]
+        assert h.publisher.acked_before == [0], "the receipt is confirmed before the ack"
+        assert h.settled == [flight]
+
+
+async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
+    async with house() as h:
+        message = h.message()
+        first, second = h.flight("p1", message, "u1"), h.flight("p1", message, "u2")
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: RowKey("", "p1", "u1") in h.store.rows)
+        await h.settlement.idle()
+        assert h.acks.acked == []
+        second.received(h.clock.now)
+        h.settlement.due(second)
+        await until(lambda: h.acks.acked)
+
+
+async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() -> None:
+    async with house() as h:
+        message = h.message("answers")
+        flight = h.flight("p1", message)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").outcome is Outcome.PENDING
+        assert h.row("p1").owed == (Reply("answers", "c"),)
+        assert h.publisher.sent == []
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.publisher.sent)
+        await until(lambda: h.row("p1").owed is None)
+        assert h.publisher.sent[0].replies == (Reply("answers", "c"),)
+
+
+async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays_it() -> None:
+    async with house() as h:
+        h.publisher.refusing = True
+        flight = h.flight("p1", h.message("answers"))
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").owed == (Reply("answers", "c"),)
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert h.row("p1").owed is not None
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").owed is None)
+        assert len(h.publisher.sent) == 1
+
+
+async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut() -> None:
+    async with house() as h:
+        h.store.fail_with = StoreUnavailable("stopped")
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: not h.gate.is_open)
+        assert (h.acks.acked, h.publisher.sent) == ([], [])
+        h.store.fail_with = None
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert h.gate.is_open
+        assert len(h.publisher.sent) == 1
+
+
+async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced() -> None:
+    async with house() as h:
+        record = h.store.record
+
+        async def lost(rows: Sequence[Row]) -> Sequence[Written]:
+            h.store.record = record  # type: ignore[method-assign]
+            await record(rows)
+            raise StoreUnavailable("cut during COMMIT")
+
+        h.store.record = lost  # type: ignore[method-assign]
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: not h.gate.is_open)
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert [r.announce for r in h.publisher.sent] == [True]
+        assert [row.outcome for row in h.hooks.outcomes] == [Outcome.RECEIVED]
+
+
+async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        again = h.flight("p1", h.message("answers"))
+        again.lost(h.clock.now, handed=True, slow=False)
+        h.clock.advance(1.0)
+        again.taken_at = h.clock.now
+        h.settlement.due(again)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").outcome is Outcome.RECEIVED
+        assert h.publisher.sent[1].row.outcome is Outcome.RECEIVED
+        assert h.publisher.sent[1].announce is False
+        assert len(h.hooks.outcomes) == 1
+
+
+async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_lost() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        message = h.message(redelivered=True)
+        message.open += 1
+        h.settlement.answer(message, h.row("p1"))
+        await until(lambda: len(h.acks.acked) == 2)
+        assert [r.announce for r in h.publisher.sent] == [True, True]
+
+
+async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 1)
+        message = h.message("second")
+        message.open += 1
+        h.settlement.answer(message, h.row("p1"))
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        joining = h.message("second")
+        joining.open += 1
+        flight.messages.append(joining)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.publisher.sent[0].replies == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_before_its_ack() -> None:
+    async with house() as h:
+        message = h.message()
+        flight = Flight.rejected(Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.clock.now)
+        message.open += 1
+        message.letters.append(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
+        h.publisher.refusing = True
+        h.settlement.due(flight)
+        await until(lambda: RowKey("", "p1", "") in h.store.rows)
+        await h.settlement.idle()
+        assert h.acks.acked == [], "not buried, not acked"
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: h.acks.acked)
+        assert [letter.push_id for letter in h.publisher.buried] == ["p1"]
+
+
+async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() -> None:
+    async with house() as h:
+        record = h.store.record
+
+        async def picky(rows: Sequence[Row]) -> Sequence[Written]:
+            if any(row.meta == b"bad" for row in rows):
+                raise RowsRefused("22P05", "no such character")
+            return await record(rows)
+
+        h.store.record = picky  # type: ignore[method-assign]
+        for i in range(9):
+            flight = h.flight(f"p{i}", h.message())
+            flight.meta = b"bad" if i == 4 else b""
+            flight.received(h.clock.now)
+            h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 9)
+        assert {h.row(f"p{i}").outcome for i in range(9)} == {Outcome.RECEIVED}
+        assert h.row("p4").detail == "left out what the database refused (22P05)"
+        assert len(h.errors.seen) == 1
+
+
+async def test_a_message_without_open_rows_is_acked_when_it_is_released() -> None:
+    async with house() as h:
+        message = h.message()
+        message.open = 1
+        h.settlement.release(message)
+        await until(lambda: h.acks.acked == [AckToken(1, 1)])
+
+
+async def test_a_message_given_back_is_never_acked() -> None:
+    async with house() as h:
+        message = h.message()
+        flight = h.flight("p1", message)
+        h.settlement.give_back(message)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.settled)
+        await h.settlement.idle()
+        assert (h.acks.acked, h.acks.requeued) == ([], [AckToken(1, 1)])
+
+
+async def test_late_proof_fills_a_time_only() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message())
+        flight.timed_out(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        h.settlement.late(LateProof(flight.key, h.clock.now + 7))
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").proven_at is not None)
+        assert h.row("p1").outcome is Outcome.UNKNOWN
+
+
+async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
+    class Log:
+        def __init__(self) -> None:
+            self.rows: list[Row] = []
+            self.broken = True
+
+        async def record(self, rows: Sequence[Row]) -> None:
+            if self.broken:
+                raise OSError("disk full")
+            self.rows.extend(rows)
+
+    async with house() as h:
+        log = Log()
+        h.settlement._logs = (log,)
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.errors.seen)
+        assert h.acks.acked == []
+        log.broken = False
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert [row.key.push_id for row in log.rows] == ["p1"]
+
+
+@pytest.mark.parametrize("count", [1, 499, 1201])
+async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
+    async with house() as h:
+        for i in range(count):
+            flight = h.flight(f"p{i}", h.message())
+            flight.received(h.clock.now)
+            h.settlement.due(flight)
+        async with asyncio.timeout(10):
+            while len(h.acks.acked) < count:
+                h.clock.advance(0.01)
+                await asyncio.sleep(0)
+        assert len(h.store.rows) == count
+        assert len(h.publisher.sent) == count
