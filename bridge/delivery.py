@@ -171,6 +171,9 @@ class Delivery:
             )
             # Held open until every request has been looked at, whatever is settled meanwhile.
             message.open = 1
+            alone = arrival.properties.delivery_count >= SUSPECT_ATTEMPTS
+            if alone:
+                message.done = asyncio.Event()
             try:
                 for index, request in enumerate(taking.requests):
                     for _ in self._take(arrival, message, index, request, known, touched):
@@ -181,9 +184,10 @@ class Delivery:
             except Exception as error:  # a defect must cost one message, not the service
                 self._failed(arrival, message, error)
             self._settlement.release(message)
+            if alone and message.done is not None:
+                self._flush(touched)
+                await message.done.wait()
         self._flush(touched)
-        if batch[0].properties.delivery_count >= SUSPECT_ATTEMPTS:
-            await self._settlement.idle()
 
     async def _known(
         self, decoded: Sequence[tuple[Arrival, wire.Decoded]]
@@ -347,11 +351,16 @@ class Delivery:
             if frame is None:
                 build = wire.bare_frame if session.mode is Mode.BARE else wire.push_frame
                 frame = frames[session.mode] = build(request)
-            if session.offer(frame, flight):
-                touched.add(session)
-            else:
+            if not session.offer(frame, flight):
+                # Full of this very batch, perhaps: a socket that takes bytes makes room.
+                self._flush_session(session)
+                if session.offer(frame, flight):
+                    touched.add(session)
+                    continue
                 self._note(flight, flight.lost(self._clock.time(), handed=False, slow=True))
                 self.close_session(session, CloseReason.TOO_SLOW)
+            else:
+                touched.add(session)
 
     # --- 4. handed to sockets, and proven ---------------------------------------------------------------
 

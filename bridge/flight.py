@@ -6,6 +6,7 @@ times are wall-clock seconds that the caller read once for a whole batch.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Iterable
 
@@ -33,6 +34,7 @@ class Message:
     """One AMQP message that is held until every row it names is settled."""
 
     __slots__ = (
+        "done",
         "letters",
         "open",
         "properties",
@@ -65,6 +67,8 @@ class Message:
         )
         self.open = 0
         """Rows that must still be settled before the message may be acked."""
+        self.done: asyncio.Event | None = None
+        """Set when the message is acked or given back, for whoever waits for just this one."""
         self.letters: list[DeadLetter] = []
         """What goes to `push.dead` after the rows and before the ack."""
 

@@ -135,6 +135,8 @@ class Settlement:
         if message.token is not None:
             self._acks.requeue([message.token])
             message.token = None
+            if message.done is not None:
+                message.done.set()
 
     def late(self, proof: LateProof) -> None:
         """Proof came after the end: it fills a time column only."""
@@ -369,6 +371,8 @@ class Settlement:
             if message.token is not None:
                 tokens.append(message.token)
                 message.token = None
+            if message.done is not None:
+                message.done.set()
         if tokens:
             self._acks.ack(tokens)
 

@@ -1,0 +1,697 @@
+"""The way of one push, on the real core with its ports in memory: every path of `bridge.delivery`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.access import Access
+from bridge.adapters.memory import MemoryStore
+from bridge.delivery import FLIGHTS_MAX, SUSPECT_ATTEMPTS, Delivery, DeliveryLimits
+from bridge.errors import StoreUnavailable
+from bridge.gate import Gate
+from bridge.gateway import Client, Gateway
+from bridge.hub import Hub
+from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, Reason, Row, RowKey
+from bridge.ports import Arrival, Source
+from bridge.session import SessionLimits
+from bridge.settlement import Settlement
+from tests.core import (
+    ManualClock,
+    QuietHooks,
+    QuietMetrics,
+    RecordingAcks,
+    RecordingErrors,
+    RecordingSocket,
+    arrival,
+    claims,
+    until,
+)
+from tests.test_settlement import Publisher
+
+
+class AnyToken:
+    """Fills the TokenVerifier port: the token is the user."""
+
+    def verify(self, token: str) -> Claims:
+        return claims(token)
+
+
+class Peer:
+    """A client on a recording socket."""
+
+    def __init__(self, client: Client, socket: RecordingSocket) -> None:
+        self.client = client
+        self.socket = socket
+        self._answered = 0
+
+    @property
+    def session_id(self) -> str:
+        return self.client.session.id
+
+    def answer(self) -> None:
+        """Answer every ping that was not answered yet, as any WebSocket endpoint does."""
+        while self._answered < len(self.socket.pings):
+            self._answered += 1
+            self.client.pong(self.socket.pings[self._answered - 1])
+
+    def leave(self, code: int = 1001) -> None:
+        self.socket.open = False
+        self.client.closed(code, "")
+
+    @property
+    def pushes(self) -> list[dict[str, object]]:
+        frames = [json.loads(f.payload) for f in self.socket.frames]
+        return [f for f in frames if f["type"] == "push"]
+
+
+class House:
+    """The whole core, with ports in memory and time in the test's hands."""
+
+    def __init__(self, limits: DeliveryLimits, session_limits: SessionLimits) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(clock=self.clock)
+        self.acks = RecordingAcks()
+        self.publisher = Publisher(self.store, self.acks)
+        self.errors = RecordingErrors()
+        self.hooks = QuietHooks()
+        self.metrics = QuietMetrics()
+        self.gate = Gate()
+        self.hub = Hub()
+        self.settlement = Settlement(
+            store=self.store,
+            logs=(),
+            receipts=self.publisher,
+            dead_letters=self.publisher,
+            acks=self.acks,
+            hooks=self.hooks,
+            metrics=self.metrics,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            node="n1",
+            boot="b1",
+        )
+        self.delivery = Delivery(
+            hub=self.hub,
+            store=self.store,
+            settlement=self.settlement,
+            metrics=self.metrics,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            limits=limits,
+        )
+        ids = iter(range(1, 100_000))
+        self.gateway = Gateway(
+            access=Access(AnyToken(), ()),
+            delivery=self.delivery,
+            limits=session_limits,
+            hooks=self.hooks,
+            metrics=self.metrics,
+            clock=self.clock,
+            new_session_id=lambda: f"s{next(ids)}",
+        )
+
+    def connect(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
+        socket = RecordingSocket()
+        grant = Grant(claims(user), mode, mode.value, last)
+        return Peer(self.gateway.opened(grant, socket), socket)
+
+    async def take(self, *arrivals: Arrival) -> None:
+        """Let the core take these, and what it does at once."""
+        self.delivery.arrived(arrivals)
+        await until(lambda: not self.delivery.inbox)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def push(self, body: dict[str, object] | Sequence[object], **properties: object) -> Arrival:
+        made = arrival(json.dumps(body).encode(), arrived_at=self.clock.now, **properties)
+        await self.take(made)
+        return made
+
+    def advance(self, seconds: float, step: float = 0.1) -> None:
+        """Let time pass as the service's ticker sees it."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            self.delivery.tick()
+
+    async def settled(self, count: int) -> None:
+        """Wait until so many messages are acked."""
+        async with asyncio.timeout(10):
+            while len(self.acks.acked) < count:
+                self.clock.advance(0.001)
+                await asyncio.sleep(0)
+
+    def row(self, push_id: str, user: str = "u1") -> Row:
+        return self.store.rows[RowKey("", push_id, user)]
+
+    def end(self, push_id: str, user: str = "u1") -> tuple[Outcome, Reason]:
+        row = self.row(push_id, user)
+        return row.outcome, row.reason
+
+
+@asynccontextmanager
+async def house(
+    *, frames: int = 256, total_bytes: int = 1 << 20, start_grace: float = 0.0, **limits: float
+) -> AsyncIterator[House]:
+    built = House(
+        DeliveryLimits(start_grace=start_grace, **limits),  # type: ignore[arg-type]
+        SessionLimits(frames, total_bytes),
+    )
+    tasks = [
+        asyncio.create_task(built.settlement.run(), name="settlement"),
+        asyncio.create_task(built.delivery.run(), name="delivery"),
+    ]
+    try:
+        yield built
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+
+
+def to(user: str, push_id: str = "p1", **more: object) -> dict[str, object]:
+    return {"id": push_id, "to": {"user": user}, "data": {"n": 1}, **more}
+
+
+# --- to the screen -----------------------------------------------------------------------------------
+
+
+async def test_a_push_reaches_every_session_of_its_user_and_nobody_else() -> None:
+    async with house() as h:
+        phone, laptop, other = h.connect("u1"), h.connect("u1", Mode.BARE), h.connect("u2")
+        message = await h.push(to("u1", event="greeting"))
+        assert phone.pushes == [{"type": "push", "id": "p1", "event": "greeting", "data": {"n": 1}}]
+        assert laptop.socket.texts == [b'{"n": 1}'] or laptop.socket.texts == [b'{"n":1}']
+        assert other.pushes == []
+        assert h.acks.acked == [], "nothing is acked before the proof"
+        laptop.answer()
+        await h.settled(1)
+        assert h.acks.acked == [message.token]
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        assert (h.row("p1").sessions, h.row("p1").attempts) == (2, 2)
+
+
+async def test_pushes_to_one_user_keep_the_order_of_the_queue() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.take(*(arrival(json.dumps(to("u1", f"p{i}")).encode()) for i in range(1200)))
+        while peer.client.session.queued or peer.client.session.unproven:
+            peer.answer()
+        assert [p["id"] for p in peer.pushes] == [f"p{i}" for i in range(1200)]
+
+
+async def test_an_ack_frame_ends_a_push_that_asked_for_it() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1", confirm="acked"))
+        peer.answer()
+        peer.client.message('{"type":"ack","id":"p1"}')
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.ACKED, Reason.ACK_FRAME)
+
+
+async def test_an_ack_for_somebody_elses_push_proves_nothing() -> None:
+    async with house() as h:
+        peer, thief = h.connect("u1"), h.connect("u2")
+        await h.push(to("u1", confirm="acked"))
+        thief.client.message('{"type":"ack","id":"p1"}')
+        h.advance(6.0)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.UNKNOWN, Reason.NO_PROOF)
+        assert peer.pushes
+
+
+async def test_a_user_without_a_session_is_offline() -> None:
+    async with house() as h:
+        await h.push(to("nobody"))
+        await h.settled(1)
+        assert h.end("p1", "nobody") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+async def test_users_get_a_row_each_and_the_message_is_acked_once_after_the_last() -> None:
+    async with house() as h:
+        a, b = h.connect("a"), h.connect("b")
+        await h.push({"id": "p1", "to": {"users": ["a", "b", "c", "a"]}, "data": 1})
+        a.answer()
+        await h.settlement.idle()
+        assert h.acks.acked == []
+        b.answer()
+        await h.settled(1)
+        assert [h.end("p1", u)[0] for u in "abc"] == [Outcome.RECEIVED, Outcome.RECEIVED, Outcome.OFFLINE]
+        assert (len(a.pushes), len(h.acks.acked)) == (1, 1)
+
+
+async def test_everyone_is_a_row_for_each_user_and_one_without_a_user_when_nobody_is_here() -> None:
+    async with house() as h:
+        await h.push({"id": "p0", "to": {"all": True}, "data": 1})
+        await h.settled(1)
+        assert h.end("p0", "") == (Outcome.OFFLINE, Reason.NOBODY)
+        peers = [h.connect(f"u{i}") for i in range(3)]
+        await h.push({"id": "p1", "to": {"all": True}, "data": 1})
+        for peer in peers:
+            peer.answer()
+        await h.settled(2)
+        assert [h.end("p1", f"u{i}")[0] for i in range(3)] == [Outcome.RECEIVED] * 3
+
+
+async def test_one_session_is_reached_by_its_id_and_excluded_ones_are_not() -> None:
+    async with house() as h:
+        first, second = h.connect("u1"), h.connect("u1")
+        await h.push({"id": "p1", "to": {"session": second.session_id}, "data": 1})
+        await h.push({"id": "p2", "to": {"user": "u1", "except": [second.session_id]}, "data": 2})
+        await h.push({"id": "p3", "to": {"session": "gone"}, "data": 3})
+        first.answer()
+        second.answer()
+        await h.settled(3)
+        assert [p["id"] for p in first.pushes] == ["p2"]
+        assert [p["id"] for p in second.pushes] == ["p1"]
+        assert h.end("p3", "") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+# --- slow, dead and late peers -----------------------------------------------------------------------
+
+
+async def test_a_push_without_proof_is_parked_after_a_second_and_unknown_at_the_deadline() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), reply_to="answers")
+        h.advance(1.1)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.PENDING, Reason.AWAITING_PROOF)
+        assert h.publisher.sent == []
+        h.advance(4.5)
+        await until(lambda: h.row("p1").final)
+        assert h.end("p1") == (Outcome.UNKNOWN, Reason.NO_PROOF)
+        await until(lambda: h.publisher.sent)
+        assert [r.queue for r in h.publisher.sent[0].replies] == ["answers"]
+        peer.answer()
+        assert h.metrics.late == 1
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").proven_at is not None)
+        assert h.end("p1")[0] is Outcome.UNKNOWN
+
+
+async def test_a_parked_push_is_received_when_the_pong_comes_in_time() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"))
+        h.advance(1.1)
+        await h.settled(1)
+        peer.answer()
+        await until(lambda: h.row("p1").final)
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        assert len(h.acks.acked) == 1
+
+
+async def test_pushes_to_a_suspect_session_are_parked_at_once() -> None:
+    async with house() as h:
+        h.connect("u1")
+        await h.push(to("u1", "p1"))
+        h.advance(1.2)
+        await h.settled(1)
+        await h.push(to("u1", "p2"))
+        await h.settled(2)
+        assert h.end("p2") == (Outcome.PENDING, Reason.AWAITING_PROOF)
+        h.advance(6.0)
+        await until(lambda: h.row("p2").final)
+
+
+async def test_a_connection_that_dies_before_the_pong_leaves_the_push_unknown() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"))
+        peer.leave(1006)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.UNKNOWN, Reason.CONNECTION_LOST)
+
+
+async def test_a_client_that_does_not_read_is_closed_and_its_pushes_end_as_dropped() -> None:
+    async with house(frames=3) as h:
+        slow, quick = h.connect("u1"), h.connect("u2")
+        await h.push(to("u1", "handed"))
+        slow.socket.stuffed = True
+        for i in range(5):
+            await h.push(to("u1", f"p{i}"))
+        assert slow.socket.closed_with is CloseReason.TOO_SLOW
+        slow.leave(4408)
+        await h.settled(6)
+        assert h.end("handed") == (Outcome.UNKNOWN, Reason.CONNECTION_LOST)
+        assert [h.end(f"p{i}")[0] for i in range(4)] == [Outcome.DROPPED] * 4
+        assert h.end("p4") == (Outcome.OFFLINE, Reason.NO_SESSION)
+        await h.push(to("u2", "q"))
+        quick.answer()
+        await h.settled(7)
+
+
+async def test_a_session_that_takes_nothing_for_the_deadline_is_closed() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        peer.socket.stuffed = True
+        await h.push(to("u1"))
+        h.advance(5.2)
+        assert peer.socket.closed_with is CloseReason.TOO_SLOW
+        await until(lambda: RowKey("", "p1", "u1") in h.store.rows and h.row("p1").final)
+        assert h.end("p1") == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
+
+
+async def test_the_fullest_session_goes_when_all_together_hold_too_much() -> None:
+    async with house(total_bytes=1 << 20) as h:
+        h.delivery._limits = DeliveryLimits(start_grace=0.0, total_bytes=4000)
+        big, small = h.connect("big"), h.connect("small")
+        for peer in (big, small):
+            peer.socket.stuffed = True
+        await h.push({"id": "a", "to": {"user": "small"}, "data": "x" * 1000})
+        for i in range(4):
+            await h.push({"id": f"b{i}", "to": {"user": "big"}, "data": "x" * 1000})
+        h.advance(0.1)
+        assert big.socket.closed_with is CloseReason.TOO_SLOW
+        assert small.socket.closed_with is None
+
+
+async def test_a_peer_that_answers_no_ping_at_all_is_dropped_as_vanished() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        for _ in range(60):
+            h.clock.advance(1.0)
+            h.delivery.every_second()
+        assert peer.socket.closed_with is CloseReason.VANISHED
+
+
+async def test_an_idle_peer_that_answers_stays() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        for _ in range(100):
+            h.clock.advance(1.0)
+            h.delivery.every_second()
+            peer.answer()
+        assert peer.socket.closed_with is None
+        assert 4 <= len(peer.socket.pings) <= 6
+
+
+async def test_a_session_closes_when_its_token_expires_and_gets_nothing_after() -> None:
+    async with house() as h:
+        socket = RecordingSocket()
+        grant = Grant(Claims("u1", h.clock.now + 30), Mode.ENVELOPE, None)
+        peer = Peer(h.gateway.opened(grant, socket), socket)
+        h.clock.advance(31.0)
+        h.delivery.every_second()
+        assert socket.closed_with is CloseReason.TOKEN_EXPIRED
+        assert json.loads(socket.texts[-1])["type"] == "bye"
+        await h.push(to("u1"))
+        await h.settled(1)
+        assert peer.pushes == []
+        assert h.end("p1") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+# --- repeats -------------------------------------------------------------------------------------------
+
+
+async def test_the_same_message_twice_in_a_batch_is_sent_once_and_acked_twice() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        body = json.dumps(to("u1")).encode()
+        await h.take(arrival(body), arrival(body))
+        assert len(peer.pushes) == 1
+        peer.answer()
+        await h.settled(2)
+        assert len(h.store.rows) == 1
+
+
+async def test_a_repeat_after_the_end_is_answered_from_the_row_and_not_sent_again() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"))
+        peer.answer()
+        await h.settled(1)
+        for _ in range(100):
+            await h.push(to("u1"), reply_to="answers")
+        await h.settled(101)
+        assert (len(peer.pushes), len(h.store.rows), h.metrics.repeats) == (1, 1, 100)
+        assert len(h.hooks.outcomes) == 1
+        assert {r.row.outcome for r in h.publisher.sent} == {Outcome.RECEIVED}
+
+
+async def test_a_redelivered_message_delivers_only_to_users_without_a_row() -> None:
+    async with house() as h:
+        a, b = h.connect("a"), h.connect("b")
+        request = {"id": "p1", "to": {"users": ["a", "b"]}, "data": 1}
+        await h.push(request)
+        a.answer()
+        await until(lambda: RowKey("", "p1", "a") in h.store.rows)
+        await h.settlement.idle()
+        # The process dies here: a new one knows only the rows.
+        async with house() as h2:
+            h2.store.rows.update(h.store.rows)
+            a2, b2 = h2.connect("a"), h2.connect("b")
+            await h2.push(request, redelivered=True, delivery_count=1)
+            b2.answer()
+            await h2.settled(1)
+            assert (len(a2.pushes), len(b2.pushes)) == (0, 1)
+            assert h2.end("p1", "b") == (Outcome.RECEIVED, Reason.PONG)
+        assert b.pushes
+
+
+async def test_a_repeat_of_a_parked_push_is_acked_at_once_and_its_reply_queue_remembered() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), reply_to="first")
+        h.advance(1.1)
+        await h.settled(1)
+        await h.push(to("u1"), reply_to="second")
+        await h.settled(2)
+        peer.answer()
+        await until(lambda: h.publisher.sent)
+        assert {r.queue for r in h.publisher.sent[0].replies} == {"first", "second"}
+        assert len(peer.pushes) == 1
+
+
+async def test_messages_of_a_lost_channel_that_were_not_taken_are_forgotten() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        h.gate.shut("test", "hold")
+        h.delivery.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=1)])
+        h.delivery.channel_lost(1)
+        h.delivery.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=2, redelivered=True)])
+        h.gate.clear("test")
+        await until(lambda: peer.pushes)
+        peer.answer()
+        await h.settled(1)
+        assert len(peer.pushes) == 1
+        assert [t.incarnation for t in h.acks.acked] == [2]
+
+
+# --- refused, given up, poisonous -------------------------------------------------------------------
+
+
+async def test_of_a_batch_only_the_wrong_elements_are_rejected() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push([to("u1", "ok1"), {"id": "bad", "to": {}, "data": 1}, to("u1", "ok2")])
+        assert [p["id"] for p in peer.pushes] == ["ok1", "ok2"]
+        peer.answer()
+        await h.settled(1)
+        assert h.end("bad", "")[0] is Outcome.REJECTED
+        assert [letter.push_id for letter in h.publisher.buried] == ["bad"]
+        assert h.row("bad", "").detail.startswith("[1].to") or "to" in h.row("bad", "").detail
+
+
+async def test_a_push_that_is_too_old_expires_without_being_sent() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        published = int((h.clock.now - 61) * 1000)
+        await h.push(to("u1"), headers={"x-push-published-ms": published})
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.EXPIRED, Reason.MAX_AGE)
+        assert peer.pushes == []
+
+
+@pytest.mark.parametrize(
+    ("why", "outcome", "reason"),
+    [
+        ("expired", Outcome.EXPIRED, Reason.QUEUE_EXPIRATION),
+        ("delivery_limit", Outcome.REJECTED, Reason.DELIVERY_LIMIT),
+        ("maxlen", Outcome.REJECTED, Reason.GIVEN_UP),
+    ],
+)
+async def test_what_the_broker_gave_up_gets_its_row_and_goes_to_the_dead_letters(
+    why: str, outcome: Outcome, reason: Reason
+) -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), source=Source.FALLEN, headers={"x-first-death-reason": why})
+        await h.settled(1)
+        assert h.end("p1") == (outcome, reason)
+        assert [letter.reason for letter in h.publisher.buried] == [reason]
+        assert peer.pushes == []
+
+
+async def test_what_the_broker_gave_up_after_its_end_keeps_its_row() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"))
+        peer.answer()
+        await h.settled(1)
+        await h.push(to("u1"), source=Source.FALLEN, headers={"x-first-death-reason": "delivery_limit"})
+        await h.settled(2)
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_a_message_given_out_too_often_is_poison() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), redelivered=True, delivery_count=20)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.REJECTED, Reason.POISON)
+        assert (peer.pushes, len(h.publisher.buried)) == ([], 1)
+
+
+async def test_a_message_whose_handling_fails_goes_back_and_its_neighbours_are_unharmed() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        of_user = h.hub.of_user
+
+        def broken(user: str) -> object:
+            if user == "cursed":
+                raise ZeroDivisionError("a defect")
+            return of_user(user)
+
+        h.hub.of_user = broken  # type: ignore[method-assign,assignment]
+        bodies = [to("u1", "p1"), to("cursed", "p2"), to("u1", "p3")]
+        arrivals = [arrival(json.dumps(b).encode()) for b in bodies]
+        await h.take(*arrivals)
+        peer.answer()
+        await h.settled(2)
+        assert h.acks.requeued == [arrivals[1].token]
+        assert sorted(h.acks.acked) == sorted([arrivals[0].token, arrivals[2].token])
+        assert isinstance(h.errors.seen[0][0], ZeroDivisionError)
+
+
+async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        first = arrival(json.dumps(to("u1", "p1")).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+        second = arrival(json.dumps(to("u1", "p2")).encode())
+        h.delivery.arrived([first, second])
+        await until(lambda: peer.pushes)
+        assert [p["id"] for p in peer.pushes] == ["p1"]
+        peer.answer()
+        await until(lambda: len(peer.pushes) == 2)
+        peer.answer()
+        await h.settled(2)
+
+
+# --- the world is away ------------------------------------------------------------------------------
+
+
+async def test_nothing_is_taken_while_the_gate_is_shut_and_everything_after() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        h.gate.shut("broker", "away")
+        h.delivery.arrived([arrival(json.dumps(to("u1")).encode())])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert (peer.pushes, h.delivery.inbox) == ([], 1)
+        h.gate.clear("broker")
+        await until(lambda: peer.pushes)
+
+
+async def test_a_lookup_that_fails_loses_nothing_and_keeps_the_order() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        h.store.fail_with = StoreUnavailable("stopped")
+        bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
+        h.delivery.arrived([arrival(b, redelivered=True, delivery_count=1) for b in bodies])
+        await until(lambda: not h.gate.is_open)
+        assert peer.pushes == []
+        h.store.fail_with = None
+        h.gate.clear("database")
+        await until(lambda: len(peer.pushes) == 3)
+        assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
+
+
+async def test_after_a_start_a_push_waits_a_moment_for_a_browser_that_is_coming_back() -> None:
+    async with house(start_grace=2.0) as h:
+        for i in range(3):
+            await h.push(to("u1", f"p{i}"))
+        await h.push(to("u2", "q"))
+        assert h.store.rows == {}
+        h.advance(0.5)
+        peer = h.connect("u1")
+        assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
+        peer.answer()
+        await h.settled(3)
+        h.advance(1.8)
+        await until(lambda: RowKey("", "q", "u2") in h.store.rows and h.row("q", "u2").final)
+        assert h.end("q", "u2") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1", "p1"))
+        await h.delivery.stop()
+        h.delivery.arrived([arrival(json.dumps(to("u1", "p2")).encode())])
+        peer.answer()
+        await h.settled(1)
+        await h.settlement.idle()
+        assert [p["id"] for p in peer.pushes] == ["p1"]
+        assert len(h.acks.acked) == 1
+
+
+async def test_too_many_pushes_on_their_way_stop_the_taking_until_there_is_room() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        for user in range(FLIGHTS_MAX // 10_000 + 1):
+            users = [f"x{user}-{i}" for i in range(10_000)]
+            for name in users[:1]:
+                h.connect(name)
+            await h.push({"id": f"big{user}", "to": {"users": users}, "data": 1})
+        await h.settled(0)
+        await h.push(to("u1", "last"))
+        await until(lambda: peer.pushes)
+
+
+# --- the client's side ------------------------------------------------------------------------------
+
+
+async def test_an_envelope_session_is_welcomed_first_and_a_resume_is_never_called_complete() -> None:
+    async with house() as h:
+        fresh, resumed = h.connect("u1"), h.connect("u1", last="p0")
+        welcome = json.loads(fresh.socket.texts[0])
+        assert (welcome["type"], welcome["user"], welcome["session"]) == ("welcome", "u1", fresh.session_id)
+        assert welcome["complete"] is True
+        assert json.loads(resumed.socket.texts[0])["complete"] is False
+        assert [s.session for s in h.hooks.opened] == [fresh.session_id, resumed.session_id]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ('{"type":"subscribe","topic":"t","ref":"r1"}', "unsupported"),
+        ('{"type":"nonsense"}', "bad_frame"),
+        ("not json", "bad_frame"),
+        (b"\x00\xff", "bad_frame"),
+        ("[]", "bad_frame"),
+    ],
+)
+async def test_a_frame_that_means_nothing_is_answered_with_an_error(data: str | bytes, code: str) -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        peer.client.message(data)
+        answer = json.loads(peer.socket.texts[-1])
+        assert (answer["type"], answer["code"]) == ("error", code)
+
+
+async def test_hooks_hear_of_a_close_with_its_code() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        peer.leave(1001)
+        assert [(c.session, code) for c, code, _ in h.hooks.closed] == [(peer.session_id, 1001)]
+        assert len(h.hub) == 0
