@@ -1,0 +1,603 @@
+"""The ops port: metrics, status, probes, pushing over HTTP, outcomes as they happen, and the demo page.
+
+| route               | answers                                                                             |
+|---------------------|-------------------------------------------------------------------------------------|
+| GET /livez          | 200 while the process serves                                                        |
+| GET /readyz         | 200, or 503 with the causes                                                         |
+| GET /metrics        | Prometheus' text format                                                             |
+| GET /status         | a JSON object, `OpsServer.status`                                                   |
+| POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
+| GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
+| POST /v1/dev/token  | a token for a user; only in development, 404 otherwise                              |
+| GET /               | the demo page                                                                       |
+| GET /endings.json   | what each outcome and reason mean, for the page                                     |
+
+Who may ask. With a token (BRIDGE_OPS_TOKEN), whoever sends it as `Authorization: Bearer`. Without one the
+port listens on loopback only, and whoever reaches it may ask, but a web page of somebody else's must not be
+able to make the browser of whoever sits at this machine ask for it: the Host must be a loopback name (DNS
+rebinding), and a POST must carry JSON (which no cross-origin form can, without our leave) and no foreign
+Origin. Probes are free, and so are the page's own files: the page asks for the token.
+
+Errors are `{"error": word, "problem": sentence}`:
+
+| status | word               | when                                                                      |
+|--------|--------------------|---------------------------------------------------------------------------|
+| 400    | `bad_request`      | a wrong query, or a body that can't be read                               |
+| 401    | `token`            | no bearer token, or a wrong one                                           |
+| 403    | `host`, `origin`   | see above                                                                 |
+| 404    | `not_found`        | no such route                                                             |
+| 405    | `not_allowed`      | a route, but not for this method                                          |
+| 408    | `too_slow`         | the body did not arrive in `BODY_SECONDS`                                 |
+| 413    | `too_large`        | a body over 1 MiB                                                         |
+| 415    | `not_json`         | a POST without `Content-Type: application/json`                           |
+| 429    | `too_many`         | more than `SUBSCRIBERS_MAX` readers of outcomes                           |
+| 500    | `failed`           | a defect of ours; the error handler has it                                |
+| 503    | `broker`           | the broker did not take the push; it may be sent again with the same id   |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import ipaddress
+import re
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+from aiohttp import web
+
+from bridge import wire
+from bridge.errors import BrokerUnavailable, SettingsError
+from bridge.model import (
+    ENDINGS,
+    MESSAGE_BYTES_MAX,
+    NO_USER,
+    Outcome,
+    Properties,
+    PushRequest,
+    Rejected,
+    Row,
+    ToAll,
+    ToSession,
+    ToUser,
+)
+from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, SessionInfo, Source
+
+WAIT_MAX: Final = 30.0
+"""Seconds that `?wait=` may ask for."""
+WAIT_REJECTED: Final = 5.0
+"""Seconds to wait for the receipt of a request that is known to be wrong before it is published."""
+BODY_SECONDS: Final = 10.0
+"""Seconds in which a request's body has to arrive."""
+SUBSCRIBERS_MAX: Final = 64
+BACKLOG_ROWS: Final = 1_000
+"""Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
+HEARTBEAT: Final = 15.0
+"""Seconds after which a quiet stream of outcomes shows that it is still there."""
+SESSIONS_SHOWN: Final = 100
+"""Sessions listed in `/status`."""
+TOKEN_SECONDS: Final = 3600
+"""Life of a development token, in seconds."""
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::\d+)?")
+_STATIC: Final = {
+    "/": ("index.html", "text/html"),
+    "/app.js": ("app.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_ENDINGS_PATH: Final = "/endings.json"
+_FREE: Final = frozenset({"/livez", "/readyz", _ENDINGS_PATH, *_STATIC})
+_HEADERS: Final = {
+    # The page talks to the WebSocket port, which is another origin, and may be told to use a third.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "bridge",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+# --- Outcomes as they happen -----------------------------------------------------------------------------
+
+
+class Missed(NamedTuple):
+    """So many rows were left out, since their reader was behind."""
+
+    rows: int
+
+
+class Subscription:
+    """One reader's view of the outcomes, bounded."""
+
+    def __init__(self, user: str | None, push_id: str | None) -> None:
+        self._user = user
+        self._push_id = push_id
+        self._rows: deque[Row] = deque()
+        self._missed = 0
+        self._closed = False
+        self._wake = asyncio.Event()
+
+    def offer(self, row: Row) -> None:
+        """Keep this row if the reader wants it and has room for it."""
+        if self._user is not None and row.key.user != self._user:
+            return
+        if self._push_id is not None and row.key.push_id != self._push_id:
+            return
+        if len(self._rows) >= BACKLOG_ROWS:
+            self._missed += 1
+        else:
+            self._rows.append(row)
+        self._wake.set()
+
+    def close(self) -> None:
+        """There will be no more rows."""
+        self._closed = True
+        self._wake.set()
+
+    async def next(self) -> Sequence[Row | Missed]:
+        """What came since the last call, oldest first; waits for it. Empty once there will be no more."""
+        await self._wake.wait()
+        batch: list[Row | Missed] = [*self._rows]
+        self._rows.clear()
+        if self._missed:
+            batch.append(Missed(self._missed))
+            self._missed = 0
+        if not self._closed:
+            self._wake.clear()
+        return batch
+
+
+class OutcomeFeed:
+    """Fills the Hooks port, and passes every committed row on to whoever reads."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+        self._closed = False
+
+    @property
+    def readers(self) -> int:
+        """How many read now."""
+        return len(self._subscriptions)
+
+    @contextmanager
+    def subscribe(self, user: str | None = None, push_id: str | None = None) -> Iterator[Subscription]:
+        """Read rows from now on: all of them, or those of a user, or of a push."""
+        subscription = Subscription(user, push_id)
+        if self._closed:
+            subscription.close()
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+
+    def close(self) -> None:
+        """End every stream, so that a stop need not wait for its reader."""
+        self._closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
+
+    def on_open(self, session: SessionInfo) -> None:
+        """Of no interest here."""
+
+    def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
+        """Of no interest here."""
+
+    def on_outcome(self, row: Row) -> None:
+        """A row was committed."""
+        for subscription in self._subscriptions:
+            subscription.offer(row)
+
+    def on_error(self, error: BaseException, where: str) -> None:
+        """Of no interest here."""
+
+
+# --- What the app gives ----------------------------------------------------------------------------------
+
+
+class Publisher(Protocol):
+    """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
+
+    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
+        """Return once the broker has confirmed."""
+        ...
+
+    async def request(
+        self,
+        body: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, object],
+        expected: int | None,
+        timeout: float,
+    ) -> Sequence[Mapping[str, object]]:
+        """Publish, and return the receipts once there are `expected` of them, or after `timeout` seconds
+        those that came (None: it is not known how many there will be)."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpsContext:
+    """What the ops port shows and does, as the composition root gives it."""
+
+    node: str
+    boot: str
+    version: str
+    started_at: float
+    ws_port: Callable[[], int]
+    readiness: Callable[[], tuple[bool, Sequence[str]]]
+    """Whether the bridge takes pushes, and if not, one sentence for each cause."""
+    gauges: Callable[[], Mapping[str, float]]
+    """How much there is of everything now, as on the metrics page."""
+    sessions: Callable[[int], Sequence[SessionInfo]]
+    """At most so many open sessions."""
+    metrics_page: Callable[[], bytes]
+    publisher: Publisher
+    feed: OutcomeFeed
+    limits: wire.Limits
+    errors: ErrorHandler
+    clock: Clock
+    dev_token: Callable[[str, float], str] | None = None
+    """Makes a token for a user, good for so many seconds; None outside of development."""
+
+
+# --- The server ------------------------------------------------------------------------------------------
+
+
+class _Answer(Exception):
+    """An error answer of the module's table."""
+
+    def __init__(
+        self, status: int, word: str, problem: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status = status
+        self.word = word
+        self.problem = problem
+        self.headers = headers
+        super().__init__(f"{status} {word}: {problem}")
+
+    def response(self) -> web.Response:
+        return _json({"error": self.word, "problem": self.problem}, self.status, self.headers)
+
+
+@asynccontextmanager
+async def listen(context: OpsContext, *, host: str, port: int, token: str = "") -> AsyncIterator[OpsServer]:
+    """Serve until the block ends; then streams are ended and open requests get two seconds.
+
+    Raises SettingsError for a host that is not loopback without a token, and for an address that is taken.
+    """
+    if not token and not is_loopback(host):
+        raise SettingsError(
+            "BRIDGE_OPS_TOKEN", f"required since BRIDGE_OPS_HOST is {host!r}, which others can reach"
+        )
+    server = OpsServer(context, token)
+    runner = web.AppRunner(
+        server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, keepalive_timeout=30.0
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            setting = "BRIDGE_OPS_PORT" if error.errno == errno.EADDRINUSE else "BRIDGE_OPS_HOST"
+            raise SettingsError(setting, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        server.port = runner.addresses[0][1]
+        yield server
+    finally:
+        context.feed.close()
+        await runner.cleanup()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host name or address can only ever mean this machine."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class OpsServer:
+    """The routes of the module's table."""
+
+    def __init__(self, context: OpsContext, token: str = "") -> None:
+        self._context = context
+        self._token = token.encode()
+        self.port = 0
+        """Where it listens."""
+        web_files = files("bridge") / "web"
+        self._static = {
+            path: (kind, (web_files / name).read_bytes()) for path, (name, kind) in _STATIC.items()
+        }
+        meanings = {f"{e.outcome}/{e.reason}": e.meaning for e in ENDINGS}
+        self._static[_ENDINGS_PATH] = ("application/json", msgspec.json.encode(meanings))
+
+    def app(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(
+            middlewares=[self._errors, self._guard],
+            # One more, since the limit itself is refused there.
+            client_max_size=MESSAGE_BYTES_MAX + 1,
+        )
+        app.on_response_prepare.append(_add_headers)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/status", self._status)
+        app.router.add_post("/v1/push", self._push)
+        app.router.add_get("/v1/outcomes", self._outcomes, allow_head=False)
+        if self._context.dev_token is not None:
+            app.router.add_post("/v1/dev/token", self._dev_token)
+        for path in self._static:
+            app.router.add_get(path, self._page)
+        return app
+
+    # --- around every request ---
+
+    @web.middleware
+    async def _errors(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except _Answer as answer:
+            return answer.response()
+        except web.HTTPException as error:
+            word = {404: "not_found", 405: "not_allowed", 413: "too_large"}.get(error.status, "bad_request")
+            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+            return _Answer(error.status, word, error.reason, allow).response()
+        except BrokerUnavailable as away:
+            return _Answer(503, "broker", str(away), {"Retry-After": "1"}).response()
+        except ConnectionResetError:
+            # The client left while it was answered: nobody is there to be told.
+            raise
+        except Exception as error:  # a defect in one route must not end the port that shows defects
+            self._context.errors.handle(error, "ops", {"method": request.method, "path": request.path})
+            return _Answer(500, "failed", "This should not happen; the log has the details.").response()
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if request.path not in _FREE:
+            if self._token:
+                self._require_token(request)
+            else:
+                self._require_local(request)
+            if request.method == "POST" and request.content_type != "application/json":
+                raise _Answer(415, "not_json", "Content-Type: application/json is required.")
+        return await handler(request)
+
+    def _require_token(self, request: web.Request) -> None:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        # Both sides as bytes: the comparison refuses text beyond ASCII.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), self._token
+        ):
+            raise _Answer(
+                401,
+                "token",
+                "Authorization: Bearer with BRIDGE_OPS_TOKEN is required.",
+                {"WWW-Authenticate": 'Bearer realm="bridge ops"'},
+            )
+
+    @staticmethod
+    def _require_local(request: web.Request) -> None:
+        host = _HOST.fullmatch(request.host)
+        if host is None or not is_loopback(host[1].strip("[]")):
+            raise _Answer(403, "host", "Without BRIDGE_OPS_TOKEN only loopback names are served here.")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"http://{request.host}":
+            raise _Answer(403, "origin", "Pages of another origin may not ask here.")
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            raise _Answer(403, "origin", "Pages of another origin may not ask here.")
+
+    # --- looking ---
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return _json({"alive": True})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready, causes = self._context.readiness()
+        return _json({"ready": ready, "causes": list(causes)}, 200 if ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._context.metrics_page(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"},
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(self.status())
+
+    def status(self) -> dict[str, object]:
+        """What `/status` shows: who this is, whether it is ready, how much there is, the first sessions."""
+        context = self._context
+        ready, causes = context.readiness()
+        return {
+            "node": context.node,
+            "boot": context.boot,
+            "version": context.version,
+            "started_at": context.started_at,
+            "now": context.clock.time(),
+            "ready": ready,
+            "causes": list(causes),
+            "ws_port": context.ws_port(),
+            "dev": context.dev_token is not None,
+            "gauges": dict(context.gauges()),
+            "sessions": [session._asdict() for session in context.sessions(SESSIONS_SHOWN)],
+        }
+
+    async def _page(self, request: web.Request) -> web.Response:
+        kind, body = self._static[request.path]
+        return web.Response(
+            body=body, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"}
+        )
+
+    # --- pushing ---
+
+    async def _push(self, request: web.Request) -> web.Response:
+        """202 with the ids; with `?wait=` 200 with the receipts, or 202 with those that came in time.
+
+        What is wrong in every part goes through the broker as well, so that its row tells of it, but is
+        always waited for and answered with 422 and its receipts.
+        """
+        wait = _wait(request)
+        body = await _body(request)
+        # What has no id of its own gets this one, so that the answer can name it.
+        message_id = uuid.uuid4().hex
+        now = self._context.clock.time()
+        headers: dict[str, object] = {"x-push-published-ms": round(now * 1000, 3)}
+        if "traceparent" in request.headers:
+            headers["traceparent"] = request.headers["traceparent"]
+        properties = Properties(message_id=message_id, content_type="application/json", headers=headers)
+        arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
+        requests = wire.decode(arrival, self._context.limits).requests
+        push_ids = list(dict.fromkeys(r.id for r in requests if isinstance(r, PushRequest)))
+        if wait is None and push_ids:
+            await self._context.publisher.publish(body, message_id=message_id, headers=headers)
+            return _json({"push_ids": push_ids, "complete": False, "receipts": []}, 202)
+        expected = _expected(requests)
+        receipts = await self._context.publisher.request(
+            body,
+            message_id=message_id,
+            headers=headers,
+            expected=expected,
+            timeout=WAIT_REJECTED if wait is None else wait,
+        )
+        complete = expected is not None and len(receipts) >= expected
+        if receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts):
+            status = 422
+        else:
+            status = 200 if complete or (expected is None and receipts) else 202
+        return _json({"push_ids": push_ids, "complete": complete, "receipts": list(receipts)}, status)
+
+    # --- outcomes ---
+
+    async def _outcomes(self, request: web.Request) -> web.StreamResponse:
+        """`event: outcome` with a receipt as its data; `event: missed` with a count for a slow reader."""
+        if self._context.feed.readers >= SUBSCRIBERS_MAX:
+            raise _Answer(429, "too_many", f"{SUBSCRIBERS_MAX} others read outcomes already.")
+        user, push_id = (request.query.get(name) for name in ("user", "push_id"))
+        with self._context.feed.subscribe(user, push_id) as subscription:
+            response = web.StreamResponse(
+                headers={
+                    "Content-Type": "text/event-stream; charset=utf-8",
+                    "Cache-Control": "no-store",
+                    "X-Accel-Buffering": "no",
+                }
+            )
+            await response.prepare(request)
+            await response.write(b": outcomes from now on\n\n")
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        batch = await subscription.next()
+                except TimeoutError:
+                    await response.write(b": still here\n\n")
+                    continue
+                if not batch:
+                    break
+                await response.write(b"".join(map(_event, batch)))
+            await response.write_eof()
+            return response
+
+    # --- development ---
+
+    async def _dev_token(self, request: web.Request) -> web.Response:
+        make = self._context.dev_token
+        assert make is not None, "the route is only there in development"
+        try:
+            wanted = msgspec.json.decode(await _body(request), type=_TokenWanted)
+        except msgspec.MsgspecError as error:
+            raise _Answer(400, "bad_request", str(error)) from error
+        return _json({"token": make(wanted.user, TOKEN_SECONDS), "expires_in": TOKEN_SECONDS})
+
+
+class _TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
+    user: str
+
+
+# --- small parts -----------------------------------------------------------------------------------------
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers[name] = value
+
+
+def _json(
+    body: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body) + b"\n",
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def _wait(request: web.Request) -> float | None:
+    text = request.query.get("wait")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= WAIT_MAX:
+        raise _Answer(400, "bad_request", f"wait: seconds above 0 and up to {WAIT_MAX:g} expected.")
+    return seconds
+
+
+async def _body(request: web.Request) -> bytes:
+    if (request.content_length or 0) > MESSAGE_BYTES_MAX:
+        raise _Answer(413, "too_large", f"The body is over {MESSAGE_BYTES_MAX} bytes.")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise _Answer(408, "too_slow", f"The body did not arrive in {BODY_SECONDS:g} seconds.") from error
+
+
+def _expected(requests: Sequence[PushRequest | Rejected]) -> int | None:
+    """How many receipts there will be: one for each push and user. None where the bridge alone knows."""
+    keys: set[tuple[str, str, str]] = set()
+    for request in requests:
+        if isinstance(request, Rejected):
+            keys.add((request.tenant, request.id, NO_USER))
+            continue
+        target = request.target
+        if isinstance(target, ToAll):
+            return None
+        if isinstance(target, ToUser):
+            users: Sequence[str] = (target.user,)
+        elif isinstance(target, ToSession):
+            users = (NO_USER,)
+        else:
+            users = target.users
+        keys.update((request.tenant, request.id, user) for user in users)
+    return len(keys)
+
+
+def _event(item: Row | Missed) -> bytes:
+    if isinstance(item, Missed):
+        return b'event: missed\ndata: {"count": %d}\n\n' % item.rows
+    # A receipt is one line: JSON escapes every line break.
+    return b"event: outcome\ndata: " + wire.receipt_body(item) + b"\n\n"

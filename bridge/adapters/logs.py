@@ -1,0 +1,156 @@
+"""Structured logs: text on a terminal, JSON lines otherwise, and a last line of defence against secrets.
+
+Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `redact` takes out what
+can be told by its shape. Payloads can't be, so libraries that log what they carry are kept quiet at any level.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+from pythonjsonlogger.json import JsonFormatter
+
+QUIET: Final = (
+    "websockets",
+    "aiormq",
+    "aio_pika",
+    "aiohttp",
+    "asyncio",
+    "psycopg",
+    "pamqp",
+)
+"""Libraries that at DEBUG or INFO log frames, queries or request lines: never below WARNING."""
+
+_SECRET_KEY: Final = re.compile(r"(?:^|[_-])(?:token|password|secret|authorization)$", re.IGNORECASE)
+
+_QUOTED: Final = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
+
+_PATTERNS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        # A subprotocol entry, before the bare JWT inside it.
+        (r"(bridge\.token\.)[^\s,;&\"'\\]+", r"\1***"),
+        # A header, as `Authorization: Bearer x`, `('Authorization', 'Bearer x')`, `"authorization": "x"`.
+        (
+            r"(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:(?:bearer|basic)\s+)?[^\s,;\"')]+",
+            r"\1***",
+        ),
+        (r"\b(bearer\s+)[A-Za-z0-9._~+/-]{8,}=*", r"\1***"),
+        # A query, a conninfo, a line of JSON: the value is quoted, or ends where the next word begins.
+        (rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<==)[^\s&;,\"']+)", r"\1***"),
+        (r"(://[^\s:/@\"']*:)[^\s\"']+(@)", r"\1***\2"),
+        # A JWT on its own: three base64url parts, the first a JSON object.
+        (r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", "***"),
+    )
+)
+
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
+
+
+def redact(text: str) -> str:
+    """The text with `***` in place of tokens, credentials and the passwords of URLs."""
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class TextFormatter(logging.Formatter):
+    """`12:04:31.250 info    bridge: message  key=value`, one line for each record that has no traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record for people. Control characters of what others sent can't forge a line."""
+        clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
+        line = f"{clock} {record.levelname.lower():<7} {record.name}: {record.getMessage()}"
+        facts = [f"{k}={v!r}" if isinstance(v, str) else f"{k}={v}" for k, v in _facts(record).items()]
+        line = _CONTROLS.sub(lambda m: repr(m.group())[1:-1], "  ".join([line, *facts]))
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        if record.stack_info:
+            line += "\n" + self.formatStack(record.stack_info)
+        return redact(line)
+
+
+class JsonLineFormatter(JsonFormatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, what `extra` gave, exception."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["message"],
+            rename_fields={"exc_info": "exception", "stack_info": "stack"},
+            json_ensure_ascii=False,
+        )
+
+    def add_fields(
+        self,
+        log_data: dict[str, object],
+        record: logging.LogRecord,
+        message_dict: dict[str, object],
+    ) -> None:
+        """Put what every line has first."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        log_data["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        log_data["level"] = record.levelname.lower()
+        log_data["logger"] = record.name
+        super().add_fields(log_data, record, message_dict)
+
+    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
+        """Redact each value before it is encoded: afterwards quotes are escaped and shapes harder to tell."""
+        return {key: _clean(key, value) for key, value in super().process_log_record(log_data).items()}
+
+
+def setup(level: str = "info", style: str = "auto", stream: TextIO | None = None) -> logging.Handler:
+    """Send every log record of the process to `stream` (default: standard error) in this style.
+
+    `level` and `style` are values of the settings `log_level` and `log_format`. Called again it replaces what
+    it set up before and leaves other handlers alone. Returns the handler.
+    """
+    out = sys.stderr if stream is None else stream
+    text = style == "text" or (style == "auto" and out.isatty())
+    handler = _OurHandler(out)
+    handler.setFormatter(TextFormatter() if text else JsonLineFormatter())
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if isinstance(h, _OurHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.captureWarnings(True)
+    return handler
+
+
+class _OurHandler(logging.StreamHandler[TextIO]):
+    """Tells the handler that `setup` made from those of others."""
+
+
+def _facts(record: logging.LogRecord) -> dict[str, object]:
+    return {
+        key: _clean(key, value)
+        for key, value in vars(record).items()
+        if key not in _STANDARD and not key.startswith("_")
+    }
+
+
+def _clean(key: str, value: object) -> object:
+    """The value with nothing secret in it, made of what JSON knows."""
+    if _SECRET_KEY.search(key):
+        return "***" if value else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _clean(str(k), v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(key, v) for v in value]
+    return redact(str(value))

@@ -1,0 +1,175 @@
+"""The schema's history: numbered SQL files of the package, each applied once, in order, in its own transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import resources
+from typing import LiteralString, NamedTuple
+
+import psycopg
+from psycopg import errors as pg
+
+from bridge.errors import BridgeError, StoreUnavailable
+
+MIGRATION_LOCK = int.from_bytes(b"bridge\0\3", "big")
+"""Advisory lock (one per database): two upgrades at once run one after the other."""
+
+_HISTORY = """\
+create table if not exists schema_version (
+    version    integer     primary key,
+    name       text        not null,
+    checksum   text        not null,
+    applied_at timestamptz not null default now()
+);
+comment on table schema_version is 'The migrations that this database has seen; written by bridge db upgrade.';
+comment on column schema_version.version is 'The number that the file''s name begins with.';
+comment on column schema_version.name is 'The file''s name.';
+comment on column schema_version.checksum is 'SHA-256 of the file as it was applied.';
+comment on column schema_version.applied_at is 'When it was applied.';
+"""
+
+
+class Migration(NamedTuple):
+    """One SQL file of the package."""
+
+    version: int
+    name: str
+    sql: LiteralString
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of its text, in hex."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class MigrationStatus(NamedTuple):
+    """One line of `bridge db status`."""
+
+    version: int
+    name: str
+    applied_at: datetime | None
+    """None: still to be applied."""
+
+
+class MigrationChanged(BridgeError):
+    """An applied migration's file is not what was applied: schema and program can't be told to agree."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name} was changed after it was applied to this database: restore the file")
+
+
+class MigrationFailed(BridgeError):
+    """The database refused a migration; nothing of it was kept. `name` is its file."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"{name} failed and was rolled back: {problem}")
+
+
+def _read() -> tuple[Migration, ...]:
+    found = []
+    for file in resources.files("bridge").joinpath("sql").iterdir():
+        numbered = re.fullmatch(r"(\d{4})_\w+\.sql", file.name)
+        if numbered:
+            found.append(Migration(int(numbered[1]), file.name, file.read_text(encoding="utf-8")))
+    return tuple(sorted(found))
+
+
+MIGRATIONS = _read()
+WANTED_VERSION = MIGRATIONS[-1].version
+"""The version that this program needs; a database may be ahead of it during a rolling upgrade."""
+
+
+def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[str]:
+    """Apply what is missing and return the names of what was applied. Safe to run at any time, also twice at once.
+
+    Raises MigrationChanged, with nothing applied, where an applied file differs; MigrationFailed, with the
+    earlier ones kept, where the database refuses one; StoreUnavailable where it can't be reached.
+    """
+    applied = []
+    with _connect(dsn) as conn:
+        conn.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        history = _history(conn)
+        _check(history, migrations)
+        for migration in migrations:
+            if migration.version in history:
+                continue
+            try:
+                with conn.transaction():
+                    conn.execute(_HISTORY)
+                    conn.execute(migration.sql)
+                    conn.execute(
+                        "insert into schema_version (version, name, checksum) values (%s, %s, %s)",
+                        (migration.version, migration.name, migration.checksum),
+                    )
+            except psycopg.OperationalError:
+                raise
+            except psycopg.Error as error:
+                raise MigrationFailed(migration.name, str(error).strip()) from error
+            applied.append(migration.name)
+    return applied
+
+
+def status(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[MigrationStatus]:
+    """Every migration of this program and when it was applied. Raises as `upgrade`; changes nothing."""
+    with _connect(dsn) as conn:
+        history = _history(conn)
+        _check(history, migrations)
+    return [
+        MigrationStatus(m.version, m.name, history[m.version][1] if m.version in history else None)
+        for m in migrations
+    ]
+
+
+def pending_sql(dsn: str | None, migrations: tuple[Migration, ...] = MIGRATIONS) -> str:
+    """The SQL that `upgrade` would run, for somebody else to run with psql; None: for an empty database."""
+    history: dict[int, tuple[str, datetime]] = {}
+    if dsn is not None:
+        with _connect(dsn) as conn:
+            history = _history(conn)
+            _check(history, migrations)
+    parts = []
+    for m in migrations:
+        if m.version not in history:
+            parts.append(
+                f"-- {m.name}\nbegin;\n{_HISTORY}\n{m.sql}\n"
+                "insert into schema_version (version, name, checksum)\n"
+                f"values ({m.version}, '{m.name}', '{m.checksum}');\ncommit;\n"
+            )
+    return "\n".join(parts)
+
+
+def current_version(conn: psycopg.Connection) -> int:
+    """The newest migration that this database has seen; 0 for an empty database."""
+    return max(_history(conn), default=0)
+
+
+def _history(conn: psycopg.Connection) -> dict[int, tuple[str, datetime]]:
+    """Checksum and time of each applied version."""
+    try:
+        rows = conn.execute("select version, checksum, applied_at from schema_version").fetchall()
+    except pg.UndefinedTable:
+        return {}
+    return {version: (checksum, applied_at) for version, checksum, applied_at in rows}
+
+
+def _check(history: dict[int, tuple[str, datetime]], migrations: tuple[Migration, ...]) -> None:
+    for migration in migrations:
+        if migration.version in history and history[migration.version][0] != migration.checksum:
+            raise MigrationChanged(migration.name)
+
+
+@contextmanager
+def _connect(dsn: str) -> Iterator[psycopg.Connection]:
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="bridge db") as conn:
+            conn.execute("select set_config('search_path', 'public', false)")
+            yield conn
+    except (psycopg.OperationalError, UnicodeError) as error:
+        raise StoreUnavailable(str(error).strip()) from error

@@ -1,0 +1,203 @@
+"""What others plug in by setting: delivery logs, an error handler, hooks, each named as `module:factory`.
+
+A factory is called once at the start, without arguments. What it returns is the plug-in; one that is also an
+asynchronous context manager is entered before the service starts and left after it has drained. A setting
+that names something unusable is refused at the start with SettingsError; a plug-in that fails later never
+takes the service along: its error goes to the error handler.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final, TypeVar, cast
+
+from bridge.errors import BridgeError, SettingsError
+from bridge.model import Row
+from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
+
+T = TypeVar("T")
+
+HOOKS: Final = ("on_open", "on_close", "on_outcome", "on_error")
+"""The methods of a Hooks plug-in; it needs only those that it has a use for."""
+
+
+# --- Loading ---------------------------------------------------------------------------------------------
+
+
+def load_delivery_log(spec: str, setting: str = "BRIDGE_DELIVERY_LOG") -> DeliveryLog:
+    """Make the delivery log that `spec` (`module:factory`) names."""
+    made = _make(spec, setting)
+    if not inspect.iscoroutinefunction(getattr(made, "record", None)):
+        raise SettingsError(setting, f"what {spec} returns needs a method: async def record(self, rows)")
+    return cast(DeliveryLog, made)
+
+
+def load_error_handler(spec: str, setting: str = "BRIDGE_ERROR_HANDLER") -> ErrorHandler:
+    """Make the error handler that `spec` names: `log`, or `module:factory` guarded by the log."""
+    logged = LoggingErrorHandler()
+    if spec == "log":
+        return logged
+    made = _make(spec, setting)
+    _need_plain_method(made, "handle", spec, setting, "def handle(self, error, where, facts)")
+    return GuardedErrorHandler(cast(ErrorHandler, made), logged)
+
+
+def load_hooks(spec: str, setting: str = "BRIDGE_HOOKS") -> object:
+    """Make the hooks that `spec` (`module:factory`) names: an object with one or more methods of HOOKS."""
+    made = _make(spec, setting)
+    found = [name for name in HOOKS if hasattr(made, name)]
+    if not found:
+        raise SettingsError(setting, f"what {spec} returns needs one or more of {', '.join(HOOKS)}")
+    for name in found:
+        _need_plain_method(made, name, spec, setting, f"def {name}(self, ...)")
+    return made
+
+
+async def enter(stack: AsyncExitStack, plugin: T) -> T:
+    """Enter a plug-in that is an asynchronous context manager, and leave it with the stack; return it.
+
+    Its `__aenter__` must return the plug-in itself (anything else is ignored).
+    """
+    inner = plugin.inner if isinstance(plugin, GuardedErrorHandler) else plugin
+    if hasattr(inner, "__aenter__") and hasattr(inner, "__aexit__"):
+        await stack.enter_async_context(cast(Any, inner))
+    return plugin
+
+
+def _make(spec: str, setting: str) -> object:
+    module_name, _, factory_name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        hint = "; is its directory on PYTHONPATH?" if error.name == module_name.split(".")[0] else ""
+        raise SettingsError(setting, f"{spec}: there is no module {error.name}{hint}") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        raise SettingsError(setting, f"{spec}: importing it failed: {_words(error)}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        problem = "has no" if factory is None else "cannot call its"
+        raise SettingsError(setting, f"{spec}: module {module_name} {problem} {factory_name}")
+    try:
+        return cast(Callable[[], object], factory)()
+    except BridgeError:
+        raise
+    except Exception as error:  # so may a factory
+        raise SettingsError(setting, f"{spec}: the factory failed: {_words(error)}") from error
+
+
+def _need_plain_method(made: object, name: str, spec: str, setting: str, shape: str) -> None:
+    method = getattr(made, name, None)
+    # A coroutine would be made, never awaited, and its error lost.
+    if not callable(method) or inspect.iscoroutinefunction(method):
+        raise SettingsError(setting, f"what {spec} returns needs a method (not async): {shape}")
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# --- Errors ----------------------------------------------------------------------------------------------
+
+
+class LoggingErrorHandler:
+    """The default ErrorHandler: one log record for each error, a traceback only where it tells something.
+
+    An error that the bridge raises on purpose says all in its sentence; any other is a defect.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._log = logger or logging.getLogger("bridge.errors")
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """Log it at WARNING (expected) or ERROR (a defect), with the facts as fields."""
+        expected = isinstance(error, BridgeError)
+        self._log.log(
+            logging.WARNING if expected else logging.ERROR,
+            "%s: %s",
+            where,
+            _words(error),
+            exc_info=None if expected else error,
+            extra={"where": where, "facts": dict(facts)},
+        )
+
+
+class GuardedErrorHandler:
+    """An ErrorHandler of others that must not raise: should it do so, both errors go to the log."""
+
+    def __init__(self, inner: ErrorHandler, fallback: ErrorHandler) -> None:
+        self.inner = inner
+        self._fallback = fallback
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """Hand it on."""
+        try:
+            self.inner.handle(error, where, facts)
+        except Exception as failure:  # noqa: BLE001  it is somebody else's code
+            self._fallback.handle(error, where, facts)
+            self._fallback.handle(failure, "error_handler", {"while": where})
+
+
+class ReportedErrors:
+    """The ErrorHandler that every part of the bridge gets: the configured one, then the hooks' `on_error`."""
+
+    def __init__(self, handler: ErrorHandler, hooks: Hooks) -> None:
+        self._handler = handler
+        self._hooks = hooks
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """Hand it to both."""
+        self._handler.handle(error, where, facts)
+        self._hooks.on_error(error, where)
+
+
+# --- Hooks -----------------------------------------------------------------------------------------------
+
+
+class FanOutHooks:
+    """Fills the Hooks port: calls every plug-in in turn; one that raises is reported and spoils nothing.
+
+    `handler` is told of what a hook raised. It must not lead back here: give it the configured handler, not
+    ReportedErrors, or a failing `on_error` would call itself.
+    """
+
+    def __init__(self, hooks: Sequence[object], handler: ErrorHandler) -> None:
+        self._handler = handler
+        self._on_open = _methods(hooks, "on_open")
+        self._on_close = _methods(hooks, "on_close")
+        self._on_outcome = _methods(hooks, "on_outcome")
+        self._on_error = _methods(hooks, "on_error")
+
+    def on_open(self, session: SessionInfo) -> None:
+        """A session opened."""
+        self._call("on_open", self._on_open, session)
+
+    def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
+        """A session ended."""
+        self._call("on_close", self._on_close, session, code, reason)
+
+    def on_outcome(self, row: Row) -> None:
+        """A row was committed."""
+        self._call("on_outcome", self._on_outcome, row)
+
+    def on_error(self, error: BaseException, where: str) -> None:
+        """Something failed that the service survived."""
+        self._call("on_error", self._on_error, error, where)
+
+    def _call(self, name: str, methods: tuple[Callable[..., object], ...], *args: object) -> None:
+        for method in methods:
+            try:
+                method(*args)
+            except Exception as error:  # noqa: BLE001  it is somebody else's code
+                self._handler.handle(error, f"hooks.{name}", {"hook": _owner(method)})
+
+
+def _methods(hooks: Sequence[object], name: str) -> tuple[Callable[..., object], ...]:
+    return tuple(getattr(hook, name) for hook in hooks if hasattr(hook, name))
+
+
+def _owner(method: Callable[..., object]) -> str:
+    return type(getattr(method, "__self__", method)).__qualname__

@@ -1,0 +1,244 @@
+"""Connections to Postgres, and the one place where its errors become ours.
+
+Every call of the adapters is one statement that may be run again, so a few connections that are made when
+they are needed and dropped at the first doubt are enough: nothing runs in the background, and after an
+outage the next call works. (psycopg_pool waits longer and longer between its tries, up to minutes.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg import conninfo
+from psycopg import errors as pg
+
+from bridge.adapters.migrate import WANTED_VERSION
+from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
+
+CONNECT_TIMEOUT = 2
+"""Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
+STATEMENT_TIMEOUT = 5.0
+"""Seconds that the server gives a statement (statement_timeout)."""
+LOCK_TIMEOUT = 2.0
+"""Seconds that a statement may wait for a lock (lock_timeout)."""
+CALL_TIMEOUT = 7.0
+"""Seconds after which the socket is shut down under a call: the last line, should all else stay silent."""
+TRIES = 4
+"""How often a call is tried that lost against another transaction."""
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[tuple[object, ...]]
+
+_BEHIND = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedColumn, pg.InvalidSchemaName)
+_LOST_A_RACE = (pg.DeadlockDetected, pg.SerializationFailure, pg.LockNotAvailable)
+_DEFAULTS: dict[str, int] = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    # A peer that is gone without a word is noticed within 3 + 2 * 2 seconds, with data under way or without.
+    "keepalives_idle": 3,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 6000,
+}
+
+
+async def connect(dsn: str, application_name: str) -> Connection:
+    """Open a connection that is set up for the bridge: autocommit, short time limits, schema checked.
+
+    Raises StoreUnavailable or SchemaBehind.
+    """
+    try:
+        given = conninfo.conninfo_to_dict(dsn)
+        missing = {name: value for name, value in _DEFAULTS.items() if name not in given}
+        conn = await psycopg.AsyncConnection.connect(
+            conninfo.make_conninfo(dsn, application_name=application_name, **missing), autocommit=True
+        )
+    except (psycopg.Error, OSError) as error:
+        raise translated(error) from error
+    try:
+        async with Watchdog(conn):
+            await _set_up(conn)
+            version = await _version(conn)
+    except BaseException as error:
+        # Not `close()`, which may be interrupted: this closes the socket at once.
+        conn.pgconn.finish()
+        if isinstance(error, psycopg.Error):
+            raise translated(error) from error
+        raise
+    if version < WANTED_VERSION:
+        conn.pgconn.finish()
+        raise SchemaBehind(version, WANTED_VERSION)
+    return conn
+
+
+async def _set_up(conn: Connection) -> None:
+    # By statement rather than by `options`: those may be in use in the DSN, and proxies refuse them.
+    await conn.execute(
+        """
+        select set_config('search_path', 'public', false),
+               set_config('default_transaction_isolation', 'read committed', false),
+               set_config('statement_timeout', %s, false),
+               set_config('lock_timeout', %s, false),
+               set_config('tcp_keepalives_idle', '3', false),
+               set_config('tcp_keepalives_interval', '2', false),
+               set_config('tcp_keepalives_count', '2', false)
+        """,
+        (f"{STATEMENT_TIMEOUT * 1000:.0f}", f"{LOCK_TIMEOUT * 1000:.0f}"),
+    )
+
+
+async def _version(conn: Connection) -> int:
+    try:
+        cursor = await conn.execute("select coalesce(max(version), 0) from schema_version")
+    except pg.UndefinedTable:
+        return 0
+    row = await cursor.fetchone()
+    return int(str(row[0])) if row else 0
+
+
+class Watchdog:
+    """Shuts a connection's socket down when a call takes too long; the call then fails by itself.
+
+    Cancelling it instead would have psycopg ask the server to cancel, and wait for an answer that a silent
+    server never gives.
+    """
+
+    def __init__(self, conn: Connection, seconds: float = CALL_TIMEOUT) -> None:
+        self._conn = conn
+        self._seconds = seconds
+
+    async def __aenter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, shut_down, self._conn)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def shut_down(conn: Connection) -> None:
+    """Shut the socket of a connection down: whoever waits on it reads its end. Never raises."""
+    if conn.closed:
+        return
+    # A duplicate, since closing the descriptor itself is libpq's business.
+    with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
+        try:
+            duplicate.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # Not connected any more: the wait on it ends without our help.
+            return
+
+
+class Connections:
+    """A few connections, lent to one call each. Opens them when they are needed."""
+
+    def __init__(self, dsn: str, application_name: str, size: int = 4) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `work`, which may be run several times, on a connection; raises only errors of the bridge.
+
+        A connection that had been idle may be stale, or know an older schema: then a new one has a try.
+        """
+        lost = 0
+        while True:
+            try:
+                return await self._run_once(work)
+            except _Stale:
+                continue
+            except _LOST_A_RACE as error:
+                lost += 1
+                if lost == TRIES:
+                    raise translated(error) from error
+                await asyncio.sleep(random.uniform(0.005, 0.05) * lost)
+            except (psycopg.Error, UnicodeEncodeError) as error:
+                raise translated(error) from error
+
+    async def _run_once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("all connections are busy") from error
+        try:
+            if self._closed:
+                raise StoreUnavailable("this store is closed")
+            reused = bool(self._idle)
+            conn = self._idle.pop() if reused else await connect(self._dsn, self._application_name)
+            try:
+                async with Watchdog(conn):
+                    result = await work(conn)
+            except (psycopg.DataError, psycopg.IntegrityError, UnicodeEncodeError, *_LOST_A_RACE):
+                self._give_back(conn)
+                raise
+            except (psycopg.OperationalError, psycopg.InterfaceError, pg.FeatureNotSupported, *_BEHIND) as error:
+                conn.pgconn.finish()
+                # A statement timeout is the server's answer, not a sign of a stale connection.
+                if reused and not isinstance(error, pg.QueryCanceled):
+                    self._drop_idle()
+                    raise _Stale from error
+                raise
+            except BaseException:
+                # Interrupted, or an error nobody has thought of: its state is unknown.
+                conn.pgconn.finish()
+                raise
+            self._give_back(conn)
+            return result
+        finally:
+            self._free.release()
+
+    def _give_back(self, conn: Connection) -> None:
+        if self._closed or conn.closed:
+            conn.pgconn.finish()
+        else:
+            self._idle.append(conn)
+
+    def _drop_idle(self) -> None:
+        for conn in self._idle:
+            conn.pgconn.finish()
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Close what is idle now, and the others when their calls end. Idempotent."""
+        self._closed = True
+        self._drop_idle()
+
+
+class _Stale(Exception):
+    """A call failed on a connection that had been idle: worth a try on a new one."""
+
+
+def translated(error: Exception) -> BridgeError:
+    """What an error of psycopg or of the network means to the core.
+
+    | SQLSTATE, error | becomes |
+    |---|---|
+    | class 22 (data), class 23 (integrity), text that is no UTF-8 or holds a NUL | RowsRefused |
+    | everything else: no connection, a cut one, 40xxx and 55P03 after some tries, 53xxx, 57xxx, 25006, 42501 | StoreUnavailable |
+
+    A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
+    42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.
+    """
+    if isinstance(error, UnicodeEncodeError):
+        return RowsRefused("22021", f"text that is no UTF-8: {error.reason}")
+    if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
+        sqlstate = error.sqlstate or "22021"
+        text = error.diag.message_primary or _first_line(error)
+        if sqlstate == "23514" and error.diag.constraint_name is None:
+            # Not the row's fault: Postgres says so of a partition that is not there.
+            return StoreUnavailable(text)
+        return RowsRefused(sqlstate, text)
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return StoreUnavailable(f"{error.diag.message_primary or _first_line(error)} ({error.sqlstate})")
+    return StoreUnavailable(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

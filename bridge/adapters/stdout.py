@@ -1,0 +1,95 @@
+"""A DeliveryLog of JSON lines: one object per committed transition, with the names of view `delivery`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TextIO
+
+import msgspec
+
+from bridge.errors import BridgeError
+from bridge.model import Row
+
+
+_FIRST, _LAST = -62135596800.0, 253402300799.0
+"""0001-01-01 and 9999-12-31T23:59:59 in seconds since the epoch."""
+
+
+_LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+"""Breaks that JSON does not escape; some readers of lines would stop at them."""
+
+
+class LogUnwritable(BridgeError):
+    """The stream of a delivery log can't be written to; `cause` is what the system said."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the delivery log can't be written: {cause}")
+
+
+class JsonLinesLog:
+    """Writes each batch of rows to a stream, at once and in one piece, and flushes it.
+
+    What "durable" means is up to whoever reads the stream. A batch that is recorded again (after an error
+    or a cancellation) is written again: the lines of a key agree, the last one counts.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        # A cancelled call leaves its thread behind, and the next must not write into its line.
+        self._lock = threading.Lock()
+
+    async def record(self, rows: Sequence[Row]) -> None:
+        """See `DeliveryLog.record`. In a thread, since a reader that stands still blocks the writing."""
+        if rows:
+            text = "".join([line_of(row) for row in rows])
+            try:
+                await asyncio.to_thread(self._write, text)
+            except (OSError, ValueError) as error:
+                raise LogUnwritable(str(error)) from error
+
+    def _write(self, text: str) -> None:
+        with self._lock:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def line_of(row: Row) -> str:
+    """The row as one line of JSON; times in RFC 3339, UTC."""
+    fields: dict[str, object] = {
+        "push_id": row.key.push_id,
+        "user_id": row.key.user or None,
+        "outcome": row.outcome,
+        "reason": row.reason,
+        "final": row.final,
+        "event": row.event,
+        "app_id": row.app_id,
+        "tenant": row.key.tenant,
+        # Written anew: it may hold line breaks.
+        "meta": msgspec.json.decode(row.meta) if row.meta else None,
+        "published_at": _time(row.published_at),
+        "taken_at": _time(row.taken_at),
+        "written_at": _time(row.written_at),
+        "proven_at": _time(row.proven_at),
+        "finished_at": _time(row.finished_at),
+        "sessions": row.sessions,
+        "attempts": row.attempts,
+        "node": row.node,
+        "detail": row.detail,
+    }
+    line = msgspec.json.encode(fields).decode()
+    if not line.isascii():
+        line = line.translate(_LINE_BREAKS)
+    return line + "\n"
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    # A publisher may claim any time; a calendar of four digits ends earlier than the database's.
+    seconds = min(max(seconds, _FIRST), _LAST)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds")

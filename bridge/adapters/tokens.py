@@ -1,0 +1,222 @@
+"""JSON Web Tokens (RFC 7519) signed with a shared secret: who may open a session, and until when.
+
+| why              | the token                                                                        |
+|------------------|----------------------------------------------------------------------------------|
+| `missing`        | is empty                                                                         |
+| `malformed`      | is no JWT, or a claim has the wrong type                                         |
+| `algorithm`      | names an algorithm that the settings do not allow (`none` among them)            |
+| `signature`      | was not signed with our secret, or was changed since                             |
+| `no_expiry`      | has no `exp`                                                                     |
+| `expired`        | `exp` is past                                                                    |
+| `not_yet`        | `nbf`, or `iat`, is in the future                                                |
+| `issuer`         | `iss` is not the one that the settings name                                      |
+| `audience`       | `aud` does not hold the one that the settings name                               |
+| `no_user`        | has neither `sub` nor `uid`, or what it has is no user id                        |
+
+The signature is checked first: nothing that a stranger wrote is ever looked at. No token is logged here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import jwt
+from jwt.types import Options
+from jwt.warnings import InsecureKeyLengthWarning
+
+from bridge.errors import SettingsError, TokenRefused
+from bridge.model import ID_MAX, Claims
+from bridge.ports import Clock
+
+LEEWAY: Final = 10.0
+"""Seconds that the clock of whoever makes the tokens may differ from ours. For accepting a token only: a
+session ends at `exp` itself."""
+
+KEY_BYTES: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The algorithms that a shared secret can serve, and the bytes it needs for each (RFC 7518 3.2)."""
+
+WHYS: Final = (
+    "missing",
+    "malformed",
+    "algorithm",
+    "signature",
+    "no_expiry",
+    "expired",
+    "not_yet",
+    "issuer",
+    "audience",
+    "no_user",
+)
+
+# C0, DEL, C1; lone surrogates are legal in JSON escapes, but no UTF-8 can carry them any further.
+_USER = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{ID_MAX}}}")
+
+# Claims are checked here against the injected clock: the library would ask the machine's.
+_SIGNATURE_ONLY: Final[Options] = {
+    "verify_signature": True,
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
+
+
+class JwtVerifier:
+    """Fills the TokenVerifier port with HMAC-signed tokens.
+
+    Raises SettingsError at the start for a secret that is shorter than its algorithms need; with `dev` a
+    shorter one is taken, an empty one never. An empty `issuer` or `audience` is not checked.
+    """
+
+    def __init__(
+        self,
+        secret: str,
+        *,
+        clock: Clock,
+        algorithms: Sequence[str] = ("HS256",),
+        issuer: str = "",
+        audience: str = "",
+        leeway: float = LEEWAY,
+        dev: bool = False,
+    ) -> None:
+        unknown = [a for a in algorithms if a not in KEY_BYTES]
+        if unknown or not algorithms:
+            raise SettingsError(
+                "BRIDGE_JWT_ALGORITHMS",
+                f"one or more of {', '.join(KEY_BYTES)} expected" + "".join(f", not {a!r}" for a in unknown),
+            )
+        self._key = secret.encode()
+        need = max(KEY_BYTES[a] for a in algorithms)
+        if not self._key:
+            raise SettingsError("BRIDGE_JWT_SECRET", f"a secret of at least {need} bytes is required")
+        self._short = len(self._key) < need
+        if self._short and not dev:
+            raise SettingsError(
+                "BRIDGE_JWT_SECRET",
+                f"{max(algorithms, key=lambda a: KEY_BYTES[a])} needs a secret of at least {need} bytes, "
+                f"this one has {len(self._key)}",
+            )
+        self._algorithms = list(algorithms)
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway = leeway
+        self._clock = clock
+        try:
+            # Also refuses keys that are no secrets at all: a public key in PEM form, a JWK.
+            jwt.get_algorithm_by_name(self._algorithms[0]).prepare_key(self._key)
+        except jwt.InvalidKeyError as error:
+            raise SettingsError("BRIDGE_JWT_SECRET", str(error)) from error
+
+    def verify(self, token: str) -> Claims:
+        """Return what the token says; raises TokenRefused with a `why` of the module's table."""
+        if not token:
+            raise TokenRefused("missing")
+        said = self._signed(token)
+        now = self._clock.time()
+        expires_at = _moment(said, "exp")
+        if expires_at is None:
+            raise TokenRefused("no_expiry")
+        if expires_at <= now - self._leeway:
+            raise TokenRefused("expired")
+        issued_at = _moment(said, "iat")
+        for start in (_moment(said, "nbf"), issued_at):
+            if start is not None and start > now + self._leeway:
+                raise TokenRefused("not_yet")
+        if self._issuer and said.get("iss") != self._issuer:
+            raise TokenRefused("issuer")
+        if self._audience:
+            audience = said.get("aud")
+            if audience != self._audience and not (isinstance(audience, list) and self._audience in audience):
+                raise TokenRefused("audience")
+        token_id = said.get("jti")
+        if token_id is not None and not isinstance(token_id, str):
+            # Not ignored: a token whose id we don't know could not be revoked by it.
+            raise TokenRefused("malformed")
+        return Claims(
+            user=_user(said),
+            expires_at=expires_at,
+            token_id=token_id or "",
+            issued_at=issued_at,
+        )
+
+    def _signed(self, token: str) -> Mapping[str, Any]:
+        if not token.isascii():
+            raise TokenRefused("malformed")
+        try:
+            if not self._short:
+                return self._decode(token)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+                return self._decode(token)
+        except jwt.InvalidAlgorithmError as error:
+            raise TokenRefused("algorithm") from error
+        except jwt.InvalidSignatureError as error:
+            raise TokenRefused("signature") from error
+        except jwt.PyJWTError as error:
+            raise TokenRefused("malformed") from error
+
+    def _decode(self, token: str) -> Mapping[str, Any]:
+        said: Mapping[str, Any] = jwt.decode(
+            token, self._key, algorithms=self._algorithms, options=_SIGNATURE_ONLY
+        )
+        return said
+
+
+def make_token(
+    secret: str,
+    user: str,
+    ttl: float,
+    *,
+    algorithm: str = "HS256",
+    now: float | None = None,
+    **claims: object,
+) -> str:
+    """Sign a token for `user` that is good for `ttl` seconds from `now` (default: the machine's clock).
+
+    For the command line, development and tests. `claims` are added, and win over what is made here; one
+    that is None is left out.
+    """
+    issued = int(time.time() if now is None else now)
+    said: dict[str, object] = {"sub": user, "iat": issued, "exp": issued + ttl, "jti": uuid.uuid4().hex}
+    said.update(claims)
+    said = {name: value for name, value in said.items() if value is not None}
+    with warnings.catch_warnings():
+        # Whether a short secret will do is the verifier's business.
+        warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+        return jwt.encode(said, secret.encode(), algorithm=algorithm)
+
+
+def _moment(said: Mapping[str, Any], claim: str) -> float | None:
+    """A NumericDate (RFC 7519 section 2): a JSON number of seconds; None where the claim is not there."""
+    value = said.get(claim)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TokenRefused("malformed")
+    try:
+        moment = float(value)
+    except OverflowError as error:
+        raise TokenRefused("malformed") from error
+    if not math.isfinite(moment):
+        raise TokenRefused("malformed")
+    return moment
+
+
+def _user(said: Mapping[str, Any]) -> str:
+    user = said.get("sub")
+    if user is None:
+        user = said.get("uid")
+        if isinstance(user, int) and not isinstance(user, bool):
+            user = str(user)
+    if not isinstance(user, str) or not _USER.fullmatch(user):
+        raise TokenRefused("no_user")
+    return user

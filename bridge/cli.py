@@ -1,0 +1,413 @@
+"""The `bridge` command: its words, its help, its exit codes. What the words do is in commands, dev and demo.
+
+Exit codes: 0 done; 1 it found or caused a failure; 2 usage or settings; 3 broker or database unreachable;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
+
+from bridge import __version__
+from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from bridge.config import CommonSettings
+
+DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+S = TypeVar("S", bound="CommonSettings")
+
+OVERVIEW: Final = """\
+usage: bridge <command> [options]
+
+Push requests from RabbitMQ to a person's WebSockets, with proof.
+
+see it
+  demo        the whole story in under a minute, checked against the delivery log
+  dev         private servers, the bridge and a demo page, on this machine
+
+run it
+  db          upgrade, status, sql: the schema of the delivery log
+  check       look at settings, broker, topology, database and schema, one line each
+  serve       run the bridge
+
+use it
+  token       make a token that opens a session
+  push        publish a push request and print what became of it
+  tail        print the ends of pushes as they happen
+
+bridge <command> --help says more. Settings come from BRIDGE_* in the environment, a .env file,
+secret files or flags. Exit codes: 0 done, 1 it found or caused a failure, 2 usage or settings,
+3 broker or database unreachable, 130 interrupted.
+"""
+
+EPILOGS: Final = {
+    "serve": "SIGTERM and Ctrl-C drain: what was taken is settled, what is left goes back to the queue.\n\n"
+    "  bridge serve --ws-port 9000 --log-format json",
+    "dev": "Servers, data and the secret of the tokens stay under .dev/ for the next time.\n\n  bridge dev",
+    "demo": "Exits 0 only when what the clients received and the delivery log agree.\n\n  bridge demo",
+    "check": "Exits 0 when `bridge serve` would get ready, 3 when broker or database can't be reached.\n\n"
+    "  bridge check --declare passive",
+    "token": '  bridge token u42 --ttl 600\n  wscat -c "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
+    "push": "Exits 0 when every push ended as acked, received or written, 1 otherwise.\n\n"
+    "  bridge push --user u42 --data '{\"hi\": 1}'\n"
+    "  bridge push --user u42 --user u43 --event order.paid --text 'thank you' --confirm acked\n"
+    '  bridge push \'{"to": {"user": "u42"}, "data": 1}\'\n'
+    "  cat request.json | bridge push -",
+    "tail": "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
+    "db upgrade": "Safe to run at any time, also twice at once.",
+    "db status": "Exits 1 when something is still to be applied.",
+    "db sql": "For a database whose owner runs the SQL:  bridge db sql | psql",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a hint where a word is nearly right, and help that keeps its line breaks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is; exit with 2."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"`{self.prog} --help` says more.", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=30, **kwargs)
+
+
+class _TopParser(Parser):
+    def format_help(self) -> str:
+        return OVERVIEW
+
+
+def build_parser(named: str = "") -> tuple[Parser, Mapping[str, Parser]]:
+    """The words that the command understands: the parser of all, and that of each command.
+
+    Only the command that is `named` gets the flags of its settings: reading those takes longer than most
+    commands run.
+    """
+    top = _TopParser(prog="bridge")
+    top.add_argument("--version", action="version", version=f"bridge {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="<command>", required=True, parser_class=Parser)
+    parsers: dict[str, Parser] = {}
+
+    def command(
+        name: str,
+        description: str,
+        run: Callable[[argparse.Namespace], int],
+        fields: Sequence[str] | None,
+        words: Any = commands,
+    ) -> Parser:
+        parser: Parser = words.add_parser(name.split()[-1], description=description, epilog=EPILOGS.get(name))
+        parser.set_defaults(run=run, parser=parser)
+        if named == name.split()[0]:
+            _add_setting_flags(parser, fields)
+        parsers[name] = parser
+        return parser
+
+    command("serve", "Run the bridge until SIGTERM or Ctrl-C.", _serve, None)
+
+    dev = command(
+        "dev", "Start private servers, upgrade the schema, serve here, and say how to try it.", _dev, None
+    )
+    dev.add_argument("--user", default="u42", metavar="ID", help="the user that the token is for [u42]")
+
+    demo = command(
+        "demo",
+        "Start the stack, push sample requests to several users, and check the delivery log.",
+        _demo,
+        ("amqp_url", "postgres_dsn", "log_level"),
+    )
+    demo.add_argument("--requests", metavar="FILE", help="push requests to publish instead of the samples")
+
+    command("check", "Look at settings, broker, topology, database and schema.", _check, None)
+
+    db = commands.add_parser("db", description="The schema of the delivery log in Postgres.")
+    parsers["db"] = db
+    words = db.add_subparsers(dest="word", metavar="upgrade|status|sql", required=True, parser_class=Parser)
+    dsn = ("postgres_dsn",)
+    command("db upgrade", "Apply the migrations that are missing.", _db_upgrade, dsn, words)
+    command("db status", "Print every migration and when it was applied.", _db_status, dsn, words)
+    sql = command("db sql", "Print the SQL of the missing migrations; apply nothing.", _db_sql, dsn, words)
+    sql.add_argument("--all", action="store_true", help="of all migrations, for an empty database")
+
+    token = command(
+        "token",
+        "Print a token that opens a session of USER.",
+        _token,
+        ("jwt_secret", "jwt_algorithms", "jwt_issuer", "jwt_audience", "dev"),
+    )
+    token.add_argument("user", metavar="USER", help="the user whose pushes it gets")
+    token.add_argument(
+        "--ttl", type=_seconds, default=3600.0, metavar="S", help="seconds it is good for [3600]"
+    )
+
+    _add_push_options(
+        command("push", "Publish a push request, and print what became of it.", _push, ("amqp_url",))
+    )
+
+    tail = command("tail", "Print the ends of pushes as they happen, until Ctrl-C.", _tail, ("amqp_url",))
+    tail.add_argument("--outcome", default="*", metavar="X", help="only this outcome: received, unknown, ...")
+    tail.add_argument(
+        "--event", default="#", metavar="X", help="only these events; * is one word, # any number of words"
+    )
+    tail.add_argument("--count", type=_count, metavar="N", help="stop after so many")
+    tail.add_argument("--json", action="store_true", help="the receipts as they are, one JSON object a line")
+    return top, parsers
+
+
+def _add_push_options(push: Parser) -> None:
+    push.add_argument(
+        "request",
+        nargs="?",
+        metavar="REQUEST",
+        help="a whole push request, or a batch, as JSON; - reads stdin",
+    )
+    request = push.add_argument_group("the request, by parts")
+    request.add_argument("--user", action="append", metavar="ID", help="to this user; may be repeated")
+    request.add_argument("--session", metavar="ID", help="to this session")
+    request.add_argument("--all", action="store_true", help="to everyone who is connected")
+    request.add_argument(
+        "--except", action="append", metavar="ID", dest="excluded", help="but not to this session"
+    )
+    request.add_argument("--data", metavar="JSON", help="any JSON value; - reads it from stdin")
+    request.add_argument("--text", help="a string, without the quotes that JSON wants")
+    request.add_argument("--event", help="the name that the client dispatches on [message]")
+    request.add_argument(
+        "--confirm", choices=("written", "received", "acked"), help="the proof wanted [received]"
+    )
+    request.add_argument("--id", help="the idempotency key [a new one]")
+    request.add_argument("--tenant", help="for analysts")
+    request.add_argument("--meta", action="append", metavar="KEY=VALUE", help="for analysts; may be repeated")
+    push.add_argument(
+        "--wait",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds to wait for the outcomes; 0: don't [5]",
+    )
+    push.add_argument(
+        "--json", action="store_true", help="print the receipts as they are, one JSON object a line"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; raises SystemExit only for --help, --version and usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(OVERVIEW, end="")
+        return USAGE
+    try:
+        args = _parse(words)
+        code = args.run(args)
+        sys.stdout.flush()
+        return int(code)
+    except SettingsError as error:
+        _complain(str(error))
+        return USAGE
+    except (BrokerUnavailable, StoreUnavailable) as error:
+        _complain(str(error))
+        return UNREACHABLE
+    except BridgeError as error:
+        _complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`bridge tail | head`); the interpreter must not flush into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def run_loop(main_coroutine: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
+    """Run a coroutine on uvloop where it is wanted and installed, else on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if uvloop and importlib.util.find_spec("uvloop"):
+        import uvloop as library
+
+        factory = library.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main_coroutine)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    top, parsers = build_parser(words[0])
+    commands = [name for name in parsers if " " not in name]
+    if not words[0].startswith("-") and words[0] not in commands:
+        near = difflib.get_close_matches(words[0], commands, n=1)
+        top.error(f"there is no command {words[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+    args, unknown = top.parse_known_args(words)
+    if unknown:
+        parser: Parser = args.parser
+        options = re.findall(r"--[a-z-]+", parser.format_help())
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        parser.error(f"what is {unknown[0]}?" + (f" (did you mean {near[0]}?)" if near else ""))
+    return args
+
+
+def _add_setting_flags(parser: Parser, fields: Sequence[str] | None) -> None:
+    """Give the parser a flag for each of these settings (None: for every one), in groups."""
+    from bridge.config import GROUPS, Settings, default_text, expected, flag_name
+
+    for title, names in GROUPS.items():
+        shown = [name for name in names if fields is None or name in fields]
+        if not shown:
+            continue
+        group = parser.add_argument_group(title[0].lower() + title[1:])
+        for name in shown:
+            info = Settings.model_fields[name]
+            words = (info.description or "").replace("`", "").rstrip(".")
+            kwargs: dict[str, Any] = {"dest": f"setting.{name}", "default": argparse.SUPPRESS}
+            if info.annotation is bool:
+                kwargs["action"] = argparse.BooleanOptionalAction
+            else:
+                kwargs["metavar"] = _metavar(expected(name, info))
+            default = default_text(name).replace("`", "")
+            words += f" [{default}]" if default else ""
+            group.add_argument(flag_name(name), help=words.replace("%", "%%"), **kwargs)
+
+
+def _metavar(wanted: str) -> str:
+    if wanted.startswith("one of "):
+        return "|".join(wanted.removeprefix("one of ").split(", "))
+    return "N" if wanted else "X"
+
+
+def _load(kind: type[S], args: argparse.Namespace) -> S:
+    flags = {k.removeprefix("setting."): v for k, v in vars(args).items() if k.startswith("setting.")}
+    return kind.load(flags)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e9:
+        raise argparse.ArgumentTypeError(f"seconds expected, not {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 expected, not {text!r}")
+    return int(text)
+
+
+def _complain(message: str, stream: TextIO | None = None) -> None:
+    for line in message.splitlines() or [""]:
+        print(f"bridge: {line}", file=stream or sys.stderr)
+
+
+# --- What each command loads and calls: imports are made here, so that none pays for another's -------------
+
+
+def _quiet_logs(args: argparse.Namespace, settings: CommonSettings) -> None:
+    """For commands that print their own story: only warnings, unless a level was asked for."""
+    from bridge.adapters import logs
+
+    asked = "setting.log_level" in vars(args) or "log_level" in settings.model_fields_set
+    logs.setup(settings.log_level if asked else "warning", settings.log_format)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import Settings
+
+    settings = _load(Settings, args)
+    return run_loop(commands.serve(settings), uvloop=settings.uvloop)
+
+
+def _dev(args: argparse.Namespace) -> int:
+    from bridge import dev
+
+    flags = {k.removeprefix("setting."): v for k, v in vars(args).items() if k.startswith("setting.")}
+    return dev.main(flags, user=args.user)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from bridge import demo
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    return demo.main(settings, requests=args.requests)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import Settings
+
+    try:
+        settings = _load(Settings, args)
+    except SettingsError as error:
+        return commands.settings_are_wrong(error)
+    _quiet_logs(args, settings)
+    return run_loop(commands.check(settings), uvloop=settings.uvloop)
+
+
+def _db_upgrade(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    return commands.db_upgrade(_load(CommonSettings, args))
+
+
+def _db_status(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    return commands.db_status(_load(CommonSettings, args))
+
+
+def _db_sql(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    return commands.db_sql(_load(CommonSettings, args), everything=args.all)
+
+
+def _token(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import TokenSettings
+
+    return commands.token(_load(TokenSettings, args), args.user, args.ttl)
+
+
+def _push(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    body = commands.push_body(args)
+    return run_loop(commands.push(settings, body, args.wait, as_json=args.json), uvloop=False)
+
+
+def _tail(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    key = f"{args.outcome}.{args.event}"
+    return run_loop(commands.tail(settings, key, count=args.count, as_json=args.json), uvloop=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""The fields of a push request v1, checked one by one, with a sentence for people about the first wrong one.
+
+Fields are named by their path in the JSON body (`to.user`), also where they came as headers. Wrong values
+are never shown, only what they are: they may be secrets, or a megabyte.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from bridge.errors import InvalidRequest
+from bridge.jsontext import shown
+from bridge.model import (
+    CONFIRM,
+    ID_MAX,
+    META_KEY_CHARS,
+    META_KEYS_MAX,
+    META_VALUE_CHARS,
+    USERS_MAX,
+    Encoding,
+    PushRequest,
+    Reason,
+    Target,
+    ToAll,
+    ToSession,
+    ToUser,
+    ToUsers,
+)
+
+TARGETS: Final = ("user", "users", "session", "all")
+"""What `to` holds exactly one of."""
+TO_FIELDS: Final = frozenset((*TARGETS, "topic", "except"))
+FIELDS: Final = frozenset(
+    ("id", "to", "event", "data", "ttl", "confirm", "collapse_key", "fallback", "tenant", "meta")
+)
+LATER: Final[Mapping[str, str]] = {
+    "to.topic": "topics",
+    "collapse_key": "pushes that replace older ones",
+    "fallback": "a fallback to another channel",
+}
+"""Fields of the contract whose feature this version does not have."""
+
+# C0, DEL and C1 (the category Cc of Unicode), and surrogates, which no UTF-8 can hold.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Postgres' jsonb takes no U+0000.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def has_no_controls(text: str) -> bool:
+    """Whether this text may be part of an id."""
+    return text.isprintable() or not _CONTROL.search(text)
+
+
+def is_id(text: str) -> bool:
+    """Whether this may be an id, user, session, tenant or event."""
+    return 0 < len(text) <= ID_MAX and has_no_controls(text)
+
+
+def build(
+    values: Mapping[str, object],
+    path: Callable[[str], str],
+    data: bytes,
+    encoding: Encoding,
+    meta: bytes,
+    fallback_id: str,
+    taken_at: float,
+) -> PushRequest:
+    """Check every value and build the request; raises InvalidRequest.
+
+    `path` turns a field into what people know it as, `meta` is the JSON of the value of that name, and
+    `fallback_id` the AMQP `message_id` or what stands for it, or empty.
+    """
+    for field, feature in LATER.items():
+        if field in values:
+            raise InvalidRequest(Reason.UNSUPPORTED, path(field), f"this version does not have {feature}")
+    given = [name for name in TARGETS if f"to.{name}" in values]
+    if len(given) != 1:
+        raise InvalidRequest(
+            Reason.INVALID,
+            path("to"),
+            f"expected one of {', '.join(TARGETS)}, got {' and '.join(given) or 'none'}",
+        )
+    target = _target(given[0], values[f"to.{given[0]}"], path(f"to.{given[0]}"))
+    excluded: frozenset[str] = frozenset()
+    if "to.except" in values:
+        excluded = frozenset(_ids(values["to.except"], path("to.except"), at_least=0))
+    push_id = ""
+    if "id" in values:
+        push_id = checked_id(values["id"], path("id"))
+    elif fallback_id:
+        push_id = checked_id(fallback_id, "property message_id")
+    event = checked_id(values["event"], path("event")) if "event" in values else "message"
+    tenant = checked_id(values["tenant"], path("tenant")) if "tenant" in values else ""
+    word = values.get("confirm", "received")
+    confirm = CONFIRM.get(word) if isinstance(word, str) else None
+    if confirm is None:
+        got = "another string" if isinstance(word, str) else kind(word)
+        raise InvalidRequest(
+            Reason.INVALID, path("confirm"), f"expected one of {', '.join(CONFIRM)}, got {got}"
+        )
+    if "meta" in values:
+        check_meta(values["meta"], path("meta"))
+    if "ttl" in values:
+        _check_ttl(values["ttl"], path("ttl"))
+    return PushRequest(
+        push_id or uuid7(taken_at),
+        target,
+        data,
+        event,
+        encoding,
+        confirm,
+        excluded,
+        tenant,
+        meta,
+        not push_id,
+    )
+
+
+def checked_id(value: object, path: str) -> str:
+    """The value where it is usable as an id; raises InvalidRequest."""
+    if isinstance(value, str):
+        if is_id(value):
+            return value
+        got = f"{len(value)} characters"
+        control = _CONTROL.search(value)
+        if control:
+            got = f"U+{ord(control[0]):04X} at position {control.start()}"
+    else:
+        got = kind(value)
+    raise InvalidRequest(
+        Reason.INVALID,
+        path,
+        f"expected a string of 1 to {ID_MAX} characters without control characters, got {got}",
+    )
+
+
+def check_meta(value: object, path: str) -> None:
+    """Raise InvalidRequest unless this is an object of at most 16 short strings."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(Reason.INVALID, path, f"expected an object, got {kind(value)}")
+    if len(value) > META_KEYS_MAX:
+        raise InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got {len(value)}")
+    for key, text in value.items():
+        if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
+            raise InvalidRequest(
+                Reason.INVALID,
+                f"{path}.{shown(str(key))}",
+                f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000",
+            )
+        if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
+            got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
+            raise InvalidRequest(
+                Reason.INVALID,
+                f"{path}.{shown(key)}",
+                f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}",
+            )
+
+
+def kind(value: object) -> str:
+    """What a wrong value is, in words."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return "a string"
+        case int() | float():
+            return "a negative number" if value < 0 else "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return type(value).__name__
+
+
+def uuid7(at: float) -> str:
+    """A UUIDv7 (RFC 9562 section 5.7) for the moment `at`, wall-clock seconds."""
+    milliseconds = min(max(int(at * 1000), 0), (1 << 48) - 1)
+    bits = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
+    bits = bits & ~(0xF << 76) | 0x7 << 76
+    bits = bits & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=bits))
+
+
+def _target(name: str, value: object, path: str) -> Target:
+    if name == "user":
+        return ToUser(checked_id(value, path))
+    if name == "session":
+        return ToSession(checked_id(value, path))
+    if name == "users":
+        return ToUsers(_ids(value, path, at_least=1))
+    if value is not True:
+        raise InvalidRequest(Reason.INVALID, path, f"expected true, got {kind(value)}")
+    return ToAll()
+
+
+def _ids(value: object, path: str, at_least: int) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InvalidRequest(Reason.INVALID, path, f"expected a list of strings, got {kind(value)}")
+    if len(value) < at_least:
+        raise InvalidRequest(Reason.INVALID, path, "expected at least one, got an empty list")
+    ids = tuple(dict.fromkeys(checked_id(item, f"{path}[{index}]") for index, item in enumerate(value)))
+    if len(ids) > USERS_MAX:
+        raise InvalidRequest(Reason.TOO_MANY, path, f"expected at most {USERS_MAX}, got {len(ids)}")
+    return ids
+
+
+def _check_ttl(value: object, path: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidRequest(Reason.INVALID, path, f"expected seconds, 0 or more, got {kind(value)}")
+    if value > 0:
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            path,
+            "this version does not keep pushes for users who are away: leave ttl out, or say 0",
+        )

@@ -1,0 +1,215 @@
+"""Bytes and model: push requests in (see `decoding`), frames both ways, receipts out. Pure: no I/O."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from typing import Annotated, NamedTuple, TypeAlias
+
+import msgspec
+
+from bridge import jsontext
+from bridge.decoding import Decoded, Limits, decode, request_body
+from bridge.fields import has_no_controls, is_id, kind
+from bridge.jsontext import BAD_JSON, encode
+from bridge.model import ID_MAX, NO_USER, CloseReason, Encoding, PushRequest, Row
+from bridge.ports import Frame
+
+__all__ = [
+    "UNSUPPORTED_FRAMES",
+    "AckFrame",
+    "BadFrame",
+    "ClientFrame",
+    "Decoded",
+    "Limits",
+    "Ref",
+    "UnsupportedFrame",
+    "bare_frame",
+    "bye_frame",
+    "decode",
+    "error_frame",
+    "ok_frame",
+    "parse_client",
+    "push_frame",
+    "receipt_body",
+    "request_body",
+    "welcome_frame",
+]
+
+# --- Frames out ------------------------------------------------------------------------------------------
+
+Ref: TypeAlias = str | int | None
+"""What a client put into `ref`, given back with the answer; None where it gave none that is usable."""
+
+
+def push_frame(request: PushRequest) -> Frame:
+    """A push in the envelope of `bridge.v1.json`; JSON data goes in byte for byte as it came."""
+    head = b'{"type":"push","id":%b,"event":%b,"data":' % (encode(request.id), encode(request.event))
+    if request.encoding is Encoding.JSON:
+        return Frame(b"%b%b}" % (head, request.data))
+    if request.encoding is Encoding.TEXT:
+        return Frame(b"%b%b}" % (head, encode(request.data.decode())))
+    return Frame(b'%b"%b","encoding":"base64"}' % (head, base64.b64encode(request.data)))
+
+
+def bare_frame(request: PushRequest) -> Frame:
+    """Just the data: a JSON string as the text that it stands for, other JSON as its text, bytes as bytes."""
+    if request.encoding is Encoding.BYTES:
+        return Frame(request.data, binary=True)
+    if request.encoding is Encoding.JSON and request.data[:1] == b'"':
+        return Frame(jsontext.decode_str(request.data).encode())
+    return Frame(request.data)
+
+
+def welcome_frame(session: str, user: str, complete: bool) -> Frame:
+    """The first frame of a session. `complete`: nothing is missing since the push it asked to resume from."""
+    return Frame(encode({"type": "welcome", "session": session, "user": user, "complete": complete}))
+
+
+def error_frame(code: str, message: str, ref: Ref = None) -> Frame:
+    """The answer to a frame that was not carried out. `code` is a fixed word, `message` is for people."""
+    return Frame(encode({"type": "error", "code": code, "message": message, **_with_ref(ref)}))
+
+
+def ok_frame(ref: Ref = None) -> Frame:
+    """The answer to a frame that was carried out."""
+    return Frame(encode({"type": "ok", **_with_ref(ref)}))
+
+
+def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
+    """The last frame before a close. `retry_after`: seconds to wait before coming back."""
+    return Frame(
+        encode({"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after})
+    )
+
+
+def _with_ref(ref: Ref) -> dict[str, Ref]:
+    return {} if ref is None else {"ref": ref}
+
+
+# --- Frames in -------------------------------------------------------------------------------------------
+
+
+class AckFrame(NamedTuple):
+    """The application has got the push with this id."""
+
+    id: str
+
+
+class UnsupportedFrame(NamedTuple):
+    """A frame of the contract whose feature this version does not have."""
+
+    type: str
+    ref: Ref
+
+
+class BadFrame(NamedTuple):
+    """A message that is no frame of the contract."""
+
+    problem: str
+    ref: Ref
+
+
+ClientFrame: TypeAlias = AckFrame | UnsupportedFrame | BadFrame
+
+UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "refresh", "publish"))
+"""Types of frames that a later version takes."""
+
+_REF_INT_MAX = 2**53 - 1
+"""The largest integer that every client reads back as it was (RFC 8259 section 6)."""
+
+
+class _Ack(msgspec.Struct, tag_field="type", tag="ack", gc=False):
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+
+
+_decode_ack = msgspec.json.Decoder(_Ack).decode
+
+
+def parse_client(data: str | bytes) -> ClientFrame:
+    """Read a client's message, from a text or a binary frame. Never raises; unknown members are ignored."""
+    ack = _ack(data)
+    if ack is not None:
+        return ack
+    try:
+        frame = jsontext.decode_any(data)
+    except RecursionError:
+        return BadFrame("nested too deep", None)
+    except BAD_JSON:
+        return BadFrame("expected a JSON object in UTF-8", None)
+    if not isinstance(frame, dict):
+        return BadFrame(f"expected an object, got {kind(frame)}", None)
+    given = frame.get("ref")
+    ref = given if _is_ref(given) else None
+    if given is not None and ref is None:
+        return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
+    what = frame.get("type")
+    if what == "ack":
+        return BadFrame(f"id: expected the id of a push, got {kind(frame.get('id'))}", ref)
+    if not isinstance(what, str):
+        return BadFrame(f"type: expected a string, got {kind(what)}", ref)
+    if what in UNSUPPORTED_FRAMES:
+        return UnsupportedFrame(what, ref)
+    return BadFrame(f"type: {jsontext.shown(what)} is not known", ref)
+
+
+def _ack(data: str | bytes) -> AckFrame | None:
+    """The ack frame that nearly every message is, or None for whatever else it is."""
+    try:
+        push_id = _decode_ack(data).id
+    except BAD_JSON:
+        return None
+    return AckFrame(push_id) if has_no_controls(push_id) else None
+
+
+def _is_ref(value: object) -> bool:
+    if isinstance(value, str):
+        return is_id(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _REF_INT_MAX
+
+
+# --- Receipts out ----------------------------------------------------------------------------------------
+
+
+class _Receipt(msgspec.Struct, omit_defaults=True, gc=False):
+    push_id: str
+    user_id: str | None
+    outcome: str
+    reason: str
+    final: bool
+    event: str | None
+    tenant: str | None
+    published_at: datetime
+    taken_at: datetime
+    written_at: datetime | None
+    proven_at: datetime | None
+    finished_at: datetime | None
+    sessions: int
+    attempts: int
+    node: str
+    detail: str = ""
+
+
+def receipt_body(row: Row) -> bytes:
+    """A row as the JSON of its receipt: times in RFC 3339, UTC; null for what is not known."""
+    key = row.key
+    return encode(
+        _Receipt(
+            key.push_id,
+            None if key.user == NO_USER else key.user,
+            row.outcome,
+            row.reason,
+            row.final,
+            row.event or None,
+            key.tenant or None,
+            datetime.fromtimestamp(row.published_at, UTC),
+            datetime.fromtimestamp(row.taken_at, UTC),
+            None if row.written_at is None else datetime.fromtimestamp(row.written_at, UTC),
+            None if row.proven_at is None else datetime.fromtimestamp(row.proven_at, UTC),
+            None if row.finished_at is None else datetime.fromtimestamp(row.finished_at, UTC),
+            row.sessions,
+            row.attempts,
+            row.node,
+            row.detail,
+        )
+    )

@@ -1,0 +1,374 @@
+"""The demo page in a real browser, against an ops port and a WebSocket port that the test plays itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from bridge.errors import BrokerUnavailable
+from bridge.model import Outcome, Reason
+from bridge.ports import SessionInfo
+from tests.ops import FakePublisher, Parts, ops, receipt, row, until
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "Debian's package chromium is needed"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator[Page]:
+    """The page; at the end it must have logged no error and asked nobody but its own host."""
+    context = await browser.new_context(**options)  # type: ignore[arg-type]
+    page = await context.new_page()
+    page.set_default_timeout(5_000)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto(url)
+    yield page
+    # A browser notes every answer that says no; the page shows those to its user.
+    assert [p for p in problems if "the server responded with a status of" not in p] == []
+    assert [a for a in asked if "//127.0.0.1:" not in a] == []
+    await context.close()
+
+
+class Stage(FakePublisher):
+    """A bridge of a few lines: what is pushed goes to the sockets of its user, and comes to a good end."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
+        self.sockets: dict[ServerConnection, SessionInfo] = {}
+        self.offered: list[Sequence[str]] = []
+        self.acks: list[str] = []
+        self.copies = 1
+
+    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
+        await super().publish(body, message_id=message_id, headers=headers)
+        await self.push(json.loads(body))
+
+    async def push(self, request: dict[str, object]) -> None:
+        push_id = str(request["id"])
+        to = request["to"]
+        assert isinstance(to, dict)
+        reached = [(s, i.user) for s, i in self.sockets.items() if to.get("all") or i.user == to["user"]]
+        for socket, user in reached:
+            for _ in range(self.copies):
+                await socket.send(json.dumps({"type": "push", **request}))
+            self.parts.feed.on_outcome(row(push_id, user, Outcome.PENDING, Reason.AWAITING_PROOF))
+            if request["confirm"] != "acked":
+                self.parts.feed.on_outcome(row(push_id, user))
+        if not reached:
+            user = str(to.get("user", ""))
+            self.parts.feed.on_outcome(row(push_id, user, Outcome.OFFLINE, Reason.NO_SESSION))
+
+    async def session(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        offered = [p.strip() for p in socket.request.headers["Sec-WebSocket-Protocol"].split(",")]
+        self.offered.append(offered)
+        user = offered[1].removeprefix("bridge.token.token-of-")
+        session = f"s{len(self.offered)}"
+        self.sockets[socket] = SessionInfo(session, user, "bridge.v1.json", self.parts.clock.time())
+        self.parts.sessions[:] = self.sockets.values()
+        await socket.send(json.dumps({"type": "welcome", "session": session, "user": user, "complete": True}))
+        try:
+            async for message in socket:
+                frame = json.loads(message)
+                assert frame["type"] == "ack"
+                self.acks.append(frame["id"])
+                self.parts.feed.on_outcome(row(frame["id"], user, Outcome.ACKED, Reason.ACK_FRAME))
+        except ConnectionClosed:
+            pass
+        finally:
+            del self.sockets[socket]
+            self.parts.sessions[:] = self.sockets.values()
+
+
+@dataclass
+class Played:
+    """A stage that is set."""
+
+    parts: Parts
+    stage: Stage
+    url: str
+    token: str = ""
+
+
+@asynccontextmanager
+async def played(token: str = "", *, dev: bool = True) -> AsyncIterator[Played]:
+    parts = Parts(dev=dev)
+    parts.publisher = stage = Stage(parts)
+    async with (
+        serve(stage.session, "127.0.0.1", 0, subprotocols=["bridge.v1.json"]) as server,  # type: ignore[list-item]
+        ops(parts, token=token) as running,
+    ):
+        parts.ws_port = next(iter(server.sockets)).getsockname()[1]
+        yield Played(parts, stage, running.url, token)
+
+
+@pytest.fixture
+async def play() -> AsyncIterator[Played]:
+    async with played() as play:
+        yield play
+
+
+async def connect(page: Page, user: str) -> None:
+    await page.get_by_label("User", exact=True).fill(user)
+    await page.get_by_role("button", name="Connect").click()
+    await expect(page.locator("#connection")).to_have_text(f"Connected as {user}.")
+
+
+async def push(page: Page, to: str, data: str, confirm: str = "received") -> None:
+    await page.get_by_label("Which user").fill(to)
+    await page.get_by_label("Data").fill(data)
+    await page.get_by_label("Proof wanted").select_option(confirm)
+    await page.get_by_role("button", name="Push", exact=True).click()
+
+
+async def test_a_push_appears_with_its_data_and_the_proof_that_it_came(
+    browser: Browser, play: Played
+) -> None:
+    async with opened(browser, play.url) as page:
+        await expect(page.locator("#ready")).to_have_text("ready")
+        await expect(page.locator("#who")).to_have_text("n1, version 1.2.3")
+        await connect(page, "alice")
+        assert play.stage.offered == [["bridge.v1.json", "bridge.token.token-of-alice"]]
+        await push(page, "alice", '{"text": "Hello!"}')
+        entry = page.locator("#pushes > li")
+        await expect(entry).to_have_count(1)
+        await expect(entry.locator(".data")).to_have_text('{"text":"Hello!"}')
+        await expect(entry.locator(".outcome")).to_have_text("received")
+        await expect(entry.locator(".meaning")).to_contain_text("the peer answered a ping")
+        await expect(entry.locator(".facts")).to_contain_text("4.0 ms from publisher to proof")
+        await expect(entry.locator(".facts")).to_contain_text("to this screen")
+        await expect(entry.locator(".track li.done")).to_have_count(2)
+
+
+async def test_it_acknowledges_what_it_has_shown_unless_told_not_to(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await push(page, "alice", "1", "acked")
+        entry = page.locator("#pushes > li").first
+        await expect(entry.locator(".outcome")).to_have_text("acked")
+        await expect(entry.locator(".track li.done")).to_have_count(3)
+        await page.get_by_label("Acknowledge").uncheck()
+        await push(page, "alice", "2", "acked")
+        await expect(entry.locator(".outcome")).to_have_text("pending")
+        assert len(play.stage.acks) == 1
+
+
+async def test_a_push_to_somebody_who_is_not_there_says_so(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await push(page, "nobody", "1")
+        entry = page.locator("#pushes > li")
+        await expect(entry.locator(".outcome")).to_have_text("offline")
+        await expect(entry.locator(".meaning")).to_contain_text("no_session: the user had no session")
+
+
+async def test_a_push_to_everyone_becomes_one_entry_for_each_user(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as one, opened(browser, play.url) as two:
+        await connect(one, "alice")
+        await connect(two, "bob")
+        await one.get_by_label("To", exact=True).select_option("all")
+        await one.get_by_role("button", name="Push", exact=True).click()
+        await expect(one.locator("#pushes .to")).to_have_text(["to bob", "to alice"])
+        await expect(two.locator("#pushes .data:visible")).to_have_count(1)
+        await expect(one.locator("#sessions .user")).to_have_text(["alice (this page)", "bob"])
+
+
+async def test_a_wrong_push_shows_what_is_wrong_with_it(browser: Browser, play: Played) -> None:
+    async def refuse(body: bytes, **_: object) -> Sequence[Mapping[str, object]]:
+        wrong = row(
+            json.loads(body)["id"],
+            "",
+            Outcome.REJECTED,
+            Reason.INVALID,
+            detail="to.user: 1 to 128 characters",
+        )
+        play.parts.feed.on_outcome(wrong)
+        return [receipt(wrong)]
+
+    play.stage.request = refuse  # type: ignore[method-assign]
+    async with opened(browser, play.url) as page:
+        await push(page, "", "1")
+        entry = page.locator("#pushes > li")
+        await expect(entry).to_have_count(1)
+        await expect(entry.locator(".outcome")).to_have_text("rejected")
+        await expect(entry.locator(".meaning")).to_contain_text("to.user: 1 to 128 characters")
+
+
+async def test_markup_in_a_push_is_shown_as_text(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await push(page, "alice", "<img src=x onerror=alert(1)><b>bold</b>")
+        data = page.locator("#pushes .data")
+        await expect(data).to_have_text("<img src=x onerror=alert(1)><b>bold</b>")
+        assert await data.locator("b, img").count() == 0
+
+
+async def test_a_push_that_comes_twice_is_one_entry_that_says_so(browser: Browser, play: Played) -> None:
+    play.stage.copies = 2
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await push(page, "alice", "1")
+        await expect(page.locator("#pushes > li")).to_have_count(1)
+        await expect(page.locator("#pushes .meaning")).to_contain_text("it came 2 times")
+
+
+async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browser, play: Played) -> None:
+    play.stage.error = BrokerUnavailable("connection refused")
+    async with opened(browser, play.url) as page:
+        await push(page, "alice", "1")
+        await expect(page.locator("#send-problem")).to_have_text("the broker is away: connection refused")
+        await expect(page.locator("#pushes .outcome")).to_have_text("failed")
+
+
+async def test_what_holds_the_bridge_back_is_on_top_of_the_page(browser: Browser, play: Played) -> None:
+    play.parts.causes.append("database: the database is away")
+    async with opened(browser, play.url) as page:
+        await expect(page.locator("#ready")).to_have_text("not ready")
+        await expect(page.locator("#causes")).to_have_text("database: the database is away")
+        play.parts.causes.clear()
+        await expect(page.locator("#ready")).to_have_text("ready")
+        await expect(page.locator("#causes")).to_be_hidden()
+
+
+async def test_it_comes_back_by_itself_after_a_restart(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        (socket,) = play.stage.sockets
+        bye = {"type": "bye", "code": 1012, "reason": "restart", "retry_after": 0.05}
+        await socket.send(json.dumps(bye))
+        await socket.close(1012, "restart")
+        await expect(page.locator("#connection")).to_contain_text("closed with 1012 restart")
+        await expect(page.locator("#connection")).to_have_text("Connected as alice.")
+        assert len(play.stage.offered) == 2
+
+
+async def test_a_session_that_was_revoked_does_not_come_back(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        (socket,) = play.stage.sockets
+        await socket.close(4403, "revoked")
+        await expect(page.locator("#connection")).to_contain_text("ended this session")
+        await expect(page.get_by_role("button", name="Connect")).to_be_visible()
+
+
+async def test_disconnecting_ends_the_session(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await page.get_by_role("button", name="Disconnect").click()
+        await until(lambda: not play.stage.sockets, "the session is closed")
+        await expect(page.locator("#connection")).to_have_text("Not connected.")
+
+
+async def test_the_page_asks_for_the_ops_token_and_then_works(browser: Browser) -> None:
+    async with played("s3cret") as play, opened(browser, play.url) as page:
+        await expect(page.locator("#ready")).to_have_text("locked")
+        await page.get_by_label("ops token").fill("wrong")
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.locator("#login-problem")).to_have_text("That is not the token.")
+        await page.get_by_label("ops token").fill("s3cret")
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.locator("#login")).to_be_hidden()
+        await connect(page, "alice")
+        await push(page, "alice", "1")
+        await expect(page.locator("#pushes .outcome")).to_have_text("received")
+        await page.reload()
+        await expect(page.locator("#ready")).to_have_text("ready")
+
+
+async def test_outside_of_development_a_token_is_pasted(browser: Browser) -> None:
+    async with played(dev=False) as play, opened(browser, play.url) as page:
+        await page.get_by_role("button", name="Connect").click()
+        await expect(page.locator("#connection")).to_contain_text("A token is needed")
+        await page.get_by_label("Token", exact=False).first.fill("token-of-carol")
+        await page.get_by_role("button", name="Connect").click()
+        await expect(page.locator("#connection")).to_have_text("Connected as carol.")
+        await expect(page.locator("#scope")).to_have_value("mine")
+
+
+async def test_of_one_user_only_that_users_pushes_are_shown_and_those_sent_from_here(
+    browser: Browser, play: Played
+) -> None:
+    async def wait(body: bytes, **_: object) -> Sequence[Mapping[str, object]]:
+        return [receipt(row(json.loads(body)["id"], "bob", Outcome.OFFLINE, Reason.NO_SESSION))]
+
+    play.stage.request = wait  # type: ignore[method-assign]
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await page.locator("#scope").select_option("mine")
+        await expect(page.locator("#stream")).to_have_text("Outcomes of alice, live.")
+        play.parts.feed.on_outcome(row("p1", "carol"))
+        await push(page, "alice", "1")
+        await expect(page.locator("#pushes .to")).to_have_text(["to alice"])
+        await push(page, "bob", "1")
+        await expect(page.locator("#pushes .to")).to_have_text(["to bob", "to alice"])
+        await expect(page.locator("#pushes .outcome").first).to_have_text("offline")
+
+
+async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url, viewport={"width": 320, "height": 640}) as page:
+        await connect(page, "a" * 128)
+        await push(page, "a" * 128, "x" * 3000)
+        await expect(page.locator("#pushes .outcome")).to_have_text("received")
+        await page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+        wide = await page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 320
+
+
+async def test_every_field_has_a_name_and_the_keyboard_is_enough(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await expect(page.locator("#ready")).to_have_text("ready")
+        unnamed = await page.evaluate(
+            "[...document.querySelectorAll('input, select, textarea')].filter((f) => !f.labels.length).length"
+        )
+        assert unnamed == 0
+        await page.get_by_label("User", exact=True).press("Enter")
+        await expect(page.locator("#connection")).to_have_text("Connected as alice.")
+        await page.get_by_label("Which user").press("Enter")
+        await expect(page.locator("#pushes .outcome")).to_have_text("received")
+
+
+async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await page.get_by_label("Data").fill("it's")
+        await page.get_by_text("The same from a terminal").click()
+        line = await page.locator("#curl").inner_text()
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        await process.communicate()
+        assert process.returncode == 0
+        (call,) = play.stage.calls
+        assert json.loads(call.body)["data"] == "it's"
+        assert call.timeout == 5
