@@ -7,13 +7,11 @@ Exit codes: 0 done; 1 it found or caused a failure; 2 usage or settings; 3 broke
 from __future__ import annotations
 
 import argparse
-import asyncio
 import difflib
-import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 from bridge import __version__
@@ -234,17 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
 
 
-def run_loop(main_coroutine: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
-    """Run a coroutine on uvloop where it is wanted and installed, else on asyncio's own loop."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if uvloop and importlib.util.find_spec("uvloop"):
-        import uvloop as library
-
-        factory = library.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main_coroutine)
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     top, parsers = build_parser(words[0])
     commands = [name for name in parsers if " " not in name]
@@ -289,8 +276,11 @@ def _metavar(wanted: str) -> str:
 
 
 def _load(kind: type[S], args: argparse.Namespace) -> S:
-    flags = {k.removeprefix("setting."): v for k, v in vars(args).items() if k.startswith("setting.")}
-    return kind.load(flags)
+    return kind.load(_flags(args))
+
+
+def _flags(args: argparse.Namespace) -> dict[str, object]:
+    return {k.removeprefix("setting."): v for k, v in vars(args).items() if k.startswith("setting.")}
 
 
 def _seconds(text: str) -> float:
@@ -330,21 +320,21 @@ def _serve(args: argparse.Namespace) -> int:
     from bridge.config import Settings
 
     settings = _load(Settings, args)
-    return run_loop(commands.serve(settings), uvloop=settings.uvloop)
+    return commands.run_loop(commands.serve(settings), uvloop=settings.uvloop)
 
 
 def _dev(args: argparse.Namespace) -> int:
     from bridge import dev
 
-    flags = {k.removeprefix("setting."): v for k, v in vars(args).items() if k.startswith("setting.")}
-    return dev.main(flags, user=args.user)
+    return dev.main(_flags(args), user=args.user)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from bridge import demo
-    from bridge.config import CommonSettings
+    from bridge.config import ENV_FILE, CommonSettings
 
-    settings = _load(CommonSettings, args)
+    # What `.dev/env` says belongs to a running `bridge dev`, which would take the messages first.
+    settings = CommonSettings.load({**_flags(args), "_env_file": ENV_FILE})
     _quiet_logs(args, settings)
     return demo.main(settings, requests=args.requests)
 
@@ -358,7 +348,7 @@ def _check(args: argparse.Namespace) -> int:
     except SettingsError as error:
         return commands.settings_are_wrong(error)
     _quiet_logs(args, settings)
-    return run_loop(commands.check(settings), uvloop=settings.uvloop)
+    return commands.run_loop(commands.check(settings), uvloop=settings.uvloop)
 
 
 def _db_upgrade(args: argparse.Namespace) -> int:
@@ -396,7 +386,7 @@ def _push(args: argparse.Namespace) -> int:
     settings = _load(CommonSettings, args)
     _quiet_logs(args, settings)
     body = commands.push_body(args)
-    return run_loop(commands.push(settings, body, args.wait, as_json=args.json), uvloop=False)
+    return commands.run_loop(commands.push(settings, body, args.wait, as_json=args.json), uvloop=False)
 
 
 def _tail(args: argparse.Namespace) -> int:
@@ -406,7 +396,7 @@ def _tail(args: argparse.Namespace) -> int:
     settings = _load(CommonSettings, args)
     _quiet_logs(args, settings)
     key = f"{args.outcome}.{args.event}"
-    return run_loop(commands.tail(settings, key, count=args.count, as_json=args.json), uvloop=False)
+    return commands.run_loop(commands.tail(settings, key, count=args.count, as_json=args.json), uvloop=False)
 
 
 if __name__ == "__main__":

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging
 import os
 import sys
 import uuid
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from bridge import __version__
 from bridge.config import CommonSettings, Settings, TokenSettings, misspelt, redacted
-from bridge.errors import (
-    BridgeError,
-    BrokerUnavailable,
-    InvalidRequest,
-    SettingsError,
-    StoreUnavailable,
-)
-from bridge.model import ENDINGS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from bridge.errors import BridgeError, BrokerUnavailable, InvalidRequest, SettingsError, StoreUnavailable
 
 log = logging.getLogger("bridge")
 
 DELIVERED: Final = frozenset(("acked", "received", "written"))
 """Outcomes that say that a push reached its user."""
+
+
+def run_loop(story: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
+    """Run a coroutine on uvloop where it is wanted and installed, else on asyncio's own loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if uvloop and importlib.util.find_spec("uvloop"):
+        import uvloop as library
+
+        factory = library.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(story)
 
 
 async def serve(settings: Settings) -> int:
@@ -96,9 +96,15 @@ def token(settings: TokenSettings, user: str, ttl: float) -> int:
         raise SettingsError(
             "BRIDGE_JWT_SECRET", "the secret of the bridge that is to take the token is needed"
         )
-    claims = {"iss": settings.jwt_issuer or None, "aud": settings.jwt_audience or None}
-    secret = settings.jwt_secret.get_secret_value()
-    print(make_token(secret, user, ttl, algorithm=settings.jwt_algorithms[0], **claims))
+    made = make_token(
+        settings.jwt_secret.get_secret_value(),
+        user,
+        ttl,
+        algorithm=settings.jwt_algorithms[0],
+        iss=settings.jwt_issuer or None,
+        aud=settings.jwt_audience or None,
+    )
+    print(made)
     return 0
 
 
@@ -223,3 +229,78 @@ def _tail_line(receipt: Mapping[str, Any]) -> str:
     when = receipt.get("finished_at") or receipt.get("taken_at")
     clock = datetime.fromisoformat(when).astimezone().strftime("%H:%M:%S") if when else "--:--:--"
     return f"{clock}  {receipt_line(receipt)}"
+
+
+# --- check -----------------------------------------------------------------------------------------------
+
+
+def settings_are_wrong(error: SettingsError) -> int:
+    """`check` ends here: nothing else can be looked at."""
+    for problem in str(error).splitlines():
+        _line("fail", "settings", problem)
+    return 2
+
+
+async def check(settings: Settings) -> int:
+    """Look at everything that `serve` needs; one line each."""
+    _line("ok", "settings", f"node {settings.node}, delivery log {','.join(settings.delivery_log)}")
+    for name, meant in misspelt(os.environ).items():
+        _line("warn", "settings", f"{name} is no setting; {meant} was probably meant")
+    codes = [await _check_broker(settings)]
+    if settings.uses_postgres:
+        codes.append(_check_database(settings))
+    else:
+        _line("ok", "database", "not used: the rows are kept in memory")
+    return max(codes)
+
+
+async def _check_broker(settings: Settings) -> int:
+    from bridge.adapters import amqp_link
+    from bridge.adapters.amqp_topology import DeclareMode, TopologyError, ensure
+
+    where = redacted(settings.amqp_url)
+    try:
+        async with amqp_link.opened(
+            settings.amqp_url, "bridge check", lambda events: None, lambda cause: None
+        ) as (connection, _):
+            _line("ok", "broker", where)
+            await ensure(connection, DeclareMode.PASSIVE)
+    except TopologyError as error:
+        missing = [problem for problem in error.problems if problem.endswith(" is missing")]
+        if settings.declare == "active" and len(missing) == len(error.problems):
+            _line("ok", "topology", "not whole yet: `bridge serve` declares what is missing")
+            return 0
+        for problem in error.problems:
+            _line("fail", "topology", problem)
+        return 1
+    except BrokerUnavailable as error:
+        _line("fail", "broker", f"{where}: {error.cause}")
+        return 3
+    _line("ok", "topology", "exchanges and queues are there")
+    return 0
+
+
+def _check_database(settings: Settings) -> int:
+    from bridge.adapters import migrate
+
+    where = redacted(settings.postgres_dsn)
+    try:
+        lines = migrate.status(settings.postgres_dsn)
+    except StoreUnavailable as error:
+        _line("fail", "database", f"{where}: {error.cause}")
+        return 3
+    except BridgeError as error:
+        _line("ok", "database", where)
+        _line("fail", "schema", str(error))
+        return 1
+    _line("ok", "database", where)
+    missing = sum(1 for line in lines if line.applied_at is None)
+    if missing:
+        _line("fail", "schema", f"{missing} of {len(lines)} migrations are missing: run `bridge db upgrade`")
+        return 1
+    _line("ok", "schema", f"version {migrate.WANTED_VERSION}")
+    return 0
+
+
+def _line(mark: str, what: str, words: str) -> None:
+    print(f"{mark:<5} {what:<9} {' '.join(words.split())}", flush=True)

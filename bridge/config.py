@@ -1,4 +1,4 @@
-"""Every setting: its name, default, bounds and meaning; read from flags, environment, `.env` and secret files.
+"""Every setting: name, default, bounds and meaning; read from flags, environment, `.env` and secret files.
 
 A value is looked for in this order: a flag (`--ws-port`), the environment (`BRIDGE_WS_PORT`), the file `.env`
 in the working directory, the file `.dev/env` that `bridge dev` keeps there while it runs, a file
@@ -200,7 +200,7 @@ class TokenSettings(CommonSettings):
     jwt_secret: SecretStr = Field(
         default_factory=lambda data: SecretStr(secrets.token_urlsafe(48) if data.get("dev") else ""),
         description="The secret that signs the tokens of users, at least 32 bytes (`HS384`: 48, `HS512`: 64)."
-        " Better in a secret file or the environment than in a flag, which every user of the machine can see.",
+        " Better in a secret file or the environment than in a flag, which all users of the machine can see.",
     )
     jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")
     jwt_audience: str = Field("", description="What a token's `aud` must hold; empty: not checked.")
@@ -273,8 +273,8 @@ class Settings(TokenSettings):
 
     delivery_log: CommaList = Field(
         ("postgres",),
-        description="Where the ends of pushes are written, comma-separated: `postgres`, `stdout` (JSON lines),"
-        " `module:factory`. Without `postgres`, repeats are known from memory only.",
+        description="Where the ends of pushes are written, comma-separated: `postgres`, `stdout` (JSON"
+        " lines), `module:factory`. Without `postgres`, repeats are known from memory only.",
     )
     error_handler: str = Field(
         "log", description="Where errors go that the service survives: `log` or `module:factory`."

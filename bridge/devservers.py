@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import pwd
@@ -32,6 +33,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +41,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, Self
+from typing import IO, Any, Literal, NamedTuple, Protocol, Self
 
 from bridge.errors import BridgeError
 
@@ -176,9 +178,7 @@ def find_or_start(
     machine: Machine | None = None,
 ) -> Iterator[Addresses]:
     """The addresses given, and a private server for each one that is not."""
-    wanted = [
-        name for name, given in (("rabbitmq", amqp_url), ("postgres", postgres_dsn)) if given is None
-    ]
+    wanted = [name for name, given in (("rabbitmq", amqp_url), ("postgres", postgres_dsn)) if given is None]
     if not wanted:
         assert amqp_url is not None
         assert postgres_dsn is not None
@@ -219,13 +219,27 @@ class PostgresFiles:
     @property
     def version(self) -> str:
         """`15`: the major version, which decides whether data can be reused."""
-        told = subprocess.run([self.bin / "postgres", "--version"], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            [self.bin / "postgres", "--version"], capture_output=True, text=True, check=False
+        )
         found = re.search(r"(\d+)(?:\.\d+|devel|beta|rc)", told.stdout)
         return found[1] if found else ""
 
 
-PACKAGES = {"rabbitmq": "rabbitmq-server", "postgres": "postgresql", "chromium": "chromium"}
-TITLES = {"rabbitmq": "RabbitMQ", "postgres": "Postgres", "chromium": "Chromium"}
+class Needed(NamedTuple):
+    """What people call it, Debian's package of it, and the setting that can stand in for it."""
+
+    title: str
+    package: str
+    variable: str = ""
+
+
+NEEDED = {
+    "rabbitmq": Needed("RabbitMQ", "rabbitmq-server", "BRIDGE_AMQP_URL"),
+    "postgres": Needed("Postgres", "postgresql", "BRIDGE_POSTGRES_DSN"),
+    "chromium": Needed("Chromium", "chromium"),
+    "venv": Needed("Python's venv", "python3-venv"),
+}
 
 INSTALL_SCRIPT = r"""
 set -u
@@ -321,6 +335,21 @@ class Machine:
         """A browser for the demo page's test."""
         return _on_path("chromium") or _on_path("chromium-browser") or _on_path("google-chrome")
 
+    def venv(self) -> object | None:
+        """What `python -m venv` needs; Debian leaves it out of python3."""
+        importlib.invalidate_caches()
+        return importlib.util.find_spec("ensurepip")
+
+    def find(self, wanted: Sequence[str]) -> dict[str, Any]:
+        """What of `wanted` is here, by name."""
+        looks: dict[str, Callable[[], object]] = {
+            "rabbitmq": self.rabbitmq,
+            "postgres": self.postgres,
+            "chromium": self.chromium,
+            "venv": self.venv,
+        }
+        return {name: found for name in wanted if (found := looks[name]()) is not None}
+
     def root_command(self) -> list[str] | None:
         """What runs a command as root without asking: nothing for root, `sudo -n`, or None when none can."""
         if os.geteuid() == 0:
@@ -330,8 +359,9 @@ class Machine:
             return None
         return [str(sudo), "-n"]
 
-    def has_apt(self) -> bool:
-        return _on_path("apt-get") is not None
+    def can_install(self) -> bool:
+        """Whether `install` has a chance."""
+        return _on_path("apt-get") is not None and self.root_command() is not None
 
     def install(self, packages: Sequence[str], log: Path) -> None:
         """Install Debian packages without starting any service; raises ServersUnavailable."""
@@ -349,7 +379,9 @@ class Machine:
                     timeout=INSTALL_TIMEOUT,
                 )
             except subprocess.TimeoutExpired as exc:
-                raise ServersUnavailable(f"apt-get did not end in {INSTALL_TIMEOUT:.0f} s, see {log}") from exc
+                raise ServersUnavailable(
+                    f"apt-get did not end in {INSTALL_TIMEOUT:.0f} s, see {log}"
+                ) from exc
         if done.returncode:
             raise ServersUnavailable(f"apt-get could not install {' '.join(packages)}:\n{_tail(log)}")
 
@@ -387,56 +419,52 @@ def choose(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[st
 
     Raises ServersUnavailable with everything that is missing in one sentence.
     """
-    found = _found(machine, wanted)
-    trouble = ""
+    found, trouble = _find_or_install(machine, wanted, log, say)
     missing = [name for name in wanted if name not in found]
-    if missing and machine.has_apt() and machine.root_command() is not None:
-        titles, packages = _and(TITLES[name] for name in missing), [PACKAGES[name] for name in missing]
-        say(f"installing {titles} with apt-get install {' '.join(packages)} (once; a minute or two)")
-        try:
-            machine.install(packages, log)
-        except ServersUnavailable as exc:
-            trouble = str(exc)
-        found = _found(machine, wanted)
-        missing = [name for name in wanted if name not in found]
-    if missing:
-        compose = machine.compose()
-        if compose is not None:
-            found |= dict.fromkeys(missing, compose)
-            missing = []
+    if missing and (compose := machine.compose()) is not None:
+        found |= dict.fromkeys(missing, compose)
+        missing = []
     if missing:
         raise ServersUnavailable(_advice(missing, trouble))
     return Ways(**found)
 
 
-def ensure_chromium(machine: Machine, log: Path, say: Callable[[str], None]) -> Path:
-    """A Chromium for the browser test, installed when there is none; raises ServersUnavailable."""
-    trouble = ""
-    if machine.chromium() is None and machine.has_apt() and machine.root_command() is not None:
-        say(f"installing Chromium with apt-get install {PACKAGES['chromium']} (once; a minute or two)")
-        try:
-            machine.install([PACKAGES["chromium"]], log)
-        except ServersUnavailable as exc:
-            trouble = str(exc)
-    browser = machine.chromium()
-    if browser is None:
-        raise ServersUnavailable(_advice(["chromium"], trouble))
-    return browser
+def ensure(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
+    """Have all of this on the machine, installed if need be; raises ServersUnavailable."""
+    found, trouble = _find_or_install(machine, wanted, log, say)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ServersUnavailable(_advice(missing, trouble))
 
 
-def _found(machine: Machine, wanted: Sequence[str]) -> dict[str, Any]:
-    looked = {"rabbitmq": machine.rabbitmq, "postgres": machine.postgres}
-    return {name: files for name in wanted if (files := looked[name]()) is not None}
+def _find_or_install(
+    machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str]:
+    """What there is now, and what went wrong on the way."""
+    found = machine.find(wanted)
+    missing = [name for name in wanted if name not in found]
+    if not missing or not machine.can_install():
+        return found, ""
+    packages = [NEEDED[name].package for name in missing]
+    say(f"installing {_titles(missing)}: apt-get install {' '.join(packages)} (once; a minute or two)")
+    try:
+        machine.install(packages, log)
+    except ServersUnavailable as exc:
+        return machine.find(wanted), str(exc)
+    return machine.find(wanted), ""
 
 
 def _advice(missing: Sequence[str], trouble: str) -> str:
-    packages = " ".join(PACKAGES[name] for name in missing)
-    advice = f"{_and(TITLES[name] for name in missing)} not found: run `sudo apt-get install {packages}`"
-    variables = {"rabbitmq": "BRIDGE_AMQP_URL", "postgres": "BRIDGE_POSTGRES_DSN"}
-    named = _and(variables[name] for name in missing if name in variables)
-    if named:
-        advice += f", or start a docker engine, or (to run, not to test) point {named} at a running server"
+    packages = " ".join(NEEDED[name].package for name in missing)
+    advice = f"{_titles(missing)} not found: run `sudo apt-get install {packages}`"
+    variables = [NEEDED[name].variable for name in missing if NEEDED[name].variable]
+    if variables:
+        advice += f", or start docker, or (not for tests) point {' and '.join(variables)} at a running server"
     return f"{advice}\n{trouble}" if trouble else advice
+
+
+def _titles(names: Sequence[str]) -> str:
+    return " and ".join(NEEDED[name].title for name in names)
 
 
 def _on_path(name: str) -> Path | None:
@@ -458,10 +486,6 @@ def _succeeds(command: Sequence[str]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
-
-
-def _and(words: Iterator[str]) -> str:
-    return " and ".join(words)
 
 
 # --- processes: who they are, and how they end -----------------------------------------------------------
@@ -616,7 +640,7 @@ class _User:
 # there is no moment in which a server runs that nobody has recorded.
 _BECOME = (
     'ulimit -n "$1" 2>/dev/null; shift; '
-    "{ cat /proc/sys/kernel/random/boot_id; read -r stat </proc/$$/stat; echo \"$stat\"; } >&0; "
+    '{ cat /proc/sys/kernel/random/boot_id; read -r stat </proc/$$/stat; echo "$stat"; } >&0; '
     'exec "$@" </dev/null'
 )
 
@@ -691,7 +715,9 @@ class _Process:
                 if alive and ready() and self.running:
                     return
             if not alive:
-                raise ServersUnavailable(f"{self.title} did not start; the end of {self.log}:\n{_tail(self.log)}")
+                raise ServersUnavailable(
+                    f"{self.title} did not start; the end of {self.log}:\n{_tail(self.log)}"
+                )
             if time.monotonic() > deadline:
                 raise ServersUnavailable(
                     f"{self.title} did not answer in {START_TIMEOUT:.0f} s; the end of {self.log}:\n{_tail(self.log)}"
@@ -981,12 +1007,12 @@ raft.wal_max_size_bytes = 67108864
 # Reads one expression a line, evaluates it on the node, answers with one line. Ends with its input, and so
 # with us.
 _SHELL = (
-    "Node = list_to_atom(os:getenv(\"BRIDGE_NODE\")), "
-    "Loop = fun(Again) -> case io:get_line(\"\") of eof -> halt(0); Line -> "
+    'Node = list_to_atom(os:getenv("BRIDGE_NODE")), '
+    'Loop = fun(Again) -> case io:get_line("") of eof -> halt(0); Line -> '
     "Answer = try {ok, Tokens, _} = erl_scan:string(Line), {ok, Exprs} = erl_parse:parse_exprs(Tokens), "
     "case rpc:call(Node, erl_eval, exprs, [Exprs, []], 60000) of "
     "{value, Value, _} -> {ok, Value}; Bad -> {error, Bad} end catch _:Why -> {error, Why} end, "
-    "io:format(\"~0tp~n\", [Answer]), Again(Again) end end, Loop(Loop)."
+    'io:format("~0tp~n", [Answer]), Again(Again) end end, Loop(Loop).'
 )
 
 
@@ -1474,50 +1500,61 @@ class ComposePostgres(_ComposeServer):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`hold DIR`: run the servers until interrupted. `ensure NAME...`: have them installed."""
-    parser = argparse.ArgumentParser(prog="python -m bridge.devservers", description=__doc__)
+    """The command line: 0 done, 1 not possible."""
+    parser = argparse.ArgumentParser(prog="python -m bridge.devservers")
     commands = parser.add_subparsers(dest="command", required=True)
     hold = commands.add_parser("hold", help="run both servers until SIGINT or SIGTERM")
     hold.add_argument("root", type=Path)
     hold.add_argument("--any-ports", action="store_true", help="leave 5672 and 5432 to others")
-    ensure = commands.add_parser("ensure", help="have these installed: rabbitmq, postgres, chromium")
-    ensure.add_argument("names", nargs="+", choices=sorted(PACKAGES))
+    have = commands.add_parser("ensure", help="have these on the machine, installed if need be")
+    have.add_argument("names", nargs="+", choices=sorted(NEEDED))
+    forget = commands.add_parser("forget", help="remove a directory with all data of its servers")
+    forget.add_argument("root", type=Path)
     watch = commands.add_parser("guard", help="for this module's own use")
     watch.add_argument("root", type=Path)
     watch.add_argument("owner", type=int)
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "guard":
-            guard(chosen.root, chosen.owner)
-        elif chosen.command == "ensure":
-            _ensure(chosen.names)
-        else:
-            _hold(chosen.root, not chosen.any_ports)
+        match chosen.command:
+            case "hold":
+                _hold(chosen.root, not chosen.any_ports)
+            case "ensure":
+                with tempfile.TemporaryDirectory() as logs:
+                    ensure(Machine(), chosen.names, Path(logs) / "install.log", _print)
+            case "forget":
+                _forget_all(chosen.root)
+            case _:
+                guard(chosen.root, chosen.owner)
     except ServersUnavailable as exc:
         print(exc, file=sys.stderr)
         return 1
     return 0
 
 
-def _ensure(names: Sequence[str]) -> None:
-    log = Path(os.environ.get("TMPDIR", "/tmp")) / f"bridge-install-{os.getpid()}.log"
-    try:
-        servers = [name for name in names if name != "chromium"]
-        if servers:
-            choose(Machine(), servers, log, print)
-        if "chromium" in names:
-            ensure_chromium(Machine(), log, print)
-    finally:
-        log.unlink(missing_ok=True)
-
-
 def _hold(root: Path, usual_ports: bool) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with private_servers(root, say=lambda line: print(line, flush=True), usual_ports=usual_ports) as servers:
+    with private_servers(root, say=_print, usual_ports=usual_ports) as servers:
         print(servers.amqp_url, servers.postgres_dsn, sep="\n", flush=True)
         stop.wait()
+
+
+def _forget_all(top: Path) -> None:
+    """Remove `top` and what the runs below it keep elsewhere; raises ServersInUse while one of them runs."""
+    for lock in list(top.absolute().glob("**/lock")):
+        run = _Run(lock.parent)
+        run.take()
+        try:
+            _forget(run.root)
+            shutil.rmtree(_fallback_base(run.root), ignore_errors=True)
+        finally:
+            run.leave()
+    shutil.rmtree(top, ignore_errors=True)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Published:
     message_id: str
     headers: Mapping[str, object]
     expected: int | None = None
-    timeout: float | None = None
+    wait: float | None = None
 
 
 @dataclass
@@ -75,9 +75,9 @@ class FakePublisher:
         message_id: str,
         headers: Mapping[str, object],
         expected: int | None,
-        timeout: float,
+        wait: float,
     ) -> Sequence[Mapping[str, object]]:
-        self.calls.append(Published(body, message_id, headers, expected, timeout))
+        self.calls.append(Published(body, message_id, headers, expected, wait))
         if self.error is not None:
             raise self.error
         return self.receipts

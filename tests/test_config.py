@@ -123,7 +123,7 @@ def test_settings_are_frozen() -> None:
     from pydantic import ValidationError
 
     with pytest.raises(ValidationError, match="frozen"):
-        Settings(jwt_secret=SECRET).ws_port = 1  # type: ignore[misc]
+        Settings(jwt_secret=SECRET).ws_port = 1
 
 
 # --- bounds and what an error says -------------------------------------------------------------------------

@@ -88,7 +88,7 @@ async def test_a_push_is_published_and_named(running: Running, parts: Parts) -> 
     (call,) = parts.publisher.calls
     assert json.loads(call.body) == PUSH
     assert call.headers == {"x-push-published-ms": parts.clock.time() * 1000}
-    assert call.timeout is None
+    assert call.wait is None
 
 
 async def test_a_push_without_an_id_is_named_by_the_message_id_it_goes_out_with(
@@ -114,7 +114,7 @@ async def test_wait_returns_the_receipt(running: Running, parts: Parts) -> None:
         said = await answer.json()
     assert said["complete"] is True
     assert said["receipts"][0]["outcome"] == "received"
-    assert parts.publisher.calls[0].timeout == 2.5
+    assert parts.publisher.calls[0].wait == 2.5
 
 
 @pytest.mark.parametrize(
@@ -357,9 +357,12 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
 
 
 async def test_a_token_beyond_ascii_is_refused_not_a_defect(parts: Parts) -> None:
-    async with ops(parts, token="s3cret") as running:
-        async with running.client.get("/status", headers={"Authorization": "Bearer é"}) as answer:
-            assert answer.status == 401
+    headers = {"Authorization": "Bearer é"}
+    async with (
+        ops(parts, token="s3cret") as running,
+        running.client.get("/status", headers=headers) as answer,
+    ):
+        assert answer.status == 401
     assert parts.errors.noted == []
 
 
@@ -372,9 +375,11 @@ async def test_a_host_that_others_can_reach_is_refused_without_a_token(parts: Pa
 
 
 async def test_a_host_that_others_can_reach_is_served_with_a_token(parts: Parts) -> None:
-    async with ops(parts, host="0.0.0.0", token="s3cret") as running:
-        async with running.client.get("/readyz") as answer:
-            assert answer.status == 200
+    async with (
+        ops(parts, host="0.0.0.0", token="s3cret") as running,
+        running.client.get("/readyz") as answer,
+    ):
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(
@@ -463,9 +468,8 @@ async def test_a_wrong_wish_for_a_token_is_400(running: Running, body: str) -> N
 
 async def test_outside_of_development_there_are_no_tokens(parts: Parts) -> None:
     parts.dev = False
-    async with ops(parts) as running:
-        async with running.client.post("/v1/dev/token", json={"user": "u1"}) as answer:
-            assert answer.status == 404
+    async with ops(parts) as running, running.client.post("/v1/dev/token", json={"user": "u1"}) as answer:
+        assert answer.status == 404
 
 
 # --- the page's files, errors ---

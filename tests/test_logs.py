@@ -110,9 +110,9 @@ LEAKS = [
     "['bridge.v1.json', 'bridge.token.s3cr3t']",
     f"the token {JWT} was refused",
     "amqp://guest:s3cr3t@127.0.0.1:5672/",
-    "amqp://guest:s3cr3t@more@127.0.0.1:5672/",
+    "amqp://guest:s3cr3t@m0re@127.0.0.1:5672/",
     "postgresql://h/db?user=u&password=s3cr3t&x=1",
-    "host=h password='s3cr3t word' user=u",
+    "host=h password='s3cr3t spl1t' user=u",
     "host=h password=s3cr3t user=u",
     'token="s3cr3t" jwt_secret = s3cr3t',
     '{"token": "s3cr3t", "x": 1}',
@@ -133,7 +133,7 @@ def test_what_slips_through_is_taken_out_wherever_it_stands(leak: str, style: st
     except RuntimeError:
         log.exception("in an exception")
     text = out.getvalue()
-    for secret in ("s3cr3t", "more", "word", JWT, JWT.split(".")[1]):
+    for secret in ("s3cr3t", "m0re", "spl1t", JWT, JWT.split(".")[1]):
         assert secret not in text
     assert "***" in text
     if style == "json":
@@ -155,6 +155,7 @@ def test_a_fact_with_a_telling_name_is_taken_out_whole(key: str, style: str) -> 
     [
         "token refused: expired",
         "BRIDGE_OPS_TOKEN: a token is required",
+        "with token: see the docs",
         "took 12 rows from ws://127.0.0.1:8181/ws",
         "user u42@example.com has no session",
         "the password was not accepted",

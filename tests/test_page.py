@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import shlex
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -18,6 +19,8 @@ from bridge.errors import BrokerUnavailable
 from bridge.model import Outcome, Reason
 from bridge.ports import SessionInfo
 from tests.ops import FakePublisher, Parts, ops, receipt, row, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FLAGS = (
     "--no-sandbox",
@@ -30,7 +33,7 @@ FLAGS = (
 )
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "Debian's package chromium is needed"
@@ -135,7 +138,7 @@ async def played(token: str = "", *, dev: bool = True) -> AsyncIterator[Played]:
         yield Played(parts, stage, running.url, token)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def play() -> AsyncIterator[Played]:
     async with played() as play:
         yield play
@@ -311,7 +314,7 @@ async def test_outside_of_development_a_token_is_pasted(browser: Browser) -> Non
     async with played(dev=False) as play, opened(browser, play.url) as page:
         await page.get_by_role("button", name="Connect").click()
         await expect(page.locator("#connection")).to_contain_text("A token is needed")
-        await page.get_by_label("Token", exact=False).first.fill("token-of-carol")
+        await page.locator("#token").fill("token-of-carol")
         await page.get_by_role("button", name="Connect").click()
         await expect(page.locator("#connection")).to_have_text("Connected as carol.")
         await expect(page.locator("#scope")).to_have_value("mine")
@@ -364,11 +367,14 @@ async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser,
         await page.get_by_label("Data").fill("it's")
         await page.get_by_text("The same from a terminal").click()
         line = await page.locator("#curl").inner_text()
-        process = await asyncio.create_subprocess_exec(
-            "sh", "-c", line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        await process.communicate()
-        assert process.returncode == 0
-        (call,) = play.stage.calls
-        assert json.loads(call.body)["data"] == "it's"
-        assert call.timeout == 5
+        command, *arguments = shlex.split(line.replace("\\\n", ""))
+        assert command == "curl"
+        assert arguments[-1] == f"{play.url}/v1/push?wait=5"
+        assert arguments[:3:2] == ["-H", "-d"]
+        assert arguments[1] == "Content-Type: application/json"
+        assert json.loads(arguments[3]) == {
+            "to": {"user": "alice"},
+            "event": "message",
+            "data": "it's",
+            "confirm": "received",
+        }

@@ -101,7 +101,7 @@ def test_a_factory_that_is_missing_uncallable_or_fails_is_refused(plugin_module:
     plugin_module.make = 5
     with pytest.raises(SettingsError, match="cannot call its make"):
         load_hooks("some_plugin:make")
-    plugin_module.make = lambda: {}["url"]
+    plugin_module.make = lambda: dict[str, str]()["url"]
     with pytest.raises(SettingsError, match="the factory failed: KeyError: 'url'"):
         load_hooks("some_plugin:make")
 

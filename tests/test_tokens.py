@@ -180,12 +180,12 @@ def test_any_text_is_refused_with_a_known_word(token: str) -> None:
 )
 def test_any_signed_claims_are_taken_or_refused_with_a_known_word(claims: dict[str, object]) -> None:
     by = verifier(issuer="i", audience="a")
+    why = user = ""
     try:
-        said = by.verify(raw(json.dumps(claims).encode()))
+        user = by.verify(raw(json.dumps(claims).encode())).user
     except TokenRefused as refusal:
-        assert refusal.why in WHYS
-    else:
-        assert 1 <= len(said.user) <= 128
+        why = refusal.why
+    assert why in WHYS or 1 <= len(user) <= 128
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,8 @@ def test_a_made_token_is_good_for_its_ttl_and_has_an_id_of_its_own() -> None:
     first = make_token(SECRET, "u1", 30, now=NOW)
     said = verifier().verify(first)
     assert (said.user, said.expires_at, said.issued_at) == ("u1", NOW + 30, NOW)
-    assert (
-        said.token_id and said.token_id != verifier().verify(make_token(SECRET, "u1", 30, now=NOW)).token_id
-    )
+    assert said.token_id
+    assert said.token_id != verifier().verify(make_token(SECRET, "u1", 30, now=NOW)).token_id
 
 
 def test_claims_of_the_caller_win_and_none_leaves_one_out() -> None:
@@ -241,4 +240,4 @@ def test_a_refusal_shows_neither_the_token_nor_the_secret() -> None:
     with pytest.raises(TokenRefused) as caught:
         verifier().verify(token)
     shown = "".join(traceback.format_exception(caught.value))
-    assert token not in shown and SECRET not in shown and "somebody" not in shown
+    assert not any(private in shown for private in (token, SECRET, "somebody"))

@@ -23,7 +23,7 @@ CUT_BYTES = 4096
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 """No broker negotiates a frame of this size: a length beyond it is not AMQP."""
 TABLE_DEPTH_MAX = 32
-"""Tables in tables deeper than this make the whole header table unreadable, rather than the stack overflow."""
+"""A header table with tables nested deeper than this counts as unreadable, rather than overflow the stack."""
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
@@ -130,7 +130,18 @@ Event: TypeAlias = Delivery | Confirm | Returned | ConsumerCancelled | Closed | 
 class _Content:
     """A delivery or a return whose content is not complete yet."""
 
-    __slots__ = ("body", "consumer", "kept", "properties", "readable", "redelivered", "size", "tag", "text", "todo")
+    __slots__ = (
+        "body",
+        "consumer",
+        "kept",
+        "properties",
+        "readable",
+        "redelivered",
+        "size",
+        "tag",
+        "text",
+        "todo",
+    )
 
     def __init__(self, consumer: str, tag: int, redelivered: bool, text: str | None) -> None:
         self.consumer = consumer

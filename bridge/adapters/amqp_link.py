@@ -186,7 +186,11 @@ class Wire(TransportFactory):
         reader = asyncio.StreamReader(loop=self._loop)
         try:
             transport, protocol = await self._loop.create_connection(
-                lambda: _Protocol(reader, self._loop, self), url.host or "", url.port or 5672, ssl=context, **kwargs
+                lambda: _Protocol(reader, self._loop, self),
+                url.host or "",
+                url.port or 5672,
+                ssl=context,
+                **kwargs,
             )
         except OSError as exc:
             raise AMQPConnectionError(*exc.args) from exc
@@ -216,7 +220,7 @@ class Wire(TransportFactory):
         except NotAmqp as exc:
             self.fail(str(exc))
             return b""
-        except Exception as exc:  # noqa: BLE001 - becomes the cause of the loss, which is reported
+        except Exception as exc:  # becomes the cause of the loss, which is reported
             self.fail(f"handling what the broker sent failed: {exc!r}")
             return b""
         if self.paused and self._sip is None:

@@ -1,10 +1,11 @@
-"""The exchanges, queues and bindings that the bridge lives on: what they are, and how they are made sure of."""
+"""The exchanges, queues and bindings that the bridge lives on, and how they are made sure of."""
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import aio_pika
@@ -74,7 +75,7 @@ QUEUES: Sequence[Queue] = (
 )
 EXCHANGES: Sequence[Exchange] = (Exchange(PUSH), Exchange(DEAD), Exchange(OUTCOMES))
 BINDINGS: Sequence[Binding] = (Binding(REQUESTS, PUSH, "#"), Binding(DEAD, DEAD, "#"))
-"""Queues come before exchanges, and those before bindings, so that nothing is ever published into the void."""
+"""Queues come before exchanges, and those before bindings, so that nothing is published into the void."""
 
 
 class TopologyError(BrokerUnavailable):
@@ -117,15 +118,15 @@ async def _look(connection: aio_pika.Connection) -> None:
     """Look at everything before complaining, so that one sentence names all that is missing."""
     problems: list[str] = []
     low: aiormq.abc.AbstractChannel | None = None
-    for thing in (*QUEUES, *EXCHANGES):
+    names = [("queue", queue.name) for queue in QUEUES] + [("exchange", e.name) for e in EXCHANGES]
+    for kind, name in names:
         low = low or await channel(connection, confirms=False)
-        kind = "queue" if isinstance(thing, Queue) else "exchange"
         try:
-            async with _named(f"{kind} {thing.name}"):
-                if isinstance(thing, Queue):
-                    await low.queue_declare(thing.name, passive=True)
+            async with _named(f"{kind} {name}"):
+                if kind == "queue":
+                    await low.queue_declare(name, passive=True)
                 else:
-                    await low.exchange_declare(thing.name, passive=True)
+                    await low.exchange_declare(name, passive=True)
         except TopologyError as error:
             problems += error.problems
             low = None  # the broker closes the channel on each error
@@ -140,27 +141,22 @@ async def _close(low: aiormq.abc.AbstractChannel) -> None:
         await low.close()
 
 
-class _named:
+@asynccontextmanager
+async def _named(thing: str) -> AsyncIterator[None]:
     """The border around one declare: errors of the channel become TopologyError, and name the thing."""
-
-    def __init__(self, thing: str) -> None:
-        self._thing = thing
-        self._border = border(f"declare {thing}", STEP_TIMEOUT)
-
-    async def __aenter__(self) -> None:
-        await self._border.__aenter__()
-
-    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: object) -> None:
-        try:
-            await self._border.__aexit__(kind, exc, tb)  # type: ignore[arg-type]
-        except BrokerUnavailable as error:
-            problem = _problem(self._thing, error.__cause__)
-            if problem is None:
-                raise
-            raise TopologyError([problem]) from error.__cause__
+    try:
+        async with border(f"declare {thing}", STEP_TIMEOUT):
+            yield
+    except BrokerUnavailable as error:
+        problem = _problem(thing, error.__cause__)
+        if problem is None:
+            raise
+        raise TopologyError([problem]) from error.__cause__
 
 
-_DIFFERS = re.compile(r"inequivalent arg '(?P<arg>[^']+)' for .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)")
+_DIFFERS = re.compile(
+    r"inequivalent arg '(?P<arg>[^']+)' for .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
+)
 
 
 def _problem(thing: str, cause: BaseException | None) -> str | None:

@@ -222,9 +222,9 @@ class Publisher(Protocol):
         message_id: str,
         headers: Mapping[str, object],
         expected: int | None,
-        timeout: float,
+        wait: float,
     ) -> Sequence[Mapping[str, object]]:
-        """Publish, and return the receipts once there are `expected` of them, or after `timeout` seconds
+        """Publish, and return the receipts once there are `expected` of them, or after `wait` seconds
         those that came (None: it is not known how many there will be)."""
         ...
 
@@ -479,7 +479,7 @@ class OpsServer:
             message_id=message_id,
             headers=headers,
             expected=expected,
-            timeout=WAIT_REJECTED if wait is None else wait,
+            wait=WAIT_REJECTED if wait is None else wait,
         )
         complete = expected is not None and len(receipts) >= expected
         if receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts):

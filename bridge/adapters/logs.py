@@ -43,7 +43,10 @@ _PATTERNS: Final = tuple(
         ),
         (r"\b(bearer\s+)[A-Za-z0-9._~+/-]{8,}=*", r"\1***"),
         # A query, a conninfo, a line of JSON: the value is quoted, or ends where the next word begins.
-        (rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<==)[^\s&;,\"']+)", r"\1***"),
+        (
+            rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<=[=\s])(?<!:\s)[^\s&;,\"']+)",
+            r"\1***",
+        ),
         (r"(://[^\s:/@\"']*:)[^\s\"']+(@)", r"\1***\2"),
         # A JWT on its own: three base64url parts, the first a JSON object.
         (r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", "***"),

@@ -25,11 +25,11 @@ CONNECT_TIMEOUT = 2
 """Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
 STATEMENT_TIMEOUT = 5.0
 """Seconds that the server gives a statement (statement_timeout)."""
-LOCK_TIMEOUT = 2.0
+LOCK_TIMEOUT = 1.5
 """Seconds that a statement may wait for a lock (lock_timeout)."""
 CALL_TIMEOUT = 7.0
 """Seconds after which the socket is shut down under a call: the last line, should all else stay silent."""
-TRIES = 4
+TRIES = 3
 """How often a call is tried that lost against another transaction."""
 
 T = TypeVar("T")
@@ -108,9 +108,9 @@ class Watchdog:
     server never gives.
     """
 
-    def __init__(self, conn: Connection, seconds: float = CALL_TIMEOUT) -> None:
+    def __init__(self, conn: Connection, seconds: float | None = None) -> None:
         self._conn = conn
-        self._seconds = seconds
+        self._seconds = CALL_TIMEOUT if seconds is None else seconds
 
     async def __aenter__(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._seconds, shut_down, self._conn)

@@ -14,11 +14,8 @@ import msgspec
 from bridge.errors import BridgeError
 from bridge.model import Row
 
-
 _FIRST, _LAST = -62135596800.0, 253402300799.0
 """0001-01-01 and 9999-12-31T23:59:59 in seconds since the epoch."""
-
-
 _LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 """Breaks that JSON does not escape; some readers of lines would stop at them."""
 

@@ -219,7 +219,8 @@ begin
 
     -- What is there already, told from what was just inserted by its transaction.
     me := pg_current_xact_id()::xid;
-    -- An UPDATE locks in the order of its plan; this locks in the order that all writers keep.
+    -- An UPDATE locks in the order of its plan; this locks in the order that all writers keep. No row can turn
+    -- up in between: every key of this batch has one by now, and what is final stays so.
     perform from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
         join delivery_log l
           on l.day >= s and l.day <= d
@@ -292,16 +293,18 @@ create function owe_rows(p_tenants text[], p_push_ids text[], p_users text[], p_
 declare
     s date := (select since from log_day);
 begin
-    perform from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+    -- Locked in the order of all writers; and only what was locked is changed, whatever came in between.
+    with locked as materialized (
+        select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_owed) as n (tenant, push_id, user_id, owed)
         join delivery_log l
           on l.day >= s
          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
          and l.tenant = n.tenant collate "C"
-    order by l.push_id, l.user_id, l.tenant, l.day
-    for update of l;
+        order by l.push_id, l.user_id, l.tenant, l.day
+        for update of l)
     update delivery_log l set owed = merge_owed(l.owed, n.owed)
-    from unnest(p_tenants, p_push_ids, p_users, p_owed) as n (tenant, push_id, user_id, owed)
-    where l.day >= s
+    from locked n
+    where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
       and l.tenant = n.tenant collate "C";
 end $$;
@@ -324,20 +327,20 @@ declare
 begin
     -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
     loop
-        perform from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
             join delivery_log l
               on l.day >= first and l.day <= last
              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
              and l.tenant = n.tenant collate "C"
-        where l.owed is not null
-        order by l.push_id, l.user_id, l.tenant, l.day
-        for update of l;
+            where l.owed is not null
+            order by l.push_id, l.user_id, l.tenant, l.day
+            for update of l)
         update delivery_log l set owed = null
-        from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
-        where l.day >= first and l.day <= last
+        from locked n
+        where l.day = n.day
           and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-          and l.tenant = n.tenant collate "C"
-          and l.owed is not null;
+          and l.tenant = n.tenant collate "C";
         get diagnostics more = row_count;
         done := done + more;
         exit when done >= cardinality(p_push_ids) or first = '-infinity';
@@ -359,20 +362,20 @@ create function prove_rows(p_tenants text[], p_push_ids text[], p_users text[], 
 declare
     s date := (select since from log_day);
 begin
-    perform from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+    with locked as materialized (
+        select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
         join delivery_log l
           on l.day >= s
          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
          and l.tenant = n.tenant collate "C"
-    where l.final and l.proven_at is null
-    order by l.push_id, l.user_id, l.tenant, l.day
-    for update of l;
+        where l.final and l.proven_at is null
+        order by l.push_id, l.user_id, l.tenant, l.day
+        for update of l)
     update delivery_log l set proven_at = to_timestamp(n.proven)
-    from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
-    where l.day >= s
+    from locked n
+    where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-      and l.tenant = n.tenant collate "C"
-      and l.final and l.proven_at is null;
+      and l.tenant = n.tenant collate "C";
 end $$;
 comment on function prove_rows is 'Fills proven_at of final rows where it is null. Idempotent.';
 

@@ -152,7 +152,6 @@ class Connection {
     this.tries = 0;
     this.retryAfter = null;
     this.done = false;
-    this.open();
   }
 
   async open() {
@@ -262,8 +261,9 @@ $("connect").addEventListener("submit", (event) => {
     connection.end("Not connected.");
     return;
   }
+  // Known before it opens: it may end at once, and says so itself.
   connection = new Connection($("user").value);
-  button();
+  connection.open();
   follow();
 });
 

@@ -1,0 +1,48 @@
+# The commands of this repository; each makes the Python environment it needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help run demo test lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C
+	@$(BIN)/bridge dev
+
+demo: $(READY) ## the whole story in a minute: push, receive, compare with the delivery log
+	@$(BIN)/bridge demo
+
+test: $(READY) lint ## everything that must hold: linters, types, floors, tests on servers of their own
+	@$(BIN)/python -m bridge.devservers ensure chromium
+	@echo "tests"
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## linters, formatting, types, and who may import whom
+	@echo "ruff";         $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . || \
+		{ echo "fix with: $(BIN)/ruff check --fix . && $(BIN)/ruff format ."; exit 1; }
+	@echo "mypy";         $(BIN)/mypy
+	@echo "lint-imports"; out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out"; exit 1; }
+
+bench: $(READY) ## this bridge against a naive one, on servers of their own
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove all that the other commands made: .venv, the servers' data in .dev, caches
+	@[ ! -d .dev ] || $(PYTHON) -m bridge.devservers forget .dev
+	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..."; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m bridge.devservers ensure venv
+	@[ -x $(BIN)/python ] || { echo "making a Python environment in .venv"; $(PYTHON) -m venv .venv; } || \
+		{ rm -rf .venv; echo "python -m venv failed; on Debian: sudo apt-get install python3-venv"; exit 1; }
+	@echo "installing the pinned dependencies (a minute or so at the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,268 @@
+"""The taking side of the broker: deliveries to the core by the batch, acks back in one write.
+
+Both queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
+incarnation counts the channels. Whatever loses the channel (the connection, an error, a queue that was
+deleted, a consumer that the broker cancelled) ends the incarnation; the link then begins a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import aio_pika
+import aiormq.abc
+
+from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_frames import Closed, ConsumerCancelled, Delivery, Event
+from bridge.adapters.amqp_link import (
+    CLOSE_TIMEOUT,
+    STEP_TIMEOUT,
+    Link,
+    LinkState,
+    StateListener,
+    Wire,
+    border,
+    channel,
+)
+from bridge.adapters.amqp_topology import FALLEN, REQUESTS, DeclareMode, ensure
+from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, Intake, Source
+
+HELD_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of bodies handed over and not acked, above which the socket is not read any more."""
+FALLEN_PREFETCH = 100
+"""Messages of push.fallen in hand at a time; they are few, and each is a row of somebody's trouble."""
+_SOURCES = {REQUESTS: Source.REQUESTS, FALLEN: Source.FALLEN}
+"""The consumer tag is the queue's name: it only has to be unique on its channel."""
+
+
+class UnreadableHeaders(BridgeError):
+    """A message's header table broke AMQP's grammar; it was handed over without headers."""
+
+    def __init__(self, queue: str, tag: int) -> None:
+        self.queue = queue
+        self.tag = tag
+        super().__init__(f"{queue}: the header table of delivery {tag} can't be read")
+
+
+class Consumer:
+    """Takes from push.requests and push.fallen for as long as `taking` is entered; fills the Acks port."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        errors: ErrorHandler,
+        prefetch: int = 1000,
+        held_bytes: int = HELD_BYTES_MAX,
+        declare: DeclareMode = DeclareMode.ACTIVE,
+        on_state: StateListener | None = None,
+        name: str = "bridge consumer",
+    ) -> None:
+        self._clock = clock
+        self._errors = errors
+        self._prefetch = prefetch
+        self._held_bytes_max = held_bytes
+        self._declare = declare
+        self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
+        self._intake: Intake | None = None
+        self._wire: Wire | None = None
+        self._channel: aiormq.abc.AbstractChannel | None = None
+        self._number = 0
+        self._held: dict[int, int] = {}
+        """Delivery tag to bytes of its body, of every message that is handed over and not answered."""
+        self._done: list[int] = []
+        self._back: list[int] = []
+        self._flush: asyncio.Handle | None = None
+        self._stopped = False
+        self.incarnation = 0
+        self.held_bytes = 0
+        self.stale = 0
+        """Tokens thrown away because their channel was gone, or because they were answered before."""
+
+    # --- Life ---
+
+    @property
+    def state(self) -> LinkState:
+        """Where the link to the broker is in its life; OPEN means consuming."""
+        return self._link.state
+
+    @property
+    def cause(self) -> str:
+        """Why nothing is consumed; empty when it is."""
+        return self._link.cause
+
+    @property
+    def held(self) -> int:
+        """Messages handed over and not answered."""
+        return len(self._held)
+
+    @asynccontextmanager
+    async def taking(self, intake: Intake) -> AsyncIterator[Consumer]:
+        """Consume into `intake` until the end of the block; a lost broker is come back to by itself.
+
+        Leaving the block closes the connection: whatever was not acked goes back to its queue. For a clean
+        end, stop handling, settle, and call `stop_consuming` before leaving.
+        """
+        self._intake = intake
+        self._stopped = False
+        try:
+            async with self._link:
+                yield self
+        finally:
+            self._end_incarnation()
+            self._intake = None
+
+    async def stop_consuming(self) -> None:
+        """Close the channel after every ack that was asked for has reached the broker; idempotent.
+
+        The broker answers the close only after it has handled what was written before it. The rest goes
+        back oldest first; cancelling the consumer first would let the next taker overtake it. Deliveries
+        that still come in are not handed over. Never raises: when the broker is away there is nothing to
+        be told, and it gives the messages out again.
+        """
+        self._stopped = True
+        self._send_answers()
+        closing, self._channel = self._channel, None
+        if closing is not None:
+            if self._wire is not None:
+                self._wire.resume()
+            try:
+                async with border("close the consuming channel", CLOSE_TIMEOUT):
+                    await closing.close()
+            except BrokerUnavailable as gone:
+                self._errors.handle(gone, "broker.stop_consuming", {"held": len(self._held)})
+        self._end_incarnation()
+
+    # --- LinkUser ---
+
+    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+        """Make sure of the topology, then begin a new incarnation; not after `stop_consuming`."""
+        await ensure(connection, self._declare)
+        if self._stopped:
+            return
+        opened = await channel(connection, confirms=False)
+        self._wire = wire
+        self._number = opened.number
+        wire.tap(opened.number)
+        self._channel = opened
+        self.incarnation += 1
+        for queue, prefetch in ((FALLEN, min(FALLEN_PREFETCH, self._prefetch)), (REQUESTS, self._prefetch)):
+            async with border(f"consume {queue}", STEP_TIMEOUT):
+                await opened.basic_qos(prefetch_count=prefetch)
+                await opened.basic_consume(queue, _never_called, consumer_tag=queue)
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Hand over what one read of the socket brought; notice that the channel or a consumer is gone."""
+        batch: list[Arrival] = []
+        now = self._clock.time()
+        number, incarnation, held = self._number, self.incarnation, self._held
+        gone = ""
+        for event in events:
+            if type(event) is Delivery:
+                if event.channel != number or self._stopped:
+                    continue
+                size = len(event.body)
+                held[event.tag] = size
+                self.held_bytes += size
+                batch.append(
+                    Arrival(
+                        AckToken(incarnation, event.tag),
+                        _SOURCES[event.consumer],
+                        event.body,
+                        event.body_size,
+                        event.properties,
+                        now,
+                    )
+                )
+                if not event.readable:
+                    self._errors.handle(UnreadableHeaders(event.consumer, event.tag), "broker.decode", {})
+            elif type(event) is ConsumerCancelled and event.channel == number:
+                gone = f"the broker cancelled the consumer of {event.consumer}"
+            elif type(event) is Closed and event.channel == number and number:
+                gone = f"the broker closed the channel: {event.code} {event.text}"
+        if batch and self._intake is not None:
+            self._intake.arrived(batch)
+            if self.held_bytes > self._held_bytes_max and self._wire is not None:
+                self._wire.pause()
+        if gone and not self._stopped:
+            self._end_incarnation()
+            self._link.give_up(gone)
+
+    def lost(self, cause: str) -> None:
+        """The connection is gone, and with it the incarnation."""
+        self._end_incarnation()
+
+    def _end_incarnation(self) -> None:
+        """Forget the channel; told to the core exactly once for each. The tokens out there are stale now."""
+        had = self._number
+        self._number = 0
+        self._channel = None
+        self._wire = None
+        self._held = {}
+        self.held_bytes = 0
+        self._done.clear()
+        self._back.clear()
+        if had and self._intake is not None:
+            self._intake.channel_lost(self.incarnation)
+
+    # --- Acks ---
+
+    def ack(self, tokens: Iterable[AckToken]) -> None:
+        """See the port. The frames of one loop iteration leave in one write."""
+        self._answer(tokens, self._done)
+
+    def requeue(self, tokens: Iterable[AckToken]) -> None:
+        """See the port. A message given back counts as delivered once more (`x-delivery-count`)."""
+        self._answer(tokens, self._back)
+
+    def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
+        incarnation = self.incarnation
+        held = self._held
+        for made_by, tag in tokens:
+            size = held.pop(tag, None) if made_by == incarnation else None
+            if size is None:
+                self.stale += 1
+            else:
+                self.held_bytes -= size
+                answers.append(tag)
+        if answers and self._flush is None:
+            self._flush = asyncio.get_running_loop().call_soon(self._send_answers)
+
+    def _send_answers(self) -> None:
+        """Write all answers: one `multiple` ack for the finished prefix, the others one by one.
+
+        What was given back leaves first, since a `multiple` would swallow it. The tag of a `multiple` is
+        always one that is still open, or the broker would close the channel (406 unknown delivery tag).
+        """
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        wire, number = self._wire, self._number
+        if wire is None or not (self._done or self._back):
+            return
+        out = [frames.requeue(number, tag) for tag in sorted(self._back)]
+        done = sorted(self._done)
+        self._back.clear()
+        self._done.clear()
+        oldest = next(iter(self._held), None)
+        single = 0
+        if oldest is None:
+            single = len(done)
+        else:
+            while single < len(done) and done[single] < oldest:
+                single += 1
+        if single:
+            out.append(frames.ack(number, done[single - 1], single > 1))
+        out += [frames.ack(number, tag, False) for tag in done[single:]]
+        wire.write(b"".join(out))
+        if wire.paused and self.held_bytes < self._held_bytes_max // 2:
+            wire.resume()
+
+
+async def _never_called(_: aiormq.abc.DeliveredMessage) -> None:
+    """Deliveries are taken out of the stream before the library could call this."""
+    raise AssertionError("a delivery went past the tap")

@@ -1,0 +1,170 @@
+"""What the tests run on: private servers, and a fresh database and vhost for each test that asks for one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from bridge.adapters import migrate
+from bridge.devservers import Servers, ServersInUse, private_servers
+
+# The tests kill servers and drop databases, so they never touch one that somebody configured.
+for _name in [name for name in os.environ if name.startswith("BRIDGE_")]:
+    del os.environ[_name]
+
+DEV = Path(__file__).resolve().parent.parent / ".dev"
+TEMPLATE = "template_upgraded"
+
+_numbers = itertools.count(1)
+
+
+def _fresh_name() -> str:
+    return f"test_{os.getpid()}_{next(_numbers)}"
+
+
+class Databases:
+    """Databases on one server: empty ones, and clones of one that was upgraded once."""
+
+    def __init__(self, admin_dsn: str) -> None:
+        self._admin_dsn = admin_dsn
+        with self._admin() as admin:
+            # What an interrupted run left. fsync guards against a power cut of the machine, which no test
+            # makes; without it a database takes a tenth of the time.
+            admin.execute("alter system set fsync = off")
+            admin.execute("select pg_reload_conf()")
+            left = admin.execute("select datname from pg_database where datname ~ '^(test|template)_'")
+            for (name,) in left.fetchall():
+                self._drop(admin, name)
+            self._create(admin, TEMPLATE, "template0")
+        migrate.upgrade(self._dsn(TEMPLATE))
+
+    @contextmanager
+    def fresh(self, template: str) -> Iterator[str]:
+        """The DSN of a new database; it is dropped at the end, whoever is still connected."""
+        name = _fresh_name()
+        with self._admin() as admin:
+            self._create(admin, name, template)
+        yield self._dsn(name)
+        with self._admin() as admin:
+            self._drop(admin, name)
+
+    @contextmanager
+    def _admin(self) -> Iterator[psycopg.Connection]:
+        # One connection per use: fault tests take the server away in between.
+        with psycopg.connect(self._admin_dsn, autocommit=True) as admin:
+            yield admin
+
+    def _dsn(self, database: str) -> str:
+        return urlunsplit(urlsplit(self._admin_dsn)._replace(path=f"/{database}"))
+
+    @staticmethod
+    def _create(admin: psycopg.Connection, name: str, template: str) -> None:
+        names = sql.Identifier(name), sql.Identifier(template)
+        admin.execute(sql.SQL("create database {} template {}").format(*names))
+
+    @staticmethod
+    def _drop(admin: psycopg.Connection, name: str) -> None:
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def _fresh_vhost(servers: Servers) -> Iterator[str]:
+    name = _fresh_name()
+    yield servers.rabbit.create_vhost(name)
+    servers.rabbit.delete_vhost(name)
+
+
+@contextmanager
+def _first_free(say: Callable[[str], None], kind: str) -> Iterator[Servers]:
+    """Servers in .dev, one set for each run of the suite that is under way at the same time."""
+    with ExitStack() as stack:
+        yield next(filter(None, (_entered(stack, DEV / f"{kind}-{n}", say) for n in itertools.count(1))))
+
+
+def _entered(stack: ExitStack, root: Path, say: Callable[[str], None]) -> Servers | None:
+    try:
+        return stack.enter_context(private_servers(root, say=say, usual_ports=False))
+    except ServersInUse:
+        return None
+
+
+@pytest.fixture(scope="session")
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Progress past pytest's capture: the first start may install a server."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+
+    def write(line: str) -> None:
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def servers(say: Callable[[str], None]) -> Iterator[Servers]:
+    """RabbitMQ and Postgres for the whole session. Not to be stopped: other tests are on them."""
+    with _first_free(say, "test") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def databases(servers: Servers) -> Databases:
+    return Databases(servers.postgres_dsn)
+
+
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """The DSN of a fresh database with the current schema."""
+    with databases.fresh(TEMPLATE) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[str]:
+    """The DSN of a fresh database without any schema."""
+    with databases.fresh("template0") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def vhost(servers: Servers) -> Iterator[str]:
+    """The AMQP URL of a fresh vhost, without any queue."""
+    with _fresh_vhost(servers) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def _servers_to_kill(say: Callable[[str], None]) -> Iterator[tuple[Servers, Databases]]:
+    with _first_free(say, "fault") as running:
+        yield running, Databases(running.postgres_dsn)
+
+
+@pytest.fixture
+def own_servers(_servers_to_kill: tuple[Servers, Databases]) -> Iterator[Servers]:
+    """Servers that a test may stop, kill and pause; its addresses are a fresh vhost and a fresh database.
+
+    After a quorum queue was declared wait a second before the broker is killed: RabbitMQ 3.10 may lose the
+    queue's leader for good otherwise.
+    """
+    servers, databases = _servers_to_kill
+    with ExitStack() as stack:
+        url = stack.enter_context(_fresh_vhost(servers))
+        dsn = stack.enter_context(databases.fresh(TEMPLATE))
+        stack.callback(_mend, servers)  # first of all: what follows needs both servers
+        yield dataclasses.replace(servers, amqp_url=url, postgres_dsn=dsn)
+
+
+def _mend(servers: Servers) -> None:
+    for server in (servers.rabbit, servers.postgres):
+        server.start()
+        server.resume()

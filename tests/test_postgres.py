@@ -1,0 +1,720 @@
+"""What only Postgres can show: midnight as a race, cut connections, deadlocks, partitions, plans."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import conninfo
+from psycopg import errors as pg
+
+from bridge.adapters import migrate, postgres_pool
+from bridge.adapters.postgres import PostgresStore
+from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import translated
+from bridge.adapters.postgres_rows import record_params
+from bridge.adapters.postgres_upkeep import Upkeep
+from bridge.devservers import Database
+from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
+from bridge.model import LateProof, Outcome, PushKey, Reply
+from tests.test_store_contract import row
+
+RECORD = f"select * from record_rows({', '.join(['%s'] * 23)})".encode()
+PARTITION = datetime.timedelta(days=1)
+
+
+async def ask(dsn: str, query: str, *params: object) -> list[tuple[Any, ...]]:
+    """Run one statement on a connection of its own."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        cursor = await conn.execute(query.encode(), params or None)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def eventually(dsn: str, query: str, *params: object) -> None:
+    """Return when the query gives true."""
+    async with asyncio.timeout(10), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        while True:
+            found = await (await conn.execute(query.encode(), params or None)).fetchone()
+            if found is not None and found[0]:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def waiting(dsn: str, query: str, kind: str) -> None:
+    """Return when some backend of this database waits for a lock of this kind in such a query."""
+    await eventually(
+        dsn,
+        "select exists (select from pg_stat_activity where datname = current_database() and query like %s"
+        " and wait_event_type = 'Lock' and wait_event = %s)",
+        f"%{query}%",
+        kind,
+    )
+
+
+@asynccontextmanager
+async def transaction(dsn: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A transaction of somebody else, committed at the end of the block."""
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        await conn.execute("set search_path to public")
+        yield conn
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[PostgresStore]:
+    made = PostgresStore(database)
+    yield made
+    await made.close()
+
+
+# --- Midnight --------------------------------------------------------------------------------------------
+
+
+async def test_a_writer_of_the_old_day_holds_the_new_one_back_and_the_key_gets_one_row(
+    database: str, store: PostgresStore
+) -> None:
+    async with transaction(database) as old:
+        await old.execute(RECORD, record_params([row(boot="old")]))
+        rolling = asyncio.create_task(ask(database, "select roll_day(log_today() + 1)"))
+        await waiting(database, "roll_day", "advisory")
+        # It comes after the roll-over in the queue for the lock, and so writes on the new day.
+        writing = asyncio.create_task(store.record([row(boot="new"), row("other")]))
+        await waiting(database, "record_rows", "advisory")
+        assert not rolling.done()
+        await old.commit()
+    [(day,)] = await rolling
+    same, other = await writing
+    assert (same.applied, same.row.boot, other.applied) == (False, "old", True)
+    days = dict(await ask(database, "select push_id, day from delivery_log"))
+    assert days == {"p": day - PARTITION, "other": day}
+
+
+async def test_a_key_that_comes_with_the_roll_over_gets_one_row_whoever_is_first(database: str) -> None:
+    stores = [PostgresStore(database) for _ in range(3)]
+    answers = []
+    for i in range(15):
+        results = await asyncio.gather(
+            ask(database, "select roll_day((select day from log_day) + 1)"),
+            *(s.record([row(f"{i}-{n}", boot=str(b)) for n in range(5)]) for b, s in enumerate(stores)),
+        )
+        answers += results[1:]
+    for s in stores:
+        await s.close()
+    counts = await ask(database, "select push_id, count(*) from delivery_log group by 1 having count(*) <> 1")
+    assert counts == []
+    assert sum(w.applied for answer in answers for w in answer) == 15 * 5
+
+
+async def test_the_first_writer_of_a_day_rolls_the_log_itself(database: str, store: PostgresStore) -> None:
+    await ask(database, "select make_partition(log_today() - 1)")
+    await ask(database, "update log_day set day = log_today() - 1, since = log_today() - 2")
+    await store.record([row()])
+    assert await ask(
+        database, "select l.day = log_today(), d.day = log_today(), d.since = log_today() - 1"
+        " from delivery_log l, log_day d"
+    ) == [(True, True, True)]  # fmt: skip
+
+
+async def test_the_log_never_goes_back_a_day(database: str, store: PostgresStore) -> None:
+    today = await store.roll_day()
+    assert await ask(database, "select roll_day(log_today() - 3)") == [(today,)]
+    [(ahead,)] = await ask(database, "select roll_day(log_today() + 2)")
+    assert ahead == today + 2 * PARTITION
+    assert await store.roll_day() == ahead
+    await store.record([row()])
+    assert await ask(database, "select day from delivery_log") == [(ahead,)]
+
+
+async def test_several_nodes_roll_at_once(database: str) -> None:
+    for _ in range(5):
+        rolled = await asyncio.gather(
+            *(ask(database, "select roll_day(%s)", datetime.date(2090, 1, 1)) for _ in range(4))
+        )
+        assert rolled == [[(datetime.date(2090, 1, 1),)]] * 4
+
+
+async def test_a_roll_over_gives_up_soon_rather_than_hold_writers_back(database: str) -> None:
+    async with transaction(database) as slow:
+        await slow.execute(RECORD, record_params([row()]))
+        with pytest.raises(pg.LockNotAvailable):
+            await ask(database, "select roll_day(log_today() + 1)")
+
+
+# --- Refused, retried ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("meta", [b"{", b'{"a": "\\u0000"}', b"\xff", b"nonsense"])
+async def test_meta_that_is_refused_leaves_nothing_and_its_neighbours_can_be_written(
+    store: PostgresStore, database: str, meta: bytes
+) -> None:
+    with pytest.raises(RowsRefused):
+        await store.record([row("a"), row("b", meta=meta), row("c")])
+    assert await ask(database, "select * from delivery_log") == []
+    assert all(w.applied for w in await store.record([row("a"), row("c")]))
+
+
+async def test_writers_in_any_order_never_deadlock(database: str) -> None:
+    stores = [PostgresStore(database) for _ in range(4)]
+    ids = [f"p{i}" for i in range(60)]
+
+    async def write(one: PostgresStore, boot: int) -> None:
+        order = random.Random(boot)
+        for n in range(12):
+            batch = [row(i, outcome=Outcome.PENDING, boot=str(boot), sessions=n) for i in ids]
+            order.shuffle(batch)
+            await one.record(batch)
+            await one.owe({r.key: (Reply("q", str(boot)),) for r in batch[:30]})
+            await one.settle([r.key for r in batch[30:]])
+        order.shuffle(ids)
+        await one.record([row(i, outcome=Outcome.UNKNOWN, proven_at=None) for i in ids])
+        await one.prove_late([LateProof(row(i).key, 1e9) for i in ids])
+
+    await asyncio.gather(*(write(s, i) for i, s in enumerate(stores)))
+    for s in stores:
+        await s.close()
+    await eventually(
+        database, "select count(*) = 1 from pg_stat_activity where datname = current_database()"
+    )
+    assert await ask(
+        database, "select deadlocks from pg_stat_database where datname = current_database()"
+    ) == [(0,)]
+    assert await ask(database, "select count(*), count(proven_at) from delivery_log where final") == [(60, 60)]
+
+
+async def test_a_lost_race_is_run_again(
+    database: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_pool, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(postgres_pool, "TRIES", 1000)
+    await store.record([row(outcome=Outcome.PENDING)])
+    await store.close()
+    impatient = PostgresStore(database)
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log for update")
+        writing = asyncio.create_task(impatient.record([row()]))
+        await waiting(database, "record_rows", "transactionid")
+        await eventually(
+            database,
+            "select xact_rollback > 0 from pg_stat_database where datname = current_database()",
+        )
+    [written] = await writing
+    assert written.applied
+    await impatient.close()
+
+
+async def test_a_lock_that_is_never_given_back_makes_the_store_unavailable(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_pool, "LOCK_TIMEOUT", 0.05)
+    store = PostgresStore(database)
+    await store.record([row(outcome=Outcome.PENDING)])
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log for update")
+        with pytest.raises(StoreUnavailable, match="55P03"):
+            await store.record([row()])
+    [written] = await store.record([row()])
+    assert written.applied
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "expected"),
+    [
+        ("22001", RowsRefused), ("22021", RowsRefused), ("22P05", RowsRefused), ("23505", RowsRefused),
+        ("08006", StoreUnavailable), ("25006", StoreUnavailable), ("40001", StoreUnavailable),
+        ("40P01", StoreUnavailable), ("42501", StoreUnavailable), ("53100", StoreUnavailable),
+        ("53300", StoreUnavailable), ("55P03", StoreUnavailable), ("57014", StoreUnavailable),
+        ("57P01", StoreUnavailable), ("57P03", StoreUnavailable), ("XX000", StoreUnavailable),
+    ],
+)  # fmt: skip
+def test_every_sqlstate_means_one_thing(sqlstate: str, expected: type[Exception]) -> None:
+    assert isinstance(translated(pg.lookup(sqlstate)("why\nHINT: how")), expected)
+
+
+async def test_a_partition_that_is_missing_is_not_the_rows_fault(database: str, store: PostgresStore) -> None:
+    await ask(database, "update log_day set day = date '2091-01-01'")
+    with pytest.raises(StoreUnavailable, match="partition"):
+        await store.record([row()])
+
+
+async def test_a_database_that_only_reads_is_away(database: str) -> None:
+    [(name,)] = await ask(database, "select current_database()")
+    await ask(database, f"alter database {name} set default_transaction_read_only = on")
+    store = PostgresStore(database)
+    with pytest.raises(StoreUnavailable, match="25006"):
+        await store.record([row()])
+    await store.close()
+
+
+# --- Cut connections -------------------------------------------------------------------------------------
+
+
+async def test_a_database_that_was_never_there_is_away_and_the_store_makes_no_fuss() -> None:
+    store = PostgresStore("host=127.0.0.1 port=1 dbname=none user=none")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.record([row()])
+    await store.close()
+
+
+async def test_connections_that_were_killed_while_idle_are_replaced_within_the_call(
+    database: str, store: PostgresStore
+) -> None:
+    await asyncio.gather(*(store.recent(1) for _ in range(4)))
+    await kill_backends(database)
+    [written] = await store.record([row()])
+    assert written.applied
+
+
+async def kill_backends(dsn: str) -> None:
+    await ask(
+        dsn,
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid() and application_name like 'bridge%'",
+    )
+
+
+async def test_a_backend_that_is_killed_in_mid_call_costs_nothing(database: str, store: PostgresStore) -> None:
+    await store.record([row("x", outcome=Outcome.PENDING)])
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log for update")
+        writing = asyncio.create_task(store.record([row("x"), row("y")]))
+        await waiting(database, "record_rows", "transactionid")
+        await kill_backends(database)
+    assert [w.applied for w in await writing] == [True, True]
+    assert await ask(database, "select count(*) from delivery_log where final") == [(2,)]
+
+
+async def test_an_answer_that_was_lost_after_the_commit_makes_no_second_row(database: str) -> None:
+    async with Wire(database) as wire:
+        store = PostgresStore(wire.dsn)
+        await store.recent(1)
+        wire.swallow_next_answer = True
+        [written] = await store.record([row()])
+        assert wire.swallowed > 0
+        assert (written.applied, written.row) == (False, row())
+        assert await ask(database, "select count(*) from delivery_log") == [(1,)]
+        await store.close()
+
+
+async def test_an_answer_that_is_lost_on_a_new_connection_is_reported_and_the_row_is_there(
+    database: str,
+) -> None:
+    async with Wire(database) as wire:
+        store = PostgresStore(wire.dsn)
+        wire.swallow_answer_to = b"record_rows"
+        with pytest.raises(StoreUnavailable):
+            await store.record([row()])
+        await eventually(database, "select count(*) = 1 from delivery_log")
+        [again] = await store.record([row()])
+        assert not again.applied
+        await store.close()
+
+
+class Wire:
+    """A TCP proxy in front of the database that can lose an answer and cut the connection."""
+
+    def __init__(self, dsn: str) -> None:
+        self._params = conninfo.conninfo_to_dict(dsn)
+        self.swallow_next_answer = False
+        self.swallow_answer_to: bytes | None = None
+        self.swallowed = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.dsn = conninfo.make_conninfo(**self._params | {"host": "127.0.0.1", "port": port})
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(
+            str(self._params["host"]), int(str(self._params["port"]))
+        )
+        for source, sink, answers in ((reader, back, False), (there, writer, True)):
+            task = asyncio.create_task(self._pump(source, sink, answers, (back, writer)))
+            self._tasks.add(task)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        answers: bool,
+        both: Sequence[asyncio.StreamWriter],
+    ) -> None:
+        while data := await source.read(65536):
+            if not answers and self.swallow_answer_to is not None and self.swallow_answer_to in data:
+                self.swallow_answer_to = None
+                self.swallow_next_answer = True
+            elif answers and self.swallow_next_answer:
+                self.swallow_next_answer = False
+                self.swallowed += len(data)
+                break
+            sink.write(data)
+        for writer in both:
+            writer.close()
+
+
+async def test_a_cancelled_call_leaves_the_store_usable(database: str, store: PostgresStore) -> None:
+    await store.record([row(outcome=Outcome.PENDING)])
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log for update")
+        calls = [asyncio.create_task(store.record([row()])) for _ in range(6)]
+        await waiting(database, "record_rows", "transactionid")
+        for call in calls:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(r, asyncio.CancelledError) for r in results)
+    assert [w.applied for w in await store.record([row()])] == [True]
+    await asyncio.gather(*(store.recent(1) for _ in range(8)))
+
+
+async def test_many_calls_share_a_few_connections(database: str, store: PostgresStore) -> None:
+    await asyncio.gather(*(store.record([row(f"p{i}")]) for i in range(50)))
+    [(count,)] = await ask(
+        database,
+        "select count(*) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    assert 1 <= count <= 4
+
+
+async def test_a_closed_store_says_so(store: PostgresStore) -> None:
+    await store.recent(1)
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.recent(1)
+
+
+# --- The server itself goes away -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(own_postgres: Database) -> Iterator[Database]:
+    """A server of this module's own, running and migrated."""
+    own_postgres.start()
+    migrate.upgrade(own_postgres.dsn)
+    with psycopg.connect(own_postgres.dsn, autocommit=True) as conn:
+        conn.execute("truncate delivery_log, node")
+    yield own_postgres
+    own_postgres.start()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_a_server_that_goes_away_in_mid_call_is_away_and_works_when_it_is_back(
+    server: Database, end: str
+) -> None:
+    store = PostgresStore(server.dsn)
+    await store.record([row("x", outcome=Outcome.PENDING), row("kept")])
+    other = await psycopg.AsyncConnection.connect(server.dsn)
+    await other.execute("select from delivery_log for update")
+    writing = asyncio.create_task(store.record([row("x"), row("y")]))
+    await waiting(server.dsn, "record_rows", "transactionid")
+    await asyncio.to_thread(getattr(server, end))
+    with pytest.raises(StoreUnavailable):
+        await writing
+    with pytest.raises(StoreUnavailable):
+        await store.recent(1)
+    await asyncio.to_thread(server.start)
+    assert [w.applied for w in await store.record([row("x"), row("y"), row("kept")])] == [True, True, False]
+    await other.close()
+    await store.close()
+
+
+async def test_a_server_that_does_not_answer_is_away_in_time(
+    server: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PostgresStore(server.dsn)
+    await store.recent(1)
+    # What the limits add up to, in production: 7 s for the call and 2 s for the new connection.
+    assert postgres_pool.CALL_TIMEOUT + postgres_pool.CONNECT_TIMEOUT < 10
+    monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
+    await asyncio.to_thread(server.pause)
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.record([row()])
+    assert time.monotonic() - began < 5
+    await asyncio.to_thread(server.resume)
+    [written] = await store.record([row()])
+    assert written.row == row()
+    await store.close()
+
+
+# --- Leases ----------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_survives_its_connection_and_keeps_its_boot(database: str) -> None:
+    lease = PostgresLease(database, "n1", "b1")
+    await lease.claim()
+    await kill_backends(database)
+    with pytest.raises(StoreUnavailable):
+        await lease.renew()
+    await lease.renew()
+    assert await ask(database, "select boot from node") == [("b1",)]
+    [(locks,)] = await ask(database, "select count(*) from pg_locks where locktype = 'advisory' and granted")
+    assert locks == 1
+    await lease.release()
+    assert await ask(database, "select * from node") == []
+
+
+async def test_a_process_whose_connection_hangs_is_followed_when_its_lease_has_run_out(database: str) -> None:
+    hanging = PostgresLease(database, "n1", "b1")
+    await hanging.claim()
+    await ask(database, "update node set seen_at = seen_at - interval '6 s'")
+    second, third = PostgresLease(database, "n1", "b2"), PostgresLease(database, "n1", "b3")
+    await second.claim()
+    # It has the name without the lock, gets that when the server notices, and is followed in any case.
+    await second.renew()
+    await kill_backends(database)
+    await third.claim()
+    await third.renew()
+    with pytest.raises(NodeNameTaken):
+        await second.renew()
+    await third.release()
+
+
+async def test_a_restart_of_the_server_does_not_give_a_live_name_away(server: Database) -> None:
+    live, thief = PostgresLease(server.dsn, "n1", "b1"), PostgresLease(server.dsn, "n1", "b2")
+    await live.claim()
+    await live.renew()
+    await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(server.start)
+    # The lock is free and the lease is still good: the server took the lock, not the end of the process.
+    claiming = asyncio.create_task(thief.claim())
+    await eventually(server.dsn, "select count(*) > 0 from pg_locks where locktype = 'advisory' and granted")
+    await live.renew()
+    await live.renew()
+    claiming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
+    await live.renew()
+    await live.release()
+
+
+async def test_of_two_boots_that_claim_a_name_at_once_one_gets_it(database: str) -> None:
+    await ask(
+        database, "insert into node values ('n1', 'b0', now(), now() - interval '1 min', now() - interval '1 h')"
+    )
+    leases = [PostgresLease(database, "n1", f"b{i}") for i in (1, 2)]
+    claims = [asyncio.create_task(lease.claim()) for lease in leases]
+    done, rest = await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    for claim in rest:
+        claim.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claim
+    winner = leases[claims.index(done.pop())]
+    await winner.renew()
+    await winner.release()
+
+
+# --- Partitions ------------------------------------------------------------------------------------------
+
+
+async def partitions(dsn: str) -> list[str]:
+    found = await ask(
+        dsn, "select right(inhrelid::regclass::text, 8) from pg_inherits"
+        " where inhparent = 'delivery_log'::regclass order by 1"
+    )  # fmt: skip
+    return [name for (name,) in found]
+
+
+def names(days: Sequence[datetime.date]) -> list[str]:
+    return [f"{day:%Y%m%d}" for day in days]
+
+
+async def aged(dsn: str, days: int) -> datetime.date:
+    """A log that is so many days old, with a final row in each; returns its day."""
+    store = PostgresStore(dsn)
+    for _ in range(days):
+        await store.record([row(f"p{random.random()}")])
+        [(day,)] = await ask(dsn, "select roll_day((select day from log_day) + 1)")
+    await store.close()
+    assert isinstance(day, datetime.date)
+    return day
+
+
+async def test_upkeep_makes_partitions_ahead_once(database: str) -> None:
+    [(today,)] = await ask(database, "select day from log_day")
+    done = await Upkeep(database).run_once(30)
+    assert [n[-8:] for n in done.made] == names([today + i * PARTITION for i in (1, 2, 3)])
+    assert await partitions(database) == names([today + i * PARTITION for i in range(4)])
+    assert await Upkeep(database).run_once(30) == ([], [], [])
+
+
+async def test_upkeep_drops_what_is_past_its_retention(database: str) -> None:
+    day = await aged(database, 6)
+    done = await Upkeep(database).run_once(3)
+    assert [n[-8:] for n in done.dropped] == names([day - i * PARTITION for i in (6, 5, 4)])
+    assert await partitions(database) == names([day + i * PARTITION for i in range(-3, 4)])
+    assert await ask(database, "select count(*) from delivery_log") == [(3,)]
+
+
+async def test_upkeep_keeps_days_whose_keys_must_be_known(database: str) -> None:
+    day = await aged(database, 3)
+    await Upkeep(database).run_once(0)
+    assert (await partitions(database))[0] == f"{day - PARTITION:%Y%m%d}"
+
+
+async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(database: str, store: PostgresStore) -> None:
+    await store.record([row("open", outcome=Outcome.PENDING)])
+    day = await aged(database, 5)
+    # The day before still has the oldest unfinished row among the known: end it, roll, and it may go.
+    first = f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
+    assert first not in (await Upkeep(database).run_once(2)).dropped
+    await ask(database, "update log_day set since = day - 1")
+    assert (await Upkeep(database).run_once(2)).kept == [first]
+    await ask(database, "update delivery_log set outcome = 'unknown', final = true where not final")
+    assert (await Upkeep(database).run_once(2)).dropped == [first]
+
+
+async def test_a_reader_delays_the_drop_and_stops_no_writer(
+    database: str, store: PostgresStore
+) -> None:
+    day = await aged(database, 4)
+    old = f"delivery_log_{day - 4 * PARTITION:%Y%m%d}"
+    async with transaction(database) as reader:
+        await reader.execute("select count(*) from delivery_log")
+        upkeep = asyncio.create_task(Upkeep(database).run_once(3))
+        slowest = 0.0
+        written = 0
+        while not upkeep.done():
+            began = time.monotonic()
+            await store.record([row(f"w{written}")])
+            slowest = max(slowest, time.monotonic() - began)
+            written += 1
+        assert (await upkeep).kept == [old]
+        assert written > 10
+        assert slowest < 2
+    assert (await Upkeep(database).run_once(3)).dropped == [old]
+    assert await ask(database, "select to_regclass(%s)", old) == [(None,)]
+
+
+async def test_upkeep_on_two_nodes_at_once_is_done_by_one(database: str) -> None:
+    await aged(database, 4)
+    results = await asyncio.gather(*(Upkeep(database).run_once(2) for _ in range(4)))
+    assert sum(len(done.dropped) for done in results) == 2
+    assert sum(len(done.made) for done in results) == 3
+
+
+async def test_upkeep_of_a_database_that_is_away_says_so() -> None:
+    with pytest.raises(StoreUnavailable):
+        await Upkeep("host=127.0.0.1 port=1 dbname=none user=none").run_once(30)
+
+
+# --- Plans -----------------------------------------------------------------------------------------------
+
+
+async def scans(dsn: str) -> dict[str, tuple[int, int]]:
+    """Sequential and index scans of each partition so far, once every other backend has reported its own."""
+    await eventually(dsn, "select count(*) = 1 from pg_stat_activity where datname = current_database()")
+    rows = await ask(
+        dsn,
+        "select relname, seq_scan, coalesce(idx_scan, 0) from pg_stat_user_tables"
+        " where relname like 'delivery_log\\_2%' order by 1",
+    )
+    return {name: (seq, idx) for name, seq, idx in rows}
+
+
+async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str) -> None:
+    await aged(database, 5)
+    filler = PostgresStore(database)
+    for _ in range(5):
+        await filler.record([row(f"f{random.random()}", user=f"u{i}") for i in range(1000)])
+    await filler.close()
+    before = await scans(database)
+
+    store = PostgresStore(database)
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.record([row(f"n{i}", outcome=Outcome.PENDING) for i in range(100)]),
+        lambda: store.record([row(f"n{i}", owed=()) for i in range(100)]),
+        lambda: store.record([row(f"n{i}") for i in range(100)]),
+        lambda: store.find([PushKey("", f"n{i}") for i in range(100)]),
+        lambda: store.owe({row("n1").key: (Reply("q"),)}),
+        lambda: store.settle([row(f"n{i}").key for i in range(100)]),
+        lambda: store.prove_late([LateProof(row("n1").key, 1.0)]),
+    ]
+    for call in calls:
+        await call()
+    await store.close()
+    after = await scans(database)
+    days = sorted(after)
+    assert [after[day][0] - before[day][0] for day in days] == [0] * len(days)
+    # Today and the day before; a debt that is not found there is not looked for further back either, here.
+    touched = [day for day in days if after[day] != before[day]]
+    assert touched == days[-2:]
+
+
+async def test_the_sweeps_of_every_second_read_indexes_only(database: str) -> None:
+    await aged(database, 3)
+    filler = PostgresStore(database)
+    await filler.record([row(f"f{i}") for i in range(1000)])
+    await filler.close()
+    await ask(database, "analyze delivery_log")
+    before = await scans(database)
+    store, lease = PostgresStore(database), PostgresLease(database, "n1", "b1")
+    await lease.claim()
+    await store.owing(10)
+    await store.recent(10)
+    await store.roll_day()
+    await lease.end_dead(10)
+    await lease.release()
+    await store.close()
+    after = await scans(database)
+    big = max(after)
+    assert after[big][0] == before[big][0]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select * from delivery where push_id = 'f7'",
+        "select * from delivery where user_id = 'u7' order by taken_at desc limit 10",
+        "select * from user_timeline where user_id = 'u7'",
+        "select * from delivery where taken_at > now() + interval '100 years'",
+    ],
+)
+async def test_what_people_ask_reads_an_index(database: str, query: str) -> None:
+    store = PostgresStore(database)
+    for n in range(5):
+        await store.record([row(f"f{n}{i}", user=f"u{i}") for i in range(1000)])
+    await store.close()
+    await ask(database, "analyze delivery_log")
+    plan = "\n".join(line for (line,) in await ask(database, f"explain {query}"))
+    assert "Index" in plan
+    assert "Seq Scan" not in plan
+
+
+async def test_the_views_say_what_happened(database: str, store: PostgresStore) -> None:
+    await store.record([row("a"), row("b", user="", outcome=Outcome.REJECTED, proven_at=None)])
+    assert await ask(database, "select user_id from delivery order by push_id") == [("u",), (None,)]
+    steps = await ask(database, "select step, push_id from user_timeline where user_id = 'u'")
+    assert steps == [(s, "a") for s in ("published", "taken", "written", "proven", "finished")]
+    [hour] = await ask(
+        database, "select pushes, users, proof_p50 from delivery_hourly where outcome = 'received'"
+    )
+    assert hour == (1, 1, 1.5)
+
+
+def test_a_url_and_a_list_of_words_are_both_fine(database: str) -> None:
+    params = conninfo.conninfo_to_dict(database)
+    if urlsplit(database).scheme:
+        database = conninfo.make_conninfo(**params)
+    else:
+        user, host, port, name = (params[k] for k in ("user", "host", "port", "dbname"))
+        database = f"postgresql://{user}:{params.get('password', '')}@{host}:{port}/{name}"
+    assert all(s.applied_at for s in migrate.status(database))

@@ -1,0 +1,1027 @@
+"""Bytes to push requests and back: what is taken, what is rejected and why, and that nothing ever raises."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bridge import decoding, jsontext, wire
+from bridge.errors import InvalidRequest
+from bridge.model import (
+    BATCH_MAX,
+    MESSAGE_BYTES_MAX,
+    NO_USER,
+    USERS_MAX,
+    CloseReason,
+    Encoding,
+    Outcome,
+    Proof,
+    PushRequest,
+    Reason,
+    Rejected,
+    Row,
+    RowKey,
+    ToAll,
+    ToSession,
+    ToUser,
+    ToUsers,
+)
+from bridge.ports import Arrival, Source
+from tests.core import arrival
+
+LIMITS = wire.Limits()
+NOW = 1_800_000_000.0
+
+
+def dumps(value: object) -> bytes:
+    """JSON as most producers write it: ASCII with escapes."""
+    return json.dumps(value).encode()
+
+
+def request(**changes: object) -> dict[str, object]:
+    return {"id": "p1", "to": {"user": "u1"}, "data": {"n": 1}, **changes}
+
+
+def read(message: Arrival, limits: wire.Limits = LIMITS) -> PushRequest | Rejected:
+    (only,) = wire.decode(message, limits).requests
+    return only
+
+
+def taken(body: bytes, **properties: object) -> PushRequest:
+    only = read(arrival(body, **properties))
+    assert isinstance(only, PushRequest), only
+    return only
+
+
+def rejected(body: bytes, **properties: object) -> Rejected:
+    only = read(arrival(body, **properties))
+    assert isinstance(only, Rejected), only
+    return only
+
+
+def nested(depth: int, inner: str = "") -> str:
+    return "[" * depth + inner + "]" * depth
+
+
+# --- one request -----------------------------------------------------------------------------------------
+
+
+def test_a_request_with_every_field_is_taken() -> None:
+    only = taken(
+        b'{"id":"p1","to":{"user":"u1","except":["s1","s2","s1"]},"event":"e.1","data": {"a": [1, 2]} ,'
+        b'"ttl":0,"confirm":"acked","tenant":"shop","meta":{ "k": "v" }}'
+    )
+    assert only == PushRequest(
+        id="p1",
+        target=ToUser("u1"),
+        data=b'{"a": [1, 2]}',
+        event="e.1",
+        confirm=Proof.ACKED,
+        excluded=frozenset(("s1", "s2")),
+        tenant="shop",
+        meta=b'{ "k": "v" }',
+    )
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    only = taken(b'{"to":{"user":"u1"},"data":null}')
+    assert (only.event, only.confirm, only.tenant, only.meta) == ("message", Proof.RECEIVED, "", b"")
+    assert only.data == b"null"
+
+
+@pytest.mark.parametrize(
+    ("to", "target"),
+    [
+        ({"user": "u1"}, ToUser("u1")),
+        ({"users": ["u1", "u2", "u1"]}, ToUsers(("u1", "u2"))),
+        ({"session": "s1"}, ToSession("s1")),
+        ({"all": True}, ToAll()),
+        ({"all": True, "except": []}, ToAll()),
+    ],
+)
+def test_each_target_is_understood(to: object, target: object) -> None:
+    assert taken(dumps(request(to=to))).target == target
+
+
+@pytest.mark.parametrize("user", ["x", "x" * 128, "Grüße", "名前", "a b", "\u00a0", "\u200d", "🎉" * 128])
+def test_an_id_is_any_128_characters_that_are_no_controls(user: str) -> None:
+    for body in (dumps(request(to={"user": user})), msgspec.json.encode(request(to={"user": user}))):
+        assert taken(body).target == ToUser(user)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "path"),
+    [
+        ({"to": {"user": 42}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": ""}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": "x" * 129}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": "a\nb"}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": "a\x00b"}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": "a\x7f"}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": "a\x85"}}, Reason.INVALID, "to.user"),
+        ({"to": {"user": None}}, Reason.INVALID, "to.user"),
+        ({"to": {"users": []}}, Reason.INVALID, "to.users"),
+        ({"to": {"users": "u1"}}, Reason.INVALID, "to.users"),
+        ({"to": {"users": ["u1", "u2", "u3", 4]}}, Reason.INVALID, "to.users[3]"),
+        ({"to": {"users": ["u1", "\x01"]}}, Reason.INVALID, "to.users[1]"),
+        ({"to": {"session": {}}}, Reason.INVALID, "to.session"),
+        ({"to": {"session": "\x01"}}, Reason.INVALID, "to.session"),
+        ({"to": {"all": False}}, Reason.INVALID, "to.all"),
+        ({"to": {"all": 1}}, Reason.INVALID, "to.all"),
+        ({"to": {"user": "u1", "all": True}}, Reason.INVALID, "to"),
+        ({"to": {"user": "u1", "users": ["u2"]}}, Reason.INVALID, "to"),
+        ({"to": {"session": "s1", "all": True}}, Reason.INVALID, "to"),
+        ({"to": {"users": ["u1"], "session": "s1"}}, Reason.INVALID, "to"),
+        ({"to": {}}, Reason.INVALID, "to"),
+        ({"to": {"except": ["s1"]}}, Reason.INVALID, "to"),
+        ({"to": "u1"}, Reason.INVALID, "to"),
+        ({"to": {"user": "u1", "except": "s1"}}, Reason.INVALID, "to.except"),
+        ({"to": {"user": "u1", "except": ["\x01"]}}, Reason.INVALID, "to.except[0]"),
+        ({"to": {"user": "u1", "group": "g"}}, Reason.INVALID, "to.group"),
+        ({"to": {"topic": "t"}}, Reason.UNSUPPORTED, "to.topic"),
+        ({"id": 7}, Reason.INVALID, "id"),
+        ({"id": ""}, Reason.INVALID, "id"),
+        ({"event": 7}, Reason.INVALID, "event"),
+        ({"event": "a\tb"}, Reason.INVALID, "event"),
+        ({"confirm": "seen"}, Reason.INVALID, "confirm"),
+        ({"confirm": None}, Reason.INVALID, "confirm"),
+        ({"tenant": []}, Reason.INVALID, "tenant"),
+        ({"tenant": "\x01"}, Reason.INVALID, "tenant"),
+        ({"meta": "m"}, Reason.INVALID, "meta"),
+        ({"meta": {"k": 1}}, Reason.INVALID, "meta.k"),
+        ({"meta": {"k": "v" * 257}}, Reason.INVALID, "meta.k"),
+        ({"meta": {"k": "\x00"}}, Reason.INVALID, "meta.k"),
+        ({"meta": {"k" * 65: "v"}}, Reason.INVALID, "meta." + "k" * 64 + "..."),
+        ({"meta": {f"k{n}": "v" for n in range(17)}}, Reason.INVALID, "meta"),
+        ({"ttl": -1}, Reason.INVALID, "ttl"),
+        ({"ttl": "0"}, Reason.INVALID, "ttl"),
+        ({"ttl": False}, Reason.INVALID, "ttl"),
+        ({"ttl": 60}, Reason.UNSUPPORTED, "ttl"),
+        ({"ttl": 0.5}, Reason.UNSUPPORTED, "ttl"),
+        ({"collapse_key": "k"}, Reason.UNSUPPORTED, "collapse_key"),
+        ({"fallback": {"after": 1}}, Reason.UNSUPPORTED, "fallback"),
+        ({"dta": 1}, Reason.INVALID, "dta"),
+        ({"except": ["s1"]}, Reason.INVALID, "except"),
+        ({"new\nline": 1}, Reason.INVALID, "'new\\nline'"),
+        ({"data": "x" * 65535}, Reason.TOO_LARGE, "data"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict[str, object], reason: Reason, path: str) -> None:
+    wrong = request(**changes)
+    body = dumps(wrong)
+    only = rejected(body)
+    assert (only.reason, only.detail.split(": ")[0]) == (reason, path)
+    assert len(only.detail.split(": ", 1)[1]) > 10
+    assert only.body == body
+    assert only.detail.isprintable()
+    if "id" not in changes:
+        assert only.id == "p1"
+
+
+@pytest.mark.parametrize("missing", ["to", "data"])
+def test_what_is_required_is_named(missing: str) -> None:
+    wrong = request()
+    del wrong[missing]
+    only = rejected(dumps(wrong))
+    assert (only.reason, only.detail) == (Reason.INVALID, f"{missing}: this field is required")
+
+
+def test_a_feature_that_is_not_there_yet_is_said_to_be_so() -> None:
+    assert "this version does not have topics" in rejected(dumps(request(to={"topic": "t"}))).detail
+    assert "this version does not keep pushes" in rejected(dumps(request(ttl=5))).detail
+
+
+def test_tenant_and_event_of_a_rejected_request_are_kept_where_they_are_usable() -> None:
+    only = rejected(dumps(request(confirm="x", tenant="shop", event="e")))
+    assert (only.id, only.tenant, only.event) == ("p1", "shop", "e")
+    only = rejected(dumps(request(confirm="x", tenant=5, event="\n")))
+    assert (only.tenant, only.event) == ("", "")
+
+
+def test_wrong_values_are_never_shown() -> None:
+    only = rejected(dumps(request(to={"user": ["s3cret"]}, confirm="s3cret")))
+    assert "s3cret" not in only.detail
+
+
+def test_data_may_be_as_large_as_the_limit() -> None:
+    body = dumps(request(data="x" * 98))
+    assert isinstance(read(arrival(body), wire.Limits(100)), PushRequest)
+    assert isinstance(read(arrival(body), wire.Limits(99)), Rejected)
+
+
+def test_of_a_key_that_occurs_twice_the_last_one_counts() -> None:
+    only = taken(b'{"id":"p","to":{"user":"a","user":"b"},"data":1,"data":2}')
+    assert (only.target, only.data) == (ToUser("b"), b"2")
+    assert rejected(b'{"to":{"user":"u"},"data":1,"id":1,"id":"p2","ttl":9}').id == "p2"
+
+
+# --- JSON ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"NaN", "NaN and Infinity are not JSON"),
+        (b'{"a":[1,Infinity]}', "NaN and Infinity are not JSON"),
+        (b"-Infinity", "NaN and Infinity are not JSON"),
+        (b"[1,]", "not JSON: trailing comma"),
+        (b"01", "not JSON: invalid number"),
+        (b"'a'", "not JSON: "),
+        (b"", "expected JSON, got nothing"),
+        (b'"\xff"', "not UTF-8 (byte 1)"),
+        (b'"\xed\xa0\x80"', "not UTF-8 (byte 1)"),
+        (b'"\xc0\x80"', "not UTF-8 (byte 1)"),
+        (rb'"\ud800"', "a lone surrogate (\\ud800)"),
+        (rb'"\udc00 and more text"', "a lone surrogate (\\udc00)"),
+        (rb'{"\ud83d":1}', "a lone surrogate (\\ud83d)"),
+        (rb'"\ud83d\ud83d\ude00"', "a lone surrogate (\\ud83d)"),
+        (b'"a\nb"', "not JSON: invalid character"),
+    ],
+)
+def test_what_is_not_json_is_rejected_under_its_own_id(data: bytes, said: str) -> None:
+    only = rejected(b'{"id":"p1","to":{"user":"u1"},"data":' + data + b"}")
+    assert (only.id, only.reason) == ("p1", Reason.NOT_JSON)
+    assert only.detail.startswith(f"data: {said}"), only.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "expected JSON, got nothing"),
+        (b"  ", "expected JSON, got nothing"),
+        (b"hello", "not JSON"),
+        (b'{"id":"p1"', "not JSON: it ends too early"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b"\x00", "not JSON"),
+        (b"[", "not JSON: it ends too early"),
+        (b'[{"to":', "not JSON: it ends too early"),
+        (b"[1]]", "not JSON"),
+        (b"{}{}", "not JSON"),
+        (b'{"to":{"user":"u1"},"data":1}x', "not JSON"),
+    ],
+)
+def test_a_body_that_is_not_json_is_rejected(body: bytes, said: str) -> None:
+    only = rejected(body)
+    assert only.reason is Reason.NOT_JSON
+    assert said in only.detail
+    assert only.body == body
+
+
+@pytest.mark.parametrize("body", [b"5", b'"x"', b"null", b"true", b"1e999"])
+def test_json_that_is_no_object_is_rejected(body: bytes) -> None:
+    assert rejected(body).reason is Reason.INVALID
+
+
+def test_the_id_is_found_in_a_body_that_was_cut() -> None:
+    assert rejected(b'{"id":"p1","tenant":"shop","to":{"us').id == "p1"
+    assert rejected(b'{"id":"p1","tenant":"shop","to":{"us').tenant == "shop"
+
+
+@pytest.mark.parametrize(
+    "data", [b"1e999", b"-0", b"123456789012345678901234567890", rb'"\u0000"', b'"\x7f"']
+)
+def test_json_that_is_merely_unusual_goes_through_as_it_is(data: bytes) -> None:
+    assert taken(b'{"to":{"user":"u1"},"data":' + data + b"}").data == data
+
+
+@pytest.mark.parametrize("brackets", [nested(128), nested(128, '"]]["'), '["\\\\",' * 127 + "{}" + "]" * 127])
+def test_data_may_nest_128_levels(brackets: str) -> None:
+    assert taken(f'{{"to":{{"user":"u1"}},"data":{brackets}}}'.encode()).data == brackets.encode()
+
+
+@pytest.mark.parametrize(
+    "brackets",
+    [
+        nested(129),
+        nested(900),
+        nested(1100),
+        nested(30_000),
+        '{"a":' * 129 + "1" + "}" * 129,
+        '["]]]","\\"]",' * 129 + "1" + "]" * 129,
+    ],
+)
+def test_deeper_data_is_rejected_under_its_own_id(brackets: str) -> None:
+    only = rejected(f'{{"to":{{"user":"u1"}},"data":{brackets},"id":"p1"}}'.encode())
+    assert (only.id, only.reason) == ("p1", Reason.INVALID)
+    assert only.detail == "data: nested deeper than 128 levels"
+
+
+def test_wide_data_is_not_deep() -> None:
+    assert taken(dumps(request(data=[{"a": [n]} for n in range(1000)])))
+
+
+# --- ids -------------------------------------------------------------------------------------------------
+
+
+def test_the_id_falls_back_to_the_message_id_and_then_to_a_uuid7() -> None:
+    body = b'{"to":{"user":"u1"},"data":1}'
+    assert taken(dumps(request()), message_id="m1").id == "p1"
+    only = taken(body, message_id="m1")
+    assert (only.id, only.generated_id) == ("m1", False)
+    assert taken(body, message_id="m1", headers={"x-push-id": "h1"}).id == "h1"
+    only = taken(body)
+    made = uuid.UUID(only.id)
+    assert only.generated_id
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert made.int >> 80 == NOW * 1000
+
+
+def test_made_ids_differ() -> None:
+    assert len({decoding.fields.uuid7(NOW) for _ in range(1000)}) == 1000
+
+
+def test_a_message_id_that_is_no_id_is_named_where_it_is_needed() -> None:
+    assert taken(dumps(request()), message_id="x" * 200).id == "p1"
+    only = rejected(b'{"to":{"user":"u1"},"data":1}', message_id="x" * 200)
+    assert only.detail.startswith("property message_id: ")
+    assert only.id.startswith("sha256-")
+
+
+def test_a_rejected_request_without_a_usable_id_gets_the_message_id_or_a_hash() -> None:
+    body = dumps(request(id=7))
+    assert rejected(body, message_id="m1").id == "m1"
+    assert re.fullmatch("sha256-[0-9a-f]{64}", rejected(body).id)
+
+
+def test_the_hash_is_the_same_when_the_message_comes_again() -> None:
+    first = arrival(b"no json", headers={"a": 1, "b": [b"x"]}, expiration="60000", correlation_id="c")
+    again = msgspec.structs.replace(
+        first,
+        source=Source.FALLEN,
+        arrived_at=NOW + 60,
+        properties=msgspec.structs.replace(
+            first.properties,
+            expiration="",
+            redelivered=True,
+            delivery_count=3,
+            headers={
+                "b": [b"x"],
+                "x-death": [{"count": 1}],
+                "x-first-death-reason": "expired",
+                "x-last-death-queue": "q",
+                "x-delivery-count": 3,
+                "x-acquired-count": 4,
+                "a": 1,
+            },
+        ),
+    )
+    assert read(first).id == read(again).id
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        arrival(b"no json!"),
+        arrival(b"no json", message_id="\n"),
+        arrival(b"no json", correlation_id="c"),
+        arrival(b"no json", headers={"a": 1}),
+        arrival(b"no json", timestamp=1.0),
+    ],
+)
+def test_the_hash_tells_messages_apart(other: Arrival) -> None:
+    assert read(arrival(b"no json")).id != read(other).id
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_read_in_order() -> None:
+    body = dumps([request(id=f"p{n}", data=n) for n in range(BATCH_MAX)])
+    requests = wire.decode(arrival(b" \n" + body), LIMITS).requests
+    assert [r.id for r in requests] == [f"p{n}" for n in range(BATCH_MAX)]
+    assert all(isinstance(r, PushRequest) for r in requests)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "detail"),
+    [
+        (b'{"to":{"user":5},"data":1}', Reason.INVALID, "[1].to.user: expected a string"),
+        (b'{"to":{"user":"u"},"data":NaN}', Reason.NOT_JSON, "[1].data: NaN"),
+        (rb'{"to":{"user":"u"},"data":"\ud800"}', Reason.NOT_JSON, "[1].data: a lone surrogate"),
+        (b'{"to":{"user":"u"},"data":"\xff"}', Reason.NOT_JSON, "[1].data: not UTF-8"),
+        (b'{"to":{"user":"u"},"data":' + nested(2000).encode() + b"}", Reason.INVALID, "[1].data: nested"),
+        (b'{"to":{"user":"u"},"data":"' + b"x" * 65535 + b'"}', Reason.TOO_LARGE, "[1].data: expected at"),
+        (b"5", Reason.INVALID, "[1]: expected an object, got a number"),
+        (b"[]", Reason.INVALID, "[1]: expected an object, got a list"),
+        (nested(500).encode(), Reason.INVALID, "[1]: "),
+        (b"[[{}", Reason.NOT_JSON, ""),
+    ],
+)
+def test_a_wrong_element_harms_no_neighbour(wrong: bytes, reason: Reason, detail: str) -> None:
+    before, after = dumps(request(id="a")), dumps(request(id="b"))
+    requests = wire.decode(arrival(b"[%b, %b ,%b]" % (before, wrong, after)), LIMITS).requests
+    if wrong == b"[[{}":
+        # Brackets that do not pair leave no elements to tell apart.
+        assert [type(r) for r in requests] == [Rejected]
+        return
+    first, second, third = requests
+    assert isinstance(first, PushRequest) and isinstance(third, PushRequest)
+    assert (first.id, third.id) == ("a", "b")
+    assert isinstance(second, Rejected)
+    assert second.reason is reason
+    assert second.detail.startswith(detail), second.detail
+    assert second.body == wrong
+    assert second.id.startswith("sha256-")
+
+
+def test_elements_without_an_id_get_the_message_id_and_their_place() -> None:
+    body = dumps([request(), {"to": {"user": "u"}, "data": 1}, {"to": 5}])
+    requests = wire.decode(arrival(body, message_id="m"), LIMITS).requests
+    assert [r.id for r in requests] == ["p1", "m/1", "m/2"]
+    assert [isinstance(r, PushRequest) and r.generated_id for r in requests] == [False, False, False]
+    requests = wire.decode(arrival(body, message_id="m" * 127), LIMITS).requests
+    assert isinstance(requests[1], Rejected) and "property message_id" in requests[1].detail
+
+
+def test_equal_wrong_elements_have_ids_of_their_own() -> None:
+    ids = [r.id for r in wire.decode(arrival(b"[5,5]"), LIMITS).requests]
+    assert len(set(ids)) == 2
+
+
+def test_an_empty_batch_is_one_rejected_request() -> None:
+    for body in (b"[]", b" [ ] "):
+        assert rejected(body).reason is Reason.INVALID
+
+
+def test_a_batch_that_is_too_long_is_rejected_as_a_whole() -> None:
+    only = rejected(dumps([request()] * (BATCH_MAX + 1)), message_id="m")
+    assert (only.reason, only.id) == (Reason.TOO_MANY, "m")
+    assert "1001" in only.detail
+
+
+def users(count: int, prefix: str = "u") -> dict[str, list[str]]:
+    return {"users": [f"{prefix}{n}" for n in range(count)]}
+
+
+def test_a_message_names_at_most_10_000_users() -> None:
+    assert taken(dumps(request(to=users(USERS_MAX)))).target == ToUsers(tuple(users(USERS_MAX)["users"]))
+    doubled = {"users": users(USERS_MAX)["users"] + ["u1", "u2"]}
+    assert isinstance(taken(dumps(request(to=doubled))).target, ToUsers)
+    only = rejected(dumps(request(to=users(USERS_MAX + 1))))
+    assert (only.reason, only.id) == (Reason.TOO_MANY, "p1")
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [request(to=users(USERS_MAX)), request(id="p2")],
+        [request(to=users(USERS_MAX + 1)), request(id="p2")],
+        [request(), request(to=users(USERS_MAX - 1)), request(to={"all": True})],
+    ],
+)
+def test_a_batch_that_names_too_many_users_is_rejected_as_a_whole(requests: list[object]) -> None:
+    assert rejected(dumps(requests)).reason is Reason.TOO_MANY
+
+
+def test_a_message_that_came_cut_is_one_rejected_request() -> None:
+    body = dumps(request(data="x" * 5000))[:4096]
+    cut = msgspec.structs.replace(arrival(body), body_size=10_000_000)
+    only = read(cut)
+    assert isinstance(only, Rejected)
+    assert (only.reason, only.id, only.body) == (Reason.TOO_LARGE, "p1", body)
+    assert "10000000 bytes" in only.detail
+    assert rejected(b"[" + b" " * MESSAGE_BYTES_MAX).reason is Reason.TOO_LARGE
+
+
+# --- payload-only mode -----------------------------------------------------------------------------------
+
+
+def test_headers_say_all_that_a_body_can() -> None:
+    only = taken(
+        b'{"any": "json"}',
+        message_id="m",
+        headers={
+            "x-push-id": "h",
+            "x-push-users": "u1, u2,u1",
+            "x-push-except": ["s1"],
+            "x-push-event": "e",
+            "x-push-confirm": "written",
+            "x-push-tenant": "shop",
+            "x-push-ttl": 0,
+            "x-push-meta": {"k": "v"},
+            "traceparent": "x",
+        },
+    )
+    assert only == PushRequest(
+        id="h",
+        target=ToUsers(("u1", "u2")),
+        data=b'{"any": "json"}',
+        event="e",
+        confirm=Proof.WRITTEN,
+        excluded=frozenset(("s1",)),
+        tenant="shop",
+        meta=b'{"k":"v"}',
+    )
+    assert taken(b"1", headers={"x-push-session": "s1"}).target == ToSession("s1")
+    for everyone in (True, "true"):
+        assert taken(b"1", headers={"x-push-all": everyone}).target == ToAll()
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason", "path"),
+    [
+        ({"x-push-user": 42}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-user": b"u1"}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-user": ""}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-user": None}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-users": 7}, Reason.INVALID, "header x-push-users"),
+        ({"x-push-users": "u1,,u2"}, Reason.INVALID, "header x-push-users[1]"),
+        ({"x-push-users": ["u1", 2]}, Reason.INVALID, "header x-push-users[1]"),
+        ({"x-push-all": "yes"}, Reason.INVALID, "header x-push-all"),
+        ({"x-push-user": "u", "x-push-id": 5}, Reason.INVALID, "header x-push-id"),
+        ({"x-push-user": "u", "x-push-event": ["e"]}, Reason.INVALID, "header x-push-event"),
+        ({"x-push-user": "u", "x-push-confirm": 1}, Reason.INVALID, "header x-push-confirm"),
+        ({"x-push-user": "u", "x-push-tenant": True}, Reason.INVALID, "header x-push-tenant"),
+        ({"x-push-user": "u", "x-push-meta": "m"}, Reason.INVALID, "header x-push-meta"),
+        ({"x-push-user": "u", "x-push-meta": {"k": 1}}, Reason.INVALID, "header x-push-meta.k"),
+        ({"x-push-user": "u", "x-push-ttl": "soon"}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": math.nan}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "60"}, Reason.UNSUPPORTED, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-published-ms": "now"}, Reason.INVALID, "header x-push-published-ms"),
+        ({"x-push-topic": "t"}, Reason.UNSUPPORTED, "header x-push-topic"),
+        ({"x-push-user": "u", "x-push-collapse-key": "k"}, Reason.UNSUPPORTED, "header x-push-collapse-key"),
+        ({"x-push-user": "u", "x-push-fallback": "q"}, Reason.UNSUPPORTED, "header x-push-fallback"),
+        ({"x-push-usr": "u"}, Reason.INVALID, "header x-push-usr"),
+        ({"x-push-event": "e"}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
+        (
+            {"x-push-user": "u", "x-push-all": True},
+            Reason.INVALID,
+            "headers x-push-user, -users, -session, -all",
+        ),
+    ],
+)
+def test_a_wrong_header_is_named(headers: dict[str, object], reason: Reason, path: str) -> None:
+    only = rejected(b"1", headers=headers, message_id="m")
+    assert (only.reason, only.detail.split(": ")[0], only.id) == (reason, path, "m")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "encoding"),
+    [
+        (b" [1] ", "application/json", Encoding.JSON),
+        (b'{"a":1}', "application/vnd.shop+json; charset=UTF-8", Encoding.JSON),
+        (b"123", "text/plain", Encoding.TEXT),
+        ("Grüße".encode(), 'text/html; charset="utf-8"', Encoding.TEXT),
+        (b"", "text/plain", Encoding.TEXT),
+        (b"[1]", "application/octet-stream", Encoding.BYTES),
+        (b"\x89PNG", "image/png", Encoding.BYTES),
+        (b"123", "", Encoding.JSON),
+        (b"hello", "", Encoding.TEXT),
+        (b'{"a":', "", Encoding.TEXT),
+        (b"", "", Encoding.TEXT),
+        (b"\xff\xfe", "", Encoding.BYTES),
+    ],
+)
+def test_the_content_type_tells_what_the_data_is(body: bytes, content_type: str, encoding: Encoding) -> None:
+    only = taken(body, content_type=content_type, headers={"x-push-user": "u1"})
+    assert (only.encoding, only.data) == (encoding, body.strip() if encoding is Encoding.JSON else body)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        (b"hello", "application/json", Reason.NOT_JSON),
+        (b"", "application/json", Reason.NOT_JSON),
+        (rb'"\ud800"', "application/json", Reason.NOT_JSON),
+        (nested(129).encode() + b" " * 300, "application/json", Reason.INVALID),
+        (b"\xff", "text/plain", Reason.INVALID),
+        (b"x", "text/plain; charset=latin1", Reason.UNSUPPORTED),
+        (b"x" * 65537, "text/plain", Reason.TOO_LARGE),
+        (b"\xff" * 65537, "image/png", Reason.TOO_LARGE),
+    ],
+)
+def test_data_that_is_not_what_it_says_is_rejected(body: bytes, content_type: str, reason: Reason) -> None:
+    only = rejected(body, content_type=content_type, headers={"x-push-user": "u1", "x-push-tenant": "t"})
+    assert (only.reason, only.tenant) == (reason, "t")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-push-published-ms": 1},
+        {"x-push-reason": "invalid", "x-push-detail": "to: wrong", "x-push-id": "p1"},
+        {"X-Push-User": "u2"},
+        {"x-pushed": 1, "anything": object},
+    ],
+)
+def test_these_headers_leave_the_body_a_request(headers: dict[str, object]) -> None:
+    assert taken(dumps(request()), headers=headers).target == ToUser("u1")
+
+
+@pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "utf-16"])
+def test_an_encoded_body_is_unsupported(content_encoding: str) -> None:
+    for headers in ({}, {"x-push-user": "u1"}):
+        only = rejected(dumps(request()), content_encoding=content_encoding, headers=headers)
+        assert only.reason is Reason.UNSUPPORTED
+        assert only.detail.startswith("property content_encoding: ")
+
+
+@pytest.mark.parametrize("content_encoding", ["", "utf-8", "UTF-8", "identity"])
+def test_an_encoding_that_changes_nothing_is_fine(content_encoding: str) -> None:
+    assert taken(dumps(request()), content_encoding=content_encoding)
+
+
+def test_the_connections_user_and_app_set_no_tenant() -> None:
+    assert taken(dumps(request()), user_id="guest", app_id="shop").tenant == ""
+
+
+# --- times and traces ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "timestamp", "published_at"),
+    [
+        (1_799_999_999_250, 1_799_999_990.0, 1_799_999_999.25),
+        ("1799999999250", None, 1_799_999_999.25),
+        (None, 1_799_999_990.0, 1_799_999_990.0),
+        (None, None, NOW),
+        (0, 1_799_999_990.0, 1_799_999_990.0),
+        (-5, None, NOW),
+        (10**400, None, NOW),
+        (math.inf, None, NOW),
+        (int(NOW * 1000) + 30_000, None, NOW + 30),
+        (int(NOW * 1000) + 90_000, None, NOW),
+        (None, NOW * 1000, NOW),
+        (None, -1.0, NOW),
+        (None, math.nan, NOW),
+    ],
+)
+def test_published_at_is_the_best_time_that_makes_sense(
+    header: object, timestamp: float | None, published_at: float
+) -> None:
+    headers = {} if header is None else {"x-push-published-ms": header}
+    decoded = wire.decode(arrival(dumps(request()), headers=headers, timestamp=timestamp), LIMITS)
+    assert isinstance(decoded.requests[0], PushRequest)
+    assert decoded.published_at == published_at
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("given_", "kept"),
+    [
+        (TRACE, TRACE),
+        (TRACE.upper(), ""),
+        ("ff" + TRACE[2:], ""),
+        ("00-" + "0" * 32 + TRACE[35:], ""),
+        (TRACE + "\n", ""),
+        (7, ""),
+    ],
+)
+def test_only_a_well_formed_traceparent_is_kept(given_: object, kept: str) -> None:
+    for body in (dumps(request()), b"not json"):
+        assert wire.decode(arrival(body, headers={"traceparent": given_}), LIMITS).traceparent == kept
+
+
+# --- the two passes --------------------------------------------------------------------------------------
+
+IDS = st.sampled_from(["u1", "", "x" * 128, "x" * 129, "a\nb", "é", "\x85"]) | st.text(max_size=5)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "to": st.one_of(
+            st.fixed_dictionaries({"user": IDS | JUNK}),
+            st.fixed_dictionaries({"users": st.lists(IDS, max_size=4) | JUNK}),
+            st.fixed_dictionaries({"session": IDS}, optional={"except": st.lists(IDS, max_size=3) | JUNK}),
+            st.fixed_dictionaries({"all": st.sampled_from([True, True, False, 1])}),
+            st.dictionaries(st.sampled_from(["user", "all", "topic", "x"]), IDS),
+            JUNK,
+        )
+    },
+    optional={
+        "data": JUNK,
+        "id": IDS | JUNK,
+        "event": IDS | JUNK,
+        "confirm": st.sampled_from(["written", "received", "acked", "seen", None]),
+        "tenant": IDS,
+        "meta": st.dictionaries(st.text(max_size=4), st.text(max_size=4)) | JUNK,
+        "ttl": st.sampled_from([0, 0.0, -0.0, 1, -1, True, "0", 1e400]),
+        "collapse_key": IDS,
+        "fallback": JUNK,
+        "unknown": JUNK,
+    },
+)
+SETTINGS = settings(max_examples=2500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+"""Four properties of 2,500 examples each."""
+
+
+@SETTINGS
+@given(REQUESTS, st.booleans())
+def test_the_fast_pass_takes_exactly_what_the_careful_pass_takes(value: object, ascii_only: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    fast = decoding._fast(body, "m1", LIMITS, NOW)
+    try:
+        careful = decoding._careful(body, jsontext.members(body), "", "m1", LIMITS, NOW)
+    except InvalidRequest:
+        careful = None
+    assert fast == careful
+
+
+# --- whatever comes --------------------------------------------------------------------------------------
+
+HEADER_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | IDS
+    | st.binary(max_size=4)
+    | st.sampled_from(["true", "0", "u1,u2", ",", "1799999999000", 10**400, "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+HEADER_NAMES = st.sampled_from(
+    [*decoding._FIELD_OF, *decoding._BOTH_MODES, "x-push-", "traceparent", "x-death"]
+)
+HEADERS = st.dictionaries(HEADER_NAMES | st.text(max_size=6), HEADER_VALUES, max_size=4)
+PROPERTIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "message_id": IDS | st.just("\ud800"),
+        "correlation_id": st.text(max_size=3),
+        "reply_to": st.text(max_size=3),
+        "content_type": st.sampled_from(
+            ["application/json", "text/plain", "text/x; charset=latin1", "image/png", ";", "+json"]
+        )
+        | st.text(max_size=5),
+        "content_encoding": st.sampled_from(["utf-8", "gzip", "\n"]),
+        "timestamp": st.floats() | st.just(1e300),
+        "headers": HEADERS,
+    },
+)
+WORDS = st.lists(
+    st.sampled_from(
+        [
+            *(b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\xff", b"\x00", b" ", b"NaN", b"-", b"1"),
+            *(b'"id"', b'"to"', b'"user"', b'"data"', b'"p1"', rb'"\ud800"', b"[" * 2000, b"]" * 2000),
+            *(b'{"to":{"user":"u1"},"data":1}', b'{"id":"p1",'),
+        ]
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """JSON of a request or a batch, mostly right, then perhaps cut or changed in a few places."""
+    value = draw(REQUESTS | st.lists(REQUESTS, max_size=3))
+    body = bytearray(json.dumps(value).encode())
+    for at, byte in draw(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3)):
+        if at < len(body):
+            body[at] = byte
+    return bytes(body[: draw(st.integers(0, 400) | st.none())])
+
+
+def check_anything(body: bytes, properties: Mapping[str, object], missing: int = 0) -> None:
+    message = arrival(body, **properties)
+    message = msgspec.structs.replace(message, body_size=len(body) + missing)
+    decoded = wire.decode(message, LIMITS)
+    again = wire.decode(msgspec.structs.replace(message, arrived_at=NOW + 1), LIMITS)
+    assert len(decoded.requests) >= 1
+    assert len(decoded.requests) == len(again.requests)
+    assert 0 < decoded.published_at <= NOW + decoding.CLOCK_SKEW_MAX
+    for one, same in zip(decoded.requests, again.requests, strict=True):
+        assert 1 <= len(one.id) <= 128
+        assert not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", one.id + one.tenant + one.event)
+        if isinstance(one, Rejected):
+            assert one == same
+            assert one.detail
+            assert one.detail.isprintable()
+        else:
+            for frame in (wire.push_frame(one), wire.bare_frame(one)):
+                if not frame.binary:
+                    frame.payload.decode()
+            json.loads(wire.push_frame(one).payload)
+
+
+@SETTINGS
+@given(damaged(), PROPERTIES, st.sampled_from([0, 0, 0, 1]))
+@example(b"[", {}, 0)
+@example(b"[,]", {}, 0)
+@example(b"{]", {}, 0)
+@example(b'{"a":1]}', {}, 0)
+@example(b"[{}}]", {}, 0)
+@example(b'["]', {"headers": {"x-push-id": "p"}}, 0)
+def test_a_damaged_request_is_never_an_exception(
+    body: bytes, properties: Mapping[str, object], missing: int
+) -> None:
+    check_anything(body, properties, missing)
+
+
+@SETTINGS
+@given(WORDS | st.binary(max_size=40), PROPERTIES)
+def test_any_bytes_are_never_an_exception(body: bytes, properties: Mapping[str, object]) -> None:
+    check_anything(body, properties)
+
+
+@SETTINGS
+@given(st.binary(max_size=8) | JUNK.map(dumps), PROPERTIES, st.dictionaries(HEADER_NAMES, HEADER_VALUES))
+def test_any_headers_are_never_an_exception(
+    body: bytes, properties: Mapping[str, object], headers: Mapping[str, object]
+) -> None:
+    check_anything(body, {**properties, "headers": {"x-push-user": "u1", **headers}})
+
+
+# --- building a body -------------------------------------------------------------------------------------
+
+
+def test_a_body_that_we_build_is_taken() -> None:
+    body = wire.request_body(
+        msgspec.Raw(b'{"as": "it is"}'),
+        users=("u1", "u2"),
+        excluded=("s1",),
+        push_id="p1",
+        event="e",
+        confirm="written",
+        tenant="t",
+        meta={"k": "v"},
+    )
+    assert taken(body) == PushRequest(
+        id="p1",
+        target=ToUsers(("u1", "u2")),
+        data=b'{"as": "it is"}',
+        event="e",
+        confirm=Proof.WRITTEN,
+        excluded=frozenset(("s1",)),
+        tenant="t",
+        meta=b'{"k":"v"}',
+    )
+    assert taken(wire.request_body(None, everyone=True)).target == ToAll()
+
+
+def test_a_body_that_would_be_rejected_is_not_built() -> None:
+    with pytest.raises(InvalidRequest, match="to.user: "):
+        wire.request_body(1, user="")
+    with pytest.raises(InvalidRequest, match="to: expected one of"):
+        wire.request_body(1)
+    with pytest.raises(InvalidRequest, match="data: not JSON"):
+        wire.request_body(msgspec.Raw(b"{oops}"), user="u1")
+    with pytest.raises(InvalidRequest, match="cannot be said in JSON"):
+        wire.request_body(object(), user="u1")
+    with pytest.raises(InvalidRequest, match="at most 10 bytes"):
+        wire.request_body("x" * 20, user="u1", limits=wire.Limits(10))
+
+
+# --- frames ----------------------------------------------------------------------------------------------
+
+
+def push(data: bytes, encoding: Encoding = Encoding.JSON) -> PushRequest:
+    return PushRequest(id='p"1', target=ToUser("u1"), data=data, event="é", encoding=encoding)
+
+
+def test_json_data_goes_into_the_envelope_byte_for_byte() -> None:
+    frame = wire.push_frame(push(b'{"a": 1.0, "a": "\\u00e9"}'))
+    assert (
+        frame.payload == '{"type":"push","id":"p\\"1","event":"é","data":{"a": 1.0, "a": "\\u00e9"}}'.encode()
+    )
+    assert not frame.binary
+
+
+def test_text_and_bytes_go_into_the_envelope_as_strings() -> None:
+    assert json.loads(wire.push_frame(push(b'say "hi"\n', Encoding.TEXT)).payload)["data"] == 'say "hi"\n'
+    frame = json.loads(wire.push_frame(push(b"\x00\xff", Encoding.BYTES)).payload)
+    assert (base64.b64decode(frame["data"]), frame["encoding"]) == (b"\x00\xff", "base64")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "payload", "binary"),
+    [
+        (b'"Gr\\u00fc\\u00dfe \\ud83c\\udf89"', Encoding.JSON, "Grüße 🎉".encode(), False),
+        (b'""', Encoding.JSON, b"", False),
+        (b'{"a": 1}', Encoding.JSON, b'{"a": 1}', False),
+        (b'"quoted"', Encoding.TEXT, b'"quoted"', False),
+        (b"\x00\xff", Encoding.BYTES, b"\x00\xff", True),
+    ],
+)
+def test_a_bare_frame_is_just_the_data(data: bytes, encoding: Encoding, payload: bytes, binary: bool) -> None:
+    frame = wire.bare_frame(push(data, encoding))
+    assert (frame.payload, frame.binary) == (payload, binary)
+
+
+def test_the_other_frames_say_what_they_are() -> None:
+    assert json.loads(wire.welcome_frame("s1", "u1", True).payload) == {
+        "type": "welcome",
+        "session": "s1",
+        "user": "u1",
+        "complete": True,
+    }
+    assert json.loads(wire.error_frame("bad_frame", "no", 7).payload) == {
+        "type": "error",
+        "code": "bad_frame",
+        "message": "no",
+        "ref": 7,
+    }
+    assert json.loads(wire.ok_frame("r").payload) == {"type": "ok", "ref": "r"}
+    assert json.loads(wire.ok_frame().payload) == {"type": "ok"}
+    assert json.loads(wire.bye_frame(CloseReason.RESTART, 2.5).payload) == {
+        "type": "bye",
+        "code": 1012,
+        "reason": "restart",
+        "retry_after": 2.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "frame"),
+    [
+        ('{"type":"ack","id":"p1"}', wire.AckFrame("p1")),
+        (b'{"type":"ack","id":"p1"}', wire.AckFrame("p1")),
+        ('{"id":"p1","more":[1],"type":"ack"}', wire.AckFrame("p1")),
+        ('{"type":"subscribe","topic":"t","ref":7}', wire.UnsupportedFrame("subscribe", 7)),
+        ('{"type":"publish","ref":"r1"}', wire.UnsupportedFrame("publish", "r1")),
+        (
+            '{"type":"ack","id":5,"ref":"r"}',
+            wire.BadFrame("id: expected the id of a push, got a number", "r"),
+        ),
+        ('{"type":"ack"}', wire.BadFrame("id: expected the id of a push, got null", None)),
+        ('{"type":"ack","id":"\\n"}', wire.BadFrame("id: expected the id of a push, got a string", None)),
+        ('{"type":"withdraw","ref":1}', wire.BadFrame("type: withdraw is not known", 1)),
+        ('{"type":7}', wire.BadFrame("type: expected a string, got a number", None)),
+        ('{"type":"refresh","ref":true}', wire.BadFrame("ref: expected an id or an integer, got true", None)),
+        ("[]", wire.BadFrame("expected an object, got a list", None)),
+        ("hello", wire.BadFrame("expected a JSON object in UTF-8", None)),
+        (b"\xff", wire.BadFrame("expected a JSON object in UTF-8", None)),
+        ("\ud800", wire.BadFrame("expected a JSON object in UTF-8", None)),
+        ("[" * 5000, wire.BadFrame("nested too deep", None)),
+    ],
+)
+def test_a_clients_message_is_an_ack_or_answered_with_what_is_wrong(
+    data: str | bytes, frame: wire.ClientFrame
+) -> None:
+    assert wire.parse_client(data) == frame
+
+
+@SETTINGS
+@given(
+    st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.dictionaries(st.sampled_from(["type", "id", "ref"]), JUNK | st.sampled_from(["ack", "publish"])).map(
+        json.dumps
+    )
+)
+def test_any_message_of_a_client_is_answered(data: str | bytes) -> None:
+    frame = wire.parse_client(data)
+    if isinstance(frame, wire.AckFrame):
+        assert frame.id
+    elif isinstance(frame, wire.UnsupportedFrame):
+        json.loads(wire.error_frame("unsupported", frame.type, frame.ref).payload)
+    else:
+        json.loads(wire.error_frame("bad_frame", frame.problem, frame.ref).payload)
+
+
+# --- receipts --------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_tells_what_the_row_tells() -> None:
+    row = Row(
+        RowKey("shop", "p1", "u1"),
+        Outcome.RECEIVED,
+        Reason.PONG,
+        "n1",
+        "b1",
+        published_at=NOW + 0.125,
+        taken_at=NOW + 0.25,
+        event="e",
+        written_at=NOW + 0.5,
+        proven_at=NOW + 1,
+        finished_at=NOW + 1,
+        sessions=2,
+        attempts=3,
+    )
+    receipt = json.loads(wire.receipt_body(row))
+    assert {name: receipt[name] for name in ("push_id", "user_id", "tenant", "event", "node")} == {
+        "push_id": "p1",
+        "user_id": "u1",
+        "tenant": "shop",
+        "event": "e",
+        "node": "n1",
+    }
+    assert (receipt["outcome"], receipt["reason"], receipt["final"]) == ("received", "pong", True)
+    assert (receipt["sessions"], receipt["attempts"]) == (2, 3)
+    assert receipt["published_at"] == "2027-01-15T08:00:00.125000Z"
+    assert datetime.fromisoformat(receipt["proven_at"]) == datetime.fromtimestamp(NOW + 1, UTC)
+    assert "detail" not in receipt
+
+
+def test_a_receipt_says_null_for_what_is_not_known() -> None:
+    row = Row(
+        RowKey("", "p1", NO_USER), Outcome.REJECTED, Reason.INVALID, "n1", "b1", NOW, NOW, detail="to: wrong"
+    )
+    receipt = json.loads(wire.receipt_body(row))
+    assert [receipt[n] for n in ("user_id", "tenant", "event", "written_at", "proven_at")] == [None] * 5
+    assert receipt["detail"] == "to: wrong"
