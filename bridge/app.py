@@ -23,23 +23,25 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bridge import __version__, wire
 from bridge.access import Access
 from bridge.adapters import http, plugins, websocket
-from bridge.adapters.amqp import Broker
+from bridge.adapters.amqp_consume import Consumer
+from bridge.adapters.amqp_publish import Publisher
+from bridge.adapters.amqp_topology import DeclareMode
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_upkeep import Upkeep
-from bridge.adapters.producer import Producer
+from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
 from bridge.delivery import Delivery, DeliveryLimits
-from bridge.errors import BridgeError, SchemaBehind, StoreUnavailable
+from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
@@ -93,10 +95,12 @@ class Rows(NamedTuple):
 class Running:
     """A bridge that serves; `ws_port` and `ops_port` are where it listens."""
 
-    def __init__(self, core: Core, ws: websocket.WebSocketServer, ops: http.OpsServer, broker: Broker) -> None:
+    def __init__(
+        self, core: Core, ws: websocket.WebSocketServer, ops: http.OpsServer, consumer: Consumer
+    ) -> None:
         self._core = core
         self._ws = ws
-        self._broker = broker
+        self._consumer = consumer
         self.ws_port = ws.port
         self.ops_port = ops.port
         self.gate = core.gate
@@ -105,29 +109,26 @@ class Running:
         """Return when pushes are taken."""
         await self.gate.opened()
 
-    async def drain(self, timeout: float) -> bool:
-        """Stop taking, settle what was taken, close the sessions. True when nothing was left open.
+    async def drain(self, seconds: float, *, settle: bool = True) -> None:
+        """Stop taking, settle what was taken within `seconds`, give back the rest, close sessions.
 
         The order is the promise: what is settled is acked before the channel closes, and only what is not
         goes back to the queue; sessions outlive the pushes that are on their way to them.
         """
         core = self._core
-        deadline = core.clock.monotonic() + timeout
+        deadline = core.clock.monotonic() + seconds
         core.access.draining = True
         core.gate.shut("draining", "this process is stopping")
-        settled = True
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds if settle else 0):
                 await core.delivery.stop()
                 while core.delivery.in_flight or core.settlement.rows_waiting:
                     await core.clock.sleep(TICK / 2)
                 await core.settlement.idle()
         except TimeoutError:
-            settled = False
             log.warning("stopping with %d pushes open: they go back to the queue", core.delivery.in_flight)
-        await self._broker.stop_consuming()
+        await self._consumer.stop_consuming()
         await self._close_sessions(max(1.0, deadline - core.clock.monotonic()))
-        return settled
 
     async def _close_sessions(self, seconds: float) -> None:
         """Close every session with 1012, spread out, each told to come back at a moment of its own."""
@@ -141,7 +142,6 @@ class Running:
             ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
             if ahead > 0.01:
                 await core.clock.sleep(ahead)
-        await self._ws.wait_sessions_closed(seconds)
 
 
 class Core:
@@ -151,29 +151,30 @@ class Core:
         self,
         settings: Settings,
         rows: Rows,
-        broker: Broker,
+        consumer: Consumer,
+        publisher: Publisher,
         metrics: PrometheusMetrics,
         hooks: plugins.FanOutHooks,
         errors: ErrorHandler,
-        node: str,
+        clock: SystemClock,
+        gate: Gate,
         boot: str,
     ) -> None:
-        self.clock = SystemClock()
-        self.gate = Gate()
-        self.gate.shut("starting", "the database has not answered yet")
+        self.clock = clock
+        self.gate = gate
         self.hub = Hub()
         self.settlement = Settlement(
             store=rows.store,
             logs=rows.logs,
-            receipts=broker,
-            dead_letters=broker,
-            acks=broker,
+            receipts=publisher,
+            dead_letters=publisher,
+            acks=consumer,
             hooks=hooks,
             metrics=metrics,
             errors=errors,
             clock=self.clock,
             gate=self.gate,
-            node=node,
+            node=settings.node,
             boot=boot,
         )
         self.delivery = Delivery(
@@ -220,3 +221,277 @@ class Core:
     def readiness(self) -> tuple[bool, list[str]]:
         """Whether pushes are taken, and what is in the way."""
         return self.gate.is_open, self.gate.causes
+
+    def gauges(self, ws: websocket.WebSocketServer) -> Gauges:
+        """How much there is of everything now."""
+        sessions = list(self.hub)
+        return Gauges(
+            sessions=len(sessions),
+            users=self.hub.users,
+            handshakes_in_progress=ws.handshakes_in_progress,
+            inbox=self.delivery.inbox,
+            in_flight=self.delivery.in_flight,
+            parked=self.delivery.parked,
+            unproven=sum(s.unproven for s in sessions),
+            queued_frames=sum(s.queued for s in self.hub.backlogged),
+            queued_bytes=self.hub.queued_bytes,
+            rows_waiting=self.settlement.rows_waiting,
+            receipts_waiting=self.settlement.payments_waiting,
+            ready=self.gate.is_open,
+        )
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """A bridge for the length of the block; the order of everything is in the module's docstring.
+
+    The block runs once the ports listen, which is before anything is ready. Leaving it drains first. Raises
+    SettingsError, NodeNameTaken, and whatever ends one of its tasks: a part that dies takes the whole along.
+    """
+    clock = SystemClock()
+    boot = uuid.uuid4().hex
+    async with AsyncExitStack() as stack:
+        handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
+        feed = http.OutcomeFeed()
+        plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
+        hooks = plugins.FanOutHooks([feed, *plugged], handler)
+        errors = plugins.ReportedErrors(handler, hooks)
+        metrics = PrometheusMetrics()
+        gate = Gate()
+        gate.shut("starting", "the database has not answered yet")
+        gate.shut("broker", "connecting")
+
+        rows = await _rows(stack, settings, clock, boot)
+        declare = DeclareMode(settings.declare)
+        publisher = await stack.enter_async_context(
+            Publisher(
+                settings.amqp_url,
+                clock=clock,
+                errors=errors,
+                outcome_events=settings.outcome_events,
+                declare=declare,
+                name=f"{settings.node} publisher",
+            )
+        )
+        consumer = Consumer(
+            settings.amqp_url,
+            clock=clock,
+            errors=errors,
+            prefetch=settings.prefetch,
+            declare=declare,
+            on_state=lambda ok, cause: gate.clear("broker") if ok else gate.shut("broker", cause),
+            name=f"{settings.node} consumer",
+        )
+        core = Core(settings, rows, consumer, publisher, metrics, hooks, errors, clock, gate, boot)
+        ws = await _listen_websocket(stack, settings, core)
+        metrics.sampler = lambda: core.gauges(ws)
+        producer = await stack.enter_async_context(StandingProducer(settings.amqp_url))
+        ops = await stack.enter_async_context(
+            http.listen(
+                http.OpsContext(
+                    node=settings.node,
+                    boot=boot,
+                    version=__version__,
+                    started_at=clock.time(),
+                    ws_port=lambda: ws.port,
+                    readiness=core.readiness,
+                    gauges=lambda: core.gauges(ws)._asdict(),
+                    sessions=core.sessions,
+                    metrics_page=metrics.page,
+                    publisher=producer,
+                    feed=feed,
+                    limits=wire.Limits(max_data_bytes=settings.max_data_bytes),
+                    errors=errors,
+                    clock=clock,
+                    dev_token=_dev_token(settings) if settings.dev else None,
+                ),
+                host=settings.ops_host,
+                port=settings.ops_port,
+                token=settings.ops_token.get_secret_value(),
+            )
+        )
+        await stack.enter_async_context(consumer.taking(core.delivery))
+
+        async with _first_error(), asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(work, name=name)
+                for name, work in (
+                    ("settlement", core.settlement.run()),
+                    ("delivery", core.delivery.run()),
+                    ("ticker", _tick(core)),
+                    ("start", _start(core, rows)),
+                    ("sweeper", _sweep(core, rows)),
+                    ("upkeep", _upkeep(settings, rows, errors, clock)),
+                )
+            ]
+            made = Running(core, ws, ops, consumer)
+            try:
+                yield made
+            finally:
+                # Nothing can be settled any more when what settles is what has failed.
+                settle = not any(task.done() for task in tasks[:2])
+                await made.drain(settings.drain_timeout, settle=settle)
+                for task in tasks:
+                    task.cancel()
+        await _release(rows.lease, errors)
+
+
+@asynccontextmanager
+async def _first_error() -> AsyncIterator[None]:
+    """Raise what ended a task group as itself where it is one error; the others are its notes."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            for other in first.exceptions[1:]:
+                group.exceptions[0].add_note(f"and then: {other!r}")
+            first = first.exceptions[0]
+        raise first from group
+
+
+async def _rows(stack: AsyncExitStack, settings: Settings, clock: SystemClock, boot: str) -> Rows:
+    logs: list[DeliveryLog] = []
+    for name in settings.delivery_log:
+        if name == "stdout":
+            logs.append(JsonLinesLog())
+        elif name != "postgres":
+            logs.append(await plugins.enter(stack, plugins.load_delivery_log(name)))
+    if "postgres" in settings.delivery_log:
+        store = PostgresStore(settings.postgres_dsn, application_name=f"bridge {settings.node}")
+        stack.push_async_callback(store.close)
+        lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
+        return Rows(store, lease, store, logs)
+    log.warning(
+        "no `postgres` in BRIDGE_DELIVERY_LOG: repeats are known from this process's memory only, "
+        "so that a push may be delivered and logged again after a restart"
+    )
+    memory = MemoryStore(clock)
+    return Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, logs)
+
+
+async def _listen_websocket(
+    stack: AsyncExitStack, settings: Settings, core: Core
+) -> websocket.WebSocketServer:
+    try:
+        return await stack.enter_async_context(
+            websocket.listen(settings.ws_host, settings.ws_port, core.gateway, readiness=core.readiness)
+        )
+    except OSError as error:
+        problem = f"cannot listen on {settings.ws_host}:{settings.ws_port}: {error.strerror}"
+        raise SettingsError("BRIDGE_WS_PORT", problem) from error
+
+
+def _dev_token(settings: Settings) -> Callable[[str, float], str]:
+    secret, algorithm = settings.jwt_secret.get_secret_value(), settings.jwt_algorithms[0]
+    claims: dict[str, Any] = {
+        name: value for name, value in (("iss", settings.jwt_issuer), ("aud", settings.jwt_audience)) if value
+    }
+    return lambda user, ttl: make_token(secret, user, ttl, algorithm=algorithm, **claims)
+
+
+async def _start(core: Core, rows: Rows) -> None:
+    """Claim the node's name and fill the memory of ids; until then the gate is shut."""
+    while True:
+        try:
+            await rows.lease.claim()
+            core.delivery.recent.warm(await rows.store.recent(CAPACITY))
+        except (StoreUnavailable, SchemaBehind) as away:
+            core.gate.shut("starting", str(away))
+            await core.clock.sleep(START_RETRY)
+        else:
+            break
+    core.delivery.begin_grace()
+    core.gate.clear("starting")
+
+
+async def _tick(core: Core) -> None:
+    second = core.clock.monotonic()
+    while True:
+        core.delivery.tick()
+        now = core.clock.monotonic()
+        if now - second >= 1.0:
+            second = now
+            core.delivery.every_second()
+        await core.clock.sleep(TICK)
+
+
+async def _sweep(core: Core, rows: Rows) -> None:
+    """Every second: show that this boot lives, end rows of dead ones, pay debts.
+
+    The first thing to notice that the database is away while nothing is pushed, or that it is back.
+    """
+    while True:
+        await core.clock.sleep(SWEEP_EVERY)
+        if "starting" in core.gate:
+            continue
+        try:
+            await rows.lease.renew()
+            if rows.postgres is not None:
+                await rows.postgres.roll_day()
+            ended = await rows.lease.end_dead(SWEEP_ROWS)
+        except (StoreUnavailable, SchemaBehind) as away:
+            core.gate.shut("database", str(away))
+            continue
+        core.gate.clear("database")
+        if ended:
+            core.settlement.ended_by_sweep(ended)
+        core.settlement.sweep()
+
+
+async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: SystemClock) -> None:
+    """Partitions ahead of time, and away after their retention; at the start and every hour."""
+    if rows.postgres is None:
+        return
+    upkeep = Upkeep(settings.postgres_dsn)
+    while True:
+        try:
+            done = await upkeep.run_once(settings.retention_days)
+        except (StoreUnavailable, SchemaBehind) as away:
+            errors.handle(away, "upkeep", {})
+            await clock.sleep(START_RETRY * 10)
+            continue
+        if done.made or done.dropped:
+            log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
+        await clock.sleep(UPKEEP_EVERY)
+
+
+async def _release(lease: Lease, errors: ErrorHandler) -> None:
+    try:
+        await lease.release()
+    except BridgeError as error:
+        # The lease runs out by itself, and the next start of this name does not wait for it.
+        errors.handle(error, "lease.release", {})
+
+
+async def serve(settings: Settings, *, ready: Callable[[Running], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `ready` is called once, when pushes are taken."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with running(settings) as bridge:
+            log.info(
+                "node %s: WebSockets on port %d, ops on port %d",
+                settings.node,
+                bridge.ws_port,
+                bridge.ops_port,
+            )
+            announce = asyncio.create_task(_announce(bridge, ready), name="announce")
+            try:
+                await stop.wait()
+            finally:
+                announce.cancel()
+                await asyncio.gather(announce, return_exceptions=True)
+            log.info("stopping: settling what is under way")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _announce(bridge: Running, ready: Callable[[Running], None] | None) -> None:
+    await bridge.ready()
+    log.info("ready: taking pushes")
+    if ready is not None:
+        ready(bridge)

@@ -11,6 +11,7 @@ import sys
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
@@ -216,12 +217,13 @@ async def tail(settings: CommonSettings, binding_key: str, *, count: int | None,
     from bridge.adapters.producer import outcomes
 
     seen = 0
-    async for receipt in outcomes(settings.amqp_url, binding_key):
-        line = json.dumps(receipt, ensure_ascii=False) if as_json else _tail_line(receipt)
-        print(line, flush=True)
-        seen += 1
-        if seen == count:
-            break
+    async with aclosing(outcomes(settings.amqp_url, binding_key)) as receipts:
+        async for receipt in receipts:
+            line = json.dumps(receipt, ensure_ascii=False) if as_json else _tail_line(receipt)
+            print(line, flush=True)
+            seen += 1
+            if seen == count:
+                break
     return 0
 
 

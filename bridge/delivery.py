@@ -27,7 +27,6 @@ from bridge.model import (
     LateProof,
     Mode,
     Outcome,
-    Proof,
     PushKey,
     PushRequest,
     Reason,
@@ -100,7 +99,8 @@ class Delivery:
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
-        self._grace_until = clock.monotonic() + limits.start_grace
+        self._grace_until = 0.0
+        self.begin_grace()
         self._stopping = False
         self._handling = asyncio.Lock()
 
@@ -130,6 +130,10 @@ class Delivery:
                 self._wake.clear()
             if len(self._flights) > FLIGHTS_MAX:
                 self._room.clear()
+
+    def begin_grace(self) -> None:
+        """Taking begins: from now on pushes wait a moment for browsers that are coming back."""
+        self._grace_until = self._clock.monotonic() + self._limits.start_grace
 
     async def stop(self) -> None:
         """Take no more messages; returns when none is being taken. The rest stays unacked: it goes back."""
@@ -440,7 +444,9 @@ class Delivery:
         for flight in session.drain():
             self._note(flight, flight.lost(now, handed=False, slow=slow))
         if session.mode is Mode.ENVELOPE:
-            session.socket.write((wire.bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None)
+            session.socket.write(
+                (wire.bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None
+            )
         session.socket.close(reason)
 
     def session_closed(self, session: Session) -> None:
@@ -475,9 +481,7 @@ class Delivery:
                 self._settlement.due(flight)
                 self._parked.append(flight)
         for parked in (self._parked, self._parked_at_once):
-            while parked and (
-                parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout
-            ):
+            while parked and (parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout):
                 flight = parked.popleft()
                 self._note(flight, flight.timed_out(self._clock.time()))
 

@@ -235,7 +235,7 @@ def report(messages: Sequence[Message], seen: Sequence[Seen], log: Sequence[Line
         mode = "bare mode" if client.person.subprotocol is None else client.person.subprotocol
         yield f"  {client.person.user} ({client.person.device}, {mode})"
         for push_id, data in client.frames:
-            yield f"    {push_id:<17} {_cut(json.dumps(data, ensure_ascii=False), 80)}"
+            yield f"    {push_id or '(just the data)':<17} {_cut(json.dumps(data, ensure_ascii=False), 80)}"
     yield "\nThe delivery log in Postgres:"
     yield f"  {'push_id':<17} {'user_id':<8} {'outcome':<9} {'reason':<13} {'took':>9}  detail"
     for line in log:

@@ -178,7 +178,7 @@ def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
   token       {token}
               (user {user}, good for {TOKEN_DAYS} days)
 
-  Push something, from another shell in this directory:
+  Open the demo page and connect, then push something from another shell in this directory:
 
     {push}
 

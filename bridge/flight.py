@@ -25,7 +25,6 @@ from bridge.model import (
 )
 from bridge.ports import AckToken
 
-
 PAYLOAD_KEPT = 4096
 """Bytes of a rejected body that its row keeps."""
 

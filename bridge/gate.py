@@ -18,6 +18,9 @@ class Gate:
         """Whether nothing holds the bridge back."""
         return not self._causes
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._causes
+
     @property
     def causes(self) -> list[str]:
         """One sentence for each cause, for `/readyz`, logs and people."""

@@ -9,7 +9,7 @@ from bridge import wire
 from bridge.access import Access
 from bridge.delivery import Delivery
 from bridge.model import Grant, Handshake, Mode, Refusal
-from bridge.ports import Clock, Hooks, Metrics, Socket
+from bridge.ports import Clock, Frame, Hooks, Metrics, Socket
 from bridge.session import Session, SessionLimits
 
 
@@ -81,7 +81,7 @@ class Gateway:
         self._hooks.on_close(session.info, code, reason or word)
 
 
-def socket_error(session: Session, frame: wire.Frame) -> None:
+def socket_error(session: Session, frame: Frame) -> None:
     """Answer a client's frame, unless it does not read its answers: those are not worth any memory."""
     if session.socket.writable:
         session.socket.write((frame,), None)

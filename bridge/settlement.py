@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -302,14 +303,12 @@ class Settlement:
             if payment.receipts:
                 await self._send(payment)
             if payment.notes:
-                notes = payment.notes
-                await self._persist(lambda: self._store.owe(notes))
+                await self._persist(partial(self._store.owe, payment.notes))
             await self._settle_messages(payment)
             if payment.sweep:
                 await self._sweep()
-            if not (self._due or self._writing or self._wake.is_set()):
-                if self._payments.empty():
-                    self._idle.set()
+            if self._payments.empty() and not (self._due or self._writing or self._wake.is_set()):
+                self._idle.set()
 
     async def _told(self, rows: Sequence[Row]) -> None:
         """Tell the logs; each until it has the rows, since the ack follows."""
@@ -393,7 +392,9 @@ class Settlement:
             owing = [r for r in await self._store.owing(SWEEP_ROWS) if r.key not in self._paying]
             if not owing:
                 return
-            payment = _Payment([Receipt(r, r.owed or ()) for r in owing], {r.key for r in owing}, {}, [], [], [])
+            payment = _Payment(
+                [Receipt(r, r.owed or ()) for r in owing], {r.key for r in owing}, {}, [], [], []
+            )
             await self._send(payment)
         except (StoreUnavailable, SchemaBehind) as away:
             self._gate.shut("database", str(away))

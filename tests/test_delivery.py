@@ -576,7 +576,9 @@ async def test_a_message_whose_handling_fails_goes_back_and_its_neighbours_are_u
 async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() -> None:
     async with house() as h:
         peer = h.connect("u1")
-        first = arrival(json.dumps(to("u1", "p1")).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+        first = arrival(
+            json.dumps(to("u1", "p1")).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS
+        )
         second = arrival(json.dumps(to("u1", "p2")).encode())
         h.delivery.arrived([first, second])
         await until(lambda: peer.pushes)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bridge.hub import PING_EVERY, Hub
-from bridge.model import PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
+from bridge.model import Mode, PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.routing import Address, addresses
 from bridge.session import Session, SessionLimits
 from tests.core import RecordingSocket, claims, session
-from bridge.model import Mode
 
 
 def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:

@@ -6,7 +6,7 @@ import pytest
 
 from bridge.errors import IllegalTransition
 from bridge.flight import Flight, Message
-from bridge.model import Proof, Properties, PushRequest, Reason, Outcome, ToUser
+from bridge.model import Outcome, Proof, Properties, PushRequest, Reason, ToUser
 from bridge.ports import AckToken, Frame
 from bridge.session import UNPROVEN_MAX
 from bridge.states import SessionState

@@ -136,7 +136,7 @@ class GuardedErrorHandler:
         """Hand it on."""
         try:
             self.inner.handle(error, where, facts)
-        except Exception as failure:  # noqa: BLE001  it is somebody else's code
+        except Exception as failure:
             self._fallback.handle(error, where, facts)
             self._fallback.handle(failure, "error_handler", {"while": where})
 
@@ -191,7 +191,7 @@ class FanOutHooks:
         for method in methods:
             try:
                 method(*args)
-            except Exception as error:  # noqa: BLE001  it is somebody else's code
+            except Exception as error:
                 self._handler.handle(error, f"hooks.{name}", {"hook": _owner(method)})
 
 

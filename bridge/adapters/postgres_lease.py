@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import errors as pg
 
 from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect, translated
 from bridge.adapters.postgres_rows import columns, row_of
@@ -42,7 +43,6 @@ _LOOK = """
            n.seen_at > pg_postmaster_start_time() as since_start
     from (values (1)) as always left join node n on n.name = %s
     """
-_RENEW = "select renew_node(%s, %s), case when %s then true else pg_try_advisory_lock(%s, hashtext(%s)) end"
 _END_DEAD: LiteralString = f"select {columns('l')} from end_dead_rows(%s, %s, %s) l"
 
 
@@ -62,11 +62,15 @@ class PostgresLease:
         """See `Lease.claim`. Takes at once what nobody holds; waits up to six seconds for a predecessor."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + CLAIM_SECONDS
-        while not await self._claim_once():
-            if loop.time() >= give_up:
-                self._disconnect()
-                raise NodeNameTaken(self._node)
-            await asyncio.sleep(CLAIM_STEP)
+        try:
+            while not await self._claim_once():
+                if loop.time() >= give_up:
+                    raise NodeNameTaken(self._node)
+                await asyncio.sleep(CLAIM_STEP)
+        except BaseException:
+            # Refused or interrupted: the lock must not stay with who has not got the name.
+            self._disconnect()
+            raise
 
     async def _claim_once(self) -> bool:
         locked, boot, good, since_start = await self._ask(
@@ -81,13 +85,14 @@ class PostgresLease:
 
     async def renew(self) -> None:
         """See `Lease.renew`. Connects again where the connection was lost, and takes the lock when it can."""
-        ours, locked = await self._ask(
-            _RENEW, (self._node, self._boot, self._locked, LOCK_CLASS, self._node)
-        )
-        self._locked = bool(locked)
+        (ours,) = await self._ask("select renew_node(%s, %s)", (self._node, self._boot))
         if not ours:
             self._disconnect()
             raise NodeNameTaken(self._node)
+        if not self._locked:
+            (self._locked,) = await self._ask(
+                "select pg_try_advisory_lock(%s, hashtext(%s))", (LOCK_CLASS, self._node)
+            )
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
         """See `Lease.end_dead`. Rows of other names only after this node has renewed for as long as a lease.
@@ -115,23 +120,28 @@ class PostgresLease:
             self._connections.close()
 
     async def _ask(self, query: LiteralString, params: Sequence[object]) -> tuple[Any, ...]:
-        """The one row that a query gives, on the connection that holds the lock."""
-        if self._conn is None or self._conn.closed:
-            self._disconnect()
-            self._conn = await connect(self._dsn, self._application_name)
-        conn = self._conn
-        try:
-            async with Watchdog(conn):
-                row = await (await conn.execute(query, params)).fetchone()
-        except psycopg.Error as error:
-            self._disconnect()
-            raise translated(error) from error
-        except BaseException:
-            # Interrupted: what the connection is doing now is unknown, and the lock may be had again.
-            self._disconnect()
-            raise
-        assert row is not None
-        return row
+        """The one row that a query gives, on the connection that holds the lock.
+
+        A connection that has turned out to be dead is replaced once; the lock is then to be had again.
+        """
+        while True:
+            reused = self._conn is not None
+            conn = self._conn or await connect(self._dsn, self._application_name)
+            self._conn = conn
+            try:
+                async with Watchdog(conn):
+                    row = await (await conn.execute(query, params)).fetchone()
+            except psycopg.Error as error:
+                self._disconnect()
+                if reused and not isinstance(error, pg.QueryCanceled):
+                    continue
+                raise translated(error) from error
+            except BaseException:
+                # Interrupted: what the connection is doing now is unknown.
+                self._disconnect()
+                raise
+            assert row is not None
+            return row
 
     def _disconnect(self) -> None:
         self._locked = False

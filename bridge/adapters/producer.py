@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import aio_pika
 import aiormq.abc
@@ -25,6 +25,10 @@ from bridge.errors import BridgeError, BrokerUnavailable
 
 CONFIRM_TIMEOUT = 5.0
 """Seconds to wait for the broker's confirm."""
+
+
+_Received: TypeAlias = dict[str, Any] | BrokerUnavailable
+"""A receipt, or why no more will come."""
 
 
 class NotTaken(BridgeError):
@@ -58,24 +62,35 @@ class Producer:
     def __init__(self, connection: aio_pika.Connection, outbox: Outbox) -> None:
         self._connection = connection
         self._outbox = outbox
+        self._inboxes: set[asyncio.Queue[_Received]] = set()
+
+    @property
+    def ended(self) -> str:
+        """Why nothing can be published any more; empty while it can."""
+        return self._outbox.ended
 
     @staticmethod
     @asynccontextmanager
     async def connect(url: str, *, name: str = "bridge producer") -> AsyncIterator[Producer]:
         """Connect for the length of the block. Raises BrokerUnavailable."""
-        outbox: list[Outbox] = []
+        made: list[Producer] = []
 
         def happened(events: Sequence[Event]) -> None:
-            for box in outbox:
-                box.happened(events)
+            for producer in made:
+                producer._outbox.happened(events)
 
         def lost(cause: str) -> None:
-            for box in outbox:
-                box.end(cause)
+            for producer in made:
+                producer._lost(cause)
 
         async with opened(url, name, happened, lost) as (connection, wire):
-            outbox.append(await _outbox(connection, wire))
-            yield Producer(connection, outbox[0])
+            made.append(Producer(connection, await _outbox(connection, wire)))
+            yield made[0]
+
+    def _lost(self, cause: str) -> None:
+        self._outbox.end(cause)
+        for inbox in self._inboxes:
+            inbox.put_nowait(BrokerUnavailable(cause))
 
     async def publish(
         self,
@@ -132,10 +147,11 @@ class Producer:
         """Publish one request and collect its receipts, in the order in which they came.
 
         Returns when `expect` of them are final (by default the number of users that the body names; for
-        `all` that is unknown), or after `timeout` seconds with what there is.
+        `all` that is unknown), or after `timeout` seconds with what there is. Raises as `publish_all`, and
+        BrokerUnavailable where the connection is lost while it waits.
         """
         wanted = expect if expect is not None else expected(body)
-        inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        inbox: asyncio.Queue[_Received] = asyncio.Queue()
         receipts: list[dict[str, Any]] = []
         correlation_id = str(uuid.uuid4())
         low = await channel(self._connection, confirms=False)
@@ -144,6 +160,7 @@ class Producer:
             if message.header.properties.correlation_id == correlation_id:
                 inbox.put_nowait(json.loads(message.body))
 
+        self._inboxes.add(inbox)
         try:
             async with border("declare a reply queue", STEP_TIMEOUT):
                 declared = await low.queue_declare(exclusive=True, auto_delete=True)
@@ -159,13 +176,17 @@ class Producer:
             try:
                 async with asyncio.timeout(timeout):
                     while wanted is None or sum(1 for r in receipts if r["final"]) < wanted:
-                        receipts.append(await inbox.get())
+                        receipts.append(_receipt(await inbox.get()))
             except TimeoutError:
                 return receipts
             return receipts
         finally:
-            async with border("close the reply channel", STEP_TIMEOUT):
-                await low.close()
+            self._inboxes.discard(inbox)
+            try:
+                async with border("close the reply channel", STEP_TIMEOUT):
+                    await low.close()
+            except BrokerUnavailable as gone:
+                self._outbox.end(gone.cause)
 
 
 async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, Any]]:
@@ -174,7 +195,7 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
     Goes on until it is closed. Raises BrokerUnavailable when the broker can't be reached or goes away, also
     where the exchange is not there yet.
     """
-    inbox: asyncio.Queue[dict[str, Any] | BrokerUnavailable] = asyncio.Queue()
+    inbox: asyncio.Queue[_Received] = asyncio.Queue()
 
     async def received(message: aiormq.abc.DeliveredMessage) -> None:
         inbox.put_nowait(json.loads(message.body))
@@ -190,10 +211,7 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
             await low.queue_bind(queue, OUTCOMES, binding_key)
             await low.basic_consume(queue, received, no_ack=True)
         while True:
-            receipt = await inbox.get()
-            if isinstance(receipt, BrokerUnavailable):
-                raise receipt
-            yield receipt
+            yield _receipt(await inbox.get())
 
 
 def expected(body: bytes) -> int | None:
@@ -216,6 +234,12 @@ def expected(body: bytes) -> int | None:
         named = {user for user in users if isinstance(user, str)} if isinstance(users, list) else ()
         total += max(1, len(named))
     return max(1, total)
+
+
+def _receipt(received: _Received) -> dict[str, Any]:
+    if isinstance(received, BrokerUnavailable):
+        raise received
+    return received
 
 
 async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:

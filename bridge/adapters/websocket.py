@@ -22,8 +22,8 @@ import logging
 import socket as stdlib_socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from contextlib import asynccontextmanager, suppress
+from typing import Final, cast
 
 from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
 from websockets.frames import Frame as IncomingFrame
@@ -227,10 +227,9 @@ class _Connection(asyncio.BufferedProtocol):
             return
         # Without a reset the kernel would go on delivering what it has taken from us.
         sock = self._transport.get_extra_info("socket")
-        try:
+        with suppress(OSError):  # some systems refuse it once the peer has reset: then nothing flows anyway
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
-        finally:
-            self._transport.abort()
+        self._transport.abort()
 
     # --- what the server asks ---
 
@@ -332,9 +331,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _turn_away(self) -> None:
         # The library refused what came: with an answer where it was HTTP, without one where it was not.
-        if self._protocol.writes == [SEND_EOF]:
-            self._transport.write(MALFORMED)
-        self._flush()
+        writes = self._protocol.data_to_send()
+        self._send(writes if writes != [SEND_EOF] else [MALFORMED, SEND_EOF])
         self._begin_closing()
 
     # --- an open session ---
@@ -430,7 +428,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> bool:
         """Write what the protocol has to say by itself; whether there was anything."""
-        writes = self._protocol.data_to_send()
+        return self._send(self._protocol.data_to_send())
+
+    def _send(self, writes: Sequence[bytes]) -> bool:
         if not writes or self._transport.is_closing():
             return False
         if data := b"".join(writes):
@@ -441,9 +441,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _half_close(self) -> None:
         # Half, not whole: closing a socket with unread input resets it, and the peer may lose our last words.
-        if not self._transport.can_write_eof():
-            self._transport.close()
-            return
         try:
             self._transport.write_eof()
         except (OSError, RuntimeError):
@@ -469,19 +466,15 @@ async def listen(
     readiness: Readiness,
     close_grace: float = 2.0,
     open_timeout: float = 10.0,
-    **options: Any,
 ) -> AsyncIterator[WebSocketServer]:
     """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
 
     `close_grace`: seconds a peer has to take part in closing. `open_timeout`: seconds it has for its whole
-    opening request. `options` go to `loop.create_server` (`ssl`, `sock`). On leaving, sessions that are
-    still open are closed with 1001 and gone within the grace: whoever wants to spread them out closes them
-    before. Raises OSError when the address can't be bound.
+    opening request. On leaving, sessions that are still open are closed with 1001 and gone within the grace:
+    whoever wants to spread them out closes them before. Raises OSError when the address can't be bound.
     """
     server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
-    listener = await server.loop.create_server(
-        lambda: _Connection(server), host, port, backlog=BACKLOG, **options
-    )
+    listener = await server.loop.create_server(lambda: _Connection(server), host, port, backlog=BACKLOG)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

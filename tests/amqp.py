@@ -1,0 +1,217 @@
+"""What the broker's tests stand on: an intake that records, a TCP proxy that cuts, and a look at queues."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_consume import Consumer
+from bridge.adapters.amqp_link import channel, opened
+from bridge.adapters.amqp_publish import Message, Outbox
+from bridge.adapters.amqp_topology import FALLEN, PUSH, REQUESTS, DeclareMode, ensure
+from bridge.app import SystemClock
+from bridge.ports import AckToken, Arrival
+from tests.core import RecordingErrors, until
+
+CLOCK = SystemClock()
+
+
+class RecordingIntake:
+    """Fills the Intake port; acks each batch at once where it is told to."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[Arrival] = []
+        self.batches: list[int] = []
+        self.lost: list[int] = []
+        self.acks: Consumer | None = None
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        self.arrivals += batch
+        self.batches.append(len(batch))
+        if self.acks is not None:
+            self.acks.ack([a.token for a in batch])
+
+    def channel_lost(self, incarnation: int) -> None:
+        self.lost.append(incarnation)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [a.body for a in self.arrivals]
+
+    @property
+    def tokens(self) -> list[AckToken]:
+        return [a.token for a in self.arrivals]
+
+    async def has(self, count: int) -> None:
+        await until(lambda: len(self.arrivals) >= count)
+
+
+def consumer(url: str, errors: RecordingErrors | None = None, **options: object) -> Consumer:
+    return Consumer(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def outbox(url: str) -> AsyncIterator[Outbox]:
+    """A confirming channel, to publish whatever a test likes."""
+    made: list[Outbox] = []
+    async with opened(
+        url,
+        "test publisher",
+        lambda events: [box.happened(events) for box in made] and None,
+        lambda cause: None,
+    ) as (connection, wire):
+        low = await channel(connection, confirms=True)
+        wire.tap(low.number)
+        made.append(Outbox(wire, low.number))
+        yield made[0]
+
+
+async def declare(url: str) -> None:
+    async with opened(url, "test", lambda events: None, lambda cause: None) as (connection, _):
+        await ensure(connection, DeclareMode.ACTIVE)
+
+
+async def publish(url: str, bodies: Sequence[bytes], properties: bytes | None = None) -> None:
+    """Publish to exchange `push` and await the confirms."""
+    plain = properties if properties is not None else frames.properties()
+    async with outbox(url) as box:
+        failures = await box.publish([Message(PUSH, b"user.u1", plain, body) for body in bodies], 10.0)
+        assert not failures
+
+
+async def drained(url: str, queue: str) -> list[AbstractIncomingMessage]:
+    """Take all that is in a queue, and leave it empty. Shows what was not acked once its channel is closed."""
+    found: list[AbstractIncomingMessage] = []
+    async with await aio_pika.connect(url) as connection, connection.channel() as opened_channel:
+        got = await opened_channel.get_queue(queue)
+        while (message := await got.get(fail=False)) is not None:
+            await message.ack()
+            found.append(message)
+    return found
+
+
+async def at_rest(url: str) -> bool:
+    """Whether nothing is left in the queues that the bridge takes from."""
+    return not await drained(url, REQUESTS) and not await drained(url, FALLEN)
+
+
+@asynccontextmanager
+async def bound_queue(
+    url: str, exchange: str, key: str = "#"
+) -> AsyncIterator[asyncio.Queue[Mapping[str, object]]]:
+    """What reaches an exchange from now on: body, routing key, and the AMQP properties of each message."""
+    seen: asyncio.Queue[Mapping[str, object]] = asyncio.Queue()
+
+    async def received(message: AbstractIncomingMessage) -> None:
+        seen.put_nowait(described(message))
+
+    async with await aio_pika.connect(url) as connection, connection.channel() as opened_channel:
+        queue = await opened_channel.declare_queue(exclusive=True)
+        await queue.bind(exchange, key)
+        await queue.consume(received, no_ack=True)
+        yield seen
+
+
+def described(message: AbstractIncomingMessage) -> Mapping[str, object]:
+    return {
+        "body": message.body,
+        "routing_key": message.routing_key,
+        "correlation_id": message.correlation_id,
+        "message_id": message.message_id,
+        "content_type": message.content_type,
+        "persistent": message.delivery_mode == 2,
+        "type": message.type,
+        "app_id": message.app_id,
+        "headers": dict(message.headers),
+    }
+
+
+class Proxy:
+    """A TCP proxy before the broker that can cut, reset, freeze, and say something to the client itself."""
+
+    def __init__(self, url: str) -> None:
+        self._split = urlsplit(url)
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.reset()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        user = self._split.netloc.rpartition("@")[0]
+        return urlunsplit(self._split._replace(netloc=f"{user}@127.0.0.1:{port}"))
+
+    def reset(self) -> None:
+        """Drop every connection with TCP resets on both sides."""
+        for client, server in self._pairs:
+            for writer in (client, server):
+                sock = writer.get_extra_info("socket")
+                if sock is not None and not writer.transport.is_closing():
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+        self._pairs.clear()
+
+    def freeze(self) -> None:
+        """Pass nothing on any more, in either direction; connections stay open."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def say(self, data: bytes) -> None:
+        """Say this to every client, as if it came from the broker; for a moment in which the broker is silent."""
+        for client, _ in self._pairs:
+            client.write(data)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection(self._split.hostname, self._split.port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        self._pairs.append((writer, up_writer))
+        for name, source, sink in (("up", reader, up_writer), ("down", up_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink), name=f"proxy {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            sink.transport.abort()
+        else:
+            sink.close()
