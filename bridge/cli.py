@@ -55,7 +55,7 @@ EPILOGS: Final = {
     "demo": "Exits 0 only when what the clients received and the delivery log agree.\n\n  bridge demo",
     "check": "Exits 0 when `bridge serve` would get ready, 3 when broker or database can't be reached.\n\n"
     "  bridge check --declare passive",
-    "token": '  bridge token u42 --ttl 600\n  wscat -c "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
+    "token": '  bridge token u42 --ttl 600\n  python -m websockets "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
     "push": "Exits 0 when every push ended as acked, received or written, 1 otherwise.\n\n"
     "  bridge push --user u42 --data '{\"hi\": 1}'\n"
     "  bridge push --user u42 --user u43 --event order.paid --text 'thank you' --confirm acked\n"
@@ -64,7 +64,7 @@ EPILOGS: Final = {
     "tail": "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
     "db upgrade": "Safe to run at any time, also twice at once.",
     "db status": "Exits 1 when something is still to be applied.",
-    "db sql": "For a database whose owner runs the SQL:  bridge db sql | psql",
+    "db sql": "For a database whose owner wants to run it.\n\n  bridge db sql | psql bridge",
 }
 
 

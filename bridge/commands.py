@@ -10,10 +10,10 @@ import os
 import sys
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from bridge.config import CommonSettings, Settings, TokenSettings, misspelt, redacted
 from bridge.errors import BridgeError, BrokerUnavailable, InvalidRequest, SettingsError, StoreUnavailable
@@ -217,7 +217,8 @@ async def tail(settings: CommonSettings, binding_key: str, *, count: int | None,
     from bridge.adapters.producer import outcomes
 
     seen = 0
-    async with aclosing(outcomes(settings.amqp_url, binding_key)) as receipts:
+    events = cast("AsyncGenerator[dict[str, Any]]", outcomes(settings.amqp_url, binding_key))
+    async with aclosing(events) as receipts:
         async for receipt in receipts:
             line = json.dumps(receipt, ensure_ascii=False) if as_json else _tail_line(receipt)
             print(line, flush=True)

@@ -199,7 +199,7 @@ class TokenSettings(CommonSettings):
     )
     jwt_secret: SecretStr = Field(
         default_factory=lambda data: SecretStr(secrets.token_urlsafe(48) if data.get("dev") else ""),
-        description="The secret that signs the tokens of users, at least 32 bytes (`HS384`: 48, `HS512`: 64)."
+        description="Required: the secret that signs the tokens of users, at least 32 bytes (`HS384`: 48, `HS512`: 64)."
         " Better in a secret file or the environment than in a flag, which all users of the machine can see.",
     )
     jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")

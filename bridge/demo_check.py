@@ -129,7 +129,7 @@ def _ids(client: Seen, requests: Sequence[Request]) -> list[str]:
             found = next((r for r in left if _same(r.data, data)), None)
             if found is not None:
                 left.remove(found)
-            push_id = found.id if found else f"{data!r}, which nobody published,"
+            push_id = found.id if found else f"{data!r}, which nobody published"
         ids.append(push_id)
     return ids
 

@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_consume import Consumer
+from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import channel, opened
 from bridge.adapters.amqp_publish import Message, Outbox
 from bridge.adapters.amqp_topology import FALLEN, PUSH, REQUESTS, DeclareMode, ensure
@@ -64,12 +65,12 @@ def consumer(url: str, errors: RecordingErrors | None = None, **options: object)
 async def outbox(url: str) -> AsyncIterator[Outbox]:
     """A confirming channel, to publish whatever a test likes."""
     made: list[Outbox] = []
-    async with opened(
-        url,
-        "test publisher",
-        lambda events: [box.happened(events) for box in made] and None,
-        lambda cause: None,
-    ) as (connection, wire):
+
+    def happened(events: Sequence[Event]) -> None:
+        for box in made:
+            box.happened(events)
+
+    async with opened(url, "test publisher", happened, lambda cause: None) as (connection, wire):
         low = await channel(connection, confirms=True)
         wire.tap(low.number)
         made.append(Outbox(wire, low.number))

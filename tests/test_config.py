@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,13 @@ SECRET = "n0t-a-real-secret-but-long-enough-for-it"
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory without files and an environment without our variables."""
-    import os
-
     for name in [n for n in os.environ if n.upper().startswith("BRIDGE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "run-secrets"))
-    yield tmp_path
+    return tmp_path
 
 
 def problems(**values: object) -> dict[str, str]:

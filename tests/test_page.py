@@ -9,15 +9,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import aiohttp
+import psycopg
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from bridge.adapters.http import BACKLOG_ROWS
+from bridge.adapters.producer import Producer
 from bridge.errors import BrokerUnavailable
 from bridge.model import Outcome, Reason
 from bridge.ports import SessionInfo
+from tests import house
 from tests.ops import FakePublisher, Parts, ops, receipt, row, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -265,6 +270,18 @@ async def test_what_holds_the_bridge_back_is_on_top_of_the_page(browser: Browser
         await expect(page.locator("#causes")).to_be_hidden()
 
 
+async def test_a_flood_is_cut_to_what_a_person_can_read_and_the_page_says_what_is_missing(
+    browser: Browser, play: Played
+) -> None:
+    async with opened(browser, play.url) as page:
+        await expect(page.locator("#stream")).to_have_text("Outcomes of everyone, live.")
+        for i in range(BACKLOG_ROWS + 7):
+            play.parts.feed.on_outcome(row(f"p{i}"))
+        await expect(page.locator("#stream")).to_have_text("This page is behind: 7 outcomes left out.")
+        await expect(page.locator("#pushes > li")).to_have_count(200)
+        await expect(page.locator("#pushes .id").first).to_have_text(f"p{BACKLOG_ROWS - 1}")
+
+
 async def test_it_comes_back_by_itself_after_a_restart(browser: Browser, play: Played) -> None:
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
@@ -378,3 +395,73 @@ async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser,
             "data": "it's",
             "confirm": "received",
         }
+
+
+# --- the whole way: the page, the bridge, RabbitMQ, Postgres --------------------------------------------------
+
+
+async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        house.bridge(vhost, database, dev=True) as bridge,
+        opened(browser, f"http://127.0.0.1:{bridge.ops_port}") as page,
+    ):
+        await expect(page.locator("#ready")).to_have_text("ready")
+        await connect(page, "alice")
+        newest = page.locator("#pushes > li").first
+
+        await push(page, "alice", '{"text":"Hello!"}')
+        await expect(newest.locator(".outcome")).to_have_text("received")
+        await expect(newest.locator(".data")).to_have_text('{"text":"Hello!"}')
+        await expect(newest.locator(".facts")).to_contain_text("ms from publisher to proof")
+
+        await push(page, "alice", "seen by a person", "acked")
+        await expect(newest.locator(".outcome")).to_have_text("acked")
+
+        await push(page, "nobody", "1")
+        await expect(newest.locator(".outcome")).to_have_text("offline")
+
+        await push(page, "", "1")
+        await expect(newest.locator(".outcome")).to_have_text("rejected")
+        await expect(newest.locator(".meaning")).to_contain_text("to.user")
+
+        async with Producer.connect(vhost) as producer:
+            await producer.publish(json.dumps(house.request("alice", "from-a-backend")).encode())
+        await expect(newest.locator(".id")).to_have_text("from-a-backend")
+        await expect(newest.locator(".outcome")).to_have_text("received")
+
+        await page.get_by_role("button", name="Disconnect").click()
+        await expect(page.locator("#session-count")).to_have_text("0")
+
+        shown = [
+            (await entry.get_attribute("data-id"), await entry.get_attribute("data-outcome"))
+            for entry in await page.locator("#pushes > li").all()
+        ]
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        cursor = await connection.execute("select push_id, outcome from delivery where final")
+        assert sorted(await cursor.fetchall()) == sorted(shown)
+    assert len(shown) == 5
+
+
+async def test_receipts_come_back_over_http_for_each_user_of_a_push(vhost: str, database: str) -> None:
+    async with (
+        house.bridge(vhost, database, dev=True) as bridge,
+        aiohttp.ClientSession(f"http://127.0.0.1:{bridge.ops_port}") as client,
+    ):
+        body = {"id": "p1", "to": {"users": ["a", "b"]}, "data": 1}
+        async with client.post("/v1/push?wait=10", json=body) as answer:
+            assert answer.status == 200
+            said = await answer.json()
+        assert said["complete"] is True
+        assert sorted(r["user_id"] for r in said["receipts"]) == ["a", "b"]
+        assert {r["outcome"] for r in said["receipts"]} == {"offline"}
+        async with client.post("/v1/push", data=b"{", headers={"Content-Type": "application/json"}) as answer:
+            assert answer.status == 422
+            (rejected,) = (await answer.json())["receipts"]
+        assert (rejected["outcome"], rejected["reason"]) == ("rejected", "not_json")
+        async with client.get("/metrics") as answer:
+            page = await answer.text()
+        assert 'bridge_outcomes_total{outcome="offline",reason="no_session"} 2.0' in page
+        assert 'bridge_outcomes_total{outcome="rejected",reason="not_json"} 1.0' in page
+        assert "bridge_ready 1.0" in page

@@ -41,11 +41,11 @@ class Recorder:
 
 
 @pytest.fixture
-def plugin_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def plugin_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An importable module `some_plugin` to put things into."""
     module = ModuleType("some_plugin")
     monkeypatch.setitem(sys.modules, "some_plugin", module)
-    yield module
+    return module
 
 
 # --- loading ---------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 """No broker negotiates a frame of this size: a length beyond it is not AMQP."""
 TABLE_DEPTH_MAX = 32
 """A header table with tables nested deeper than this counts as unreadable, rather than overflow the stack."""
+NAME_CHARS_MAX = 128
+"""Characters of a header's name that the encoder can take (AMQP 0-9-1 4.2.5.5)."""
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
@@ -563,6 +565,9 @@ def table(values: Mapping[str, object]) -> tuple[bytes, Sequence[str]]:
     fields: list[bytes] = []
     left_out: list[str] = []
     for name, value in values.items():
+        if len(name) > NAME_CHARS_MAX:
+            left_out.append(name)
+            continue
         try:
             fields.append(encode.field_table({name: value})[4:])  # type: ignore[dict-item]
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError, struct.error):

@@ -330,11 +330,7 @@ class OpsServer:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(
-            middlewares=[self._errors, self._guard],
-            # One more, since the limit itself is refused there.
-            client_max_size=MESSAGE_BYTES_MAX + 1,
-        )
+        app = web.Application(middlewares=[self._errors, self._guard], client_max_size=MESSAGE_BYTES_MAX)
         app.on_response_prepare.append(_add_headers)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)

@@ -29,7 +29,9 @@ from bridge.ports import Written
 RECENT_STEP = 4
 """How much further each look back for recent ids goes than the one before: one push may have many rows."""
 
-_RECORD: LiteralString = f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * 23)}) r"
+_RECORD: LiteralString = (
+    f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * 23)}) r"
+)
 _FIND: LiteralString = f"""
     select {columns("l")}
     from log_day d, unnest(%s::text[], %s::text[]) as n (tenant, push_id)

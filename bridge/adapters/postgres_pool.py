@@ -178,7 +178,12 @@ class Connections:
             except (psycopg.DataError, psycopg.IntegrityError, UnicodeEncodeError, *_LOST_A_RACE):
                 self._give_back(conn)
                 raise
-            except (psycopg.OperationalError, psycopg.InterfaceError, pg.FeatureNotSupported, *_BEHIND) as error:
+            except (
+                psycopg.OperationalError,
+                psycopg.InterfaceError,
+                pg.FeatureNotSupported,
+                *_BEHIND,
+            ) as error:
                 conn.pgconn.finish()
                 # A statement timeout is the server's answer, not a sign of a stale connection.
                 if reused and not isinstance(error, pg.QueryCanceled):

@@ -122,9 +122,9 @@ class Upkeep:
         return False
 
     async def _state(self, conn: Connection, name: sql.Identifier) -> tuple[bool, bool]:
-        query = sql.SQL(
-            "select inhdetachpending from pg_inherits where inhrelid = {}::regclass"
-        ).format(sql.Literal(name.as_string(conn)))
+        query = sql.SQL("select inhdetachpending from pg_inherits where inhrelid = {}::regclass").format(
+            sql.Literal(name.as_string(conn))
+        )
         row = await (await conn.execute(query)).fetchone()
         return row is not None, row is not None and bool(row[0])
 

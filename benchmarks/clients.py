@@ -1,0 +1,284 @@
+"""A process full of WebSocket clients that count: what came, what came twice, what was meant for others.
+
+It reads commands as JSON lines from stdin, answers each with one line, and ends with its stdin. A client
+is one asyncio protocol and no task: a library's client costs several times as much and would be what is
+measured. It does what a browser does: opening handshake, and a pong for every ping (RFC 6455 5.5.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import hashlib
+import json
+import os
+import struct
+import sys
+import time
+from array import array
+from typing import Any, Final
+
+import jwt
+import uvloop
+
+from benchmarks.load import NUMBER_AT, PADDING_AT, USER_AT, addressees, user_id
+
+HANDSHAKES_AT_ONCE: Final = 100
+TOKEN_SECONDS: Final = 3600
+SOURCES: Final = 20_000
+"""Clients per loopback address: one address has about 28,000 ports to one server port."""
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+
+
+class Tally:
+    """What all clients of this process received since the last `expect`."""
+
+    def __init__(self) -> None:
+        self._complete = asyncio.Event()
+        self.expect(0, 0)
+
+    def expect(self, total: int, mine: int) -> None:
+        """Begin to count: of `total` pushes, `mine` are for this process."""
+        self._seen = bytearray(total)
+        self._mine = mine
+        self.frames = self.distinct = self.duplicates = self.strays = self.disordered = 0
+        self.latencies = array("q")
+        self.last_at = 0
+        self._complete.clear()
+
+    def push(self, client: Client, frame: bytes, now: int) -> None:
+        """One data frame came; `now` is when its bytes were read."""
+        self.frames += 1
+        try:
+            number = int(frame[NUMBER_AT : USER_AT - 1])
+            mine = int(frame[USER_AT : PADDING_AT - 1]) == client.user and number < len(self._seen)
+        except ValueError:
+            mine = False
+        if not mine:
+            self.strays += 1
+            return
+        if self._seen[number]:
+            self.duplicates += 1
+            return
+        self._seen[number] = 1
+        self.distinct += 1
+        self.latencies.append(now - int(frame[: NUMBER_AT - 1]))
+        if number < client.newest:
+            self.disordered += 1
+        client.newest = number
+        self.last_at = now
+        if self.distinct == self._mine:
+            self._complete.set()
+
+    async def complete(self, seconds: float) -> bool:
+        """Whether all that was expected came within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._complete.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def report(self, *, latencies: bool) -> dict[str, Any]:
+        """What was counted; times in ns of the monotonic clock."""
+        counts = {
+            "frames": self.frames,
+            "distinct": self.distinct,
+            "duplicates": self.duplicates,
+            "strays": self.strays,
+            "disordered": self.disordered,
+            "last_at": self.last_at,
+        }
+        return counts | {"latencies": self.latencies.tolist()} if latencies else counts
+
+
+class Client(asyncio.Protocol):
+    """One WebSocket."""
+
+    __slots__ = ("_accept", "_rest", "_tally", "_token", "_transport", "newest", "opened", "pinged", "user")
+
+    def __init__(self, user: int, token: str, tally: Tally, opened: asyncio.Future[None]) -> None:
+        self.user = user
+        self.newest = -1
+        self.pinged = 0
+        self.opened = opened
+        self._token = token
+        self._tally = tally
+        self._accept = b""
+        self._rest = b""
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection is there."""
+        return self._transport is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the upgrade."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        key = base64.b64encode(os.urandom(16))
+        self._accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
+        transport.write(
+            b"GET /ws?token=%b HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % (self._token.encode(), key)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Frames, after the answer to the handshake."""
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if not self.opened.done():
+            head, found, data = data.partition(b"\r\n\r\n")
+            if not found:
+                self._rest = head
+                return
+            if not head.startswith(b"HTTP/1.1 101 ") or self._accept not in head:
+                self._fail(f"refused: {head[:40]!r}")
+                return
+            self.opened.set_result(None)
+        self._read_frames(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone; `open` says so, and whoever waits for the handshake is told."""
+        self._transport = None
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError("lost during the handshake"))
+
+    def leave(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _fail(self, why: str) -> None:
+        self.opened.set_exception(ConnectionError(why))
+        self.leave()
+
+    def _read_frames(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        at, end = 0, len(data)
+        while end - at >= 2:
+            first, size = data[at], data[at + 1]
+            body = at + 2
+            if size == 126:
+                body += 2
+                if body > end:
+                    break
+                size = (data[at + 2] << 8) | data[at + 3]
+            elif size == 127:
+                body += 8
+                if body > end:
+                    break
+                (size,) = struct.unpack_from("!Q", data, at + 2)
+            if body + size > end:
+                break
+            at = body + size
+            opcode = first & 15
+            if opcode in (_TEXT, _BINARY, _CONTINUATION):
+                self._tally.push(self, data[body:at], now)
+            elif opcode == _PING and self._transport is not None:
+                self.pinged += 1
+                # A mask of zeros: a legal frame, and the server unmasks it like any other.
+                self._transport.write(bytes((0x80 | _PONG, 0x80 | size, 0, 0, 0, 0)) + data[body:at])
+            elif opcode == _CLOSE:
+                self.leave()
+        self._rest = data[at:]
+
+
+class Crowd:
+    """All clients of this process, and the commands that they understand."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._clients: list[Client] = []
+
+    async def connect(self, *, port: int, secret: str, first: int, count: int) -> dict[str, Any]:
+        """Open a session for each of `count` users from `first` on."""
+        began = time.monotonic()
+        gate = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
+
+        async def one(user: int) -> None:
+            async with gate:
+                token = jwt.encode(
+                    {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}, secret, algorithm="HS256"
+                )
+                loop = asyncio.get_running_loop()
+                _, client = await loop.create_connection(
+                    lambda: Client(user, token, self._tally, loop.create_future()),
+                    "127.0.0.1",
+                    port,
+                    local_addr=(f"127.0.0.{2 + user // SOURCES}", 0),
+                )
+                await client.opened
+                self._clients.append(client)
+
+        async with asyncio.TaskGroup() as group:
+            for user in range(first, first + count):
+                group.create_task(one(user), name=f"handshake of {user}")
+        # Clients live as long as this process; looking for garbage among them only costs time.
+        gc.collect()
+        gc.freeze()
+        return {"connected": len(self._clients), "seconds": time.monotonic() - began}
+
+    async def expect(self, *, seed: int, total: int, users: int) -> dict[str, Any]:
+        """Count from now on: `total` pushes come, to users that the seed decides."""
+        mine = {client.user for client in self._clients}
+        for client in self._clients:
+            client.newest = -1
+        expected = sum(user in mine for user in addressees(seed, total, users))
+        self._tally.expect(total, expected)
+        return {"expected": expected}
+
+    async def complete(self, *, seconds: float) -> dict[str, Any]:
+        """Wait for what is expected, `seconds` at most; say how it went."""
+        return {"complete": await self._tally.complete(seconds)} | self._tally.report(latencies=False)
+
+    async def report(self) -> dict[str, Any]:
+        """All that was counted, with the latencies in ns."""
+        return self._tally.report(latencies=True)
+
+    async def sessions(self) -> dict[str, Any]:
+        """How many are open, and how many of those have seen a ping."""
+        still = [client for client in self._clients if client.open]
+        return {"open": len(still), "pinged": sum(client.pinged > 0 for client in still)}
+
+    async def leave(self) -> dict[str, Any]:
+        """Drop all connections."""
+        for client in self._clients:
+            client.leave()
+        self._clients.clear()
+        return {}
+
+
+async def serve(lines: asyncio.StreamReader) -> None:
+    """Do what each line says until there are no more."""
+    crowd = Crowd()
+    commands = {
+        "connect": crowd.connect,
+        "expect": crowd.expect,
+        "complete": crowd.complete,
+        "report": crowd.report,
+        "sessions": crowd.sessions,
+        "leave": crowd.leave,
+    }
+    async for line in lines:
+        command = json.loads(line)
+        answer = await commands[command.pop("do")](**command)
+        print(json.dumps(answer), flush=True)
+
+
+async def main() -> None:
+    """Serve stdin."""
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    await serve(lines)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
