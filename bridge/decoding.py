@@ -554,9 +554,9 @@ def _json_payload(body: bytes) -> bytes:
 
 
 def _published_header(headers: Mapping[str, object], otherwise: float, arrived_at: float) -> float:
-    ms = headers.get("x-push-published-ms")
-    if ms is None:
+    if "x-push-published-ms" not in headers:
         return otherwise
+    ms = headers["x-push-published-ms"]
     if isinstance(ms, str) and ms.isascii() and ms.isdecimal():
         ms = float(ms)
     if isinstance(ms, bool) or not isinstance(ms, (int, float)) or (isinstance(ms, float) and math.isnan(ms)):
@@ -570,8 +570,9 @@ def _published_header(headers: Mapping[str, object], otherwise: float, arrived_a
 
 
 def _id_header(headers: Mapping[str, object], otherwise: str) -> str:
-    value = headers.get("x-push-id")
-    return otherwise if value is None else fields.checked_id(value, "header x-push-id")
+    if "x-push-id" not in headers:
+        return otherwise
+    return fields.checked_id(headers["x-push-id"], "header x-push-id")
 
 
 def _traceparent(headers: Mapping[str, object]) -> str:

@@ -25,6 +25,7 @@ from bridge.ports import AckToken, Arrival
 from tests.core import RecordingErrors, until
 
 CLOCK = SystemClock()
+MARKER = b"the last message"
 
 
 class RecordingIntake:
@@ -91,14 +92,21 @@ async def publish(url: str, bodies: Sequence[bytes], properties: bytes | None = 
 
 
 async def drained(url: str, queue: str) -> list[AbstractIncomingMessage]:
-    """Take all that is in a queue, and leave it empty. Shows what was not acked once its channel is closed."""
-    found: list[AbstractIncomingMessage] = []
+    """Take all that is in a queue, what was given out and not acked before included, and leave it empty.
+
+    A marker is published behind it. A single active consumer gets nothing before the one before it is gone,
+    and what that one had not acked comes first: so whoever sees the marker has seen everything.
+    """
+    found: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     async with await aio_pika.connect(url) as connection, connection.channel() as opened_channel:
-        got = await opened_channel.get_queue(queue)
-        while (message := await got.get(fail=False)) is not None:
-            await message.ack()
-            found.append(message)
-    return found
+        await opened_channel.default_exchange.publish(aio_pika.Message(MARKER), queue)
+        await (await opened_channel.get_queue(queue)).consume(found.put)
+        messages: list[AbstractIncomingMessage] = []
+        async with asyncio.timeout(20):
+            while (message := await found.get()).body != MARKER:
+                messages.append(message)
+        await message.ack(multiple=True)
+    return messages
 
 
 async def at_rest(url: str) -> bool:
@@ -147,6 +155,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._refusing = False
         self.connections = 0
 
     async def __aenter__(self) -> Self:
@@ -181,6 +190,13 @@ class Proxy:
                 writer.transport.abort()
         self._pairs.clear()
 
+    def refuse(self) -> None:
+        """Drop new connections at once."""
+        self._refusing = True
+
+    def accept(self) -> None:
+        self._refusing = False
+
     def freeze(self) -> None:
         """Pass nothing on any more, in either direction; connections stay open."""
         self._flowing.clear()
@@ -194,6 +210,9 @@ class Proxy:
             client.write(data)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
         try:
             up_reader, up_writer = await asyncio.open_connection(self._split.hostname, self._split.port)
         except OSError:

@@ -159,11 +159,11 @@ async def ops(parts: Parts, *, host: str = "127.0.0.1", token: str = "") -> Asyn
 
 
 async def until(condition: object, what: str) -> None:
-    """Wait until `condition()` is true, for five seconds at most."""
+    """Wait until `condition()` is true, for 15 seconds at most."""
     assert callable(condition)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not condition():
                 await asyncio.sleep(0.005)
     except TimeoutError:
-        raise AssertionError(f"not within 5 s: {what}") from None
+        raise AssertionError(f"not within 15 s: {what}") from None

@@ -233,7 +233,7 @@ async def test_a_body_that_does_not_arrive_is_given_up(
 async def events(answer: aiohttp.ClientResponse, count: int) -> list[tuple[str, dict[str, object]]]:
     found: list[tuple[str, dict[str, object]]] = []
     name = ""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         async for line in answer.content:
             text = line.decode().rstrip("\n")
             if text.startswith("event: "):
@@ -297,7 +297,7 @@ async def test_a_quiet_stream_shows_that_it_is_still_there(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "HEARTBEAT", 0.01)
-    async with running.client.get("/v1/outcomes") as answer, asyncio.timeout(5):
+    async with running.client.get("/v1/outcomes") as answer, asyncio.timeout(15):
         async for line in answer.content:
             if line == b": still here\n":
                 return
@@ -326,8 +326,9 @@ def test_the_feed_fills_the_hooks_port() -> None:
     hooks.on_outcome(row())
 
 
-async def test_a_stop_ends_open_streams_at_once(parts: Parts) -> None:
-    async with asyncio.timeout(1.5), aiohttp.ClientSession() as client:
+async def test_a_stop_ends_open_streams_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "STOP_SECONDS", 600.0)
+    async with asyncio.timeout(15), aiohttp.ClientSession() as client:
         async with listen(parts.context(), host="127.0.0.1", port=0) as server:
             answer = await client.get(f"http://127.0.0.1:{server.port}/v1/outcomes")
         assert await answer.text() == ": outcomes from now on\n\n"
@@ -548,7 +549,7 @@ async def raw(port: int, request: str) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request.encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             return (await reader.readuntil(b"\r\n\r\n")).decode()
     finally:
         writer.close()

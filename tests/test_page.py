@@ -8,9 +8,9 @@ import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
-import psycopg
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -26,6 +26,9 @@ from tests import house
 from tests.ops import FakePublisher, Parts, ops, receipt, row, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# Deadlines, not waits: nothing takes that long unless it never comes.
+expect.set_options(timeout=15_000)
 
 FLAGS = (
     "--no-sandbox",
@@ -55,7 +58,7 @@ async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator
     """The page; at the end it must have logged no error and asked nobody but its own host."""
     context = await browser.new_context(**options)  # type: ignore[arg-type]
     page = await context.new_page()
-    page.set_default_timeout(5_000)
+    page.set_default_timeout(15_000)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
@@ -401,7 +404,7 @@ async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser,
 
 
 async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log(
-    browser: Browser, vhost: str, database: str
+    browser: Browser, vhost: str, database: str, tmp_path: Path
 ) -> None:
     async with (
         house.bridge(vhost, database, dev=True) as bridge,
@@ -438,10 +441,10 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
             (await entry.get_attribute("data-id"), await entry.get_attribute("data-outcome"))
             for entry in await page.locator("#pushes > li").all()
         ]
-    async with await psycopg.AsyncConnection.connect(database) as connection:
-        cursor = await connection.execute("select push_id, outcome from delivery where final")
-        assert sorted(await cursor.fetchall()) == sorted(shown)
+        await page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert len(shown) == 5
+    logged = await house.rows(database, "final")
+    assert sorted(shown) == sorted((row["push_id"], row["outcome"]) for row in logged)
 
 
 async def test_receipts_come_back_over_http_for_each_user_of_a_push(vhost: str, database: str) -> None:

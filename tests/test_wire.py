@@ -552,6 +552,8 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-user": "u", "x-push-ttl": math.nan}, Reason.INVALID, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-ttl": "60"}, Reason.UNSUPPORTED, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-published-ms": "now"}, Reason.INVALID, "header x-push-published-ms"),
+        ({"x-push-published-ms": None}, Reason.INVALID, "header x-push-published-ms"),
+        ({"x-push-id": None}, Reason.INVALID, "header x-push-id"),
         ({"x-push-topic": "t"}, Reason.UNSUPPORTED, "header x-push-topic"),
         ({"x-push-user": "u", "x-push-collapse-key": "k"}, Reason.UNSUPPORTED, "header x-push-collapse-key"),
         ({"x-push-user": "u", "x-push-fallback": "q"}, Reason.UNSUPPORTED, "header x-push-fallback"),
@@ -839,7 +841,6 @@ def test_the_fast_pass_takes_exactly_what_the_careful_pass_takes(dice: Dice) -> 
 
 
 def check_anything(body: bytes, properties: Mapping[str, Any], missing: int = 0) -> None:
-    note(f"{body!r}, {properties!r}")
     message = arrival(body, **properties)
     message = msgspec.structs.replace(message, body_size=len(body) + missing)
     decoded = wire.decode(message, LIMITS)
@@ -864,13 +865,17 @@ def check_anything(body: bytes, properties: Mapping[str, Any], missing: int = 0)
 @SETTINGS
 @given(DICE)
 def test_a_damaged_request_is_never_an_exception(dice: Dice) -> None:
-    check_anything(dice.damaged(), dice.properties(), missing=dice.pick((0, 0, 0, 1)))
+    body, properties, missing = dice.damaged(), dice.properties(), dice.pick((0, 0, 0, 1))
+    note(f"{body!r}, {properties!r}, {missing}")
+    check_anything(body, properties, missing)
 
 
 @SETTINGS
 @given(DICE, st.binary(max_size=20))
 def test_any_bytes_are_never_an_exception(dice: Dice, noise: bytes) -> None:
-    check_anything(dice.words() + noise, dice.properties())
+    body, properties = dice.words() + noise, dice.properties()
+    note(f"{body!r}, {properties!r}")
+    check_anything(body, properties)
 
 
 @SETTINGS
@@ -878,7 +883,9 @@ def test_any_bytes_are_never_an_exception(dice: Dice, noise: bytes) -> None:
 def test_any_headers_are_never_an_exception(dice: Dice) -> None:
     properties = dice.properties()
     properties["headers"] = {"x-push-user": "u1", **properties["headers"], **dice.headers()}
-    check_anything(dice.words() if dice.roll(2) else dice.damaged(), properties)
+    body = dice.words() if dice.roll(2) else dice.damaged()
+    note(f"{body!r}, {properties!r}")
+    check_anything(body, properties)
 
 
 @pytest.mark.parametrize(
@@ -1022,9 +1029,8 @@ def test_a_clients_message_is_an_ack_or_answered_with_what_is_wrong(
 def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
     names = ("type", "id", "ref")
     frame_of: dict[str, Any] = {name: dice.pick((dice.junk(), "ack", "publish", "x")) for name in names}
-    data: str | bytes = dice.words() if dice.roll(2) else json.dumps(frame_of).encode()
-    if as_text:
-        data = data.decode("utf-8", "surrogateescape")
+    raw = dice.words() if dice.roll(2) else json.dumps(frame_of).encode()
+    data: str | bytes = raw.decode("utf-8", "surrogateescape") if as_text else raw
     note(repr(data))
     frame = wire.parse_client(data)
     if isinstance(frame, wire.AckFrame):

@@ -76,6 +76,8 @@ WAIT_REJECTED: Final = 5.0
 """Seconds to wait for the receipt of a request that is known to be wrong before it is published."""
 BODY_SECONDS: Final = 10.0
 """Seconds in which a request's body has to arrive."""
+STOP_SECONDS: Final = 2.0
+"""Seconds that requests under way get at a stop."""
 SUBSCRIBERS_MAX: Final = 64
 BACKLOG_ROWS: Final = 1_000
 """Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
@@ -275,7 +277,7 @@ class _Answer(Exception):
 
 @asynccontextmanager
 async def listen(context: OpsContext, *, host: str, port: int, token: str = "") -> AsyncIterator[OpsServer]:
-    """Serve until the block ends; then streams are ended and open requests get two seconds.
+    """Serve until the block ends; then streams are ended and open requests get `STOP_SECONDS`.
 
     Raises SettingsError for a host that is not loopback without a token, and for an address that is taken.
     """
@@ -285,7 +287,11 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
         )
     server = OpsServer(context, token)
     runner = web.AppRunner(
-        server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, keepalive_timeout=30.0
+        server.app(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=STOP_SECONDS,
+        keepalive_timeout=30.0,
     )
     await runner.setup()
     try:

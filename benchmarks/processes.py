@@ -1,0 +1,197 @@
+"""Child processes: started so that they end with us, asked by JSON lines, measured by /proc."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+STOP_TIMEOUT: Final = 15.0
+"""Seconds a child has to end by itself after SIGTERM."""
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PR_SET_PDEATHSIG: Final = 1
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class BenchmarkFailed(Exception):
+    """A measurement can't be made, or its counts do not agree: no figure of it is worth anything."""
+
+
+def _dies_with_its_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as they may: thousands of sockets each."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Child:
+    """A running process of ours; what it prints to stderr goes to `log`."""
+
+    def __init__(self, title: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.title = title
+        self.log = log
+        self._process = process
+        self._frozen = False
+        self._received = b""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def tell(self, do: str, **arguments: object) -> None:
+        """Send one command."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as gone:
+            raise self._failure(f"ended before it was told to {do}") from gone
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The answer to the oldest command that has none yet."""
+        made: dict[str, Any] = json.loads(self.line(seconds))
+        return made
+
+    def ask(self, do: str, *, seconds: float = 60.0, **arguments: object) -> dict[str, Any]:
+        """One command and its answer, which may take so many seconds."""
+        self.tell(do, **arguments)
+        return self.answer(seconds)
+
+    def line(self, seconds: float) -> bytes:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        stdout = self._process.stdout.fileno()
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise self._failure(f"said nothing for {seconds:g} s")
+            more = os.read(stdout, 1 << 20)
+            if not more:
+                raise self._failure("ended")
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def freeze(self) -> None:
+        """SIGSTOP: it does nothing any more, its connections stay open. Returns when it has stopped."""
+        self._frozen = True
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+        self._frozen = False
+
+    def check_alive(self) -> None:
+        """Raise when it has ended."""
+        if self._process.poll() is not None:
+            raise self._failure(f"ended with {self._process.returncode}")
+
+    def stop(self) -> None:
+        """End it: SIGTERM, then after a while SIGKILL; nothing where it has ended."""
+        if self._process.poll() is None:
+            if self._frozen:
+                self.thaw()
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _failure(self, what: str) -> BenchmarkFailed:
+        end = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        return BenchmarkFailed(f"{self.title} {what}; the end of {self.log}:\n{end}")
+
+
+@contextmanager
+def running(
+    title: str, command: Sequence[str], *, directory: Path, environment: Mapping[str, str]
+) -> Iterator[Child]:
+    """A child for the length of the block, in a session of its own: Ctrl-C is for us, who then end it."""
+    log = directory / f"{title.replace(' ', '-')}.log"
+    root = str(Path(__file__).resolve().parent.parent)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            cwd=directory,
+            env=plain | {"PYTHONPATH": root} | environment,
+            start_new_session=True,
+            # Even where we are killed and can end nobody.
+            preexec_fn=_dies_with_its_parent,
+        )
+    child = Child(title, process, log)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, every: float, what: str) -> None:
+    """Return when the condition holds, looking every so often; raises BenchmarkFailed after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchmarkFailed(f"not within {seconds:g} s: {what}")
+        time.sleep(every)
+
+
+# --- /proc -----------------------------------------------------------------------------------------------
+
+
+class _Stat(NamedTuple):
+    parent: int
+    own: float
+    reaped: float
+
+
+def _stat(pid: int) -> _Stat | None:
+    """Parent, CPU seconds of its own, and of its children that it has waited for (proc(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    own, reaped = (int(fields[i]) + int(fields[i + 1]) for i in (11, 13))
+    return _Stat(int(fields[1]), own / _TICKS, reaped / _TICKS)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and all its descendants, the dead ones included."""
+    stats = {int(name): stat for name in os.listdir("/proc") if name.isdigit() and (stat := _stat(int(name)))}
+    total, look = 0.0, [pid]
+    while look:
+        one = look.pop()
+        if one in stats:
+            total += stats[one].own + stats[one].reaped
+        look.extend(child for child, stat in stats.items() if stat.parent == one)
+    return total
+
+
+def resident_bytes(pid: int) -> int:
+    """VmRSS."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkFailed(f"process {pid} has no resident memory: it has ended")

@@ -1,0 +1,408 @@
+"""The contracts in schemas/ and the code say the same, in both directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, note, settings
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from bridge import decoding, fields, wire
+from bridge.model import (
+    BATCH_MAX,
+    CONFIRM,
+    ENDINGS,
+    ID_MAX,
+    META_KEY_CHARS,
+    META_KEYS_MAX,
+    META_VALUE_CHARS,
+    NO_USER,
+    USERS_MAX,
+    CloseReason,
+    Encoding,
+    Outcome,
+    Proof,
+    PushRequest,
+    Reason,
+    Rejected,
+    Row,
+    RowKey,
+    ToUser,
+)
+from tests.core import arrival
+from tests.test_wire import DICE, LIMITS, NOW, Dice
+
+FOLDER = Path(__file__).parent.parent / "schemas"
+SCHEMAS: dict[str, Any] = {
+    path.name: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(FOLDER.glob("*.json"))
+    if path.name != "asyncapi.json"
+}
+ASYNCAPI: dict[str, Any] = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
+REGISTRY: Registry[Any] = Registry().with_resources(
+    (name, Resource.from_contents(schema, default_specification=DRAFT202012))
+    for name, schema in SCHEMAS.items()
+)
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(SCHEMAS[name], registry=REGISTRY)
+
+
+REQUEST, BATCH, HEADERS, RECEIPT, DEAD_LETTER = (
+    validator(f"{name}.json")
+    for name in ("push-request", "push-batch", "push-headers", "receipt", "dead-letter-headers")
+)
+
+
+def check(schema: Draft202012Validator, value: object) -> None:
+    problems = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(value)]
+    assert not problems
+
+
+def sample(schema: str, index: int = 0) -> Any:
+    return SCHEMAS[schema]["examples"][index]
+
+
+# --- the schemas by themselves ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_each_schema_is_one_and_its_examples_fit(name: str) -> None:
+    schema = SCHEMAS[name]
+    Draft202012Validator.check_schema(schema)
+    assert schema["title"]
+    assert schema["description"]
+    assert schema["examples"]
+    for example in schema["examples"]:
+        check(validator(name), example)
+
+
+# --- push requests ---------------------------------------------------------------------------------------
+
+
+def decoded(body: bytes, **properties: Any) -> list[PushRequest | Rejected]:
+    return list(wire.decode(arrival(body, **properties), LIMITS).requests)
+
+
+def encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("example", sample("push-request.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_request_is_taken(example: object) -> None:
+    (only,) = decoded(encoded(example))
+    assert isinstance(only, PushRequest), only
+
+
+@pytest.mark.parametrize("example", sample("push-batch.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_batch_is_taken(example: list[object]) -> None:
+    requests = decoded(encoded(example))
+    assert len(requests) == len(example)
+    assert all(isinstance(r, PushRequest) for r in requests)
+
+
+@pytest.mark.parametrize("example", sample("push-headers.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
+    (only,) = decoded(b"data", headers=example)
+    assert isinstance(only, PushRequest), only
+
+
+def beyond_a_schema(value: object) -> bool:
+    """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
+
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates). Not made here, but
+    beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES, nested over 128 levels, messages over 1 MiB,
+    10,000 users over a whole batch, and, the other way round, more than 10,000 entries of `users` or
+    `except` of which some repeat.
+    """
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        return True
+    return False
+
+
+@settings(max_examples=2000, deadline=None, database=None)
+@given(DICE)
+def test_a_request_is_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    value = dice.request()
+    note(repr(value))
+    (only,) = decoded(encoded(value))
+    expected = REQUEST.is_valid(value) and not beyond_a_schema(value)
+    assert isinstance(only, PushRequest) == expected, only
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(DICE)
+def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    headers: dict[str, Any] = {"x-push-user": "u1", **dice.headers(), **dice.headers()}
+    note(repr(headers))
+    # A string with commas holds ids, None in AMQP is no value of JSON, and U+0000 is for the code to refuse.
+    for name in ("x-push-users", "x-push-except", "x-push-meta"):
+        headers.pop(name, None)
+    (only,) = decoded(b"data", headers=headers)
+    valid = HEADERS.is_valid({n: v for n, v in headers.items() if not isinstance(v, bytes)})
+    valid = valid and not any(isinstance(v, bytes) and n in decoding._FIELD_OF for n, v in headers.items())
+    assert isinstance(only, PushRequest) == (valid and not unusable(headers)), only
+
+
+def unusable(headers: dict[str, Any]) -> bool:
+    """What the schema of the headers cannot say: no lone surrogates, and milliseconds are a number."""
+    relevant = {n: v for n, v in headers.items() if n in decoding._FIELD_OF or n == "x-push-published-ms"}
+    surrogates = any(isinstance(v, str) and not is_utf8(v) for v in relevant.values())
+    ms = relevant.get("x-push-published-ms")
+    return surrogates or isinstance(ms, bytes) or (isinstance(ms, float) and ms != ms)
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def test_the_fields_of_a_request_are_those_of_the_schema() -> None:
+    later = {name for name in fields.LATER if "." not in name}
+    assert set(SCHEMAS["push-request.json"]["properties"]) == fields.FIELDS - later
+    to = SCHEMAS["push-request.json"]["properties"]["to"]
+    assert set(to["properties"]) == fields.TO_FIELDS - {"topic"}
+    assert [alternative["required"] for alternative in to["oneOf"]] == [[name] for name in fields.TARGETS]
+
+
+def test_the_headers_are_those_of_the_schema() -> None:
+    later = {decoding._HEADER_OF[name].removeprefix("header ") for name in fields.LATER}
+    known = (set(decoding._FIELD_OF) | decoding._BOTH_MODES) - later
+    assert set(SCHEMAS["push-headers.json"]["properties"]) == known
+    assert set(SCHEMAS["push-headers.json"]["propertyNames"]["then"]["enum"]) == known
+
+
+def test_the_limits_are_those_of_the_schemas() -> None:
+    properties = SCHEMAS["push-request.json"]["properties"]
+    assert SCHEMAS["id.json"]["maxLength"] == ID_MAX
+    assert properties["to"]["properties"]["users"]["maxItems"] == USERS_MAX
+    assert SCHEMAS["push-batch.json"]["maxItems"] == BATCH_MAX
+    assert properties["meta"]["maxProperties"] == META_KEYS_MAX
+    assert properties["meta"]["propertyNames"]["maxLength"] == META_KEY_CHARS
+    assert properties["meta"]["additionalProperties"]["maxLength"] == META_VALUE_CHARS
+
+
+def test_the_proofs_to_ask_for_are_those_of_the_schemas() -> None:
+    for schema, name in (("push-request.json", "confirm"), ("push-headers.json", "x-push-confirm")):
+        confirm = SCHEMAS[schema]["properties"][name]
+        assert confirm["enum"] == list(CONFIRM)
+        assert CONFIRM[confirm["default"]] is PushRequest("p", ToUser("u"), b"1").confirm
+
+
+# --- receipts and dead letters ---------------------------------------------------------------------------
+
+
+def test_outcomes_and_reasons_are_those_of_the_schema() -> None:
+    schema = SCHEMAS["receipt.json"]
+    assert schema["properties"]["outcome"]["enum"] == [o.value for o in Outcome]
+    assert schema["properties"]["reason"]["enum"] == [r.value for r in Reason]
+    lines = {
+        (case["properties"]["outcome"]["const"], reason, case["properties"]["final"]["const"])
+        for case in schema["oneOf"]
+        for reason in case["properties"]["reason"]["enum"]
+    }
+    assert lines == {(e.outcome.value, e.reason.value, e.final) for e in ENDINGS}
+
+
+def row(outcome: Outcome, reason: Reason, **changes: Any) -> Row:
+    plain = Row(RowKey("", "p1", NO_USER), outcome, reason, "n1", "b1", NOW, NOW)
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda e: f"{e.outcome}-{e.reason}")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "key": RowKey("shop", "p1", "u1"),
+            "event": "e",
+            "detail": "why",
+            "confirm": Proof.ACKED,
+            "written_at": NOW + 0.1,
+            "proven_at": NOW + 0.2,
+            "finished_at": NOW + 0.000001,
+            "sessions": 2,
+            "attempts": 3,
+        },
+    ],
+)
+def test_every_receipt_that_we_write_fits_its_schema(ending: Any, changes: dict[str, Any]) -> None:
+    receipt = json.loads(wire.receipt_body(row(ending.outcome, ending.reason, **changes)))
+    check(RECEIPT, receipt)
+    assert set(receipt) | {"detail"} == set(SCHEMAS["receipt.json"]["properties"])
+
+
+def test_a_receipt_that_contradicts_itself_does_not_fit() -> None:
+    receipt = {**sample("receipt.json"), "reason": "no_session"}
+    assert not RECEIPT.is_valid(receipt)
+
+
+def test_the_reasons_of_dead_letters_are_those_that_bury() -> None:
+    buried = {e.reason.value for e in ENDINGS if e.outcome is Outcome.REJECTED}
+    buried.add(Reason.QUEUE_EXPIRATION.value)
+    assert set(SCHEMAS["dead-letter-headers.json"]["properties"]["x-push-reason"]["enum"]) == buried
+
+
+def test_a_dead_letter_of_a_request_may_be_published_again() -> None:
+    body = encoded(sample("push-request.json"))
+    (only,) = decoded(body, headers=sample("dead-letter-headers.json"))
+    assert isinstance(only, PushRequest)
+    assert only.id == sample("dead-letter-headers.json")["x-push-id"]
+
+
+# --- frames ----------------------------------------------------------------------------------------------
+
+OURS: dict[str, list[Callable[[], Any]]] = {
+    "welcome": [
+        lambda: wire.welcome_frame("s1", "u1", complete=True),
+        lambda: wire.welcome_frame("s1", "u1", complete=False),
+    ],
+    "push": [
+        lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b'{"a":1}')),
+        lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"text", encoding=Encoding.TEXT)),
+        lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
+    ],
+    "error": [
+        lambda: wire.error_frame("unsupported", "not here", 7),
+        lambda: wire.error_frame("bad_frame", "not a frame"),
+    ],
+    "ok": [lambda: wire.ok_frame("r"), wire.ok_frame],
+    "bye": [
+        lambda reason=reason: wire.bye_frame(reason, reason.retry_after)  # type: ignore[misc]
+        for reason in CloseReason
+        if reason is not CloseReason.VANISHED
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_every_frame_that_we_write_fits_its_schema(kind: str) -> None:
+    for make in OURS[kind]:
+        check(validator(f"frame-{kind}.json"), json.loads(make().payload))
+
+
+def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
+    there = {
+        name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
+    }
+    assert there == {*OURS, "ack"}
+
+
+def test_every_ack_of_the_schema_is_understood() -> None:
+    for example in sample("frame-ack.json", slice(None)):  # type: ignore[arg-type]
+        assert wire.parse_client(encoded(example)) == wire.AckFrame(example["id"])
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(DICE)
+def test_a_frame_is_an_ack_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    frame = {"type": dice.pick(("ack", "ack", "push", 1)), "id": dice.pick((dice.junk(), "p1"))}
+    note(repr(frame))
+    understood = isinstance(wire.parse_client(encoded(frame)), wire.AckFrame)
+    expected = validator("frame-ack.json").is_valid(frame) and not beyond_a_schema(frame)
+    assert understood == expected
+
+
+def test_close_codes_are_those_of_the_schema() -> None:
+    schema = SCHEMAS["frame-bye.json"]
+    # 1006 is what a peer makes of a connection that broke; it is never sent (RFC 6455 7.4.1).
+    sent = [reason for reason in CloseReason if reason.code != 1006]
+    assert schema["properties"]["code"]["enum"] == [reason.code for reason in sent]
+    assert schema["properties"]["reason"]["enum"] == [reason.word for reason in sent]
+    pairs = [(c["properties"]["code"]["const"], c["properties"]["reason"]["const"]) for c in schema["oneOf"]]
+    assert pairs == [(reason.code, reason.word) for reason in sent]
+
+
+# --- AsyncAPI --------------------------------------------------------------------------------------------
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def resolve(reference: str) -> Any:
+    target, _, pointer = reference.partition("#")
+    if target:
+        assert (FOLDER / target).is_file(), reference
+        return SCHEMAS[Path(target).name]
+    found: Any = ASYNCAPI
+    for step in pointer.strip("/").split("/"):
+        assert step in found, reference
+        found = found[step]
+    return found
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
+    for reference in references(ASYNCAPI):
+        resolve(reference)
+
+
+def test_every_schema_is_part_of_the_asyncapi_document() -> None:
+    used = {Path(r).name for r in references(ASYNCAPI) if not r.startswith("#")}
+    assert used == {name for name in SCHEMAS if name != "id.json"}
+
+
+def test_the_asyncapi_document_has_the_shape_of_version_3() -> None:
+    assert ASYNCAPI["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= set(ASYNCAPI["info"])
+    assert set(ASYNCAPI) <= {
+        "asyncapi",
+        "id",
+        "info",
+        "servers",
+        "defaultContentType",
+        "channels",
+        "operations",
+        "components",
+    }
+    for server in ASYNCAPI["servers"].values():
+        assert {"host", "protocol"} <= set(server)
+    for name, channel in ASYNCAPI["channels"].items():
+        assert "address" in channel
+        parameters = set(channel.get("parameters", ()))
+        assert parameters == {p for p in ("outcome", "event") if f"{{{p}}}" in (channel["address"] or "")}
+        assert channel["messages"]
+        for message in channel["messages"].values():
+            assert "payload" in resolve(message["$ref"]), name
+    for operation in ASYNCAPI["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        channel = operation["channel"]["$ref"]
+        for message in operation["messages"]:
+            # A message of an operation is one of its channel's (AsyncAPI 3.0, Operation Object).
+            assert message["$ref"].startswith(f"{channel}/messages/")
+        if "reply" in operation:
+            reply = operation["reply"]
+            assert resolve(reply["channel"]["$ref"])["address"] is None
+            assert reply["address"]["location"].startswith("$message.")
+
+
+def test_the_asyncapi_document_names_what_outsiders_rely_on() -> None:
+    channels = ASYNCAPI["channels"]
+    assert channels["push"]["bindings"]["amqp"]["exchange"]["name"] == "push"
+    assert channels["outcomes"]["bindings"]["amqp"]["exchange"]["name"] == "push.outcomes"
+    assert channels["dead"]["bindings"]["amqp"]["queue"]["name"] == "push.dead"
+    assert channels["ws"]["address"] == "/ws"
+    assert channels["outcomes"]["parameters"]["outcome"]["enum"] == [o.value for o in Outcome]
+    frames = {name for name in SCHEMAS if name.startswith("frame-")}
+    assert {f"frame-{name}.json" for name in channels["ws"]["messages"]} == frames
