@@ -17,7 +17,8 @@ import struct
 import sys
 import time
 from array import array
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
 
 import jwt
 import uvloop
@@ -118,11 +119,10 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the upgrade."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         key = base64.b64encode(os.urandom(16))
         self._accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
-        transport.write(
+        self._transport.write(
             b"GET /ws?token=%b HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % (self._token.encode(), key)
         )
@@ -257,7 +257,7 @@ class Crowd:
 async def serve(lines: asyncio.StreamReader) -> None:
     """Do what each line says until there are no more."""
     crowd = Crowd()
-    commands = {
+    commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
         "connect": crowd.connect,
         "expect": crowd.expect,
         "complete": crowd.complete,

@@ -72,7 +72,9 @@ class Naive:
         if not token:
             token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            claims = jwt.decode(token, self._secret, algorithms=["HS256"], options={"require": ["exp", "sub"]})
+            claims = jwt.decode(
+                token, self._secret, algorithms=["HS256"], options={"require": ["exp", "sub"]}
+            )
         except jwt.InvalidTokenError:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a valid token is needed\n")
         connection.user = claims["sub"]  # type: ignore[attr-defined]

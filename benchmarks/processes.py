@@ -136,7 +136,7 @@ def running(
             stdout=subprocess.PIPE,
             stderr=out,
             cwd=directory,
-            env=plain | {"PYTHONPATH": root} | environment,
+            env={**plain, "PYTHONPATH": root, **environment},
             start_new_session=True,
             # Even where we are killed and can end nobody.
             preexec_fn=_dies_with_its_parent,

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -180,7 +181,7 @@ def steady(
 
 def main() -> None:
     """Serve stdin."""
-    known = {"backlog": backlog, "steady": steady}
+    known: dict[str, Callable[..., dict[str, Any]]] = {"backlog": backlog, "steady": steady}
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(known[command.pop("do")](**command)), flush=True)

@@ -1295,20 +1295,22 @@ class PrivatePostgres:
         new.rename(self._data)
 
     def _run(self, program: str, *arguments: str | Path, text: str = "") -> None:
-        with self._process.log.open("ab") as log:
-            done = subprocess.run(
-                [self._files.bin / program, *arguments],
-                input=text.encode(),
-                stdout=log,
-                stderr=log,
-                env=_plain_env(),
-                cwd=self._home,
-                check=False,
-                timeout=START_TIMEOUT,
-                **(self._user.popen() if self._user else {}),
-            )
-        if done.returncode:
-            raise ServersUnavailable(f"{program} failed; the end of its log:\n{_tail(self._process.log)}")
+        try:
+            with self._process.log.open("ab") as log:
+                subprocess.run(
+                    [self._files.bin / program, *arguments],
+                    input=text.encode(),
+                    stdout=log,
+                    stderr=log,
+                    env=_plain_env(),
+                    cwd=self._home,
+                    check=True,
+                    timeout=START_TIMEOUT,
+                    **(self._user.popen() if self._user else {}),
+                )
+        except (OSError, subprocess.SubprocessError) as exc:
+            log_end = f"the end of {self._process.log}:\n{_tail(self._process.log)}"
+            raise ServersUnavailable(f"{program} failed ({exc}); {log_end}") from exc
 
     def _ready(self) -> bool:
         """It asks for our password (R). While it starts or recovers it answers with an error instead (E)."""
@@ -1500,7 +1502,7 @@ class ComposePostgres(_ComposeServer):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 done, 1 not possible."""
+    """The command line: 0 done, 1 not possible, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bridge.devservers")
     commands = parser.add_subparsers(dest="command", required=True)
     hold = commands.add_parser("hold", help="run both servers until SIGINT or SIGTERM")
@@ -1528,16 +1530,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServersUnavailable as exc:
         print(exc, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _hold(root: Path, usual_ports: bool) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with private_servers(root, say=_print, usual_ports=usual_ports) as servers:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with private_servers(root, say=_print, usual_ports=usual_ports) as servers, suppress(KeyboardInterrupt):
         print(servers.amqp_url, servers.postgres_dsn, sep="\n", flush=True)
-        stop.wait()
+        while True:
+            time.sleep(1)
 
 
 def _forget_all(top: Path) -> None:

@@ -1,4 +1,4 @@
-"""JSON text (RFC 8259), looked at without building values from it: is it right, how deep, where are its parts.
+"""JSON text (RFC 8259), looked at without building values: is it right, how deep, where are its parts.
 
 The decoder checks syntax and escapes of text that it passes over, lone surrogates included, but not its
 UTF-8, and it gives up at a depth that depends on Python's stack. What is here does not.
@@ -25,7 +25,7 @@ BAD_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What a decoder raises for text that it cannot read."""
 
 PIECES_MAX = 1024
-"""Members or elements that are told apart in text that the decoder cannot read; more than any contract allows."""
+"""Members or elements told apart in text that the decoder cannot read: more than any contract allows."""
 
 TOO_DEEP = f"nested deeper than {DEPTH_MAX} levels"
 
@@ -42,7 +42,10 @@ _BETWEEN_COMMAS = re.compile(rb'(?:[^][{}",]++|' + _STRING + rb"|" + _LEAF + rb"
 _WITHIN = re.compile(rb'(?:[^][{}"]++|' + _STRING + rb"|" + _LEAF + rb")*+", re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
 _KEY = re.compile(rb"\s*(" + _STRING + rb")\s*:", re.DOTALL)
-_ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+_HEX = rb"[0-9a-fA-F]"
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(\\u[dD][89a-fA-F]%b{2})|\\." % (_HEX, _HEX, _HEX), re.DOTALL
+)
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _CLOSED_BY = bytes.maketrans(b"[{", b"]}")
 _ROUND = bytes.maketrans(b"{}", b"[]")
@@ -184,7 +187,7 @@ def _syntax(text: bytes, said: str) -> str:
         return "not JSON: it begins with a byte order mark"
     for escape in _ESCAPE.finditer(text):
         if escape[1]:
-            return f"a lone surrogate ({shown(escape[1].decode())}) stands for no character"
+            return f"a lone surrogate ({escape[1].decode()}) stands for no character"
     at = _BYTE.search(said)
     if at is None:
         return "not JSON: it ends too early"

@@ -91,7 +91,6 @@ class Reason(enum.StrEnum):
     POISON = "poison"
     DELIVERY_LIMIT = "delivery_limit"
     GIVEN_UP = "given_up"
-    UNSTORABLE = "unstorable"
     AWAITING_PROOF = "awaiting_proof"
 
 
@@ -137,7 +136,6 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.REJECTED, Reason.POISON, True, "handling it failed BRIDGE_MAX_ATTEMPTS times"),
     Ending(Outcome.REJECTED, Reason.DELIVERY_LIMIT, True, "the broker gave it up at its delivery limit"),
     Ending(Outcome.REJECTED, Reason.GIVEN_UP, True, "the broker gave it up for another reason; see `detail`"),
-    Ending(Outcome.REJECTED, Reason.UNSTORABLE, True, "the database refused its content; see `detail`"),
     Ending(Outcome.PENDING, Reason.AWAITING_PROOF, False, "handed over; the proof is awaited"),
 )
 

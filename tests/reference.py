@@ -1,12 +1,24 @@
-"""Renders docs/reference/outcomes.md from the code: `python -m tests.reference` writes it, a test compares."""
+"""Renders pages of docs/reference/ from the code and from a database; tests compare them.
+
+`python -m tests.reference` writes outcomes.md; with a DSN (a database with the current schema, such as the one
+of `make run`, see `.dev/env`) it writes tables.md as well.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import psycopg
 
 from bridge.model import ENDINGS, CloseReason
 
-PAGE = Path(__file__).parent.parent / "docs" / "reference" / "outcomes.md"
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+OUTCOMES = REFERENCE / "outcomes.md"
+TABLES = REFERENCE / "tables.md"
+
+PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "ending")
+INTERNAL = ("delivery_log", "log_day", "node", "schema_version")
 
 
 def outcomes_page() -> str:
@@ -43,12 +55,58 @@ def outcomes_page() -> str:
             "|---|---|---|---|",
             *codes,
             "",
-            "A peer that answered no ping for too long is cut off without a close frame: it sees 1006. Frames that",
-            "break RFC 6455 are answered with its own codes (1002, 1007, 1009).",
+            "A peer that answered no ping for too long is cut off without a close frame: it sees 1006. Frames",
+            "that break RFC 6455 are answered with its own codes (1002, 1007, 1009).",
             "",
         ]
     )
 
 
+def tables_page(dsn: str) -> str:
+    """The whole page as it must be, from the comments in a database."""
+    lines = [
+        "# Tables and views",
+        "",
+        "<!-- Written by `python -m tests.reference DSN` from the comments in the database. -->",
+        "",
+        "Analysts read the views of the first part, best with a login that has the role `bridge_reader`. What is",
+        "in the second part is the bridge's own and may change; it is described for operators.",
+        "",
+    ]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for part, names in (("For people", PUBLIC), ("The bridge's own", INTERNAL)):
+            lines += [f"## {part}", ""]
+            for name in names:
+                lines += _table(connection, name)
+    return "\n".join(lines)
+
+
+def _table(connection: psycopg.Connection, name: str) -> list[str]:
+    about = connection.execute("select obj_description(%s::regclass)", (name,)).fetchone()
+    columns = connection.execute(
+        """
+        select a.attname, format_type(a.atttypid, a.atttypmod), col_description(a.attrelid, a.attnum)
+        from pg_attribute a
+        where a.attrelid = %s::regclass and a.attnum > 0 and not a.attisdropped
+        order by a.attnum
+        """,
+        (name,),
+    ).fetchall()
+    assert about is not None
+    assert all(comment for _, _, comment in columns), f"a column of {name} has no comment"
+    rows = [f"| `{column}` | {kind} | {_cell(comment)} |" for column, kind, comment in columns]
+    return [f"### {name}", "", str(about[0]), "", "| column | type | meaning |", "|---|---|---|", *rows, ""]
+
+
+def _cell(comment: str) -> str:
+    # The list of all reasons has a page of its own.
+    first = comment.partition("\n")[0]
+    if first != comment:
+        return "Why it ended so: see [outcomes](outcomes.md)."
+    return first.replace("|", "\\|")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(outcomes_page())
+    OUTCOMES.write_text(outcomes_page())
+    for argument in sys.argv[1:]:
+        TABLES.write_text(tables_page(argument))

@@ -17,7 +17,9 @@ import jwt
 import pytest
 
 from bridge import __version__
+from bridge.adapters.producer import Producer
 from bridge.cli import OVERVIEW, build_parser, main
+from bridge.wire import request_body
 from tests.clients import client
 from tests.reference_settings import REFERENCE, cli_page, settings_page
 
@@ -387,22 +389,15 @@ async def _check_tail(env: dict[str, str]) -> None:
         env=env,
         stdout=asyncio.subprocess.PIPE,
     )
-    assert tail.stdout is not None
-    seen: list[str] = []
-
-    async def read() -> None:
-        assert tail.stdout is not None
-        seen.extend([json.loads(line)["event"] async for line in tail.stdout])
-
-    reader = asyncio.create_task(read())
-    async with asyncio.timeout(30):
+    ended = asyncio.create_task(tail.communicate())
+    async with asyncio.timeout(30), Producer.connect(env["BRIDGE_AMQP_URL"]) as producer:
         # The tail listens from some moment on: push until it has seen enough.
-        while tail.returncode is None:
-            await _command("push", "--user", "u42", "--text", "x", "--event", "order.paid", env=env)
-            await _command("push", "--user", "u42", "--text", "x", "--event", "other", env=env)
-        await reader
+        while not ended.done():
+            for event in ("other", "order.paid"):
+                await producer.request(request_body("x", user="u42", event=event), timeout=5)
+    out, _ = await ended
     assert tail.returncode == 0
-    assert seen == ["order.paid", "order.paid"]
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["order.paid", "order.paid"]
 
 
 async def test_push_without_a_bridge_says_that_there_is_no_outcome(env: dict[str, str]) -> None:

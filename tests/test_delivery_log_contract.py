@@ -25,7 +25,9 @@ from tests.test_store_contract import NOON, row
 class House(Protocol):
     """One implementation, and what it has kept."""
 
-    log: DeliveryLog
+    @property
+    def log(self) -> DeliveryLog:
+        """The log under test."""
 
     def kept(self) -> list[dict[str, Any]]:
         """The rows that are durable by now, by the names of view `delivery`."""

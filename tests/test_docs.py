@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.reference import PAGE, outcomes_page
+from tests.reference import OUTCOMES, TABLES, outcomes_page, tables_page
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_page_of_outcomes_is_the_code() -> None:
-    assert PAGE.read_text() == outcomes_page(), "run: python -m tests.reference"
+    assert OUTCOMES.read_text() == outcomes_page(), "run: python -m tests.reference"
+
+
+def test_the_page_of_tables_is_the_schema(database: str) -> None:
+    assert TABLES.read_text() == tables_page(database), "run: python -m tests.reference DSN"
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from io import BytesIO
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from bridge.adapters import http
-from bridge.adapters.http import BACKLOG_ROWS, SUBSCRIBERS_MAX, OutcomeFeed, is_loopback, listen
+from bridge.adapters.http import BACKLOG_ROWS, SUBSCRIBERS_MAX, OpsServer, OutcomeFeed, is_loopback, listen
 from bridge.errors import BrokerUnavailable, SettingsError
 from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Row
 from bridge.ports import Hooks, SessionInfo
@@ -88,6 +90,7 @@ async def test_a_push_is_published_and_named(running: Running, parts: Parts) -> 
     (call,) = parts.publisher.calls
     assert json.loads(call.body) == PUSH
     assert call.headers == {"x-push-published-ms": parts.clock.time() * 1000}
+    assert isinstance(call.headers["x-push-published-ms"], int)
     assert call.wait is None
 
 
@@ -519,6 +522,17 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
         assert answer.headers["Allow"] == "POST"
     async with running.client.get("/../http.py") as answer:
         assert answer.status == 404
+
+
+def test_the_reference_page_lists_every_route(parts: Parts) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "ops.md").read_text()
+    files = {"/app.js", "/style.css", "/icon.svg"}
+    routes = {
+        f"{route.method} {route.resource.canonical}"
+        for route in OpsServer(parts.context()).app().router.routes()
+        if route.resource is not None and route.method != "HEAD" and route.resource.canonical not in files
+    }
+    assert set(re.findall(r"^\| `((?:GET|POST) \S+)` \|", page, re.MULTILINE)) == routes
 
 
 async def test_a_defect_is_500_and_goes_to_the_error_handler(running: Running, parts: Parts) -> None:

@@ -168,7 +168,7 @@ def test_the_table_of_endings_is_that_of_the_model(database: str) -> None:
 def test_the_comments_name_every_outcome_and_reason(database: str) -> None:
     with psycopg.connect(database) as conn:
         for relation in ("delivery", "delivery_log"):
-            comments = dict(
+            comments: dict[str, str] = dict(
                 conn.execute(
                     "select attname, col_description(attrelid, attnum) from pg_attribute"
                     " where attrelid = %s::regclass and attname in ('outcome', 'reason')",

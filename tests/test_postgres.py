@@ -6,10 +6,9 @@ import asyncio
 import datetime
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -179,13 +178,13 @@ async def test_writers_in_any_order_never_deadlock(database: str) -> None:
     await asyncio.gather(*(write(s, i) for i, s in enumerate(stores)))
     for s in stores:
         await s.close()
-    await eventually(
-        database, "select count(*) = 1 from pg_stat_activity where datname = current_database()"
-    )
+    await eventually(database, "select count(*) = 1 from pg_stat_activity where datname = current_database()")
     assert await ask(
         database, "select deadlocks from pg_stat_database where datname = current_database()"
     ) == [(0,)]
-    assert await ask(database, "select count(*), count(proven_at) from delivery_log where final") == [(60, 60)]
+    assert await ask(database, "select count(*), count(proven_at) from delivery_log where final") == [
+        (60, 60)
+    ]
 
 
 async def test_a_lost_race_is_run_again(
@@ -281,7 +280,9 @@ async def kill_backends(dsn: str) -> None:
     )
 
 
-async def test_a_backend_that_is_killed_in_mid_call_costs_nothing(database: str, store: PostgresStore) -> None:
+async def test_a_backend_that_is_killed_in_mid_call_costs_nothing(
+    database: str, store: PostgresStore
+) -> None:
     await store.record([row("x", outcome=Outcome.PENDING)])
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
@@ -302,7 +303,9 @@ async def test_an_answer_that_was_lost_after_the_commit_makes_no_second_row(data
         assert wire.swallowed > 0
         # It ran again on a new connection, and the caller sees that the row is its own.
         assert (written.applied, written.row) == (False, lost)
-        assert await ask(database, "select count(*) from delivery_log where push_id = 'the-lost-one'") == [(1,)]
+        assert await ask(database, "select count(*) from delivery_log where push_id = 'the-lost-one'") == [
+            (1,)
+        ]
         await store.close()
 
 
@@ -329,6 +332,7 @@ class Wire:
         self.swallow_answer_to: bytes | None = None
         self.swallowed = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Wire:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -341,11 +345,13 @@ class Wire:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(w.wait_closed() for w in self._writers), return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(
-            str(self._params["host"]), int(str(self._params["port"]))
-        )
+        there, back = await asyncio.open_connection(str(self._params["host"]), int(str(self._params["port"])))
+        self._writers += [back, writer]
         for source, sink, answers in ((reader, back, False), (there, writer, True)):
             task = asyncio.create_task(self._pump(source, sink, answers, (back, writer)))
             self._tasks.add(task)
@@ -500,7 +506,8 @@ async def test_a_restart_of_the_server_does_not_give_a_live_name_away(own_server
 
 async def test_of_two_boots_that_claim_a_name_at_once_one_gets_it(database: str) -> None:
     await ask(
-        database, "insert into node values ('n1', 'b0', now(), now() - interval '1 min', now() - interval '1 h')"
+        database,
+        "insert into node values ('n1', 'b0', now(), now() - interval '1 min', now() - interval '1 h')",
     )
     leases = [PostgresLease(database, "n1", f"b{i}") for i in (1, 2)]
     claims = [asyncio.create_task(lease.claim()) for lease in leases]
@@ -563,7 +570,9 @@ async def test_upkeep_keeps_days_whose_keys_must_be_known(database: str) -> None
     assert (await partitions(database))[0] == f"{day - PARTITION:%Y%m%d}"
 
 
-async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(database: str, store: PostgresStore) -> None:
+async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(
+    database: str, store: PostgresStore
+) -> None:
     await store.record([row("open", outcome=Outcome.PENDING)])
     day = await aged(database, 5)
     # The day before still has the oldest unfinished row among the known: end it, roll, and it may go.
@@ -575,9 +584,7 @@ async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(database: str,
     assert (await Upkeep(database).run_once(2)).dropped == [first]
 
 
-async def test_a_reader_delays_the_drop_and_stops_no_writer(
-    database: str, store: PostgresStore
-) -> None:
+async def test_a_reader_delays_the_drop_and_stops_no_writer(database: str, store: PostgresStore) -> None:
     day = await aged(database, 4)
     old = f"delivery_log_{day - 4 * PARTITION:%Y%m%d}"
     async with transaction(database) as reader:
@@ -705,9 +712,7 @@ async def test_the_views_say_what_happened(database: str, store: PostgresStore) 
 
 def test_a_url_and_a_list_of_words_are_both_fine(database: str) -> None:
     params = conninfo.conninfo_to_dict(database)
-    if urlsplit(database).scheme:
-        database = conninfo.make_conninfo(**params)
-    else:
-        user, host, port, name = (params[k] for k in ("user", "host", "port", "dbname"))
-        database = f"postgresql://{user}:{params.get('password', '')}@{host}:{port}/{name}"
-    assert all(s.applied_at for s in migrate.status(database))
+    user, host, port, name = (params[k] for k in ("user", "host", "port", "dbname"))
+    url = f"postgresql://{user}:{params.get('password', '')}@{host}:{port}/{name}"
+    for dsn in (url, conninfo.make_conninfo(url)):
+        assert all(s.applied_at for s in migrate.status(dsn))

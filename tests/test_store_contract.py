@@ -7,6 +7,7 @@ import datetime
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+import msgspec
 import psycopg
 import pytest
 
@@ -48,7 +49,9 @@ def row(push_id: str = "p", user: str = "u", outcome: Outcome = Outcome.RECEIVED
 class House(Protocol):
     """One implementation, and what a test must be able to do to its world."""
 
-    store: Store
+    @property
+    def store(self) -> Store:
+        """The store of this process."""
 
     def lease(self, node: str, boot: str) -> Lease:
         """A lease of its own process."""
@@ -124,7 +127,7 @@ class InPostgres:
 
     async def _execute(self, query: str, params: dict[str, object]) -> None:
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as conn:
-            await conn.execute(query, params)  # type: ignore[arg-type]
+            await conn.execute(query.encode(), params)
 
     async def close(self) -> None:
         await self.store.close()
@@ -279,7 +282,8 @@ async def test_a_thousand_rows_at_once(store: Store) -> None:
 
 AWKWARD = [
     "NULL", "null", '"', '""', "\\", "\\\\", '\\"', "{}", "{,}", ",", "'", "'; drop table node; --", "%s", "%",
-    " ", " x ", "(a,b)", "\\x00", "\\N", "naïve", "日本語", "😀", "👩‍👩‍👧", "\U0010ffff", "e\u0301", "\ufeff", "\t\r\n", "a" * 128,
+    " ", " x ", "(a,b)", "\\x00", "\\N", "naïve", "日本語", "😀", "👩‍👩‍👧", "\U0010ffff",
+    "e\u0301", "\ufeff", "\t\r\n", "a" * 128,
 ]  # fmt: skip
 
 
@@ -316,7 +320,8 @@ async def test_replies_with_text_that_no_json_of_the_database_holds_are_kept(sto
 async def test_text_that_can_not_be_stored_is_refused_with_nothing_written(
     store: Store, house: House, field: str, bad: str
 ) -> None:
-    broken = row("p1", **{field: RowKey("", "p1", bad) if field == "key" else bad})
+    changed: dict[str, object] = {field: RowKey("", "p1", bad) if field == "key" else bad}
+    broken = msgspec.structs.replace(row("p1"), **changed)
     with pytest.raises(RowsRefused) as refused:
         await store.record([row("p0"), broken, row("p2")])
     assert refused.value.sqlstate.startswith("22")
@@ -425,7 +430,9 @@ async def test_late_proof_fills_an_empty_time_of_a_final_row_and_nothing_else(st
         await store.prove_late(
             [LateProof(r.key, at) for r in (unknown, proven, pending)] + [LateProof(RowKey("", "?", ""), at)]
         )
-    found = {r.key.push_id: r for r in await store.find([PushKey("", p) for p in ("late", "proven", "pending")])}
+    found = {
+        r.key.push_id: r for r in await store.find([PushKey("", p) for p in ("late", "proven", "pending")])
+    }
     assert found["late"].proven_at == NOON + 7
     assert (found["late"].outcome, found["late"].reason) == (Outcome.UNKNOWN, Reason.NO_PROOF)
     assert found["proven"] == proven

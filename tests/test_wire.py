@@ -247,6 +247,8 @@ def test_of_a_key_that_occurs_twice_the_last_one_counts() -> None:
         (rb'"\udc00 and more text"', "a lone surrogate (\\udc00)"),
         (rb'{"\ud83d":1}', "a lone surrogate (\\ud83d)"),
         (rb'"\ud83d\ud83d\ude00"', "a lone surrogate (\\ud83d)"),
+        ('"\\ud8é"'.encode(), "not JSON: invalid character in unicode escape"),
+        (rb'"\\ud800\x"', "not JSON: invalid escape"),
         (b'"a\nb"', "not JSON: invalid character"),
     ],
 )
@@ -711,6 +713,7 @@ VALUES: Sequence[Any] = (
     ),
 )
 IDS = ("u1", "u2", "", "x" * 128, "x" * 129, "a\nb", "é", "🎉", "\x7f", "\x85", "\u2028", "\ud800", "\udc00x")
+GOOD_IDS = ("u1", "u2", "p-1", "é", "🎉", "x" * 128, "\u2028", "a b")
 WORDS = (
     *(b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\xff", b"\x00", b" ", b"NaN", b"-", b"1", b"null"),
     *(b'"id"', b'"to"', b'"user"', b'"data"', b'"p1"', rb'"\ud800"', rb"\u0000", b"[" * 2000, b"]" * 2000),
@@ -741,44 +744,53 @@ class Dice:
             return {self.pick(IDS): self.junk() for _ in range(self.roll(3))}
         return self.pick(VALUES)
 
+    def id(self) -> Any:
+        kind = self.roll(12)
+        return self.pick(IDS) if kind == 10 else self.junk() if kind == 11 else self.pick(GOOD_IDS)
+
     def ids(self) -> Any:
-        return [self.pick(IDS) for _ in range(self.roll(4))] if self.roll(6) else self.junk()
+        return [self.id() for _ in range(self.roll(4))] if self.roll(8) < 7 else self.junk()
 
     def target(self) -> Any:
-        kind = self.roll(8)
-        if kind == 7:
+        kind = self.roll(16)
+        if kind == 15:
             return self.junk()
         to: dict[str, Any] = {}
-        if kind in (0, 1, 6):
-            to["user"] = self.pick(IDS) if self.roll(6) else self.junk()
-        if kind in (2, 6):
+        if kind < 5 or kind == 14:
+            to["user"] = self.id()
+        elif kind < 9:
             to["users"] = self.ids()
-        if kind == 3:
-            to["session"] = self.pick(IDS)
-        if kind == 4:
-            to["all"] = self.pick((True, True, False, 1))
-        if kind == 5:
-            to[self.pick(("topic", "x", "user"))] = self.pick(IDS)
-        if not self.roll(4):
+        elif kind < 11:
+            to["session"] = self.id()
+        elif kind < 13:
+            to["all"] = self.pick((True, True, True, True, False, 1))
+        if kind >= 13:
+            to[self.pick(("topic", "x", "user", "users", "session", "all"))] = self.id()
+        if self.roll(4) == 3:
             to["except"] = self.ids()
         return to
 
     def request(self) -> dict[str, Any]:
-        """A request that is right in most points."""
-        made: dict[str, Any] = {"to": self.target(), "data": self.junk()}
-        for field, choices in (
-            ("id", IDS),
-            ("event", IDS),
-            ("tenant", IDS),
-            ("confirm", ("written", "received", "acked", "seen", None)),
-            ("meta", ({}, {"k": "v"}, {"k": "\x00"}, {"é" * 64: "x" * 256}, {"k" * 65: ""}, {"k": None}, [])),
-            ("ttl", (0, 0.0, -0.0, 1, -1, True, "0", math.inf)),
+        """A request that is right in most points, and every third time in all of them."""
+        made: dict[str, Any] = {"to": self.target(), "data": self.junk() if self.roll(2) else 1}
+        for field in ("id", "event", "tenant"):
+            if self.roll(3) == 2:
+                made[field] = self.id()
+        for field, right, wrong in (
+            ("confirm", ("written", "received", "acked"), ("seen", None, "")),
+            (
+                "meta",
+                ({}, {"k": "v"}, {"é" * 64: "x" * 256}),
+                ({"k": "\x00"}, {"k" * 65: ""}, {"k": None}, []),
+            ),
+            ("ttl", (0, 0.0, -0.0), (1, -1, True, "0", math.inf)),
         ):
-            if not self.roll(3):
-                made[field] = self.pick(choices) if self.roll(8) else self.junk()
-        if not self.roll(10):
+            kind = self.roll(16)
+            if kind > 10:
+                made[field] = self.pick(right if kind < 14 else wrong if kind == 14 else VALUES)
+        if self.roll(16) == 15:
             made[self.pick(("collapse_key", "fallback", "x", "", "\n", "user"))] = self.junk()
-        if not self.roll(12):
+        if self.roll(24) == 23:
             del made[self.pick(("data", "to"))]
         return made
 
@@ -800,7 +812,7 @@ class Dice:
 
     def headers(self) -> dict[str, Any]:
         names = (*decoding._FIELD_OF, *decoding._BOTH_MODES, "x-push-", "traceparent", "x-death", "\n", "é")
-        return {self.pick(names): self.header() for _ in range(self.roll(4))}
+        return {self.pick(names): self.header() for _ in range(max(0, self.roll(8) - 4))}
 
     def properties(self) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -813,7 +825,7 @@ class Dice:
             ("content_encoding", ("utf-8", "gzip", "\n")),
             ("timestamp", (1.0, -1.0, 0.0, NOW * 1000, 1e300, math.nan, math.inf)),
         ):
-            if not self.roll(4):
+            if self.roll(8) == 7:
                 made[name] = self.pick(choices)
         return {**made, "headers": self.headers()}
 

@@ -465,7 +465,8 @@ class OpsServer:
         # What has no id of its own gets this one, so that the answer can name it.
         message_id = uuid.uuid4().hex
         now = self._context.clock.time()
-        headers: dict[str, object] = {"x-push-published-ms": round(now * 1000, 3)}
+        # Whole milliseconds: a fraction would travel as a 32-bit float, which is off by a minute.
+        headers: dict[str, object] = {"x-push-published-ms": int(now * 1000)}
         if "traceparent" in request.headers:
             headers["traceparent"] = request.headers["traceparent"]
         properties = Properties(message_id=message_id, content_type="application/json", headers=headers)

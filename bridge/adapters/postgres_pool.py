@@ -226,7 +226,7 @@ def translated(error: Exception) -> BridgeError:
     | SQLSTATE, error | becomes |
     |---|---|
     | class 22 (data), class 23 (integrity), text that is no UTF-8 or holds a NUL | RowsRefused |
-    | everything else: no connection, a cut one, 40xxx and 55P03 after some tries, 53xxx, 57xxx, 25006, 42501 | StoreUnavailable |
+    | no connection or a cut one; 40xxx and 55P03 after some tries; 53xxx, 57xxx, 25006, all else | StoreUnavailable |
 
     A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
     42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.

@@ -27,7 +27,8 @@ UPKEEP_TIMEOUT = 120.0
 """Seconds for all of it."""
 
 _PARTITIONS = """
-    select c.relname, to_date(right(c.relname, 8), 'YYYYMMDD'), i.inhparent is not null, coalesce(i.inhdetachpending, false)
+    select c.relname, to_date(right(c.relname, 8), 'YYYYMMDD'),
+           i.inhparent is not null, coalesce(i.inhdetachpending, false)
     from pg_class c
     left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = 'delivery_log'::regclass
     where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname ~ '^delivery_log_[0-9]{8}$'

@@ -421,10 +421,6 @@ class _Connection(asyncio.BufferedProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
-        # The peer's close frame or EOF can only be seen by reading.
-        self._unheard = False
-        if self._held is None:
-            self._read_or_not()
 
     def _flush(self) -> bool:
         """Write what the protocol has to say by itself; whether there was anything."""

@@ -36,7 +36,6 @@ insert into ending (outcome, reason, final, meaning) values
     ('rejected', 'poison', true, 'handling it failed BRIDGE_MAX_ATTEMPTS times'),
     ('rejected', 'delivery_limit', true, 'the broker gave it up at its delivery limit'),
     ('rejected', 'given_up', true, 'the broker gave it up for another reason; see `detail`'),
-    ('rejected', 'unstorable', true, 'the database refused its content; see `detail`'),
     ('pending', 'awaiting_proof', false, 'handed over; the proof is awaited');
 
 create view delivery as

@@ -1,0 +1,439 @@
+"""One bridge under load, and what can be measured on it; nothing counts whose numbers do not add up.
+
+A scene is a fresh vhost, a fresh database, one bridge process, its clients and a publisher, all of them
+processes of their own. A drain is measured like this: the bridge is frozen (SIGSTOP), the backlog is
+published and seen to lie in the queue, and the clock runs from the moment in which the bridge goes on until
+every client has its frames, every row is in Postgres, and the queue holds nothing, neither ready nor
+unacked. So the publisher takes no part, and both bridges begin in the same state.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import quantiles
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.processes import (
+    BenchmarkFailed,
+    Child,
+    cpu_seconds,
+    resident_bytes,
+    running,
+    wait_until,
+)
+from bridge.adapters import migrate
+from bridge.devservers import Servers
+
+START_TIMEOUT: Final = 30.0
+DRAIN_TIMEOUT: Final = 180.0
+"""Seconds after which a drain is given up."""
+LOOK_EVERY: Final = 0.005
+"""Seconds between looks at the queue, once all frames have come."""
+QUEUE: Final = "push.requests"
+
+_numbers = itertools.count(1)
+
+
+class Contestant(NamedTuple):
+    """A bridge, and the proof that is asked of it."""
+
+    name: str
+    command: tuple[str, ...]
+    confirm: str
+    table: str
+    """Where it writes a row per push and user."""
+    says_ready: bool
+    """It prints a line when it consumes; otherwise /readyz tells."""
+    environment: Mapping[str, str] = {}
+
+
+NAIVE: Final = Contestant("naive", (sys.executable, "-m", "benchmarks.naive"), "written", "naive_log", True)
+_SERVE: Final = (str(Path(sys.executable).with_name("bridge")), "serve")
+WRITTEN: Final = Contestant("bridge, written", _SERVE, "written", "delivery", False)
+RECEIVED: Final = Contestant("bridge, received", _SERVE, "received", "delivery", False)
+
+
+class Drain(NamedTuple):
+    """How a backlog was drained."""
+
+    pushes: int
+    seconds: float
+    """Until the frames, the rows and the acks were all there."""
+    frames_seconds: float
+    """Until the last frame was with its client."""
+    publish_seconds: float
+    """What publishing took before, while the bridge was frozen."""
+    cpu: Mapping[str, float]
+    """Cores that each kept busy during the drain: bridge, rabbitmq, postgres, clients."""
+    disordered: int
+    """Frames that came after a later one for the same user."""
+
+    @property
+    def rate(self) -> float:
+        """Pushes per second, end to end."""
+        return self.pushes / self.seconds
+
+
+class Latency(NamedTuple):
+    """Milliseconds from just before a push was published until its client had read it."""
+
+    pushes: int
+    rate: float
+    p50: float
+    p99: float
+    most: float
+    cpu: Mapping[str, float]
+
+
+class Sum(NamedTuple):
+    """The counts of all client processes together."""
+
+    frames: int
+    distinct: int
+    duplicates: int
+    strays: int
+    disordered: int
+
+
+class Scene:
+    """A bridge with its clients and its publisher."""
+
+    def __init__(
+        self,
+        contestant: Contestant,
+        servers: Servers,
+        vhost: str,
+        urls: tuple[str, str],
+        bridge: Child,
+        publisher: Child,
+        crowds: Sequence[Child],
+        port: int,
+        secret: str,
+    ) -> None:
+        self.contestant = contestant
+        self.bridge = bridge
+        self.crowds = crowds
+        self.sessions = 0
+        self._servers = servers
+        self._vhost = vhost
+        self._url, self._dsn = urls
+        self._publisher = publisher
+        self._port = port
+        self._secret = secret
+        self._watched = {
+            "bridge": [bridge.pid],
+            "rabbitmq": [servers.rabbit.pid],
+            "postgres": [servers.postgres.pid],
+            "clients": [crowd.pid for crowd in crowds],
+            "publisher": [publisher.pid],
+        }
+
+    def connect(self, counts: Sequence[int]) -> float:
+        """Open so many sessions in each client process, one user each; returns the seconds it took."""
+        began = time.monotonic()
+        for crowd, count in zip(self.crowds, counts, strict=True):
+            answer = crowd.ask(
+                "connect", port=self._port, secret=self._secret, first=self.sessions, count=count
+            )
+            if answer["connected"] != count:
+                raise BenchmarkFailed(f"{answer['connected']} of {count} sessions are open")
+            self.sessions += count
+        return time.monotonic() - began
+
+    # --- throughput ---
+
+    def drain(self, count: int, *, frozen: Sequence[Child] = ()) -> Drain:
+        """Drain a backlog of so many pushes; verified.
+
+        The clients in `frozen` stand still meanwhile (SIGSTOP). Then the clock stops when the others have
+        all their frames, `pushes` counts theirs, and the counts are verified when the frozen go on again.
+        """
+        seed, run = self._begin(count)
+        awake = [crowd for crowd in self.crowds if crowd not in frozen]
+        mine = [
+            crowd.ask("expect", seed=seed, total=count, users=self.sessions)["expected"] for crowd in awake
+        ]
+        for crowd in frozen:
+            crowd.ask("expect", seed=seed, total=count, users=self.sessions)
+            crowd.freeze()
+        self.bridge.freeze()
+        published = self._publish(count, seed, run)
+        before = self._cpu()
+        for crowd in awake:
+            crowd.tell("complete", seconds=DRAIN_TIMEOUT)
+        began = time.monotonic_ns()
+        self.bridge.thaw()
+        told = [crowd.answer(DRAIN_TIMEOUT + 5) for crowd in awake]
+        frames_at = max(t["last_at"] for t in told)
+        if not all(t["complete"] for t in told):
+            raise BenchmarkFailed(f"{run}: {told} of {mine} frames in {DRAIN_TIMEOUT:g} s")
+        ended = frames_at
+        if not frozen:
+            self._await_empty_queue()
+            ended = time.monotonic_ns()
+        cpu = self._cpu_since(before, (time.monotonic_ns() - began) / 1e9)
+        for crowd in frozen:
+            crowd.thaw()
+        if frozen:
+            self._await_empty_queue()
+        counts = self._verify(run, count, some_unproven=bool(frozen))
+        return Drain(
+            pushes=sum(mine),
+            seconds=(ended - began) / 1e9,
+            frames_seconds=(frames_at - began) / 1e9,
+            publish_seconds=published,
+            cpu=cpu,
+            disordered=counts.disordered,
+        )
+
+    def _publish(self, count: int, seed: int, run: str) -> float:
+        answer = self._publisher.ask(
+            "backlog",
+            url=self._url,
+            run=run,
+            confirm=self.contestant.confirm,
+            seed=seed,
+            count=count,
+            users=self.sessions,
+        )
+        lying = self._queued()
+        if not answer["confirmed"] == lying == count:
+            raise BenchmarkFailed(f"{run}: {answer['confirmed']} of {count} confirmed, {lying} in the queue")
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            # What an earlier run left to be written shall not be written during this one.
+            conn.execute("checkpoint")
+        return float(answer["seconds"])
+
+    # --- latency ---
+
+    def latency(self, count: int, rate: float) -> Latency:
+        """Publish so many pushes at a steady rate, and see how old they are when they arrive; verified."""
+        seed, run = self._begin(count)
+        for crowd in self.crowds:
+            crowd.ask("expect", seed=seed, total=count, users=self.sessions)
+        before, began = self._cpu(), time.monotonic()
+        published = self._publisher.ask(
+            "steady",
+            url=self._url,
+            run=run,
+            confirm=self.contestant.confirm,
+            seed=seed,
+            count=count,
+            users=self.sessions,
+            rate=rate,
+            seconds=count / rate * 3 + 30,
+        )
+        cpu = self._cpu_since(before, time.monotonic() - began)
+        for crowd in self.crowds:
+            if not crowd.ask("complete", seconds=DRAIN_TIMEOUT)["complete"]:
+                raise BenchmarkFailed(f"{run}: not all frames came")
+        self._await_empty_queue()
+        self._verify(run, count, some_unproven=False)
+        all_ns = [ns for crowd in self.crowds for ns in crowd.ask("report")["latencies"]]
+        p50, p99 = percentiles(all_ns, 50, 99)
+        return Latency(count, count / published["seconds"], p50 / 1e6, p99 / 1e6, max(all_ns) / 1e6, cpu)
+
+    # --- memory ---
+
+    def idle_bytes(self, counts: Sequence[int], *, pinged_within: float) -> float:
+        """Bytes of resident memory for each of so many new sessions that say nothing.
+
+        Looked at when every session has been pinged once, or after `pinged_within` seconds.
+        """
+        before = resident_bytes(self.bridge.pid)
+        self.connect(counts)
+        deadline = time.monotonic() + pinged_within
+        while time.monotonic() < deadline:
+            told = [crowd.ask("sessions") for crowd in self.crowds]
+            if sum(t["pinged"] for t in told) == self.sessions:
+                break
+            time.sleep(0.5)
+        told = [crowd.ask("sessions") for crowd in self.crowds]
+        if sum(t["open"] for t in told) != self.sessions:
+            raise BenchmarkFailed(f"of {self.sessions} idle sessions some have closed: {told}")
+        return (resident_bytes(self.bridge.pid) - before) / self.sessions
+
+    # --- counts ---
+
+    def _begin(self, count: int) -> tuple[int, str]:
+        number = next(_numbers)
+        if count >= 10**8 or not self.sessions:
+            raise BenchmarkFailed(f"{count} pushes to {self.sessions} sessions can't be measured")
+        return number, f"run{os.getpid():08d}x{number:06d}"
+
+    def _verify(self, run: str, count: int, *, some_unproven: bool) -> Sum:
+        """As many rows as pushes, each with the outcome that was wanted; every frame once, at its user's."""
+        expected = {self.contestant.confirm}
+        if some_unproven:
+            expected.add("unknown")
+        rows = self._outcomes(run)
+        if sum(rows.values()) != count or not set(rows) <= expected:
+            raise BenchmarkFailed(f"{run}: {count} pushes were published, the rows are {rows}")
+        for crowd in self.crowds:
+            if not crowd.ask("complete", seconds=30.0)["complete"]:
+                raise BenchmarkFailed(f"{run}: not all frames came")
+        counts = [crowd.ask("report") for crowd in self.crowds]
+        total = Sum(**{name: sum(c[name] for c in counts) for name in Sum._fields})
+        if total.distinct != count or total.duplicates or total.strays:
+            raise BenchmarkFailed(f"{run}: {count} pushes were published, the clients say {total}")
+        return total
+
+    def _outcomes(self, run: str) -> dict[str, int]:
+        query = sql.SQL(
+            "select outcome, count(*) from {} where starts_with(push_id, %s) and final group by outcome"
+        )
+        with psycopg.connect(self._dsn) as conn:
+            found = conn.execute(query.format(sql.Identifier(self.contestant.table)), (run,)).fetchall()
+        return dict(found)
+
+    def _queued(self) -> int:
+        """Messages in the queue, ready and unacked together, as its leader knows at this moment.
+
+        RabbitMQ's own figures for a quorum queue are refreshed every few seconds only.
+        """
+        return int(
+            self._servers.rabbit.evaluate(
+                f"""(fun() ->
+                    Name = rabbit_misc:r(<<"{self._vhost}">>, queue, <<"{QUEUE}">>),
+                    {{ok, Queue}} = rabbit_amqqueue:lookup(Name),
+                    {{ok, {{_, Total}}, _}} =
+                        ra:leader_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
+                    Total
+                end)()."""
+            )
+        )
+
+    def _await_empty_queue(self) -> None:
+        wait_until(
+            lambda: self._queued() == 0,
+            seconds=30.0,
+            every=LOOK_EVERY,
+            what="nothing is left in the queue, neither ready nor unacked",
+        )
+
+    # --- processes ---
+
+    def _cpu(self) -> dict[str, float]:
+        return {name: sum(map(cpu_seconds, pids)) for name, pids in self._watched.items()}
+
+    def _cpu_since(self, before: Mapping[str, float], seconds: float) -> dict[str, float]:
+        return {name: (used - before[name]) / seconds for name, used in self._cpu().items()}
+
+
+@contextmanager
+def scene(
+    servers: Servers,
+    contestant: Contestant,
+    *,
+    directory: Path,
+    sessions: Sequence[int],
+    wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
+) -> Iterator[Scene]:
+    """A contestant that is ready, with a client process for each number of `sessions`, all connected.
+
+    `wrap` may put something around the contestant's command, such as a profiler.
+    """
+    name = f"bench_{os.getpid()}_{next(_numbers)}"
+    port, secret = _free_port(), secrets.token_urlsafe(48)
+    with ExitStack() as stack:
+        url = stack.enter_context(_vhost(servers, name))
+        dsn = stack.enter_context(_database(servers, name))
+        if contestant.table == "delivery":
+            migrate.upgrade(dsn)
+        environment = {
+            "BRIDGE_AMQP_URL": url,
+            "BRIDGE_POSTGRES_DSN": dsn,
+            "BRIDGE_NODE": "bench",
+            "BRIDGE_WS_HOST": "127.0.0.1",
+            "BRIDGE_WS_PORT": str(port),
+            "BRIDGE_OPS_PORT": "0",
+            "BRIDGE_JWT_SECRET": secret,
+            **contestant.environment,
+        }
+
+        def child(title: str, command: Sequence[str], **more: str) -> Child:
+            return stack.enter_context(running(title, command, directory=directory, environment=more))
+
+        bridge = child("bridge", wrap(contestant.command), **environment)
+        if contestant.says_ready:
+            if bridge.line(START_TIMEOUT) != b"ready":
+                raise BenchmarkFailed(f"{contestant.name} did not get ready, see {bridge.log}")
+        else:
+            wait_until(
+                lambda: _is_ready(bridge, port),
+                seconds=START_TIMEOUT,
+                every=0.05,
+                what=f"{contestant.name} is ready",
+            )
+        publisher = child("publisher", (sys.executable, "-m", "benchmarks.publisher"))
+        crowds = [
+            child(f"clients {number}", (sys.executable, "-m", "benchmarks.clients"))
+            for number, _ in enumerate(sessions)
+        ]
+        made = Scene(contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, secret)
+        if any(sessions):
+            made.connect(sessions)
+        yield made
+
+
+@contextmanager
+def _vhost(servers: Servers, name: str) -> Iterator[str]:
+    try:
+        yield servers.rabbit.create_vhost(name)
+    finally:
+        servers.rabbit.delete_vhost(name)
+
+
+@contextmanager
+def _database(servers: Servers, name: str) -> Iterator[str]:
+    with psycopg.connect(servers.postgres_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        try:
+            yield urlunsplit(urlsplit(servers.postgres_dsn)._replace(path=f"/{name}"))
+        finally:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def _is_ready(bridge: Child, port: int) -> bool:
+    bridge.check_alive()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def percentiles(values: Sequence[int], *wanted: int) -> list[float]:
+    """The percentiles that are asked for."""
+    cuts = quantiles(values, n=100, method="inclusive")
+    return [cuts[percent - 1] for percent in wanted]
+
+
+def postgres_facts(dsn: str) -> dict[str, Any]:
+    """What decides how much a commit costs."""
+    with psycopg.connect(dsn) as conn:
+        names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
+        return {name: conn.execute(f"show {name}").fetchone()[0] for name in names}  # type: ignore[index]
