@@ -65,10 +65,10 @@ class Child:
         made: dict[str, Any] = json.loads(self.line(seconds))
         return made
 
-    def ask(self, do: str, *, seconds: float = 60.0, **arguments: object) -> dict[str, Any]:
-        """One command and its answer, which may take so many seconds."""
+    def ask(self, do: str, *, within: float = 60.0, **arguments: object) -> dict[str, Any]:
+        """One command and its answer, which may take `within` seconds."""
         self.tell(do, **arguments)
-        return self.answer(seconds)
+        return self.answer(within)
 
     def line(self, seconds: float) -> bytes:
         """The next line that it prints."""

@@ -234,7 +234,7 @@ class Scene:
             count=count,
             users=self.sessions,
             rate=rate,
-            seconds=count / rate * 3 + 30,
+            within=count / rate * 3 + 30,
         )
         cpu = self._cpu_since(before, time.monotonic() - began)
         for crowd in self.crowds:

@@ -11,6 +11,7 @@ and does I/O only through ports. Ends of pushes are handed to `Settlement`, whic
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -46,7 +47,7 @@ FLIGHTS_MAX = 50_000
 """Flights that may be on their way at once; over it no more messages are taken (rows bound memory)."""
 SUSPECT_ATTEMPTS = 5
 """From this delivery count on a message is handled alone: a killer must not take its neighbours along."""
-YIELD_EVERY = 500
+YIELD_EVERY = 200
 """Flights made before the event loop gets a turn: one message may name 10,000 users."""
 
 
@@ -94,6 +95,8 @@ class Delivery:
         self._room.set()
         self._lost_incarnation = -1
         self._flights: dict[RowKey, Flight] = {}
+        # Rows that were settled while a batch is being taken: younger than what was looked up for it.
+        self._settled_meanwhile: dict[RowKey, Row] = {}
         # In the order they were taken, so that only the head of each has to be looked at.
         self._young: deque[Flight] = deque()
         self._parked: deque[Flight] = deque()
@@ -130,6 +133,8 @@ class Delivery:
                 self._wake.clear()
             if len(self._flights) > FLIGHTS_MAX:
                 self._room.clear()
+            # Pongs, and sockets that take bytes again, get their turn between two batches.
+            await self._clock.sleep(0)
 
     def begin_grace(self) -> None:
         """Taking begins: from now on pushes wait a moment for browsers that are coming back."""
@@ -154,7 +159,8 @@ class Delivery:
     # --- 2. taken: decoded, known ones answered from their rows ----------------------------------------
 
     async def _take_batch(self, batch: list[Arrival]) -> None:
-        decoded = [(arrival, wire.decode(arrival, self._wire_limits)) for arrival in batch]
+        self._settled_meanwhile.clear()
+        decoded = [(arrival, self._decode(arrival)) for arrival in batch]
         self._metrics.taken(len(batch), sum(len(d.requests) for _, d in decoded))
         known = await self._known(decoded)
         if known is None:
@@ -192,6 +198,15 @@ class Delivery:
                 self._flush(touched)
                 await message.done.wait()
         self._flush(touched)
+
+    def _decode(self, arrival: Arrival) -> wire.Decoded:
+        try:
+            return wire.decode(arrival, self._wire_limits)
+        except Exception as error:  # a defect in decoding would come again with every redelivery
+            self._errors.handle(error, "wire.decode", {"bytes": arrival.body_size})
+            push_id = f"sha256-{hashlib.sha256(arrival.body).hexdigest()}"
+            rejected = Rejected(push_id, Reason.POISON, "decoding it failed", arrival.body)
+            return wire.Decoded((rejected,), arrival.arrived_at, "")
 
     async def _known(
         self, decoded: Sequence[tuple[Arrival, wire.Decoded]]
@@ -289,7 +304,7 @@ class Delivery:
     def _enter(self, flight: Flight, message: Message, rows: dict[str, Row]) -> bool:
         """Register a new flight. False where its push is known: joined in the air, or answered from its row."""
         message.open += 1
-        row = rows.get(flight.key.user)
+        row = rows.get(flight.key.user) or self._settled_meanwhile.get(flight.key)
         flying = self._flights.get(flight.key)
         if flying is not None:
             flying.messages.append(message)
@@ -505,8 +520,9 @@ class Delivery:
 
     # --- 7. settled -------------------------------------------------------------------------------------
 
-    def _settled(self, flight: Flight) -> None:
+    def _settled(self, flight: Flight, row: Row) -> None:
         """Its final row is committed: from now on the row answers for it."""
+        self._settled_meanwhile[row.key] = row
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         if not self._room.is_set() and len(self._flights) <= FLIGHTS_MAX // 2:

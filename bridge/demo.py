@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bridge.commands import run_loop
 from bridge.config import ENV_FILE, CommonSettings, Settings
 from bridge.demo_check import Line, Message, Person, Request, Seen, disagreements, requests_of, unfinished
-from bridge.dev import HOST, Progress, sigterm_interrupts
+from bridge.dev import HOST, Progress, sigterm_interrupts, upgrade
 from bridge.devservers import find_or_start
 from bridge.errors import BridgeError, SettingsError
 
@@ -56,21 +56,19 @@ def main(
     DSN when all pushes have ended and the log has not been read yet: a test shows there that a log which lies
     is found out.
     """
-    from bridge.adapters import migrate
-
     say = Progress()
+    root = root or Path(ENV_FILE).resolve().parent / ".dev" / "demo"
     messages = read_messages(Path(requests) if requests else SAMPLES, uuid.uuid4().hex[:6])
     given = settings.model_fields_set
     with sigterm_interrupts():
         try:
             with find_or_start(
-                root or Path(ENV_FILE).resolve().parent / ".dev" / "demo",
+                root,
                 amqp_url=settings.amqp_url if "amqp_url" in given else None,
                 postgres_dsn=settings.postgres_dsn if "postgres_dsn" in given else None,
                 say=say,
             ) as found:
-                for name in migrate.upgrade(found.postgres_dsn):
-                    say(f"applied {name}")
+                upgrade(found.postgres_dsn, say, root if "postgres_dsn" not in given else None)
                 story = Settings(
                     amqp_url=found.amqp_url,
                     postgres_dsn=found.postgres_dsn,
@@ -85,6 +83,7 @@ def main(
                 code = run_loop(_story(story, messages, say, before_reading))
                 say("stopping the servers")
         except KeyboardInterrupt:
+            say("stopped")
             return 130
     return code
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from bridge.commands import run_loop
 from bridge.config import DEV_ENV_FILE, ENV_FILE, CommonSettings, Settings, env_name
 from bridge.devservers import find_or_start
+from bridge.errors import BridgeError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -47,7 +48,7 @@ class Progress:
 def main(flags: Mapping[str, object], *, user: str) -> int:
     """Serve until Ctrl-C or SIGTERM, then stop what was started; returns the exit code."""
     from bridge import app
-    from bridge.adapters import logs, migrate
+    from bridge.adapters import logs
 
     say = Progress()
     with sigterm_interrupts():
@@ -66,8 +67,9 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
                     update={"amqp_url": found.amqp_url, "postgres_dsn": found.postgres_dsn}
                 )
                 if settings.uses_postgres:
-                    for name in migrate.upgrade(settings.postgres_dsn):
-                        say(f"applied {name}")
+                    upgrade(
+                        found.postgres_dsn, say, root / "servers" if "postgres_dsn" not in given else None
+                    )
 
                 def ready(running: Running) -> None:
                     say("ready")
@@ -81,9 +83,32 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
                     code = run_loop(serve(), uvloop=settings.uvloop)
                 say("stopping")
         except KeyboardInterrupt:
+            say("stopped")
             return 130
     say("stopped")
     return code
+
+
+class StaleData(BridgeError):
+    """The data of private servers was made by another state of this program, and can't be upgraded."""
+
+    def __init__(self, directory: Path, problem: str) -> None:
+        self.directory = directory
+        super().__init__(f"{problem}; or begin anew: rm -r {shlex.quote(str(directory))}")
+
+
+def upgrade(dsn: str, say: Progress, private: Path | None) -> None:
+    """Bring the schema up to date; `private` is where the data is when the server is ours."""
+    from bridge.adapters import migrate
+
+    try:
+        applied = migrate.upgrade(dsn)
+    except migrate.MigrationChanged as error:
+        if private is None:
+            raise
+        raise StaleData(private, str(error)) from error
+    for name in applied:
+        say(f"applied {name}")
 
 
 def dev_settings(flags: Mapping[str, object], root: Path) -> Settings:

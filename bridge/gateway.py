@@ -39,7 +39,7 @@ class Gateway:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
         answer = self._access.decide(request)
-        result = answer.why if isinstance(answer, Refusal) else "granted"
+        result = answer.why if isinstance(answer, Refusal) else "opened"
         self._metrics.handshake(result, self._clock.monotonic() - started)
         return answer
 

@@ -96,7 +96,7 @@ class Settlement:
         self._gate = gate
         self._node = node
         self._boot = boot
-        self.on_settled: Callable[[Flight], None] | None = None
+        self.on_settled: Callable[[Flight, Row], None] | None = None
         """Told of each flight whose final row is committed, before anything else is done about it."""
         self._due: dict[RowKey, Flight] = {}
         self._answers: list[tuple[Message, Row]] = []
@@ -266,7 +266,7 @@ class Settlement:
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
         if self.on_settled is not None:
-            self.on_settled(flight)
+            self.on_settled(flight, row)
         replies = merged(flight.replies, *(m.replies for m in messages))
         if written.applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
@@ -274,6 +274,8 @@ class Settlement:
                 payment.owed_by_row.add(row.key)
                 self._paying.add(row.key)
         else:
+            # Ended by somebody else: what that row owes is the sweep's.
+            self._paying.discard(row.key)
             for _ in messages:
                 self._metrics.repeat(row.outcome)
             again = any(m.redelivered for m in messages)

@@ -115,20 +115,26 @@ async def at_rest(url: str) -> bool:
 
 
 @asynccontextmanager
-async def bound_queue(
-    url: str, exchange: str, key: str = "#"
+async def listening(
+    url: str, exchange: str = "", *, key: str = "#", name: str = ""
 ) -> AsyncIterator[asyncio.Queue[Mapping[str, object]]]:
-    """What reaches an exchange from now on: body, routing key, and the AMQP properties of each message."""
+    """What reaches an exchange, or the queue `name`, from now on: body, routing key, properties."""
     seen: asyncio.Queue[Mapping[str, object]] = asyncio.Queue()
 
     async def received(message: AbstractIncomingMessage) -> None:
         seen.put_nowait(described(message))
 
     async with await aio_pika.connect(url) as connection, connection.channel() as opened_channel:
-        queue = await opened_channel.declare_queue(exclusive=True)
-        await queue.bind(exchange, key)
+        queue = await opened_channel.declare_queue(name or None, exclusive=True)
+        if exchange:
+            await queue.bind(exchange, key)
         await queue.consume(received, no_ack=True)
         yield seen
+
+
+def memory_alarm(on: bool) -> str:
+    """What to evaluate on the broker so that it has too little memory, or enough again."""
+    return f"vm_memory_monitor:set_vm_memory_high_watermark({'0.0000001' if on else '0.4'})."
 
 
 def described(message: AbstractIncomingMessage) -> Mapping[str, object]:

@@ -396,6 +396,12 @@ def test_headers_that_amqp_cannot_express_are_named() -> None:
     assert table == frames.table({"good": 1})[0]
 
 
+def test_bytes_in_a_header_are_written_as_bytes_however_deep() -> None:
+    table, left_out = frames.table({"k": b"\xff", "deep": {"list": [b"\x00", "text"]}})
+    assert not left_out
+    assert with_table(table[4:]).properties.headers == {"k": b"\xff", "deep": {"list": [b"\x00", "text"]}}
+
+
 @given(st.text(max_size=300))
 def test_a_cut_text_is_valid_utf8_of_at_most_255_bytes(text: str) -> None:
     raw = frames.cut(text)

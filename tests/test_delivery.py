@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from bridge import wire
 from bridge.access import Access
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import FLIGHTS_MAX, SUSPECT_ATTEMPTS, Delivery, DeliveryLimits
@@ -16,7 +17,7 @@ from bridge.errors import StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Client, Gateway
 from bridge.hub import Hub
-from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, Reason, Row, RowKey
+from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, PushKey, Reason, Row, RowKey
 from bridge.ports import Arrival, Source
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
@@ -485,6 +486,44 @@ async def test_messages_of_a_lost_channel_that_were_not_taken_are_forgotten() ->
         await h.settled(1)
         assert len(peer.pushes) == 1
         assert [t.incarnation for t in h.acks.acked] == [2]
+
+
+async def test_a_repeat_whose_row_is_written_while_it_is_looked_up_is_not_sent_again() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"))
+        find = h.store.find
+
+        async def slow(keys: Sequence[PushKey]) -> Sequence[Row]:
+            found = await find(keys)
+            peer.answer()
+            await until(lambda: RowKey("", "p1", "u1") in h.store.rows and not h.delivery.in_flight)
+            return found
+
+        h.store.find = slow  # type: ignore[method-assign]
+        await h.push(to("u1"))
+        await h.settled(2)
+        assert len(peer.pushes) == 1
+
+
+async def test_a_defect_in_decoding_costs_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = wire.decode
+
+    def broken(made: Arrival, limits: wire.Limits) -> wire.Decoded:
+        if b"cursed" in made.body:
+            raise RecursionError("a defect")
+        return decode(made, limits)
+
+    monkeypatch.setattr(wire, "decode", broken)
+    async with house() as h:
+        peer = h.connect("u1")
+        bodies = [b"cursed", json.dumps(to("u1")).encode(), b"cursed"]
+        await h.take(*(arrival(body) for body in bodies))
+        peer.answer()
+        await h.settled(3)
+        ends = sorted((row.outcome, row.reason) for row in h.store.rows.values())
+        assert ends == [(Outcome.RECEIVED, Reason.PONG), (Outcome.REJECTED, Reason.POISON)]
+        assert len(h.publisher.buried) == 2
 
 
 # --- refused, given up, poisonous -------------------------------------------------------------------

@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from bridge.adapters.migrate import MigrationChanged
 from bridge.config import CommonSettings, Settings
-from bridge.dev import dev_settings, env_file, free_port, kept_secret
+from bridge.dev import Progress, StaleData, dev_settings, env_file, free_port, kept_secret, upgrade
 from tests.clients import client
 
 
@@ -67,7 +69,6 @@ def test_a_second_dev_does_not_take_the_servers_of_the_first(place: Path) -> Non
 
 
 def test_the_env_file_carries_any_value_is_private_and_goes(place: Path) -> None:
-    dsn = "host=h dbname='b c' password='it''s \\'"
     dsn = r"host=h password='a\'b c\\'"
     with env_file(Settings(dev=True, amqp_url="amqp://u:p'x\\y@h/", postgres_dsn=dsn, jwt_secret="a'b\\c")):
         path = place / ".dev" / "env"
@@ -77,6 +78,15 @@ def test_the_env_file_carries_any_value_is_private_and_goes(place: Path) -> None
         assert found.postgres_dsn == dsn
         assert found.jwt_secret.get_secret_value() == "a'b\\c"
     assert not path.exists()
+
+
+def test_data_of_another_state_of_the_program_says_how_to_begin_anew(database: str, place: Path) -> None:
+    with psycopg.connect(database) as conn:
+        conn.execute("update schema_version set checksum = 'another' where version = 1")
+    with pytest.raises(StaleData, match=r"was changed .* or begin anew: rm -r /\S+/servers$"):
+        upgrade(database, Progress(), place / "servers")
+    with pytest.raises(MigrationChanged):
+        upgrade(database, Progress(), None)
 
 
 # --- the command -----------------------------------------------------------------------------------------

@@ -222,13 +222,11 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(postgres_root: Pa
             return PostgresFiles(broken)
 
     try:
-        with pytest.raises(ServersUnavailable, match="the disk is on fire"):
-            with postgres_only(postgres_root, Burning()):
-                pass
+        with pytest.raises(ServersUnavailable, match="on fire"), postgres_only(postgres_root, Burning()):
+            pass
         (broken / "initdb").unlink()
-        with pytest.raises(ServersUnavailable, match="initdb"):
-            with postgres_only(postgres_root, Burning()):
-                pass
+        with pytest.raises(ServersUnavailable, match="initdb"), postgres_only(postgres_root, Burning()):
+            pass
     finally:
         shutil.rmtree(broken)
     assert processes_of(postgres_root) == {}
@@ -331,7 +329,7 @@ def test_each_slow_step_is_said_and_sigterm_stops_all(warm_root: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_owner_that_ends_in_the_middle_of_the_start_leaves_nothing(warm_root: Path, number: int) -> None:
     with owner_of(warm_root, until="starting RabbitMQ") as (owner, _):
-        wait_until(lambda: any("rabbitmq-server" in command for command in processes_of(warm_root).values()))
+        wait_until(lambda: any("rabbit" in command for command in processes_of(warm_root).values()))
         owner.send_signal(number)
         assert owner.wait(60) != 0
     wait_until(lambda: processes_of(warm_root) == {})

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Protocol
 
-import aio_pika
 import pytest
 
+from bridge import wire
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES
 from bridge.devservers import Servers
 from bridge.model import DeadLetter, Outcome, Properties, Reason, Receipt, Reply, Row, RowKey
 from bridge.ports import DeadLetters, Receipts
-from tests.amqp import CLOCK, bound_queue, described, drained_dead, memory_alarm, raw_channel
+from tests.amqp import CLOCK, declare, listening, memory_alarm
 from tests.core import RecordingErrors, until
 from tests.memory_broker import MemoryBroker
 
+REPLY_QUEUE = "answers"
 
-def row(push_id: str = "p1", outcome: Outcome = Outcome.RECEIVED, event: str = "order.paid", **more: object) -> Row:
+
+def row(
+    push_id: str = "p1", outcome: Outcome = Outcome.RECEIVED, event: str = "order.paid", **more: object
+) -> Row:
     made: dict[str, object] = {
         "key": RowKey("", push_id, "u1"),
         "outcome": outcome,
@@ -79,16 +83,15 @@ class MemoryHouse:
         return letter.push_id, letter.reason.value, letter.detail, letter.body
 
     async def silent(self) -> bool:
-        return not self.broker.outcomes and not [p for p in self.broker.replies if p.routing_key == REPLY_QUEUE]
+        return not self.broker.outcomes and not [
+            p for p in self.broker.replies if p.routing_key == REPLY_QUEUE
+        ]
 
     async def block(self) -> None:
         self.broker.blocked = True
 
     async def unblock(self) -> None:
         self.broker.blocked = False
-
-
-REPLY_QUEUE = "answers"
 
 
 class RabbitHouse:
@@ -131,7 +134,10 @@ class RabbitHouse:
 
     async def block(self) -> None:
         self._servers.rabbit.evaluate(memory_alarm(True))
-        await until(lambda: self._publisher.blocked)
+        # RabbitMQ tells a connection that it is blocked when that tries to publish.
+        probe = Receipt(row("probe"), (Reply("nowhere"),), announce=False)
+        assert await self.receipts.send([probe]) == [probe]
+        assert self.receipts.blocked
 
     async def unblock(self) -> None:
         self._servers.rabbit.evaluate(memory_alarm(False))
@@ -146,3 +152,94 @@ async def _next(queue: asyncio.Queue[Mapping[str, object]]) -> Mapping[str, obje
 def _bytes(value: object) -> bytes:
     assert isinstance(value, bytes)
     return value
+
+
+@pytest.fixture(params=["memory", "rabbitmq"])
+async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    if request.param == "memory":
+        yield MemoryHouse()
+        return
+    url: str = request.getfixturevalue("vhost")
+    servers: Servers = request.getfixturevalue("servers")
+    await declare(url)
+    errors = RecordingErrors()
+    async with AsyncExitStack() as stack:
+        outcomes = await stack.enter_async_context(listening(url, OUTCOMES))
+        replies = await stack.enter_async_context(listening(url, name=REPLY_QUEUE))
+        dead = await stack.enter_async_context(listening(url, DEAD))
+        publisher = await stack.enter_async_context(Publisher(url, clock=CLOCK, errors=errors))
+        await until(lambda: not publisher.blocked)
+        stack.callback(servers.rabbit.evaluate, memory_alarm(False))
+        yield RabbitHouse(publisher, servers, outcomes, replies, dead)
+    assert errors.seen == []
+
+
+def letter(push_id: str = "p1", **more: object) -> DeadLetter:
+    made: dict[str, object] = {
+        "push_id": push_id,
+        "reason": Reason.INVALID,
+        "detail": "to.user: expected a string",
+        "body": b'{"to":{"user":1}}',
+        "properties": Properties(message_id="m1", headers={"x-own": "kept"}),
+    }
+    return DeadLetter(**(made | more))  # type: ignore[arg-type]
+
+
+async def test_a_receipt_goes_to_push_outcomes_by_outcome_and_event_and_to_every_reply(house: House) -> None:
+    ended = row()
+    replies = (Reply(REPLY_QUEUE, "c1"), Reply(REPLY_QUEUE, "c2"))
+    assert list(await house.receipts.send([Receipt(ended, replies)])) == []
+    assert await house.outcome() == ("received.order.paid", wire.receipt_body(ended))
+    assert await house.reply() == ("c1", wire.receipt_body(ended))
+    assert await house.reply() == ("c2", wire.receipt_body(ended))
+    assert await house.silent()
+
+
+async def test_receipts_keep_their_order(house: House) -> None:
+    rows = [row(f"p{n}") for n in range(50)]
+    assert not await house.receipts.send([Receipt(r) for r in rows])
+    for expected in rows:
+        assert (await house.outcome())[1] == wire.receipt_body(expected)
+
+
+async def test_the_answer_to_a_repeat_is_not_announced_again(house: House) -> None:
+    assert not await house.receipts.send([Receipt(row(), (Reply(REPLY_QUEUE, "c1"),), announce=False)])
+    assert (await house.reply())[0] == "c1"
+    assert await house.silent()
+
+
+async def test_a_receipt_that_nobody_wants_counts_as_sent(house: House) -> None:
+    nobody = Receipt(row(), (Reply("no-such-queue", "c1"),), announce=False)
+    assert not await house.receipts.send([nobody, Receipt(row(), announce=False)])
+    assert await house.silent()
+
+
+async def test_nothing_to_send_is_sent(house: House) -> None:
+    assert list(await house.receipts.send([])) == []
+    assert list(await house.letters.bury([])) == []
+
+
+def blocked(house: House) -> bool:
+    return house.receipts.blocked
+
+
+async def test_while_blocked_everything_is_given_back_and_later_it_goes_on(house: House) -> None:
+    receipts = [Receipt(row("p1")), Receipt(row("p2"), (Reply(REPLY_QUEUE, "c2"),))]
+    letters = [letter()]
+    assert not blocked(house)
+    await house.block()
+    assert blocked(house)
+    assert list(await house.receipts.send(receipts)) == receipts
+    assert list(await house.letters.bury(letters)) == letters
+    await house.unblock()
+    assert not blocked(house)
+    assert not await house.receipts.send(receipts)
+    assert not await house.letters.bury(letters)
+    assert json.loads((await house.outcome())[1])["push_id"] == "p1"
+    assert (await house.buried())[0] == "p1"
+
+
+async def test_a_dead_letter_is_buried_with_its_reason_and_its_body_as_it_was(house: House) -> None:
+    assert not await house.letters.bury([letter("p1"), letter("p2", reason=Reason.POISON, body=b"\x00\xff")])
+    assert await house.buried() == ("p1", "invalid", "to.user: expected a string", b'{"to":{"user":1}}')
+    assert await house.buried() == ("p2", "poison", "to.user: expected a string", b"\x00\xff")

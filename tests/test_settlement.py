@@ -85,7 +85,7 @@ class House:
             node="n1",
             boot="b1",
         )
-        self.settlement.on_settled = self.settled.append
+        self.settlement.on_settled = lambda flight, row: self.settled.append(flight)
         self._tags = iter(range(1, 100_000))
 
     def message(self, reply_to: str = "", *, redelivered: bool = False) -> Message:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from pamqp import encode
+from pamqp.common import FieldValue
 
 from bridge.errors import BridgeError
 from bridge.model import MESSAGE_BYTES_MAX, Properties
@@ -569,11 +570,22 @@ def table(values: Mapping[str, object]) -> tuple[bytes, Sequence[str]]:
             left_out.append(name)
             continue
         try:
-            fields.append(encode.field_table({name: value})[4:])  # type: ignore[dict-item]
+            fields.append(encode.field_table({name: _encodable(value)})[4:])
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError, struct.error):
             left_out.append(name)
     joined = b"".join(fields)
     return _CODE.pack(len(joined)) + joined, left_out
+
+
+def _encodable(value: object) -> FieldValue:
+    """The same value in the types that the encoder knows: it takes byte arrays only as `bytearray`."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, Mapping):
+        return {name: _encodable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(inner) for inner in value]
+    return value  # type: ignore[return-value]  # the encoder refuses what it does not know
 
 
 def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:

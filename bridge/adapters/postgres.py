@@ -32,15 +32,7 @@ RECENT_STEP = 4
 _RECORD: LiteralString = (
     f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * 23)}) r"
 )
-_FIND: LiteralString = f"""
-    select {columns("l")}
-    from log_day d, unnest(%s::text[], %s::text[]) as n (tenant, push_id)
-    cross join lateral (
-        select * from delivery_log l
-        where l.day >= d.since and l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C"
-        offset 0
-    ) l
-    """
+_FIND: LiteralString = f"select {columns('l')} from find_rows(%s, %s) l"
 _OWING: LiteralString = (
     f"select {columns('l')} from delivery_log l where final and owed is not null order by taken_at limit %s"
 )

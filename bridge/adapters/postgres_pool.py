@@ -84,6 +84,8 @@ async def _set_up(conn: Connection) -> None:
                set_config('default_transaction_isolation', 'read committed', false),
                set_config('statement_timeout', %s, false),
                set_config('lock_timeout', %s, false),
+               -- Compiling a plan over all partitions may take seconds, and running it a millisecond.
+               set_config('jit', 'off', false),
                set_config('tcp_keepalives_idle', '3', false),
                set_config('tcp_keepalives_interval', '2', false),
                set_config('tcp_keepalives_count', '2', false)

@@ -170,6 +170,7 @@ create function record_rows(
     set enable_hashjoin to off
     set enable_mergejoin to off
     set enable_seqscan to off
+    set enable_material to off
     set jit to off
     as $$
 declare
@@ -219,18 +220,25 @@ begin
 
     -- What is there already, told from what was just inserted by its transaction.
     me := pg_current_xact_id()::xid;
-    -- An UPDATE locks in the order of its plan; this locks in the order that all writers keep. No row can turn
-    -- up in between: every key of this batch has one by now, and what is final stays so.
-    perform from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+    -- An UPDATE locks in the order of its plan; this locks in the order that all writers keep, and changes only
+    -- what it has locked. (`final::int = 0` is `not final` to all but the planner: it must look keys up, not
+    -- read the index of all open rows.)
+    return query
+    with locked as materialized (
+        select l.day, n.*
+        from rows from (unnest(
+            p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_sessions, p_attempts,
+            p_written, p_proven, p_finished, p_nodes, p_boots, p_details, p_payloads, p_owed
+        )) with ordinality as n (
+            tenant, push_id, user_id, outcome, reason, final, sessions, attempts,
+            written, proven, finished, node, boot, detail, payload, owed, ord)
         join delivery_log l
           on l.day >= s and l.day <= d
          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
          and l.tenant = n.tenant collate "C"
-    where not l.final and l.xmin <> me
-    order by l.push_id, l.user_id, l.tenant, l.day
-    for update of l;
-
-    return query
+        where l.final::int = 0 and l.xmin <> me
+        order by l.push_id, l.user_id, l.tenant, l.day
+        for update of l)
     update delivery_log l set
         outcome = n.outcome,
         reason = n.reason,
@@ -246,17 +254,11 @@ begin
         boot = n.boot,
         detail = coalesce(n.detail, ''),
         payload = coalesce(n.payload, l.payload),
-        owed = merge_owed(l.owed, n.owed)
-    from rows from (unnest(
-        p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_sessions, p_attempts,
-        p_written, p_proven, p_finished, p_nodes, p_boots, p_details, p_payloads, p_owed
-    )) with ordinality as n (
-        tenant, push_id, user_id, outcome, reason, final, sessions, attempts,
-        written, proven, finished, node, boot, detail, payload, owed, ord)
-    where l.day >= s and l.day <= d
+        owed = case when n.owed is null then l.owed else merge_owed(l.owed, n.owed) end
+    from locked n
+    where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
       and l.tenant = n.tenant collate "C"
-      and not l.final and l.xmin <> me
     returning n.ord, true, l;
     get diagnostics more = row_count;
     done := done + more;
@@ -281,6 +283,26 @@ comment on function record_rows is
     'Compare-and-set of a batch with one row per key, sorted by (push_id, user_id, tenant): inserts, or updates '
     'what is not final. Rows that it inserted are not returned; of the others, what the log holds now.';
 
+create function find_rows(p_tenants text[], p_push_ids text[]) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    s date := (select since from log_day);
+begin
+    return query
+    select l.* from unnest(p_tenants, p_push_ids) as n (tenant, push_id)
+    join delivery_log l
+      on l.day >= s and l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C";
+end $$;
+comment on function find_rows is 'Every row of these pushes in the days in which a key is known.';
+
 create function owe_rows(p_tenants text[], p_push_ids text[], p_users text[], p_owed jsonb[]) returns void
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -288,6 +310,7 @@ create function owe_rows(p_tenants text[], p_push_ids text[], p_users text[], p_
     set enable_hashjoin to off
     set enable_mergejoin to off
     set enable_seqscan to off
+    set enable_material to off
     set jit to off
     as $$
 declare
@@ -317,6 +340,7 @@ create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[])
     set enable_hashjoin to off
     set enable_mergejoin to off
     set enable_seqscan to off
+    set enable_material to off
     set jit to off
     as $$
 declare
@@ -357,6 +381,7 @@ create function prove_rows(p_tenants text[], p_push_ids text[], p_users text[], 
     set enable_hashjoin to off
     set enable_mergejoin to off
     set enable_seqscan to off
+    set enable_material to off
     set jit to off
     as $$
 declare

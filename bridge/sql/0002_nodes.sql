@@ -52,6 +52,7 @@ create function end_dead_rows(p_name text, p_boot text, p_limit integer) returns
     set enable_seqscan to off
     set enable_hashjoin to off
     set enable_mergejoin to off
+    set enable_material to off
     set jit to off
     as $$
 declare

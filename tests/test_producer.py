@@ -1,0 +1,222 @@
+"""Our own publisher of push requests, against a real broker and a stand-in for the bridge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.adapters.amqp_publish import Publisher
+from bridge.adapters.producer import NotTaken, Outgoing, Producer, expected, outcomes
+from bridge.errors import BrokerUnavailable
+from bridge.model import Outcome, Reason, Receipt, Reply, RowKey
+from bridge.ports import Arrival
+from tests.amqp import CLOCK, Proxy, RecordingIntake, consumer, declare, drained
+from tests.core import RecordingErrors, until
+from tests.test_amqp import quiet_loop
+from tests.test_receipts_contract import row
+
+__all__ = ["quiet_loop"]
+
+
+class Answering(RecordingIntake):
+    """Answers each request with a receipt per user, a first one that is not final included."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        super().__init__()
+        self._publisher = publisher
+        self.tasks: set[asyncio.Task[Sequence[Receipt]]] = set()
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        super().arrived(batch)
+        receipts = []
+        for arrival in batch:
+            request = json.loads(arrival.body)
+            to = request["to"]
+            for user in to.get("users") or [to.get("user", "u1")]:
+                reply = Reply(arrival.properties.reply_to, arrival.properties.correlation_id)
+                key = RowKey("", request["id"], user)
+                for outcome, reason in (
+                    (Outcome.PENDING, Reason.AWAITING_PROOF),
+                    (Outcome.RECEIVED, Reason.PONG),
+                ):
+                    receipts.append(Receipt(row(key=key, outcome=outcome, reason=reason), (reply,)))
+        task = asyncio.create_task(self._publisher.send(receipts))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+@asynccontextmanager
+async def answering(url: str) -> AsyncIterator[Answering]:
+    async with Publisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
+        await until(lambda: not publisher.blocked)
+        intake = Answering(publisher)
+        taker = consumer(url)
+        intake.acks = taker
+        async with taker.taking(intake):
+            yield intake
+
+
+async def test_a_published_request_is_in_the_queue_when_publish_returns(vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        await producer.publish(
+            b"{}",
+            headers={"x-push-user": "u1"},
+            message_id="m1",
+            reply_to="answers",
+            correlation_id="c1",
+            app_id="shop",
+            expiration=60.0,
+            timestamp=1_800_000_000,
+            routing_key="user.u1",
+        )
+    (message,) = await drained(vhost, "push.requests")
+    assert (message.body, message.routing_key, message.message_id) == (b"{}", "user.u1", "m1")
+    assert (message.reply_to, message.correlation_id, message.app_id) == ("answers", "c1", "shop")
+    assert message.headers == {"x-push-user": "u1"}
+    assert (message.content_type, message.delivery_mode) == ("application/json", 2)
+
+
+async def test_many_requests_leave_in_one_write_and_keep_their_order(vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        await producer.publish_all([Outgoing(b"%d" % n) for n in range(500)])
+    assert [m.body for m in await drained(vhost, "push.requests")] == [b"%d" % n for n in range(500)]
+
+
+async def test_a_request_that_no_queue_takes_is_an_error(vhost: str) -> None:
+    await declare(vhost)
+    import aio_pika
+
+    async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+        await channel.queue_delete("push.requests")
+    async with Producer.connect(vhost) as producer:
+        for _ in range(2):
+            with pytest.raises(NotTaken, match="NO_ROUTE"):
+                await producer.publish(b"{}")
+
+
+async def test_a_broker_without_the_exchange_is_an_error_that_names_it(vhost: str) -> None:
+    async with Producer.connect(vhost) as producer:
+        with pytest.raises(BrokerUnavailable, match="no exchange 'push'"):
+            await producer.publish(b"{}")
+        with pytest.raises(BrokerUnavailable):
+            await producer.publish(b"{}")
+
+
+async def test_no_broker_is_an_error() -> None:
+    with pytest.raises(BrokerUnavailable, match="connect"):
+        async with Producer.connect("amqp://guest:guest@127.0.0.1:1/"):
+            raise AssertionError("connected to nothing")
+
+
+async def test_headers_that_amqp_cannot_express_are_an_error(vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        with pytest.raises(ValueError, match="big"):
+            await producer.publish(b"{}", headers={"big": 1 << 80})
+
+
+async def test_a_lost_connection_is_an_error_for_whoever_waits(vhost: str) -> None:
+    await declare(vhost)
+    async with Proxy(vhost) as proxy, Producer.connect(proxy.url) as producer:
+        waiting = asyncio.create_task(producer.request(b'{"id":"p1","to":{"user":"u1"}}', 30))
+        async with consumer(vhost).taking(intake := RecordingIntake()):
+            await intake.has(1)
+        proxy.reset()
+        with pytest.raises(BrokerUnavailable):
+            await waiting
+        with pytest.raises(BrokerUnavailable):
+            await producer.publish(b"{}")
+
+
+async def test_a_request_returns_with_the_final_receipt_of_each_user(vhost: str) -> None:
+    async with answering(vhost), Producer.connect(vhost) as producer:
+        one = await producer.request(b'{"id":"p1","to":{"user":"u7"}}', 10)
+        assert [(r["user_id"], r["outcome"]) for r in one] == [("u7", "pending"), ("u7", "received")]
+        two = await producer.request(b'{"id":"p2","to":{"users":["u1","u2","u1"]}}', 10)
+        assert {r["user_id"] for r in two if r["final"]} == {"u1", "u2"}
+
+
+async def test_requests_at_the_same_time_get_their_own_receipts(vhost: str) -> None:
+    async with answering(vhost), Producer.connect(vhost) as producer:
+        bodies = [json.dumps({"id": f"p{n}", "to": {"user": f"u{n}"}}).encode() for n in range(10)]
+        answers = await asyncio.gather(*(producer.request(body, 10) for body in bodies))
+    assert [{r["push_id"] for r in answer} for answer in answers] == [{f"p{n}"} for n in range(10)]
+
+
+async def test_without_an_answer_a_request_returns_what_there_is_when_the_time_is_over(vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        assert await producer.request(b'{"id":"p1","to":{"user":"u1"}}', 0.2) == []
+
+
+async def test_for_everyone_the_whole_time_is_waited(vhost: str) -> None:
+    async with answering(vhost), Producer.connect(vhost) as producer:
+        receipts = await producer.request(b'{"id":"p1","to":{"all":true}}', 1.0)
+    assert [r["outcome"] for r in receipts] == ["pending", "received"]
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (b'{"to":{"user":"a"}}', 1),
+        (b'{"to":{"users":["a","b","a"]}}', 2),
+        (b'{"to":{"users":[]}}', 1),
+        (b'{"to":{"users":[{},1]}}', 1),
+        (b'{"to":{"session":"s"}}', 1),
+        (b'{"to":{"all":true}}', None),
+        (b'[{"to":{"user":"a"}},{"to":{"users":["a","b"]}},17]', 4),
+        (b"[]", 1),
+        (b"not json", 1),
+        (b"\xff", 1),
+        (b"7", 1),
+    ],
+)
+def test_the_number_of_receipts_is_read_from_the_body(body: bytes, count: int | None) -> None:
+    assert expected(body) == count
+
+
+async def test_outcomes_are_heard_by_their_routing_key(vhost: str) -> None:
+    async with answering(vhost), Producer.connect(vhost) as producer:
+        heard: list[tuple[str, str]] = []
+        listening = asyncio.Event()
+
+        async def listen() -> None:
+            stream = outcomes(vhost, "received.#")
+            try:
+                listening.set()
+                async for receipt in stream:
+                    heard.append((receipt["push_id"], receipt["outcome"]))
+            finally:
+                await stream.aclose()  # type: ignore[attr-defined]
+
+        task = asyncio.create_task(listen())
+        await listening.wait()
+        number = 0
+        while not heard:  # the first ones may be published before the queue is bound
+            number += 1
+            await producer.request(b'{"id":"p%d","to":{"user":"u1"}}' % number, 10)
+        assert heard[0] == (f"p{number}", "received") or heard[0][1] == "received"
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_listening_ends_with_an_error_when_the_broker_goes_away(vhost: str) -> None:
+    await declare(vhost)
+    async with Proxy(vhost) as proxy:
+        stream = outcomes(proxy.url)
+        hearing = asyncio.ensure_future(anext(stream))
+        await until(lambda: proxy.connections == 1)
+        proxy.reset()
+        with pytest.raises(BrokerUnavailable):
+            await hearing
+
+
+async def test_listening_without_the_exchange_is_an_error(vhost: str) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"no exchange 'push\.outcomes'"):
+        await anext(outcomes(vhost))
