@@ -522,7 +522,8 @@ class Delivery:
 
     def _settled(self, flight: Flight, row: Row) -> None:
         """Its final row is committed: from now on the row answers for it."""
-        self._settled_meanwhile[row.key] = row
+        if self._handling.locked():
+            self._settled_meanwhile[row.key] = row
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         if not self._room.is_set() and len(self._flights) <= FLIGHTS_MAX // 2:
