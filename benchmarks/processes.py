@@ -96,6 +96,14 @@ class Child:
         os.kill(self.pid, signal.SIGCONT)
         self._frozen = False
 
+    def interrupt(self) -> None:
+        """SIGINT, and wait until it has ended by that."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired as late:
+            raise self._failure("did not end at SIGINT") from late
+
     def check_alive(self) -> None:
         """Raise when it has ended."""
         if self._process.poll() is not None:
@@ -195,3 +203,10 @@ def resident_bytes(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise BenchmarkFailed(f"process {pid} has no resident memory: it has ended")
+
+
+def busy_seconds() -> tuple[float, float]:
+    """CPU seconds that this machine was busy, and that its host kept from it (steal), since its boot."""
+    fields = [int(n) / _TICKS for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _waiting, irq, softirq, steal = fields
+    return user + nice + system + irq + softirq, steal

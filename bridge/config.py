@@ -82,7 +82,6 @@ class CommonSettings(BaseSettings):
         extra="ignore",
         frozen=True,
         validate_default=True,
-        allow_inf_nan=False,
         hide_input_in_errors=True,
         str_strip_whitespace=True,
     )
@@ -542,7 +541,7 @@ def _origin(entry: str) -> str:
     if entry == "*":
         raise ValueError("'*' is not an origin: leave it empty to allow any")
     try:
-        parts = urlsplit(entry.lower())
+        parts = urlsplit(entry)
         port = parts.port
     except ValueError:
         raise ValueError(f"https://host or https://host:port expected, not {entry!r}") from None

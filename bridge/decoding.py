@@ -484,10 +484,7 @@ _HEADER_OF: Mapping[str, str] = {
 
 
 def _is_payload_only(headers: Mapping[str, object]) -> bool:
-    for name in headers:
-        if name.startswith(_PREFIX) and name not in _BOTH_MODES:
-            return True
-    return False
+    return any(name.startswith(_PREFIX) and name not in _BOTH_MODES for name in headers)
 
 
 def _payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> PushRequest:

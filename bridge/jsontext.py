@@ -84,7 +84,7 @@ def split(text: bytes) -> tuple[list[bytes], bool]:
     pieces: list[bytes] = []
     start = at = len(text) - len(text.lstrip(SPACE)) + 1
     stack = bytearray(text[start - 1 : start])
-    if stack not in (b"[", b"{"):
+    if bytes(stack) not in (b"[", b"{"):
         return pieces, False
     while len(pieces) <= PIECES_MAX:
         skipped = (_WITHIN if len(stack) > 1 else _BETWEEN_COMMAS).match(text, at)

@@ -250,7 +250,7 @@ def test_no_secret_is_ever_shown() -> None:
         assert "s3cr3t" not in shown
     wrong = {
         "jwt_secret": "s3cr3t",
-        "ops_token": 7,
+        "ops_token": ["s3cr3t"],
         "amqp_url": "http://me:s3cr3t-amqp@h/",
         "postgres_dsn": "mysql://me:s3cr3t-pg@h/db",
     }

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -130,7 +131,7 @@ class House:
         for _ in range(20):
             await asyncio.sleep(0)
 
-    async def push(self, body: dict[str, object] | Sequence[object], **properties: object) -> Arrival:
+    async def push(self, body: dict[str, object] | Sequence[object], **properties: Any) -> Arrival:
         made = arrival(json.dumps(body).encode(), arrived_at=self.clock.now, **properties)
         await self.take(made)
         return made

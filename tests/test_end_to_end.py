@@ -11,7 +11,7 @@ import aio_pika
 import psycopg
 import pytest
 
-from bridge.adapters.producer import Outgoing, Producer, outcomes
+from bridge.adapters.producer import Producer, outcomes
 from tests.clients import client
 from tests.house import bridge, endings, final_rows, get, publish, request, rows, token
 
@@ -36,7 +36,7 @@ async def ready_messages(url: str, queue: str) -> int:
 async def dead_letters(url: str, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
     async with channel(url) as open_channel:
         queue = await open_channel.get_queue("push.dead")
-        found = []
+        found: list[aio_pika.abc.AbstractIncomingMessage] = []
         async with asyncio.timeout(10):
             while len(found) < count:
                 message = await queue.get(no_ack=True, fail=False)
@@ -181,7 +181,9 @@ async def test_payload_only_messages_carry_their_target_in_headers(vhost: str, d
     ):
         await envelope.read()
         headers = {"x-push-user": "u1", "x-push-event": "e"}
-        await producer.publish(b"plain text", headers={**headers, "x-push-id": "t"}, content_type="text/plain")
+        await producer.publish(
+            b"plain text", headers={**headers, "x-push-id": "t"}, content_type="text/plain"
+        )
         await producer.publish(
             b"\x00\xff", headers={**headers, "x-push-id": "b"}, content_type="application/octet-stream"
         )

@@ -61,7 +61,9 @@ async def test_a_killed_bridge_loses_nothing_and_ends_everything_once(vhost: str
             await publish(vhost, *[request("u1", n) for n in names[:100]])
             for round_ in range(3):
                 feeding = asyncio.create_task(
-                    publish(vhost, *[request("u1", n) for n in names[100 + 100 * round_ : 200 + 100 * round_]])
+                    publish(
+                        vhost, *[request("u1", n) for n in names[100 + 100 * round_ : 200 + 100 * round_]]
+                    )
                 )
                 await asyncio.sleep(0)  # the kill comes while they are on their way
                 await p.kill()

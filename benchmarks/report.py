@@ -1,0 +1,203 @@
+"""What was measured, as a table for people and as JSON for comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.flame import Place
+from benchmarks.frozen import Frozen
+from benchmarks.scene import Drain, Latency
+
+LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
+BUSY: Final = 0.5
+"""Cores that others may keep busy before the report says that its figures suffer by it."""
+PLACES: Final = 12
+
+
+@dataclass
+class Results:
+    """Everything that was measured; lists are by repetition, in order."""
+
+    options: Mapping[str, object]
+    machine: Mapping[str, object]
+    drains: dict[str, list[Drain]] = field(default_factory=dict)
+    latencies: dict[str, list[Latency]] = field(default_factory=dict)
+    idle_sessions: int = 0
+    idle_bytes: dict[str, float] = field(default_factory=dict)
+    frozen: Frozen | None = None
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    loop_ms: list[float] = field(default_factory=list)
+    """A fixed piece of work at the beginning of each repetition: how steady the machine is."""
+
+    def rate(self, name: str) -> float:
+        """Pushes per second, the median."""
+        return median(d.rate for d in self.drains[name])
+
+
+def machine_facts(rabbit: str, postgres: Mapping[str, object]) -> dict[str, object]:
+    """What the figures depend on, besides the code."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "rabbitmq": rabbit,
+        "postgres": dict(postgres),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def loop_milliseconds() -> float:
+    """How long a fixed piece of work takes on this machine just now."""
+    began = time.perf_counter()
+    total = 0
+    for number in range(1_000_000):
+        total += number & 7
+    return (time.perf_counter() - began) * 1e3
+
+
+def table(results: Results) -> Iterator[str]:
+    """The lines of the report."""
+    names = list(results.drains)
+    first = names[0]
+    machine = results.machine
+    yield f"{machine['cores']} cores, {machine['cpu']}; {results.options}"
+    yield ""
+    yield _line("", names)
+    yield _line("pushes/s, end to end", [f"{results.rate(n):,.0f}" for n in names])
+    yield _line("  lowest .. highest", [_span(results.drains[n], lambda d: d.rate) for n in names])
+    yield _line(f"  times {first}", [f"{results.rate(n) / results.rate(first):.1f}" for n in names])
+    yield _line("  repetitions, all counts equal", [str(len(results.drains[n])) for n in names])
+    yield _line(
+        "bridge's CPU per push, µs", [_median(results.drains[n], lambda d: d.cpu_each) for n in names]
+    )
+    yield "CPU during a drain, % of a core"
+    for process in results.drains[first][0].cpu:
+        if process != "publisher":
+            yield _line(
+                f"  {process}",
+                [_median(results.drains[n], _share_of(process)) for n in names],
+            )
+    if results.latencies:
+        rate = results.latencies[first][0].rate
+        yield f"publish to browser at {rate:.0f}/s, ms"
+        for title, pick in _PERCENTILES.items():
+            yield _line(f"  {title}", [_median(results.latencies[n], pick, 1) for n in names])
+        yield "CPU at that rate, % of a core"
+        for process in ("bridge", "rabbitmq", "postgres", "clients", "publisher"):
+            yield _line(
+                f"  {process}",
+                [_median(results.latencies[n], _share_of(process)) for n in names],
+            )
+    for name, each in results.idle_bytes.items():
+        yield f"memory of an idle session, {results.idle_sessions:,} of them, {name}: {each / 1024:.1f} KiB"
+    if results.frozen is not None:
+        yield from _frozen(results.frozen)
+    for name, places in results.places.items():
+        yield from _places(name, places)
+    yield from _warnings(results)
+
+
+_PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
+    "p50": lambda latency: latency.p50,
+    "p99": lambda latency: latency.p99,
+}
+
+
+def _frozen(frozen: Frozen) -> Iterator[str]:
+    free, held = (f"{median(d.rate for d in drains):,.0f}" for drains in (frozen.free, frozen.frozen))
+    yield (
+        f"the others' pushes/s with {frozen.frozen_sessions} of {frozen.sessions:,} sessions frozen: {held},"
+        f" without: {free}, ratio {frozen.ratio:.2f} ({len(frozen.frozen)} times each)"
+    )
+
+
+def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
+    yield f"where {name} spends its time (on top of the stack, anywhere on it)"
+    for place in places[:PLACES]:
+        yield f"  {place.own:6.1%} {place.share:6.1%}  {place.name}"
+    yield f"the widest of {name}, callees included"
+    for place in sorted(places, key=lambda p: -p.share)[: 2 * PLACES]:
+        yield f"  {place.share:6.1%}  {place.name}"
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    drains = [d for drains in results.drains.values() for d in drains]
+    for what in ("others", "stolen"):
+        most = max(d.cpu[what] for d in drains)
+        if most > BUSY:
+            yield f"NOTE: up to {most:.1f} cores were {_TAKEN[what]} during a drain: compare ratios only"
+    if results.loop_ms and max(results.loop_ms) > 1.5 * min(results.loop_ms):
+        yield (
+            f"NOTE: a fixed loop took {min(results.loop_ms):.0f} to {max(results.loop_ms):.0f} ms:"
+            " this machine is not steady, compare ratios only"
+        )
+    disordered = {n: sum(d.disordered for d in drains) for n, drains in results.drains.items()}
+    for name, count in disordered.items():
+        if count:
+            yield f"NOTE: {name} brought {count} frames after a later one for the same user"
+
+
+_TAKEN: Final = {"others": "kept busy by other programs", "stolen": "taken by the machine's host"}
+
+
+def _line(title: str, cells: Sequence[str]) -> str:
+    return f"{title:<32}" + "".join(f"{cell:>20}" for cell in cells)
+
+
+def _share_of(process: str) -> Callable[[Drain | Latency], float]:
+    return lambda measured: measured.cpu[process] * 100
+
+
+def _median(items: Sequence[Any], pick: Callable[[Any], float], digits: int = 0) -> str:
+    return f"{median(map(pick, items)):,.{digits}f}"
+
+
+def _span(items: Sequence[Any], pick: Callable[[Any], float]) -> str:
+    values = [pick(item) for item in items]
+    return f"{min(values):,.0f} .. {max(values):,.0f}"
+
+
+def write_json(results: Results, directory: Path) -> Path:
+    """Write everything to a file named after the time."""
+    path = directory / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
+    drains = {
+        name: [d._asdict() | {"rate": d.rate, "cpu_each": d.cpu_each} for d in drains]
+        for name, drains in results.drains.items()
+    }
+    made = asdict(results) | {
+        "drains": drains,
+        "latencies": {
+            name: [latency._asdict() for latency in all_] for name, all_ in results.latencies.items()
+        },
+        "median_rate": {name: results.rate(name) for name in results.drains},
+        "places": {
+            name: [place._asdict() for place in places[:100]] for name, places in results.places.items()
+        },
+    }
+    if results.frozen is not None:
+        made["frozen"] = results.frozen._asdict() | {
+            "free": [d._asdict() | {"rate": d.rate} for d in results.frozen.free],
+            "frozen": [d._asdict() | {"rate": d.rate} for d in results.frozen.frozen],
+            "ratio": results.frozen.ratio,
+        }
+    path.write_text(json.dumps(made, indent=1) + "\n")
+    return path

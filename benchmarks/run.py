@@ -1,0 +1,170 @@
+"""`make bench`: the naive bridge and this one in turn, on private servers, within ten minutes.
+
+It prints a table and writes all figures to .dev/bench/<date>.json. Exit codes: 0 measured; 1 a measurement
+failed, or its counts did not agree; 2 usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from benchmarks import flame, frozen, report
+from benchmarks.processes import BenchmarkFailed, raise_file_limit
+from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
+from bridge.dev import Progress, sigterm_interrupts
+from bridge.devservers import Servers, ServersUnavailable, private_servers
+
+DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
+CONTESTANTS: Final = (NAIVE, WRITTEN, RECEIVED)
+RATE: Final = 500.0
+"""Pushes per second when latency is measured."""
+PINGED_WITHIN: Final = 25.0
+"""Seconds in which an idle session should have been pinged."""
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    sessions: int = 1000
+    backlog: int = 15_000
+    warm_up: int = 1_000
+    repetitions: int = 5
+    minutes: float = 6.0
+    """No repetition of the comparison is begun that would end later than this."""
+    steady_seconds: float = 5.0
+    idle_sessions: int = 5_000
+    frozen_backlog: int = 30_000
+    frozen_repetitions: int = 3
+
+
+QUICK: Final = Plan(backlog=5_000, repetitions=2, steady_seconds=3.0, frozen_repetitions=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: two minutes")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
+    parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
+    parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [6]")
+    parser.add_argument(
+        "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
+    )
+    chosen = parser.parse_args(arguments)
+    plan = QUICK if chosen.quick else Plan()
+    given = {
+        name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))
+    }
+    plan = plan._replace(**given)
+    say = Progress()
+    raise_file_limit()
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            sigterm_interrupts(),
+            private_servers(DIRECTORY / "servers", say=say, usual_ports=False) as servers,
+        ):
+            postgres = postgres_facts(servers.postgres_dsn)
+            if postgres["fsync"] != "on" or postgres["synchronous_commit"] != "on":
+                raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
+            rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
+            results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
+            if chosen.profile:
+                profile(servers, plan, results, say)
+            else:
+                compare(servers, plan, results, say)
+                idle(servers, plan, results, say)
+                freeze(servers, plan, results, say)
+        print()
+        for line in report.table(results):
+            print(line)
+        print(f"\nall figures: {report.write_json(results, DIRECTORY)}")
+    except (BenchmarkFailed, ServersUnavailable) as failed:
+        print(f"bench: {failed}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """Throughput and latency, every contestant once in each repetition, each time another first."""
+    results.drains = {contestant.name: [] for contestant in CONTESTANTS}
+    results.latencies = {contestant.name: [] for contestant in CONTESTANTS}
+    began = time.monotonic()
+    longest = 0.0
+    for repetition in range(plan.repetitions):
+        if time.monotonic() - began + longest > plan.minutes * 60:
+            say(f"only {repetition} repetitions: there is no time for another")
+            break
+        this = time.monotonic()
+        results.loop_ms.append(report.loop_milliseconds())
+        turn = repetition % len(CONTESTANTS)
+        for contestant in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
+            one_turn(servers, contestant, plan, results, say)
+        longest = max(longest, time.monotonic() - this)
+
+
+def one_turn(
+    servers: Servers, contestant: Contestant, plan: Plan, results: report.Results, say: Progress
+) -> None:
+    """One contestant, freshly started: a warm-up, a drain, a while at a steady rate."""
+    with scene(servers, contestant, directory=DIRECTORY, sessions=[plan.sessions]) as on:
+        on.drain(plan.warm_up)
+        drain = on.drain(plan.backlog)
+        latency = on.latency(round(plan.steady_seconds * RATE), RATE)
+    results.drains[contestant.name].append(drain)
+    results.latencies[contestant.name].append(latency)
+    say(
+        f"{contestant.name}: {drain.rate:,.0f} pushes/s, {drain.cpu_each:.0f} µs of its CPU each;"
+        f" at {latency.rate:.0f}/s p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms"
+    )
+
+
+def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """Memory of sessions that say nothing."""
+    results.idle_sessions = plan.idle_sessions
+    for contestant in (NAIVE, RECEIVED):
+        with scene(servers, contestant, directory=DIRECTORY, sessions=[0]) as on:
+            each = on.idle_bytes([plan.idle_sessions], pinged_within=PINGED_WITHIN)
+        name = contestant.name.partition(",")[0]
+        results.idle_bytes[name] = each
+        say(f"{name}: {each / 1024:.1f} KiB for each of {plan.idle_sessions:,} idle sessions")
+
+
+def freeze(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """What frozen peers cost the others."""
+    results.frozen = frozen.measure(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.sessions,
+        backlog=plan.frozen_backlog,
+        repetitions=plan.frozen_repetitions,
+        warm_up=plan.warm_up,
+    )
+    say(
+        f"{results.frozen.frozen_sessions} of {plan.sessions:,} sessions frozen:"
+        f" the others keep {results.frozen.ratio:.0%} of their throughput"
+    )
+
+
+def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """Sample this bridge during drains, for each proof; the flame graph goes to a file."""
+    for contestant in (WRITTEN, RECEIVED):
+        with scene(servers, contestant, directory=DIRECTORY, sessions=[plan.sessions]) as on:
+            on.drain(plan.warm_up)
+            with flame.sampled(on.bridge, directory=DIRECTORY) as stacks:
+                results.drains[contestant.name] = [on.drain(plan.backlog) for _ in range(plan.repetitions)]
+        results.places[contestant.name] = flame.widest(stacks)
+        path = DIRECTORY / f"flame-{contestant.confirm}.svg"
+        path.write_text(flame.svg(stacks, contestant.name))
+        say(f"{contestant.name}: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
