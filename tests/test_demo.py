@@ -212,6 +212,12 @@ def test_each_way_to_disagree_is_found(seen: list[Seen], log: list[Line], found:
     assert found in disagreements(MESSAGES, seen, log)
 
 
+def test_a_bare_client_is_not_credited_with_the_same_data_for_somebody_else() -> None:
+    earlier = Message("0", b'{"to": {"user": "ben"}, "data": "one"}')
+    messages, log = [earlier, *MESSAGES], [row("0", "ben", "offline"), *LOG]
+    assert disagreements(messages, SEEN, log) == []
+
+
 @pytest.mark.parametrize("outcome", ["unknown", "dropped"])
 def test_an_outcome_that_claims_nothing_agrees_with_either(outcome: str) -> None:
     log = logged(lambda r: r._replace(outcome=outcome) if r.push_id == "3" else r)

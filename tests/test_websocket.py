@@ -256,6 +256,10 @@ async def test_handshakes_in_progress_are_counted_until_they_are_answered_or_gon
             two.reset()
             await until(lambda: server.handshakes_in_progress == 0)
             assert server.connections == 1
+            async with raw_client(server.port) as refused:
+                refused.send(opening("/ws?token=refuse-401"))
+                await refused.read_until(b"refused with 401\n")
+                assert (server.connections, server.handshakes_in_progress) == (2, 0)
         assert await (await host.session()).end() == (1006, "")
 
 

@@ -263,8 +263,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """The loop has read so many bytes."""
-        if self._transport.is_closing():
-            return
         protocol = self._protocol
         protocol.receive_data(bytes(self._server.inbox[:nbytes]))
         if self._handle is None and protocol.state is CONNECTING:
