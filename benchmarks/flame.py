@@ -122,7 +122,7 @@ def _draw(
         if width >= NARROWEST:
             top = height - (level + 1) * ROW
             hue = 20 + crc32(name.encode()) % 35
-            shown = name[: int(width / 6)] if width > 30 else ""
+            shown = name[: int(width / 7)] if width > 30 else ""
             boxes.append(
                 f"<g><title>{escape(name)}: {samples} samples, {samples / total:.1%}</title>"
                 f'<rect x="{left:.1f}" y="{top}" width="{width - 0.4:.1f}" height="{ROW - 1}"'

@@ -22,13 +22,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import aio_pika
 import jwt
-import psycopg
 import uvloop
+from psycopg_pool import AsyncConnectionPool
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 PREFETCH = 1000
+CONNECTIONS = 10
+"""To the database. One would do on a machine of its own; on a busy one it would wait in vain between commits."""
 
 SCHEMA = """
     create table if not exists naive_log (
@@ -60,7 +62,7 @@ INSERT = """
 class Naive:
     """Sessions by user, and what is done with each message."""
 
-    def __init__(self, secret: str, database: psycopg.AsyncConnection[Any]) -> None:
+    def __init__(self, secret: str, database: AsyncConnectionPool[Any]) -> None:
         self._secret = secret
         self._database = database
         self._users: dict[str, set[ServerConnection]] = {}
@@ -107,22 +109,23 @@ class Naive:
                 continue
         outcome, reason = ("written", "handed_over") if sent else ("offline", "no_session")
         now = _now()
-        await self._database.execute(
-            INSERT,
-            (
-                request["id"],
-                user,
-                outcome,
-                reason,
-                sent,
-                message.timestamp or taken_at,
-                taken_at,
-                now if sent else None,
-                now,
-                request.get("event", "message"),
-                message.app_id or "",
-            ),
-        )
+        async with self._database.connection() as connection:
+            await connection.execute(
+                INSERT,
+                (
+                    request["id"],
+                    user,
+                    outcome,
+                    reason,
+                    sent,
+                    message.timestamp or taken_at,
+                    taken_at,
+                    now if sent else None,
+                    now,
+                    request.get("event", "message"),
+                    message.app_id or "",
+                ),
+            )
         await message.ack()
 
 
@@ -135,10 +138,14 @@ async def main() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await psycopg.AsyncConnection.connect(
-        os.environ["BRIDGE_POSTGRES_DSN"], autocommit=True
+    async with AsyncConnectionPool(
+        os.environ["BRIDGE_POSTGRES_DSN"],
+        min_size=CONNECTIONS,
+        kwargs={"autocommit": True},
+        open=False,
     ) as database:
-        await database.execute(SCHEMA)
+        async with database.connection() as first:
+            await first.execute(SCHEMA)
         naive = Naive(os.environ["BRIDGE_JWT_SECRET"], database)
         connection = await aio_pika.connect_robust(os.environ["BRIDGE_AMQP_URL"])
         async with connection:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ from typing import Any, Final, NamedTuple
 STOP_TIMEOUT: Final = 15.0
 """Seconds a child has to end by itself after SIGTERM."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+# Becomes the command, same pid, and gets a SIGTERM should we die without a word: prctl(PR_SET_PDEATHSIG).
+_LEASH: Final = (
+    "import ctypes, os, signal, sys; "
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class BenchmarkFailed(Exception):
     """A measurement can't be made, or its counts do not agree: no figure of it is worth anything."""
-
-
-def _dies_with_its_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def raise_file_limit() -> None:
@@ -139,15 +139,13 @@ def running(
     plain = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", _LEASH, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=out,
             cwd=directory,
             env={**plain, "PYTHONPATH": root, **environment},
             start_new_session=True,
-            # Even where we are killed and can end nobody.
-            preexec_fn=_dies_with_its_parent,
         )
     child = Child(title, process, log)
     try:

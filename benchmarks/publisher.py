@@ -136,24 +136,21 @@ class Template:
         return b"".join((method, self._middle, body, FRAME_END_CHAR))
 
 
-def backlog(
-    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, times: int = 1
-) -> dict[str, Any]:
-    """Publish all at once and wait for all confirms. `times` publishes everything so often."""
+def backlog(*, url: str, run: str, confirm: str, seed: int, count: int, users: int) -> dict[str, Any]:
+    """Publish all at once and wait for all confirms."""
     began = time.monotonic()
     template = Template(run, confirm)
     broker = Broker(url)
-    chosen = load.addressees(seed, count, users) * times
-    for at in range(0, len(chosen), CHUNK):
-        numbers = range(at, min(at + CHUNK, len(chosen)))
-        broker.publish([template.message(n % count, chosen[n]) for n in numbers])
+    chosen = load.addressees(seed, count, users)
+    for at in range(0, count, CHUNK):
+        broker.publish([template.message(at + n, user) for n, user in enumerate(chosen[at : at + CHUNK])])
         broker.take_confirms(wait=False)
         while broker.on_their_way > WINDOW:
             broker.take_confirms(wait=True)
     while broker.on_their_way:
         broker.take_confirms(wait=True)
     broker.close()
-    return {"confirmed": len(chosen), "seconds": time.monotonic() - began}
+    return {"confirmed": count, "seconds": time.monotonic() - began}
 
 
 def steady(

@@ -22,6 +22,9 @@ LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-bina
 BUSY: Final = 0.5
 """Cores that others may keep busy before the report says that its figures suffer by it."""
 PLACES: Final = 12
+"""Lines of each list of a profile."""
+ROOTS: Final = 0.95
+"""What is on nearly every stack holds the rest and says nothing."""
 
 
 @dataclass
@@ -135,7 +138,8 @@ def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
     for place in places[:PLACES]:
         yield f"  {place.own:6.1%} {place.share:6.1%}  {place.name}"
     yield f"the widest of {name}, callees included"
-    for place in sorted(places, key=lambda p: -p.share)[: 2 * PLACES]:
+    inner = [place for place in places if place.share < ROOTS]
+    for place in sorted(inner, key=lambda p: -p.share)[: 2 * PLACES]:
         yield f"  {place.share:6.1%}  {place.name}"
 
 

@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     idle_sessions: int = 5_000
     frozen_backlog: int = 30_000
     frozen_repetitions: int = 3
+    profile_backlog: int = 30_000
 
 
 QUICK: Final = Plan(backlog=5_000, repetitions=2, steady_seconds=3.0, frozen_repetitions=1)
@@ -159,7 +160,9 @@ def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress
         with scene(servers, contestant, directory=DIRECTORY, sessions=[plan.sessions]) as on:
             on.drain(plan.warm_up)
             with flame.sampled(on.bridge, directory=DIRECTORY) as stacks:
-                results.drains[contestant.name] = [on.drain(plan.backlog) for _ in range(plan.repetitions)]
+                results.drains[contestant.name] = [
+                    on.drain(plan.profile_backlog) for _ in range(plan.repetitions)
+                ]
         results.places[contestant.name] = flame.widest(stacks)
         path = DIRECTORY / f"flame-{contestant.confirm}.svg"
         path.write_text(flame.svg(stacks, contestant.name))

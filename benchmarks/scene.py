@@ -285,7 +285,7 @@ class Scene:
         expected = {self.contestant.confirm}
         if some_unproven:
             expected.add("unknown")
-        rows = self._outcomes(run)
+        rows = self.outcomes(run)
         if sum(rows.values()) != count or not set(rows) <= expected:
             raise BenchmarkFailed(f"{run}: {count} pushes were published, the rows are {rows}")
         for crowd in self.crowds:
@@ -297,7 +297,8 @@ class Scene:
             raise BenchmarkFailed(f"{run}: {count} pushes were published, the clients say {total}")
         return total
 
-    def _outcomes(self, run: str) -> dict[str, int]:
+    def outcomes(self, run: str) -> dict[str, int]:
+        """Final rows by outcome, of the pushes whose id starts like that."""
         query = sql.SQL(
             "select outcome, count(*) from {} where starts_with(push_id, %s) and final group by outcome"
         )

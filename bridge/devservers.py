@@ -1348,6 +1348,7 @@ def _base_in_reach(root: Path, user: _User) -> Path:
     found = base.lstat()
     if base.is_symlink() or found.st_uid != os.geteuid():
         raise ServersUnavailable(f"{base} belongs to somebody else; remove it")
+    (base / "belongs-to").write_text(f"{root}\n")  # for whoever wonders; `make clean` removes both
     return base
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -154,7 +155,8 @@ def described(message: AbstractIncomingMessage) -> Mapping[str, object]:
 class Proxy:
     """A TCP proxy before the broker that can cut, reset, freeze, and say something to the client itself."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._split = urlsplit(url)
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,10 +164,12 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
+        self.most = 65536
+        """Bytes passed on in one piece."""
         self.connections = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(
@@ -184,16 +188,17 @@ class Proxy:
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         user = self._split.netloc.rpartition("@")[0]
-        return urlunsplit(self._split._replace(netloc=f"{user}@127.0.0.1:{port}"))
+        scheme = "amqps" if self._tls is not None else "amqp"
+        return urlunsplit(self._split._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{port}"))
 
     def reset(self) -> None:
         """Drop every connection with TCP resets on both sides."""
         for client, server in self._pairs:
             for writer in (client, server):
-                sock = writer.get_extra_info("socket")
-                if sock is not None and not writer.transport.is_closing():
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
+                if not writer.transport.is_closing():
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    writer.transport.abort()
         self._pairs.clear()
 
     def refuse(self) -> None:
@@ -224,6 +229,9 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        if self.most < 65536:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections += 1
         self._pairs.append((writer, up_writer))
         for name, source, sink in (("up", reader, up_writer), ("down", up_reader, writer)):
@@ -235,8 +243,10 @@ class Proxy:
         try:
             while data := await source.read(65536):
                 await self._flowing.wait()
-                sink.write(data)
-                await sink.drain()
+                for at in range(0, len(data), self.most):
+                    sink.write(data[at : at + self.most])
+                    await sink.drain()
+                    await asyncio.sleep(0)
         except OSError:
             sink.transport.abort()
         else:

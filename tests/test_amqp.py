@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
+import ssl
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
 import pamqp.frame
 import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pamqp import commands
 
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters import amqp_link
 from bridge.adapters.amqp_link import LinkState, border, opened
+from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import (
     DEAD,
     FALLEN,
@@ -29,9 +40,10 @@ from bridge.adapters.amqp_topology import (
 )
 from bridge.devservers import Servers
 from bridge.errors import BrokerUnavailable, IllegalTransition
-from bridge.model import MESSAGE_BYTES_MAX
+from bridge.model import MESSAGE_BYTES_MAX, Receipt, Reply
 from bridge.ports import AckToken, Arrival, Source
 from tests.amqp import (
+    CLOCK,
     Proxy,
     RecordingIntake,
     at_rest,
@@ -42,6 +54,7 @@ from tests.amqp import (
     publish,
 )
 from tests.core import RecordingErrors, until
+from tests.rows import row
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +219,7 @@ async def test_a_paused_reader_still_notices_that_the_broker_is_gone(
         async with taker.taking(intake):
             await until(lambda: taker.held_bytes > 50_000)
             proxy.reset()
-            await until(lambda: intake.lost == [1])
+            await until(lambda: intake.lost == [1], 3)  # before a heartbeat could notice it
 
 
 async def test_a_body_over_the_limit_arrives_cut_with_its_size(vhost: str) -> None:
@@ -535,7 +548,24 @@ async def test_bytes_that_break_the_grammar_cost_the_connection_and_no_message(v
     assert await at_rest(vhost)
 
 
-async def test_a_silent_connection_is_kept_by_heartbeats_alone(
+async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: str) -> None:
+    await declare(vhost)
+    await publish(vhost, numbered(20), frames.properties(headers=frames.table({"k": "v"})[0]))
+    intake, errors = RecordingIntake(), RecordingErrors()
+    async with Proxy(vhost) as proxy:
+        proxy.most = 5
+        taker = consumer(proxy.url, errors)
+        intake.acks = taker
+        async with taker.taking(intake):
+            await intake.has(20)
+            await taker.stop_consuming()
+    assert intake.bodies == numbered(20)
+    assert len(intake.batches) > 10
+    assert errors.seen == []
+    assert await at_rest(vhost)
+
+
+async def test_a_connection_that_falls_silent_is_given_up_by_its_heartbeats(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
@@ -547,6 +577,107 @@ async def test_a_silent_connection_is_kept_by_heartbeats_alone(
             await until(lambda: taker.state is LinkState.LOST, 20)
             proxy.thaw()
             await until(lambda: taker.state is LinkState.OPEN, 20)
+
+
+async def test_a_broker_that_sends_nothing_but_deliveries_is_not_taken_for_dead(
+    vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker sends no heartbeats while it sends deliveries, and the library sees none of those."""
+    monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
+    intake, errors = RecordingIntake(), RecordingErrors()
+    taker = consumer(vhost, errors)
+    intake.acks = taker
+    async with taker.taking(intake), Publisher(vhost, clock=CLOCK, errors=errors) as out:
+        await until(lambda: taker.state is LinkState.OPEN and not out.blocked)
+        began = time.monotonic()
+        sent = 0
+        while time.monotonic() - began < 9:  # the library's patience is (1 + 1) * 3 seconds
+            sent += 1
+            reply = Receipt(row(), (Reply(REQUESTS),), announce=False)
+            assert not await out.send([reply])
+            await intake.has(sent)
+    assert taker.incarnation == 1
+    assert errors.seen == []
+
+
+async def test_taking_acking_publishing_and_recovery_over_tls(vhost: str, tmp_path: Path) -> None:
+    await declare(vhost)
+    context = certified(tmp_path / "ca.pem")
+    async with Proxy(vhost, tls=context) as proxy:
+        url = f"{proxy.url}?cafile={tmp_path / 'ca.pem'}"
+        await the_whole_story(url, proxy)
+        errors = RecordingErrors()
+        async with consumer(proxy.url, errors).taking(RecordingIntake()):  # its certificate is not trusted
+            await until(lambda: errors.seen)
+        assert "certificate verify failed" in str(errors.seen[0][0])
+    assert await at_rest(vhost)
+
+
+async def the_whole_story(url: str, proxy: Proxy) -> None:
+    """Publish, take, pause, lose the connection, take again, ack."""
+    big = [b"%d" % n + b"x" * 50_000 for n in range(40)]
+    intake = RecordingIntake()
+    taker = consumer(url, held_bytes=200_000)
+    async with taker.taking(intake), Publisher(url, clock=CLOCK, errors=RecordingErrors()) as out:
+        await publish(url, big)
+        await until(lambda: taker.held_bytes > 200_000 and not out.blocked)
+        assert not await out.send([Receipt(row())])
+        proxy.reset()
+        await until(lambda: intake.lost == [1])
+        intake.arrivals.clear()
+        intake.acks = taker
+        await intake.has(40)
+        assert intake.bodies == big
+        await until(lambda: not out.blocked)
+        assert not await out.send([Receipt(row())])
+        await taker.stop_consuming()
+
+
+def test_the_whole_story_on_uvloop(vhost: str) -> None:
+    async def story() -> None:
+        async with Proxy(vhost) as proxy:
+            await declare(vhost)
+            await the_whole_story(proxy.url, proxy)
+            assert await at_rest(vhost)
+            told.extend(task for task in asyncio.all_tasks() if task.get_name().startswith("broker link"))
+
+    told: list[object] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: told.append(context))
+        runner.run(story())
+    assert told == []
+
+
+def certified(trusted: Path) -> ssl.SSLContext:
+    """A server's context for 127.0.0.1, and the file that makes clients trust it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    both = trusted.with_name("server.pem")
+    both.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + trusted.read_bytes()
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    return context
 
 
 # --- Stopping ---

@@ -211,25 +211,45 @@ def test_a_clone_out_of_the_reach_of_others_has_its_postgres_and_its_data(tmp_pa
     assert not devservers._fallback_base(root).exists()
 
 
-def test_a_server_that_does_not_start_shows_the_end_of_its_log(postgres_root: Path) -> None:
+BURNING = "echo the disk is on fire >&2; exit 1"
+
+
+@pytest.mark.parametrize(
+    ("initdb", "postgres", "shown"),
+    [
+        (None, "", "initdb"),
+        (BURNING, "", "the disk is on fire"),
+        ("", BURNING, "the disk is on fire"),
+        ("", f'case "$*" in *--single*) ;; *) {BURNING} ;; esac', "the disk is on fire"),
+    ],
+)
+def test_a_server_that_does_not_start_shows_the_end_of_its_log(
+    postgres_root: Path, initdb: str | None, postgres: str, shown: str
+) -> None:
     broken = postgres_root.with_name(f"{postgres_root.name}-broken")
     broken.mkdir(parents=True)
-    for name in ("initdb", "postgres"):
-        program(broken / name, "echo the disk is on fire >&2; exit 1")
+    if initdb is not None:
+        program(broken / "initdb", initdb)
+    program(broken / "postgres", postgres)
 
     class Burning(Machine):
         def postgres(self) -> PostgresFiles:
             return PostgresFiles(broken)
 
     try:
-        with pytest.raises(ServersUnavailable, match="on fire"), postgres_only(postgres_root, Burning()):
-            pass
-        (broken / "initdb").unlink()
-        with pytest.raises(ServersUnavailable, match="initdb"), postgres_only(postgres_root, Burning()):
+        with pytest.raises(ServersUnavailable, match=shown), postgres_only(postgres_root, Burning()):
             pass
     finally:
         shutil.rmtree(broken)
     assert processes_of(postgres_root) == {}
+
+
+def test_a_server_is_not_started_any_more_once_its_owner_is_leaving(tmp_path: Path) -> None:
+    process = devservers._Process("Postgres", tmp_path / "record", tmp_path / "log")
+    process.close()
+    with pytest.raises(ServersUnavailable, match="its owner is leaving"):
+        process.spawn(["sleep", "60"], {}, tmp_path)
+    assert not process.running
 
 
 # --- faults, as other tests cause them -------------------------------------------------------------------

@@ -16,8 +16,8 @@ from bridge.model import Outcome, Reason, Receipt, Reply, RowKey
 from bridge.ports import Arrival
 from tests.amqp import CLOCK, Proxy, RecordingIntake, consumer, declare, drained
 from tests.core import RecordingErrors, until
+from tests.rows import row
 from tests.test_amqp import quiet_loop
-from tests.test_receipts_contract import row
 
 __all__ = ["quiet_loop"]
 

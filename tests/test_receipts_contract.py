@@ -14,29 +14,14 @@ from bridge import wire
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES
 from bridge.devservers import Servers
-from bridge.model import DeadLetter, Outcome, Properties, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import Reason, Receipt, Reply
 from bridge.ports import DeadLetters, Receipts
 from tests.amqp import CLOCK, declare, listening, memory_alarm
 from tests.core import RecordingErrors, until
 from tests.memory_broker import MemoryBroker
+from tests.rows import letter, row
 
 REPLY_QUEUE = "answers"
-
-
-def row(
-    push_id: str = "p1", outcome: Outcome = Outcome.RECEIVED, event: str = "order.paid", **more: object
-) -> Row:
-    made: dict[str, object] = {
-        "key": RowKey("", push_id, "u1"),
-        "outcome": outcome,
-        "reason": Reason.PONG,
-        "node": "n",
-        "boot": "b",
-        "published_at": 1_800_000_000.0,
-        "taken_at": 1_800_000_000.5,
-        "event": event,
-    }
-    return Row(**(made | more))  # type: ignore[arg-type]
 
 
 class House(Protocol):
@@ -172,17 +157,6 @@ async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
         stack.callback(servers.rabbit.evaluate, memory_alarm(False))
         yield RabbitHouse(publisher, servers, outcomes, replies, dead)
     assert errors.seen == []
-
-
-def letter(push_id: str = "p1", **more: object) -> DeadLetter:
-    made: dict[str, object] = {
-        "push_id": push_id,
-        "reason": Reason.INVALID,
-        "detail": "to.user: expected a string",
-        "body": b'{"to":{"user":1}}',
-        "properties": Properties(message_id="m1", headers={"x-own": "kept"}),
-    }
-    return DeadLetter(**(made | more))  # type: ignore[arg-type]
 
 
 async def test_a_receipt_goes_to_push_outcomes_by_outcome_and_event_and_to_every_reply(house: House) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -124,6 +125,9 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
+        if task.cancelling() > cancels:
+            print("SWALLOWED", step)
+            raise asyncio.CancelledError
     except TimeoutError as exc:
         raise BrokerUnavailable(f"{step}: no answer within {seconds:g} s") from exc
     except asyncio.CancelledError as exc:
@@ -172,7 +176,7 @@ class Wire(TransportFactory):
         self._splitter = Splitter()
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._fed = 0.0
+        self._fed = math.inf  # no life signs of ours before the handshake is over
         self._sip: asyncio.TimerHandle | None = None
         self.paused = False
         self.frame_max = 131072
@@ -200,6 +204,7 @@ class Wire(TransportFactory):
     def tap(self, channel: int) -> None:
         """Take deliveries and confirms of this channel out of the stream from now on."""
         self._splitter.tap(channel)
+        self._fed = self._loop.time()
 
     def write(self, frames: bytes) -> bool:
         """Hand whole frames to the socket in one write; False when the connection is of no more use."""

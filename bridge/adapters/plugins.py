@@ -136,7 +136,7 @@ class GuardedErrorHandler:
         """Hand it on."""
         try:
             self.inner.handle(error, where, facts)
-        except Exception as failure:
+        except Exception as failure:  # somebody else's code may raise anything
             self._fallback.handle(error, where, facts)
             self._fallback.handle(failure, "error_handler", {"while": where})
 
@@ -191,7 +191,7 @@ class FanOutHooks:
         for method in methods:
             try:
                 method(*args)
-            except Exception as error:
+            except Exception as error:  # somebody else's code may raise anything
                 self._handler.handle(error, f"hooks.{name}", {"hook": _owner(method)})
 
 

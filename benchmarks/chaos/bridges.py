@@ -1,0 +1,154 @@
+"""A bridge as a process of its own, that may be killed, stopped and started again under its name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from bridge.adapters.tokens import make_token
+
+SECRET: Final = "only for chaos runs: 0123456789abcdef"
+READY_TIMEOUT: Final = 90.0
+EXIT_TIMEOUT: Final = 45.0
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+
+
+class BridgeFailed(Exception):
+    """A bridge did not start, or did not end, as it must."""
+
+
+def token(user: str) -> str:
+    """What opens a session for this user, for the length of a run."""
+    return make_token(SECRET, user, 24 * 3600)
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Bridge:
+    """`bridge serve` on these servers; ports and node name stay the same over its restarts."""
+
+    def __init__(self, node: str, amqp_url: str, dsn: str, log: Path, **settings: object) -> None:
+        self.node = node
+        self.ws_port = free_port()
+        self.ops_port = free_port()
+        self.log = log
+        self.starts = 0
+        values = {
+            "amqp_url": amqp_url,
+            "postgres_dsn": dsn,
+            "node": node,
+            "ws_host": "127.0.0.1",
+            "ws_port": self.ws_port,
+            "ops_port": self.ops_port,
+            "jwt_secret": SECRET,
+            "confirm_timeout": 3,
+            "start_grace": 1.5,
+            "log_format": "text",
+            **settings,
+        }
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("BRIDGE_", "CHAOS_"))}
+        self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, *, point: str = "", count: int = 1, clock: Path | None = None) -> None:
+        """Start it; returns at once. It kills itself at a named point where one is given."""
+        more = {"CHAOS_POINT": point, "CHAOS_COUNT": str(count)} if point else {}
+        if clock is not None:
+            more["CHAOS_CLOCK"] = str(clock)
+        self.starts += 1
+        with self.log.open("ab") as log:
+            log.write(f"--- start {self.starts} {point} {count if point else ''}\n".encode())
+            log.flush()
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "benchmarks.chaos.serve"),
+                env={**self._environment, **more},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def ended_by_itself(self) -> int | None:
+        """Its exit code, where it has ended."""
+        return None if self._process is None else self._process.returncode
+
+    async def ready(self, *, or_dead: bool = False) -> bool:
+        """Wait until it takes pushes. Raises BridgeFailed when it ends or takes too long; with `or_dead` its
+        end is an answer: False."""
+        deadline = time.monotonic() + READY_TIMEOUT
+        why = ""
+        while time.monotonic() < deadline:
+            if not self.alive:
+                if or_dead:
+                    return False
+                raise BridgeFailed(f"{self.node} ended with {self.ended_by_itself}; see {self.log}")
+            status, why = await self.status()
+            if status == 200:
+                return True
+            await asyncio.sleep(0.05)
+        raise BridgeFailed(f"{self.node} was not ready in {READY_TIMEOUT:g} s: {why}; see {self.log}")
+
+    async def status(self) -> tuple[int, str]:
+        """What /readyz says: HTTP status and body; 0 when nobody answers."""
+        try:
+            async with asyncio.timeout(3):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.ops_port)
+                try:
+                    writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                finally:
+                    writer.close()
+            return int(head.split()[1]), "; ".join(json.loads(body)["causes"])
+        except (OSError, TimeoutError, ValueError, IndexError, KeyError):
+            return 0, "no answer"
+
+    async def unready(self, seconds: float = 60.0) -> str:
+        """Wait until it says that it takes no pushes; returns why. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while True:
+                status, why = await self.status()
+                if status == 503:
+                    return why
+                await asyncio.sleep(0.05)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self._process is not None and self.alive:
+            self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        self.signal(signal.SIGKILL)
+        await self.exited()
+
+    async def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.signal(signal.SIGTERM)
+        return await self.exited()
+
+    async def exited(self, seconds: float = EXIT_TIMEOUT) -> int:
+        """Wait for its end; its exit code. Raises BridgeFailed when it does not end."""
+        if self._process is None:
+            return 0
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._process.wait()
+        except TimeoutError:
+            raise BridgeFailed(f"{self.node} has not ended after {seconds:g} s; see {self.log}") from None

@@ -1,0 +1,373 @@
+"""The broker as outsiders use it: publishers that remember every confirm, collectors, and a look at queues.
+
+Through aio-pika's ordinary high-level interface, not through the bridge's own code: what the bridge believes
+of its broker must not be believed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aio_pika
+import aio_pika.abc
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+
+from benchmarks.chaos.evidence import Evidence, Fate, Receipt, Request, RowKey, To
+
+CONFIRM_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 10.0
+RETRY = 0.3
+WINDOW = 100
+"""Messages that one publisher has on their way."""
+ANNOUNCEMENTS, REPLIES = "chaos.outcomes", "chaos.replies"
+GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
+"""What aio-pika raises when the broker goes in the middle of something."""
+
+
+@asynccontextmanager
+async def channel(url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    """A confirming channel on a connection of its own."""
+    connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, heartbeat=20)
+    try:
+        yield await connection.channel(publisher_confirms=True, on_return_raises=True)
+    finally:
+        try:
+            async with asyncio.timeout(2):
+                await connection.close()
+        except GONE:
+            pass  # it was the broker that went
+
+
+@dataclass(slots=True)
+class Envelope:
+    """One AMQP message to be published, and the requests in it."""
+
+    requests: Sequence[Request]
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+    message_id: str = ""
+    reply_to: bool = False
+    correlation_id: str = ""
+    routing_key: str = "chaos"
+    expiration: float | None = None
+    insist: bool = True
+    """Published again, under the same ids, until it is confirmed; else once."""
+
+    def message(self) -> aio_pika.Message:
+        """As aio-pika wants it."""
+        return aio_pika.Message(
+            self.body,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            headers=self.headers or None,
+            message_id=self.message_id or None,
+            reply_to=REPLIES if self.reply_to else None,
+            correlation_id=self.correlation_id or None,
+            expiration=self.expiration,
+        )
+
+
+class Publisher:
+    """Publishes what it is given at a pace, comes back after a loss, and knows what was confirmed."""
+
+    def __init__(self, url: str, make: Callable[[], Envelope], pace: Callable[[], float]) -> None:
+        self._url = url
+        self._make = make
+        self._pace = pace
+        self._again: list[Envelope] = []
+        self._flying: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.blocked = 0
+
+    async def run(self) -> None:
+        """Until `stop`, and then until what must be confirmed is."""
+        while not self._done:
+            try:
+                async with channel(self._url) as open_channel:
+                    exchange = await open_channel.get_exchange("push", ensure=False)
+                    await self._publish_until_lost(open_channel, exchange)
+            except GONE:
+                await asyncio.sleep(RETRY)
+            finally:
+                await asyncio.gather(*self._flying)
+
+    def stop(self) -> None:
+        """Make no more; `run` returns when the rest is confirmed."""
+        self._stopping = True
+
+    @property
+    def _done(self) -> bool:
+        return self._stopping and not self._again and not self._flying
+
+    async def _publish_until_lost(
+        self, open_channel: aio_pika.abc.AbstractChannel, exchange: aio_pika.abc.AbstractExchange
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while not self._done:
+            if open_channel.is_closed:
+                return
+            if len(self._flying) >= WINDOW or (self._stopping and not self._again):
+                await asyncio.sleep(0.01)
+                due = loop.time()
+                continue
+            if self._again:
+                envelope = self._again.pop(0)
+            else:
+                due += self._pace()
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                envelope = self._make()
+            for request in envelope.requests:
+                request.copies += 1
+            task = asyncio.create_task(self._publish(exchange, envelope), name="publish")
+            self._flying.add(task)
+            task.add_done_callback(self._flying.discard)
+
+    async def _publish(self, exchange: aio_pika.abc.AbstractExchange, envelope: Envelope) -> None:
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT):
+                confirmed = await exchange.publish(envelope.message(), envelope.routing_key, mandatory=True)
+        except asyncio.CancelledError:
+            # aiormq cancels what waits for a confirm when its connection goes; we cancel nothing ourselves.
+            confirmed = None
+        except (DeliveryError, *GONE):
+            confirmed = None
+        if confirmed is None:
+            if envelope.insist:
+                self._again.append(envelope)
+                await asyncio.sleep(RETRY)
+            return
+        for request in envelope.requests:
+            request.confirmed += 1
+            if envelope.reply_to:
+                request.replies.add(envelope.correlation_id)
+
+
+class Collector:
+    """Takes every receipt from queues of its own, through every loss of the broker."""
+
+    def __init__(self, url: str, evidence: Evidence) -> None:
+        self._url = url
+        self._evidence = evidence
+        self.arrived = 0
+        self.final_at: list[float] = []
+
+    async def declare(self) -> None:
+        """The queues, durable, so that they hold what comes while we are away."""
+        async with channel(self._url) as c:
+            quorum: dict[str, Any] = {"x-queue-type": "quorum"}
+            announcements = await c.declare_queue(ANNOUNCEMENTS, durable=True, arguments=quorum)
+            await announcements.bind("push.outcomes", "#")
+            await c.declare_queue(REPLIES, durable=True, arguments=quorum)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                async with channel(self._url) as c:
+                    await c.set_qos(500)
+                    lost = asyncio.Event()
+                    c.close_callbacks.add(lambda *_: lost.set())
+                    for name, take in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
+                        queue = await c.get_queue(name, ensure=False)
+                        await queue.consume(take)
+                    await lost.wait()
+            except GONE:
+                pass
+            await asyncio.sleep(RETRY)
+
+    async def _announced(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        key, receipt = _read(message.body)
+        self._evidence.announced[key][receipt] += 1
+        await self._taken(message)
+
+    async def _replied(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self._evidence.replied[message.correlation_id or ""][_read(message.body)] += 1
+        await self._taken(message)
+
+    async def _taken(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self.arrived += 1
+        try:
+            await message.ack()
+        except GONE:
+            return  # it comes again, and counts as a duplicate
+
+
+def _read(body: bytes) -> tuple[RowKey, Receipt]:
+    r = json.loads(body)
+    return RowKey(r["tenant"] or "", r["push_id"], r["user_id"]), Receipt(
+        r["outcome"], r["reason"], r["final"]
+    )
+
+
+async def waiting(url: str, queue: str) -> int:
+    """Messages that are ready in a queue; with no consumer connected, all that are not acked."""
+    async with channel(url) as c:
+        declared = await c.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+
+async def drained(url: str, queue: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """Take everything out of a queue."""
+    found: list[aio_pika.abc.AbstractIncomingMessage] = []
+    async with channel(url) as c:
+        q = await c.get_queue(queue)
+        while (message := await q.get(no_ack=True, fail=False)) is not None:
+            found.append(message)
+    return found
+
+
+class Requests:
+    """Makes requests of every kind, at random, and enters each into the evidence."""
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        rng: random.Random,
+        users: Sequence[str],
+        absent: Sequence[str],
+        session_of: Callable[[], tuple[str, str] | None],
+        name: str,
+    ) -> None:
+        self._evidence = evidence
+        self._rng = rng
+        self._users = users
+        self._absent = absent
+        self._session_of = session_of
+        self._name = name
+        self._count = 0
+        self._recent: list[Envelope] = []
+        self.everyone = 0.003
+        """The share of requests to everyone: each is a row for each user."""
+        self.padding = 0
+        """Bytes more in the data of each."""
+        self.expiration: float | None = None
+        """Seconds that the broker keeps each message; None: for ever."""
+
+    def next(self) -> Envelope:
+        """The next message."""
+        rng = self._rng
+        if self._recent and rng.random() < 0.04:
+            return rng.choice(self._recent)
+        dice = rng.random()
+        if dice < 0.05:
+            envelope = self._batch(rng.randint(2, 6))
+        elif dice < 0.09:
+            envelope = self._malformed()
+        elif dice < 0.11:
+            envelope = self._headers_only()
+        elif dice < 0.13:
+            envelope = self._without_id()
+        else:
+            request, document = self._request()
+            envelope = Envelope([request], _bytes(document))
+            if len(request.users) == 1:
+                envelope.routing_key = f"user.{next(iter(request.users))}"
+            if rng.random() < 0.1:
+                del document["id"]
+                envelope.body = _bytes(document)
+                envelope.message_id = request.push_id
+        if rng.random() < 0.25:
+            envelope.reply_to = True
+            envelope.correlation_id = f"c-{self._name}-{self._count}"
+        envelope.insist = rng.random() < 0.7
+        envelope.expiration = self.expiration
+        if len(envelope.requests[0].users) < 50 and envelope.requests[0].push_id:
+            self._recent = [*self._recent[-30:], envelope]
+        return envelope
+
+    def to(self, *users: str, confirm: str = "received") -> Envelope:
+        """A message with one request to these users."""
+        request, document = self._request(users=users)
+        document["confirm"] = confirm
+        return Envelope([request], _bytes(document))
+
+    def _new(self, **known: Any) -> Request:
+        self._count += 1
+        mark = f"m{self._name}-{self._count}"
+        request = Request(mark, known.pop("push_id", f"p-{mark}"), **known)
+        self._evidence.requests[mark] = request
+        return request
+
+    def _data(self, request: Request) -> dict[str, Any]:
+        return {"mark": request.mark, "pad": "x" * (self._rng.randint(0, 200) + self.padding)}
+
+    def _request(self, users: Sequence[str] = ()) -> tuple[Request, dict[str, Any]]:
+        rng = self._rng
+        tenant = rng.choice(["", "", "", "t1"])
+        dice = rng.random()
+        session = self._session_of() if not users and dice < 0.04 else None
+        if users:
+            request = self._new(tenant=tenant, users=frozenset(users))
+            to: dict[str, Any] = {"users": list(users)} if len(users) > 1 else {"user": users[0]}
+        elif session is not None:
+            request = self._new(
+                tenant=tenant, to=To.SESSION, users=frozenset([session[1]]), session=session[0]
+            )
+            to = {"session": session[0]}
+        elif dice < 0.04 + self.everyone:
+            request = self._new(tenant=tenant, to=To.ALL)
+            to = {"all": True}
+        elif dice < 0.14:
+            several = frozenset(rng.sample([*self._users, *self._absent], rng.randint(2, 6)))
+            request = self._new(tenant=tenant, users=several)
+            to = {"users": sorted(several)}
+        else:
+            user = rng.choice(self._absent) if dice < 0.2 else rng.choice(self._users)
+            request = self._new(tenant=tenant, users=frozenset([user]))
+            to = {"user": user}
+        document: dict[str, Any] = {
+            "id": request.push_id,
+            "to": to,
+            "event": rng.choice(["message", "order.paid", "note"]),
+            "data": self._data(request),
+        }
+        if tenant:
+            document["tenant"] = tenant
+        confirm = rng.choices(["", "received", "acked", "written"], [50, 15, 20, 15])[0]
+        if confirm:
+            document["confirm"] = confirm
+        return request, document
+
+    def _batch(self, size: int) -> Envelope:
+        pairs = [self._request() for _ in range(size)]
+        return Envelope([r for r, _ in pairs], _bytes([d for _, d in pairs]))
+
+    def _malformed(self) -> Envelope:
+        rng = self._rng
+        wrong = rng.choice(["not json", "two targets", "no target", "unknown", "control"])
+        if wrong == "not json":
+            request = self._new(push_id="", fate=Fate.REJECTED)
+            return Envelope([request], f"not json {request.mark}".encode())
+        request = self._new(fate=Fate.REJECTED)
+        document: dict[str, Any] = {"id": request.push_id, "data": self._data(request)}
+        if wrong == "two targets":
+            document["to"] = {"user": "u1", "all": True}
+        elif wrong == "unknown":
+            document |= {"to": {"user": "u1"}, "colour": "red"}
+        elif wrong == "control":
+            document["to"] = {"user": "u\x01"}
+        return Envelope([request], _bytes(document))
+
+    def _headers_only(self) -> Envelope:
+        user = self._rng.choice(self._users)
+        request = self._new(users=frozenset([user]))
+        headers = {"x-push-id": request.push_id, "x-push-user": user, "x-push-event": "plain"}
+        return Envelope([request], _bytes(self._data(request)), headers)
+
+    def _without_id(self) -> Envelope:
+        """The bridge makes an id, so the mark travels in `meta`. At-least-once: outside of I1."""
+        user = self._rng.choice(self._users)
+        request = self._new(push_id="", users=frozenset([user]))
+        document = {"to": {"user": user}, "data": self._data(request), "meta": {"mark": request.mark}}
+        return Envelope([request], _bytes(document))
+
+
+def _bytes(document: object) -> bytes:
+    return json.dumps(document).encode()

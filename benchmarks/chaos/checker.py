@@ -1,0 +1,295 @@
+"""Compares the evidence of a run, at rest, with the promises I1 to I5. Pure: no I/O, no clock.
+
+| promise | what is held against it |
+|---|---|
+| I1 | each confirmed request: exactly one final row per user; a rejected one: one row, and its dead letter |
+| I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
+| I3 | a push on the screen of somebody it was not for |
+| I4 | messages left, rows not final, debts, final rows without a receipt, receipts that tell another end |
+| I5 | rows and receipts of what nobody published |
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, To
+
+
+class Broken(enum.Enum):
+    """The ways in which a promise is broken."""
+
+    LOST = "I1 lost"
+    TWICE = "I1 more than one end"
+    NOT_BURIED = "I1 rejected, but not in push.dead"
+    FALSE_PROOF = "I2 false proof"
+    WRONG_USER = "I3 wrong user"
+    LEFT_IN_QUEUE = "I4 left in a queue"
+    NOT_FINAL = "I4 not final"
+    OWED = "I4 owed"
+    NO_RECEIPT = "I4 no receipt"
+    WRONG_RECEIPT = "I4 a receipt that tells another end"
+    NOT_PUBLISHED = "I5 never published"
+    TROUBLE = "trouble"
+
+
+class Violation(NamedTuple):
+    """One promise broken for one push (or queue), and all that is known of it."""
+
+    kind: Broken
+    what: str
+    facts: tuple[str, ...] = ()
+
+
+@dataclass
+class Verdict:
+    """What the checker found, and what it counted."""
+
+    violations: list[Violation] = field(default_factory=list)
+    published: int = 0
+    """Requests that the broker confirmed."""
+    unconfirmed: int = 0
+    """Requests that were sent and never confirmed: they may have a row or not."""
+    final_rows: int = 0
+    wire_duplicates: int = 0
+    """Times that a client read a push again."""
+    receipt_duplicates: int = 0
+    """Announcements on push.outcomes beyond the first."""
+
+    def count(self, *kinds: Broken) -> int:
+        """Violations of these kinds."""
+        return sum(v.kind in kinds for v in self.violations)
+
+    @property
+    def lost(self) -> int:
+        """Pushes without a true end: lost, ended twice, or not at rest."""
+        return len(self.violations) - self.false - self.wrong
+
+    @property
+    def false(self) -> int:
+        """Outcomes that claim a proof that was not given."""
+        return self.count(Broken.FALSE_PROOF)
+
+    @property
+    def wrong(self) -> int:
+        """Pushes shown to somebody else."""
+        return self.count(Broken.WRONG_USER)
+
+
+def check(evidence: Evidence) -> Verdict:
+    """Judge a run that is at rest."""
+    return _Check(evidence).verdict()
+
+
+class _Check:
+    def __init__(self, evidence: Evidence) -> None:
+        self._e = evidence
+        self._verdict = Verdict()
+        self._rows: Mapping[str, list[Row]] = defaultdict(list)
+        """Mark of a request to its rows."""
+
+    def verdict(self) -> Verdict:
+        self._count()
+        self._match()
+        for mark, request in self._e.requests.items():
+            self._ends(request, self._rows.get(mark, []))
+        self._proofs()
+        self._screens()
+        self._rest()
+        self._receipts()
+        for trouble in self._e.troubles:
+            self._broken(Broken.TROUBLE, trouble)
+        return self._verdict
+
+    def _broken(self, kind: Broken, what: str, request: Request | None = None) -> None:
+        self._verdict.violations.append(Violation(kind, what, self._facts(request) if request else ()))
+
+    def _facts(self, request: Request) -> tuple[str, ...]:
+        """All sides of a request's story."""
+        facts = [
+            f"request {request.mark} id={request.push_id!r} to={request.to.value} "
+            f"users={_some(request.users)} copies={request.copies} confirmed={request.confirmed}"
+        ]
+        rows = self._rows.get(request.mark, [])
+        facts += [f"row {_row(r)}" for r in rows]
+        facts += [
+            f"shown to {user}: {sum(s.times.values())} times, ponged={s.ponged}, acked={s.acked}"
+            for (user, mark), s in self._e.shown.items()
+            if mark == request.mark
+        ]
+        for key in {r.key for r in rows} | {k for k in self._e.announced if k.push_id == request.push_id}:
+            told = ", ".join(
+                f"{r.outcome}/{r.reason} x{n}" for r, n in self._e.announced.get(key, {}).items()
+            )
+            facts.append(f"announced for {key.user}: {told or 'nothing'}")
+        if request.push_id in self._e.dead:
+            facts.append(f"in push.dead {self._e.dead[request.push_id]} times")
+        return tuple(facts)
+
+    def _count(self) -> None:
+        v, e = self._verdict, self._e
+        v.published = sum(r.confirmed > 0 for r in e.requests.values())
+        v.unconfirmed = sum(r.copies > 0 and not r.confirmed for r in e.requests.values())
+        v.final_rows = sum(r.final for r in e.rows)
+        v.wire_duplicates = sum(n - 1 for s in e.shown.values() for n in s.times.values())
+        v.receipt_duplicates = sum(max(0, sum(told.values()) - 1) for told in e.announced.values())
+
+    def _match(self) -> None:
+        """Each row to its request; I5 for those that have none."""
+        by_id = {(r.tenant, r.push_id): r.mark for r in self._e.requests.values() if r.push_id and r.copies}
+        sent = {r.mark for r in self._e.requests.values() if r.copies}
+        for row in self._e.rows:
+            mark = by_id.get((row.key.tenant, row.key.push_id)) or next(iter(row.marks & sent), None)
+            if mark is None:
+                self._broken(Broken.NOT_PUBLISHED, f"row {_row(row)}")
+            else:
+                self._rows[mark].append(row)  # type: ignore[index]
+
+    # --- I1 ---
+
+    def _ends(self, request: Request, rows: Sequence[Row]) -> None:
+        final = [r for r in rows if r.final]
+        users = [r.key.user for r in final]
+        must = request.confirmed > 0 and not request.excused
+        for user in {u for u in users if users.count(u) > 1}:
+            if request.push_id or request.fate is Fate.REJECTED:
+                self._broken(Broken.TWICE, f"{users.count(user)} final rows for user {user}", request)
+        refused = [r for r in final if r.outcome == "rejected"]
+        if refused and must and not any(self._e.dead[r.key.push_id] for r in refused):
+            self._broken(Broken.NOT_BURIED, "rejected, and not in push.dead", request)
+        if request.fate is Fate.REJECTED:
+            self._one_end(request, users, {None}, must)
+            for row in final:
+                if row.outcome not in ("rejected", "expired"):
+                    self._broken(Broken.TWICE, f"to be rejected, but it ended as {row.outcome}", request)
+        elif request.to is To.USERS:
+            self._all_ends(request, users, must)
+        elif request.to is To.SESSION:
+            self._one_end(request, users, {None, *request.users}, must)
+        else:
+            if must and not users:
+                self._broken(Broken.LOST, "sent to everyone, and no row", request)
+            if None in users and len(users) > 1:
+                self._broken(
+                    Broken.TWICE, "one row says that nobody was there, others that some were", request
+                )
+            # Whoever is known to have read it was addressed; the row must say so.
+            for user, mark in self._e.shown:
+                if must and mark == request.mark and user not in users:
+                    self._broken(
+                        Broken.LOST, f"sent to everyone, shown to {user}, and no row for it", request
+                    )
+
+    def _one_end(
+        self, request: Request, users: Sequence[str | None], allowed: set[str | None], must: bool
+    ) -> None:
+        if must and not users:
+            self._broken(Broken.LOST, "no final row", request)
+        if len(set(users)) > 1:
+            self._broken(Broken.TWICE, f"final rows for {_some(users)}, where one is due", request)
+        for user in set(users) - allowed:
+            self._broken(Broken.NOT_PUBLISHED, f"a row for {user}, whom it does not name", request)
+
+    def _all_ends(self, request: Request, users: Sequence[str | None], must: bool) -> None:
+        missing = request.users - set(users)
+        if must and missing:
+            self._broken(Broken.LOST, f"no final row for {_some(missing)}", request)
+        for user in set(users) - request.users:
+            self._broken(Broken.NOT_PUBLISHED, f"a row for {user}, whom it does not name", request)
+
+    # --- I2, I3 ---
+
+    def _proofs(self) -> None:
+        for mark, rows in self._rows.items():
+            for row in rows:
+                seen = self._e.shown.get((row.key.user or "", mark)) or Showing()
+                request = self._e.requests[mark]
+                if row.outcome == "received" and not seen.ponged:
+                    why = "nobody answered a ping after it" if seen.times else "nobody was shown it"
+                    self._broken(Broken.FALSE_PROOF, f"received by {row.key.user}, but {why}", request)
+                if row.outcome == "acked" and not seen.acked:
+                    self._broken(Broken.FALSE_PROOF, f"acked by {row.key.user}, who sent no ack", request)
+
+    def _screens(self) -> None:
+        for (user, mark), seen in self._e.shown.items():
+            request = self._e.requests.get(mark)
+            if request is None or not request.copies:
+                self._broken(Broken.NOT_PUBLISHED, f"{user} was shown {mark}, which nobody published")
+            elif request.fate is Fate.REJECTED:
+                self._broken(Broken.WRONG_USER, f"{user} was shown what had to be rejected", request)
+            elif request.to is To.SESSION and seen.sessions - {request.session}:
+                other = _some(seen.sessions - {request.session})
+                self._broken(Broken.WRONG_USER, f"shown to session {other} of {user}", request)
+            elif request.to is not To.ALL and user not in request.users:
+                self._broken(Broken.WRONG_USER, f"shown to {user}", request)
+
+    # --- I4 ---
+
+    def _rest(self) -> None:
+        for queue, depth in self._e.queues.items():
+            if depth.ready or depth.unacked:
+                self._broken(Broken.LEFT_IN_QUEUE, f"{queue}: {depth.ready} ready, {depth.unacked} unacked")
+        for mark, rows in self._rows.items():
+            for row in rows:
+                if not row.final:
+                    self._broken(Broken.NOT_FINAL, f"row {_row(row)}", self._e.requests[mark])
+                if row.owed:
+                    self._broken(Broken.OWED, f"row {_row(row)}", self._e.requests[mark])
+
+    def _receipts(self) -> None:
+        rows = {row.key: row for row in self._e.rows}
+        marks = {row.key: mark for mark, of_mark in self._rows.items() for row in of_mark}
+        for key, row in rows.items():
+            told = self._e.announced.get(key, {})
+            request = self._e.requests.get(marks.get(key, ""))
+            if row.final and not any(r.final for r in told):
+                self._broken(Broken.NO_RECEIPT, f"row {_row(row)}", request)
+        for key, receipts in self._e.announced.items():
+            self._agree(rows, marks, key, ((r.outcome, r.reason, r.final) for r in receipts), "announced")
+        for correlation, answers in self._e.replied.items():
+            for key, r in answers:
+                said = [(r.outcome, r.reason, r.final)]
+                self._agree(rows, marks, key, said, f"replied to {correlation}")
+        for mark, request in self._e.requests.items():
+            if request.excused:
+                continue
+            due = {r.key for r in self._rows.get(mark, []) if r.final}
+            for correlation in request.replies:
+                answered = {key for key, r in self._e.replied.get(correlation, {}) if r.final}
+                if due - answered:
+                    missing = _some(key.user for key in due - answered)
+                    self._broken(Broken.NO_RECEIPT, f"{correlation} got no reply for {missing}", request)
+
+    def _agree(
+        self,
+        rows: Mapping[RowKey, Row],
+        marks: Mapping[RowKey, str],
+        key: RowKey,
+        said: Iterable[tuple[str, str, bool]],
+        where: str,
+    ) -> None:
+        row = rows.get(key)
+        for outcome, reason, final in said:
+            if row is None:
+                self._broken(Broken.NOT_PUBLISHED, f"{where}: {outcome}/{reason} of {key}, which has no row")
+            elif final and (outcome, reason) != (row.outcome, row.reason):
+                request = self._e.requests.get(marks.get(key, ""))
+                what = f"{where}: {outcome}/{reason}, but the row says {row.outcome}/{row.reason}"
+                self._broken(Broken.WRONG_RECEIPT, what, request)
+
+
+def _row(row: Row) -> str:
+    state = "final" if row.final else "not final"
+    owed = ", owed" if row.owed else ""
+    key = f"{row.key.tenant}/{row.key.push_id}/{row.key.user}"
+    detail = f" ({row.detail})" if row.detail else ""
+    return f"{key}: {row.outcome}/{row.reason} {state}{owed} by {row.node} after {row.attempts}{detail}"
+
+
+def _some(things: Iterable[object], most: int = 8) -> str:
+    names = sorted(str(t) for t in things)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,305 @@
+"""Recording clients: each remembers every push that it read, before a pong for it can leave.
+
+Around websockets' sans-I/O ClientProtocol, so that a client decides byte by byte what a peer does: answer a
+ping or be reset in its place, read or not, acknowledge or not. What is recorded is recorded when it happens
+on this side of the wire; nothing the bridge says about it is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import OPEN
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from benchmarks.chaos.evidence import Showing
+
+ENVELOPE = Subprotocol("bridge.v1.json")
+_RESET = struct.pack("ii", 1, 0)
+CONNECT_TIMEOUT = 10.0
+RETRY_LEAST, RETRY_MOST = 0.1, 0.6
+"""Seconds before a client comes back."""
+
+
+class Manner(enum.Enum):
+    """How a client behaves towards what it reads."""
+
+    READS = "reads"
+    """As a browser: pongs, no acks."""
+    ACKS = "acks"
+    """Acks every push."""
+    ACKS_SOME = "acks some"
+    """Acks every second push or so."""
+    BARE = "bare"
+    """Without the envelope."""
+    NEVER_READS = "never reads"
+    """Shakes hands and reads nothing more."""
+    RESETS = "resets"
+    """Resets its connection in place of the pong, then comes back."""
+
+
+@dataclass
+class Sighting:
+    """When a push was first read by anybody."""
+
+    mark: str
+    at: float
+    """Monotonic seconds."""
+
+
+class Witness:
+    """What all clients of a run have seen."""
+
+    def __init__(self) -> None:
+        self.shown: dict[tuple[str, str], Showing] = {}
+        self.strangers: list[str] = []
+        """Frames that were no push of a run."""
+        self.last: Sighting | None = None
+        self.read = asyncio.Event()
+        """Set at each push; whoever waits clears it."""
+
+    def saw(self, client: Client, mark: str, session: str) -> Showing:
+        """A client has read a push."""
+        showing = self.shown.get((client.user, mark))
+        if showing is None:
+            showing = self.shown[client.user, mark] = Showing()
+        showing.times[client.number] += 1
+        if session:
+            showing.sessions.add(session)
+        self.last = Sighting(mark, time.monotonic())
+        self.read.set()
+        return showing
+
+
+class _Connection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        uri = parse_uri(f"ws://127.0.0.1/ws?token={client.token}")
+        wanted = None if client.manner is Manner.BARE else [ENVELOPE]
+        self._protocol = ClientProtocol(uri, subprotocols=wanted)
+        self._transport: asyncio.Transport | None = None
+        self._unponged: list[Showing] = []
+        self._taken = 0
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self.session = ""
+        self.code = 1006
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._protocol.send_request(self._protocol.connect())
+        self._write()
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        answered: list[Showing] = []
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self._answered()
+            elif isinstance(event, Frame):
+                if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+                    self._read(event)
+                    if self._transport is None or self._transport.is_closing():
+                        return
+                elif event.opcode is Opcode.PING:
+                    answered += self._unponged
+                    self._unponged.clear()
+        if self._protocol.handshake_exc is not None and not self.opened.done():
+            self.opened.set_exception(ConnectionError(repr(self._protocol.handshake_exc)))
+            self.reset()
+            return
+        if self._write():
+            for showing in answered:
+                showing.ponged = True
+
+    def eof_received(self) -> None:
+        self._protocol.receive_eof()
+        self._write()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._protocol.close_rcvd is not None:
+            self.code = int(self._protocol.close_rcvd.code)
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError("lost during the handshake"))
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def _answered(self) -> None:
+        if self._protocol.state is OPEN and not self.opened.done():
+            self.opened.set_result(None)
+            if self._client.manner is Manner.NEVER_READS and self._transport is not None:
+                self._transport.pause_reading()
+
+    def _read(self, frame: Frame) -> None:
+        client = self._client
+        try:
+            message = json.loads(bytes(frame.data))
+            if client.manner is Manner.BARE:
+                mark = message["mark"]
+            elif message["type"] == "push":
+                mark = message["data"]["mark"]
+            else:
+                if message["type"] == "welcome":
+                    self.session = message["session"]
+                    client.session_opened(self.session)
+                return
+        except (ValueError, KeyError, TypeError):
+            client.witness.strangers.append(f"{client.user} read {bytes(frame.data)[:200]!r}")
+            return
+        showing = client.witness.saw(client, mark, self.session)
+        self._unponged.append(showing)
+        self._taken += 1
+        manner = client.manner
+        if manner is Manner.ACKS or (manner is Manner.ACKS_SOME and self._taken % 2):
+            # Noted first: a crash of ours may leave an ack noted and not sent, never the other way round.
+            showing.acked = True
+            self._protocol.send_text(json.dumps({"type": "ack", "id": message["id"]}).encode())
+        elif manner is Manner.RESETS:
+            self.reset()
+
+    def _write(self) -> bool:
+        """Write what the protocol has to say; whether the transport took it."""
+        writes = self._protocol.data_to_send()
+        if self._transport is None or self._transport.is_closing():
+            return False
+        for data in writes:
+            if data:
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                self._transport.write_eof()
+        return True
+
+    def freeze(self) -> None:
+        """Read no more."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def reset(self) -> None:
+        """Drop the connection with a TCP reset."""
+        if self._transport is not None:
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._transport.abort()
+
+
+class Client:
+    """One browser's tab: connects, comes back whenever it loses the connection, and records."""
+
+    def __init__(
+        self,
+        number: int,
+        user: str,
+        token: str,
+        port: Callable[[], int],
+        manner: Manner,
+        witness: Witness,
+        rng: random.Random,
+    ) -> None:
+        self.number = number
+        self.user = user
+        self.token = token
+        self.manner = manner
+        self.witness = witness
+        self.connects = 0
+        self.codes: list[int] = []
+        """Close codes that it saw."""
+        self.session = ""
+        """The session it has now, where it knows."""
+        self.sessions: list[str] = []
+        self._port = port
+        self._rng = rng
+        self._connection: _Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._away = asyncio.Event()
+        self._away.set()
+
+    def session_opened(self, session: str) -> None:
+        """It was welcomed."""
+        self.session = session
+        self.sessions.append(session)
+
+    @property
+    def open(self) -> bool:
+        """Whether it is connected."""
+        return self._connection is not None and self._connection.opened.done()
+
+    def start(self) -> None:
+        """Connect, and stay connected until `stop`."""
+        self._task = asyncio.create_task(self._live(), name=f"client {self.number} of {self.user}")
+
+    async def stop(self) -> None:
+        """Leave for good. Raises what its task died of."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            return
+
+    def drop(self) -> None:
+        """Reset its connection; it comes back."""
+        if self._connection is not None:
+            self._connection.reset()
+
+    def freeze(self) -> None:
+        """Stop reading on the connection that it has."""
+        if self._connection is not None:
+            self._connection.freeze()
+
+    def go_away(self) -> None:
+        """Reset its connection and stay away until `come_back`."""
+        self._away.clear()
+        self.drop()
+
+    def come_back(self) -> None:
+        """Connect again."""
+        self._away.set()
+
+    async def _live(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._away.wait()
+            connection = _Connection(self)
+            try:
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                if self.manner is Manner.NEVER_READS:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.setblocking(False)
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        await loop.sock_connect(sock, ("127.0.0.1", self._port()))
+                        await loop.create_connection(lambda c=connection: c, sock=sock)  # type: ignore[misc]
+                        await connection.opened
+                except BaseException:
+                    sock.close()
+                    raise
+                self._connection = connection
+                self.connects += 1
+                await connection.gone
+            except (OSError, TimeoutError):
+                connection.reset()
+            finally:
+                self._connection = None
+                self.session = ""
+                if connection.opened.done() and not connection.opened.cancelled():
+                    connection.opened.exception()
+            self.codes.append(connection.code)
+            await asyncio.sleep(self._rng.uniform(RETRY_LEAST, RETRY_MOST))

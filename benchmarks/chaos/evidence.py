@@ -1,0 +1,125 @@
+"""What a run knows, each side on its own: what was published, shown, written down and sent back.
+
+Nothing here asks the bridge: publishers know what the broker confirmed, clients what they read and sent,
+the database holds the rows, the broker the receipts and dead letters. The checker compares them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Fate(enum.Enum):
+    """How a request must end."""
+
+    PUSHED = "pushed"
+    """As a push: a row for each of its users."""
+    REJECTED = "rejected"
+    """As one rejected row, and in `push.dead`."""
+
+
+class To(enum.Enum):
+    """What a request is addressed to."""
+
+    USERS = "users"
+    SESSION = "session"
+    ALL = "all"
+
+
+@dataclass(slots=True)
+class Request:
+    """A request that a publisher made, and what became of publishing it."""
+
+    mark: str
+    """Unique; in the data of a push, in `meta` and in the body of a rejected one."""
+    push_id: str
+    """Empty where it has none that the bridge could use: then its row is found by the mark."""
+    tenant: str = ""
+    to: To = To.USERS
+    users: frozenset[str] = frozenset()
+    """Who may be shown it; for `ALL` nobody in particular, and everyone may."""
+    session: str = ""
+    fate: Fate = Fate.PUSHED
+    copies: int = 0
+    """How often it was published, confirmed or not."""
+    confirmed: int = 0
+    """How often the broker confirmed it."""
+    replies: set[str] = field(default_factory=set)
+    """Correlation ids of confirmed copies that asked for a receipt."""
+    excused: str = ""
+    """Why the broker may have lost it: the queue was deleted under it."""
+
+
+class RowKey(NamedTuple):
+    """What one row stands for; no user: None."""
+
+    tenant: str
+    push_id: str
+    user: str | None
+
+
+class Row(NamedTuple):
+    """A row of the delivery log as it is at rest."""
+
+    key: RowKey
+    outcome: str
+    reason: str
+    final: bool
+    owed: bool
+    marks: frozenset[str] = frozenset()
+    """The mark in its `meta`, or in the body that a rejected row keeps."""
+    detail: str = ""
+    node: str = ""
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Showing:
+    """What one user was shown of one push, over all of the user's clients."""
+
+    times: Counter[int] = field(default_factory=Counter)
+    """Client to how often it read the push."""
+    sessions: set[str] = field(default_factory=set)
+    """Sessions that read it, where the client knew its session."""
+    ponged: bool = False
+    """A pong was written after it was read."""
+    acked: bool = False
+    """An ack frame for it was written."""
+
+
+class Depth(NamedTuple):
+    """Messages in a queue."""
+
+    ready: int
+    unacked: int
+
+
+class Receipt(NamedTuple):
+    """What a receipt says, whose receipt it is aside."""
+
+    outcome: str
+    reason: str
+    final: bool
+
+
+@dataclass
+class Evidence:
+    """All of it."""
+
+    requests: dict[str, Request] = field(default_factory=dict)
+    """By mark."""
+    rows: list[Row] = field(default_factory=list)
+    shown: dict[tuple[str, str], Showing] = field(default_factory=dict)
+    """(user, mark) to what the user's clients saw."""
+    announced: dict[RowKey, Counter[Receipt]] = field(default_factory=lambda: defaultdict(Counter))
+    """What came on `push.outcomes`."""
+    replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
+    """Correlation id to what came to the reply queue."""
+    dead: Counter[str] = field(default_factory=Counter)
+    """Push ids in `push.dead`."""
+    queues: dict[str, Depth] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+    """What else must not be: a bridge that ended by itself, a drain that failed."""

@@ -1,0 +1,170 @@
+"""A TCP proxy that misbehaves on command: late, silent, slow, cut after some bytes, or reset."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+CHUNK = 64 * 1024
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with zero seconds: closing sends a reset."""
+
+Look = Callable[["Link", bool, bytes], bytes | None]
+"""Told of a chunk before it is passed on: (link, does it go up, its bytes); returns what is passed on. None
+ends the link with a reset."""
+
+
+class Link:
+    """One connection through the proxy."""
+
+    def __init__(self, down: asyncio.StreamWriter, up: asyncio.StreamWriter) -> None:
+        self._down = down
+        self._up = up
+        self.silent = False
+        """What comes is swallowed, both ways; both sides believe that the connection lives."""
+        self.bytes_left: int | None = None
+        """Bytes, both ways together, until it is reset; None: it is not."""
+        self.notes: dict[str, object] = {}
+        """For whoever looks at the bytes."""
+
+    def reset(self) -> None:
+        """Reset it towards both sides."""
+        for writer in (self._down, self._up):
+            sock = writer.get_extra_info("socket")
+            if sock is not None and not writer.transport.is_closing():
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+
+
+class Proxy:
+    """Listens on a port of its own and passes everything on to one address, as its attributes say."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self.port = 0
+        self.latency = 0.0
+        """Seconds that each chunk is kept back."""
+        self.bytes_per_second: float | None = None
+        """The pace, for each link and way; None: as fast as it goes."""
+        self.refuse = False
+        """Reset every new connection."""
+        self.look: Look | None = None
+        self.links: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Proxy]:
+        """Serve for the length of the block."""
+        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, backlog=4096)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            self.reset()
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Reset all links that there are."""
+        for link in list(self.links):
+            link.reset()
+
+    def silence(self) -> int:
+        """Make all links that there are half-open; new ones work. Returns how many."""
+        for link in self.links:
+            link.silent = True
+        return len(self.links)
+
+    def cut_after(self, count: int) -> None:
+        """Reset each link that there is after so many more bytes."""
+        for link in self.links:
+            link.bytes_left = count
+
+    def heal(self) -> None:
+        """Behave from now on. Links that are silent stay so: a half-open connection never comes back."""
+        self.latency = 0.0
+        self.bytes_per_second = None
+        self.refuse = False
+        self.look = None
+        for link in self.links:
+            link.bytes_left = None
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            self._tasks.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = Link(writer, up_writer)
+        self.links.add(link)
+        try:
+            await asyncio.gather(
+                self._pump(link, reader, up_writer, goes_up=True),
+                self._pump(link, up_reader, writer, goes_up=False),
+            )
+        except OSError:
+            link.reset()
+        finally:
+            link.reset()
+            self.links.discard(link)
+
+    async def _pump(
+        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, goes_up: bool
+    ) -> None:
+        while data := await self._read(link, reader):
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            if link.silent:
+                continue
+            if self.bytes_per_second:
+                await asyncio.sleep(len(data) / self.bytes_per_second)
+            if self.look is not None:
+                passed = self.look(link, goes_up, data)
+                if passed is None:
+                    link.reset()
+                    return
+                data = passed
+            if link.bytes_left is not None:
+                data = data[: link.bytes_left]
+                link.bytes_left -= len(data)
+            writer.write(data)
+            if link.bytes_left == 0:
+                # What was let through must reach the other side before the reset overtakes it.
+                await asyncio.sleep(0.01)
+                link.reset()
+                return
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async def _read(self, link: Link, reader: asyncio.StreamReader) -> bytes:
+        """The next chunk, empty at the end. A silent link has no end: when one side has noticed, the other is
+        left in its belief until it notices by itself."""
+        try:
+            data = await reader.read(CHUNK)
+        except OSError:
+            if not link.silent:
+                raise
+            data = b""
+        if not data and link.silent:
+            await asyncio.Event().wait()
+        return data

@@ -1,0 +1,136 @@
+"""`bridge serve` that kills itself at a named point, or whose clock steps: for chaos runs only.
+
+CHAOS_POINT names the point and CHAOS_COUNT the how-manieth time; the kill is SIGKILL, so nothing is flushed
+or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; SIGUSR1 has it read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from bridge import app
+from bridge.adapters.amqp_consume import Consumer
+from bridge.adapters.amqp_publish import Publisher
+from bridge.adapters.postgres import PostgresStore
+from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.websocket import _Connection
+
+FLUSH: Final = 0.002
+"""Seconds in which the event loop writes what it was just given; then the kill."""
+
+
+def die() -> None:
+    """End as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_soon() -> None:
+    """Let the loop write what it holds, then die."""
+    asyncio.get_running_loop().call_later(FLUSH, die)
+
+
+class Point:
+    """A place in an adapter: before or after one of its methods."""
+
+    def __init__(self, owner: type, method: str, *, after: bool, when: Callable[..., bool] | None = None):
+        self._owner = owner
+        self._method = method
+        self._after = after
+        self._when = when or (lambda *_: True)
+
+    def arm(self, count: int) -> None:
+        """Die at the `count`-th call that matters."""
+        original = getattr(self._owner, self._method)
+        left = count
+
+        def counts(arguments: tuple[Any, ...]) -> bool:
+            nonlocal left
+            if self._when(*arguments):
+                left -= 1
+            return left <= 0
+
+        if asyncio.iscoroutinefunction(original):
+
+            @functools.wraps(original)
+            async def patched(*arguments: Any) -> Any:
+                now = counts(arguments[1:])
+                if now and not self._after:
+                    die()
+                result = await original(*arguments)
+                if now:
+                    die()
+                return result
+        else:
+
+            @functools.wraps(original)
+            def patched(*arguments: Any) -> Any:
+                now = counts(arguments[1:])
+                if now and not self._after:
+                    die()
+                result = original(*arguments)
+                if now:
+                    die_soon()
+                return result
+
+        setattr(self._owner, self._method, patched)
+
+
+def _any(things: Any, *_: Any) -> bool:
+    return bool(things)
+
+
+POINTS: Final = {
+    "before send": Point(_Connection, "write", after=False, when=_any),
+    "after send": Point(_Connection, "write", after=True, when=_any),
+    "before commit": Point(PostgresStore, "record", after=False, when=_any),
+    "after commit": Point(PostgresStore, "record", after=True, when=_any),
+    "before receipt": Point(Publisher, "send", after=False, when=_any),
+    "after receipt": Point(Publisher, "send", after=True, when=_any),
+    "before debt is noted": Point(PostgresStore, "owe", after=False, when=_any),
+    "before debt is cleared": Point(PostgresStore, "settle", after=False, when=_any),
+    "before burial": Point(Publisher, "bury", after=False, when=_any),
+    "after burial": Point(Publisher, "bury", after=True, when=_any),
+    "before ack": Point(Consumer, "ack", after=False, when=_any),
+    "after ack": Point(Consumer, "ack", after=True, when=_any),
+    "after dead rows end": Point(PostgresLease, "end_dead", after=True),
+}
+
+
+class SteppingClock(app.SystemClock):
+    """The machine's clock, off by what a file says."""
+
+    offset = 0.0
+
+    def time(self) -> float:
+        """Seconds since the epoch, and off."""
+        return time.time() + SteppingClock.offset
+
+
+def _step(file: Path) -> None:
+    SteppingClock.offset = float(file.read_text() or 0)
+
+
+def main() -> int:
+    """Arm what the environment asks for, then be `bridge serve`."""
+    point = os.environ.pop("CHAOS_POINT", "")
+    if point:
+        POINTS[point].arm(int(os.environ.pop("CHAOS_COUNT", "1")))
+    clock = os.environ.pop("CHAOS_CLOCK", "")
+    if clock:
+        signal.signal(signal.SIGUSR1, lambda *_: _step(Path(clock)))
+        app.SystemClock = SteppingClock  # type: ignore[misc]
+    from bridge.cli import main as bridge
+
+    return bridge(["serve"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,416 @@
+"""One run: a fresh vhost and database, a bridge, clients, publishers and proxies, until all is at rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
+from benchmarks.chaos.broker import GONE, Collector, Publisher, Requests, channel, drained, waiting
+from benchmarks.chaos.checker import Verdict, check
+from benchmarks.chaos.clients import Client, Manner, Witness
+from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey
+from benchmarks.chaos.proxy import Proxy
+from bridge.adapters import migrate
+from bridge.devservers import Servers, ServersUnavailable
+
+QUORUM_SETTLES = 1.0
+"""Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""
+REST_TIMEOUT = 120.0
+"""Seconds after the load in which everything must come to rest; more than any timeout of the parts."""
+RECOVERY_TIMEOUT = 90.0
+"""Seconds after a fault in which a client must read a push again."""
+QUEUES = ("push.requests", "push.fallen")
+_MARK = re.compile(rb"\bm\w+-\d+\b")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    users: int = 150
+    """Users with one client or two."""
+    absent: int = 15
+    """Users that never come."""
+    rate: float = 250.0
+    """Messages per second of all publishers together."""
+    publishers: int = 2
+    before: float = 2.0
+    """Seconds of load before the fault."""
+    after: float = 4.0
+    """Seconds of load after it, once a client reads again."""
+    repeats: int = 1
+    """What a fault that is made several times multiplies by; 1: the short run."""
+
+
+SHORT = Scale(users=40, absent=6, rate=150.0, before=1.0, after=1.0)
+FULL = Scale(repeats=5)
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    verdict: Verdict
+    first_push: float | None = None
+    """Seconds from the end of the fault to the first push that a client read."""
+    rest: float | None = None
+    """Seconds from the end of fault and load to rest."""
+
+
+class Stage:
+    """What faults act on. Everything random is drawn from `rng`, which the seed decides."""
+
+    def __init__(self, servers: Servers, url: str, dsn: str, rng: random.Random, scale: Scale, logs: Path):
+        self.servers = servers
+        self.url = url
+        """The vhost, past the proxy."""
+        self.dsn = dsn
+        """The database, past the proxy."""
+        self.rng = rng
+        self.scale = scale
+        self.logs = logs
+        self.evidence = Evidence()
+        self.witness = Witness()
+        self.evidence.shown = self.witness.shown
+        self.clients: list[Client] = []
+        self.bridges: list[Bridge] = []
+        self.publishers: list[Publisher] = []
+        self.requests: list[Requests] = []
+        self.collector = Collector(url, self.evidence)
+        self.amqp = Proxy(urlsplit(url).hostname or "", urlsplit(url).port or 5672)
+        self.postgres = Proxy(urlsplit(dsn).hostname or "", urlsplit(dsn).port or 5432)
+        self.websocket = Proxy("127.0.0.1", 0)
+        self.hold = asyncio.Event()
+        """Publishing goes on while it is set."""
+        self.hold.set()
+        self.pace = 1.0
+        """What the rate of the load is multiplied by."""
+        self.ended_at: float | None = None
+        self.amqp_proxied = self.postgres_proxied = False
+        self.expected_exits: set[str] = set()
+
+    @property
+    def bridge(self) -> Bridge:
+        """The one that takes, where there is one."""
+        return self.bridges[0]
+
+    # --- what faults use ---
+
+    async def start_bridge(self, node: str = "n1", **settings: object) -> Bridge:
+        """Start one, ready."""
+        url, dsn = self.url, self.dsn
+        if self.amqp_proxied:
+            url = _with_port(url, self.amqp.port)
+        if self.postgres_proxied:
+            dsn = _with_port(dsn, self.postgres.port)
+        made = Bridge(node, url, dsn, self.logs / f"{node}.log", **settings)
+        self.bridges.append(made)
+        await made.start()
+        await made.ready()
+        return made
+
+    async def add_client(self, user: str, manner: Manner, port: Callable[[], int] | None = None) -> Client:
+        """A client more, connected."""
+        client = self.new_client(user, manner, port)
+        client.start()
+        async with asyncio.timeout(30):
+            while not client.open:
+                await asyncio.sleep(0.01)
+        return client
+
+    def new_client(self, user: str, manner: Manner, port: Callable[[], int] | None = None) -> Client:
+        """A client more, to be started."""
+        client = Client(
+            len(self.clients),
+            user,
+            token(user),
+            port or (lambda: self.bridge.ws_port),
+            manner,
+            self.witness,
+            random.Random(self.rng.random()),
+        )
+        self.clients.append(client)
+        return client
+
+    def now_healed(self) -> None:
+        """The fault ends here: recovery counts from now."""
+        self.ended_at = time.monotonic()
+
+    async def a_push_is_read(self, seconds: float = RECOVERY_TIMEOUT) -> float:
+        """Wait until any client reads a push, from now on; returns the seconds. Raises TimeoutError."""
+        began = time.monotonic()
+        self.witness.read.clear()
+        async with asyncio.timeout(seconds):
+            await self.witness.read.wait()
+        return time.monotonic() - began
+
+    async def load(self, seconds: float) -> None:
+        """Let the load go on for so long."""
+        await asyncio.sleep(seconds)
+
+    async def sleep_some(self, least: float, most: float) -> None:
+        """A moment that the seed decides."""
+        await asyncio.sleep(self.rng.uniform(least, most))
+
+    async def execute(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
+        """Run a statement, past the proxy."""
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
+            cursor = await connection.execute(statement, parameters or None)  # type: ignore[arg-type]
+            return await cursor.fetchall() if cursor.description else []
+
+    async def ctl(self, *arguments: str) -> str:
+        """rabbitmqctl."""
+        return await asyncio.to_thread(self.servers.rabbit.ctl, *arguments)
+
+    def session_of_somebody(self) -> tuple[str, str] | None:
+        """(session, user) of a client, from now or from before."""
+        known = [c for c in self.clients[: self.scale.users] if c.sessions]
+        if not known:
+            return None
+        client = self.rng.choice(known)
+        return self.rng.choice(client.sessions[-2:]), client.user
+
+    # --- the course of a run ---
+
+    async def populate(self) -> None:
+        """Clients of every manner, connected."""
+        users = [f"u{i}" for i in range(self.scale.users)]
+        manners = [Manner.READS, Manner.ACKS, Manner.ACKS_SOME, Manner.BARE]
+        for user in users:
+            self.new_client(user, self.rng.choices(manners, [50, 30, 10, 10])[0]).start()
+        for user in self.rng.sample(users, len(users) // 5):
+            self.new_client(user, Manner.READS).start()
+        async with asyncio.timeout(60):
+            while not all(c.open for c in self.clients):
+                await asyncio.sleep(0.02)
+
+    def publish(self) -> Sequence[Awaitable[None]]:
+        """The publishers' work, at the scale's rate."""
+        users = [f"u{i}" for i in range(self.scale.users)]
+        absent = [f"away{i}" for i in range(self.scale.absent)]
+        work = []
+        for i in range(self.scale.publishers):
+            rng = random.Random(self.rng.random())
+            requests = Requests(self.evidence, rng, users, absent, self.session_of_somebody, str(i))
+            self.requests.append(requests)
+            mean = self.scale.publishers / self.scale.rate
+
+            def pace(rng: random.Random = rng, mean: float = mean) -> float:
+                return rng.expovariate(1 / mean) / self.pace
+
+            publisher = Publisher(self.url, requests.next, pace)
+            self.publishers.append(publisher)
+            work.append(publisher.run())
+        return work
+
+    async def rest(self) -> None:
+        """Wait until nothing is left to do, or the time is over: the checker then says what is left."""
+        deadline = time.monotonic() + REST_TIMEOUT
+        quiet_since = None
+        seen = -1
+        while time.monotonic() < deadline:
+            quiet = await self._quiet() and seen == self.collector.arrived
+            seen = self.collector.arrived
+            if not quiet:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > 1.0:
+                return
+            await asyncio.sleep(0.3)
+
+    async def _quiet(self) -> bool:
+        try:
+            if any([await waiting(self.url, queue) for queue in QUEUES]):
+                return False
+            found = await self.execute("select count(*) from delivery_log where not final or owed is not null")
+            if found != [(0,)]:
+                return False
+            return await self._all_confirmed_have_rows()
+        except (psycopg.Error, *GONE):
+            return False
+
+    async def _all_confirmed_have_rows(self) -> bool:
+        known = {(t, p) for t, p in await self.execute("select distinct tenant, push_id from delivery_log")}
+        return all(
+            (r.tenant, r.push_id) in known
+            for r in self.evidence.requests.values()
+            if r.confirmed and r.push_id and not r.excused
+        )
+
+    async def gather_evidence(self) -> None:
+        """Read what the servers hold, the bridges being stopped."""
+        self.evidence.rows = await self._rows()
+        for queue in QUEUES:
+            self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
+        letters = await drained(self.url, "push.dead")
+        self.evidence.dead = Counter(str(m.headers.get("x-push-id", "")) for m in letters)
+        if self.witness.strangers:
+            self.evidence.troubles += self.witness.strangers[:5]
+
+    async def _rows(self) -> list[Row]:
+        found = await self.execute(
+            "select tenant, push_id, nullif(user_id, ''), outcome, reason, final, owed is not null,"
+            " meta::text, payload, detail, node, attempts from delivery_log"
+        )
+        rows = []
+        for tenant, push_id, user, outcome, reason, final, owed, meta, payload, detail, node, attempts in found:
+            kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
+            marks = frozenset(m.decode() for m in _MARK.findall(kept))
+            key = RowKey(str(tenant), str(push_id), None if user is None else str(user))
+            rows.append(
+                Row(
+                    key,
+                    str(outcome),
+                    str(reason),
+                    bool(final),
+                    bool(owed),
+                    marks,
+                    str(detail),
+                    str(node),
+                    int(str(attempts)),
+                )
+            )
+        return rows
+
+    async def stop_bridges(self) -> None:
+        """SIGTERM to each: it must drain and exit with 0."""
+        for bridge in self.bridges:
+            if not bridge.alive:
+                if bridge.node not in self.expected_exits:
+                    code = bridge.ended_by_itself
+                    self.evidence.troubles.append(f"{bridge.node} ended by itself with {code}; see {bridge.log}")
+                continue
+            code = await bridge.stop()
+            if code != 0:
+                self.evidence.troubles.append(f"{bridge.node} exited with {code} at SIGTERM; see {bridge.log}")
+
+
+def _with_port(url: str, port: int) -> str:
+    parts = urlsplit(url)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{port}"))
+
+
+Act = Callable[[Stage], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _fresh(servers: Servers, name: str) -> AsyncIterator[tuple[str, str]]:
+    """A vhost and a database with the schema; both gone afterwards."""
+    url = await asyncio.to_thread(servers.rabbit.create_vhost, name)
+    await asyncio.to_thread(_admin, servers.postgres_dsn, "create database {}", name)
+    dsn = urlunsplit(urlsplit(servers.postgres_dsn)._replace(path=f"/{name}"))
+    await asyncio.to_thread(migrate.upgrade, dsn)
+    try:
+        yield url, dsn
+    finally:
+        await asyncio.to_thread(_mend, servers)
+        await asyncio.to_thread(servers.rabbit.delete_vhost, name)
+        await asyncio.to_thread(_admin, servers.postgres_dsn, "drop database {} with (force)", name)
+
+
+def _admin(dsn: str, statement: str, name: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+
+
+def _mend(servers: Servers) -> None:
+    for server in (servers.rabbit, servers.postgres):
+        try:
+            server.resume()
+        except ServersUnavailable:
+            pass  # it is down
+        server.start()
+        server.resume()
+
+
+async def play(
+    servers: Servers,
+    name: str,
+    act: Act,
+    *,
+    seed: str,
+    scale: Scale,
+    logs: Path,
+    proxied: Sequence[str] = (),
+    settings: dict[str, object] | None = None,
+    populated: bool = True,
+) -> Outcome:
+    """Make one run: load, the fault in the middle of it, load, rest, and the checker's verdict."""
+    rng = random.Random(seed)
+    async with AsyncExitStack() as stack:
+        url, dsn = await stack.enter_async_context(_fresh(servers, name))
+        stage = Stage(servers, url, dsn, rng, scale, logs)
+        stage.amqp_proxied, stage.postgres_proxied = "amqp" in proxied, "postgres" in proxied
+        for proxy in (stage.amqp, stage.postgres):
+            await stack.enter_async_context(proxy.listening())
+        stack.push_async_callback(_leave, stage)
+        await stage.start_bridge(**(settings or {}))
+        stage.websocket = await stack.enter_async_context(
+            Proxy("127.0.0.1", stage.bridge.ws_port).listening()
+        )
+        if populated:
+            await stage.populate()
+        await stage.collector.declare()
+        await asyncio.sleep(QUORUM_SETTLES)
+        collecting = asyncio.create_task(stage.collector.run(), name="collector")
+        stack.push_async_callback(_cancelled, collecting)
+        publishing = [asyncio.ensure_future(w) for w in stage.publish()]
+        for task in publishing:
+            stack.push_async_callback(_cancelled, task)
+        await stage.load(scale.before)
+        await act(stage)
+        if stage.ended_at is None:
+            stage.now_healed()
+        outcome = Outcome(Verdict())
+        try:
+            await stage.a_push_is_read()
+            assert stage.ended_at is not None
+            outcome.first_push = time.monotonic() - stage.ended_at
+            await stage.load(scale.after)
+        except TimeoutError:
+            why = [f"{b.node}: {await b.status()}" for b in stage.bridges]
+            stage.evidence.troubles.append(f"no push was read in {RECOVERY_TIMEOUT:g} s after it: {why}")
+        for publisher in stage.publishers:
+            publisher.stop()
+        try:
+            async with asyncio.timeout(RECOVERY_TIMEOUT):
+                await asyncio.gather(*publishing)
+        except TimeoutError:
+            stage.evidence.troubles.append("the publishers could not get everything confirmed")
+        began = time.monotonic()
+        await stage.rest()
+        outcome.rest = time.monotonic() - began
+        await stage.stop_bridges()
+        await asyncio.sleep(0.5)
+        await stage.gather_evidence()
+        await _cancelled(collecting)
+        outcome.verdict = check(stage.evidence)
+        return outcome
+
+
+async def _cancelled(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _leave(stage: Stage) -> None:
+    for bridge in stage.bridges:
+        if bridge.alive:
+            await bridge.kill()
+    for client in stage.clients:
+        await client.stop()

@@ -1,0 +1,276 @@
+"""The benchmark counts right: nothing here looks at how fast anything is."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from benchmarks import flame, frozen, load, report
+from benchmarks.clients import Client, Tally
+from benchmarks.processes import BenchmarkFailed
+from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, Drain, Latency, Scene, scene
+from bridge.devservers import Servers
+from tests.clients import masked
+
+CPU = {
+    "bridge": 0.5,
+    "rabbitmq": 0.2,
+    "postgres": 0.1,
+    "clients": 0.1,
+    "publisher": 0.0,
+    "others": 0,
+    "stolen": 0,
+}
+
+
+# --- the load ---
+
+
+def test_a_request_carries_200_bytes_of_data_that_tell_number_user_and_time() -> None:
+    body = json.loads(load.request("run1", 7, 42, 123456789, "written"))
+    assert body == {
+        "id": "run1-00000007",
+        "to": {"user": load.user_id(42)},
+        "confirm": "written",
+        "data": load.data(7, 42, 123456789).decode(),
+    }
+    assert body["id"] == load.push_id("run1", 7)
+    data = load.data(7, 42, 123456789)
+    assert len(data) == load.DATA_BYTES
+    assert int(data[: load.NUMBER_AT]) == 123456789
+    assert int(data[load.NUMBER_AT : load.USER_AT]) == 7
+    assert int(data[load.USER_AT : load.PADDING_AT]) == 42
+
+
+def test_every_process_picks_the_same_users() -> None:
+    chosen = load.addressees(3, 1000, 50)
+    assert chosen == load.addressees(3, 1000, 50) != load.addressees(4, 1000, 50)
+    assert set(chosen) == set(range(50))
+
+
+# --- the clients ---
+
+
+class Written:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def connected(user: int, tally: Tally) -> tuple[Client, Written]:
+    """A client whose handshake is done."""
+    transport = Written()
+    client = Client(user, "token", tally, asyncio.get_running_loop().create_future())
+    client.connection_made(cast(asyncio.Transport, transport))
+    found = re.search(rb"Sec-WebSocket-Key: (\S+)", transport.data)
+    assert found is not None
+    digest = hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    transport.data = b""
+    client.data_received(
+        b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+    )
+    await client.opened
+    return client, transport
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A server's frame (RFC 6455 5.2)."""
+    size = bytes((len(payload),)) if len(payload) < 126 else b"\x7e" + len(payload).to_bytes(2, "big")
+    return bytes((0x80 | opcode,)) + size + payload
+
+
+@pytest.mark.parametrize("step", [1, 3, 203, 10_000])
+async def test_a_client_counts_frames_however_the_bytes_are_cut(step: int) -> None:
+    tally = Tally()
+    tally.expect(4, 3)
+    client, transport = await connected(5, tally)
+    stream = (
+        frame(1, load.data(0, 5, 1)) + frame(9, b"ping") + frame(1, load.data(1, 5, 1)) + frame(9, b"")
+        + frame(1, load.data(3, 5, 1))
+    )  # fmt: skip
+    for at in range(0, len(stream), step):
+        client.data_received(stream[at : at + step])
+    assert await tally.complete(0)
+    counts = tally.report(latencies=False)
+    assert (counts["frames"], counts["distinct"], counts["duplicates"], counts["strays"]) == (3, 3, 0, 0)
+    assert transport.data == masked(10, b"ping") + masked(10, b"")
+    assert client.pinged == 2
+
+
+async def test_what_came_twice_or_late_or_was_meant_for_others_is_told_apart() -> None:
+    tally = Tally()
+    tally.expect(3, 3)
+    client, _ = await connected(5, tally)
+    for number, user in ((1, 5), (1, 5), (0, 5), (2, 6)):
+        client.data_received(frame(1, load.data(number, user, 1)))
+    client.data_received(frame(1, b"not ours"))
+    counts = tally.report(latencies=True)
+    assert (counts["distinct"], counts["duplicates"], counts["disordered"], counts["strays"]) == (2, 1, 1, 2)
+    assert len(counts["latencies"]) == 2
+    assert not await tally.complete(0)
+
+
+async def test_a_refused_handshake_fails_the_client() -> None:
+    transport = Written()
+    client = Client(1, "token", Tally(), asyncio.get_running_loop().create_future())
+    client.connection_made(cast(asyncio.Transport, transport))
+    client.data_received(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
+    with pytest.raises(ConnectionError, match="401"):
+        await client.opened
+    assert transport.aborted
+
+
+# --- whole measurements, small ---
+
+
+@pytest.mark.parametrize("contestant", [NAIVE, WRITTEN, RECEIVED], ids=lambda c: c.name)
+def test_published_rows_and_frames_are_equal_in_number(
+    servers: Servers, tmp_path: Path, contestant: Contestant
+) -> None:
+    with scene(servers, contestant, directory=tmp_path, sessions=[15, 5]) as on:
+        drain = on.drain(300)
+        assert drain.pushes == 300
+        assert drain.frames_seconds <= drain.seconds
+        assert rows(on) == 300
+        latency = on.latency(50, 200.0)
+        assert latency.p50 <= latency.p99 <= latency.most
+        assert rows(on) == 350
+
+
+def test_frozen_clients_get_their_frames_later_and_every_push_has_a_row(
+    servers: Servers, tmp_path: Path
+) -> None:
+    quick = RECEIVED._replace(environment={"BRIDGE_CONFIRM_TIMEOUT": "0.5"})
+    with scene(servers, quick, directory=tmp_path, sessions=[18, 2]) as on:
+        free = on.drain(400, only=on.crowds[:1])
+        held = on.drain(400, frozen=on.crowds[1:])
+        assert rows(on) == 800
+        assert 300 < free.pushes < 400
+        assert 300 < held.pushes < 400
+
+
+def test_a_push_that_reached_nobody_fails_the_measurement(servers: Servers, tmp_path: Path) -> None:
+    with scene(servers, NAIVE, directory=tmp_path, sessions=[8, 2]) as on:
+        on.crowds[1].ask("leave")
+        with pytest.raises(BenchmarkFailed, match="offline"):
+            on.drain(100, only=on.crowds[:1])
+
+
+def test_idle_sessions_have_a_size(servers: Servers, tmp_path: Path) -> None:
+    with scene(servers, RECEIVED, directory=tmp_path, sessions=[0]) as on:
+        assert on.idle_bytes([200], pinged_within=0) > 0
+
+
+def test_an_interrupted_measurement_leaves_nothing_behind(servers: Servers, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def interrupted() -> None:
+        with scene(servers, NAIVE, directory=tmp_path, sessions=[2, 1]) as on:
+            pids.extend(child.pid for child in (on.bridge, *on.crowds))
+            on.crowds[1].freeze()
+            on.bridge.freeze()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(pids) == 3
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    with psycopg.connect(servers.postgres_dsn) as conn:
+        left = conn.execute(
+            "select count(*) from pg_database where starts_with(datname, %s)", (f"bench_{os.getpid()}_",)
+        ).fetchone()
+    assert left == (0,)
+    assert f"bench_{os.getpid()}_" not in servers.rabbit.evaluate("rabbit_vhost:list_names()")
+
+
+def rows(on: Scene) -> int:
+    """Rows in the log, whatever they say."""
+    return sum(on.outcomes("").values())
+
+
+# --- the report ---
+
+
+def drain(rate: float) -> Drain:
+    """A drain at that rate."""
+    return Drain(1000, 1000 / rate, 0.1, 0.1, CPU, 0)
+
+
+def results(more: Sequence[Drain] = ()) -> report.Results:
+    """Two contestants, three repetitions."""
+    latency = Latency(100, 500.0, 1.0, 2.0, 3.0, CPU)
+    made = report.Results({}, {"cores": 2, "cpu": "some"}, loop_ms=[10.0, 11.0])
+    made.drains = {"naive": [drain(r) for r in (90, 100, 300)], "bridge": [drain(r) for r in (400, 500, 600)]}
+    made.drains["bridge"] += more
+    made.latencies = {"naive": [latency], "bridge": [latency]}
+    made.frozen = frozen.Frozen(100, 5, [drain(100), drain(200)], [drain(120), drain(150)])
+    made.places = {"bridge": [flame.Place("run (a.py)", 1.0, 0.25)]}
+    made.idle_bytes, made.idle_sessions = {"bridge": 8192.0}, 5000
+    return made
+
+
+def test_the_report_shows_medians_and_their_ratio() -> None:
+    text = "\n".join(report.table(results()))
+    assert re.search(r"pushes/s, end to end +100 +500\n", text)
+    assert re.search(r"lowest \.\. highest +90 \.\. 300 +400 \.\. 600\n", text)
+    assert re.search(r"times naive +1\.0 +5\.0\n", text)
+    assert "5,000 of them, bridge: 8.0 KiB" in text
+    assert "ratio 0.90" in text
+    assert "25.0% 100.0%  run (a.py)" in text
+    assert "NOTE" not in text
+
+
+def test_the_report_warns_of_a_machine_that_others_keep_busy() -> None:
+    busy = drain(500)._replace(cpu=CPU | {"others": 1.2})
+    made = results([busy])
+    made.loop_ms = [10.0, 20.0]
+    notes = [line for line in report.table(made) if line.startswith("NOTE")]
+    assert "1.2 cores were kept busy by other programs" in notes[0]
+    assert "10 to 20 ms" in notes[1]
+
+
+def test_the_json_has_every_repetition(tmp_path: Path) -> None:
+    made: dict[str, Any] = json.loads(report.write_json(results(), tmp_path).read_text())
+    assert [round(d["rate"]) for d in made["drains"]["bridge"]] == [400, 500, 600]
+    assert made["median_rate"] == {"naive": pytest.approx(100), "bridge": pytest.approx(500)}
+    assert made["frozen"]["ratio"] == pytest.approx(0.9)
+    assert made["places"]["bridge"] == [{"name": "run (a.py)", "share": 1.0, "own": 0.25}]
+
+
+# --- the profile ---
+
+
+def test_the_widest_places_are_those_most_often_on_top() -> None:
+    stacks = flame.parse(
+        ["main (a.py:1);work (a.py:2) 6", "main (a.py:1);work (a.py:9) 1", "main (a.py:3) 3"]
+    )
+    assert stacks == {("main (a.py)", "work (a.py)"): 7, ("main (a.py)",): 3}
+    assert flame.widest(stacks) == [
+        flame.Place("work (a.py)", 0.7, 0.7),
+        flame.Place("main (a.py)", 1.0, 0.3),
+    ]
+
+
+def test_the_flame_graph_is_as_wide_as_the_samples() -> None:
+    drawn = flame.svg({("main", "<work>"): 3, ("main",): 1}, "bridge")
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([0-9.]+)"', drawn)]
+    assert widths == pytest.approx([flame.WIDTH, flame.WIDTH * 0.75], abs=1)
+    assert "&lt;work&gt;: 3 samples, 75.0%" in drawn
