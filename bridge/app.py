@@ -118,6 +118,7 @@ class Running:
         core = self._core
         deadline = core.clock.monotonic() + seconds
         core.access.draining = True
+        self._ws.stop_accepting()
         core.gate.shut("draining", "this process is stopping")
         try:
             async with asyncio.timeout(seconds if settle else 0):

@@ -554,13 +554,14 @@ def _published_header(headers: Mapping[str, object], otherwise: float, arrived_a
     if "x-push-published-ms" not in headers:
         return otherwise
     ms = headers["x-push-published-ms"]
-    if isinstance(ms, str) and ms.isascii() and ms.isdecimal():
-        ms = float(ms)
-    if isinstance(ms, bool) or not isinstance(ms, (int, float)) or (isinstance(ms, float) and math.isnan(ms)):
+    if isinstance(ms, str) and ms.isascii() and ms.isdecimal() and len(ms) < 20:
+        ms = int(ms)
+    if isinstance(ms, bool) or not isinstance(ms, int):
+        # No floats: some libraries write them with 32 bits, which is off by a minute.
         raise InvalidRequest(
             Reason.INVALID,
             "header x-push-published-ms",
-            f"expected milliseconds since 1970, got {fields.kind(ms)}",
+            f"expected milliseconds since 1970 as an integer, got {fields.kind(ms)}",
         )
     # Compared before it is divided: an integer may be too large for a float.
     return ms / 1000 if 0 < ms <= (arrived_at + CLOCK_SKEW_MAX) * 1000 else otherwise

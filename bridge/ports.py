@@ -205,7 +205,8 @@ class Lease(Protocol):
         ...
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
-        """End at most `limit` rows that are not final and whose boot is dead (`unknown`, `node_died`).
+        """End at most `limit` rows that are not final and whose boot is dead: as `received`/`not_acked`
+        where the row has a proof, as `unknown`/`node_died` where it has none.
 
         A boot is dead when it is an earlier one of this node's name, or when its lease ran out (5 s).
         Returns the rows as they ended, `owed` included. Idempotent.

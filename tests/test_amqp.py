@@ -733,7 +733,7 @@ async def test_a_cancelled_bridge_leaves_its_messages_to_the_queue(vhost: str) -
 
 
 async def test_being_cancelled_while_connecting_leaves_nothing_behind(vhost: str) -> None:
-    for turns in range(0, 60, 3):
+    for turns in range(0, 120, 3):
 
         async def run() -> None:
             async with consumer(vhost).taking(RecordingIntake()):
@@ -850,6 +850,24 @@ async def test_our_own_cancellation_passes_the_border() -> None:
         async with border("step", 5.0):
             started.set()
             await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_a_cancellation_that_the_library_swallows_is_raised_again() -> None:
+    started = asyncio.Event()
+
+    async def work() -> None:
+        async with border("step", 5.0):
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return
 
     task = asyncio.create_task(work())
     await started.wait()

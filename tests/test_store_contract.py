@@ -521,6 +521,14 @@ async def test_rows_of_an_earlier_boot_of_this_name_end_at_once(house: House) ->
     assert [r.key.push_id for r in await house.store.owing(10)] == ["a"]
 
 
+async def test_a_row_of_a_dead_boot_that_holds_a_proof_ends_as_received(house: House) -> None:
+    await house.store.record([row("a", outcome=Outcome.PENDING, boot="b1", proven_at=NOON + 0.5)])
+    lease = house.lease("n1", "b2")
+    await lease.claim()
+    [ended] = await lease.end_dead(100)
+    assert (ended.outcome, ended.reason, ended.final) == (Outcome.RECEIVED, Reason.NOT_ACKED, True)
+
+
 async def test_rows_of_a_live_node_are_left_alone_and_end_when_its_lease_has_run_out(house: House) -> None:
     reaper, other = house.lease("n1", "b1"), house.lease("n2", "x")
     await reaper.claim()

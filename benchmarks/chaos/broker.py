@@ -245,8 +245,6 @@ class Requests:
         self._recent: list[Envelope] = []
         self.everyone = 0.003
         """The share of requests to everyone: each is a row for each user."""
-        self.padding = 0
-        """Bytes more in the data of each."""
         self.expiration: float | None = None
         """Seconds that the broker keeps each message; None: for ever."""
 
@@ -282,10 +280,11 @@ class Requests:
             self._recent = [*self._recent[-30:], envelope]
         return envelope
 
-    def to(self, *users: str, confirm: str = "received") -> Envelope:
-        """A message with one request to these users."""
+    def to(self, *users: str, confirm: str = "received", padding: int = 0) -> Envelope:
+        """A message with one request to these users, its data so many bytes longer."""
         request, document = self._request(users=users)
         document["confirm"] = confirm
+        document["data"]["pad"] += "x" * padding
         return Envelope([request], _bytes(document))
 
     def _new(self, **known: Any) -> Request:
@@ -296,7 +295,7 @@ class Requests:
         return request
 
     def _data(self, request: Request) -> dict[str, Any]:
-        return {"mark": request.mark, "pad": "x" * (self._rng.randint(0, 200) + self.padding)}
+        return {"mark": request.mark, "pad": "x" * (self._rng.randint(0, 200))}
 
     def _request(self, users: Sequence[str] = ()) -> tuple[Request, dict[str, Any]]:
         rng = self._rng

@@ -20,6 +20,10 @@ from typing import NamedTuple
 from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, To
 
 
+FACTS_MAX = 10
+"""Lines of each kind in a violation's story: a push to everyone has hundreds."""
+
+
 class Broken(enum.Enum):
     """The ways in which a promise is broken."""
 
@@ -115,13 +119,15 @@ class _Check:
             f"users={_some(request.users)} copies={request.copies} confirmed={request.confirmed}"
         ]
         rows = self._rows.get(request.mark, [])
-        facts += [f"row {_row(r)}" for r in rows]
-        facts += [
+        facts += [f"row {_row(r)}" for r in rows[:FACTS_MAX]]
+        shown = [
             f"shown to {user}: {sum(s.times.values())} times, ponged={s.ponged}, acked={s.acked}"
             for (user, mark), s in self._e.shown.items()
             if mark == request.mark
         ]
-        for key in {r.key for r in rows} | {k for k in self._e.announced if k.push_id == request.push_id}:
+        facts += shown[:FACTS_MAX]
+        keys = {r.key for r in rows} | {k for k in self._e.announced if k.push_id == request.push_id}
+        for key in list(keys)[:FACTS_MAX]:
             told = ", ".join(
                 f"{r.outcome}/{r.reason} x{n}" for r, n in self._e.announced.get(key, {}).items()
             )

@@ -15,7 +15,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from websockets.client import ClientProtocol
@@ -51,15 +50,6 @@ class Manner(enum.Enum):
     """Resets its connection in place of the pong, then comes back."""
 
 
-@dataclass
-class Sighting:
-    """When a push was first read by anybody."""
-
-    mark: str
-    at: float
-    """Monotonic seconds."""
-
-
 class Witness:
     """What all clients of a run have seen."""
 
@@ -67,9 +57,15 @@ class Witness:
         self.shown: dict[tuple[str, str], Showing] = {}
         self.strangers: list[str] = []
         """Frames that were no push of a run."""
-        self.last: Sighting | None = None
         self.read = asyncio.Event()
         """Set at each push; whoever waits clears it."""
+        self.first_read: float | None = None
+        """Monotonic seconds of the first push since `begin`."""
+
+    def begin(self) -> None:
+        """From now on the first push counts."""
+        self.first_read = None
+        self.read.clear()
 
     def saw(self, client: Client, mark: str, session: str) -> Showing:
         """A client has read a push."""
@@ -79,7 +75,8 @@ class Witness:
         showing.times[client.number] += 1
         if session:
             showing.sessions.add(session)
-        self.last = Sighting(mark, time.monotonic())
+        if self.first_read is None:
+            self.first_read = time.monotonic()
         self.read.set()
         return showing
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
-from benchmarks.chaos.broker import GONE, Collector, Publisher, Requests, channel, drained, waiting
+from benchmarks.chaos.bridges import Bridge, token
+from benchmarks.chaos.broker import GONE, Collector, Envelope, Publisher, Requests, channel, drained, waiting
 from benchmarks.chaos.checker import Verdict, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey
@@ -64,6 +63,8 @@ class Outcome:
     """How a run ended."""
 
     verdict: Verdict
+    times: int = 1
+    """How often the fault was made."""
     first_push: float | None = None
     """Seconds from the end of the fault to the first push that a client read."""
     rest: float | None = None
@@ -75,6 +76,8 @@ class Stage:
 
     def __init__(self, servers: Servers, url: str, dsn: str, rng: random.Random, scale: Scale, logs: Path):
         self.servers = servers
+        self.name = urlsplit(url).path.removeprefix("/")
+        """The vhost's, and the database's."""
         self.url = url
         """The vhost, past the proxy."""
         self.dsn = dsn
@@ -148,14 +151,13 @@ class Stage:
     def now_healed(self) -> None:
         """The fault ends here: recovery counts from now."""
         self.ended_at = time.monotonic()
+        self.witness.begin()
 
-    async def a_push_is_read(self, seconds: float = RECOVERY_TIMEOUT) -> float:
-        """Wait until any client reads a push, from now on; returns the seconds. Raises TimeoutError."""
-        began = time.monotonic()
-        self.witness.read.clear()
+    async def a_push_is_read(self, seconds: float = RECOVERY_TIMEOUT) -> None:
+        """Wait until any client reads a push, from now on. Raises TimeoutError."""
+        self.witness.begin()
         async with asyncio.timeout(seconds):
             await self.witness.read.wait()
-        return time.monotonic() - began
 
     async def load(self, seconds: float) -> None:
         """Let the load go on for so long."""
@@ -164,6 +166,21 @@ class Stage:
     async def sleep_some(self, least: float, most: float) -> None:
         """A moment that the seed decides."""
         await asyncio.sleep(self.rng.uniform(least, most))
+
+    async def publish_now(self, envelopes: Sequence[Envelope]) -> None:
+        """Publish these beside the load, once, with confirms."""
+        async with channel(self.url) as c:
+            exchange = await c.get_exchange("push", ensure=False)
+
+            async def one(envelope: Envelope) -> None:
+                for request in envelope.requests:
+                    request.copies += 1
+                await exchange.publish(envelope.message(), "chaos", timeout=30)
+                for request in envelope.requests:
+                    request.confirmed += 1
+
+            for at in range(0, len(envelopes), 100):
+                await asyncio.gather(*[one(e) for e in envelopes[at : at + 100]])
 
     async def execute(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
         """Run a statement, past the proxy."""
@@ -236,7 +253,9 @@ class Stage:
         try:
             if any([await waiting(self.url, queue) for queue in QUEUES]):
                 return False
-            found = await self.execute("select count(*) from delivery_log where not final or owed is not null")
+            found = await self.execute(
+                "select count(*) from delivery_log where not final or owed is not null"
+            )
             if found != [(0,)]:
                 return False
             return await self._all_confirmed_have_rows()
@@ -267,7 +286,20 @@ class Stage:
             " meta::text, payload, detail, node, attempts from delivery_log"
         )
         rows = []
-        for tenant, push_id, user, outcome, reason, final, owed, meta, payload, detail, node, attempts in found:
+        for (
+            tenant,
+            push_id,
+            user,
+            outcome,
+            reason,
+            final,
+            owed,
+            meta,
+            payload,
+            detail,
+            node,
+            attempts,
+        ) in found:
             kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
             marks = frozenset(m.decode() for m in _MARK.findall(kept))
             key = RowKey(str(tenant), str(push_id), None if user is None else str(user))
@@ -292,11 +324,15 @@ class Stage:
             if not bridge.alive:
                 if bridge.node not in self.expected_exits:
                     code = bridge.ended_by_itself
-                    self.evidence.troubles.append(f"{bridge.node} ended by itself with {code}; see {bridge.log}")
+                    self.evidence.troubles.append(
+                        f"{bridge.node} ended by itself with {code}; see {bridge.log}"
+                    )
                 continue
             code = await bridge.stop()
             if code != 0:
-                self.evidence.troubles.append(f"{bridge.node} exited with {code} at SIGTERM; see {bridge.log}")
+                self.evidence.troubles.append(
+                    f"{bridge.node} exited with {code} at SIGTERM; see {bridge.log}"
+                )
 
 
 def _with_port(url: str, port: int) -> str:
@@ -305,7 +341,8 @@ def _with_port(url: str, port: int) -> str:
     return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{port}"))
 
 
-Act = Callable[[Stage], Awaitable[None]]
+Act = Callable[[Stage], Awaitable[int]]
+"""Makes a fault, with the load going on; returns how often it was made."""
 
 
 @asynccontextmanager
@@ -347,7 +384,7 @@ async def play(
     scale: Scale,
     logs: Path,
     proxied: Sequence[str] = (),
-    settings: dict[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     populated: bool = True,
 ) -> Outcome:
     """Make one run: load, the fault in the middle of it, load, rest, and the checker's verdict."""
@@ -373,14 +410,16 @@ async def play(
         for task in publishing:
             stack.push_async_callback(_cancelled, task)
         await stage.load(scale.before)
-        await act(stage)
+        outcome = Outcome(Verdict())
+        outcome.times = await act(stage)
         if stage.ended_at is None:
             stage.now_healed()
-        outcome = Outcome(Verdict())
         try:
-            await stage.a_push_is_read()
+            async with asyncio.timeout(RECOVERY_TIMEOUT):
+                await stage.witness.read.wait()
             assert stage.ended_at is not None
-            outcome.first_push = time.monotonic() - stage.ended_at
+            assert stage.witness.first_read is not None
+            outcome.first_push = stage.witness.first_read - stage.ended_at
             await stage.load(scale.after)
         except TimeoutError:
             why = [f"{b.node}: {await b.status()}" for b in stage.bridges]

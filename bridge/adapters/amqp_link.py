@@ -116,8 +116,8 @@ not lost: consuming goes on."""
 async def border(step: str, seconds: float) -> AsyncIterator[None]:
     """Around a call into the library: limits its time, and turns whatever it raises into BrokerUnavailable.
 
-    When its connection goes, the library ends waiting calls with CancelledError. That is told apart from
-    our own cancellation, which passes.
+    When its connection goes, the library ends waiting calls with CancelledError: that is told apart from
+    our own cancellation, which passes. And its `close` swallows a cancellation: that is raised again.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -126,7 +126,6 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
         if task.cancelling() > cancels:
-            print("SWALLOWED", step)
             raise asyncio.CancelledError
     except TimeoutError as exc:
         raise BrokerUnavailable(f"{step}: no answer within {seconds:g} s") from exc

@@ -195,8 +195,12 @@ class MemoryStore:
             theirs = self.nodes.get(row.node)
             alive = theirs is not None and theirs.boot == row.boot and now - theirs.seen_at < LEASE_SECONDS
             if row.node == node or (steady and not alive):
+                proven = row.proven_at is not None
                 end = msgspec.structs.replace(
-                    row, outcome=Outcome.UNKNOWN, reason=Reason.NODE_DIED, finished_at=now
+                    row,
+                    outcome=Outcome.RECEIVED if proven else Outcome.UNKNOWN,
+                    reason=Reason.NOT_ACKED if proven else Reason.NODE_DIED,
+                    finished_at=now,
                 )
                 self._put(end)
                 ended.append(end)

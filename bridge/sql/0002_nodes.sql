@@ -81,7 +81,10 @@ begin
         limit p_limit
         for update of l skip locked)
     update delivery_log l set
-        outcome = 'unknown', reason = 'node_died', final = true, finished_at = right_now
+        -- The best proof that is held counts: an acked push whose pong had come is received.
+        outcome = case when l.proven_at is null then 'unknown' else 'received' end,
+        reason = case when l.proven_at is null then 'node_died' else 'not_acked' end,
+        final = true, finished_at = right_now
     from dead
     where l.day = dead.day and l.push_id = dead.push_id and l.user_id = dead.user_id and l.tenant = dead.tenant
       and not l.final

@@ -1,0 +1,47 @@
+"""What a fault is, and the list of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.chaos.stage import Act
+
+
+class NotPossible(Exception):
+    """This machine can't make the fault; it is reported as not run, with the reason."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way in which a day may be bad."""
+
+    name: str
+    about: str
+    act: Act
+    proxied: Sequence[str] = ()
+    """Which of the bridge's connections go through a proxy: `amqp`, `postgres`."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the bridge that differ from the defaults."""
+    short: bool = False
+    """Part of the short run: no server is stopped, and it takes a few seconds."""
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    name: str,
+    *,
+    proxied: Sequence[str] = (),
+    settings: Mapping[str, object] | None = None,
+    short: bool = False,
+) -> Callable[[Act], Act]:
+    """Enter a function into the list; its docstring says what it does."""
+
+    def enter(act: Act) -> Act:
+        assert name not in FAULTS, name
+        FAULTS[name] = Fault(name, (act.__doc__ or "").strip(), act, proxied, settings or {}, short)
+        return act
+
+    return enter

@@ -1,0 +1,102 @@
+"""Faults of the peers: slow, gone, reset, all at once; and publishers that say everything a hundred times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from benchmarks.chaos.clients import Client, Manner
+from benchmarks.chaos.fault import fault
+from benchmarks.chaos.stage import Stage
+
+STORM = 2000
+"""Clients that come back at once."""
+COPIES = 100
+"""How often the same id is published."""
+
+
+@fault("clients that never read", settings={"session_bytes": 65536})
+async def never_read(stage: Stage) -> int:
+    """Some clients shake hands and read nothing more; their pushes are large enough to fill every buffer."""
+    slow = [f"frozen{i}" for i in range(5)]
+    for user in slow:
+        await stage.add_client(user, Manner.NEVER_READS)
+    await stage.publish_now([stage.requests[0].to(user, padding=30_000) for user in slow for _ in range(40)])
+    await stage.load(10)
+    stage.now_healed()
+    return len(slow)
+
+
+@fault("clients that vanish without a FIN", short=True)
+async def vanish(stage: Stage) -> int:
+    """Behind a proxy that swallows everything: no close, no reset, no answer."""
+    users = [f"behind{i}" for i in range(8)]
+    for user in users:
+        await stage.add_client(user, Manner.READS, lambda: stage.websocket.port)
+    await stage.publish_now([stage.requests[0].to(u) for u in users])
+    stage.websocket.silence()
+    await stage.publish_now([stage.requests[0].to(u, confirm="acked") for u in users for _ in range(5)])
+    await stage.load(5 if stage.scale.repeats > 1 else 1)
+    stage.now_healed()
+    return len(users)
+
+
+@fault("clients that reset between send and pong", short=True)
+async def reset_before_pong(stage: Stage) -> int:
+    """Each reads a push and resets its connection in place of the pong, then comes back."""
+    users = [f"flaky{i}" for i in range(8)]
+    for user in users:
+        await stage.add_client(user, Manner.RESETS)
+    times = 10 * stage.scale.repeats
+    for _ in range(times):
+        await stage.publish_now([stage.requests[0].to(u) for u in users])
+        await stage.sleep_some(0.0, 0.3)
+    stage.now_healed()
+    return times * len(users)
+
+
+@fault("clients that come and go", short=True)
+async def come_and_go(stage: Stage) -> int:
+    """A third of all clients is reset at random moments, and comes back."""
+    times = 15 * stage.scale.repeats
+    for _ in range(times):
+        for client in stage.rng.sample(stage.clients, len(stage.clients) // 3):
+            client.drop()
+        await stage.sleep_some(0.05, 0.4)
+    stage.now_healed()
+    return times
+
+
+@fault("2,000 reconnects at once")
+async def storm(stage: Stage) -> int:
+    """2,000 clients more are reset at once and come back at once, under load."""
+    crowd = [stage.new_client(f"crowd{i}", Manner.READS) for i in range(STORM)]
+    for client in crowd:
+        client.start()
+    await _all_open(crowd)
+    for client in crowd:
+        client.drop()
+    stage.now_healed()
+    await asyncio.sleep(0.05)
+    await _all_open(crowd)
+    await stage.publish_now([stage.requests[0].to(c.user) for c in crowd[:200]])
+    return STORM
+
+
+async def _all_open(clients: Sequence[Client]) -> None:
+    async with asyncio.timeout(90):
+        while not all(c.open for c in clients):
+            await asyncio.sleep(0.05)
+
+
+@fault("the same id a hundred times", short=True)
+async def same_id(stage: Stage) -> int:
+    """Requests that are published a hundred times each, in random order, some after their end."""
+    users = [f"u{i}" for i in range(stage.scale.users)]
+    envelopes = [stage.requests[0].to(stage.rng.choice(users)) for _ in range(10)]
+    envelopes += [stage.requests[0].to(*stage.rng.sample(users, 3)) for _ in range(5)]
+    copies = envelopes * COPIES
+    stage.rng.shuffle(copies)
+    await stage.publish_now(copies)
+    stage.now_healed()
+    return len(envelopes)

@@ -1,0 +1,147 @@
+"""Faults of the bridge's own process: killed, stopped, or just under load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from benchmarks.chaos.broker import GONE, Envelope, channel
+from benchmarks.chaos.clients import Manner
+from benchmarks.chaos.fault import fault
+from benchmarks.chaos.stage import Stage
+
+KILLS = 10
+"""Random kills in the short run's unit; the full run makes five times as many."""
+POINT_TIMEOUT = 20.0
+"""Seconds in which a process must come to the point where it kills itself."""
+
+
+@fault("no fault", short=True)
+async def nothing(stage: Stage) -> int:
+    """The load alone."""
+    await stage.load(3)
+    return 1
+
+
+@fault("kill -9 at random times", short=True)
+async def kills(stage: Stage) -> int:
+    """SIGKILL at a random moment, start again, over and over."""
+    times = KILLS * stage.scale.repeats if stage.scale.repeats > 1 else 3
+    for _ in range(times):
+        await stage.sleep_some(0.0, 1.2)
+        await stage.bridge.kill()
+        await stage.bridge.start()
+        stage.now_healed()
+        await stage.bridge.ready()
+    return times
+
+
+async def _killed_at(stage: Stage, points: Sequence[str]) -> int:
+    """Die at each of these points, at a random time that it is passed; how often that happened."""
+    times = 0
+    for _ in range(stage.scale.repeats if stage.scale.repeats == 1 else 3):
+        for point in points:
+            await stage.bridge.kill()
+            await stage.bridge.start(point=point, count=stage.rng.randint(1, 15))
+            stage.now_healed()
+            try:
+                await stage.bridge.exited(POINT_TIMEOUT)
+                times += 1
+            except Exception:
+                if not stage.bridge.alive:
+                    raise
+            await stage.bridge.kill()
+            await stage.bridge.start()
+            stage.now_healed()
+            await stage.bridge.ready()
+            await stage.sleep_some(0.2, 0.8)
+    return times
+
+
+@fault("kill -9 before and after a send", short=True)
+async def at_send(stage: Stage) -> int:
+    """Die before frames are handed to a socket, or just after."""
+    return await _killed_at(stage, ["before send", "after send"])
+
+
+@fault("kill -9 before and after a commit", short=True)
+async def at_commit(stage: Stage) -> int:
+    """Die before rows are written, or when they are committed and nothing else is done."""
+    return await _killed_at(stage, ["before commit", "after commit"])
+
+
+@fault("kill -9 before and after an ack", short=True)
+async def at_ack(stage: Stage) -> int:
+    """Die when all but the ack is done, or when it has just been written to the broker's socket."""
+    return await _killed_at(stage, ["before ack", "after ack"])
+
+
+@fault("kill -9 before and after a receipt")
+async def at_receipt(stage: Stage) -> int:
+    """Die before receipts are published, or when they are confirmed."""
+    return await _killed_at(stage, ["before receipt", "after receipt"])
+
+
+@fault("kill -9 before and after a burial")
+async def at_burial(stage: Stage) -> int:
+    """Die before a dead letter is published, or when it is confirmed."""
+    return await _killed_at(stage, ["before burial", "after burial"])
+
+
+@fault("kill -9 while a debt is noted or cleared")
+async def at_debts(stage: Stage) -> int:
+    """Die before a row notes that it owes a receipt, or before it forgets it: repeats of parked pushes."""
+    slow = await stage.add_client("slow", Manner.READS)
+    feeding = asyncio.create_task(_parked_repeats(stage, slow.user), name="parked repeats")
+    try:
+        return await _killed_at(stage, ["before debt is noted", "before debt is cleared"])
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _parked_repeats(stage: Stage, user: str) -> None:
+    """Pushes that wait for an ack which never comes, each published twice, both asking for a receipt."""
+    number = 0
+    while True:
+        try:
+            async with channel(stage.url) as c:
+                exchange = await c.get_exchange("push", ensure=False)
+
+                async def publish(envelope: Envelope) -> None:
+                    envelope.requests[0].copies += 1
+                    if await exchange.publish(envelope.message(), "chaos", timeout=10):  # noqa: B023
+                        envelope.requests[0].confirmed += 1
+                        envelope.requests[0].replies.add(envelope.correlation_id)
+
+                while True:
+                    number += 1
+                    envelope = stage.requests[0].to(user, confirm="acked")
+                    envelope.reply_to = True
+                    for time in (1, 2):
+                        envelope.correlation_id = f"debt-{number}-{time}"
+                        await publish(envelope)
+                        await asyncio.sleep(1.5 if time == 1 else 0.1)
+        except GONE:
+            await asyncio.sleep(0.3)
+
+
+@fault("kill -9 when rows of a dead boot have ended")
+async def at_sweep(stage: Stage) -> int:
+    """Die after the sweep has ended what an earlier boot left, before anything of it is told."""
+    return await _killed_at(stage, ["after dead rows end"])
+
+
+@fault("SIGTERM under load", short=True)
+async def sigterm(stage: Stage) -> int:
+    """Stop in order and start again: it must exit with 0 and give back what it has not settled."""
+    times = 2 * stage.scale.repeats
+    for _ in range(times):
+        await stage.sleep_some(0.3, 1.5)
+        code = await stage.bridge.stop()
+        if code != 0:
+            stage.evidence.troubles.append(f"exited with {code} at SIGTERM; see {stage.bridge.log}")
+        await stage.bridge.start()
+        stage.now_healed()
+        await stage.bridge.ready()
+    return times

@@ -1,0 +1,56 @@
+"""Faults of time: clocks that step, and midnight."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from psycopg import errors
+
+from benchmarks.chaos.fault import fault
+from benchmarks.chaos.stage import Stage
+
+STEPS = (3600.0, -3600.0, 86_400.0 * 2, 0.0, -30.0, 90.0, 0.0)
+"""Seconds by which the bridge's clock is off, one after the other."""
+
+
+@fault("clock steps", short=True)
+async def clock_steps(stage: Stage) -> int:
+    """The bridge's wall clock jumps by hours and back (its injected clock: never the machine's)."""
+    file = stage.logs / "clock"
+    file.write_text("0")
+    await stage.bridge.stop()
+    await stage.bridge.start(clock=file)
+    await stage.bridge.ready()
+    for offset in STEPS:
+        file.write_text(str(offset))
+        stage.bridge.signal(signal.SIGUSR1)
+        await stage.load(1.0 if stage.scale.repeats > 1 else 0.4)
+    stage.now_healed()
+    return len(STEPS)
+
+
+@fault("midnight", short=True)
+async def midnight(stage: Stage) -> int:
+    """The log's day rolls over under load, while pushes are repeated that ended the day before."""
+    users = [f"u{i}" for i in range(stage.scale.users)]
+    known = [stage.requests[0].to(stage.rng.choice(users), confirm="acked") for _ in range(50)]
+    await stage.publish_now(known)
+    await stage.load(0.5)
+    await _roll(stage)
+    await stage.publish_now(known)
+    await stage.load(1)
+    await stage.publish_now(known)
+    stage.now_healed()
+    return 1
+
+
+async def _roll(stage: Stage) -> None:
+    """What happens at midnight; it gives up when writers hold it up for a second, and is called again."""
+    while True:
+        try:
+            await stage.execute("select roll_day(log_today() + 1)")
+        except errors.LockNotAvailable:
+            await asyncio.sleep(0.1)
+        else:
+            return

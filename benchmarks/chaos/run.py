@@ -1,0 +1,260 @@
+"""Runs the faults one after the other on private servers, and prints the table.
+
+    python -m benchmarks.chaos [--seed N] [--fault NAME ...] [--short] [--list]
+
+Exit codes: 0 every promise held, 1 one was broken or a run failed, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import re
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.chaos import (
+    faults_broker,
+    faults_clients,
+    faults_database,
+    faults_mixed,
+    faults_process,
+    faults_time,
+)
+from benchmarks.chaos.checker import Violation
+from benchmarks.chaos.fault import FAULTS, Fault, NotPossible
+from benchmarks.chaos.stage import FULL, SHORT, Outcome, Scale, play
+from bridge.devservers import Servers, ServersInUse, ServersUnavailable, private_servers
+
+MODULES: Final = (
+    faults_process,
+    faults_broker,
+    faults_database,
+    faults_clients,
+    faults_time,
+    faults_mixed,
+)
+"""Importing them enters their faults, in the order of the table."""
+DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
+RUN_TIMEOUT: Final = 420.0
+"""Seconds after which a run has failed, whatever it waits for."""
+VIOLATIONS_SHOWN: Final = 10
+
+
+@dataclass
+class Line:
+    """One line of the table."""
+
+    fault: Fault
+    outcome: Outcome | None = None
+    not_run: str = ""
+    """Why this machine could not make it."""
+    failed: str = ""
+    """What the run died of."""
+    seconds: float = 0.0
+
+    @property
+    def bad(self) -> bool:
+        """Whether a promise was broken, or nobody knows."""
+        return bool(self.failed) or (self.outcome is not None and bool(self.outcome.verdict.violations))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description="Tries to break the promises."
+    )
+    parser.add_argument("--seed", type=int, default=1, help="reproduces the decisions of a run (default 1)")
+    parser.add_argument(
+        "--fault", nargs="+", default=[], metavar="NAME", help="only those whose name holds this"
+    )
+    parser.add_argument("--short", action="store_true", help="a minute: few clients, no server is stopped")
+    parser.add_argument("--list", action="store_true", help="print the faults and exit")
+    chosen = parser.parse_args(arguments)
+    faults = [f for f in FAULTS.values() if f.short or not chosen.short]
+    if chosen.fault:
+        faults = [f for f in FAULTS.values() if any(word.lower() in f.name.lower() for word in chosen.fault)]
+        if not faults:
+            parser.error(f"no fault is called {' or '.join(chosen.fault)}; --list names them")
+    if chosen.list:
+        for fault in faults:
+            print(f"{fault.name:46} {fault.about.splitlines()[0]}")
+        return 0
+    raise_file_limit()
+    try:
+        with _servers() as (servers, root):
+            lines = asyncio.run(
+                run(servers, faults, chosen.seed, SHORT if chosen.short else FULL, root / "logs", _say)
+            )
+    except KeyboardInterrupt:
+        return 130
+    except ServersUnavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\n{table(lines)}\n\n{footer(lines, chosen.seed, 'short' if chosen.short else 'full')}")
+    return 1 if any(line.bad for line in lines) else 0
+
+
+async def run(
+    servers: Servers,
+    faults: Sequence[Fault],
+    seed: int,
+    scale: Scale,
+    logs: Path,
+    say: Callable[[str], None],
+) -> list[Line]:
+    """Make each fault once, in a vhost and a database of its own; never raises for what a run does."""
+    lines = []
+    for fault in faults:
+        line = Line(fault)
+        lines.append(line)
+        began = time.monotonic()
+        name = re.sub(r"\W+", "_", fault.name)[:50]
+        where = logs / name
+        where.mkdir(parents=True, exist_ok=True)
+        try:
+            async with asyncio.timeout(RUN_TIMEOUT):
+                line.outcome = await play(
+                    servers,
+                    f"chaos_{os.getpid()}_{name}"[:60],
+                    fault.act,
+                    seed=f"{seed} {fault.name}",
+                    scale=scale,
+                    logs=where,
+                    proxied=fault.proxied,
+                    settings=fault.settings,
+                )
+        except NotPossible as why:
+            line.not_run = str(why)
+        except Exception as error:
+            line.failed = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        line.seconds = time.monotonic() - began
+        say(_progress(line))
+        if line.outcome is not None:
+            for violation in line.outcome.verdict.violations[:VIOLATIONS_SHOWN]:
+                say(_story(violation))
+            more = len(line.outcome.verdict.violations) - VIOLATIONS_SHOWN
+            if more > 0:
+                say(f"  and {more} more; the logs of the bridge are in {where}")
+    return lines
+
+
+def _progress(line: Line) -> str:
+    if line.not_run:
+        end = f"not run: {line.not_run}"
+    elif line.failed:
+        end = f"FAILED: {line.failed}"
+    elif line.bad and line.outcome is not None:
+        end = f"BROKEN: {len(line.outcome.verdict.violations)} times"
+    else:
+        end = "held"
+    return f"{line.fault.name}: {end} ({line.seconds:.0f} s)"
+
+
+def _story(violation: Violation) -> str:
+    return "\n".join([f"  {violation.kind.value}: {violation.what}", *(f"    {f}" for f in violation.facts)])
+
+
+HEADS: Final = (
+    "fault",
+    "runs",
+    "published",
+    "final rows",
+    "lost",
+    "false proofs",
+    "wrong user",
+    "duplicates on the wire",
+    "first push, s",
+    "at rest, s",
+)
+
+
+def table(lines: Sequence[Line]) -> str:
+    """As Markdown."""
+    rows = [HEADS, *(_cells(line) for line in lines)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+    made = [
+        "| "
+        + " | ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in rows
+    ]
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([made[0], rule, *made[1:]])
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    blank = ("",) * (len(HEADS) - 2)
+    if line.not_run:
+        return (line.fault.name, "not run", *blank)
+    if line.outcome is None:
+        return (line.fault.name, "failed", *blank)
+    outcome, verdict = line.outcome, line.outcome.verdict
+    return (
+        line.fault.name,
+        str(outcome.times),
+        str(verdict.published),
+        str(verdict.final_rows),
+        str(verdict.lost),
+        str(verdict.false),
+        str(verdict.wrong),
+        str(verdict.wire_duplicates),
+        "never" if outcome.first_push is None else f"{outcome.first_push:.1f}",
+        "" if outcome.rest is None else f"{outcome.rest:.1f}",
+    )
+
+
+def footer(lines: Sequence[Line], seed: int, kind: str) -> str:
+    """What the table was made on, and how it ended."""
+    bad = sum(line.bad for line in lines)
+    done = [line.outcome for line in lines if line.outcome is not None]
+    totals = (
+        f"{sum(o.times for o in done)} faults, {sum(o.verdict.published for o in done)} requests confirmed, "
+        f"{sum(o.verdict.final_rows for o in done)} final rows"
+    )
+    told = f"{sum(o.verdict.receipt_duplicates for o in done)} receipts were announced more than once"
+    minutes = sum(line.seconds for line in lines) / 60
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    end = f"{bad} runs broke a promise or failed" if bad else "every promise held"
+    return f"{kind} run, seed {seed}, {minutes:.0f} minutes, {machine}\n{totals}; {told}\n{end}"
+
+
+def raise_file_limit() -> None:
+    """Thousands of sockets."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+class _servers(AbstractContextManager["tuple[Servers, Path]"]):
+    """Private servers in .dev, one set for each run at a time: they are stopped, killed and filled up."""
+
+    def __enter__(self) -> tuple[Servers, Path]:
+        number = 1
+        while True:
+            root = DEV / f"chaos-{number}"
+            self._held = private_servers(root, say=_say, usual_ports=False)
+            try:
+                return self._held.__enter__(), root
+            except ServersInUse:
+                number += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._held.__exit__(*error)  # type: ignore[arg-type]
