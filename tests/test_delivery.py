@@ -74,9 +74,17 @@ class Peer:
 class House:
     """The whole core, with ports in memory and time in the test's hands."""
 
-    def __init__(self, limits: DeliveryLimits, session_limits: SessionLimits) -> None:
-        self.clock = ManualClock()
-        self.store = MemoryStore(clock=self.clock)
+    def __init__(
+        self,
+        limits: DeliveryLimits,
+        session_limits: SessionLimits,
+        *,
+        clock: ManualClock | None = None,
+        store: MemoryStore | None = None,
+        boot: str = "b1",
+    ) -> None:
+        self.clock = clock or ManualClock()
+        self.store = store or MemoryStore(clock=self.clock)
         self.acks = RecordingAcks()
         self.publisher = Publisher(self.store, self.acks)
         self.errors = RecordingErrors()
@@ -96,7 +104,7 @@ class House:
             clock=self.clock,
             gate=self.gate,
             node="n1",
-            boot="b1",
+            boot=boot,
         )
         self.delivery = Delivery(
             hub=self.hub,

@@ -80,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a minute: few clients, no server is stopped")
     parser.add_argument("--list", action="store_true", help="print the faults and exit")
     chosen = parser.parse_args(arguments)
-    faults = [f for f in FAULTS.values() if f.short or not chosen.short]
+    known = sorted(FAULTS.values(), key=lambda f: [m.__name__ for m in MODULES].index(f.act.__module__))
+    faults = [f for f in known if f.short or not chosen.short]
     if chosen.fault:
-        faults = [f for f in FAULTS.values() if any(word.lower() in f.name.lower() for word in chosen.fault)]
+        faults = [f for f in known if any(word.lower() in f.name.lower() for word in chosen.fault)]
         if not faults:
             parser.error(f"no fault is called {' or '.join(chosen.fault)}; --list names them")
     if chosen.list:

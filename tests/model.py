@@ -1,0 +1,371 @@
+"""A model of the world around the core: a broker that redelivers, peers that misbehave, servers that go away.
+
+`World` runs any list of steps on the real core with its ports in memory and time in its hands, heals
+everything at the end, and checks the promises: one true final row for each push and user, no proof that a
+peer did not give, nothing to a stranger, no ack before its rows, nothing owed, no row for what was never
+published, and every end announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.delivery import DeliveryLimits
+from bridge.errors import StoreUnavailable
+from bridge.model import DeadLetter, Mode, Outcome, Receipt, RowKey
+from bridge.ports import AckToken
+from bridge.session import SessionLimits
+from tests.core import ManualClock, arrival
+from tests.test_delivery import House, Peer
+
+USERS = ("a", "b", "c")
+CONFIRMS = ("written", "received", "acked")
+
+
+@dataclass
+class Published:
+    """One message that the broker has confirmed."""
+
+    body: bytes
+    keys: tuple[RowKey, ...]
+    """The rows that it must lead to."""
+    token: AckToken | None = None
+    acked: bool = False
+    deliveries: int = 0
+
+
+@dataclass
+class Step:
+    """One thing that happens; numbers are taken modulo whatever there is."""
+
+    kind: str
+    n: int = 0
+    m: int = 0
+
+
+@dataclass
+class Facts:
+    """What really happened, independent of what the bridge says."""
+
+    shown: set[tuple[str, str]] = field(default_factory=set)
+    """(push, user) that a socket of that user was handed, with its connection open."""
+    read: set[tuple[str, str]] = field(default_factory=set)
+    """(push, user) that a peer of that user has read, as its pong proves."""
+    acknowledged: set[tuple[str, str]] = field(default_factory=set)
+    announced: set[RowKey] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
+
+
+class World:
+    """Everything around one core; `restart` gives it a new core on the same rows."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.messages: list[Published] = []
+        self.facts = Facts()
+        self.incarnation = 0
+        self.tag = 0
+        self.boot = 0
+        self.refusing = False
+        self.peers: list[Peer] = []
+        self.violations: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    # --- the core and its life ---
+
+    async def start(self) -> None:
+        self.boot += 1
+        house = House(
+            DeliveryLimits(start_grace=1.0 if self.boot % 2 else 0.0),
+            SessionLimits(4, 1 << 20),
+            clock=self.clock,
+            store=self.store,
+            boot=f"b{self.boot}",
+        )
+        self.house = house
+        house.acks.ack = self._acked  # type: ignore[method-assign]
+        house.acks.requeue = self._requeued  # type: ignore[method-assign]
+        house.publisher.send = self._send  # type: ignore[method-assign]
+        house.publisher.bury = self._bury  # type: ignore[method-assign]
+        self.lease = MemoryLease(self.store, self.clock, "n1", f"b{self.boot}")
+        self.store.nodes.clear()
+        failing, self.store.fail_with = self.store.fail_with, None
+        await self.lease.claim()
+        self.store.fail_with = failing
+        self.tasks = [
+            asyncio.create_task(house.settlement.run(), name="settlement"),
+            asyncio.create_task(house.delivery.run(), name="delivery"),
+        ]
+        self.peers = []
+        self._deliver_all()
+
+    async def kill(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self.tasks, return_exceptions=True):
+            if result is not None and not isinstance(result, asyncio.CancelledError):
+                self.violations.append(f"a task of the core ended with {result!r}")
+
+    def _deliver_all(self) -> None:
+        self.incarnation += 1
+        self._deliver(m for m in self.messages if not m.acked)
+
+    def _deliver(self, messages: Iterable[Published]) -> None:
+        batch = []
+        for message in messages:
+            self.tag += 1
+            message.token = AckToken(self.incarnation, self.tag)
+            batch.append(
+                arrival(
+                    message.body,
+                    incarnation=self.incarnation,
+                    tag=self.tag,
+                    arrived_at=self.clock.now,
+                    redelivered=message.deliveries > 0,
+                    delivery_count=message.deliveries,
+                    headers={"x-push-published-ms": int(self.clock.now * 1000)},
+                )
+            )
+            message.deliveries += 1
+        if batch:
+            self.house.delivery.arrived(batch)
+
+    # --- the ports that the world fills ---
+
+    def _acked(self, tokens: Iterable[AckToken]) -> None:
+        for token in tokens:
+            for message in self.messages:
+                if message.token == token and not message.acked:
+                    message.acked = True
+                    missing = [k for k in message.keys if k not in self.store.rows]
+                    if missing:
+                        self.violations.append(f"acked before its rows: {missing}")
+
+    def _requeued(self, tokens: Iterable[AckToken]) -> None:
+        self.violations.append(f"given back without a cause: {list(tokens)}")
+
+    async def _send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        await asyncio.sleep(0)
+        if self.refusing:
+            return receipts
+        for receipt in receipts:
+            if self.store.rows.get(receipt.row.key) is None:
+                self.violations.append(f"a receipt without a row: {receipt.row.key}")
+            if receipt.announce and receipt.row.final:
+                self.facts.announced.add(receipt.row.key)
+        return ()
+
+    async def _bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        await asyncio.sleep(0)
+        return letters if self.refusing else ()
+
+    # --- steps ---
+
+    def publish(self, n: int, m: int) -> None:
+        push_id = f"p{n % 12}"
+        users = (USERS[m % 3],) if m % 4 else (USERS[0], USERS[1])
+        confirm = CONFIRMS[n % 3]
+        to: dict[str, object] = {"user": users[0]} if len(users) == 1 else {"users": list(users)}
+        body = json.dumps({"id": push_id, "to": to, "data": n, "confirm": confirm}).encode()
+        keys = tuple(RowKey("", push_id, user) for user in users)
+        message = Published(body, keys)
+        self.messages.append(message)
+        self._deliver([message])
+
+    def publish_wrong(self, n: int, m: int) -> None:
+        push_id = f"w{n % 3}"
+        body = json.dumps({"id": push_id, "to": {}, "data": 1}).encode()
+        message = Published(body, (RowKey("", push_id, ""),))
+        self.messages.append(message)
+        self._deliver([message])
+
+    def connect(self, n: int, m: int) -> None:
+        if len(self.peers) < 6:
+            self.peers.append(self.house.connect(USERS[n % 3], Mode.ENVELOPE))
+
+    def _peer(self, n: int) -> Peer | None:
+        return self.peers[n % len(self.peers)] if self.peers else None
+
+    def _look(self, peer: Peer) -> None:
+        user = peer.client.session.user
+        for push in peer.pushes:
+            push_id = str(push["id"])
+            self.facts.shown.add((push_id, user))
+            if not any(k == RowKey("", push_id, user) for m in self.messages for k in m.keys):
+                self.facts.strangers.append(f"{push_id} was shown to {user}")
+
+    def answer(self, n: int, m: int) -> None:
+        if (peer := self._peer(n)) is not None:
+            self._look(peer)
+            if peer.socket.open:
+                self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.pushes)
+                peer.answer()
+
+    def acknowledge(self, n: int, m: int) -> None:
+        peer = self._peer(n)
+        if peer is not None and peer.socket.open and peer.pushes:
+            push_id = str(peer.pushes[m % len(peer.pushes)]["id"])
+            self.facts.acknowledged.add((push_id, peer.client.session.user))
+            self.facts.read.add((push_id, peer.client.session.user))
+            peer.client.message(json.dumps({"type": "ack", "id": push_id}))
+
+    def leave(self, n: int, m: int) -> None:
+        if (peer := self._peer(n)) is not None:
+            self._look(peer)
+            self.peers.remove(peer)
+            peer.leave()
+
+    def stuff(self, n: int, m: int) -> None:
+        if (peer := self._peer(n)) is not None:
+            peer.socket.stuffed = True
+
+    def drain(self, n: int, m: int) -> None:
+        if (peer := self._peer(n)) is not None:
+            peer.socket.stuffed = False
+            peer.client.resumed()
+
+    def database_away(self, n: int, m: int) -> None:
+        self.store.fail_with = StoreUnavailable("the model says so")
+
+    def database_back(self, n: int, m: int) -> None:
+        self.store.fail_with = None
+
+    def receipts_refused(self, n: int, m: int) -> None:
+        self.refusing = self.house.publisher.blocked = True
+
+    def receipts_taken(self, n: int, m: int) -> None:
+        self.refusing = self.house.publisher.blocked = False
+
+    def channel_lost(self, n: int, m: int) -> None:
+        self.house.delivery.channel_lost(self.incarnation)
+        self._deliver_all()
+
+    async def pass_time(self, seconds: float) -> None:
+        for _ in range(max(1, round(seconds / 0.25))):
+            self.clock.advance(0.25)
+            self.house.delivery.tick()
+            await self._settle_down(5)
+        self.house.delivery.every_second()
+        try:
+            await self.lease.renew()
+            ended = await self.lease.end_dead(100)
+        except StoreUnavailable:
+            self.house.gate.shut("database", "the model says so")
+        else:
+            self.house.gate.clear("database")
+            if ended:
+                self.house.settlement.ended_by_sweep(ended)
+            self.house.settlement.sweep()
+        await self._settle_down(10)
+        # A socket that the bridge closed goes away some time.
+        for peer in [p for p in self.peers if p.socket.closed_with is not None]:
+            self._look(peer)
+            self.peers.remove(peer)
+            peer.leave()
+
+    async def _settle_down(self, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def step(self, step: Step) -> None:
+        if step.kind == "restart":
+            for peer in self.peers:
+                self._look(peer)
+            await self.kill()
+            await self.start()
+        elif step.kind == "pass_time":
+            await self.pass_time((step.n % 16) / 4)
+        else:
+            handler: Callable[[int, int], None] = getattr(self, step.kind)
+            handler(step.n, step.m)
+        await self._settle_down(step.m % 8)
+
+    # --- the end ---
+
+    async def heal(self) -> None:
+        """Everything comes back, and enough time passes for every deadline."""
+        self.database_back(0, 0)
+        self.receipts_taken(0, 0)
+        for round_ in range(60):
+            for peer in list(self.peers):
+                peer.socket.stuffed = False
+                if peer.socket.open:
+                    peer.client.resumed()
+            await self.pass_time(1.0)
+            if round_ > 12 and all(m.acked for m in self.messages) and not self.house.delivery.in_flight:
+                break
+        await self.pass_time(2.0)
+        for peer in self.peers:
+            self._look(peer)
+
+    def check(self) -> list[str]:
+        """Every promise that does not hold, in words."""
+        wrong = list(self.violations)
+        wrong += [f"not acked: {m.body!r}" for m in self.messages if not m.acked]
+        published = {key for m in self.messages for key in m.keys}
+        for key in published:
+            row = self.store.rows.get(key)
+            if row is None or not row.final:
+                wrong.append(f"no final row for {key}: {row}")
+            elif key not in self.facts.announced:
+                wrong.append(f"never announced: {key} {row.outcome}/{row.reason}")
+        for key, row in self.store.rows.items():
+            seen = (key.push_id, key.user)
+            if key not in published:
+                wrong.append(f"a row for what was never published: {key}")
+            if row.outcome is Outcome.RECEIVED and seen not in self.facts.read:
+                wrong.append(f"received without proof: {key}")
+            if row.outcome is Outcome.ACKED and seen not in self.facts.acknowledged:
+                wrong.append(f"acked without an ack: {key}")
+            if row.outcome is Outcome.WRITTEN and seen not in self.facts.shown:
+                wrong.append(f"written, and never handed over: {key}")
+            if row.final and row.owed is not None:
+                wrong.append(f"owes a receipt at rest: {msgspec.to_builtins(row.key)}")
+        wrong += [f"to a stranger: {s}" for s in self.facts.strangers]
+        wrong += [f"an error: {error!r} in {where}" for error, where in self.house.errors.seen]
+        return wrong
+
+
+STEPS = (
+    "publish",
+    "publish",
+    "publish",
+    "publish_wrong",
+    "connect",
+    "connect",
+    "answer",
+    "answer",
+    "acknowledge",
+    "leave",
+    "stuff",
+    "drain",
+    "database_away",
+    "database_back",
+    "receipts_refused",
+    "receipts_taken",
+    "channel_lost",
+    "pass_time",
+    "pass_time",
+    "restart",
+)
+"""What may happen; what stands twice happens more often."""
+
+
+async def play(steps: Sequence[Step]) -> list[str]:
+    """Run these steps from an empty world, heal it, and return the promises that were broken."""
+    world = World()
+    await world.start()
+    try:
+        for step in steps:
+            await world.step(step)
+        await world.heal()
+        return world.check()
+    finally:
+        await world.kill()
