@@ -79,11 +79,23 @@ def loop_milliseconds() -> float:
 
 def table(results: Results) -> Iterator[str]:
     """The lines of the report."""
-    names = list(results.drains)
-    first = names[0]
     machine = results.machine
     yield f"{machine['cores']} cores, {machine['cpu']}; {results.options}"
     yield ""
+    if any(results.drains.values()):
+        yield from _comparison(results)
+    for name, each in results.idle_bytes.items():
+        yield f"memory of an idle session, {results.idle_sessions:,} of them, {name}: {each / 1024:.1f} KiB"
+    if results.frozen is not None:
+        yield from _frozen(results.frozen)
+    for name, places in results.places.items():
+        yield from _places(name, places)
+    yield from _warnings(results)
+
+
+def _comparison(results: Results) -> Iterator[str]:
+    names = [name for name in results.drains if results.drains[name]]
+    first = names[0]
     yield _line("", names)
     yield _line("pushes/s, end to end", [f"{results.rate(n):,.0f}" for n in names])
     yield _line("  lowest .. highest", [_span(results.drains[n], lambda d: d.rate) for n in names])
@@ -99,7 +111,7 @@ def table(results: Results) -> Iterator[str]:
                 f"  {process}",
                 [_median(results.drains[n], _share_of(process)) for n in names],
             )
-    if results.latencies:
+    if any(results.latencies.values()):
         rate = results.latencies[first][0].rate
         yield f"publish to browser at {rate:.0f}/s, ms"
         for title, pick in _PERCENTILES.items():
@@ -110,13 +122,6 @@ def table(results: Results) -> Iterator[str]:
                 f"  {process}",
                 [_median(results.latencies[n], _share_of(process)) for n in names],
             )
-    for name, each in results.idle_bytes.items():
-        yield f"memory of an idle session, {results.idle_sessions:,} of them, {name}: {each / 1024:.1f} KiB"
-    if results.frozen is not None:
-        yield from _frozen(results.frozen)
-    for name, places in results.places.items():
-        yield from _places(name, places)
-    yield from _warnings(results)
 
 
 _PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
@@ -146,7 +151,7 @@ def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
 def _warnings(results: Results) -> Iterator[str]:
     drains = [d for drains in results.drains.values() for d in drains]
     for what in ("others", "stolen"):
-        most = max(d.cpu[what] for d in drains)
+        most = max((d.cpu[what] for d in drains), default=0.0)
         if most > BUSY:
             yield f"NOTE: up to {most:.1f} cores were {_TAKEN[what]} during a drain: compare ratios only"
     if results.loop_ms and max(results.loop_ms) > 1.5 * min(results.loop_ms):
@@ -192,7 +197,7 @@ def write_json(results: Results, directory: Path) -> Path:
         "latencies": {
             name: [latency._asdict() for latency in all_] for name, all_ in results.latencies.items()
         },
-        "median_rate": {name: results.rate(name) for name in results.drains},
+        "median_rate": {name: results.rate(name) for name, drains in results.drains.items() if drains},
         "places": {
             name: [place._asdict() for place in places[:100]] for name, places in results.places.items()
         },

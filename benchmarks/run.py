@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,6 +43,8 @@ class Plan(NamedTuple):
     profile_backlog: int = 30_000
 
 
+Part = Callable[[Servers, Plan, report.Results, Progress], None]
+
 QUICK: Final = Plan(backlog=5_000, repetitions=2, steady_seconds=3.0, frozen_repetitions=1)
 
 
@@ -75,22 +77,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
             results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
-            if chosen.profile:
-                profile(servers, plan, results, say)
-            else:
-                compare(servers, plan, results, say)
-                idle(servers, plan, results, say)
-                freeze(servers, plan, results, say)
+            parts = (profile,) if chosen.profile else (compare, idle, freeze)
+            failure = measure(parts, servers, plan, results, say)
         print()
         for line in report.table(results):
             print(line)
         print(f"\nall figures: {report.write_json(results, DIRECTORY)}")
+        if failure is not None:
+            raise failure
     except (BenchmarkFailed, ServersUnavailable) as failed:
         print(f"bench: {failed}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def measure(
+    parts: Sequence[Part], servers: Servers, plan: Plan, results: report.Results, say: Progress
+) -> BenchmarkFailed | None:
+    """One part after the other; a failure ends it, and what was measured until then is still reported."""
+    try:
+        for part in parts:
+            part(servers, plan, results, say)
+    except BenchmarkFailed as failed:
+        return failed
+    return None
 
 
 def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

@@ -41,6 +41,8 @@ from bridge.devservers import Servers
 START_TIMEOUT: Final = 30.0
 DRAIN_TIMEOUT: Final = 180.0
 """Seconds after which a drain is given up."""
+END_TIMEOUT: Final = 30.0
+"""Seconds that rows and acks may take after the last frame: BRIDGE_CONFIRM_TIMEOUT is part of it."""
 LOOK_EVERY: Final = 0.01
 """Seconds between looks at the queue, once all frames have come."""
 QUEUE: Final = "push.requests"
@@ -189,12 +191,11 @@ class Scene:
             raise BenchmarkFailed(f"{run}: of {pushes} frames came in {DRAIN_TIMEOUT:g} s: {told}")
         ended = frames_at = max(t["last_at"] for t in told)
         if len(counted) == len(self.crowds):
-            self._await_empty_queue()
-            ended = time.monotonic_ns()
+            ended = self._await_the_end(run, count)
         cpu = self._cpu_since(before, (time.monotonic_ns() - began) / 1e9)
         for crowd in frozen:
             crowd.thaw()
-        self._await_empty_queue()
+        self._await_the_end(run, count)
         counts = self._verify(run, count, some_unproven=bool(frozen))
         return Drain(
             pushes=pushes,
@@ -246,7 +247,7 @@ class Scene:
         for crowd in self.crowds:
             if not crowd.ask("complete", seconds=DRAIN_TIMEOUT)["complete"]:
                 raise BenchmarkFailed(f"{run}: not all frames came")
-        self._await_empty_queue()
+        self._await_the_end(run, count)
         self._verify(run, count, some_unproven=False)
         all_ns = [ns for crowd in self.crowds for ns in crowd.ask("report")["latencies"]]
         p50, p99 = percentiles(all_ns, 50, 99)
@@ -323,13 +324,29 @@ class Scene:
             )
         )
 
-    def _await_empty_queue(self) -> None:
-        wait_until(
-            lambda: self._queued() == 0,
-            seconds=30.0,
-            every=LOOK_EVERY,
-            what="nothing is left in the queue, neither ready nor unacked",
-        )
+    def _await_the_end(self, run: str, count: int) -> int:
+        """Wait until nothing is left in the queue, neither ready nor unacked, and every row is final.
+
+        Returns when that was (monotonic ns). Rows come before acks; but a push whose proof takes long is
+        acked while its row still says `pending`, so that the rows may be the later of the two.
+        """
+        ended = 0
+
+        def acked() -> bool:
+            nonlocal ended
+            ended = time.monotonic_ns()
+            return self._queued() == 0
+
+        def rows_are_final() -> bool:
+            return sum(self.outcomes(run).values()) == count
+
+        wait_until(acked, seconds=END_TIMEOUT, every=LOOK_EVERY, what=f"{run}: the queue is empty")
+        if not rows_are_final():
+            wait_until(
+                rows_are_final, seconds=END_TIMEOUT, every=LOOK_EVERY, what=f"{run}: {count} rows are final"
+            )
+            ended = time.monotonic_ns()
+        return ended
 
     # --- processes ---
 

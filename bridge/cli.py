@@ -43,6 +43,11 @@ use it
   push        publish a push request and print what became of it
   tail        print the ends of pushes as they happen
 
+look into it
+  why         what became of a push, step by step, and why
+  dead        list, show, replay, purge: the messages that people must look at
+  audit       does the delivery log add up
+
 bridge <command> --help says more. Settings come from BRIDGE_* in the environment, a .env file,
 secret files or flags. Exit codes: 0 done, 1 it found or caused a failure, 2 usage or settings,
 3 broker or database unreachable, 130 interrupted.
@@ -62,6 +67,17 @@ EPILOGS: Final = {
     '  bridge push \'{"to": {"user": "u42"}, "data": 1}\'\n'
     "  cat request.json | bridge push -",
     "tail": "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
+    "why": "Exits 1 when the delivery log does not know the push, and says what that may mean.\n\n"
+    "  bridge why order-7-shipped\n  bridge why order-7-shipped u42",
+    "dead list": "Takes nothing away; while it looks, nobody else sees the letters.\n\n"
+    "  bridge dead list --reason poison",
+    "dead show": "Exits 1 when it is not there.\n\n  bridge dead show order-7-shipped",
+    "dead replay": "A letter leaves push.dead when the broker has confirmed its replay. Exits 1 when one was kept.\n\n"
+    "  bridge dead replay --reason unsupported --dry-run\n"
+    "  bridge dead replay --id order-7-shipped\n"
+    "  bridge dead replay --reason poison --new-ids",
+    "dead purge": "The rows in the delivery log stay.\n\n  bridge dead purge --reason not_json --yes",
+    "audit": "Exits 1 when something is there that should not be.\n\n  bridge audit --hours 3",
     "db upgrade": "Safe to run at any time, also twice at once.",
     "db status": "Exits 1 when something is still to be applied.",
     "db sql": "For a database whose owner wants to run it.\n\n  bridge db sql | psql bridge",
@@ -166,7 +182,58 @@ def build_parser(named: str = "") -> tuple[Parser, Mapping[str, Parser]]:
     )
     tail.add_argument("--count", type=_count, metavar="N", help="stop after so many")
     tail.add_argument("--json", action="store_true", help="the receipts as they are, one JSON object a line")
+
+    log_and_broker = ("postgres_dsn", "amqp_url")
+    why = command("why", "Tell what became of a push, step by step, and why.", _why, log_and_broker)
+    why.add_argument("push", metavar="PUSH", help="its id")
+    why.add_argument("user", metavar="USER", nargs="?", help="only for this user")
+    why.add_argument("--tenant", metavar="ID", help="only of this tenant; an id may occur once in each")
+    why.add_argument("--json", action="store_true", help="the rows, one JSON object a line")
+
+    dead = commands.add_parser("dead", description="The messages in push.dead, for people.")
+    parsers["dead"] = dead
+    words = dead.add_subparsers(
+        dest="word", metavar="list|show|replay|purge", required=True, parser_class=Parser
+    )
+    _add_dead_options(command, words)
+
+    audit = command("audit", "Look whether the delivery log adds up.", _audit, log_and_broker)
+    audit.add_argument("--hours", type=_count, default=24, metavar="N", help="hours to count [24]")
     return top, parsers
+
+
+def _add_dead_options(command: Callable[..., Parser], words: Any) -> None:
+    broker = ("amqp_url",)
+    listed = command(
+        "dead list", "Print a line for each dead letter, oldest first.", _dead_list, broker, words
+    )
+    listed.add_argument("--reason", action="append", metavar="R", help="only these; may be repeated")
+    listed.add_argument("--json", action="store_true", help="one JSON object a line")
+    shown = command("dead show", "Print a dead letter: properties, headers, body.", _dead_show, broker, words)
+    shown.add_argument("id", metavar="ID", help="its push id")
+    shown.add_argument("--json", action="store_true", help="one JSON object")
+    replayed = command("dead replay", "Publish dead letters again.", _dead_replay, broker, words)
+    _add_choice(replayed)
+    replayed.add_argument(
+        "--new-ids",
+        action="store_true",
+        help="as new pushes (p1~1), for those whose users have final rows already",
+    )
+    replayed.add_argument("--dry-run", action="store_true", help="say what it would do, and do nothing")
+    purged = command("dead purge", "Delete dead letters.", _dead_purge, broker, words)
+    _add_choice(purged)
+    purged.add_argument("--yes", action="store_true", help="do it; without it they are only counted")
+    for parser in (listed, shown, replayed, purged):
+        parser.add_argument(
+            "--limit", type=_count, default=1000, metavar="N", help="letters to look at, oldest first [1000]"
+        )
+
+
+def _add_choice(parser: Parser) -> None:
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--id", action="append", metavar="ID", help="this one; may be repeated")
+    choice.add_argument("--reason", action="append", metavar="R", help="all of this reason; may be repeated")
+    choice.add_argument("--all", action="store_true", help="all")
 
 
 def _add_push_options(push: Parser) -> None:
@@ -397,6 +464,72 @@ def _tail(args: argparse.Namespace) -> int:
     _quiet_logs(args, settings)
     key = f"{args.outcome}.{args.event}"
     return commands.run_loop(commands.tail(settings, key, count=args.count, as_json=args.json), uvloop=False)
+
+
+def _why(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    told = operating.why(settings, args.push, args.user, args.tenant, as_json=args.json)
+    return commands.run_loop(told, uvloop=False)
+
+
+def _dead_list(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    listed = operating.dead_list(settings, args.reason or (), limit=args.limit, as_json=args.json)
+    return commands.run_loop(listed, uvloop=False)
+
+
+def _dead_show(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    shown = operating.dead_show(settings, args.id, limit=args.limit, as_json=args.json)
+    return commands.run_loop(shown, uvloop=False)
+
+
+def _dead_replay(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    replayed = operating.dead_replay(
+        settings,
+        args.id or (),
+        args.reason or (),
+        limit=args.limit,
+        new_ids=args.new_ids,
+        dry_run=args.dry_run,
+    )
+    return commands.run_loop(replayed, uvloop=False)
+
+
+def _dead_purge(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    purged = operating.dead_purge(settings, args.id or (), args.reason or (), limit=args.limit, yes=args.yes)
+    return commands.run_loop(purged, uvloop=False)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    return commands.run_loop(operating.audit(settings, args.hours), uvloop=False)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ What the contract (schemas/) leaves to the decoder is settled here:
 
 - **Two modes.** The body is a push request, or a JSON array of them (a batch). Payload-only mode, where the
   body is the data itself, starts with any `x-push-` header but these: `x-push-id` and `x-push-published-ms`
-  are welcome in both modes, `x-push-reason` and `x-push-detail` are what `push.dead` adds, so that a dead
-  letter can be published again as it is. Header names count exactly as written, in lower case.
+  are welcome in both modes; `x-push-reason`, `x-push-detail` and `x-push-buried-at` are what `push.dead` adds,
+  and `x-push-replayed-at` what `bridge dead replay` adds, so that a dead letter can be published again as it
+  is. Header names count exactly as written, in lower case.
 - **Ids.** A request's own `id`, else the header `x-push-id`, else the AMQP `message_id`, else a UUIDv7. In a
   batch an element without an id takes `<that id>/<its index>`. A rejected request without a usable id gets
   `sha256-<hex>` of its bytes, its place and its properties, leaving out what changes when it comes again.
@@ -100,7 +101,7 @@ def decode(arrival: Arrival, limits: Limits) -> Decoded:
             traceparent = _traceparent(headers)
             fallback_id = _id_header(headers, fallback_id)
             published_at = _published_header(headers, published_at, arrived_at)
-            payload_only = _is_payload_only(headers)
+            payload_only = is_payload_only(headers)
         if arrival.body_size > len(body) or len(body) > MESSAGE_BYTES_MAX:
             raise InvalidRequest(
                 Reason.TOO_LARGE,
@@ -460,7 +461,16 @@ _CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _PREFIX = "x-push-"
-_BOTH_MODES = frozenset(("x-push-id", "x-push-published-ms", "x-push-reason", "x-push-detail"))
+_BOTH_MODES = frozenset(
+    (
+        "x-push-id",
+        "x-push-published-ms",
+        "x-push-reason",
+        "x-push-detail",
+        "x-push-buried-at",
+        "x-push-replayed-at",
+    )
+)
 _FIELD_OF: Mapping[str, str] = {
     "x-push-id": "id",
     "x-push-user": "to.user",
@@ -483,7 +493,8 @@ _HEADER_OF: Mapping[str, str] = {
 }
 
 
-def _is_payload_only(headers: Mapping[str, object]) -> bool:
+def is_payload_only(headers: Mapping[str, object]) -> bool:
+    """Whether these headers make the body the data itself."""
     return any(name.startswith(_PREFIX) and name not in _BOTH_MODES for name in headers)
 
 

@@ -103,7 +103,6 @@ class Flight:
         "proven_at",
         "published_at",
         "reason",
-        "replies",
         "sessions",
         "slow",
         "taken_at",
@@ -136,8 +135,6 @@ class Flight:
         self.payload: bytes | None = None
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
-        self.replies: tuple[Reply, ...] = ()
-        """Those owed by the row, of messages that are acked already."""
         self.proof = Proof.NONE
         self.sessions = 0
         self.open = 0
@@ -281,17 +278,10 @@ class Flight:
             attempts=self.attempts,
             payload=self.payload,
             traceparent=self.traceparent,
-            owed=self.all_replies() if pending else None,
+            owed=merged(*(m.replies for m in self.messages)) if pending else None,
         )
-
-    def all_replies(self) -> tuple[Reply, ...]:
-        """Every queue that wants this push's receipt, each once."""
-        return merged(self.replies, *(m.replies for m in self.messages))
 
 
 def merged(*lists: Iterable[Reply]) -> tuple[Reply, ...]:
     """These replies in order, each once."""
-    first = tuple(lists[0])
-    if len(lists) == 1:
-        return first
     return tuple(dict.fromkeys(reply for replies in lists for reply in replies))

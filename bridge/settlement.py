@@ -258,7 +258,6 @@ class Settlement:
             covered = [m for m in messages if set(m.replies) <= set(row.owed or ())]
             flight.messages = [m for m in messages if m not in covered]
             flight.parked = True
-            flight.replies = merged(flight.replies, row.owed or ())
             payment.messages.extend(covered)
             self._paying.discard(row.key)
             if flight.messages:
@@ -267,7 +266,7 @@ class Settlement:
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
         if self.on_settled is not None:
             self.on_settled(flight, row)
-        replies = merged(flight.replies, *(m.replies for m in messages))
+        replies = merged(*(m.replies for m in messages))
         if written.applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
             if row.owed is not None:

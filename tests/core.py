@@ -49,6 +49,8 @@ class RecordingSocket:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.read_by_ping: list[int] = []
+        """For each ping, how many frames went out before it."""
         self.pings: list[bytes] = []
         self.writes = 0
         self.closed_with: CloseReason | None = None
@@ -72,6 +74,7 @@ class RecordingSocket:
         self.frames.extend(frames)
         if ping is not None:
             self.pings.append(ping)
+            self.read_by_ping.append(len(self.frames))
         return True
 
     def close(self, reason: CloseReason) -> None:

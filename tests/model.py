@@ -18,8 +18,8 @@ import msgspec
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.model import DeadLetter, Mode, Outcome, Receipt, RowKey
-from bridge.ports import AckToken
+from bridge.model import DeadLetter, Mode, Outcome, PushKey, Receipt, Row, RowKey
+from bridge.ports import AckToken, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, arrival
 from tests.test_delivery import House, Peer
@@ -35,6 +35,7 @@ class Published:
     body: bytes
     keys: tuple[RowKey, ...]
     """The rows that it must lead to."""
+    reply_to: str = ""
     token: AckToken | None = None
     acked: bool = False
     deliveries: int = 0
@@ -59,7 +60,32 @@ class Facts:
     """(push, user) that a peer of that user has read, as its pong proves."""
     acknowledged: set[tuple[str, str]] = field(default_factory=set)
     announced: set[RowKey] = field(default_factory=set)
+    replied: set[tuple[RowKey, str]] = field(default_factory=set)
+    """(row, queue) that got a final receipt."""
     strangers: list[str] = field(default_factory=list)
+
+
+class SlowStore(MemoryStore):
+    """Gives the core's other parts a turn before and after each write, and may lose its answer."""
+
+    lose_answers = 0
+
+    async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        written = await super().record(rows)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise StoreUnavailable("cut after COMMIT")
+        return written
+
+    async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
+        found = await super().find(keys)
+        for _ in range(6):
+            await asyncio.sleep(0)
+        return found
 
 
 class World:
@@ -67,7 +93,7 @@ class World:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.store = MemoryStore(self.clock)
+        self.store = SlowStore(self.clock)
         self.messages: list[Published] = []
         self.facts = Facts()
         self.incarnation = 0
@@ -130,6 +156,7 @@ class World:
                     arrived_at=self.clock.now,
                     redelivered=message.deliveries > 0,
                     delivery_count=message.deliveries,
+                    reply_to=message.reply_to,
                     headers={"x-push-published-ms": int(self.clock.now * 1000)},
                 )
             )
@@ -158,8 +185,10 @@ class World:
         for receipt in receipts:
             if self.store.rows.get(receipt.row.key) is None:
                 self.violations.append(f"a receipt without a row: {receipt.row.key}")
-            if receipt.announce and receipt.row.final:
-                self.facts.announced.add(receipt.row.key)
+            if receipt.row.final:
+                self.facts.replied.update((receipt.row.key, reply.queue) for reply in receipt.replies)
+                if receipt.announce:
+                    self.facts.announced.add(receipt.row.key)
         return ()
 
     async def _bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
@@ -175,7 +204,7 @@ class World:
         to: dict[str, object] = {"user": users[0]} if len(users) == 1 else {"users": list(users)}
         body = json.dumps({"id": push_id, "to": to, "data": n, "confirm": confirm}).encode()
         keys = tuple(RowKey("", push_id, user) for user in users)
-        message = Published(body, keys)
+        message = Published(body, keys, reply_to=f"q{len(self.messages)}" if m % 2 else "")
         self.messages.append(message)
         self._deliver([message])
 
@@ -207,6 +236,22 @@ class World:
             if peer.socket.open:
                 self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.pushes)
                 peer.answer()
+
+    def answer_one(self, n: int, m: int) -> None:
+        peer = self._peer(n)
+        if peer is not None and peer.socket.open:
+            self._look(peer)
+            # Read before the pong is handed in: the core acts within the call.
+            unanswered = peer.next_read()
+            self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.first(unanswered))
+            peer.answer_one()
+
+    def forge(self, n: int, m: int) -> None:
+        if (peer := self._peer(n)) is not None:
+            peer.client.pong((b"", b"????", m.to_bytes(4, "big"))[n % 3])
+
+    def answer_lost(self, n: int, m: int) -> None:
+        self.store.lose_answers = 1
 
     def acknowledge(self, n: int, m: int) -> None:
         peer = self._peer(n)
@@ -309,6 +354,12 @@ class World:
         """Every promise that does not hold, in words."""
         wrong = list(self.violations)
         wrong += [f"not acked: {m.body!r}" for m in self.messages if not m.acked]
+        wrong += [
+            f"{message.reply_to} never heard of {key}"
+            for message in self.messages
+            for key in message.keys
+            if message.reply_to and (key, message.reply_to) not in self.facts.replied
+        ]
         published = {key for m in self.messages for key in m.keys}
         for key in published:
             row = self.store.rows.get(key)
@@ -326,6 +377,10 @@ class World:
                 wrong.append(f"acked without an ack: {key}")
             if row.outcome is Outcome.WRITTEN and seen not in self.facts.shown:
                 wrong.append(f"written, and never handed over: {key}")
+            once = [m for m in self.messages if key in m.keys]
+            if row.outcome in (Outcome.OFFLINE, Outcome.DROPPED) and seen in self.facts.shown:
+                if len(once) == 1 and once[0].deliveries == 1:
+                    wrong.append(f"{row.outcome}, and it was handed over: {key}")
             if row.final and row.owed is not None:
                 wrong.append(f"owes a receipt at rest: {msgspec.to_builtins(row.key)}")
         wrong += [f"to a stranger: {s}" for s in self.facts.strangers]
@@ -341,7 +396,10 @@ STEPS = (
     "connect",
     "connect",
     "answer",
-    "answer",
+    "answer_one",
+    "answer_one",
+    "forge",
+    "answer_lost",
     "acknowledge",
     "leave",
     "stuff",

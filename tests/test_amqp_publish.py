@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import aio_pika
 import pytest
@@ -162,6 +163,7 @@ async def test_a_dead_letter_keeps_its_headers_and_properties(vhost: str) -> Non
     async with publisher(vhost, errors) as out, listening(vhost, DEAD) as seen:
         assert not await out.bury([letter("p1", properties=original, detail="d" * 600)])
         message = await seen.get()
+    assert buried_now(message["headers"])
     assert message["headers"] == {
         "x-own": "kept",
         "list": [1, {"two": 2.5}],
@@ -179,12 +181,20 @@ async def test_a_dead_letter_keeps_its_headers_and_properties(vhost: str) -> Non
     assert [m.body for m in await drained(vhost, DEAD)] == [b'{"to":{"user":1}}']
 
 
+def buried_now(headers: object) -> bool:
+    """Whether x-push-buried-at is the time of this minute; takes it out of the headers."""
+    assert isinstance(headers, dict)
+    buried_at = datetime.fromisoformat(headers.pop("x-push-buried-at"))
+    return abs((datetime.now(UTC) - buried_at).total_seconds()) < 60
+
+
 async def test_headers_that_fit_no_frame_are_left_out_and_the_letter_is_buried(vhost: str) -> None:
     errors = RecordingErrors()
     big = Properties(headers={"big": "x" * 131_000, "small": 1}, timestamp=float(2**64))
     async with publisher(vhost, errors) as out, listening(vhost, DEAD) as seen:
         assert not await out.bury([letter("p1", properties=big)])
         headers = (await seen.get())["headers"]
+    assert buried_now(headers)
     assert headers == {
         "x-push-id": "p1",
         "x-push-reason": "invalid",

@@ -61,13 +61,27 @@ class Peer:
             self._answered += 1
             self.client.pong(self.socket.pings[self._answered - 1])
 
+    def next_read(self) -> int:
+        """How many frames this peer has read when it answers its oldest unanswered ping."""
+        return self.socket.read_by_ping[self._answered] if self._answered < len(self.socket.pings) else 0
+
+    def answer_one(self) -> None:
+        """Answer the oldest unanswered ping only."""
+        if self._answered < len(self.socket.pings):
+            self._answered += 1
+            self.client.pong(self.socket.pings[self._answered - 1])
+
     def leave(self, code: int = 1001) -> None:
         self.socket.open = False
         self.client.closed(code, "")
 
     @property
     def pushes(self) -> list[dict[str, object]]:
-        frames = [json.loads(f.payload) for f in self.socket.frames]
+        return self.first(len(self.socket.frames))
+
+    def first(self, count: int) -> list[dict[str, object]]:
+        """The pushes among the first `count` frames."""
+        frames = [json.loads(f.payload) for f in self.socket.frames[:count]]
         return [f for f in frames if f["type"] == "push"]
 
 
@@ -533,6 +547,24 @@ async def test_a_defect_in_decoding_costs_one_message(monkeypatch: pytest.Monkey
         ends = sorted((row.outcome, row.reason) for row in h.store.rows.values())
         assert ends == [(Outcome.RECEIVED, Reason.PONG), (Outcome.REJECTED, Reason.POISON)]
         assert len(h.publisher.buried) == 2
+
+
+async def test_what_a_lost_channel_brought_is_dropped_even_while_it_is_looked_up() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        find = h.store.find
+
+        async def losing(keys: Sequence[PushKey]) -> Sequence[Row]:
+            h.delivery.channel_lost(1)
+            return await find(keys)
+
+        h.store.find = losing  # type: ignore[method-assign]
+        body = json.dumps({"to": {"user": "u1"}, "data": 1}).encode()
+        await h.take(arrival(body, incarnation=1, redelivered=True))
+        assert peer.pushes == [], "the broker will bring it again, and without an id it would go out twice"
+        h.store.find = find  # type: ignore[method-assign]
+        await h.take(arrival(body, incarnation=2, redelivered=True))
+        assert len(peer.pushes) == 1
 
 
 # --- refused, given up, poisonous -------------------------------------------------------------------

@@ -57,15 +57,12 @@ class Witness:
         self.shown: dict[tuple[str, str], Showing] = {}
         self.strangers: list[str] = []
         """Frames that were no push of a run."""
-        self.read = asyncio.Event()
-        """Set at each push; whoever waits clears it."""
         self.first_read: float | None = None
         """Monotonic seconds of the first push since `begin`."""
 
     def begin(self) -> None:
         """From now on the first push counts."""
         self.first_read = None
-        self.read.clear()
 
     def saw(self, client: Client, mark: str, session: str) -> Showing:
         """A client has read a push."""
@@ -77,7 +74,6 @@ class Witness:
             showing.sessions.add(session)
         if self.first_read is None:
             self.first_read = time.monotonic()
-        self.read.set()
         return showing
 
 
@@ -185,12 +181,12 @@ class _Connection(asyncio.Protocol):
 
     def freeze(self) -> None:
         """Read no more."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def reset(self) -> None:
         """Drop the connection with a TCP reset."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()

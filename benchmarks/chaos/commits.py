@@ -47,7 +47,8 @@ class CommitCutter:
         """See `proxy.Look`."""
         if not goes_up:
             if self._waiting is link and self._how is Cut.ANSWER_LOST:
-                return self._cut()
+                self._cut()
+                return None
             return data
         names = link.notes.setdefault("statements", set())
         assert isinstance(names, set)
@@ -55,7 +56,8 @@ class CommitCutter:
         if self._how is None or self._waiting is not None or not names & set(_BIND.findall(data)):
             return data
         if self._how is Cut.BEFORE:
-            return self._cut()
+            self._cut()
+            return None
         if self._how is Cut.ANSWER_LOST:
             self._waiting = link
             return data

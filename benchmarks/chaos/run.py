@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from benchmarks.chaos import (
     faults_process,
     faults_time,
 )
-from benchmarks.chaos.checker import Violation
+from benchmarks.chaos.checker import Broken, Violation
 from benchmarks.chaos.fault import FAULTS, Fault, NotPossible
 from benchmarks.chaos.stage import FULL, SHORT, Outcome, Scale, play
 from bridge.devservers import Servers, ServersInUse, ServersUnavailable, private_servers
@@ -47,7 +48,9 @@ MODULES: Final = (
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
 RUN_TIMEOUT: Final = 420.0
 """Seconds after which a run has failed, whatever it waits for."""
-VIOLATIONS_SHOWN: Final = 10
+VIOLATIONS_SHOWN: Final = 5
+"""Violations of each kind whose whole story is told."""
+MORE_SHOWN: Final = 20
 
 
 @dataclass
@@ -91,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{fault.name:46} {fault.about.splitlines()[0]}")
         return 0
     raise_file_limit()
+    # It warns of writes to a connection that is gone, which is what happens here all the time.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         with _servers() as (servers, root):
             lines = asyncio.run(
@@ -142,11 +147,10 @@ async def run(
         line.seconds = time.monotonic() - began
         say(_progress(line))
         if line.outcome is not None:
-            for violation in line.outcome.verdict.violations[:VIOLATIONS_SHOWN]:
-                say(_story(violation))
-            more = len(line.outcome.verdict.violations) - VIOLATIONS_SHOWN
-            if more > 0:
-                say(f"  and {more} more; the logs of the bridge are in {where}")
+            for story in _stories(line.outcome.verdict.violations):
+                say(story)
+            if line.bad:
+                say(f"  the logs of the bridge are in {where}")
     return lines
 
 
@@ -160,6 +164,17 @@ def _progress(line: Line) -> str:
     else:
         end = "held"
     return f"{line.fault.name}: {end} ({line.seconds:.0f} s)"
+
+
+def _stories(violations: Sequence[Violation]) -> Iterator[str]:
+    """The first of each kind in full, and how many more there are."""
+    for kind in Broken:
+        of_kind = [v for v in violations if v.kind is kind]
+        for violation in of_kind[:VIOLATIONS_SHOWN]:
+            yield _story(violation)
+        if len(of_kind) > VIOLATIONS_SHOWN:
+            ids = ", ".join(v.what for v in of_kind[VIOLATIONS_SHOWN:][:MORE_SHOWN])
+            yield f"  {kind.value}: {len(of_kind) - VIOLATIONS_SHOWN} more, among them: {ids}"
 
 
 def _story(violation: Violation) -> str:

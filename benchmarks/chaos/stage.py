@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from benchmarks.chaos.bridges import Bridge, token
+from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
 from benchmarks.chaos.broker import GONE, Collector, Envelope, Publisher, Requests, channel, drained, waiting
 from benchmarks.chaos.checker import Verdict, check
 from benchmarks.chaos.clients import Client, Manner, Witness
@@ -104,6 +104,7 @@ class Stage:
         self.ended_at: float | None = None
         self.amqp_proxied = self.postgres_proxied = False
         self.expected_exits: set[str] = set()
+        self._restless = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -153,11 +154,16 @@ class Stage:
         self.ended_at = time.monotonic()
         self.witness.begin()
 
-    async def a_push_is_read(self, seconds: float = RECOVERY_TIMEOUT) -> None:
-        """Wait until any client reads a push, from now on. Raises TimeoutError."""
-        self.witness.begin()
-        async with asyncio.timeout(seconds):
-            await self.witness.read.wait()
+    async def a_push_is_read(self) -> None:
+        """Wait until any client has read a push since `now_healed`. Raises TimeoutError, and BridgeFailed
+        where no bridge is left that could send one."""
+        deadline = time.monotonic() + RECOVERY_TIMEOUT
+        while self.witness.first_read is None:
+            if not any(bridge.alive for bridge in self.bridges):
+                raise BridgeFailed(f"{self.bridge.node} ended by itself; see {self.bridge.log}")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            await asyncio.sleep(0.005)
 
     async def load(self, seconds: float) -> None:
         """Let the load go on for so long."""
@@ -248,6 +254,7 @@ class Stage:
             elif time.monotonic() - quiet_since > 1.0:
                 return
             await asyncio.sleep(0.3)
+        self.evidence.troubles.append(f"not at rest after {REST_TIMEOUT:g} s: {self._restless}")
 
     async def _quiet(self) -> bool:
         try:
@@ -415,8 +422,7 @@ async def play(
         if stage.ended_at is None:
             stage.now_healed()
         try:
-            async with asyncio.timeout(RECOVERY_TIMEOUT):
-                await stage.witness.read.wait()
+            await stage.a_push_is_read()
             assert stage.ended_at is not None
             assert stage.witness.first_read is not None
             outcome.first_push = stage.witness.first_read - stage.ended_at

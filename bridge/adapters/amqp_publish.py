@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
@@ -31,7 +32,7 @@ WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write; a larger batch takes several, each after the confirms of the last."""
 DETAIL_CHARS = 500
 QUEUE_NAME_BYTES = 255
-_NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id"})
+_NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of a dead letter's original that are left out: the broker would route by the first two."""
 
 
@@ -332,6 +333,7 @@ class Publisher:
             "x-push-reason": letter.reason.value,
             "x-push-detail": letter.detail[:DETAIL_CHARS],
             "x-push-id": letter.push_id,
+            "x-push-buried-at": rfc3339(self._clock.time()),
         }
         kept = {name: value for name, value in original.headers.items() if name not in _NOT_KEPT}
         table, left_out = frames.table({**kept, **ours})
@@ -370,6 +372,11 @@ class Publisher:
             failures = await outbox.publish(messages, CONFIRM_TIMEOUT)
             unconfirmed += [things[i] for i in sorted({owners[place] for place in failures})]
         return unconfirmed
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment as people and programs read it: UTC, to the second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @lru_cache(maxsize=4096)

@@ -54,6 +54,7 @@ class Outgoing(NamedTuple):
     timestamp: int | None = None
     routing_key: str = "bridge.producer"
     """The unit of order is `user.<id>`; the bridge itself goes by the body."""
+    content_encoding: str = ""
 
 
 class Producer:
@@ -257,6 +258,7 @@ def _message(request: Outgoing) -> Message:
     mandatory_id = request.message_id or str(uuid.uuid4())
     properties = frames.properties(
         content_type=request.content_type,
+        content_encoding=request.content_encoding,
         headers=table,
         correlation_id=request.correlation_id,
         reply_to=request.reply_to,

@@ -1,0 +1,376 @@
+"""The queue `push.dead`, for people: look at it, publish letters again, throw letters away.
+
+Looking takes the letters off the queue without acknowledging them, and gives them back by closing the
+channel. With one consumer and one prefetch that covers them all, a quorum queue gives them back in their
+order; after a look at a part of it, that part comes last. (Measured on RabbitMQ 3.10: basic.get makes a
+consumer for each message, and shuffles what more than 32 of them held.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiormq.abc
+import msgspec
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
+from bridge.adapters.amqp_publish import rfc3339
+from bridge.adapters.amqp_topology import DEAD
+from bridge.adapters.producer import Outgoing, Producer
+from bridge.decoding import is_payload_only
+from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.model import ID_MAX, Reason
+
+LOOK_MAX = 65_535
+"""Letters that one look can take: AMQP's prefetch has 16 bits."""
+QUIET = 5.0
+"""Seconds without a letter after which the rest counts as taken by somebody else."""
+RETURN_TIMEOUT = 2.0
+"""Seconds to wait until the queue has the letters back."""
+RETURN_STEP = 0.02
+REPLAY_BATCH = 100
+"""Letters published again in one write; a crash between confirm and ack repeats at most these."""
+
+ENDED_FOR_USERS = frozenset((Reason.QUEUE_EXPIRATION, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP))
+"""Reasons of letters whose users may have final rows: under its old id a replay is answered from those."""
+CHANGED_BY_BROKER = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+"""Beginnings of headers that say nothing about the message."""
+_NOT_REPLAYED = frozenset(
+    ("CC", "BCC", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-published-ms")
+)
+
+
+class NoSuchQueue(BridgeError):
+    """The broker has no queue of this name."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        super().__init__(f"there is no queue {queue}: has a bridge ever run with this broker (vhost)?")
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """One message of push.dead."""
+
+    tag: int
+    """Its delivery tag; good for as long as the `Pile` it came from is open."""
+    body: bytes
+    headers: Mapping[str, Any]
+    message_id: str = ""
+    correlation_id: str = ""
+    reply_to: str = ""
+    app_id: str = ""
+    content_type: str = ""
+    content_encoding: str = ""
+    timestamp: datetime | None = None
+
+    @property
+    def id(self) -> str:
+        """The push id of its row; what it says of itself where somebody else put it there."""
+        return self._header("x-push-id") or self.message_id
+
+    @property
+    def reason(self) -> str:
+        """Why it is here; empty where somebody else put it there."""
+        return self._header("x-push-reason")
+
+    @property
+    def detail(self) -> str:
+        """The sentence for people."""
+        return self._header("x-push-detail")
+
+    @property
+    def tenant(self) -> str:
+        """The tenant, where headers or body name one readably."""
+        given = self._header("x-push-tenant")
+        if given or is_payload_only(self.headers):
+            return given
+        try:
+            return _TENANT.decode(self.body).tenant
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ""
+
+    @property
+    def buried_at(self) -> datetime | None:
+        """When the bridge put it here."""
+        try:
+            at = datetime.fromisoformat(self._header("x-push-buried-at"))
+        except ValueError:
+            return None
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+    @property
+    def replayed_at(self) -> str:
+        """When it was last published again, and came back; empty: never."""
+        return self._header("x-push-replayed-at")
+
+    def _header(self, name: str) -> str:
+        value = self.headers.get(name)
+        return value if isinstance(value, str) else ""
+
+
+class _Tenant(msgspec.Struct):
+    tenant: str = ""
+
+
+_TENANT = msgspec.json.Decoder(_Tenant)
+
+
+class Pile:
+    """The letters of push.dead while they are held; made by `held`."""
+
+    def __init__(
+        self, low: aiormq.abc.AbstractChannel, inbox: asyncio.Queue[Letter | BrokerUnavailable]
+    ) -> None:
+        self._low = low
+        self._inbox = inbox
+        self.total = 0
+        """Letters that were in the queue, and held by nobody else, at the beginning."""
+        self.wanted = 0
+        """How many of them are looked at."""
+        self.discarded = 0
+
+    async def letters(self) -> AsyncIterator[Letter]:
+        """The letters, oldest first; fewer than `wanted` where somebody else takes some. Once."""
+        for _ in range(self.wanted):
+            try:
+                async with asyncio.timeout(QUIET):
+                    letter = await self._inbox.get()
+            except TimeoutError:
+                return
+            if isinstance(letter, BrokerUnavailable):
+                raise letter
+            yield letter
+
+    async def discard(self, letters: Sequence[Letter]) -> None:
+        """Acknowledge these: they are off the queue for good. Raises BrokerUnavailable."""
+        async with border("acknowledge dead letters", STEP_TIMEOUT):
+            for letter in letters:
+                await self._low.basic_ack(letter.tag)
+        self.discarded += len(letters)
+
+
+@asynccontextmanager
+async def held(url: str, limit: int) -> AsyncIterator[Pile]:
+    """Hold the oldest `limit` letters; at the end what was not discarded is back in the queue.
+
+    Meanwhile nobody else sees them. Raises NoSuchQueue, and BrokerUnavailable: then what was not discarded
+    goes back, too. A body has at most 1 MiB, and all that the caller has not asked for yet are in memory.
+    """
+    inbox: asyncio.Queue[Letter | BrokerUnavailable] = asyncio.Queue()
+
+    def lost(cause: str) -> None:
+        inbox.put_nowait(BrokerUnavailable(cause))
+
+    async def came(message: aiormq.abc.DeliveredMessage) -> None:
+        inbox.put_nowait(_letter(message))
+
+    async with opened(url, "bridge dead", lambda events: None, lost) as (connection, _):
+        low = await channel(connection, confirms=False)
+        pile = Pile(low, inbox)
+        try:
+            async with border(f"consume {DEAD}", STEP_TIMEOUT):
+                declared = await low.queue_declare(DEAD, passive=True)
+                pile.total = declared.message_count or 0
+                pile.wanted = min(pile.total, limit, LOOK_MAX)
+                if pile.wanted:
+                    await low.basic_qos(prefetch_count=pile.wanted)
+                    await low.basic_consume(DEAD, came)
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelNotFoundEntity):
+                raise NoSuchQueue(DEAD) from error
+            raise
+        yield pile
+        async with border("give dead letters back", STEP_TIMEOUT):
+            await low.close()
+        await _returned(await channel(connection, confirms=False), pile.total - pile.discarded)
+
+
+async def _returned(low: aiormq.abc.AbstractChannel, count: int) -> None:
+    """Wait, for a moment at most, until the queue shows the letters again: the next look should find them."""
+    deadline = asyncio.get_running_loop().time() + RETURN_TIMEOUT
+    async with border(f"look at {DEAD}", STEP_TIMEOUT + RETURN_TIMEOUT):
+        while asyncio.get_running_loop().time() < deadline:
+            if ((await low.queue_declare(DEAD, passive=True)).message_count or 0) >= count:
+                return
+            await asyncio.sleep(RETURN_STEP)
+
+
+def _letter(message: aiormq.abc.DeliveredMessage) -> Letter:
+    properties = message.header.properties
+    return Letter(
+        tag=message.delivery_tag or 0,
+        body=bytes(message.body),
+        headers=properties.headers or {},
+        message_id=properties.message_id or "",
+        correlation_id=properties.correlation_id or "",
+        reply_to=properties.reply_to or "",
+        app_id=properties.app_id or "",
+        content_type=properties.content_type or "",
+        content_encoding=properties.content_encoding or "",
+        timestamp=properties.timestamp,
+    )
+
+
+# --- Publishing again ------------------------------------------------------------------------------------
+
+
+class Replay(msgspec.Struct):
+    """What a replay did, or would do."""
+
+    looked_at: int = 0
+    total: int = 0
+    """Letters that were in the queue at the beginning."""
+    replayed: list[tuple[str, str]] = []
+    """(id of the letter, id it was published under)."""
+    refused: list[tuple[str, str]] = []
+    """(id of the letter, why it stays where it is)."""
+
+
+async def replay(
+    url: str,
+    chosen: Callable[[Letter], bool],
+    *,
+    limit: int,
+    now: float,
+    new_ids: bool = False,
+    dry_run: bool = False,
+) -> Replay:
+    """Publish the chosen letters to exchange `push` again, and take each off push.dead once it is confirmed.
+
+    A crash in between leaves it in both places, under one id: its push still has one row. Times that the
+    publisher gave are left out, or an old push would end as `expired` at once. Raises BrokerUnavailable and
+    NotTaken; what was not confirmed by then stays in push.dead.
+    """
+    done = Replay()
+    async with held(url, limit) as pile, Producer.connect(url, name="bridge dead replay") as producer:
+        batch: list[tuple[Letter, Outgoing]] = []
+        done.total = pile.total
+
+        async def publish() -> None:
+            if not dry_run:
+                await producer.publish_all([outgoing for _, outgoing in batch])
+                await pile.discard([letter for letter, _ in batch])
+            done.replayed += [(letter.id, outgoing.message_id) for letter, outgoing in batch]
+            batch.clear()
+
+        async for letter in pile.letters():
+            done.looked_at += 1
+            if not chosen(letter):
+                continue
+            why = unfit(letter, new_ids=new_ids)
+            if why:
+                done.refused.append((letter.id, why))
+                continue
+            again = outgoing(letter, now, new_id=new_ids)
+            # The broker's answers name a message by its id, so one write holds each id once.
+            if len(batch) == REPLAY_BATCH or any(again.message_id == other.message_id for _, other in batch):
+                await publish()
+            batch.append((letter, again))
+        await publish()
+    return done
+
+
+def unfit(letter: Letter, *, new_ids: bool) -> str:
+    """Why publishing this letter again would not do what its reader hopes for; empty where it may."""
+    if not letter.reason or not letter.id:
+        return "the bridge did not put it there"
+    if letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES:
+        return "only the beginning of its body was kept"
+    if letter.reason in ENDED_FOR_USERS and not new_ids:
+        return "its users have final rows: without --new-ids the replay would be answered from those"
+    return ""
+
+
+def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
+    """The message that a replay of this letter publishes."""
+    headers = {
+        name: value
+        for name, value in letter.headers.items()
+        if name not in _NOT_REPLAYED and not name.startswith(CHANGED_BY_BROKER)
+    }
+    _, inexpressible = frames.table(headers)
+    for name in inexpressible:
+        del headers[name]
+    push_id, body = letter.id, letter.body
+    if new_id:
+        push_id = next_id(letter.id)
+        if not is_payload_only(letter.headers):
+            body = _with_new_ids(body, push_id)
+    return Outgoing(
+        body,
+        {**headers, "x-push-id": push_id, "x-push-replayed-at": rfc3339(now)},
+        message_id=push_id,
+        reply_to=letter.reply_to,
+        correlation_id=letter.correlation_id,
+        app_id=letter.app_id,
+        content_type=letter.content_type,
+        routing_key="bridge.replay",
+        content_encoding=letter.content_encoding,
+    )
+
+
+def next_id(push_id: str) -> str:
+    """The id of the next replay: `p1`, `p1~1`, `p1~2`. The same each time, so a repeated replay is one push."""
+    base, mark, number = push_id.rpartition("~")
+    if mark and base and number.isascii() and number.isdecimal() and len(number) < 6:
+        push_id, count = base, int(number) + 1
+    else:
+        count = 1
+    suffix = f"~{count}"
+    if len(push_id) + len(suffix) > ID_MAX:
+        push_id = f"sha256-{hashlib.sha256(push_id.encode()).hexdigest()}"
+    return push_id + suffix
+
+
+def _with_new_ids(body: bytes, push_id: str) -> bytes:
+    """The body with the ids that it gives itself replaced; as it is where it is no JSON."""
+    try:
+        request = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[dict[str, msgspec.Raw]])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    if isinstance(request, dict):
+        if "id" in request:
+            request["id"] = msgspec.Raw(msgspec.json.encode(push_id))
+    else:
+        for element in request:
+            if "id" in element:
+                element["id"] = msgspec.Raw(msgspec.json.encode(_element_id(element["id"])))
+    return msgspec.json.encode(request)
+
+
+def _element_id(raw: msgspec.Raw) -> object:
+    own = msgspec.json.decode(raw)
+    return next_id(own) if isinstance(own, str) and own else own
+
+
+# --- Throwing away ---------------------------------------------------------------------------------------
+
+
+class Purge(msgspec.Struct):
+    """What a purge did, or would do."""
+
+    looked_at: int = 0
+    total: int = 0
+    """Letters that were in the queue at the beginning."""
+    found: int = 0
+
+
+async def purge(url: str, chosen: Callable[[Letter], bool], *, limit: int, dry_run: bool) -> Purge:
+    """Take the chosen letters off push.dead for good. Their rows stay in the log. Raises BrokerUnavailable."""
+    done = Purge()
+    async with held(url, limit) as pile:
+        done.total = pile.total
+        async for letter in pile.letters():
+            done.looked_at += 1
+            if chosen(letter):
+                done.found += 1
+                if not dry_run:
+                    await pile.discard([letter])
+    return done

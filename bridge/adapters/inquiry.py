@@ -1,0 +1,321 @@
+"""Questions about the delivery log and the queues, for people: what became of a push, and does it all add up.
+
+Everything here only reads: the log in Postgres, and what a passive declare says of a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import date, datetime, timedelta
+from typing import Any, LiteralString, NamedTuple, cast
+
+import msgspec
+import psycopg
+from aiormq.exceptions import ChannelNotFoundEntity
+from psycopg.rows import dict_row
+
+from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
+from bridge.adapters.amqp_topology import DEAD, FALLEN, REQUESTS
+from bridge.adapters.postgres_lease import LEASE_SECONDS
+from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
+from bridge.adapters.postgres_rows import replies_of
+from bridge.adapters.postgres_upkeep import DAYS_AHEAD
+from bridge.errors import BrokerUnavailable
+from bridge.model import NO_USER, Reply
+
+QUERY_TIMEOUT = 60.0
+"""Seconds for one question; the bridge's own statements have far less."""
+
+
+@asynccontextmanager
+async def _reading(dsn: str, name: str) -> AsyncIterator[Connection]:
+    """A connection that can't write. Raises StoreUnavailable and SchemaBehind."""
+    conn = await connect(dsn, name)
+    try:
+        async with Watchdog(conn, QUERY_TIMEOUT * 2):
+            await conn.execute(
+                "select set_config('statement_timeout', %s, false),"
+                " set_config('default_transaction_read_only', 'on', false)",
+                (f"{QUERY_TIMEOUT * 1000:.0f}",),
+            )
+            yield conn
+    except psycopg.Error as error:
+        raise translated(error) from error
+    finally:
+        conn.pgconn.finish()
+
+
+async def _ask(conn: Connection, query: LiteralString, params: Mapping[str, object]) -> list[dict[str, Any]]:
+    cursor = conn.cursor(row_factory=dict_row)
+    await cursor.execute(query, params)
+    return await cursor.fetchall()
+
+
+# --- What became of a push -------------------------------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    """How many users of a push have this outcome and reason."""
+
+    tenant: str
+    outcome: str
+    reason: str
+    final: bool
+    meaning: str
+    users: int
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One row of the log, with what its words mean."""
+
+    tenant: str
+    push_id: str
+    user: str
+    """Empty where no user was known."""
+    outcome: str
+    reason: str
+    meaning: str
+    final: bool
+    confirm: int
+    sessions: int
+    attempts: int
+    published_at: datetime
+    taken_at: datetime
+    written_at: datetime | None
+    proven_at: datetime | None
+    finished_at: datetime | None
+    node: str
+    boot: str
+    node_alive: bool
+    event: str
+    app_id: str
+    detail: str
+    payload_bytes: int | None
+    owed: tuple[Reply, ...] | None
+    """None: nothing. Otherwise the event on push.outcomes, and a receipt to each of these."""
+
+
+class Found(NamedTuple):
+    """What the log holds of one push id."""
+
+    endings: Sequence[Ended]
+    """Over all its users, the most frequent first."""
+    rows: Sequence[Told]
+    """Some of them: those that reached nobody first."""
+    asked_at: datetime
+    """The database's time."""
+    kept_since: date | None
+    """The oldest day of the log; None for a log without a partition."""
+
+
+_ENDINGS: LiteralString = """
+    select l.tenant, l.outcome, l.reason, l.final, coalesce(max(e.meaning), '') as meaning, count(*) as users
+    from delivery_log l left join ending e on e.outcome = l.outcome and e.reason = l.reason
+    where l.push_id = %(push_id)s and (%(tenant)s::text is null or l.tenant = %(tenant)s)
+    group by l.tenant, l.outcome, l.reason, l.final
+    order by users desc, l.outcome, l.reason
+    """
+_ROWS: LiteralString = """
+    select l.tenant, l.push_id, l.user_id as user, l.outcome, l.reason, coalesce(e.meaning, '') as meaning, l.final,
+           l.confirm, l.sessions, l.attempts,
+           l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at,
+           l.node, l.boot,
+           coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
+           l.event, l.app_id, l.detail, length(l.payload) as payload_bytes, l.owed::text as owed
+    from delivery_log l
+    left join ending e on e.outcome = l.outcome and e.reason = l.reason
+    left join node n on n.name = l.node and n.boot = l.boot
+    where l.push_id = %(push_id)s and (%(tenant)s::text is null or l.tenant = %(tenant)s)
+      and (%(user)s::text is null or l.user_id in (%(user)s, %(nobody)s))
+    order by l.outcome in ('acked', 'received', 'written'), l.tenant, l.user_id, l.day
+    limit %(limit)s
+    """
+_SINCE: LiteralString = """
+    select clock_timestamp() as now, min(to_date(right(c.relname, 8), 'YYYYMMDD')) as since
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+    """
+
+
+async def look_up(
+    dsn: str, push_id: str, *, user: str | None = None, tenant: str | None = None, limit: int = 20
+) -> Found:
+    """What the log says of a push, for one user (and for none: it may have failed before one was known) or all.
+
+    Raises StoreUnavailable and SchemaBehind.
+    """
+    params = {
+        "push_id": push_id,
+        "user": user,
+        "tenant": tenant,
+        "nobody": NO_USER,
+        "limit": limit,
+        "lease": LEASE_SECONDS,
+    }
+    async with _reading(dsn, "bridge why") as conn:
+        endings = [Ended(**row) for row in await _ask(conn, _ENDINGS, params)]
+        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in await _ask(conn, _ROWS, params)]
+        (frame,) = await _ask(conn, _SINCE, {})
+    return Found(endings, rows, frame["now"], frame["since"])
+
+
+# --- Queues ----------------------------------------------------------------------------------------------
+
+
+class QueueDepth(NamedTuple):
+    """What the broker tells of a queue to everybody. Messages given out and unacknowledged aren't in it."""
+
+    name: str
+    there: bool
+    ready: int
+    consumers: int
+
+
+async def queue_depths(url: str) -> list[QueueDepth]:
+    """The queues that the bridge takes from, and push.dead. Raises BrokerUnavailable."""
+    found = []
+    async with opened(url, "bridge audit", lambda events: None, lambda cause: None) as (connection, _):
+        for name in (REQUESTS, FALLEN, DEAD):
+            # A queue that is missing costs the channel, so each gets its own.
+            low = await channel(connection, confirms=False)
+            try:
+                async with border(f"look at {name}", STEP_TIMEOUT):
+                    declared = await low.queue_declare(name, passive=True)
+            except BrokerUnavailable as error:
+                if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                    raise
+                found.append(QueueDepth(name, False, 0, 0))
+            else:
+                found.append(
+                    QueueDepth(name, True, declared.message_count or 0, declared.consumer_count or 0)
+                )
+                async with border("close a channel", STEP_TIMEOUT):
+                    await low.close()
+    return found
+
+
+# --- Does it add up --------------------------------------------------------------------------------------
+
+SETTLED_AFTER = 10.0
+"""Seconds after the death of a process in which the others end its rows: the lease, and a sweep."""
+OWED_AFTER = 60.0
+"""Seconds after which a debt should be paid, unless the broker was away."""
+STUCK_AFTER = 600.0
+"""Seconds after which a row of a live process can't be waiting for its proof any more: twice the longest
+BRIDGE_CONFIRM_TIMEOUT."""
+DAYS_AHEAD_AT_LEAST = DAYS_AHEAD - 1
+"""The upkeep runs every hour and makes DAYS_AHEAD: at midnight one fewer is there for a while."""
+
+
+class Hour(NamedTuple):
+    """The rows of the pushes that were taken in one hour."""
+
+    hour: datetime
+    rows: int
+    delivered: int
+    """acked, received, written."""
+    offline: int
+    expired: int
+    dropped: int
+    unknown: int
+    rejected: int
+    open: int
+    """Not final."""
+    owing: int
+    """Final, and a receipt is owed."""
+    wrong: int
+    """Rows that contradict themselves, see the query."""
+
+
+class Books(NamedTuple):
+    """What the log says of itself."""
+
+    hours: Sequence[Hour]
+    orphans: int
+    """Not final, and the process that would end them has been dead for longer than SETTLED_AFTER."""
+    stuck: int
+    """Not final for longer than STUCK_AFTER, though their process lives."""
+    overdue: int
+    """Final, and owing for longer than OWED_AFTER."""
+    oldest_open: datetime | None
+    nodes: Sequence[str]
+    """The processes that live."""
+    missing_days: Sequence[date]
+    """Days from today on that have no partition, and should."""
+
+
+# Proof is what an outcome claims (received, acked: proven; written: handed over), a final row has its time,
+# and no other has; outcome, reason and final are a line of table ending.
+_HOURS: LiteralString = """
+    select date_trunc('hour', l.taken_at) as hour, count(*) as rows,
+           count(*) filter (where l.outcome in ('acked', 'received', 'written')) as delivered,
+           count(*) filter (where l.outcome = 'offline') as offline,
+           count(*) filter (where l.outcome = 'expired') as expired,
+           count(*) filter (where l.outcome = 'dropped') as dropped,
+           count(*) filter (where l.outcome = 'unknown') as unknown,
+           count(*) filter (where l.outcome = 'rejected') as rejected,
+           count(*) filter (where not l.final) as open,
+           count(*) filter (where l.final and l.owed is not null) as owing,
+           count(*) filter (where e.outcome is null
+                               or (l.outcome in ('acked', 'received') and l.proven_at is null)
+                               or (l.outcome = 'written' and l.written_at is null)
+                               or l.final <> (l.finished_at is not null)) as wrong
+    from delivery_log l
+    left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
+    where l.taken_at >= date_trunc('hour', clock_timestamp() - make_interval(hours => %(hours)s))
+    group by 1 order by 1
+    """
+# Since when nobody can end a row any more but a sweep: a newer boot has its node's name, or the lease ran out,
+# or the name was given back.
+_OPEN: LiteralString = f"""
+    select count(*) filter (where not alive and dead_since < now - make_interval(secs => {SETTLED_AFTER})) as orphans,
+           count(*) filter (where alive and taken_at < now - make_interval(secs => {STUCK_AFTER})) as stuck,
+           min(taken_at) as oldest_open
+    from (
+        select l.taken_at, t.now,
+               coalesce(n.boot = l.boot and n.seen_at > t.now - make_interval(secs => {LEASE_SECONDS}), false) as alive,
+               greatest(l.taken_at, case when n.boot = l.boot then n.seen_at else n.claimed_at end) as dead_since
+        from (select clock_timestamp() as now) t
+        cross join delivery_log l
+        left join node n on n.name = l.node
+        where not l.final
+    ) as open
+    """
+_OVERDUE: LiteralString = f"""
+    select count(*) as overdue from delivery_log
+    where final and owed is not null
+      and coalesce(finished_at, taken_at) < clock_timestamp() - make_interval(secs => {OWED_AFTER})
+    """
+_NODES: LiteralString = f"""
+    select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
+    """
+_DAYS: LiteralString = """
+    select log_today() as today, coalesce(array_agg(to_date(right(c.relname, 8), 'YYYYMMDD')), '{}') as days
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+    """
+
+
+async def read_books(dsn: str, hours: int) -> Books:
+    """Count the last `hours` hours and the one that is running, and look for what should not be, of any age.
+
+    Raises StoreUnavailable and SchemaBehind.
+    """
+    async with _reading(dsn, "bridge audit") as conn:
+        counted = [Hour(**row) for row in await _ask(conn, _HOURS, {"hours": hours})]
+        (left_open,) = await _ask(conn, _OPEN, {})
+        (owed,) = await _ask(conn, _OVERDUE, {})
+        nodes = [row["name"] for row in await _ask(conn, _NODES, {})]
+        (partitions,) = await _ask(conn, _DAYS, {})
+    today = cast("date", partitions["today"])
+    wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
+    return Books(
+        hours=counted,
+        orphans=left_open["orphans"],
+        stuck=left_open["stuck"],
+        overdue=owed["overdue"],
+        oldest_open=left_open["oldest_open"],
+        nodes=nodes,
+        missing_days=[day for day in wanted if day not in partitions["days"]],
+    )

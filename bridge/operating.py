@@ -1,0 +1,488 @@
+"""What the operator's commands do and print: dead, why, audit. Each returns its exit code."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from bridge.adapters import dead_letters, inquiry
+from bridge.adapters.dead_letters import Letter
+from bridge.adapters.inquiry import Books, Ended, Found, QueueDepth, Told
+from bridge.config import CommonSettings
+from bridge.errors import BrokerUnavailable, SettingsError
+from bridge.model import Proof
+
+USERS_SHOWN: Final = 20
+"""Users of one push that `why` tells about when it is not asked for one; the rest is counted."""
+STORIES_SHOWN: Final = 3
+"""Of so few users the whole story is told, of more a line each."""
+
+HOURS_MAX: Final = 10 * 366 * 24
+"""More than the longest retention."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str, most: int = 0) -> str:
+    """Text of strangers on one line of a terminal: control characters are shown, not sent; cut at `most`."""
+    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if not most or len(text) <= most else text[: most - 1] + "…"
+
+
+# --- dead ------------------------------------------------------------------------------------------------
+
+
+def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
+    """Whether a letter is meant: by its id, by its reason; without either every letter is."""
+    if not ids and not reasons:
+        return lambda letter: True
+    return lambda letter: letter.id in ids or letter.reason in reasons
+
+
+async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: int, as_json: bool) -> int:
+    """A line for each letter, oldest first, and what there is of each reason."""
+    chosen = chooser((), reasons)
+    now = datetime.now(UTC)
+    counts: dict[str, int] = {}
+    looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if not chosen(letter):
+                continue
+            if not counts and not as_json:
+                print(f"{'id':<36}  {'reason':<16}  {'age':>6}  {'bytes':>7}  {'tenant/app':<20}  detail")
+            counts[letter.reason] = counts.get(letter.reason, 0) + 1
+            print(json.dumps(_summary(letter), ensure_ascii=False) if as_json else _letter_line(letter, now))
+        total = pile.total
+    if not as_json:
+        print(_count(counts))
+        _say_what_was_not_seen(looked_at, total)
+    return 0
+
+
+def _letter_line(letter: Letter, now: datetime) -> str:
+    owner = "/".join((letter.tenant or "-", letter.app_id or "-"))
+    age = _age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
+    detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
+    return (
+        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {age:>6}  {len(letter.body):>7}  "
+        f"{plain(owner, 20):<20}  {plain(detail, 120)}"
+    ).rstrip()
+
+
+def _count(counts: dict[str, int]) -> str:
+    if not counts:
+        return "no dead letters"
+    total = sum(counts.values())
+    parts = ", ".join(f"{number} {plain(reason) or 'of others'}" for reason, number in sorted(counts.items()))
+    return f"{total} dead letter{'s' if total != 1 else ''}: {parts}"
+
+
+def _say_what_was_not_seen(looked_at: int, total: int) -> None:
+    if total > looked_at:
+        print(
+            f"{looked_at} of {total} letters were looked at, the oldest: --limit N looks at more",
+            file=sys.stderr,
+        )
+
+
+async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_json: bool) -> int:
+    """Everything about the letters of one id; 1 where there is none."""
+    found = looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if letter.id != push_id:
+                continue
+            if found and not as_json:
+                print()
+            found += 1
+            print(json.dumps(_whole(letter), ensure_ascii=False) if as_json else _page(letter))
+        total = pile.total
+    if not found:
+        print(f"no letter {plain(push_id)} in push.dead; `bridge why` asks the delivery log", file=sys.stderr)
+        _say_what_was_not_seen(looked_at, total)
+    return 0 if found else 1
+
+
+def _summary(letter: Letter) -> dict[str, object]:
+    return {
+        "id": letter.id,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "buried_at": letter.buried_at.isoformat() if letter.buried_at else None,
+        "replayed_at": letter.replayed_at or None,
+        "bytes": len(letter.body),
+        "tenant": letter.tenant,
+        "app_id": letter.app_id,
+    }
+
+
+def _properties(letter: Letter) -> dict[str, object]:
+    given = {
+        "app_id": letter.app_id,
+        "message_id": letter.message_id,
+        "correlation_id": letter.correlation_id,
+        "reply_to": letter.reply_to,
+        "content_type": letter.content_type,
+        "content_encoding": letter.content_encoding,
+        "timestamp": letter.timestamp.isoformat() if letter.timestamp else "",
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _whole(letter: Letter) -> dict[str, object]:
+    body: dict[str, object]
+    try:
+        body = {"body": letter.body.decode()}
+    except UnicodeDecodeError:
+        body = {"body": base64.b64encode(letter.body).decode(), "encoding": "base64"}
+    headers = {name: _header(value) for name, value in letter.headers.items()}
+    return {**_summary(letter), "properties": _properties(letter), "headers": headers, **body}
+
+
+def _header(value: object) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _page(letter: Letter) -> str:
+    facts: dict[str, object] = {
+        "id": letter.id,
+        "reason": letter.reason or "none: the bridge did not put it there",
+        "detail": letter.detail,
+        "buried": letter.buried_at.astimezone().isoformat(" ") if letter.buried_at else "",
+        "replayed": letter.replayed_at,
+        "tenant": letter.tenant,
+        **_properties(letter),
+    }
+    lines = [f"{name:<16} {plain(str(value))}" for name, value in facts.items() if value]
+    ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
+    for name, value in letter.headers.items():
+        if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
+            lines.append(
+                f"{'header':<16} {plain(name)}: {plain(json.dumps(value, ensure_ascii=False, default=str))}"
+            )
+    lines.append(f"{'body':<16} {len(letter.body)} bytes")
+    text = letter.body.decode("utf-8", "backslashreplace")
+    lines += ["    " + plain(line) for line in text.split("\n")]
+    return "\n".join(lines)
+
+
+async def dead_replay(
+    settings: CommonSettings,
+    ids: Sequence[str],
+    reasons: Sequence[str],
+    *,
+    limit: int,
+    new_ids: bool,
+    dry_run: bool,
+) -> int:
+    """Publish letters again; 1 where one that was asked for was not."""
+    done = await dead_letters.replay(
+        settings.amqp_url,
+        chooser(ids, reasons),
+        limit=limit,
+        now=time.time(),
+        new_ids=new_ids,
+        dry_run=dry_run,
+    )
+    verb = "would be replayed" if dry_run else "replayed"
+    for old, new in done.replayed:
+        print(f"{verb}: {plain(old)}" + (f" as {plain(new)}" if new != old else ""))
+    for push_id, why in done.refused:
+        print(f"kept: {plain(push_id) or '-'}: {why}")
+    seen = {push_id for push_id, _ in done.replayed} | {push_id for push_id, _ in done.refused}
+    absent = [push_id for push_id in ids if push_id not in seen]
+    for push_id in absent:
+        print(f"no letter {plain(push_id)} among the {done.looked_at} that were looked at", file=sys.stderr)
+    print(f"{len(done.replayed)} {verb}, {len(done.refused)} kept, {done.looked_at} looked at")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 1 if absent or done.refused else 0
+
+
+async def dead_purge(
+    settings: CommonSettings, ids: Sequence[str], reasons: Sequence[str], *, limit: int, yes: bool
+) -> int:
+    """Throw letters away; without `yes` say how many it would be and raise."""
+    done = await dead_letters.purge(settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes)
+    if not yes:
+        problem = f"is needed to delete {done.found} of {done.total} letters; nothing was deleted"
+        raise SettingsError("--yes", problem)
+    print(f"{done.found} deleted, {done.total - done.found} kept")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 0 if done.found or not ids else 1
+
+
+# --- why -------------------------------------------------------------------------------------------------
+
+
+async def why(
+    settings: CommonSettings, push_id: str, user: str | None, tenant: str | None, *, as_json: bool
+) -> int:
+    """Tell what became of a push; 1 where the log does not know it (for this user)."""
+    found = await inquiry.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant, limit=USERS_SHOWN)
+    if as_json:
+        for row in found.rows:
+            print(msgspec.json.encode(row).decode())
+        return 0 if found.rows else 1
+    if not found.endings:
+        for line in _never_seen(settings, push_id, found, await _waiting(settings)):
+            print(line)
+        return 1
+    if not found.rows:
+        print(f"push {push_id} has no row for {user}, but for others:")
+        _print_endings(found.endings)
+        print(
+            "It was not addressed to that user: the request did not name them, or it went to everyone and they\n"
+            "had no session then. (The user is compared letter by letter, as the request and the token say it.)"
+        )
+        return 1
+    total = sum(ending.users for ending in found.endings)
+    if user is None and total > STORIES_SHOWN:
+        print(f"push {push_id}: {total} users")
+        _print_endings(found.endings)
+        print()
+        for row in found.rows:
+            print(_row_line(row))
+        if total > len(found.rows):
+            print(f"... and {total - len(found.rows)} more")
+        print(f"\nbridge why {push_id} USER tells the whole story of one.")
+        return 0
+    for number, row in enumerate(found.rows):
+        if number:
+            print()
+        for line in story(row, found.asked_at):
+            print(line)
+    return 0
+
+
+def _print_endings(endings: Sequence[Ended]) -> None:
+    for e in endings:
+        tenant = f"  (tenant {e.tenant})" if e.tenant else ""
+        print(f"  {e.users:>7}  {e.outcome}/{e.reason}: {e.meaning}{tenant}")
+
+
+def _row_line(row: Told) -> str:
+    took = ""
+    end = row.proven_at or row.finished_at
+    if end is not None:
+        took = _span((end - row.taken_at).total_seconds())
+    return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}".rstrip()
+
+
+def story(row: Told, now: datetime) -> Iterator[str]:
+    """One row of the log, step by step, for people."""
+    tenant = f" of tenant {row.tenant}" if row.tenant else ""
+    yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
+    yield f"  {row.meaning or row.reason}" + (f": {plain(row.detail)}" if row.detail else "")
+    yield ""
+    before = row.published_at
+    for step, at, words in _steps(row):
+        if at is None:
+            yield f"  {step:<10} {words}"
+        else:
+            moment = at.astimezone().isoformat(" ", "milliseconds")
+            passed = "" if step == "published" else _span((at - before).total_seconds(), sign=True)
+            yield f"  {step:<10} {moment}  {passed:>9}  {words}".rstrip()
+            before = at
+    if not row.final:
+        yield f"  {'finished':<10} not yet, for {_span((now - row.taken_at).total_seconds())}: {_who_ends_it(row)}"
+    yield ""
+    yield from _owes(row)
+    if row.payload_bytes is not None:
+        yield (
+            f"  {'body':<10} {row.payload_bytes} bytes in delivery_log.payload; the message, if it was not"
+            f" replayed or purged: bridge dead show {row.push_id}"
+        )
+
+
+def _steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
+    """(step, when, how), in their order; without a time: that it never happened."""
+    publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
+    event = [f"event {plain(row.event)}"] if row.event else []
+    yield "published", row.published_at, ", ".join(publisher + event)
+    yield "taken", row.taken_at, f"from the queue by node {row.node}, boot {row.boot}"
+    if row.written_at is None:
+        yield "written", None, "never: it was handed to no socket"
+    else:
+        yield "written", row.written_at, f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}"
+    late = _late(row)
+    if row.proven_at is not None and not late:
+        yield "proven", row.proven_at, "by the peer"
+    elif row.proven_at is None and row.written_at is not None and row.confirm > Proof.WRITTEN:
+        yield "proven", None, f"never: nothing came back from the peer; wanted was {_wanted(row)}"
+    if row.finished_at is not None:
+        yield "finished", row.finished_at, f"{row.outcome}/{row.reason}"
+    if late:
+        yield "proven", row.proven_at, "by the peer, after the end: the outcome stays"
+
+
+def _late(row: Told) -> bool:
+    return row.proven_at is not None and row.finished_at is not None and row.proven_at > row.finished_at
+
+
+def _owes(row: Told) -> Iterator[str]:
+    if row.owed is None:
+        unacked = "" if row.final else " yet: its message is not acknowledged, and carries the debt"
+        yield f"  {'owed':<10} nothing{unacked}"
+        return
+    when = "" if row.final else ", once it has ended"
+    yield f"  {'owed':<10} the event on push.outcomes{when}"
+    for reply in row.owed:
+        correlation = f" (correlation id {plain(reply.correlation_id)})" if reply.correlation_id else ""
+        yield f"  {'owed':<10} a receipt to queue {plain(reply.queue)}{correlation}{when}"
+
+
+def _who_ends_it(row: Told) -> str:
+    if row.node_alive:
+        return f"node {row.node} lives and waits for the proof, {_wanted(row)}"
+    return "its process is dead: the next sweep of any node ends it as unknown/node_died"
+
+
+def _wanted(row: Told) -> str:
+    return Proof(row.confirm).name.lower()
+
+
+def _never_seen(
+    settings: CommonSettings, push_id: str, found: Found, waiting: Sequence[QueueDepth] | str
+) -> Iterator[str]:
+    yield f"push {push_id} is not in the delivery log. That means one of these:"
+    if isinstance(waiting, str):
+        yield f"- It may wait in the queue; the broker could not be asked: {waiting}"
+    else:
+        for depth in waiting:
+            if not depth.there:
+                yield f"- There is no queue {depth.name}: no bridge has ever run with this broker (vhost)."
+            elif depth.ready or not depth.consumers:
+                taker = "a bridge takes from it" if depth.consumers else "no bridge takes from it"
+                yield f"- It may wait in {depth.name}: {depth.ready} messages are there, and {taker}."
+    yield "- It was taken within the last second, and its proof is still awaited: ask again."
+    if found.kept_since is not None:
+        yield f"- It is older than the log, which begins on {found.kept_since} (BRIDGE_RETENTION_DAYS)."
+    yield "- It has another id: a rejected request without a usable id has one that begins with sha256-, and one"
+    yield "  that named none a UUID. `bridge dead list` shows what was rejected."
+    yield "- It never came: was the publish confirmed, mandatory, to exchange push of this broker and vhost?"
+
+
+async def _waiting(settings: CommonSettings) -> Sequence[QueueDepth] | str:
+    try:
+        return [d for d in await inquiry.queue_depths(settings.amqp_url) if d.name != "push.dead"]
+    except BrokerUnavailable as error:
+        return error.cause
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _sessions(count: int) -> str:
+    return "one session" if count == 1 else f"{count} sessions"
+
+
+# --- audit -----------------------------------------------------------------------------------------------
+
+
+async def audit(settings: CommonSettings, hours: int) -> int:
+    """Print the hours and what should not be; 1 where something should not be."""
+    books = await inquiry.read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
+    depths = await inquiry.queue_depths(settings.amqp_url)
+    _print_hours(books)
+    print()
+    drift = False
+    for wrong, what, words in [*_log_checks(books), *_queue_checks(depths)]:
+        drift = drift or wrong
+        print(f"{'DRIFT' if wrong else 'ok':<5}  {what:<14} {words}")
+    return 1 if drift else 0
+
+
+def _print_hours(books: Books) -> None:
+    names = (
+        "rows",
+        "delivered",
+        "offline",
+        "expired",
+        "dropped",
+        "unknown",
+        "rejected",
+        "open",
+        "owing",
+        "wrong",
+    )
+    print(f"{'hour':<16}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names))
+    for hour in books.hours:
+        cells = "".join(f"{getattr(hour, name):>{max(9, len(name) + 2)}}" for name in names)
+        print(f"{hour.hour.astimezone():%Y-%m-%d %H:%M}{cells}")
+    if not books.hours:
+        print("(no push was taken)")
+
+
+def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
+    """(whether it is drift, what was looked at, what was found)."""
+    nodes = ", ".join(books.nodes) or "none"
+    oldest = (
+        f", the oldest taken {books.oldest_open.astimezone():%Y-%m-%d %H:%M:%S}" if books.oldest_open else ""
+    )
+    yield (
+        books.orphans > 0,
+        "dead nodes",
+        f"{books.orphans} rows not final, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
+        + (f"{oldest}; nodes alive: {nodes}" if books.orphans else ""),
+    )
+    yield (
+        books.stuck > 0,
+        "stuck rows",
+        f"{books.stuck} rows not final for over {inquiry.STUCK_AFTER:g} s, though their process lives",
+    )
+    yield books.overdue > 0, "receipts", f"{books.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
+    wrong = sum(hour.wrong for hour in books.hours)
+    yield (
+        wrong > 0,
+        "rows",
+        f"{wrong} contradict themselves (proof, times, outcome and reason) in these hours",
+    )
+    missing = ", ".join(f"{day}" for day in books.missing_days)
+    yield (
+        bool(missing),
+        "partitions",
+        f"missing: {missing}" if missing else "there, for today and the next days",
+    )
+
+
+def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str]]:
+    for depth in depths:
+        if not depth.there:
+            yield True, depth.name, "the queue is missing"
+        elif depth.name == "push.dead":
+            yield False, depth.name, f"{depth.ready} ready, for people: bridge dead list"
+        elif depth.consumers == 0:
+            yield depth.ready > 0, depth.name, f"{depth.ready} ready, nobody takes them"
+        else:
+            yield False, depth.name, f"{depth.ready} ready, {depth.consumers} takers"
+
+
+# --- time, for people ------------------------------------------------------------------------------------
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _span(seconds: float, *, sign: bool = False) -> str:
+    plus = "+" if sign and seconds >= 0 else ""
+    if abs(seconds) < 1:
+        return f"{plus}{seconds * 1000:.1f} ms"
+    if abs(seconds) < 120:
+        return f"{plus}{seconds:.2f} s"
+    return plus + _age(seconds) if seconds > 0 else f"{seconds:.0f} s"
