@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help run demo test lint bench clean
+.PHONY: help run demo test lint bench chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(READY) ## linters, formatting, types, and who may import whom
 
 bench: $(READY) ## this bridge against a naive one, on servers of their own
 	@$(BIN)/python -m benchmarks
+
+chaos: $(READY) ## half an hour of faults, each checked against the promises; docs/reliability.md
+	@$(BIN)/python -m benchmarks.chaos
 
 clean: ## remove all that the other commands made: .venv, the servers' data in .dev, caches
 	@[ ! -d .dev ] || $(PYTHON) -m bridge.devservers forget .dev

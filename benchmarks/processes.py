@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 
 STOP_TIMEOUT: Final = 15.0
 """Seconds a child has to end by itself after SIGTERM."""
+LOOK_EVERY: Final = 1.0
+"""Seconds between looks whether a process that another waits for is still there."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 # Becomes the command, same pid, and gets a SIGTERM should we die without a word: prctl(PR_SET_PDEATHSIG).
 _LEASH: Final = (
@@ -60,9 +62,12 @@ class Child:
         except BrokenPipeError as gone:
             raise self._failure(f"ended before it was told to {do}") from gone
 
-    def answer(self, seconds: float) -> dict[str, Any]:
-        """The answer to the oldest command that has none yet."""
-        made: dict[str, Any] = json.loads(self.line(seconds))
+    def answer(self, seconds: float, *, needs: Child | None = None) -> dict[str, Any]:
+        """The answer to the oldest command that has none yet.
+
+        Where it can't come without another process, `needs` is that: its end ends the wait.
+        """
+        made: dict[str, Any] = json.loads(self.line(seconds, needs=needs))
         return made
 
     def ask(self, do: str, *, within: float = 60.0, **arguments: object) -> dict[str, Any]:
@@ -70,14 +75,19 @@ class Child:
         self.tell(do, **arguments)
         return self.answer(within)
 
-    def line(self, seconds: float) -> bytes:
+    def line(self, seconds: float, *, needs: Child | None = None) -> bytes:
         """The next line that it prints."""
         assert self._process.stdout is not None
         stdout = self._process.stdout.fileno()
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
-            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            left = deadline - time.monotonic()
+            if left < 0:
                 raise self._failure(f"said nothing for {seconds:g} s")
+            if not select.select([stdout], [], [], min(left, LOOK_EVERY))[0]:
+                if needs is not None:
+                    needs.check_alive()
+                continue
             more = os.read(stdout, 1 << 20)
             if not more:
                 raise self._failure("ended")

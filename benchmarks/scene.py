@@ -186,7 +186,7 @@ class Scene:
             crowd.tell("complete", seconds=DRAIN_TIMEOUT)
         began = time.monotonic_ns()
         self.bridge.thaw()
-        told = [crowd.answer(DRAIN_TIMEOUT + 5) for crowd in counted]
+        told = [crowd.answer(DRAIN_TIMEOUT + 5, needs=self.bridge) for crowd in counted]
         if not all(t["complete"] for t in told):
             raise BenchmarkFailed(f"{run}: of {pushes} frames came in {DRAIN_TIMEOUT:g} s: {told}")
         ended = frames_at = max(t["last_at"] for t in told)
@@ -245,7 +245,7 @@ class Scene:
         )
         cpu = self._cpu_since(before, time.monotonic() - began)
         for crowd in self.crowds:
-            if not crowd.ask("complete", seconds=DRAIN_TIMEOUT)["complete"]:
+            if not crowd.ask("complete", seconds=END_TIMEOUT)["complete"]:
                 raise BenchmarkFailed(f"{run}: not all frames came")
         self._await_the_end(run, count)
         self._verify(run, count, some_unproven=False)
@@ -290,7 +290,7 @@ class Scene:
         if sum(rows.values()) != count or not set(rows) <= expected:
             raise BenchmarkFailed(f"{run}: {count} pushes were published, the rows are {rows}")
         for crowd in self.crowds:
-            if not crowd.ask("complete", seconds=30.0)["complete"]:
+            if not crowd.ask("complete", seconds=END_TIMEOUT)["complete"]:
                 raise BenchmarkFailed(f"{run}: not all frames came")
         counts = [crowd.ask("report") for crowd in self.crowds]
         total = Sum(**{name: sum(c[name] for c in counts) for name in Sum._fields})

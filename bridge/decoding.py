@@ -27,7 +27,6 @@ What the contract (schemas/) leaves to the decoder is settled here:
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, NamedTuple, TypeAlias

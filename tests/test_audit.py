@@ -56,7 +56,7 @@ async def log(dsn: str, outcome: Outcome, reason: Reason, age: float, **more: ob
         "finished_at": taken + 0.1,
     }
     store = PostgresStore(dsn)
-    await store.record([row("p", outcome, **(facts | more))])
+    await store.record([row("p", outcome, **(facts | more))])  # type: ignore[arg-type]
     await store.close()
 
 

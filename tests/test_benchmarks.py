@@ -174,6 +174,15 @@ def test_a_push_that_reached_nobody_fails_the_measurement(servers: Servers, tmp_
             on.drain(100, only=on.crowds[:1])
 
 
+def test_a_bridge_that_dies_fails_the_measurement(servers: Servers, tmp_path: Path) -> None:
+    with scene(servers, NAIVE, directory=tmp_path, sessions=[5]) as on:
+        on.bridge.stop()
+        on.crowds[0].ask("expect", seed=1, total=10, users=5)
+        on.crowds[0].tell("complete", seconds=100.0)
+        with pytest.raises(BenchmarkFailed, match="bridge ended with 0"):
+            on.crowds[0].answer(100.0, needs=on.bridge)
+
+
 def test_idle_sessions_have_a_size(servers: Servers, tmp_path: Path) -> None:
     with scene(servers, RECEIVED, directory=tmp_path, sessions=[0]) as on:
         assert on.idle_bytes([200], pinged_within=0) > 0

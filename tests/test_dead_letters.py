@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,7 +32,12 @@ def at(url: str) -> CommonSettings:
     return CommonSettings(amqp_url=url, _env_file=None)
 
 
-async def bury(url: str, *letters: tuple[str, str], body: bytes = b'{"data":1}', **headers: object) -> None:
+async def bury(
+    url: str,
+    *letters: tuple[str, str],
+    body: bytes = b'{"data":1}',
+    headers: Mapping[str, object] | None = None,
+) -> None:
     """Put letters (id, reason) into push.dead, as the bridge does."""
     await declare(url)
     async with outbox(url) as box:
@@ -44,7 +49,7 @@ async def bury(url: str, *letters: tuple[str, str], body: bytes = b'{"data":1}',
                 "x-push-detail": "why",
                 "x-push-buried-at": rfc3339((datetime.now(UTC) - timedelta(hours=2)).timestamp()),
             }
-            table, _ = frames.table({**ours, **headers})
+            table, _ = frames.table({**ours, **(headers or {})})
             properties = frames.properties(headers=table, app_id="billing", content_type="application/json")
             messages.append(Message(DEAD, reason.encode(), properties, body))
         assert not await box.publish(messages, 10)
@@ -75,7 +80,8 @@ async def test_a_line_says_id_reason_age_size_owner_and_detail(
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await bury(vhost, ("p1", "invalid"), body=b'{"tenant":"shop","data":1}')
-    await bury(vhost, ("p2", "poison"), ("p3", "poison"), **{"x-push-tenant": "bank", "x-push-user": "u1"})
+    target = {"x-push-tenant": "bank", "x-push-user": "u1"}
+    await bury(vhost, ("p2", "poison"), ("p3", "poison"), headers=target)
     assert await operating.dead_list(at(vhost), (), limit=10, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["id", "reason", "age", "bytes", "tenant/app", "detail"]
@@ -120,7 +126,7 @@ async def test_an_empty_queue_and_a_missing_one_are_told_apart(
 async def test_show_prints_properties_headers_and_the_body_and_sends_no_control_characters(
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await bury(vhost, ("p1", "not_json"), body=b"not \x1b[31mjson\xff\nsecond", own=["a\x1b", 1])
+    await bury(vhost, ("p1", "not_json"), body=b"not \x1b[31mjson\xff\nsecond", headers={"own": ["a\x1b", 1]})
     assert await operating.dead_show(at(vhost), "p1", limit=10, as_json=False) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
@@ -277,8 +283,13 @@ async def test_a_replay_keeps_the_message_but_for_times_and_what_the_broker_adde
         vhost,
         ("p1", "unsupported"),
         body=b"the data, not a request",
-        own="kept",
-        **{**broker, "x-push-user": "u1", "x-push-published-ms": 1, "x-push-event": "e"},
+        headers={
+            "own": "kept",
+            **broker,
+            "x-push-user": "u1",
+            "x-push-published-ms": 1,
+            "x-push-event": "e",
+        },
     )
     await replay(vhost, new_ids=True)
     [message] = await drained(vhost, REQUESTS)

@@ -268,6 +268,39 @@ async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> 
         assert h.publisher.sent[0].replies == (Reply("first", "c"), Reply("second", "c"))
 
 
+async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_row_owes_it_too() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        joining = h.message("second")
+        record = h.store.record
+
+        async def joined(rows: Sequence[Row]) -> Sequence[Written]:
+            h.store.record = record  # type: ignore[method-assign]
+            written = await record(rows)
+            joining.open += 1
+            flight.messages.append(joining)
+            return written
+
+        h.store.record = joined  # type: ignore[method-assign]
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_again() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        h.clock.advance(1.0)
+        again = h.flight("p1", h.message(redelivered=True))
+        again.received(h.clock.now)
+        h.settlement.due(again)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert [r.announce for r in h.publisher.sent] == [True, True]
+
+
 async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_before_its_ack() -> None:
     async with house() as h:
         message = h.message()

@@ -32,7 +32,7 @@ async def log(dsn: str, *rows: Row) -> None:
 
 def to(user: str, outcome: Outcome, reason: Reason, **more: object) -> Row:
     facts: dict[str, object] = {"key": RowKey("", "p1", user), "reason": reason, "finished_at": T + 1.5}
-    return row("p1", outcome, **(facts | more))
+    return row("p1", outcome, **(facts | more))  # type: ignore[arg-type]
 
 
 async def why(
@@ -167,12 +167,8 @@ async def test_of_many_users_the_ends_are_counted_and_those_not_reached_come_fir
     assert await why(database, "p1") == 0
     lines = told(capsys)
     assert lines[0] == "push p1: 31 users"
-    assert lines[1].split() == [
-        "30",
-        "received/pong:",
-        *"the peer answered a ping sent after the push".split(),
-    ]
-    users = [line.split()[0] for line in lines[4:]]
+    assert " ".join(lines[1].split()) == "30 received/pong: the peer answered a ping sent after the push"
+    users = [line.split()[0] for line in lines[4:24]]
     assert users[:2] == ["z", "a00"]
     assert "... and 11 more" in lines
     assert await why(database, "p1", "a07") == 0

@@ -25,6 +25,8 @@ CONNECT_TIMEOUT = 10.0
 RETRY = 0.3
 WINDOW = 100
 """Messages that one publisher has on their way."""
+UNUSABLE = "\x01"
+"""A message_id that is no id: the bridge makes one of body and properties."""
 ANNOUNCEMENTS, REPLIES = "chaos.outcomes", "chaos.replies"
 GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
 """What aio-pika raises when the broker goes in the middle of something."""
@@ -173,7 +175,11 @@ class Collector:
                 async with channel(self._url) as c:
                     await c.set_qos(500)
                     lost = asyncio.Event()
-                    c.close_callbacks.add(lambda *_: lost.set())
+
+                    def lose(*_: object, lost: asyncio.Event = lost) -> None:
+                        lost.set()
+
+                    c.close_callbacks.add(lose)
                     for name, take in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
                         queue = await c.get_queue(name, ensure=False)
                         await queue.consume(take)
@@ -232,7 +238,7 @@ class Requests:
         rng: random.Random,
         users: Sequence[str],
         absent: Sequence[str],
-        session_of: Callable[[], tuple[str, str] | None],
+        session_of: Callable[[random.Random], tuple[str, str] | None],
         name: str,
     ) -> None:
         self._evidence = evidence
@@ -301,7 +307,7 @@ class Requests:
         rng = self._rng
         tenant = rng.choice(["", "", "", "t1"])
         dice = rng.random()
-        session = self._session_of() if not users and dice < 0.04 else None
+        session = self._session_of(rng) if not users and dice < 0.04 else None
         if users:
             request = self._new(tenant=tenant, users=frozenset(users))
             to: dict[str, Any] = {"users": list(users)} if len(users) > 1 else {"user": users[0]}
@@ -342,8 +348,9 @@ class Requests:
         rng = self._rng
         wrong = rng.choice(["not json", "two targets", "no target", "unknown", "control"])
         if wrong == "not json":
+            # Never without a message_id: aiormq would make up another one for each copy.
             request = self._new(push_id="", fate=Fate.REJECTED)
-            return Envelope([request], f"not json {request.mark}".encode())
+            return Envelope([request], f"not json {request.mark}".encode(), message_id=UNUSABLE)
         request = self._new(fate=Fate.REJECTED)
         document: dict[str, Any] = {"id": request.push_id, "data": self._data(request)}
         if wrong == "two targets":

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, To
 
-
 FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
 

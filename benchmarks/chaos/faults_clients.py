@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
-from benchmarks.chaos.clients import Client, Manner
+from benchmarks.chaos.clients import Manner
 from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
@@ -27,7 +26,7 @@ async def never_read(stage: Stage) -> int:
     return len(slow)
 
 
-@fault("clients that vanish without a FIN", short=True)
+@fault("clients that vanish without a FIN")
 async def vanish(stage: Stage) -> int:
     """Behind a proxy that swallows everything: no close, no reset, no answer."""
     users = [f"behind{i}" for i in range(8)]
@@ -55,7 +54,7 @@ async def reset_before_pong(stage: Stage) -> int:
     return times * len(users)
 
 
-@fault("clients that come and go", short=True)
+@fault("clients that come and go")
 async def come_and_go(stage: Stage) -> int:
     """A third of all clients is reset at random moments, and comes back."""
     times = 15 * stage.scale.repeats
@@ -73,23 +72,17 @@ async def storm(stage: Stage) -> int:
     crowd = [stage.new_client(f"crowd{i}", Manner.READS) for i in range(STORM)]
     for client in crowd:
         client.start()
-    await _all_open(crowd)
+    await stage.connected(crowd)
     for client in crowd:
         client.drop()
     stage.now_healed()
     await asyncio.sleep(0.05)
-    await _all_open(crowd)
+    await stage.connected(crowd)
     await stage.publish_now([stage.requests[0].to(c.user) for c in crowd[:200]])
     return STORM
 
 
-async def _all_open(clients: Sequence[Client]) -> None:
-    async with asyncio.timeout(90):
-        while not all(c.open for c in clients):
-            await asyncio.sleep(0.05)
-
-
-@fault("the same id a hundred times", short=True)
+@fault("the same id a hundred times")
 async def same_id(stage: Stage) -> int:
     """Requests that are published a hundred times each, in random order, some after their end."""
     users = [f"u{i}" for i in range(stage.scale.users)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -65,7 +64,7 @@ async def half_open(stage: Stage) -> int:
     return 2
 
 
-@fault("Postgres reset", proxied=["postgres"], short=True)
+@fault("Postgres reset", proxied=["postgres"])
 async def reset(stage: Stage) -> int:
     """The connections to the database are reset in the middle of whatever they do."""
     times = 4 * stage.scale.repeats
@@ -132,7 +131,7 @@ async def lock_wait(stage: Stage) -> int:
     return 1
 
 
-@fault("rows locked by somebody else", short=True)
+@fault("rows locked by somebody else")
 async def rows_locked(stage: Stage) -> int:
     """A transaction holds every row that is not final, again and again."""
     times = 2 * stage.scale.repeats
@@ -171,7 +170,7 @@ async def exhausted(stage: Stage) -> int:
     return 1
 
 
-@fault("statements cancelled by an administrator", short=True)
+@fault("statements cancelled by an administrator")
 async def cancelled(stage: Stage) -> int:
     """pg_cancel_backend and pg_terminate_backend on the bridge's connections, at random."""
     times = 10 * stage.scale.repeats
@@ -196,16 +195,13 @@ async def disk_full(stage: Stage) -> int:
     disk = Path(str(data)).parent / "chaos-wal"
     postgres = stage.servers.postgres
     disk.mkdir(exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300m,mode=0700", "chaos-wal", disk], check=False
-    )
-    if mounted.returncode:
+    if not await _done("mount", "-t", "tmpfs", "-o", "size=300m,mode=0700", "chaos-wal", disk):
         raise NotPossible("mounting a tmpfs is not allowed here")
     try:
         await asyncio.to_thread(postgres.stop, "fast")
         owner = wal.stat()
         os.chown(disk, owner.st_uid, owner.st_gid)
-        subprocess.run(["cp", "-a", f"{wal}/.", disk], check=True)
+        await _must("cp", "-a", f"{wal}/.", disk)
         kept = wal.rename(wal.with_name("pg_wal.kept"))
         wal.symlink_to(disk)
         try:
@@ -228,14 +224,25 @@ async def disk_full(stage: Stage) -> int:
             wal.unlink()
             shutil.rmtree(kept)
             wal.mkdir(mode=0o700)
-            subprocess.run(["cp", "-a", f"{disk}/.", wal], check=True)
+            await _must("cp", "-a", f"{disk}/.", wal)
             os.chown(wal, owner.st_uid, owner.st_gid)
             (wal / "ballast").unlink(missing_ok=True)
             await asyncio.to_thread(postgres.start)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        await _must("umount", disk)
         disk.rmdir()
     return 1
+
+
+async def _done(*command: str | Path) -> bool:
+    """Run a command; whether it succeeded."""
+    process = await asyncio.create_subprocess_exec(*command)
+    return await process.wait() == 0
+
+
+async def _must(*command: str | Path) -> None:
+    if not await _done(*command):
+        raise RuntimeError(f"failed: {' '.join(map(str, command))}")
 
 
 def _fill(ballast: Path) -> None:

@@ -16,7 +16,7 @@ POINT_TIMEOUT = 20.0
 """Seconds in which a process must come to the point where it kills itself."""
 
 
-@fault("no fault", short=True)
+@fault("no fault")
 async def nothing(stage: Stage) -> int:
     """The load alone."""
     await stage.load(3)
@@ -70,7 +70,7 @@ async def at_commit(stage: Stage) -> int:
     return await _killed_at(stage, ["before commit", "after commit"])
 
 
-@fault("kill -9 before and after an ack", short=True)
+@fault("kill -9 before and after an ack")
 async def at_ack(stage: Stage) -> int:
     """Die when all but the ack is done, or when it has just been written to the broker's socket."""
     return await _killed_at(stage, ["before ack", "after ack"])
@@ -132,7 +132,7 @@ async def at_sweep(stage: Stage) -> int:
     return await _killed_at(stage, ["after dead rows end"])
 
 
-@fault("SIGTERM under load", short=True)
+@fault("SIGTERM under load")
 async def sigterm(stage: Stage) -> int:
     """Stop in order and start again: it must exit with 0 and give back what it has not settled."""
     times = 2 * stage.scale.repeats

@@ -14,7 +14,7 @@ STEPS = (3600.0, -3600.0, 86_400.0 * 2, 0.0, -30.0, 90.0, 0.0)
 """Seconds by which the bridge's clock is off, one after the other."""
 
 
-@fault("clock steps", short=True)
+@fault("clock steps")
 async def clock_steps(stage: Stage) -> int:
     """The bridge's wall clock jumps by hours and back (its injected clock: never the machine's)."""
     file = stage.logs / "clock"
@@ -30,7 +30,7 @@ async def clock_steps(stage: Stage) -> int:
     return len(STEPS)
 
 
-@fault("midnight", short=True)
+@fault("midnight")
 async def midnight(stage: Stage) -> int:
     """The log's day rolls over under load, while pushes are repeated that ended the day before."""
     users = [f"u{i}" for i in range(stage.scale.users)]

@@ -46,8 +46,10 @@ MODULES: Final = (
 )
 """Importing them enters their faults, in the order of the table."""
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
-RUN_TIMEOUT: Final = 420.0
+RUN_TIMEOUT: Final = 900.0
 """Seconds after which a run has failed, whatever it waits for."""
+SHORT_AT_ONCE: Final = 3
+"""Faults of the short run that are under way at the same time: they wait more than they work."""
 VIOLATIONS_SHOWN: Final = 5
 """Violations of each kind whose whole story is told."""
 MORE_SHOWN: Final = 20
@@ -98,9 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         with _servers() as (servers, root):
-            lines = asyncio.run(
-                run(servers, faults, chosen.seed, SHORT if chosen.short else FULL, root / "logs", _say)
-            )
+            scale, at_once = (SHORT, SHORT_AT_ONCE) if chosen.short else (FULL, 1)
+            lines = asyncio.run(run(servers, faults, chosen.seed, scale, root / "logs", _say, at_once))
     except KeyboardInterrupt:
         return 130
     except ServersUnavailable as error:
@@ -117,41 +118,55 @@ async def run(
     scale: Scale,
     logs: Path,
     say: Callable[[str], None],
+    at_once: int = 1,
 ) -> list[Line]:
-    """Make each fault once, in a vhost and a database of its own; never raises for what a run does."""
-    lines = []
-    for fault in faults:
-        line = Line(fault)
-        lines.append(line)
-        began = time.monotonic()
-        name = re.sub(r"\W+", "_", fault.name)[:50]
-        where = logs / name
-        where.mkdir(parents=True, exist_ok=True)
-        try:
-            async with asyncio.timeout(RUN_TIMEOUT):
-                line.outcome = await play(
-                    servers,
-                    f"chaos_{os.getpid()}_{name}"[:60],
-                    fault.act,
-                    seed=f"{seed} {fault.name}",
-                    scale=scale,
-                    logs=where,
-                    proxied=fault.proxied,
-                    settings=fault.settings,
-                )
-        except NotPossible as why:
-            line.not_run = str(why)
-        except Exception as error:
-            line.failed = f"{type(error).__name__}: {error}"
-            traceback.print_exc()
-        line.seconds = time.monotonic() - began
-        say(_progress(line))
-        if line.outcome is not None:
-            for story in _stories(line.outcome.verdict.violations):
-                say(story)
-            if line.bad:
-                say(f"  the logs of the bridge are in {where}")
+    """Make each fault once, in a vhost and a database of its own; never raises for what a run does.
+
+    `at_once`: how many may run at the same time, which only faults can that leave the servers alone.
+    """
+    lines = [Line(fault) for fault in faults]
+    room = asyncio.Semaphore(at_once)
+
+    async def one(line: Line) -> None:
+        async with room:
+            await _run_one(servers, line, seed, scale, logs, say)
+
+    await asyncio.gather(*[one(line) for line in lines])
     return lines
+
+
+async def _run_one(
+    servers: Servers, line: Line, seed: int, scale: Scale, logs: Path, say: Callable[[str], None]
+) -> None:
+    fault = line.fault
+    began = time.monotonic()
+    name = re.sub(r"\W+", "_", fault.name)[:50]
+    where = logs / name
+    where.mkdir(parents=True, exist_ok=True)
+    try:
+        async with asyncio.timeout(RUN_TIMEOUT):
+            line.outcome = await play(
+                servers,
+                f"chaos_{os.getpid()}_{name}"[:60],
+                fault.act,
+                seed=f"{seed} {fault.name}",
+                scale=scale,
+                logs=where,
+                proxied=fault.proxied,
+                settings=fault.settings,
+            )
+    except NotPossible as why:
+        line.not_run = str(why)
+    except Exception as error:
+        line.failed = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    line.seconds = time.monotonic() - began
+    say(_progress(line))
+    if line.outcome is not None:
+        for story in _stories(line.outcome.verdict.violations):
+            say(story)
+        if line.bad:
+            say(f"  the logs of the bridge are in {where}")
 
 
 def _progress(line: Line) -> str:
