@@ -34,12 +34,12 @@ class Plan(NamedTuple):
     backlog: int = 15_000
     warm_up: int = 1_000
     repetitions: int = 5
-    minutes: float = 6.0
+    minutes: float = 5.5
     """No repetition of the comparison is begun that would end later than this."""
     steady_seconds: float = 5.0
     idle_sessions: int = 5_000
-    frozen_backlog: int = 30_000
-    frozen_repetitions: int = 3
+    frozen_backlog: int = 20_000
+    frozen_repetitions: int = 5
     profile_backlog: int = 30_000
 
 
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: two minutes")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
-    parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [6]")
+    parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
+    parser.add_argument("--only", choices=("compare", "idle", "freeze"), help="one part of it")
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
@@ -77,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
             results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
-            parts = (profile,) if chosen.profile else (compare, idle, freeze)
+            parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze)
+            if chosen.only:
+                parts = [part for part in parts if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
         print()
         for line in report.table(results):

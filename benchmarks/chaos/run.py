@@ -96,8 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{fault.name:46} {fault.about.splitlines()[0]}")
         return 0
     raise_file_limit()
-    # It warns of writes to a connection that is gone, which is what happens here all the time.
+    # What they warn of, connections that are lost, happens here all the time.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    for library in ("aiormq", "aio_pika"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         with _servers() as (servers, root):
             scale, at_once = (SHORT, SHORT_AT_ONCE) if chosen.short else (FULL, 1)

@@ -32,9 +32,6 @@ LOOK_MAX = 65_535
 """Letters that one look can take: AMQP's prefetch has 16 bits."""
 QUIET = 5.0
 """Seconds without a letter after which the rest counts as taken by somebody else."""
-RETURN_TIMEOUT = 2.0
-"""Seconds to wait until the queue has the letters back."""
-RETURN_STEP = 0.02
 REPLAY_BATCH = 100
 """Letters published again in one write; a crash between confirm and ack repeats at most these."""
 
@@ -134,7 +131,6 @@ class Pile:
         """Letters that were in the queue, and held by nobody else, at the beginning."""
         self.wanted = 0
         """How many of them are looked at."""
-        self.discarded = 0
 
     async def letters(self) -> AsyncIterator[Letter]:
         """The letters, oldest first; fewer than `wanted` where somebody else takes some. Once."""
@@ -153,7 +149,6 @@ class Pile:
         async with border("acknowledge dead letters", STEP_TIMEOUT):
             for letter in letters:
                 await self._low.basic_ack(letter.tag)
-        self.discarded += len(letters)
 
 
 @asynccontextmanager
@@ -189,17 +184,6 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         yield pile
         async with border("give dead letters back", STEP_TIMEOUT):
             await low.close()
-        await _returned(await channel(connection, confirms=False), pile.total - pile.discarded)
-
-
-async def _returned(low: aiormq.abc.AbstractChannel, count: int) -> None:
-    """Wait, for a moment at most, until the queue shows the letters again: the next look should find them."""
-    deadline = asyncio.get_running_loop().time() + RETURN_TIMEOUT
-    async with border(f"look at {DEAD}", STEP_TIMEOUT + RETURN_TIMEOUT):
-        while asyncio.get_running_loop().time() < deadline:
-            if ((await low.queue_declare(DEAD, passive=True)).message_count or 0) >= count:
-                return
-            await asyncio.sleep(RETURN_STEP)
 
 
 def _letter(message: aiormq.abc.DeliveredMessage) -> Letter:
