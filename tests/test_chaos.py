@@ -46,7 +46,7 @@ def evidence(*requests: Request, rows: list[Row] | None = None) -> Evidence:
         for request in requests:
             if request.fate is Fate.REJECTED:
                 rows.append(row(request, None, "rejected"))
-                made.dead[request.push_id] += 1
+                made.dead[request.mark] += 1
             for user in sorted(request.users):
                 rows.append(row(request, user, "received"))
                 made.shown[user, request.mark] = shown()
@@ -137,7 +137,7 @@ def test_a_rejected_request_without_an_id_is_known_by_what_its_row_keeps() -> No
     request = Request("m1-1", "", fate=Fate.REJECTED, copies=1, confirmed=1)
     kept = Row(RowKey("", "sha256-x", None), "rejected", "not_json", True, False, frozenset(["m1-1"]))
     made = evidence(request, rows=[kept])
-    made.dead["sha256-x"] = 1
+    made.dead["m1-1"] = 1
     assert kinds(made) == []
     made.rows[0] = kept._replace(marks=frozenset(["m1-2"]))
     assert sorted(kinds(made), key=str) == sorted([Broken.NOT_PUBLISHED, Broken.LOST], key=str)

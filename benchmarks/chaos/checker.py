@@ -131,8 +131,7 @@ class _Check:
                 f"{r.outcome}/{r.reason} x{n}" for r, n in self._e.announced.get(key, Counter()).items()
             )
             facts.append(f"announced for {key.user}: {told or 'nothing'}")
-        if request.push_id in self._e.dead:
-            facts.append(f"in push.dead {self._e.dead[request.push_id]} times")
+        facts.append(f"in push.dead {self._e.dead[request.mark]} times")
         return tuple(facts)
 
     def _count(self) -> None:
@@ -164,7 +163,7 @@ class _Check:
             if request.push_id or request.fate is Fate.REJECTED:
                 self._broken(Broken.TWICE, f"{users.count(user)} final rows for user {user}", request)
         refused = [r for r in final if r.outcome == "rejected"]
-        if refused and must and not any(self._e.dead[r.key.push_id] for r in refused):
+        if refused and must and not self._e.dead[request.mark]:
             self._broken(Broken.NOT_BURIED, "rejected, and not in push.dead", request)
         if request.fate is Fate.REJECTED:
             self._one_end(request, users, {None}, must)

@@ -119,7 +119,7 @@ class Evidence:
     replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
     """Correlation id to what came to the reply queue."""
     dead: Counter[str] = field(default_factory=Counter)
-    """Push ids in `push.dead`."""
+    """Marks in the bodies in `push.dead`; what the broker gave up lies there as it was, a batch as a whole."""
     queues: dict[str, Depth] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     """What else must not be: a bridge that ended by itself, a drain that failed."""

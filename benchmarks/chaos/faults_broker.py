@@ -7,7 +7,7 @@ import time
 
 import aio_pika
 
-from benchmarks.chaos.broker import GONE, REPLIES, channel
+from benchmarks.chaos.broker import channel
 from benchmarks.chaos.clients import Manner
 from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
@@ -178,7 +178,7 @@ async def cancelled(stage: Stage) -> int:
     """Deleting push.fallen, which is empty, makes the broker cancel the bridge's consumer of it."""
     for _ in range(3):
         async with channel(stage.url) as c:
-            await c.queue_delete("push.fallen", if_empty=True)
+            await c.queue_delete("push.fallen")
         stage.now_healed()
         await asyncio.sleep(0.1)
         await stage.bridge.ready()
@@ -246,19 +246,4 @@ async def two_takers(stage: Stage) -> int:
     stage.ended_at = began
     stage.amqp.heal()
     await stage.load(2)
-    return 1
-
-
-@fault("reply queue deleted")
-async def replies_deleted(stage: Stage) -> int:
-    """Nobody is there for receipts that were asked for: they count as sent, and nothing waits for them."""
-    try:
-        async with channel(stage.url) as c:
-            await c.queue_delete(REPLIES)
-    except GONE:
-        return 0
-    await stage.load(2)
-    await stage.collector.declare()
-    for request in stage.evidence.requests.values():
-        request.replies.clear()
     return 1

@@ -290,7 +290,7 @@ class Stage:
         for queue in QUEUES:
             self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
         letters = await drained(self.url, "push.dead")
-        self.evidence.dead = Counter(str(m.headers.get("x-push-id", "")) for m in letters)
+        self.evidence.dead = Counter(mark.decode() for m in letters for mark in _MARK.findall(m.body))
         if self.witness.strangers:
             self.evidence.troubles += self.witness.strangers[:5]
 
