@@ -23,6 +23,7 @@ from bridge.flight import Effect, Flight, Message
 from bridge.gate import Gate
 from bridge.hub import Hub
 from bridge.model import (
+    NO_USER,
     CloseReason,
     DeadLetter,
     LateProof,
@@ -34,6 +35,8 @@ from bridge.model import (
     Rejected,
     Row,
     RowKey,
+    ToAll,
+    ToSession,
     ToUser,
     ToUsers,
 )
@@ -98,6 +101,8 @@ class Delivery:
         # Rows that were settled while a batch is being taken: younger than what was looked up for it.
         self._settled_meanwhile: dict[RowKey, Row] = {}
         # In the order they were taken, so that only the head of each has to be looked at.
+        self._roaming: dict[PushKey, dict[str, Flight]] = {}
+        """Flights of pushes whose users only the hub knew (to a session, to everyone), by user."""
         self._young: deque[Flight] = deque()
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
@@ -276,16 +281,46 @@ class Delivery:
             self.recent.add(request.key)
         too_old = now - message.published_at > self._limits.max_age
         frames: dict[Mode, Frame] = {}
+        roams = isinstance(request.target, (ToAll, ToSession))
+        addressed: set[str] = set()
         for address in addresses(self._hub, request):
-            if address.nobody is Reason.NOBODY and rows:
-                # Everyone it was for at an earlier taking has left since, and their rows stand for it.
+            if address.user == NO_USER and roams and (rows or request.key in self._roaming):
+                # Whom it was for at an earlier taking has left since; what became of it there stands.
                 continue
+            addressed.add(address.user)
             flight = Flight.of(request, address.user, message, self._clock.monotonic())
             if too_old:
                 flight.end(Outcome.EXPIRED, Reason.MAX_AGE, now)
-            if self._enter(flight, message, rows) and not flight.ended:
-                self._route(flight, request, address, frames, touched)
+            if self._enter(flight, message, rows):
+                if roams:
+                    self._roaming.setdefault(request.key, {})[flight.key.user] = flight
+                if not flight.ended:
+                    self._route(flight, request, address, frames, touched)
             yield
+        if roams:
+            self._join_earlier(request.key, message, rows, addressed)
+
+    def _join_earlier(
+        self, key: PushKey, message: Message, rows: dict[str, Row], addressed: set[str]
+    ) -> None:
+        """A push to a session or to everyone comes again: users that it reached before and would not now.
+
+        Their ends are this message's as well: it waits for those in the air, and answers for the others,
+        whose receipts may have been lost with the process or the connection.
+        """
+        flying = self._roaming.get(key, {})
+        for user in (flying.keys() | rows.keys()) - addressed:
+            message.open += 1
+            if user in flying:
+                self._join(flying[user], message)
+            else:
+                self._settlement.answer(message, rows[user])
+
+    def _join(self, flying: Flight, message: Message) -> None:
+        flying.messages.append(message)
+        if flying.parked and not flying.ended:
+            # Its row is there; written once more, it owes this message's receipt as well.
+            self._settlement.due(flying)
 
     def _given_up(self, arrival: Arrival) -> tuple[Outcome, Reason, str] | None:
         """How a message ends that the broker, or this bridge, has given up; None for any other."""
@@ -307,10 +342,7 @@ class Delivery:
         row = rows.get(flight.key.user) or self._settled_meanwhile.get(flight.key)
         flying = self._flights.get(flight.key)
         if flying is not None:
-            flying.messages.append(message)
-            if flying.parked and not flying.ended:
-                # Its row is there; written once more, it owes this message's receipt as well.
-                self._settlement.due(flying)
+            self._join(flying, message)
             return False
         if row is not None:
             self._settlement.answer(message, row)
@@ -526,6 +558,9 @@ class Delivery:
             self._settled_meanwhile[row.key] = row
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+            roaming = self._roaming.get(PushKey(flight.key.tenant, flight.key.push_id))
+            if roaming is not None and roaming.pop(flight.key.user, None) is not None and not roaming:
+                del self._roaming[PushKey(flight.key.tenant, flight.key.push_id)]
         if not self._room.is_set() and len(self._flights) <= FLIGHTS_MAX // 2:
             self._room.set()
 

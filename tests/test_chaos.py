@@ -336,10 +336,16 @@ def quietly() -> list[str]:
     return []
 
 
+@pytest.mark.timeout(300)
 async def test_a_short_run_breaks_no_promise(servers: Servers, tmp_path: Path, quietly: list[str]) -> None:
-    names = ("kill -9 at random times", "kill -9 before and after a commit", "cut during COMMIT")
+    names = (
+        "kill -9 at random times",
+        "kill -9 before and after a commit",
+        "cut during COMMIT",
+        "clients that reset between send and pong",
+    )
     faults = [FAULTS[name] for name in names]
-    lines = await run.run(servers, faults, SEED, SHORT, tmp_path, quietly.append)
+    lines = await run.run(servers, faults, SEED, SHORT, tmp_path, quietly.append, at_once=len(faults))
     assert not any(line.bad for line in lines), "\n".join(quietly)
     for line in lines:
         assert line.outcome is not None

@@ -482,6 +482,30 @@ async def test_a_redelivered_message_delivers_only_to_users_without_a_row() -> N
         assert b.pushes
 
 
+@pytest.mark.parametrize("target", ["session", "all"])
+async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(target: str) -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        to_whom = {"session": peer.session_id} if target == "session" else {"all": True}
+        body = json.dumps({"id": "p1", "to": to_whom, "data": 1}).encode()
+        await h.take(arrival(body, incarnation=1))
+        h.delivery.channel_lost(1)
+        peer.socket.open = False
+        h.hub.unregister(peer.client.session)
+        # It comes again while the first taking is in the air, and its user is gone.
+        await h.take(arrival(body, incarnation=2, redelivered=True, delivery_count=1))
+        peer.leave()
+        await h.settled(2)
+        assert set(h.store.rows) == {RowKey("", "p1", "u1")}
+        # And once more to a new process, which knows only the row: its receipt may have been lost.
+        async with house() as h2:
+            h2.store.rows.update(h.store.rows)
+            await h2.take(arrival(body, incarnation=3, redelivered=True, delivery_count=2))
+            await h2.settled(1)
+            assert set(h2.store.rows) == {RowKey("", "p1", "u1")}
+            assert [(r.row.key.user, r.announce) for r in h2.publisher.sent] == [("u1", True)]
+
+
 async def test_a_repeat_of_a_parked_push_is_acked_at_once_and_its_reply_queue_remembered() -> None:
     async with house() as h:
         peer = h.connect("u1")

@@ -60,6 +60,8 @@ class Verdict:
     final_rows: int = 0
     wire_duplicates: int = 0
     """Times that a client read a push again."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """How the rows ended: a fault that leaves no trace here was perhaps not made."""
     receipt_duplicates: int = 0
     """Announcements on push.outcomes beyond the first."""
 
@@ -139,6 +141,7 @@ class _Check:
         v.published = sum(r.confirmed > 0 for r in e.requests.values())
         v.unconfirmed = sum(r.copies > 0 and not r.confirmed for r in e.requests.values())
         v.final_rows = sum(r.final for r in e.rows)
+        v.outcomes = Counter(f"{r.outcome}/{r.reason}" for r in e.rows)
         v.wire_duplicates = sum(n - 1 for s in e.shown.values() for n in s.times.values())
         v.receipt_duplicates = sum(max(0, sum(told.values()) - 1) for told in e.announced.values())
 

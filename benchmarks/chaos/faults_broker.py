@@ -244,6 +244,9 @@ async def two_takers(stage: Stage) -> int:
     stage.now_healed()
     await stage.a_push_is_read()
     stage.ended_at = began
+    ((taken,),) = await stage.execute("select count(*) from delivery_log where node = 'n2'")
+    if not taken:
+        stage.evidence.troubles.append("the second bridge took nothing: the fault was not made")
     stage.amqp.heal()
     await stage.load(2)
     return 1

@@ -103,13 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _servers() as (servers, root):
             scale, at_once = (SHORT, SHORT_AT_ONCE) if chosen.short else (FULL, 1)
+            began = time.monotonic()
             lines = asyncio.run(run(servers, faults, chosen.seed, scale, root / "logs", _say, at_once))
+            seconds = time.monotonic() - began
     except KeyboardInterrupt:
         return 130
     except ServersUnavailable as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\n{table(lines)}\n\n{footer(lines, chosen.seed, 'short' if chosen.short else 'full')}")
+    print(f"\n{table(lines)}\n\n{footer(lines, f'{_kind(chosen)}, seed {chosen.seed}', seconds)}")
     return 1 if any(line.bad for line in lines) else 0
 
 
@@ -180,7 +182,9 @@ def _progress(line: Line) -> str:
         end = f"BROKEN: {len(line.outcome.verdict.violations)} times"
     else:
         end = "held"
-    return f"{line.fault.name}: {end} ({line.seconds:.0f} s)"
+    ends = line.outcome.verdict.outcomes.most_common() if line.outcome is not None else ()
+    told = ", ".join(f"{count} {ending}" for ending, count in ends)
+    return f"{line.fault.name}: {end} ({line.seconds:.0f} s) {told}".rstrip()
 
 
 def _stories(violations: Sequence[Violation]) -> Iterator[str]:
@@ -251,7 +255,11 @@ def _cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def footer(lines: Sequence[Line], seed: int, kind: str) -> str:
+def _kind(chosen: argparse.Namespace) -> str:
+    return "some faults" if chosen.fault else "short run" if chosen.short else "full run"
+
+
+def footer(lines: Sequence[Line], what: str, seconds: float) -> str:
     """What the table was made on, and how it ended."""
     bad = sum(line.bad for line in lines)
     done = [line.outcome for line in lines if line.outcome is not None]
@@ -260,10 +268,10 @@ def footer(lines: Sequence[Line], seed: int, kind: str) -> str:
         f"{sum(o.verdict.final_rows for o in done)} final rows"
     )
     told = f"{sum(o.verdict.receipt_duplicates for o in done)} receipts were announced more than once"
-    minutes = sum(line.seconds for line in lines) / 60
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
     end = f"{bad} runs broke a promise or failed" if bad else "every promise held"
-    return f"{kind} run, seed {seed}, {minutes:.0f} minutes, {machine}\n{totals}; {told}\n{end}"
+    reasons = "".join(f"\nnot run: {line.fault.name}: {line.not_run}" for line in lines if line.not_run)
+    return f"{what}, {seconds / 60:.0f} minutes, {machine}\n{totals}; {told}{reasons}\n{end}"
 
 
 def raise_file_limit() -> None:

@@ -252,7 +252,10 @@ class Stage:
         quiet_since = None
         seen = -1
         while time.monotonic() < deadline:
-            quiet = await self._quiet() and seen == self.collector.arrived
+            quiet = await self._quiet()
+            if quiet and seen != self.collector.arrived:
+                self._restless = "receipts keep coming"
+                quiet = False
             seen = self.collector.arrived
             if not quiet:
                 quiet_since = None
