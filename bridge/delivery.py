@@ -184,6 +184,9 @@ class Delivery:
                 taken_at=self._clock.time(),
                 traceparent=taking.traceparent,
             )
+            if arrival.source is Source.FALLEN:
+                # Taken before, as often as the broker allows: receipts of then may have been lost.
+                message.redelivered = True
             # Held open until every request has been looked at, whatever is settled meanwhile.
             message.open = 1
             alone = arrival.properties.delivery_count >= SUSPECT_ATTEMPTS

@@ -645,6 +645,7 @@ async def test_what_the_broker_gave_up_after_its_end_keeps_its_row() -> None:
         await h.push(to("u1"), source=Source.FALLEN, headers={"x-first-death-reason": "delivery_limit"})
         await h.settled(2)
         assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        assert [r.announce for r in h.publisher.sent] == [True, True], "the first receipt may be lost"
 
 
 async def test_a_message_given_out_too_often_is_poison() -> None:

@@ -48,7 +48,7 @@ MODULES: Final = (
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
 RUN_TIMEOUT: Final = 900.0
 """Seconds after which a run has failed, whatever it waits for."""
-SHORT_AT_ONCE: Final = 3
+SHORT_AT_ONCE: Final = 4
 """Faults of the short run that are under way at the same time: they wait more than they work."""
 VIOLATIONS_SHOWN: Final = 5
 """Violations of each kind whose whole story is told."""
