@@ -273,6 +273,9 @@ class Delivery:
             outcome, reason, detail = ending
             if index == 0:
                 message.letters.append(_letter(arrival, request.id, reason, detail, arrival.body))
+            if self._reached_earlier(request, rows):
+                self._join_earlier(request.key, message, rows, set())
+                return
             for user in named_users(request):
                 flight = Flight.of(request, user, message, self._clock.monotonic())
                 flight.detail = detail
@@ -287,7 +290,7 @@ class Delivery:
         roams = isinstance(request.target, (ToAll, ToSession))
         addressed: set[str] = set()
         for address in addresses(self._hub, request):
-            if address.user == NO_USER and roams and (rows or request.key in self._roaming):
+            if address.user == NO_USER and self._reached_earlier(request, rows):
                 # Whom it was for at an earlier taking has left since; what became of it there stands.
                 continue
             addressed.add(address.user)
@@ -302,6 +305,11 @@ class Delivery:
             yield
         if roams:
             self._join_earlier(request.key, message, rows, addressed)
+
+    def _reached_earlier(self, request: PushRequest, rows: dict[str, Row]) -> bool:
+        """Whether a push to a session or to everyone has found users at an earlier taking."""
+        roams = isinstance(request.target, (ToAll, ToSession))
+        return roams and (bool(rows) or request.key in self._roaming)
 
     def _join_earlier(
         self, key: PushKey, message: Message, rows: dict[str, Row], addressed: set[str]

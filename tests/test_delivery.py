@@ -648,6 +648,19 @@ async def test_what_the_broker_gave_up_after_its_end_keeps_its_row() -> None:
         assert [r.announce for r in h.publisher.sent] == [True, True], "the first receipt may be lost"
 
 
+async def test_a_push_to_everyone_that_is_given_up_later_keeps_the_ends_it_had() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        body = {"id": "p1", "to": {"all": True}, "data": 1}
+        await h.push(body)
+        peer.answer()
+        await h.settled(1)
+        await h.push(body, redelivered=True, delivery_count=20)
+        await h.settled(2)
+        assert set(h.store.rows) == {RowKey("", "p1", "u1")}
+        assert [(r.row.key.user, r.announce) for r in h.publisher.sent] == [("u1", True)] * 2
+
+
 async def test_a_message_given_out_too_often_is_poison() -> None:
     async with house() as h:
         peer = h.connect("u1")
