@@ -180,11 +180,8 @@ class _Check:
         else:
             if must and not users:
                 self._broken(Broken.LOST, "sent to everyone, and no row", request)
-            if None in users and len(users) > 1:
-                self._broken(
-                    Broken.TWICE, "one row says that nobody was there, others that some were", request
-                )
-            # Not each who has read it has a row: the last taking decides whom it is for.
+            # Not each who has read it has a row, and one may say that nobody was there: each taking decides anew
+            # whom it is for.
 
     def _one_end(
         self, request: Request, users: Sequence[str | None], allowed: set[str | None], must: bool

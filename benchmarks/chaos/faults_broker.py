@@ -70,11 +70,11 @@ async def frozen(stage: Stage) -> int:
 async def memory_alarm(stage: Stage) -> int:
     """The broker takes no publishes: receipts become debts, and what is queued is still taken and acked."""
     for _ in range(2):
-        await stage.ctl("set_vm_memory_high_watermark", "0.0000001")
+        await stage.block_publishers()
         try:
             await asyncio.sleep(8)
         finally:
-            await stage.ctl("set_vm_memory_high_watermark", "absolute", "1GB")
+            await stage.unblock_publishers()
         stage.now_healed()
         await stage.load(2)
     return 2

@@ -14,13 +14,13 @@ COPIES = 100
 """How often the same id is published."""
 
 
-@fault("clients that never read", settings={"session_bytes": 65536})
+@fault("clients that never read")
 async def never_read(stage: Stage) -> int:
-    """Some clients shake hands and read nothing more; their pushes are large enough to fill every buffer."""
+    """Some clients shake hands and read nothing more; they get more than all buffers on the way hold."""
     slow = [f"frozen{i}" for i in range(5)]
     for user in slow:
         await stage.add_client(user, Manner.NEVER_READS)
-    await stage.publish_now([stage.requests[0].to(user, padding=30_000) for user in slow for _ in range(40)])
+    await stage.publish_now([stage.requests[0].to(user, padding=60_000) for user in slow for _ in range(150)])
     await stage.load(10)
     stage.now_healed()
     return len(slow)

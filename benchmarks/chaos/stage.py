@@ -207,6 +207,14 @@ class Stage:
         """rabbitmqctl."""
         return await asyncio.to_thread(self.servers.rabbit.ctl, *arguments)
 
+    async def block_publishers(self) -> None:
+        """Raise the broker's memory alarm."""
+        await self.ctl("set_vm_memory_high_watermark", "0.0000001")
+
+    async def unblock_publishers(self) -> None:
+        """End it: the limit is what `bridge.devservers` has set."""
+        await self.ctl("set_vm_memory_high_watermark", "absolute", "1GB")
+
     def session_of_somebody(self, rng: random.Random) -> tuple[str, str] | None:
         """(session, user) of a client, from now or from before."""
         known = [c for c in self.clients[: self.scale.users] if c.sessions]
