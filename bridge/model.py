@@ -5,6 +5,7 @@ Everything here is frozen. Times are seconds since the epoch (float, UTC) unless
 
 from __future__ import annotations
 
+import datetime
 import enum
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -53,17 +54,20 @@ CONFIRM: Mapping[str, Proof] = {
 
 
 class Outcome(enum.StrEnum):
-    """How a push ended for one user, or `pending` while the proof is awaited."""
+    """How a push ended for one user; not final: `pending` (proof awaited) and `stored` (kept for the user)."""
 
     ACKED = "acked"
     RECEIVED = "received"
     WRITTEN = "written"
     OFFLINE = "offline"
     EXPIRED = "expired"
+    SUPERSEDED = "superseded"
     DROPPED = "dropped"
     UNKNOWN = "unknown"
+    RECALLED = "recalled"
     REJECTED = "rejected"
     PENDING = "pending"
+    STORED = "stored"
 
 
 class Reason(enum.StrEnum):
@@ -78,7 +82,11 @@ class Reason(enum.StrEnum):
     NOBODY = "nobody"
     LEFT_BEFORE_SEND = "left_before_send"
     MAX_AGE = "max_age"
+    TTL = "ttl"
     QUEUE_EXPIRATION = "queue_expiration"
+    COLLAPSED = "collapsed"
+    MAILBOX_FULL = "mailbox_full"
+    WITHDRAWN = "withdrawn"
     SLOW_CONSUMER = "slow_consumer"
     NO_PROOF = "no_proof"
     CONNECTION_LOST = "connection_lost"
@@ -118,7 +126,21 @@ ENDINGS: tuple[Ending, ...] = (
         "the user's sessions closed before the push was handed to a socket",
     ),
     Ending(Outcome.EXPIRED, Reason.MAX_AGE, True, "older than BRIDGE_MAX_AGE when it was taken"),
+    Ending(Outcome.EXPIRED, Reason.TTL, True, "its ttl ran out before it was proven"),
     Ending(Outcome.EXPIRED, Reason.QUEUE_EXPIRATION, True, "its AMQP expiration ran out in the queue"),
+    Ending(
+        Outcome.SUPERSEDED,
+        Reason.COLLAPSED,
+        True,
+        "a newer push with its collapse_key came before this one was proven",
+    ),
+    Ending(
+        Outcome.DROPPED,
+        Reason.MAILBOX_FULL,
+        True,
+        "the user's mailbox was over its limit, and this was the oldest push in it",
+    ),
+    Ending(Outcome.RECALLED, Reason.WITHDRAWN, True, "withdrawn by a recall before it was proven"),
     Ending(
         Outcome.DROPPED,
         Reason.SLOW_CONSUMER,
@@ -137,6 +159,21 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.REJECTED, Reason.DELIVERY_LIMIT, True, "the broker gave it up at its delivery limit"),
     Ending(Outcome.REJECTED, Reason.GIVEN_UP, True, "the broker gave it up for another reason; see `detail`"),
     Ending(Outcome.PENDING, Reason.AWAITING_PROOF, False, "handed over; the proof is awaited"),
+    Ending(Outcome.STORED, Reason.NO_SESSION, False, "kept: the user had no session"),
+    Ending(Outcome.STORED, Reason.EXCLUDED, False, "kept: every session of the user was named in `except`"),
+    Ending(
+        Outcome.STORED,
+        Reason.LEFT_BEFORE_SEND,
+        False,
+        "kept: the user's sessions closed before it was handed to a socket",
+    ),
+    Ending(Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read, and was closed with 4408"),
+    Ending(Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"),
+    Ending(Outcome.STORED, Reason.NO_PROOF, False, "kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT"),
+    Ending(Outcome.STORED, Reason.NOT_ACKED, False, "kept: received, but acked was wanted and has not come"),
+    Ending(
+        Outcome.STORED, Reason.CONNECTION_LOST, False, "kept: handed over; the connection ended before proof"
+    ),
 )
 
 FINAL: Mapping[Outcome, bool] = {e.outcome: e.final for e in ENDINGS}
@@ -234,6 +271,12 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """The JSON object `meta` as it came (checked), or empty."""
     generated_id: bool = False
     """The producer gave no id: the push is at-least-once and outside of I1."""
+    ttl: float = 0.0
+    """Seconds after its publication for which it is kept for a user who is away or does not confirm."""
+    collapse_key: str = ""
+    """A newer push to the same user with this key replaces it while it is unproven; empty: none."""
+    ack_within: float = 0.0
+    """Seconds that an `acked` push waits for its ack; 0: BRIDGE_CONFIRM_TIMEOUT."""
 
     @property
     def key(self) -> PushKey:
@@ -288,14 +331,36 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     attempts: int = 0
     """How often it was handed to sockets, over all takings known to this row."""
     payload: bytes | None = None
-    """The body of a rejected request, cut where `detail` says so; None otherwise."""
+    """Of a kept push its data; of a rejected request its body, cut where `detail` says so; else None."""
     traceparent: str = ""
     owed: tuple[Reply, ...] | None = None
+    day: datetime.date | None = None
+    """The log's day that the row is in; None where that is not known here."""
+    expires_at: float | None = None
+    """When its ttl ends; None for a push that is not kept (ttl 0), and then so is all that follows."""
+    position: int = 0
+    """Its place in the mailbox: microseconds since the epoch at its taking, unique and rising in a node."""
+    encoding: Encoding = Encoding.JSON
+    """What `payload` is."""
+    excluded: frozenset[str] = frozenset()
+    """Session ids that do not get it."""
+    collapse_key: str = ""
+    ack_within: float = 0.0
 
     @property
     def final(self) -> bool:
         """Whether this row never changes its outcome again."""
         return FINAL[self.outcome]
+
+
+class Recall(msgspec.Struct, frozen=True, gc=False):
+    """A request to withdraw pushes: those of one id, or those of one user with one collapse key."""
+
+    tenant: str = ""
+    push_id: str = ""
+    """The push to withdraw, for every user; empty where `user` and `collapse_key` say which."""
+    user: str = ""
+    collapse_key: str = ""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):

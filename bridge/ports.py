@@ -23,6 +23,7 @@ from bridge.model import (
     Outcome,
     Properties,
     PushKey,
+    Recall,
     Receipt,
     Refusal,
     Reply,
@@ -65,6 +66,8 @@ class Source(enum.Enum):
     REQUESTS = "push.requests"
     FALLEN = "push.fallen"
     """Given up by the broker: delivery limit, expiration."""
+    CONTROL = "push.control"
+    """Not pushes, but what is to be done about pushes: recalls."""
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -151,6 +154,46 @@ class Written(NamedTuple):
     applied: bool
 
 
+class MailboxAsk(NamedTuple):
+    """One page of what is kept for a user: the rows with `after` < position <= `until`, lowest first."""
+
+    user: str
+    after: int
+    until: int
+    seen: int | None = None
+    """None: only `stored` rows. A position: also those after it that were delivered to some session and whose
+    ttl has not ended, for a client that resumes."""
+    rows: int = 200
+    """At most so many."""
+    payload_bytes: int = 256 * 1024
+    """The page ends with the row that brings its payloads to this many bytes."""
+
+
+class ResumeAsk(NamedTuple):
+    """The last push that a client says it has seen."""
+
+    user: str
+    push_id: str
+
+
+class ResumePoint(NamedTuple):
+    """Where a resume begins."""
+
+    position: int
+    """Of the push last seen; of one that was not kept, its `taken_at` in microseconds."""
+    cut: bool
+    """A newer push of this user was dropped because the mailbox was full."""
+
+
+class Collapse(NamedTuple):
+    """A push that replaces older ones."""
+
+    tenant: str
+    user: str
+    collapse_key: str
+    position: int
+
+
 class Store(Protocol):
     """The rows of the delivery log by compare-and-set. Every method is safe to run again.
 
@@ -164,7 +207,9 @@ class Store(Protocol):
         The caller gives at most one row per key. The answer has one entry per row, in the same order.
         A key known from the day before is not inserted again. Of an existing row that is not final, an
         update keeps `taken_at`, `published_at` and `owed` of the older one, and adds the replies of the new
-        `owed` to it. Raises RowsRefused with nothing written when the data itself is refused.
+        `owed` to it, and keeps what only a kept push has (`payload`, `position`, `expires_at` and so on). A
+        row that says its `day` is looked for from that day on. Raises RowsRefused with nothing written when
+        the data itself is refused.
         """
         ...
 
@@ -189,7 +234,43 @@ class Store(Protocol):
         ...
 
     async def recent(self, limit: int) -> Sequence[PushKey]:
-        """The newest `limit` ids that have a final row, oldest first, to warm the memory at a start."""
+        """The newest `limit` ids that have a row, oldest first, to warm the memory at a start."""
+        ...
+
+    # Kept pushes: rows with an `expires_at`, `stored` until they end. What ends a row here keeps its `owed`,
+    # so that the receipt is paid by the sweep; the rows that are returned are those as they are now.
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+        """A page for each ask, in their order; never a row whose ttl has ended. An empty page: no more."""
+        ...
+
+    async def resume_points(self, asks: Sequence[ResumeAsk]) -> Sequence[ResumePoint | None]:
+        """Where each resume begins; None where no row of that push and user is left in the log."""
+        ...
+
+    async def expire(self, limit: int) -> Sequence[Row]:
+        """End at most `limit` stored rows whose ttl has ended (by the store's clock) as `expired`/`ttl`."""
+        ...
+
+    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+        """End the oldest stored rows of each of these users as `dropped`/`mailbox_full`, until at most so many
+        rows, and bytes of their payloads, are left in each mailbox."""
+        ...
+
+    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+        """End stored rows of lower positions with the same tenant, user and key: `superseded`/`collapsed`."""
+        ...
+
+    async def recall(self, recall: Recall) -> Sequence[Written]:
+        """End the stored rows that a recall names as `recalled`/`withdrawn` (`applied`).
+
+        Of a recall by push id, the rows of that push that had ended before, or are `pending`, are returned as
+        well, not applied.
+        """
+        ...
+
+    async def last_position(self) -> int:
+        """The highest position that a row of the newest days has, 0 for none: a node goes on above it."""
         ...
 
 
@@ -205,8 +286,8 @@ class Lease(Protocol):
         ...
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
-        """End at most `limit` rows that are not final and whose boot is dead: as `received`/`not_acked`
-        where the row has a proof, as `unknown`/`node_died` where it has none.
+        """End at most `limit` `pending` rows whose boot is dead: as `received`/`not_acked` where the row has a
+        proof, as `unknown`/`node_died` where it has none. `stored` rows wait for their user, not for a boot.
 
         A boot is dead when it is an earlier one of this node's name, or when its lease ran out (5 s).
         Returns the rows as they ended, `owed` included. Idempotent.

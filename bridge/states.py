@@ -11,6 +11,7 @@ from bridge.model import FINAL, Outcome
 ROW_TRANSITIONS: Mapping[Outcome | None, frozenset[Outcome]] = {
     None: frozenset(Outcome),
     Outcome.PENDING: frozenset(o for o in Outcome if FINAL[o]),
+    Outcome.STORED: frozenset((*(o for o in Outcome if FINAL[o]), Outcome.STORED)),
     **{o: frozenset() for o in Outcome if FINAL[o]},
 }
 """From the outcome that a row has (None: there is no row) to those it may get. A final row has no next."""
@@ -19,6 +20,8 @@ ROW_TRANSITIONS: Mapping[Outcome | None, frozenset[Outcome]] = {
 class SessionState(enum.Enum):
     """Where a session is in its life."""
 
+    REPLAYING = "replaying"
+    """Gets what is kept for its user first; what is newer waits in it."""
     LIVE = "live"
     """Takes pushes and gives proofs."""
     DRAINING = "draining"
@@ -30,11 +33,17 @@ class SessionState(enum.Enum):
 class SessionEvent(enum.Enum):
     """What happens to a session."""
 
+    REPLAY = "replay"
+    REPLAYED = "replayed"
     DRAIN = "drain"
     CLOSE = "close"
 
 
 SESSION_TRANSITIONS: Mapping[tuple[SessionState, SessionEvent], SessionState] = {
+    (SessionState.REPLAYING, SessionEvent.REPLAYED): SessionState.LIVE,
+    (SessionState.REPLAYING, SessionEvent.DRAIN): SessionState.DRAINING,
+    (SessionState.REPLAYING, SessionEvent.CLOSE): SessionState.CLOSED,
+    (SessionState.LIVE, SessionEvent.REPLAY): SessionState.REPLAYING,
     (SessionState.LIVE, SessionEvent.DRAIN): SessionState.DRAINING,
     (SessionState.LIVE, SessionEvent.CLOSE): SessionState.CLOSED,
     (SessionState.DRAINING, SessionEvent.DRAIN): SessionState.DRAINING,
