@@ -65,6 +65,7 @@ class Limits(NamedTuple):
 
     max_data_bytes: int = 65536
     """Bytes of `data` as it came: the JSON text, or the body in payload-only mode."""
+    max_ttl: float = 30 * 86400.0
 
 
 class Decoded(NamedTuple):
