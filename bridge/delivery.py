@@ -22,7 +22,6 @@ import msgspec
 from bridge import wire
 from bridge.errors import SchemaBehind, StoreUnavailable
 from bridge.flight import Effect, Flight, Message
-from bridge.flights import Flights
 from bridge.gate import Gate
 from bridge.hub import Hub
 from bridge.mailbox import Mailbox
@@ -61,9 +60,7 @@ YIELD_EVERY = 200
 class DeliveryLimits(msgspec.Struct, frozen=True):
     """Times in seconds; see the settings of the same names."""
 
-    max_data_bytes: int = 65536
-    max_ttl: float = wire.Limits().max_ttl
-    """0: nothing is kept, and a push with a ttl is rejected."""
+    wire: wire.Limits = wire.Limits()
     confirm_timeout: float = 5.0
     park_after: float = 1.0
     max_age: float = 60.0
@@ -81,7 +78,6 @@ class Delivery:
         hub: Hub,
         store: Store,
         settlement: Settlement,
-        flights: Flights,
         mailbox: Mailbox,
         metrics: Metrics,
         errors: ErrorHandler,
@@ -93,7 +89,7 @@ class Delivery:
         self._store = store
         self._settlement = settlement
         settlement.on_settled = self._settled
-        self._flights = flights
+        self._flights = mailbox.flights
         self._mailbox = mailbox
         mailbox.flush = self._flush_session
         self._metrics = metrics
@@ -101,7 +97,7 @@ class Delivery:
         self._clock = clock
         self._gate = gate
         self._limits = limits
-        self._wire_limits = wire.Limits(limits.max_data_bytes, limits.max_ttl)
+        self._wire_limits = limits.wire
         self.recent = Recent()
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
@@ -311,9 +307,8 @@ class Delivery:
             flight = Flight.of(request, address.user, message, self._clock.monotonic(), position)
             if too_old:
                 flight.end(Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL, now)
-            if self._enter(flight, message, rows, roams=roams):
-                if not flight.ended:
-                    self._route(flight, request, address, frames, touched)
+            if self._enter(flight, message, rows, roams=roams) and not flight.ended:
+                self._route(flight, request, address, frames, touched)
             yield
         if roams:
             self._join_earlier(request.key, message, rows, addressed)
@@ -359,9 +354,7 @@ class Delivery:
             return Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached"
         return Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}"
 
-    def _enter(
-        self, flight: Flight, message: Message, rows: dict[str, Row], *, roams: bool = False
-    ) -> bool:
+    def _enter(self, flight: Flight, message: Message, rows: dict[str, Row], *, roams: bool = False) -> bool:
         """Register a new flight. False where its push is known: joined in the air, or answered from its row."""
         message.open += 1
         row = rows.get(flight.key.user) or self._settled_meanwhile.get(flight.key)

@@ -51,7 +51,7 @@ class MailboxLimits(msgspec.Struct, frozen=True):
     """The bounds of one user's mailbox; over them its oldest pushes end as `dropped`/`mailbox_full`."""
 
     pushes: int = 10_000
-    payload_bytes: int = 64 * 1024 * 1024
+    total_bytes: int = 64 * 1024 * 1024
 
 
 class Recalled(NamedTuple):
@@ -70,7 +70,6 @@ class Mailbox:
         self,
         *,
         store: Store,
-        flights: Flights,
         hub: Hub,
         settlement: Settlement,
         clock: Clock,
@@ -81,7 +80,8 @@ class Mailbox:
         limits: MailboxLimits,
     ) -> None:
         self._store = store
-        self._flights = flights
+        self.flights = self._flights = Flights()
+        """Every push on its way, of all kinds: shared with the delivery."""
         self._hub = hub
         self._settlement = settlement
         settlement.on_stored = self._stored
@@ -249,10 +249,10 @@ class Mailbox:
             replay.after = row.position
         else:
             read = sum(len(row.payload or b"") for row in rows)
-            if len(rows) < ask.rows and read < ask.payload_bytes:
-                if session.end_replay(self.take_position()):
-                    self._replaying.pop(session, None)
-                    session.next_round = self._clock.monotonic() + self._patience
+            last = len(rows) < ask.rows and read < ask.payload_bytes
+            if last and session.end_replay(self.take_position()):
+                self._replaying.pop(session, None)
+                session.next_round = self._clock.monotonic() + self._patience
         self.flush(session)
 
     def _offer(
@@ -404,9 +404,7 @@ class Mailbox:
                 break
         while self._grown:
             users = list(itertools.islice(self._grown, SWEEP_ROWS))
-            self.ended_in_store(
-                await self._store.trim(users, self._limits.pushes, self._limits.payload_bytes)
-            )
+            self.ended_in_store(await self._store.trim(users, self._limits.pushes, self._limits.total_bytes))
             for user in users:
                 self._grown.pop(user, None)
 
@@ -424,10 +422,11 @@ class Mailbox:
             if not _names(recall, flight):
                 continue
             pushes[flight.key.user, flight.key.push_id] = None
-            if not flight.parked or flight.kept is None:
-                if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
-                    ended.add(flight.key)
-                    self._settlement.due(flight)
+            if flight.parked and flight.kept is not None:
+                continue  # its row ends, with all that the store keeps
+            if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
+                ended.add(flight.key)
+                self._settlement.due(flight)
         written = await self._store.recall(recall)
         self.ended_in_store([w.row for w in written if w.applied])
         ended.update(w.row.key for w in written if w.applied)
