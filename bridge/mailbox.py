@@ -337,7 +337,7 @@ class Mailbox:
             before = kept.reason
             if flight.timed_out(self._clock.time()) is Effect.ENDED or kept.reason is not before:
                 self._settlement.due(flight)
-            if not flight.ended and kept.resent < RESENDS:
+            if flight.outcome is None and kept.resent < RESENDS:
                 due.setdefault(flight.key.user, []).append(flight)
         for user, flights in due.items():
             if not self._begin_round(user, min(f.position for f in flights), now):

@@ -34,6 +34,7 @@ __all__ = [
     "receipt_body",
     "request_body",
     "welcome_frame",
+    "withdraw_frame",
 ]
 
 # --- Frames out ------------------------------------------------------------------------------------------
@@ -81,6 +82,11 @@ def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
     return Frame(
         encode({"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after})
     )
+
+
+def withdraw_frame(push_id: str) -> Frame:
+    """A push was recalled: the client takes it off the screen, if it is there."""
+    return Frame(encode({"type": "withdraw", "id": push_id}))
 
 
 def _with_ref(ref: Ref) -> dict[str, Ref]:
