@@ -172,7 +172,7 @@ async def test_writers_in_any_order_never_deadlock(database: str) -> None:
             order.shuffle(batch)
             await one.record(batch)
             await one.owe({r.key: (Reply("q", str(boot)),) for r in batch[:60]})
-            await one.settle([r.key for r in batch[60:]])
+            await one.settle({r.key: r.owed or () for r in batch[60:]})
         mixed = order.sample(ids, len(ids))
         await one.record([row(i, outcome=Outcome.UNKNOWN, proven_at=None) for i in mixed])
         await one.prove_late([LateProof(row(i).key, 1e9) for i in mixed])
@@ -665,7 +665,7 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
         lambda: store.record([row(f"n{i}") for i in range(100)]),
         lambda: store.find([PushKey("", f"n{i}") for i in range(100)]),
         lambda: store.owe({row("n1").key: (Reply("q"),)}),
-        lambda: store.settle([row(f"n{i}").key for i in range(100)]),
+        lambda: store.settle({row(f"n{i}").key: () for i in range(100)}),
         lambda: store.prove_late([LateProof(row("n1").key, 1.0)]),
     ]
     for call in calls:

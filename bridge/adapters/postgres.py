@@ -94,10 +94,12 @@ class PostgresStore:
             owed = nullable_texts([owed_text(debts[key]) for key in order])
             await self._fetch("select owe_rows(%s, %s, %s, %s)", (*key_params(order), owed))
 
-    async def settle(self, keys: Sequence[RowKey]) -> None:
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
         """See `Store.settle`."""
-        if keys:
-            await self._fetch("select settle_rows(%s, %s, %s)", key_params(sorted(set(keys), key=lock_order)))
+        if paid:
+            order = sorted(paid, key=lock_order)
+            replies = nullable_texts([owed_text(paid[key]) for key in order])
+            await self._fetch("select settle_rows(%s, %s, %s, %s)", (*key_params(order), replies))
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""

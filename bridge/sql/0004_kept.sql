@@ -39,7 +39,7 @@ insert into ending (outcome, reason, final, meaning) values
     ('stored', 'no_session', false, 'kept: the user had no session'),
     ('stored', 'excluded', false, 'kept: every session of the user was named in `except`'),
     ('stored', 'left_before_send', false, 'kept: the user''s sessions closed before it was handed to a socket'),
-    ('stored', 'slow_consumer', false, 'kept: the peer did not read, and was closed with 4408'),
+    ('stored', 'slow_consumer', false, 'kept: the peer did not read'),
     ('stored', 'awaiting_proof', false, 'kept: on its way to the user, the proof is awaited'),
     ('stored', 'no_proof', false, 'kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
     ('stored', 'not_acked', false, 'kept: received, but acked was wanted and has not come'),
@@ -421,6 +421,60 @@ end $$;
 comment on function end_dead_rows is
     'Ends pending rows whose boot is dead, for the boot that holds this name; returns them.';
 
+-- Debts --------------------------------------------------------------------------------------------------
+
+create function unpaid(have jsonb, paid jsonb) returns jsonb
+    language sql immutable parallel safe
+    as $$
+    select case
+        when have <@ paid then null
+        else (select jsonb_agg(r) from jsonb_array_elements(have) r where not paid @> jsonb_build_array(r))
+    end $$;
+comment on function unpaid(jsonb, jsonb) is 'Replies of the first list that are not in the second; null where none is left.';
+
+-- The function of the same name with three parameters forgets a reply that was noted while the others were paid.
+create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[]) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
+            join delivery_log l
+              on l.day >= first and l.day <= last
+             and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+             and l.tenant = n.tenant collate "C"
+            where l.owed is not null
+            order by l.push_id, l.user_id, l.tenant, l.day
+            for update of l)
+        update delivery_log l set owed = unpaid(l.owed, n.paid)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids) or first = '-infinity';
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_rows(text[], text[], text[], jsonb[]) is
+    'These replies are paid; a row with no others owes nothing any more. Of whatever day, idempotent.';
+
 -- The mailbox --------------------------------------------------------------------------------------------
 
 create function mailbox_rows(
@@ -565,7 +619,11 @@ begin
         order by l.expires_at
         limit p_limit
         for update of l skip locked)
-    update delivery_log l set outcome = 'expired', reason = 'ttl', final = true, finished_at = right_now
+    update delivery_log l set
+        -- The best proof that is held counts: an acked push whose pong had come is received.
+        outcome = case when l.proven_at is null then 'expired' else 'received' end,
+        reason = case when l.proven_at is null then 'ttl' else 'not_acked' end,
+        final = true, finished_at = right_now
     from over n
     where l.day = n.day and l.push_id = n.push_id and l.user_id = n.user_id and l.tenant = n.tenant
       and l.outcome = 'stored'
