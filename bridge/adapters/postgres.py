@@ -37,9 +37,7 @@ _RECORD: LiteralString = (
     f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r"
 )
 _FIND: LiteralString = f"select {columns('l')} from find_rows(%s, %s) l"
-_OWING: LiteralString = (
-    f"select {columns('l')} from delivery_log l where final and owed is not null order by taken_at limit %s"
-)
+_OWING: LiteralString = f"select {columns('l')} from owing_rows(%s) l"
 _RECENT = """
     select l.tenant, l.push_id from delivery_log l
     where l.day >= (select d.since from log_day d)
