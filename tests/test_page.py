@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -23,6 +22,7 @@ from bridge.errors import BrokerUnavailable
 from bridge.model import Outcome, Reason
 from bridge.ports import SessionInfo
 from tests import house
+from tests.browser import launched, opened
 from tests.ops import FakePublisher, Parts, ops, receipt, row, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,46 +30,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # Deadlines, not waits: nothing takes that long unless it never comes.
 expect.set_options(timeout=15_000)
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "Debian's package chromium is needed"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        try:
-            yield browser
-        finally:
-            await browser.close()
-
-
-@asynccontextmanager
-async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator[Page]:
-    """The page; at the end it must have logged no error and asked nobody but its own host."""
-    context = await browser.new_context(**options)  # type: ignore[arg-type]
-    page = await context.new_page()
-    page.set_default_timeout(15_000)
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    await page.goto(url)
-    yield page
-    # A browser notes every answer that says no; the page shows those to its user.
-    assert [p for p in problems if "the server responded with a status of" not in p] == []
-    assert [a for a in asked if "//127.0.0.1:" not in a] == []
-    await context.close()
+    async with launched() as browser:
+        yield browser
 
 
 class Stage(FakePublisher):
