@@ -47,6 +47,7 @@ class Stage(FakePublisher):
         self.offered: list[Sequence[str]] = []
         self.acks: list[str] = []
         self.copies = 1
+        self.complete = True
 
     async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
         await super().publish(body, message_id=message_id, headers=headers)
@@ -75,7 +76,8 @@ class Stage(FakePublisher):
         session = f"s{len(self.offered)}"
         self.sockets[socket] = SessionInfo(session, user, "bridge.v1.json", self.parts.clock.time())
         self.parts.sessions[:] = self.sockets.values()
-        await socket.send(json.dumps({"type": "welcome", "session": session, "user": user, "complete": True}))
+        welcome = {"type": "welcome", "session": session, "user": user, "complete": self.complete}
+        await socket.send(json.dumps(welcome))
         try:
             async for message in socket:
                 frame = json.loads(message)
@@ -211,13 +213,41 @@ async def test_markup_in_a_push_is_shown_as_text(browser: Browser, play: Played)
         assert await data.locator("b, img").count() == 0
 
 
-async def test_a_push_that_comes_twice_is_one_entry_that_says_so(browser: Browser, play: Played) -> None:
+async def test_a_push_that_comes_twice_is_one_entry_and_the_copy_is_counted(
+    browser: Browser, play: Played
+) -> None:
     play.stage.copies = 2
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
         await push(page, "alice", "1")
         await expect(page.locator("#pushes > li")).to_have_count(1)
-        await expect(page.locator("#pushes .meaning")).to_contain_text("it came 2 times")
+        await expect(page.locator("#connection")).to_have_text("Connected as alice; 1 copy left out.")
+
+
+async def test_a_push_that_is_withdrawn_is_marked(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await push(page, "alice", "1")
+        await push(page, "alice", "2")
+        entry = page.locator("#pushes > li")
+        await expect(entry).to_have_count(2)
+        recalled = await entry.last.get_attribute("data-id")
+        (socket,) = play.stage.sockets
+        await socket.send(json.dumps({"type": "withdraw", "id": recalled}))
+        await expect(entry.last.get_by_text("withdrawn")).to_be_visible()
+        await expect(entry.first.get_by_text("withdrawn")).to_be_hidden()
+
+
+async def test_it_says_when_something_may_be_missing(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await expect(page.get_by_text("Something may be missing")).to_be_hidden()
+        play.stage.complete = False
+        (socket,) = play.stage.sockets
+        await socket.close(1012, "restart")
+        await expect(page.get_by_text("Something may be missing")).to_be_visible()
+        await page.get_by_role("button", name="Understood").click()
+        await expect(page.get_by_text("Something may be missing")).to_be_hidden()
 
 
 async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browser, play: Played) -> None:
