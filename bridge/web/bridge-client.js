@@ -1,17 +1,14 @@
 // A bridge's client for browsers and node: each push once and in order, resumed after every break.
 // An ES module without dependencies; docs/clients.md tells how to use it.
 
-const KEPT = 4096; // ids remembered, to tell doubles
-const STORED = 1000; // of these, so many outlive the page where `storage` is given
+const KEPT = 4096, STORED = 1000; // ids remembered to tell doubles; those of them that outlive the page
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
-const TOKEN_EXPIRED = 4401;
-const TOO_SLOW = 4408; // of 4400-4499 the only code after which the same client may come back
+const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
 
 /**
- * Connect, and stay connected until `close()`, or until the bridge says not to come back. Returns at once;
- * every callback comes later, those with pushes one at a time: the next waits for the promise of the one before.
- *
+ * Connect, and stay connected until `close()` or until the bridge says not to come back. Callbacks come after
+ * the return; those for pushes one at a time: the next waits for the promise of the one before.
  * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (nothing: the end),
  * asked at first, when the token has expired, and when a connection could not be opened (a browser hides why);
  * `onPush({id, event, data, encoding?, ack()})`; `onWithdraw({id})`: that push was recalled; `onGap()`: pushes
@@ -28,36 +25,33 @@ export function connect(options) {
 class Connection {
   doubles = 0; // copies that were left out: the bridge sends again what it can't know to have arrived
   state = { phase: "connecting" }; // what onState was told last
-
   #options;
   #turn = 0; // of the attempt under way: whoever has awaited something looks whether it still is
   #socket = null;
-  #jwt = null;
+  #jwt = null; // in use
   #expired = null;
   #user = null;
+  #key = null; // of what is stored for the user
   #last = null; // id of the push that onPush was through with last
   #known = new Map(); // id -> {id, on: the socket it came on last, done: by onPush, acked: by the application}
   #queue = []; // frames for the application, in order
-  #busy = false;
+  #busy = false; // handing them over
   #bye = null;
-  #tries = 0;
+  #tries = 0; // since the last steady connection
   #patient = false; // the bridge has said how long to wait
   #cancel = () => {}; // the one timer: welcome while connecting, steady while open, the next try while waiting
 
   constructor(options) {
-    const after = (seconds, then) => {
-      const timer = setTimeout(then, seconds * 1000);
-      return () => clearTimeout(timer);
-    };
-    const onError = globalThis.reportError ?? console.error;
-    const timing = { ...TIMING, ...options.timing };
-    this.#options = { after, onError, random: Math.random, WebSocket: globalThis.WebSocket, ...options, timing };
+    const { after = inSeconds, random = Math.random, WebSocket = globalThis.WebSocket } = options;
+    const told = options.onError ?? globalThis.reportError ?? console.error;
+    const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
+    this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
   }
 
-  /** End it: no callback starts after this but the onState that says so. */
+  /** End it: no callback starts after this but the onState that says so, and what complains. */
   close() { this.#end({ code: 1000, reason: "closed" }); }
 
   /** Acknowledge a push by its id, also one of before a reload; push.ack() does the same. */
@@ -68,7 +62,6 @@ class Connection {
   async #open() {
     const { url, token, timing, after, WebSocket } = this.#options;
     const turn = ++this.#turn;
-    this.#cancel();
     this.#tell({ phase: "connecting" });
     let jwt = this.#jwt;
     try {
@@ -88,10 +81,9 @@ class Connection {
     } catch (error) { // an address or a token that can't be used will not get better
       return this.#end({ reason: "unusable", error });
     }
-    const socket = this.#socket;
-    socket.onmessage = (message) => this.#take(JSON.parse(message.data));
-    socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
+    this.#socket.onmessage = (message) => this.#take(JSON.parse(message.data));
+    this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
+    this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
     this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
   }
 
@@ -99,21 +91,18 @@ class Connection {
     const { timing, after, onError } = this.#options;
     if (frame.type === "push") {
       const known = this.#known.get(frame.id);
-      if (known) {
-        this.doubles += 1;
-        known.on = this.#socket;
-        if (known.acked) this.#ack(known);
-      } else {
-        this.#enqueue(frame, this.#remember({ id: frame.id, on: this.#socket, done: false, acked: false }));
-      }
+      const on = this.#socket;
+      if (!known) return this.#enqueue(frame, this.#remember({ id: frame.id, on, done: false, acked: false }));
+      this.doubles += 1;
+      known.on = on;
+      if (known.acked) this.#ack(known);
     } else if (frame.type === "withdraw") {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
-      const socket = this.#socket;
       this.#cancel();
       this.#cancel = after(timing.steady, () => { this.#tries = 0; });
       this.#tell({ phase: "open", user: frame.user, session: frame.session });
-      if (!frame.complete && socket === this.#socket) this.#enqueue({ type: "gap" });
+      if (!frame.complete && this.#socket) this.#enqueue({ type: "gap" });
     } else if (frame.type === "bye") {
       this.#bye = frame;
     } else if (frame.type === "error") {
@@ -147,10 +136,9 @@ class Connection {
     if (type !== "online" && document.visibilityState !== "visible") return;
     const waits = this.state.phase === "waiting" && !this.#patient;
     // With the network back an old socket may be dead without knowing, and to resume costs next to nothing.
-    if (waits || (type === "online" && this.#socket)) {
-      this.#drop();
-      this.#open();
-    }
+    if (!waits && !(type === "online" && this.#socket)) return;
+    this.#drop();
+    this.#open();
   };
 
   #drop() {
@@ -207,10 +195,11 @@ class Connection {
 
   // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
   #ack(known) {
-    known.acked = true;
     const open = this.#socket?.readyState === 1; // WebSocket.OPEN
     if (open && known.on === this.#socket) this.#socket.send(JSON.stringify({ type: "ack", id: known.id }));
-    if (!this.#busy) this.#save();
+    const news = !known.acked;
+    known.acked = true;
+    if (news && !this.#busy) this.#save();
   }
 
   // --- what is remembered, for each user ---
@@ -223,28 +212,31 @@ class Connection {
 
   #become(user) {
     if (user === this.#user) return;
-    const { storage, onError } = this.#options;
+    const { url, storage, onError } = this.#options;
     this.#user = user;
+    this.#key = storage && user ? `bridge ${url} ${user}` : null;
     this.#last = null;
     this.#known = new Map();
     this.#queue.length = 0;
-    if (!storage || !user) return;
+    if (!this.#key) return;
     try {
-      const { last, ids } = JSON.parse(storage.getItem(this.#key())) ?? { last: null, ids: [] };
+      const { last, ids } = JSON.parse(storage.getItem(this.#key)) ?? { last: null, ids: [] };
       this.#known = new Map(ids.map(([id, acked]) => [id, { id, on: null, done: true, acked: acked === 1 }]));
       this.#last = last;
     } catch (error) { onError(error); }
   }
 
   #save() {
-    const { storage, onError } = this.#options;
-    if (!storage || !this.#user) return;
+    if (!this.#key) return;
     const done = [...this.#known.values()].filter((known) => known.done).slice(-STORED);
     const text = JSON.stringify({ last: this.#last, ids: done.map(({ id, acked }) => [id, acked ? 1 : 0]) });
-    try { storage.setItem(this.#key(), text); } catch (error) { onError(error); }
+    try { this.#options.storage.setItem(this.#key, text); } catch (error) { this.#options.onError(error); }
   }
+}
 
-  #key() { return `bridge ${this.#options.url} ${this.#user}`; }
+function inSeconds(seconds, then) {
+  const timer = setTimeout(then, seconds * 1000);
+  return () => clearTimeout(timer);
 }
 
 // Whose token it is, read as the bridge does; "" where that can't be read: then nothing is stored.
