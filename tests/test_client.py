@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import aio_pika
 import playwright
 import pytest
 import pytest_asyncio
@@ -18,8 +19,10 @@ from playwright.async_api import Browser, Page
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from bridge import app
 from tests import house
 from tests.browser import launched, opened
+from tests.clients import client
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -97,7 +100,7 @@ class Peer:
 
     @property
     def last(self) -> str | None:
-        return self.query.get("last", [None])[0]  # type: ignore[list-item]
+        return self.query.get("last", [None])[0]
 
     @property
     def token(self) -> str:
@@ -707,3 +710,117 @@ async def test_it_runs_in_node_too(script: Script, tmp_path: Path) -> None:
     async with asyncio.timeout(house.SECONDS):
         printed, _ = await process.communicate()
     assert (printed.split(), process.returncode) == ([b"p1", b"p2"], 0)
+
+
+# --- with the real bridge --------------------------------------------------------------------------------
+
+
+def kept(*ids: str, **more: object) -> list[dict[str, object]]:
+    """Requests that wait for alice for a minute, and for her ack."""
+    return [house.request("alice", push_id, ttl=60, confirm="acked", **more) for push_id in ids]
+
+
+async def test_over_a_restart_and_a_kill_each_push_comes_once_and_in_order(
+    page: Page, vhost: str, database: str
+) -> None:
+    async with house.process(vhost, database) as bridge:
+        token = house.token("alice")
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=token, autoAck=True, impatient=False)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1", "p2"))
+        await told(page, *pushes("p1", "p2"))
+        await house.final_rows(database, 2)
+
+        assert await bridge.stop() == 0
+        assert (await phase(page, "waiting"))["reason"] == "restart"
+        await house.publish(vhost, *kept("p3", "p4"))
+        await bridge.start()
+        await bridge.ready()
+        await page.evaluate("elapse()")
+        await told(page, *pushes("p3", "p4"))
+        await house.final_rows(database, 4)
+
+        await bridge.kill()
+        assert (await phase(page, "waiting"))["code"] == 1006
+        await bridge.start()
+        await bridge.ready()
+        await house.publish(vhost, *kept("p5"))
+        async with asyncio.timeout(house.SECONDS):
+            while (await house.rows(database))[-1]["outcome"] != "stored":
+                await asyncio.sleep(0.02)
+        await page.evaluate("elapse()")
+        await told(page, *pushes("p5"))
+        await house.publish(vhost, *kept("p6"))
+        await told(page, *pushes("p6"))
+        ends = house.endings(await house.final_rows(database, 6))
+    assert ends == {(f"p{n}", "alice"): ("acked", "ack_frame") for n in range(1, 7)}
+
+
+@asynccontextmanager
+async def living(page: Page, vhost: str, database: str) -> AsyncIterator[app.Running]:
+    """A bridge; the library in the page is closed before it stops, or it would go on trying."""
+    async with house.bridge(vhost, database) as bridge:
+        yield bridge
+        await page.evaluate("client.close()")
+
+
+async def test_after_a_reload_it_gets_what_another_device_took_meanwhile(
+    page: Page, vhost: str, database: str
+) -> None:
+    async with living(page, vhost, database) as bridge:
+        options = {"token": house.token("alice"), "autoAck": True, "storage": "localStorage"}
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        await begin(page, address, **options)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1", "p2"))
+        await told(page, *pushes("p1", "p2"))
+        await house.final_rows(database, 2)
+        await page.reload()
+        async with client(bridge.ws_port, house.token("alice"), subprotocols=["bridge.v1.json"]) as phone:
+            await house.publish(vhost, *kept("p3"))
+            frames = [await phone.read_json() for _ in range(2)]
+            assert [frame["type"] for frame in frames] == ["welcome", "push"]
+            await phone.send_json({"type": "ack", "id": "p3"})
+            await house.final_rows(database, 3)
+        await begin(page, address, **options)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p4"))
+        await told(page, *pushes("p3", "p4"))
+        assert await page.evaluate("client.doubles") == 2  # p1 and p2: from a little before the last one
+        await house.final_rows(database, 4)
+
+
+async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge:
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        stored = json.dumps({"last": "long ago", "ids": []})
+        await page.evaluate("(entry) => localStorage.setItem(...entry)", [f"bridge {address} alice", stored])
+        await house.publish(vhost, *kept("p1"))
+        await begin(page, address, token=house.token("alice"), autoAck=True, storage="localStorage")
+        await told(page, ("gap",), *pushes("p1"))
+        await house.final_rows(database, 1)
+
+
+async def test_a_recalled_push_is_withdrawn(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge, await aio_pika.connect(vhost) as connection:
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=house.token("alice"))
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1"))
+        await told(page, *pushes("p1"))
+        exchange = await (await connection.channel()).get_exchange("push.control")
+        await exchange.publish(aio_pika.Message(b'{"type": "recall", "push_id": "p1"}'), "")
+        await told(page, ("withdraw", "p1"))
+        ends = house.endings(await house.final_rows(database, 1))
+    assert ends == {("p1", "alice"): ("recalled", "withdrawn")}
+
+
+async def test_a_session_outlives_its_token(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge:
+        short, long = house.token("alice", 2), house.token("alice")
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", tokens=[short, long], autoAck=True)
+        await told(page, ("token", short))
+        await house.publish(vhost, *kept("p1"))
+        await told(page, *pushes("p1"), ("token", long))
+        await house.publish(vhost, *kept("p2"))
+        await told(page, *pushes("p2"))
+        await house.final_rows(database, 2)
