@@ -267,11 +267,12 @@ class OpsContext:
 
 
 class _Defects(logging.Filter):
-    """Keeps aiohttp from logging a traceback for each client that speaks bad HTTP: it is told by the answer."""
+    """Keeps aiohttp from logging a traceback for each client that speaks bad HTTP, which its answer tells it, or
+    that leaves before its answer."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, (HttpProcessingError, web.RequestPayloadError))
+        return not isinstance(error, (HttpProcessingError, ConnectionResetError))
 
 
 _aiohttp_logger = logging.getLogger("bridge.ops")
@@ -488,8 +489,9 @@ class OpsServer:
         now = self._context.clock.time()
         # Whole milliseconds: a fraction would travel as a 32-bit float, which is off by a minute.
         headers: dict[str, object] = {"x-push-published-ms": int(now * 1000)}
-        if "traceparent" in request.headers:
-            headers["traceparent"] = request.headers["traceparent"]
+        traceparent = request.headers.get("traceparent", "")
+        if traceparent and traceparent.isascii():  # a wrong one is to be ignored (W3C Trace Context 3.2.2.3)
+            headers["traceparent"] = traceparent
         properties = Properties(message_id=message_id, content_type="application/json", headers=headers)
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
         requests = wire.decode(arrival, self._context.limits).requests
@@ -626,8 +628,6 @@ async def _body(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
-    except web.RequestPayloadError as error:
-        raise _Answer(400, "bad_request", "The body broke off, or its chunks are wrong.") from error
     except TimeoutError as error:
         raise _Answer(408, "too_slow", f"The body did not arrive in {BODY_SECONDS:g} seconds.") from error
 
