@@ -6,14 +6,20 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge import app
 from bridge.adapters.producer import Producer
 from tests import house
 from tests.clients import Client, client
 from tests.ops import NotedErrors
+
+T = TypeVar("T")
 
 NOTED = NotedErrors()
 """The error handler of every bridge that `bridge` starts: whatever a client sends, nothing may come here."""
@@ -69,6 +75,24 @@ def bridge_in_a_thread(amqp_url: str, postgres_dsn: str, **more: object) -> Iter
         thread.join()
     for error in failed:
         raise error
+
+
+async def for_each(strategy: st.SearchStrategy[T], count: int, check: Callable[[T], Awaitable[None]]) -> None:
+    """Check `count` values that the strategy makes, the same ones each time; a failure is made small first."""
+    loop = asyncio.get_running_loop()
+
+    @settings(max_examples=count, derandomize=True, deadline=None, database=None)
+    @given(strategy)
+    def run(value: T) -> None:
+        asyncio.run_coroutine_threadsafe(in_time(check(value)), loop).result()
+
+    await asyncio.to_thread(run)
+
+
+async def in_time(awaitable: Awaitable[T]) -> T:
+    """Await it, for as long as anything may take."""
+    async with asyncio.timeout(house.SECONDS):
+        return await awaitable
 
 
 class Neighbour:

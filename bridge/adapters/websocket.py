@@ -294,7 +294,10 @@ class _Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """The peer will send no more; the transport closes after what is buffered."""
         self._protocol.receive_eof()
-        self._flush()
+        if self._handle is None:
+            self._refused()
+        else:
+            self._flush()
         # The transport writes out its buffer before it closes, for ever if the peer doesn't read.
         self._begin_closing()
 
