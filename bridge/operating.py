@@ -1,4 +1,4 @@
-"""What the operator's commands do and print: dead, why, audit. Each returns its exit code."""
+"""What the operator's commands do and print: dead, replay, why, audit. Each returns its exit code."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from bridge.adapters import dead_letters, inquiry
+from bridge.adapters import replay as replaying
 from bridge.adapters.dead_letters import Letter
 from bridge.adapters.inquiry import Books, Ended, Found, QueueDepth, Told
 from bridge.config import CommonSettings
 from bridge.errors import BrokerUnavailable, SettingsError
 from bridge.model import Proof
+from bridge.ports import Clock
 
 USERS_SHOWN: Final = 20
 """Users of one push that `why` tells about when it is not asked for one; the rest is counted."""
 STORIES_SHOWN: Final = 3
 """Of so few users the whole story is told, of more a line each."""
+
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two lines of progress."""
 
 HOURS_MAX: Final = 10 * 366 * 24
 """More than the longest retention."""
@@ -220,6 +226,58 @@ async def dead_purge(
     print(f"{done.found} deleted, {done.total - done.found} kept")
     _say_what_was_not_seen(done.looked_at, done.total)
     return 0 if done.found or not ids else 1
+
+
+# --- replay ----------------------------------------------------------------------------------------------
+
+
+async def replay(
+    settings: CommonSettings,
+    conditions: Sequence[str],
+    *,
+    mark: str,
+    rate: float,
+    ttl: float | None,
+    dry_run: bool,
+    clock: Clock | None = None,
+) -> int:
+    """Count what matches, and publish again what can be; 1 where nothing matches, or something can't be."""
+    if clock is None:
+        from bridge.app import SystemClock
+
+        clock = SystemClock()
+    meant = replaying.where(conditions, datetime.fromtimestamp(clock.time(), UTC))
+    async with replaying.selected(settings.postgres_dsn, meant, replaying.checked_mark(mark)) as selection:
+        counts = await selection.count()
+        _print_verdicts(counts)
+        wanted = counts.get(replaying.AGAIN, 0)
+        if wanted and not dry_run:
+            confirmed = 0
+            said = clock.monotonic()
+            try:
+                async with aclosing(
+                    replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
+                ) as progress:
+                    async for confirmed in progress:
+                        if clock.monotonic() - said >= PROGRESS_EVERY:
+                            said = clock.monotonic()
+                            print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
+            except BaseException:
+                print(
+                    f"stopped after {confirmed} of {wanted}: the same command goes on from there",
+                    file=sys.stderr,
+                )
+                raise
+            print(f"{confirmed} replayed")
+    return 0 if counts and counts.keys() <= {replaying.AGAIN, *replaying.DONE} else 1
+
+
+def _print_verdicts(counts: Mapping[str, int]) -> None:
+    total = sum(counts.values())
+    print("no row matches" if not total else "1 row matches" if total == 1 else f"{total} rows match")
+    for verdict, words in replaying.VERDICTS.items():
+        if verdict in counts:
+            print(f"  {counts[verdict]:>7}  {words}")
 
 
 # --- why -------------------------------------------------------------------------------------------------

@@ -29,27 +29,34 @@ QUERY_TIMEOUT = 60.0
 
 
 @asynccontextmanager
-async def _reading(dsn: str, name: str) -> AsyncIterator[Connection]:
-    """A connection that can't write. Raises StoreUnavailable and SchemaBehind."""
+async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncIterator[Connection]:
+    """A connection that can't write; the server gives each statement so many seconds.
+
+    Raises StoreUnavailable and SchemaBehind, also for what psycopg raises in the block.
+    """
     conn = await connect(dsn, name)
     try:
-        async with Watchdog(conn, QUERY_TIMEOUT * 2):
-            await conn.execute(
-                "select set_config('statement_timeout', %s, false),"
-                " set_config('default_transaction_read_only', 'on', false)",
-                (f"{QUERY_TIMEOUT * 1000:.0f}",),
-            )
-            yield conn
+        setup: LiteralString = (
+            "select set_config('statement_timeout', %(ms)s, false),"
+            " set_config('default_transaction_read_only', 'on', false)"
+        )
+        await ask(conn, setup, {"ms": f"{seconds * 1000:.0f}"}, seconds)
+        yield conn
     except psycopg.Error as error:
         raise translated(error) from error
     finally:
         conn.pgconn.finish()
 
 
-async def _ask(conn: Connection, query: LiteralString, params: Mapping[str, object]) -> list[dict[str, Any]]:
+async def ask(
+    conn: Connection, query: LiteralString, params: Mapping[str, object], seconds: float = QUERY_TIMEOUT
+) -> list[dict[str, Any]]:
+    """Run one statement; its rows by the names of their columns. Raises psycopg's errors."""
     cursor = conn.cursor(row_factory=dict_row)
-    await cursor.execute(query, params)
-    return await cursor.fetchall()
+    # The server's own limit comes first, unless it has fallen silent.
+    async with Watchdog(conn, seconds * 1.1 + 2.0):
+        await cursor.execute(query, params)
+        return await cursor.fetchall()
 
 
 # --- What became of a push -------------------------------------------------------------------------------
@@ -153,10 +160,10 @@ async def look_up(
         "limit": limit,
         "lease": LEASE_SECONDS,
     }
-    async with _reading(dsn, "bridge why") as conn:
-        endings = [Ended(**row) for row in await _ask(conn, _ENDINGS, params)]
-        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in await _ask(conn, _ROWS, params)]
-        (frame,) = await _ask(conn, _SINCE, {})
+    async with reading(dsn, "bridge why") as conn:
+        endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params)]
+        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in await ask(conn, _ROWS, params)]
+        (frame,) = await ask(conn, _SINCE, {})
     return Found(endings, rows, frame["now"], frame["since"])
 
 
@@ -302,12 +309,12 @@ async def read_books(dsn: str, hours: int) -> Books:
 
     Raises StoreUnavailable and SchemaBehind.
     """
-    async with _reading(dsn, "bridge audit") as conn:
-        counted = [Hour(**row) for row in await _ask(conn, _HOURS, {"hours": hours})]
-        (left_open,) = await _ask(conn, _OPEN, {})
-        (owed,) = await _ask(conn, _OVERDUE, {})
-        nodes = [row["name"] for row in await _ask(conn, _NODES, {})]
-        (partitions,) = await _ask(conn, _DAYS, {})
+    async with reading(dsn, "bridge audit") as conn:
+        counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
+        (left_open,) = await ask(conn, _OPEN, {})
+        (owed,) = await ask(conn, _OVERDUE, {})
+        nodes = [row["name"] for row in await ask(conn, _NODES, {})]
+        (partitions,) = await ask(conn, _DAYS, {})
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
     return Books(
