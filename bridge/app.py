@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from bridge import __version__, wire
 from bridge.access import Access
-from bridge.adapters import http, plugins, websocket
+from bridge.adapters import http, inquiry, plugins, websocket
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DeclareMode
@@ -62,6 +62,8 @@ SWEEP_ROWS = 500
 """Rows of dead boots that one sweep ends."""
 UPKEEP_EVERY = 3600.0
 """Seconds between looks at the partitions."""
+LOOK_UP_SECONDS = 5.0
+"""Seconds that a statement may take which the ops port asks of the log."""
 START_RETRY = 0.5
 """Seconds between tries while the database is away at the start."""
 GC_OBJECTS = 10_000
@@ -308,6 +310,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     errors=errors,
                     clock=clock,
                     dev_token=_dev_token(settings) if settings.dev else None,
+                    look_up=_look_up(settings) if rows.postgres is not None else None,
                 ),
                 host=settings.ops_host,
                 port=settings.ops_port,
@@ -392,6 +395,15 @@ def _dev_token(settings: Settings) -> Callable[[str, float], str]:
         name: value for name, value in (("iss", settings.jwt_issuer), ("aud", settings.jwt_audience)) if value
     }
     return lambda user, ttl: make_token(secret, user, ttl, algorithm=algorithm, **claims)
+
+
+def _look_up(settings: Settings) -> http.LookUp:
+    async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
+        return await inquiry.look_up(
+            settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
+        )
+
+    return look_up
 
 
 async def _start(core: Core, rows: Rows) -> None:

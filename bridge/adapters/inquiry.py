@@ -27,6 +27,9 @@ from bridge.model import NO_USER, Reply
 QUERY_TIMEOUT = 60.0
 """Seconds for one question; the bridge's own statements have far less."""
 
+USERS_SHOWN = 20
+"""Users of one push that are told about when nobody asks for one of them; the rest is counted."""
+
 
 @asynccontextmanager
 async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncIterator[Connection]:
@@ -98,6 +101,11 @@ class Told(msgspec.Struct, frozen=True):
     event: str
     app_id: str
     detail: str
+    expires_at: datetime | None
+    """When its ttl ends; None for a push that is not kept."""
+    collapse_key: str | None
+    encoding: str | None
+    """What the payload is: json, text or bytes; None where it is no data, but the body of a rejected request."""
     payload_bytes: int | None
     owed: tuple[Reply, ...] | None
     """None: nothing. Otherwise the event on push.outcomes, and a receipt to each of these."""
@@ -129,7 +137,8 @@ _ROWS: LiteralString = """
            l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at,
            l.node, l.boot,
            coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
-           l.event, l.app_id, l.detail, length(l.payload) as payload_bytes, l.owed::text as owed
+           l.event, l.app_id, l.detail,
+           l.expires_at, l.collapse_key, l.encoding, length(l.payload) as payload_bytes, l.owed::text as owed
     from delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason
     left join node n on n.name = l.node and n.boot = l.boot
@@ -146,24 +155,30 @@ _SINCE: LiteralString = """
 
 
 async def look_up(
-    dsn: str, push_id: str, *, user: str | None = None, tenant: str | None = None, limit: int = 20
+    dsn: str,
+    push_id: str,
+    *,
+    user: str | None = None,
+    tenant: str | None = None,
+    seconds: float = QUERY_TIMEOUT,
 ) -> Found:
     """What the log says of a push, for one user (and for none: it may have failed before one was known) or all.
 
-    Raises StoreUnavailable and SchemaBehind.
+    Each of its statements may take so many seconds. Raises StoreUnavailable and SchemaBehind.
     """
     params = {
         "push_id": push_id,
         "user": user,
         "tenant": tenant,
         "nobody": NO_USER,
-        "limit": limit,
+        "limit": USERS_SHOWN,
         "lease": LEASE_SECONDS,
     }
-    async with reading(dsn, "bridge why") as conn:
-        endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params)]
-        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in await ask(conn, _ROWS, params)]
-        (frame,) = await ask(conn, _SINCE, {})
+    async with reading(dsn, "bridge why", seconds) as conn:
+        endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
+        found = await ask(conn, _ROWS, params, seconds)
+        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in found]
+        (frame,) = await ask(conn, _SINCE, {}, seconds)
     return Found(endings, rows, frame["now"], frame["since"])
 
 
