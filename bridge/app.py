@@ -32,6 +32,7 @@ from bridge.adapters import http, inquiry, plugins, websocket
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DeclareMode
+from bridge.adapters.auditor import Auditor, Look
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.adapters.postgres import PostgresStore
@@ -62,8 +63,10 @@ SWEEP_ROWS = 500
 """Rows of dead boots that one sweep ends."""
 UPKEEP_EVERY = 3600.0
 """Seconds between looks at the partitions."""
+AUDIT_EVERY = 60.0
+"""Seconds between two audits."""
 LOOK_UP_SECONDS = 5.0
-"""Seconds that a statement may take which the ops port asks of the log."""
+"""Seconds that a statement may take by which the ops port or the audit asks the log."""
 START_RETRY = 0.5
 """Seconds between tries while the database is away at the start."""
 GC_OBJECTS = 10_000
@@ -260,9 +263,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
         feed = http.OutcomeFeed()
         plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
-        hooks = plugins.FanOutHooks([feed, *plugged], handler)
+        auditor = Auditor(boot, clock, _audit_look(settings, boot))
+        hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)
         errors = plugins.ReportedErrors(handler, hooks)
         metrics = PrometheusMetrics()
+        metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
         gate.shut("starting", "the database has not answered yet")
         gate.shut("broker", "connecting")
@@ -329,6 +334,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("start", _start(core, rows)),
                     ("sweeper", _sweep(core, rows)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
+                    ("auditor", _audit(core, auditor, errors)),
                 )
             ]
             made = Running(core, ws, ops, consumer)
@@ -470,6 +476,24 @@ async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: S
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
         await clock.sleep(UPKEEP_EVERY)
+
+
+def _audit_look(settings: Settings, boot: str) -> Look | None:
+    if "postgres" not in settings.delivery_log:
+        return None
+    return lambda since, until: inquiry.read_stretch(
+        settings.postgres_dsn, boot, since, until, LOOK_UP_SECONDS
+    )
+
+
+async def _audit(core: Core, auditor: Auditor, errors: ErrorHandler) -> None:
+    """Every minute: does what was taken add up with what was written. On a connection of its own."""
+    while True:
+        await core.clock.sleep(AUDIT_EVERY)
+        try:
+            await auditor.run(core.delivery.account(), gate_open=core.gate.is_open)
+        except (StoreUnavailable, SchemaBehind) as away:
+            errors.handle(away, "audit", {})
 
 
 async def _release(lease: Lease, errors: ErrorHandler) -> None:

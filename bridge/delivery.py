@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -66,6 +67,18 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     total_bytes: int = 256 * 1024 * 1024
 
 
+class Account(NamedTuple):
+    """Where the pushes are that this process has begun, each counted once for each user, at one moment."""
+
+    begun: int
+    with_row: int
+    """Those whose first row, final or not, is committed."""
+    on_their_way: int
+    """Those that have none yet."""
+    ages: Sequence[float]
+    """Of those on their way: seconds since they were taken."""
+
+
 class Delivery:
     """Takes messages, knows every push on its way, and hands each to the settlement when it has ended."""
 
@@ -109,6 +122,7 @@ class Delivery:
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._grace_until = 0.0
         self.begin_grace()
+        self._begun = 0
         self._stopping = False
         self._handling = asyncio.Lock()
 
@@ -359,6 +373,7 @@ class Delivery:
             self._settlement.answer(message, row)
             return False
         self._flights[flight.key] = flight
+        self._begun += 1
         if flight.ended:
             self._settlement.due(flight)
         return True
@@ -576,6 +591,12 @@ class Delivery:
             self._room.set()
 
     # --- for people -------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """What an audit compares: begun = with a row + on their way, or a push was lost."""
+        now = self._clock.monotonic()
+        ages = [now - flight.taken_mono for flight in self._flights.values() if not flight.parked]
+        return Account(self._begun, self._settlement.first_rows, len(ages), ages)
 
     @property
     def inbox(self) -> int:

@@ -16,7 +16,7 @@ import msgspec
 from bridge.adapters import dead_letters, inquiry, story
 from bridge.adapters import replay as replaying
 from bridge.adapters.dead_letters import Letter
-from bridge.adapters.inquiry import Books, QueueDepth
+from bridge.adapters.inquiry import Books, Hour, QueueDepth
 from bridge.adapters.story import age, plain
 from bridge.config import CommonSettings
 from bridge.errors import BrokerUnavailable, SettingsError
@@ -309,18 +309,7 @@ async def audit(settings: CommonSettings, hours: int) -> int:
 
 
 def _print_hours(books: Books) -> None:
-    names = (
-        "rows",
-        "delivered",
-        "offline",
-        "expired",
-        "dropped",
-        "unknown",
-        "rejected",
-        "open",
-        "owing",
-        "wrong",
-    )
+    names = Hour._fields[1:]
     print(f"{'hour':<16}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names))
     for hour in books.hours:
         cells = "".join(f"{getattr(hour, name):>{max(9, len(name) + 2)}}" for name in names)
@@ -331,29 +320,37 @@ def _print_hours(books: Books) -> None:
 
 def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
     """(whether it is drift, what was looked at, what was found)."""
-    nodes = ", ".join(books.nodes) or "none"
+    found = books.irregular
+    nodes = ", ".join(found.nodes) or "none"
     oldest = (
-        f", the oldest taken {books.oldest_open.astimezone():%Y-%m-%d %H:%M:%S}" if books.oldest_open else ""
+        f", the oldest taken {found.oldest_pending.astimezone():%Y-%m-%d %H:%M:%S}"
+        if found.oldest_pending
+        else ""
     )
     yield (
-        books.orphans > 0,
+        found.orphans > 0,
         "dead nodes",
-        f"{books.orphans} rows not final, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
-        + (f"{oldest}; nodes alive: {nodes}" if books.orphans else ""),
+        f"{found.orphans} rows pending, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
+        + (f"{oldest}; nodes alive: {nodes}" if found.orphans else ""),
     )
     yield (
-        books.stuck > 0,
+        found.stuck > 0,
         "stuck rows",
-        f"{books.stuck} rows not final for over {inquiry.STUCK_AFTER:g} s, though their process lives",
+        f"{found.stuck} rows pending for over {inquiry.STUCK_AFTER:g} s, though their process lives",
     )
-    yield books.overdue > 0, "receipts", f"{books.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
+    yield (
+        found.unexpired > 0,
+        "kept",
+        f"{found.unexpired} rows stored though their ttl ended over {inquiry.KEPT_AFTER:g} s ago",
+    )
+    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
     wrong = sum(hour.wrong for hour in books.hours)
     yield (
         wrong > 0,
         "rows",
         f"{wrong} contradict themselves (proof, times, outcome and reason) in these hours",
     )
-    missing = ", ".join(f"{day}" for day in books.missing_days)
+    missing = ", ".join(f"{day}" for day in found.missing_days)
     yield (
         bool(missing),
         "partitions",

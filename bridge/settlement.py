@@ -98,6 +98,8 @@ class Settlement:
         self._boot = boot
         self.on_settled: Callable[[Flight, Row], None] | None = None
         """Told of each flight whose final row is committed, before anything else is done about it."""
+        self.first_rows = 0
+        """Flights whose first row, final or not, is committed; for the audit."""
         self._due: dict[RowKey, Flight] = {}
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
@@ -249,6 +251,8 @@ class Settlement:
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
         row = written.row
+        if not flight.parked:
+            self.first_rows += 1
         messages, flight.messages = flight.messages, []
         if written.applied:
             self._tell(row)

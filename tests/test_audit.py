@@ -81,8 +81,8 @@ async def test_after_ordinary_traffic_all_adds_up(
     names = lines[0].split()
     hour = dict(zip(names, lines[1].replace(" ", "T", 1).split(), strict=True))
     assert {name: hour[name] for name in names[1:]} == {
-        "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "dropped": "0", "unknown": "0",
-        "rejected": "1", "open": "0", "owing": "0", "wrong": "0",
+        "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "superseded": "0", "recalled": "0",
+        "dropped": "0", "unknown": "0", "rejected": "1", "pending": "0", "stored": "0", "owing": "0", "wrong": "0",
     }  # fmt: skip
     assert all(line.startswith("ok ") for line in lines[3:])
     assert any(line.split()[1:] == ["push.requests", "0", "ready,", "1", "takers"] for line in lines)
@@ -102,7 +102,7 @@ async def test_rows_that_a_dead_process_left_are_drift_once_a_sweep_should_have_
     assert await audit(*house) == 1
     found = drift(capsys)
     assert list(found) == ["dead nodes"]
-    assert found["dead nodes"].startswith("1 rows not final")
+    assert found["dead nodes"].startswith("1 rows pending")
     assert found["dead nodes"].endswith("nodes alive: none")
 
 
@@ -133,7 +133,7 @@ async def test_a_process_is_dead_by_its_lease_and_by_who_has_its_name(
 async def test_a_row_that_its_living_process_has_forgotten_is_drift(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log_pending(house[1], 700)
+    await log_pending(house[1], 7300)
     change(house[1], "select claim_node('n', 'b', null)")
     assert await audit(*house) == 1
     assert list(drift(capsys)) == ["stuck rows"]

@@ -223,11 +223,15 @@ SETTLED_AFTER = 10.0
 """Seconds after the death of a process in which the others end its rows: the lease, and a sweep."""
 OWED_AFTER = 60.0
 """Seconds after which a debt should be paid, unless the broker was away."""
-STUCK_AFTER = 600.0
+KEPT_AFTER = 60.0
+"""Seconds after the end of its ttl in which a kept push should have ended, unless no node could write."""
+STUCK_AFTER = 7200.0
 """Seconds after which a row of a live process can't be waiting for its proof any more: twice the longest
-BRIDGE_CONFIRM_TIMEOUT."""
+`ack_within`, which is longer than the longest BRIDGE_CONFIRM_TIMEOUT."""
 DAYS_AHEAD_AT_LEAST = DAYS_AHEAD - 1
 """The upkeep runs every hour and makes DAYS_AHEAD: at midnight one fewer is there for a while."""
+EDGE = 1e-5
+"""Seconds: the log keeps microseconds, a process the whole float."""
 
 
 class Hour(NamedTuple):
@@ -239,61 +243,97 @@ class Hour(NamedTuple):
     """acked, received, written."""
     offline: int
     expired: int
+    superseded: int
+    recalled: int
     dropped: int
     unknown: int
     rejected: int
-    open: int
-    """Not final."""
+    pending: int
+    stored: int
     owing: int
     """Final, and a receipt is owed."""
     wrong: int
     """Rows that contradict themselves, see the query."""
 
 
-class Books(NamedTuple):
-    """What the log says of itself."""
+class Irregular(NamedTuple):
+    """What should not be, of any age; found through indexes that hold little else."""
 
-    hours: Sequence[Hour]
     orphans: int
-    """Not final, and the process that would end them has been dead for longer than SETTLED_AFTER."""
+    """`pending`, and the process that would end them has been dead for longer than SETTLED_AFTER."""
     stuck: int
-    """Not final for longer than STUCK_AFTER, though their process lives."""
+    """`pending` for longer than STUCK_AFTER, though their process lives."""
     overdue: int
     """Final, and owing for longer than OWED_AFTER."""
-    oldest_open: datetime | None
+    unexpired: int
+    """`stored`, though their ttl ended more than KEPT_AFTER ago."""
+    oldest_pending: datetime | None
     nodes: Sequence[str]
     """The processes that live."""
     missing_days: Sequence[date]
     """Days from today on that have no partition, and should."""
 
 
+class Books(NamedTuple):
+    """What the log says of itself."""
+
+    hours: Sequence[Hour]
+    irregular: Irregular
+
+
+class Stretch(NamedTuple):
+    """What the log holds of the pushes that were taken in a stretch of time."""
+
+    of_boot: int
+    """Final rows that this boot wrote, or that were ended for it."""
+    wrong: int
+    """Rows of any boot that contradict themselves."""
+
+
 # Proof is what an outcome claims (received, acked: proven; written: handed over), a final row has its time,
-# and no other has; outcome, reason and final are a line of table ending.
-_HOURS: LiteralString = """
+# and no other has; a stored row has what it takes to deliver it; outcome, reason and final are a line of
+# table ending.
+_WRONG: LiteralString = """
+    (e.outcome is null
+     or (l.outcome in ('acked', 'received') and l.proven_at is null)
+     or (l.outcome = 'written' and l.written_at is null)
+     or (l.outcome = 'stored' and (l.expires_at is null or l.payload is null or l.encoding is null))
+     or l.final <> (l.finished_at is not null))
+    """
+_JOIN: LiteralString = """
+    delivery_log l
+    left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
+    """
+_HOURS: LiteralString = f"""
     select date_trunc('hour', l.taken_at) as hour, count(*) as rows,
            count(*) filter (where l.outcome in ('acked', 'received', 'written')) as delivered,
            count(*) filter (where l.outcome = 'offline') as offline,
            count(*) filter (where l.outcome = 'expired') as expired,
+           count(*) filter (where l.outcome = 'superseded') as superseded,
+           count(*) filter (where l.outcome = 'recalled') as recalled,
            count(*) filter (where l.outcome = 'dropped') as dropped,
            count(*) filter (where l.outcome = 'unknown') as unknown,
            count(*) filter (where l.outcome = 'rejected') as rejected,
-           count(*) filter (where not l.final) as open,
+           count(*) filter (where l.outcome = 'pending') as pending,
+           count(*) filter (where l.outcome = 'stored') as stored,
            count(*) filter (where l.final and l.owed is not null) as owing,
-           count(*) filter (where e.outcome is null
-                               or (l.outcome in ('acked', 'received') and l.proven_at is null)
-                               or (l.outcome = 'written' and l.written_at is null)
-                               or l.final <> (l.finished_at is not null)) as wrong
-    from delivery_log l
-    left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
-    where l.taken_at >= date_trunc('hour', clock_timestamp() - make_interval(hours => %(hours)s))
+           count(*) filter (where {_WRONG}) as wrong
+    from {_JOIN}
+    where l.taken_at >= date_trunc('hour', now() - make_interval(hours => %(hours)s))
     group by 1 order by 1
     """
+_STRETCH: LiteralString = f"""
+    select count(*) filter (where l.final and l.boot = %(boot)s) as of_boot,
+           count(*) filter (where {_WRONG}) as wrong
+    from {_JOIN}
+    where l.taken_at >= to_timestamp(%(since)s) and l.taken_at < to_timestamp(%(until)s)
+    """
 # Since when nobody can end a row any more but a sweep: a newer boot has its node's name, or the lease ran out,
-# or the name was given back.
-_OPEN: LiteralString = f"""
+# or the name was given back. Stored rows wait for their user, not for a process.
+_PENDING: LiteralString = f"""
     select count(*) filter (where not alive and dead_since < now - make_interval(secs => {SETTLED_AFTER})) as orphans,
            count(*) filter (where alive and taken_at < now - make_interval(secs => {STUCK_AFTER})) as stuck,
-           min(taken_at) as oldest_open
+           min(taken_at) as oldest_pending
     from (
         select l.taken_at, t.now,
                coalesce(n.boot = l.boot and n.seen_at > t.now - make_interval(secs => {LEASE_SECONDS}), false) as alive,
@@ -301,13 +341,18 @@ _OPEN: LiteralString = f"""
         from (select clock_timestamp() as now) t
         cross join delivery_log l
         left join node n on n.name = l.node
-        where not l.final
-    ) as open
+        where l.outcome = 'pending'
+    ) as pending
     """
 _OVERDUE: LiteralString = f"""
     select count(*) as overdue from delivery_log
     where final and owed is not null
       and coalesce(finished_at, taken_at) < clock_timestamp() - make_interval(secs => {OWED_AFTER})
+    """
+# now(), not clock_timestamp(): that may change from row to row, and so finds nothing by an index.
+_UNEXPIRED: LiteralString = f"""
+    select count(*) as unexpired from delivery_log
+    where outcome = 'stored' and expires_at < now() - make_interval(secs => {KEPT_AFTER})
     """
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
@@ -326,18 +371,30 @@ async def read_books(dsn: str, hours: int) -> Books:
     """
     async with reading(dsn, "bridge audit") as conn:
         counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
-        (left_open,) = await ask(conn, _OPEN, {})
-        (owed,) = await ask(conn, _OVERDUE, {})
-        nodes = [row["name"] for row in await ask(conn, _NODES, {})]
-        (partitions,) = await ask(conn, _DAYS, {})
+        return Books(counted, await _irregular(conn, QUERY_TIMEOUT))
+
+
+async def read_stretch(
+    dsn: str, boot: str, since: float, until: float, seconds: float
+) -> tuple[Stretch, Irregular]:
+    """Count what was taken from `since` to `until` (seconds since the epoch), and look for what should not be.
+
+    By indexes only; each statement may take so many seconds. Rows at the very edges, within EDGE, may be counted
+    though they are out. Raises StoreUnavailable and SchemaBehind.
+    """
+    params = {"boot": boot, "since": since - EDGE, "until": until + EDGE}
+    async with reading(dsn, "bridge audit", seconds) as conn:
+        (stretch,) = await ask(conn, _STRETCH, params, seconds)
+        return Stretch(**stretch), await _irregular(conn, seconds)
+
+
+async def _irregular(conn: Connection, seconds: float) -> Irregular:
+    (pending,) = await ask(conn, _PENDING, {}, seconds)
+    (owed,) = await ask(conn, _OVERDUE, {}, seconds)
+    (kept,) = await ask(conn, _UNEXPIRED, {}, seconds)
+    nodes = [row["name"] for row in await ask(conn, _NODES, {}, seconds)]
+    (partitions,) = await ask(conn, _DAYS, {}, seconds)
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
-    return Books(
-        hours=counted,
-        orphans=left_open["orphans"],
-        stuck=left_open["stuck"],
-        overdue=owed["overdue"],
-        oldest_open=left_open["oldest_open"],
-        nodes=nodes,
-        missing_days=[day for day in wanted if day not in partitions["days"]],
-    )
+    missing = [day for day in wanted if day not in partitions["days"]]
+    return Irregular(**pending, **owed, **kept, nodes=nodes, missing_days=missing)
