@@ -13,7 +13,7 @@ from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.cli import main
 from bridge.config import CommonSettings
-from bridge.model import Outcome, Reason, RowKey
+from bridge.model import ENDINGS, Outcome, Reason, RowKey
 from tests.amqp import declare, publish
 from tests.clients import client
 from tests.house import bridge, final_rows, request, token
@@ -139,6 +139,51 @@ async def test_a_row_that_its_living_process_has_forgotten_is_drift(
     assert list(drift(capsys)) == ["stuck rows"]
 
 
+async def log_kept(dsn: str, age: float, ttl: float, **more: object) -> None:
+    facts = {"finished_at": None, "written_at": None, "payload": b"1", "position": 1}
+    ends = time.time() - age + ttl
+    await log(dsn, Outcome.STORED, Reason.NO_SESSION, age, **(facts | {"expires_at": ends} | more))
+
+
+async def test_what_is_kept_counts_as_such_and_waits_for_its_user_not_for_a_process(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log_kept(house[1], 2000, 3600)
+    assert await audit(*house) == 0
+    names, hour, *_ = capsys.readouterr().out.splitlines()
+    counts = dict(zip(names.split()[1:], hour.split()[2:], strict=True))
+    assert (counts["rows"], counts["stored"], counts["pending"], counts["wrong"]) == ("1", "1", "0", "0")
+
+
+async def test_a_kept_push_that_outlives_its_ttl_by_a_minute_is_drift(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log_kept(house[1], 100, 70)
+    assert await audit(*house) == 0
+    await log_kept(house[1], 300, 200)
+    assert await audit(*house) == 1
+    assert drift(capsys) == {"kept": "1 rows stored though their ttl ended over 60 s ago"}
+
+
+async def test_every_end_is_counted_in_a_column(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = set()
+    for number, ending in enumerate(ENDINGS):
+        facts: dict[str, object] = {"proven_at": time.time(), "expires_at": time.time() + 60, "payload": b"1"}
+        if not ending.final:
+            facts["finished_at"] = None
+        await log(house[1], ending.outcome, ending.reason, number / 100, **facts)
+        seen.add(ending.outcome)
+    assert len(seen) == len(Outcome)
+    await audit(*house)
+    names, *hours = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    kinds = names.split()[2:-2]
+    counted = [sum(map(int, column)) for column in zip(*(hour.split()[2:] for hour in hours), strict=True)]
+    assert counted[0] == len(ENDINGS) == sum(counted[1 : 1 + len(kinds)])
+    assert counted[-1] == 0, "none contradicts itself"
+
+
 async def test_a_receipt_that_is_owed_for_over_a_minute_is_drift(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +202,9 @@ async def test_a_receipt_that_is_owed_for_over_a_minute_is_drift(
         "update delivery_log set finished_at = null",
         "update delivery_log set reason = 'pong'",
         "update delivery_log set outcome = 'pending', reason = 'awaiting_proof'",
+        "update delivery_log set outcome = 'stored', final = false, finished_at = null",
     ],
-    ids=["unproven", "not written", "no end", "no such ending", "pending and final"],
+    ids=["unproven", "not written", "no end", "no such ending", "pending and final", "kept without data"],
 )
 async def test_a_row_that_contradicts_itself_is_drift(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str], lie: LiteralString

@@ -268,8 +268,8 @@ async def test_the_log_is_asked_by_its_indexes(database: str) -> None:
                 attempts, published_at, taken_at, finished_at, node, boot, event, app_id, detail, traceparent,
                 expires_at, payload, encoding)
             select day, '', 'p' || n, 'u' || mod(n, 100), case when mod(n, 2) = 0 then 'stored' else 'offline' end,
-                'no_session', mod(n, 2) = 1, 2, 0, 0, t, t, case when mod(n, 2) = 1 then t end, 'n', 'b1', '', '', '', '',
-                case when mod(n, 2) = 0 then now() + interval '1 hour' end, '1', 'json'
+                'no_session', mod(n, 2) = 1, 2, 0, 0, t, t, case when mod(n, 2) = 1 then t end, 'n', 'b1',
+                '', '', '', '', case when mod(n, 2) = 0 then now() + interval '1 hour' end, '1', 'json'
             from log_day, generate_series(1, 50000) n,
                 lateral (select to_timestamp(%s) + n * interval '1 second' as t) as times
             """,

@@ -35,13 +35,6 @@ Log = Callable[..., None]
 def log(database: str) -> Iterator[Log]:
     """Writes a row as a bridge leaves it for a push with a ttl of an hour that nobody got."""
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(
-            """
-            alter table delivery_log add column if not exists encoding text,
-                add column if not exists expires_at timestamptz, add column if not exists collapse_key text,
-                add column if not exists position bigint, add column if not exists ack_within real
-            """
-        )
 
         def write(push_id: str, user: str = "u1", *, age: float = 60.0, **more: object) -> None:
             taken = datetime.now(UTC) - timedelta(seconds=age)
