@@ -103,6 +103,8 @@ class Settlement:
         """Told of each flight whose row is committed and says `stored`."""
         self.on_superseded: Callable[[Sequence[Row]], None] | None = None
         """Told of stored rows that newer pushes have just ended."""
+        self.first_rows = 0
+        """Flights whose first row, final or not, is committed; for the audit."""
         self._due: dict[RowKey, Flight] = {}
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
@@ -274,6 +276,8 @@ class Settlement:
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
         row = written.row
+        if not flight.parked:
+            self.first_rows += 1
         messages, flight.messages = flight.messages, []
         if written.applied and not (flight.parked and not row.final):
             self._tell(row)

@@ -409,6 +409,9 @@ class World:
             handler: Callable[[int, int], None] = getattr(self, step.kind)
             handler(step.n, step.m)
         await self._settle_down(step.m % 8)
+        begun, with_row, on_their_way, _ = self.house.delivery.account()
+        if begun != with_row + on_their_way:
+            self.violations.append(f"{begun} begun, {with_row} with a row, {on_their_way} on their way")
 
     # --- the end ---
 

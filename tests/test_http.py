@@ -339,7 +339,7 @@ async def test_a_stop_ends_open_streams_at_once(parts: Parts, monkeypatch: pytes
 
 # --- who may ask ---
 
-GUARDED = ["/status", "/metrics", "/v1/outcomes", "/nowhere"]
+GUARDED = ["/status", "/metrics", "/v1/outcomes", "/v1/pushes/p1", "/nowhere"]
 
 
 async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts: Parts) -> None:

@@ -24,7 +24,7 @@ from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
 from bridge.model import LateProof, Outcome, PushKey, Reply, Row
-from tests.test_store_contract import EVER, LATER, NOON, kept, row, undated
+from tests.test_store_contract import kept, row, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -594,7 +594,7 @@ async def test_upkeep_keeps_a_partition_until_its_rows_have_ended_and_owe_nothin
     assert (await Upkeep(database).run_once(2)).kept == [first]
     await ask(database, "update delivery_log set outcome = 'unknown', final = true where not final")
     assert (await Upkeep(database).run_once(2)).kept == [first]
-    await store.settle([open_row.key])
+    await store.settle({open_row.key: open_row.owed or ()})
     assert (await Upkeep(database).run_once(2)).dropped == [first]
 
 

@@ -149,7 +149,7 @@ def test_a_request_is_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> Non
     assert isinstance(only, PushRequest) == expected, only
 
 
-IGNORED = ("x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
+IGNORED = ("x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at", "x-push-replay-of")
 """Headers that the bridge itself adds, and that say nothing to it."""
 
 

@@ -8,6 +8,8 @@
 | GET /status         | a JSON object, `OpsServer.status`                                                   |
 | POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
 | GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
+| GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.     |
+|                     | Only where the delivery log is in Postgres, 404 otherwise                           |
 | POST /v1/dev/token  | a token for a user; only in development, 404 otherwise                              |
 | GET /               | the demo page                                                                       |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -26,6 +28,7 @@ Errors are `{"error": word, "problem": sentence}`:
 | 401    | `token`            | no bearer token, or a wrong one                                           |
 | 403    | `host`, `origin`   | see above                                                                 |
 | 404    | `not_found`        | no such route                                                             |
+| 404    | `unknown`          | the delivery log has no row of that push (for this user, of this tenant)  |
 | 405    | `not_allowed`      | a route, but not for this method                                          |
 | 408    | `too_slow`         | the body did not arrive in `BODY_SECONDS`                                 |
 | 413    | `too_large`        | a body over 1 MiB                                                         |
@@ -33,6 +36,7 @@ Errors are `{"error": word, "problem": sentence}`:
 | 429    | `too_many`         | more than `SUBSCRIBERS_MAX` readers of outcomes                           |
 | 500    | `failed`           | a defect of ours; the error handler has it                                |
 | 503    | `broker`           | the broker did not take the push; it may be sent again with the same id   |
+| 503    | `database`         | the database did not answer, or its schema is too old                     |
 
 What is not even HTTP gets 400 as text. schemas/openapi.json describes each route and every status it has.
 """
@@ -50,6 +54,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Final, NamedTuple, Protocol
 
@@ -58,7 +63,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from bridge import wire
-from bridge.errors import BrokerUnavailable, SettingsError
+from bridge.adapters import story
+from bridge.adapters.inquiry import Found, Told
+from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
 from bridge.fields import is_id
 from bridge.jsontext import BAD_JSON
 from bridge.model import (
@@ -67,6 +74,7 @@ from bridge.model import (
     MESSAGE_BYTES_MAX,
     NO_USER,
     Outcome,
+    Proof,
     Properties,
     PushRequest,
     Rejected,
@@ -90,6 +98,8 @@ BACKLOG_ROWS: Final = 1_000
 """Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
 HEARTBEAT: Final = 15.0
 """Seconds after which a quiet stream of outcomes shows that it is still there."""
+LOOK_UPS_AT_ONCE: Final = 4
+"""Each has a connection to the database of its own; those over it wait."""
 SESSIONS_SHOWN: Final = 100
 """Sessions listed in `/status`."""
 TOKEN_SECONDS: Final = 3600
@@ -218,6 +228,17 @@ class OutcomeFeed:
 # --- What the app gives ----------------------------------------------------------------------------------
 
 
+class LookUp(Protocol):
+    """Asks the delivery log."""
+
+    async def __call__(self, push_id: str, user: str | None, tenant: str | None) -> Found:
+        """What it holds of a push: for a user or for all, of a tenant or of any.
+
+        Raises StoreUnavailable and SchemaBehind.
+        """
+        ...
+
+
 class Publisher(Protocol):
     """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
 
@@ -262,6 +283,8 @@ class OpsContext:
     clock: Clock
     dev_token: Callable[[str, float], str] | None = None
     """Makes a token for a user, good for so many seconds; None outside of development."""
+    look_up: LookUp | None = None
+    """None where the delivery log can't be asked."""
 
 
 # --- The server ------------------------------------------------------------------------------------------
@@ -348,6 +371,7 @@ class OpsServer:
     def __init__(self, context: OpsContext, token: str = "") -> None:
         self._context = context
         self._token = token.encode()
+        self._look_ups = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
         self.port = 0
         """Where it listens."""
         web_files = files("bridge") / "web"
@@ -367,6 +391,9 @@ class OpsServer:
         app.router.add_get("/status", self._status)
         app.router.add_post("/v1/push", self._push)
         app.router.add_get("/v1/outcomes", self._outcomes, allow_head=False)
+        if self._context.look_up is not None:
+            # An id may hold slashes: those of batches and replays do.
+            app.router.add_get("/v1/pushes/{id:.+}", self._pushed)
         if self._context.dev_token is not None:
             app.router.add_post("/v1/dev/token", self._dev_token)
         for path in self._static:
@@ -389,6 +416,8 @@ class OpsServer:
             return _Answer(error.status, word, error.reason, allow).response()
         except BrokerUnavailable as away:
             return _Answer(503, "broker", str(away), {"Retry-After": "1"}).response()
+        except (StoreUnavailable, SchemaBehind) as away:
+            return _Answer(503, "database", str(away), {"Retry-After": "1"}).response()
         except ConnectionResetError:
             # The client left while it was answered: nobody is there to be told.
             raise
@@ -515,6 +544,37 @@ class OpsServer:
             status = 200 if complete or (expected is None and receipts) else 202
         return _json({"push_ids": push_ids, "complete": complete, "receipts": list(receipts)}, status)
 
+    # --- what became of a push ---
+
+    async def _pushed(self, request: web.Request) -> web.Response:
+        """Its rows, step by step; those of 20 users at most, and counts of all. As text where that is asked for."""
+        look_up = self._context.look_up
+        assert look_up is not None, "the route is only there where the log can be asked"
+        push_id = request.match_info["id"]
+        user, tenant = (request.query.get(name) for name in ("user", "tenant"))
+        if "\0" in "".join((push_id, user or "", tenant or "")):
+            raise _Answer(400, "bad_request", "U+0000 is in no id.")
+        async with self._look_ups:
+            found = await look_up(push_id, user, tenant)
+        status = 200 if found.rows else 404
+        if _wants_text(request):
+            lines = (
+                story.told(push_id, user, found) if found.endings else story.never_seen(push_id, found, None)
+            )
+            text = "".join(f"{line}\n" for line in lines)
+            return web.Response(text=text, status=status, headers={"Cache-Control": "no-store"})
+        answer: dict[str, object] = {
+            "push_id": push_id,
+            "endings": [ending._asdict() for ending in found.endings],
+            "rows": [_told(row) for row in found.rows],
+            "asked_at": found.asked_at,
+            "log_since": found.kept_since,
+        }
+        if not found.rows:
+            for_others = "for this user, but for others" if found.endings else "of this push"
+            answer = {"error": "unknown", "problem": f"The delivery log has no row {for_others}.", **answer}
+        return _json(answer, status)
+
     # --- outcomes ---
 
     async def _outcomes(self, request: web.Request) -> web.StreamResponse:
@@ -608,6 +668,24 @@ def _query(request: web.Request, *known: str) -> dict[str, str]:
         if len(query.getall(name)) > 1:
             raise _Answer(400, "bad_request", f"{name}: expected once.")
     return dict(query)
+
+
+def _told(row: Told) -> dict[str, object]:
+    """A row of the log and its story; the steps that have no time say that something never happened."""
+    facts: dict[str, object] = msgspec.to_builtins(row, builtin_types=(datetime,))
+    steps = [{"step": step, "at": at, "how": how} for step, at, how in story.steps(row)]
+    return {**facts, "confirm": Proof(row.confirm).name.lower(), "steps": steps}
+
+
+def _wants_text(request: web.Request) -> bool:
+    """Whether plain text is named before JSON, or anything, in `Accept`."""
+    for part in request.headers.get("Accept", "").lower().split(","):
+        match part.partition(";")[0].strip():
+            case "text/plain" | "text/*":
+                return True
+            case "application/json" | "application/*" | "*/*":
+                return False
+    return False
 
 
 def _wait(request: web.Request) -> float | None:
