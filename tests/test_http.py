@@ -16,8 +16,8 @@ import pytest
 
 from bridge.adapters import http
 from bridge.adapters.http import BACKLOG_ROWS, SUBSCRIBERS_MAX, OpsServer, OutcomeFeed, is_loopback, listen
-from bridge.errors import BrokerUnavailable, SettingsError
-from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Row
+from bridge.errors import BrokerUnavailable, SettingsError, StoreUnavailable
+from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Recall, Row
 from bridge.ports import Hooks, SessionInfo
 from tests.ops import Parts, Running, ops, receipt, row, until
 
@@ -569,3 +569,51 @@ async def raw(port: int, request: str) -> str:
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+# --- recall ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "recall"),
+    [
+        ({"push_id": "p1"}, Recall(push_id="p1")),
+        ({"push_id": "p1", "tenant": "t"}, Recall(tenant="t", push_id="p1")),
+        ({"user": "u", "collapse_key": "k"}, Recall(user="u", collapse_key="k")),
+    ],
+)
+async def test_a_recall_is_carried_out_and_says_what_ended_by_it(
+    body: dict[str, str], recall: Recall
+) -> None:
+    parts = Parts()
+    async with ops(parts) as o, o.client.post("/v1/recall", json=body) as answer:
+        assert answer.status == 200
+        said = await answer.json()
+        assert (said["type"], said["node"], said["ended"], said["sessions"]) == ("recall", "n1", 2, 1)
+        assert parts.recall.calls == [recall]
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({"push": "p1"}, "push"),
+        ({}, "push_id"),
+        ({"push_id": "p1", "user": "u", "collapse_key": "k"}, "push_id"),
+        ({"push_id": 1}, "push_id"),
+        ({"type": "recall", "push_id": "p1"}, "type"),
+        ([], "object"),
+    ],
+)
+async def test_a_recall_that_is_not_clear_is_refused_with_the_field(body: object, names: str) -> None:
+    parts = Parts()
+    async with ops(parts) as o, o.client.post("/v1/recall", json=body) as answer:
+        assert answer.status == 400
+        assert names in (await answer.json())["problem"]
+        assert parts.recall.calls == []
+
+
+async def test_a_recall_while_the_database_is_away_says_so() -> None:
+    parts = Parts()
+    parts.recall.error = StoreUnavailable("stopped")
+    async with ops(parts) as o, o.client.post("/v1/recall", json={"push_id": "p1"}) as answer:
+        assert (answer.status, (await answer.json())["error"]) == (503, "database")
