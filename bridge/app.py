@@ -42,11 +42,13 @@ from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
+from bridge.control import Control, Switch
 from bridge.delivery import Delivery, DeliveryLimits
 from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
+from bridge.mailbox import Mailbox, MailboxLimits
 from bridge.model import CloseReason
 from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.recent import CAPACITY
@@ -172,6 +174,9 @@ class Core:
         self.clock = clock
         self.gate = gate
         self.hub = Hub()
+        keeps = rows.postgres is not None
+        max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
+        self.wire_limits = wire.Limits(settings.max_data_bytes, max_ttl)
         self.settlement = Settlement(
             store=rows.store,
             logs=rows.logs,
@@ -186,22 +191,42 @@ class Core:
             node=settings.node,
             boot=boot,
         )
+        self.mailbox = Mailbox(
+            store=rows.store,
+            hub=self.hub,
+            settlement=self.settlement,
+            clock=self.clock,
+            gate=self.gate,
+            boot=boot,
+            patience=settings.confirm_timeout,
+            park_after=DeliveryLimits.park_after,
+            limits=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
+        )
         self.delivery = Delivery(
             hub=self.hub,
             store=rows.store,
             settlement=self.settlement,
+            mailbox=self.mailbox,
             metrics=metrics,
             errors=errors,
             clock=self.clock,
             gate=self.gate,
             limits=DeliveryLimits(
-                max_data_bytes=settings.max_data_bytes,
+                wire=self.wire_limits,
                 confirm_timeout=settings.confirm_timeout,
                 max_age=settings.max_age,
                 start_grace=settings.start_grace,
                 max_attempts=settings.max_attempts,
                 total_bytes=settings.total_bytes,
             ),
+        )
+        self.control = Control(
+            mailbox=self.mailbox,
+            acks=consumer,
+            answers=publisher,
+            clock=self.clock,
+            gate=self.gate,
+            node=settings.node,
         )
         self.access = Access(
             JwtVerifier(
@@ -311,7 +336,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     metrics_page=metrics.page,
                     publisher=producer,
                     feed=feed,
-                    limits=wire.Limits(max_data_bytes=settings.max_data_bytes),
+                    limits=core.wire_limits,
                     errors=errors,
                     clock=clock,
                     dev_token=_dev_token(settings) if settings.dev else None,
@@ -322,7 +347,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 token=settings.ops_token.get_secret_value(),
             )
         )
-        await stack.enter_async_context(consumer.taking(core.delivery))
+        await stack.enter_async_context(consumer.taking(Switch(core.delivery, core.control)))
 
         async with _first_error(), asyncio.TaskGroup() as group:
             tasks = [
@@ -330,6 +355,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 for name, work in (
                     ("settlement", core.settlement.run()),
                     ("delivery", core.delivery.run()),
+                    ("mailbox", core.mailbox.run()),
+                    ("control", core.control.run()),
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
                     ("sweeper", _sweep(core, rows)),
@@ -418,6 +445,7 @@ async def _start(core: Core, rows: Rows) -> None:
         try:
             await rows.lease.claim()
             core.delivery.recent.warm(await rows.store.recent(CAPACITY))
+            core.mailbox.begin(await rows.store.last_position())
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("starting", str(away))
             await core.clock.sleep(START_RETRY)
@@ -439,7 +467,7 @@ async def _tick(core: Core) -> None:
 
 
 async def _sweep(core: Core, rows: Rows) -> None:
-    """Every second: show that this boot lives, end rows of dead ones, pay debts.
+    """Every second: show that this boot lives, end rows of dead ones and of kept pushes, pay debts.
 
     The first thing to notice that the database is away while nothing is pushed, or that it is back.
     """
@@ -452,6 +480,7 @@ async def _sweep(core: Core, rows: Rows) -> None:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
             ended = await rows.lease.end_dead(SWEEP_ROWS)
+            await core.mailbox.sweep()
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("database", str(away))
             continue

@@ -20,10 +20,11 @@ import msgspec
 from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
 from bridge.flight import Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import LateProof, Receipt, Reply, Row, RowKey
+from bridge.model import LateProof, Reason, Receipt, Reply, Row, RowKey
 from bridge.ports import (
     Acks,
     Clock,
+    Collapse,
     DeadLetters,
     DeliveryLog,
     ErrorHandler,
@@ -98,6 +99,10 @@ class Settlement:
         self._boot = boot
         self.on_settled: Callable[[Flight, Row], None] | None = None
         """Told of each flight whose final row is committed, before anything else is done about it."""
+        self.on_stored: Callable[[Flight, Row], None] | None = None
+        """Told of each flight whose row is committed and says `stored`."""
+        self.on_superseded: Callable[[Sequence[Row]], None] | None = None
+        """Told of stored rows that newer pushes have just ended."""
         self.first_rows = 0
         """Flights whose first row, final or not, is committed; for the audit."""
         self._due: dict[RowKey, Flight] = {}
@@ -109,7 +114,7 @@ class Settlement:
         self._wake = asyncio.Event()
         self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
         self._paying: set[RowKey] = set()
-        self._writing = 0
+        self._writing: dict[RowKey, Flight] = {}
         self._sweep_due = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,6 +125,10 @@ class Settlement:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
         self._due[flight.key] = flight
         self._stir()
+
+    def is_due(self, flight: Flight) -> bool:
+        """Whether this flight's row waits to be written, or is being written."""
+        return self._due.get(flight.key) is flight or self._writing.get(flight.key) is flight
 
     def answer(self, message: Message, row: Row) -> None:
         """A request came again whose row is there: answer it from the row. `message.open` counts it."""
@@ -162,7 +171,7 @@ class Settlement:
     @property
     def rows_waiting(self) -> int:
         """Rows that wait for the writer or are being written."""
-        return len(self._due) + self._writing
+        return len(self._due) + len(self._writing)
 
     @property
     def payments_waiting(self) -> int:
@@ -198,11 +207,12 @@ class Settlement:
             sweep, self._sweep_due = self._sweep_due, False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)
-            self._writing = len(flights)
+            self._writing = dict(zip(keys, flights, strict=True))
             started = self._clock.monotonic()
             rows = [f.row(self._node, self._boot) for f in flights]
             written = await self._record(rows)
-            self._writing = 0
+            await self._supersede([*(w.row for w in written), *(row for _, row in answers)])
+            self._writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._released = self._released, []
@@ -234,6 +244,21 @@ class Settlement:
                 raise
             return await self._record([plain])
 
+    async def _supersede(self, rows: Sequence[Row]) -> None:
+        """End what these pushes replace: after their own rows are there, and before their messages are acked.
+
+        Rows of pushes that came again are among them: a process may have died in between.
+        """
+        newer = [
+            Collapse(row.key.tenant, row.key.user, row.collapse_key, row.position)
+            for row in rows
+            if row.collapse_key
+        ]
+        if newer and self.on_superseded is not None:
+            ended = await self._persist(lambda: self._store.supersede(newer))
+            if ended:
+                self.on_superseded(ended)
+
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a write of the store until it is done, holding the gate shut while the database is away."""
         wait = RETRY_FIRST
@@ -254,7 +279,7 @@ class Settlement:
         if not flight.parked:
             self.first_rows += 1
         messages, flight.messages = flight.messages, []
-        if written.applied:
+        if written.applied and not (flight.parked and not row.final):
             self._tell(row)
             payment.told.append(row)
         if not row.final:
@@ -266,6 +291,13 @@ class Settlement:
             self._paying.discard(row.key)
             if flight.messages:
                 self.due(flight)
+            if flight.kept is not None:
+                if row.reason is not Reason.AWAITING_PROOF and not flight.kept.told:
+                    # Not final, and not owed: who wants to know that it is kept may hear of it.
+                    flight.kept.told = True
+                    payment.receipts.append(Receipt(row, row.owed or ()))
+                if self.on_stored is not None:
+                    self.on_stored(flight, row)
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
         if self.on_settled is not None:
@@ -339,15 +371,17 @@ class Settlement:
             len(payment.receipts) - len(unsent), len(unsent), self._clock.monotonic() - started
         )
         debts: dict[RowKey, tuple[Reply, ...]] = {}
-        unpaid: set[RowKey] = set()
+        paid = {r.row.key: r.replies for r in payment.receipts if r.row.key in payment.owed_by_row}
         for receipt in unsent:
+            if not receipt.row.final:
+                continue
             key = receipt.row.key
-            unpaid.add(key)
-            if key not in payment.owed_by_row:
+            paid.pop(key, None)
+            # Messages that joined while the end was being written ask for more than the row owes already.
+            if key not in payment.owed_by_row or not set(receipt.replies) <= set(receipt.row.owed or ()):
                 debts[key] = merged(debts.get(key, ()), receipt.replies)
         if debts:
             await self._persist(lambda: self._store.owe(debts))
-        paid = [key for key in payment.owed_by_row if key not in unpaid]
         if paid:
             await self._persist(lambda: self._store.settle(paid))
         self._paying.difference_update(payment.owed_by_row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from bridge.model import (
     Proof,
     PushRequest,
     Reason,
+    Recall,
     Rejected,
     Row,
     RowKey,
@@ -118,16 +120,23 @@ def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
 def beyond_a_schema(value: object) -> bool:
     """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
 
-    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates). Not made here, but
-    beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES, nested over 128 levels, messages over 1 MiB,
-    10,000 users over a whole batch, and, the other way round, more than 10,000 entries of `users` or
-    `except` of which some repeat.
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl over what
+    BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES,
+    nested over 128 levels, messages over 1 MiB, 10,000 users over a whole batch, and, the other way round,
+    more than 10,000 entries of `users` or `except` of which some repeat.
     """
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         return True
-    return False
+    return isinstance(value, dict) and is_over(value.get("ttl"), LIMITS.max_ttl)
+
+
+def is_over(value: object, most: float) -> bool:
+    """Whether this is a number, or a string that stands for one, and more than `most`."""
+    if isinstance(value, str):
+        return bool(re.fullmatch("[0-9]+([.][0-9]+)?", value)) and float(value) > most
+    return isinstance(value, (int, float)) and value > most
 
 
 @settings(max_examples=2000, deadline=None, database=None)
@@ -161,6 +170,9 @@ def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None
         or value != value
         # To JSON Schema 2.0 is an integer, to AMQP it is a float.
         or (name == "x-push-published-ms" and isinstance(value, float))
+        # The schema has words for the range of a number, not for that of a string.
+        or (name == "x-push-ttl" and is_over(value, LIMITS.max_ttl))
+        or (name == "x-push-ack-within" and (value == "0" or is_over(value, fields.ACK_WITHIN_MAX)))
         for name, value in headers.items()
         if name.startswith("x-push-") and name not in IGNORED
     )
@@ -198,6 +210,10 @@ def test_the_limits_are_those_of_the_schemas() -> None:
     assert properties["meta"]["maxProperties"] == META_KEYS_MAX
     assert properties["meta"]["propertyNames"]["maxLength"] == META_KEY_CHARS
     assert properties["meta"]["additionalProperties"]["maxLength"] == META_VALUE_CHARS
+    for schema, name in (("push-request.json", "ack_within"), ("push-headers.json", "x-push-ack-within")):
+        number = SCHEMAS[schema]["properties"][name]
+        number = number.get("anyOf", [number])[0]
+        assert (number["exclusiveMinimum"], number["maximum"]) == (0, fields.ACK_WITHIN_MAX)
 
 
 def test_the_proofs_to_ask_for_are_those_of_the_schemas() -> None:
@@ -281,6 +297,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"text", encoding=Encoding.TEXT)),
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
     ],
+    "withdraw": [lambda: wire.withdraw_frame('p"1')],
     "error": [
         lambda: wire.error_frame("unsupported", "not here", 7),
         lambda: wire.error_frame("bad_frame", "not a frame"),
@@ -330,6 +347,38 @@ def test_close_codes_are_those_of_the_schema() -> None:
     assert schema["properties"]["reason"]["enum"] == [reason.word for reason in sent]
     pairs = [(c["properties"]["code"]["const"], c["properties"]["reason"]["const"]) for c in schema["oneOf"]]
     assert pairs == [(reason.code, reason.word) for reason in sent]
+
+
+# --- control ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", sample("control-recall.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_recall_is_understood(example: dict[str, str]) -> None:
+    assert wire.decode_control(encoded(example)) == Recall(
+        **{k: v for k, v in example.items() if k != "type"}
+    )
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_a_control_message_is_understood_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    message = dice.control()
+    note(repr(message))
+    understood = wire.decode_control(encoded(message))
+    expected = validator("control-recall.json").is_valid(message) and not beyond_a_schema(message)
+    assert isinstance(understood, Recall) == expected, understood
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        wire.control_reply("recall", "n1", 2, 0.25, 1),
+        wire.control_reply("recall", "n1", 0, 0, 0),
+        wire.control_error("n1", "type: expected a string, got null"),
+    ],
+)
+def test_every_reply_to_a_control_message_fits_its_schema(reply: bytes) -> None:
+    check(validator("control-reply.json"), json.loads(reply))
 
 
 # --- AsyncAPI --------------------------------------------------------------------------------------------
@@ -407,7 +456,10 @@ def test_the_asyncapi_document_names_what_outsiders_rely_on() -> None:
     assert channels["push"]["bindings"]["amqp"]["exchange"]["name"] == "push"
     assert channels["outcomes"]["bindings"]["amqp"]["exchange"]["name"] == "push.outcomes"
     assert channels["dead"]["bindings"]["amqp"]["queue"]["name"] == "push.dead"
+    control = channels["control"]["bindings"]["amqp"]["exchange"]
+    assert (control["name"], control["type"]) == ("push.control", "fanout")
     assert channels["ws"]["address"] == "/ws"
+    assert channels["ws"]["bindings"]["ws"]["query"]["properties"]["last"]["maxLength"] == ID_MAX
     assert channels["outcomes"]["parameters"]["outcome"]["enum"] == [o.value for o in Outcome]
     frames = {name for name in SCHEMAS if name.startswith("frame-")}
     assert {f"frame-{name}.json" for name in channels["ws"]["messages"]} == frames
