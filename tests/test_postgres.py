@@ -24,7 +24,7 @@ from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
 from bridge.model import LateProof, Outcome, PushKey, Reply, Row
-from tests.test_store_contract import EVER, LATER, NOON, kept, row, undated
+from tests.test_store_contract import kept, row, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
