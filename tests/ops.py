@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
 
 from bridge import wire
 from bridge.adapters.http import LookUp, OpsContext, OpsServer, OutcomeFeed, listen
+from bridge.adapters.inquiry import Found
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.mailbox import Recalled
 from bridge.model import Outcome, Reason, Recall, Row, RowKey
@@ -96,6 +98,11 @@ class FakeRecall:
         if self.error is not None:
             raise self.error
         return Recalled(ended=2, sessions=1)
+
+
+async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
+    """Fills the LookUp port with an empty log."""
+    return Found((), (), datetime.now(UTC), None)
 
 
 class NotedErrors:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from bridge.adapters import http
-from bridge.adapters.inquiry import Found
 from bridge.adapters.http import OpsServer
-from tests.ops import Parts
+from tests.ops import Parts, nothing_known
 from tests.test_schemas import FOLDER
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text())
@@ -25,11 +23,6 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
 }
 EVERYWHERE = {404, 405}
 """What no operation has: there is no such path, or not this method."""
-
-
-async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
-    """Fills the LookUp port; here only so that its route is there."""
-    return Found((), (), datetime.now(UTC), None)
 
 
 def resolved(value: Any) -> Any:
