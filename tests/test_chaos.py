@@ -17,7 +17,10 @@ from benchmarks.chaos.evidence import Depth, Evidence, Fate, Receipt, Request, R
 from benchmarks.chaos.fault import FAULTS, NotPossible, fault
 from benchmarks.chaos.proxy import Link, Proxy
 from benchmarks.chaos.stage import SHORT, Stage
+from benchmarks.chaos.stories import tell
 from bridge.devservers import Servers
+from bridge.flight import Effect, Flight
+from bridge.model import Outcome, Reason
 
 SEED = 7
 
@@ -390,3 +393,26 @@ def test_a_seed_decides_what_is_published() -> None:
 
     assert bodies(1) == bodies(1)
     assert bodies(1) != bodies(2)
+
+
+# --- the generated stories ---
+
+
+def test_stories_are_told_and_counted_by_the_seed() -> None:
+    first, second = tell(25, SEED), tell(25, SEED)
+    assert first.played >= 25
+    assert (first.played, first.pushes) == (second.played, second.pushes)
+    assert "every promise held" in first.line
+
+
+def test_a_story_that_breaks_a_promise_is_told_in_its_shortest_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Flight.end
+
+    def lying(self: Flight, outcome: Outcome, reason: Reason, now: float) -> Effect:
+        return end(self, Outcome.RECEIVED, Reason.PONG, now)
+
+    monkeypatch.setattr(Flight, "end", lying)
+    told = tell(50, SEED)
+    assert "received without proof" in told.story
+    assert told.story.count("publish") == told.story.count("(") - told.story.count("RowKey(")
+    assert "BROKEN" in run.footer([], "short run", 1.0, told)
