@@ -16,6 +16,8 @@ from typing import Any
 
 import aio_pika
 import aio_pika.abc
+import aiormq
+import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
 from benchmarks.chaos.evidence import Evidence, Fate, Receipt, Request, RowKey, To
@@ -23,6 +25,10 @@ from benchmarks.chaos.evidence import Evidence, Fate, Receipt, Request, RowKey, 
 CONFIRM_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 10.0
 RETRY = 0.3
+PREFETCH = 5000
+"""Receipts on their way to the collector."""
+ACK_EVERY = 0.05
+"""Seconds between two acks of the collector."""
 WINDOW = 100
 """Messages that one publisher has on their way."""
 UNUSABLE = "\x01"
@@ -172,37 +178,51 @@ class Collector:
         """Until cancelled."""
         while True:
             try:
-                async with channel(self._url) as c:
-                    await c.set_qos(500)
-                    lost = asyncio.Event()
-
-                    def lose(*_: object, lost: asyncio.Event = lost) -> None:
-                        lost.set()
-
-                    c.close_callbacks.add(lose)
-                    for name, take in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
-                        queue = await c.get_queue(name, ensure=False)
-                        await queue.consume(take)
-                    await lost.wait()
+                await self._collect_until_lost()
             except GONE:
                 pass
             await asyncio.sleep(RETRY)
 
-    async def _announced(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    async def _collect_until_lost(self) -> None:
+        """On aiormq's own level and with one ack for many: receipts come faster than load does."""
+        connection = await aiormq.connect(self._url)
+        try:
+            opened = await connection.channel(publisher_confirms=False)
+            await opened.basic_qos(prefetch_count=PREFETCH)
+            newest = 0
+
+            def taking(note: Callable[[aiormq.abc.DeliveredMessage], None]) -> aiormq.abc.ConsumerCallback:
+                async def take(message: aiormq.abc.DeliveredMessage) -> None:
+                    nonlocal newest
+                    note(message)
+                    self.arrived += 1
+                    newest = message.delivery_tag or newest
+
+                return take
+
+            for name, note in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
+                await opened.basic_consume(name, taking(note), timeout=CONNECT_TIMEOUT)
+            acked = 0
+            while not opened.is_closed:
+                await asyncio.sleep(ACK_EVERY)
+                if newest > acked:
+                    # What is lost with the connection comes again, and counts as a duplicate.
+                    acked = newest
+                    await opened.basic_ack(acked, multiple=True)
+        finally:
+            try:
+                async with asyncio.timeout(2):
+                    await connection.close()
+            except GONE:
+                pass  # it was the broker that went
+
+    def _announced(self, message: aiormq.abc.DeliveredMessage) -> None:
         key, receipt = _read(message.body)
         self._evidence.announced[key][receipt] += 1
-        await self._taken(message)
 
-    async def _replied(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        self._evidence.replied[message.correlation_id or ""][_read(message.body)] += 1
-        await self._taken(message)
-
-    async def _taken(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        self.arrived += 1
-        try:
-            await message.ack()
-        except GONE:
-            return  # it comes again, and counts as a duplicate
+    def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
+        correlation = message.header.properties.correlation_id or ""
+        self._evidence.replied[correlation][_read(message.body)] += 1
 
 
 def _read(body: bytes) -> tuple[RowKey, Receipt]:

@@ -93,6 +93,8 @@ async def cut_at_commit(stage: Stage) -> int:
     """The connection ends with a write under way: before it, in the middle, or with its answer swallowed."""
     cutter = CommitCutter()
     stage.postgres.look = cutter.look
+    # It must have seen each connection from its beginning, where the statement gets its name.
+    stage.postgres.reset()
     times = 0
     for _ in range(2 * stage.scale.repeats):
         for how in Cut:

@@ -105,7 +105,6 @@ class Stage:
         """What the rate of the load is multiplied by."""
         self.ended_at: float | None = None
         self.amqp_proxied = self.postgres_proxied = False
-        self._restless = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -258,34 +257,39 @@ class Stage:
         """Wait until nothing is left to do, or the time is over: the checker then says what is left."""
         deadline = time.monotonic() + REST_TIMEOUT
         quiet_since = None
-        seen = -1
+        arrived = -1
+        restless = ""
         while time.monotonic() < deadline:
-            quiet = await self._quiet()
-            if quiet and seen != self.collector.arrived:
-                self._restless = "receipts keep coming"
-                quiet = False
-            seen = self.collector.arrived
-            if not quiet:
+            restless = await self._restless()
+            if not restless and arrived != self.collector.arrived:
+                restless = f"receipts keep coming, {self.collector.arrived} until now"
+            arrived = self.collector.arrived
+            if restless:
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > 1.0:
                 return
             await asyncio.sleep(0.3)
-        self.evidence.troubles.append(f"not at rest after {REST_TIMEOUT:g} s: {self._restless}")
+        self.evidence.troubles.append(f"not at rest after {REST_TIMEOUT:g} s: {restless}")
 
-    async def _quiet(self) -> bool:
+    async def _restless(self) -> str:
+        """What is still under way; empty at rest."""
         try:
-            if any([await waiting(self.url, queue) for queue in QUEUES]):
-                return False
-            found = await self.execute(
-                "select count(*) from delivery_log where not final or owed is not null"
+            for queue in QUEUES:
+                if count := await waiting(self.url, queue):
+                    return f"{count} messages in {queue}"
+            ((unfinished, owing),) = await self.execute(
+                "select count(*) filter (where not final), count(*) filter (where owed is not null)"
+                " from delivery_log where not final or owed is not null"
             )
-            if found != [(0,)]:
-                return False
-            return await self._all_confirmed_have_rows()
-        except (psycopg.Error, *GONE):
-            return False
+            if unfinished or owing:
+                return f"{unfinished} rows are not final, {owing} owe receipts"
+            if not await self._all_confirmed_have_rows():
+                return "there are requests without rows"
+        except (psycopg.Error, *GONE) as error:
+            return repr(error)
+        return ""
 
     async def _all_confirmed_have_rows(self) -> bool:
         known = {(t, p) for t, p in await self.execute("select distinct tenant, push_id from delivery_log")}
