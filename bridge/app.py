@@ -46,6 +46,7 @@ from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavail
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
+from bridge.mailbox import Mailbox, MailboxLimits
 from bridge.model import CloseReason
 from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.recent import CAPACITY
@@ -167,6 +168,9 @@ class Core:
         self.clock = clock
         self.gate = gate
         self.hub = Hub()
+        keeps = rows.postgres is not None
+        max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
+        self.wire_limits = wire.Limits(settings.max_data_bytes, max_ttl)
         self.settlement = Settlement(
             store=rows.store,
             logs=rows.logs,
@@ -181,16 +185,28 @@ class Core:
             node=settings.node,
             boot=boot,
         )
+        self.mailbox = Mailbox(
+            store=rows.store,
+            hub=self.hub,
+            settlement=self.settlement,
+            clock=self.clock,
+            gate=self.gate,
+            boot=boot,
+            patience=settings.confirm_timeout,
+            park_after=DeliveryLimits.park_after,
+            limits=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
+        )
         self.delivery = Delivery(
             hub=self.hub,
             store=rows.store,
             settlement=self.settlement,
+            mailbox=self.mailbox,
             metrics=metrics,
             errors=errors,
             clock=self.clock,
             gate=self.gate,
             limits=DeliveryLimits(
-                max_data_bytes=settings.max_data_bytes,
+                wire=self.wire_limits,
                 confirm_timeout=settings.confirm_timeout,
                 max_age=settings.max_age,
                 start_grace=settings.start_grace,
@@ -304,7 +320,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     metrics_page=metrics.page,
                     publisher=producer,
                     feed=feed,
-                    limits=wire.Limits(max_data_bytes=settings.max_data_bytes),
+                    limits=core.wire_limits,
                     errors=errors,
                     clock=clock,
                     dev_token=_dev_token(settings) if settings.dev else None,
@@ -322,6 +338,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 for name, work in (
                     ("settlement", core.settlement.run()),
                     ("delivery", core.delivery.run()),
+                    ("mailbox", core.mailbox.run()),
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
                     ("sweeper", _sweep(core, rows)),
@@ -400,6 +417,7 @@ async def _start(core: Core, rows: Rows) -> None:
         try:
             await rows.lease.claim()
             core.delivery.recent.warm(await rows.store.recent(CAPACITY))
+            core.mailbox.begin(await rows.store.last_position())
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("starting", str(away))
             await core.clock.sleep(START_RETRY)
@@ -421,7 +439,7 @@ async def _tick(core: Core) -> None:
 
 
 async def _sweep(core: Core, rows: Rows) -> None:
-    """Every second: show that this boot lives, end rows of dead ones, pay debts.
+    """Every second: show that this boot lives, end rows of dead ones and of kept pushes, pay debts.
 
     The first thing to notice that the database is away while nothing is pushed, or that it is back.
     """
@@ -434,6 +452,7 @@ async def _sweep(core: Core, rows: Rows) -> None:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
             ended = await rows.lease.end_dead(SWEEP_ROWS)
+            await core.mailbox.sweep()
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("database", str(away))
             continue

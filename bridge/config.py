@@ -331,6 +331,16 @@ class Settings(TokenSettings):
     total_bytes: int = Field(
         268435456, ge=1 << 20, le=1 << 40, description="Bytes that wait for all sessions together."
     )
+    mailbox_pushes: int = Field(
+        10_000,
+        ge=1,
+        description="Pushes that are kept for one user; over it the oldest end as `dropped`/`mailbox_full`.",
+    )
+    mailbox_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1,
+        description="Bytes of data that are kept for one user; over it the oldest end in the same way.",
+    )
 
     outcome_events: bool = Field(True, description="Publish every outcome on the exchange `push.outcomes`.")
     declare: Literal["active", "passive"] = Field(
@@ -426,6 +436,8 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "session_queue",
         "session_bytes",
         "total_bytes",
+        "mailbox_pushes",
+        "mailbox_bytes",
     ),
     "The broker": ("outcome_events", "declare"),
     "The process": ("log_level", "log_format", "dev", "uvloop"),

@@ -16,8 +16,8 @@ What the contract (schemas/) leaves to the decoder is settled here:
 - **Payload-only bodies** by content type: `application/json` and `+json` must be JSON; `text/*` must be
   UTF-8; none given: JSON where it is JSON, else text where it is UTF-8, else bytes (say `text/plain` for
   text such as `123`); anything else: bytes. `x-push-users` and `x-push-except` are an AMQP array, or a
-  string with commas. `x-push-all` is true or "true", numbers may be strings of digits: many tools can set
-  no other type.
+  string with commas. `x-push-all` is true or "true", numbers may be strings (`60`, `0.5`): many tools can
+  set no other type.
 - **published_at** that is not after 1970, or more than `CLOCK_SKEW_MAX` ahead of the arrival, is no time:
   the next source counts (the header, the AMQP timestamp, the arrival).
 - **Size.** A message over `MESSAGE_BYTES_MAX`, or naming more than `USERS_MAX` (request, user) pairs, is
@@ -45,6 +45,7 @@ from bridge.model import (
     MESSAGE_BYTES_MAX,
     USERS_MAX,
     Encoding,
+    Proof,
     PushRequest,
     Reason,
     Rejected,
@@ -65,6 +66,8 @@ class Limits(NamedTuple):
 
     max_data_bytes: int = 65536
     """Bytes of `data` as it came: the JSON text, or the body in payload-only mode."""
+    max_ttl: float = 30 * 86400.0
+    """Seconds that a push may be kept: as long as its row. 0: nothing is kept here, every other ttl is refused."""
 
 
 class Decoded(NamedTuple):
@@ -137,6 +140,9 @@ def request_body(
     confirm: str | None = None,
     tenant: str | None = None,
     meta: Mapping[str, str] | None = None,
+    ttl: float | None = None,
+    collapse_key: str | None = None,
+    ack_within: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Build the body of a push request; a `msgspec.Raw` as `data` is JSON text that goes in as it is.
@@ -150,7 +156,16 @@ def request_body(
         "all": True if everyone else None,
         "except": excluded or None,
     }
-    optional = {"id": push_id, "event": event, "confirm": confirm, "tenant": tenant, "meta": meta}
+    optional = {
+        "id": push_id,
+        "event": event,
+        "confirm": confirm,
+        "tenant": tenant,
+        "meta": meta,
+        "ttl": ttl,
+        "collapse_key": collapse_key,
+        "ack_within": ack_within,
+    }
     try:
         body = jsontext.encode(
             {
@@ -170,6 +185,8 @@ def request_body(
 _Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
 _Users: TypeAlias = Annotated[list[_Id], msgspec.Meta(min_length=1, max_length=USERS_MAX)]
 _Sessions: TypeAlias = Annotated[list[_Id], msgspec.Meta(max_length=USERS_MAX)]
+_Ttl: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_AckWithin: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=fields.ACK_WITHIN_MAX)]
 
 
 class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -181,7 +198,7 @@ class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What nearly every request fits into; an empty string stands for an absent field."""
+    """What nearly every request fits into; an empty string, or a zero, stands for an absent field."""
 
     to: _To
     data: Raw
@@ -190,7 +207,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     confirm: str = "received"
     tenant: _Id = ""
     meta: Raw | UnsetType = UNSET
-    ttl: float = 0.0
+    ttl: _Ttl = 0.0
+    collapse_key: _Id = ""
+    ack_within: _AckWithin = 0.0
 
 
 _decode_request = msgspec.json.Decoder(_Request).decode
@@ -230,13 +249,17 @@ def _fast(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -
         excluded = frozenset(to.excluded)
     data = bytes(request.data)
     confirm = CONFIRM.get(request.confirm)
-    if confirm is None or request.ttl or len(data) > limits.max_data_bytes:
+    if confirm is None or request.ttl > limits.max_ttl or len(data) > limits.max_data_bytes:
+        return None
+    if request.ack_within and confirm is not Proof.ACKED:
         return None
     if not (data.isascii() or jsontext.is_utf8(data)) or (len(data) > _SHALLOW and jsontext.too_deep(data)):
         return None
     push_id = request.id or fallback_id
     event, tenant = request.event, request.tenant
     if not has_no_controls(event) or (push_id and not is_id(push_id)) or (tenant and not is_id(tenant)):
+        return None
+    if request.collapse_key and not has_no_controls(request.collapse_key):
         return None
     meta = b""
     if request.meta is not UNSET:
@@ -254,6 +277,9 @@ def _fast(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -
         tenant,
         meta,
         not push_id,
+        request.ttl,
+        request.collapse_key,
+        request.ack_within,
     )
 
 
@@ -306,7 +332,8 @@ def _careful(
     _check_size(data, path("data"), limits)
     if jsontext.too_deep(data):
         raise InvalidRequest(Reason.INVALID, path("data"), jsontext.TOO_DEEP)
-    return fields.build(values, path, data, Encoding.JSON, members.get("meta", b""), fallback_id, taken_at)
+    meta = members.get("meta", b"")
+    return fields.build(values, path, data, Encoding.JSON, meta, fallback_id, taken_at, limits.max_ttl)
 
 
 def _check_size(data: bytes, path: str, limits: Limits) -> None:
@@ -459,6 +486,8 @@ _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
 _CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
 _PREFIX = "x-push-"
 _BOTH_MODES = frozenset(
     (
@@ -483,6 +512,7 @@ _FIELD_OF: Mapping[str, str] = {
     "x-push-tenant": "tenant",
     "x-push-meta": "meta",
     "x-push-ttl": "ttl",
+    "x-push-ack-within": "ack_within",
     "x-push-collapse-key": "collapse_key",
     "x-push-fallback": "fallback",
 }
@@ -512,7 +542,16 @@ def _payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> PushReq
     if "meta" in values:
         fields.check_meta(values["meta"], _HEADER_OF["meta"])
         meta = jsontext.encode(values["meta"])
-    return fields.build(values, _HEADER_OF.__getitem__, data, encoding, meta, fallback_id, arrival.arrived_at)
+    return fields.build(
+        values,
+        _HEADER_OF.__getitem__,
+        data,
+        encoding,
+        meta,
+        fallback_id,
+        arrival.arrived_at,
+        limits.max_ttl,
+    )
 
 
 def _widened(field: str, value: object) -> object:
@@ -522,7 +561,7 @@ def _widened(field: str, value: object) -> object:
             return [part.strip() for part in value.split(",")]
         if field == "to.all" and value == "true":
             return True
-        if field == "ttl" and value.isascii() and value.isdecimal():
+        if field in ("ttl", "ack_within") and _DECIMAL.fullmatch(value):
             return float(value)
     return value
 

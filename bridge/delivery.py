@@ -3,6 +3,7 @@
     arrived ──> taken ──> routed ──> handed to sockets ──> proven ──> settled (row, receipt, ack)
                   │          │              │                 │
                rejected   offline        dropped      pending, then unknown
+                             └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.mailbox`
 
 `Delivery` decides; it is told of everything by synchronous calls (the broker adapter, sessions, the ticker)
 and does I/O only through ports. Ends of pushes are handed to `Settlement`, which writes, pays and acks.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +24,7 @@ from bridge.errors import SchemaBehind, StoreUnavailable
 from bridge.flight import Effect, Flight, Message
 from bridge.gate import Gate
 from bridge.hub import Hub
+from bridge.mailbox import Mailbox
 from bridge.model import (
     NO_USER,
     CloseReason,
@@ -57,7 +60,7 @@ YIELD_EVERY = 200
 class DeliveryLimits(msgspec.Struct, frozen=True):
     """Times in seconds; see the settings of the same names."""
 
-    max_data_bytes: int = 65536
+    wire: wire.Limits = wire.Limits()
     confirm_timeout: float = 5.0
     park_after: float = 1.0
     max_age: float = 60.0
@@ -75,6 +78,7 @@ class Delivery:
         hub: Hub,
         store: Store,
         settlement: Settlement,
+        mailbox: Mailbox,
         metrics: Metrics,
         errors: ErrorHandler,
         clock: Clock,
@@ -85,27 +89,29 @@ class Delivery:
         self._store = store
         self._settlement = settlement
         settlement.on_settled = self._settled
+        self._flights = mailbox.flights
+        self._mailbox = mailbox
+        mailbox.flush = self._flush_session
         self._metrics = metrics
         self._errors = errors
         self._clock = clock
         self._gate = gate
         self._limits = limits
-        self._wire_limits = wire.Limits(max_data_bytes=limits.max_data_bytes)
+        self._wire_limits = limits.wire
         self.recent = Recent()
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._lost_incarnation = -1
-        self._flights: dict[RowKey, Flight] = {}
         # Rows that were settled while a batch is being taken: younger than what was looked up for it.
         self._settled_meanwhile: dict[RowKey, Row] = {}
         # In the order they were taken, so that only the head of each has to be looked at.
-        self._roaming: dict[PushKey, dict[str, Flight]] = {}
-        """Flights of pushes whose users only the hub knew (to a session, to everyone), by user."""
         self._young: deque[Flight] = deque()
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
+        self._deadlines: list[tuple[float, int, Flight]] = []
+        """Flights with an `ack_within` of their own, the nearest end first."""
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._grace_until = 0.0
         self.begin_grace()
@@ -136,7 +142,7 @@ class Delivery:
                     await self._take_batch(self._next_batch())
             if not self._inbox:
                 self._wake.clear()
-            if len(self._flights) > FLIGHTS_MAX:
+            if self._flights.busy > FLIGHTS_MAX:
                 self._room.clear()
             # Pongs, and sockets that take bytes again, get their turn between two batches.
             await self._clock.sleep(0)
@@ -277,7 +283,9 @@ class Delivery:
                 self._join_earlier(request.key, message, rows, set())
                 return
             for user in named_users(request):
-                flight = Flight.of(request, user, message, self._clock.monotonic())
+                flight = Flight.of(
+                    request, user, message, self._clock.monotonic(), self._mailbox.take_position()
+                )
                 flight.detail = detail
                 flight.end(outcome, reason, now)
                 self._enter(flight, message, rows)
@@ -285,7 +293,9 @@ class Delivery:
             return
         if not request.generated_id:
             self.recent.add(request.key)
-        too_old = now - message.published_at > self._limits.max_age
+        age = now - message.published_at
+        too_old = age > self._limits.max_age if request.ttl == 0 else age >= request.ttl
+        position = self._mailbox.take_position()
         frames: dict[Mode, Frame] = {}
         roams = isinstance(request.target, (ToAll, ToSession))
         addressed: set[str] = set()
@@ -294,14 +304,11 @@ class Delivery:
                 # Whom it was for at an earlier taking has left since; what became of it there stands.
                 continue
             addressed.add(address.user)
-            flight = Flight.of(request, address.user, message, self._clock.monotonic())
+            flight = Flight.of(request, address.user, message, self._clock.monotonic(), position)
             if too_old:
-                flight.end(Outcome.EXPIRED, Reason.MAX_AGE, now)
-            if self._enter(flight, message, rows):
-                if roams:
-                    self._roaming.setdefault(request.key, {})[flight.key.user] = flight
-                if not flight.ended:
-                    self._route(flight, request, address, frames, touched)
+                flight.end(Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL, now)
+            if self._enter(flight, message, rows, roams=roams) and not flight.ended:
+                self._route(flight, request, address, frames, touched)
             yield
         if roams:
             self._join_earlier(request.key, message, rows, addressed)
@@ -309,7 +316,7 @@ class Delivery:
     def _reached_earlier(self, request: PushRequest, rows: dict[str, Row]) -> bool:
         """Whether a push to a session or to everyone has found users at an earlier taking."""
         roams = isinstance(request.target, (ToAll, ToSession))
-        return roams and (bool(rows) or request.key in self._roaming)
+        return roams and (bool(rows) or bool(self._flights.roaming(request.key)))
 
     def _join_earlier(
         self, key: PushKey, message: Message, rows: dict[str, Row], addressed: set[str]
@@ -319,7 +326,7 @@ class Delivery:
         Their ends are this message's as well: it waits for those in the air, and answers for the others,
         whose receipts may have been lost with the process or the connection.
         """
-        flying = self._roaming.get(key, {})
+        flying = self._flights.roaming(key)
         for user in (flying.keys() | rows.keys()) - addressed:
             message.open += 1
             if user in flying:
@@ -347,7 +354,7 @@ class Delivery:
             return Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached"
         return Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}"
 
-    def _enter(self, flight: Flight, message: Message, rows: dict[str, Row]) -> bool:
+    def _enter(self, flight: Flight, message: Message, rows: dict[str, Row], *, roams: bool = False) -> bool:
         """Register a new flight. False where its push is known: joined in the air, or answered from its row."""
         message.open += 1
         row = rows.get(flight.key.user) or self._settled_meanwhile.get(flight.key)
@@ -358,10 +365,19 @@ class Delivery:
         if row is not None:
             self._settlement.answer(message, row)
             return False
-        self._flights[flight.key] = flight
+        older = self._flights.add(flight, roams=roams)
+        if older is not None:
+            self._replace(older)
         if flight.ended:
             self._settlement.due(flight)
         return True
+
+    def _replace(self, older: Flight) -> None:
+        """A newer push with its collapse key was taken: what was not handed over yet never will be."""
+        if older.withdrawable:
+            self._note(older, older.end(Outcome.SUPERSEDED, Reason.COLLAPSED, self._clock.time()))
+        elif older.kept is not None:
+            older.kept.collapsed = True
 
     # --- 3. routed: offered to every session of the user ------------------------------------------------
 
@@ -374,8 +390,12 @@ class Delivery:
         touched: set[Session],
     ) -> None:
         now = self._clock.monotonic()
+        if request.ack_within:
+            heapq.heappush(self._deadlines, (now + request.ack_within, flight.position, flight))
         if not address.sessions:
-            if self._may_come_back(request, address, now):
+            if flight.kept is not None:
+                self._note(flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time()))
+            elif self._may_come_back(request, address, now):
                 self._awaited.setdefault(address.user, []).append((flight, request))
                 self._young.append(flight)
             else:
@@ -386,10 +406,21 @@ class Delivery:
         if flight.ended:
             return
         if any(s.suspect(now, self._limits.park_after) for s in address.sessions):
-            self._settlement.due(flight)
+            self._park(flight)
             self._parked_at_once.append(flight)
         else:
             self._young.append(flight)
+
+    def _park(self, flight: Flight) -> None:
+        """Its row says that it is on its way, and its message waits no longer.
+
+        Of a kept push, the user's earlier ones get their rows first: whoever reads the mailbox must not find
+        the later one alone.
+        """
+        if flight.kept is not None:
+            for earlier in self._flights.unwritten(flight.key.user):
+                self._settlement.due(earlier)
+        self._settlement.due(flight)
 
     def _may_come_back(self, request: PushRequest, address: Address, now: float) -> bool:
         """Whether a user without a session may still be reconnecting after our start."""
@@ -419,8 +450,13 @@ class Delivery:
                 if session.offer(frame, flight):
                     touched.add(session)
                     continue
+                replay = session.replay
                 self._note(flight, flight.lost(self._clock.time(), handed=False, slow=True))
-                self.close_session(session, CloseReason.TOO_SLOW)
+                if replay is None:
+                    self.close_session(session, CloseReason.TOO_SLOW)
+                elif flight.kept is not None and replay.missed is None:
+                    # It is not slow, it is still being sent what is older: what is kept comes from the mailbox.
+                    replay.missed = flight.position
             else:
                 touched.add(session)
 
@@ -443,13 +479,19 @@ class Delivery:
             self._metrics.handed(len(handed))
             for flight in handed:
                 self._note(flight, flight.handed(now))
+        if session.forgotten:
+            forgotten, session.forgotten = session.forgotten, []
+            now = self._clock.time()
+            for flight in forgotten:
+                self._note(flight, flight.lost(now, handed=True, slow=False))
+        self._mailbox.more(session)
 
     def pong(self, session: Session, payload: bytes) -> None:
         """A peer answered a ping: everything sent before it is received."""
         now = self._clock.time()
         for flight in session.pong(payload, self._clock.monotonic()):
             self._note(flight, flight.received(now))
-        if session.queued:
+        if session.queued or session.replay is not None:
             self._flush_session(session)
 
     def resumed(self, session: Session) -> None:
@@ -467,15 +509,19 @@ class Delivery:
     def _note(self, flight: Flight, effect: Effect) -> None:
         if effect is Effect.ENDED:
             self._settlement.due(flight)
+        elif effect is Effect.KEPT:
+            self._mailbox.kept(flight)
         elif effect is Effect.LATE and flight.proven_at is not None:
             self._metrics.proof_late(1)
             self._settlement.late(LateProof(flight.key, flight.proven_at))
 
     # --- 5. sessions come and go -----------------------------------------------------------------------
 
-    def session_opened(self, session: Session) -> None:
-        """A session opened: what waited for its user since our start goes out first, in order."""
+    def session_opened(self, session: Session, last: str | None = None) -> None:
+        """A session opened: what is kept for its user goes out first, then what waited since our start, then
+        what is newer. `last` is the push that its client has seen last, where it resumes."""
         self._hub.register(session, self._clock.monotonic())
+        self._mailbox.opened(session, last)
         waiting = self._awaited.pop(session.user, ())
         touched: set[Session] = set()
         for flight, request in waiting:
@@ -497,6 +543,7 @@ class Delivery:
             return
         session.close_reason = reason
         self._hub.unregister(session)
+        self._mailbox.closed(session)
         slow = reason is CloseReason.TOO_SLOW
         now = self._clock.time()
         for flight in session.drain():
@@ -510,6 +557,7 @@ class Delivery:
     def session_closed(self, session: Session) -> None:
         """A socket is gone, whoever closed it: what it had not proven by now it never will."""
         self._hub.unregister(session)
+        self._mailbox.closed(session)
         now = self._clock.time()
         queued, unproven = session.close()
         for flight in queued:
@@ -536,12 +584,17 @@ class Delivery:
         ):
             flight = self._young.popleft()
             if not flight.ended:
-                self._settlement.due(flight)
+                self._park(flight)
                 self._parked.append(flight)
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ended):
+            flight = heapq.heappop(self._deadlines)[2]
+            self._note(flight, flight.timed_out(self._clock.time()))
         for parked in (self._parked, self._parked_at_once):
             while parked and (parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout):
                 flight = parked.popleft()
-                self._note(flight, flight.timed_out(self._clock.time()))
+                if not flight.ack_within:
+                    self._note(flight, flight.timed_out(self._clock.time()))
+        self._mailbox.tick()
 
     def _end_grace(self) -> None:
         now = self._clock.time()
@@ -560,6 +613,7 @@ class Delivery:
                 self.close_session(session, CloseReason.VANISHED)
             else:
                 session.ping(now)
+        self._mailbox.every_second()
 
     # --- 7. settled -------------------------------------------------------------------------------------
 
@@ -567,12 +621,9 @@ class Delivery:
         """Its final row is committed: from now on the row answers for it."""
         if self._handling.locked():
             self._settled_meanwhile[row.key] = row
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
-            roaming = self._roaming.get(PushKey(flight.key.tenant, flight.key.push_id))
-            if roaming is not None and roaming.pop(flight.key.user, None) is not None and not roaming:
-                del self._roaming[PushKey(flight.key.tenant, flight.key.push_id)]
-        if not self._room.is_set() and len(self._flights) <= FLIGHTS_MAX // 2:
+        self._flights.remove(flight)
+        self._mailbox.settled(flight)
+        if not self._room.is_set() and self._flights.busy <= FLIGHTS_MAX // 2:
             self._room.set()
 
     # --- for people -------------------------------------------------------------------------------------
@@ -584,8 +635,8 @@ class Delivery:
 
     @property
     def in_flight(self) -> int:
-        """Pushes on their way, parked ones included."""
-        return len(self._flights)
+        """Pushes on their way, parked ones included; not those that are stored, whoever has them."""
+        return self._flights.busy
 
     @property
     def parked(self) -> int:

@@ -6,11 +6,12 @@ are never shown, only what they are: they may be secrets, or a megabyte.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeGuard
 
 from bridge.errors import InvalidRequest
 from bridge.jsontext import shown
@@ -22,6 +23,7 @@ from bridge.model import (
     META_VALUE_CHARS,
     USERS_MAX,
     Encoding,
+    Proof,
     PushRequest,
     Reason,
     Target,
@@ -35,14 +37,27 @@ TARGETS: Final = ("user", "users", "session", "all")
 """What `to` holds exactly one of."""
 TO_FIELDS: Final = frozenset((*TARGETS, "topic", "except"))
 FIELDS: Final = frozenset(
-    ("id", "to", "event", "data", "ttl", "confirm", "collapse_key", "fallback", "tenant", "meta")
+    (
+        "id",
+        "to",
+        "event",
+        "data",
+        "ttl",
+        "confirm",
+        "ack_within",
+        "collapse_key",
+        "fallback",
+        "tenant",
+        "meta",
+    )
 )
 LATER: Final[Mapping[str, str]] = {
     "to.topic": "topics",
-    "collapse_key": "pushes that replace older ones",
     "fallback": "a fallback to another channel",
 }
 """Fields of the contract whose feature this version does not have."""
+ACK_WITHIN_MAX: Final = 3600.0
+"""Seconds that a push may wait for its ack."""
 
 # C0, DEL and C1 (the category Cc of Unicode), and surrogates, which no UTF-8 can hold.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -56,7 +71,7 @@ def has_no_controls(text: str) -> bool:
 
 
 def is_id(text: str) -> bool:
-    """Whether this may be an id, user, session, tenant or event."""
+    """Whether this may be an id, user, session, tenant, event or collapse key."""
     return 0 < len(text) <= ID_MAX and has_no_controls(text)
 
 
@@ -68,11 +83,13 @@ def build(
     meta: bytes,
     fallback_id: str,
     taken_at: float,
+    max_ttl: float,
 ) -> PushRequest:
     """Check every value and build the request; raises InvalidRequest.
 
-    `path` turns a field into what people know it as, `meta` is the JSON of the value of that name, and
-    `fallback_id` the AMQP `message_id` or what stands for it, or empty.
+    `path` turns a field into what people know it as, `meta` is the JSON of the value of that name,
+    `fallback_id` the AMQP `message_id` or what stands for it, or empty, and `max_ttl` that of
+    `decoding.Limits`.
     """
     for field, feature in LATER.items():
         if field in values:
@@ -104,8 +121,13 @@ def build(
         )
     if "meta" in values:
         check_meta(values["meta"], path("meta"))
-    if "ttl" in values:
-        _check_ttl(values["ttl"], path("ttl"))
+    ttl = _ttl(values["ttl"], path("ttl"), max_ttl) if "ttl" in values else 0.0
+    collapse_key = ""
+    if "collapse_key" in values:
+        collapse_key = checked_id(values["collapse_key"], path("collapse_key"))
+    ack_within = 0.0
+    if "ack_within" in values:
+        ack_within = _ack_within(values["ack_within"], path("ack_within"), confirm)
     return PushRequest(
         push_id or uuid7(taken_at),
         target,
@@ -117,6 +139,9 @@ def build(
         tenant,
         meta,
         not push_id,
+        ttl,
+        collapse_key,
+        ack_within,
     )
 
 
@@ -169,6 +194,8 @@ def kind(value: object) -> str:
             return "true" if value else "false"
         case str():
             return "a string"
+        case float() if not math.isfinite(value):
+            return "no finite number"
         case int() | float():
             return "a negative number" if value < 0 else "a number"
         case list():
@@ -211,12 +238,37 @@ def _ids(value: object, path: str, at_least: int) -> tuple[str, ...]:
     return ids
 
 
-def _check_ttl(value: object, path: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+def _ttl(value: object, path: str, max_ttl: float) -> float:
+    if not _is_finite(value) or value < 0:
         raise InvalidRequest(Reason.INVALID, path, f"expected seconds, 0 or more, got {kind(value)}")
-    if value > 0:
+    if value > 0 >= max_ttl:
         raise InvalidRequest(
             Reason.UNSUPPORTED,
             path,
-            "this version does not keep pushes for users who are away: leave ttl out, or say 0",
+            "this bridge keeps no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in:"
+            " leave ttl out, or say 0",
         )
+    if value > max_ttl:
+        raise InvalidRequest(
+            Reason.INVALID, path, f"expected at most {max_ttl:.15g} seconds (BRIDGE_RETENTION_DAYS), got more"
+        )
+    return float(value)
+
+
+def _ack_within(value: object, path: str, confirm: Proof) -> float:
+    if not _is_finite(value) or not 0 < value <= ACK_WITHIN_MAX:
+        raise InvalidRequest(
+            Reason.INVALID,
+            path,
+            f"expected seconds, more than 0 and at most {ACK_WITHIN_MAX:g}, got {kind(value)}",
+        )
+    if confirm is not Proof.ACKED:
+        raise InvalidRequest(
+            Reason.INVALID, path, "expected only beside confirm acked: nothing else waits for an ack"
+        )
+    return float(value)
+
+
+def _is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether this is a number that a clock could count; an integer may be too large for a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -7,12 +7,14 @@ times are wall-clock seconds that the caller read once for a whole batch.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import enum
 from collections.abc import Iterable
 
 from bridge.model import (
     NO_USER,
     DeadLetter,
+    Encoding,
     Outcome,
     Proof,
     Properties,
@@ -27,6 +29,10 @@ from bridge.ports import AckToken
 
 PAYLOAD_KEPT = 4096
 """Bytes of a rejected body that its row keeps."""
+
+_NO_TOKEN = AckToken(-1, 0)
+
+_WITHDRAWN = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
 
 
 class Message:
@@ -80,18 +86,70 @@ class Effect(enum.Enum):
     """The event ended it: its final row must be written."""
     LATE = 2
     """Proof of a flight that had ended without: only `proven_at` may still be filled."""
+    KEPT = 3
+    """It came to nothing for now, and its ttl has not ended: its row is `stored`, and waits for the user."""
+
+
+DELIVERED = frozenset((Outcome.WRITTEN, Outcome.RECEIVED, Outcome.ACKED))
+"""Outcomes that claim delivery."""
+
+
+class Kept:
+    """What only the flight of a push with a ttl has."""
+
+    __slots__ = (
+        "collapsed",
+        "data",
+        "encoding",
+        "excluded",
+        "expires_at",
+        "look_at",
+        "reason",
+        "resent",
+        "resting",
+        "told",
+    )
+
+    def __init__(
+        self,
+        expires_at: float,
+        data: bytes | None,
+        encoding: Encoding,
+        excluded: frozenset[str],
+    ) -> None:
+        self.expires_at = expires_at
+        self.data = data
+        """None once the row has it."""
+        self.encoding = encoding
+        self.excluded = excluded
+        self.reason: Reason | None = None
+        """Why it was kept, once it was; before that it is on its way."""
+        self.collapsed = False
+        """A newer push with its collapse key is there: without proof it ends as superseded."""
+        self.resent = 0
+        """How often it was sent again to a session that had it and did not prove it."""
+        self.look_at = 0.0
+        """Monotonic seconds of the next look at it."""
+        self.told = False
+        """Its being stored was sent back."""
+        self.resting = False
+        """Its row is stored, and no message waits for it; it is in memory for the sessions that have it."""
 
 
 class Flight:
     """The state of one push for one user, over all of the user's sessions that it was addressed to."""
 
     __slots__ = (
+        "ack_within",
         "app_id",
         "attempts",
+        "collapse_key",
         "confirm",
+        "day",
         "detail",
         "event",
         "finished_at",
+        "kept",
         "key",
         "messages",
         "meta",
@@ -99,6 +157,7 @@ class Flight:
         "outcome",
         "parked",
         "payload",
+        "position",
         "proof",
         "proven_at",
         "published_at",
@@ -120,6 +179,9 @@ class Flight:
         meta: bytes = b"",
         confirm: Proof = Proof.RECEIVED,
         taken_mono: float = 0.0,
+        ack_within: float = 0.0,
+        position: int = 0,
+        collapse_key: str = "",
     ) -> None:
         self.key = key
         self.event = event
@@ -131,8 +193,18 @@ class Flight:
         self.taken_at = message.taken_at
         self.taken_mono = taken_mono
         """Monotonic seconds, for the deadlines."""
+        self.position = position
+        """Its place among all pushes that this node has taken; see `Row.position`."""
+        self.collapse_key = collapse_key
+        self.ack_within = ack_within
+        """Seconds; 0: as long as every other push waits for its proof."""
+        self.kept: Kept | None = None
+        """None for a push with ttl 0."""
+        self.day: datetime.date | None = None
+        """The log's day of its row, where the row was read from the log."""
         self.detail = ""
         self.payload: bytes | None = None
+        """The body of a rejected request, for its row."""
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
         self.proof = Proof.NONE
@@ -151,16 +223,61 @@ class Flight:
         self.finished_at: float | None = None
 
     @classmethod
-    def of(cls, request: PushRequest, user: str, message: Message, taken_mono: float) -> Flight:
-        """The flight of a request to one of its users."""
-        return cls(
+    def of(
+        cls, request: PushRequest, user: str, message: Message, taken_mono: float, position: int = 0
+    ) -> Flight:
+        """The flight of a request to one of its users. What reaches nobody by name is never kept."""
+        flight = cls(
             RowKey(request.tenant, request.id, user),
             message,
             event=request.event,
             meta=request.meta,
             confirm=request.confirm,
             taken_mono=taken_mono,
+            ack_within=request.ack_within,
+            position=position,
+            collapse_key=request.collapse_key,
         )
+        if request.ttl > 0 and user != NO_USER:
+            flight.kept = Kept(
+                message.published_at + request.ttl,
+                request.data,
+                request.encoding,
+                request.excluded,
+            )
+        return flight
+
+    @classmethod
+    def stored(cls, row: Row, boot: str, now_mono: float) -> Flight:
+        """The flight of a stored row that goes out again; no message waits for it."""
+        properties = Properties(app_id=row.app_id)
+        flight = cls(
+            row.key,
+            Message(_NO_TOKEN, properties, published_at=row.published_at, taken_at=row.taken_at),
+            event=row.event,
+            meta=row.meta,
+            confirm=row.confirm,
+            taken_mono=now_mono,
+            ack_within=row.ack_within,
+            position=row.position,
+            collapse_key=row.collapse_key,
+        )
+        assert row.expires_at is not None
+        flight.messages = []
+        flight.traceparent = row.traceparent
+        flight.day = row.day
+        flight.sessions = row.sessions
+        flight.parked = True
+        # The log adds up what different boots have handed over, and takes the most that one says.
+        flight.attempts = row.attempts if row.boot == boot else 0
+        flight.written_at = row.written_at
+        flight.proven_at = row.proven_at
+        if row.proven_at is not None:
+            flight.proof = Proof.RECEIVED
+        flight.kept = Kept(row.expires_at, None, row.encoding, row.excluded)
+        flight.kept.reason = row.reason
+        flight.kept.told = True
+        return flight
 
     @classmethod
     def rejected(cls, rejected: Rejected, message: Message, now: float) -> Flight:
@@ -181,7 +298,13 @@ class Flight:
     @property
     def withdrawn(self) -> bool:
         """Whether it ended with an outcome that says it was not delivered: then it must not be sent any more."""
-        return self.outcome is not None and self.proof is Proof.NONE
+        outcome = self.outcome
+        return outcome is not None and (self.proof is Proof.NONE or outcome in _WITHDRAWN)
+
+    @property
+    def withdrawable(self) -> bool:
+        """Whether it was not handed to any socket yet, and may still end otherwise."""
+        return self.outcome is None and self.attempts == 0
 
     def addressed(self, sessions: int) -> None:
         """It has been offered to so many more sessions."""
@@ -208,8 +331,10 @@ class Flight:
 
     def _proven(self, proof: Proof, outcome: Outcome, reason: Reason, now: float) -> Effect:
         if self.outcome is not None:
-            if self.outcome is Outcome.UNKNOWN and self.proven_at is None:
+            if self.outcome not in DELIVERED and self.proven_at is None:
                 self.proven_at = now
+                return Effect.LATE
+            if proof is Proof.ACKED and self.reason is Reason.NOT_ACKED:
                 return Effect.LATE
             return Effect.NOTHING
         if proof > self.proof:
@@ -228,11 +353,11 @@ class Flight:
             return Effect.NOTHING
         if self.proof is Proof.NONE:
             if self.slow:
-                return self.end(Outcome.DROPPED, Reason.SLOW_CONSUMER, now)
-            return self.end(Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND, now)
+                return self.failed(Outcome.DROPPED, Reason.SLOW_CONSUMER, now)
+            return self.failed(Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND, now)
         if self.proof is Proof.WRITTEN:
-            return self.end(Outcome.UNKNOWN, Reason.CONNECTION_LOST, now)
-        return self.end(Outcome.RECEIVED, Reason.NOT_ACKED, now)
+            return self.failed(Outcome.UNKNOWN, Reason.CONNECTION_LOST, now)
+        return self.failed(Outcome.RECEIVED, Reason.NOT_ACKED, now)
 
     def timed_out(self, now: float) -> Effect:
         """The time for a proof is over: the best proof that is held decides."""
@@ -240,11 +365,27 @@ class Flight:
             return Effect.NOTHING
         if self.proof is Proof.NONE:
             if self.sessions == 0:
-                return self.end(Outcome.OFFLINE, Reason.NO_SESSION, now)
-            return self.end(Outcome.DROPPED, Reason.SLOW_CONSUMER, now)
+                return self.failed(Outcome.OFFLINE, Reason.NO_SESSION, now)
+            return self.failed(Outcome.DROPPED, Reason.SLOW_CONSUMER, now)
         if self.proof is Proof.WRITTEN:
-            return self.end(Outcome.UNKNOWN, Reason.NO_PROOF, now)
-        return self.end(Outcome.RECEIVED, Reason.NOT_ACKED, now)
+            return self.failed(Outcome.UNKNOWN, Reason.NO_PROOF, now)
+        return self.failed(Outcome.RECEIVED, Reason.NOT_ACKED, now)
+
+    def failed(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
+        """The proof that was wanted has not come: with ttl 0 that is this end, else the push is kept."""
+        kept = self.kept
+        if self.outcome is not None:
+            return Effect.NOTHING
+        if kept is None:
+            return self.end(outcome, reason, now)
+        if kept.collapsed:
+            return self.end(Outcome.SUPERSEDED, Reason.COLLAPSED, now)
+        if now >= kept.expires_at:
+            if self.proof >= Proof.RECEIVED:
+                return self.end(Outcome.RECEIVED, Reason.NOT_ACKED, now)
+            return self.end(Outcome.EXPIRED, Reason.TTL, now)
+        kept.reason = reason
+        return Effect.KEPT
 
     def end(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
         """Decide the outcome, once; a later call changes nothing."""
@@ -256,8 +397,10 @@ class Flight:
         return Effect.ENDED
 
     def row(self, node: str, boot: str) -> Row:
-        """The row that says what is known now: final once the flight has ended, `pending` before."""
-        pending = self.outcome is None
+        """The row that says what is known now: final once the flight has ended, `pending` or `stored` before."""
+        open_ = self.outcome is None
+        if self.kept is not None:
+            return self._kept_row(self.kept, node, boot)
         return Row(
             key=self.key,
             outcome=self.outcome or Outcome.PENDING,
@@ -278,7 +421,41 @@ class Flight:
             attempts=self.attempts,
             payload=self.payload,
             traceparent=self.traceparent,
-            owed=merged(*(m.replies for m in self.messages)) if pending else None,
+            owed=merged(*(m.replies for m in self.messages)) if open_ else None,
+            position=self.position if self.collapse_key else 0,
+            collapse_key=self.collapse_key,
+        )
+
+    def _kept_row(self, kept: Kept, node: str, boot: str) -> Row:
+        open_ = self.outcome is None
+        return Row(
+            key=self.key,
+            outcome=self.outcome or Outcome.STORED,
+            reason=self.reason or kept.reason or Reason.AWAITING_PROOF,
+            node=node,
+            boot=boot,
+            published_at=self.published_at,
+            taken_at=self.taken_at,
+            detail=self.detail,
+            event=self.event,
+            app_id=self.app_id,
+            meta=self.meta,
+            confirm=self.confirm,
+            written_at=self.written_at,
+            proven_at=self.proven_at,
+            finished_at=self.finished_at,
+            sessions=self.sessions,
+            attempts=self.attempts,
+            payload=kept.data,
+            traceparent=self.traceparent,
+            owed=merged(*(m.replies for m in self.messages)) if open_ else None,
+            day=self.day,
+            expires_at=kept.expires_at,
+            position=self.position,
+            encoding=kept.encoding,
+            excluded=kept.excluded,
+            collapse_key=self.collapse_key,
+            ack_within=self.ack_within,
         )
 
 

@@ -44,7 +44,7 @@ class Gateway:
         return answer
 
     def opened(self, grant: Grant, socket: Socket) -> Client:
-        """The handshake is done: welcome first, then what waited for this user."""
+        """The handshake is done: welcome first, then what is kept for this user, then what is newer."""
         session = Session(
             self._new_session_id(),
             grant.claims,
@@ -53,11 +53,7 @@ class Gateway:
             self._limits,
             opened_at=self._clock.time(),
         )
-        if session.mode is Mode.ENVELOPE:
-            # Nothing is kept for users who are away: what came before a resume can't be said to be complete.
-            welcome = wire.welcome_frame(session.id, session.user, complete=grant.last is None)
-            socket.write((welcome,), None)
-        self._delivery.session_opened(session)
+        self._delivery.session_opened(session, grant.last)
         self._hooks.on_open(session.info)
         return Client(self, session)
 

@@ -167,8 +167,12 @@ ENDINGS: tuple[Ending, ...] = (
         False,
         "kept: the user's sessions closed before it was handed to a socket",
     ),
-    Ending(Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read, and was closed with 4408"),
-    Ending(Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"),
+    Ending(
+        Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read, and was closed with 4408"
+    ),
+    Ending(
+        Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"
+    ),
     Ending(Outcome.STORED, Reason.NO_PROOF, False, "kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT"),
     Ending(Outcome.STORED, Reason.NOT_ACKED, False, "kept: received, but acked was wanted and has not come"),
     Ending(

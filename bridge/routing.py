@@ -8,7 +8,6 @@ from typing import NamedTuple
 from bridge.hub import Hub
 from bridge.model import NO_USER, PushRequest, Reason, ToAll, ToSession, ToUser, ToUsers
 from bridge.session import Session
-from bridge.states import SessionState
 
 
 class Address(NamedTuple):
@@ -32,7 +31,7 @@ def addresses(hub: Hub, request: PushRequest) -> Iterator[Address]:
             yield _user(hub, user, request)
     elif isinstance(target, ToSession):
         session = hub.session(target.session)
-        if session is None or session.state is not SessionState.LIVE:
+        if session is None or not session.takes_pushes:
             yield Address(NO_USER, (), Reason.NO_SESSION)
         elif session.id in request.excluded:
             yield Address(session.user, (), Reason.EXCLUDED)
@@ -48,7 +47,7 @@ def addresses(hub: Hub, request: PushRequest) -> Iterator[Address]:
 
 def _user(hub: Hub, user: str, request: PushRequest) -> Address:
     sessions = hub.of_user(user)
-    live = [s for s in sessions if s.state is SessionState.LIVE]
+    live = [s for s in sessions if s.takes_pushes]
     if not request.excluded:
         return Address(user, live)
     chosen = [s for s in live if s.id not in request.excluded]

@@ -1,5 +1,8 @@
 """One open WebSocket: its bounded queue, what it has been handed and not yet proven, and its state.
 
+While it is REPLAYING, what is kept for its user goes into the queue, in order, and what is newer is held
+until that has gone out.
+
 The barrier (design: proof `received`): one ping at a time is outstanding; it is sent after a frame, so its
 pong proves every frame before it (RFC 6455 5.5.3). What is handed over meanwhile is covered by the next one.
 """
@@ -10,7 +13,7 @@ import os
 from typing import NamedTuple
 
 from bridge.flight import Flight
-from bridge.model import Claims, CloseReason, Mode, Proof
+from bridge.model import Claims, CloseReason, Mode, Proof, RowKey
 from bridge.ports import Frame, SessionInfo, Socket
 from bridge.states import SessionEvent, SessionState, next_session_state
 
@@ -30,12 +33,38 @@ class SessionLimits(NamedTuple):
     """Bytes of those frames, and of what the transport still buffers."""
 
 
+class Replay:
+    """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
+
+    __slots__ = ("after", "again", "began", "last", "missed", "seen", "until")
+
+    def __init__(
+        self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
+    ) -> None:
+        self.after = after
+        """What is up to here was offered."""
+        self.until = until
+        """What was taken after this is not read but held."""
+        self.seen = seen
+        """See `MailboxAsk.seen`."""
+        self.last = last
+        """The push the client has seen last, while it is not yet known where in the mailbox that is."""
+        self.again = again
+        """A round for pushes that this session was handed before and did not prove."""
+        self.missed: int | None = None
+        """The position of the first push that could not be held: another round begins with it."""
+        self.began = 0.0
+        """Monotonic seconds of the session's opening, where the client resumes."""
+
+
 class Session:
     """One authenticated WebSocket. All methods are synchronous; `now` is monotonic seconds."""
 
     __slots__ = (
         "_acks",
         "_covered",
+        "_held",
+        "_held_bytes",
         "_limits",
         "_ping",
         "_queue",
@@ -43,11 +72,14 @@ class Session:
         "bucket",
         "claims",
         "close_reason",
+        "forgotten",
         "id",
         "mode",
+        "next_round",
         "opened_at",
         "owing_since",
         "queued_bytes",
+        "replay",
         "socket",
         "stalled_since",
         "state",
@@ -80,13 +112,22 @@ class Session:
         self.stalled_since: float | None = None
         """Since when frames wait and none could be handed over."""
         self.queued_bytes = 0
+        self.replay: Replay | None = None
+        """None while it is not REPLAYING."""
+        self.next_round = 0.0
+        """Monotonic seconds before which it is sent nothing again."""
         self._limits = limits
-        self._queue: list[tuple[Frame, Flight]] = []
+        self._queue: list[tuple[Frame, Flight | None]] = []
+        self._held: list[tuple[Frame, Flight]] = []
+        self._held_bytes = 0
         # Handed over, awaiting a pong; the first `_covered` of them are covered by the outstanding ping.
         self._unproven: list[Flight] = []
         self._covered = 0
         self._ping: bytes | None = None
         self._acks: dict[str, list[Flight]] | None = None
+        self.forgotten: list[Flight] = []
+        """Handed over, and their acks are no longer waited for here: there were too many. For the caller of
+        `flush` to take."""
 
     @property
     def info(self) -> SessionInfo:
@@ -107,11 +148,77 @@ class Session:
         """Whether the peer owes a pong for longer than `after` seconds."""
         return self.owing_since is not None and now - self.owing_since > after
 
+    @property
+    def takes_pushes(self) -> bool:
+        """Whether pushes may be offered to it."""
+        return self.state is SessionState.LIVE or self.state is SessionState.REPLAYING
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything was handed over and its pong has come."""
+        return not self._queue and not self._unproven
+
+    # --- what is kept for its user ---
+
+    def begin_replay(self, replay: Replay) -> None:
+        """From now on what is offered is held, until `end_replay`."""
+        self.state = next_session_state(self.state, SessionEvent.REPLAY)
+        self.replay = replay
+
+    def end_replay(self, now_position: int) -> bool:
+        """All that is kept was offered: what was held follows. False where some could not be held: then the
+        next round, up to `now_position`, has begun."""
+        assert self.replay is not None
+        missed = self.replay.missed
+        self._queue.extend(self._held)
+        self.queued_bytes += self._held_bytes
+        self._held = []
+        self._held_bytes = 0
+        if missed is not None:
+            # Delivered elsewhere meanwhile or not: this session has not had them.
+            self.replay = Replay(after=missed - 1, until=now_position, seen=missed - 1)
+            return False
+        self.replay = None
+        self.state = next_session_state(self.state, SessionEvent.REPLAYED)
+        return True
+
+    def offer_kept(self, frame: Frame, flight: Flight | None) -> bool:
+        """Queue what is kept, or was delivered elsewhere (no flight). False: no room, ask again when idle."""
+        return self._enqueue(frame, flight)
+
+    def waiting_keys(self) -> set[RowKey]:
+        """The pushes that it was offered and not yet handed."""
+        return {f.key for _, f in (*self._queue, *self._held) if f is not None}
+
+    def handed_keys(self) -> set[RowKey]:
+        """The pushes that it was handed and has not proven as far as they want."""
+        awaited = {f.key for flights in (self._acks or {}).values() for f in flights}
+        return awaited.union(f.key for f in self._unproven)
+
+    def tell(self, frame: Frame) -> None:
+        """Queue a frame that is no push, behind those that were offered before; left out where there is no
+        room for it."""
+        self._enqueue(frame, None)
+
     # --- pushes ---
 
     def offer(self, frame: Frame, flight: Flight) -> bool:
-        """Queue a frame for the next flush. False when the queue is over its bounds: nothing was queued, and
-        the session is too slow. A frame is always taken into an empty queue with nothing buffered."""
+        """Queue a push for the next flush, or hold it until the replay is over. False when that is over its
+        bounds: nothing was taken. A frame is always taken into an empty queue with nothing buffered."""
+        if self.replay is None:
+            return self._enqueue(frame, flight)
+        if self.replay.missed is not None:
+            return False
+        size = len(frame.payload)
+        if self._held and (
+            len(self._held) >= self._limits.frames or self._held_bytes + size > self._limits.total_bytes
+        ):
+            return False
+        self._held.append((frame, flight))
+        self._held_bytes += size
+        return True
+
+    def _enqueue(self, frame: Frame, flight: Flight | None) -> bool:
         size = len(frame.payload)
         if self._queue:
             if len(self._queue) >= self._limits.frames:
@@ -134,10 +241,11 @@ class Session:
             for frame, flight in self._queue:
                 taken += 1
                 self.queued_bytes -= len(frame.payload)
-                if flight.withdrawn:
-                    continue
+                if flight is not None:
+                    if flight.withdrawn:
+                        continue
+                    flights.append(flight)
                 frames.append(frame)
-                flights.append(flight)
                 size += len(frame.payload)
                 if size >= WRITE_CHUNK:
                     break
@@ -168,9 +276,11 @@ class Session:
         if self._acks is None:
             self._acks = {}
         elif len(self._acks) >= UNPROVEN_MAX:
-            # The oldest has been waiting through thousands of others; its flight ended by its deadline.
-            del self._acks[next(iter(self._acks))]
-        self._acks.setdefault(flight.key.push_id, []).append(flight)
+            # The oldest has been waiting through thousands of others; its deadline is long over.
+            self.forgotten.extend(self._acks.pop(next(iter(self._acks))))
+        flights = self._acks.setdefault(flight.key.push_id, [])
+        if flight not in flights:
+            flights.append(flight)
 
     def pong(self, payload: bytes, now: float) -> list[Flight]:
         """The peer answered; returns the flights that this proves received. A stray pong proves nothing."""
@@ -213,9 +323,13 @@ class Session:
         return self._empty_queue()
 
     def _empty_queue(self) -> list[Flight]:
-        queued = [flight for _, flight in self._queue]
+        # What is sent a second time has been handed over once: it is given back as that, when the socket goes.
+        handed = self.handed_keys()
+        queued = [f for _, f in (*self._queue, *self._held) if f is not None and f.key not in handed]
         self._queue = []
-        self.queued_bytes = 0
+        self._held = []
+        self.queued_bytes = self._held_bytes = 0
+        self.replay = None
         self.stalled_since = None
         return queued
 

@@ -20,10 +20,11 @@ import msgspec
 from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
 from bridge.flight import Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import LateProof, Receipt, Reply, Row, RowKey
+from bridge.model import LateProof, Reason, Receipt, Reply, Row, RowKey
 from bridge.ports import (
     Acks,
     Clock,
+    Collapse,
     DeadLetters,
     DeliveryLog,
     ErrorHandler,
@@ -98,6 +99,10 @@ class Settlement:
         self._boot = boot
         self.on_settled: Callable[[Flight, Row], None] | None = None
         """Told of each flight whose final row is committed, before anything else is done about it."""
+        self.on_stored: Callable[[Flight, Row], None] | None = None
+        """Told of each flight whose row is committed and says `stored`."""
+        self.on_superseded: Callable[[Sequence[Row]], None] | None = None
+        """Told of stored rows that newer pushes have just ended."""
         self._due: dict[RowKey, Flight] = {}
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
@@ -118,6 +123,10 @@ class Settlement:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
         self._due[flight.key] = flight
         self._stir()
+
+    def is_due(self, flight: Flight) -> bool:
+        """Whether this flight's row waits to be written."""
+        return self._due.get(flight.key) is flight
 
     def answer(self, message: Message, row: Row) -> None:
         """A request came again whose row is there: answer it from the row. `message.open` counts it."""
@@ -200,6 +209,7 @@ class Settlement:
             started = self._clock.monotonic()
             rows = [f.row(self._node, self._boot) for f in flights]
             written = await self._record(rows)
+            await self._supersede([*(w.row for w in written), *(row for _, row in answers)])
             self._writing = 0
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
@@ -232,6 +242,21 @@ class Settlement:
                 raise
             return await self._record([plain])
 
+    async def _supersede(self, rows: Sequence[Row]) -> None:
+        """End what these pushes replace: after their own rows are there, and before their messages are acked.
+
+        Rows of pushes that came again are among them: a process may have died in between.
+        """
+        newer = [
+            Collapse(row.key.tenant, row.key.user, row.collapse_key, row.position)
+            for row in rows
+            if row.collapse_key
+        ]
+        if newer and self.on_superseded is not None:
+            ended = await self._persist(lambda: self._store.supersede(newer))
+            if ended:
+                self.on_superseded(ended)
+
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run a write of the store until it is done, holding the gate shut while the database is away."""
         wait = RETRY_FIRST
@@ -250,7 +275,7 @@ class Settlement:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
         row = written.row
         messages, flight.messages = flight.messages, []
-        if written.applied:
+        if written.applied and not (flight.parked and not row.final):
             self._tell(row)
             payment.told.append(row)
         if not row.final:
@@ -262,6 +287,13 @@ class Settlement:
             self._paying.discard(row.key)
             if flight.messages:
                 self.due(flight)
+            if flight.kept is not None:
+                if row.reason is not Reason.AWAITING_PROOF and not flight.kept.told:
+                    # Not final, and not owed: who wants to know that it is kept may hear of it.
+                    flight.kept.told = True
+                    payment.receipts.append(Receipt(row, row.owed or ()))
+                if self.on_stored is not None:
+                    self.on_stored(flight, row)
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
         if self.on_settled is not None:
@@ -337,6 +369,8 @@ class Settlement:
         debts: dict[RowKey, tuple[Reply, ...]] = {}
         unpaid: set[RowKey] = set()
         for receipt in unsent:
+            if not receipt.row.final:
+                continue
             key = receipt.row.key
             unpaid.add(key)
             if key not in payment.owed_by_row:

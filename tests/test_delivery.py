@@ -18,6 +18,7 @@ from bridge.errors import StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Client, Gateway
 from bridge.hub import Hub
+from bridge.mailbox import Mailbox, MailboxLimits
 from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, PushKey, Reason, Row, RowKey
 from bridge.ports import Arrival, Source
 from bridge.session import SessionLimits
@@ -96,6 +97,7 @@ class House:
         clock: ManualClock | None = None,
         store: MemoryStore | None = None,
         boot: str = "b1",
+        mailbox_limits: MailboxLimits | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or MemoryStore(clock=self.clock)
@@ -120,10 +122,22 @@ class House:
             node="n1",
             boot=boot,
         )
+        self.mailbox = Mailbox(
+            store=self.store,
+            hub=self.hub,
+            settlement=self.settlement,
+            clock=self.clock,
+            gate=self.gate,
+            boot=boot,
+            patience=limits.confirm_timeout,
+            park_after=limits.park_after,
+            limits=mailbox_limits or MailboxLimits(),
+        )
         self.delivery = Delivery(
             hub=self.hub,
             store=self.store,
             settlement=self.settlement,
+            mailbox=self.mailbox,
             metrics=self.metrics,
             errors=self.errors,
             clock=self.clock,
@@ -145,6 +159,12 @@ class House:
         socket = RecordingSocket()
         grant = Grant(claims(user), mode, mode.value, last)
         return Peer(self.gateway.opened(grant, socket), socket)
+
+    async def live(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
+        """Connect, and wait until the session was sent what is kept for its user."""
+        peer = self.connect(user, mode, last)
+        await until(lambda: peer.client.session.replay is None)
+        return peer
 
     async def take(self, *arrivals: Arrival) -> None:
         """Let the core take these, and what it does at once."""
@@ -190,7 +210,9 @@ async def house(
     tasks = [
         asyncio.create_task(built.settlement.run(), name="settlement"),
         asyncio.create_task(built.delivery.run(), name="delivery"),
+        asyncio.create_task(built.mailbox.run(), name="mailbox"),
     ]
+    built.mailbox.begin(0)
     try:
         yield built
     finally:
@@ -724,7 +746,7 @@ async def test_nothing_is_taken_while_the_gate_is_shut_and_everything_after() ->
 
 async def test_a_lookup_that_fails_loses_nothing_and_keeps_the_order() -> None:
     async with house() as h:
-        peer = h.connect("u1")
+        peer = await h.live("u1")
         h.store.fail_with = StoreUnavailable("stopped")
         bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
         h.delivery.arrived([arrival(b, redelivered=True, delivery_count=1) for b in bodies])
@@ -743,7 +765,7 @@ async def test_after_a_start_a_push_waits_a_moment_for_a_browser_that_is_coming_
         await h.push(to("u2", "q"))
         assert h.store.rows == {}
         h.advance(0.5)
-        peer = h.connect("u1")
+        peer = await h.live("u1")
         assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
         peer.answer()
         await h.settled(3)
@@ -781,9 +803,11 @@ async def test_too_many_pushes_on_their_way_stop_the_taking_until_there_is_room(
 # --- the client's side ------------------------------------------------------------------------------
 
 
-async def test_an_envelope_session_is_welcomed_first_and_a_resume_is_never_called_complete() -> None:
+async def test_an_envelope_session_is_welcomed_first_and_a_resume_from_what_nobody_knows_is_not_complete() -> (
+    None
+):
     async with house() as h:
-        fresh, resumed = h.connect("u1"), h.connect("u1", last="p0")
+        fresh, resumed = h.connect("u1"), await h.live("u1", last="p0")
         welcome = json.loads(fresh.socket.texts[0])
         assert (welcome["type"], welcome["user"], welcome["session"]) == ("welcome", "u1", fresh.session_id)
         assert welcome["complete"] is True

@@ -121,7 +121,7 @@ async def test_of_a_batch_the_wrong_elements_are_dead_letters_and_the_others_arr
         batch = [
             request("u1", "ok1"),
             {"id": "two", "to": {"user": "u1", "all": True}, "data": 1},
-            {"id": "kept", "to": {"user": "u1"}, "data": 1, "ttl": 60},
+            {"id": "later", "to": {"topic": "t"}, "data": 1},
             request("u1", "ok2"),
         ]
         await publish(vhost, batch)
@@ -131,15 +131,15 @@ async def test_of_a_batch_the_wrong_elements_are_dead_letters_and_the_others_arr
             ("ok1", "u1"): ("received", "pong"),
             ("ok2", "u1"): ("received", "pong"),
             ("two", None): ("rejected", "invalid"),
-            ("kept", None): ("rejected", "unsupported"),
+            ("later", None): ("rejected", "unsupported"),
         }
         details = {row["push_id"]: row["detail"] for row in found}
         assert "to" in details["two"]
-        assert "ttl" in details["kept"]
+        assert "topic" in details["later"]
         letters = {m.headers["x-push-id"]: m for m in await dead_letters(vhost, 2)}
         assert json.loads(letters["two"].body) == batch[1]
-        assert letters["kept"].headers["x-push-reason"] == "unsupported"
-        assert "ttl" in str(letters["kept"].headers["x-push-detail"])
+        assert letters["later"].headers["x-push-reason"] == "unsupported"
+        assert "topic" in str(letters["later"].headers["x-push-detail"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,16 +119,23 @@ def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
 def beyond_a_schema(value: object) -> bool:
     """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
 
-    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates). Not made here, but
-    beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES, nested over 128 levels, messages over 1 MiB,
-    10,000 users over a whole batch, and, the other way round, more than 10,000 entries of `users` or
-    `except` of which some repeat.
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl over what
+    BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES,
+    nested over 128 levels, messages over 1 MiB, 10,000 users over a whole batch, and, the other way round,
+    more than 10,000 entries of `users` or `except` of which some repeat.
     """
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         return True
-    return False
+    return isinstance(value, dict) and is_over(value.get("ttl"), LIMITS.max_ttl)
+
+
+def is_over(value: object, most: float) -> bool:
+    """Whether this is a number, or a string that stands for one, and more than `most`."""
+    if isinstance(value, str):
+        return bool(re.fullmatch("[0-9]+([.][0-9]+)?", value)) and float(value) > most
+    return isinstance(value, (int, float)) and value > most
 
 
 @settings(max_examples=2000, deadline=None, database=None)
@@ -161,6 +169,9 @@ def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None
         or value != value
         # To JSON Schema 2.0 is an integer, to AMQP it is a float.
         or (name == "x-push-published-ms" and isinstance(value, float))
+        # The schema has words for the range of a number, not for that of a string.
+        or (name == "x-push-ttl" and is_over(value, LIMITS.max_ttl))
+        or (name == "x-push-ack-within" and (value == "0" or is_over(value, fields.ACK_WITHIN_MAX)))
         for name, value in headers.items()
         if name.startswith("x-push-") and name not in IGNORED
     )
@@ -198,6 +209,10 @@ def test_the_limits_are_those_of_the_schemas() -> None:
     assert properties["meta"]["maxProperties"] == META_KEYS_MAX
     assert properties["meta"]["propertyNames"]["maxLength"] == META_KEY_CHARS
     assert properties["meta"]["additionalProperties"]["maxLength"] == META_VALUE_CHARS
+    for schema, name in (("push-request.json", "ack_within"), ("push-headers.json", "x-push-ack-within")):
+        number = SCHEMAS[schema]["properties"][name]
+        number = number.get("anyOf", [number])[0]
+        assert (number["exclusiveMinimum"], number["maximum"]) == (0, fields.ACK_WITHIN_MAX)
 
 
 def test_the_proofs_to_ask_for_are_those_of_the_schemas() -> None:

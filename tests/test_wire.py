@@ -81,7 +81,7 @@ def nested(depth: int, inner: str = "") -> str:
 def test_a_request_with_every_field_is_taken() -> None:
     only = taken(
         b'{"id":"p1","to":{"user":"u1","except":["s1","s2","s1"]},"event":"e.1","data": {"a": [1, 2]} ,'
-        b'"ttl":0,"confirm":"acked","tenant":"shop","meta":{ "k": "v" }}'
+        b'"ttl":3600,"confirm":"acked","ack_within":1.5,"collapse_key":"c 1","tenant":"shop","meta":{ "k": "v" }}'
     )
     assert only == PushRequest(
         id="p1",
@@ -92,6 +92,9 @@ def test_a_request_with_every_field_is_taken() -> None:
         excluded=frozenset(("s1", "s2")),
         tenant="shop",
         meta=b'{ "k": "v" }',
+        ttl=3600.0,
+        collapse_key="c 1",
+        ack_within=1.5,
     )
 
 
@@ -99,6 +102,7 @@ def test_what_is_left_out_has_its_default() -> None:
     only = taken(b'{"to":{"user":"u1"},"data":null}')
     assert (only.event, only.confirm, only.tenant, only.meta) == ("message", Proof.RECEIVED, "", b"")
     assert only.data == b"null"
+    assert (only.ttl, only.collapse_key, only.ack_within) == (0, "", 0)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +172,20 @@ def test_an_id_is_any_128_characters_that_are_no_controls(user: str) -> None:
         ({"ttl": -1}, Reason.INVALID, "ttl"),
         ({"ttl": "0"}, Reason.INVALID, "ttl"),
         ({"ttl": False}, Reason.INVALID, "ttl"),
-        ({"ttl": 60}, Reason.UNSUPPORTED, "ttl"),
-        ({"ttl": 0.5}, Reason.UNSUPPORTED, "ttl"),
-        ({"collapse_key": "k"}, Reason.UNSUPPORTED, "collapse_key"),
+        ({"ttl": None}, Reason.INVALID, "ttl"),
+        ({"ttl": LIMITS.max_ttl + 0.5}, Reason.INVALID, "ttl"),
+        ({"ttl": 10**30}, Reason.INVALID, "ttl"),
+        ({"collapse_key": ""}, Reason.INVALID, "collapse_key"),
+        ({"collapse_key": 7}, Reason.INVALID, "collapse_key"),
+        ({"collapse_key": "a\nb"}, Reason.INVALID, "collapse_key"),
+        ({"collapse_key": "x" * 129}, Reason.INVALID, "collapse_key"),
+        ({"confirm": "acked", "ack_within": 0}, Reason.INVALID, "ack_within"),
+        ({"confirm": "acked", "ack_within": -1}, Reason.INVALID, "ack_within"),
+        ({"confirm": "acked", "ack_within": 3600.5}, Reason.INVALID, "ack_within"),
+        ({"confirm": "acked", "ack_within": "1"}, Reason.INVALID, "ack_within"),
+        ({"confirm": "acked", "ack_within": True}, Reason.INVALID, "ack_within"),
+        ({"confirm": "received", "ack_within": 1}, Reason.INVALID, "ack_within"),
+        ({"ack_within": 1}, Reason.INVALID, "ack_within"),
         ({"fallback": {"after": 1}}, Reason.UNSUPPORTED, "fallback"),
         ({"dta": 1}, Reason.INVALID, "dta"),
         ({"except": ["s1"]}, Reason.INVALID, "except"),
@@ -200,7 +215,41 @@ def test_what_is_required_is_named(missing: str) -> None:
 
 def test_a_feature_that_is_not_there_yet_is_said_to_be_so() -> None:
     assert "this version does not have topics" in rejected(dumps(request(to={"topic": "t"}))).detail
-    assert "this version does not keep pushes" in rejected(dumps(request(ttl=5))).detail
+
+
+@pytest.mark.parametrize(
+    "to", [{"user": "u1"}, {"users": ["u1", "u2"]}, {"session": "s1"}, {"all": True, "except": ["s1"]}]
+)
+@pytest.mark.parametrize("ttl", [0, 0.5, 3600, LIMITS.max_ttl])
+def test_a_push_to_anyone_may_be_kept_for_as_long_as_its_row(to: object, ttl: float) -> None:
+    only = taken(dumps(request(to=to, ttl=ttl, collapse_key="c")))
+    assert (only.ttl, only.collapse_key) == (ttl, "c")
+
+
+def test_a_ttl_that_is_too_long_is_told_the_limit() -> None:
+    only = read(arrival(dumps(request(ttl=86_400.5))), wire.Limits(max_ttl=86_400.0))
+    assert isinstance(only, Rejected)
+    assert only.detail == "ttl: expected at most 86400 seconds (BRIDGE_RETENTION_DAYS), got more"
+
+
+def test_where_nothing_is_kept_every_ttl_but_0_is_refused_and_told_why() -> None:
+    nothing = wire.Limits(max_ttl=0.0)
+    assert isinstance(read(arrival(dumps(request(ttl=0, collapse_key="c"))), nothing), PushRequest)
+    for message in (
+        arrival(dumps(request(ttl=0.001))),
+        arrival(b"1", headers={"x-push-user": "u1", "x-push-ttl": "60"}),
+    ):
+        only = read(message, nothing)
+        assert isinstance(only, Rejected)
+        assert only.reason is Reason.UNSUPPORTED
+        assert "BRIDGE_DELIVERY_LOG" in only.detail
+
+
+def test_a_batch_says_for_each_request_how_long_it_is_kept() -> None:
+    body = dumps([request(id="a", ttl=60), request(id="b"), request(id="c", confirm="acked", ack_within=2)])
+    requests = wire.decode(arrival(body), LIMITS).requests
+    assert [r.ttl for r in requests if isinstance(r, PushRequest)] == [60, 0, 0]
+    assert [r.ack_within for r in requests if isinstance(r, PushRequest)] == [0, 0, 2]
 
 
 def test_tenant_and_event_of_a_rejected_request_are_kept_where_they_are_usable() -> None:
@@ -224,7 +273,7 @@ def test_data_may_be_as_large_as_the_limit() -> None:
 def test_of_a_key_that_occurs_twice_the_last_one_counts() -> None:
     only = taken(b'{"id":"p","to":{"user":"a","user":"b"},"data":1,"data":2}')
     assert (only.target, only.data) == (ToUser("b"), b"2")
-    assert rejected(b'{"to":{"user":"u"},"data":1,"id":1,"id":"p2","ttl":9}').id == "p2"
+    assert rejected(b'{"to":{"user":"u"},"data":1,"id":1,"id":"p2","ttl":-9}').id == "p2"
 
 
 # --- JSON ------------------------------------------------------------------------------------------------
@@ -515,9 +564,11 @@ def test_headers_say_all_that_a_body_can() -> None:
             "x-push-users": "u1, u2,u1",
             "x-push-except": ["s1"],
             "x-push-event": "e",
-            "x-push-confirm": "written",
+            "x-push-confirm": "acked",
             "x-push-tenant": "shop",
-            "x-push-ttl": 0,
+            "x-push-ttl": 60,
+            "x-push-collapse-key": "c",
+            "x-push-ack-within": 0.5,
             "x-push-meta": {"k": "v"},
             "traceparent": "x",
         },
@@ -527,14 +578,28 @@ def test_headers_say_all_that_a_body_can() -> None:
         target=ToUsers(("u1", "u2")),
         data=b'{"any": "json"}',
         event="e",
-        confirm=Proof.WRITTEN,
+        confirm=Proof.ACKED,
         excluded=frozenset(("s1",)),
         tenant="shop",
         meta=b'{"k":"v"}',
+        ttl=60.0,
+        collapse_key="c",
+        ack_within=0.5,
     )
     assert taken(b"1", headers={"x-push-session": "s1"}).target == ToSession("s1")
     for everyone in (True, "true"):
         assert taken(b"1", headers={"x-push-all": everyone}).target == ToAll()
+    for said, meant in (("60", 60.0), ("0.25", 0.25), ("007", 7.0), (60, 60.0)):
+        only = taken(
+            b"1",
+            headers={
+                "x-push-user": "u1",
+                "x-push-ttl": said,
+                "x-push-confirm": "acked",
+                "x-push-ack-within": said,
+            },
+        )
+        assert (only.ttl, only.ack_within) == (meant, meant)
 
 
 @pytest.mark.parametrize(
@@ -556,14 +621,35 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-user": "u", "x-push-meta": {"k": 1}}, Reason.INVALID, "header x-push-meta.k"),
         ({"x-push-user": "u", "x-push-ttl": "soon"}, Reason.INVALID, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-ttl": math.nan}, Reason.INVALID, "header x-push-ttl"),
-        ({"x-push-user": "u", "x-push-ttl": "60"}, Reason.UNSUPPORTED, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": math.inf}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "inf"}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "-1"}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "1e3"}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "1."}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "\u0661"}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": "9" * 400}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": 10**400}, Reason.INVALID, "header x-push-ttl"),
+        ({"x-push-user": "u", "x-push-ttl": True}, Reason.INVALID, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-published-ms": "now"}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": None}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": 1.5e12}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": math.inf}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-id": None}, Reason.INVALID, "header x-push-id"),
         ({"x-push-topic": "t"}, Reason.UNSUPPORTED, "header x-push-topic"),
-        ({"x-push-user": "u", "x-push-collapse-key": "k"}, Reason.UNSUPPORTED, "header x-push-collapse-key"),
+        ({"x-push-user": "u", "x-push-collapse-key": 7}, Reason.INVALID, "header x-push-collapse-key"),
+        ({"x-push-user": "u", "x-push-collapse-key": ""}, Reason.INVALID, "header x-push-collapse-key"),
+        ({"x-push-user": "u", "x-push-ack-within": 5}, Reason.INVALID, "header x-push-ack-within"),
+        (
+            {"x-push-user": "u", "x-push-confirm": "acked", "x-push-ack-within": math.nan},
+            Reason.INVALID,
+            "header x-push-ack-within",
+        ),
+        (
+            {"x-push-user": "u", "x-push-confirm": "acked", "x-push-ack-within": "0"},
+            Reason.INVALID,
+            "header x-push-ack-within",
+        ),
+        ({"x-push-ttl": 60}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
         ({"x-push-user": "u", "x-push-fallback": "q"}, Reason.UNSUPPORTED, "header x-push-fallback"),
         ({"x-push-usr": "u"}, Reason.INVALID, "header x-push-usr"),
         ({"x-push-event": "e"}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
@@ -788,13 +874,18 @@ class Dice:
                 ({}, {"k": "v"}, {"é" * 64: "x" * 256}),
                 ({"k": "\x00"}, {"k" * 65: ""}, {"k": None}, []),
             ),
-            ("ttl", (0, 0.0, -0.0), (1, -1, True, "0", math.inf)),
+            ("ttl", (0, -0.0, 60, 0.5, LIMITS.max_ttl), (-1, True, "0", math.inf, 2592001)),
         ):
             kind = self.roll(16)
             if kind > 10:
                 made[field] = self.pick(right if kind < 14 else wrong if kind == 14 else VALUES)
+        if self.roll(6) == 5:
+            made["collapse_key"] = self.id()
+        if self.roll(6) == 5:
+            made["ack_within"] = self.pick((1, 0.5, 3600, 3600, 0, -1, 3600.5, True, "1", math.inf))
+            made["confirm"] = self.pick(("acked", "acked", "received"))
         if self.roll(16) == 15:
-            made[self.pick(("collapse_key", "fallback", "x", "", "\n", "user"))] = self.junk()
+            made[self.pick(("fallback", "x", "", "\n", "user"))] = self.junk()
         if self.roll(24) == 23:
             del made[self.pick(("data", "to"))]
         return made
@@ -812,7 +903,18 @@ class Dice:
         return b"".join(self.pick(WORDS) for _ in range(self.roll(12)))
 
     def header(self) -> Any:
-        odd = (b"u1", [b"u1"], "u1,u2", ",", "1799999999000", 10**400, {"a": {"b": [None]}})
+        odd = (
+            b"u1",
+            [b"u1"],
+            "u1,u2",
+            ",",
+            "1799999999000",
+            "60",
+            "0.5",
+            "acked",
+            10**400,
+            {"a": {"b": [None]}},
+        )
         return self.pick((IDS, odd, VALUES)[self.roll(3)])
 
     def headers(self) -> dict[str, Any]:
@@ -922,19 +1024,25 @@ def test_a_body_that_we_build_is_taken() -> None:
         excluded=("s1",),
         push_id="p1",
         event="e",
-        confirm="written",
+        confirm="acked",
         tenant="t",
         meta={"k": "v"},
+        ttl=60,
+        collapse_key="c",
+        ack_within=0.5,
     )
     assert taken(body) == PushRequest(
         id="p1",
         target=ToUsers(("u1", "u2")),
         data=b'{"as": "it is"}',
         event="e",
-        confirm=Proof.WRITTEN,
+        confirm=Proof.ACKED,
         excluded=frozenset(("s1",)),
         tenant="t",
         meta=b'{"k":"v"}',
+        ttl=60.0,
+        collapse_key="c",
+        ack_within=0.5,
     )
     assert taken(wire.request_body(None, everyone=True)).target == ToAll()
 
@@ -950,6 +1058,8 @@ def test_a_body_that_would_be_rejected_is_not_built() -> None:
         wire.request_body(object(), user="u1")
     with pytest.raises(InvalidRequest, match="at most 10 bytes"):
         wire.request_body("x" * 20, user="u1", limits=wire.Limits(10))
+    with pytest.raises(InvalidRequest, match="ack_within: expected only beside confirm acked"):
+        wire.request_body(1, user="u1", ack_within=5)
 
 
 # --- frames ----------------------------------------------------------------------------------------------

@@ -1,27 +1,32 @@
 """The Store and Lease ports in memory: for a log on stdout, and for tests of the core.
 
 The promises are weaker than with a database, and only these: rows are forgotten when the process ends, and
-the oldest ended ones when there are more than `max_rows`.
+the oldest ended ones when there are more than `max_rows`; a key has one row, so that one of days ago makes room
+for a new one, unless it has not ended: then that one is meant.
 """
 
 from __future__ import annotations
 
+import datetime
 import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
 from bridge.flight import merged
-from bridge.model import LateProof, Outcome, PushKey, Reason, Reply, Row, RowKey
-from bridge.ports import Clock, Written
+from bridge.model import LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
+from bridge.ports import Clock, Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
 
 LEASE_SECONDS = 5.0
 """How long a lease is good after it was renewed."""
 RENEW_GAP = 3.0
 """Seconds between two renewals after which a node no longer counts as having been there all the time."""
-_DAY = 86400.0
+_DELIVERED = frozenset((Outcome.ACKED, Outcome.RECEIVED, Outcome.WRITTEN))
+K = TypeVar("K")
+V = TypeVar("V")
 _TIME_MAX = 9e12
 """About the year 287,000, as in Postgres."""
 
@@ -43,13 +48,16 @@ class MemoryStore:
         self._max_rows = max_rows
         self.rows: dict[RowKey, Row] = {}
         """Every row by its key, in the order in which they were first written. Tests may add some themselves."""
-        self._days: dict[RowKey, int] = {}
+        self._indexed: set[RowKey] = set()
         self._users: dict[PushKey, dict[str, None]] = {}
+        self._kept: dict[str, dict[RowKey, None]] = {}
+        """By user, the keys of the rows that have a ttl."""
+        self._stored: dict[RowKey, None] = {}
         self._ended: deque[RowKey] = deque()
         """Keys in the order in which they ended; one may be in it twice, or be forgotten already."""
         self._owing: dict[RowKey, None] = {}
-        self._day = int(clock.time() // _DAY)
-        self._since = self._day - 1
+        self._day = _day(clock.time())
+        self._since = self._kept_since = self._day - datetime.timedelta(days=1)
         self.nodes: dict[str, _Node] = {}
         """Leases by node name."""
         self.fail_with: BridgeError | None = None
@@ -58,19 +66,23 @@ class MemoryStore:
     def _begin(self) -> None:
         if self.fail_with is not None:
             raise self.fail_with
-        today = int(self._clock.time() // _DAY)
+        today = _day(self._clock.time())
         if today > self._day:
-            unfinished = [self._days.get(row.key, today) for row in self.rows.values() if not row.final]
-            self._since = min([self._day, *unfinished])
+            self._since = min([self._day, *self._days(lambda row: row.outcome is Outcome.PENDING)])
+            self._kept_since = min([self._since, *self._days(lambda row: row.outcome is Outcome.STORED)])
             self._day = today
-        if len(self._days) != len(self.rows):
-            for key in self.rows.keys() - self._days.keys():
-                self._days[key] = self._day
+        if len(self._indexed) != len(self.rows):
+            for key in self.rows.keys() - self._indexed:
+                row = self.rows[key]
+                self.rows[key] = msgspec.structs.replace(row, day=row.day or self._day)
                 self._index(None, self.rows[key])
 
-    def _known(self, key: RowKey) -> Row | None:
+    def _days(self, which: Callable[[Row], bool]) -> list[datetime.date]:
+        return [row.day for row in self.rows.values() if row.day is not None and which(row)]
+
+    def _known(self, key: RowKey, since: datetime.date) -> Row | None:
         row = self.rows.get(key)
-        return row if row is not None and self._days[key] >= self._since else None
+        return row if row is not None and row.day is not None and row.day >= since else None
 
     def _put(self, row: Row) -> None:
         before = self.rows.get(row.key)
@@ -79,8 +91,14 @@ class MemoryStore:
 
     def _index(self, before: Row | None, row: Row) -> None:
         key = row.key
-        if before is None:
-            self._users.setdefault(PushKey(key.tenant, key.push_id), {})[key.user] = None
+        self._indexed.add(key)
+        self._users.setdefault(PushKey(key.tenant, key.push_id), {})[key.user] = None
+        if row.expires_at is not None:
+            self._kept.setdefault(key.user, {})[key] = None
+        if row.outcome is Outcome.STORED:
+            self._stored[key] = None
+        else:
+            self._stored.pop(key, None)
         if row.final:
             if before is None or not before.final:
                 self._ended.append(key)
@@ -91,16 +109,18 @@ class MemoryStore:
 
     def _forget(self) -> None:
         while len(self.rows) > self._max_rows and self._ended:
-            key = self._ended.popleft()
-            row = self.rows.get(key)
-            if row is None or not row.final:
-                continue
-            del self.rows[key], self._days[key]
-            self._owing.pop(key, None)
-            push = PushKey(key.tenant, key.push_id)
-            del self._users[push][key.user]
-            if not self._users[push]:
-                del self._users[push]
+            row = self.rows.get(self._ended.popleft())
+            if row is not None and row.final:
+                self._drop(row.key)
+
+    def _drop(self, key: RowKey) -> None:
+        if self.rows.pop(key, None) is None:
+            return
+        self._indexed.discard(key)
+        self._owing.pop(key, None)
+        self._stored.pop(key, None)
+        _remove(self._users, PushKey(key.tenant, key.push_id), key.user)
+        _remove(self._kept, key.user, key)
 
     # --- the Store port ---
 
@@ -111,17 +131,19 @@ class MemoryStore:
             _check(row)
         written = []
         for row in rows:
-            have = self._known(row.key)
+            have = self.rows.get(row.key)
+            if have is not None and have.final:
+                have = self._known(row.key, row.day or self._since)
             if have is not None and have.final:
                 written.append(Written(have, applied=False))
                 continue
             if have is None:
                 # A row of the same key that is older than what must be known makes room for the new one.
-                self.rows.pop(row.key, None)
-                self._days[row.key] = self._day
+                self._drop(row.key)
+                self._put(msgspec.structs.replace(row, day=self._day))
             else:
                 row = _updated(have, row)
-            self._put(row)
+                self._put(row)
             written.append(Written(row, applied=True))
         self._forget()
         return written
@@ -132,7 +154,7 @@ class MemoryStore:
         found = []
         for push in dict.fromkeys(keys):
             for user in self._users.get(push, ()):
-                row = self._known(RowKey(push.tenant, push.push_id, user))
+                row = self._known(RowKey(push.tenant, push.push_id, user), self._kept_since)
                 if row is not None:
                     found.append(row)
         return found
@@ -141,7 +163,7 @@ class MemoryStore:
         """See `Store.owe`."""
         self._begin()
         for key, replies in debts.items():
-            row = self._known(key)
+            row = self._known(key, self._kept_since)
             if row is not None:
                 self._put(msgspec.structs.replace(row, owed=merged(row.owed or (), replies)))
 
@@ -163,20 +185,136 @@ class MemoryStore:
         """See `Store.prove_late`."""
         self._begin()
         for proof in sorted(proofs, key=lambda p: p.proven_at):
-            row = self._known(proof.key)
+            row = self._known(proof.key, self._kept_since)
             if row is not None and row.final and row.proven_at is None:
                 self._put(msgspec.structs.replace(row, proven_at=proof.proven_at))
 
     async def recent(self, limit: int) -> Sequence[PushKey]:
         """See `Store.recent`."""
         self._begin()
-        known = (row for key, row in self.rows.items() if row.final and self._days[key] >= self._since)
+        known = (row for row in self.rows.values() if row.day is not None and row.day >= self._since)
         newest: dict[PushKey, None] = {}
         for row in sorted(known, key=lambda row: row.taken_at, reverse=True):
             newest[PushKey(row.key.tenant, row.key.push_id)] = None
             if len(newest) == limit:
                 break
         return list(newest)[::-1]
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+        """See `Store.mailbox`."""
+        self._begin()
+        return [self._page(ask, self._clock.time()) for ask in asks]
+
+    def _page(self, ask: MailboxAsk, now: float) -> list[Row]:
+        page: list[Row] = []
+        size = 0
+        for row in self._mailbox(ask.user):
+            wanted = row.outcome is Outcome.STORED or (
+                ask.seen is not None
+                and row.position > ask.seen
+                and row.outcome in _DELIVERED
+                and row.payload is not None
+            )
+            if not wanted or not ask.after < row.position <= ask.until or (row.expires_at or 0) <= now:
+                continue
+            if len(page) >= ask.rows or size >= ask.payload_bytes:
+                break
+            page.append(row)
+            size += len(row.payload or b"")
+        return page
+
+    def _mailbox(self, user: str) -> list[Row]:
+        """Every row of this user that has a ttl, lowest position first."""
+        return sorted((self.rows[key] for key in self._kept.get(user, ())), key=lambda row: row.position)
+
+    async def resume_points(self, asks: Sequence[ResumeAsk]) -> Sequence[ResumePoint | None]:
+        """See `Store.resume_points`."""
+        self._begin()
+        return [self._resume_point(ask) for ask in asks]
+
+    def _resume_point(self, ask: ResumeAsk) -> ResumePoint | None:
+        seen = [
+            row.position or round(row.taken_at * 1e6)
+            for push, users in self._users.items()
+            if push.push_id == ask.push_id and ask.user in users
+            for row in (self.rows[RowKey(push.tenant, push.push_id, ask.user)],)
+        ]
+        if not seen:
+            return None
+        position = max(seen)
+        cut = any(
+            row.position > position and row.reason is Reason.MAILBOX_FULL for row in self._mailbox(ask.user)
+        )
+        return ResumePoint(position, cut)
+
+    async def expire(self, limit: int) -> Sequence[Row]:
+        """See `Store.expire`."""
+        self._begin()
+        now = self._clock.time()
+        stored = sorted((self.rows[key] for key in self._stored), key=lambda row: row.expires_at or 0)
+        over = [row for row in stored if (row.expires_at or 0) <= now]
+        return self._end(over[:limit], Outcome.EXPIRED, Reason.TTL)
+
+    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+        """See `Store.trim`."""
+        self._begin()
+        over = []
+        for user in dict.fromkeys(users):
+            count = size = 0
+            for row in reversed(self._mailbox(user)):
+                if row.outcome is Outcome.STORED:
+                    count += 1
+                    size += len(row.payload or b"")
+                    if count > pushes or size > payload_bytes:
+                        over.append(row)
+        return self._end(over, Outcome.DROPPED, Reason.MAILBOX_FULL)
+
+    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+        """See `Store.supersede`."""
+        self._begin()
+        ended: list[Row] = []
+        for new in newer:
+            older = [
+                row
+                for row in self._mailbox(new.user)
+                if row.outcome is Outcome.STORED
+                and (row.key.tenant, row.collapse_key) == (new.tenant, new.collapse_key)
+                and row.position < new.position
+            ]
+            ended += self._end(older, Outcome.SUPERSEDED, Reason.COLLAPSED)
+        return ended
+
+    async def recall(self, recall: Recall) -> Sequence[Written]:
+        """See `Store.recall`."""
+        if recall.push_id:
+            named = await self.find([PushKey(recall.tenant, recall.push_id)])
+        else:
+            self._begin()
+            named = [
+                row
+                for row in self._mailbox(recall.user)
+                if row.outcome is Outcome.STORED
+                and (row.key.tenant, row.collapse_key) == (recall.tenant, recall.collapse_key)
+            ]
+        stored = [row for row in named if row.outcome is Outcome.STORED]
+        others = [row for row in named if row.outcome is not Outcome.STORED]
+        ended = self._end(stored, Outcome.RECALLED, Reason.WITHDRAWN)
+        return [Written(row, applied=True) for row in ended] + [Written(row, applied=False) for row in others]
+
+    async def last_position(self) -> int:
+        """See `Store.last_position`."""
+        self._begin()
+        return max((row.position for row in self.rows.values()), default=0)
+
+    def _end(self, rows: Sequence[Row], outcome: Outcome, reason: Reason) -> list[Row]:
+        now = self._clock.time()
+        ended = [
+            msgspec.structs.replace(row, outcome=outcome, reason=reason, finished_at=now) for row in rows
+        ]
+        for row in ended:
+            self._put(row)
+        self._forget()
+        return ended
 
     def end_dead(self, node: str, boot: str, limit: int) -> list[Row]:
         """See `Lease.end_dead`, on behalf of this boot of this node."""
@@ -190,7 +328,7 @@ class MemoryStore:
         for row in list(self.rows.values()):
             if len(ended) == limit:
                 break
-            if row.final or (row.node == node and row.boot == boot):
+            if row.outcome is not Outcome.PENDING or (row.node == node and row.boot == boot):
                 continue
             theirs = self.nodes.get(row.node)
             alive = theirs is not None and theirs.boot == row.boot and now - theirs.seen_at < LEASE_SECONDS
@@ -253,10 +391,23 @@ class MemoryLease:
             del self._store.nodes[self._node]
 
 
+def _day(time: float) -> datetime.date:
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).date()
+
+
+def _remove(index: dict[K, dict[V, None]], at: K, value: V) -> None:
+    """Take a value out of an index, and its place with the last of them."""
+    values = index.get(at, {})
+    values.pop(value, None)
+    if not values:
+        index.pop(at, None)
+
+
 def _updated(have: Row, new: Row) -> Row:
-    """What an update makes of a row that is not final; `record_rows` of `sql/0001_rows.sql` says the same."""
+    """What an update makes of a row that is not final; `record_rows` of `sql/0004_kept.sql` says the same."""
     same_boot = have.node == new.node and have.boot == new.boot
     owed = new.owed if have.owed is None else merged(have.owed, new.owed or ())
+    kept = new if have.expires_at is None else have
     return msgspec.structs.replace(
         have,
         outcome=new.outcome,
@@ -269,20 +420,29 @@ def _updated(have: Row, new: Row) -> Row:
         node=new.node,
         boot=new.boot,
         detail=new.detail,
-        payload=have.payload if new.payload is None else new.payload,
+        payload=new.payload if have.payload is None else have.payload,
         owed=owed,
+        position=kept.position,
+        expires_at=kept.expires_at,
+        encoding=kept.encoding,
+        excluded=kept.excluded,
+        collapse_key=kept.collapse_key,
+        ack_within=kept.ack_within,
     )
 
 
 def _check(row: Row) -> None:
     """Refuse what no database takes: NUL, lone surrogates, times that are none."""
     text = "".join((*row.key, row.node, row.boot, row.event, row.app_id, row.detail, row.traceparent))
+    text += "".join((row.collapse_key, *row.excluded))
     if "\0" in text:
         raise RowsRefused("22021", "text with a NUL")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RowsRefused("22021", f"text that is no UTF-8: {error.reason}") from error
-    for time in (row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at):
+    for time in (
+        row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at, row.expires_at,
+    ):  # fmt: skip
         if time is not None and not abs(time) <= _TIME_MAX:
             raise RowsRefused("22008", "a time that is out of range")

@@ -1,0 +1,477 @@
+"""What is kept for users who are away: sent when a session opens, again while it lives, ended by time.
+
+    stored (a row) ──> a session opens ──> read in pages, oldest first ──> offered ──> proven ──> settled
+         │                                                     what is newer is held ──┘
+         └──> expired, superseded, dropped (mailbox full), recalled
+
+A session is REPLAYING until it was offered all that was taken before it opened; `Session` holds what comes
+meanwhile. The next page is read when the peer has proven the last one, so replay never trips the bounds of a
+queue. Nothing of a user is read while an older push of that user is in the air without a row: it is parked
+first, so that no page misses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bridge import wire
+from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.flight import DELIVERED, Effect, Flight
+from bridge.flights import Flights
+from bridge.gate import Gate
+from bridge.hub import Hub
+from bridge.model import Mode, Outcome, PushRequest, Reason, Recall, Row, RowKey, ToUser
+from bridge.ports import Clock, Frame, MailboxAsk, ResumeAsk, ResumePoint, Store
+from bridge.session import Replay, Session
+from bridge.settlement import Settlement
+from bridge.states import SessionState
+
+READ_SESSIONS = 200
+"""Sessions whose pages are read in one statement."""
+SLACK = 10_000_000
+"""Microseconds before the push last seen at which a resume begins: rows are not committed in order."""
+RESENDS = 3
+"""How often a push is sent again to the sessions that have it; then it waits for the next session."""
+SWEEP_ROWS = 500
+"""Rows that one statement ends."""
+SWEEP_STATEMENTS = 20
+"""Such statements in one sweep; what is left waits a second."""
+RETRY = 0.2
+"""Seconds between tries to read while the database is away."""
+MICRO = 1_000_000
+
+
+class MailboxLimits(msgspec.Struct, frozen=True):
+    """The bounds of one user's mailbox; over them its oldest pushes end as `dropped`/`mailbox_full`."""
+
+    pushes: int = 10_000
+    total_bytes: int = 64 * 1024 * 1024
+
+
+class Recalled(NamedTuple):
+    """What a recall did."""
+
+    ended: int
+    """Pushes, counted once per user, that ended by it."""
+    sessions: int
+    """Sessions that were told to withdraw a push."""
+
+
+class Mailbox:
+    """Owns the replay of each session, and every stored row that ends without having been proven."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hub: Hub,
+        settlement: Settlement,
+        clock: Clock,
+        gate: Gate,
+        boot: str,
+        patience: float,
+        park_after: float,
+        limits: MailboxLimits,
+    ) -> None:
+        self._store = store
+        self.flights = self._flights = Flights()
+        """Every push on its way, of all kinds: shared with the delivery."""
+        self._hub = hub
+        self._settlement = settlement
+        settlement.on_stored = self._stored
+        settlement.on_superseded = self.ended_in_store
+        self._clock = clock
+        self._gate = gate
+        self._boot = boot
+        self._patience = patience
+        self._park_after = park_after
+        self._limits = limits
+        self.flush: Callable[[Session], None] = lambda session: None
+        """Hands over what was offered to a session; set by who owns the sockets' events."""
+        self._position = 0
+        self._begun = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._asked: dict[Session, None] = {}
+        """Sessions whose next page is to be read, in the order they asked."""
+        self._blocked: dict[str, set[Session]] = {}
+        """Sessions, by user, that wait for rows of older pushes."""
+        self._replaying: dict[Session, None] = {}
+        self._resuming: dict[Session, None] = {}
+        """Sessions that wait for their welcome, oldest first."""
+        self._reading = False
+        self._gone: set[RowKey] = set()
+        """Rows that ended while a page was being read: it may show them as they were."""
+        self._looks: list[tuple[float, int, Flight]] = []
+        self._count = 0
+        self._grown: dict[str, None] = {}
+        """Users whose mailboxes have grown since they were last measured."""
+
+    # --- positions ---
+
+    def take_position(self) -> int:
+        """A position higher than any before: microseconds since the epoch, where the clock allows."""
+        self._position = max(self._position + 1, int(self._clock.time() * MICRO))
+        return self._position
+
+    def begin(self, last_position: int) -> None:
+        """The store can be read; positions go on above the highest that it has."""
+        self._position = max(self._position, last_position)
+        for session in self._replaying:
+            if session.replay is not None:
+                session.replay.until = self.take_position()
+        self._begun.set()
+
+    # --- sessions come, and get what is kept ---
+
+    def opened(self, session: Session, last: str | None) -> None:
+        """A session opened; `last` is the push that its client says it has seen. It is welcomed at once,
+        where it resumes once it is known whether anything is missing."""
+        replay = Replay(after=0, until=self.take_position(), last=last)
+        replay.began = self._clock.monotonic()
+        session.begin_replay(replay)
+        self._replaying[session] = None
+        if last is None:
+            self._welcome(session, complete=True)
+        else:
+            self._resuming[session] = None
+        self._want(session)
+
+    def more(self, session: Session) -> None:
+        """The session has handed something over, or proven it: it may have room for its next page."""
+        if session.replay is not None and session.idle:
+            self._want(session)
+
+    def closed(self, session: Session) -> None:
+        """The session is gone, or gets no more pushes; idempotent."""
+        self._replaying.pop(session, None)
+        self._resuming.pop(session, None)
+        self._asked.pop(session, None)
+        blocked = self._blocked.get(session.user)
+        if blocked is not None:
+            blocked.discard(session)
+            if not blocked:
+                del self._blocked[session.user]
+
+    def _want(self, session: Session) -> None:
+        """Read the next page, once every older push of this user that is in the air has its row."""
+        replay = session.replay
+        if replay is None:
+            return
+        unwritten = [f for f in self._flights.unwritten(session.user) if f.position <= replay.until]
+        if unwritten:
+            for flight in unwritten:
+                self._settlement.due(flight)
+            self._blocked.setdefault(session.user, set()).add(session)
+            return
+        self._asked[session] = None
+        self._wake.set()
+
+    def _unblock(self, user: str) -> None:
+        if user in self._blocked:
+            for session in self._blocked.pop(user):
+                self._want(session)
+
+    def _welcome(self, session: Session, *, complete: bool) -> None:
+        self._resuming.pop(session, None)
+        if session.mode is Mode.ENVELOPE:
+            session.socket.write((wire.welcome_frame(session.id, session.user, complete),), None)
+
+    async def run(self) -> None:
+        """Read pages for whoever asked, until cancelled."""
+        await self._begun.wait()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asked:
+                sessions = list(itertools.islice(self._asked, READ_SESSIONS))
+                for session in sessions:
+                    del self._asked[session]
+                await self._read([s for s in sessions if s.replay is not None])
+
+    async def _read(self, sessions: list[Session]) -> None:
+        resuming = {(s.user, s.replay.last): s for s in sessions if s.replay and s.replay.last is not None}
+        flying = self._in_the_air(resuming.keys()) if resuming else {}
+        self._gone.clear()
+        self._reading = True
+        try:
+            asks = [ResumeAsk(user, last) for user, last in resuming]
+            for ask, point in zip(asks, await self._store.resume_points(asks) if asks else (), strict=True):
+                for session in sessions:
+                    if session.user == ask.user and session.replay and session.replay.last == ask.push_id:
+                        self._resume(session, flying.get(ask) or point)
+            reading = [(s, wanted) for s in sessions if (wanted := _ask(s)) is not None]
+            pages = await self._store.mailbox([wanted for _, wanted in reading])
+            for (session, wanted), rows in zip(reading, pages, strict=True):
+                self._page(session, wanted, rows)
+                # A page may hold hundreds of pushes; pongs get their turn in between.
+                await self._clock.sleep(0)
+        except (StoreUnavailable, SchemaBehind) as away:
+            self._gate.shut("database", str(away))
+            self._asked = dict.fromkeys(s for s in (*sessions, *self._asked) if s.replay is not None)
+            await self._clock.sleep(RETRY)
+        finally:
+            self._reading = False
+
+    def _in_the_air(self, asked: Collection[tuple[str, str]]) -> dict[tuple[str, str], ResumePoint]:
+        """Where pushes are that were seen, and whose rows are not yet written."""
+        found: dict[tuple[str, str], ResumePoint] = {}
+        for flight in self._flights:
+            place = (flight.key.user, flight.key.push_id)
+            if place in asked:
+                found[place] = ResumePoint(flight.position, cut=False)
+        return found
+
+    def _resume(self, session: Session, point: ResumePoint | None) -> None:
+        replay = session.replay
+        if replay is None or replay.last is None:
+            # Welcomed meanwhile without an answer, or gone.
+            return
+        replay.last = None
+        replay.seen = None if point is None else point.position - SLACK
+        self._welcome(session, complete=point is not None and not point.cut)
+
+    def _page(self, session: Session, ask: MailboxAsk, rows: Sequence[Row]) -> None:
+        replay = session.replay
+        if replay is None:
+            return
+        waiting = session.waiting_keys() if replay.again else set()
+        handed = session.handed_keys() if replay.again else set()
+        for row in rows:
+            if not self._offer(session, row, replay.again, waiting, handed):
+                # No room: the rest is read again when there is some.
+                break
+            replay.after = row.position
+        else:
+            read = sum(len(row.payload or b"") for row in rows)
+            last = len(rows) < ask.rows and read < ask.payload_bytes
+            if last and session.end_replay(self.take_position()):
+                self._replaying.pop(session, None)
+                session.next_round = self._clock.monotonic() + self._patience
+        self.flush(session)
+
+    def _offer(
+        self, session: Session, row: Row, again: bool, waiting: set[RowKey], handed: set[RowKey]
+    ) -> bool:
+        """Offer one row's push to a session that may want it; False where it has no room for it now."""
+        key = row.key
+        if session.id in row.excluded or key in waiting:
+            return True
+        if row.final:
+            return session.offer_kept(_frame(session.mode, row), None)
+        flight = self._flights.get(key)
+        if flight is None:
+            if key in self._gone:
+                return True
+            flight = Flight.stored(row, self._boot, self._clock.monotonic())
+            if not session.offer_kept(_frame(session.mode, row), flight):
+                return False
+            self._flights.add(flight)
+            self._flights.rest(flight)
+        elif flight.ended:
+            if flight.outcome in DELIVERED and not again:
+                return session.offer_kept(_frame(session.mode, row), None)
+            return True
+        elif key in handed:
+            return self._offer_again(session, row, flight)
+        elif not session.offer_kept(_frame(session.mode, row), flight):
+            return False
+        flight.addressed(1)
+        self._look_later(flight)
+        return True
+
+    def _offer_again(self, session: Session, row: Row, flight: Flight) -> bool:
+        kept = flight.kept
+        now = self._clock.monotonic()
+        if kept is None or kept.resent >= RESENDS or kept.look_at > now:
+            return True
+        if not session.offer_kept(_frame(session.mode, row), flight):
+            return False
+        kept.resent += 1
+        self._look_later(flight)
+        return True
+
+    # --- what comes to nothing for now, and is sent again ---
+
+    def kept(self, flight: Flight) -> None:
+        """A push was not proven in time, or its sessions went: it is stored, and sent again where it can be."""
+        self._settlement.due(flight)
+        if flight.open > 0:
+            self._look_later(flight)
+
+    def _look_later(self, flight: Flight) -> None:
+        kept = flight.kept
+        now = self._clock.monotonic()
+        if kept is None or kept.look_at > now:
+            return
+        kept.look_at = now + (flight.ack_within or self._patience)
+        self._count += 1
+        heapq.heappush(self._looks, (kept.look_at, self._count, flight))
+
+    def tick(self) -> None:
+        """Called about ten times a second: send again what was not proven, welcome who waited too long."""
+        now = self._clock.monotonic()
+        while self._resuming:
+            session = next(iter(self._resuming))
+            replay = session.replay
+            if replay is not None and replay.last is not None and now - replay.began < self._patience:
+                break
+            if replay is not None:
+                # The database is away: what is kept follows when it is back, and the client is told the truth.
+                replay.last = None
+            self._welcome(session, complete=False)
+        due: dict[str, list[Flight]] = {}
+        while self._looks and self._looks[0][0] <= now:
+            flight = heapq.heappop(self._looks)[2]
+            if flight.ended or flight.open <= 0:
+                continue
+            effect = flight.timed_out(self._clock.time())
+            self._settlement.due(flight)
+            if effect is Effect.KEPT and flight.kept is not None and flight.kept.resent < RESENDS:
+                due.setdefault(flight.key.user, []).append(flight)
+        for user, flights in due.items():
+            if not self._begin_round(user, min(f.position for f in flights), now):
+                for flight in flights:
+                    self._look_later(flight)
+
+    def _begin_round(self, user: str, first: int, now: float) -> bool:
+        """Send again to those sessions of a user that answer; False where there is none at the moment."""
+        begun = False
+        for session in self._hub.of_user(user):
+            if session.state is not SessionState.LIVE or session.suspect(now, self._park_after):
+                continue
+            if now < session.next_round:
+                continue
+            session.begin_replay(Replay(after=first - 1, until=self.take_position(), again=True))
+            self._replaying[session] = None
+            self._want(session)
+            begun = True
+        return begun
+
+    # --- rows and flights ---
+
+    def _stored(self, flight: Flight, row: Row) -> None:
+        """Its row is committed and says `stored`."""
+        if flight.kept is not None:
+            flight.kept.data = None
+        self._flights.written(flight)
+        self._grown[flight.key.user] = None
+        if not flight.messages:
+            self._flights.rest(flight)
+            if flight.open <= 0 and not flight.ended and not self._settlement.is_due(flight):
+                # No session has it: the row alone stands for it.
+                self._flights.remove(flight)
+        self._unblock(flight.key.user)
+
+    def settled(self, flight: Flight) -> None:
+        """Its final row is committed."""
+        if self._reading:
+            self._gone.add(flight.key)
+        self._unblock(flight.key.user)
+
+    def ended_in_store(self, rows: Sequence[Row]) -> None:
+        """The store has ended these stored rows: sessions must not send them any more."""
+        for row in rows:
+            if self._reading:
+                self._gone.add(row.key)
+            flight = self._flights.get(row.key)
+            if flight is None:
+                continue
+            flight.end(row.outcome, row.reason, row.finished_at or self._clock.time())
+            if not flight.messages and not self._settlement.is_due(flight):
+                self._flights.remove(flight)
+        self._settlement.ended_by_sweep(rows)
+
+    def every_second(self) -> None:
+        """Ask again for sessions whose room nobody has told of: their sockets had taken something in between."""
+        for session in list(self._replaying):
+            self.more(session)
+
+    async def sweep(self) -> None:
+        """Called every second: end what has expired, and what is over the bounds of its mailbox.
+
+        Raises StoreUnavailable and SchemaBehind; what was not done is done by the next sweep.
+        """
+        for _ in range(SWEEP_STATEMENTS):
+            expired = await self._store.expire(SWEEP_ROWS)
+            self.ended_in_store(expired)
+            if len(expired) < SWEEP_ROWS:
+                break
+        while self._grown:
+            users = list(itertools.islice(self._grown, SWEEP_ROWS))
+            self.ended_in_store(await self._store.trim(users, self._limits.pushes, self._limits.total_bytes))
+            for user in users:
+                self._grown.pop(user, None)
+
+    # --- recall ---
+
+    async def recall(self, recall: Recall) -> Recalled:
+        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
+
+        Raises StoreUnavailable and SchemaBehind: then it is to be called again.
+        """
+        now = self._clock.time()
+        pushes: dict[tuple[str, str], None] = {}
+        ended: set[RowKey] = set()
+        for flight in self._flights:
+            if not _names(recall, flight):
+                continue
+            pushes[flight.key.user, flight.key.push_id] = None
+            if flight.parked and flight.kept is not None:
+                continue  # its row ends, with all that the store keeps
+            if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
+                ended.add(flight.key)
+                self._settlement.due(flight)
+        written = await self._store.recall(recall)
+        self.ended_in_store([w.row for w in written if w.applied])
+        ended.update(w.row.key for w in written if w.applied)
+        for w in written:
+            pushes[w.row.key.user, w.row.key.push_id] = None
+        told: set[Session] = set()
+        for user, push_id in pushes:
+            for session in self._hub.of_user(user):
+                if session.mode is Mode.ENVELOPE and session.takes_pushes:
+                    session.tell(wire.withdraw_frame(push_id))
+                    told.add(session)
+        for session in told:
+            self.flush(session)
+        return Recalled(len(ended), len(told))
+
+    # --- for people ---
+
+    @property
+    def replaying(self) -> int:
+        """Sessions that are being sent what is kept."""
+        return len(self._replaying)
+
+
+def _ask(session: Session) -> MailboxAsk | None:
+    replay = session.replay
+    if replay is None:
+        return None
+    return MailboxAsk(session.user, replay.after, replay.until, replay.seen)
+
+
+def _frame(mode: Mode, row: Row) -> Frame:
+    request = PushRequest(
+        id=row.key.push_id,
+        target=ToUser(row.key.user),
+        data=row.payload or b"",
+        event=row.event,
+        encoding=row.encoding,
+    )
+    return wire.bare_frame(request) if mode is Mode.BARE else wire.push_frame(request)
+
+
+def _names(recall: Recall, flight: Flight) -> bool:
+    key = flight.key
+    if key.tenant != recall.tenant:
+        return False
+    if recall.push_id:
+        return key.push_id == recall.push_id
+    return key.user == recall.user and flight.collapse_key == recall.collapse_key
