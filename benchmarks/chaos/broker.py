@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ class Publisher:
         self._url = url
         self._make = make
         self._pace = pace
-        self._again: list[Envelope] = []
+        self._again: deque[Envelope] = deque()
         self._flying: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.blocked = 0
@@ -104,6 +105,10 @@ class Publisher:
                 await asyncio.sleep(RETRY)
             finally:
                 await asyncio.gather(*self._flying)
+
+    def also(self, envelopes: Iterable[Envelope]) -> None:
+        """Publish these beside the load, as fast as confirms come."""
+        self._again.extend(envelopes)
 
     def stop(self) -> None:
         """Make no more; `run` returns when the rest is confirmed."""
@@ -126,7 +131,7 @@ class Publisher:
                 due = loop.time()
                 continue
             if self._again:
-                envelope = self._again.pop(0)
+                envelope = self._again.popleft()
             else:
                 due += self._pace()
                 await asyncio.sleep(max(0.0, due - loop.time()))

@@ -2,6 +2,7 @@
 
 CHAOS_POINT names the point and CHAOS_COUNT the how-manieth time; the kill is SIGKILL, so nothing is flushed
 or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; SIGUSR1 has it read again.
+CHAOS_POOL is how many connections to the database it has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import Connections
 from bridge.adapters.websocket import _Connection
 
 FLUSH: Final = 0.002
@@ -118,6 +120,15 @@ def _step(file: Path) -> None:
     SteppingClock.offset = float(file.read_text() or 0)
 
 
+def _limit_pool(size: int) -> None:
+    original = Connections.__init__
+
+    def limited(self: Connections, dsn: str, application_name: str, _: int = 0) -> None:
+        original(self, dsn, application_name, size)
+
+    Connections.__init__ = limited  # type: ignore[method-assign,assignment]
+
+
 def main() -> int:
     """Arm what the environment asks for, then be `bridge serve`."""
     point = os.environ.pop("CHAOS_POINT", "")
@@ -126,7 +137,10 @@ def main() -> int:
     clock = os.environ.pop("CHAOS_CLOCK", "")
     if clock:
         signal.signal(signal.SIGUSR1, lambda *_: _step(Path(clock)))
+        _step(Path(clock))
         app.SystemClock = SteppingClock  # type: ignore[misc]
+    if pool := int(os.environ.pop("CHAOS_POOL", "0")):
+        _limit_pool(pool)
     from bridge.cli import main as bridge
 
     return bridge(["serve"])
