@@ -61,9 +61,10 @@ EPILOGS: Final = {
     "check": "Exits 0 when `bridge serve` would get ready, 3 when broker or database can't be reached.\n\n"
     "  bridge check --declare passive",
     "token": '  bridge token u42 --ttl 600\n  python -m websockets "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
-    "push": "Exits 0 when every push ended as acked, received or written, 1 otherwise.\n\n"
+    "push": "Exits 0 when every push ended as acked, received or written, or is kept (stored); 1 otherwise.\n\n"
     "  bridge push --user u42 --data '{\"hi\": 1}'\n"
     "  bridge push --user u42 --user u43 --event order.paid --text 'thank you' --confirm acked\n"
+    "  bridge push --user u42 --event balance --data 17 --ttl 86400 --collapse-key balance\n"
     '  bridge push \'{"to": {"user": "u42"}, "data": 1}\'\n'
     "  cat request.json | bridge push -",
     "tail": "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
@@ -256,6 +257,13 @@ def _add_push_options(push: Parser) -> None:
     request.add_argument(
         "--confirm", choices=("written", "received", "acked"), help="the proof wanted [received]"
     )
+    request.add_argument(
+        "--ttl", type=_seconds, metavar="S", help="seconds to keep it for a user who is away [0]"
+    )
+    request.add_argument(
+        "--ack-within", type=_seconds, metavar="S", help="seconds to wait for the ack, with --confirm acked"
+    )
+    request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
     request.add_argument("--id", help="the idempotency key [a new one]")
     request.add_argument("--tenant", help="for analysts")
     request.add_argument("--meta", action="append", metavar="KEY=VALUE", help="for analysts; may be repeated")

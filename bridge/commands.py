@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import uuid
@@ -22,6 +23,8 @@ log = logging.getLogger("bridge")
 
 DELIVERED: Final = frozenset(("acked", "received", "written"))
 """Outcomes that say that a push reached its user."""
+CARED_FOR: Final = DELIVERED | {"stored"}
+"""Those, and the one that says that it is kept until its user comes."""
 
 
 def run_loop(story: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
@@ -112,17 +115,40 @@ def token(settings: TokenSettings, user: str, ttl: float) -> int:
 # --- push ------------------------------------------------------------------------------------------------
 
 
+_PARTS: Final = {
+    "user": "--user",
+    "session": "--session",
+    "all": "--all",
+    "excluded": "--except",
+    "data": "--data",
+    "text": "--text",
+    "event": "--event",
+    "confirm": "--confirm",
+    "ttl": "--ttl",
+    "ack_within": "--ack-within",
+    "collapse_key": "--collapse-key",
+    "id": "--id",
+    "tenant": "--tenant",
+    "meta": "--meta",
+}
+"""The parts of a request on the command line, by their names in its arguments."""
+
+
 def push_body(args: Namespace) -> bytes:
     """The body of a push request from the command line's words; raises SettingsError for wrong ones."""
-    parts = ("user", "session", "all", "excluded", "data", "text", "event", "confirm", "id", "tenant", "meta")
     if args.request is not None:
-        given = [name for name in parts if getattr(args, name)]
+        given = [flag for name, flag in _PARTS.items() if not _is_absent(getattr(args, name))]
         if given:
-            raise SettingsError("REQUEST", f"is a whole request: it can't be mixed with --{given[0]}")
+            raise SettingsError("REQUEST", f"is a whole request: it can't be mixed with {given[0]}")
         return _json(_stdin() if args.request == "-" else args.request.encode(), "REQUEST")
     if (args.data is None) == (args.text is None):
         raise SettingsError("--data", "one of --data JSON and --text TEXT is needed, or a whole REQUEST")
     return _built(args)
+
+
+def _is_absent(value: object) -> bool:
+    """Whether an option was left out; 0 and an empty string were given."""
+    return value is None or value is False
 
 
 def _built(args: Namespace) -> bytes:
@@ -150,6 +176,11 @@ def _built(args: Namespace) -> bytes:
             confirm=args.confirm,
             tenant=args.tenant,
             meta=meta,
+            ttl=args.ttl,
+            ack_within=args.ack_within,
+            collapse_key=args.collapse_key,
+            # How long its log keeps rows is known to the bridge alone.
+            limits=wire.Limits(max_ttl=math.inf),
         )
     except InvalidRequest as error:
         raise SettingsError("the request", error.detail) from error
@@ -183,19 +214,23 @@ async def push(settings: CommonSettings, body: bytes, wait: float, *, as_json: b
         receipts = await producer.request(body, timeout=wait)
     for receipt in receipts:
         print(json.dumps(receipt, ensure_ascii=False) if as_json else receipt_line(receipt))
-    final = [r for r in receipts if r["final"]]
-    if not final:
+    # Of a push and user the final receipt counts, or else the last: the first may say that it is on its way.
+    ends = {
+        (r["tenant"], r["push_id"], r["user_id"]): r for r in sorted(receipts, key=lambda r: bool(r["final"]))
+    }.values()
+    if not any(r["final"] or r["outcome"] == "stored" for r in ends):
         print(
             f"no outcome within {wait:g} s; the push is in the queue: is a bridge running? (bridge check)",
             file=sys.stderr,
         )
-    return 0 if final and all(r["outcome"] in DELIVERED for r in final) else 1
+        return 1
+    return 0 if all(r["outcome"] in CARED_FOR for r in ends) else 1
 
 
 def receipt_line(receipt: Mapping[str, Any]) -> str:
     """A receipt for people: user, outcome, reason, how long it took, what for, and the detail."""
     user = receipt.get("user_id") or "-"
-    words = [f"{user:<16} {receipt['outcome']:<9} {receipt['reason']:<16} {_took(receipt):>9}"]
+    words = [f"{user:<16} {receipt['outcome']:<10} {receipt['reason']:<16} {_took(receipt):>9}"]
     words += [str(receipt[name]) for name in ("event", "push_id", "detail") if receipt.get(name)]
     return "  ".join(words)
 

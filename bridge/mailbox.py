@@ -144,7 +144,8 @@ class Mailbox:
 
     def more(self, session: Session) -> None:
         """The session has handed something over, or proven it: it may have room for its next page."""
-        if session.replay is not None and session.idle:
+        replay = session.replay
+        if replay is not None and not replay.asked and session.idle:
             self._want(session)
 
     def closed(self, session: Session) -> None:
@@ -163,6 +164,7 @@ class Mailbox:
         replay = session.replay
         if replay is None:
             return
+        replay.asked = True
         unwritten = [f for f in self._flights.unwritten(session.user) if f.position <= replay.until]
         if unwritten:
             for flight in unwritten:
@@ -240,6 +242,7 @@ class Mailbox:
         replay = session.replay
         if replay is None:
             return
+        replay.asked = False
         waiting = session.waiting_keys() if replay.again else set()
         handed = session.handed_keys() if replay.again else set()
         for row in rows:
@@ -302,14 +305,14 @@ class Mailbox:
         """A push was not proven in time, or its sessions went: it is stored, and sent again where it can be."""
         self._settlement.due(flight)
         if flight.open > 0:
-            self._look_later(flight)
+            self._look_later(flight, 0.0)
 
-    def _look_later(self, flight: Flight) -> None:
+    def _look_later(self, flight: Flight, seconds: float | None = None) -> None:
         kept = flight.kept
         now = self._clock.monotonic()
         if kept is None or kept.look_at > now:
             return
-        kept.look_at = now + (flight.ack_within or self._patience)
+        kept.look_at = now + ((flight.ack_within or self._patience) if seconds is None else seconds)
         self._count += 1
         heapq.heappush(self._looks, (kept.look_at, self._count, flight))
 
@@ -328,11 +331,13 @@ class Mailbox:
         due: dict[str, list[Flight]] = {}
         while self._looks and self._looks[0][0] <= now:
             flight = heapq.heappop(self._looks)[2]
-            if flight.ended or flight.open <= 0:
+            kept = flight.kept
+            if kept is None or flight.ended or flight.open <= 0:
                 continue
-            effect = flight.timed_out(self._clock.time())
-            self._settlement.due(flight)
-            if effect is Effect.KEPT and flight.kept is not None and flight.kept.resent < RESENDS:
+            before = kept.reason
+            if flight.timed_out(self._clock.time()) is Effect.ENDED or kept.reason is not before:
+                self._settlement.due(flight)
+            if flight.outcome is None and kept.resent < RESENDS:
                 due.setdefault(flight.key.user, []).append(flight)
         for user, flights in due.items():
             if not self._begin_round(user, min(f.position for f in flights), now):

@@ -36,7 +36,7 @@ class SessionLimits(NamedTuple):
 class Replay:
     """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
 
-    __slots__ = ("after", "again", "began", "last", "missed", "seen", "until")
+    __slots__ = ("after", "again", "asked", "began", "last", "missed", "seen", "until")
 
     def __init__(
         self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
@@ -51,6 +51,8 @@ class Replay:
         """The push the client has seen last, while it is not yet known where in the mailbox that is."""
         self.again = again
         """A round for pushes that this session was handed before and did not prove."""
+        self.asked = False
+        """Its next page was asked for, and has not come yet."""
         self.missed: int | None = None
         """The position of the first push that could not be held: another round begins with it."""
         self.began = 0.0

@@ -1,4 +1,6 @@
-"""Bytes and model: push requests in (see `decoding`), frames both ways, receipts out. Pure: no I/O."""
+"""Bytes and model: push requests in (see `decoding`), frames both ways, receipts out, control messages in and
+their replies out. Pure: no I/O.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,18 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 import msgspec
 
-from bridge import jsontext
+from bridge import fields, jsontext
 from bridge.decoding import Decoded, Limits, decode, request_body
+from bridge.errors import InvalidRequest
 from bridge.fields import has_no_controls, is_id, kind
 from bridge.jsontext import BAD_JSON, encode
-from bridge.model import ID_MAX, NO_USER, CloseReason, Encoding, PushRequest, Row
+from bridge.model import ID_MAX, NO_USER, CloseReason, Encoding, PushRequest, Reason, Recall, Row
 from bridge.ports import Frame
 
 __all__ = [
     "UNSUPPORTED_FRAMES",
     "AckFrame",
+    "BadControl",
     "BadFrame",
     "ClientFrame",
     "Decoded",
@@ -26,7 +30,10 @@ __all__ = [
     "UnsupportedFrame",
     "bare_frame",
     "bye_frame",
+    "control_error",
+    "control_reply",
     "decode",
+    "decode_control",
     "error_frame",
     "ok_frame",
     "parse_client",
@@ -34,6 +41,7 @@ __all__ = [
     "receipt_body",
     "request_body",
     "welcome_frame",
+    "withdraw_frame",
 ]
 
 # --- Frames out ------------------------------------------------------------------------------------------
@@ -62,8 +70,17 @@ def bare_frame(request: PushRequest) -> Frame:
 
 
 def welcome_frame(session: str, user: str, complete: bool) -> Frame:
-    """The first frame of a session. `complete`: nothing is missing since the push it asked to resume from."""
+    """The first frame of a session.
+
+    `complete`: nothing that was kept is missing since the push it asked to resume from; true where it asked
+    for none.
+    """
     return Frame(encode({"type": "welcome", "session": session, "user": user, "complete": complete}))
+
+
+def withdraw_frame(push_id: str) -> Frame:
+    """The push with this id was recalled: whoever shows it should not any longer."""
+    return Frame(encode({"type": "withdraw", "id": push_id}))
 
 
 def error_frame(code: str, message: str, ref: Ref = None) -> Frame:
@@ -81,6 +98,11 @@ def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
     return Frame(
         encode({"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after})
     )
+
+
+def withdraw_frame(push_id: str) -> Frame:
+    """A push was recalled: the client takes it off the screen, if it is there."""
+    return Frame(encode({"type": "withdraw", "id": push_id}))
 
 
 def _with_ref(ref: Ref) -> dict[str, Ref]:
@@ -213,3 +235,67 @@ def receipt_body(row: Row) -> bytes:
             row.detail,
         )
     )
+
+
+# --- Control ---------------------------------------------------------------------------------------------
+
+_RECALL_FORMS = (frozenset(("push_id",)), frozenset(("user", "collapse_key")))
+_RECALL_FIELDS = frozenset(("type", "tenant")).union(*_RECALL_FORMS)
+
+
+class BadControl(NamedTuple):
+    """A message on `push.control` that asks for nothing we can do."""
+
+    problem: str
+    """The path of the wrong field, where it is one, and what was expected. For people."""
+
+
+def decode_control(body: bytes) -> Recall | BadControl:
+    """Read a control message. Never raises.
+
+    A recall names a push id, or a user and a collapse key, never both; no field is ignored, so that nobody
+    believes to have said more than was understood.
+    """
+    try:
+        return _recall(body)
+    except InvalidRequest as wrong:
+        return BadControl(wrong.detail)
+
+
+def _recall(body: bytes) -> Recall:
+    jsontext.check(body, {}, "")
+    asked = jsontext.value(body, "")
+    if not isinstance(asked, dict):
+        raise InvalidRequest(Reason.INVALID, "", f"expected an object, got {kind(asked)}")
+    what = asked.get("type")
+    if not isinstance(what, str):
+        raise InvalidRequest(Reason.INVALID, "type", f"expected a string, got {kind(what)}")
+    if what == "revoke":
+        raise InvalidRequest(Reason.UNSUPPORTED, "type", "this version does not have revocations")
+    if what != "recall":
+        raise InvalidRequest(Reason.INVALID, "type", f"{jsontext.shown(what)} is not known, expected recall")
+    for name in asked:
+        if name not in _RECALL_FIELDS:
+            raise InvalidRequest(Reason.INVALID, jsontext.shown(name), "no such field")
+    given = asked.keys() - {"type", "tenant"}
+    if given not in _RECALL_FORMS:
+        raise InvalidRequest(
+            Reason.INVALID,
+            "",
+            "expected push_id, or user and collapse_key, got"
+            f" {' and '.join(name for name in asked if name in given) or 'none'}",
+        )
+    return Recall(**{name: fields.checked_id(asked[name], name) for name in asked if name != "type"})
+
+
+def control_reply(what: str, node: str, sessions: int, took_ms: float, ended: int) -> bytes:
+    """What one node answers to a control message of type `what` that it carried out.
+
+    `sessions`: open sessions that were told, `ended`: rows that ended by it.
+    """
+    return encode({"type": what, "node": node, "sessions": sessions, "took_ms": took_ms, "ended": ended})
+
+
+def control_error(node: str, problem: str) -> bytes:
+    """What one node answers to a control message that it did not carry out."""
+    return encode({"type": "error", "node": node, "problem": problem})

@@ -18,8 +18,9 @@ import msgspec
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.model import DeadLetter, Mode, Outcome, PushKey, Receipt, Row, RowKey
-from bridge.ports import AckToken, Written
+from bridge.mailbox import MailboxLimits
+from bridge.model import DeadLetter, Mode, Outcome, PushKey, Recall, Receipt, Row, RowKey
+from bridge.ports import AckToken, Collapse, MailboxAsk, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, arrival
 from tests.test_delivery import House, Peer
@@ -87,6 +88,28 @@ class SlowStore(MemoryStore):
             await asyncio.sleep(0)
         return found
 
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        pages = await super().mailbox(asks)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return pages
+
+    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        ended = await super().supersede(newer)
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return ended
+
+    async def recall(self, recall: Recall) -> Sequence[Written]:
+        await asyncio.sleep(0)
+        written = await super().recall(recall)
+        await asyncio.sleep(0)
+        return written
+
 
 class World:
     """Everything around one core; `restart` gives it a new core on the same rows."""
@@ -103,6 +126,8 @@ class World:
         self.peers: list[Peer] = []
         self.violations: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.recalls: list[asyncio.Task[None]] = []
+        self.everyone: set[str] = set()
 
     # --- the core and its life ---
 
@@ -114,6 +139,7 @@ class World:
             clock=self.clock,
             store=self.store,
             boot=f"b{self.boot}",
+            mailbox_limits=MailboxLimits(pushes=6),
         )
         self.house = house
         house.acks.ack = self._acked  # type: ignore[method-assign]
@@ -124,18 +150,20 @@ class World:
         self.store.nodes.clear()
         failing, self.store.fail_with = self.store.fail_with, None
         await self.lease.claim()
+        house.mailbox.begin(await self.store.last_position())
         self.store.fail_with = failing
         self.tasks = [
             asyncio.create_task(house.settlement.run(), name="settlement"),
             asyncio.create_task(house.delivery.run(), name="delivery"),
+            asyncio.create_task(house.mailbox.run(), name="mailbox"),
         ]
         self.peers = []
         self._deliver_all()
 
     async def kill(self) -> None:
-        for task in self.tasks:
+        for task in (*self.tasks, *self.recalls):
             task.cancel()
-        for result in await asyncio.gather(*self.tasks, return_exceptions=True):
+        for result in await asyncio.gather(*self.tasks, *self.recalls, return_exceptions=True):
             if result is not None and not isinstance(result, asyncio.CancelledError):
                 self.violations.append(f"a task of the core ended with {result!r}")
 
@@ -208,6 +236,51 @@ class World:
         self.messages.append(message)
         self._deliver([message])
 
+    def publish_kept(self, n: int, m: int) -> None:
+        push_id = f"k{n % 12}"
+        users = (USERS[m % 3],) if m % 4 else (USERS[0], USERS[1])
+        request: dict[str, object] = {
+            "id": push_id,
+            "to": {"user": users[0]} if len(users) == 1 else {"users": list(users)},
+            "data": n,
+            "confirm": CONFIRMS[n % 3],
+            "ttl": (4, 40, 4000)[m % 3],
+        }
+        if n % 12 > 7:
+            request["collapse_key"] = f"c{n % 2}"
+        if CONFIRMS[n % 3] == "acked" and m % 2:
+            request["ack_within"] = 3
+        keys = tuple(RowKey("", push_id, user) for user in users)
+        message = Published(
+            json.dumps(request).encode(), keys, reply_to=f"q{len(self.messages)}" if m % 2 else ""
+        )
+        self.messages.append(message)
+        self._deliver([message])
+
+    def publish_everyone(self, n: int, m: int) -> None:
+        push_id = f"e{n % 4}"
+        body = {
+            "id": push_id,
+            "to": {"all": True},
+            "data": n,
+            "confirm": CONFIRMS[n % 3],
+            "ttl": 30 * (m % 2),
+        }
+        message = Published(json.dumps(body).encode(), ())
+        self.everyone.add(push_id)
+        self.messages.append(message)
+        self._deliver([message])
+
+    def recall(self, n: int, m: int) -> None:
+        what = Recall(push_id=f"k{n % 12}") if m % 3 else Recall(user=USERS[n % 3], collapse_key=f"c{m % 2}")
+        self.recalls.append(asyncio.create_task(self._recall(what), name="recall"))
+
+    async def _recall(self, what: Recall) -> None:
+        try:
+            await self.house.mailbox.recall(what)
+        except StoreUnavailable:
+            pass  # answered with an error, and asked again by whoever wants it
+
     def publish_wrong(self, n: int, m: int) -> None:
         push_id = f"w{n % 3}"
         body = json.dumps({"id": push_id, "to": {}, "data": 1}).encode()
@@ -216,8 +289,11 @@ class World:
         self._deliver([message])
 
     def connect(self, n: int, m: int) -> None:
+        user = USERS[n % 3]
+        seen = sorted(push_id for push_id, who in self.facts.shown if who == user)
         if len(self.peers) < 6:
-            self.peers.append(self.house.connect(USERS[n % 3], Mode.ENVELOPE))
+            last = (seen[m % len(seen)] if seen else "never") if m % 3 == 0 else None
+            self.peers.append(self.house.connect(user, Mode.ENVELOPE, last))
 
     def _peer(self, n: int) -> Peer | None:
         return self.peers[n % len(self.peers)] if self.peers else None
@@ -227,7 +303,8 @@ class World:
         for push in peer.pushes:
             push_id = str(push["id"])
             self.facts.shown.add((push_id, user))
-            if not any(k == RowKey("", push_id, user) for m in self.messages for k in m.keys):
+            known = any(k == RowKey("", push_id, user) for m in self.messages for k in m.keys)
+            if not known and push_id not in self.everyone:
                 self.facts.strangers.append(f"{push_id} was shown to {user}")
 
     def answer(self, n: int, m: int) -> None:
@@ -301,6 +378,7 @@ class World:
         try:
             await self.lease.renew()
             ended = await self.lease.end_dead(100)
+            await self.house.mailbox.sweep()
         except StoreUnavailable:
             self.house.gate.shut("database", "the model says so")
         else:
@@ -338,17 +416,30 @@ class World:
         """Everything comes back, and enough time passes for every deadline."""
         self.database_back(0, 0)
         self.receipts_taken(0, 0)
+        for user in USERS:
+            self.peers.append(self.house.connect(user, Mode.ENVELOPE))
         for round_ in range(60):
+            for n in range(len(self.peers)):
+                self._answer_everything(n)
             for peer in list(self.peers):
                 peer.socket.stuffed = False
                 if peer.socket.open:
                     peer.client.resumed()
             await self.pass_time(1.0)
-            if round_ > 12 and all(m.acked for m in self.messages) and not self.house.delivery.in_flight:
+            done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
+            if round_ > 12 and done and not self.house.delivery.in_flight:
                 break
         await self.pass_time(2.0)
         for peer in self.peers:
             self._look(peer)
+
+    def _answer_everything(self, n: int) -> None:
+        peer = self.peers[n]
+        self.answer(n, 0)
+        if peer.socket.open:
+            pushes = {str(push["id"]): m for m, push in enumerate(peer.pushes)}
+            for m in pushes.values():
+                self.acknowledge(n, m)
 
     def check(self) -> list[str]:
         """Every promise that does not hold, in words."""
@@ -367,9 +458,13 @@ class World:
                 wrong.append(f"no final row for {key}: {row}")
             elif key not in self.facts.announced:
                 wrong.append(f"never announced: {key} {row.outcome}/{row.reason}")
+        for push_id in self.everyone:
+            rows = [row for key, row in self.store.rows.items() if key.push_id == push_id]
+            if not rows or not all(row.final for row in rows):
+                wrong.append(f"{push_id} to everyone: {[(r.key.user, r.outcome) for r in rows]}")
         for key, row in self.store.rows.items():
             seen = (key.push_id, key.user)
-            if key not in published:
+            if key not in published and key.push_id not in self.everyone:
                 wrong.append(f"a row for what was never published: {key}")
             if row.outcome is Outcome.RECEIVED and seen not in self.facts.read:
                 wrong.append(f"received without proof: {key}")
@@ -393,7 +488,12 @@ STEPS = (
     "publish",
     "publish",
     "publish",
+    "publish_kept",
+    "publish_kept",
+    "publish_kept",
+    "publish_everyone",
     "publish_wrong",
+    "recall",
     "connect",
     "connect",
     "answer",

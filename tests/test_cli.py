@@ -19,9 +19,11 @@ import pytest
 from bridge import __version__
 from bridge.adapters.producer import Producer
 from bridge.cli import OVERVIEW, build_parser, main
+from bridge.model import Outcome, Reason
 from bridge.wire import request_body
 from tests.clients import client
 from tests.reference_settings import REFERENCE, cli_page, settings_page
+from tests.test_producer import KEPT, PARKED, PENDING, RECEIVED, answering
 
 SECRET = "n0t-a-real-secret-but-long-enough-for-it"
 NOWHERE = "127.0.0.1:1"
@@ -106,6 +108,17 @@ def test_flags_of_settings_say_what_they_mean_and_their_default(capsys: pytest.C
         (["push", "--text", "x", "--user", "u", "--all"], "bridge: the request: to: expected one of"),
         (["push", "--text", "x", "--user", "u", "--meta", "k"], "bridge: --meta: KEY=VALUE expected"),
         (["push", "{}", "--user", "u"], "bridge: REQUEST: is a whole request: it can't be mixed with --user"),
+        (
+            ["push", "{}", "--except", "s"],
+            "bridge: REQUEST: is a whole request: it can't be mixed with --except",
+        ),
+        (["push", "{}", "--ttl", "0"], "bridge: REQUEST: is a whole request: it can't be mixed with --ttl"),
+        (["push", "--text", "x", "--user", "u", "--ttl", "-1"], "argument --ttl: seconds expected, not '-1'"),
+        (
+            ["push", "--text", "x", "--user", "u", "--ack-within", "5"],
+            "bridge: the request: ack_within: expected",
+        ),
+        (["push", "--text", "x", "--user", "u", "--collapse-key", ""], "bridge: the request: collapse_key: "),
         (["push", "{"], "bridge: REQUEST: JSON expected"),
         (["demo", "--requests", "/none"], "bridge: --requests: /none cannot be read"),
     ],
@@ -396,6 +409,27 @@ async def _check_tail(env: dict[str, str]) -> None:
     out, _ = await ended
     assert tail.returncode == 0
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["order.paid", "order.paid"]
+
+
+async def test_a_push_that_is_kept_is_no_failure(vhost: str, capsys: pytest.CaptureFixture[str]) -> None:
+    async with answering(vhost) as bridge:
+
+        async def push(*words: str) -> tuple[int, str]:
+            command = ("push", "--amqp-url", vhost, "--text", "x", "--ttl", "86400", *words)
+            code = await asyncio.to_thread(main, command)
+            return code, capsys.readouterr().out
+
+        bridge.answers = {"away": (KEPT,)}
+        words = ("--confirm", "acked", "--ack-within", "0.5", "--collapse-key", "c")
+        code, out = await push("--user", "away", *words)
+        assert (code, out.split()[:3]) == (0, ["away", "stored", "no_session"])
+        body = json.loads(bridge.arrivals[0].body)
+        assert (body["ttl"], body["ack_within"], body["collapse_key"]) == (86400, 0.5, "c")
+        bridge.answers = {"u1": (PARKED, RECEIVED), "u2": (PARKED, (Outcome.EXPIRED, Reason.TTL))}
+        assert (await push("--user", "u1", "--user", "away"))[0] == 0
+        assert (await push("--user", "u1", "--user", "u2"))[0] == 1
+        bridge.answers = {"u1": (PENDING,)}
+        assert (await push("--user", "u1", "--user", "away", "--wait", "0.2"))[0] == 1
 
 
 async def test_push_without_a_bridge_says_that_there_is_no_outcome(env: dict[str, str]) -> None:

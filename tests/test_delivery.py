@@ -51,6 +51,7 @@ class Peer:
         self.client = client
         self.socket = socket
         self._answered = 0
+        self._read: list[dict[str, object]] = []
 
     @property
     def session_id(self) -> str:
@@ -82,8 +83,8 @@ class Peer:
 
     def first(self, count: int) -> list[dict[str, object]]:
         """The pushes among the first `count` frames."""
-        frames = [json.loads(f.payload) for f in self.socket.frames[:count]]
-        return [f for f in frames if f["type"] == "push"]
+        self._read.extend(json.loads(f.payload) for f in self.socket.frames[len(self._read) :])
+        return [f for f in self._read[:count] if f["type"] == "push"]
 
 
 class House:

@@ -33,7 +33,7 @@ def test_a_lie_is_found() -> None:
 
     Flight.end = lying  # type: ignore[method-assign,assignment]
     try:
-        broken = asyncio.run(play([Step("publish", 1, 1)]))
+        broken = asyncio.run(play([Step("publish", 1, 1), Step("pass_time", 8)]))
     finally:
         Flight.end = end  # type: ignore[method-assign]
     assert any("received without proof" in line for line in broken)

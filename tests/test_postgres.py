@@ -19,14 +19,14 @@ from bridge.adapters import migrate, postgres_pool
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_pool import translated
-from bridge.adapters.postgres_rows import record_params
+from bridge.adapters.postgres_rows import RECORD_PARAMS, record_params
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
 from bridge.model import LateProof, Outcome, PushKey, Reply
 from tests.test_store_contract import row
 
-RECORD = f"select * from record_rows({', '.join(['%s'] * 23)})".encode()
+RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
 
 

@@ -22,12 +22,20 @@ from tests.test_amqp import quiet_loop
 __all__ = ["quiet_loop"]
 
 
+PENDING = (Outcome.PENDING, Reason.AWAITING_PROOF)
+RECEIVED = (Outcome.RECEIVED, Reason.PONG)
+PARKED = (Outcome.STORED, Reason.AWAITING_PROOF)
+KEPT = (Outcome.STORED, Reason.NO_SESSION)
+
+
 class Answering(RecordingIntake):
-    """Answers each request with a receipt per user, a first one that is not final included."""
+    """Answers each request with receipts for each user, by default a first one that is not final."""
 
     def __init__(self, publisher: Publisher) -> None:
         super().__init__()
         self._publisher = publisher
+        self.answers: dict[str, Sequence[tuple[Outcome, Reason]]] = {}
+        """What each user is answered with, where it is something else."""
         self.tasks: set[asyncio.Task[Sequence[Receipt]]] = set()
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
@@ -39,10 +47,7 @@ class Answering(RecordingIntake):
             for user in to.get("users") or [to.get("user", "u1")]:
                 reply = Reply(arrival.properties.reply_to, arrival.properties.correlation_id)
                 key = RowKey("", request["id"], user)
-                for outcome, reason in (
-                    (Outcome.PENDING, Reason.AWAITING_PROOF),
-                    (Outcome.RECEIVED, Reason.PONG),
-                ):
+                for outcome, reason in self.answers.get(user, (PENDING, RECEIVED)):
                     receipts.append(Receipt(row(key=key, outcome=outcome, reason=reason), (reply,)))
         task = asyncio.create_task(self._publisher.send(receipts))
         self.tasks.add(task)
@@ -140,6 +145,18 @@ async def test_a_request_returns_with_the_final_receipt_of_each_user(vhost: str)
         assert [(r["user_id"], r["outcome"]) for r in one] == [("u7", "pending"), ("u7", "received")]
         two = await producer.request(b'{"id":"p2","to":{"users":["u1","u2","u1"]}}', 10)
         assert {r["user_id"] for r in two if r["final"]} == {"u1", "u2"}
+
+
+async def test_a_request_does_not_wait_for_a_user_who_is_away(vhost: str) -> None:
+    async with answering(vhost) as bridge, Producer.connect(vhost) as producer:
+        bridge.answers = {"away": (KEPT,), "late": (PARKED, KEPT), "odd": (RECEIVED, KEPT)}
+        got = await producer.request(b'{"id":"p1","to":{"users":["away","late","odd","u1"]},"ttl":60}', 10)
+        assert len(got) == 7
+        bridge.answers = {"here": (PARKED, RECEIVED), "back": (KEPT, RECEIVED)}
+        got = await producer.request(b'{"id":"p2","to":{"user":"here"},"ttl":60}', 10)
+        assert [r["outcome"] for r in got] == ["stored", "received"]
+        got = await producer.request(b'{"id":"p3","to":{"users":["back","here"]},"ttl":60}', 10, expect=2)
+        assert {r["user_id"] for r in got if r["final"]} >= {"here"}
 
 
 async def test_requests_at_the_same_time_get_their_own_receipts(vhost: str) -> None:

@@ -32,6 +32,7 @@ from bridge.model import (
     Proof,
     PushRequest,
     Reason,
+    Recall,
     Rejected,
     Row,
     RowKey,
@@ -296,6 +297,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"text", encoding=Encoding.TEXT)),
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
     ],
+    "withdraw": [lambda: wire.withdraw_frame('p"1')],
     "error": [
         lambda: wire.error_frame("unsupported", "not here", 7),
         lambda: wire.error_frame("bad_frame", "not a frame"),
@@ -345,6 +347,38 @@ def test_close_codes_are_those_of_the_schema() -> None:
     assert schema["properties"]["reason"]["enum"] == [reason.word for reason in sent]
     pairs = [(c["properties"]["code"]["const"], c["properties"]["reason"]["const"]) for c in schema["oneOf"]]
     assert pairs == [(reason.code, reason.word) for reason in sent]
+
+
+# --- control ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", sample("control-recall.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_recall_is_understood(example: dict[str, str]) -> None:
+    assert wire.decode_control(encoded(example)) == Recall(
+        **{k: v for k, v in example.items() if k != "type"}
+    )
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_a_control_message_is_understood_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    message = dice.control()
+    note(repr(message))
+    understood = wire.decode_control(encoded(message))
+    expected = validator("control-recall.json").is_valid(message) and not beyond_a_schema(message)
+    assert isinstance(understood, Recall) == expected, understood
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        wire.control_reply("recall", "n1", 2, 0.25, 1),
+        wire.control_reply("recall", "n1", 0, 0, 0),
+        wire.control_error("n1", "type: expected a string, got null"),
+    ],
+)
+def test_every_reply_to_a_control_message_fits_its_schema(reply: bytes) -> None:
+    check(validator("control-reply.json"), json.loads(reply))
 
 
 # --- AsyncAPI --------------------------------------------------------------------------------------------
@@ -422,7 +456,10 @@ def test_the_asyncapi_document_names_what_outsiders_rely_on() -> None:
     assert channels["push"]["bindings"]["amqp"]["exchange"]["name"] == "push"
     assert channels["outcomes"]["bindings"]["amqp"]["exchange"]["name"] == "push.outcomes"
     assert channels["dead"]["bindings"]["amqp"]["queue"]["name"] == "push.dead"
+    control = channels["control"]["bindings"]["amqp"]["exchange"]
+    assert (control["name"], control["type"]) == ("push.control", "fanout")
     assert channels["ws"]["address"] == "/ws"
+    assert channels["ws"]["bindings"]["ws"]["query"]["properties"]["last"]["maxLength"] == ID_MAX
     assert channels["outcomes"]["parameters"]["outcome"]["enum"] == [o.value for o in Outcome]
     frames = {name for name in SCHEMAS if name.startswith("frame-")}
     assert {f"frame-{name}.json" for name in channels["ws"]["messages"]} == frames

@@ -51,6 +51,19 @@ class Publisher:
         self.sent.extend(receipts)
         return ()
 
+    def final_receipts(self) -> int:
+        """How many ends were announced."""
+        return sum(r.row.final for r in self.sent)
+
+    def replies_of(self, push_id: str, outcome: Outcome) -> list[Reply]:
+        """To whom it was said that a push has this outcome."""
+        return [
+            reply
+            for r in self.sent
+            if r.row.key.push_id == push_id and r.row.outcome is outcome
+            for reply in r.replies
+        ]
+
     async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         await asyncio.sleep(0)
         if self.refusing:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
 import msgspec
@@ -15,12 +16,16 @@ from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.errors import NodeNameTaken, RowsRefused
-from bridge.model import LateProof, Outcome, Proof, PushKey, Reason, Reply, Row, RowKey
-from bridge.ports import Lease, Store
+from bridge.model import Encoding, LateProof, Outcome, Proof, PushKey, Reason, Recall, Reply, Row, RowKey
+from bridge.ports import Collapse, Lease, MailboxAsk, ResumeAsk, ResumePoint, Store
 from tests.core import ManualClock
 
 NOON = 1_800_014_400.0
 """A taken_at with no fraction: what Postgres keeps is what it was given."""
+LATER = 4_000_000_000.0
+"""A ttl that ends after every clock of the tests."""
+EVER = 2**62
+"""A position above all."""
 
 
 def row(push_id: str = "p", user: str = "u", outcome: Outcome = Outcome.RECEIVED, **fields: object) -> Row:
@@ -46,6 +51,35 @@ def row(push_id: str = "p", user: str = "u", outcome: Outcome = Outcome.RECEIVED
     return Row(**(made | fields))  # type: ignore[arg-type]
 
 
+def kept(push_id: str = "p", user: str = "u", position: int = 1, **fields: object) -> Row:
+    """A row of a push with a ttl: `stored`, or as it ended."""
+    made: dict[str, object] = {
+        "outcome": Outcome.STORED,
+        "reason": Reason.NO_SESSION,
+        "written_at": None,
+        "proven_at": None,
+        "finished_at": None,
+        "owed": (),
+        "payload": b'{"n": 1}',
+        "expires_at": LATER,
+        "position": position,
+    }
+    return row(push_id, user, **(made | fields))  # type: ignore[arg-type]
+
+
+def undated(written: Row) -> Row:
+    """A row but for its day, which the store decides."""
+    return msgspec.structs.replace(written, day=None)
+
+
+def undateds(written: Iterable[Row]) -> list[Row]:
+    return [undated(r) for r in written]
+
+
+def ids(rows: Iterable[Row]) -> list[str]:
+    return [r.key.push_id for r in rows]
+
+
 class House(Protocol):
     """One implementation, and what a test must be able to do to its world."""
 
@@ -61,6 +95,10 @@ class House(Protocol):
 
     async def pass_midnight(self) -> None:
         """The next day begins."""
+
+    @property
+    def now(self) -> float:
+        """The store's clock."""
 
     async def all_rows(self) -> list[Row]:
         """What the log holds."""
@@ -84,6 +122,10 @@ class InMemory:
         self.clock.advance(86400)
         # The day is looked at by calls.
         await self.store.find([])
+
+    @property
+    def now(self) -> float:
+        return self.clock.time()
 
     async def all_rows(self) -> list[Row]:
         return list(self.store.rows.values())
@@ -113,6 +155,10 @@ class InPostgres:
 
     async def pass_midnight(self) -> None:
         await self._execute("select roll_day((select day from log_day) + 1)", {})
+
+    @property
+    def now(self) -> float:
+        return time.time()
 
     async def all_rows(self) -> list[Row]:
         async with await psycopg.AsyncConnection.connect(self.dsn) as conn:
@@ -167,7 +213,9 @@ async def test_a_new_row_is_applied_and_found_as_it_was_written(store: Store) ->
     [written] = await store.record([full])
     assert written.applied
     assert written.row == full
-    assert await store.find([PushKey("", "p")]) == [full]
+    [found] = await store.find([PushKey("", "p")])
+    assert found.day is not None
+    assert undated(found) == full
 
 
 async def test_the_answer_has_one_entry_per_row_in_the_order_of_the_batch(store: Store) -> None:
@@ -197,8 +245,8 @@ async def test_a_final_row_never_changes(store: Store) -> None:
     for other in (Outcome.UNKNOWN, Outcome.ACKED, Outcome.PENDING):
         [written] = await store.record([row(outcome=other, boot="b2", detail="later", attempts=9)])
         assert not written.applied
-        assert written.row == first
-    assert await store.find([PushKey("", "p")]) == [first]
+        assert undated(written.row) == first
+    assert undateds(await store.find([PushKey("", "p")])) == [first]
 
 
 async def test_a_pending_row_becomes_final_and_keeps_what_was_known_first(store: Store) -> None:
@@ -247,7 +295,7 @@ async def test_the_same_write_again_changes_nothing(store: Store) -> None:
     batch = [row("a"), row("b", outcome=Outcome.PENDING, owed=(Reply("q", "1"),)), row("c", user="")]
     before = [w.row for w in await store.record(batch)]
     again = await store.record(batch)
-    assert [w.row for w in again] == before
+    assert undateds(w.row for w in again) == before
     assert [w.applied for w in again] == [False, True, False]
 
 
@@ -269,7 +317,7 @@ async def test_two_writers_of_the_same_keys_agree_on_one_row_each(store: Store, 
         )
         for a, b in zip(one, reversed(two), strict=True):
             assert a.applied != b.applied
-            assert a.row == b.row
+            assert undated(a.row) == undated(b.row)
     assert len(await house.all_rows()) == rounds * 20
 
 
@@ -277,7 +325,7 @@ async def test_a_thousand_rows_at_once(store: Store) -> None:
     batch = [row(f"p{i % 10}", user=f"u{i}", attempts=i) for i in range(1000)]
     assert all(w.applied for w in await store.record(batch))
     found = await store.find([PushKey("", f"p{i}") for i in range(10)])
-    assert {r.key: r for r in found} == {r.key: r for r in batch}
+    assert {r.key: undated(r) for r in found} == {r.key: r for r in batch}
     assert not any(w.applied for w in await store.record(batch))
 
 
@@ -296,7 +344,7 @@ async def test_awkward_text_comes_back_as_it_went_in(store: Store, text: str) ->
     )  # fmt: skip
     plain = row("plain")
     assert [w.applied for w in await store.record([plain, odd])] == [True, True]
-    assert await store.find([PushKey(text, text)]) == [odd]
+    assert undateds(await store.find([PushKey(text, text)])) == [odd]
     [done] = await store.record([row(key=odd.key, detail=text, node=text, boot=text)])
     assert done.row.owed == (Reply(text, text),)
     await store.owe({odd.key: (Reply(text, "2"),)})
@@ -330,10 +378,10 @@ async def test_text_that_can_not_be_stored_is_refused_with_nothing_written(
     assert all(w.applied for w in await store.record([row("p0"), row("p2")]))
 
 
-@pytest.mark.parametrize("time", [float("nan"), 1e20, -1e20])
-async def test_a_time_that_is_none_is_refused(store: Store, house: House, time: float) -> None:
+@pytest.mark.parametrize("wrong", [float("nan"), 1e20, -1e20])
+async def test_a_time_that_is_none_is_refused(store: Store, house: House, wrong: float) -> None:
     with pytest.raises(RowsRefused):
-        await store.record([row("p0"), row("p1", published_at=time)])
+        await store.record([row("p0"), row("p1", published_at=wrong)])
     assert await house.all_rows() == []
 
 
@@ -345,8 +393,8 @@ async def test_a_key_of_yesterday_is_not_inserted_again(store: Store, house: Hou
     await store.record([before])
     await house.pass_midnight()
     [written] = await store.record([row(outcome=Outcome.UNKNOWN, boot="b2")])
-    assert (written.applied, written.row) == (False, before)
-    assert await house.all_rows() == [before]
+    assert (written.applied, undated(written.row)) == (False, before)
+    assert undateds(await house.all_rows()) == [before]
 
 
 async def test_a_row_that_was_pending_at_midnight_ends_where_it_is(store: Store, house: House) -> None:
@@ -436,8 +484,8 @@ async def test_late_proof_fills_an_empty_time_of_a_final_row_and_nothing_else(st
     }
     assert found["late"].proven_at == NOON + 7
     assert (found["late"].outcome, found["late"].reason) == (Outcome.UNKNOWN, Reason.NO_PROOF)
-    assert found["proven"] == proven
-    assert found["pending"] == pending
+    assert undated(found["proven"]) == proven
+    assert undated(found["pending"]) == pending
 
 
 async def test_of_two_late_proofs_in_one_call_the_earlier_counts(store: Store) -> None:
@@ -450,11 +498,340 @@ async def test_of_two_late_proofs_in_one_call_the_earlier_counts(store: Store) -
 
 async def test_recent_gives_the_newest_ids_each_once_the_oldest_first(store: Store) -> None:
     await store.record(
-        [row(f"p{i}", user=f"u{u}", taken_at=NOON + i) for i in range(20) for u in range(5)]
-        + [row("pending", outcome=Outcome.PENDING, taken_at=NOON + 99)]
+        [row(f"p{i}", user=f"u{u}", taken_at=NOON + i) for i in range(18) for u in range(5)]
+        + [row("p18", outcome=Outcome.PENDING, taken_at=NOON + 18), kept("p19", taken_at=NOON + 19)]
     )
     assert await store.recent(3) == [PushKey("", f"p{i}") for i in (17, 18, 19)]
     assert await store.recent(100) == [PushKey("", f"p{i}") for i in range(20)]
+
+
+# --- Kept pushes -----------------------------------------------------------------------------------------
+
+
+async def ask(
+    store: Store, user: str = "u", after: int = 0, until: int = EVER, **more: int | None
+) -> list[str]:
+    """The ids on one page."""
+    [page] = await store.mailbox([MailboxAsk(user, after, until, **more)])  # type: ignore[arg-type]
+    return ids(page)
+
+
+async def test_a_kept_row_comes_back_as_it_was_written(store: Store) -> None:
+    full = kept(
+        position=2**53 + 1, encoding=Encoding.BYTES, payload=b"\x00\xff", excluded=frozenset(("s1", 's"2')),
+        collapse_key="score", ack_within=7.5, confirm=Proof.ACKED, meta=b'{"a": "b"}', owed=(Reply("q", "1"),),
+    )  # fmt: skip
+    text = kept("t", encoding=Encoding.TEXT, payload=b"")
+    [written, _] = await store.record([full, text])
+    assert (written.applied, undated(written.row)) == (True, full)
+    assert undateds(await store.find([PushKey("", "p"), PushKey("", "t")])) == [full, text]
+    [page] = await store.mailbox([MailboxAsk("u", 0, EVER)])
+    assert undateds(page) == [text, full]
+    assert {r.day for r in page} == {r.day for r in await store.find([PushKey("", "p")])}
+
+
+async def test_an_update_keeps_what_only_a_kept_push_has(store: Store) -> None:
+    first = kept(
+        excluded=frozenset(("s",)), collapse_key="k", ack_within=2.0, encoding=Encoding.TEXT,
+        owed=(Reply("q", "1"),), taken_at=NOON - 9,
+    )  # fmt: skip
+    await store.record([first])
+    bare = row(outcome=Outcome.STORED, reason=Reason.NO_PROOF, proven_at=None, finished_at=None, owed=None)
+    other = kept(
+        position=9, excluded=frozenset(("t",)), collapse_key="l", ack_within=3.0, expires_at=LATER + 1,
+        payload=b"other", owed=(Reply("q", "2"),), reason=Reason.AWAITING_PROOF, published_at=NOON + 3,
+    )  # fmt: skip
+    for new in (bare, other, row(outcome=Outcome.RECEIVED, payload=b"body")):
+        [written] = await store.record([new])
+        assert written.applied
+        now = written.row
+        assert (now.outcome, now.reason, now.finished_at) == (new.outcome, new.reason, new.finished_at)
+        for name in (
+            "payload", "position", "expires_at", "encoding", "excluded", "collapse_key", "ack_within",
+            "published_at", "taken_at",
+        ):  # fmt: skip
+            assert getattr(now, name) == getattr(first, name), name
+    assert now.owed == (Reply("q", "1"), Reply("q", "2"))
+    assert await store.find([PushKey("", "p")]) == [now]
+
+
+async def test_a_pending_row_may_become_a_kept_one(store: Store) -> None:
+    await store.record([row(outcome=Outcome.PENDING)])
+    [written] = await store.record([kept(position=5, collapse_key="k")])
+    assert (written.row.position, written.row.collapse_key, written.row.payload) == (5, "k", b'{"n": 1}')
+    assert await ask(store) == ["p"]
+
+
+async def test_the_mailbox_gives_stored_rows_in_the_order_of_their_positions(store: Store) -> None:
+    await store.record([kept(f"p{i}", position=10 + (i * 7) % 10) for i in range(10)])
+    await store.record([kept("other", user="v"), kept("other tenant", position=15)])
+    await store.record([row("plain", outcome=Outcome.PENDING), row("ended")])
+    expected = sorted(range(10), key=lambda i: (i * 7) % 10)
+    assert [i for i in await ask(store) if i != "other tenant"] == [f"p{i}" for i in expected]
+
+
+async def test_a_page_is_cut_by_positions_rows_and_bytes_and_the_next_goes_on(store: Store) -> None:
+    await store.record([kept(f"p{i}", position=i, payload=b"x" * 10 * i) for i in range(1, 9)])
+    assert await ask(store, after=3, until=6) == ["p4", "p5", "p6"]
+    assert await ask(store, after=2, rows=3) == ["p3", "p4", "p5"]
+    # 10 + 20 + 30: the row that reaches the bound is the last, and one that is larger comes alone.
+    assert await ask(store, payload_bytes=31) == ["p1", "p2", "p3"]
+    assert await ask(store, payload_bytes=30) == ["p1", "p2"]
+    assert await ask(store, after=7, payload_bytes=5) == ["p8"]
+    assert await ask(store, after=8) == []
+    assert await ask(store, until=0) == []
+
+
+async def test_pages_come_in_the_order_of_the_asks(store: Store, house: House) -> None:
+    await store.record([kept(f"{u}{i}", user=f"u{u}", position=i) for u in range(50) for i in range(1, 4)])
+    await house.pass_midnight()
+    await store.record([kept(f"{u}4", user=f"u{u}", position=4) for u in range(50)])
+    asks = [MailboxAsk(f"u{u}", u % 4, EVER, rows=3) for u in reversed(range(50))] + [
+        MailboxAsk("nobody", 0, 9)
+    ]
+    pages = await store.mailbox([*asks, asks[0]])
+    assert [ids(page) for page in pages] == [
+        *([f"{u}{i}" for i in range(u % 4 + 1, 5)][:3] for u in reversed(range(50))), [],
+        [f"49{i}" for i in (2, 3, 4)],
+    ]  # fmt: skip
+    assert await store.mailbox([]) == []
+
+
+async def test_a_mailbox_goes_over_all_days_by_position(store: Store, house: House) -> None:
+    for day in range(4):
+        await store.record([kept(f"d{day}", position=10 - day), kept(f"e{day}", position=20 + day)])
+        await house.pass_midnight()
+    assert await ask(store) == ["d3", "d2", "d1", "d0", "e0", "e1", "e2", "e3"]
+    assert await ask(store, after=8, rows=4) == ["d1", "d0", "e0", "e1"]
+
+
+async def test_a_row_whose_ttl_has_ended_is_in_no_mailbox(store: Store, house: House) -> None:
+    await store.record(
+        [kept("over", expires_at=house.now - 1), kept("there"), kept("seen", expires_at=house.now - 1)]
+    )
+    await store.record([row("seen")])
+    assert await ask(store) == ["there"]
+    assert await ask(store, seen=0) == ["there"]
+
+
+async def test_who_resumes_gets_what_was_delivered_since_as_well(store: Store) -> None:
+    delivered = [Outcome.ACKED, Outcome.RECEIVED, Outcome.WRITTEN]
+    others = [Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.DROPPED, Outcome.RECALLED, Outcome.REJECTED]
+    await store.record([kept(o, position=10 + i, outcome=o) for i, o in enumerate([*delivered, *others])])
+    await store.record(
+        [
+            kept("before", position=2),
+            kept("seen", position=9, outcome=Outcome.ACKED),
+            kept("bare", position=30, outcome=Outcome.ACKED, payload=None),
+            kept("after", position=40),
+            row("plain"),
+        ]
+    )
+    assert await ask(store) == ["before", "after"]
+    assert await ask(store, seen=9) == ["before", *delivered, "after"]
+    assert await ask(store, seen=11) == ["before", Outcome.WRITTEN, "after"]
+    assert await ask(store, seen=9, after=10, until=40, rows=2) == [Outcome.RECEIVED, Outcome.WRITTEN]
+
+
+async def test_a_resume_begins_at_the_position_of_the_push_last_seen(store: Store, house: House) -> None:
+    await store.record(
+        [
+            kept("a", position=5),
+            kept("a", user="v", position=7),
+            kept("a", position=6, key=RowKey("t", "a", "u")),
+            kept("ended", position=8, outcome=Outcome.EXPIRED),
+            row("plain", taken_at=NOON + 0.000001),
+        ]
+    )
+    asks = [ResumeAsk("u", p) for p in ("plain", "a", "ended", "unknown")] + [ResumeAsk("v", "a")]
+    for _ in range(4):
+        assert list(await store.resume_points(asks)) == [
+            ResumePoint(int(NOON) * 1_000_000 + 1, False), ResumePoint(6, False), ResumePoint(8, False), None,
+            ResumePoint(7, False),
+        ]  # fmt: skip
+        await house.pass_midnight()
+    assert await store.resume_points([]) == []
+
+
+async def test_a_resume_knows_whether_something_newer_was_dropped(store: Store) -> None:
+    await store.record([kept(f"p{i}", position=i) for i in range(1, 6)])
+    assert sorted(ids(await store.trim(["u"], 2, 999))) == ["p1", "p2", "p3"]
+    points = await store.resume_points([ResumeAsk("u", f"p{i}") for i in range(1, 6)])
+    assert points == [ResumePoint(i, cut=i < 3) for i in range(1, 6)]
+    await store.record([kept("other", user="v", position=1), row("slow", outcome=Outcome.DROPPED)])
+    assert await store.resume_points([ResumeAsk("v", "other")]) == [ResumePoint(1, False)]
+
+
+async def test_what_is_over_its_ttl_ends_the_earliest_first_and_no_more_than_asked(
+    store: Store, house: House
+) -> None:
+    now = house.now
+    due = [kept(f"p{i}", position=i, expires_at=now - 10 + i, owed=(Reply("q", str(i)),)) for i in range(5)]
+    await store.record([*due, kept("later"), row("pending", outcome=Outcome.PENDING), row("plain")])
+    await house.pass_midnight()
+    await store.record(
+        [kept("young", expires_at=now - 30), kept("proven", expires_at=now - 20, proven_at=NOON)]
+    )
+    first = await store.expire(4)
+    assert sorted(ids(first)) == ["p0", "p1", "proven", "young"]
+    rest = await store.expire(100)
+    assert sorted(ids(rest)) == ["p2", "p3", "p4"]
+    assert await store.expire(100) == []
+    for ended in (*first, *rest):
+        assert (ended.outcome, ended.reason, ended.final) == (Outcome.EXPIRED, Reason.TTL, True)
+        assert ended.finished_at is not None
+        assert ended.finished_at >= now
+        assert await store.find([PushKey("", ended.key.push_id)]) == [ended]
+    assert {r.key.push_id: r.owed for r in rest} == {f"p{i}": (Reply("q", str(i)),) for i in (2, 3, 4)}
+    assert sorted(ids(await store.owing(100))) == ["p0", "p1", "p2", "p3", "p4", "proven", "young"]
+    assert await ask(store) == ["later"]
+
+
+async def test_a_mailbox_is_trimmed_by_count_the_oldest_first(store: Store, house: House) -> None:
+    await store.record([kept(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(1, 4)])
+    await house.pass_midnight()
+    await store.record([kept(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(4, 7)])
+    await store.record([row("a6", user="a")])
+    ended = await store.trim(["c", "a", "nobody", "a"], 4, 10**6)
+    assert sorted(ids(ended)) == ["a1", "c1", "c2"]
+    for r in ended:
+        assert (r.outcome, r.reason, r.final) == (Outcome.DROPPED, Reason.MAILBOX_FULL, True)
+        assert (r.finished_at is not None, r.owed, r.payload) == (True, (), b'{"n": 1}')
+        assert await store.find([PushKey("", r.key.push_id)]) == [r]
+    assert await ask(store, user="a") == ["a2", "a3", "a4", "a5"]
+    assert await ask(store, user="b") == [f"b{i}" for i in range(1, 7)]
+    assert await store.trim(["a", "c"], 4, 10**6) == []
+    assert await store.trim([], 0, 0) == []
+
+
+async def test_a_mailbox_is_trimmed_by_the_bytes_of_its_payloads(store: Store) -> None:
+    await store.record([kept(f"p{i}", position=i, payload=b"x" * 10) for i in range(1, 6)])
+    assert sorted(ids(await store.trim(["u"], 99, 39))) == ["p1", "p2"]
+    assert await store.trim(["u"], 99, 30) == []
+    assert sorted(ids(await store.trim(["u"], 99, 9))) == ["p3", "p4", "p5"]
+
+
+async def test_a_newer_push_supersedes_the_older_ones_with_its_key(store: Store, house: House) -> None:
+    await store.record([kept(f"p{i}", position=i, collapse_key="k") for i in range(1, 5)])
+    await house.pass_midnight()
+    await store.record(
+        [
+            kept("x", key=RowKey("t", "x", "u"), collapse_key="k"),
+            kept("y", user="v", collapse_key="k"),
+            kept("z", collapse_key="l"),
+            kept("done", outcome=Outcome.RECEIVED, reason=Reason.PONG, collapse_key="k"),
+            kept("q", user="w", position=5, collapse_key="k"),
+            kept("plain"),
+        ]
+    )
+    newer = [Collapse("", "u", "k", 3), Collapse("", "w", "k", 5), Collapse("", "u", "k", 2)]
+    ended = await store.supersede(newer)
+    assert sorted(ids(ended)) == ["p1", "p2"]
+    for r in ended:
+        assert (r.outcome, r.reason, r.final, r.owed) == (Outcome.SUPERSEDED, Reason.COLLAPSED, True, ())
+        assert r.finished_at is not None
+        assert await store.find([PushKey("", r.key.push_id)]) == [r]
+    assert await store.supersede(newer) == []
+    assert await ask(store, until=4, after=2) == ["p3", "p4"]
+    assert await store.supersede([]) == []
+
+
+async def test_a_recall_by_id_ends_what_is_stored_and_tells_of_the_others(store: Store, house: House) -> None:
+    mine = [
+        kept("p", user="a"),
+        kept("p", user="b", owed=(Reply("q", "1"),)),
+        kept("p", user="c", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
+        row("p", user="d", outcome=Outcome.PENDING),
+    ]
+    await store.record([*mine, kept("p", key=RowKey("t", "p", "a")), kept("other", user="a")])
+    for _ in range(3):
+        await house.pass_midnight()
+    answer = {w.row.key.user: w for w in await store.recall(Recall(push_id="p"))}
+    assert {u: w.applied for u, w in answer.items()} == {"a": True, "b": True, "c": False, "d": False}
+    for user in "ab":
+        ended = answer[user].row
+        assert (ended.outcome, ended.reason, ended.final) == (Outcome.RECALLED, Reason.WITHDRAWN, True)
+        assert ended.finished_at is not None
+    assert answer["b"].row.owed == (Reply("q", "1"),)
+    assert [undated(answer[u].row) for u in "cd"] == mine[2:]
+    assert {r.key.user: r for r in await store.find([PushKey("", "p")])} == {
+        u: w.row for u, w in answer.items()
+    }
+    assert sorted(ids(await store.owing(9))) == ["p", "p", "p"]
+    again = await store.recall(Recall(push_id="p"))
+    assert {w.row.key.user: w.applied for w in again} == dict.fromkeys("abcd", False)
+    assert sorted(await ask(store, user="a")) == ["other", "p"]
+    assert await store.recall(Recall(push_id="unknown")) == []
+
+
+async def test_a_recall_by_collapse_key_ends_what_is_stored_for_that_user(store: Store) -> None:
+    await store.record(
+        [
+            kept("a", position=1, collapse_key="k"),
+            kept("b", position=2, collapse_key="k"),
+            kept("c", position=3, collapse_key="l"),
+            kept("d", position=4, collapse_key="k", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
+            kept("e", user="v", collapse_key="k"),
+            kept("f", position=5, collapse_key="k", key=RowKey("t", "f", "u")),
+        ]
+    )
+    answer = await store.recall(Recall(user="u", collapse_key="k"))
+    assert sorted((w.row.key.push_id, w.applied, w.row.outcome) for w in answer) == [
+        ("a", True, Outcome.RECALLED), ("b", True, Outcome.RECALLED),
+    ]  # fmt: skip
+    assert await store.recall(Recall(user="u", collapse_key="k")) == []
+    assert await ask(store) == ["c", "f"]
+
+
+async def test_the_last_position_is_that_of_the_newest_kept_push(store: Store, house: House) -> None:
+    assert await store.last_position() == 0
+    await store.record([row("plain"), row("open", outcome=Outcome.PENDING)])
+    assert await store.last_position() == 0
+    await store.record([kept("a", position=2**53 + 1), kept("b", user="v", position=7)])
+    await store.record([kept("a", outcome=Outcome.EXPIRED), row("later", taken_at=NOON + 60)])
+    assert await store.last_position() == 2**53 + 1
+    await house.pass_midnight()
+    await store.record([kept("c", position=2**53), row("plain2")])
+    assert await store.last_position() == 2**53 + 1
+
+
+async def test_a_row_stored_days_ago_is_found_and_finished_by_its_day(store: Store, house: House) -> None:
+    await store.record([kept(owed=(Reply("q", "1"),)), kept("q", position=2)])
+    for _ in range(5):
+        await house.pass_midnight()
+    [page] = await store.mailbox([MailboxAsk("u", 0, EVER)])
+    first, second = page
+    assert undateds(await store.find([PushKey("", "p")])) == undateds([first])
+    end = row(day=first.day, boot="b2")
+    [written, fresh, again] = await store.record([end, row("fresh"), kept("q", day=second.day, boot="b3")])
+    assert (written.applied, written.row.day, written.row.final) == (True, first.day, True)
+    assert (written.row.owed, written.row.payload) == ((Reply("q", "1"),), b'{"n": 1}')
+    assert (fresh.applied, again.applied, again.row.day) == (True, True, second.day)
+    for repeat in (end, kept(day=first.day)):
+        [known] = await store.record([repeat])
+        assert (known.applied, known.row) == (False, written.row)
+    assert sorted(ids(await house.all_rows())) == ["fresh", "p", "q"]
+    key = first.key
+    await store.owe({key: (Reply("q", "2"),)})
+    [found] = await store.find([PushKey("", "p")])
+    assert found.owed == (Reply("q", "1"), Reply("q", "2"))
+    await store.record([row("q", day=second.day, outcome=Outcome.UNKNOWN, proven_at=None)])
+    await store.prove_late([LateProof(RowKey("", "q", "u"), NOON + 9)])
+    [late] = await store.find([PushKey("", "q")])
+    assert (late.outcome, late.proven_at) == (Outcome.UNKNOWN, NOON + 9)
+
+
+async def test_a_day_of_a_row_that_is_gone_makes_a_row_of_today_once(store: Store, house: House) -> None:
+    await store.record([row("q")])
+    [found] = await store.find([PushKey("", "q")])
+    for _ in range(3):
+        await house.pass_midnight()
+    assert found.day is not None
+    end = row(day=found.day)
+    assert [w.applied for w in await store.record([end])] == [True]
+    assert [w.applied for w in await store.record([end])] == [False]
+    [now] = await store.find([PushKey("", "p")])
+    assert now.day == found.day + datetime.timedelta(days=3)
 
 
 # --- Leases ----------------------------------------------------------------------------------------------
@@ -519,6 +896,18 @@ async def test_rows_of_an_earlier_boot_of_this_name_end_at_once(house: House) ->
     [written] = await house.store.record([row("a", boot="b1")])
     assert (written.applied, written.row) == (False, ended)
     assert [r.key.push_id for r in await house.store.owing(10)] == ["a"]
+
+
+async def test_a_stored_row_of_a_dead_boot_waits_for_its_user(house: House) -> None:
+    await house.store.record([kept(boot="b1"), kept("q", node="n2"), row("r", outcome=Outcome.PENDING)])
+    lease = house.lease("n1", "b2")
+    await lease.claim()
+    for _ in range(4):
+        await house.pass_time(2)
+        await lease.renew()
+    assert ids(await lease.end_dead(10)) == ["r"]
+    assert await lease.end_dead(10) == []
+    assert await ask(house.store) == ["p", "q"]
 
 
 async def test_a_row_of_a_dead_boot_that_holds_a_proof_ends_as_received(house: House) -> None:

@@ -30,6 +30,7 @@ from bridge.model import (
     Proof,
     PushRequest,
     Reason,
+    Recall,
     Rejected,
     Row,
     RowKey,
@@ -890,10 +891,29 @@ class Dice:
             del made[self.pick(("data", "to"))]
         return made
 
+    def control(self) -> dict[str, Any]:
+        """A control message that is right in most points."""
+        forms = (("push_id",), ("user", "collapse_key"), ("user", "collapse_key", "push_id"), ("user",), ())
+        made: dict[str, Any] = {"type": "recall"}
+        for field in self.pick((forms[0], forms[1], forms[0], forms[1], *forms)):
+            made[field] = self.id()
+        if self.roll(3) == 2:
+            made["tenant"] = self.id()
+        if self.roll(12) == 11:
+            made["type"] = self.pick(("revoke", "Recall", "", None, {}))
+        if self.roll(12) == 11:
+            made[self.pick(("x", "", "\n", "id", "users", "\ud800"))] = self.junk()
+        return made
+
     def damaged(self) -> bytes:
-        """The JSON of a request or a batch, changed in a few places and perhaps cut."""
+        """The JSON of a request or a batch, damaged."""
         value = self.request() if self.roll(3) else [self.request() for _ in range(self.roll(4))]
-        body = bytearray(json.dumps(value, ensure_ascii=bool(self.roll(2))).encode("utf-8", "surrogatepass"))
+        text = json.dumps(value, ensure_ascii=bool(self.roll(2)))
+        return self.damage(text.encode("utf-8", "surrogatepass"))
+
+    def damage(self, text: bytes) -> bytes:
+        """This text, changed in a few places and perhaps cut."""
+        body = bytearray(text)
         for _ in range(self.roll(4)):
             at = self.roll(256) % len(body)
             body[at : at + self.roll(2)] = self.pick(WORDS) if self.roll(2) else bytes((self.roll(256),))
@@ -1111,6 +1131,7 @@ def test_the_other_frames_say_what_they_are() -> None:
         "message": "no",
         "ref": 7,
     }
+    assert json.loads(wire.withdraw_frame('p"1').payload) == {"type": "withdraw", "id": 'p"1'}
     assert json.loads(wire.ok_frame("r").payload) == {"type": "ok", "ref": "r"}
     assert json.loads(wire.ok_frame().payload) == {"type": "ok"}
     assert json.loads(wire.bye_frame(CloseReason.RESTART, 2.5).payload) == {
@@ -1209,3 +1230,82 @@ def test_a_receipt_says_null_for_what_is_not_known() -> None:
     receipt = json.loads(wire.receipt_body(row))
     assert [receipt[n] for n in ("user_id", "tenant", "event", "written_at", "proven_at")] == [None] * 5
     assert receipt["detail"] == "to: wrong"
+
+
+# --- control ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "recall"),
+    [
+        (b'{"type":"recall","push_id":"p1"}', Recall(push_id="p1")),
+        (b'{"tenant":"shop","push_id":"p1","type":"recall"}', Recall("shop", "p1")),
+        (b' {"type":"recall","user":"u1","collapse_key":"c"} ', Recall(user="u1", collapse_key="c")),
+        (
+            b'{"type":"recall","user":"u1","collapse_key":"c","tenant":"t"}',
+            Recall("t", user="u1", collapse_key="c"),
+        ),
+    ],
+)
+def test_a_recall_names_a_push_or_a_users_collapse_key(body: bytes, recall: Recall) -> None:
+    assert wire.decode_control(body) == recall
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "expected JSON, got nothing"),
+        (b"hello", "not JSON: "),
+        (b"\xff", "not UTF-8 (byte 0)"),
+        (b'{"type":"recall","push_id":"\\ud800"}', "a lone surrogate"),
+        (b"[" * 5000, "nested deeper than 128 levels"),
+        (b"1e999", "a number is out of range"),
+        (b"[]", "expected an object, got a list"),
+        (b"{}", "type: expected a string, got null"),
+        (b'{"type":7,"push_id":"p1"}', "type: expected a string, got a number"),
+        (b'{"type":"revoke","user":"u1","before":1}', "type: this version does not have revocations"),
+        (b'{"type":"unsend","push_id":"p1"}', "type: unsend is not known, expected recall"),
+        (b'{"type":"recall"}', "expected push_id, or user and collapse_key, got none"),
+        (b'{"type":"recall","user":"u1"}', "expected push_id, or user and collapse_key, got user"),
+        (
+            b'{"type":"recall","push_id":"p1","user":"u1","collapse_key":"c"}',
+            "expected push_id, or user and collapse_key, got push_id and user and collapse_key",
+        ),
+        (b'{"type":"recall","push_id":"p1","user":"u1"}', "expected push_id, or user and collapse_key, got"),
+        (b'{"type":"recall","push_id":"p1","reason":"x"}', "reason: no such field"),
+        (b'{"type":"recall","push_id":"p1","a\\nb":"x"}', "'a\\nb': no such field"),
+        (b'{"type":"recall","push_id":""}', "push_id: expected a string of 1 to 128 characters"),
+        (b'{"type":"recall","push_id":null}', "push_id: expected a string"),
+        (b'{"type":"recall","push_id":"p1","tenant":""}', "tenant: expected a string"),
+        (b'{"type":"recall","user":"u1","collapse_key":["c"]}', "collapse_key: expected a string"),
+    ],
+)
+def test_a_control_message_that_is_wrong_is_told_why(body: bytes, problem: str) -> None:
+    told = wire.decode_control(body)
+    assert isinstance(told, wire.BadControl), told
+    assert told.problem.startswith(problem), told.problem
+    assert json.loads(wire.control_error("n1", told.problem))["problem"] == told.problem
+
+
+@settings(SETTINGS, max_examples=1000)
+@given(DICE, st.binary(max_size=20))
+def test_any_control_message_is_answered(dice: Dice, noise: bytes) -> None:
+    body = dice.words() + noise if dice.roll(2) else dice.damage(dumps(dice.control()))
+    note(repr(body))
+    told = wire.decode_control(body)
+    if isinstance(told, Recall):
+        assert bool(told.push_id) != bool(told.user and told.collapse_key)
+    else:
+        assert told.problem.isprintable()
+        assert told.problem
+
+
+def test_a_reply_to_a_control_message_says_what_came_of_it() -> None:
+    assert json.loads(wire.control_reply("recall", "n1", 2, 1.5, 3)) == {
+        "type": "recall",
+        "node": "n1",
+        "sessions": 2,
+        "took_ms": 1.5,
+        "ended": 3,
+    }
+    assert json.loads(wire.control_error("n1", "no")) == {"type": "error", "node": "n1", "problem": "no"}

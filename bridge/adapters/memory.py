@@ -407,7 +407,6 @@ def _updated(have: Row, new: Row) -> Row:
     """What an update makes of a row that is not final; `record_rows` of `sql/0004_kept.sql` says the same."""
     same_boot = have.node == new.node and have.boot == new.boot
     owed = new.owed if have.owed is None else merged(have.owed, new.owed or ())
-    kept = new if have.expires_at is None else have
     return msgspec.structs.replace(
         have,
         outcome=new.outcome,
@@ -422,12 +421,12 @@ def _updated(have: Row, new: Row) -> Row:
         detail=new.detail,
         payload=new.payload if have.payload is None else have.payload,
         owed=owed,
-        position=kept.position,
-        expires_at=kept.expires_at,
-        encoding=kept.encoding,
-        excluded=kept.excluded,
-        collapse_key=kept.collapse_key,
-        ack_within=kept.ack_within,
+        position=have.position or new.position,
+        expires_at=new.expires_at if have.expires_at is None else have.expires_at,
+        encoding=new.encoding if have.expires_at is None else have.encoding,
+        excluded=have.excluded or new.excluded,
+        collapse_key=have.collapse_key or new.collapse_key,
+        ack_within=have.ack_within or new.ack_within,
     )
 
 

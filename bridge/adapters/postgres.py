@@ -12,9 +12,11 @@ from typing import Any, LiteralString
 
 from bridge.adapters.postgres_pool import Connection, Connections
 from bridge.adapters.postgres_rows import (
+    RECORD_PARAMS,
     columns,
     key_params,
     lock_order,
+    nullable_numbers,
     nullable_texts,
     numbers,
     owed_text,
@@ -23,14 +25,16 @@ from bridge.adapters.postgres_rows import (
     texts,
 )
 from bridge.errors import StoreUnavailable
-from bridge.model import LateProof, PushKey, Reply, Row, RowKey
-from bridge.ports import Written
+from bridge.model import LateProof, PushKey, Recall, Reply, Row, RowKey
+from bridge.ports import Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
 
+NEWEST = 10_000
+"""Among how many of the newest rows the last position is looked for: a restart needs no more than that."""
 RECENT_STEP = 4
 """How much further each look back for recent ids goes than the one before: one push may have many rows."""
 
 _RECORD: LiteralString = (
-    f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * 23)}) r"
+    f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r"
 )
 _FIND: LiteralString = f"select {columns('l')} from find_rows(%s, %s) l"
 _OWING: LiteralString = (
@@ -38,8 +42,19 @@ _OWING: LiteralString = (
 )
 _RECENT = """
     select l.tenant, l.push_id from delivery_log l
-    where l.final and l.day >= (select d.since from log_day d)
+    where l.day >= (select d.since from log_day d)
     order by l.taken_at desc limit %s
+    """
+_MAILBOX: LiteralString = f"select m.ord, {columns('(m.log)')} from mailbox_rows(%s, %s, %s, %s, %s, %s) m"
+_EXPIRE: LiteralString = f"select {columns('l')} from expire_rows(%s) l"
+_TRIM: LiteralString = f"select {columns('l')} from trim_rows(%s, %s, %s) l"
+_SUPERSEDE: LiteralString = f"select {columns('l')} from supersede_rows(%s, %s, %s, %s) l"
+_RECALL: LiteralString = f"select r.applied, {columns('(r.log)')} from recall_rows(%s, %s, %s, %s) r"
+_LAST_POSITION = """
+    select coalesce(max(newest.position), 0) from (
+        select l.position from delivery_log l
+        where l.day >= (select d.since from log_day d)
+        order by l.taken_at desc limit %s) as newest
     """
 
 
@@ -107,6 +122,69 @@ class PostgresStore:
             if len(newest) == limit or len(found) < rows:
                 return newest[::-1]
             rows *= RECENT_STEP
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+        """See `Store.mailbox`: one statement for all asks."""
+        pages: list[list[Row]] = [[] for _ in asks]
+        if asks:
+            params = (
+                texts([ask.user for ask in asks]),
+                numbers([ask.after for ask in asks]),
+                numbers([ask.until for ask in asks]),
+                nullable_numbers([ask.seen for ask in asks]),
+                numbers([ask.rows for ask in asks]),
+                numbers([ask.payload_bytes for ask in asks]),
+            )
+            for record in await self._fetch(_MAILBOX, params):
+                pages[record[0] - 1].append(row_of(record[1:]))
+        return pages
+
+    async def resume_points(self, asks: Sequence[ResumeAsk]) -> Sequence[ResumePoint | None]:
+        """See `Store.resume_points`."""
+        points: list[ResumePoint | None] = [None] * len(asks)
+        if asks:
+            params = texts([ask.user for ask in asks]), texts([ask.push_id for ask in asks])
+            for place, seen, cut in await self._fetch(
+                "select p.ord, p.seen, p.cut from resume_points(%s, %s) p", params
+            ):
+                points[place - 1] = ResumePoint(seen, cut)
+        return points
+
+    async def expire(self, limit: int) -> Sequence[Row]:
+        """See `Store.expire`; a row that another transaction holds is left to it and to the next call."""
+        return [row_of(r) for r in await self._fetch(_EXPIRE, (limit,))]
+
+    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+        """See `Store.trim`."""
+        if not users:
+            return []
+        params = (texts(list(dict.fromkeys(users))), pushes, payload_bytes)
+        return [row_of(r) for r in await self._fetch(_TRIM, params)]
+
+    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+        """See `Store.supersede`."""
+        if not newer:
+            return []
+        params = (
+            texts([new.tenant for new in newer]),
+            texts([new.user for new in newer]),
+            texts([new.collapse_key for new in newer]),
+            numbers([new.position for new in newer]),
+        )
+        return [row_of(r) for r in await self._fetch(_SUPERSEDE, params)]
+
+    async def recall(self, recall: Recall) -> Sequence[Written]:
+        """See `Store.recall`."""
+        records = await self._fetch(
+            _RECALL, (recall.tenant, recall.push_id, recall.user, recall.collapse_key)
+        )
+        return [Written(row_of(r[1:]), r[0]) for r in records]
+
+    async def last_position(self) -> int:
+        """See `Store.last_position`."""
+        [(position,)] = await self._fetch(_LAST_POSITION, (NEWEST,))
+        assert isinstance(position, int)
+        return position
 
     async def roll_day(self) -> datetime.date:
         """Move the log on to the day of the database's clock and return the log's day.

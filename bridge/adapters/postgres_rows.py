@@ -12,7 +12,7 @@ from typing import Any, LiteralString
 import msgspec
 
 from bridge.errors import RowsRefused
-from bridge.model import Outcome, Proof, Reason, Reply, Row, RowKey
+from bridge.model import Encoding, Outcome, Proof, Reason, Reply, Row, RowKey
 
 COLUMNS: tuple[LiteralString, ...] = (
     "tenant", "push_id", "user_id", "outcome", "reason", "confirm", "sessions", "attempts",
@@ -21,6 +21,8 @@ COLUMNS: tuple[LiteralString, ...] = (
     "extract(epoch from finished_at)::float8",
     "node", "boot", "event", "app_id", "detail", "traceparent",
     "meta::text", "payload", "owed::text",
+    "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
+    "ack_within",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 
@@ -28,6 +30,7 @@ COLUMNS: tuple[LiteralString, ...] = (
 # Calling an enum costs more than all the rest of a field.
 _OUTCOMES = {o.value: o for o in Outcome}
 _REASONS = {r.value: r for r in Reason}
+_ENCODINGS = {e.value: e for e in Encoding}
 _PROOFS = {p.value: p for p in Proof}
 
 
@@ -45,6 +48,7 @@ def row_of(record: Sequence[Any]) -> Row:
         tenant, push_id, user_id, outcome, reason, confirm, sessions, attempts,
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
+        day, expires_at, position, encoding, excluded, collapse_key, ack_within,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -67,6 +71,13 @@ def row_of(record: Sequence[Any]) -> Row:
         payload=payload,
         traceparent=traceparent,
         owed=replies_of(owed),
+        day=day,
+        expires_at=expires_at,
+        position=position or 0,
+        encoding=Encoding.JSON if encoding is None else _ENCODINGS[encoding],
+        excluded=frozenset() if excluded is None else frozenset(msgspec.json.decode(excluded)),
+        collapse_key=collapse_key or "",
+        ack_within=ack_within or 0.0,
     )
 
 
@@ -122,8 +133,12 @@ def lock_order(key: RowKey) -> tuple[str, str, str]:
     return key.push_id, key.user, key.tenant
 
 
+RECORD_PARAMS = 30
+"""How many parameters record_rows() has."""
+
+
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
-    """The parameters of record_rows() for rows that are in lock order. Raises RowsRefused for broken text."""
+    """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
     tenants, push_ids, users = key_params([r.key for r in rows])
     payloads = [r.payload for r in rows]
     return (
@@ -150,7 +165,28 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         nullable_texts([_meta(r.meta) for r in rows]) if any(r.meta for r in rows) else None,
         nullable_texts([None if p is None else "\\x" + p.hex() for p in payloads]),
         nullable_texts([owed_text(r.owed) for r in rows]),
+        nullable_texts([None if r.day is None else r.day.isoformat() for r in rows]),
+        *_kept_params(rows),
     )
+
+
+def _kept_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
+    """Positions, ends, encodings, collapse keys, excluded sessions, acks within: null for what is not kept."""
+    kept = [r.expires_at is not None for r in rows]
+    if not any(kept):
+        return (None,) * 6
+    return (
+        nullable_numbers([r.position if k else None for r, k in zip(rows, kept, strict=True)]),
+        nullable_numbers([r.expires_at for r in rows]),
+        nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
+        nullable_texts([r.collapse_key or None for r in rows]),
+        nullable_texts([_json_array(r.excluded) if r.excluded else None for r in rows]),
+        nullable_numbers([r.ack_within or None for r in rows]),
+    )
+
+
+def _json_array(values: Iterable[str]) -> str:
+    return msgspec.json.encode(sorted(values)).decode()
 
 
 def _meta(meta: bytes) -> str | None:

@@ -36,13 +36,21 @@ _PARTITIONS = """
     """
 
 
+# Each is a look into a partial index; none is worth reading a day of rows.
+_HAS_WORK = """
+    (select from {0} where outcome = 'pending' limit 1) union all
+    (select from {0} where outcome = 'stored' limit 1) union all
+    (select from {0} where final and owed is not null limit 1)
+    """
+
+
 class UpkeepDone(NamedTuple):
     """What one round of upkeep did: partitions by name."""
 
     made: list[str]
     dropped: list[str]
     kept: list[str]
-    """Past their retention, and still there: rows that are not final, or a reader held them."""
+    """Past their retention, and still there: rows that are not final or owe a receipt, or a reader held them."""
 
 
 class Upkeep:
@@ -55,7 +63,8 @@ class Upkeep:
     async def run_once(self, retention_days: int) -> UpkeepDone:
         """Make the partitions of today and the next days; drop those more than `retention_days` before today.
 
-        A partition is kept as long as it has rows that are not final, or keys that must still be known.
+        A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still
+        be known.
         Idempotent, and safe to be cancelled. Raises StoreUnavailable and SchemaBehind.
         """
         done = UpkeepDone([], [], [])
@@ -73,7 +82,7 @@ class Upkeep:
     async def _run(self, conn: Connection, retention_days: int, done: UpkeepDone) -> None:
         cursor = await conn.execute(
             "select pg_try_advisory_lock(%s), set_config('lock_timeout', '1s', false),"
-            " set_config('statement_timeout', '30s', false)",
+            " set_config('statement_timeout', '30s', false), set_config('enable_seqscan', 'off', false)",
             (UPKEEP_LOCK,),
         )
         mine = await cursor.fetchone()
@@ -99,7 +108,7 @@ class Upkeep:
         for attempt in range(TRIES):
             try:
                 if attached and not detaching:
-                    query = sql.SQL("select from {} where not final limit 1").format(name)
+                    query = sql.SQL(_HAS_WORK).format(name)
                     if await (await conn.execute(query)).fetchone() is not None:
                         return False
                     detaching = True

@@ -147,13 +147,15 @@ class Producer:
     ) -> list[dict[str, Any]]:
         """Publish one request and collect its receipts, in the order in which they came.
 
-        Returns when `expect` of them are final (by default the number of users that the body names; for
-        `all` that is unknown), or after `timeout` seconds with what there is. Raises as `publish_all`, and
-        BrokerUnavailable where the connection is lost while it waits.
+        Returns when `expect` of them are final or tell that the push is kept and not on its way (by default
+        the number of users that the body names; for `all` that is unknown), or after `timeout` seconds with
+        what there is. Raises as `publish_all`, and BrokerUnavailable where the connection is lost while it
+        waits.
         """
         wanted = expect if expect is not None else expected(body)
         inbox: asyncio.Queue[_Received] = asyncio.Queue()
         receipts: list[dict[str, Any]] = []
+        rest = _Rest()
         correlation_id = str(uuid.uuid4())
         low = await channel(self._connection, confirms=False)
 
@@ -176,8 +178,9 @@ class Producer:
             )
             try:
                 async with asyncio.timeout(timeout):
-                    while wanted is None or sum(1 for r in receipts if r["final"]) < wanted:
+                    while wanted is None or rest.count < wanted:
                         receipts.append(_receipt(await inbox.get()))
+                        rest.heard(receipts[-1])
             except TimeoutError:
                 return receipts
             return receipts
@@ -235,6 +238,31 @@ def expected(body: bytes) -> int | None:
         named = {user for user in users if isinstance(user, str)} if isinstance(users, list) else ()
         total += max(1, len(named))
     return max(1, total)
+
+
+class _Rest:
+    """Counts the receipts after which nothing more is to be expected soon."""
+
+    def __init__(self) -> None:
+        self._final = 0
+        self._ended: set[tuple[object, ...]] = set()
+        self._kept: set[tuple[object, ...]] = set()
+
+    @property
+    def count(self) -> int:
+        """Pushes that ended, and those kept for a user who is not here: tomorrow, perhaps."""
+        return self._final + len(self._kept)
+
+    def heard(self, receipt: Mapping[str, Any]) -> None:
+        """One more receipt came; that of the end may come before one that says that it is kept."""
+        key = receipt["tenant"], receipt["push_id"], receipt["user_id"]
+        if receipt["final"]:
+            self._final += 1
+            self._ended.add(key)
+        if key in self._ended or receipt["outcome"] != "stored" or receipt["reason"] == "awaiting_proof":
+            self._kept.discard(key)
+        else:
+            self._kept.add(key)
 
 
 def _receipt(received: _Received) -> dict[str, Any]:

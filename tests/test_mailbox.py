@@ -1,0 +1,547 @@
+"""Kept pushes, on the real core with its ports in memory: stored, replayed, sent again, resumed, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from bridge.adapters.memory import MemoryStore
+from bridge.delivery import DeliveryLimits
+from bridge.errors import StoreUnavailable
+from bridge.mailbox import RESENDS, MailboxLimits
+from bridge.model import Mode, Outcome, Reason, Row
+from bridge.ports import MailboxAsk, Written
+from bridge.session import SessionLimits
+from tests.core import ManualClock, until
+from tests.test_delivery import House, Peer, to
+
+DAY = 86400.0
+
+
+class GatedStore(MemoryStore):
+    """Lets a test stop the writer, or the reader of the mailbox, before it does anything."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.writing = asyncio.Event()
+        self.reading = asyncio.Event()
+        self.writing.set()
+        self.reading.set()
+        self.reads = 0
+
+    async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
+        await self.writing.wait()
+        return await super().record(rows)
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+        pages = await super().mailbox(asks)
+        self.reads += 1
+        await self.reading.wait()
+        return pages
+
+
+@asynccontextmanager
+async def house(
+    *,
+    frames: int = 256,
+    total_bytes: int = 1 << 20,
+    clock: ManualClock | None = None,
+    store: MemoryStore | None = None,
+    boot: str = "b1",
+    mailbox: MailboxLimits | None = None,
+) -> AsyncIterator[House]:
+    clock = clock or ManualClock()
+    built = House(
+        DeliveryLimits(start_grace=0.0),
+        SessionLimits(frames, total_bytes),
+        clock=clock,
+        store=store or GatedStore(clock),
+        boot=boot,
+        mailbox_limits=mailbox,
+    )
+    tasks = [
+        asyncio.create_task(work, name=name)
+        for name, work in (
+            ("settlement", built.settlement.run()),
+            ("delivery", built.delivery.run()),
+            ("mailbox", built.mailbox.run()),
+        )
+    ]
+    built.mailbox.begin(await built.store.last_position())
+    try:
+        yield built
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+
+
+def kept(user: str, push_id: str = "p1", ttl: float = 3600, **more: object) -> dict[str, object]:
+    return to(user, push_id, ttl=ttl, **more)
+
+
+def ids(peer: Peer) -> list[str]:
+    return [str(p["id"]) for p in peer.pushes]
+
+
+def frames(peer: Peer, kind: str) -> list[dict[str, object]]:
+    return [f for f in (json.loads(t) for t in peer.socket.texts) if f["type"] == kind]
+
+
+async def is_(h: House, push_id: str, outcome: Outcome, reason: Reason, user: str = "u1") -> None:
+    """Wait until the row says so."""
+    try:
+        await until(lambda: _says(h, push_id, user) == (outcome, reason))
+    except TimeoutError:
+        raise AssertionError(f"{push_id} for {user} is {_says(h, push_id, user)}") from None
+
+
+def _says(h: House, push_id: str, user: str) -> tuple[Outcome, Reason] | None:
+    try:
+        return h.end(push_id, user)
+    except KeyError:
+        return None
+
+
+async def turns(count: int = 30) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# --- stored, and sent when a session opens ---------------------------------------------------------------
+
+
+async def test_a_push_for_a_user_who_is_away_is_acked_and_waits_for_the_session_that_opens() -> None:
+    async with house() as h:
+        await h.push(kept("u1"))
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.STORED, Reason.NO_SESSION)
+        assert h.delivery.in_flight == 0, "nothing of it is in memory"
+        peer = await h.live("u1")
+        assert peer.pushes == [{"type": "push", "id": "p1", "event": "message", "data": {"n": 1}}]
+        peer.answer()
+        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        assert len(h.store.rows) == 1
+        assert (h.row("p1").sessions, h.row("p1").attempts) == (1, 1)
+
+
+async def test_the_stored_are_sent_in_order_and_before_anything_newer() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        for n in range(700):
+            await h.push(kept("u1", f"k{n:03}"))
+        await h.settled(700)
+        store.reading.clear()
+        peer = h.connect("u1")
+        await h.push(to("u1", "live"), reply_to="r")
+        await h.push(kept("u1", "newer"))
+        assert ids(peer) == []
+        store.reading.set()
+        await turns()
+        assert 0 < len(ids(peer)) < 300, "the next page waits for the proof of the last"
+        while peer.client.session.replay is not None or not peer.client.session.idle:
+            peer.answer()
+            await turns(3)
+        assert ids(peer) == [*(f"k{n:03}" for n in range(700)), "live", "newer"]
+        await is_(h, "newer", Outcome.RECEIVED, Reason.PONG)
+        assert all(row.outcome is Outcome.RECEIVED for row in h.store.rows.values())
+
+
+async def test_a_push_without_proof_in_time_is_kept_and_a_late_pong_still_ends_it() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        message = await h.push(kept("u1"))
+        h.advance(1.2)
+        await h.settled(1)
+        assert h.acks.acked == [message.token]
+        assert h.end("p1") == (Outcome.STORED, Reason.AWAITING_PROOF)
+        h.advance(5)
+        await is_(h, "p1", Outcome.STORED, Reason.NO_PROOF)
+        assert h.delivery.in_flight == 0
+        peer.answer()
+        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_what_a_lost_connection_left_unproven_is_sent_to_the_next() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        for n in range(3):
+            await h.push(kept("u1", f"p{n}"))
+        peer.leave()
+        for n in range(3):
+            await is_(h, f"p{n}", Outcome.STORED, Reason.CONNECTION_LOST)
+        second = await h.live("u1", Mode.BARE)
+        assert len(second.socket.texts) == 3
+        second.answer()
+        for n in range(3):
+            await is_(h, f"p{n}", Outcome.RECEIVED, Reason.PONG)
+            assert h.row(f"p{n}").attempts == 2
+
+
+async def test_a_push_stored_in_the_very_moment_its_user_arrives_reaches_that_session() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        store.writing.clear()
+        await h.push(kept("u1", "before"))
+        peer = h.connect("u1")
+        await turns()
+        assert store.reads == 0, "a page that was read now would miss the row"
+        await h.push(kept("u1", "after"))
+        store.writing.set()
+        await until(lambda: ids(peer) == ["before", "after"])
+
+
+async def test_a_push_in_the_air_to_one_device_is_not_missed_by_another_that_opens() -> None:
+    async with house() as h:
+        frozen = await h.live("u1")
+        await h.push(kept("u1", "a"))
+        second = await h.live("u1")
+        assert ids(second) == ["a"]
+        second.answer()
+        await is_(h, "a", Outcome.RECEIVED, Reason.PONG)
+        assert ids(frozen) == ["a"]
+
+
+async def test_two_devices_that_open_at_once_share_the_mailbox_and_each_push_ends_once() -> None:
+    async with house() as h:
+        for n in range(50):
+            await h.push(kept("u1", f"p{n:02}"))
+        await h.settled(50)
+        first, second = h.connect("u1"), h.connect("u1")
+        await until(lambda: len(ids(first)) == 50 and len(ids(second)) == 50)
+        first.answer()
+        second.answer()
+        for n in range(50):
+            await is_(h, f"p{n:02}", Outcome.RECEIVED, Reason.PONG)
+            assert h.row(f"p{n:02}").sessions == 2
+        await h.settlement.idle()
+        assert h.publisher.final_receipts() == 50
+
+
+async def test_what_cannot_be_held_while_older_pushes_are_sent_follows_from_the_mailbox() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(frames=8, clock=clock, store=store) as h:
+        for n in range(20):
+            await h.push(kept("u1", f"a{n:02}"))
+        await h.settled(20)
+        other = await h.live("u2")
+        store.reading.clear()
+        peer = h.connect("u1")
+        for n in range(30):
+            await h.push(kept("u1", f"b{n:02}"))
+        await h.push(to("u1", "now or never"))
+        await h.push(to("u2", "neighbour"))
+        assert ids(other) == ["neighbour"]
+        store.reading.set()
+        for _ in range(400):
+            peer.answer()
+            await turns(3)
+        assert peer.socket.closed_with is None, "replay never closes a session as too slow"
+        assert ids(peer) == [*(f"a{n:02}" for n in range(20)), *(f"b{n:02}" for n in range(30))]
+        assert h.end("now or never") == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
+        assert all(h.row(f"b{n:02}").outcome is Outcome.RECEIVED for n in range(30))
+
+
+async def test_a_push_meant_for_all_but_one_session_waits_for_another() -> None:
+    async with house() as h:
+        sender = await h.live("u1")
+        await h.push({"id": "p1", "to": {"user": "u1", "except": [sender.session_id]}, "data": 1, "ttl": 60})
+        await is_(h, "p1", Outcome.STORED, Reason.EXCLUDED)
+        other = await h.live("u1")
+        assert (ids(sender), ids(other)) == ([], ["p1"])
+
+
+async def test_pushes_survive_the_process_and_go_on_in_order_behind_it() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        for n in range(5):
+            await h.push(kept("u1", f"p{n}"))
+        await h.settled(5)
+    clock.now -= 3600  # a clock that steps back must not turn the order around
+    async with house(clock=clock, store=store, boot="b2") as h:
+        await h.push(kept("u1", "p5"))
+        await h.settled(1)
+        peer = await h.live("u1")
+        assert ids(peer) == [f"p{n}" for n in range(6)]
+        peer.answer()
+        await is_(h, "p5", Outcome.RECEIVED, Reason.PONG)
+        assert h.row("p0").attempts == 1
+
+
+async def test_a_repeat_of_a_stored_push_is_acked_and_makes_no_second_row() -> None:
+    async with house() as h:
+        await h.push(kept("u1"), reply_to="q1")
+        await h.settled(1)
+        await h.push(kept("u1"), reply_to="q2")
+        await h.settled(2)
+        assert len(h.store.rows) == 1
+        peer = await h.live("u1")
+        peer.answer()
+        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert {reply.queue for reply in h.publisher.replies_of("p1", Outcome.RECEIVED)} == {"q1", "q2"}
+        assert {reply.queue for reply in h.publisher.replies_of("p1", Outcome.STORED)} == {"q1"}
+        assert h.row("p1").owed is None
+
+
+# --- sent again ------------------------------------------------------------------------------------------
+
+
+async def test_what_is_not_acked_is_sent_again_a_few_times_and_then_waits_for_the_next_session() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1", confirm="acked"))
+        for _ in range(100):
+            peer.answer()
+            h.advance(0.5)
+            await turns()
+        assert ids(peer) == ["p1"] * (1 + RESENDS)
+        assert h.end("p1") == (Outcome.STORED, Reason.NOT_ACKED)
+        second = await h.live("u1")
+        assert ids(second) == ["p1"]
+        second.client.message('{"type":"ack","id":"p1"}')
+        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        assert h.row("p1").attempts == 2 + RESENDS
+
+
+async def test_an_ack_of_any_sending_ends_it() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1", confirm="acked"))
+        for _ in range(14):
+            peer.answer()
+            h.advance(0.5)
+            await turns()
+        assert ids(peer) == ["p1", "p1"]
+        peer.client.message('{"type":"ack","id":"p1"}')
+        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        for _ in range(40):
+            peer.answer()
+            h.advance(0.5)
+            await turns(5)
+        assert ids(peer) == ["p1", "p1"]
+
+
+async def test_a_peer_that_owes_a_pong_is_not_sent_the_same_again() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1"))
+        for _ in range(60):
+            h.advance(0.5)
+            await turns(5)
+        assert ids(peer) == ["p1"]
+
+
+async def test_the_wait_for_an_ack_is_as_long_as_the_push_says() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(to("u1", "short", confirm="acked", ack_within=2))
+        await h.push(to("u1", "long", confirm="acked", ack_within=30))
+        peer.answer()
+        h.advance(2.2)
+        await is_(h, "short", Outcome.RECEIVED, Reason.NOT_ACKED)
+        h.advance(20)
+        await turns()
+        assert h.end("long") == (Outcome.PENDING, Reason.AWAITING_PROOF)
+        peer.client.message('{"type":"ack","id":"long"}')
+        peer.client.message('{"type":"ack","id":"short"}')
+        await is_(h, "long", Outcome.ACKED, Reason.ACK_FRAME)
+        assert h.end("short") == (Outcome.RECEIVED, Reason.NOT_ACKED), "an end never changes"
+        assert h.metrics.late == 1
+
+
+async def test_an_ack_after_the_end_fills_a_time_and_changes_nothing() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(to("u1", confirm="acked", ack_within=1))
+        h.advance(1.3)
+        await is_(h, "p1", Outcome.UNKNOWN, Reason.NO_PROOF)
+        peer.client.message('{"type":"ack","id":"p1"}')
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").proven_at is not None)
+        assert h.end("p1") == (Outcome.UNKNOWN, Reason.NO_PROOF)
+
+
+# --- ends without a proof --------------------------------------------------------------------------------
+
+
+async def test_a_push_ends_at_its_ttl_though_nobody_looks() -> None:
+    async with house() as h:
+        await h.push(kept("u1", ttl=30), reply_to="q")
+        await h.settled(1)
+        h.clock.advance(29)
+        await h.mailbox.sweep()
+        assert h.end("p1") == (Outcome.STORED, Reason.NO_SESSION)
+        h.clock.advance(1.5)
+        await h.mailbox.sweep()
+        assert h.end("p1") == (Outcome.EXPIRED, Reason.TTL)
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert [r.queue for r in h.publisher.replies_of("p1", Outcome.EXPIRED)] == ["q"]
+        assert h.row("p1").owed is None
+        assert ids(await h.live("u1")) == []
+
+
+async def test_a_push_taken_after_its_ttl_is_expired_at_once_and_a_long_ttl_outlives_max_age() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        late = {"x-push-published-ms": int((h.clock.now - 100) * 1000)}
+        await h.push(kept("u1", "short", ttl=50), headers=late)
+        await h.push(kept("u1", "long", ttl=500), headers=late)
+        await is_(h, "short", Outcome.EXPIRED, Reason.TTL)
+        assert ids(peer) == ["long"]
+
+
+async def test_what_expires_while_it_is_queued_is_not_sent_any_more() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        peer.socket.stuffed = True
+        await h.push(kept("u1", "dies", ttl=3))
+        await h.push(kept("u1", "lives", ttl=300))
+        h.advance(1.2)
+        await h.settled(2)
+        h.clock.advance(2)
+        await h.mailbox.sweep()
+        peer.socket.stuffed = False
+        peer.client.resumed()
+        assert ids(peer) == ["lives"]
+        assert h.end("dies") == (Outcome.EXPIRED, Reason.TTL)
+
+
+async def test_a_newer_push_with_its_collapse_key_replaces_a_stored_one() -> None:
+    async with house() as h:
+        for n in range(3):
+            await h.push(kept("u1", f"p{n}", collapse_key="score"))
+        await h.push(kept("u1", "other", collapse_key="weather"))
+        await h.push(kept("u2", "p3", collapse_key="score"))
+        await h.settled(5)
+        for n in range(2):
+            await is_(h, f"p{n}", Outcome.SUPERSEDED, Reason.COLLAPSED)
+        peer = await h.live("u1")
+        assert ids(peer) == ["p2", "other"]
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert h.row("p0").owed is None
+
+
+async def test_a_newer_push_replaces_one_that_is_queued_for_a_slow_session() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        peer.socket.stuffed = True
+        await h.push(to("u1", "now or never", collapse_key="k"))
+        await h.push(kept("u1", "old", collapse_key="k"))
+        await h.push(kept("u1", "new", collapse_key="k"))
+        await is_(h, "now or never", Outcome.SUPERSEDED, Reason.COLLAPSED)
+        await is_(h, "old", Outcome.SUPERSEDED, Reason.COLLAPSED)
+        peer.socket.stuffed = False
+        peer.client.resumed()
+        assert ids(peer) == ["new"]
+
+
+async def test_a_push_that_was_handed_over_before_a_newer_one_came_ends_by_its_proof() -> None:
+    async with house() as h:
+        proven, silent = await h.live("u1"), await h.live("u2")
+        for user in ("u1", "u2"):
+            await h.push(kept(user, f"old-{user}", collapse_key="k"))
+            await h.push(kept(user, f"new-{user}", collapse_key="k"))
+        proven.answer()
+        await is_(h, "old-u1", Outcome.RECEIVED, Reason.PONG)
+        silent.leave()
+        await is_(h, "old-u2", Outcome.SUPERSEDED, Reason.COLLAPSED, "u2")
+        await is_(h, "new-u2", Outcome.STORED, Reason.CONNECTION_LOST, "u2")
+
+
+async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_resumes() -> None:
+    async with house(mailbox=MailboxLimits(pushes=3)) as h:
+        first = await h.live("u1")
+        await h.push(kept("u1", "seen"))
+        first.answer()
+        await is_(h, "seen", Outcome.RECEIVED, Reason.PONG)
+        first.leave()
+        for n in range(5):
+            await h.push(kept("u1", f"p{n}"))
+        await h.settled(6)
+        await h.mailbox.sweep()
+        for n in range(2):
+            assert h.end(f"p{n}") == (Outcome.DROPPED, Reason.MAILBOX_FULL)
+        peer = await h.live("u1", last="seen")
+        assert frames(peer, "welcome")[0]["complete"] is False
+        assert [i for i in ids(peer) if i != "seen"] == ["p2", "p3", "p4"]
+
+
+# --- resume ----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_resumes_gets_what_another_device_took_meanwhile() -> None:
+    async with house() as h:
+        phone, laptop = await h.live("u1"), await h.live("u1")
+        await h.push(kept("u1", "p0"))
+        phone.answer()
+        await is_(h, "p0", Outcome.RECEIVED, Reason.PONG)
+        laptop.leave()
+        h.clock.advance(60)
+        for n in range(1, 4):
+            await h.push(kept("u1", f"p{n}"))
+            phone.answer()
+            await is_(h, f"p{n}", Outcome.RECEIVED, Reason.PONG)
+        back = await h.live("u1", last="p0")
+        assert frames(back, "welcome")[0]["complete"] is True
+        assert [i for i in ids(back) if i != "p0"] == ["p1", "p2", "p3"]
+        assert ids(await h.live("u1")) == [], "who does not resume gets what nobody took"
+
+
+async def test_a_resume_from_a_push_whose_row_is_not_written_yet_is_complete() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        peer = await h.live("u1")
+        store.writing.clear()
+        await h.push(to("u1", "seen"))
+        await h.push(kept("u1", "next"))
+        peer.leave()
+        back = h.connect("u1", last="seen")
+        await turns()
+        store.writing.set()
+        await until(lambda: ids(back) == ["next"])
+        assert frames(back, "welcome")[0]["complete"] is True
+
+
+async def test_the_welcome_of_who_resumes_comes_before_any_push() -> None:
+    async with house() as h:
+        await h.push(kept("u1"))
+        await h.settled(1)
+        peer = await h.live("u1", last="never heard of")
+        assert [f["type"] for f in map(json.loads, peer.socket.texts)] == ["welcome", "push"]
+        assert frames(peer, "welcome")[0]["complete"] is False
+
+
+async def test_while_the_database_is_away_a_session_is_welcomed_late_and_gets_its_pushes_later() -> None:
+    async with house() as h:
+        await h.push(kept("u1"))
+        await h.settled(1)
+        h.store.fail_with = StoreUnavailable("stopped")
+        peer = h.connect("u1", last="p0")
+        await turns()
+        assert peer.socket.texts == []
+        assert not h.gate.is_open
+        h.advance(6)
+        await turns()
+        assert frames(peer, "welcome")[0]["complete"] is False
+        h.store.fail_with = None
+        h.gate.clear("database")
+        await _passing(h, lambda: ids(peer) == ["p1"])
+
+
+async def _passing(h: House, condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            h.clock.advance(0.05)
+            await asyncio.sleep(0)
