@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +33,8 @@ ACK_EVERY = 0.05
 """Seconds between two acks of the collector."""
 WINDOW = 100
 """Messages that one publisher has on their way."""
+LONG = 3 * 86_400.0
+"""A ttl that outlives every run, and every step of a clock."""
 UNUSABLE = "\x01"
 """A message_id that is no id: the bridge makes one of body and properties."""
 ANNOUNCEMENTS, REPLIES = "chaos.outcomes", "chaos.replies"
@@ -137,7 +140,7 @@ class Publisher:
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 envelope = self._make()
             for request in envelope.requests:
-                request.copies += 1
+                request.publishing()
             task = asyncio.create_task(self._publish(exchange, envelope), name="publish")
             self._flying.add(task)
             task.add_done_callback(self._flying.discard)
@@ -157,7 +160,7 @@ class Publisher:
                 await asyncio.sleep(RETRY)
             return
         for request in envelope.requests:
-            request.confirmed += 1
+            request.confirmed_now()
             if envelope.reply_to:
                 request.replies.add(envelope.correlation_id)
 
@@ -274,6 +277,8 @@ class Requests:
         self._name = name
         self._count = 0
         self._recent: list[Envelope] = []
+        self.kept = 0.25
+        """The share of requests that are kept for users who are away."""
         self.everyone = 0.003
         """The share of requests to everyone: each is a row for each user."""
         self.expiration: float | None = None
@@ -295,7 +300,7 @@ class Requests:
             envelope = self._without_id()
         else:
             request, document = self._request()
-            envelope = Envelope([request], _bytes(document))
+            envelope = Envelope([request], _bytes(document), _published_now() if request.ttl else {})
             if len(request.users) == 1:
                 envelope.routing_key = f"user.{next(iter(request.users))}"
             if rng.random() < 0.1:
@@ -307,16 +312,23 @@ class Requests:
             envelope.correlation_id = f"c-{self._name}-{self._count}"
         envelope.insist = rng.random() < 0.7
         envelope.expiration = self.expiration
+        for request in envelope.requests:
+            request.expiration = request.expiration or self.expiration is not None
         if len(envelope.requests[0].users) < 50 and envelope.requests[0].push_id:
             self._recent = [*self._recent[-30:], envelope]
         return envelope
 
-    def to(self, *users: str, confirm: str = "received", padding: int = 0) -> Envelope:
+    def to(self, *users: str, confirm: str = "received", padding: int = 0, ttl: float = 0.0) -> Envelope:
         """A message with one request to these users, its data so many bytes longer."""
         request, document = self._request(users=users)
-        document["confirm"] = confirm
         document["data"]["pad"] += "x" * padding
-        return Envelope([request], _bytes(document))
+        for name in ("ttl", "collapse_key", "ack_within"):
+            document.pop(name, None)
+        document["confirm"] = request.confirm = confirm
+        request.ttl, request.collapse_key = ttl, ""
+        if ttl:
+            document["ttl"] = ttl
+        return Envelope([request], _bytes(document), _published_now())
 
     def _new(self, **known: Any) -> Request:
         self._count += 1
@@ -362,12 +374,19 @@ class Requests:
             document["tenant"] = tenant
         confirm = rng.choices(["", "received", "acked", "written"], [50, 15, 20, 15])[0]
         if confirm:
-            document["confirm"] = confirm
+            document["confirm"] = request.confirm = confirm
+        if request.to is not To.SESSION and rng.random() < self.kept:
+            request.ttl = document["ttl"] = LONG if rng.random() < 0.6 else round(rng.uniform(0.5, 3.0), 2)
+            if confirm == "acked" and rng.random() < 0.5:
+                document["ack_within"] = 1.0
+        if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
+            request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document
 
     def _batch(self, size: int) -> Envelope:
         pairs = [self._request() for _ in range(size)]
-        return Envelope([r for r, _ in pairs], _bytes([d for _, d in pairs]))
+        headers = _published_now() if any(r.ttl for r, _ in pairs) else {}
+        return Envelope([r for r, _ in pairs], _bytes([d for _, d in pairs]), headers)
 
     def _malformed(self) -> Envelope:
         rng = self._rng
@@ -398,6 +417,11 @@ class Requests:
         request = self._new(push_id="", users=frozenset([user]))
         document = {"to": {"user": user}, "data": self._data(request), "meta": {"mark": request.mark}}
         return Envelope([request], _bytes(document))
+
+
+def _published_now() -> dict[str, Any]:
+    """From when a ttl counts, whatever the bridge's clock says."""
+    return {"x-push-published-ms": int(time.time() * 1000)}
 
 
 def _bytes(document: object) -> bytes:

@@ -135,9 +135,9 @@ async def _parked_repeats(stage: Stage, user: str) -> None:
                 exchange = await c.get_exchange("push", ensure=False)
 
                 async def publish(envelope: Envelope) -> None:
-                    envelope.requests[0].copies += 1
+                    envelope.requests[0].publishing()
                     if await exchange.publish(envelope.message(), "chaos", timeout=10):  # noqa: B023
-                        envelope.requests[0].confirmed += 1
+                        envelope.requests[0].confirmed_now()
                         envelope.requests[0].replies.add(envelope.correlation_id)
 
                 while True:

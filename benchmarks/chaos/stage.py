@@ -19,9 +19,9 @@ from psycopg import sql
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
 from benchmarks.chaos.broker import GONE, Collector, Envelope, Publisher, Requests, channel, drained, waiting
-from benchmarks.chaos.checker import Verdict, check
+from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
-from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey
+from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters import migrate
 from bridge.devservers import Servers, ServersUnavailable
@@ -33,6 +33,10 @@ REST_TIMEOUT = 120.0
 RECOVERY_TIMEOUT = 90.0
 """Seconds after a fault in which a client must read a push again."""
 CONNECTED_TIMEOUT = 90.0
+WANDERS = 0.15
+"""Seconds between two clients that leave, on average."""
+AWAY = 3.0
+"""Seconds that they are away, at most."""
 QUEUES = ("push.requests", "push.fallen")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
 
@@ -104,6 +108,8 @@ class Stage:
         self.pace = 1.0
         """What the rate of the load is multiplied by."""
         self.ended_at: float | None = None
+        self.come_back_at_last: list[Client] = []
+        """Clients that connect once more when the load is over, since nobody told them what came meanwhile."""
         self.amqp_proxied = self.postgres_proxied = False
 
     @property
@@ -188,10 +194,10 @@ class Stage:
 
             async def one(envelope: Envelope) -> None:
                 for request in envelope.requests:
-                    request.copies += 1
+                    request.publishing()
                 await exchange.publish(envelope.message(), "chaos", timeout=30)
                 for request in envelope.requests:
-                    request.confirmed += 1
+                    request.confirmed_now()
 
             for at in range(0, len(envelopes), 100):
                 await asyncio.gather(*[one(e) for e in envelopes[at : at + 100]])
@@ -229,10 +235,28 @@ class Stage:
         users = [f"u{i}" for i in range(self.scale.users)]
         manners = [Manner.READS, Manner.ACKS, Manner.ACKS_SOME, Manner.BARE]
         for user in users:
-            self.new_client(user, self.rng.choices(manners, [50, 30, 10, 10])[0]).start()
+            self.new_client(user, self.rng.choices(manners, [50, 30, 10, 10])[0])
         for user in self.rng.sample(users, len(users) // 5):
-            self.new_client(user, Manner.READS).start()
+            self.new_client(user, self.rng.choice(manners[:2]))
+        for client in self.clients:
+            client.tab.resumes = client.manner is not Manner.BARE and self.rng.random() < 0.5
+            client.start()
         await self.connected(self.clients)
+
+    async def wander(self) -> None:
+        """Have clients leave, one after the other, and come back later, until cancelled: then all do."""
+        rng = random.Random(self.rng.random())
+        loop = asyncio.get_running_loop()
+        restless = [c for c in self.clients if c.stays]
+        try:
+            while restless:
+                await asyncio.sleep(rng.expovariate(1 / WANDERS))
+                client = rng.choice(restless)
+                client.go_away()
+                loop.call_later(rng.uniform(0.2, AWAY), client.come_back)
+        finally:
+            for client in restless:
+                client.come_back()
 
     def publish(self) -> Sequence[Awaitable[None]]:
         """The publishers' work, at the scale's rate."""
@@ -261,6 +285,8 @@ class Stage:
         restless = ""
         while time.monotonic() < deadline:
             restless = await self._restless()
+            if not restless and not all(c.open for c in self.clients if c.stays):
+                restless = "clients are not connected"
             if not restless and arrived != self.collector.arrived:
                 restless = f"receipts keep coming, {self.collector.arrived} until now"
             arrived = self.collector.arrived
@@ -279,17 +305,37 @@ class Stage:
             for queue in QUEUES:
                 if count := await waiting(self.url, queue):
                     return f"{count} messages in {queue}"
-            ((unfinished, owing),) = await self.execute(
-                "select count(*) filter (where not final), count(*) filter (where owed is not null)"
+            ((pending, owing),) = await self.execute(
+                "select count(*) filter (where outcome = 'pending'),"
+                " count(*) filter (where final and owed is not null)"
                 " from delivery_log where not final or owed is not null"
             )
-            if unfinished or owing:
-                return f"{unfinished} rows are not final, {owing} owe receipts"
+            if pending or owing:
+                return f"{pending} rows are pending, {owing} owe receipts"
+            if stored := await self._stored_and_not_waiting():
+                return f"{stored} pushes are stored, and their users are here"
             if not await self._all_confirmed_have_rows():
                 return "there are requests without rows"
         except (psycopg.Error, *GONE) as error:
             return repr(error)
         return ""
+
+    async def _stored_and_not_waiting(self) -> int:
+        stored = await self.execute(
+            "select tenant, push_id, user_id, expires_at <= now() from delivery_log where outcome = 'stored'"
+        )
+        waits = Waits(self.tabs())
+        by_id = {(r.tenant, r.push_id): r for r in self.evidence.requests.values()}
+        return sum(
+            bool(lapsed)
+            or (str(tenant), str(push_id)) not in by_id
+            or not waits.rightly(by_id[str(tenant), str(push_id)], str(user))
+            for tenant, push_id, user, lapsed in stored
+        )
+
+    def tabs(self) -> list[Tab]:
+        """What the clients know that stay until the end."""
+        return [client.tab for client in self.clients if client.stays]
 
     async def _all_confirmed_have_rows(self) -> bool:
         known = {(t, p) for t, p in await self.execute("select distinct tenant, push_id from delivery_log")}
@@ -302,6 +348,7 @@ class Stage:
     async def gather_evidence(self) -> None:
         """Read what the servers hold, the bridges being stopped."""
         self.evidence.rows = await self._rows()
+        self.evidence.tabs = self.tabs()
         for queue in QUEUES:
             self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
         letters = await drained(self.url, "push.dead")
@@ -312,7 +359,8 @@ class Stage:
     async def _rows(self) -> list[Row]:
         found = await self.execute(
             "select tenant, push_id, nullif(user_id, ''), outcome, reason, final, owed is not null,"
-            " meta::text, payload, detail, node, attempts from delivery_log"
+            " meta::text, payload, detail, node, attempts, coalesce(expires_at <= now(), false)"
+            " from delivery_log"
         )
         rows = []
         for (
@@ -328,6 +376,7 @@ class Stage:
             detail,
             node,
             attempts,
+            lapsed,
         ) in found:
             kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
             marks = frozenset(m.decode() for m in _MARK.findall(kept))
@@ -343,6 +392,7 @@ class Stage:
                     str(detail),
                     str(node),
                     int(str(attempts)),
+                    bool(lapsed),
                 )
             )
         return rows
@@ -435,6 +485,8 @@ async def play(
         publishing = [asyncio.ensure_future(w) for w in stage.publish()]
         for task in publishing:
             stack.push_async_callback(_cancelled, task)
+        wandering = asyncio.create_task(stage.wander(), name="clients that come and go")
+        stack.push_async_callback(_cancelled, wandering)
         await stage.load(scale.before)
         outcome = Outcome(Verdict())
         outcome.times = await act(stage)
@@ -456,6 +508,9 @@ async def play(
                 await asyncio.gather(*publishing)
         except TimeoutError:
             stage.evidence.troubles.append("the publishers could not get everything confirmed")
+        await _cancelled(wandering)
+        for client in stage.come_back_at_last:
+            client.drop()
         began = time.monotonic()
         await stage.rest()
         outcome.rest = time.monotonic() - began
