@@ -41,6 +41,7 @@ from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
+from bridge.control import Control, Switch
 from bridge.delivery import Delivery, DeliveryLimits
 from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavailable
 from bridge.gate import Gate
@@ -214,6 +215,14 @@ class Core:
                 total_bytes=settings.total_bytes,
             ),
         )
+        self.control = Control(
+            mailbox=self.mailbox,
+            acks=consumer,
+            answers=publisher,
+            clock=self.clock,
+            gate=self.gate,
+            node=settings.node,
+        )
         self.access = Access(
             JwtVerifier(
                 settings.jwt_secret.get_secret_value(),
@@ -330,7 +339,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 token=settings.ops_token.get_secret_value(),
             )
         )
-        await stack.enter_async_context(consumer.taking(core.delivery))
+        await stack.enter_async_context(consumer.taking(Switch(core.delivery, core.control)))
 
         async with _first_error(), asyncio.TaskGroup() as group:
             tasks = [
@@ -339,6 +348,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("settlement", core.settlement.run()),
                     ("delivery", core.delivery.run()),
                     ("mailbox", core.mailbox.run()),
+                    ("control", core.control.run()),
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
                     ("sweeper", _sweep(core, rows)),

@@ -111,7 +111,8 @@ class Delivery:
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
         self._deadlines: list[tuple[float, int, Flight]] = []
-        """Flights with an `ack_within` of their own, the nearest end first."""
+        """Flights with an `ack_within` of their own, the nearest end first; the number only breaks ties."""
+        self._count = 0
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._grace_until = 0.0
         self.begin_grace()
@@ -390,8 +391,6 @@ class Delivery:
         touched: set[Session],
     ) -> None:
         now = self._clock.monotonic()
-        if request.ack_within:
-            heapq.heappush(self._deadlines, (now + request.ack_within, flight.position, flight))
         if not address.sessions:
             if flight.kept is not None:
                 self._note(flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time()))
@@ -405,6 +404,9 @@ class Delivery:
         self._offer(flight, request, address.sessions, frames, touched)
         if flight.ended:
             return
+        if request.ack_within:
+            self._count += 1
+            heapq.heappush(self._deadlines, (now + request.ack_within, self._count, flight))
         if any(s.suspect(now, self._limits.park_after) for s in address.sessions):
             self._park(flight)
             self._parked_at_once.append(flight)
@@ -587,14 +589,18 @@ class Delivery:
                 self._park(flight)
                 self._parked.append(flight)
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ended):
-            flight = heapq.heappop(self._deadlines)[2]
-            self._note(flight, flight.timed_out(self._clock.time()))
+            self._time_out(heapq.heappop(self._deadlines)[2])
         for parked in (self._parked, self._parked_at_once):
             while parked and (parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout):
                 flight = parked.popleft()
                 if not flight.ack_within:
-                    self._note(flight, flight.timed_out(self._clock.time()))
+                    self._time_out(flight)
         self._mailbox.tick()
+
+    def _time_out(self, flight: Flight) -> None:
+        """Its time is over, unless it has left: for the log where it has ended, or where nobody has it."""
+        if self._flights.get(flight.key) is flight:
+            self._note(flight, flight.timed_out(self._clock.time()))
 
     def _end_grace(self) -> None:
         now = self._clock.time()

@@ -140,6 +140,14 @@ class DeadLetters(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """Answers to control messages."""
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        """Publish a JSON body to a queue; False where it was not confirmed. Not tried again. Never raises."""
+        ...
+
+
 # --- The rows --------------------------------------------------------------------------------------------
 
 

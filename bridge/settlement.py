@@ -373,7 +373,8 @@ class Settlement:
                 continue
             key = receipt.row.key
             unpaid.add(key)
-            if key not in payment.owed_by_row:
+            # Messages that joined while the end was being written ask for more than the row owes already.
+            if key not in payment.owed_by_row or not set(receipt.replies) <= set(receipt.row.owed or ()):
                 debts[key] = merged(debts.get(key, ()), receipt.replies)
         if debts:
             await self._persist(lambda: self._store.owe(debts))

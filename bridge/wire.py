@@ -100,11 +100,6 @@ def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
     )
 
 
-def withdraw_frame(push_id: str) -> Frame:
-    """A push was recalled: the client takes it off the screen, if it is there."""
-    return Frame(encode({"type": "withdraw", "id": push_id}))
-
-
 def _with_ref(ref: Ref) -> dict[str, Ref]:
     return {} if ref is None else {"ref": ref}
 

@@ -1,6 +1,6 @@
 """The taking side of the broker: deliveries to the core by the batch, acks back in one write.
 
-Both queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
+All queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
 incarnation counts the channels. Whatever loses the channel (the connection, an error, a queue that was
 deleted, a consumer that the broker cancelled) ends the incarnation; the link then begins a new one.
 """
@@ -26,15 +26,15 @@ from bridge.adapters.amqp_link import (
     border,
     channel,
 )
-from bridge.adapters.amqp_topology import FALLEN, REQUESTS, DeclareMode, ensure
+from bridge.adapters.amqp_topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
 from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, Intake, Source
 
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies handed over and not acked, above which the socket is not read any more."""
-FALLEN_PREFETCH = 100
-"""Messages of push.fallen in hand at a time; they are few, and each is a row of somebody's trouble."""
-_SOURCES = {REQUESTS: Source.REQUESTS, FALLEN: Source.FALLEN}
+FEW = 100
+"""Messages of push.fallen, and of push.control, in hand at a time: there are few of either."""
+_SOURCES = {REQUESTS: Source.REQUESTS, FALLEN: Source.FALLEN, CONTROL: Source.CONTROL}
 """The consumer tag is the queue's name: it only has to be unique on its channel."""
 
 
@@ -48,7 +48,7 @@ class UnreadableHeaders(BridgeError):
 
 
 class Consumer:
-    """Takes from push.requests and push.fallen for as long as `taking` is entered; fills the Acks port."""
+    """Takes from push.requests, push.fallen and push.control while `taking` is entered; fills the Acks port."""
 
     def __init__(
         self,
@@ -150,7 +150,8 @@ class Consumer:
         wire.tap(opened.number)
         self._channel = opened
         self.incarnation += 1
-        for queue, prefetch in ((FALLEN, min(FALLEN_PREFETCH, self._prefetch)), (REQUESTS, self._prefetch)):
+        few = min(FEW, self._prefetch)
+        for queue, prefetch in ((CONTROL, few), (FALLEN, few), (REQUESTS, self._prefetch)):
             async with border(f"consume {queue}", STEP_TIMEOUT):
                 await opened.basic_qos(prefetch_count=prefetch)
                 await opened.basic_consume(queue, _never_called, consumer_tag=queue)

@@ -204,7 +204,7 @@ class Outbox:
 
 
 class Publisher:
-    """Publishes for as long as it is entered; fills the Receipts and the DeadLetters port."""
+    """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
 
     def __init__(
         self,
@@ -347,7 +347,24 @@ class Publisher:
             self._errors.handle(error, "dead_letters.bury", {"push_id": letter.push_id})
         return [Message(DEAD, letter.reason.value.encode(), properties, letter.body)]
 
-    # --- Both ---
+    # --- Answers ---
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        """See the port."""
+        return not await self._publish([(reply, body)], self._answer)
+
+    def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
+        reply, body = answer
+        key = reply.queue.encode("utf-8", "replace")
+        if len(key) > QUEUE_NAME_BYTES:
+            self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
+            return []
+        properties = frames.properties(
+            content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
+        )
+        return [Message("", key, properties, body)]
+
+    # --- All ---
 
     async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
         """Publish in writes of a limited size; return the things of which any message was not confirmed."""

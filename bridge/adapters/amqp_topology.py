@@ -20,6 +20,7 @@ REQUESTS = "push.requests"
 FALLEN = "push.fallen"
 DEAD = "push.dead"
 OUTCOMES = "push.outcomes"
+CONTROL = "push.control"
 
 DELIVERY_LIMIT = 100
 """The broker's own limit, a distant backstop: on 3.10 a closed channel raises the count of all it held."""
@@ -44,9 +45,10 @@ class Queue(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """A durable topic exchange."""
+    """A durable exchange."""
 
     name: str
+    kind: str = "topic"
 
 
 class Binding(NamedTuple):
@@ -72,9 +74,22 @@ QUEUES: Sequence[Queue] = (
         },
     ),
     Queue(DEAD, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}),
+    Queue(
+        CONTROL,
+        {"x-queue-type": "quorum", "x-single-active-consumer": True, "x-delivery-limit": NO_LIMIT},
+    ),
 )
-EXCHANGES: Sequence[Exchange] = (Exchange(PUSH), Exchange(DEAD), Exchange(OUTCOMES))
-BINDINGS: Sequence[Binding] = (Binding(REQUESTS, PUSH, "#"), Binding(DEAD, DEAD, "#"))
+EXCHANGES: Sequence[Exchange] = (
+    Exchange(PUSH),
+    Exchange(DEAD),
+    Exchange(OUTCOMES),
+    Exchange(CONTROL, "fanout"),
+)
+BINDINGS: Sequence[Binding] = (
+    Binding(REQUESTS, PUSH, "#"),
+    Binding(DEAD, DEAD, "#"),
+    Binding(CONTROL, CONTROL, ""),
+)
 """Queues come before exchanges, and those before bindings, so that nothing is published into the void."""
 
 
@@ -107,7 +122,7 @@ async def _declare(connection: aio_pika.Connection) -> None:
             await low.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
     for exchange in EXCHANGES:
         async with _named(f"exchange {exchange.name}"):
-            await low.exchange_declare(exchange.name, exchange_type="topic", durable=True)
+            await low.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
     for binding in BINDINGS:
         async with _named(f"binding of {binding.queue} to {binding.exchange}"):
             await low.queue_bind(binding.queue, binding.exchange, binding.key)
