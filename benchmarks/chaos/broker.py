@@ -22,7 +22,7 @@ import aiormq
 import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
-from benchmarks.chaos.evidence import Evidence, Fate, Receipt, Request, RowKey, To
+from benchmarks.chaos.evidence import Evidence, Fate, Recall, Receipt, Request, RowKey, To
 
 CONFIRM_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 10.0
@@ -37,7 +37,7 @@ LONG = 3 * 86_400.0
 """A ttl that outlives every run, and every step of a clock."""
 UNUSABLE = "\x01"
 """A message_id that is no id: the bridge makes one of body and properties."""
-ANNOUNCEMENTS, REPLIES = "chaos.outcomes", "chaos.replies"
+ANNOUNCEMENTS, REPLIES, ANSWERS = "chaos.outcomes", "chaos.replies", "chaos.answers"
 GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
 """What aio-pika raises when the broker goes in the middle of something."""
 
@@ -70,6 +70,8 @@ class Envelope:
     expiration: float | None = None
     insist: bool = True
     """Published again, under the same ids, until it is confirmed; else once."""
+    recall: Recall | None = None
+    """It is no push, but this."""
 
     def message(self) -> aio_pika.Message:
         """As aio-pika wants it."""
@@ -79,7 +81,7 @@ class Envelope:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             headers=self.headers or None,
             message_id=self.message_id or None,
-            reply_to=REPLIES if self.reply_to else None,
+            reply_to=ANSWERS if self.recall else REPLIES if self.reply_to else None,
             correlation_id=self.correlation_id or None,
             expiration=self.expiration,
         )
@@ -102,8 +104,7 @@ class Publisher:
         while not self._done:
             try:
                 async with channel(self._url) as open_channel:
-                    exchange = await open_channel.get_exchange("push", ensure=False)
-                    await self._publish_until_lost(open_channel, exchange)
+                    await self._publish_until_lost(open_channel)
             except GONE:
                 await asyncio.sleep(RETRY)
             finally:
@@ -121,9 +122,9 @@ class Publisher:
     def _done(self) -> bool:
         return self._stopping and not self._again and not self._flying
 
-    async def _publish_until_lost(
-        self, open_channel: aio_pika.abc.AbstractChannel, exchange: aio_pika.abc.AbstractExchange
-    ) -> None:
+    async def _publish_until_lost(self, open_channel: aio_pika.abc.AbstractChannel) -> None:
+        pushes = await open_channel.get_exchange("push", ensure=False)
+        control = await open_channel.get_exchange("push.control", ensure=False)
         loop = asyncio.get_running_loop()
         due = loop.time()
         while not self._done:
@@ -141,6 +142,7 @@ class Publisher:
                 envelope = self._make()
             for request in envelope.requests:
                 request.publishing()
+            exchange = control if envelope.recall else pushes
             task = asyncio.create_task(self._publish(exchange, envelope), name="publish")
             self._flying.add(task)
             task.add_done_callback(self._flying.discard)
@@ -159,6 +161,8 @@ class Publisher:
                 self._again.append(envelope)
                 await asyncio.sleep(RETRY)
             return
+        if envelope.recall is not None:
+            envelope.recall.confirmed = True
         for request in envelope.requests:
             request.confirmed_now()
             if envelope.reply_to:
@@ -181,6 +185,7 @@ class Collector:
             announcements = await c.declare_queue(ANNOUNCEMENTS, durable=True, arguments=quorum)
             await announcements.bind("push.outcomes", "#")
             await c.declare_queue(REPLIES, durable=True, arguments=quorum)
+            await c.declare_queue(ANSWERS, durable=True, arguments=quorum)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -208,7 +213,8 @@ class Collector:
 
                 return take
 
-            for name, note in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
+            notes = {ANNOUNCEMENTS: self._announced, REPLIES: self._replied, ANSWERS: self._answered}
+            for name, note in notes.items():
                 await opened.basic_consume(name, taking(note), timeout=CONNECT_TIMEOUT)
             acked = 0
             while not opened.is_closed:
@@ -227,10 +233,20 @@ class Collector:
     def _announced(self, message: aiormq.abc.DeliveredMessage) -> None:
         key, receipt = _read(message.body)
         self._evidence.announced[key][receipt] += 1
+        if receipt.outcome == "stored":
+            self._evidence.stored[key] = None
 
     def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
         correlation = message.header.properties.correlation_id or ""
         self._evidence.replied[correlation][_read(message.body)] += 1
+
+    def _answered(self, message: aiormq.abc.DeliveredMessage) -> None:
+        answer = json.loads(message.body)
+        recall = self._evidence.recalls[message.header.properties.correlation_id or ""]
+        if answer["type"] == "recall":
+            recall.replied = time.monotonic()
+        else:
+            self._evidence.troubles.append(f"a recall was refused: {answer}")
 
 
 def _read(body: bytes) -> tuple[RowKey, Receipt]:
@@ -248,12 +264,21 @@ async def waiting(url: str, queue: str) -> int:
 
 
 async def drained(url: str, queue: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Take everything out of a queue."""
+    """Take everything out of a queue in which nothing changes any more."""
     found: list[aio_pika.abc.AbstractIncomingMessage] = []
+    count = await waiting(url, queue)
+    all_there = asyncio.Event()
+
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        found.append(message)
+        if len(found) >= count:
+            all_there.set()
+
     async with channel(url) as c:
-        q = await c.get_queue(queue)
-        while (message := await q.get(no_ack=True, fail=False)) is not None:
-            found.append(message)
+        if count:
+            await (await c.get_queue(queue, ensure=False)).consume(take, no_ack=True)
+            async with asyncio.timeout(60):
+                await all_there.wait()
     return found
 
 
@@ -279,6 +304,8 @@ class Requests:
         self._recent: list[Envelope] = []
         self.kept = 0.25
         """The share of requests that are kept for users who are away."""
+        self.recalls = 0.01
+        """The share of messages that withdraw a push."""
         self.everyone = 0.003
         """The share of requests to everyone: each is a row for each user."""
         self.expiration: float | None = None
@@ -289,6 +316,8 @@ class Requests:
         rng = self._rng
         if self._recent and rng.random() < 0.04:
             return rng.choice(self._recent)
+        if rng.random() < self.recalls and (recall := self._recall()) is not None:
+            return recall
         dice = rng.random()
         if dice < 0.05:
             envelope = self._batch(rng.randint(2, 6))
@@ -382,6 +411,31 @@ class Requests:
         if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
             request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document
+
+    def _recall(self) -> Envelope | None:
+        """Withdraw a push of late: one that is known to wait for its user, or any other."""
+        first, second = self._rng.random(), self._rng.random()
+        waiting = list(self._evidence.stored)[-40:]
+        recent = [r for e in self._recent for r in e.requests if r.ttl]
+        if waiting and first < 0.5:
+            key = waiting[int(second * len(waiting))]
+            recall = Recall(key.tenant, push_id=key.push_id, sure=True)
+        elif not recent:
+            return None
+        else:
+            request = recent[int(second * len(recent))]
+            if request.collapse_key and first < 0.8:
+                recall = Recall(request.tenant, user=min(request.users), collapse_key=request.collapse_key)
+            else:
+                recall = Recall(request.tenant, push_id=request.push_id)
+        document = {"type": "recall"} | {
+            name: value
+            for name in ("tenant", "push_id", "user", "collapse_key")
+            if (value := getattr(recall, name))
+        }
+        correlation = f"r-{self._name}-{len(self._evidence.recalls)}"
+        self._evidence.recalls[correlation] = recall
+        return Envelope([], _bytes(document), correlation_id=correlation, recall=recall)
 
     def _batch(self, size: int) -> Envelope:
         pairs = [self._request() for _ in range(size)]

@@ -35,7 +35,7 @@ class Broken(enum.Enum):
 
     LOST = "I1 lost"
     TWICE = "I1 more than one end"
-    KEPT_ENDED = "I1 kept, and ended as if it were not"
+    KEPT_ENDED = "I1 an end that it can't have had"
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
@@ -133,9 +133,10 @@ class _Check:
         self._match()
         for mark, request in self._e.requests.items():
             self._ends(request, self._rows.get(mark, []))
-            if request.ttl and request.fate is Fate.PUSHED:
+            if request.fate is Fate.PUSHED:
                 self._kept(request, self._rows.get(mark, []))
         self._collapsed()
+        self._recalled()
         self._mailboxes()
         for tab in self._e.tabs:
             self._in_order(tab)
@@ -253,21 +254,23 @@ class _Check:
 
     def _ends_as_kept(self, request: Request, row: Row) -> bool:
         match row.outcome, row.reason:
-            case ("acked" | "received" | "written", "not_acked"):
+            case ("acked" | "received" | "written", "not_acked") if request.ttl:
                 return not request.lasts or self._e.clock_steps
-            case (("acked" | "received" | "written" | "rejected" | "stored"), _):
+            case (("acked" | "received" | "written" | "rejected"), _):
                 return True
             case "expired", "ttl":
-                return not request.lasts or self._e.clock_steps
+                return request.ttl > 0 and (not request.lasts or self._e.clock_steps)
+            case "stored", _:
+                return request.ttl > 0
             case "expired", "queue_expiration":
                 return request.expiration
             case "superseded", _:
                 return any(not newer.before(request) for newer in self._same_key(request, row.key.user))
             case "recalled", _:
-                return request.recalled
+                return any(recall.names(request, row.key.user) for recall in self._e.recalls.values())
             case "dropped", "mailbox_full":
-                return self._e.mailbox > 0
-        return False
+                return request.ttl > 0 and self._e.mailbox > 0
+        return request.ttl == 0
 
     def _same_key(self, request: Request, user: str | None) -> Iterable[Request]:
         """Other requests that may have replaced this one, or be replaced by it."""
@@ -289,6 +292,16 @@ class _Check:
                         what = f"stored for {row.key.user}, though {newer.push_id} replaces it"
                         self._broken(Broken.KEPT_ENDED, what, request)
                         break
+
+    def _recalled(self) -> None:
+        """What waits, though it was recalled when it was stored for certain."""
+        by_id = {(r.tenant, r.push_id): mark for mark, r in self._e.requests.items() if r.push_id}
+        for recall in self._e.recalls.values():
+            mark = by_id.get((recall.tenant, recall.push_id))
+            if mark is None or not (recall.sure and recall.confirmed):
+                continue
+            if any(row.outcome == "stored" for row in self._rows.get(mark, ())):
+                self._broken(Broken.KEPT_ENDED, "stored, though it was recalled", self._e.requests[mark])
 
     def _mailboxes(self) -> None:
         """No mailbox is over its bound, and what it gave up was older than what it holds."""

@@ -62,8 +62,6 @@ class Request:
     collapse_key: str = ""
     expiration: bool = False
     """The broker was told to give it up after a while."""
-    recalled: bool = False
-    """Somebody asked for it to be withdrawn."""
     first_published: float = math.inf
     """Monotonic seconds at which it was first handed to the broker's connection."""
     first_confirmed: float = math.inf
@@ -87,6 +85,29 @@ class Request:
     def before(self, other: Request) -> bool:
         """Whether this was in the queue for certain when the other was first published."""
         return self.first_confirmed < other.first_published
+
+
+@dataclass(slots=True)
+class Recall:
+    """A recall that was published: of one push by its id, or of a user's pushes by their collapse key."""
+
+    tenant: str
+    push_id: str = ""
+    user: str = ""
+    collapse_key: str = ""
+    sure: bool = False
+    """The push was announced as stored before this was published: it can't have come too early."""
+    confirmed: bool = False
+    replied: float = math.inf
+    """Monotonic seconds of the last answer."""
+
+    def names(self, request: Request, user: str | None) -> bool:
+        """Whether it may have ended this push: taken before the recall was carried out."""
+        if request.tenant != self.tenant or request.first_published > self.replied:
+            return False
+        if self.push_id:
+            return request.push_id == self.push_id
+        return self.user == user and self.collapse_key == request.collapse_key
 
 
 class RowKey(NamedTuple):
@@ -173,6 +194,10 @@ class Evidence:
     """What came on `push.outcomes`."""
     replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
     """Correlation id to what came to the reply queue."""
+    stored: dict[RowKey, None] = field(default_factory=dict)
+    """What was announced as stored."""
+    recalls: dict[str, Recall] = field(default_factory=dict)
+    """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
     """Marks in the bodies in `push.dead`; what the broker gave up lies there as it was, a batch as a whole."""
     queues: dict[str, Depth] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from benchmarks.chaos import (
     faults_broker,
     faults_clients,
     faults_database,
+    faults_kept,
     faults_mixed,
     faults_process,
     faults_time,
@@ -42,6 +43,7 @@ MODULES: Final = (
     faults_broker,
     faults_database,
     faults_clients,
+    faults_kept,
     faults_time,
     faults_mixed,
 )

@@ -42,11 +42,22 @@ def die_soon() -> None:
 class Point:
     """A place in an adapter: before or after one of its methods."""
 
-    def __init__(self, owner: type, method: str, *, after: bool, when: Callable[..., bool] | None = None):
+    def __init__(
+        self,
+        owner: type,
+        method: str,
+        *,
+        after: bool,
+        when: Callable[..., bool] | None = None,
+        result: bool = False,
+    ) -> None:
         self._owner = owner
         self._method = method
         self._after = after
         self._when = when or (lambda *_: True)
+        """Of the arguments: whether a call matters."""
+        self._result = result
+        """Whether only a call matters that returns something."""
 
     def arm(self, count: int) -> None:
         """Die at the `count`-th call that matters."""
@@ -63,11 +74,11 @@ class Point:
 
             @functools.wraps(original)
             async def patched(*arguments: Any) -> Any:
-                now = counts(arguments[1:])
+                now = not self._result and counts(arguments[1:])
                 if now and not self._after:
                     die()
                 result = await original(*arguments)
-                if now:
+                if now or (self._result and result and counts(arguments[1:])):
                     die()
                 return result
         else:
@@ -103,6 +114,15 @@ POINTS: Final = {
     "before ack": Point(Consumer, "ack", after=False, when=_any),
     "after ack": Point(Consumer, "ack", after=True, when=_any),
     "after dead rows end": Point(PostgresLease, "end_dead", after=True),
+    "before a page of a mailbox": Point(PostgresStore, "mailbox", after=False, when=_any),
+    "after a page of a mailbox": Point(PostgresStore, "mailbox", after=True, when=_any),
+    "after a resume is found": Point(PostgresStore, "resume_points", after=True, when=_any),
+    "before others are superseded": Point(PostgresStore, "supersede", after=False, when=_any),
+    "after others are superseded": Point(PostgresStore, "supersede", after=True, result=True),
+    "after an expiry": Point(PostgresStore, "expire", after=True, result=True),
+    "after a full mailbox is cut": Point(PostgresStore, "trim", after=True, result=True),
+    "before a recall": Point(PostgresStore, "recall", after=False),
+    "after a recall": Point(PostgresStore, "recall", after=True),
 }
 
 

@@ -18,7 +18,17 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
-from benchmarks.chaos.broker import GONE, Collector, Envelope, Publisher, Requests, channel, drained, waiting
+from benchmarks.chaos.broker import (
+    ANNOUNCEMENTS,
+    GONE,
+    Collector,
+    Envelope,
+    Publisher,
+    Requests,
+    channel,
+    drained,
+    waiting,
+)
 from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
@@ -35,11 +45,13 @@ RECEIPTS_LATER = 3
 RECOVERY_TIMEOUT = 90.0
 """Seconds after a fault in which a client must read a push again."""
 CONNECTED_TIMEOUT = 90.0
+POINT_TIMEOUT = 20.0
+"""Seconds in which a process must come to the point where it kills itself."""
 WANDERS = 0.15
 """Seconds between two clients that leave, on average."""
 AWAY = 3.0
 """Seconds that they are away, at most."""
-QUEUES = ("push.requests", "push.fallen")
+QUEUES = ("push.requests", "push.fallen", "push.control")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
 
 
@@ -120,6 +132,22 @@ class Stage:
         return self.bridges[0]
 
     # --- what faults use ---
+
+    async def dies(self) -> bool:
+        """Wait until the bridge has killed itself; False when it never came to its point."""
+        try:
+            await self.bridge.exited(POINT_TIMEOUT)
+        except BridgeFailed:
+            return False
+        return True
+
+    async def starts_again(self) -> None:
+        """Start the bridge that has died, or has not come to its point; recovery counts from now."""
+        await self.bridge.kill()
+        await self.bridge.start()
+        self.now_healed()
+        await self.bridge.ready()
+        await self.sleep_some(0.2, 0.8)
 
     async def start_bridge(self, node: str = "n1", **settings: object) -> Bridge:
         """Start one, ready."""
@@ -293,6 +321,7 @@ class Stage:
             busy = not restless
             if not restless and arrived != self.collector.arrived:
                 restless = f"receipts keep coming, {self.collector.arrived} until now"
+                restless += f", {await waiting(self.url, ANNOUNCEMENTS)} wait"
             arrived = self.collector.arrived
             if restless:
                 quiet_since = None
