@@ -45,6 +45,8 @@ class Bridge:
         self.ops_port = free_port()
         self.log = log
         self.starts = 0
+        self.turns: list[float] = []
+        """Monotonic seconds at which it was started, or was seen to have ended."""
         self.clock: Path | None = None
         """A file that says how far its clock is off; from its next start on."""
         self.pool = 0
@@ -74,6 +76,7 @@ class Bridge:
         if self.pool:
             more["CHAOS_POOL"] = str(self.pool)
         self.starts += 1
+        self.turns.append(time.monotonic())
         with self.log.open("ab") as log:
             log.write(f"--- start {self.starts} {point} {count if point else ''}\n".encode())
             log.flush()
@@ -162,6 +165,8 @@ class Bridge:
             return 0
         try:
             async with asyncio.timeout(seconds):
-                return await self._process.wait()
+                code = await self._process.wait()
         except TimeoutError:
             raise BridgeFailed(f"{self.node} has not ended after {seconds:g} s; see {self.log}") from None
+        self.turns.append(time.monotonic())
+        return code

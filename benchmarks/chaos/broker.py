@@ -193,7 +193,7 @@ class Collector:
             try:
                 await self._collect_until_lost()
             except GONE:
-                pass
+                self._evidence.shaken.append(time.monotonic())
             await asyncio.sleep(RETRY)
 
     async def _collect_until_lost(self) -> None:
@@ -234,7 +234,7 @@ class Collector:
         key, receipt = _read(message.body)
         self._evidence.announced[key][receipt] += 1
         if receipt.outcome == "stored":
-            self._evidence.stored[key] = None
+            self._evidence.stored.setdefault(key, time.monotonic())
 
     def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
         correlation = message.header.properties.correlation_id or ""

@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +120,7 @@ class _Check:
     def __init__(self, evidence: Evidence) -> None:
         self._e = evidence
         self._waits = Waits(evidence.tabs)
+        self._shaken = sorted(evidence.shaken)
         self._verdict = Verdict()
         self._rows: Mapping[str, list[Row]] = defaultdict(list)
         """Mark of a request to its rows."""
@@ -333,24 +336,34 @@ class _Check:
         newest: Request | None = None
         read: set[str] = set()
         connection = 0
-        for number, mark in tab.reads:
+        for number, mark, at in tab.reads:
             if tab.resumes and number != connection:
                 connection, newest, read = number, None, set()
             request = self._e.requests.get(mark)
-            if mark in read or request is None or not request.ttl or request.copies != 1:
+            if mark in read or request is None or not self._has_a_place(request, tab.user, at):
                 continue
             read.add(mark)
             if newest is not None and request.before(newest):
-                what = f"{tab.user} read it after {newest.push_id}, on connection {number}"
+                what = f"{tab.user} read it after {newest.push_id}, on connection {number} at {at:.3f}"
                 self._broken(Broken.OUT_OF_ORDER, what, request)
             if newest is None or request.first_published > newest.first_published:
                 newest = request
+
+    def _has_a_place(self, request: Request, user: str, read_at: float) -> bool:
+        """Whether the order of the queue is this push's order: it is kept, was published once, and the broker
+        has not taken it back before it was read or stored. Whom a push to everyone is for is decided anew
+        when it comes again."""
+        if not request.ttl or request.copies != 1:
+            return False
+        key = RowKey(request.tenant, request.push_id, user)
+        settled = min(read_at, self._e.stored.get(key, math.inf))
+        return bisect.bisect(self._shaken, request.first_published) == bisect.bisect(self._shaken, settled)
 
     def _without_gap(self, tab: Tab) -> None:
         """Who resumes each time, and is told each time that nothing is missing, has read all that was kept."""
         if not tab.resumes or tab.cut:
             return
-        read = {mark for _, mark in tab.reads}
+        read = {mark for _, mark, _ in tab.reads}
         for mark, rows in self._rows.items():
             request = self._e.requests[mark]
             if not request.lasts or mark in read or request.first_published <= tab.since:

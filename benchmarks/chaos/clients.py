@@ -238,10 +238,11 @@ class Client:
 
     def has_read(self, mark: str, push_id: str) -> None:
         """It has read a push, whose id it may not know."""
-        self.tab.reads.append((self.connects, mark))
+        now = time.monotonic()
+        self.tab.reads.append((self.connects, mark, now))
         if push_id:
             self.last = push_id
-            self.tab.since = min(self.tab.since, time.monotonic())
+            self.tab.since = min(self.tab.since, now)
 
     @property
     def stays(self) -> bool:

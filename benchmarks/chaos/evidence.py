@@ -140,8 +140,8 @@ class Tab:
     """What one client knows that reads and stays until the end."""
 
     user: str
-    reads: list[tuple[int, str]] = field(default_factory=list)
-    """(its how-manieth connection, mark) of each push it read, in order."""
+    reads: list[tuple[int, str, float]] = field(default_factory=list)
+    """(its how-manieth connection, mark, monotonic seconds) of each push it read, in order."""
     acks: bool = False
     """It acknowledges each push."""
     resumes: bool = False
@@ -194,16 +194,19 @@ class Evidence:
     """What came on `push.outcomes`."""
     replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
     """Correlation id to what came to the reply queue."""
-    stored: dict[RowKey, None] = field(default_factory=dict)
-    """What was announced as stored."""
+    stored: dict[RowKey, float] = field(default_factory=dict)
+    """Monotonic seconds at which we heard that it is stored, the first time."""
     recalls: dict[str, Recall] = field(default_factory=dict)
     """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
     """Marks in the bodies in `push.dead`; what the broker gave up lies there as it was, a batch as a whole."""
     queues: dict[str, Depth] = field(default_factory=dict)
     tabs: list[Tab] = field(default_factory=list)
+    shaken: list[float] = field(default_factory=list)
+    """Monotonic seconds at which the broker may have taken messages back, to give them out in another order:
+    the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
-    """Whether the broker gives messages out in the order in which it has confirmed them."""
+    """Whether order is looked at."""
     mailbox: int = 0
     """Pushes that a mailbox holds; 0: more than a run publishes."""
     clock_steps: bool = False

@@ -382,6 +382,9 @@ class Stage:
         """Read what the servers hold, the bridges being stopped."""
         self.evidence.rows = await self._rows()
         self.evidence.tabs = self.tabs()
+        self.evidence.shaken += self.amqp.ended
+        for bridge in self.bridges:
+            self.evidence.shaken += bridge.turns
         for queue in QUEUES:
             self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
         letters = await drained(self.url, "push.dead")
