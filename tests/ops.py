@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 
 from bridge import wire
-from bridge.adapters.http import OpsContext, OpsServer, OutcomeFeed, listen
+from bridge.adapters.http import LookUp, OpsContext, OpsServer, OutcomeFeed, listen
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.model import Outcome, Reason, Row, RowKey
 from bridge.ports import SessionInfo
@@ -107,6 +107,7 @@ class Parts:
     ws_port: int = 8181
     dev: bool = True
     metrics_error: Exception | None = None
+    look_up: LookUp | None = None
 
     def context(self) -> OpsContext:
         """What `listen` wants."""
@@ -132,6 +133,7 @@ class Parts:
             errors=self.errors,
             clock=self.clock,
             dev_token=(lambda user, seconds: f"token-of-{user}") if self.dev else None,
+            look_up=self.look_up,
         )
 
 
