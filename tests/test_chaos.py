@@ -546,6 +546,7 @@ async def test_a_short_run_breaks_no_promise(servers: Servers, tmp_path: Path, q
         "kill -9 before and after a commit",
         "cut during COMMIT",
         "clients that reset between send and pong",
+        "everyone away, and back at once",
     )
     faults = [FAULTS[name] for name in names]
     lines = await run.run(servers, faults, SEED, SHORT, tmp_path, quietly.append, at_once=len(faults))
@@ -553,7 +554,8 @@ async def test_a_short_run_breaks_no_promise(servers: Servers, tmp_path: Path, q
     for line in lines:
         assert line.outcome is not None
         assert line.outcome.verdict.published > 100
-        assert line.outcome.times >= 2
+        assert line.outcome.times >= 1
+        assert any(ending.startswith("stored/") for ending in line.outcome.verdict.outcomes)
     assert "| 0 | " in " ".join(run.table(lines).split())
 
 

@@ -17,6 +17,15 @@ BOUND = 40
 """Pushes that a mailbox holds in the run that fills it."""
 
 
+REPLAY_POINTS = (
+    ("before a page of a mailbox", 4),
+    ("after a page of a mailbox", 4),
+    ("after a resume is found", 2),
+    ("after send", 60),
+)
+"""Where to die in a replay, and at the how-manieth time at most: one page is read for many sessions."""
+
+
 async def _park(stage: Stage, users: Sequence[str], count: int) -> None:
     """Keep so many pushes for each of these users."""
     makes = stage.requests[0]
@@ -80,17 +89,12 @@ async def in_replay(stage: Stage) -> int:
     users = [f"u{i}" for i in range(20)]
     clients = _clients_of(stage, users)
     times = 0
-    for point in (
-        "before a page of a mailbox",
-        "after a page of a mailbox",
-        "after a resume is found",
-        "after send",
-    ):
+    for point, most in REPLAY_POINTS:
         for client in clients:
             client.go_away()
         await _park(stage, users, PARKED)
         await stage.bridge.kill()
-        await stage.bridge.start(point=point, count=stage.rng.randint(2, 40))
+        await stage.bridge.start(point=point, count=stage.rng.randint(1, most))
         for client in clients:
             client.come_back()
         times += await stage.dies()
