@@ -564,7 +564,8 @@ class OpsServer:
         look_up = self._context.look_up
         assert look_up is not None, "the route is only there where the log can be asked"
         push_id = request.match_info["id"]
-        user, tenant = (request.query.get(name) for name in ("user", "tenant"))
+        query = _query(request, "user", "tenant")
+        user, tenant = query.get("user"), query.get("tenant")
         if "\0" in "".join((push_id, user or "", tenant or "")):
             raise _Answer(400, "bad_request", "U+0000 is in no id.")
         async with self._look_ups:
