@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
-from psycopg import conninfo
+from psycopg import conninfo, sql
 from psycopg import errors as pg
 
 from bridge.adapters import migrate, postgres_pool
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_pool import translated
-from bridge.adapters.postgres_rows import RECORD_PARAMS, record_params
+from bridge.adapters.postgres_rows import RECORD_PARAMS, lock_order, record_params
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
-from bridge.model import LateProof, Outcome, PushKey, Reply, Row
-from tests.test_store_contract import kept, row, undated
+from bridge.model import LateProof, Outcome, PushKey, Recall, Reply, Row
+from bridge.ports import Collapse
+from tests.test_store_contract import EVER, LATER, kept, row, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -187,6 +190,80 @@ async def test_writers_in_any_order_never_deadlock(database: str) -> None:
     assert await ask(database, "select count(*), count(proven_at) from delivery_log where final") == [
         (60 * (rounds + 1),) * 2
     ]
+
+
+async def test_what_ends_kept_rows_and_what_writes_them_never_deadlock(database: str) -> None:
+    stores = [PostgresStore(database) for _ in range(4)]
+    over = time.time() - 1
+    users = [f"u{i}" for i in range(5)]
+    batch = [
+        kept(
+            f"p{i:02}",
+            user=users[i % 5],
+            position=i + 1,
+            collapse_key="k",
+            expires_at=over if i % 2 else LATER,
+        )
+        for i in range(60)
+    ]
+    ended: list[Row] = []
+
+    async def write(store: PostgresStore, boot: str) -> None:
+        order = random.Random(boot)
+        for n in range(8):
+            rows = [msgspec.structs.replace(r, boot=boot, sessions=n) for r in order.sample(batch, 40)]
+            rows[:5] = [row(r.key.push_id, r.key.user, boot=boot) for r in rows[:5]]
+            ended.extend(w.row for w in await store.record(rows) if w.applied and w.row.final)
+            await store.owe({r.key: (Reply("q", boot),) for r in order.sample(batch, 20)})
+
+    async def end(store: PostgresStore) -> None:
+        for n in range(8):
+            ended.extend(await store.expire(5))
+            ended.extend(await store.trim(users, 11 - n, 10**6))
+            newer = [Collapse("", user, "k", n * 6) for user in users]
+            ended.extend(await store.supersede([*newer, *reversed(newer)]))
+            written = await store.recall(Recall(push_id=f"p{n}7"))
+            ended.extend(w.row for w in written if w.applied)
+
+    await stores[0].record(batch)
+    await asyncio.gather(
+        write(stores[0], "a"), write(stores[1], "b"), end(stores[2]), end(stores[3]), end(stores[3])
+    )
+    final = {r.key: r for r in await stores[0].find([PushKey("", r.key.push_id) for r in batch]) if r.final}
+    for s in stores:
+        await s.close()
+    # Each has one end, and it is the one that was told to whoever made it.
+    assert len(ended) == len(final)
+    assert {r.key: (r.outcome, r.reason) for r in ended} == {
+        k: (r.outcome, r.reason) for k, r in final.items()
+    }
+    assert {r.outcome for r in ended} > {Outcome.RECEIVED, Outcome.EXPIRED}
+    await eventually(database, "select count(*) = 1 from pg_stat_activity where datname = current_database()")
+    assert await ask(
+        database, "select deadlocks from pg_stat_database where datname = current_database()"
+    ) == [(0,)]
+
+
+async def test_a_row_that_is_just_being_finished_is_waited_for_or_left(
+    database: str, store: PostgresStore
+) -> None:
+    over = time.time() - 1
+    await store.record([kept("a", expires_at=over, collapse_key="k"), kept("b", position=2, expires_at=over)])
+    async with transaction(database) as other:
+        await other.execute(RECORD, record_params([row("a")]))
+        # The sweep goes past it; who must know how it ends waits, and finds it ended.
+        assert [r.key.push_id for r in await store.expire(10)] == ["b"]
+        trimming = asyncio.create_task(store.trim(["u"], 0, 0))
+        superseding = asyncio.create_task(store.supersede([Collapse("", "u", "k", EVER)]))
+        recalling = asyncio.create_task(store.recall(Recall(push_id="a")))
+        await eventually(
+            database,
+            "select count(*) = 3 from pg_stat_activity where datname = current_database()"
+            " and wait_event_type = 'Lock' and query ~ '(trim|supersede|recall)_rows'",
+        )
+    assert (await trimming, await superseding) == ([], [])
+    [written] = await recalling
+    assert (written.applied, written.row.outcome) == (False, Outcome.RECEIVED)
 
 
 async def test_a_lost_race_is_run_again(
@@ -725,6 +802,144 @@ async def test_the_sweeps_of_every_second_read_indexes_only(database: str) -> No
     after = await scans(database)
     big = max(after)
     assert after[big][0] == before[big][0]
+
+
+PARKED = 1_000_000
+"""Rows of the test below: most in the four days before, the rest on a day that was empty when plans were made."""
+_FILL = """
+    insert into {} (day, tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
+        published_at, taken_at, node, boot, event, app_id, detail, traceparent, payload, owed,
+        position, expires_at, encoding, collapse_key)
+    select {}, '', {} || i, 'u' || i % 20000, 'stored', 'no_session', false, 2, 0, 0,
+        t, t, 'n1', 'b0', 'chat', 'shop', '', '', 'some data', '[]',
+        (extract(epoch from t) * 1000000)::bigint, now() + interval '3 days', 'json', 'k' || i % 7
+    from (select i, {}::timestamptz + i * interval '0.3 s' as t from generate_series(1, {}) i) as g
+    """
+
+
+def fill(conn: psycopg.Connection, into: str, day: datetime.date, rows: int) -> None:
+    values = map(sql.Literal, (day, f"{day} ", day, rows))
+    conn.execute(sql.SQL(_FILL).format(sql.Identifier(into), *values))
+
+
+class Plans:
+    """A connection that tells the plan of each statement that it runs, of those in functions as well."""
+
+    def __init__(self, conn: psycopg.Connection) -> None:
+        self._conn = conn
+        self._told: list[str] = []
+        conn.add_notice_handler(lambda d: self._told.append(d.message_primary or ""))
+        conn.execute("set search_path to public")
+        conn.execute("load 'auto_explain'")
+        for name, value in (
+            ("log_nested_statements", "on"), ("log_analyze", "on"), ("log_buffers", "on"), ("log_timing", "off"),
+            ("log_format", "json"), ("log_min_duration", "0"),
+        ):  # fmt: skip
+            conn.execute(f"set auto_explain.{name} = {value}".encode())
+        conn.execute("set client_min_messages = log")
+
+    def run(self, query: str, params: Sequence[object] = ()) -> tuple[int, int, list[str]]:
+        """Rows of the answer, pages touched, and the relations that were read as a whole."""
+        self._told.clear()
+        rows = self._conn.execute(query.encode(), params).fetchall()
+        plans = [
+            json.loads(told.partition("plan:")[2])["Plan"]
+            for told in self._told
+            if told.startswith("duration:")
+        ]
+        # That of the call itself includes those of the statements within.
+        pages = max(p["Shared Hit Blocks"] + p["Shared Read Blocks"] for p in plans)
+        return len(rows), pages, [name for plan in plans for name in whole(plan)]
+
+
+def whole(plan: dict[str, Any]) -> list[str]:
+    """The partitions of the log that a plan reads without an index."""
+    name = plan.get("Relation Name", "")
+    own = [name] if plan["Node Type"] == "Seq Scan" and name.startswith("delivery_log") else []
+    return own + [name for child in plan.get("Plans", ()) for name in whole(child)]
+
+
+def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        [today] = conn.execute("select day from log_day").fetchone() or []
+        conn.execute("set maintenance_work_mem = '256MB'")
+        for back in range(4, 0, -1):
+            day = today - back * PARTITION
+            name = f"delivery_log_{day:%Y%m%d}"
+            # Its indexes are made when it is attached: that is quicker than row by row.
+            conn.execute(
+                f"create unlogged table {name} (like delivery_log including defaults including constraints)".encode()
+            )
+            fill(conn, name, day, PARKED // 5 + 40_000)
+            conn.execute(f"alter table delivery_log attach partition {name} for values in ('{day}')".encode())
+        newest = f"delivery_log_{today:%Y%m%d}"
+        conn.execute(f"alter table {newest} set (autovacuum_enabled = off)".encode())
+        conn.execute("update log_day set kept_since = day - 4")
+        conn.execute("select claim_node('n1', 'b1', null)")
+
+        plans = Plans(conn)
+        old = today - 3 * PARTITION
+        record = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})"
+
+        def page(user: str, seen: int | None = None) -> tuple[object, ...]:
+            last = "NULL" if seen is None else seen
+            return f"{{{user}}}", "{0}", f"{{{EVER}}}", f"{{{last}}}", "{20}", "{99999}"
+
+        mailbox = "select * from mailbox_rows(%s, %s, %s, %s, %s, %s)"
+        hundred = [row(f"new{i:03}", user=f"u{i}") for i in range(100)]
+        parked = [row(f"{old} {i}", user=f"u{i}", day=old, boot="b1") for i in range(100, 200)]
+        empty = ("{}",) * RECORD_PARAMS
+        calls: dict[str, tuple[str, Sequence[object], int, int]] = {
+            # What is asked, its parameters, the rows that come back, and the most pages that it may touch.
+            "first page": (mailbox, page("u77"), 20, 240),
+            "first page of who resumes": (mailbox, page("u78", 5), 20, 360),
+            "empty mailbox": (mailbox, page("nobody"), 0, 60),
+            "expire": ("select * from expire_rows(500)", (), 0, 60),
+            "end dead": ("select * from end_dead_rows('n1', 'b1', 500)", (), 0, 60),
+            "owing": ("select * from owing_rows(500)", (), 1, 60),
+            "trim": ("select * from trim_rows('{u79}', 1000, 1000000)", (), 0, 150),
+            "supersede": ("select * from supersede_rows('{\"\"}', '{u80}', '{none}', '{9}')", (), 0, 60),
+            "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 80),
+            "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 60),
+            "resume": ("select * from resume_points('{u82}', %s)", (f"{{{old} 82}}",), 1, 140),
+            "find": ('select * from find_rows(\'{"",""}\', %s)', (f"{{{old} 83,nothing}}",), 1, 80),
+            "record a hundred": (record, empty, 0, 3000),
+            "the same again": (record, empty, 100, 4500),
+            "end a hundred by their day": (record, empty, 100, 6000),
+        }
+        batches = {
+            "record a hundred": hundred,
+            "the same again": hundred,
+            "end a hundred by their day": parked,
+        }
+        for query, params, _, _ in calls.values():
+            plans.run(query, params)
+        fill(conn, newest, today, PARKED // 25)
+        for what, (query, params, rows, most) in calls.items():
+            if what in batches:
+                params = record_params(sorted(batches[what], key=lambda r: lock_order(r.key)))
+            came, pages, seq_scans = plans.run(query, params)
+            assert (what, came, seq_scans) == (what, rows, [])
+            assert pages <= most, f"{what}: {pages} pages"
+        conn.execute("select make_partition(log_today() + 1)")
+        _, pages, seq_scans = plans.run("select roll_day((select day from log_day) + 1)")
+        assert (seq_scans, pages < 500) == ([], True)
+        assert conn.execute("select day - since, day - kept_since from log_day").fetchone() == (1, 5)
+
+
+async def test_upkeep_looks_for_open_rows_by_index(database: str) -> None:
+    store = PostgresStore(database)
+    await store.record([kept("p")])
+    await store.close()
+    day = await aged(database, 4)
+    await ask(database, "update log_day set since = day - 1")
+    before = await scans(database)
+    first = day - 4 * PARTITION
+    assert (await Upkeep(database).run_once(2)).kept == [f"delivery_log_{first:%Y%m%d}"]
+    after = await scans(database)
+    assert {name: after[name][0] - before[name][0] for name in before if name in after} == dict.fromkeys(
+        before.keys() & after.keys(), 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,8 @@ class MemoryStore:
             )
             if not wanted or not ask.after < row.position <= ask.until or (row.expires_at or 0) <= now:
                 continue
-            if len(page) >= ask.rows or size >= ask.payload_bytes:
+            full = len(page) >= ask.rows or size >= ask.payload_bytes
+            if full and row.position != page[-1].position:
                 break
             page.append(row)
             size += len(row.payload or b"")
