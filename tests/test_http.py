@@ -351,7 +351,7 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
                     assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
         async with running.client.post("/v1/push", json=PUSH) as answer:
             assert answer.status == 401
-        for path in ("/livez", "/readyz", "/", "/app.js", "/style.css", "/icon.svg", "/endings.json"):
+        for path in ("/livez", "/readyz", "/", "/app.js", "/bridge-client.js", "/icon.svg", "/endings.json"):
             async with running.client.get(path) as answer:
                 assert answer.status == 200, path
         good = {"Authorization": "bearer s3cret", "Host": "ops.example", "Origin": "https://ops.example"}
@@ -484,6 +484,7 @@ async def test_the_page_and_all_it_needs_are_served_from_here(running: Running) 
     for path, kind in (
         ("/", "text/html"),
         ("/app.js", "text/javascript"),
+        ("/bridge-client.js", "text/javascript"),
         ("/style.css", "text/css"),
         ("/icon.svg", "image/svg+xml"),
     ):
@@ -526,7 +527,7 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
 
 def test_the_reference_page_lists_every_route(parts: Parts) -> None:
     page = (Path(__file__).parent.parent / "docs" / "reference" / "ops.md").read_text()
-    files = {"/app.js", "/style.css", "/icon.svg"}
+    files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
     routes = {
         f"{route.method} {route.resource.canonical}"
         for route in OpsServer(parts.context()).app().router.routes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -23,6 +22,7 @@ from bridge.errors import BrokerUnavailable
 from bridge.model import Outcome, Reason
 from bridge.ports import SessionInfo
 from tests import house
+from tests.browser import launched, opened
 from tests.ops import FakePublisher, Parts, ops, receipt, row, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,46 +30,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # Deadlines, not waits: nothing takes that long unless it never comes.
 expect.set_options(timeout=15_000)
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "Debian's package chromium is needed"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        try:
-            yield browser
-        finally:
-            await browser.close()
-
-
-@asynccontextmanager
-async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator[Page]:
-    """The page; at the end it must have logged no error and asked nobody but its own host."""
-    context = await browser.new_context(**options)  # type: ignore[arg-type]
-    page = await context.new_page()
-    page.set_default_timeout(15_000)
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    await page.goto(url)
-    yield page
-    # A browser notes every answer that says no; the page shows those to its user.
-    assert [p for p in problems if "the server responded with a status of" not in p] == []
-    assert [a for a in asked if "//127.0.0.1:" not in a] == []
-    await context.close()
+    async with launched() as browser:
+        yield browser
 
 
 class Stage(FakePublisher):
@@ -82,6 +47,7 @@ class Stage(FakePublisher):
         self.offered: list[Sequence[str]] = []
         self.acks: list[str] = []
         self.copies = 1
+        self.complete = True
 
     async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
         await super().publish(body, message_id=message_id, headers=headers)
@@ -110,7 +76,8 @@ class Stage(FakePublisher):
         session = f"s{len(self.offered)}"
         self.sockets[socket] = SessionInfo(session, user, "bridge.v1.json", self.parts.clock.time())
         self.parts.sessions[:] = self.sockets.values()
-        await socket.send(json.dumps({"type": "welcome", "session": session, "user": user, "complete": True}))
+        welcome = {"type": "welcome", "session": session, "user": user, "complete": self.complete}
+        await socket.send(json.dumps(welcome))
         try:
             async for message in socket:
                 frame = json.loads(message)
@@ -246,13 +213,41 @@ async def test_markup_in_a_push_is_shown_as_text(browser: Browser, play: Played)
         assert await data.locator("b, img").count() == 0
 
 
-async def test_a_push_that_comes_twice_is_one_entry_that_says_so(browser: Browser, play: Played) -> None:
+async def test_a_push_that_comes_twice_is_one_entry_and_the_copy_is_counted(
+    browser: Browser, play: Played
+) -> None:
     play.stage.copies = 2
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
         await push(page, "alice", "1")
         await expect(page.locator("#pushes > li")).to_have_count(1)
-        await expect(page.locator("#pushes .meaning")).to_contain_text("it came 2 times")
+        await expect(page.locator("#connection")).to_have_text("Connected as alice; 1 copy left out.")
+
+
+async def test_a_push_that_is_withdrawn_is_marked(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await push(page, "alice", "1")
+        await push(page, "alice", "2")
+        entry = page.locator("#pushes > li")
+        await expect(entry).to_have_count(2)
+        recalled = await entry.last.get_attribute("data-id")
+        (socket,) = play.stage.sockets
+        await socket.send(json.dumps({"type": "withdraw", "id": recalled}))
+        await expect(entry.last.get_by_text("withdrawn")).to_be_visible()
+        await expect(entry.first.get_by_text("withdrawn")).to_be_hidden()
+
+
+async def test_it_says_when_something_may_be_missing(browser: Browser, play: Played) -> None:
+    async with opened(browser, play.url) as page:
+        await connect(page, "alice")
+        await expect(page.get_by_text("Something may be missing")).to_be_hidden()
+        play.stage.complete = False
+        (socket,) = play.stage.sockets
+        await socket.close(1012, "restart")
+        await expect(page.get_by_text("Something may be missing")).to_be_visible()
+        await page.get_by_role("button", name="Understood").click()
+        await expect(page.get_by_text("Something may be missing")).to_be_hidden()
 
 
 async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browser, play: Played) -> None:

@@ -1,10 +1,12 @@
 // The demo page: one WebSocket as a user, the outcomes as they are committed, and a form that pushes.
 // Whatever came from elsewhere is put on the page as text, never as markup.
 
+import { connect } from "./bridge-client.js";
+
 const $ = (id) => document.getElementById(id);
 const SHOWN = 200; // pushes kept on the page
 const GOOD = new Set(["received", "acked", "written"]);
-const WAITING = new Set(["publishing", "published", "pending", "arrived"]);
+const WAITING = new Set(["publishing", "published", "pending", "stored", "arrived"]);
 const OWN_MEANINGS = {
   publishing: "on its way to the broker",
   published: "the broker has it; its outcome is awaited",
@@ -95,6 +97,7 @@ async function refresh() {
   $("causes").hidden = status.causes.length === 0;
   $("causes").replaceChildren(...status.causes.map((cause) => element("li", "", cause)));
   showSessions(status);
+  connection?.counted();
 }
 
 function pill(kind, text) {
@@ -149,105 +152,79 @@ class Connection {
   constructor(user) {
     this.user = user;
     this.session = null;
-    this.tries = 0;
-    this.retryAfter = null;
-    this.done = false;
+    this.welcomed = false;
+    this.client = connect({
+      url: $("ws-url").value,
+      token: () => this.token(),
+      storage: sessionStorage,
+      onPush: (push) => this.take(push),
+      onWithdraw: ({ id }) => withdrawn(this.user, id),
+      onGap: () => { $("gap").hidden = false; },
+      onState: (state) => this[state.phase](state),
+      onError: (error) => this.say(error.message),
+    });
   }
 
-  async open() {
-    this.say(this.tries ? "Connecting again…" : "Connecting…");
-    let token = $("token").value.trim();
-    if (dev && (!token || this.ownToken === token)) {
-      try {
-        token = (await (await ask("v1/dev/token", { json: { user: this.user } })).json()).token;
-      } catch (problem) {
-        if (!this.done) this.later(problem.message);
-        return;
-      }
-      this.ownToken = token;
-    }
-    if (this.done) return;
-    if (!token) {
-      this.end("A token is needed: paste one under “Token and address”.");
-      $("more").open = true;
-      return;
-    }
-    let socket;
-    try {
-      socket = new WebSocket($("ws-url").value, ["bridge.v1.json", `bridge.token.${token}`]);
-    } catch (error) {
-      this.end(`That address or token can’t be used: ${error.message}`);
-      return;
-    }
-    this.socket = socket;
-    this.opened = false;
-    socket.onopen = () => { this.opened = true; };
-    socket.onmessage = (message) => this.take(JSON.parse(message.data));
-    socket.onclose = (event) => this.closed(event);
+  async token() {
+    const pasted = $("token").value.trim();
+    if (pasted || !dev) return pasted;
+    return (await (await ask("v1/dev/token", { json: { user: this.user } })).json()).token;
   }
 
-  take(frame) {
-    if (frame.type === "welcome") {
-      this.session = frame.session;
-      this.user = frame.user;
-      this.tries = 0;
-      this.say(`Connected as ${frame.user}.`);
-      refresh();
-    } else if (frame.type === "push") {
-      const arrivedAt = performance.now();
-      arrived(this.user, frame, arrivedAt);
-      if ($("ack").checked) {
-        // After the next paint: the ack says that a person could see it. A hidden page is not painted.
-        const ack = () => this.socket.readyState === WebSocket.OPEN
-          && this.socket.send(JSON.stringify({ type: "ack", id: frame.id }));
-        if (document.hidden) setTimeout(ack);
-        else requestAnimationFrame(() => setTimeout(ack));
-      }
-    } else if (frame.type === "bye") {
-      this.retryAfter = frame.retry_after;
-    } else if (frame.type === "error") {
-      this.say(`The bridge says: ${frame.message ?? frame.code}`);
-    }
+  take(push) {
+    arrived(this.user, push, performance.now());
+    if (!$("ack").checked) return;
+    // After the next paint: the ack says that a person could see it. A hidden page is not painted.
+    if (document.hidden) setTimeout(push.ack);
+    else requestAnimationFrame(() => setTimeout(push.ack));
   }
 
-  closed(event) {
+  connecting() { this.say(this.welcomed ? "Connecting again…" : "Connecting…"); }
+
+  open({ user, session }) {
+    this.welcomed = true;
+    this.user = user;
+    this.session = session;
+    this.say(`Connected as ${user}.`);
+    refresh();
+  }
+
+  waiting({ seconds, code, reason, error }) {
     this.session = null;
-    if (this.done) return;
-    if (!this.opened && this.tries === 0) {
-      // A browser is not told the status of a refused handshake.
-      this.end("Refused, or nobody is there: look at the token and the address.");
-      return;
-    }
-    const again = event.code < 4400 || event.code === 4408 || (event.code === 4401 && dev);
-    const why = `closed with ${event.code}${event.reason ? ` ${event.reason}` : ""}`;
-    if (again) this.later(why);
-    else this.end(`The bridge ended this session: ${why}.`);
+    // A browser is not told the status of a refused handshake.
+    if (!this.welcomed && !error) this.end("Refused, or nobody is there: look at the token and the address.");
+    else this.say(`Not connected (${error?.message ?? closing(code, reason)}). Next try in ${seconds.toFixed(1)} s.`);
   }
 
-  later(why) {
-    this.tries += 1;
-    const seconds = Math.max(this.retryAfter ?? 0, Math.min(15, 0.5 * 2 ** this.tries)) * (0.75 + Math.random() / 2);
-    this.retryAfter = null;
-    this.say(`Not connected (${why}). Next try in ${seconds.toFixed(1)} s.`);
-    this.timer = setTimeout(() => this.open(), seconds * 1000);
-  }
-
-  end(text) {
-    this.stop();
-    this.say(text);
-  }
-
-  stop() {
-    this.done = true;
+  closed({ code, reason, error }) {
     this.session = null;
-    clearTimeout(this.timer);
-    this.socket?.close(1000);
     if (connection === this) connection = null;
+    if (reason === "no_token") $("more").open = true;
+    this.say(
+      error ? `That address or token can’t be used: ${error.message}`
+        : reason === "no_token" ? "A token is needed: paste one under “Token and address”."
+          : this.why ?? `The bridge ended this session: ${closing(code, reason)}.`,
+    );
+  }
+
+  end(why) {
+    this.why = why;
+    this.client.close();
+  }
+
+  counted() {
+    const { doubles } = this.client;
+    if (this.session && doubles) this.say(`Connected as ${this.user}; ${doubles} ${doubles > 1 ? "copies" : "copy"} left out.`);
+  }
+
+  say(text) {
+    // Said again only when it changes, since it is read out.
+    if ($("connection").textContent !== text) $("connection").textContent = text;
     button();
   }
-
-  say(text) { $("connection").textContent = text; button(); }
 }
+
+function closing(code, reason) { return `closed with ${code}${reason ? ` ${reason}` : ""}`; }
 
 function button() {
   $("connect-button").textContent = connection ? "Disconnect" : "Connect";
@@ -261,9 +238,7 @@ $("connect").addEventListener("submit", (event) => {
     connection.end("Not connected.");
     return;
   }
-  // Known before it opens: it may end at once, and says so itself.
   connection = new Connection($("user").value);
-  connection.open();
   follow();
 });
 
@@ -278,7 +253,7 @@ function entry(id, user, seed = {}) {
   const key = keyOf(id, user);
   let found = entries.get(key);
   if (!found) {
-    found = { key, id, user, came: 0, state: "published", at: new Date(), ...seed };
+    found = { key, id, user, state: "published", at: new Date(), ...seed };
     entries.set(key, found);
     if (entries.size > SHOWN) {
       const oldest = entries.values().next().value;
@@ -313,11 +288,17 @@ function ofUser(id, user) {
 
 function arrived(user, frame, arrivedAt) {
   const found = ofUser(frame.id, user);
-  found.came += 1;
   found.event = frame.event;
   found.data = frame.encoding === "base64" ? `${frame.data} (bytes, base64)` : show(frame.data);
-  if (found.sentAt !== undefined && found.came === 1) found.onScreen = arrivedAt - found.sentAt;
+  if (found.sentAt !== undefined) found.onScreen = arrivedAt - found.sentAt;
   if (!found.receipt) found.state = "arrived";
+}
+
+function withdrawn(user, id) {
+  const found = entries.get(keyOf(id, user));
+  if (!found) return; // no longer on the page
+  found.withdrawn = true;
+  touch(found);
 }
 
 function show(data) {
@@ -354,12 +335,13 @@ function draw(found) {
   const { node, receipt, state } = found;
   const part = (name) => node.querySelector(`.${name}`);
   const kind = WAITING.has(state) ? "wait" : GOOD.has(state) ? "good" : "bad";
-  node.className = `push is-${kind}`;
+  node.className = `push is-${kind}${found.withdrawn ? " withdrawn" : ""}`;
   node.dataset.id = found.id;
   node.dataset.user = found.user ?? "";
   node.dataset.outcome = state;
   node.dataset.final = String(Boolean(receipt?.final));
   part("event").textContent = found.event || "message";
+  part("withdrawn-mark").hidden = !found.withdrawn;
   part("to").textContent = found.user ? `to ${found.user}` : found.all ? "to everyone" : "to nobody known";
   part("outcome").textContent = state;
   part("outcome").className = `outcome ${kind}`;
@@ -372,8 +354,7 @@ function draw(found) {
   part("track").querySelectorAll("li").forEach((step, i) => step.classList.toggle("done", i < reached));
   const meaning = receipt ? meanings[`${receipt.outcome}/${receipt.reason}`] : OWN_MEANINGS[state];
   const detail = found.problem ?? receipt?.detail;
-  const twice = found.came > 1 ? `; it came ${found.came} times` : "";
-  part("meaning").textContent = `${receipt ? `${receipt.reason}: ` : ""}${meaning ?? ""}${detail ? ` (${detail})` : ""}${twice}`;
+  part("meaning").textContent = `${receipt ? `${receipt.reason}: ` : ""}${meaning ?? ""}${detail ? ` (${detail})` : ""}`;
   const facts = [];
   if (receipt?.proven_at) facts.push(`${since(receipt.published_at, receipt.proven_at)} from publisher to proof`);
   if (found.onScreen !== undefined) facts.push(`${found.onScreen.toFixed(1)} ms from this button to this screen`);
@@ -391,6 +372,8 @@ function microseconds(text) {
   const fraction = /\.(\d+)/.exec(text)?.[1] ?? "";
   return Date.parse(text.replace(/\.\d+/, "")) * 1000 + Number(fraction.padEnd(6, "0").slice(0, 6));
 }
+
+$("gap-seen").addEventListener("click", () => { $("gap").hidden = true; });
 
 $("clear").addEventListener("click", () => {
   entries.clear();

@@ -1,0 +1,249 @@
+// A bridge's client for browsers and node: each push once and in order, resumed after every break.
+// An ES module without dependencies; docs/clients.md tells how to use it.
+
+const KEPT = 4096, STORED = 1000; // ids remembered to tell doubles; those of them that outlive the page
+const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
+const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
+const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
+
+/**
+ * Connect, and stay connected until `close()` or until the bridge says not to come back. Callbacks come after
+ * the return; those for pushes one at a time: the next waits for the promise of the one before.
+ * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (nothing: the end),
+ * asked at first, when the token has expired, and when a connection could not be opened (a browser hides why);
+ * `onPush({id, event, data, encoding?, ack()})`; `onWithdraw({id})`: that push was recalled; `onGap()`: pushes
+ * before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`, `open` (user,
+ * session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error); `onError(error)`: what
+ * callbacks, storage or bridge complained of; `storage`: localStorage or alike, to resume after a reload;
+ * `autoAck`: acknowledge what onPush is through with. For tests: `timing`, `after`, `random`, `WebSocket`.
+ */
+export function connect(options) {
+  if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
+  return new Connection(options);
+}
+
+class Connection {
+  doubles = 0; // copies that were left out: the bridge sends again what it can't know to have arrived
+  state = { phase: "connecting" }; // what onState was told last
+  #options;
+  #turn = 0; // of the attempt under way: whoever has awaited something looks whether it still is
+  #socket = null;
+  #jwt = null; // in use
+  #expired = null;
+  #user = null;
+  #key = null; // of what is stored for the user
+  #last = null; // id of the push that onPush was through with last
+  #known = new Map(); // id -> {id, on: the socket it came on last, done: by onPush, acked: by the application}
+  #queue = []; // frames for the application, in order
+  #busy = false; // handing them over
+  #bye = null;
+  #tries = 0; // since the last steady connection
+  #patient = false; // the bridge has said how long to wait
+  #cancel = () => {}; // the one timer: welcome while connecting, steady while open, the next try while waiting
+
+  constructor(options) {
+    const { after = inSeconds, random = Math.random, WebSocket = globalThis.WebSocket } = options;
+    const told = options.onError ?? globalThis.reportError ?? console.error;
+    const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
+    this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
+    globalThis.addEventListener?.("online", this.#wake);
+    globalThis.document?.addEventListener("visibilitychange", this.#wake);
+    queueMicrotask(() => this.state.phase !== "closed" && this.#open());
+  }
+
+  /** End it: no callback starts after this but the onState that says so, and what complains. */
+  close() { this.#end({ code: 1000, reason: "closed" }); }
+
+  /** Acknowledge a push by its id, also one of before a reload; push.ack() does the same. */
+  ack(id) { this.#ack(this.#known.get(id) ?? this.#remember({ id, on: null, done: true, acked: false })); }
+
+  // --- the connection ---
+
+  async #open() {
+    const { url, token, timing, after, WebSocket } = this.#options;
+    const turn = ++this.#turn;
+    this.#tell({ phase: "connecting" });
+    let jwt = this.#jwt;
+    try {
+      jwt ??= typeof token === "function" ? await token() : token;
+    } catch (error) {
+      return turn === this.#turn && this.#retry({ reason: "token", error });
+    }
+    if (turn !== this.#turn) return;
+    if (!jwt) return this.#end({ reason: "no_token" });
+    if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" });
+    this.#jwt = jwt;
+    this.#become(userOf(jwt));
+    try {
+      const address = new URL(url, globalThis.location?.href);
+      if (this.#last !== null) address.searchParams.set("last", this.#last);
+      this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
+    } catch (error) { // an address or a token that can't be used will not get better
+      return this.#end({ reason: "unusable", error });
+    }
+    this.#socket.onmessage = (message) => this.#take(JSON.parse(message.data));
+    this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
+    this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
+    this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
+  }
+
+  #take(frame) {
+    const { timing, after, onError } = this.#options;
+    if (frame.type === "push") {
+      const known = this.#known.get(frame.id);
+      const on = this.#socket;
+      if (!known) return this.#enqueue(frame, this.#remember({ id: frame.id, on, done: false, acked: false }));
+      this.doubles += 1;
+      known.on = on;
+      if (known.acked) this.#ack(known);
+    } else if (frame.type === "withdraw") {
+      this.#enqueue(frame);
+    } else if (frame.type === "welcome") {
+      this.#cancel();
+      this.#cancel = after(timing.steady, () => { this.#tries = 0; });
+      this.#tell({ phase: "open", user: frame.user, session: frame.session });
+      if (!frame.complete && this.#socket) this.#enqueue({ type: "gap" });
+    } else if (frame.type === "bye") {
+      this.#bye = frame;
+    } else if (frame.type === "error") {
+      onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
+    } // frames of later versions pass by
+  }
+
+  #lost(closeCode, closeReason) {
+    // The bye says it even where the close frame was lost.
+    const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
+    const opened = this.state.phase === "open";
+    const renew = opened && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
+    if (renew) this.#expired = this.#jwt;
+    if (renew || !opened) this.#jwt = null;
+    this.#drop();
+    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) this.#end({ code, reason });
+    else this.#retry({ code, reason }, wait, renew && this.#tries === 0);
+  }
+
+  #retry(why, wait = 0, now = false) {
+    const { timing, random, after } = this.#options;
+    const ceiling = Math.min(timing.max, timing.min * 2 ** this.#tries);
+    const seconds = now ? 0 : wait + ceiling * (0.5 + random() / 2);
+    this.#tries += 1;
+    this.#patient = wait > 0;
+    this.#cancel = after(seconds, () => this.#open());
+    this.#tell({ phase: "waiting", seconds, ...why });
+  }
+
+  #wake = ({ type }) => {
+    if (type !== "online" && document.visibilityState !== "visible") return;
+    const waits = this.state.phase === "waiting" && !this.#patient;
+    // With the network back an old socket may be dead without knowing, and to resume costs next to nothing.
+    if (!waits && !(type === "online" && this.#socket)) return;
+    this.#drop();
+    this.#open();
+  };
+
+  #drop() {
+    this.#cancel();
+    const socket = this.#socket;
+    this.#socket = this.#bye = null;
+    if (socket) socket.onmessage = socket.onclose = null;
+    socket?.close(1000);
+  }
+
+  #end(why) {
+    if (this.state.phase === "closed") return;
+    this.#turn += 1;
+    this.#drop();
+    this.#queue.length = 0;
+    globalThis.removeEventListener?.("online", this.#wake);
+    globalThis.document?.removeEventListener("visibilitychange", this.#wake);
+    this.#tell({ phase: "closed", ...why });
+  }
+
+  #tell(state) {
+    this.state = state;
+    try { this.#options.onState?.(state); } catch (error) { this.#options.onError(error); }
+  }
+
+  // --- what the application gets, one after the other ---
+
+  async #enqueue(frame, known) {
+    this.#queue.push([frame, known]);
+    if (this.#busy) return;
+    this.#busy = true;
+    for (let done = 1; this.#queue.length; done += 1) {
+      try { await this.#handle(...this.#queue.shift()); } catch (error) { this.#options.onError(error); }
+      if (!this.#queue.length || done % SAVE_EVERY === 0) this.#save();
+    }
+    this.#busy = false;
+  }
+
+  async #handle(frame, known) {
+    const { onPush, onWithdraw, onGap, autoAck } = this.#options;
+    if (frame.type === "gap") return await onGap?.();
+    if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id });
+    const mine = this.#known; // another user's token may come while onPush is at it
+    try {
+      await onPush({ ...frame, ack: () => this.#ack(known) });
+    } catch (error) {
+      if (!known.acked) mine.delete(frame.id); // handed over again if the bridge sends it again
+      throw error;
+    }
+    known.done = true;
+    if (mine === this.#known) this.#last = frame.id;
+    if (autoAck && !known.acked) this.#ack(known);
+  }
+
+  // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
+  #ack(known) {
+    const open = this.#socket?.readyState === 1; // WebSocket.OPEN
+    if (open && known.on === this.#socket) this.#socket.send(JSON.stringify({ type: "ack", id: known.id }));
+    const news = !known.acked;
+    known.acked = true;
+    if (news && !this.#busy) this.#save();
+  }
+
+  // --- what is remembered, for each user ---
+
+  #remember(known) {
+    this.#known.set(known.id, known);
+    if (this.#known.size > KEPT) this.#known.delete(this.#known.keys().next().value);
+    return known;
+  }
+
+  #become(user) {
+    if (user === this.#user) return;
+    const { url, storage, onError } = this.#options;
+    this.#user = user;
+    this.#key = storage && user ? `bridge ${url} ${user}` : null;
+    this.#last = null;
+    this.#known = new Map();
+    this.#queue.length = 0;
+    if (!this.#key) return;
+    try {
+      const { last, ids } = JSON.parse(storage.getItem(this.#key)) ?? { last: null, ids: [] };
+      this.#known = new Map(ids.map(([id, acked]) => [id, { id, on: null, done: true, acked: acked === 1 }]));
+      this.#last = last;
+    } catch (error) { onError(error); }
+  }
+
+  #save() {
+    if (!this.#key) return;
+    const done = [...this.#known.values()].filter((known) => known.done).slice(-STORED);
+    const text = JSON.stringify({ last: this.#last, ids: done.map(({ id, acked }) => [id, acked ? 1 : 0]) });
+    try { this.#options.storage.setItem(this.#key, text); } catch (error) { this.#options.onError(error); }
+  }
+}
+
+function inSeconds(seconds, then) {
+  const timer = setTimeout(then, seconds * 1000);
+  return () => clearTimeout(timer);
+}
+
+// Whose token it is, read as the bridge does; "" where that can't be read: then nothing is stored.
+function userOf(jwt) {
+  try {
+    const text = atob(jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
+    const { sub, uid } = JSON.parse(new TextDecoder().decode(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    return String(sub ?? uid ?? "");
+  } catch { return ""; }
+}

@@ -1,0 +1,826 @@
+"""The browser's client library in a real browser: against a bridge that the test plays, and against the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import aio_pika
+import playwright
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from bridge import app
+from tests import house
+from tests.browser import launched, opened
+from tests.clients import client
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIBRARY = (Path(__file__).parent.parent / "bridge" / "web" / "bridge-client.js").read_text()
+NODE = Path(playwright.__file__).parent / "driver" / "node"
+KEPT = 4096
+"""Ids that the library remembers."""
+
+# What the library tells is noted in `told`. Its one timer runs out when the test says so, or, if `impatient`,
+# whenever the next try waits for it.
+HARNESS = """<!doctype html><title>client</title><link rel="icon" href="data:,"><script type="module">
+import { connect } from "./bridge-client.js";
+const holds = new Map();
+Object.assign(window, {
+  told: [], pushes: {}, failing: [], holding: [], tokens: [], timers: [],
+  tell(...what) { told.push(what); },
+  release(id) { holds.get(id)(); },
+  elapse() {
+    const timer = timers.findLast((timer) => timer.live);
+    timer.live = false;
+    timer.then();
+    return timer.seconds;
+  },
+  begin({ impatient = true, quiet = true, tokens, storage, chance, ...options }) {
+    if (tokens) window.tokens = tokens;
+    window.client = connect({
+      ...options,
+      ...(tokens && { token: async () => {
+        const token = window.tokens.shift();
+        tell("token", token ?? null);
+        if (token === "broken") throw new Error("no token today");
+        return token;
+      } }),
+      ...(storage && { storage: window[storage] }),
+      ...(chance !== undefined && { random: () => chance }),
+      async onPush(push) {
+        pushes[push.id] = push;
+        tell("push", push.id);
+        if (holding.includes(push.id)) await new Promise((done) => holds.set(push.id, done));
+        if (failing.includes(push.id)) throw new Error(`can't take ${push.id}`);
+        if (!quiet) tell("through", push.id);
+      },
+      async onWithdraw({ id }) { tell("withdraw", id); },
+      async onGap() {
+        tell("gap");
+        if (holding.includes("gap")) await new Promise((done) => holds.set("gap", done));
+      },
+      onState(state) {
+        if (!quiet || state.phase === "closed") tell(state.phase, state.code ?? null, state.reason ?? null);
+        if (impatient && state.phase === "waiting") setTimeout(elapse);
+      },
+      onError(error) { tell("error", error.message); },
+      after(seconds, then) {
+        const timer = { seconds, then, live: true };
+        timers.push(timer);
+        return () => { timer.live = false; };
+      },
+    });
+  },
+});
+</script>"""
+
+
+class Peer:
+    """One connection of the library, as the test's bridge sees it."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        self.socket = socket
+        address = urlsplit(socket.request.path)
+        self.path = address.path
+        self.query = parse_qs(address.query)
+        header = socket.request.headers["Sec-WebSocket-Protocol"]
+        self.offered = [entry.strip() for entry in header.split(",")]
+
+    @property
+    def last(self) -> str | None:
+        return self.query.get("last", [None])[0]
+
+    @property
+    def token(self) -> str:
+        (entry,) = [entry for entry in self.offered if entry.startswith("bridge.token.")]
+        return entry.removeprefix("bridge.token.")
+
+    async def send(self, **frame: object) -> None:
+        await self.socket.send(json.dumps(frame))
+
+    async def welcome(self, complete: bool = True, user: str = "alice") -> Peer:
+        await self.send(type="welcome", session="s1", user=user, complete=complete)
+        return self
+
+    async def push(self, *ids: str) -> None:
+        for push_id in ids:
+            await self.send(type="push", id=push_id, event="message", data={"n": push_id})
+
+    async def bye(self, code: int, reason: str, retry_after: float = 0) -> None:
+        await self.send(type="bye", code=code, reason=reason, retry_after=retry_after)
+        await self.close(code, reason)
+
+    async def close(self, code: int = 1012, reason: str = "restart") -> None:
+        await self.socket.close(code, reason)
+
+    async def frame(self) -> object:
+        """The next frame of the library."""
+        async with asyncio.timeout(house.SECONDS):
+            return json.loads(await self.socket.recv())
+
+    async def closed(self) -> int | None:
+        """Wait until the library has closed; the code."""
+        async with asyncio.timeout(house.SECONDS):
+            await self.socket.wait_closed()
+        return self.socket.close_code
+
+
+class Script:
+    """A bridge that does what the test does with its peers."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.refusing = 0
+        """Handshakes to refuse with 401."""
+        self._peers: asyncio.Queue[Peer] = asyncio.Queue()
+
+    def answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = urlsplit(request.path).path
+        if path == "/ws":
+            if not self.refusing:
+                return None
+            self.refusing -= 1
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "no\n")
+        script = path == "/bridge-client.js"
+        response = connection.respond(http.HTTPStatus.OK, LIBRARY if script else HARNESS)
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = f"text/{'javascript' if script else 'html'}; charset=utf-8"
+        return response
+
+    async def session(self, socket: ServerConnection) -> None:
+        self._peers.put_nowait(Peer(socket))
+        await socket.wait_closed()
+
+    async def peer(self) -> Peer:
+        """The next connection."""
+        async with asyncio.timeout(house.SECONDS):
+            return await self._peers.get()
+
+    @property
+    def nobody(self) -> bool:
+        """Whether no connection came beyond those that the test has met."""
+        return self._peers.empty()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with launched() as browser:
+        yield browser
+
+
+@asynccontextmanager
+async def scripted() -> AsyncIterator[Script]:
+    script = Script()
+    async with serve(
+        script.session,
+        "127.0.0.1",
+        0,
+        process_request=script.answer,
+        subprotocols=["bridge.v1.json"],  # type: ignore[list-item]
+        close_timeout=1,
+    ) as server:
+        script.url = f"127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        yield script
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def script() -> AsyncIterator[Script]:
+    async with scripted() as script:
+        yield script
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, script: Script) -> AsyncIterator[Page]:
+    async with opened(browser, f"http://{script.url}/") as page:
+        yield page
+
+
+def jwt(user: object, n: int = 0) -> str:
+    """A token whose user can be read; nobody checks it here."""
+
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    return f"{part({'alg': 'none'})}.{part({'sub': user, 'n': n})}.x"
+
+
+async def begin(page: Page, url: str, **options: object) -> None:
+    """Start the library in the page."""
+    token = {} if "tokens" in options else {"token": jwt("alice")}
+    await page.evaluate("begin", {"url": url, **token, **options})
+
+
+async def met(page: Page, script: Script, complete: bool = True, **options: object) -> Peer:
+    """Start the library and welcome it."""
+    await begin(page, f"ws://{script.url}/ws", **options)
+    return await (await script.peer()).welcome(complete)
+
+
+async def told(page: Page, *expected: Sequence[object]) -> None:
+    """Wait until the library has told exactly this, and forget it."""
+    want = json.dumps([list(item) for item in expected], separators=(",", ":"), ensure_ascii=False)
+    try:
+        await page.wait_for_function("want => JSON.stringify(told) === want", arg=want, timeout=10_000)
+    except playwright.async_api.TimeoutError:
+        assert await page.evaluate("told") == [list(item) for item in expected]
+        raise
+    await page.evaluate("told.length = 0")
+
+
+async def phase(page: Page, name: str) -> dict[str, object]:
+    """Wait until the library is in this phase; its state."""
+    await page.wait_for_function("name => client.state.phase === name", arg=name)
+    state: dict[str, object] = await page.evaluate("client.state")
+    return state
+
+
+def pushes(*ids: str) -> list[tuple[str, str]]:
+    return [("push", push_id) for push_id in ids]
+
+
+# --- the handshake ---------------------------------------------------------------------------------------
+
+
+async def test_the_token_goes_beside_the_subprotocol_and_never_into_the_address(
+    page: Page, script: Script
+) -> None:
+    await begin(page, f"ws://{script.url}/ws?region=eu", quiet=False)
+    peer = await script.peer()
+    assert peer.offered == ["bridge.v1.json", f"bridge.token.{jwt('alice')}"]
+    assert (peer.path, peer.query) == ("/ws", {"region": ["eu"]})
+    await told(page, ("connecting", None, None))
+    await peer.welcome()
+    await told(page, ("open", None, None))
+    assert await phase(page, "open") == {"phase": "open", "user": "alice", "session": "s1"}
+
+
+async def test_an_address_that_cannot_be_used_is_the_end(page: Page, script: Script) -> None:
+    await begin(page, "ftp://nowhere")
+    await told(page, ("closed", None, "unusable"))
+
+
+async def test_a_bridge_that_says_nothing_is_left(page: Page, script: Script) -> None:
+    await begin(page, f"ws://{script.url}/ws")
+    silent = await script.peer()
+    assert await page.evaluate("elapse()") == 15
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+    assert await silent.closed() == 1000
+
+
+# --- pushes ----------------------------------------------------------------------------------------------
+
+
+async def test_the_next_push_waits_until_the_one_before_is_done_with(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p1')")
+    peer = await met(page, script, quiet=False)
+    await peer.push("p1", "p2")
+    await peer.send(type="withdraw", id="p1")
+    await peer.push("p3")
+    # The library has read them all when it has answered a ping that came behind them.
+    await (await peer.socket.ping())
+    await told(page, ("connecting", None, None), ("open", None, None), ("push", "p1"))
+    await page.evaluate("release('p1')")
+    await told(
+        page,
+        ("through", "p1"),
+        ("push", "p2"),
+        ("through", "p2"),
+        ("withdraw", "p1"),
+        ("push", "p3"),
+        ("through", "p3"),
+    )
+    got = await page.evaluate("(({ id, event, data }) => ({ id, event, data }))(pushes.p2)")
+    assert got == {"id": "p2", "event": "message", "data": {"n": "p2"}}
+
+
+async def test_a_copy_is_left_out_and_counted(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    await peer.push("p1", "p1", "p2")
+    await told(page, *pushes("p1", "p2"))
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    await again.push("p1", "p2", "p3")
+    await told(page, *pushes("p3"))
+    assert await page.evaluate("client.doubles") == 3
+
+
+async def test_only_so_many_ids_are_remembered(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(KEPT + 1)]
+    await peer.push(*ids)
+    await told(page, *pushes(*ids))
+    await peer.push("p1", "p0", "end")
+    await told(page, *pushes("p0", "end"))
+
+
+async def test_frames_of_a_later_version_pass_by_and_errors_are_passed_on(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    await peer.send(type="novelty", id="p1")
+    await peer.send(type="error", code="bad_frame", message="what?")
+    await peer.push("p1")
+    await told(page, ("error", "the bridge says: what? (bad_frame)"), ("push", "p1"))
+
+
+# --- resuming --------------------------------------------------------------------------------------------
+
+
+async def test_it_resumes_after_the_last_push_that_the_application_was_through_with(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('ü&2')")
+    peer = await met(page, script)
+    assert peer.last is None
+    await peer.push("p1", "ü&2", "p3")
+    await told(page, *pushes("p1", "ü&2"))
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last == "p1"
+    await again.push("ü&2", "p3", "p4")
+    await (await again.socket.ping())
+    await page.evaluate("release('ü&2')")
+    await told(page, *pushes("p3", "p4"))
+    await again.close()
+    assert (await script.peer()).last == "p4"
+
+
+async def test_what_the_application_failed_to_take_counts_as_not_seen(page: Page, script: Script) -> None:
+    await page.evaluate("failing.push('p2')")
+    peer = await met(page, script, autoAck=True)
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1", "p2"), ("error", "can't take p2"))
+    assert await peer.frame() == {"type": "ack", "id": "p1"}
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last == "p1"
+    await page.evaluate("failing.length = 0")
+    await again.push("p2", "p3")
+    await told(page, *pushes("p2", "p3"))
+    assert [await again.frame(), await again.frame()] == [
+        {"type": "ack", "id": "p2"},
+        {"type": "ack", "id": "p3"},
+    ]
+
+
+async def test_a_gap_is_told_before_the_pushes_behind_it_and_they_wait(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('gap')")
+    peer = await met(page, script)
+    await peer.push("p1")
+    await told(page, *pushes("p1"))
+    await peer.close()
+    again = await (await script.peer()).welcome(complete=False)
+    await again.push("p2")
+    await (await again.socket.ping())
+    await told(page, ("gap",))
+    await page.evaluate("release('gap')")
+    await told(page, *pushes("p2"))
+
+
+# --- acks ------------------------------------------------------------------------------------------------
+
+
+async def test_an_ack_is_sent_when_the_application_says_so(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1", "p2"))
+    await page.evaluate("pushes.p2.ack()")
+    await page.evaluate("client.ack('p1')")
+    assert [await peer.frame(), await peer.frame()] == [
+        {"type": "ack", "id": "p2"},
+        {"type": "ack", "id": "p1"},
+    ]
+
+
+async def test_by_itself_it_acknowledges_what_the_application_is_through_with(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p1')")
+    peer = await met(page, script, autoAck=True)
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1"))
+    await page.evaluate("client.ack('p2'); release('p1')")
+    await told(page, *pushes("p2"))
+    frames = [await peer.frame(), await peer.frame()]
+    await peer.push("p3")
+    assert [*frames, await peer.frame()] == [{"type": "ack", "id": push_id} for push_id in ("p2", "p1", "p3")]
+
+
+async def test_an_ack_for_a_connection_that_is_gone_is_sent_when_the_push_comes_again(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script)
+    await peer.push("p1", "p2", "p3")
+    await told(page, *pushes("p1", "p2", "p3"))
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    await phase(page, "open")
+    await page.evaluate("pushes.p1.ack()")
+    await again.push("p3", "p1", "p2")
+    assert await again.frame() == {"type": "ack", "id": "p1"}
+    await again.push("p4")
+    await told(page, *pushes("p4"))
+    await page.evaluate("pushes.p2.ack()")
+    assert await again.frame() == {"type": "ack", "id": "p2"}
+
+
+# --- coming back -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1009, 1011, 1012, 1013, 4408])
+async def test_it_comes_back_after(page: Page, script: Script, code: int) -> None:
+    peer = await met(page, script)
+    await peer.close(code, "why")
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+
+
+@pytest.mark.parametrize("code", [4400, 4401, 4403, 4409, 4429, 4499])
+async def test_it_does_not_come_back_after(page: Page, script: Script, code: int) -> None:
+    peer = await met(page, script)
+    await peer.close(code, "why")
+    await told(page, ("closed", code, "why"))
+    assert script.nobody
+    assert await page.evaluate("timers.filter((timer) => timer.live).length") == 0
+
+
+async def test_the_bye_counts_where_the_close_frame_is_lost(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    await peer.send(type="bye", code=4403, reason="revoked", retry_after=0)
+    await (await peer.socket.ping())
+    peer.socket.transport.abort()
+    await told(page, ("closed", 4403, "revoked"))
+
+
+@pytest.mark.parametrize(
+    ("chance", "waits"), [(0.0, [1, 2, 4, 5, 5]), (1.0, [2, 4, 8, 10, 10]), (0.5, [1.5, 3, 6, 7.5, 7.5])]
+)
+async def test_it_waits_twice_as_long_each_time_with_a_bound_and_by_chance(
+    page: Page, script: Script, chance: float, waits: list[float]
+) -> None:
+    timing = {"min": 2, "max": 10, "steady": 60}
+    peer = await met(page, script, impatient=False, chance=chance, timing=timing)
+    for seconds in waits:
+        await peer.close()
+        state = await phase(page, "waiting")
+        assert state == {"phase": "waiting", "seconds": seconds, "code": 1012, "reason": "restart"}
+        assert await page.evaluate("elapse()") == seconds
+        peer = await (await script.peer()).welcome()
+        await phase(page, "open")
+    assert await page.evaluate("elapse()") == 60  # open for so long: it starts over
+    await peer.close()
+    assert (await phase(page, "waiting"))["seconds"] == waits[0]
+
+
+async def test_it_waits_at_least_as_long_as_the_bridge_says(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False, chance=1.0, timing={"min": 2})
+    await peer.bye(1012, "restart", retry_after=7)
+    assert (await phase(page, "waiting"))["seconds"] == 9
+    for event in ("online", "visibilitychange"):
+        await page.evaluate(
+            f"({'window' if event == 'online' else 'document'}).dispatchEvent(new Event('{event}'))"
+        )
+    assert (await phase(page, "waiting"))["seconds"] == 9
+    await page.evaluate("elapse()")
+    peer = await (await script.peer()).welcome()
+    await peer.close()
+    assert (await phase(page, "waiting"))["seconds"] == 4
+
+
+async def test_with_the_network_back_it_tries_at_once(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False)
+    await peer.push("p1")
+    await told(page, *pushes("p1"))
+    await page.context.set_offline(True)
+    await peer.close()
+    await phase(page, "waiting")
+    await page.context.set_offline(False)
+    again = await (await script.peer()).welcome()
+    assert again.last == "p1"
+    # Open or not: the old connection may be dead without knowing.
+    await phase(page, "open")
+    await page.context.set_offline(True)
+    await page.context.set_offline(False)
+    once_more = await (await script.peer()).welcome()
+    assert await again.closed() == 1000
+    await once_more.push("p2")
+    await told(page, *pushes("p2"))
+
+
+async def test_a_page_that_is_looked_at_again_tries_at_once(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False)
+    await peer.close()
+    await phase(page, "waiting")
+    show = (
+        "(seen) => { Object.defineProperty(document, 'visibilityState', { value: seen, configurable: true });"
+    )
+    show += " document.dispatchEvent(new Event('visibilitychange')); }"
+    await page.evaluate(show, "hidden")
+    assert (await phase(page, "waiting"))["code"] == 1012
+    await page.evaluate(show, "visible")
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+    await page.evaluate(show, "visible")
+    assert (await phase(page, "open"))["user"] == "alice"
+    assert script.nobody
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
+
+
+async def test_an_expired_token_is_replaced_once_and_at_once(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False, tokens=[jwt("alice", n) for n in range(3)])
+    assert peer.token == jwt("alice", 0)
+    await peer.push("p1")
+    await told(page, ("token", jwt("alice", 0)), ("push", "p1"))
+    await peer.bye(4401, "token_expired")
+    await phase(page, "waiting")
+    assert await page.evaluate("elapse()") == 0
+    again = await (await script.peer()).welcome()
+    assert (again.token, again.last) == (jwt("alice", 1), "p1")
+    await told(page, ("token", jwt("alice", 1)))
+    # It was not there for long: not at once again.
+    await phase(page, "open")
+    await again.close(4401, "token_expired")
+    assert float(str((await phase(page, "waiting"))["seconds"])) > 0
+    await page.evaluate("elapse()")
+    assert (await script.peer()).token == jwt("alice", 2)
+
+
+async def test_the_same_token_again_is_the_end(page: Page, script: Script) -> None:
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("alice")])
+    await peer.close(4401, "token_expired")
+    token = ("token", jwt("alice"))
+    await told(page, token, token, ("closed", 4401, "token_expired"))
+
+
+async def test_a_token_is_kept_over_a_break_and_asked_for_again_where_it_may_be_the_cause(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, tokens=[jwt("alice", n) for n in range(2)])
+    script.refusing = 1
+    await peer.close()
+    await told(page, ("token", jwt("alice", 0)), ("token", jwt("alice", 1)))
+    assert (await script.peer()).token == jwt("alice", 1)
+    assert script.refusing == 0
+
+
+async def test_no_token_is_the_end_and_a_failure_to_get_one_is_not(page: Page, script: Script) -> None:
+    await begin(page, f"ws://{script.url}/ws", impatient=False, quiet=False, tokens=["broken"])
+    await told(page, ("connecting", None, None), ("token", "broken"), ("waiting", None, "token"))
+    await page.evaluate("elapse()")
+    await told(page, ("connecting", None, None), ("token", None), ("closed", None, "no_token"))
+
+
+async def test_what_one_user_has_seen_does_not_count_for_another(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p2')")
+    peer = await met(page, script, tokens=[jwt("alice"), jwt(7)])
+    await peer.push("p1", "p2", "for alice only")
+    await told(page, ("token", jwt("alice")), *pushes("p1", "p2"))
+    await peer.close(4401, "token_expired")
+    other = await (await script.peer()).welcome(user="7")
+    assert other.last is None
+    await page.evaluate("release('p2')")
+    await other.push("p1")
+    await told(page, ("token", jwt(7)), *pushes("p1"))
+    await other.close()
+    assert (await script.peer()).last == "p1"
+
+
+# --- across reloads --------------------------------------------------------------------------------------
+
+
+async def test_with_storage_it_resumes_after_a_reload_without_doubles(page: Page, script: Script) -> None:
+    peer = await met(page, script, storage="localStorage")
+    await peer.push("p1", "p2", "p3")
+    await told(page, *pushes("p1", "p2", "p3"))
+    await page.evaluate("pushes.p2.ack()")
+    await page.reload()
+    again = await met(page, script, storage="localStorage")
+    assert again.last == "p3"
+    await again.push("p1", "p2", "p3", "p4")
+    await told(page, *pushes("p4"))
+    assert await again.frame() == {"type": "ack", "id": "p2"}
+    await page.evaluate("client.ack('p1')")
+    assert await again.frame() == {"type": "ack", "id": "p1"}
+
+
+async def test_what_was_not_done_with_at_the_reload_comes_again(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p2')")
+    peer = await met(page, script, storage="localStorage")
+    await peer.push("p1")
+    await told(page, *pushes("p1"))
+    await peer.push("p2", "p3")
+    await told(page, *pushes("p2"))
+    await page.reload()
+    again = await met(page, script, storage="localStorage")
+    assert again.last == "p1"
+    await again.push("p2", "p3")
+    await told(page, *pushes("p2", "p3"))
+
+
+async def test_each_user_has_a_memory_of_his_own_and_without_storage_none_outlives_the_page(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, storage="localStorage")
+    await peer.push("p1")
+    await told(page, *pushes("p1"))
+    for token, storage, last in (
+        (jwt("bob"), "localStorage", None),
+        ("opaque", "localStorage", None),
+        (jwt("alice"), "sessionStorage", None),
+        (jwt("alice"), None, None),
+        (jwt("alice"), "localStorage", "p1"),
+    ):
+        await page.reload()
+        peer = await met(page, script, token=token, storage=storage)
+        assert peer.last == last
+        await peer.push("p2")
+        await told(page, *pushes("p2"))
+
+
+async def test_a_storage_that_does_not_work_is_told_and_does_not_stop_the_pushes(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate(
+        """window.full = {
+          getItem() { return '{"nothing": "of ours"'; },
+          setItem() { throw new Error("the disk is full"); },
+        }"""
+    )
+    peer = await met(page, script, storage="full")
+    await peer.push("p1")
+    await page.wait_for_function("told.length === 3")
+    (bad, push, full) = await page.evaluate("told")
+    assert bad[0] == "error"
+    assert "JSON" in bad[1]
+    assert (push, full) == (["push", "p1"], ["error", "the disk is full"])
+
+
+# --- the end ---------------------------------------------------------------------------------------------
+
+
+async def test_after_close_nothing_is_handed_over_and_nobody_comes_back(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p1')")
+    peer = await met(page, script)
+    await peer.push("p1", "p2")
+    await (await peer.socket.ping())
+    await told(page, *pushes("p1"))
+    await page.evaluate("client.close(); client.close(); release('p1')")
+    assert await peer.closed() == 1000
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    await told(page, ("closed", 1000, "closed"))
+    assert script.nobody
+
+
+async def test_without_a_place_for_the_pushes_it_does_not_start(page: Page) -> None:
+    said = "import('/bridge-client.js').then(({ connect }) => { try { connect({}); } catch (e) { return e.message; } })"
+    assert await page.evaluate(said) == "onPush: a function is needed"
+
+
+async def test_it_runs_in_node_too(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "bridge-client.mjs").write_text(LIBRARY)
+    (tmp_path / "main.mjs").write_text(
+        """import { connect } from "./bridge-client.mjs";
+        const [url, token] = process.argv.slice(2);
+        const client = connect({ url, token, autoAck: true, timing: { min: 0.01, steady: 0.01 },
+          onPush({ id }) { console.log(id); if (id === "p2") setTimeout(() => client.close()); } });"""
+    )
+    process = await asyncio.create_subprocess_exec(
+        NODE, tmp_path / "main.mjs", f"ws://{script.url}/ws", jwt("alice"), stdout=asyncio.subprocess.PIPE
+    )
+    peer = await (await script.peer()).welcome()
+    await peer.push("p1")
+    assert await peer.frame() == {"type": "ack", "id": "p1"}
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last == "p1"
+    await again.push("p1", "p2")
+    async with asyncio.timeout(house.SECONDS):
+        printed, _ = await process.communicate()
+    assert (printed.split(), process.returncode) == ([b"p1", b"p2"], 0)
+
+
+# --- with the real bridge --------------------------------------------------------------------------------
+
+
+def kept(*ids: str, **more: object) -> list[dict[str, object]]:
+    """Requests that wait for alice for a minute, and for her ack."""
+    return [house.request("alice", push_id, ttl=60, confirm="acked", **more) for push_id in ids]
+
+
+async def test_over_a_restart_and_a_kill_each_push_comes_once_and_in_order(
+    page: Page, vhost: str, database: str
+) -> None:
+    async with house.process(vhost, database) as bridge:
+        token = house.token("alice")
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=token, autoAck=True, impatient=False)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1", "p2"))
+        await told(page, *pushes("p1", "p2"))
+        await house.final_rows(database, 2)
+
+        assert await bridge.stop() == 0
+        assert (await phase(page, "waiting"))["reason"] == "restart"
+        await house.publish(vhost, *kept("p3", "p4"))
+        await bridge.start()
+        await bridge.ready()
+        await page.evaluate("elapse()")
+        await told(page, *pushes("p3", "p4"))
+        await house.final_rows(database, 4)
+
+        await bridge.kill()
+        assert (await phase(page, "waiting"))["code"] == 1006
+        await bridge.start()
+        await bridge.ready()
+        await house.publish(vhost, *kept("p5"))
+        async with asyncio.timeout(house.SECONDS):
+            while (await house.rows(database))[-1]["outcome"] != "stored":
+                await asyncio.sleep(0.02)
+        await page.evaluate("elapse()")
+        await told(page, *pushes("p5"))
+        await house.publish(vhost, *kept("p6"))
+        await told(page, *pushes("p6"))
+        ends = house.endings(await house.final_rows(database, 6))
+    assert ends == {(f"p{n}", "alice"): ("acked", "ack_frame") for n in range(1, 7)}
+
+
+@asynccontextmanager
+async def living(page: Page, vhost: str, database: str) -> AsyncIterator[app.Running]:
+    """A bridge; the library in the page is closed before it stops, or it would go on trying."""
+    async with house.bridge(vhost, database) as bridge:
+        yield bridge
+        await page.evaluate("client.close()")
+
+
+async def test_after_a_reload_it_gets_what_another_device_took_meanwhile(
+    page: Page, vhost: str, database: str
+) -> None:
+    async with living(page, vhost, database) as bridge:
+        options = {"token": house.token("alice"), "autoAck": True, "storage": "localStorage"}
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        await begin(page, address, **options)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1", "p2"))
+        await told(page, *pushes("p1", "p2"))
+        await house.final_rows(database, 2)
+        await page.reload()
+        async with client(bridge.ws_port, house.token("alice"), subprotocols=["bridge.v1.json"]) as phone:
+            await house.publish(vhost, *kept("p3"))
+            frames = [await phone.read_json() for _ in range(2)]
+            assert [frame["type"] for frame in frames] == ["welcome", "push"]
+            await phone.send_json({"type": "ack", "id": "p3"})
+            await house.final_rows(database, 3)
+        await begin(page, address, **options)
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p4"))
+        await told(page, *pushes("p3", "p4"))
+        assert await page.evaluate("client.doubles") == 2  # p1 and p2: from a little before the last one
+        await house.final_rows(database, 4)
+
+
+async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge:
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        stored = json.dumps({"last": "long ago", "ids": []})
+        await page.evaluate("(entry) => localStorage.setItem(...entry)", [f"bridge {address} alice", stored])
+        await house.publish(vhost, *kept("p1"))
+        await begin(page, address, token=house.token("alice"), autoAck=True, storage="localStorage")
+        await told(page, ("gap",), *pushes("p1"))
+        await house.final_rows(database, 1)
+
+
+async def test_a_recalled_push_is_withdrawn(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge, await aio_pika.connect(vhost) as connection:
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=house.token("alice"))
+        await phase(page, "open")
+        await house.publish(vhost, *kept("p1"))
+        await told(page, *pushes("p1"))
+        exchange = await (await connection.channel()).get_exchange("push.control")
+        await exchange.publish(aio_pika.Message(b'{"type": "recall", "push_id": "p1"}'), "")
+        await told(page, ("withdraw", "p1"))
+        ends = house.endings(await house.final_rows(database, 1))
+    assert ends == {("p1", "alice"): ("recalled", "withdrawn")}
+
+
+async def test_a_session_outlives_its_token(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge:
+        short, long = house.token("alice", 2), house.token("alice")
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", tokens=[short, long], autoAck=True)
+        await told(page, ("token", short))
+        await house.publish(vhost, *kept("p1"))
+        await told(page, *pushes("p1"), ("token", long))
+        await house.publish(vhost, *kept("p2"))
+        await told(page, *pushes("p2"))
+        await house.final_rows(database, 2)
