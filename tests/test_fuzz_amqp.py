@@ -23,11 +23,13 @@ from bridge.model import Rejected, ToUser, ToUsers
 from tests.amqp import at_rest, drained, outbox
 from tests.clients import client
 from tests.core import arrival
-from tests.house import SECONDS, bridge, publish, request, rows, token
+from tests.house import bridge, publish, request, rows, token
 from tests.test_wire import Dice
 
 MESSAGES = 600
 SEED = 20261122
+SECONDS = 60.0
+"""How long each step may take before the test fails."""
 TOLD = ("the header table of delivery", "were left out of a dead letter")
 """What the log says of header tables that the broker takes and we cannot: of nothing else there is a word."""
 
