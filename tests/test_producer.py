@@ -148,14 +148,14 @@ async def test_a_request_returns_with_the_final_receipt_of_each_user(vhost: str)
 
 
 async def test_a_request_does_not_wait_for_a_user_who_is_away(vhost: str) -> None:
-    async with answering(vhost) as bridge, Producer.connect(vhost) as producer:
+    async with asyncio.timeout(20), answering(vhost) as bridge, Producer.connect(vhost) as producer:
         bridge.answers = {"away": (KEPT,), "late": (PARKED, KEPT), "odd": (RECEIVED, KEPT)}
-        got = await producer.request(b'{"id":"p1","to":{"users":["away","late","odd","u1"]},"ttl":60}', 10)
+        got = await producer.request(b'{"id":"p1","to":{"users":["away","late","odd","u1"]},"ttl":60}', 60)
         assert len(got) == 7
         bridge.answers = {"here": (PARKED, RECEIVED), "back": (KEPT, RECEIVED)}
-        got = await producer.request(b'{"id":"p2","to":{"user":"here"},"ttl":60}', 10)
+        got = await producer.request(b'{"id":"p2","to":{"user":"here"},"ttl":60}', 60)
         assert [r["outcome"] for r in got] == ["stored", "received"]
-        got = await producer.request(b'{"id":"p3","to":{"users":["back","here"]},"ttl":60}', 10, expect=2)
+        got = await producer.request(b'{"id":"p3","to":{"users":["back","here"]},"ttl":60}', 60, expect=2)
         assert {r["user_id"] for r in got if r["final"]} >= {"here"}
 
 
