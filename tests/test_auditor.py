@@ -264,17 +264,16 @@ async def test_without_a_log_in_a_database_the_process_still_compares_what_it_kn
 
 async def test_of_the_log_only_final_rows_of_this_boot_in_this_stretch_count(database: str) -> None:
     store = PostgresStore(database)
-    for number, (at, more) in enumerate(
-        [
-            (START, {}),
-            (START + 59.9999999, {}),
-            (START + 60.1, {}),
-            (START - 0.1, {}),
-            (START + 1, {"boot": "another"}),
-            (START + 2, {"outcome": Outcome.PENDING, "reason": Reason.AWAITING_PROOF, "finished_at": None}),
-            (START + 3, {"boot": "another", "proven_at": None}),
-        ]
-    ):
+    taken: list[tuple[float, dict[str, object]]] = [
+        (START, {}),
+        (START + 59.9999999, {}),
+        (START + 60.1, {}),
+        (START - 0.1, {}),
+        (START + 1, {"boot": "another"}),
+        (START + 2, {"outcome": Outcome.PENDING, "reason": Reason.AWAITING_PROOF, "finished_at": None}),
+        (START + 3, {"boot": "another", "proven_at": None}),
+    ]
+    for number, (at, more) in enumerate(taken):
         made = {"taken_at": at, "published_at": at, "finished_at": at, "proven_at": at, "boot": "b1", **more}
         await store.record([logged(f"p{number}", **made)])  # type: ignore[arg-type]
     await store.close()
