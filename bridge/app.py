@@ -199,7 +199,7 @@ class Core:
             gate=self.gate,
             boot=boot,
             patience=settings.confirm_timeout,
-            park_after=DeliveryLimits.park_after,
+            park_after=DeliveryLimits().park_after,
             limits=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
         )
         self.delivery = Delivery(
@@ -335,6 +335,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     sessions=core.sessions,
                     metrics_page=metrics.page,
                     publisher=producer,
+                    recall=core.mailbox.recall,
                     feed=feed,
                     limits=core.wire_limits,
                     errors=errors,

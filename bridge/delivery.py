@@ -381,9 +381,9 @@ class Delivery:
             self._settlement.answer(message, row)
             return False
         older = self._flights.add(flight, roams=roams)
-        self._begun += 1
         if older is not None:
             self._replace(older)
+        self._begun += 1
         if flight.ended:
             self._settlement.due(flight)
         return True

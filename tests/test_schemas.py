@@ -45,7 +45,7 @@ FOLDER = Path(__file__).parent.parent / "schemas"
 SCHEMAS: dict[str, Any] = {
     path.name: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted(FOLDER.glob("*.json"))
-    if path.name != "asyncapi.json"
+    if path.name not in ("asyncapi.json", "openapi.json")
 }
 ASYNCAPI: dict[str, Any] = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
 REGISTRY: Registry[Any] = Registry().with_resources(

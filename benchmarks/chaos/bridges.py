@@ -45,6 +45,12 @@ class Bridge:
         self.ops_port = free_port()
         self.log = log
         self.starts = 0
+        self.turns: list[float] = []
+        """Monotonic seconds at which it was started, or was seen to have ended."""
+        self.clock: Path | None = None
+        """A file that says how far its clock is off; from its next start on."""
+        self.pool = 0
+        """Connections to the database that it may have, from its next start on; 0: as many as it wants."""
         values = {
             "amqp_url": amqp_url,
             "postgres_dsn": dsn,
@@ -62,12 +68,15 @@ class Bridge:
         self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *, point: str = "", count: int = 1, clock: Path | None = None) -> None:
+    async def start(self, *, point: str = "", count: int = 1) -> None:
         """Start it; returns at once. It kills itself at a named point where one is given."""
         more = {"CHAOS_POINT": point, "CHAOS_COUNT": str(count)} if point else {}
-        if clock is not None:
-            more["CHAOS_CLOCK"] = str(clock)
+        if self.clock is not None:
+            more["CHAOS_CLOCK"] = str(self.clock)
+        if self.pool:
+            more["CHAOS_POOL"] = str(self.pool)
         self.starts += 1
+        self.turns.append(time.monotonic())
         with self.log.open("ab") as log:
             log.write(f"--- start {self.starts} {point} {count if point else ''}\n".encode())
             log.flush()
@@ -128,6 +137,13 @@ class Bridge:
                     return why
                 await asyncio.sleep(0.05)
 
+    async def step_clock(self, offset: float) -> None:
+        """Its clock is off by so many seconds now, where it was started with one that can be."""
+        assert self.clock is not None
+        self.clock.write_text(str(offset))
+        if (await self.status())[0]:  # before it listens, it reads the file by itself
+            self.signal(signal.SIGUSR1)
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         if self._process is not None and self.alive:
@@ -149,6 +165,8 @@ class Bridge:
             return 0
         try:
             async with asyncio.timeout(seconds):
-                return await self._process.wait()
+                code = await self._process.wait()
         except TimeoutError:
             raise BridgeFailed(f"{self.node} has not ended after {seconds:g} s; see {self.log}") from None
+        self.turns.append(time.monotonic())
+        return code

@@ -9,25 +9,35 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aio_pika
 import aio_pika.abc
+import aiormq
+import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
-from benchmarks.chaos.evidence import Evidence, Fate, Receipt, Request, RowKey, To
+from benchmarks.chaos.evidence import Evidence, Fate, Recall, Receipt, Request, RowKey, To
 
 CONFIRM_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 10.0
 RETRY = 0.3
+PREFETCH = 5000
+"""Receipts on their way to the collector."""
+ACK_EVERY = 0.05
+"""Seconds between two acks of the collector."""
 WINDOW = 100
 """Messages that one publisher has on their way."""
+LONG = 3 * 86_400.0
+"""A ttl that outlives every run, and every step of a clock."""
 UNUSABLE = "\x01"
 """A message_id that is no id: the bridge makes one of body and properties."""
-ANNOUNCEMENTS, REPLIES = "chaos.outcomes", "chaos.replies"
+ANNOUNCEMENTS, REPLIES, ANSWERS = "chaos.outcomes", "chaos.replies", "chaos.answers"
 GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
 """What aio-pika raises when the broker goes in the middle of something."""
 
@@ -60,6 +70,8 @@ class Envelope:
     expiration: float | None = None
     insist: bool = True
     """Published again, under the same ids, until it is confirmed; else once."""
+    recall: Recall | None = None
+    """It is no push, but this."""
 
     def message(self) -> aio_pika.Message:
         """As aio-pika wants it."""
@@ -69,7 +81,7 @@ class Envelope:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             headers=self.headers or None,
             message_id=self.message_id or None,
-            reply_to=REPLIES if self.reply_to else None,
+            reply_to=ANSWERS if self.recall else REPLIES if self.reply_to else None,
             correlation_id=self.correlation_id or None,
             expiration=self.expiration,
         )
@@ -82,7 +94,7 @@ class Publisher:
         self._url = url
         self._make = make
         self._pace = pace
-        self._again: list[Envelope] = []
+        self._again: deque[Envelope] = deque()
         self._flying: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.blocked = 0
@@ -92,12 +104,15 @@ class Publisher:
         while not self._done:
             try:
                 async with channel(self._url) as open_channel:
-                    exchange = await open_channel.get_exchange("push", ensure=False)
-                    await self._publish_until_lost(open_channel, exchange)
+                    await self._publish_until_lost(open_channel)
             except GONE:
                 await asyncio.sleep(RETRY)
             finally:
                 await asyncio.gather(*self._flying)
+
+    def also(self, envelopes: Iterable[Envelope]) -> None:
+        """Publish these beside the load, as fast as confirms come."""
+        self._again.extend(envelopes)
 
     def stop(self) -> None:
         """Make no more; `run` returns when the rest is confirmed."""
@@ -107,9 +122,9 @@ class Publisher:
     def _done(self) -> bool:
         return self._stopping and not self._again and not self._flying
 
-    async def _publish_until_lost(
-        self, open_channel: aio_pika.abc.AbstractChannel, exchange: aio_pika.abc.AbstractExchange
-    ) -> None:
+    async def _publish_until_lost(self, open_channel: aio_pika.abc.AbstractChannel) -> None:
+        pushes = await open_channel.get_exchange("push", ensure=False)
+        control = await open_channel.get_exchange("push.control", ensure=False)
         loop = asyncio.get_running_loop()
         due = loop.time()
         while not self._done:
@@ -120,13 +135,14 @@ class Publisher:
                 due = loop.time()
                 continue
             if self._again:
-                envelope = self._again.pop(0)
+                envelope = self._again.popleft()
             else:
                 due += self._pace()
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 envelope = self._make()
             for request in envelope.requests:
-                request.copies += 1
+                request.publishing()
+            exchange = control if envelope.recall else pushes
             task = asyncio.create_task(self._publish(exchange, envelope), name="publish")
             self._flying.add(task)
             task.add_done_callback(self._flying.discard)
@@ -145,8 +161,10 @@ class Publisher:
                 self._again.append(envelope)
                 await asyncio.sleep(RETRY)
             return
+        if envelope.recall is not None:
+            envelope.recall.confirmed = True
         for request in envelope.requests:
-            request.confirmed += 1
+            request.confirmed_now()
             if envelope.reply_to:
                 request.replies.add(envelope.correlation_id)
 
@@ -167,42 +185,68 @@ class Collector:
             announcements = await c.declare_queue(ANNOUNCEMENTS, durable=True, arguments=quorum)
             await announcements.bind("push.outcomes", "#")
             await c.declare_queue(REPLIES, durable=True, arguments=quorum)
+            await c.declare_queue(ANSWERS, durable=True, arguments=quorum)
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
-                async with channel(self._url) as c:
-                    await c.set_qos(500)
-                    lost = asyncio.Event()
-
-                    def lose(*_: object, lost: asyncio.Event = lost) -> None:
-                        lost.set()
-
-                    c.close_callbacks.add(lose)
-                    for name, take in ((ANNOUNCEMENTS, self._announced), (REPLIES, self._replied)):
-                        queue = await c.get_queue(name, ensure=False)
-                        await queue.consume(take)
-                    await lost.wait()
+                await self._collect_until_lost()
             except GONE:
-                pass
+                self._evidence.shaken.append(time.monotonic())
             await asyncio.sleep(RETRY)
 
-    async def _announced(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    async def _collect_until_lost(self) -> None:
+        """On aiormq's own level and with one ack for many: receipts come faster than load does."""
+        connection = await aiormq.connect(self._url)
+        try:
+            opened = await connection.channel(publisher_confirms=False)
+            await opened.basic_qos(prefetch_count=PREFETCH)
+            newest = 0
+
+            def taking(note: Callable[[aiormq.abc.DeliveredMessage], None]) -> aiormq.abc.ConsumerCallback:
+                async def take(message: aiormq.abc.DeliveredMessage) -> None:
+                    nonlocal newest
+                    note(message)
+                    self.arrived += 1
+                    newest = message.delivery_tag or newest
+
+                return take
+
+            notes = {ANNOUNCEMENTS: self._announced, REPLIES: self._replied, ANSWERS: self._answered}
+            for name, note in notes.items():
+                await opened.basic_consume(name, taking(note), timeout=CONNECT_TIMEOUT)
+            acked = 0
+            while not opened.is_closed:
+                await asyncio.sleep(ACK_EVERY)
+                if newest > acked:
+                    # What is lost with the connection comes again, and counts as a duplicate.
+                    acked = newest
+                    await opened.basic_ack(acked, multiple=True)
+        finally:
+            try:
+                async with asyncio.timeout(2):
+                    await connection.close()
+            except GONE:
+                pass  # it was the broker that went
+
+    def _announced(self, message: aiormq.abc.DeliveredMessage) -> None:
         key, receipt = _read(message.body)
         self._evidence.announced[key][receipt] += 1
-        await self._taken(message)
+        if receipt.outcome == "stored":
+            self._evidence.stored.setdefault(key, time.monotonic())
 
-    async def _replied(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        self._evidence.replied[message.correlation_id or ""][_read(message.body)] += 1
-        await self._taken(message)
+    def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
+        correlation = message.header.properties.correlation_id or ""
+        self._evidence.replied[correlation][_read(message.body)] += 1
 
-    async def _taken(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        self.arrived += 1
-        try:
-            await message.ack()
-        except GONE:
-            return  # it comes again, and counts as a duplicate
+    def _answered(self, message: aiormq.abc.DeliveredMessage) -> None:
+        answer = json.loads(message.body)
+        recall = self._evidence.recalls[message.header.properties.correlation_id or ""]
+        if answer["type"] == "recall":
+            recall.replied = time.monotonic()
+        else:
+            self._evidence.troubles.append(f"a recall was refused: {answer}")
 
 
 def _read(body: bytes) -> tuple[RowKey, Receipt]:
@@ -220,12 +264,21 @@ async def waiting(url: str, queue: str) -> int:
 
 
 async def drained(url: str, queue: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Take everything out of a queue."""
+    """Take everything out of a queue in which nothing changes any more."""
     found: list[aio_pika.abc.AbstractIncomingMessage] = []
+    count = await waiting(url, queue)
+    all_there = asyncio.Event()
+
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        found.append(message)
+        if len(found) >= count:
+            all_there.set()
+
     async with channel(url) as c:
-        q = await c.get_queue(queue)
-        while (message := await q.get(no_ack=True, fail=False)) is not None:
-            found.append(message)
+        if count:
+            await (await c.get_queue(queue, ensure=False)).consume(take, no_ack=True)
+            async with asyncio.timeout(60):
+                await all_there.wait()
     return found
 
 
@@ -249,6 +302,10 @@ class Requests:
         self._name = name
         self._count = 0
         self._recent: list[Envelope] = []
+        self.kept = 0.25
+        """The share of requests that are kept for users who are away."""
+        self.recalls = 0.01
+        """The share of messages that withdraw a push."""
         self.everyone = 0.003
         """The share of requests to everyone: each is a row for each user."""
         self.expiration: float | None = None
@@ -259,6 +316,8 @@ class Requests:
         rng = self._rng
         if self._recent and rng.random() < 0.04:
             return rng.choice(self._recent)
+        if rng.random() < self.recalls and (recall := self._recall()) is not None:
+            return recall
         dice = rng.random()
         if dice < 0.05:
             envelope = self._batch(rng.randint(2, 6))
@@ -270,7 +329,7 @@ class Requests:
             envelope = self._without_id()
         else:
             request, document = self._request()
-            envelope = Envelope([request], _bytes(document))
+            envelope = Envelope([request], _bytes(document), _published_now() if request.ttl else {})
             if len(request.users) == 1:
                 envelope.routing_key = f"user.{next(iter(request.users))}"
             if rng.random() < 0.1:
@@ -282,16 +341,23 @@ class Requests:
             envelope.correlation_id = f"c-{self._name}-{self._count}"
         envelope.insist = rng.random() < 0.7
         envelope.expiration = self.expiration
+        for request in envelope.requests:
+            request.expiration = request.expiration or self.expiration is not None
         if len(envelope.requests[0].users) < 50 and envelope.requests[0].push_id:
             self._recent = [*self._recent[-30:], envelope]
         return envelope
 
-    def to(self, *users: str, confirm: str = "received", padding: int = 0) -> Envelope:
+    def to(self, *users: str, confirm: str = "received", padding: int = 0, ttl: float = 0.0) -> Envelope:
         """A message with one request to these users, its data so many bytes longer."""
         request, document = self._request(users=users)
-        document["confirm"] = confirm
         document["data"]["pad"] += "x" * padding
-        return Envelope([request], _bytes(document))
+        for name in ("ttl", "collapse_key", "ack_within"):
+            document.pop(name, None)
+        document["confirm"] = request.confirm = confirm
+        request.ttl, request.collapse_key = ttl, ""
+        if ttl:
+            document["ttl"] = ttl
+        return Envelope([request], _bytes(document), _published_now())
 
     def _new(self, **known: Any) -> Request:
         self._count += 1
@@ -337,12 +403,44 @@ class Requests:
             document["tenant"] = tenant
         confirm = rng.choices(["", "received", "acked", "written"], [50, 15, 20, 15])[0]
         if confirm:
-            document["confirm"] = confirm
+            document["confirm"] = request.confirm = confirm
+        if request.to is not To.SESSION and rng.random() < self.kept:
+            request.ttl = document["ttl"] = LONG if rng.random() < 0.6 else round(rng.uniform(0.5, 3.0), 2)
+            if confirm == "acked" and rng.random() < 0.5:
+                document["ack_within"] = 1.0
+        if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
+            request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document
+
+    def _recall(self) -> Envelope | None:
+        """Withdraw a push of late: one that is known to wait for its user, or any other."""
+        first, second = self._rng.random(), self._rng.random()
+        waiting = list(self._evidence.stored)[-40:]
+        recent = [r for e in self._recent for r in e.requests if r.ttl]
+        if waiting and first < 0.5:
+            key = waiting[int(second * len(waiting))]
+            recall = Recall(key.tenant, push_id=key.push_id, sure=True)
+        elif not recent:
+            return None
+        else:
+            request = recent[int(second * len(recent))]
+            if request.collapse_key and first < 0.8:
+                recall = Recall(request.tenant, user=min(request.users), collapse_key=request.collapse_key)
+            else:
+                recall = Recall(request.tenant, push_id=request.push_id)
+        document = {"type": "recall"} | {
+            name: value
+            for name in ("tenant", "push_id", "user", "collapse_key")
+            if (value := getattr(recall, name))
+        }
+        correlation = f"r-{self._name}-{len(self._evidence.recalls)}"
+        self._evidence.recalls[correlation] = recall
+        return Envelope([], _bytes(document), correlation_id=correlation, recall=recall)
 
     def _batch(self, size: int) -> Envelope:
         pairs = [self._request() for _ in range(size)]
-        return Envelope([r for r, _ in pairs], _bytes([d for _, d in pairs]))
+        headers = _published_now() if any(r.ttl for r, _ in pairs) else {}
+        return Envelope([r for r, _ in pairs], _bytes([d for _, d in pairs]), headers)
 
     def _malformed(self) -> Envelope:
         rng = self._rng
@@ -373,6 +471,11 @@ class Requests:
         request = self._new(push_id="", users=frozenset([user]))
         document = {"to": {"user": user}, "data": self._data(request), "meta": {"mark": request.mark}}
         return Envelope([request], _bytes(document))
+
+
+def _published_now() -> dict[str, Any]:
+    """From when a ttl counts, whatever the bridge's clock says."""
+    return {"x-push-published-ms": int(time.time() * 1000)}
 
 
 def _bytes(document: object) -> bytes:

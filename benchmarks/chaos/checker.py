@@ -3,24 +3,33 @@
 | promise | what is held against it |
 |---|---|
 | I1 | each confirmed request: exactly one final row per user; a rejected one: one row, and its dead letter |
+| I1 | a kept one ends as proven, or by its ttl, a newer one, a recall, a full mailbox; or waits, and rightly |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
 | I3 | a push on the screen of somebody it was not for |
 | I4 | messages left, rows not final, debts, final rows without a receipt, receipts that tell another end |
 | I5 | rows and receipts of what nobody published |
+| order | a kept push that a client reads after one that was published later; a resume that left one out |
 """
 
 from __future__ import annotations
 
+import bisect
 import enum
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, To
+from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, Tab, To
 
 FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
+
+
+READ = frozenset(("acked", "received", "written", "stored", "dropped"))
+"""Ends of a kept push after which a client that resumes must have read it, or must know that something is
+missing. What was replaced, withdrawn or too old is left out."""
 
 
 class Broken(enum.Enum):
@@ -28,6 +37,7 @@ class Broken(enum.Enum):
 
     LOST = "I1 lost"
     TWICE = "I1 more than one end"
+    KEPT_ENDED = "I1 an end that it can't have had"
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
@@ -37,6 +47,8 @@ class Broken(enum.Enum):
     NO_RECEIPT = "I4 no receipt"
     WRONG_RECEIPT = "I4 a receipt that tells another end"
     NOT_PUBLISHED = "I5 never published"
+    OUT_OF_ORDER = "order: read after a newer one"
+    GAP = "order: resumed, and never read"
     TROUBLE = "trouble"
 
 
@@ -90,18 +102,48 @@ def check(evidence: Evidence) -> Verdict:
     return _Check(evidence).verdict()
 
 
+class Waits:
+    """Knows which kept pushes may still wait for their users when all is at rest."""
+
+    def __init__(self, tabs: Sequence[Tab]) -> None:
+        self._tabs: dict[str, list[Tab]] = defaultdict(list)
+        for tab in tabs:
+            self._tabs[tab.user].append(tab)
+
+    def rightly(self, request: Request, user: str | None) -> bool:
+        """Nobody is there, or nobody who acks what wants to be acked. Its ttl is not looked at."""
+        tabs = self._tabs.get(user or "", ())
+        return not tabs or (request.confirm == "acked" and not any(tab.acks for tab in tabs))
+
+
 class _Check:
     def __init__(self, evidence: Evidence) -> None:
         self._e = evidence
+        self._waits = Waits(evidence.tabs)
+        self._shaken = sorted(evidence.shaken)
         self._verdict = Verdict()
         self._rows: Mapping[str, list[Row]] = defaultdict(list)
         """Mark of a request to its rows."""
+        self._by_key: dict[tuple[str, str | None, str], list[Request]] = defaultdict(list)
+        """(tenant, user, collapse key) to the requests that have them."""
+        for request in evidence.requests.values():
+            if request.collapse_key:
+                for user in request.users:
+                    self._by_key[request.tenant, user, request.collapse_key].append(request)
 
     def verdict(self) -> Verdict:
         self._count()
         self._match()
         for mark, request in self._e.requests.items():
             self._ends(request, self._rows.get(mark, []))
+            if request.fate is Fate.PUSHED:
+                self._kept(request, self._rows.get(mark, []))
+        self._collapsed()
+        self._recalled()
+        self._mailboxes()
+        for tab in self._e.tabs:
+            self._in_order(tab)
+            self._without_gap(tab)
         self._proofs()
         self._screens()
         self._rest()
@@ -118,6 +160,8 @@ class _Check:
         facts = [
             f"request {request.mark} id={request.push_id!r} to={request.to.value} "
             f"users={_some(request.users)} copies={request.copies} confirmed={request.confirmed}"
+            f" confirm={request.confirm} ttl={request.ttl:g} key={request.collapse_key}"
+            f" published={request.first_published:.3f}..{request.first_confirmed:.3f}"
         ]
         rows = self._rows.get(request.mark, [])
         facts += [f"row {_row(r)}" for r in rows[:FACTS_MAX]]
@@ -160,7 +204,7 @@ class _Check:
 
     def _ends(self, request: Request, rows: Sequence[Row]) -> None:
         final = [r for r in rows if r.final]
-        users = [r.key.user for r in final]
+        users = [r.key.user for r in rows if r.final or self._may_wait(request, r)]
         must = request.confirmed > 0 and not request.excused
         for user in {u for u in users if users.count(u) > 1}:
             if request.push_id or request.fate is Fate.REJECTED:
@@ -200,6 +244,135 @@ class _Check:
         for user in set(users) - request.users:
             self._broken(Broken.NOT_PUBLISHED, f"a row for {user}, whom it does not name", request)
 
+    # --- I1: kept pushes ---
+
+    def _may_wait(self, request: Request, row: Row) -> bool:
+        """Whether a row that is not final is as it must be: stored, with time left, for somebody away."""
+        return row.outcome == "stored" and not row.lapsed and self._waits.rightly(request, row.key.user)
+
+    def _kept(self, request: Request, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.key.user is not None and not self._ends_as_kept(request, row):
+                self._broken(Broken.KEPT_ENDED, f"row {_row(row)}, with a ttl of {request.ttl:g} s", request)
+
+    def _ends_as_kept(self, request: Request, row: Row) -> bool:
+        match row.outcome, row.reason:
+            case ("acked" | "received" | "written", "not_acked") if request.ttl:
+                return not request.lasts or self._e.clock_steps
+            case (("acked" | "received" | "written" | "rejected"), _):
+                return True
+            case "expired", "ttl":
+                return request.ttl > 0 and (not request.lasts or self._e.clock_steps)
+            case "stored", _:
+                return request.ttl > 0
+            case "expired", "queue_expiration":
+                return request.expiration
+            case "superseded", _:
+                return any(not newer.before(request) for newer in self._same_key(request, row.key.user))
+            case "recalled", _:
+                return any(recall.names(request, row.key.user) for recall in self._e.recalls.values())
+            case "dropped", "mailbox_full":
+                return request.ttl > 0 and self._e.mailbox > 0
+        return request.ttl == 0
+
+    def _same_key(self, request: Request, user: str | None) -> Iterable[Request]:
+        """Other requests that may have replaced this one, or be replaced by it."""
+        if not request.collapse_key:
+            return ()
+        others = self._by_key.get((request.tenant, user, request.collapse_key), ())
+        return (r for r in others if r is not request and r.copies)
+
+    def _collapsed(self) -> None:
+        """What waits, though a newer one with its key is there."""
+        for mark, rows in self._rows.items():
+            request = self._e.requests[mark]
+            for row in rows:
+                if row.outcome != "stored":
+                    continue
+                for newer in self._same_key(request, row.key.user):
+                    there = any(r.key.user == row.key.user for r in self._rows.get(newer.mark, ()))
+                    if there and request.before(newer) and newer.copies == request.copies == 1:
+                        what = f"stored for {row.key.user}, though {newer.push_id} replaces it"
+                        self._broken(Broken.KEPT_ENDED, what, request)
+                        break
+
+    def _recalled(self) -> None:
+        """What waits, though it was recalled when it was stored for certain."""
+        by_id = {(r.tenant, r.push_id): mark for mark, r in self._e.requests.items() if r.push_id}
+        for recall in self._e.recalls.values():
+            mark = by_id.get((recall.tenant, recall.push_id))
+            if mark is None or not (recall.sure and recall.confirmed):
+                continue
+            if any(row.outcome == "stored" for row in self._rows.get(mark, ())):
+                self._broken(Broken.KEPT_ENDED, "stored, though it was recalled", self._e.requests[mark])
+
+    def _mailboxes(self) -> None:
+        """No mailbox is over its bound, and what it gave up was older than what it holds."""
+        if not self._e.mailbox:
+            return
+        held: dict[str | None, list[Request]] = defaultdict(list)
+        given_up: dict[str | None, list[Request]] = defaultdict(list)
+        for mark, rows in self._rows.items():
+            for row in rows:
+                if row.outcome == "stored":
+                    held[row.key.user].append(self._e.requests[mark])
+                elif row.reason == "mailbox_full":
+                    given_up[row.key.user].append(self._e.requests[mark])
+        for user, requests in held.items():
+            if len(requests) > self._e.mailbox:
+                what = f"{len(requests)} pushes are kept for {user}, over the bound of {self._e.mailbox}"
+                self._broken(Broken.KEPT_ENDED, what)
+            for victim in given_up[user]:
+                if any(kept.before(victim) for kept in requests if kept.copies == victim.copies == 1):
+                    self._broken(Broken.KEPT_ENDED, f"given up for {user}, who still has older ones", victim)
+
+    # --- order ---
+
+    def _in_order(self, tab: Tab) -> None:
+        """What it reads of kept pushes comes as it was published: over all of its connections, or within each
+        where it resumes, since a resume begins a little before what it has seen."""
+        if not self._e.ordered:
+            return
+        newest: Request | None = None
+        read: set[str] = set()
+        connection = 0
+        for number, mark, at in tab.reads:
+            if tab.resumes and number != connection:
+                connection, newest, read = number, None, set()
+            request = self._e.requests.get(mark)
+            if mark in read or request is None or not self._has_a_place(request, tab.user, at):
+                continue
+            read.add(mark)
+            if newest is not None and request.before(newest):
+                what = f"{tab.user} read it after {newest.push_id}, on connection {number} at {at:.3f}"
+                self._broken(Broken.OUT_OF_ORDER, what, request)
+            if newest is None or request.first_published > newest.first_published:
+                newest = request
+
+    def _has_a_place(self, request: Request, user: str, read_at: float) -> bool:
+        """Whether the order of the queue is this push's order: it is kept, was published once, and the broker
+        has not taken it back before it was read or stored. Whom a push to everyone is for is decided anew
+        when it comes again."""
+        if not request.ttl or request.copies != 1:
+            return False
+        key = RowKey(request.tenant, request.push_id, user)
+        settled = min(read_at, self._e.stored.get(key, math.inf))
+        return bisect.bisect(self._shaken, request.first_published) == bisect.bisect(self._shaken, settled)
+
+    def _without_gap(self, tab: Tab) -> None:
+        """Who resumes each time, and is told each time that nothing is missing, has read all that was kept."""
+        if not tab.resumes or tab.cut:
+            return
+        read = {mark for _, mark, _ in tab.reads}
+        for mark, rows in self._rows.items():
+            request = self._e.requests[mark]
+            if not request.lasts or mark in read or request.first_published <= tab.since:
+                continue
+            for row in rows:
+                if row.key.user == tab.user and row.outcome in READ:
+                    what = f"{tab.user} resumed, was told that it is complete, and has not read it"
+                    self._broken(Broken.GAP, what, request)
+
     # --- I2, I3 ---
 
     def _proofs(self) -> None:
@@ -234,9 +407,9 @@ class _Check:
                 self._broken(Broken.LEFT_IN_QUEUE, f"{queue}: {depth.ready} ready, {depth.unacked} unacked")
         for mark, rows in self._rows.items():
             for row in rows:
-                if not row.final:
+                if not row.final and not self._may_wait(self._e.requests[mark], row):
                     self._broken(Broken.NOT_FINAL, f"row {_row(row)}", self._e.requests[mark])
-                if row.owed:
+                if row.owed and row.final:
                     self._broken(Broken.OWED, f"row {_row(row)}", self._e.requests[mark])
 
     def _receipts(self) -> None:

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import quote
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
@@ -24,7 +25,7 @@ from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from benchmarks.chaos.evidence import Showing
+from benchmarks.chaos.evidence import Showing, Tab
 
 ENVELOPE = Subprotocol("bridge.v1.json")
 _RESET = struct.pack("ii", 1, 0)
@@ -82,7 +83,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        uri = parse_uri(f"ws://127.0.0.1/ws?token={client.token}")
+        last = f"&last={quote(client.last)}" if client.tab.resumes and client.last else ""
+        uri = parse_uri(f"ws://127.0.0.1/ws?token={client.token}{last}")
         wanted = None if client.manner is Manner.BARE else [ENVELOPE]
         self._protocol = ClientProtocol(uri, subprotocols=wanted)
         self._transport: asyncio.Transport | None = None
@@ -151,12 +153,13 @@ class _Connection(asyncio.Protocol):
             else:
                 if message["type"] == "welcome":
                     self.session = message["session"]
-                    client.session_opened(self.session)
+                    client.session_opened(self.session, message["complete"])
                 return
         except (ValueError, KeyError, TypeError):
             client.witness.strangers.append(f"{client.user} read {bytes(frame.data)[:200]!r}")
             return
         showing = client.witness.saw(client, mark, self.session)
+        client.has_read(mark, "" if client.manner is Manner.BARE else message["id"])
         self._unponged.append(showing)
         self._taken += 1
         manner = client.manner
@@ -215,6 +218,10 @@ class Client:
         """Close codes that it saw."""
         self.session = ""
         """The session it has now, where it knows."""
+        self.tab = Tab(user, acks=manner is Manner.ACKS)
+        """What it knows, for the checker."""
+        self.last = ""
+        """The push that it has seen last, where it knows its id."""
         self.sessions: list[str] = []
         self._port = port
         self._rng = rng
@@ -223,10 +230,24 @@ class Client:
         self._away = asyncio.Event()
         self._away.set()
 
-    def session_opened(self, session: str) -> None:
+    def session_opened(self, session: str, complete: bool) -> None:
         """It was welcomed."""
         self.session = session
         self.sessions.append(session)
+        self.tab.cut += not complete
+
+    def has_read(self, mark: str, push_id: str) -> None:
+        """It has read a push, whose id it may not know."""
+        now = time.monotonic()
+        self.tab.reads.append((self.connects, mark, now))
+        if push_id:
+            self.last = push_id
+            self.tab.since = min(self.tab.since, now)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it reads what comes, and can be held to it."""
+        return self.manner not in (Manner.NEVER_READS, Manner.RESETS)
 
     @property
     def open(self) -> bool:
@@ -271,6 +292,7 @@ class Client:
         while True:
             await self._away.wait()
             connection = _Connection(self)
+            self.connects += 1
             try:
                 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
                 if self.manner is Manner.NEVER_READS:
@@ -285,7 +307,6 @@ class Client:
                     sock.close()
                     raise
                 self._connection = connection
-                self.connects += 1
                 await connection.gone
             except (OSError, TimeoutError):
                 connection.reset()

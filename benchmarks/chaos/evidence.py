@@ -7,9 +7,14 @@ the database holds the rows, the broker the receipts and dead letters. The check
 from __future__ import annotations
 
 import enum
+import math
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+LASTS = 3600.0
+"""Seconds of ttl that no run outlives."""
 
 
 class Fate(enum.Enum):
@@ -51,6 +56,58 @@ class Request:
     """Correlation ids of confirmed copies that asked for a receipt."""
     excused: str = ""
     """Why the broker may have lost it: the queue was deleted under it."""
+    confirm: str = "received"
+    ttl: float = 0.0
+    """Seconds that it is kept."""
+    collapse_key: str = ""
+    expiration: bool = False
+    """The broker was told to give it up after a while."""
+    first_published: float = math.inf
+    """Monotonic seconds at which it was first handed to the broker's connection."""
+    first_confirmed: float = math.inf
+    """Monotonic seconds at which the broker first confirmed it."""
+
+    @property
+    def lasts(self) -> bool:
+        """Kept for longer than any run."""
+        return self.ttl >= LASTS
+
+    def publishing(self) -> None:
+        """A copy goes out now."""
+        self.copies += 1
+        self.first_published = min(self.first_published, time.monotonic())
+
+    def confirmed_now(self) -> None:
+        """The broker has confirmed a copy."""
+        self.confirmed += 1
+        self.first_confirmed = min(self.first_confirmed, time.monotonic())
+
+    def before(self, other: Request) -> bool:
+        """Whether this was in the queue for certain when the other was first published."""
+        return self.first_confirmed < other.first_published
+
+
+@dataclass(slots=True)
+class Recall:
+    """A recall that was published: of one push by its id, or of a user's pushes by their collapse key."""
+
+    tenant: str
+    push_id: str = ""
+    user: str = ""
+    collapse_key: str = ""
+    sure: bool = False
+    """The push was announced as stored before this was published: it can't have come too early."""
+    confirmed: bool = False
+    replied: float = math.inf
+    """Monotonic seconds of the last answer."""
+
+    def names(self, request: Request, user: str | None) -> bool:
+        """Whether it may have ended this push: taken before the recall was carried out."""
+        if request.tenant != self.tenant or request.first_published > self.replied:
+            return False
+        if self.push_id:
+            return request.push_id == self.push_id
+        return self.user == user and self.collapse_key == request.collapse_key
 
 
 class RowKey(NamedTuple):
@@ -74,6 +131,25 @@ class Row(NamedTuple):
     detail: str = ""
     node: str = ""
     attempts: int = 0
+    lapsed: bool = False
+    """It is kept, and its ttl has ended."""
+
+
+@dataclass
+class Tab:
+    """What one client knows that reads and stays until the end."""
+
+    user: str
+    reads: list[tuple[int, str, float]] = field(default_factory=list)
+    """(its how-manieth connection, mark, monotonic seconds) of each push it read, in order."""
+    acks: bool = False
+    """It acknowledges each push."""
+    resumes: bool = False
+    """It says which push it has seen last whenever it comes back."""
+    since: float = math.inf
+    """Monotonic seconds of the first push it could name."""
+    cut: int = 0
+    """How often it was told that the replay is not complete."""
 
 
 @dataclass(slots=True)
@@ -118,8 +194,22 @@ class Evidence:
     """What came on `push.outcomes`."""
     replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
     """Correlation id to what came to the reply queue."""
+    stored: dict[RowKey, float] = field(default_factory=dict)
+    """Monotonic seconds at which we heard that it is stored, the first time."""
+    recalls: dict[str, Recall] = field(default_factory=dict)
+    """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
     """Marks in the bodies in `push.dead`; what the broker gave up lies there as it was, a batch as a whole."""
     queues: dict[str, Depth] = field(default_factory=dict)
+    tabs: list[Tab] = field(default_factory=list)
+    shaken: list[float] = field(default_factory=list)
+    """Monotonic seconds at which the broker may have taken messages back, to give them out in another order:
+    the bridge began or ended, or a connection to the broker was lost."""
+    ordered: bool = True
+    """Whether order is looked at."""
+    mailbox: int = 0
+    """Pushes that a mailbox holds; 0: more than a run publishes."""
+    clock_steps: bool = False
+    """The bridge's clock was wrong: what it says of ends by time is not the truth."""
     troubles: list[str] = field(default_factory=list)
     """What else must not be: a bridge that ended by itself, a drain that failed."""

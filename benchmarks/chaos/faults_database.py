@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,9 @@ import psycopg
 from benchmarks.chaos.commits import CommitCutter, Cut
 from benchmarks.chaos.fault import NotPossible, fault
 from benchmarks.chaos.stage import Stage
+
+BUSY = "all connections are busy"
+"""What the bridge says when its own connections are all lent."""
 
 
 @fault("Postgres stopped fast")
@@ -93,6 +97,8 @@ async def cut_at_commit(stage: Stage) -> int:
     """The connection ends with a write under way: before it, in the middle, or with its answer swallowed."""
     cutter = CommitCutter()
     stage.postgres.look = cutter.look
+    # It must have seen each connection from its beginning, where the statement gets its name.
+    stage.postgres.reset()
     times = 0
     for _ in range(2 * stage.scale.repeats):
         for how in Cut:
@@ -148,25 +154,51 @@ async def rows_locked(stage: Stage) -> int:
 @fault("connections exhausted")
 async def exhausted(stage: Stage) -> int:
     """Others hold every connection that the server gives out, and the bridge's own are ended."""
+    async with all_connections(stage):
+        await stage.load(8)
+    stage.now_healed()
+    return 1
+
+
+@asynccontextmanager
+async def all_connections(stage: Stage) -> AsyncIterator[None]:
+    """Hold every connection that the server gives out, those of the bridge as well."""
     async with AsyncExitStack() as stack:
-        while True:
+
+        async def take() -> psycopg.AsyncConnection | None:
             try:
                 opened = await psycopg.AsyncConnection.connect(stage.dsn, autocommit=True)
             except psycopg.OperationalError:
-                break
-            await stack.enter_async_context(opened)
-        await opened.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'bridge %'"
-        )
+                return None
+            return await stack.enter_async_context(opened)
+
+        held = await take()
+        while (more := await take()) is not None:
+            held = more
+        if held is not None:
+            await held.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'bridge %'"
+            )
         # What became free is taken as well, by whoever is first.
         for _ in range(8):
-            try:
-                more = await psycopg.AsyncConnection.connect(stage.dsn, autocommit=True)
-            except psycopg.OperationalError:
+            if await take() is None:
                 break
-            await stack.enter_async_context(more)
-        await stage.load(8)
+        yield
+
+
+@fault("the bridge's pool exhausted", proxied=["postgres"])
+async def pool_exhausted(stage: Stage) -> int:
+    """It has one connection, each answer is late, and whoever waits too long for the connection gets none."""
+    await stage.bridge.stop()
+    stage.bridge.pool = 1
+    await stage.bridge.start()
+    await stage.bridge.ready()
+    stage.postgres.latency = 0.7
+    await stage.load(10)
+    stage.postgres.heal()
     stage.now_healed()
+    if BUSY not in stage.bridge.log.read_text():
+        stage.evidence.troubles.append("nobody waited in vain for a connection: the fault was not made")
     return 1
 
 
@@ -188,6 +220,19 @@ async def cancelled(stage: Stage) -> int:
 @fault("disk full for WAL")
 async def disk_full(stage: Stage) -> int:
     """The write-ahead log is on a small tmpfs that fills up: Postgres panics and can't come back for a while."""
+    async with wal_on_a_small_disk(stage) as disk:
+        await stage.bridge.ready()
+        await stage.load(1)
+        await fill_up(stage, disk)
+        stage.now_healed()
+        await stage.bridge.ready()
+        await stage.load(1)
+    return 1
+
+
+@asynccontextmanager
+async def wal_on_a_small_disk(stage: Stage) -> AsyncIterator[Path]:
+    """Postgres keeps its write-ahead log on a tmpfs for the length of the block. Raises NotPossible."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         raise NotPossible("needs root and mount")
     ((data,),) = await stage.execute("show data_directory")
@@ -206,19 +251,7 @@ async def disk_full(stage: Stage) -> int:
         wal.symlink_to(disk)
         try:
             await asyncio.to_thread(postgres.start)
-            await stage.bridge.ready()
-            await stage.load(1)
-            ballast = disk / "ballast"
-            _fill(ballast)
-            await _switch_wal(stage)
-            await stage.load(4)
-            # It has panicked by now; while there is no room it may not come up at all.
-            ballast.unlink()
-            await asyncio.to_thread(postgres.stop, "immediate")
-            await asyncio.to_thread(postgres.start)
-            stage.now_healed()
-            await stage.bridge.ready()
-            await stage.load(1)
+            yield disk
         finally:
             await asyncio.to_thread(postgres.stop, "fast")
             wal.unlink()
@@ -226,12 +259,24 @@ async def disk_full(stage: Stage) -> int:
             wal.mkdir(mode=0o700)
             await _must("cp", "-a", f"{disk}/.", wal)
             os.chown(wal, owner.st_uid, owner.st_gid)
-            (wal / "ballast").unlink(missing_ok=True)
             await asyncio.to_thread(postgres.start)
     finally:
         await _must("umount", disk)
         disk.rmdir()
-    return 1
+
+
+async def fill_up(stage: Stage, disk: Path) -> None:
+    """Take all the room on the disk of the write-ahead log for some seconds, and bring Postgres back."""
+    ballast = disk / "ballast"
+    try:
+        _fill(ballast)
+        await _switch_wal(stage)
+        await stage.load(4)
+    finally:
+        # It has panicked by now; while there is no room it may not come up at all.
+        ballast.unlink()
+    await asyncio.to_thread(stage.servers.postgres.stop, "immediate")
+    await asyncio.to_thread(stage.servers.postgres.start)
 
 
 async def _done(*command: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 from psycopg import errors
 
@@ -17,14 +16,14 @@ STEPS = (3600.0, -3600.0, 86_400.0 * 2, 0.0, -30.0, 90.0, 0.0)
 @fault("clock steps")
 async def clock_steps(stage: Stage) -> int:
     """The bridge's wall clock jumps by hours and back (its injected clock: never the machine's)."""
-    file = stage.logs / "clock"
-    file.write_text("0")
+    stage.evidence.clock_steps = True
+    stage.bridge.clock = stage.logs / "clock"
+    stage.bridge.clock.write_text("0")
     await stage.bridge.stop()
-    await stage.bridge.start(clock=file)
+    await stage.bridge.start()
     await stage.bridge.ready()
     for offset in STEPS:
-        file.write_text(str(offset))
-        stage.bridge.signal(signal.SIGUSR1)
+        await stage.bridge.step_clock(offset)
         await stage.load(1.0 if stage.scale.repeats > 1 else 0.4)
     stage.now_healed()
     return len(STEPS)
@@ -37,7 +36,7 @@ async def midnight(stage: Stage) -> int:
     known = [stage.requests[0].to(stage.rng.choice(users), confirm="acked") for _ in range(50)]
     await stage.publish_now(known)
     await stage.load(0.5)
-    await _roll(stage)
+    await roll_day(stage)
     await stage.publish_now(known)
     await stage.load(1)
     await stage.publish_now(known)
@@ -45,7 +44,7 @@ async def midnight(stage: Stage) -> int:
     return 1
 
 
-async def _roll(stage: Stage) -> None:
+async def roll_day(stage: Stage) -> None:
     """What happens at midnight; it gives up when writers hold it up for a second, and is called again."""
     while True:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -53,6 +54,8 @@ class Proxy:
         """Reset every new connection."""
         self.look: Look | None = None
         self.links: set[Link] = set()
+        self.ended: list[float] = []
+        """Monotonic seconds at which links have ended."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -86,14 +89,18 @@ class Proxy:
         for link in self.links:
             link.bytes_left = count
 
+    def cut_after_nothing(self) -> None:
+        """No link is to end any more that has not ended yet."""
+        for link in self.links:
+            link.bytes_left = None
+
     def heal(self) -> None:
         """Behave from now on. Links that are silent stay so: a half-open connection never comes back."""
         self.latency = 0.0
         self.bytes_per_second = None
         self.refuse = False
         self.look = None
-        for link in self.links:
-            link.bytes_left = None
+        self.cut_after_nothing()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer), name="proxy link")
@@ -122,6 +129,7 @@ class Proxy:
         finally:
             link.reset()
             self.links.discard(link)
+            self.ended.append(time.monotonic())
 
     async def _pump(
         self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, goes_up: bool

@@ -27,6 +27,7 @@ from benchmarks.chaos import (
     faults_broker,
     faults_clients,
     faults_database,
+    faults_kept,
     faults_mixed,
     faults_process,
     faults_time,
@@ -34,6 +35,7 @@ from benchmarks.chaos import (
 from benchmarks.chaos.checker import Broken, Violation
 from benchmarks.chaos.fault import FAULTS, Fault, NotPossible
 from benchmarks.chaos.stage import FULL, SHORT, Outcome, Scale, play
+from benchmarks.chaos.stories import Told, tell
 from bridge.devservers import Servers, ServersInUse, ServersUnavailable, private_servers
 
 MODULES: Final = (
@@ -41,6 +43,7 @@ MODULES: Final = (
     faults_broker,
     faults_database,
     faults_clients,
+    faults_kept,
     faults_time,
     faults_mixed,
 )
@@ -48,6 +51,8 @@ MODULES: Final = (
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
 RUN_TIMEOUT: Final = 900.0
 """Seconds after which a run has failed, whatever it waits for."""
+STORIES, STORIES_SHORT = 5000, 300
+"""Generated stories of the core that are played before the faults."""
 SHORT_AT_ONCE: Final = 4
 """Faults of the short run that are under way at the same time: they wait more than they work."""
 VIOLATIONS_SHOWN: Final = 5
@@ -100,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     for library in ("aiormq", "aio_pika"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    told = None if chosen.fault else tell(STORIES_SHORT if chosen.short else STORIES, chosen.seed)
+    if told is not None:
+        _say(told.line)
     try:
         with _servers() as (servers, root):
             scale, at_once = (SHORT, SHORT_AT_ONCE) if chosen.short else (FULL, 1)
@@ -111,8 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServersUnavailable as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\n{table(lines)}\n\n{footer(lines, f'{_kind(chosen)}, seed {chosen.seed}', seconds)}")
-    return 1 if any(line.bad for line in lines) else 0
+    print(f"\n{table(lines)}\n\n{footer(lines, f'{_kind(chosen)}, seed {chosen.seed}', seconds, told)}")
+    broken = any(line.bad for line in lines) or (told is not None and bool(told.story))
+    return 1 if broken else 0
 
 
 async def run(
@@ -259,19 +268,20 @@ def _kind(chosen: argparse.Namespace) -> str:
     return "some faults" if chosen.fault else "short run" if chosen.short else "full run"
 
 
-def footer(lines: Sequence[Line], what: str, seconds: float) -> str:
+def footer(lines: Sequence[Line], what: str, seconds: float, told: Told | None = None) -> str:
     """What the table was made on, and how it ended."""
-    bad = sum(line.bad for line in lines)
+    bad = sum(line.bad for line in lines) + bool(told and told.story)
     done = [line.outcome for line in lines if line.outcome is not None]
     totals = (
         f"{sum(o.times for o in done)} faults, {sum(o.verdict.published for o in done)} requests confirmed, "
         f"{sum(o.verdict.final_rows for o in done)} final rows"
     )
-    told = f"{sum(o.verdict.receipt_duplicates for o in done)} receipts were announced more than once"
+    again = f"{sum(o.verdict.receipt_duplicates for o in done)} receipts were announced more than once"
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
     end = f"{bad} runs broke a promise or failed" if bad else "every promise held"
+    stories = f"{told.line.splitlines()[0]}\n" if told is not None else ""
     reasons = "".join(f"\nnot run: {line.fault.name}: {line.not_run}" for line in lines if line.not_run)
-    return f"{what}, {seconds / 60:.0f} minutes, {machine}\n{totals}; {told}{reasons}\n{end}"
+    return f"{what}, {seconds / 60:.0f} minutes, {machine}\n{stories}{totals}; {again}{reasons}\n{end}"
 
 
 def raise_file_limit() -> None:

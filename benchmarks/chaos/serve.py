@@ -2,6 +2,7 @@
 
 CHAOS_POINT names the point and CHAOS_COUNT the how-manieth time; the kill is SIGKILL, so nothing is flushed
 or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; SIGUSR1 has it read again.
+CHAOS_POOL is how many connections to the database it has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import Connections
 from bridge.adapters.websocket import _Connection
 
 FLUSH: Final = 0.002
@@ -40,11 +42,22 @@ def die_soon() -> None:
 class Point:
     """A place in an adapter: before or after one of its methods."""
 
-    def __init__(self, owner: type, method: str, *, after: bool, when: Callable[..., bool] | None = None):
+    def __init__(
+        self,
+        owner: type,
+        method: str,
+        *,
+        after: bool,
+        when: Callable[..., bool] | None = None,
+        result: bool = False,
+    ) -> None:
         self._owner = owner
         self._method = method
         self._after = after
         self._when = when or (lambda *_: True)
+        """Of the arguments: whether a call matters."""
+        self._result = result
+        """Whether only a call matters that returns something."""
 
     def arm(self, count: int) -> None:
         """Die at the `count`-th call that matters."""
@@ -61,11 +74,11 @@ class Point:
 
             @functools.wraps(original)
             async def patched(*arguments: Any) -> Any:
-                now = counts(arguments[1:])
+                now = not self._result and counts(arguments[1:])
                 if now and not self._after:
                     die()
                 result = await original(*arguments)
-                if now:
+                if now or (self._result and result and counts(arguments[1:])):
                     die()
                 return result
         else:
@@ -101,6 +114,15 @@ POINTS: Final = {
     "before ack": Point(Consumer, "ack", after=False, when=_any),
     "after ack": Point(Consumer, "ack", after=True, when=_any),
     "after dead rows end": Point(PostgresLease, "end_dead", after=True),
+    "before a page of a mailbox": Point(PostgresStore, "mailbox", after=False, when=_any),
+    "after a page of a mailbox": Point(PostgresStore, "mailbox", after=True, when=_any),
+    "after a resume is found": Point(PostgresStore, "resume_points", after=True, when=_any),
+    "before others are superseded": Point(PostgresStore, "supersede", after=False, when=_any),
+    "after others are superseded": Point(PostgresStore, "supersede", after=True, result=True),
+    "after an expiry": Point(PostgresStore, "expire", after=True, result=True),
+    "after a full mailbox is cut": Point(PostgresStore, "trim", after=True, result=True),
+    "before a recall": Point(PostgresStore, "recall", after=False),
+    "after a recall": Point(PostgresStore, "recall", after=True),
 }
 
 
@@ -118,6 +140,15 @@ def _step(file: Path) -> None:
     SteppingClock.offset = float(file.read_text() or 0)
 
 
+def _limit_pool(size: int) -> None:
+    original = Connections.__init__
+
+    def limited(self: Connections, dsn: str, application_name: str, _: int = 0) -> None:
+        original(self, dsn, application_name, size)
+
+    Connections.__init__ = limited  # type: ignore[method-assign,assignment]
+
+
 def main() -> int:
     """Arm what the environment asks for, then be `bridge serve`."""
     point = os.environ.pop("CHAOS_POINT", "")
@@ -126,7 +157,10 @@ def main() -> int:
     clock = os.environ.pop("CHAOS_CLOCK", "")
     if clock:
         signal.signal(signal.SIGUSR1, lambda *_: _step(Path(clock)))
+        _step(Path(clock))
         app.SystemClock = SteppingClock  # type: ignore[misc]
+    if pool := int(os.environ.pop("CHAOS_POOL", "0")):
+        _limit_pool(pool)
     from bridge.cli import main as bridge
 
     return bridge(["serve"])

@@ -18,10 +18,20 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed, token
-from benchmarks.chaos.broker import GONE, Collector, Envelope, Publisher, Requests, channel, drained, waiting
-from benchmarks.chaos.checker import Verdict, check
+from benchmarks.chaos.broker import (
+    ANNOUNCEMENTS,
+    GONE,
+    Collector,
+    Envelope,
+    Publisher,
+    Requests,
+    channel,
+    drained,
+    waiting,
+)
+from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
-from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey
+from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters import migrate
 from bridge.devservers import Servers, ServersUnavailable
@@ -30,10 +40,18 @@ QUORUM_SETTLES = 1.0
 """Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""
 REST_TIMEOUT = 120.0
 """Seconds after the load in which everything must come to rest; more than any timeout of the parts."""
+RECEIPTS_LATER = 3
+"""Times as long may the last receipts take, on a machine that has more to do: tens of thousands wait for us."""
 RECOVERY_TIMEOUT = 90.0
 """Seconds after a fault in which a client must read a push again."""
 CONNECTED_TIMEOUT = 90.0
-QUEUES = ("push.requests", "push.fallen")
+POINT_TIMEOUT = 20.0
+"""Seconds in which a process must come to the point where it kills itself."""
+WANDERS = 0.15
+"""Seconds between two clients that leave, on average."""
+AWAY = 3.0
+"""Seconds that they are away, at most."""
+QUEUES = ("push.requests", "push.fallen", "push.control")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
 
 
@@ -104,8 +122,9 @@ class Stage:
         self.pace = 1.0
         """What the rate of the load is multiplied by."""
         self.ended_at: float | None = None
+        self.come_back_at_last: list[Client] = []
+        """Clients that connect once more when the load is over, since nobody told them what came meanwhile."""
         self.amqp_proxied = self.postgres_proxied = False
-        self._restless = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -113,6 +132,22 @@ class Stage:
         return self.bridges[0]
 
     # --- what faults use ---
+
+    async def dies(self) -> bool:
+        """Wait until the bridge has killed itself; False when it never came to its point."""
+        try:
+            await self.bridge.exited(POINT_TIMEOUT)
+        except BridgeFailed:
+            return False
+        return True
+
+    async def starts_again(self) -> None:
+        """Start the bridge that has died, or has not come to its point; recovery counts from now."""
+        await self.bridge.kill()
+        await self.bridge.start()
+        self.now_healed()
+        await self.bridge.ready()
+        await self.sleep_some(0.2, 0.8)
 
     async def start_bridge(self, node: str = "n1", **settings: object) -> Bridge:
         """Start one, ready."""
@@ -189,10 +224,10 @@ class Stage:
 
             async def one(envelope: Envelope) -> None:
                 for request in envelope.requests:
-                    request.copies += 1
+                    request.publishing()
                 await exchange.publish(envelope.message(), "chaos", timeout=30)
                 for request in envelope.requests:
-                    request.confirmed += 1
+                    request.confirmed_now()
 
             for at in range(0, len(envelopes), 100):
                 await asyncio.gather(*[one(e) for e in envelopes[at : at + 100]])
@@ -230,10 +265,28 @@ class Stage:
         users = [f"u{i}" for i in range(self.scale.users)]
         manners = [Manner.READS, Manner.ACKS, Manner.ACKS_SOME, Manner.BARE]
         for user in users:
-            self.new_client(user, self.rng.choices(manners, [50, 30, 10, 10])[0]).start()
+            self.new_client(user, self.rng.choices(manners, [50, 30, 10, 10])[0])
         for user in self.rng.sample(users, len(users) // 5):
-            self.new_client(user, Manner.READS).start()
+            self.new_client(user, self.rng.choice(manners[:2]))
+        for client in self.clients:
+            client.tab.resumes = client.manner is not Manner.BARE and self.rng.random() < 0.5
+            client.start()
         await self.connected(self.clients)
+
+    async def wander(self) -> None:
+        """Have clients leave, one after the other, and come back later, until cancelled: then all do."""
+        rng = random.Random(self.rng.random())
+        loop = asyncio.get_running_loop()
+        restless = [c for c in self.clients if c.stays]
+        try:
+            while restless:
+                await asyncio.sleep(rng.expovariate(1 / WANDERS))
+                client = rng.choice(restless)
+                client.go_away()
+                loop.call_later(rng.uniform(0.2, AWAY), client.come_back)
+        finally:
+            for client in restless:
+                client.come_back()
 
     def publish(self) -> Sequence[Awaitable[None]]:
         """The publishers' work, at the scale's rate."""
@@ -256,36 +309,66 @@ class Stage:
 
     async def rest(self) -> None:
         """Wait until nothing is left to do, or the time is over: the checker then says what is left."""
-        deadline = time.monotonic() + REST_TIMEOUT
+        began = time.monotonic()
         quiet_since = None
-        seen = -1
-        while time.monotonic() < deadline:
-            quiet = await self._quiet()
-            if quiet and seen != self.collector.arrived:
-                self._restless = "receipts keep coming"
-                quiet = False
-            seen = self.collector.arrived
-            if not quiet:
+        arrived = -1
+        restless = ""
+        busy = False
+        while time.monotonic() - began < REST_TIMEOUT * (RECEIPTS_LATER if busy else 1):
+            restless = await self._restless()
+            if not restless and not all(c.open for c in self.clients if c.stays):
+                restless = "clients are not connected"
+            busy = not restless
+            if not restless and arrived != self.collector.arrived:
+                restless = f"receipts keep coming, {self.collector.arrived} until now"
+                restless += f", {await waiting(self.url, ANNOUNCEMENTS)} wait"
+            arrived = self.collector.arrived
+            if restless:
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > 1.0:
                 return
             await asyncio.sleep(0.3)
-        self.evidence.troubles.append(f"not at rest after {REST_TIMEOUT:g} s: {self._restless}")
+        self.evidence.troubles.append(f"not at rest after {time.monotonic() - began:.0f} s: {restless}")
 
-    async def _quiet(self) -> bool:
+    async def _restless(self) -> str:
+        """What is still under way; empty at rest."""
         try:
-            if any([await waiting(self.url, queue) for queue in QUEUES]):
-                return False
-            found = await self.execute(
-                "select count(*) from delivery_log where not final or owed is not null"
+            for queue in QUEUES:
+                if count := await waiting(self.url, queue):
+                    return f"{count} messages in {queue}"
+            ((pending, owing),) = await self.execute(
+                "select count(*) filter (where outcome = 'pending'),"
+                " count(*) filter (where final and owed is not null)"
+                " from delivery_log where not final or owed is not null"
             )
-            if found != [(0,)]:
-                return False
-            return await self._all_confirmed_have_rows()
-        except (psycopg.Error, *GONE):
-            return False
+            if pending or owing:
+                return f"{pending} rows are pending, {owing} owe receipts"
+            if stored := await self._stored_and_not_waiting():
+                return f"{stored} pushes are stored, and their users are here"
+            if not await self._all_confirmed_have_rows():
+                return "there are requests without rows"
+        except (psycopg.Error, *GONE) as error:
+            return repr(error)
+        return ""
+
+    async def _stored_and_not_waiting(self) -> int:
+        stored = await self.execute(
+            "select tenant, push_id, user_id, expires_at <= now() from delivery_log where outcome = 'stored'"
+        )
+        waits = Waits(self.tabs())
+        by_id = {(r.tenant, r.push_id): r for r in self.evidence.requests.values()}
+        return sum(
+            bool(lapsed)
+            or (str(tenant), str(push_id)) not in by_id
+            or not waits.rightly(by_id[str(tenant), str(push_id)], str(user))
+            for tenant, push_id, user, lapsed in stored
+        )
+
+    def tabs(self) -> list[Tab]:
+        """What the clients know that stay until the end."""
+        return [client.tab for client in self.clients if client.stays]
 
     async def _all_confirmed_have_rows(self) -> bool:
         known = {(t, p) for t, p in await self.execute("select distinct tenant, push_id from delivery_log")}
@@ -298,6 +381,10 @@ class Stage:
     async def gather_evidence(self) -> None:
         """Read what the servers hold, the bridges being stopped."""
         self.evidence.rows = await self._rows()
+        self.evidence.tabs = self.tabs()
+        self.evidence.shaken += self.amqp.ended
+        for bridge in self.bridges:
+            self.evidence.shaken += bridge.turns
         for queue in QUEUES:
             self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
         letters = await drained(self.url, "push.dead")
@@ -308,7 +395,8 @@ class Stage:
     async def _rows(self) -> list[Row]:
         found = await self.execute(
             "select tenant, push_id, nullif(user_id, ''), outcome, reason, final, owed is not null,"
-            " meta::text, payload, detail, node, attempts from delivery_log"
+            " meta::text, payload, detail, node, attempts, coalesce(expires_at <= now(), false)"
+            " from delivery_log"
         )
         rows = []
         for (
@@ -324,6 +412,7 @@ class Stage:
             detail,
             node,
             attempts,
+            lapsed,
         ) in found:
             kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
             marks = frozenset(m.decode() for m in _MARK.findall(kept))
@@ -339,6 +428,7 @@ class Stage:
                     str(detail),
                     str(node),
                     int(str(attempts)),
+                    bool(lapsed),
                 )
             )
         return rows
@@ -431,6 +521,8 @@ async def play(
         publishing = [asyncio.ensure_future(w) for w in stage.publish()]
         for task in publishing:
             stack.push_async_callback(_cancelled, task)
+        wandering = asyncio.create_task(stage.wander(), name="clients that come and go")
+        stack.push_async_callback(_cancelled, wandering)
         await stage.load(scale.before)
         outcome = Outcome(Verdict())
         outcome.times = await act(stage)
@@ -452,6 +544,9 @@ async def play(
                 await asyncio.gather(*publishing)
         except TimeoutError:
             stage.evidence.troubles.append("the publishers could not get everything confirmed")
+        await _cancelled(wandering)
+        for client in stage.come_back_at_last:
+            client.drop()
         began = time.monotonic()
         await stage.rest()
         outcome.rest = time.monotonic() - began

@@ -10,6 +10,7 @@
 | GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
 | GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.     |
 |                     | Only where the delivery log is in Postgres, 404 otherwise                           |
+| POST /v1/recall     | withdraws pushes, by id or by user and collapse key; says what ended by it          |
 | POST /v1/dev/token  | a token for a user; only in development, 404 otherwise                              |
 | GET /               | the demo page                                                                       |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -32,11 +33,13 @@ Errors are `{"error": word, "problem": sentence}`:
 | 405    | `not_allowed`      | a route, but not for this method                                          |
 | 408    | `too_slow`         | the body did not arrive in `BODY_SECONDS`                                 |
 | 413    | `too_large`        | a body over 1 MiB                                                         |
-| 415    | `not_json`         | a POST without `Content-Type: application/json`                           |
+| 415    | `not_json`         | a POST without `Content-Type: application/json`, or with a coded body     |
 | 429    | `too_many`         | more than `SUBSCRIBERS_MAX` readers of outcomes                           |
 | 500    | `failed`           | a defect of ours; the error handler has it                                |
 | 503    | `broker`           | the broker did not take the push; it may be sent again with the same id   |
 | 503    | `database`         | the database did not answer, or its schema is too old                     |
+
+What is not even HTTP gets 400 as text. schemas/openapi.json describes each route and every status it has.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ import asyncio
 import errno
 import hmac
 import ipaddress
+import logging
 import re
 import uuid
 from collections import deque
@@ -57,19 +61,25 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from bridge import wire
 from bridge.adapters import story
 from bridge.adapters.inquiry import Found, Told
 from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
+from bridge.fields import is_id
+from bridge.jsontext import BAD_JSON
+from bridge.mailbox import Recalled
 from bridge.model import (
     ENDINGS,
+    ID_MAX,
     MESSAGE_BYTES_MAX,
     NO_USER,
     Outcome,
     Proof,
     Properties,
     PushRequest,
+    Recall,
     Rejected,
     Row,
     ToAll,
@@ -81,7 +91,7 @@ from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, SessionInfo, So
 WAIT_MAX: Final = 30.0
 """Seconds that `?wait=` may ask for."""
 WAIT_REJECTED: Final = 5.0
-"""Seconds to wait for the receipt of a request that is known to be wrong before it is published."""
+"""Seconds to wait at least for the receipts of a request that is known to be wrong before it is published."""
 BODY_SECONDS: Final = 10.0
 """Seconds in which a request's body has to arrive."""
 STOP_SECONDS: Final = 2.0
@@ -232,6 +242,14 @@ class LookUp(Protocol):
         ...
 
 
+class RecallPushes(Protocol):
+    """Withdraws pushes."""
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        """Return once it is carried out. Raises StoreUnavailable and SchemaBehind."""
+        ...
+
+
 class Publisher(Protocol):
     """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
 
@@ -270,6 +288,7 @@ class OpsContext:
     """At most so many open sessions."""
     metrics_page: Callable[[], bytes]
     publisher: Publisher
+    recall: RecallPushes
     feed: OutcomeFeed
     limits: wire.Limits
     errors: ErrorHandler
@@ -281,6 +300,19 @@ class OpsContext:
 
 
 # --- The server ------------------------------------------------------------------------------------------
+
+
+class _Defects(logging.Filter):
+    """Keeps aiohttp from logging a traceback for each client that speaks bad HTTP, which its answer tells it, or
+    that leaves before its answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (HttpProcessingError, ConnectionResetError))
+
+
+_aiohttp_logger = logging.getLogger("bridge.ops")
+_aiohttp_logger.addFilter(_Defects())
 
 
 class _Answer(Exception):
@@ -313,6 +345,8 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
     runner = web.AppRunner(
         server.app(),
         access_log=None,
+        logger=_aiohttp_logger,
+        auto_decompress=False,
         handler_cancellation=True,
         shutdown_timeout=STOP_SECONDS,
         keepalive_timeout=30.0,
@@ -372,6 +406,7 @@ class OpsServer:
         if self._context.look_up is not None:
             # An id may hold slashes: those of batches and replays do.
             app.router.add_get("/v1/pushes/{id:.+}", self._pushed)
+        app.router.add_post("/v1/recall", self._recall)
         if self._context.dev_token is not None:
             app.router.add_post("/v1/dev/token", self._dev_token)
         for path in self._static:
@@ -412,8 +447,8 @@ class OpsServer:
                 self._require_token(request)
             else:
                 self._require_local(request)
-            if request.method == "POST" and request.content_type != "application/json":
-                raise _Answer(415, "not_json", "Content-Type: application/json is required.")
+            if request.method == "POST" and request.match_info.http_exception is None:
+                _require_json(request)
         return await handler(request)
 
     def _require_token(self, request: web.Request) -> None:
@@ -488,7 +523,7 @@ class OpsServer:
         """202 with the ids; with `?wait=` 200 with the receipts, or 202 with those that came in time.
 
         What is wrong in every part goes through the broker as well, so that its row tells of it, but is
-        always waited for and answered with 422 and its receipts.
+        always waited for and answered with 422 and its receipts, or those that came in `WAIT_REJECTED`.
         """
         wait = _wait(request)
         body = await _body(request)
@@ -497,8 +532,9 @@ class OpsServer:
         now = self._context.clock.time()
         # Whole milliseconds: a fraction would travel as a 32-bit float, which is off by a minute.
         headers: dict[str, object] = {"x-push-published-ms": int(now * 1000)}
-        if "traceparent" in request.headers:
-            headers["traceparent"] = request.headers["traceparent"]
+        traceparent = request.headers.get("traceparent", "")
+        if traceparent and traceparent.isascii():  # a wrong one is to be ignored (W3C Trace Context 3.2.2.3)
+            headers["traceparent"] = traceparent
         properties = Properties(message_id=message_id, content_type="application/json", headers=headers)
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
         requests = wire.decode(arrival, self._context.limits).requests
@@ -512,10 +548,10 @@ class OpsServer:
             message_id=message_id,
             headers=headers,
             expected=expected,
-            wait=WAIT_REJECTED if wait is None else wait,
+            wait=max(wait or 0.0, 0.0 if push_ids else WAIT_REJECTED),
         )
         complete = expected is not None and len(receipts) >= expected
-        if receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts):
+        if not push_ids or (receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts)):
             status = 422
         else:
             status = 200 if complete or (expected is None and receipts) else 202
@@ -528,7 +564,8 @@ class OpsServer:
         look_up = self._context.look_up
         assert look_up is not None, "the route is only there where the log can be asked"
         push_id = request.match_info["id"]
-        user, tenant = (request.query.get(name) for name in ("user", "tenant"))
+        query = _query(request, "user", "tenant")
+        user, tenant = query.get("user"), query.get("tenant")
         if "\0" in "".join((push_id, user or "", tenant or "")):
             raise _Answer(400, "bad_request", "U+0000 is in no id.")
         async with self._look_ups:
@@ -552,13 +589,35 @@ class OpsServer:
             answer = {"error": "unknown", "problem": f"The delivery log has no row {for_others}.", **answer}
         return _json(answer, status)
 
+    # --- recall ---
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        """As a message on `push.control`, without the `type` that this route says already."""
+        try:
+            asked = msgspec.json.decode(await _body(request), type=dict[str, object])
+        except BAD_JSON as error:
+            raise _Answer(400, "bad_request", str(error)) from error
+        if "type" in asked:
+            raise _Answer(400, "bad_request", "type: no such field")
+        recall = wire.decode_control(msgspec.json.encode({"type": "recall", **asked}))
+        if isinstance(recall, wire.BadControl):
+            raise _Answer(400, "bad_request", recall.problem)
+        started = self._context.clock.monotonic()
+        done = await self._context.recall(recall)
+        took_ms = round((self._context.clock.monotonic() - started) * 1000, 3)
+        answer = wire.control_reply("recall", self._context.node, done.sessions, took_ms, done.ended)
+        return _json(msgspec.json.decode(answer))
+
     # --- outcomes ---
 
     async def _outcomes(self, request: web.Request) -> web.StreamResponse:
         """`event: outcome` with a receipt as its data; `event: missed` with a count for a slow reader."""
         if self._context.feed.readers >= SUBSCRIBERS_MAX:
             raise _Answer(429, "too_many", f"{SUBSCRIBERS_MAX} others read outcomes already.")
-        user, push_id = (request.query.get(name) for name in ("user", "push_id"))
+        query = _query(request, "user", "push_id")
+        for name, value in query.items():
+            _require_id(name, value)
+        user, push_id = query.get("user"), query.get("push_id")
         with self._context.feed.subscribe(user, push_id) as subscription:
             response = web.StreamResponse(
                 headers={
@@ -589,8 +648,9 @@ class OpsServer:
         assert make is not None, "the route is only there in development"
         try:
             wanted = msgspec.json.decode(await _body(request), type=_TokenWanted)
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             raise _Answer(400, "bad_request", str(error)) from error
+        _require_id("user", wanted.user)
         return _json({"token": make(wanted.user, TOKEN_SECONDS), "expires_in": TOKEN_SECONDS})
 
 
@@ -617,6 +677,32 @@ def _json(
     )
 
 
+def _require_json(request: web.Request) -> None:
+    # A coded body could unpack to anything, and nothing of a MiB needs it (RFC 9110 15.5.16).
+    if request.content_type != "application/json" or "Content-Encoding" in request.headers:
+        raise _Answer(
+            415, "not_json", "Content-Type: application/json without a Content-Encoding is required."
+        )
+
+
+def _require_id(name: str, value: str) -> None:
+    if not is_id(value):
+        raise _Answer(400, "bad_request", f"{name}: 1 to {ID_MAX} characters without controls expected.")
+
+
+def _query(request: web.Request, *known: str) -> dict[str, str]:
+    """The parameters of the query by name. One that is not known, or there twice, would be ignored: refused."""
+    query = request.query
+    for name in query:
+        if name not in known:
+            raise _Answer(
+                400, "bad_request", f"The query takes {', '.join(known)} here, and no other parameter."
+            )
+        if len(query.getall(name)) > 1:
+            raise _Answer(400, "bad_request", f"{name}: expected once.")
+    return dict(query)
+
+
 def _told(row: Told) -> dict[str, object]:
     """A row of the log and its story; the steps that have no time say that something never happened."""
     facts: dict[str, object] = msgspec.to_builtins(row, builtin_types=(datetime,))
@@ -636,12 +722,12 @@ def _wants_text(request: web.Request) -> bool:
 
 
 def _wait(request: web.Request) -> float | None:
-    text = request.query.get("wait")
+    text = _query(request, "wait").get("wait")
     if text is None:
         return None
     try:
-        seconds = float(text)
-    except ValueError:
+        seconds = msgspec.json.decode(text, type=float)
+    except BAD_JSON:
         seconds = -1.0
     if not 0 < seconds <= WAIT_MAX:
         raise _Answer(400, "bad_request", f"wait: seconds above 0 and up to {WAIT_MAX:g} expected.")

@@ -353,47 +353,6 @@ begin
       and l.tenant = n.tenant collate "C";
 end $$;
 
-create or replace function settle_rows(p_tenants text[], p_push_ids text[], p_users text[]) returns void
-    language plpgsql volatile
-    set search_path to public, pg_temp
-    set plan_cache_mode to force_generic_plan
-    set enable_hashjoin to off
-    set enable_mergejoin to off
-    set enable_seqscan to off
-    set enable_material to off
-    set jit to off
-    as $$
-declare
-    first date := (select since from log_day);
-    last date := (select day from log_day);
-    done bigint := 0;
-    more bigint;
-begin
-    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
-    loop
-        with locked as materialized (
-            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
-            cross join lateral (
-                select l.day from delivery_log l
-                where l.day >= first and l.day <= last
-                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-                  and l.tenant = n.tenant collate "C"
-                  and (l.owed is not null)::int = 1
-                order by l.day
-                for update) l)
-        update delivery_log l set owed = null
-        from locked n
-        where l.day = n.day
-          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-          and l.tenant = n.tenant collate "C";
-        get diagnostics more = row_count;
-        done := done + more;
-        exit when done >= cardinality(p_push_ids) or first = '-infinity';
-        last := first - 1;
-        first := '-infinity';
-    end loop;
-end $$;
-
 create or replace function prove_rows(p_tenants text[], p_push_ids text[], p_users text[], p_proven float8[])
     returns void
     language plpgsql volatile
@@ -506,13 +465,14 @@ begin
     loop
         with locked as materialized (
             select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
-            join delivery_log l
-              on l.day >= first and l.day <= last
-             and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-             and l.tenant = n.tenant collate "C"
-            where l.owed is not null
-            order by l.push_id, l.user_id, l.tenant, l.day
-            for update of l)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day <= last
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed is not null)::int = 1
+                order by l.day
+                for update) l)
         update delivery_log l set owed = unpaid(l.owed, n.paid)
         from locked n
         where l.day = n.day
