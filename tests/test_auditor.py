@@ -15,6 +15,7 @@ from bridge import app
 from bridge.adapters import auditor, inquiry
 from bridge.adapters.auditor import CHECKS, SETTLE, SLICE, Auditor
 from bridge.adapters.inquiry import Irregular, Stretch
+from bridge.adapters.postgres import PostgresStore
 from bridge.delivery import Account, Delivery
 from bridge.errors import StoreUnavailable
 from bridge.flight import Flight
@@ -23,6 +24,7 @@ from tests.clients import client
 from tests.core import ManualClock
 from tests.house import bridge, final_rows, get, publish, request, token
 from tests.ops import row
+from tests.rows import row as logged
 
 ALL_WELL = Account(begun=0, with_row=0, on_their_way=0, ages=())
 NOTHING = Irregular(0, 0, 0, 0, None, (), ())
@@ -258,6 +260,25 @@ async def test_without_a_log_in_a_database_the_process_still_compares_what_it_kn
     async with bridge(vhost, database, delivery_log=["stdout"]) as b:
         figures = await audited(b, lambda f: f["at"] > 0)
     assert figures.keys() == {"taken", "stuck", "at"}
+
+
+async def test_of_the_log_only_final_rows_of_this_boot_in_this_stretch_count(database: str) -> None:
+    store = PostgresStore(database)
+    taken: list[tuple[float, dict[str, object]]] = [
+        (START, {}),
+        (START + 59.9999999, {}),
+        (START + 60.1, {}),
+        (START - 0.1, {}),
+        (START + 1, {"boot": "another"}),
+        (START + 2, {"outcome": Outcome.PENDING, "reason": Reason.AWAITING_PROOF, "finished_at": None}),
+        (START + 3, {"boot": "another", "proven_at": None}),
+    ]
+    for number, (at, more) in enumerate(taken):
+        made = {"taken_at": at, "published_at": at, "finished_at": at, "proven_at": at, "boot": "b1", **more}
+        await store.record([logged(f"p{number}", **made)])  # type: ignore[arg-type]
+    await store.close()
+    stretch, _ = await inquiry.read_stretch(database, "b1", START, START + 60.0, 5.0)
+    assert stretch == Stretch(of_boot=2, wrong=1)
 
 
 async def test_the_log_is_asked_by_its_indexes(database: str) -> None:
