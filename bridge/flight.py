@@ -215,7 +215,7 @@ class Flight:
         self.slow = False
         """A session was closed for being too slow before this push was handed to its socket."""
         self.parked = False
-        """A row that is not final stands for it, and its messages need not wait."""
+        """Its row is there; while that is not final its messages need not wait."""
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
         self.written_at: float | None = None

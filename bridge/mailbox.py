@@ -21,7 +21,8 @@ from typing import NamedTuple
 import msgspec
 
 from bridge import wire
-from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.errors import BridgeError, SchemaBehind, StoreUnavailable
+from bridge.fields import is_id
 from bridge.flight import DELIVERED, Effect, Flight
 from bridge.flights import Flights
 from bridge.gate import Gate
@@ -138,6 +139,10 @@ class Mailbox:
         self._replaying[session] = None
         if last is None:
             self._welcome(session, complete=True)
+        elif not is_id(last):
+            # No push has such an id, and no database need be asked.
+            replay.last = None
+            self._welcome(session, complete=False)
         else:
             self._resuming[session] = None
         self._want(session)
@@ -382,6 +387,8 @@ class Mailbox:
 
     def ended_in_store(self, rows: Sequence[Row]) -> None:
         """The store has ended these stored rows: sessions must not send them any more."""
+        if not rows:
+            return
         for row in rows:
             if self._reading:
                 self._gone.add(row.key)
@@ -413,9 +420,14 @@ class Mailbox:
                 break
         while self._grown:
             users = list(itertools.islice(self._grown, SWEEP_ROWS))
-            self.ended_in_store(await self._store.trim(users, self._limits.pushes, self._limits.total_bytes))
             for user in users:
-                self._grown.pop(user, None)
+                del self._grown[user]
+            try:
+                over = await self._store.trim(users, self._limits.pushes, self._limits.total_bytes)
+            except BridgeError:
+                self._grown.update(dict.fromkeys(users))
+                raise
+            self.ended_in_store(over)
 
     # --- recall ---
 

@@ -114,6 +114,8 @@ class Settlement:
         self._wake = asyncio.Event()
         self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
         self._paying: set[RowKey] = set()
+        self._unsure = False
+        """The database has failed to answer while the batch was written: any of it may be there already."""
         self._writing: dict[RowKey, Flight] = {}
         self._sweep_due = False
         self._idle = asyncio.Event()
@@ -210,6 +212,7 @@ class Settlement:
             self._writing = dict(zip(keys, flights, strict=True))
             started = self._clock.monotonic()
             rows = [f.row(self._node, self._boot) for f in flights]
+            self._unsure = False
             written = await self._record(rows)
             await self._supersede([*(w.row for w in written), *(row for _, row in answers)])
             self._writing = {}
@@ -220,7 +223,7 @@ class Settlement:
             for row in ended:
                 self._tell(row)
             for flight, row, result in zip(flights, rows, written, strict=True):
-                if not result.applied and _same(row, result.row):
+                if not result.applied and self._unsure and _same(row, result.row):
                     # An earlier try of this very write was committed though its answer was lost.
                     result = Written(result.row, applied=True)
                 self._committed(flight, result, payment)
@@ -266,6 +269,7 @@ class Settlement:
             try:
                 result = await call()
             except (StoreUnavailable, SchemaBehind) as away:
+                self._unsure = True
                 self._gate.shut("database", str(away))
                 await self._clock.sleep(wait)
                 wait = min(wait * 2, RETRY_MOST)
@@ -276,17 +280,18 @@ class Settlement:
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
         row = written.row
-        if not flight.parked:
+        first = not flight.parked
+        if first:
             self.first_rows += 1
+            flight.parked = True
         messages, flight.messages = flight.messages, []
-        if written.applied and not (flight.parked and not row.final):
+        if written.applied and (first or row.final):
             self._tell(row)
             payment.told.append(row)
         if not row.final:
             # Parked. The replies of messages that joined while the row was written are not in it yet.
             covered = [m for m in messages if set(m.replies) <= set(row.owed or ())]
             flight.messages = [m for m in messages if m not in covered]
-            flight.parked = True
             payment.messages.extend(covered)
             self._paying.discard(row.key)
             if flight.messages:

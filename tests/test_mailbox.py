@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import pytest
+
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
@@ -512,6 +514,16 @@ async def test_a_resume_from_a_push_whose_row_is_not_written_yet_is_complete() -
         store.writing.set()
         await until(lambda: ids(back) == ["next"])
         assert frames(back, "welcome")[0]["complete"] is True
+
+
+@pytest.mark.parametrize("last", ["", "\0", "x" * 200, "\ud800", "\x1b[2J"])
+async def test_a_resume_from_what_can_be_no_id_is_not_complete_and_hurts_nobody(last: str) -> None:
+    async with house() as h:
+        await h.push(kept("u1"))
+        await h.settled(1)
+        peer = await h.live("u1", last=last)
+        assert frames(peer, "welcome")[0]["complete"] is False
+        assert ids(peer) == ["p1"]
 
 
 async def test_the_welcome_of_who_resumes_comes_before_any_push() -> None:
