@@ -297,6 +297,25 @@ async def test_a_flood_costs_its_neighbour_neither_time_nor_memory(
         assert b.alive
 
 
+async def test_answers_that_are_not_read_take_no_memory(
+    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "FRAMES_PER_SECOND", 1e9)
+    kind = "x" * 1_000  # so that answers are more than the kernel takes
+    frame = masked(0x1, json.dumps({"type": kind, "ref": "y" * 128}).encode())
+    async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other, AsyncExitStack() as stack:
+        deaf = await flooder(b.ws_port, stack)
+        [session] = b._core.hub.of_user("flooder")
+        while session.socket.writable:
+            deaf.send(frame * 100)
+            await asyncio.wait_for(deaf.writer.drain(), SECONDS)
+        for _ in range(20):
+            deaf.send(frame * 100)
+            await asyncio.wait_for(deaf.writer.drain(), SECONDS)
+            await other.is_well()
+        assert websocket.WRITE_HIGH < session.socket.buffered < websocket.WRITE_HIGH + 1_000
+
+
 # --- frames that break the protocol ---
 
 
