@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 
 from bridge import __version__, wire
 from bridge.access import Access
-from bridge.adapters import http, plugins, websocket
+from bridge.adapters import http, inquiry, plugins, websocket
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DeclareMode
+from bridge.adapters.auditor import Auditor, Look
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.adapters.postgres import PostgresStore
@@ -64,6 +65,10 @@ SWEEP_ROWS = 500
 """Rows of dead boots that one sweep ends."""
 UPKEEP_EVERY = 3600.0
 """Seconds between looks at the partitions."""
+AUDIT_EVERY = 60.0
+"""Seconds between two audits."""
+LOOK_UP_SECONDS = 5.0
+"""Seconds that a statement may take by which the ops port or the audit asks the log."""
 START_RETRY = 0.5
 """Seconds between tries while the database is away at the start."""
 GC_OBJECTS = 10_000
@@ -283,9 +288,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
         feed = http.OutcomeFeed()
         plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
-        hooks = plugins.FanOutHooks([feed, *plugged], handler)
+        auditor = Auditor(boot, clock, _audit_look(settings, boot))
+        hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)
         errors = plugins.ReportedErrors(handler, hooks)
         metrics = PrometheusMetrics()
+        metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
         gate.shut("starting", "the database has not answered yet")
         gate.shut("broker", "connecting")
@@ -328,11 +335,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     sessions=core.sessions,
                     metrics_page=metrics.page,
                     publisher=producer,
+                    recall=core.mailbox.recall,
                     feed=feed,
                     limits=core.wire_limits,
                     errors=errors,
                     clock=clock,
                     dev_token=_dev_token(settings) if settings.dev else None,
+                    look_up=_look_up(settings) if rows.postgres is not None else None,
                 ),
                 host=settings.ops_host,
                 port=settings.ops_port,
@@ -353,6 +362,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("start", _start(core, rows)),
                     ("sweeper", _sweep(core, rows)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
+                    ("auditor", _audit(core, auditor, errors)),
                 )
             ]
             made = Running(core, ws, ops, consumer)
@@ -421,6 +431,15 @@ def _dev_token(settings: Settings) -> Callable[[str, float], str]:
     return lambda user, ttl: make_token(secret, user, ttl, algorithm=algorithm, **claims)
 
 
+def _look_up(settings: Settings) -> http.LookUp:
+    async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
+        return await inquiry.look_up(
+            settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
+        )
+
+    return look_up
+
+
 async def _start(core: Core, rows: Rows) -> None:
     """Claim the node's name and fill the memory of ids; until then the gate is shut."""
     while True:
@@ -487,6 +506,24 @@ async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: S
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
         await clock.sleep(UPKEEP_EVERY)
+
+
+def _audit_look(settings: Settings, boot: str) -> Look | None:
+    if "postgres" not in settings.delivery_log:
+        return None
+    return lambda since, until: inquiry.read_stretch(
+        settings.postgres_dsn, boot, since, until, LOOK_UP_SECONDS
+    )
+
+
+async def _audit(core: Core, auditor: Auditor, errors: ErrorHandler) -> None:
+    """Every minute: does what was taken add up with what was written. On a connection of its own."""
+    while True:
+        await core.clock.sleep(AUDIT_EVERY)
+        try:
+            await auditor.run(core.delivery.account(), gate_open=core.gate.is_open)
+        except (StoreUnavailable, SchemaBehind) as away:
+            errors.handle(away, "audit", {})
 
 
 async def _release(lease: Lease, errors: ErrorHandler) -> None:

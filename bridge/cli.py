@@ -45,6 +45,7 @@ use it
 
 look into it
   why         what became of a push, step by step, and why
+  replay      publish logged pushes again, chosen by user, event, outcome, time
   dead        list, show, replay, purge: the messages that people must look at
   audit       does the delivery log add up
 
@@ -70,6 +71,12 @@ EPILOGS: Final = {
     "tail": "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
     "why": "Exits 1 when the delivery log does not know the push, and says what that may mean.\n\n"
     "  bridge why order-7-shipped\n  bridge why order-7-shipped u42",
+    "replay": "A push becomes ID/replay-MARK, once for each mark: run it again and it goes on where it stopped.\n"
+    "Keys: push, user, event, outcome, reason, tenant, since, until (of the taking: 2026-11-22T18:30, or 2h ago).\n"
+    "All keys must fit; of one key that is repeated, any value. Exits 1 when nothing matches, or something that\n"
+    "matches can't be replayed: only the data of pushes with a ttl is kept.\n\n"
+    "  bridge replay --where user=u42 --where since=2h --dry-run\n"
+    "  bridge replay --where outcome=unknown --where outcome=dropped --where event=order.paid --rate 20",
     "dead list": "Takes nothing away; while it looks, nobody else sees the letters.\n\n"
     "  bridge dead list --reason poison",
     "dead show": "Exits 1 when it is not there.\n\n  bridge dead show order-7-shipped",
@@ -190,6 +197,17 @@ def build_parser(named: str = "") -> tuple[Parser, Mapping[str, Parser]]:
     why.add_argument("user", metavar="USER", nargs="?", help="only for this user")
     why.add_argument("--tenant", metavar="ID", help="only of this tenant; an id may occur once in each")
     why.add_argument("--json", action="store_true", help="the rows, one JSON object a line")
+
+    replay = command("replay", "Publish logged pushes again, to the same users.", _replay, log_and_broker)
+    replay.add_argument(
+        "--where", action="append", required=True, metavar="KEY=VALUE", help="which; may be repeated"
+    )
+    replay.add_argument("--dry-run", action="store_true", help="only count what matches, and what can be")
+    replay.add_argument(
+        "--rate", type=_rate, default=100.0, metavar="N", help="pushes a second at most [100]"
+    )
+    replay.add_argument("--ttl", type=_seconds, metavar="S", help="seconds to keep them [as before]")
+    replay.add_argument("--mark", default="1", metavar="NAME", help="to send again what was replayed [1]")
 
     dead = commands.add_parser("dead", description="The messages in push.dead, for people.")
     parsers["dead"] = dead
@@ -368,6 +386,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0.1 <= rate <= 1e6:
+        raise argparse.ArgumentTypeError(f"a number from 0.1 to 1000000 expected, not {text!r}")
+    return rate
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a whole number from 1 expected, not {text!r}")
@@ -482,6 +510,18 @@ def _why(args: argparse.Namespace) -> int:
     _quiet_logs(args, settings)
     told = operating.why(settings, args.push, args.user, args.tenant, as_json=args.json)
     return commands.run_loop(told, uvloop=False)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from bridge import commands, operating
+    from bridge.config import CommonSettings
+
+    settings = _load(CommonSettings, args)
+    _quiet_logs(args, settings)
+    replayed = operating.replay(
+        settings, args.where, mark=args.mark, rate=args.rate, ttl=args.ttl, dry_run=args.dry_run
+    )
+    return commands.run_loop(replayed, uvloop=False)
 
 
 def _dead_list(args: argparse.Namespace) -> int:

@@ -334,11 +334,13 @@ class Settings(TokenSettings):
     mailbox_pushes: int = Field(
         10_000,
         ge=1,
+        le=1_000_000,
         description="Pushes that are kept for one user; over it the oldest end as `dropped`/`mailbox_full`.",
     )
     mailbox_bytes: int = Field(
         64 * 1024 * 1024,
         ge=1,
+        le=1 << 40,
         description="Bytes of data that are kept for one user; over it the oldest end in the same way.",
     )
 

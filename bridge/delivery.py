@@ -16,6 +16,7 @@ import hashlib
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -69,6 +70,18 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     total_bytes: int = 256 * 1024 * 1024
 
 
+class Account(NamedTuple):
+    """Where the pushes are that this process has begun, each counted once for each user, at one moment."""
+
+    begun: int
+    with_row: int
+    """Those whose first row, final or not, is committed."""
+    on_their_way: int
+    """Those that have none yet."""
+    ages: Sequence[float]
+    """Of those on their way: seconds since they were taken."""
+
+
 class Delivery:
     """Takes messages, knows every push on its way, and hands each to the settlement when it has ended."""
 
@@ -116,6 +129,7 @@ class Delivery:
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._grace_until = 0.0
         self.begin_grace()
+        self._begun = 0
         self._stopping = False
         self._handling = asyncio.Lock()
 
@@ -369,6 +383,7 @@ class Delivery:
         older = self._flights.add(flight, roams=roams)
         if older is not None:
             self._replace(older)
+        self._begun += 1
         if flight.ended:
             self._settlement.due(flight)
         return True
@@ -633,6 +648,12 @@ class Delivery:
             self._room.set()
 
     # --- for people -------------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """What an audit compares: begun = with a row + on their way, or a push was lost."""
+        now = self._clock.monotonic()
+        ages = [now - flight.taken_mono for flight in self._flights if not flight.parked]
+        return Account(self._begun, self._settlement.first_rows, len(ages), ages)
 
     @property
     def inbox(self) -> int:

@@ -367,10 +367,11 @@ class Mailbox:
         self._flights.written(flight)
         self._grown[flight.key.user] = None
         if not flight.messages:
-            self._flights.rest(flight)
-            if flight.open <= 0 and not flight.ended and not self._settlement.is_due(flight):
-                # No session has it: the row alone stands for it.
+            if (flight.ended or flight.open <= 0) and not self._settlement.is_due(flight):
+                # No session has it, or it was just ended in the store: the row alone stands for it.
                 self._flights.remove(flight)
+            else:
+                self._flights.rest(flight)
         self._unblock(flight.key.user)
 
     def settled(self, flight: Flight) -> None:
@@ -388,7 +389,10 @@ class Mailbox:
             if flight is None:
                 continue
             flight.end(row.outcome, row.reason, row.finished_at or self._clock.time())
-            if not flight.messages and not self._settlement.is_due(flight):
+            if flight.messages:
+                # They wait for this row: what it says now is read, and answered, by a write that changes nothing.
+                self._settlement.due(flight)
+            elif not self._settlement.is_due(flight):
                 self._flights.remove(flight)
         self._settlement.ended_by_sweep(rows)
 

@@ -167,9 +167,7 @@ ENDINGS: tuple[Ending, ...] = (
         False,
         "kept: the user's sessions closed before it was handed to a socket",
     ),
-    Ending(
-        Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read, and was closed with 4408"
-    ),
+    Ending(Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read"),
     Ending(
         Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"
     ),

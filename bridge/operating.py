@@ -1,41 +1,32 @@
-"""What the operator's commands do and print: dead, why, audit. Each returns its exit code."""
+"""What the operator's commands do and print: dead, replay, why, audit. Each returns its exit code."""
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from bridge.adapters import dead_letters, inquiry
+from bridge.adapters import dead_letters, inquiry, story
+from bridge.adapters import replay as replaying
 from bridge.adapters.dead_letters import Letter
-from bridge.adapters.inquiry import Books, Ended, Found, QueueDepth, Told
+from bridge.adapters.inquiry import Books, Hour, QueueDepth
+from bridge.adapters.story import age, plain
 from bridge.config import CommonSettings
 from bridge.errors import BrokerUnavailable, SettingsError
-from bridge.model import Proof
+from bridge.ports import Clock
 
-USERS_SHOWN: Final = 20
-"""Users of one push that `why` tells about when it is not asked for one; the rest is counted."""
-STORIES_SHOWN: Final = 3
-"""Of so few users the whole story is told, of more a line each."""
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two lines of progress."""
 
 HOURS_MAX: Final = 10 * 366 * 24
 """More than the longest retention."""
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str, most: int = 0) -> str:
-    """Text of strangers on one line of a terminal: control characters are shown, not sent; cut at `most`."""
-    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-    return text if not most or len(text) <= most else text[: most - 1] + "…"
-
 
 # --- dead ------------------------------------------------------------------------------------------------
 
@@ -71,10 +62,10 @@ async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: 
 
 def _letter_line(letter: Letter, now: datetime) -> str:
     owner = "/".join((letter.tenant or "-", letter.app_id or "-"))
-    age = _age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
+    old = age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
     detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
     return (
-        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {age:>6}  {len(letter.body):>7}  "
+        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {len(letter.body):>7}  "
         f"{plain(owner, 20):<20}  {plain(detail, 120)}"
     ).rstrip()
 
@@ -222,6 +213,58 @@ async def dead_purge(
     return 0 if done.found or not ids else 1
 
 
+# --- replay ----------------------------------------------------------------------------------------------
+
+
+async def replay(
+    settings: CommonSettings,
+    conditions: Sequence[str],
+    *,
+    mark: str,
+    rate: float,
+    ttl: float | None,
+    dry_run: bool,
+    clock: Clock | None = None,
+) -> int:
+    """Count what matches, and publish again what can be; 1 where nothing matches, or something can't be."""
+    if clock is None:
+        from bridge.app import SystemClock
+
+        clock = SystemClock()
+    meant = replaying.where(conditions, datetime.fromtimestamp(clock.time(), UTC))
+    async with replaying.selected(settings.postgres_dsn, meant, replaying.checked_mark(mark)) as selection:
+        counts = await selection.count()
+        _print_verdicts(counts)
+        wanted = counts.get(replaying.AGAIN, 0)
+        if wanted and not dry_run:
+            confirmed = 0
+            said = clock.monotonic()
+            try:
+                async with aclosing(
+                    replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
+                ) as progress:
+                    async for confirmed in progress:
+                        if clock.monotonic() - said >= PROGRESS_EVERY:
+                            said = clock.monotonic()
+                            print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
+            except BaseException:
+                print(
+                    f"stopped after {confirmed} of {wanted}: the same command goes on from there",
+                    file=sys.stderr,
+                )
+                raise
+            print(f"{confirmed} replayed")
+    return 0 if counts and counts.keys() <= {replaying.AGAIN, *replaying.DONE} else 1
+
+
+def _print_verdicts(counts: Mapping[str, int]) -> None:
+    total = sum(counts.values())
+    print("no row matches" if not total else "1 row matches" if total == 1 else f"{total} rows match")
+    for verdict, words in replaying.VERDICTS.items():
+        if verdict in counts:
+            print(f"  {counts[verdict]:>7}  {words}")
+
+
 # --- why -------------------------------------------------------------------------------------------------
 
 
@@ -229,148 +272,17 @@ async def why(
     settings: CommonSettings, push_id: str, user: str | None, tenant: str | None, *, as_json: bool
 ) -> int:
     """Tell what became of a push; 1 where the log does not know it (for this user)."""
-    found = await inquiry.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant, limit=USERS_SHOWN)
+    found = await inquiry.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant)
     if as_json:
         for row in found.rows:
             print(msgspec.json.encode(row).decode())
-        return 0 if found.rows else 1
-    if not found.endings:
-        for line in _never_seen(settings, push_id, found, await _waiting(settings)):
+    elif found.endings:
+        for line in story.told(push_id, user, found):
             print(line)
-        return 1
-    if not found.rows:
-        print(f"push {push_id} has no row for {user}, but for others:")
-        _print_endings(found.endings)
-        print(
-            "It was not addressed to that user: the request did not name them, or it went to everyone and they\n"
-            "had no session then. (The user is compared letter by letter, as the request and the token say it.)"
-        )
-        return 1
-    total = sum(ending.users for ending in found.endings)
-    if user is None and total > STORIES_SHOWN:
-        print(f"push {push_id}: {total} users")
-        _print_endings(found.endings)
-        print()
-        for row in found.rows:
-            print(_row_line(row))
-        if total > len(found.rows):
-            print(f"... and {total - len(found.rows)} more")
-        print(f"\nbridge why {push_id} USER tells the whole story of one.")
-        return 0
-    for number, row in enumerate(found.rows):
-        if number:
-            print()
-        for line in story(row, found.asked_at):
+    else:
+        for line in story.never_seen(push_id, found, await _waiting(settings)):
             print(line)
-    return 0
-
-
-def _print_endings(endings: Sequence[Ended]) -> None:
-    for e in endings:
-        tenant = f"  (tenant {e.tenant})" if e.tenant else ""
-        print(f"  {e.users:>7}  {e.outcome}/{e.reason}: {e.meaning}{tenant}")
-
-
-def _row_line(row: Told) -> str:
-    took = ""
-    end = row.proven_at or row.finished_at
-    if end is not None:
-        took = _span((end - row.taken_at).total_seconds())
-    return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}".rstrip()
-
-
-def story(row: Told, now: datetime) -> Iterator[str]:
-    """One row of the log, step by step, for people."""
-    tenant = f" of tenant {row.tenant}" if row.tenant else ""
-    yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
-    yield f"  {row.meaning or row.reason}" + (f": {plain(row.detail)}" if row.detail else "")
-    yield ""
-    before = row.published_at
-    for step, at, words in _steps(row):
-        if at is None:
-            yield f"  {step:<10} {words}"
-        else:
-            moment = at.astimezone().isoformat(" ", "milliseconds")
-            passed = "" if step == "published" else _span((at - before).total_seconds(), sign=True)
-            yield f"  {step:<10} {moment}  {passed:>9}  {words}".rstrip()
-            before = at
-    if not row.final:
-        yield f"  {'finished':<10} not yet, for {_span((now - row.taken_at).total_seconds())}: {_who_ends_it(row)}"
-    yield ""
-    yield from _owes(row)
-    if row.payload_bytes is not None:
-        yield (
-            f"  {'body':<10} {row.payload_bytes} bytes in delivery_log.payload; the message, if it was not"
-            f" replayed or purged: bridge dead show {row.push_id}"
-        )
-
-
-def _steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
-    """(step, when, how), in their order; without a time: that it never happened."""
-    publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
-    event = [f"event {plain(row.event)}"] if row.event else []
-    yield "published", row.published_at, ", ".join(publisher + event)
-    yield "taken", row.taken_at, f"from the queue by node {row.node}, boot {row.boot}"
-    if row.written_at is None:
-        yield "written", None, "never: it was handed to no socket"
-    else:
-        yield "written", row.written_at, f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}"
-    late = _late(row)
-    if row.proven_at is not None and not late:
-        yield "proven", row.proven_at, "by the peer"
-    elif row.proven_at is None and row.written_at is not None and row.confirm > Proof.WRITTEN:
-        yield "proven", None, f"never: nothing came back from the peer; wanted was {_wanted(row)}"
-    if row.finished_at is not None:
-        yield "finished", row.finished_at, f"{row.outcome}/{row.reason}"
-    if late:
-        yield "proven", row.proven_at, "by the peer, after the end: the outcome stays"
-
-
-def _late(row: Told) -> bool:
-    return row.proven_at is not None and row.finished_at is not None and row.proven_at > row.finished_at
-
-
-def _owes(row: Told) -> Iterator[str]:
-    if row.owed is None:
-        unacked = "" if row.final else " yet: its message is not acknowledged, and carries the debt"
-        yield f"  {'owed':<10} nothing{unacked}"
-        return
-    when = "" if row.final else ", once it has ended"
-    yield f"  {'owed':<10} the event on push.outcomes{when}"
-    for reply in row.owed:
-        correlation = f" (correlation id {plain(reply.correlation_id)})" if reply.correlation_id else ""
-        yield f"  {'owed':<10} a receipt to queue {plain(reply.queue)}{correlation}{when}"
-
-
-def _who_ends_it(row: Told) -> str:
-    if row.node_alive:
-        return f"node {row.node} lives and waits for the proof, {_wanted(row)}"
-    return "its process is dead: the next sweep of any node ends it as unknown/node_died"
-
-
-def _wanted(row: Told) -> str:
-    return Proof(row.confirm).name.lower()
-
-
-def _never_seen(
-    settings: CommonSettings, push_id: str, found: Found, waiting: Sequence[QueueDepth] | str
-) -> Iterator[str]:
-    yield f"push {push_id} is not in the delivery log. That means one of these:"
-    if isinstance(waiting, str):
-        yield f"- It may wait in the queue; the broker could not be asked: {waiting}"
-    else:
-        for depth in waiting:
-            if not depth.there:
-                yield f"- There is no queue {depth.name}: no bridge has ever run with this broker (vhost)."
-            elif depth.ready or not depth.consumers:
-                taker = "a bridge takes from it" if depth.consumers else "no bridge takes from it"
-                yield f"- It may wait in {depth.name}: {depth.ready} messages are there, and {taker}."
-    yield "- It was taken within the last second, and its proof is still awaited: ask again."
-    if found.kept_since is not None:
-        yield f"- It is older than the log, which begins on {found.kept_since} (BRIDGE_RETENTION_DAYS)."
-    yield "- It has another id: a rejected request without a usable id has one that begins with sha256-, and one"
-    yield "  that named none a UUID. `bridge dead list` shows what was rejected."
-    yield "- It never came: was the publish confirmed, mandatory, to exchange push of this broker and vhost?"
+    return 0 if found.rows else 1
 
 
 async def _waiting(settings: CommonSettings) -> Sequence[QueueDepth] | str:
@@ -378,14 +290,6 @@ async def _waiting(settings: CommonSettings) -> Sequence[QueueDepth] | str:
         return [d for d in await inquiry.queue_depths(settings.amqp_url) if d.name != "push.dead"]
     except BrokerUnavailable as error:
         return error.cause
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
-def _sessions(count: int) -> str:
-    return "one session" if count == 1 else f"{count} sessions"
 
 
 # --- audit -----------------------------------------------------------------------------------------------
@@ -405,18 +309,7 @@ async def audit(settings: CommonSettings, hours: int) -> int:
 
 
 def _print_hours(books: Books) -> None:
-    names = (
-        "rows",
-        "delivered",
-        "offline",
-        "expired",
-        "dropped",
-        "unknown",
-        "rejected",
-        "open",
-        "owing",
-        "wrong",
-    )
+    names = Hour._fields[1:]
     print(f"{'hour':<16}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names))
     for hour in books.hours:
         cells = "".join(f"{getattr(hour, name):>{max(9, len(name) + 2)}}" for name in names)
@@ -427,29 +320,37 @@ def _print_hours(books: Books) -> None:
 
 def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
     """(whether it is drift, what was looked at, what was found)."""
-    nodes = ", ".join(books.nodes) or "none"
+    found = books.irregular
+    nodes = ", ".join(found.nodes) or "none"
     oldest = (
-        f", the oldest taken {books.oldest_open.astimezone():%Y-%m-%d %H:%M:%S}" if books.oldest_open else ""
+        f", the oldest taken {found.oldest_pending.astimezone():%Y-%m-%d %H:%M:%S}"
+        if found.oldest_pending
+        else ""
     )
     yield (
-        books.orphans > 0,
+        found.orphans > 0,
         "dead nodes",
-        f"{books.orphans} rows not final, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
-        + (f"{oldest}; nodes alive: {nodes}" if books.orphans else ""),
+        f"{found.orphans} rows pending, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
+        + (f"{oldest}; nodes alive: {nodes}" if found.orphans else ""),
     )
     yield (
-        books.stuck > 0,
+        found.stuck > 0,
         "stuck rows",
-        f"{books.stuck} rows not final for over {inquiry.STUCK_AFTER:g} s, though their process lives",
+        f"{found.stuck} rows pending for over {inquiry.STUCK_AFTER:g} s, though their process lives",
     )
-    yield books.overdue > 0, "receipts", f"{books.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
+    yield (
+        found.unexpired > 0,
+        "kept",
+        f"{found.unexpired} rows stored though their ttl ended over {inquiry.KEPT_AFTER:g} s ago",
+    )
+    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
     wrong = sum(hour.wrong for hour in books.hours)
     yield (
         wrong > 0,
         "rows",
         f"{wrong} contradict themselves (proof, times, outcome and reason) in these hours",
     )
-    missing = ", ".join(f"{day}" for day in books.missing_days)
+    missing = ", ".join(f"{day}" for day in found.missing_days)
     yield (
         bool(missing),
         "partitions",
@@ -467,22 +368,3 @@ def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str
             yield depth.ready > 0, depth.name, f"{depth.ready} ready, nobody takes them"
         else:
             yield False, depth.name, f"{depth.ready} ready, {depth.consumers} takers"
-
-
-# --- time, for people ------------------------------------------------------------------------------------
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def _span(seconds: float, *, sign: bool = False) -> str:
-    plus = "+" if sign and seconds >= 0 else ""
-    if abs(seconds) < 1:
-        return f"{plus}{seconds * 1000:.1f} ms"
-    if abs(seconds) < 120:
-        return f"{plus}{seconds:.2f} s"
-    return plus + _age(seconds) if seconds > 0 else f"{seconds:.0f} s"

@@ -229,8 +229,8 @@ class Store(Protocol):
         """Note in each row that its receipt is owed, adding these replies to those already owed."""
         ...
 
-    async def settle(self, keys: Sequence[RowKey]) -> None:
-        """Nothing is owed any more by these rows."""
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+        """These replies are paid, and the outcome event; a row that owes no others owes nothing any more."""
         ...
 
     async def owing(self, limit: int) -> Sequence[Row]:
@@ -257,7 +257,8 @@ class Store(Protocol):
         ...
 
     async def expire(self, limit: int) -> Sequence[Row]:
-        """End at most `limit` stored rows whose ttl has ended (by the store's clock) as `expired`/`ttl`."""
+        """End at most `limit` stored rows whose ttl has ended (by the store's clock): as `expired`/`ttl`, where
+        the row has a proof as `received`/`not_acked`."""
         ...
 
     async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:

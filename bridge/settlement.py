@@ -103,6 +103,8 @@ class Settlement:
         """Told of each flight whose row is committed and says `stored`."""
         self.on_superseded: Callable[[Sequence[Row]], None] | None = None
         """Told of stored rows that newer pushes have just ended."""
+        self.first_rows = 0
+        """Flights whose first row, final or not, is committed; for the audit."""
         self._due: dict[RowKey, Flight] = {}
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
@@ -112,7 +114,7 @@ class Settlement:
         self._wake = asyncio.Event()
         self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
         self._paying: set[RowKey] = set()
-        self._writing = 0
+        self._writing: dict[RowKey, Flight] = {}
         self._sweep_due = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -125,8 +127,8 @@ class Settlement:
         self._stir()
 
     def is_due(self, flight: Flight) -> bool:
-        """Whether this flight's row waits to be written."""
-        return self._due.get(flight.key) is flight
+        """Whether this flight's row waits to be written, or is being written."""
+        return self._due.get(flight.key) is flight or self._writing.get(flight.key) is flight
 
     def answer(self, message: Message, row: Row) -> None:
         """A request came again whose row is there: answer it from the row. `message.open` counts it."""
@@ -169,7 +171,7 @@ class Settlement:
     @property
     def rows_waiting(self) -> int:
         """Rows that wait for the writer or are being written."""
-        return len(self._due) + self._writing
+        return len(self._due) + len(self._writing)
 
     @property
     def payments_waiting(self) -> int:
@@ -205,12 +207,12 @@ class Settlement:
             sweep, self._sweep_due = self._sweep_due, False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)
-            self._writing = len(flights)
+            self._writing = dict(zip(keys, flights, strict=True))
             started = self._clock.monotonic()
             rows = [f.row(self._node, self._boot) for f in flights]
             written = await self._record(rows)
             await self._supersede([*(w.row for w in written), *(row for _, row in answers)])
-            self._writing = 0
+            self._writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._released = self._released, []
@@ -274,6 +276,8 @@ class Settlement:
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
         row = written.row
+        if not flight.parked:
+            self.first_rows += 1
         messages, flight.messages = flight.messages, []
         if written.applied and not (flight.parked and not row.final):
             self._tell(row)
@@ -367,18 +371,17 @@ class Settlement:
             len(payment.receipts) - len(unsent), len(unsent), self._clock.monotonic() - started
         )
         debts: dict[RowKey, tuple[Reply, ...]] = {}
-        unpaid: set[RowKey] = set()
+        paid = {r.row.key: r.replies for r in payment.receipts if r.row.key in payment.owed_by_row}
         for receipt in unsent:
             if not receipt.row.final:
                 continue
             key = receipt.row.key
-            unpaid.add(key)
+            paid.pop(key, None)
             # Messages that joined while the end was being written ask for more than the row owes already.
             if key not in payment.owed_by_row or not set(receipt.replies) <= set(receipt.row.owed or ()):
                 debts[key] = merged(debts.get(key, ()), receipt.replies)
         if debts:
             await self._persist(lambda: self._store.owe(debts))
-        paid = [key for key in payment.owed_by_row if key not in unpaid]
         if paid:
             await self._persist(lambda: self._store.settle(paid))
         self._paying.difference_update(payment.owed_by_row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bridge.adapters.auditor import CHECKS
 from bridge.adapters.metrics import STAGES, Gauges, PrometheusMetrics
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
@@ -14,13 +15,16 @@ QUESTIONS = {
     ),
     "Share that ended undelivered": (
         '`sum(rate(bridge_outcomes_total{outcome=~"dropped|unknown|rejected"}[5m]))'
-        ' / sum(rate(bridge_outcomes_total{outcome!="pending"}[5m]))`'
+        ' / sum(rate(bridge_outcomes_total{outcome!~"pending|stored"}[5m]))`'
     ),
     "Time from publisher to browser, 99th percentile": (
         '`histogram_quantile(0.99, sum by (le) (rate(bridge_push_seconds_bucket{stage="end_to_end"}[5m])))`'
     ),
     "Is the database the slow part?": (
         "`rate(bridge_record_seconds_sum[1m])` near 1, or `bridge_rows_waiting` growing"
+    ),
+    "Is a push lost, or something else not as it should be?": (
+        "`bridge_audit_drift > 0`, or `time() - bridge_audit_timestamp_seconds > 300`: it could not be looked at"
     ),
     "Is a peer not reading?": (
         '`bridge_queued_bytes`, `rate(bridge_sessions_closed_total{reason="too_slow"}[5m])`'
@@ -31,6 +35,7 @@ QUESTIONS = {
 def metrics_page() -> str:
     """The whole page as it must be."""
     metrics = PrometheusMetrics(process=False)
+    metrics.audit = lambda: (dict.fromkeys(CHECKS, 0), 0.0)
     metrics.sampler = lambda: Gauges._make([0] * len(Gauges._fields))
     lines = [
         "# Metrics",
@@ -57,6 +62,14 @@ def metrics_page() -> str:
         "| stage | from → to |",
         "|---|---|",
         *(f"| `{stage}` | {meaning} |" for stage, meaning in STAGES.items()),
+        "",
+        "## The label `check` of `bridge_audit_drift`",
+        "",
+        "Looked at every minute, see [operating.md](../operating.md); nothing is there before the first time.",
+        "",
+        "| check | counts |",
+        "|---|---|",
+        *(f"| `{check}` | {meaning} |" for check, meaning in CHECKS.items()),
         "",
         "## Questions they answer",
         "",

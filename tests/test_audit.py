@@ -13,7 +13,7 @@ from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.cli import main
 from bridge.config import CommonSettings
-from bridge.model import Outcome, Reason, RowKey
+from bridge.model import ENDINGS, Outcome, Reason, RowKey
 from tests.amqp import declare, publish
 from tests.clients import client
 from tests.house import bridge, final_rows, request, token
@@ -81,8 +81,8 @@ async def test_after_ordinary_traffic_all_adds_up(
     names = lines[0].split()
     hour = dict(zip(names, lines[1].replace(" ", "T", 1).split(), strict=True))
     assert {name: hour[name] for name in names[1:]} == {
-        "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "dropped": "0", "unknown": "0",
-        "rejected": "1", "open": "0", "owing": "0", "wrong": "0",
+        "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "superseded": "0", "recalled": "0",
+        "dropped": "0", "unknown": "0", "rejected": "1", "pending": "0", "stored": "0", "owing": "0", "wrong": "0",
     }  # fmt: skip
     assert all(line.startswith("ok ") for line in lines[3:])
     assert any(line.split()[1:] == ["push.requests", "0", "ready,", "1", "takers"] for line in lines)
@@ -102,7 +102,7 @@ async def test_rows_that_a_dead_process_left_are_drift_once_a_sweep_should_have_
     assert await audit(*house) == 1
     found = drift(capsys)
     assert list(found) == ["dead nodes"]
-    assert found["dead nodes"].startswith("1 rows not final")
+    assert found["dead nodes"].startswith("1 rows pending")
     assert found["dead nodes"].endswith("nodes alive: none")
 
 
@@ -133,10 +133,55 @@ async def test_a_process_is_dead_by_its_lease_and_by_who_has_its_name(
 async def test_a_row_that_its_living_process_has_forgotten_is_drift(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log_pending(house[1], 700)
+    await log_pending(house[1], 7300)
     change(house[1], "select claim_node('n', 'b', null)")
     assert await audit(*house) == 1
     assert list(drift(capsys)) == ["stuck rows"]
+
+
+async def log_kept(dsn: str, age: float, ttl: float, **more: object) -> None:
+    facts = {"finished_at": None, "written_at": None, "payload": b"1", "position": 1}
+    ends = time.time() - age + ttl
+    await log(dsn, Outcome.STORED, Reason.NO_SESSION, age, **(facts | {"expires_at": ends} | more))
+
+
+async def test_what_is_kept_counts_as_such_and_waits_for_its_user_not_for_a_process(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log_kept(house[1], 2000, 3600)
+    assert await audit(*house) == 0
+    names, hour, *_ = capsys.readouterr().out.splitlines()
+    counts = dict(zip(names.split()[1:], hour.split()[2:], strict=True))
+    assert (counts["rows"], counts["stored"], counts["pending"], counts["wrong"]) == ("1", "1", "0", "0")
+
+
+async def test_a_kept_push_that_outlives_its_ttl_by_a_minute_is_drift(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log_kept(house[1], 100, 70)
+    assert await audit(*house) == 0
+    await log_kept(house[1], 300, 200)
+    assert await audit(*house) == 1
+    assert drift(capsys) == {"kept": "1 rows stored though their ttl ended over 60 s ago"}
+
+
+async def test_every_end_is_counted_in_a_column(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = set()
+    for number, ending in enumerate(ENDINGS):
+        facts: dict[str, object] = {"proven_at": time.time(), "expires_at": time.time() + 60, "payload": b"1"}
+        if not ending.final:
+            facts["finished_at"] = None
+        await log(house[1], ending.outcome, ending.reason, number / 100, **facts)
+        seen.add(ending.outcome)
+    assert len(seen) == len(Outcome)
+    await audit(*house)
+    names, *hours = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    kinds = names.split()[2:-2]
+    counted = [sum(map(int, column)) for column in zip(*(hour.split()[2:] for hour in hours), strict=True)]
+    assert counted[0] == len(ENDINGS) == sum(counted[1 : 1 + len(kinds)])
+    assert counted[-1] == 0, "none contradicts itself"
 
 
 async def test_a_receipt_that_is_owed_for_over_a_minute_is_drift(
@@ -157,8 +202,9 @@ async def test_a_receipt_that_is_owed_for_over_a_minute_is_drift(
         "update delivery_log set finished_at = null",
         "update delivery_log set reason = 'pong'",
         "update delivery_log set outcome = 'pending', reason = 'awaiting_proof'",
+        "update delivery_log set outcome = 'stored', final = false, finished_at = null",
     ],
-    ids=["unproven", "not written", "no end", "no such ending", "pending and final"],
+    ids=["unproven", "not written", "no end", "no such ending", "pending and final", "kept without data"],
 )
 async def test_a_row_that_contradicts_itself_is_drift(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str], lie: LiteralString

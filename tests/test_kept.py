@@ -13,7 +13,7 @@ import psycopg
 
 from bridge.adapters.producer import Producer
 from tests.clients import Client, client
-from tests.house import Process, bridge, endings, final_rows, publish, request, rows, token
+from tests.house import bridge, endings, final_rows, process, publish, request, rows, token
 from tests.test_end_to_end import ENVELOPE, ready_messages
 
 
@@ -135,18 +135,18 @@ async def test_a_node_that_is_killed_in_the_middle_of_a_replay_loses_nothing(
 ) -> None:
     ids = [f"p{n:04}" for n in range(1500)]
     seen: dict[str, None] = {}
-    async with Process(vhost, database) as process:
+    async with process(vhost, database) as first:
         await publish(vhost, *(request("u1", push_id, ttl=600) for push_id in ids))
         await when(database, all_stored(1500))
-        async with session(process.ws_port, "u1") as (opened, _):
+        async with session(first.ws_port, "u1") as (opened, _):
             seen.update(dict.fromkeys(await pushes(opened, 700)))
-            process.kill()
+            await first.kill()
             assert (await opened.ended())[0] == 1006
         found = await rows(database)
         ended = {r["push_id"] for r in found if r["final"]}
         assert ended <= seen.keys(), "only what was read may be called received"
-    async with Process(vhost, database) as process:
-        async with session(process.ws_port, "u1", last=list(seen)[-1]) as (opened, welcome):
+    async with process(vhost, database) as second:
+        async with session(second.ws_port, "u1", last=list(seen)[-1]) as (opened, welcome):
             assert welcome["complete"] is True
             while ids[-1] not in seen:
                 push = await opened.read_json()

@@ -217,9 +217,23 @@ def test_the_reference_page_is_what_the_code_says() -> None:
     assert PAGE.read_text() == metrics_page(), "run: python -m tests.reference_metrics"
 
 
-def test_no_label_but_the_documented_four_is_ever_used() -> None:
+def test_what_the_audit_found_is_on_the_page_once_it_has_looked() -> None:
     metrics = quiet()
+    assert b"bridge_audit" not in metrics.page()
+    found: dict[str, int] = {}
+    metrics.audit = lambda: (found, 0.0)
+    assert scraped(metrics) == scraped(metrics) | {("bridge_audit_timestamp_seconds",): 0.0}
+    found["taken"] = 2
+    metrics.audit = lambda: (found, 1.5e9)
+    page = scraped(metrics)
+    assert page["bridge_audit_drift", "taken"] == 2
+    assert page["bridge_audit_timestamp_seconds",] == 1.5e9
+
+
+def test_no_label_but_the_documented_five_is_ever_used() -> None:
+    metrics = quiet()
+    metrics.audit = lambda: ({"taken": 0}, 0.0)
     metrics.sampler = lambda: GAUGE_VALUES
     for family in text_string_to_metric_families(metrics.page().decode()):
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        assert labels <= {"outcome", "reason", "result", "stage"}
+        assert labels <= {"check", "outcome", "reason", "result", "stage"}

@@ -23,8 +23,8 @@ from bridge.adapters.postgres_rows import RECORD_PARAMS, record_params
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
-from bridge.model import LateProof, Outcome, PushKey, Reply
-from tests.test_store_contract import row
+from bridge.model import LateProof, Outcome, PushKey, Reply, Row
+from tests.test_store_contract import kept, row, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -172,7 +172,7 @@ async def test_writers_in_any_order_never_deadlock(database: str) -> None:
             order.shuffle(batch)
             await one.record(batch)
             await one.owe({r.key: (Reply("q", str(boot)),) for r in batch[:60]})
-            await one.settle([r.key for r in batch[60:]])
+            await one.settle({r.key: r.owed or () for r in batch[60:]})
         mixed = order.sample(ids, len(ids))
         await one.record([row(i, outcome=Outcome.UNKNOWN, proven_at=None) for i in mixed])
         await one.prove_late([LateProof(row(i).key, 1e9) for i in mixed])
@@ -307,7 +307,7 @@ async def test_an_answer_that_was_lost_after_the_commit_makes_no_second_row(data
         [written] = await store.record([lost])
         assert wire.swallowed > 0
         # It ran again on a new connection, and the caller sees that the row is its own.
-        assert (written.applied, written.row) == (False, lost)
+        assert (written.applied, undated(written.row)) == (False, lost)
         assert await ask(database, "select count(*) from delivery_log where push_id = 'the-lost-one'") == [
             (1,)
         ]
@@ -581,10 +581,11 @@ async def test_upkeep_keeps_days_whose_keys_must_be_known(database: str) -> None
     assert (await partitions(database))[0] == f"{day - PARTITION:%Y%m%d}"
 
 
-async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(
-    database: str, store: PostgresStore
+@pytest.mark.parametrize("open_row", [row("open", outcome=Outcome.PENDING), kept("open")])
+async def test_upkeep_keeps_a_partition_until_its_rows_have_ended_and_owe_nothing(
+    database: str, store: PostgresStore, open_row: Row
 ) -> None:
-    await store.record([row("open", outcome=Outcome.PENDING)])
+    await store.record([open_row])
     day = await aged(database, 5)
     # The day before still has the oldest unfinished row among the known: end it, roll, and it may go.
     first = f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
@@ -592,7 +593,30 @@ async def test_upkeep_keeps_a_partition_until_its_rows_have_ended(
     await ask(database, "update log_day set since = day - 1")
     assert (await Upkeep(database).run_once(2)).kept == [first]
     await ask(database, "update delivery_log set outcome = 'unknown', final = true where not final")
+    assert (await Upkeep(database).run_once(2)).kept == [first]
+    await store.settle({open_row.key: open_row.owed or ()})
     assert (await Upkeep(database).run_once(2)).dropped == [first]
+
+
+async def test_a_days_roll_moves_the_bounds_past_what_has_ended(database: str, store: PostgresStore) -> None:
+    bounds = "select day - since, day - kept_since from log_day"
+    roll = "select roll_day((select day from log_day) + 1)"
+    assert await ask(database, bounds) == [(1, 1)]
+    await store.record([kept("stored"), row("plain")])
+    for days in range(1, 4):
+        await ask(database, roll)
+        assert await ask(database, bounds) == [(1, days)]
+    await store.record([row("pending", outcome=Outcome.PENDING)])
+    await ask(database, roll)
+    await ask(database, roll)
+    assert await ask(database, bounds) == [(2, 5)]
+    [stored] = await store.find([PushKey("", "stored")])
+    await store.record([row("stored", day=stored.day)])
+    await ask(database, roll)
+    assert await ask(database, bounds) == [(3, 3)]
+    await store.record([row("pending")])
+    await ask(database, roll)
+    assert await ask(database, bounds) == [(1, 1)]
 
 
 async def test_a_reader_delays_the_drop_and_stops_no_writer(database: str, store: PostgresStore) -> None:
@@ -657,6 +681,8 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
         await filler.record([row(f"f{random.random()}", user=f"u{i}") for i in range(1000)])
     await filler.close()
     before = await scans(database)
+    others = "select sum(idx_scan) from pg_stat_user_indexes where indexrelname ~ '^delivery_log_2.*(node|owed|nullif)'"
+    rolled = await ask(database, others)
 
     store = PostgresStore(database)
     calls: list[Callable[[], Awaitable[object]]] = [
@@ -665,7 +691,7 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
         lambda: store.record([row(f"n{i}") for i in range(100)]),
         lambda: store.find([PushKey("", f"n{i}") for i in range(100)]),
         lambda: store.owe({row("n1").key: (Reply("q"),)}),
-        lambda: store.settle([row(f"n{i}").key for i in range(100)]),
+        lambda: store.settle({row(f"n{i}").key: () for i in range(100)}),
         lambda: store.prove_late([LateProof(row("n1").key, 1.0)]),
     ]
     for call in calls:
@@ -678,8 +704,7 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
     touched = [day for day in days if after[day] != before[day]]
     assert touched == days[-2:]
     # By key, not by reading all the rows that are open: there may be many.
-    others = "select sum(idx_scan) from pg_stat_user_indexes where indexrelname ~ '^delivery_log_2.*(node|owed|nullif)'"
-    assert await ask(database, others) == [(0,)]
+    assert await ask(database, others) == rolled
 
 
 async def test_the_sweeps_of_every_second_read_indexes_only(database: str) -> None:

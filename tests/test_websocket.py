@@ -267,35 +267,69 @@ async def test_handshakes_in_progress_are_counted_until_they_are_answered_or_gon
 
 
 @on_both_loops
-async def test_a_peer_that_dawdles_over_its_handshake_is_dropped() -> None:
-    async with serving(open_timeout=0.05) as (host, server):
+async def test_a_peer_that_dawdles_over_its_handshake_is_told_and_dropped() -> None:
+    async with serving(open_timeout=0.05, close_grace=0.05) as (host, server):
         async with raw_client(server.port) as silent, raw_client(server.port) as slow:
             slow.send(opening()[:-3])
             for peer in (silent, slow):
-                with pytest.raises(ConnectionResetError):
-                    await peer.read_all()
+                assert (await peer.read_all()).startswith(b"HTTP/1.1 408 ")
         await until(lambda: server.connections == 0)
         assert host.handshakes == []
+
+
+@on_both_loops
+async def test_an_opening_request_that_does_not_end_is_refused_at_its_bound() -> None:
+    async with serving() as (host, server), raw_client(server.port) as peer:
+        peer.send(b"GET /ws HTTP/1.1\r\n" + (b"X: " + b"a" * 4000 + b"\r\n") * 10)
+        assert (await peer.read_until(b"too long\n")).startswith(b"HTTP/1.1 431 ")
+        assert host.handshakes == []
+
+
+@on_both_loops
+async def test_of_too_many_that_do_not_ask_the_oldest_goes_and_who_asks_comes_in() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(websocket, "UNANSWERED_MAX", 3)
+        await crowd()
+
+
+async def crowd() -> None:
+    async with serving() as (host, server), AsyncExitStack() as stack:
+        first = await stack.enter_async_context(raw_client(server.port))
+        await until(lambda: server.handshakes_in_progress == 1)
+        for _ in range(3):
+            await stack.enter_async_context(raw_client(server.port))
+        answered = await first.read_all()
+        assert answered.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: " in answered
+        assert server.handshakes_in_progress == 3
+        for _ in range(10):
+            peer = await stack.enter_async_context(raw_client(server.port))
+            await peer.upgrade()
+        assert len(host.sessions) == 10
+        assert server.handshakes_in_progress == 2
 
 
 @on_both_loops
 async def test_a_session_outlives_the_time_for_its_handshake() -> None:
     async with serving(open_timeout=0.05) as (host, server), client(server.port) as peer:
         async with raw_client(server.port) as later:
-            with pytest.raises(ConnectionResetError):
-                await later.read_all()
+            assert (await later.read_all()).startswith(b"HTTP/1.1 408 ")
         assert (await host.session()).text("still here")
         assert await peer.read() == "still here"
 
 
 @on_both_loops
-async def test_a_peer_that_says_more_than_its_handshake_too_early_is_dropped() -> None:
-    async with serving() as (host, server):
-        for early in (masked(0x1, b"early"), b"\xff\xff\xff\xff", close_frame(1000)):
+async def test_a_peer_that_says_more_than_its_handshake_too_early_is_told_and_dropped() -> None:
+    early = (masked(0x1, b"early"), masked(0x9, b"ping"), b"\xff\xff\xff\xff", close_frame(1000))
+    async with serving(close_grace=0.05) as (host, server):
+        for more in early:
             async with raw_client(server.port) as peer:
-                peer.send(opening() + early)
-                with pytest.raises(ConnectionResetError):
-                    await peer.read_all()
+                peer.send(opening() + more)
+                answered = await peer.read_all()
+                assert answered.startswith(b"HTTP/1.1 400 ")
+                assert answered.endswith(b"\r\n\r\nWait for the answer before you go on (RFC 6455 4.1)\n")
+                peer.send(masked(0x1, b"and another thing"))
+                await until(lambda: server.connections == 0)
         assert host.sessions == []
 
 
@@ -306,7 +340,7 @@ async def test_a_peer_that_hangs_up_in_its_handshake_leaves_nothing() -> None:
             async with raw_client(server.port) as peer:
                 peer.send(sent)
                 peer.writer.write_eof()
-                await peer.read_all()
+                assert (await peer.read_all()).startswith(b"HTTP/1.1 400 ")
         await until(lambda: server.connections == 0)
         assert host.handshakes == []
 

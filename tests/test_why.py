@@ -146,6 +146,62 @@ async def test_a_push_that_has_not_ended_says_who_will_end_it(
     assert "the event on push.outcomes, once it has ended" in text
 
 
+KEPT: dict[str, object] = {
+    "expires_at": T + 3600,
+    "payload": b'{"n": 1}',
+    "position": 1,
+    "collapse_key": "balance",
+}
+
+
+async def test_a_kept_push_says_until_when_and_what_it_waits_for(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log(database, to("u1", Outcome.STORED, Reason.NO_SESSION, finished_at=None, owed=(), **KEPT))
+    assert await why(database, "p1") == 0
+    text = "\n".join(told(capsys))
+    assert "push p1 for u1: stored\n  kept: the user had no session" in text
+    assert "kept       for 1 h, until 2027-01-1" in text
+    assert ", collapse key balance" in text
+    assert (
+        ": it goes out when the user opens a session or proves what was sent, and ends with its ttl" in text
+    )
+    assert "data       8 bytes (json) in delivery_log.payload" in text
+    assert "bridge replay" not in text
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("update delivery_log set expires_at = now() - interval '1 second'")
+    assert await why(database, "p1") == 0
+    assert "its ttl is over, the next sweep of any node ends it as expired/ttl" in "\n".join(told(capsys))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "sentence"),
+    [
+        (Outcome.EXPIRED, Reason.TTL, "its ttl ran out before it was proven"),
+        (
+            Outcome.SUPERSEDED,
+            Reason.COLLAPSED,
+            "a newer push with its collapse_key came before this one was proven",
+        ),
+        (Outcome.RECALLED, Reason.WITHDRAWN, "withdrawn by a recall before it was proven"),
+        (
+            Outcome.DROPPED,
+            Reason.MAILBOX_FULL,
+            "the user's mailbox was over its limit, and this was the oldest push in it",
+        ),
+    ],
+)
+async def test_a_kept_push_that_ended_says_why_and_how_to_send_it_again(
+    database: str, capsys: pytest.CaptureFixture[str], outcome: Outcome, reason: Reason, sentence: str
+) -> None:
+    await log(database, to("u1", outcome, reason, **KEPT))
+    assert await why(database, "p1") == 0
+    lines = told(capsys)
+    assert lines[:2] == [f"push p1 for u1: {outcome}", f"  {sentence}"]
+    assert steps(lines) == ["published", "taken", "written", "finished", "owed"]
+    assert "to send it again: bridge replay --where push=p1" in lines[-1]
+
+
 async def test_proof_that_came_after_the_end_is_told_last(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,9 @@
 | GET /status         | a JSON object, `OpsServer.status`                                                   |
 | POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
 | GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
+| GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.     |
+|                     | Only where the delivery log is in Postgres, 404 otherwise                           |
+| POST /v1/recall     | withdraws pushes, by id or by user and collapse key; says what ended by it          |
 | POST /v1/dev/token  | a token for a user; only in development, 404 otherwise                              |
 | GET /               | the demo page                                                                       |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -26,13 +29,17 @@ Errors are `{"error": word, "problem": sentence}`:
 | 401    | `token`            | no bearer token, or a wrong one                                           |
 | 403    | `host`, `origin`   | see above                                                                 |
 | 404    | `not_found`        | no such route                                                             |
+| 404    | `unknown`          | the delivery log has no row of that push (for this user, of this tenant)  |
 | 405    | `not_allowed`      | a route, but not for this method                                          |
 | 408    | `too_slow`         | the body did not arrive in `BODY_SECONDS`                                 |
 | 413    | `too_large`        | a body over 1 MiB                                                         |
-| 415    | `not_json`         | a POST without `Content-Type: application/json`                           |
+| 415    | `not_json`         | a POST without `Content-Type: application/json`, or with a coded body     |
 | 429    | `too_many`         | more than `SUBSCRIBERS_MAX` readers of outcomes                           |
 | 500    | `failed`           | a defect of ours; the error handler has it                                |
 | 503    | `broker`           | the broker did not take the push; it may be sent again with the same id   |
+| 503    | `database`         | the database did not answer, or its schema is too old                     |
+
+What is not even HTTP gets 400 as text. schemas/openapi.json describes each route and every status it has.
 """
 
 from __future__ import annotations
@@ -41,27 +48,38 @@ import asyncio
 import errno
 import hmac
 import ipaddress
+import logging
 import re
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from bridge import wire
-from bridge.errors import BrokerUnavailable, SettingsError
+from bridge.adapters import story
+from bridge.adapters.inquiry import Found, Told
+from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
+from bridge.fields import is_id
+from bridge.jsontext import BAD_JSON
+from bridge.mailbox import Recalled
 from bridge.model import (
     ENDINGS,
+    ID_MAX,
     MESSAGE_BYTES_MAX,
     NO_USER,
     Outcome,
+    Proof,
     Properties,
     PushRequest,
+    Recall,
     Rejected,
     Row,
     ToAll,
@@ -73,7 +91,7 @@ from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, SessionInfo, So
 WAIT_MAX: Final = 30.0
 """Seconds that `?wait=` may ask for."""
 WAIT_REJECTED: Final = 5.0
-"""Seconds to wait for the receipt of a request that is known to be wrong before it is published."""
+"""Seconds to wait at least for the receipts of a request that is known to be wrong before it is published."""
 BODY_SECONDS: Final = 10.0
 """Seconds in which a request's body has to arrive."""
 STOP_SECONDS: Final = 2.0
@@ -83,6 +101,8 @@ BACKLOG_ROWS: Final = 1_000
 """Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
 HEARTBEAT: Final = 15.0
 """Seconds after which a quiet stream of outcomes shows that it is still there."""
+LOOK_UPS_AT_ONCE: Final = 4
+"""Each has a connection to the database of its own; those over it wait."""
 SESSIONS_SHOWN: Final = 100
 """Sessions listed in `/status`."""
 TOKEN_SECONDS: Final = 3600
@@ -211,6 +231,25 @@ class OutcomeFeed:
 # --- What the app gives ----------------------------------------------------------------------------------
 
 
+class LookUp(Protocol):
+    """Asks the delivery log."""
+
+    async def __call__(self, push_id: str, user: str | None, tenant: str | None) -> Found:
+        """What it holds of a push: for a user or for all, of a tenant or of any.
+
+        Raises StoreUnavailable and SchemaBehind.
+        """
+        ...
+
+
+class RecallPushes(Protocol):
+    """Withdraws pushes."""
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        """Return once it is carried out. Raises StoreUnavailable and SchemaBehind."""
+        ...
+
+
 class Publisher(Protocol):
     """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
 
@@ -249,15 +288,31 @@ class OpsContext:
     """At most so many open sessions."""
     metrics_page: Callable[[], bytes]
     publisher: Publisher
+    recall: RecallPushes
     feed: OutcomeFeed
     limits: wire.Limits
     errors: ErrorHandler
     clock: Clock
     dev_token: Callable[[str, float], str] | None = None
     """Makes a token for a user, good for so many seconds; None outside of development."""
+    look_up: LookUp | None = None
+    """None where the delivery log can't be asked."""
 
 
 # --- The server ------------------------------------------------------------------------------------------
+
+
+class _Defects(logging.Filter):
+    """Keeps aiohttp from logging a traceback for each client that speaks bad HTTP, which its answer tells it, or
+    that leaves before its answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (HttpProcessingError, ConnectionResetError))
+
+
+_aiohttp_logger = logging.getLogger("bridge.ops")
+_aiohttp_logger.addFilter(_Defects())
 
 
 class _Answer(Exception):
@@ -290,6 +345,8 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
     runner = web.AppRunner(
         server.app(),
         access_log=None,
+        logger=_aiohttp_logger,
+        auto_decompress=False,
         handler_cancellation=True,
         shutdown_timeout=STOP_SECONDS,
         keepalive_timeout=30.0,
@@ -326,6 +383,7 @@ class OpsServer:
     def __init__(self, context: OpsContext, token: str = "") -> None:
         self._context = context
         self._token = token.encode()
+        self._look_ups = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
         self.port = 0
         """Where it listens."""
         web_files = files("bridge") / "web"
@@ -345,6 +403,10 @@ class OpsServer:
         app.router.add_get("/status", self._status)
         app.router.add_post("/v1/push", self._push)
         app.router.add_get("/v1/outcomes", self._outcomes, allow_head=False)
+        if self._context.look_up is not None:
+            # An id may hold slashes: those of batches and replays do.
+            app.router.add_get("/v1/pushes/{id:.+}", self._pushed)
+        app.router.add_post("/v1/recall", self._recall)
         if self._context.dev_token is not None:
             app.router.add_post("/v1/dev/token", self._dev_token)
         for path in self._static:
@@ -367,6 +429,8 @@ class OpsServer:
             return _Answer(error.status, word, error.reason, allow).response()
         except BrokerUnavailable as away:
             return _Answer(503, "broker", str(away), {"Retry-After": "1"}).response()
+        except (StoreUnavailable, SchemaBehind) as away:
+            return _Answer(503, "database", str(away), {"Retry-After": "1"}).response()
         except ConnectionResetError:
             # The client left while it was answered: nobody is there to be told.
             raise
@@ -383,8 +447,8 @@ class OpsServer:
                 self._require_token(request)
             else:
                 self._require_local(request)
-            if request.method == "POST" and request.content_type != "application/json":
-                raise _Answer(415, "not_json", "Content-Type: application/json is required.")
+            if request.method == "POST" and request.match_info.http_exception is None:
+                _require_json(request)
         return await handler(request)
 
     def _require_token(self, request: web.Request) -> None:
@@ -459,7 +523,7 @@ class OpsServer:
         """202 with the ids; with `?wait=` 200 with the receipts, or 202 with those that came in time.
 
         What is wrong in every part goes through the broker as well, so that its row tells of it, but is
-        always waited for and answered with 422 and its receipts.
+        always waited for and answered with 422 and its receipts, or those that came in `WAIT_REJECTED`.
         """
         wait = _wait(request)
         body = await _body(request)
@@ -468,8 +532,9 @@ class OpsServer:
         now = self._context.clock.time()
         # Whole milliseconds: a fraction would travel as a 32-bit float, which is off by a minute.
         headers: dict[str, object] = {"x-push-published-ms": int(now * 1000)}
-        if "traceparent" in request.headers:
-            headers["traceparent"] = request.headers["traceparent"]
+        traceparent = request.headers.get("traceparent", "")
+        if traceparent and traceparent.isascii():  # a wrong one is to be ignored (W3C Trace Context 3.2.2.3)
+            headers["traceparent"] = traceparent
         properties = Properties(message_id=message_id, content_type="application/json", headers=headers)
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
         requests = wire.decode(arrival, self._context.limits).requests
@@ -483,14 +548,64 @@ class OpsServer:
             message_id=message_id,
             headers=headers,
             expected=expected,
-            wait=WAIT_REJECTED if wait is None else wait,
+            wait=max(wait or 0.0, 0.0 if push_ids else WAIT_REJECTED),
         )
         complete = expected is not None and len(receipts) >= expected
-        if receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts):
+        if not push_ids or (receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts)):
             status = 422
         else:
             status = 200 if complete or (expected is None and receipts) else 202
         return _json({"push_ids": push_ids, "complete": complete, "receipts": list(receipts)}, status)
+
+    # --- what became of a push ---
+
+    async def _pushed(self, request: web.Request) -> web.Response:
+        """Its rows, step by step; those of 20 users at most, and counts of all. As text where that is asked for."""
+        look_up = self._context.look_up
+        assert look_up is not None, "the route is only there where the log can be asked"
+        push_id = request.match_info["id"]
+        user, tenant = (request.query.get(name) for name in ("user", "tenant"))
+        if "\0" in "".join((push_id, user or "", tenant or "")):
+            raise _Answer(400, "bad_request", "U+0000 is in no id.")
+        async with self._look_ups:
+            found = await look_up(push_id, user, tenant)
+        status = 200 if found.rows else 404
+        if _wants_text(request):
+            lines = (
+                story.told(push_id, user, found) if found.endings else story.never_seen(push_id, found, None)
+            )
+            text = "".join(f"{line}\n" for line in lines)
+            return web.Response(text=text, status=status, headers={"Cache-Control": "no-store"})
+        answer: dict[str, object] = {
+            "push_id": push_id,
+            "endings": [ending._asdict() for ending in found.endings],
+            "rows": [_told(row) for row in found.rows],
+            "asked_at": found.asked_at,
+            "log_since": found.kept_since,
+        }
+        if not found.rows:
+            for_others = "for this user, but for others" if found.endings else "of this push"
+            answer = {"error": "unknown", "problem": f"The delivery log has no row {for_others}.", **answer}
+        return _json(answer, status)
+
+    # --- recall ---
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        """As a message on `push.control`, without the `type` that this route says already."""
+        try:
+            asked = msgspec.json.decode(await _body(request), type=dict[str, object])
+        except BAD_JSON as error:
+            raise _Answer(400, "bad_request", str(error)) from error
+        if "type" in asked:
+            raise _Answer(400, "bad_request", "type: no such field")
+        recall = wire.decode_control(msgspec.json.encode({"type": "recall", **asked}))
+        if isinstance(recall, wire.BadControl):
+            raise _Answer(400, "bad_request", recall.problem)
+        started = self._context.clock.monotonic()
+        done = await self._context.recall(recall)
+        took_ms = round((self._context.clock.monotonic() - started) * 1000, 3)
+        answer = wire.control_reply("recall", self._context.node, done.sessions, took_ms, done.ended)
+        return _json(msgspec.json.decode(answer))
 
     # --- outcomes ---
 
@@ -498,7 +613,10 @@ class OpsServer:
         """`event: outcome` with a receipt as its data; `event: missed` with a count for a slow reader."""
         if self._context.feed.readers >= SUBSCRIBERS_MAX:
             raise _Answer(429, "too_many", f"{SUBSCRIBERS_MAX} others read outcomes already.")
-        user, push_id = (request.query.get(name) for name in ("user", "push_id"))
+        query = _query(request, "user", "push_id")
+        for name, value in query.items():
+            _require_id(name, value)
+        user, push_id = query.get("user"), query.get("push_id")
         with self._context.feed.subscribe(user, push_id) as subscription:
             response = web.StreamResponse(
                 headers={
@@ -529,8 +647,9 @@ class OpsServer:
         assert make is not None, "the route is only there in development"
         try:
             wanted = msgspec.json.decode(await _body(request), type=_TokenWanted)
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             raise _Answer(400, "bad_request", str(error)) from error
+        _require_id("user", wanted.user)
         return _json({"token": make(wanted.user, TOKEN_SECONDS), "expires_in": TOKEN_SECONDS})
 
 
@@ -557,13 +676,57 @@ def _json(
     )
 
 
+def _require_json(request: web.Request) -> None:
+    # A coded body could unpack to anything, and nothing of a MiB needs it (RFC 9110 15.5.16).
+    if request.content_type != "application/json" or "Content-Encoding" in request.headers:
+        raise _Answer(
+            415, "not_json", "Content-Type: application/json without a Content-Encoding is required."
+        )
+
+
+def _require_id(name: str, value: str) -> None:
+    if not is_id(value):
+        raise _Answer(400, "bad_request", f"{name}: 1 to {ID_MAX} characters without controls expected.")
+
+
+def _query(request: web.Request, *known: str) -> dict[str, str]:
+    """The parameters of the query by name. One that is not known, or there twice, would be ignored: refused."""
+    query = request.query
+    for name in query:
+        if name not in known:
+            raise _Answer(
+                400, "bad_request", f"The query takes {', '.join(known)} here, and no other parameter."
+            )
+        if len(query.getall(name)) > 1:
+            raise _Answer(400, "bad_request", f"{name}: expected once.")
+    return dict(query)
+
+
+def _told(row: Told) -> dict[str, object]:
+    """A row of the log and its story; the steps that have no time say that something never happened."""
+    facts: dict[str, object] = msgspec.to_builtins(row, builtin_types=(datetime,))
+    steps = [{"step": step, "at": at, "how": how} for step, at, how in story.steps(row)]
+    return {**facts, "confirm": Proof(row.confirm).name.lower(), "steps": steps}
+
+
+def _wants_text(request: web.Request) -> bool:
+    """Whether plain text is named before JSON, or anything, in `Accept`."""
+    for part in request.headers.get("Accept", "").lower().split(","):
+        match part.partition(";")[0].strip():
+            case "text/plain" | "text/*":
+                return True
+            case "application/json" | "application/*" | "*/*":
+                return False
+    return False
+
+
 def _wait(request: web.Request) -> float | None:
-    text = request.query.get("wait")
+    text = _query(request, "wait").get("wait")
     if text is None:
         return None
     try:
-        seconds = float(text)
-    except ValueError:
+        seconds = msgspec.json.decode(text, type=float)
+    except BAD_JSON:
         seconds = -1.0
     if not 0 < seconds <= WAIT_MAX:
         raise _Answer(400, "bad_request", f"wait: seconds above 0 and up to {WAIT_MAX:g} expected.")

@@ -27,29 +27,39 @@ from bridge.model import NO_USER, Reply
 QUERY_TIMEOUT = 60.0
 """Seconds for one question; the bridge's own statements have far less."""
 
+USERS_SHOWN = 20
+"""Users of one push that are told about when nobody asks for one of them; the rest is counted."""
+
 
 @asynccontextmanager
-async def _reading(dsn: str, name: str) -> AsyncIterator[Connection]:
-    """A connection that can't write. Raises StoreUnavailable and SchemaBehind."""
+async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncIterator[Connection]:
+    """A connection that can't write; the server gives each statement so many seconds.
+
+    Raises StoreUnavailable and SchemaBehind, also for what psycopg raises in the block.
+    """
     conn = await connect(dsn, name)
     try:
-        async with Watchdog(conn, QUERY_TIMEOUT * 2):
-            await conn.execute(
-                "select set_config('statement_timeout', %s, false),"
-                " set_config('default_transaction_read_only', 'on', false)",
-                (f"{QUERY_TIMEOUT * 1000:.0f}",),
-            )
-            yield conn
+        setup: LiteralString = (
+            "select set_config('statement_timeout', %(ms)s, false),"
+            " set_config('default_transaction_read_only', 'on', false)"
+        )
+        await ask(conn, setup, {"ms": f"{seconds * 1000:.0f}"}, seconds)
+        yield conn
     except psycopg.Error as error:
         raise translated(error) from error
     finally:
         conn.pgconn.finish()
 
 
-async def _ask(conn: Connection, query: LiteralString, params: Mapping[str, object]) -> list[dict[str, Any]]:
+async def ask(
+    conn: Connection, query: LiteralString, params: Mapping[str, object], seconds: float = QUERY_TIMEOUT
+) -> list[dict[str, Any]]:
+    """Run one statement; its rows by the names of their columns. Raises psycopg's errors."""
     cursor = conn.cursor(row_factory=dict_row)
-    await cursor.execute(query, params)
-    return await cursor.fetchall()
+    # The server's own limit comes first, unless it has fallen silent.
+    async with Watchdog(conn, seconds * 1.1 + 2.0):
+        await cursor.execute(query, params)
+        return await cursor.fetchall()
 
 
 # --- What became of a push -------------------------------------------------------------------------------
@@ -91,6 +101,11 @@ class Told(msgspec.Struct, frozen=True):
     event: str
     app_id: str
     detail: str
+    expires_at: datetime | None
+    """When its ttl ends; None for a push that is not kept."""
+    collapse_key: str | None
+    encoding: str | None
+    """What the payload is: json, text or bytes; None where it is no data, but the body of a rejected request."""
     payload_bytes: int | None
     owed: tuple[Reply, ...] | None
     """None: nothing. Otherwise the event on push.outcomes, and a receipt to each of these."""
@@ -122,7 +137,8 @@ _ROWS: LiteralString = """
            l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at,
            l.node, l.boot,
            coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
-           l.event, l.app_id, l.detail, length(l.payload) as payload_bytes, l.owed::text as owed
+           l.event, l.app_id, l.detail,
+           l.expires_at, l.collapse_key, l.encoding, length(l.payload) as payload_bytes, l.owed::text as owed
     from delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason
     left join node n on n.name = l.node and n.boot = l.boot
@@ -139,24 +155,30 @@ _SINCE: LiteralString = """
 
 
 async def look_up(
-    dsn: str, push_id: str, *, user: str | None = None, tenant: str | None = None, limit: int = 20
+    dsn: str,
+    push_id: str,
+    *,
+    user: str | None = None,
+    tenant: str | None = None,
+    seconds: float = QUERY_TIMEOUT,
 ) -> Found:
     """What the log says of a push, for one user (and for none: it may have failed before one was known) or all.
 
-    Raises StoreUnavailable and SchemaBehind.
+    Each of its statements may take so many seconds. Raises StoreUnavailable and SchemaBehind.
     """
     params = {
         "push_id": push_id,
         "user": user,
         "tenant": tenant,
         "nobody": NO_USER,
-        "limit": limit,
+        "limit": USERS_SHOWN,
         "lease": LEASE_SECONDS,
     }
-    async with _reading(dsn, "bridge why") as conn:
-        endings = [Ended(**row) for row in await _ask(conn, _ENDINGS, params)]
-        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in await _ask(conn, _ROWS, params)]
-        (frame,) = await _ask(conn, _SINCE, {})
+    async with reading(dsn, "bridge why", seconds) as conn:
+        endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
+        found = await ask(conn, _ROWS, params, seconds)
+        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in found]
+        (frame,) = await ask(conn, _SINCE, {}, seconds)
     return Found(endings, rows, frame["now"], frame["since"])
 
 
@@ -201,11 +223,15 @@ SETTLED_AFTER = 10.0
 """Seconds after the death of a process in which the others end its rows: the lease, and a sweep."""
 OWED_AFTER = 60.0
 """Seconds after which a debt should be paid, unless the broker was away."""
-STUCK_AFTER = 600.0
+KEPT_AFTER = 60.0
+"""Seconds after the end of its ttl in which a kept push should have ended, unless no node could write."""
+STUCK_AFTER = 7200.0
 """Seconds after which a row of a live process can't be waiting for its proof any more: twice the longest
-BRIDGE_CONFIRM_TIMEOUT."""
+`ack_within`, which is longer than the longest BRIDGE_CONFIRM_TIMEOUT."""
 DAYS_AHEAD_AT_LEAST = DAYS_AHEAD - 1
 """The upkeep runs every hour and makes DAYS_AHEAD: at midnight one fewer is there for a while."""
+EDGE = 1e-5
+"""Seconds: the log keeps microseconds, a process the whole float."""
 
 
 class Hour(NamedTuple):
@@ -217,61 +243,97 @@ class Hour(NamedTuple):
     """acked, received, written."""
     offline: int
     expired: int
+    superseded: int
+    recalled: int
     dropped: int
     unknown: int
     rejected: int
-    open: int
-    """Not final."""
+    pending: int
+    stored: int
     owing: int
     """Final, and a receipt is owed."""
     wrong: int
     """Rows that contradict themselves, see the query."""
 
 
-class Books(NamedTuple):
-    """What the log says of itself."""
+class Irregular(NamedTuple):
+    """What should not be, of any age; found through indexes that hold little else."""
 
-    hours: Sequence[Hour]
     orphans: int
-    """Not final, and the process that would end them has been dead for longer than SETTLED_AFTER."""
+    """`pending`, and the process that would end them has been dead for longer than SETTLED_AFTER."""
     stuck: int
-    """Not final for longer than STUCK_AFTER, though their process lives."""
+    """`pending` for longer than STUCK_AFTER, though their process lives."""
     overdue: int
     """Final, and owing for longer than OWED_AFTER."""
-    oldest_open: datetime | None
+    unexpired: int
+    """`stored`, though their ttl ended more than KEPT_AFTER ago."""
+    oldest_pending: datetime | None
     nodes: Sequence[str]
     """The processes that live."""
     missing_days: Sequence[date]
     """Days from today on that have no partition, and should."""
 
 
+class Books(NamedTuple):
+    """What the log says of itself."""
+
+    hours: Sequence[Hour]
+    irregular: Irregular
+
+
+class Stretch(NamedTuple):
+    """What the log holds of the pushes that were taken in a stretch of time."""
+
+    of_boot: int
+    """Final rows that this boot wrote, or that were ended for it."""
+    wrong: int
+    """Rows of any boot that contradict themselves."""
+
+
 # Proof is what an outcome claims (received, acked: proven; written: handed over), a final row has its time,
-# and no other has; outcome, reason and final are a line of table ending.
-_HOURS: LiteralString = """
+# and no other has; a stored row has what it takes to deliver it; outcome, reason and final are a line of
+# table ending.
+_WRONG: LiteralString = """
+    (e.outcome is null
+     or (l.outcome in ('acked', 'received') and l.proven_at is null)
+     or (l.outcome = 'written' and l.written_at is null)
+     or (l.outcome = 'stored' and (l.expires_at is null or l.payload is null or l.encoding is null))
+     or l.final <> (l.finished_at is not null))
+    """
+_JOIN: LiteralString = """
+    delivery_log l
+    left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
+    """
+_HOURS: LiteralString = f"""
     select date_trunc('hour', l.taken_at) as hour, count(*) as rows,
            count(*) filter (where l.outcome in ('acked', 'received', 'written')) as delivered,
            count(*) filter (where l.outcome = 'offline') as offline,
            count(*) filter (where l.outcome = 'expired') as expired,
+           count(*) filter (where l.outcome = 'superseded') as superseded,
+           count(*) filter (where l.outcome = 'recalled') as recalled,
            count(*) filter (where l.outcome = 'dropped') as dropped,
            count(*) filter (where l.outcome = 'unknown') as unknown,
            count(*) filter (where l.outcome = 'rejected') as rejected,
-           count(*) filter (where not l.final) as open,
+           count(*) filter (where l.outcome = 'pending') as pending,
+           count(*) filter (where l.outcome = 'stored') as stored,
            count(*) filter (where l.final and l.owed is not null) as owing,
-           count(*) filter (where e.outcome is null
-                               or (l.outcome in ('acked', 'received') and l.proven_at is null)
-                               or (l.outcome = 'written' and l.written_at is null)
-                               or l.final <> (l.finished_at is not null)) as wrong
-    from delivery_log l
-    left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
-    where l.taken_at >= date_trunc('hour', clock_timestamp() - make_interval(hours => %(hours)s))
+           count(*) filter (where {_WRONG}) as wrong
+    from {_JOIN}
+    where l.taken_at >= date_trunc('hour', now() - make_interval(hours => %(hours)s))
     group by 1 order by 1
     """
+_STRETCH: LiteralString = f"""
+    select count(*) filter (where l.final and l.boot = %(boot)s) as of_boot,
+           count(*) filter (where {_WRONG}) as wrong
+    from {_JOIN}
+    where l.taken_at >= to_timestamp(%(since)s) and l.taken_at < to_timestamp(%(until)s)
+    """
 # Since when nobody can end a row any more but a sweep: a newer boot has its node's name, or the lease ran out,
-# or the name was given back.
-_OPEN: LiteralString = f"""
+# or the name was given back. Stored rows wait for their user, not for a process.
+_PENDING: LiteralString = f"""
     select count(*) filter (where not alive and dead_since < now - make_interval(secs => {SETTLED_AFTER})) as orphans,
            count(*) filter (where alive and taken_at < now - make_interval(secs => {STUCK_AFTER})) as stuck,
-           min(taken_at) as oldest_open
+           min(taken_at) as oldest_pending
     from (
         select l.taken_at, t.now,
                coalesce(n.boot = l.boot and n.seen_at > t.now - make_interval(secs => {LEASE_SECONDS}), false) as alive,
@@ -279,13 +341,18 @@ _OPEN: LiteralString = f"""
         from (select clock_timestamp() as now) t
         cross join delivery_log l
         left join node n on n.name = l.node
-        where not l.final
-    ) as open
+        where l.outcome = 'pending'
+    ) as pending
     """
 _OVERDUE: LiteralString = f"""
     select count(*) as overdue from delivery_log
     where final and owed is not null
       and coalesce(finished_at, taken_at) < clock_timestamp() - make_interval(secs => {OWED_AFTER})
+    """
+# now(), not clock_timestamp(): that may change from row to row, and so finds nothing by an index.
+_UNEXPIRED: LiteralString = f"""
+    select count(*) as unexpired from delivery_log
+    where outcome = 'stored' and expires_at < now() - make_interval(secs => {KEPT_AFTER})
     """
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
@@ -302,20 +369,32 @@ async def read_books(dsn: str, hours: int) -> Books:
 
     Raises StoreUnavailable and SchemaBehind.
     """
-    async with _reading(dsn, "bridge audit") as conn:
-        counted = [Hour(**row) for row in await _ask(conn, _HOURS, {"hours": hours})]
-        (left_open,) = await _ask(conn, _OPEN, {})
-        (owed,) = await _ask(conn, _OVERDUE, {})
-        nodes = [row["name"] for row in await _ask(conn, _NODES, {})]
-        (partitions,) = await _ask(conn, _DAYS, {})
+    async with reading(dsn, "bridge audit") as conn:
+        counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
+        return Books(counted, await _irregular(conn, QUERY_TIMEOUT))
+
+
+async def read_stretch(
+    dsn: str, boot: str, since: float, until: float, seconds: float
+) -> tuple[Stretch, Irregular]:
+    """Count what was taken from `since` to `until` (seconds since the epoch), and look for what should not be.
+
+    By indexes only; each statement may take so many seconds. Rows at the very edges, within EDGE, may be counted
+    though they are out. Raises StoreUnavailable and SchemaBehind.
+    """
+    params = {"boot": boot, "since": since - EDGE, "until": until + EDGE}
+    async with reading(dsn, "bridge audit", seconds) as conn:
+        (stretch,) = await ask(conn, _STRETCH, params, seconds)
+        return Stretch(**stretch), await _irregular(conn, seconds)
+
+
+async def _irregular(conn: Connection, seconds: float) -> Irregular:
+    (pending,) = await ask(conn, _PENDING, {}, seconds)
+    (owed,) = await ask(conn, _OVERDUE, {}, seconds)
+    (kept,) = await ask(conn, _UNEXPIRED, {}, seconds)
+    nodes = [row["name"] for row in await ask(conn, _NODES, {}, seconds)]
+    (partitions,) = await ask(conn, _DAYS, {}, seconds)
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
-    return Books(
-        hours=counted,
-        orphans=left_open["orphans"],
-        stuck=left_open["stuck"],
-        overdue=owed["overdue"],
-        oldest_open=left_open["oldest_open"],
-        nodes=nodes,
-        missing_days=[day for day in wanted if day not in partitions["days"]],
-    )
+    missing = [day for day in wanted if day not in partitions["days"]]
+    return Irregular(**pending, **owed, **kept, nodes=nodes, missing_days=missing)

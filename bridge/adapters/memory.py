@@ -167,13 +167,14 @@ class MemoryStore:
             if row is not None:
                 self._put(msgspec.structs.replace(row, owed=merged(row.owed or (), replies)))
 
-    async def settle(self, keys: Sequence[RowKey]) -> None:
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
         """See `Store.settle`."""
         self._begin()
-        for key in keys:
+        for key, replies in paid.items():
             row = self.rows.get(key)
             if row is not None:
-                self._put(msgspec.structs.replace(row, owed=None))
+                left = tuple(reply for reply in row.owed or () if reply not in replies)
+                self._put(msgspec.structs.replace(row, owed=left or None))
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""
@@ -252,8 +253,11 @@ class MemoryStore:
         self._begin()
         now = self._clock.time()
         stored = sorted((self.rows[key] for key in self._stored), key=lambda row: row.expires_at or 0)
-        over = [row for row in stored if (row.expires_at or 0) <= now]
-        return self._end(over[:limit], Outcome.EXPIRED, Reason.TTL)
+        over = [row for row in stored if (row.expires_at or 0) <= now][:limit]
+        return [
+            *self._end([r for r in over if r.proven_at is None], Outcome.EXPIRED, Reason.TTL),
+            *self._end([r for r in over if r.proven_at is not None], Outcome.RECEIVED, Reason.NOT_ACKED),
+        ]
 
     async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
         """See `Store.trim`."""

@@ -67,6 +67,8 @@ class Gauges(NamedTuple):
 
 
 Sampler: TypeAlias = Callable[[], Gauges]
+Audit: TypeAlias = Callable[[], tuple[Mapping[str, int], float]]
+"""What does not add up, by check, and when that was last looked at (seconds since the epoch; 0: never)."""
 
 GAUGES: Final[Mapping[str, str]] = {
     "sessions": "Open WebSocket sessions.",
@@ -241,6 +243,8 @@ class PrometheusMetrics(Collector):
         )
         self.sampler: Sampler | None = None
         """Asked for the gauges at each scrape; None while the service is not put together yet."""
+        self.audit: Audit | None = None
+        """Asked at each scrape for what the last audit found; None while there is none."""
         # Bound once: `outcome` runs for every push.
         self._stages = tuple(self._push.histograms[stage] for stage in STAGES)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -318,12 +322,30 @@ class PrometheusMetrics(Collector):
         """Every family; called by the registry."""
         for family in self._families:
             yield family.family()
+        if self.audit is not None:
+            yield from _audited(*self.audit())
         if self.sampler is None:
             return
         for name, value in self.sampler()._asdict().items():
             gauge = GaugeMetricFamily(f"bridge_{name}", GAUGES[name])
             gauge.add_metric((), float(value))
             yield gauge
+
+
+def _audited(drift: Mapping[str, int], audited_at: float) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "bridge_audit_drift",
+        "What does not add up: pushes or rows, by check; 0 everywhere.",
+        labels=("check",),
+    )
+    for check, count in drift.items():
+        family.add_metric((check,), float(count))
+    yield family
+    yield GaugeMetricFamily(
+        "bridge_audit_timestamp_seconds",
+        "When all checks were last made, since the epoch; 0: never.",
+        value=audited_at,
+    )
 
 
 class NullMetrics:

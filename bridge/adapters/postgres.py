@@ -37,9 +37,7 @@ _RECORD: LiteralString = (
     f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r"
 )
 _FIND: LiteralString = f"select {columns('l')} from find_rows(%s, %s) l"
-_OWING: LiteralString = (
-    f"select {columns('l')} from delivery_log l where final and owed is not null order by taken_at limit %s"
-)
+_OWING: LiteralString = f"select {columns('l')} from owing_rows(%s) l"
 _RECENT = """
     select l.tenant, l.push_id from delivery_log l
     where l.day >= (select d.since from log_day d)
@@ -94,10 +92,12 @@ class PostgresStore:
             owed = nullable_texts([owed_text(debts[key]) for key in order])
             await self._fetch("select owe_rows(%s, %s, %s, %s)", (*key_params(order), owed))
 
-    async def settle(self, keys: Sequence[RowKey]) -> None:
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
         """See `Store.settle`."""
-        if keys:
-            await self._fetch("select settle_rows(%s, %s, %s)", key_params(sorted(set(keys), key=lock_order)))
+        if paid:
+            order = sorted(paid, key=lock_order)
+            replies = nullable_texts([owed_text(paid[key]) for key in order])
+            await self._fetch("select settle_rows(%s, %s, %s, %s)", (*key_params(order), replies))
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""

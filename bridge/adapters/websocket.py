@@ -9,7 +9,7 @@ The life of a connection, by the library's state of it:
 
 | state      | what happens                                              | it ends by                            |
 |------------|-----------------------------------------------------------|---------------------------------------|
-| CONNECTING | the request is read and answered, see websocket_handshake | the answer, or abort at open_timeout  |
+| CONNECTING | the request is read and answered, see websocket_handshake | the answer, 408 at open_timeout       |
 | OPEN       | the socket is the session's                               | a close frame of either side, a fault |
 | CLOSING    | what is buffered flows out, then the peer is waited for   | the peer's EOF, or abort after grace  |
 | CLOSED     | `handle.closed` has been called, nothing is left          |                                       |
@@ -31,7 +31,16 @@ from websockets.http11 import Request
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
-from bridge.adapters.websocket_handshake import MALFORMED, Doorway, Readiness
+from bridge.adapters.websocket_handshake import (
+    CROWDED,
+    MALFORMED,
+    REQUEST_BYTES_MAX,
+    TOO_EARLY,
+    TOO_LATE,
+    TOO_LONG,
+    Doorway,
+    Readiness,
+)
 from bridge.model import CloseReason
 from bridge.ports import Frame, SessionHandle, SessionHost
 
@@ -45,6 +54,8 @@ FRAMES_PER_SECOND: Final = 2000.0
 """Frames that a client may send in the long run; above it is not read for a while."""
 BURST_SECONDS: Final = 1.0
 """So many seconds' worth of frames may come at once."""
+UNANSWERED_MAX: Final = 4096
+"""Connections without an answered request; over it the oldest gets 503, since real clients ask within a moment."""
 BACKLOG: Final = 4096
 """Connections that the kernel keeps until they are accepted (capped by net.core.somaxconn)."""
 
@@ -89,6 +100,8 @@ class WebSocketServer:
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.leaving = False
         self._connections: set[_Connection] = set()
+        self._unanswered: dict[_Connection, None] = {}
+        """Those whose request has not been answered yet, oldest first."""
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -100,7 +113,7 @@ class WebSocketServer:
     @property
     def handshakes_in_progress(self) -> int:
         """Connections whose request has not been answered yet."""
-        return sum(c.unanswered for c in self._connections)
+        return len(self._unanswered)
 
     def stop_accepting(self) -> None:
         """Answer every opening handshake from now on with 503; open sessions stay. Idempotent."""
@@ -110,9 +123,17 @@ class WebSocketServer:
         """A connection was made."""
         self._connections.add(connection)
         self._gone.clear()
+        self._unanswered[connection] = None
+        if len(self._unanswered) > UNANSWERED_MAX:
+            next(iter(self._unanswered)).turn_away(CROWDED)
+
+    def answered(self, connection: _Connection) -> None:
+        """Its request has got an answer; idempotent."""
+        self._unanswered.pop(connection, None)
 
     def left(self, connection: _Connection) -> None:
         """A connection is gone."""
+        self.answered(connection)
         self._connections.discard(connection)
         if not self._connections:
             self._gone.set()
@@ -147,6 +168,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_message",
         "_pings",
         "_protocol",
+        "_requested",
         "_server",
         "_transport",
         "_unheard",
@@ -159,7 +181,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._protocol = ServerProtocol(max_size=MESSAGE_BYTES_MAX, logger=_library_logger)
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        """When it is aborted: while the handshake lasts, and while it closes."""
+        """When it is turned away, while the handshake lasts, or aborted, while it closes."""
+        self._requested = 0
+        """Bytes of its opening request so far."""
         self._closing = False
         """The grace is running."""
         self._asked_to_close = False
@@ -233,11 +257,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     # --- what the server asks ---
 
-    @property
-    def unanswered(self) -> bool:
-        """Whether the opening request has not been answered yet."""
-        return self._protocol.state is CONNECTING and not self._protocol.eof_sent
-
     def leave(self) -> None:
         """The server goes: close a session, drop anything else."""
         if self._protocol.state is CONNECTING:
@@ -255,7 +274,8 @@ class _Connection(asyncio.BufferedProtocol):
         if self._server.leaving:
             self.abort()
         else:
-            self._deadline = self._server.loop.call_later(self._server.open_timeout, self.abort)
+            loop, seconds = self._server.loop, self._server.open_timeout
+            self._deadline = loop.call_later(seconds, self.turn_away, TOO_LATE)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the loop puts what it reads."""
@@ -266,6 +286,7 @@ class _Connection(asyncio.BufferedProtocol):
         protocol = self._protocol
         protocol.receive_data(bytes(self._server.inbox[:nbytes]))
         if self._handle is None and protocol.state is CONNECTING:
+            self._requested += nbytes
             self._answer()
         else:
             self._serve()
@@ -273,7 +294,10 @@ class _Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """The peer will send no more; the transport closes after what is buffered."""
         self._protocol.receive_eof()
-        self._flush()
+        if self._handle is None:
+            self._refused()
+        else:
+            self._flush()
         # The transport writes out its buffer before it closes, for ever if the peer doesn't read.
         self._begin_closing()
 
@@ -309,15 +333,18 @@ class _Connection(asyncio.BufferedProtocol):
         events = protocol.events_received()
         if not events:
             if protocol.eof_sent:
-                self._turn_away()
+                self._refused()
+            elif self._requested > REQUEST_BYTES_MAX:
+                self.turn_away(TOO_LONG)
             return
         if len(events) > 1 or protocol.eof_sent:
             # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
-            self.abort()
+            self.turn_away(TOO_EARLY)
             return
         request = cast(Request, events[0])
         response, grant = self._server.doorway.answer(protocol, request)
         protocol.send_response(response)
+        self._server.answered(self)
         self._flush()
         if grant is None:
             self._begin_closing()
@@ -327,10 +354,21 @@ class _Connection(asyncio.BufferedProtocol):
             self._deadline = None
         self._handle = self._server.session_host.opened(grant, self)
 
-    def _turn_away(self) -> None:
-        # The library refused what came: with an answer where it was HTTP, without one where it was not.
+    def _refused(self) -> None:
+        # By the library: with an answer where what came was HTTP, without one where it was not.
         writes = self._protocol.data_to_send()
+        self._server.answered(self)
         self._send(writes if writes != [SEND_EOF] else [MALFORMED, SEND_EOF])
+        self._begin_closing()
+
+    def turn_away(self, answer: bytes) -> None:
+        """End a connection that has no answer yet with this one."""
+        if not self._protocol.eof_sent:
+            # While it is CONNECTING this says nothing, and what still comes is thrown away.
+            self._protocol.fail(CloseCode.PROTOCOL_ERROR)
+        self._protocol.data_to_send()
+        self._server.answered(self)
+        self._send([answer, SEND_EOF])
         self._begin_closing()
 
     # --- an open session ---

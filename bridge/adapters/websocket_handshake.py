@@ -9,6 +9,10 @@
 | /ws, not accepting any more             | 503, Retry-After                                                   |
 | /ws, refused by the host                | the refusal's status; 401: WWW-Authenticate, 503: Retry-After      |
 | /ws, granted                            | 101, with the grant's subprotocol echoed, or none                  |
+| what is no HTTP, or goes on too early   | 400                                                                |
+| a request that is not there in time     | 408                                                                |
+| too long                                | 414, 431                                                           |
+| the oldest of too many unanswered ones  | 503, Retry-After                                                   |
 
 No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol.
 """
@@ -34,11 +38,29 @@ RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
 """Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
 QUERY_FIELDS_MAX: Final = 64
 
-MALFORMED: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: 33\r\n\r\nThis is not a valid HTTP request\n"
+REQUEST_BYTES_MAX: Final = 16 * 1024
+"""Bytes of an opening request with its headers, give or take one read."""
+
+
+def _bare(status: str, text: str, *headers: str) -> bytes:
+    # For what never became a request: the library has no answer to it.
+    lines = (
+        f"HTTP/1.1 {status}",
+        "Connection: close",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(text)}",
+        *headers,
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n" + text).encode()
+
+
+MALFORMED: Final = _bare("400 Bad Request", "This is not a valid HTTP request\n")
+TOO_EARLY: Final = _bare("400 Bad Request", "Wait for the answer before you go on (RFC 6455 4.1)\n")
+TOO_LATE: Final = _bare("408 Request Timeout", "The opening request was not there in time\n")
+TOO_LONG: Final = _bare("431 Request Header Fields Too Large", "The opening request is too long\n")
+CROWDED: Final = _bare(
+    "503 Service Unavailable", "Too many are opening at once\n", f"Retry-After: {RETRY_AFTER}"
 )
-"""The answer to bytes that are no request at all: the library gives none for these."""
 
 _HANDSHAKE_FAULTS: Final[Mapping[int, str]] = {
     400: "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1).\n",

@@ -39,7 +39,7 @@ insert into ending (outcome, reason, final, meaning) values
     ('stored', 'no_session', false, 'kept: the user had no session'),
     ('stored', 'excluded', false, 'kept: every session of the user was named in `except`'),
     ('stored', 'left_before_send', false, 'kept: the user''s sessions closed before it was handed to a socket'),
-    ('stored', 'slow_consumer', false, 'kept: the peer did not read, and was closed with 4408'),
+    ('stored', 'slow_consumer', false, 'kept: the peer did not read'),
     ('stored', 'awaiting_proof', false, 'kept: on its way to the user, the proof is awaited'),
     ('stored', 'no_proof', false, 'kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
     ('stored', 'not_acked', false, 'kept: received, but acked was wanted and has not come'),
@@ -108,14 +108,18 @@ begin
         elsif today > have then
             perform make_partition(today);
             -- A row is never moved to an earlier day, so no day before those known until now can have one. One
-            -- look into a partial index for each day, the oldest first: a million stored rows are not counted.
+            -- look into a partial index for each day, the oldest first: a million stored rows are not counted. (The
+            -- bounds on node and expires_at hold for every row: they name the index.)
             select since, kept_since into strict pending, stored from log_day;
             while pending < have
-                and not exists (select from delivery_log l where l.day = pending and l.outcome = 'pending') loop
+                and not exists (
+                    select from delivery_log l where l.day = pending and l.outcome = 'pending' and l.node >= '') loop
                 pending := pending + 1;
             end loop;
             while stored < pending
-                and not exists (select from delivery_log l where l.day = stored and l.outcome = 'stored') loop
+                and not exists (
+                    select from delivery_log l
+                    where l.day = stored and l.outcome = 'stored' and l.expires_at > '-infinity') loop
                 stored := stored + 1;
             end loop;
             update log_day set day = today, since = pending, kept_since = stored;
@@ -220,9 +224,10 @@ begin
 
     -- What is there already, told from what was just inserted by its transaction.
     me := pg_current_xact_id()::xid;
-    -- An UPDATE locks in the order of its plan; this locks in the order that all writers keep, and changes only
-    -- what it has locked. (`final::int = 0` is `not final` to all but the planner: it must look keys up, not
-    -- read an index of open rows.) The first pair of bounds spares the others' partitions, the second is the row's.
+    -- An UPDATE locks in the order of its plan; this locks one key after the other, in the order of the batch, which
+    -- is that of all writers, and changes only what it has locked. As a join the planner could turn it round, and
+    -- would, while a partition is new: it then reads all rows of the day. The first pair of bounds spares the others'
+    -- partitions, the second is the row's own.
     return query
     with locked as materialized (
         select l.day, n.*
@@ -234,14 +239,14 @@ begin
             tenant, push_id, user_id, outcome, reason, final, sessions, attempts,
             written, proven, finished, node, boot, detail, payload, owed,
             its_day, position, expires, encoding, collapse_key, excluded, ack_within, ord)
-        join delivery_log l
-          on l.day >= first and l.day <= d
-         and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
-         and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-         and l.tenant = n.tenant collate "C"
-        where l.final::int = 0 and l.xmin <> me
-        order by l.push_id, l.user_id, l.tenant, l.day
-        for update of l)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first and l.day <= d
+              and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and not l.final and l.xmin <> me
+            for update) l)
     update delivery_log l set
         outcome = n.outcome,
         reason = n.reason,
@@ -274,15 +279,17 @@ begin
 
     if done < wanted then
         return query
-        select n.ord, false, l
+        select n.ord, false, l.log
         from rows from (unnest(p_tenants, p_push_ids, p_users, days)) with ordinality
             as n (tenant, push_id, user_id, its_day, ord)
-        join delivery_log l
-          on l.day >= first and l.day <= d
-         and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
-         and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-         and l.tenant = n.tenant collate "C"
-        where l.xmin <> me;
+        cross join lateral (
+            select l as log from delivery_log l
+            where l.day >= first and l.day <= d
+              and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.xmin <> me
+            offset 0) l;
         get diagnostics more = row_count;
         done := done + more;
     end if;
@@ -309,8 +316,11 @@ declare
 begin
     return query
     select l.* from unnest(p_tenants, p_push_ids) as n (tenant, push_id)
-    join delivery_log l
-      on l.day >= first and l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C";
+    -- The offset keeps the planner from reading all rows and looking for the keys among them.
+    cross join lateral (
+        select * from delivery_log l
+        where l.day >= first and l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C"
+        offset 0) l;
 end $$;
 
 create or replace function owe_rows(p_tenants text[], p_push_ids text[], p_users text[], p_owed jsonb[]) returns void
@@ -326,15 +336,16 @@ create or replace function owe_rows(p_tenants text[], p_push_ids text[], p_users
 declare
     first date := (select least(since, kept_since) from log_day);
 begin
-    -- Locked in the order of all writers; and only what was locked is changed, whatever came in between.
+    -- Locked as record_rows() does; and only what was locked is changed, whatever came in between.
     with locked as materialized (
         select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_owed) as n (tenant, push_id, user_id, owed)
-        join delivery_log l
-          on l.day >= first
-         and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-         and l.tenant = n.tenant collate "C"
-        order by l.push_id, l.user_id, l.tenant, l.day
-        for update of l)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day
+            for update) l)
     update delivery_log l set owed = merge_owed(l.owed, n.owed)
     from locked n
     where l.day = n.day
@@ -358,13 +369,14 @@ declare
 begin
     with locked as materialized (
         select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
-        join delivery_log l
-          on l.day >= first
-         and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-         and l.tenant = n.tenant collate "C"
-        where l.final and l.proven_at is null
-        order by l.push_id, l.user_id, l.tenant, l.day
-        for update of l)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.final and l.proven_at is null
+            order by l.day
+            for update) l)
     update delivery_log l set proven_at = to_timestamp(n.proven)
     from locked n
     where l.day = n.day
@@ -399,7 +411,8 @@ begin
     with dead as materialized (
         select l.day, l.push_id, l.user_id, l.tenant
         from delivery_log l
-        where l.outcome = 'pending'
+        -- The bound on node makes the index of pending rows the cheapest, also where a plan is made for a new day.
+        where l.outcome = 'pending' and l.node >= ''
           and case when l.node = p_name then l.boot <> p_boot
                    else steady and not exists (
                        select from node n
@@ -415,11 +428,80 @@ begin
         final = true, finished_at = right_now
     from dead
     where l.day = dead.day and l.push_id = dead.push_id and l.user_id = dead.user_id and l.tenant = dead.tenant
-      and l.outcome = 'pending'
     returning l.*;
 end $$;
 comment on function end_dead_rows is
     'Ends pending rows whose boot is dead, for the boot that holds this name; returns them.';
+
+-- Debts --------------------------------------------------------------------------------------------------
+
+create function unpaid(have jsonb, paid jsonb) returns jsonb
+    language sql immutable parallel safe
+    as $$
+    select case
+        when have <@ paid then null
+        else (select jsonb_agg(r) from jsonb_array_elements(have) r where not paid @> jsonb_build_array(r))
+    end $$;
+comment on function unpaid(jsonb, jsonb) is 'Replies of the first list that are not in the second; null where none is left.';
+
+-- The function of the same name with three parameters forgets a reply that was noted while the others were paid.
+create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[]) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day <= last
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed is not null)::int = 1
+                order by l.day
+                for update) l)
+        update delivery_log l set owed = unpaid(l.owed, n.paid)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids) or first = '-infinity';
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_rows(text[], text[], text[], jsonb[]) is
+    'These replies are paid; a row with no others owes nothing any more. Of whatever day, idempotent.';
+
+create function owing_rows(p_limit integer) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+begin
+    return query
+    select * from delivery_log l where l.final and l.owed is not null order by l.taken_at limit p_limit;
+end $$;
+comment on function owing_rows is 'Final rows that owe a receipt, the oldest first.';
 
 -- The mailbox --------------------------------------------------------------------------------------------
 
@@ -443,13 +525,13 @@ declare
     right_now timestamptz := clock_timestamp();
 begin
     return query
-    select n.ord, l
+    select n.ord, l.log
     from rows from (unnest(p_users, p_after, p_until, p_seen, p_most, p_bytes)) with ordinality
         as n (user_id, after, until, seen, most, bytes, ord)
     cross join lateral (
         select k.*, sum(k.bytes) over (order by k.position groups between unbounded preceding and 1 preceding) as before
         from (
-            (select l.day, l.push_id, l.tenant, l.position, octet_length(l.payload) as bytes
+            (select l.day, l.push_id, l.user_id, l.tenant, l.position, octet_length(l.payload) as bytes
              from delivery_log l
              where l.day >= first
                and l.user_id = n.user_id collate "C" and l.outcome = 'stored'
@@ -458,7 +540,7 @@ begin
              -- Two nodes may have given one position to two rows: a page never ends between them.
              fetch first (n.most) rows with ties)
             union all
-            (select l.day, l.push_id, l.tenant, l.position, octet_length(l.payload) as bytes
+            (select l.day, l.push_id, l.user_id, l.tenant, l.position, octet_length(l.payload) as bytes
              from delivery_log l
              where n.seen is not null
                and l.user_id = n.user_id collate "C" and l.outcome in ('acked', 'received', 'written')
@@ -468,10 +550,12 @@ begin
              fetch first (n.most) rows with ties)
             order by position
             fetch first (n.most) rows with ties) k) page
-    join delivery_log l
-      on l.day = page.day and l.push_id = page.push_id and l.user_id = n.user_id collate "C" and l.tenant = page.tenant
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = page.day and l.push_id = page.push_id and l.user_id = page.user_id and l.tenant = page.tenant
+        offset 0) l
     where coalesce(page.before, 0) < n.bytes
-    order by n.ord, l.position;
+    order by n.ord, page.position;
 end $$;
 comment on function mailbox_rows is
     'A page of each mailbox: stored rows with p_after < position <= p_until, where p_seen is not null also those '
@@ -521,21 +605,25 @@ create function end_stored(
     as $$
 begin
     return query
-    -- Locked in the order of all writers; a row that another one has just ended is not stored any more.
+    -- Locked in the order of all writers; a row that another one has just ended is not stored any more. (Written so
+    -- that the planner looks keys up in the primary key, not users in the index of their mailboxes.)
     with locked as materialized (
-        select l.day, l.push_id, l.user_id, l.tenant
-        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
-        join delivery_log l
-          on l.day = n.day
-         and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
-         and l.tenant = n.tenant collate "C"
-        where l.outcome = 'stored'
-        order by l.push_id, l.user_id, l.tenant, l.day
-        for update of l)
+        select n.*
+        from (
+            select * from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+            order by push_id collate "C", user_id collate "C", tenant collate "C", day) n
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and (l.outcome = 'stored')::int = 1
+            for update) l)
     update delivery_log l set outcome = p_outcome, reason = p_reason, final = true, finished_at = clock_timestamp()
     from locked n
-    where l.day = n.day and l.push_id = n.push_id and l.user_id = n.user_id and l.tenant = n.tenant
-      and l.outcome = 'stored'
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
     returning l.*;
 end $$;
 comment on function end_stored is 'Ends those of these rows that are stored, and returns them.';
@@ -565,10 +653,13 @@ begin
         order by l.expires_at
         limit p_limit
         for update of l skip locked)
-    update delivery_log l set outcome = 'expired', reason = 'ttl', final = true, finished_at = right_now
+    update delivery_log l set
+        -- The best proof that is held counts: an acked push whose pong had come is received.
+        outcome = case when l.proven_at is null then 'expired' else 'received' end,
+        reason = case when l.proven_at is null then 'ttl' else 'not_acked' end,
+        final = true, finished_at = right_now
     from over n
     where l.day = n.day and l.push_id = n.push_id and l.user_id = n.user_id and l.tenant = n.tenant
-      and l.outcome = 'stored'
     returning l.*;
 end $$;
 comment on function expire_rows is 'Ends stored rows whose ttl has ended, the earliest first; returns them.';
@@ -579,6 +670,7 @@ create function trim_rows(p_users text[], p_pushes bigint, p_bytes bigint) retur
     set plan_cache_mode to force_generic_plan
     set enable_seqscan to off
     set enable_bitmapscan to off
+    set enable_sort to off
     set enable_hashjoin to off
     set enable_mergejoin to off
     set enable_material to off
@@ -630,10 +722,12 @@ begin
     select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
     into strict days, tenants, push_ids, users
     from unnest(p_tenants, p_users, p_collapse_keys, p_positions) as n (tenant, user_id, collapse_key, position)
-    join delivery_log l
-      on l.day >= first and l.outcome = 'stored'
-     and l.user_id = n.user_id collate "C" and l.collapse_key = n.collapse_key collate "C"
-     and l.tenant = n.tenant collate "C" and l.position < n.position;
+    cross join lateral (
+        select l.day, l.tenant, l.push_id, l.user_id from delivery_log l
+        where l.day >= first and l.outcome = 'stored'
+          and l.user_id = n.user_id collate "C" and l.collapse_key = n.collapse_key collate "C"
+          and l.tenant = n.tenant collate "C" and l.position < n.position
+        offset 0) l;
     if days is not null then
         return query select * from end_stored(days, tenants, push_ids, users, 'superseded', 'collapsed');
     end if;
@@ -663,7 +757,7 @@ begin
         select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
         into strict days, tenants, push_ids, users
         from delivery_log l
-        where l.day >= first and l.outcome = 'stored'
+        where l.day >= first and (l.outcome = 'stored')::int = 1
           and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C";
     else
         select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
