@@ -689,19 +689,27 @@ async def test_without_a_place_for_the_pushes_it_does_not_start(page: Page) -> N
     assert await page.evaluate(said) == "onPush: a function is needed"
 
 
-async def test_it_runs_in_node_too(script: Script, tmp_path: Path) -> None:
+async def test_it_runs_in_node_too_and_an_error_handler_that_fails_stops_nothing(
+    script: Script, tmp_path: Path
+) -> None:
     (tmp_path / "bridge-client.mjs").write_text(LIBRARY)
     (tmp_path / "main.mjs").write_text(
         """import { connect } from "./bridge-client.mjs";
         const [url, token] = process.argv.slice(2);
         const client = connect({ url, token, autoAck: true, timing: { min: 0.01, steady: 0.01 },
-          onPush({ id }) { console.log(id); if (id === "p2") setTimeout(() => client.close()); } });"""
+          onPush({ id }) {
+            console.log(id);
+            if (id === "p0") throw new Error("can't take it");
+            if (id === "p2") setTimeout(() => client.close());
+          },
+          onError(error) { throw error; } });
+        process.on("uncaughtException", () => console.log("uncaught"));"""
     )
     process = await asyncio.create_subprocess_exec(
         NODE, tmp_path / "main.mjs", f"ws://{script.url}/ws", jwt("alice"), stdout=asyncio.subprocess.PIPE
     )
     peer = await (await script.peer()).welcome()
-    await peer.push("p1")
+    await peer.push("p0", "p1")
     assert await peer.frame() == {"type": "ack", "id": "p1"}
     await peer.close()
     again = await (await script.peer()).welcome()
@@ -709,7 +717,7 @@ async def test_it_runs_in_node_too(script: Script, tmp_path: Path) -> None:
     await again.push("p1", "p2")
     async with asyncio.timeout(house.SECONDS):
         printed, _ = await process.communicate()
-    assert (printed.split(), process.returncode) == ([b"p1", b"p2"], 0)
+    assert (printed.split(), process.returncode) == ([b"p0", b"uncaught", b"p1", b"p2"], 0)
 
 
 # --- with the real bridge --------------------------------------------------------------------------------

@@ -437,12 +437,14 @@ function request() {
   const text = $("data").value;
   let data;
   try { data = JSON.parse(text); } catch { data = text; }
+  const ttl = Number($("ttl").value);
   $("data-kind").textContent = typeof data === "string" ? "(text)" : "(JSON)";
   return {
     to: $("to").value === "all" ? { all: true } : { user: $("to-user").value },
     event: $("event").value,
     data,
     confirm: $("confirm").value,
+    ...(ttl && { ttl }),
   };
 }
 
