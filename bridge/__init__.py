@@ -1,3 +1,3 @@
 """bridge: push requests from RabbitMQ to a person's WebSockets, with proof."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -335,6 +335,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     sessions=core.sessions,
                     metrics_page=metrics.page,
                     publisher=producer,
+                    recall=core.mailbox.recall,
                     feed=feed,
                     limits=core.wire_limits,
                     errors=errors,

@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
 
 from bridge import wire
 from bridge.adapters.http import LookUp, OpsContext, OpsServer, OutcomeFeed, listen
+from bridge.adapters.inquiry import Found
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
-from bridge.model import Outcome, Reason, Row, RowKey
+from bridge.mailbox import Recalled
+from bridge.model import Outcome, Reason, Recall, Row, RowKey
 from bridge.ports import SessionInfo
 from tests.core import ManualClock
 
@@ -83,6 +86,25 @@ class FakePublisher:
         return self.receipts
 
 
+@dataclass
+class FakeRecall:
+    """Fills the RecallPushes port: notes what was recalled."""
+
+    calls: list[Recall] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        self.calls.append(recall)
+        if self.error is not None:
+            raise self.error
+        return Recalled(ended=2, sessions=1)
+
+
+async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
+    """Fills the LookUp port with an empty log."""
+    return Found((), (), datetime.now(UTC), None)
+
+
 class NotedErrors:
     """Fills the ErrorHandler port."""
 
@@ -108,6 +130,7 @@ class Parts:
     dev: bool = True
     metrics_error: Exception | None = None
     look_up: LookUp | None = None
+    recall: FakeRecall = field(default_factory=FakeRecall)
 
     def context(self) -> OpsContext:
         """What `listen` wants."""
@@ -128,6 +151,7 @@ class Parts:
             sessions=lambda most: self.sessions[:most],
             metrics_page=metrics_page,
             publisher=self.publisher,
+            recall=self.recall,
             feed=self.feed,
             limits=wire.Limits(),
             errors=self.errors,

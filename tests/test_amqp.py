@@ -28,6 +28,7 @@ from bridge.adapters import amqp_link
 from bridge.adapters.amqp_link import LinkState, border, opened
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import (
+    CONTROL,
     DEAD,
     FALLEN,
     OUTCOMES,
@@ -762,6 +763,7 @@ async def test_the_topology_is_what_the_contract_says(vhost: str) -> None:
     async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
         for name in (PUSH, DEAD, OUTCOMES):
             await channel.declare_exchange(name, "topic", durable=True)
+        await channel.declare_exchange(CONTROL, "fanout", durable=True)
         for queue in QUEUES:
             await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
 
@@ -774,9 +776,11 @@ async def test_passive_mode_names_everything_that_is_missing_and_makes_nothing(v
             "queue push.fallen is missing",
             "queue push.requests is missing",
             "queue push.dead is missing",
+            "queue push.control is missing",
             "exchange push is missing",
             "exchange push.dead is missing",
             "exchange push.outcomes is missing",
+            "exchange push.control is missing",
         )
 
 

@@ -198,9 +198,15 @@ async def audited(b: app.Running, good: Callable[[dict[str, float]], bool]) -> d
 @pytest.mark.usefixtures("quick")
 async def test_after_traffic_of_all_kinds_every_figure_is_0(vhost: str, database: str) -> None:
     async with bridge(vhost, database, confirm_timeout=2.0) as b, client(b.ws_port, token("u1")) as c:
-        await publish(vhost, *[request("u1", f"p{n}") for n in range(50)], request("away", "p9"), {"data": 1})
+        await publish(
+            vhost, *[request("u1", f"p{n}") for n in range(50)], request("away", "p99"), {"data": 1}
+        )
+        await publish(vhost, request("away", "kept", ttl=60), request("away", "short", ttl=0.1))
         await c.read_many(50)
-        found = await final_rows(database, 52)
+        found = await final_rows(database, 53)
+        async with client(b.ws_port, token("away")) as back:
+            await back.read()
+            await final_rows(database, 54)
         done = max(row["taken_at"] for row in found).timestamp()
         figures = await audited(b, lambda f: f["at"] > done + 1.0)
     assert figures.keys() == {*CHECKS, "at"}

@@ -81,7 +81,9 @@ def port(servers: Servers, databases: Databases) -> Iterator[int]:
         patch.setattr(http, "OutcomeFeed", EndedFeed)
         vhost = servers.rabbit.create_vhost(name)
         try:
-            with bridge_in_a_thread(vhost, database, ops_token=TOKEN, dev=True) as running:
+            with bridge_in_a_thread(
+                vhost, database, ops_token=TOKEN, dev=True, retention_days=3650
+            ) as running:
                 yield running.ops_port
         finally:
             servers.rabbit.delete_vhost(name)

@@ -16,10 +16,10 @@ import pytest
 
 from bridge.adapters import http
 from bridge.adapters.http import BACKLOG_ROWS, SUBSCRIBERS_MAX, OpsServer, OutcomeFeed, is_loopback, listen
-from bridge.errors import BrokerUnavailable, SettingsError
-from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Row
+from bridge.errors import BrokerUnavailable, SettingsError, StoreUnavailable
+from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Recall, Row
 from bridge.ports import Hooks, SessionInfo
-from tests.ops import Parts, Running, ops, receipt, row, until
+from tests.ops import Parts, Running, nothing_known, ops, receipt, row, until
 
 PUSH = {"id": "p1", "to": {"user": "u1"}, "data": {"hi": 1}}
 
@@ -525,12 +525,12 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
         assert answer.status == 404
 
 
-def test_the_reference_page_lists_every_route(parts: Parts) -> None:
+def test_the_reference_page_lists_every_route() -> None:
     page = (Path(__file__).parent.parent / "docs" / "reference" / "ops.md").read_text()
     files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
     routes = {
         f"{route.method} {route.resource.canonical}"
-        for route in OpsServer(parts.context()).app().router.routes()
+        for route in OpsServer(Parts(look_up=nothing_known).context()).app().router.routes()
         if route.resource is not None and route.method != "HEAD" and route.resource.canonical not in files
     }
     assert set(re.findall(r"^\| `((?:GET|POST) \S+)` \|", page, re.MULTILINE)) == routes
@@ -569,3 +569,51 @@ async def raw(port: int, request: str) -> str:
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+# --- recall ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "recall"),
+    [
+        ({"push_id": "p1"}, Recall(push_id="p1")),
+        ({"push_id": "p1", "tenant": "t"}, Recall(tenant="t", push_id="p1")),
+        ({"user": "u", "collapse_key": "k"}, Recall(user="u", collapse_key="k")),
+    ],
+)
+async def test_a_recall_is_carried_out_and_says_what_ended_by_it(
+    body: dict[str, str], recall: Recall
+) -> None:
+    parts = Parts()
+    async with ops(parts) as o, o.client.post("/v1/recall", json=body) as answer:
+        assert answer.status == 200
+        said = await answer.json()
+        assert (said["type"], said["node"], said["ended"], said["sessions"]) == ("recall", "n1", 2, 1)
+        assert parts.recall.calls == [recall]
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({"push": "p1"}, "push"),
+        ({}, "push_id"),
+        ({"push_id": "p1", "user": "u", "collapse_key": "k"}, "push_id"),
+        ({"push_id": 1}, "push_id"),
+        ({"type": "recall", "push_id": "p1"}, "type"),
+        ([], "object"),
+    ],
+)
+async def test_a_recall_that_is_not_clear_is_refused_with_the_field(body: object, names: str) -> None:
+    parts = Parts()
+    async with ops(parts) as o, o.client.post("/v1/recall", json=body) as answer:
+        assert answer.status == 400
+        assert names in (await answer.json())["problem"]
+        assert parts.recall.calls == []
+
+
+async def test_a_recall_while_the_database_is_away_says_so() -> None:
+    parts = Parts()
+    parts.recall.error = StoreUnavailable("stopped")
+    async with ops(parts) as o, o.client.post("/v1/recall", json={"push_id": "p1"}) as answer:
+        assert (answer.status, (await answer.json())["error"]) == (503, "database")

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from bridge.adapters import http
 from bridge.adapters.http import OpsServer
-from tests.ops import Parts
+from tests.ops import Parts, nothing_known
 from tests.test_schemas import FOLDER
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text())
@@ -51,7 +51,7 @@ def errors() -> Iterator[tuple[int, str]]:
 def test_the_document_has_each_route_and_no_other() -> None:
     routes = {
         (route.method, route.resource.canonical)
-        for route in OpsServer(Parts().context()).app().router.routes()
+        for route in OpsServer(Parts(look_up=nothing_known).context()).app().router.routes()
         if route.resource is not None
     }
     # A GET is a HEAD, too, but for the stream that has no end.
@@ -85,8 +85,9 @@ def test_every_status_has_a_body_and_every_reference_leads_somewhere() -> None:
     for operation in OPERATIONS.values():
         assert operation["summary"]
         for response in operation["responses"].values():
-            [media] = resolved(response)["content"].values()
-            assert media["schema"]
+            media = resolved(response)["content"]
+            assert media
+            assert all(m["schema"] for m in media.values())
     for reference in references(DOCUMENT):
         if reference.startswith("#"):
             resolved({"$ref": reference})

@@ -22,7 +22,8 @@ from bridge.errors import BrokerUnavailable, SettingsError
 from tests.amqp import declare, drained
 from tests.clients import client
 from tests.core import ManualClock
-from tests.house import bridge, endings, final_rows, token
+from tests.house import bridge, endings, final_rows, request, rows, token
+from tests.house import publish as push
 from tests.test_end_to_end import channel, ready_messages
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -307,6 +308,33 @@ async def test_an_id_that_leaves_no_room_for_the_mark_is_hashed_the_same_each_ti
     assert {push_id for push_id, _ in await published(vhost)} == {
         p.replace("/replay-1", "/replay-2") for p in new
     }
+
+
+async def test_users_of_one_push_were_taken_at_one_moment_and_none_is_left_out(
+    vhost: str, database: str, log: Log
+) -> None:
+    await declare(vhost)
+    taken = datetime.now(UTC) - timedelta(minutes=1)
+    for n in range(7):
+        log("p1", f"u{n}", taken_at=taken)
+        log("p2", f"u{n}", taken_at=taken)
+    assert await replay(vhost, database, rate=10.0) == 0
+    wanted = [(f"{push_id}/replay-1", f"u{n}") for push_id in ("p1", "p2") for n in range(7)]
+    assert await published(vhost) == wanted
+
+
+async def test_a_push_whose_ttl_ran_out_is_kept_again_and_arrives(vhost: str, database: str) -> None:
+    async with bridge(vhost, database) as b:
+        await push(vhost, request("u1", "p1", ttl=0.2, confirm="acked", meta={"campaign": "spring"}))
+        assert endings(await final_rows(database, 1)) == {("p1", "u1"): ("expired", "ttl")}
+        assert await replay(vhost, database, "outcome=expired", ttl=60.0) == 0
+        async with asyncio.timeout(10):
+            while len(found := await rows(database)) < 2:
+                await asyncio.sleep(0.01)
+        (again,) = [row for row in found if row["push_id"] == "p1/replay-1"]
+        assert (again["outcome"], again["meta"]) == ("stored", {"campaign": "spring"})
+        async with client(b.ws_port, token("u1")) as c:
+            assert json.loads(await c.read()) == {"n": "p1"}
 
 
 # --- slowly, and stopped ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 | GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
 | GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.     |
 |                     | Only where the delivery log is in Postgres, 404 otherwise                           |
+| POST /v1/recall     | withdraws pushes, by id or by user and collapse key; says what ended by it          |
 | POST /v1/dev/token  | a token for a user; only in development, 404 otherwise                              |
 | GET /               | the demo page                                                                       |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -68,6 +69,7 @@ from bridge.adapters.inquiry import Found, Told
 from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
 from bridge.fields import is_id
 from bridge.jsontext import BAD_JSON
+from bridge.mailbox import Recalled
 from bridge.model import (
     ENDINGS,
     ID_MAX,
@@ -77,6 +79,7 @@ from bridge.model import (
     Proof,
     Properties,
     PushRequest,
+    Recall,
     Rejected,
     Row,
     ToAll,
@@ -239,6 +242,14 @@ class LookUp(Protocol):
         ...
 
 
+class RecallPushes(Protocol):
+    """Withdraws pushes."""
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        """Return once it is carried out. Raises StoreUnavailable and SchemaBehind."""
+        ...
+
+
 class Publisher(Protocol):
     """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
 
@@ -277,6 +288,7 @@ class OpsContext:
     """At most so many open sessions."""
     metrics_page: Callable[[], bytes]
     publisher: Publisher
+    recall: RecallPushes
     feed: OutcomeFeed
     limits: wire.Limits
     errors: ErrorHandler
@@ -394,6 +406,7 @@ class OpsServer:
         if self._context.look_up is not None:
             # An id may hold slashes: those of batches and replays do.
             app.router.add_get("/v1/pushes/{id:.+}", self._pushed)
+        app.router.add_post("/v1/recall", self._recall)
         if self._context.dev_token is not None:
             app.router.add_post("/v1/dev/token", self._dev_token)
         for path in self._static:
@@ -551,7 +564,8 @@ class OpsServer:
         look_up = self._context.look_up
         assert look_up is not None, "the route is only there where the log can be asked"
         push_id = request.match_info["id"]
-        user, tenant = (request.query.get(name) for name in ("user", "tenant"))
+        query = _query(request, "user", "tenant")
+        user, tenant = query.get("user"), query.get("tenant")
         if "\0" in "".join((push_id, user or "", tenant or "")):
             raise _Answer(400, "bad_request", "U+0000 is in no id.")
         async with self._look_ups:
@@ -574,6 +588,25 @@ class OpsServer:
             for_others = "for this user, but for others" if found.endings else "of this push"
             answer = {"error": "unknown", "problem": f"The delivery log has no row {for_others}.", **answer}
         return _json(answer, status)
+
+    # --- recall ---
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        """As a message on `push.control`, without the `type` that this route says already."""
+        try:
+            asked = msgspec.json.decode(await _body(request), type=dict[str, object])
+        except BAD_JSON as error:
+            raise _Answer(400, "bad_request", str(error)) from error
+        if "type" in asked:
+            raise _Answer(400, "bad_request", "type: no such field")
+        recall = wire.decode_control(msgspec.json.encode({"type": "recall", **asked}))
+        if isinstance(recall, wire.BadControl):
+            raise _Answer(400, "bad_request", recall.problem)
+        started = self._context.clock.monotonic()
+        done = await self._context.recall(recall)
+        took_ms = round((self._context.clock.monotonic() - started) * 1000, 3)
+        answer = wire.control_reply("recall", self._context.node, done.sessions, took_ms, done.ended)
+        return _json(msgspec.json.decode(answer))
 
     # --- outcomes ---
 
