@@ -104,7 +104,7 @@ async def cut_at_commit(stage: Stage) -> int:
         for how in Cut:
             await stage.sleep_some(0.05, 0.4)
             cutter.arm(how)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await cutter.done.wait()
             times += 1
             await stage.bridge.ready()
