@@ -1,6 +1,6 @@
 """`bridge demo`: the whole story once, and a check that what the clients saw is what the log says.
 
-Servers, the bridge, several users (one of them twice, one not at all), a file of push requests published
+Servers, the bridge, several users (one of them twice, one who comes late), a file of push requests published
 over AMQP with confirms; then what each client received beside the rows of the delivery log.
 """
 
@@ -40,7 +40,8 @@ PEOPLE: Final = (
     Person("bob", "laptop", "bridge.v1.json"),
     Person("carol", "phone", None),
 )
-AWAY: Final = "dave"
+AWAY: Final = Person("dave", "phone", "bridge.v1.json")
+"""Comes back when all others have what is theirs."""
 
 
 def main(
@@ -111,12 +112,15 @@ async def _story(
         async with asyncio.timeout(DEADLINE):
             await running.ready()
         clients = [await stack.enter_async_context(_connected(person, running.ws_port)) for person in PEOPLE]
-        say(f"{len(clients)} clients are connected, {AWAY} is away")
+        say(f"{len(clients)} clients are connected, {AWAY.user} is away")
         async with Producer.connect(settings.amqp_url) as producer:
             for message in messages:
                 await producer.publish(message.body, message_id=message.id)
         say(f"published {len(messages)} messages, the broker has confirmed each")
         requests = [request for message in messages for request in requests_of(message)]
+        await _ended(settings.postgres_dsn, requests, kept=True)
+        say(f"every push has ended, or is kept for {AWAY.user}, who comes back now")
+        clients.append(await stack.enter_async_context(_connected(AWAY, running.ws_port)))
         await _ended(settings.postgres_dsn, requests)
         say("every push has ended")
         seen = [await client.leave() for client in clients]
@@ -197,11 +201,11 @@ def _bare(text: str | bytes) -> Any:
 # --- the log ---------------------------------------------------------------------------------------------
 
 
-async def _ended(dsn: str, requests: Sequence[Request]) -> None:
-    """Return when every request has its rows and all are final; raises BridgeError after the deadline."""
+async def _ended(dsn: str, requests: Sequence[Request], *, kept: bool = False) -> None:
+    """Return when every request has its rows and all are final, or `kept`; raises BridgeError at the deadline."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + DEADLINE
-    while left := unfinished(requests, await asyncio.to_thread(_read_log, dsn, requests)):
+    while left := unfinished(requests, await asyncio.to_thread(_read_log, dsn, requests), kept=kept):
         if loop.time() > give_up:
             raise BridgeError(f"after {DEADLINE:g} s these have not ended: {', '.join(left)}")
         await asyncio.sleep(LOOK_EVERY)
@@ -236,11 +240,11 @@ def report(messages: Sequence[Message], seen: Sequence[Seen], log: Sequence[Line
         for push_id, data in client.frames:
             yield f"    {push_id or '(just the data)':<17} {_cut(json.dumps(data, ensure_ascii=False), 80)}"
     yield "\nThe delivery log in Postgres:"
-    yield f"  {'push_id':<17} {'user_id':<8} {'outcome':<9} {'reason':<13} {'took':>9}  detail"
+    yield f"  {'push_id':<17} {'user_id':<8} {'outcome':<10} {'reason':<13} {'took':>9}  detail"
     for line in log:
         took = "" if line.milliseconds is None else f"{line.milliseconds:.1f} ms"
         yield (
-            f"  {line.push_id:<17} {line.user or '-':<8} {line.outcome:<9} {line.reason:<13} {took:>9}"
+            f"  {line.push_id:<17} {line.user or '-':<8} {line.outcome:<10} {line.reason:<13} {took:>9}"
             f"  {_cut(line.detail or '', 70)}"
         ).rstrip()
 

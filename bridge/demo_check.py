@@ -87,8 +87,8 @@ def _request(fallback_id: str, body: Any) -> Request:
     )
 
 
-def unfinished(requests: Iterable[Request], log: Iterable[Line]) -> list[str]:
-    """The ids that have no row yet, or one that is not final, or not one for each user."""
+def unfinished(requests: Iterable[Request], log: Iterable[Line], *, kept: bool = False) -> list[str]:
+    """The ids that have no row yet, or one that is not final (nor `stored`, if `kept`), or not one for each user."""
     rows: dict[str, list[Line]] = {}
     for line in log:
         rows.setdefault(line.push_id, []).append(line)
@@ -96,7 +96,7 @@ def unfinished(requests: Iterable[Request], log: Iterable[Line]) -> list[str]:
         request.id
         for request in requests
         if not (lines := rows.get(request.id))
-        or not all(line.final for line in lines)
+        or not all(line.final or (kept and line.outcome == "stored") for line in lines)
         or not (lines[0].outcome == "rejected" or request.users <= {line.user for line in lines})
     ]
 

@@ -40,16 +40,17 @@ def test_the_demo_tells_the_whole_story_and_agrees(
     assert demo.main(CommonSettings(amqp_url=vhost, postgres_dsn=database)) == 0
     shown = capsys.readouterr().out
     assert "the broker has confirmed each" in shown
-    for outcome in ("acked", "received", "written", "offline", "rejected"):
+    for outcome in ("acked", "received", "written", "offline", "superseded", "rejected"):
         assert f" {outcome} " in shown
     for client in (
         "alice (laptop, bridge.v1.json)",
         "alice (phone, bare mode)",
         "bob (laptop",
         "carol (phone",
+        "dave (phone",
     ):
         assert client in shown
-    assert "The clients and the delivery log agree: 19 frames received, 22 rows." in shown
+    assert "The clients and the delivery log agree: 21 frames received, 25 rows." in shown
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_the_demo_tells_the_whole_story_and_agrees(
     [
         (
             "update delivery_log set outcome = 'received', reason = 'pong' where user_id = 'dave'",
-            "dave was not connected",
+            "dave (phone) did not receive it",
         ),
         ("delete from delivery_log where outcome = 'acked'", "has no end in the log"),
         (
