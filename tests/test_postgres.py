@@ -21,7 +21,14 @@ from bridge.adapters import migrate, postgres_pool
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_pool import translated
-from bridge.adapters.postgres_rows import RECORD_PARAMS, lock_order, record_params
+from bridge.adapters.postgres_rows import (
+    RECORD_PARAMS,
+    key_params,
+    lock_order,
+    nullable_texts,
+    numbers,
+    record_params,
+)
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
@@ -925,6 +932,36 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
         _, pages, seq_scans = plans.run("select roll_day((select day from log_day) + 1)")
         assert (seq_scans, pages < 500) == ([], True)
         assert conn.execute("select day - since, day - kept_since from log_day").fetchone() == (1, 5)
+
+
+def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        [today] = conn.execute("select day from log_day").fetchone() or []
+        newest = f"delivery_log_{today:%Y%m%d}"
+        conn.execute(f"alter table {newest} set (autovacuum_enabled = off)".encode())
+        plans = Plans(conn)
+        record = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})"
+
+        def calls(rows: Sequence[Row]) -> list[tuple[str, Sequence[object]]]:
+            rows = sorted(rows, key=lambda r: lock_order(r.key))
+            keys = key_params(r.key for r in rows)
+            return [
+                ("select * from find_rows(%s, %s)", keys[:2]),
+                (record, record_params(rows)),
+                (record, record_params(rows)),
+                ("select owe_rows(%s, %s, %s, %s)", (*keys, nullable_texts(["[]"] * len(rows)))),
+                ("select settle_rows(%s, %s, %s)", keys),
+                ("select prove_rows(%s, %s, %s, %s)", (*keys, numbers([1.0] * len(rows)))),
+            ]
+
+        plans.run(record, record_params([kept("first")]))
+        for query, params in calls([row("first")]):
+            plans.run(query, params)
+        fill(conn, newest, today, 20_000)
+        for query, params in calls([row(f"{today} {i}", user=f"u{i}", proven_at=None) for i in range(100)]):
+            _, pages, seq_scans = plans.run(query, params)
+            assert (query, seq_scans) == (query, [])
+            assert pages < 5000, f"{query}: {pages} pages"
 
 
 async def test_upkeep_looks_for_open_rows_by_index(database: str) -> None:
