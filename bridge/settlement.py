@@ -461,6 +461,7 @@ def _storable(row: Row, refused: RowsRefused) -> Row:
         app_id="",
         meta=b"",
         payload=None,
+        ack_within=0.0,
         traceparent="",
         published_at=row.taken_at,
         owed=None if row.owed is None else (),

@@ -251,6 +251,14 @@ def test_no_bytes_are_a_defect_and_no_connection_hangs(port: int, data: bytes) -
     assert NOTED.noted == []
 
 
+def test_the_least_seconds_of_the_contract_are_no_poison(port: int) -> None:
+    # More than 0, and less than a 32-bit float can say: a column of those refused the row, and with it the bridge.
+    body = b'{"to":{"user":"u1"},"data":1,"confirm":"acked","ttl":5e-324,"ack_within":5e-324}'
+    head = HEAD.replace(b"/v1/push", b"/v1/push?wait=0.2") + b"Content-Length: %d\r\n\r\n" % len(body)
+    assert said(port, head + body, until=b"}\n").partition(b" ")[2][:3] in (b"200", b"202")
+    assert_alive(port)
+
+
 def test_after_all_that_it_is_alive(port: int) -> None:
     assert_alive(port)
     [first, *_] = json.loads(said(port, SOUND[0], until=b"}\n").partition(b"\r\n\r\n")[2])["push_ids"]

@@ -9,7 +9,7 @@ alter table delivery_log
     add column encoding     text,
     add column collapse_key text collate "C",
     add column excluded     jsonb,
-    add column ack_within   real;
+    add column ack_within   double precision;
 comment on column delivery_log.position is
     'Of a kept push its place in the mailbox, in microseconds since 1970 when it was taken; null for others.';
 comment on column delivery_log.expires_at is 'Of a kept push when its ttl ends; null for a push without a ttl.';
@@ -143,7 +143,7 @@ create function record_rows(
     p_details text[], p_traceparents text[], p_metas jsonb[], p_payloads bytea[], p_owed jsonb[],
     p_days date[] default null,
     p_positions bigint[] default null, p_expires float8[] default null, p_encodings text[] default null,
-    p_collapse_keys text[] default null, p_excluded jsonb[] default null, p_ack_withins real[] default null
+    p_collapse_keys text[] default null, p_excluded jsonb[] default null, p_ack_withins double precision[] default null
 ) returns table (ord bigint, applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
