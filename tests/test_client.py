@@ -30,6 +30,8 @@ LIBRARY = (Path(__file__).parent.parent / "bridge" / "web" / "bridge-client.js")
 NODE = Path(playwright.__file__).parent / "driver" / "node"
 KEPT = 4096
 """Ids that the library remembers."""
+SAVED_EVERY = 64
+"""Pushes after which it stores where it is, while more wait."""
 
 # What the library tells is noted in `told`. Its one timer runs out when the test says so, or, if `impatient`,
 # whenever the next try waits for it.
@@ -592,6 +594,9 @@ async def test_what_one_user_has_seen_does_not_count_for_another(page: Page, scr
     other = await (await script.peer()).welcome(user="7")
     assert other.last is None
     await page.evaluate("release('p2')")
+    await other.close()
+    other = await (await script.peer()).welcome(user="7")
+    assert other.last is None
     await other.push("p1")
     await told(page, ("token", jwt(7)), *pushes("p1"))
     await other.close()
@@ -617,17 +622,18 @@ async def test_with_storage_it_resumes_after_a_reload_without_doubles(page: Page
 
 
 async def test_what_was_not_done_with_at_the_reload_comes_again(page: Page, script: Script) -> None:
-    await page.evaluate("holding.push('p2')")
+    ids = [f"p{n}" for n in range(SAVED_EVERY)]
+    await page.evaluate("holding.push('p0', 'under way')")
     peer = await met(page, script, storage="localStorage")
-    await peer.push("p1")
-    await told(page, *pushes("p1"))
-    await peer.push("p2", "p3")
-    await told(page, *pushes("p2"))
+    await peer.push(*ids, "under way", "waiting")
+    await (await peer.socket.ping())
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids, "under way"))
     await page.reload()
     again = await met(page, script, storage="localStorage")
-    assert again.last == "p1"
-    await again.push("p2", "p3")
-    await told(page, *pushes("p2", "p3"))
+    assert again.last == ids[-1]
+    await again.push(ids[-1], "under way", "waiting")
+    await told(page, *pushes("under way", "waiting"))
 
 
 async def test_each_user_has_a_memory_of_his_own_and_without_storage_none_outlives_the_page(

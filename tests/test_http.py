@@ -351,7 +351,8 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
                     assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
         async with running.client.post("/v1/push", json=PUSH) as answer:
             assert answer.status == 401
-        for path in ("/livez", "/readyz", "/", "/app.js", "/bridge-client.js", "/icon.svg", "/endings.json"):
+        files = ("/", "/app.js", "/bridge-client.js", "/style.css", "/icon.svg", "/endings.json")
+        for path in ("/livez", "/readyz", *files):
             async with running.client.get(path) as answer:
                 assert answer.status == 200, path
         good = {"Authorization": "bearer s3cret", "Host": "ops.example", "Origin": "https://ops.example"}

@@ -380,6 +380,7 @@ async def test_every_field_has_a_name_and_the_keyboard_is_enough(browser: Browse
 async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser, play: Played) -> None:
     async with opened(browser, play.url) as page:
         await page.get_by_label("Data").fill("it's")
+        await page.get_by_label("Kept for").select_option("a minute")
         await page.get_by_text("The same from a terminal").click()
         line = await page.locator("#curl").inner_text()
         command, *arguments = shlex.split(line.replace("\\\n", ""))
@@ -392,6 +393,7 @@ async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser,
             "event": "message",
             "data": "it's",
             "confirm": "received",
+            "ttl": 60,
         }
 
 
