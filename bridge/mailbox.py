@@ -106,8 +106,10 @@ class Mailbox:
         self._resuming: dict[Session, None] = {}
         """Sessions that wait for their welcome, oldest first."""
         self._reading = False
-        self._gone: set[RowKey] = set()
-        """Rows that ended while a page was being read: it may show them as they were."""
+        self._gone: dict[RowKey, bool] = {}
+        """Rows that ended while a page was being read, which may show them as they were: were they delivered?"""
+        self._recalling: dict[RowKey, asyncio.Future[None]] = {}
+        """Pushes that a recall has ended here, and whose rows are not yet committed."""
         self._looks: list[tuple[float, int, Flight]] = []
         self._count = 0
         self._grown: dict[str, None] = {}
@@ -275,6 +277,10 @@ class Mailbox:
         flight = self._flights.get(key)
         if flight is None:
             if key in self._gone:
+                # Delivered elsewhere just now: who resumes gets it all the same.
+                resumes = session.replay is not None and session.replay.seen is not None
+                if resumes and self._gone[key]:
+                    return session.offer_kept(_frame(session.mode, row), None)
                 return True
             flight = Flight.stored(row, self._boot, self._clock.monotonic())
             if not session.offer_kept(_frame(session.mode, row), flight):
@@ -382,7 +388,9 @@ class Mailbox:
     def settled(self, flight: Flight) -> None:
         """Its final row is committed."""
         if self._reading:
-            self._gone.add(flight.key)
+            self._gone[flight.key] = flight.outcome in DELIVERED
+        if flight.key in self._recalling:
+            self._recalling.pop(flight.key).set_result(None)
         self._unblock(flight.key.user)
 
     def ended_in_store(self, rows: Sequence[Row]) -> None:
@@ -391,7 +399,7 @@ class Mailbox:
             return
         for row in rows:
             if self._reading:
-                self._gone.add(row.key)
+                self._gone[row.key] = False
             flight = self._flights.get(row.key)
             if flight is None:
                 continue
@@ -434,11 +442,13 @@ class Mailbox:
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
 
+        Returns when all of it is committed: what was in the air would come again with its message.
         Raises StoreUnavailable and SchemaBehind: then it is to be called again.
         """
         now = self._clock.time()
         pushes: dict[tuple[str, str], None] = {}
         ended: set[RowKey] = set()
+        uncommitted: list[asyncio.Future[None]] = []
         for flight in self._flights:
             if not _names(recall, flight):
                 continue
@@ -448,6 +458,9 @@ class Mailbox:
             if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
                 ended.add(flight.key)
                 self._settlement.due(flight)
+            if flight.outcome is Outcome.RECALLED:
+                loop = asyncio.get_running_loop()
+                uncommitted.append(self._recalling.setdefault(flight.key, loop.create_future()))
         written = await self._store.recall(recall)
         self.ended_in_store([w.row for w in written if w.applied])
         ended.update(w.row.key for w in written if w.applied)
@@ -461,6 +474,8 @@ class Mailbox:
                     told.add(session)
         for session in told:
             self.flush(session)
+        if uncommitted:
+            await asyncio.wait(uncommitted)
         return Recalled(len(ended), len(told))
 
     # --- for people ---

@@ -12,8 +12,8 @@ import pytest
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.mailbox import RESENDS, MailboxLimits
-from bridge.model import Mode, Outcome, Reason, Row
+from bridge.mailbox import RESENDS, MailboxLimits, Recalled
+from bridge.model import Mode, Outcome, Reason, Recall, Row
 from bridge.ports import MailboxAsk, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, until
@@ -500,6 +500,32 @@ async def test_a_client_that_resumes_gets_what_another_device_took_meanwhile() -
         assert ids(await h.live("u1")) == [], "who does not resume gets what nobody took"
 
 
+async def test_who_resumes_gets_what_another_device_took_while_the_page_was_read() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        phone = await h.live("u1")
+        await h.push(kept("u1", "p0"))
+        phone.answer()
+        await is_(h, "p0", Outcome.RECEIVED, Reason.PONG)
+        phone.leave()
+        await h.push(kept("u1", "p1"))
+        await h.settled(2)
+        laptop = await h.live("u1")
+        assert ids(laptop) == ["p1"]
+        store.reading.clear()
+        read = store.reads
+        back, new = h.connect("u1", last="p0"), h.connect("u1")
+        await until(lambda: store.reads > read)
+        laptop.answer()
+        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        store.reading.set()
+        await until(lambda: back.client.session.replay is None and new.client.session.replay is None)
+        assert frames(back, "welcome")[0]["complete"] is True
+        assert "p1" in ids(back)
+        assert ids(new) == []
+
+
 async def test_a_resume_from_a_push_whose_row_is_not_written_yet_is_complete() -> None:
     clock = ManualClock()
     store = GatedStore(clock)
@@ -550,6 +576,44 @@ async def test_while_the_database_is_away_a_session_is_welcomed_late_and_gets_it
         h.store.fail_with = None
         h.gate.clear("database")
         await _passing(h, lambda: ids(peer) == ["p1"])
+
+
+# --- recall ----------------------------------------------------------------------------------------------
+
+
+async def test_a_recall_is_over_when_what_it_ended_in_the_air_is_committed() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        await h.live("u1")
+        await h.push(kept("u1", "p1"))
+        store.writing.clear()
+        recalling = asyncio.create_task(h.mailbox.recall(Recall(push_id="p1")))
+        await turns()
+        assert not recalling.done(), "a process that died now would find the push in the queue again"
+        store.writing.set()
+        assert await recalling == Recalled(ended=1, sessions=1)
+        assert h.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
+        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+
+
+async def test_a_recall_that_is_repeated_waits_for_what_the_first_try_has_ended() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        await h.live("u1")
+        await h.push(kept("u1", "p1"))
+        store.writing.clear()
+        store.fail_with = StoreUnavailable("stopped")
+        with pytest.raises(StoreUnavailable):
+            await h.mailbox.recall(Recall(push_id="p1"))
+        store.fail_with = None
+        again = asyncio.create_task(h.mailbox.recall(Recall(push_id="p1")))
+        await turns()
+        assert not again.done()
+        store.writing.set()
+        await again
+        assert h.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
 
 
 async def _passing(h: House, condition: Callable[[], bool]) -> None:
