@@ -150,6 +150,9 @@ class MemoryStore:
 
     async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
         """See `Store.find`."""
+        return self._find(keys)
+
+    def _find(self, keys: Sequence[PushKey]) -> list[Row]:
         self._begin()
         found = []
         for push in dict.fromkeys(keys):
@@ -292,7 +295,7 @@ class MemoryStore:
     async def recall(self, recall: Recall) -> Sequence[Written]:
         """See `Store.recall`."""
         if recall.push_id:
-            named = await self.find([PushKey(recall.tenant, recall.push_id)])
+            named = self._find([PushKey(recall.tenant, recall.push_id)])
         else:
             self._begin()
             named = [
