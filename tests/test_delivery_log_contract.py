@@ -112,6 +112,7 @@ def test_a_line_has_the_fields_of_the_view_and_its_nulls() -> None:
         "attempts": 1,
         "node": "n1",
         "detail": "",
+        "expires_at": None,
     }
 
 

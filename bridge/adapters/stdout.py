@@ -77,6 +77,7 @@ def line_of(row: Row) -> str:
         "attempts": row.attempts,
         "node": row.node,
         "detail": row.detail,
+        "expires_at": _time(row.expires_at),
     }
     line = msgspec.json.encode(fields).decode()
     if not line.isascii():
