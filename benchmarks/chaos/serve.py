@@ -146,7 +146,7 @@ def _limit_pool(most: int) -> None:
     def limited(self: Connections, dsn: str, application_name: str, size: int = most) -> None:
         original(self, dsn, application_name, min(size, most))
 
-    Connections.__init__ = limited  # type: ignore[method-assign,assignment]
+    Connections.__init__ = limited  # type: ignore[method-assign]
 
 
 def main() -> int:
