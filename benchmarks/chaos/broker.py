@@ -347,16 +347,20 @@ class Requests:
             self._recent = [*self._recent[-30:], envelope]
         return envelope
 
-    def to(self, *users: str, confirm: str = "received", padding: int = 0, ttl: float = 0.0) -> Envelope:
+    def to(
+        self, *users: str, confirm: str = "received", padding: int = 0, ttl: float = 0.0, key: str = ""
+    ) -> Envelope:
         """A message with one request to these users, its data so many bytes longer."""
         request, document = self._request(users=users)
         document["data"]["pad"] += "x" * padding
         for name in ("ttl", "collapse_key", "ack_within"):
             document.pop(name, None)
         document["confirm"] = request.confirm = confirm
-        request.ttl, request.collapse_key = ttl, ""
+        request.ttl, request.collapse_key = ttl, key
         if ttl:
             document["ttl"] = ttl
+        if key:
+            document["collapse_key"] = key
         return Envelope([request], _bytes(document), _published_now())
 
     def _new(self, **known: Any) -> Request:
@@ -428,6 +432,10 @@ class Requests:
                 recall = Recall(request.tenant, user=min(request.users), collapse_key=request.collapse_key)
             else:
                 recall = Recall(request.tenant, push_id=request.push_id)
+        return self.withdrawing(recall)
+
+    def withdrawing(self, recall: Recall) -> Envelope:
+        """The message of a recall."""
         document = {"type": "recall"} | {
             name: value
             for name in ("tenant", "push_id", "user", "collapse_key")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.chaos.broker import LONG
 from benchmarks.chaos.clients import Client
+from benchmarks.chaos.evidence import Recall
 from benchmarks.chaos.fault import fault
 from benchmarks.chaos.faults_process import killed_at
 from benchmarks.chaos.stage import Stage
@@ -112,7 +113,23 @@ async def at_their_ends(stage: Stage) -> int:
         "before a recall",
         "after a recall",
     )
-    return await killed_at(stage, points, most=4)
+    feeding = asyncio.create_task(_ending(stage), name="ends of kept pushes")
+    try:
+        return await killed_at(stage, points, most=4)
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _ending(stage: Stage) -> None:
+    """Pushes for somebody who never comes, that expire, replace each other, and are recalled, all the time."""
+    makes, publisher = stage.requests[0], stage.publishers[0]
+    while True:
+        recalled = makes.to("never1", ttl=LONG)
+        publisher.also([recalled, makes.to("never1", ttl=LONG, key="k"), makes.to("never1", ttl=0.5)])
+        await asyncio.sleep(0.3)
+        (request,) = recalled.requests
+        publisher.also([makes.withdrawing(Recall(request.tenant, push_id=request.push_id))])
 
 
 @fault("kill -9 when a full mailbox is cut", settings={"mailbox_pushes": BOUND})

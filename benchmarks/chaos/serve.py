@@ -140,13 +140,13 @@ def _step(file: Path) -> None:
     SteppingClock.offset = float(file.read_text() or 0)
 
 
-def _limit_pool(size: int) -> None:
+def _limit_pool(most: int) -> None:
     original = Connections.__init__
 
-    def limited(self: Connections, dsn: str, application_name: str, _: int = 0) -> None:
-        original(self, dsn, application_name, size)
+    def limited(self: Connections, dsn: str, application_name: str, size: int = most) -> None:
+        original(self, dsn, application_name, min(size, most))
 
-    Connections.__init__ = limited  # type: ignore[method-assign,assignment]
+    Connections.__init__ = limited  # type: ignore[method-assign]
 
 
 def main() -> int:
