@@ -157,7 +157,9 @@ def _beside(on: Scene, made: Parked, backlog: int, seconds: int) -> None:
             return on.outcomes(run) == {"expired": rows} and owing.fetchone() == (False,)
 
         # Receipts of rows are paid by a sweep, so many in a second.
-        wait_until(expired, seconds=END_TIMEOUT + seconds, every=0.1, what=f"{rows} rows of {run} have ended")
+        wait_until(
+            expired, seconds=END_TIMEOUT + 4 * seconds, every=0.1, what=f"{rows} rows of {run} have ended"
+        )
 
 
 def park(dsn: str, rows: int) -> None:

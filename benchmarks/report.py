@@ -200,11 +200,12 @@ def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
 
 
 def _warnings(results: Results) -> Iterator[str]:
-    drains = [d for drains in results.drains.values() for d in drains]
-    if results.away is not None:
-        drains += results.away.no_ttl + results.away.there + results.away.away
-    if results.parked is not None:
-        drains += results.parked.without + results.parked.beside
+    named = dict(results.drains)
+    if (away := results.away) is not None:
+        named |= {"kept, no ttl": away.no_ttl, "kept, all there": away.there, "kept, some away": away.away}
+    if (parked := results.parked) is not None:
+        named |= {"without parked rows": parked.without, "beside parked rows": parked.beside}
+    drains = [d for drains in named.values() for d in drains]
     for what in ("others", "stolen"):
         most = max((d.cpu[what] for d in drains), default=0.0)
         if most > BUSY:
@@ -214,7 +215,7 @@ def _warnings(results: Results) -> Iterator[str]:
             f"NOTE: a fixed loop took {min(results.loop_ms):.0f} to {max(results.loop_ms):.0f} ms:"
             " this machine is not steady, compare ratios only"
         )
-    disordered = {n: sum(d.disordered for d in drains) for n, drains in results.drains.items()}
+    disordered = {n: sum(d.disordered for d in drains) for n, drains in named.items()}
     for name, count in disordered.items():
         if count:
             yield f"NOTE: {name} brought {count} frames after a later one for the same user"

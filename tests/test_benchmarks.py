@@ -365,9 +365,12 @@ def test_the_report_warns_of_a_machine_that_others_keep_busy() -> None:
     busy = drain(500)._replace(cpu=CPU | {"others": 1.2})
     made = results([busy])
     made.loop_ms = [10.0, 20.0]
+    made.away = kept.Away(10, 2, [drain(1)], [drain(1)], [drain(1)._replace(disordered=3)])
+    made.parked = None
     notes = [line for line in report.table(made) if line.startswith("NOTE")]
     assert "1.2 cores were kept busy by other programs" in notes[0]
     assert "10 to 20 ms" in notes[1]
+    assert "kept, some away brought 3 frames after a later one" in notes[2]
 
 
 def test_the_json_has_every_repetition(tmp_path: Path) -> None:
