@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
@@ -49,6 +50,8 @@ class Tally:
         self.latencies = array("q")
         self.last_at = 0
         self._complete.clear()
+        if not mine:
+            self._complete.set()
 
     def push(self, client: Client, frame: bytes, now: int) -> None:
         """One data frame came; `now` is when its bytes were read."""
@@ -99,12 +102,28 @@ class Tally:
 class Client(asyncio.Protocol):
     """One WebSocket."""
 
-    __slots__ = ("_accept", "_rest", "_tally", "_token", "_transport", "newest", "opened", "pinged", "user")
+    __slots__ = (
+        "_accept",
+        "_rest",
+        "_tally",
+        "_token",
+        "_transport",
+        "answered_at",
+        "first_at",
+        "newest",
+        "opened",
+        "pinged",
+        "user",
+    )
 
     def __init__(self, user: int, token: str, tally: Tally, opened: asyncio.Future[None]) -> None:
         self.user = user
         self.newest = -1
         self.pinged = 0
+        self.answered_at = 0
+        """When the answer to the handshake was read, in ns of the monotonic clock."""
+        self.first_at = 0
+        """When the first data frame was read; 0 while none was."""
         self.opened = opened
         self._token = token
         self._tally = tally
@@ -140,6 +159,7 @@ class Client(asyncio.Protocol):
             if not head.startswith(b"HTTP/1.1 101 ") or self._accept not in head:
                 self._fail(f"refused: {head[:40]!r}")
                 return
+            self.answered_at = time.monotonic_ns()
             self.opened.set_result(None)
         self._read_frames(data)
 
@@ -179,6 +199,8 @@ class Client(asyncio.Protocol):
             at = body + size
             opcode = first & 15
             if opcode in (_TEXT, _BINARY, _CONTINUATION):
+                if not self.first_at:
+                    self.first_at = now
                 self._tally.push(self, data[body:at], now)
             elif opcode == _PING and self._transport is not None:
                 self.pinged += 1
@@ -203,18 +225,7 @@ class Crowd:
 
         async def one(user: int) -> None:
             async with gate:
-                token = jwt.encode(
-                    {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}, secret, algorithm="HS256"
-                )
-                loop = asyncio.get_running_loop()
-                _, client = await loop.create_connection(
-                    lambda: Client(user, token, self._tally, loop.create_future()),
-                    "127.0.0.1",
-                    port,
-                    local_addr=(f"127.0.0.{2 + user // SOURCES}", 0),
-                )
-                await client.opened
-                self._clients.append(client)
+                await self._open(user, port, _token(user, secret))
 
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
@@ -223,6 +234,42 @@ class Crowd:
         gc.collect()
         gc.freeze()
         return {"connected": len(self._clients), "seconds": time.monotonic() - began}
+
+    async def open_kept(
+        self, *, port: int, secret: str, first: int, count: int, each: int, total: int, seconds: float
+    ) -> dict[str, Any]:
+        """Open a session for each of `count` users from `first` on, for whom `each` of `total` pushes are kept.
+
+        One after the other, each when the one before has all of its own. Times in ms: from the first packet,
+        and from the answer to the handshake, until the first push was read.
+        """
+        from_connect, from_answer = [], []
+        counts: Counter[str] = Counter()
+        for user in range(first, first + count):
+            token = _token(user, secret)
+            self._tally.expect(total, each)
+            began = time.monotonic_ns()
+            client = await self._open(user, port, token)
+            complete = await self._tally.complete(seconds)
+            counts.update(self._tally.report(latencies=False))
+            del counts["last_at"]
+            if not complete:
+                break
+            from_connect.append((client.first_at - began) / 1e6)
+            from_answer.append((client.first_at - client.answered_at) / 1e6)
+        return {**counts, "from_connect": from_connect, "from_answer": from_answer}
+
+    async def _open(self, user: int, port: int, token: str) -> Client:
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(
+            lambda: Client(user, token, self._tally, loop.create_future()),
+            "127.0.0.1",
+            port,
+            local_addr=(f"127.0.0.{2 + user // SOURCES}", 0),
+        )
+        await client.opened
+        self._clients.append(client)
+        return client
 
     async def expect(self, *, seed: int, total: int, users: int) -> dict[str, Any]:
         """Count from now on: `total` pushes come, to users that the seed decides."""
@@ -254,11 +301,17 @@ class Crowd:
         return {}
 
 
+def _token(user: int, secret: str) -> str:
+    claims = {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}
+    return jwt.encode(claims, secret, algorithm="HS256")
+
+
 async def serve(lines: asyncio.StreamReader) -> None:
     """Do what each line says until there are no more."""
     crowd = Crowd()
     commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
         "connect": crowd.connect,
+        "open_kept": crowd.open_kept,
         "expect": crowd.expect,
         "complete": crowd.complete,
         "report": crowd.report,

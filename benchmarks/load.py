@@ -40,12 +40,13 @@ def data(number: int, user: int, made_at: int) -> bytes:
     return b"%020d %08d %06d " % (made_at, number, user) + _PADDING
 
 
-def request(run: str, number: int, user: int, made_at: int, confirm: str) -> bytes:
-    """The push request v1."""
-    return b'{"id":"%s-%08d","to":{"user":"u%06d"},"confirm":"%s","data":"%s"}' % (
+def request(run: str, number: int, user: int, made_at: int, confirm: str, ttl: int = 0) -> bytes:
+    """The push request v1; `ttl` in seconds, 0: it names none."""
+    return b'{"id":"%s-%08d","to":{"user":"u%06d"},"confirm":"%s",%b"data":"%s"}' % (
         run.encode(),
         number,
         user,
         confirm.encode(),
+        b'"ttl":%d,' % ttl if ttl else b"",
         data(number, user, made_at),
     )

@@ -114,11 +114,12 @@ class Broker:
 class Template:
     """What all messages of a run have in common."""
 
-    def __init__(self, run: str, confirm: str) -> None:
+    def __init__(self, run: str, confirm: str, ttl: int = 0) -> None:
         self._run = run
         self._confirm = confirm
+        self._ttl = ttl
         self._methods: dict[int, bytes] = {}
-        size = len(load.request(run, 0, 0, 0, confirm))
+        size = len(load.request(run, 0, 0, 0, confirm, ttl))
         content = header.ContentHeader(
             body_size=size,
             properties=commands.Basic.Properties(content_type="application/json", delivery_mode=2),
@@ -132,14 +133,16 @@ class Template:
             key = f"user.{load.user_id(user)}"
             method = frame.marshal(commands.Basic.Publish(exchange=EXCHANGE, routing_key=key), 1)
             self._methods[user] = method
-        body = load.request(self._run, number, user, time.monotonic_ns(), self._confirm)
+        body = load.request(self._run, number, user, time.monotonic_ns(), self._confirm, self._ttl)
         return b"".join((method, self._middle, body, FRAME_END_CHAR))
 
 
-def backlog(*, url: str, run: str, confirm: str, seed: int, count: int, users: int) -> dict[str, Any]:
+def backlog(
+    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, ttl: int
+) -> dict[str, Any]:
     """Publish all at once and wait for all confirms."""
     began = time.monotonic()
-    template = Template(run, confirm)
+    template = Template(run, confirm, ttl)
     broker = Broker(url)
     chosen = load.addressees(seed, count, users)
     for at in range(0, count, CHUNK):

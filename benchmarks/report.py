@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
+from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
 from benchmarks.scene import Drain, Latency
 
 LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
@@ -38,6 +39,8 @@ class Results:
     idle_sessions: int = 0
     idle_bytes: dict[str, float] = field(default_factory=dict)
     frozen: Frozen | None = None
+    away: Away | None = None
+    parked: Parked | None = None
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
     """A fixed piece of work at the beginning of each repetition: how steady the machine is."""
@@ -88,6 +91,10 @@ def table(results: Results) -> Iterator[str]:
         yield f"memory of an idle session, {results.idle_sessions:,} of them, {name}: {each / 1024:.1f} KiB"
     if results.frozen is not None:
         yield from _frozen(results.frozen)
+    if results.away is not None:
+        yield from _away(results.away)
+    if results.parked is not None:
+        yield from _parked(results.parked)
     for name, places in results.places.items():
         yield from _places(name, places)
     yield from _warnings(results)
@@ -138,6 +145,50 @@ def _frozen(frozen: Frozen) -> Iterator[str]:
     )
 
 
+def _away(away: Away) -> Iterator[str]:
+    yield ""
+    yield _line(
+        f"kept pushes, {away.sessions:,} users",
+        ["all there, no ttl", "all there, ttl", f"{away.away_sessions} away, ttl"],
+    )
+    yield from _drains([away.no_ttl, away.there, away.away])
+    yield (
+        f"with {away.away_sessions} of {away.sessions:,} users away / all there, both with a ttl: {away.ratio:.2f}"
+        f" (wanted: at least {AWAY_RATIO:.2f}{_missed(away.ratio < AWAY_RATIO)})"
+    )
+
+
+def _parked(parked: Parked) -> Iterator[str]:
+    yield ""
+    yield _line(f"{parked.rows:,} parked rows", ["without them", "beside them"])
+    yield from _drains([parked.without, parked.beside])
+    yield _line("rows that expire in a second", ["0", f"{median(parked.expired):,.0f}"])
+    yield f"beside them, {EXPIRING_RATE:,} others expiring in a second / without: {parked.ratio:.2f}"
+    opened = parked.openings
+    most = max(opened.from_connect)
+    yield (
+        f"a session opens, {opened.each} pushes kept for its user: ms until the first is there"
+        f" ({len(opened.from_connect)} users; wanted: under {FIRST_PUSH_MS:.0f}{_missed(most >= FIRST_PUSH_MS)})"
+    )
+    for title, times in (
+        ("from the first packet", opened.from_connect),
+        ("from the answer to the upgrade", opened.from_answer),
+    ):
+        yield f"  {title:<30}  median {median(times):.1f}, most {max(times):.1f}"
+
+
+def _drains(columns: Sequence[Sequence[Drain]]) -> Iterator[str]:
+    yield _line("pushes/s, end to end", [_median(drains, lambda d: d.rate) for drains in columns])
+    yield _line("  lowest .. highest", [_span(drains, lambda d: d.rate) for drains in columns])
+    yield _line("  repetitions, all counts equal", [str(len(drains)) for drains in columns])
+    yield _line("bridge's CPU per push, µs", [_median(drains, lambda d: d.cpu_each) for drains in columns])
+    yield _line("Postgres, % of a core", [_median(drains, _share_of("postgres")) for drains in columns])
+
+
+def _missed(missed: bool) -> str:
+    return ": MISSED" if missed else ""
+
+
 def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
     yield f"where {name} spends its time (on top of the stack, anywhere on it)"
     for place in places[:PLACES]:
@@ -149,7 +200,12 @@ def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
 
 
 def _warnings(results: Results) -> Iterator[str]:
-    drains = [d for drains in results.drains.values() for d in drains]
+    named = dict(results.drains)
+    if (away := results.away) is not None:
+        named |= {"kept, no ttl": away.no_ttl, "kept, all there": away.there, "kept, some away": away.away}
+    if (parked := results.parked) is not None:
+        named |= {"without parked rows": parked.without, "beside parked rows": parked.beside}
+    drains = [d for drains in named.values() for d in drains]
     for what in ("others", "stolen"):
         most = max((d.cpu[what] for d in drains), default=0.0)
         if most > BUSY:
@@ -159,7 +215,7 @@ def _warnings(results: Results) -> Iterator[str]:
             f"NOTE: a fixed loop took {min(results.loop_ms):.0f} to {max(results.loop_ms):.0f} ms:"
             " this machine is not steady, compare ratios only"
         )
-    disordered = {n: sum(d.disordered for d in drains) for n, drains in results.drains.items()}
+    disordered = {n: sum(d.disordered for d in drains) for n, drains in named.items()}
     for name, count in disordered.items():
         if count:
             yield f"NOTE: {name} brought {count} frames after a later one for the same user"
@@ -185,13 +241,14 @@ def _span(items: Sequence[Any], pick: Callable[[Any], float]) -> str:
     return f"{min(values):,.0f} .. {max(values):,.0f}"
 
 
+def _facts(drains: Sequence[Drain]) -> list[dict[str, Any]]:
+    return [d._asdict() | {"rate": d.rate, "cpu_each": d.cpu_each} for d in drains]
+
+
 def write_json(results: Results, directory: Path) -> Path:
     """Write everything to a file named after the time."""
     path = directory / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
-    drains = {
-        name: [d._asdict() | {"rate": d.rate, "cpu_each": d.cpu_each} for d in drains]
-        for name, drains in results.drains.items()
-    }
+    drains = {name: _facts(drains) for name, drains in results.drains.items()}
     made = asdict(results) | {
         "drains": drains,
         "latencies": {
@@ -207,6 +264,20 @@ def write_json(results: Results, directory: Path) -> Path:
             "free": [d._asdict() | {"rate": d.rate} for d in results.frozen.free],
             "frozen": [d._asdict() | {"rate": d.rate} for d in results.frozen.frozen],
             "ratio": results.frozen.ratio,
+        }
+    if (away := results.away) is not None:
+        made["away"] = away._asdict() | {
+            "no_ttl": _facts(away.no_ttl),
+            "there": _facts(away.there),
+            "away": _facts(away.away),
+            "ratio": away.ratio,
+        }
+    if (parked := results.parked) is not None:
+        made["parked"] = parked._asdict() | {
+            "openings": parked.openings._asdict(),
+            "without": _facts(parked.without),
+            "beside": _facts(parked.beside),
+            "ratio": parked.ratio,
         }
     path.write_text(json.dumps(made, indent=1) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""`make bench`: the naive bridge and this one in turn, on private servers, within ten minutes.
+"""`make bench`: the naive bridge and this one in turn, on private servers, in about twelve minutes.
 
 It prints a table and writes all figures to .dev/bench/<date>.json. Exit codes: 0 measured; 1 a measurement
 failed, or its counts did not agree; 2 usage; 130 interrupted.
@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 from benchmarks import flame, frozen, report
+from benchmarks.kept import measure_away, measure_parked
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
 from bridge.dev import Progress, sigterm_interrupts
@@ -40,22 +42,38 @@ class Plan(NamedTuple):
     idle_sessions: int = 5_000
     frozen_backlog: int = 20_000
     frozen_repetitions: int = 5
+    kept_backlog: int = 10_000
+    kept_repetitions: int = 5
+    parked: int = 1_000_000
+    parked_backlog: int = 20_000
+    parked_repetitions: int = 5
+    openings: int = 50
     profile_backlog: int = 30_000
 
 
 Part = Callable[[Servers, Plan, report.Results, Progress], None]
 
-QUICK: Final = Plan(backlog=5_000, repetitions=2, steady_seconds=3.0, frozen_repetitions=1)
+QUICK: Final = Plan(
+    backlog=5_000,
+    repetitions=2,
+    steady_seconds=3.0,
+    frozen_repetitions=1,
+    kept_backlog=5_000,
+    kept_repetitions=1,
+    parked=100_000,
+    parked_backlog=5_000,
+    parked_repetitions=1,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: three minutes")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
-    parser.add_argument("--only", choices=("compare", "idle", "freeze"), help="one part of it")
+    parser.add_argument("--only", choices=("compare", "idle", "freeze", "kept"), help="one part of it")
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
@@ -78,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
             results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
-            parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze)
+            parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze, kept)
             if chosen.only:
                 parts = [part for part in parts if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
@@ -166,6 +184,36 @@ def freeze(servers: Servers, plan: Plan, results: report.Results, say: Progress)
     say(
         f"{results.frozen.frozen_sessions} of {plan.sessions:,} sessions frozen:"
         f" the others keep {results.frozen.ratio:.0%} of their throughput"
+    )
+
+
+def kept(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """What kept pushes cost the others."""
+    results.away = measure_away(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.sessions,
+        backlog=plan.kept_backlog,
+        repetitions=plan.kept_repetitions,
+        warm_up=plan.warm_up,
+    )
+    say(
+        f"{results.away.away_sessions} of {plan.sessions:,} users away:"
+        f" {results.away.ratio:.0%} of the throughput with all there"
+    )
+    results.parked = measure_parked(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.sessions,
+        backlog=plan.parked_backlog,
+        repetitions=plan.parked_repetitions,
+        warm_up=plan.warm_up,
+        rows=plan.parked,
+        openings=plan.openings,
+    )
+    say(
+        f"{plan.parked:,} parked rows: {results.parked.ratio:.0%} of the throughput without;"
+        f" the first kept push comes in {median(results.parked.openings.from_connect):.1f} ms"
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import os
+import re
 import secrets
 import socket
 import sys
@@ -107,6 +108,17 @@ class Latency(NamedTuple):
     cpu: Mapping[str, float]
 
 
+class Openings(NamedTuple):
+    """How long sessions waited for the first push that was kept for their user, in ms; one after the other."""
+
+    each: int
+    """Pushes that were kept for each of them."""
+    from_connect: list[float]
+    """From the first packet of the connection on: the handshake is in it."""
+    from_answer: list[float]
+    """From the answer to the handshake on."""
+
+
 class Sum(NamedTuple):
     """The counts of all client processes together."""
 
@@ -130,6 +142,7 @@ class Scene:
         publisher: Child,
         crowds: Sequence[Child],
         port: int,
+        ops_port: int,
         secret: str,
     ) -> None:
         self.contestant = contestant
@@ -138,9 +151,12 @@ class Scene:
         self.sessions = 0
         self._servers = servers
         self._vhost = vhost
-        self._url, self._dsn = urls
+        self._url, self.dsn = urls
+        self._users: list[range] = [range(0) for _ in crowds]
+        """Of each client process, those whose sessions it opens."""
         self._publisher = publisher
         self._port = port
+        self._ops_port = ops_port
         self._secret = secret
         self._watched = {
             "bridge": [bridge.pid],
@@ -153,34 +169,72 @@ class Scene:
     def connect(self, counts: Sequence[int]) -> float:
         """Open so many sessions in each client process, one user each; returns the seconds it took."""
         began = time.monotonic()
-        for crowd, count in zip(self.crowds, counts, strict=True):
-            answer = crowd.ask(
-                "connect", port=self._port, secret=self._secret, first=self.sessions, count=count
-            )
-            if answer["connected"] != count:
-                raise BenchmarkFailed(f"{answer['connected']} of {count} sessions are open")
+        for place, (crowd, count) in enumerate(zip(self.crowds, counts, strict=True)):
+            self._users[place] = range(self.sessions, self.sessions + count)
             self.sessions += count
+            self._open(crowd)
         return time.monotonic() - began
+
+    def _open(self, crowd: Child) -> None:
+        """Open the sessions of one client process that has none."""
+        users = self._users[self.crowds.index(crowd)]
+        answer = crowd.ask(
+            "connect", port=self._port, secret=self._secret, first=users.start, count=len(users)
+        )
+        if answer["connected"] != len(users):
+            raise BenchmarkFailed(f"{answer['connected']} of {len(users)} sessions are open")
+
+    def _leave(self, crowds: Sequence[Child]) -> None:
+        """Close the sessions of these client processes, and wait until the bridge knows."""
+        for crowd in crowds:
+            crowd.ask("leave")
+        left = sum(
+            len(users) for crowd, users in zip(self.crowds, self._users, strict=True) if crowd not in crowds
+        )
+        wait_until(
+            lambda: _open_sessions(self._ops_port) == left,
+            seconds=END_TIMEOUT,
+            every=LOOK_EVERY,
+            what=f"the bridge has {left} sessions",
+        )
 
     # --- throughput ---
 
-    def drain(self, count: int, *, only: Sequence[Child] = (), frozen: Sequence[Child] = ()) -> Drain:
+    def drain(
+        self,
+        count: int,
+        *,
+        only: Sequence[Child] = (),
+        frozen: Sequence[Child] = (),
+        away: Sequence[Child] = (),
+        ttl: int = 0,
+        just_before: Callable[[], None] = lambda: None,
+    ) -> Drain:
         """Drain a backlog of so many pushes; verified.
 
         With `only`, the clock stops when these client processes have all their frames, and `pushes` counts
         theirs. Those in `frozen` stand still meanwhile (SIGSTOP), and it is the others that count. Rows,
         acks and the frozen clients' frames are verified in any case, afterwards.
+
+        The sessions of those in `away` are closed meanwhile: a push for them is done when it is kept (for
+        `ttl` seconds) and its message acked. Then they come back, and get what was kept for them.
+
+        `just_before` is called when the backlog lies in the queue, and the clock is about to start.
         """
         seed, run = self._begin(count)
-        counted = only or [crowd for crowd in self.crowds if crowd not in frozen]
-        pushes = 0
+        counted = only or [crowd for crowd in self.crowds if crowd not in (*frozen, *away)]
+        pushes = kept = 0
         for crowd in self.crowds:
             answer = crowd.ask("expect", seed=seed, total=count, users=self.sessions)
-            pushes += answer["expected"] if crowd in counted else 0
+            pushes += answer["expected"] if crowd in (*counted, *away) else 0
+            kept += answer["expected"] if crowd in away else 0
+        if away:
+            self._leave(away)
         for crowd in frozen:
             crowd.freeze()
         self.bridge.freeze()
-        published = self._publish(count, seed, run)
+        published = self._publish(count, seed, run, ttl)
+        just_before()
         before = self._cpu()
         for crowd in counted:
             crowd.tell("complete", seconds=DRAIN_TIMEOUT)
@@ -190,11 +244,13 @@ class Scene:
         if not all(t["complete"] for t in told):
             raise BenchmarkFailed(f"{run}: of {pushes} frames came in {DRAIN_TIMEOUT:g} s: {told}")
         ended = frames_at = max(t["last_at"] for t in told)
-        if len(counted) == len(self.crowds):
-            ended = self._await_the_end(run, count)
+        if len(counted) + len(away) == len(self.crowds):
+            ended = self._await_the_end(run, count, kept)
         cpu = self._cpu_since(before, (time.monotonic_ns() - began) / 1e9)
         for crowd in frozen:
             crowd.thaw()
+        for crowd in away:
+            self._open(crowd)
         self._await_the_end(run, count)
         counts = self._verify(run, count, some_unproven=bool(frozen))
         return Drain(
@@ -206,7 +262,7 @@ class Scene:
             disordered=counts.disordered,
         )
 
-    def _publish(self, count: int, seed: int, run: str) -> float:
+    def _publish(self, count: int, seed: int, run: str, ttl: int) -> float:
         answer = self._publisher.ask(
             "backlog",
             url=self._url,
@@ -215,11 +271,12 @@ class Scene:
             seed=seed,
             count=count,
             users=self.sessions,
+            ttl=ttl,
         )
         lying = self._queued()
         if not answer["confirmed"] == lying == count:
             raise BenchmarkFailed(f"{run}: {answer['confirmed']} of {count} confirmed, {lying} in the queue")
-        with psycopg.connect(self._dsn, autocommit=True) as conn:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
             # What an earlier run left to be written shall not be written during this one.
             conn.execute("checkpoint")
         return float(answer["seconds"])
@@ -252,6 +309,33 @@ class Scene:
         all_ns = [ns for crowd in self.crowds for ns in crowd.ask("report")["latencies"]]
         p50, p99 = percentiles(all_ns, 50, 99)
         return Latency(count, count / published["seconds"], p50 / 1e6, p99 / 1e6, max(all_ns) / 1e6, cpu)
+
+    # --- mailboxes ---
+
+    def open_kept(self, crowd: Child, *, run: str, first: int, count: int, each: int, total: int) -> Openings:
+        """Open a session for each of `count` users from `first` on, and close them again; verified.
+
+        For each of them `each` pushes of `run` are kept, which has `total` of them.
+        """
+        told = crowd.ask(
+            "open_kept",
+            within=count * END_TIMEOUT,
+            port=self._port,
+            secret=self._secret,
+            first=first,
+            count=count,
+            each=each,
+            total=total,
+            seconds=END_TIMEOUT / 2,
+        )
+        wanted = count * each
+        if told["distinct"] != wanted or told["duplicates"] or told["strays"] or told["disordered"]:
+            raise BenchmarkFailed(f"{run}: {wanted} pushes were kept, the clients say {told}")
+        self._await_the_end(run, total, total - wanted)
+        if self.outcomes(run).keys() != {self.contestant.confirm}:
+            raise BenchmarkFailed(f"{run}: {wanted} pushes were kept, the rows are {self.outcomes(run)}")
+        self._leave([crowd])
+        return Openings(each, told["from_connect"], told["from_answer"])
 
     # --- memory ---
 
@@ -298,13 +382,13 @@ class Scene:
             raise BenchmarkFailed(f"{run}: {count} pushes were published, the clients say {total}")
         return total
 
-    def outcomes(self, run: str) -> dict[str, int]:
-        """Final rows by outcome, of the pushes whose id starts like that."""
+    def outcomes(self, run: str, *, final: bool = True) -> dict[str, int]:
+        """Rows by outcome, the final ones or the others, of the pushes whose id starts like that."""
         query = sql.SQL(
-            "select outcome, count(*) from {} where starts_with(push_id, %s) and final group by outcome"
+            "select outcome, count(*) from {} where starts_with(push_id, %s) and final = %s group by outcome"
         )
-        with psycopg.connect(self._dsn) as conn:
-            found = conn.execute(query.format(sql.Identifier(self.contestant.table)), (run,)).fetchall()
+        with psycopg.connect(self.dsn) as conn:
+            found = conn.execute(query.format(sql.Identifier(self.contestant.table)), (run, final)).fetchall()
         return dict(found)
 
     def _queued(self) -> int:
@@ -324,8 +408,10 @@ class Scene:
             )
         )
 
-    def _await_the_end(self, run: str, count: int) -> int:
+    def _await_the_end(self, run: str, count: int, kept: int = 0) -> int:
         """Wait until nothing is left in the queue, neither ready nor unacked, and every row is final.
+
+        Of `count` rows `kept` are stored instead, for users who are away.
 
         Returns when that was (monotonic ns). Rows come before acks; but a push whose proof takes long is
         acked while its row still says `pending`, so that the rows may be the later of the two.
@@ -338,12 +424,18 @@ class Scene:
             return self._queued() == 0
 
         def rows_are_final() -> bool:
-            return sum(self.outcomes(run).values()) == count
+            # A push that awaits its proof may be stored as well: it is final soon, and only then is this over.
+            return sum(self.outcomes(run).values()) == count - kept and (
+                not kept or self.outcomes(run, final=False) == {"stored": kept}
+            )
 
         wait_until(acked, seconds=END_TIMEOUT, every=LOOK_EVERY, what=f"{run}: the queue is empty")
         if not rows_are_final():
             wait_until(
-                rows_are_final, seconds=END_TIMEOUT, every=LOOK_EVERY, what=f"{run}: {count} rows are final"
+                rows_are_final,
+                seconds=END_TIMEOUT,
+                every=LOOK_EVERY,
+                what=f"{run}: {count - kept} rows are final, {kept} stored",
             )
             ended = time.monotonic_ns()
         return ended
@@ -373,7 +465,7 @@ def scene(
     `wrap` may put something around the contestant's command, such as a profiler.
     """
     name = f"bench_{os.getpid()}_{next(_numbers)}"
-    port, secret = _free_port(), secrets.token_urlsafe(48)
+    port, ops_port, secret = _free_port(), _free_port(), secrets.token_urlsafe(48)
     with ExitStack() as stack:
         url = stack.enter_context(_vhost(servers, name))
         dsn = stack.enter_context(_database(servers, name))
@@ -385,7 +477,7 @@ def scene(
             "BRIDGE_NODE": "bench",
             "BRIDGE_WS_HOST": "127.0.0.1",
             "BRIDGE_WS_PORT": str(port),
-            "BRIDGE_OPS_PORT": "0",
+            "BRIDGE_OPS_PORT": str(ops_port),
             "BRIDGE_JWT_SECRET": secret,
             **contestant.environment,
         }
@@ -409,7 +501,7 @@ def scene(
             child(f"clients {number}", (sys.executable, "-m", "benchmarks.clients"))
             for number, _ in enumerate(sessions)
         ]
-        made = Scene(contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, secret)
+        made = Scene(contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, ops_port, secret)
         if any(sessions):
             made.connect(sessions)
         yield made
@@ -443,6 +535,20 @@ def _is_ready(bridge: Child, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _open_sessions(ops_port: int) -> int:
+    """As the bridge's own figures say."""
+    connection = http.client.HTTPConnection("127.0.0.1", ops_port, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+    finally:
+        connection.close()
+    found = re.search(r"^bridge_sessions ([0-9.e+]+)$", page, re.MULTILINE)
+    if found is None:
+        raise BenchmarkFailed("the bridge does not say how many sessions it has")
+    return int(float(found[1]))
 
 
 def _free_port() -> int:

@@ -15,10 +15,11 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from benchmarks import flame, frozen, load, report
+from benchmarks import flame, frozen, kept, load, report
+from benchmarks import scene as scenery
 from benchmarks.clients import Client, Tally
-from benchmarks.processes import BenchmarkFailed
-from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, Drain, Latency, Scene, scene
+from benchmarks.processes import BenchmarkFailed, Child
+from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, Drain, Latency, Openings, Scene, scene
 from bridge.devservers import Servers
 from tests.clients import masked
 
@@ -50,6 +51,11 @@ def test_a_request_carries_200_bytes_of_data_that_tell_number_user_and_time() ->
     assert int(data[: load.NUMBER_AT]) == 123456789
     assert int(data[load.NUMBER_AT : load.USER_AT]) == 7
     assert int(data[load.USER_AT : load.PADDING_AT]) == 42
+
+
+def test_a_ttl_is_in_the_request_where_one_is_given() -> None:
+    plain, kept = (json.loads(load.request("run1", 7, 42, 1, "written", ttl)) for ttl in (0, 3600))
+    assert kept == plain | {"ttl": 3600}
 
 
 def test_every_process_picks_the_same_users() -> None:
@@ -128,6 +134,12 @@ async def test_what_came_twice_or_late_or_was_meant_for_others_is_told_apart() -
     assert not await tally.complete(0)
 
 
+async def test_a_client_to_whom_nothing_is_sent_is_complete_at_once() -> None:
+    tally = Tally()
+    tally.expect(3, 0)
+    assert await tally.complete(0)
+
+
 async def test_a_refused_handshake_fails_the_client() -> None:
     transport = Written()
     client = Client(1, "token", Tally(), asyncio.get_running_loop().create_future())
@@ -165,6 +177,94 @@ def test_frozen_clients_get_their_frames_later_and_every_push_has_a_row(
         assert rows(on) == 800
         assert 300 < free.pushes < 400
         assert 300 < held.pushes < 400
+
+
+def test_users_who_are_away_get_their_pushes_once_when_they_are_back(
+    servers: Servers, tmp_path: Path
+) -> None:
+    with scene(servers, RECEIVED, directory=tmp_path, sessions=[16, 4]) as on:
+        taken: list[dict[str, int]] = []
+        opened = on._open
+
+        def look_and_open(crowd: Child) -> None:
+            taken.extend((on.outcomes(""), on.outcomes("", final=False)))
+            opened(crowd)
+
+        on._open = look_and_open  # type: ignore[method-assign]
+        drain = on.drain(400, ttl=3600, away=on.crowds[1:])
+        assert drain.pushes == 400
+        final, waiting = taken
+        assert final.keys() == {"received"}
+        assert waiting.keys() == {"stored"}
+        assert 40 < waiting["stored"] < 140
+        assert on.outcomes("") == {"received": 400}
+        assert on.drain(100).pushes == 100, "they are all there again"
+
+
+def test_pushes_for_users_who_are_away_fail_the_measurement_where_nothing_keeps_them(
+    servers: Servers, tmp_path: Path
+) -> None:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        scene(servers, RECEIVED, directory=tmp_path, sessions=[8, 2]) as on,
+    ):
+        patch.setattr(scenery, "END_TIMEOUT", 1.0)
+        with pytest.raises(BenchmarkFailed, match="stored"):
+            on.drain(100, away=on.crowds[1:])
+
+
+def test_what_is_parked_reaches_sessions_that_open_and_what_expires_ends(
+    servers: Servers, tmp_path: Path
+) -> None:
+    parked = kept.measure_parked(
+        servers,
+        directory=tmp_path,
+        sessions=10,
+        backlog=200,
+        repetitions=2,
+        warm_up=10,
+        rows=2_000,
+        openings=3,
+    )
+    assert parked.rows == 2_000
+    assert len(parked.without) == len(parked.beside) == len(parked.expired) == 2
+    times = parked.openings
+    assert len(times.from_connect) == len(times.from_answer) == 3
+    assert all(0 < a < c for a, c in zip(times.from_answer, times.from_connect, strict=True))
+
+
+def test_parked_rows_lie_in_the_partitions_of_several_days(database: str) -> None:
+    kept.park(database, 1_000)
+    with psycopg.connect(database) as conn:
+        rows = conn.execute(
+            "select log_day.day - l.day, count(*), count(distinct l.user_id), count(distinct l.position)"
+            " from delivery_log l, log_day where l.day >= kept_since group by 1 order by 1"
+        ).fetchall()
+        assert rows == [(ago, 200, 50, 200) for ago in range(kept.DAYS)]
+        found = conn.execute(
+            "select (m.log).push_id, (m.log).payload from mailbox_rows(array[%s], array[0::bigint],"
+            " array[9223372036854775807], array[null::bigint], array[200], array[1000000::bigint]) m",
+            (load.user_id(kept.PARKED_USERS + 7),),
+        ).fetchall()
+    numbers = range(7, 1_000, 1_000 // kept.EACH)
+    assert found == [
+        (load.push_id(kept.PARKED, n), b'"%s"' % load.data(n, kept.PARKED_USERS + 7, 0)) for n in numbers
+    ]
+
+
+def test_a_kept_push_that_does_not_come_fails_the_measurement(servers: Servers, tmp_path: Path) -> None:
+    with scene(servers, RECEIVED, directory=tmp_path, sessions=[0]) as on:
+        kept.park(on.dsn, 1_000)
+        with psycopg.connect(on.dsn, autocommit=True) as conn:
+            conn.execute(
+                "update delivery_log set expires_at = 'infinity', position = 1"
+                " where user_id = %s and payload like %s",
+                (load.user_id(kept.PARKED_USERS), b"%0000000000 00000950 %"),
+            )
+        with pytest.raises(BenchmarkFailed, match="'disordered': 1"):
+            on.open_kept(
+                on.crowds[0], run=kept.PARKED, first=kept.PARKED_USERS, count=1, each=kept.EACH, total=1_000
+            )
 
 
 def test_a_push_that_reached_nobody_fails_the_measurement(servers: Servers, tmp_path: Path) -> None:
@@ -231,6 +331,10 @@ def results(more: Sequence[Drain] = ()) -> report.Results:
     made.drains["bridge"] += more
     made.latencies = {"naive": [latency], "bridge": [latency]}
     made.frozen = frozen.Frozen(100, 5, [drain(100), drain(200)], [drain(120), drain(150)])
+    made.away = kept.Away(100, 20, [drain(500)], [drain(400), drain(300)], [drain(280), drain(280)])
+    made.parked = kept.Parked(
+        1_000_000, Openings(20, [10.0, 51.0, 12.0], [2.0, 3.0, 4.0]), [drain(400)], [drain(300)], [990.0]
+    )
     made.places = {"bridge": [flame.Place("run (a.py)", 1.0, 0.25)]}
     made.idle_bytes, made.idle_sessions = {"bridge": 8192.0}, 5000
     return made
@@ -243,6 +347,16 @@ def test_the_report_shows_medians_and_their_ratio() -> None:
     assert re.search(r"times naive +1\.0 +5\.0\n", text)
     assert "5,000 of them, bridge: 8.0 KiB" in text
     assert "ratio 0.90" in text
+    assert re.search(r"kept pushes, 100 users +all there, no ttl +all there, ttl +20 away, ttl\n", text)
+    assert re.search(r"pushes/s, end to end +500 +350 +280\n", text)
+    assert "with 20 of 100 users away / all there, both with a ttl: 0.80 (wanted: at least 0.75)" in text
+    assert re.search(r"1,000,000 parked rows +without them +beside them\n", text)
+    assert "1,000 others expiring in a second / without: 0.75" in text
+    assert re.search(r"rows that expire in a second +0 +990\n", text)
+    assert (
+        "20 pushes kept for its user: ms until the first is there (3 users; wanted: under 50: MISSED)" in text
+    )
+    assert re.search(r"from the first packet +median 12\.0, most 51\.0\n", text)
     assert "25.0% 100.0%  run (a.py)" in text
     assert "NOTE" not in text
 
@@ -251,9 +365,12 @@ def test_the_report_warns_of_a_machine_that_others_keep_busy() -> None:
     busy = drain(500)._replace(cpu=CPU | {"others": 1.2})
     made = results([busy])
     made.loop_ms = [10.0, 20.0]
+    made.away = kept.Away(10, 2, [drain(1)], [drain(1)], [drain(1)._replace(disordered=3)])
+    made.parked = None
     notes = [line for line in report.table(made) if line.startswith("NOTE")]
     assert "1.2 cores were kept busy by other programs" in notes[0]
     assert "10 to 20 ms" in notes[1]
+    assert "kept, some away brought 3 frames after a later one" in notes[2]
 
 
 def test_the_json_has_every_repetition(tmp_path: Path) -> None:
@@ -261,6 +378,10 @@ def test_the_json_has_every_repetition(tmp_path: Path) -> None:
     assert [round(d["rate"]) for d in made["drains"]["bridge"]] == [400, 500, 600]
     assert made["median_rate"] == {"naive": pytest.approx(100), "bridge": pytest.approx(500)}
     assert made["frozen"]["ratio"] == pytest.approx(0.9)
+    assert made["away"]["ratio"] == pytest.approx(0.8)
+    assert [round(d["rate"]) for d in made["away"]["there"]] == [400, 300]
+    assert made["parked"]["ratio"] == pytest.approx(0.75)
+    assert made["parked"]["openings"]["from_connect"] == [10.0, 51.0, 12.0]
     assert made["places"]["bridge"] == [{"name": "run (a.py)", "share": 1.0, "own": 0.25}]
 
 
