@@ -21,7 +21,7 @@ demo: $(READY) ## the whole story in a minute: push, receive, compare with the d
 test: $(READY) lint ## everything that must hold: linters, types, floors, tests on servers of their own
 	@$(BIN)/python -m bridge.devservers ensure chromium
 	@echo "tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## linters, formatting, types, and who may import whom
 	@echo "ruff";         $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . || \
