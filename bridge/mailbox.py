@@ -33,7 +33,7 @@ from bridge.session import Replay, Session
 from bridge.settlement import Settlement
 from bridge.states import SessionState
 
-READ_SESSIONS = 200
+READ_SESSIONS = 50
 """Sessions whose pages are read in one statement."""
 SLACK = 10_000_000
 """Microseconds before the push last seen at which a resume begins: rows are not committed in order."""
