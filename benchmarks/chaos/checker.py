@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, Tab, To
 
+STORIES_MAX = 10
+"""Violations of each kind whose story is gathered: it takes a look at all that is known."""
 FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
 
@@ -122,6 +124,7 @@ class _Check:
         self._waits = Waits(evidence.tabs)
         self._shaken = sorted(evidence.shaken)
         self._verdict = Verdict()
+        self._broken_times: Counter[Broken] = Counter()
         self._rows: Mapping[str, list[Row]] = defaultdict(list)
         """Mark of a request to its rows."""
         self._by_key: dict[tuple[str, str | None, str], list[Request]] = defaultdict(list)
@@ -153,7 +156,9 @@ class _Check:
         return self._verdict
 
     def _broken(self, kind: Broken, what: str, request: Request | None = None) -> None:
-        self._verdict.violations.append(Violation(kind, what, self._facts(request) if request else ()))
+        self._broken_times[kind] += 1
+        facts = self._facts(request) if request and self._broken_times[kind] <= STORIES_MAX else ()
+        self._verdict.violations.append(Violation(kind, what, facts))
 
     def _facts(self, request: Request) -> tuple[str, ...]:
         """All sides of a request's story."""
