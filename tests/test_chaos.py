@@ -364,7 +364,9 @@ def test_what_was_recalled_while_it_was_stored_does_not_wait() -> None:
     made = evidence(request, rows=[stored(request)])
     made.recalls["r1"] = Recall("", push_id=request.push_id, confirmed=True, replied=3.0)
     assert kinds(made) == [], "it may have come before the push was taken"
-    made.recalls["r1"].sure = True
+    made.recalls["r1"].stored_for = "u2"
+    assert kinds(made) == [], "it was stored for somebody else then"
+    made.recalls["r1"].stored_for = "u1"
     assert kinds(made) == [Broken.KEPT_ENDED]
     made = evidence(request, rows=[recalled])
     made.recalls["r1"] = Recall("", push_id=request.push_id, confirmed=True, replied=3.0)

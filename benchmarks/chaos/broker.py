@@ -423,7 +423,7 @@ class Requests:
         recent = [r for e in self._recent for r in e.requests if r.ttl]
         if waiting and first < 0.5:
             key = waiting[int(second * len(waiting))]
-            recall = Recall(key.tenant, push_id=key.push_id, sure=True)
+            recall = Recall(key.tenant, push_id=key.push_id, stored_for=key.user or "")
         elif not recent:
             return None
         else:

@@ -292,11 +292,11 @@ class _Check:
         for mark, rows in self._rows.items():
             request = self._e.requests[mark]
             for row in rows:
-                if row.outcome != "stored":
+                if row.outcome != "stored" or not self._has_a_place(request, row.key):
                     continue
                 for newer in self._same_key(request, row.key.user):
                     there = any(r.key.user == row.key.user for r in self._rows.get(newer.mark, ()))
-                    if there and request.before(newer) and newer.copies == request.copies == 1:
+                    if there and request.before(newer) and newer.copies == 1:
                         what = f"stored for {row.key.user}, though {newer.push_id} replaces it"
                         self._broken(Broken.KEPT_ENDED, what, request)
                         break
@@ -306,10 +306,12 @@ class _Check:
         by_id = {(r.tenant, r.push_id): mark for mark, r in self._e.requests.items() if r.push_id}
         for recall in self._e.recalls.values():
             mark = by_id.get((recall.tenant, recall.push_id))
-            if mark is None or not (recall.sure and recall.confirmed):
+            if mark is None or not (recall.stored_for and recall.confirmed):
                 continue
-            if any(row.outcome == "stored" for row in self._rows.get(mark, ())):
-                self._broken(Broken.KEPT_ENDED, "stored, though it was recalled", self._e.requests[mark])
+            for row in self._rows.get(mark, ()):
+                if row.outcome == "stored" and row.key.user == recall.stored_for:
+                    what = f"stored for {row.key.user}, though it was recalled"
+                    self._broken(Broken.KEPT_ENDED, what, self._e.requests[mark])
 
     def _mailboxes(self) -> None:
         """No mailbox is over its bound, and what it gave up was older than what it holds."""
@@ -345,7 +347,9 @@ class _Check:
             if tab.resumes and number != connection:
                 connection, newest, read = number, None, set()
             request = self._e.requests.get(mark)
-            if mark in read or request is None or not self._has_a_place(request, tab.user, at):
+            if mark in read or request is None:
+                continue
+            if not self._has_a_place(request, RowKey(request.tenant, request.push_id, tab.user), at):
                 continue
             read.add(mark)
             if newest is not None and request.before(newest):
@@ -354,13 +358,11 @@ class _Check:
             if newest is None or request.first_published > newest.first_published:
                 newest = request
 
-    def _has_a_place(self, request: Request, user: str, read_at: float) -> bool:
+    def _has_a_place(self, request: Request, key: RowKey, read_at: float = math.inf) -> bool:
         """Whether the order of the queue is this push's order: it is kept, was published once, and the broker
-        has not taken it back before it was read or stored. Whom a push to everyone is for is decided anew
-        when it comes again."""
+        has not taken it back before it was read or stored. What comes again is behind what was taken meanwhile."""
         if not request.ttl or request.copies != 1:
             return False
-        key = RowKey(request.tenant, request.push_id, user)
         settled = min(read_at, self._e.stored.get(key, math.inf))
         return bisect.bisect(self._shaken, request.first_published) == bisect.bisect(self._shaken, settled)
 

@@ -95,8 +95,8 @@ class Recall:
     push_id: str = ""
     user: str = ""
     collapse_key: str = ""
-    sure: bool = False
-    """The push was announced as stored before this was published: it can't have come too early."""
+    stored_for: str = ""
+    """A user for whom the push was announced as stored before this was published: it can't come too early."""
     confirmed: bool = False
     replied: float = math.inf
     """Monotonic seconds of the last answer."""
