@@ -42,7 +42,7 @@ LINGER = 0.005
 LINGER_ROWS = 100
 """A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
 SWEEP_ROWS = 500
-"""Debts paid in one sweep."""
+"""Debts paid in one step of a sweep."""
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 """Seconds between tries while the database is away: doubled from the first to the most."""
 
@@ -368,8 +368,8 @@ class Settlement:
                     self._gate.clear("delivery log")
                     break
 
-    async def _send(self, payment: _Payment) -> None:
-        """Send receipts; what is not confirmed becomes, or stays, a debt of its row."""
+    async def _send(self, payment: _Payment) -> bool:
+        """Send receipts; what is not confirmed becomes, or stays, a debt of its row. False where that is any."""
         started = self._clock.monotonic()
         unsent = await self._receipts.send(payment.receipts)
         self._metrics.receipts(
@@ -390,6 +390,7 @@ class Settlement:
         if paid:
             await self._persist(lambda: self._store.settle(paid))
         self._paying.difference_update(payment.owed_by_row)
+        return not unsent
 
     async def _settle_messages(self, payment: _Payment) -> None:
         done = payment.released
@@ -433,13 +434,16 @@ class Settlement:
                 return
             unburied, self._unburied = self._unburied, []
             await self._finish(unburied)
-            owing = [r for r in await self._store.owing(SWEEP_ROWS) if r.key not in self._paying]
+            found = await self._store.owing(SWEEP_ROWS)
+            owing = [r for r in found if r.key not in self._paying]
             if not owing:
                 return
             payment = _Payment(
                 [Receipt(r, r.owed or ()) for r in owing], {r.key for r in owing}, {}, [], [], []
             )
-            await self._send(payment)
+            if await self._send(payment) and len(found) == SWEEP_ROWS:
+                # There are more; what has come to be paid meanwhile goes first.
+                self.sweep()
         except (StoreUnavailable, SchemaBehind) as away:
             self._gate.shut("database", str(away))
 

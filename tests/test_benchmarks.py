@@ -201,7 +201,7 @@ def test_users_who_are_away_get_their_pushes_once_when_they_are_back(
         assert on.drain(100).pushes == 100, "they are all there again"
 
 
-def test_pushes_for_users_who_are_away_fail_the_measurement_where_nothing_keeps_them(
+def test_pushes_for_users_who_are_away_fail_the_measurement_where_their_rows_are_not_stored(
     servers: Servers, tmp_path: Path
 ) -> None:
     with (
@@ -209,6 +209,9 @@ def test_pushes_for_users_who_are_away_fail_the_measurement_where_nothing_keeps_
         scene(servers, RECEIVED, directory=tmp_path, sessions=[8, 2]) as on,
     ):
         patch.setattr(scenery, "END_TIMEOUT", 1.0)
+        on.drain(100)
+        with pytest.raises(BenchmarkFailed, match="100 rows are final, 20 stored"):
+            on._await_the_end("", 120, kept=20)
         with pytest.raises(BenchmarkFailed, match="stored"):
             on.drain(100, away=on.crowds[1:])
 

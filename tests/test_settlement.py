@@ -28,7 +28,7 @@ from bridge.model import (
     ToUser,
 )
 from bridge.ports import AckToken, Written
-from bridge.settlement import Settlement
+from bridge.settlement import SWEEP_ROWS, Settlement
 from tests.core import ManualClock, QuietHooks, QuietMetrics, RecordingAcks, RecordingErrors, until
 
 
@@ -422,3 +422,18 @@ async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
                 await asyncio.sleep(0)
         assert len(h.store.rows) == count
         assert len(h.publisher.sent) == count
+
+
+async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
+    async with house() as h:
+        at = h.clock.time()
+        rows = [
+            Row(RowKey("", f"p{n}", "u1"), Outcome.RECEIVED, Reason.PONG, "n1", "b0", at, at, proven_at=at)
+            for n in range(SWEEP_ROWS * 2 + 7)
+        ]
+        await h.store.record(rows)
+        await h.store.owe({r.key: () for r in rows})
+        h.settlement.sweep()
+        await until(lambda: len(h.publisher.sent) == len(rows))
+        await h.settlement.idle()
+        assert await h.store.owing(10) == []
