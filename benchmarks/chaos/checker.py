@@ -295,9 +295,14 @@ class _Check:
                 if row.outcome != "stored" or not self._has_a_place(request, row.key):
                     continue
                 for newer in self._same_key(request, row.key.user):
-                    there = any(r.key.user == row.key.user for r in self._rows.get(newer.mark, ()))
-                    if there and request.before(newer) and newer.copies == 1:
-                        what = f"stored for {row.key.user}, though {newer.push_id} replaces it"
+                    # One that had expired before it was taken, or was rejected, replaces nothing.
+                    taken = [
+                        r
+                        for r in self._rows.get(newer.mark, ())
+                        if r.key.user == row.key.user and r.outcome not in ("expired", "rejected")
+                    ]
+                    if taken and request.before(newer) and newer.copies == 1:
+                        what = f"stored for {row.key.user}, though it is replaced by {_row(taken[0])}"
                         self._broken(Broken.KEPT_ENDED, what, request)
                         break
 

@@ -298,19 +298,21 @@ class Client:
                 if self.manner is Manner.NEVER_READS:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 sock.setblocking(False)
-                try:
-                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    try:
                         await loop.sock_connect(sock, ("127.0.0.1", self._port()))
-                        await loop.create_connection(lambda c=connection: c, sock=sock)  # type: ignore[misc]
-                        await connection.opened
-                except BaseException:
-                    sock.close()
-                    raise
+                    except BaseException:
+                        sock.close()
+                        raise
+                    # From here on the socket is the transport's: closing it here would close somebody else's.
+                    await loop.create_connection(lambda c=connection: c, sock=sock)  # type: ignore[misc]
+                    await connection.opened
                 self._connection = connection
                 await connection.gone
             except (OSError, TimeoutError):
-                connection.reset()
+                pass  # it comes back below
             finally:
+                connection.reset()
                 self._connection = None
                 self.session = ""
                 if connection.opened.done() and not connection.opened.cancelled():
