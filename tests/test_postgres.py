@@ -950,7 +950,10 @@ def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(datab
                 (record, record_params(rows)),
                 (record, record_params(rows)),
                 ("select owe_rows(%s, %s, %s, %s)", (*keys, nullable_texts(["[]"] * len(rows)))),
-                ("select settle_rows(%s, %s, %s)", keys),
+                (
+                    "select settle_rows(%s, %s, %s, %s)",
+                    (*keys, nullable_texts(["[]"] * len(rows))),
+                ),
                 ("select prove_rows(%s, %s, %s, %s)", (*keys, numbers([1.0] * len(rows)))),
             ]
 

@@ -156,6 +156,11 @@ class Publisher:
             confirmed = None
         except (DeliveryError, *GONE):
             confirmed = None
+        except Exception as error:
+            # What waits for its turn to write ends with a bare Exception when aiormq's connection goes.
+            if type(error) is not Exception:
+                raise
+            confirmed = None
         if confirmed is None:
             if envelope.insist:
                 self._again.append(envelope)
