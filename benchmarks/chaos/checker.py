@@ -373,7 +373,7 @@ class _Check:
 
     def _without_gap(self, tab: Tab) -> None:
         """Who resumes each time, and is told each time that nothing is missing, has read all that was kept."""
-        if not tab.resumes or tab.cut:
+        if not tab.resumes or tab.cut or not self._e.ordered:
             return
         read = {mark for _, mark, _ in tab.reads}
         for mark, rows in self._rows.items():

@@ -206,7 +206,7 @@ class Evidence:
     """Monotonic seconds at which the broker may have taken messages back, to give them out in another order:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
-    """Whether order is looked at."""
+    """Whether order is looked at, and what a resume leaves out: all sessions are at one bridge."""
     mailbox: int = 0
     """Pushes that a mailbox holds; 0: more than a run publishes."""
     clock_steps: bool = False

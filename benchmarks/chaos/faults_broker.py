@@ -232,6 +232,7 @@ async def delivery_limit(stage: Stage) -> int:
 async def two_takers(stage: Stage) -> int:
     """The first bridge loses the broker without noticing; its messages are given to a second one."""
     stage.amqp_proxied = False
+    stage.evidence.ordered = False
     second = await stage.start_bridge("n2")
     for i in range(0, stage.scale.users, 3):
         await stage.add_client(f"u{i}", Manner.READS, lambda: second.ws_port)
@@ -249,4 +250,5 @@ async def two_takers(stage: Stage) -> int:
         stage.evidence.troubles.append("the second bridge took nothing: the fault was not made")
     stage.amqp.heal()
     await stage.load(2)
+    stage.come_back_at_last = list(stage.clients)
     return 1

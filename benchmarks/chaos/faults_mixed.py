@@ -347,7 +347,7 @@ async def mixed(stage: Stage) -> int:
 @fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"], settings={"max_attempts": 90})
 async def two_bridges(stage: Stage) -> int:
     """A second bridge stands by; the queue goes from one to the other as they die, stop, or fall silent."""
-    # What the one keeps, the other shows to its own sessions when they come back, not before.
+    # What one takes, the sessions of the other learn when they come back, not before.
     stage.evidence.ordered = False
     stage.amqp_proxied = stage.postgres_proxied = False
     first, second = stage.bridge, await stage.start_bridge("n2", max_attempts=90)
