@@ -555,9 +555,10 @@ async def test_a_short_run_breaks_no_promise(servers: Servers, tmp_path: Path, q
     assert not any(line.bad for line in lines), "\n".join(quietly)
     for line in lines:
         assert line.outcome is not None
-        assert line.outcome.verdict.published > 100
-        assert line.outcome.times >= 1
-        assert any(ending.startswith("stored/") for ending in line.outcome.verdict.outcomes)
+        verdict, name = line.outcome.verdict, line.fault.name
+        assert verdict.published > 100, name
+        assert line.outcome.times >= 1, f"{name} was not made"
+        assert any(ending.startswith("stored/") for ending in verdict.outcomes), f"{name}: {verdict.outcomes}"
     assert "| 0 | " in " ".join(run.table(lines).split())
 
 
