@@ -40,8 +40,10 @@ QUORUM_SETTLES = 1.0
 """Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""
 REST_TIMEOUT = 120.0
 """Seconds after the load in which everything must come to rest; more than any timeout of the parts."""
-RECEIPTS_LATER = 3
-"""Times as long may the last receipts take, on a machine that has more to do: tens of thousands wait for us."""
+REST_FACTOR = 3
+"""Times as long it may take while receipts keep coming, on a machine that has more to do."""
+STANDSTILL = 10.0
+"""Seconds without a receipt after which nothing goes on by itself."""
 RECOVERY_TIMEOUT = 90.0
 """Seconds after a fault in which a client must read a push again."""
 CONNECTED_TIMEOUT = 90.0
@@ -313,12 +315,13 @@ class Stage:
         quiet_since = None
         arrived = -1
         restless = ""
-        busy = False
-        while time.monotonic() - began < REST_TIMEOUT * (RECEIPTS_LATER if busy else 1):
+        progress = began
+        while self._patient(began, progress):
             restless = await self._restless()
             if not restless and not all(c.open for c in self.clients if c.stays):
                 restless = "clients are not connected"
-            busy = not restless
+            if arrived != self.collector.arrived:
+                progress = time.monotonic()
             if not restless and arrived != self.collector.arrived:
                 restless = f"receipts keep coming, {self.collector.arrived} until now"
                 restless += f", {await waiting(self.url, ANNOUNCEMENTS)} wait"
@@ -331,6 +334,13 @@ class Stage:
                 return
             await asyncio.sleep(0.3)
         self.evidence.troubles.append(f"not at rest after {time.monotonic() - began:.0f} s: {restless}")
+
+    def _patient(self, began: float, progress: float) -> bool:
+        """Whether to wait on: for a while, and for longer while it goes on by itself."""
+        now = time.monotonic()
+        if now - began < REST_TIMEOUT:
+            return True
+        return now - progress < STANDSTILL and now - began < REST_TIMEOUT * REST_FACTOR
 
     async def _restless(self) -> str:
         """What is still under way; empty at rest."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.model import STEPS, Step, play
 
 stories = st.lists(
-    st.builds(Step, st.sampled_from(STEPS), st.integers(0, 60), st.integers(0, 60)), min_size=12, max_size=45
+    st.builds(Step, st.sampled_from(STEPS), st.integers(0, 60), st.integers(0, 60)), min_size=8, max_size=32
 )
 """Longer than those of the tests: what was published must meet what happens."""
 
