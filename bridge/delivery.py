@@ -422,7 +422,9 @@ class Delivery:
         if request.ack_within:
             self._count += 1
             heapq.heappush(self._deadlines, (now + request.ack_within, self._count, flight))
-        if any(s.suspect(now, self._limits.park_after) for s in address.sessions):
+        # What is handled alone holds up the whole queue: its row need not wait for a proof either.
+        alone = flight.messages[0].done is not None
+        if alone or any(s.suspect(now, self._limits.park_after) for s in address.sessions):
             self._park(flight)
             self._parked_at_once.append(flight)
         else:

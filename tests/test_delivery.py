@@ -840,3 +840,17 @@ async def test_hooks_hear_of_a_close_with_its_code() -> None:
         peer.leave(1001)
         assert [(c.session, code) for c, code, _ in h.hooks.closed] == [(peer.session_id, 1001)]
         assert len(h.hub) == 0
+
+
+async def test_a_message_that_is_handled_alone_does_not_wait_for_its_proof() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
+        h.delivery.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
+        await h.settled(3)
+        assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
+        assert h.end("p2") == (Outcome.PENDING, Reason.AWAITING_PROOF)
+        while peer.client.session.unproven:
+            peer.answer()
+        await until(lambda: h.row("p2").final)
+        assert h.end("p2") == (Outcome.RECEIVED, Reason.PONG)

@@ -66,7 +66,8 @@ async def test_a_push_is_on_both_screens_in_sql_and_back_on_amqp(vhost: str, dat
             [row] = await final_rows(database, 1)
             assert (row["push_id"], row["user_id"], row["outcome"]) == ("p1", "u1", "received")
             assert row["published_at"] <= row["taken_at"] <= row["written_at"] <= row["proven_at"]
-            assert (row["sessions"], row["attempts"], row["node"]) == (2, 2, "n1")
+            assert (row["sessions"], row["node"]) == (2, "n1")
+            assert row["attempts"] in (1, 2), "the second device may get it after the first has proven it"
             await producer.publish(json.dumps(request("u2", "p2")).encode())
             assert json.loads(await stranger.read()) == {"n": "p2"}, "and nothing of u1's came before it"
     assert await ready_messages(vhost, "push.requests") == 0
