@@ -41,6 +41,10 @@ LINGER = 0.005
 """Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
 LINGER_ROWS = 100
 """A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
+UNTRIED = frozenset(
+    (Reason.QUEUE_EXPIRATION, Reason.MAX_AGE, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP)
+)
+"""Why a push ends that nobody was to have any more when it was taken."""
 SWEEP_ROWS = 500
 """Debts paid in one step of a sweep."""
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
@@ -250,12 +254,13 @@ class Settlement:
     async def _supersede(self, rows: Sequence[Row]) -> None:
         """End what these pushes replace: after their own rows are there, and before their messages are acked.
 
-        Rows of pushes that came again are among them: a process may have died in between.
+        Rows of pushes that came again are among them: a process may have died in between. What was given up
+        before it was tried replaces nothing: it comes late, behind pushes that are newer than it.
         """
         newer = [
             Collapse(row.key.tenant, row.key.user, row.collapse_key, row.position)
             for row in rows
-            if row.collapse_key
+            if row.collapse_key and row.reason not in UNTRIED
         ]
         if newer and self.on_superseded is not None:
             ended = await self._persist(lambda: self._store.supersede(newer))

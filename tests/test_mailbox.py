@@ -14,9 +14,9 @@ from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
 from bridge.mailbox import RESENDS, MailboxLimits, Recalled
 from bridge.model import Mode, Outcome, Reason, Recall, Row
-from bridge.ports import MailboxAsk, Written
+from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
-from tests.core import ManualClock, until
+from tests.core import ManualClock, arrival, until
 from tests.test_delivery import House, Peer, to
 
 DAY = 86400.0
@@ -432,6 +432,18 @@ async def test_a_newer_push_with_its_collapse_key_replaces_a_stored_one() -> Non
         h.settlement.sweep()
         await h.settlement.idle()
         assert h.row("p0").owed is None
+
+
+async def test_a_push_that_the_broker_gave_up_replaces_nothing() -> None:
+    async with house() as h:
+        await h.push(kept("u1", "newer", collapse_key="score"))
+        await h.settled(1)
+        body = json.dumps(kept("u1", "older", collapse_key="score")).encode()
+        fallen = {"x-first-death-reason": "expired"}
+        await h.take(arrival(body, source=Source.FALLEN, arrived_at=h.clock.now, headers=fallen))
+        await h.settled(2)
+        assert h.end("older") == (Outcome.EXPIRED, Reason.QUEUE_EXPIRATION)
+        assert h.end("newer") == (Outcome.STORED, Reason.NO_SESSION)
 
 
 async def test_a_newer_push_replaces_one_that_is_queued_for_a_slow_session() -> None:
