@@ -354,6 +354,20 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         """Whether this row never changes its outcome again."""
         return FINAL[self.outcome]
 
+    def ended_by(self, write: Row) -> bool:
+        """Whether this is the end that `write` put there; of an older row a write keeps what it does not end.
+
+        A database keeps times in microseconds.
+        """
+        if self.finished_at is None or write.finished_at is None:
+            return False
+        return (
+            self.boot == write.boot
+            and self.outcome is write.outcome
+            and self.reason is write.reason
+            and abs(self.finished_at - write.finished_at) < 1e-5
+        )
+
 
 class Recall(msgspec.Struct, frozen=True, gc=False):
     """A request to withdraw pushes: those of one id, or those of one user with one collapse key."""

@@ -155,7 +155,8 @@ class Written(NamedTuple):
     """How a compare-and-set ended for one row: `row` is what the log holds now for that key.
 
     `applied` is True where this call made it so (inserted, or updated a row that was not final). Where it
-    is False the caller's row was NOT written and `row` is the one that was there.
+    is False the caller's row was NOT written and `row` is the one that was there. A store that tries again by
+    itself says True also where a try whose answer it lost had made it so.
     """
 
     row: Row

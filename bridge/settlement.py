@@ -227,7 +227,7 @@ class Settlement:
             for row in ended:
                 self._tell(row)
             for flight, row, result in zip(flights, rows, written, strict=True):
-                if not result.applied and self._unsure and _same(row, result.row):
+                if not result.applied and self._unsure and result.row.ended_by(row):
                     # An earlier try of this very write was committed though its answer was lost.
                     result = Written(result.row, applied=True)
                 self._committed(flight, result, payment)
@@ -451,16 +451,6 @@ class Settlement:
                 self.sweep()
         except (StoreUnavailable, SchemaBehind) as away:
             self._gate.shut("database", str(away))
-
-
-def _same(ours: Row, stored: Row) -> bool:
-    """Whether the stored row is the one that we wrote; the database keeps times in microseconds."""
-    return (
-        stored.boot == ours.boot
-        and stored.outcome is ours.outcome
-        and stored.reason is ours.reason
-        and abs(stored.taken_at - ours.taken_at) < 1e-5
-    )
 
 
 def _storable(row: Row, refused: RowsRefused) -> Row:

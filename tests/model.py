@@ -12,8 +12,11 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
@@ -488,39 +491,6 @@ class World:
         return wrong
 
 
-STEPS = (
-    "publish",
-    "publish",
-    "publish",
-    "publish_kept",
-    "publish_kept",
-    "publish_kept",
-    "publish_everyone",
-    "publish_wrong",
-    "recall",
-    "connect",
-    "connect",
-    "answer",
-    "answer_one",
-    "answer_one",
-    "forge",
-    "answer_lost",
-    "acknowledge",
-    "leave",
-    "stuff",
-    "drain",
-    "database_away",
-    "database_back",
-    "receipts_refused",
-    "receipts_taken",
-    "channel_lost",
-    "pass_time",
-    "pass_time",
-    "restart",
-)
-"""What may happen; what stands twice happens more often."""
-
-
 async def play(steps: Sequence[Step]) -> list[str]:
     """Run these steps from an empty world, heal it, and return the promises that were broken."""
     world = World()
@@ -532,3 +502,92 @@ async def play(steps: Sequence[Step]) -> list[str]:
         return world.check()
     finally:
         await world.kill()
+
+
+# --- As a machine that generates its steps -----------------------------------------------------------------
+
+NUMBERS = st.integers(0, 60)
+"""Taken modulo whatever there is."""
+
+
+def _step(kind: str, *, needs_a_peer: bool = False) -> Any:
+    """The rule that makes this step. A world without peers has nobody who could answer, leave or be slow."""
+
+    def make(self: Delivery, n: int, m: int) -> None:
+        self.do(Step(kind, n, m))
+
+    make.__name__ = make.__qualname__ = kind
+    made = rule(n=NUMBERS, m=NUMBERS)(make)
+    return precondition(lambda self: bool(self.world.peers))(made) if needs_a_peer else made
+
+
+class BrokenPromise(AssertionError):
+    """What does not hold, a line each."""
+
+
+class Delivery(RuleBasedStateMachine):
+    """The world as a hypothesis state machine: any order of its steps, then everything comes back and is checked.
+
+    A rule that stands several times is taken more often.
+    """
+
+    played = 0
+    """Examples that were begun, those that shorten a broken one included."""
+    messages = 0
+    """What was published in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        Delivery.played += 1
+        self._runner = asyncio.Runner()
+        self.world = World()
+        self._runner.run(self.world.start())
+
+    def do(self, step: Step) -> None:
+        """Make one step; a promise that is seen broken at once ends the example."""
+        self._runner.run(self.world.step(step))
+
+    publish = _step("publish")
+    publish_once_more = _step("publish")
+    publish_kept = _step("publish_kept")
+    publish_kept_once_more = _step("publish_kept")
+    publish_everyone = _step("publish_everyone")
+    publish_wrong = _step("publish_wrong")
+    recall = _step("recall")
+    connect = _step("connect")
+    connect_once_more = _step("connect")
+    answer = _step("answer", needs_a_peer=True)
+    answer_one = _step("answer_one", needs_a_peer=True)
+    answer_one_once_more = _step("answer_one", needs_a_peer=True)
+    forge = _step("forge", needs_a_peer=True)
+    acknowledge = _step("acknowledge", needs_a_peer=True)
+    leave = _step("leave", needs_a_peer=True)
+    stuff = _step("stuff", needs_a_peer=True)
+    drain = _step("drain", needs_a_peer=True)
+    answer_lost = _step("answer_lost")
+    database_away = _step("database_away")
+    database_back = _step("database_back")
+    receipts_refused = _step("receipts_refused")
+    receipts_taken = _step("receipts_taken")
+    channel_lost = _step("channel_lost")
+    pass_time = _step("pass_time")
+    pass_time_once_more = _step("pass_time")
+    restart = _step("restart")
+
+    @invariant()
+    def nothing_is_seen_broken(self) -> None:
+        """What is wrong at once and not only at rest: an ack before its rows, accounts that differ, strangers."""
+        if self.world.violations:
+            raise BrokenPromise("\n".join(self.world.violations))
+
+    def teardown(self) -> None:
+        """At rest every promise holds."""
+        Delivery.messages += len(self.world.messages)
+        try:
+            self._runner.run(self.world.heal())
+            broken = self.world.check()
+        finally:
+            self._runner.run(self.world.kill())
+            self._runner.close()
+        if broken:
+            raise BrokenPromise("\n".join(broken))

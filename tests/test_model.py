@@ -1,24 +1,22 @@
-"""The promises under any order of events: generated stories on the real core, see `tests.model`."""
+"""The promises under any order of events: a state machine around the real core, see `tests.model`."""
 
 from __future__ import annotations
 
 import asyncio
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model import STEPS, Step, play
-
-stories = st.lists(
-    st.builds(Step, st.sampled_from(STEPS), st.integers(0, 60), st.integers(0, 60)), min_size=5, max_size=60
-)
+from tests.model import Delivery, Step, play
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(stories)
-def test_the_promises_hold_whatever_happens_in_whatever_order(story: list[Step]) -> None:
-    broken = asyncio.run(play(story))
-    assert broken == []
+def test_the_promises_hold_whatever_happens_in_whatever_order() -> None:
+    run_state_machine_as_test(
+        Delivery,
+        settings=settings(
+            max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )
 
 
 def test_a_lie_is_found() -> None:

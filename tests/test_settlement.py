@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from bridge.adapters.memory import MemoryStore
@@ -206,16 +207,21 @@ async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut(
         assert len(h.publisher.sent) == 1
 
 
+def lose_the_next_answer(h: House) -> None:
+    """The next write is committed, and reported as failed."""
+    record = h.store.record
+
+    async def lost(rows: Sequence[Row]) -> Sequence[Written]:
+        h.store.record = record  # type: ignore[method-assign]
+        await record(rows)
+        raise StoreUnavailable("cut during COMMIT")
+
+    h.store.record = lost  # type: ignore[method-assign]
+
+
 async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced() -> None:
     async with house() as h:
-        record = h.store.record
-
-        async def lost(rows: Sequence[Row]) -> Sequence[Written]:
-            h.store.record = record  # type: ignore[method-assign]
-            await record(rows)
-            raise StoreUnavailable("cut during COMMIT")
-
-        h.store.record = lost  # type: ignore[method-assign]
+        lose_the_next_answer(h)
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
         h.settlement.due(flight)
@@ -224,6 +230,21 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced() -> No
         await until(lambda: h.acks.acked)
         assert [r.announce for r in h.publisher.sent] == [True]
         assert [row.outcome for row in h.hooks.outcomes] == [Outcome.RECEIVED]
+
+
+async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began() -> None:
+    async with house() as h:
+        begun = msgspec.structs.replace(h.flight("p1", h.message()).row("n1", "an older boot"), taken_at=h.clock.now - 60)
+        assert not begun.final
+        await h.store.record([begun])
+        lose_the_next_answer(h)
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: not h.gate.is_open)
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert [r.announce for r in h.publisher.sent] == [True]
 
 
 async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> None:

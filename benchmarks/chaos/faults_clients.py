@@ -30,12 +30,13 @@ async def never_read(stage: Stage) -> int:
 async def vanish(stage: Stage) -> int:
     """Behind a proxy that swallows everything: no close, no reset, no answer."""
     users = [f"behind{i}" for i in range(8)]
-    for user in users:
-        await stage.add_client(user, Manner.READS, lambda: stage.websocket.port)
+    gone = [await stage.add_client(user, Manner.READS, lambda: stage.websocket.port) for user in users]
     await stage.publish_now([stage.requests[0].to(u) for u in users])
     stage.websocket.silence()
     await stage.publish_now([stage.requests[0].to(u, confirm="acked") for u in users for _ in range(5)])
     await stage.load(5 if stage.scale.repeats > 1 else 1)
+    for client in gone:
+        client.drop()
     stage.now_healed()
     return len(users)
 

@@ -7,7 +7,7 @@ connections and errors in `postgres_pool`.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, LiteralString
 
 from bridge.adapters.postgres_pool import Connection, Connections
@@ -67,15 +67,26 @@ class PostgresStore:
         self._connections.close()
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
-        """See `Store.record`: one round trip and one commit, whatever was there before."""
+        """See `Store.record`: one round trip and one commit, whatever was there before.
+
+        Where the answer was lost on a connection that had been idle, it runs again by itself: what the first
+        try has written then counts as applied.
+        """
         if not rows:
             return []
         places = sorted(range(len(rows)), key=lambda i: lock_order(rows[i].key))
-        records = await self._fetch(_RECORD, record_params([rows[i] for i in places]))
+        tries = 0
+
+        def again() -> None:
+            nonlocal tries
+            tries += 1
+
+        records = await self._fetch(_RECORD, record_params([rows[i] for i in places]), again)
         # record_rows() fails unless every row was inserted or is among those it returned.
         written = [Written(row, applied=True) for row in rows]
         for record in records:
-            written[places[record[0] - 1]] = Written(row_of(record[2:]), record[1])
+            place, stored = places[record[0] - 1], row_of(record[2:])
+            written[place] = Written(stored, record[1] or (tries > 1 and stored.ended_by(rows[place])))
         return written
 
     async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
@@ -199,8 +210,13 @@ class PostgresStore:
         assert isinstance(day, datetime.date)
         return day
 
-    async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
+    async def _fetch(
+        self, query: LiteralString, params: Sequence[object], trying: Callable[[], None] = lambda: None
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement; `trying` is called before each try."""
+
         async def work(conn: Connection) -> list[tuple[Any, ...]]:
+            trying()
             cursor = conn.cursor(binary=True)
             await cursor.execute(query, params, prepare=True)
             return await cursor.fetchall()
