@@ -14,7 +14,10 @@ def test_the_promises_hold_whatever_happens_in_whatever_order() -> None:
     run_state_machine_as_test(
         Delivery,
         settings=settings(
-            max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=200,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
         ),
     )
 

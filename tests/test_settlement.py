@@ -234,7 +234,8 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced() -> No
 
 async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began() -> None:
     async with house() as h:
-        begun = msgspec.structs.replace(h.flight("p1", h.message()).row("n1", "an older boot"), taken_at=h.clock.now - 60)
+        begun = h.flight("p1", h.message()).row("n1", "an older boot")
+        begun = msgspec.structs.replace(begun, taken_at=h.clock.now - 60)
         assert not begun.final
         await h.store.record([begun])
         lose_the_next_answer(h)

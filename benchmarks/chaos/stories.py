@@ -1,4 +1,4 @@
-"""Generated stories of delivery on the real core, ports in memory and time injected: the model of `tests.model`.
+"""Generated stories of delivery on the real core, ports in memory and time injected: the machine of `tests.model`.
 
 They come before the faults, since a story that breaks a promise is cut down to the few steps that matter, and
 a fault is not.
@@ -6,19 +6,16 @@ a fault is not.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model import STEPS, Step, play
+from tests.model import BrokenPromise, Delivery
 
-stories = st.lists(
-    st.builds(Step, st.sampled_from(STEPS), st.integers(0, 60), st.integers(0, 60)), min_size=8, max_size=32
-)
-"""Longer than those of the tests: what was published must meet what happens."""
+STEPS = 32
+"""Steps of a story; what was published must meet what happens."""
 
 
 @dataclass
@@ -43,35 +40,37 @@ class Told:
         )
 
 
-class Broke(Exception):
-    """A story broke a promise."""
-
-
 def tell(count: int, number: int) -> Told:
     """Play at least `count` stories that the seed `number` decides. Blocks; its event loops are its own."""
     told = Told()
     began = time.monotonic()
 
-    @seed(number)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(stories)
-    def one(story: list[Step]) -> None:
-        told.played += 1
-        told.pushes += sum(step.kind.startswith("publish") for step in story)
-        broken = asyncio.run(play(story))
-        if broken:
-            steps = [f"  {step.kind}({step.n}, {step.m})" for step in story]
-            raise Broke("\n".join([*steps, *(f"  broken: {b}" for b in broken)]))
+    class Counted(Delivery):
+        """The machine, and what it has played."""
+
+        def __init__(self) -> None:
+            told.played += 1
+            super().__init__()
+
+        def teardown(self) -> None:
+            told.pushes += len(self.world.messages)
+            super().teardown()
 
     try:
-        one()
-    except Broke as broke:
-        told.story = str(broke)
+        run_state_machine_as_test(
+            seed(number)(Counted),
+            settings=settings(
+                max_examples=count,
+                stateful_step_count=STEPS,
+                deadline=None,
+                database=None,
+                phases=(Phase.generate, Phase.shrink),
+                verbosity=Verbosity.quiet,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    except BrokenPromise as broken:
+        steps = [f"  {step.kind}({step.n}, {step.m})" for step in broken.steps]
+        told.story = "\n".join([*steps, *(f"  broken: {line}" for line in broken.lines)])
     told.seconds = time.monotonic() - began
     return told

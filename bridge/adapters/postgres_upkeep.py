@@ -21,6 +21,8 @@ DAYS_AHEAD = 3
 """Partitions after today's that are there before they are needed."""
 TRIES = 3
 """Tries to detach or drop a partition before it is left for the next time."""
+HELD_WAIT = 0.2
+"""Seconds between them."""
 UPKEEP_LOCK = int.from_bytes(b"bridge\0\4", "big")
 """Advisory lock: one node at a time does the upkeep, the others skip it."""
 UPKEEP_TIMEOUT = 120.0
@@ -117,7 +119,12 @@ class Upkeep:
                     )
                     attached = False
                 if attached:
-                    # An earlier try waited too long for its readers: new ones don't see the partition any more.
+                    # An earlier try waited too long for its readers: new ones don't see the partition any more,
+                    # but a plan that a writer has kept may, and would queue behind our wait for its lock.
+                    if await self._held(conn, name):
+                        if attempt + 1 < TRIES:
+                            await asyncio.sleep(HELD_WAIT)
+                        continue
                     await conn.execute(
                         sql.SQL("alter table delivery_log detach partition {} finalize").format(name)
                     )
@@ -125,11 +132,20 @@ class Upkeep:
                 await conn.execute(sql.SQL("drop table {}").format(name))
             except (pg.LockNotAvailable, pg.QueryCanceled):
                 if attempt + 1 < TRIES:
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(HELD_WAIT)
                 attached, detaching = await self._state(conn, name)
             else:
                 return True
         return False
+
+    async def _held(self, conn: Connection, name: sql.Identifier) -> bool:
+        """Whether anybody has a lock on the partition."""
+        query = sql.SQL(
+            "select from pg_locks where locktype = 'relation' and relation = {}::regclass and granted"
+            " and database = (select oid from pg_database where datname = current_database())"
+            " and pid <> pg_backend_pid() limit 1"
+        ).format(sql.Literal(name.as_string(conn)))
+        return await (await conn.execute(query)).fetchone() is not None
 
     async def _state(self, conn: Connection, name: sql.Identifier) -> tuple[bool, bool]:
         query = sql.SQL("select inhdetachpending from pg_inherits where inhrelid = {}::regclass").format(
