@@ -80,10 +80,14 @@ class SlowStore(MemoryStore):
         written = await super().record(rows)
         for _ in range(3):
             await asyncio.sleep(0)
+        self._answer()
+        return written
+
+    def _answer(self) -> None:
+        """What was committed may not be heard of."""
         if self.lose_answers:
             self.lose_answers -= 1
             raise StoreUnavailable("cut after COMMIT")
-        return written
 
     async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
         found = await super().find(keys)
@@ -105,12 +109,24 @@ class SlowStore(MemoryStore):
         ended = await super().supersede(newer)
         for _ in range(2):
             await asyncio.sleep(0)
+        self._answer()
+        return ended
+
+    async def expire(self, limit: int) -> Sequence[Row]:
+        ended = await super().expire(limit)
+        self._answer()
+        return ended
+
+    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+        ended = await super().trim(users, pushes, payload_bytes)
+        self._answer()
         return ended
 
     async def recall(self, recall: Recall) -> Sequence[Written]:
         await asyncio.sleep(0)
         written = await super().recall(recall)
         await asyncio.sleep(0)
+        self._answer()
         return written
 
 
