@@ -20,22 +20,24 @@ import psycopg
 import pytest
 import yaml
 
-from bridge import devservers
-from bridge.devservers import (
+import bridge
+from bridge.devservers import Servers, ServersInUse, ServersUnavailable, find_or_start, private_servers
+from bridge.devservers.__main__ import main
+from bridge.devservers.directory import Settings, end_recorded
+from bridge.devservers.machine import (
+    INSTALL_SCRIPT,
     ComposeFile,
     Machine,
     PostgresFiles,
     RabbitFiles,
-    Servers,
-    ServersInUse,
-    ServersUnavailable,
     choose,
-    find_or_start,
-    private_servers,
 )
+from bridge.devservers.postgres import fallback_base
+from bridge.devservers.processes import Process
+from bridge.devservers.servers import STOP_TIMEOUT
 from tests.conftest import DEV
 
-REPOSITORY = Path(devservers.__file__).resolve().parent.parent
+REPOSITORY = Path(bridge.__file__).resolve().parent.parent
 
 
 # --- starting and stopping -------------------------------------------------------------------------------
@@ -46,7 +48,7 @@ def silent(_line: str) -> None:
 
 
 def remove(root: Path) -> None:
-    devservers.main(["forget", str(root)])
+    main(["forget", str(root)])
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_a_port_that_somebody_took_is_left_to_them(warm_root: Path) -> None:
 
 
 def test_the_usual_ports_come_first_where_they_are_free(tmp_path: Path) -> None:
-    settings = devservers._Settings(tmp_path / "settings.json")
+    settings = Settings(tmp_path / "settings.json")
     with socket.create_server(("127.0.0.1", 0)) as other:
         usual = other.getsockname()[1]
         assert settings.port("first", usual) != usual
@@ -194,7 +196,7 @@ def test_a_root_has_one_owner_and_is_not_removed_under_it(postgres_root: Path) -
         assert done.returncode == 1
         assert str(os.getpid()) in done.stderr
         assert execute(dsn, "select 1") == 1
-    assert devservers.main(["forget", str(postgres_root)]) == 0
+    assert main(["forget", str(postgres_root)]) == 0
     assert not postgres_root.exists()
 
 
@@ -208,7 +210,7 @@ def test_a_clone_out_of_the_reach_of_others_has_its_postgres_and_its_data(tmp_pa
             assert execute(dsn, "select to_regclass('kept')::text") == "kept"
     finally:
         remove(root)
-    assert not devservers._fallback_base(root).exists()
+    assert not fallback_base(root).exists()
 
 
 BURNING = "echo the disk is on fire >&2; exit 1"
@@ -245,7 +247,7 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(
 
 
 def test_a_server_is_not_started_any_more_once_its_owner_is_leaving(tmp_path: Path) -> None:
-    process = devservers._Process("Postgres", tmp_path / "record", tmp_path / "log")
+    process = Process("Postgres", tmp_path / "record", tmp_path / "log")
     process.close()
     with pytest.raises(ServersUnavailable, match="its owner is leaving"):
         process.spawn(["sleep", "60"], {}, tmp_path)
@@ -312,7 +314,7 @@ def test_frozen_servers_are_stopped_all_the_same(warm_root: Path) -> None:
         servers.rabbit.pause()
         servers.postgres.pause()
         began = time.monotonic()
-    assert time.monotonic() - began < devservers.STOP_TIMEOUT  # in order, that is: none had to be killed
+    assert time.monotonic() - began < STOP_TIMEOUT  # in order, that is: none had to be killed
     assert processes_of(warm_root) == {}
 
 
@@ -386,10 +388,10 @@ def test_a_stranger_with_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:
         record = tmp_path / "run" / "postgres.process"
         record.parent.mkdir()
         record.write_text(f"{boot}{head}) {' '.join(other)}\n")
-        devservers.end_recorded(tmp_path)
+        end_recorded(tmp_path)
         assert stranger.poll() is None
         record.write_text(f"{boot}{stat}")  # and with its own start time it is the one that was meant
-        devservers.end_recorded(tmp_path)
+        end_recorded(tmp_path)
         assert stranger.wait(5) == -signal.SIGINT
     finally:
         stranger.kill()
@@ -515,7 +517,7 @@ def test_no_service_starts_while_packages_are_installed_and_the_policy_is_as_bef
     if policy is not None:
         program(before, policy)
         was = before.read_bytes(), before.stat().st_mode
-    script = devservers.INSTALL_SCRIPT.replace("/usr/sbin/", f"{sbin}/").replace("/etc/", f"{etc}/")
+    script = INSTALL_SCRIPT.replace("/usr/sbin/", f"{sbin}/").replace("/etc/", f"{etc}/")
     done = subprocess.run(
         ["sh", "-c", script, "sh", "rabbitmq-server"],
         env={"PATH": f"{tools}:{os.environ['PATH']}"},
@@ -537,7 +539,7 @@ def test_a_policy_that_was_left_by_a_crash_denies_nothing_and_is_removed(tmp_pat
     program(sbin / "policy-rc.d", "exit 0 # theirs")
     program(tools / "dpkg-query", "exit 1")
     program(tools / "systemctl", "exit 0")
-    script = devservers.INSTALL_SCRIPT.replace("/usr/sbin/", f"{sbin}/").replace("/etc/", f"{tmp_path}/etc/")
+    script = INSTALL_SCRIPT.replace("/usr/sbin/", f"{sbin}/").replace("/etc/", f"{tmp_path}/etc/")
     # A kill -9 of the installing shell, from within apt-get.
     program(tools / "apt-get", "kill -9 $PPID")
     env = {"PATH": f"{tools}:{os.environ['PATH']}"}
@@ -560,7 +562,7 @@ def test_the_package_list_is_renewed_when_a_package_is_not_found(tmp_path: Path)
         tools / "apt-get",
         f'case "$*" in *update*) touch {tmp_path}/fresh ;; *) [ -e {tmp_path}/fresh ] || exit 100 ;; esac',
     )
-    script = devservers.INSTALL_SCRIPT.replace("/usr/sbin/", f"{tmp_path}/usr/sbin/")
+    script = INSTALL_SCRIPT.replace("/usr/sbin/", f"{tmp_path}/usr/sbin/")
     script = script.replace("/etc/", f"{tmp_path}/etc/")
     env = {"PATH": f"{tools}:{os.environ['PATH']}"}
     subprocess.run(["sh", "-c", script, "sh", "p"], env=env, capture_output=True, check=True)

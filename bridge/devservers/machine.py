@@ -1,0 +1,309 @@
+"""What this machine offers to run the servers with, and what is installed where it is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bridge.devservers.processes import end_of_log
+from bridge.devservers.servers import INSTALL_TIMEOUT, ServersUnavailable
+
+
+@dataclass(frozen=True)
+class RabbitFiles:
+    """RabbitMQ's own scripts (not a distribution's wrappers around them) and the Erlang they run on."""
+
+    scripts: Path
+    erl: Path
+    epmd: Path
+
+    @property
+    def version(self) -> str:
+        """`3.10`, or empty when the directory's name does not tell; data of another version may not load."""
+        found = re.search(r"rabbitmq_server-(\d+\.\d+)", str((self.scripts / "rabbitmq-server").resolve()))
+        return found[1] if found else ""
+
+
+@dataclass(frozen=True)
+class PostgresFiles:
+    """The directory that holds `postgres` and `initdb`."""
+
+    bin: Path
+
+    @property
+    def version(self) -> str:
+        """`15`: the major version, which decides whether data can be reused."""
+        told = subprocess.run(
+            [self.bin / "postgres", "--version"], capture_output=True, text=True, check=False
+        )
+        found = re.search(r"(\d+)(?:\.\d+|devel|beta|rc)", told.stdout)
+        return found[1] if found else ""
+
+
+class Needed(NamedTuple):
+    """What people call it, Debian's package of it, and the setting that can stand in for it."""
+
+    title: str
+    package: str
+    variable: str = ""
+
+
+NEEDED = {
+    "rabbitmq": Needed("RabbitMQ", "rabbitmq-server", "BRIDGE_AMQP_URL"),
+    "postgres": Needed("Postgres", "postgresql", "BRIDGE_POSTGRES_DSN"),
+    "chromium": Needed("Chromium", "chromium"),
+    "venv": Needed("Python's venv", "python3-venv"),
+}
+
+INSTALL_SCRIPT = r"""
+set -u
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+kept=$policy.kept-by-bridge
+no_cluster=/etc/postgresql-common/createcluster.d/bridge.conf
+mark='Written by bridge while it installs packages'
+ours=
+
+undo() {
+    rm -f "$no_cluster"
+    [ -z "$ours" ] || rm -f "$policy"
+    [ ! -e "$kept" ] || mv -f "$kept" "$policy"
+}
+trap undo EXIT
+trap 'exit 1' HUP INT TERM
+
+# Packages ask this file whether their service may start. Ours says no only while this shell lives, so a
+# machine that loses power here does not keep its services down for good.
+denies() { [ -x "$policy" ] && { "$policy" rabbitmq-server start >/dev/null 2>&1; [ $? -eq 101 ]; }; }
+if ! denies; then
+    if [ -e "$policy" ] && ! grep -q "$mark" "$policy"; then mv -f "$policy" "$kept"; fi
+    ours=yes
+    cat >"$policy" <<END
+#!/bin/sh
+# $mark: no service starts meanwhile.
+[ -d /proc/$$ ] && exit 101
+[ ! -x $kept ] || exec $kept "\$@"
+END
+    chmod 755 "$policy"
+fi
+mkdir -p "${no_cluster%/*}"
+echo 'create_main_cluster = false' >"$no_cluster"
+
+installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
+new=
+for unit in rabbitmq-server erlang-base; do installed "$unit" || new="$new $unit"; done
+
+get() {
+    apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "$@"
+}
+get install --no-install-recommends "$@" || { get update && get install --no-install-recommends "$@"; }
+code=$?
+
+# Nor may they start with the machine: nobody asked for a system-wide broker.
+if command -v systemctl >/dev/null; then
+    for package in $new; do
+        case $package in
+            rabbitmq-server) units=rabbitmq-server.service ;;
+            erlang-base) units='epmd.socket epmd.service' ;;
+        esac
+        ! installed "$package" || systemctl disable $units
+    done
+fi
+exit $code
+"""
+
+
+class Machine:
+    """What this machine has, and how something gets onto it. The tests hand in machines that have less."""
+
+    def rabbitmq(self) -> RabbitFiles | None:
+        """RabbitMQ and Erlang, where both are here."""
+        erl, epmd = _on_path("erl"), _on_path("epmd")
+        if erl is not None and epmd is None:
+            # Debian keeps epmd on the PATH; other builds of Erlang have it next to the real `erl` only.
+            epmd = next(iter(sorted(erl.resolve().parent.parent.parent.glob("erts-*/bin/epmd"))), None)
+        if erl is None or epmd is None:
+            return None
+        places = [Path("/usr/lib/rabbitmq/bin"), *_newest("/usr/lib/rabbitmq/lib", "*/sbin")]
+        on_path = _on_path("rabbitmq-server")
+        if on_path is not None:
+            places.append(on_path.resolve().parent)
+        for place in places:
+            # Debian's wrapper on the PATH insists on the user `rabbitmq`; only the real scripts have this file.
+            if all((place / name).exists() for name in ("rabbitmq-server", "rabbitmqctl", "rabbitmq-env")):
+                return RabbitFiles(place, erl, epmd)
+        return None
+
+    def postgres(self) -> PostgresFiles | None:
+        """Postgres, the newest where there are several."""
+        places = _newest("/usr/lib/postgresql", "*/bin")
+        on_path = _on_path("postgres")
+        if on_path is not None:
+            places.insert(0, on_path.resolve().parent)
+        for place in places:
+            if (place / "postgres").exists() and (place / "initdb").exists():
+                return PostgresFiles(place)
+        return None
+
+    def chromium(self) -> Path | None:
+        """A browser for the demo page's test."""
+        return _on_path("chromium") or _on_path("chromium-browser") or _on_path("google-chrome")
+
+    def venv(self) -> object | None:
+        """What `python -m venv` needs; Debian leaves it out of python3."""
+        importlib.invalidate_caches()
+        return importlib.util.find_spec("ensurepip")
+
+    def find(self, wanted: Sequence[str]) -> dict[str, Any]:
+        """What of `wanted` is here, by name."""
+        looks: dict[str, Callable[[], object]] = {
+            "rabbitmq": self.rabbitmq,
+            "postgres": self.postgres,
+            "chromium": self.chromium,
+            "venv": self.venv,
+        }
+        return {name: found for name in wanted if (found := looks[name]()) is not None}
+
+    def root_command(self) -> list[str] | None:
+        """What runs a command as root without asking: nothing for root, `sudo -n`, or None when none can."""
+        if os.geteuid() == 0:
+            return []
+        sudo = _on_path("sudo")
+        if sudo is None or not _succeeds([str(sudo), "-n", "true"]):
+            return None
+        return [str(sudo), "-n"]
+
+    def can_install(self) -> bool:
+        """Whether `install` has a chance."""
+        return _on_path("apt-get") is not None and self.root_command() is not None
+
+    def install(self, packages: Sequence[str], log: Path) -> None:
+        """Install Debian packages without starting any service; raises ServersUnavailable."""
+        as_root = self.root_command()
+        assert as_root is not None
+        command = [*as_root, "sh", "-c", INSTALL_SCRIPT, "sh", *packages]
+        with log.open("wb") as out:
+            try:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    check=False,
+                    timeout=INSTALL_TIMEOUT,
+                )
+            except subprocess.TimeoutExpired as exc:
+                raise ServersUnavailable(
+                    f"apt-get did not end in {INSTALL_TIMEOUT:.0f} s, see {log}"
+                ) from exc
+        if done.returncode:
+            raise ServersUnavailable(f"apt-get could not install {' '.join(packages)}:\n{end_of_log(log)}")
+
+    def compose(self) -> ComposeFile | None:
+        """A docker engine that answers, and our compose.yaml."""
+        docker = _on_path("docker")
+        file = Path(__file__).resolve().parent.parent.parent / "compose.yaml"
+        if docker is None or not file.exists():
+            return None
+        # `docker info` alone succeeds without an engine; asking it for the engine's version does not.
+        engine = [str(docker), "info", "--format", "{{.ServerVersion}}"]
+        if not _succeeds(engine) or not _succeeds([str(docker), "compose", "version"]):
+            return None
+        return ComposeFile(docker, file)
+
+
+@dataclass(frozen=True)
+class ComposeFile:
+    """The docker client and the file it is to follow."""
+
+    docker: Path
+    file: Path
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How each server that was asked for will be run."""
+
+    rabbitmq: RabbitFiles | ComposeFile | None = None
+    postgres: PostgresFiles | ComposeFile | None = None
+
+
+def choose(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> Ways:
+    """How to run the servers named in `wanted`: found here, installed now, or in docker.
+
+    Raises ServersUnavailable with everything that is missing in one sentence.
+    """
+    found, trouble = _find_or_install(machine, wanted, log, say)
+    missing = [name for name in wanted if name not in found]
+    if missing and (compose := machine.compose()) is not None:
+        found |= dict.fromkeys(missing, compose)
+        missing = []
+    if missing:
+        raise ServersUnavailable(_advice(missing, trouble))
+    return Ways(**found)
+
+
+def ensure(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
+    """Have all of this on the machine, installed if need be; raises ServersUnavailable."""
+    found, trouble = _find_or_install(machine, wanted, log, say)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ServersUnavailable(_advice(missing, trouble))
+
+
+def _find_or_install(
+    machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str]:
+    """What there is now, and what went wrong on the way."""
+    found = machine.find(wanted)
+    missing = [name for name in wanted if name not in found]
+    if not missing or not machine.can_install():
+        return found, ""
+    packages = [NEEDED[name].package for name in missing]
+    say(f"installing {_titles(missing)}: apt-get install {' '.join(packages)} (once; a minute or two)")
+    try:
+        machine.install(packages, log)
+    except ServersUnavailable as exc:
+        return machine.find(wanted), str(exc)
+    return machine.find(wanted), ""
+
+
+def _advice(missing: Sequence[str], trouble: str) -> str:
+    packages = " ".join(NEEDED[name].package for name in missing)
+    advice = f"{_titles(missing)} not found: run `sudo apt-get install {packages}`"
+    variables = [NEEDED[name].variable for name in missing if NEEDED[name].variable]
+    if variables:
+        advice += f", or start docker, or (not for tests) point {' and '.join(variables)} at a running server"
+    return f"{advice}\n{trouble}" if trouble else advice
+
+
+def _titles(names: Sequence[str]) -> str:
+    return " and ".join(NEEDED[name].title for name in names)
+
+
+def _on_path(name: str) -> Path | None:
+    # A plain user's PATH on Debian lacks the sbin directories.
+    found = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin")
+    return Path(found) if found else None
+
+
+def _newest(base: str, pattern: str) -> list[Path]:
+    def version(path: Path) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", str(path))]
+
+    return sorted(Path(base).glob(pattern), key=version, reverse=True)
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

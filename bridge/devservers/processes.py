@@ -1,0 +1,267 @@
+"""Processes that we start: who they are for certain, and how they end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bridge.devservers.servers import OPEN_FILES, START_TIMEOUT, STOP_TIMEOUT, ServersUnavailable
+
+
+@dataclass(frozen=True)
+class _Stat:
+    """What /proc tells of a process."""
+
+    pid: int
+    state: str
+    parent: int
+    started: str
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        # The second field is the name in parentheses and may hold anything, so count from its end.
+        head, _, tail = line.rpartition(")")
+        fields = tail.split()
+        return cls(int(head.split(" ", 1)[0]), fields[0], int(fields[1]), fields[19])
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        try:
+            return cls.parse(Path(f"/proc/{pid}/stat").read_text())
+        except (OSError, ValueError, IndexError):
+            return None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process of all that ever had this pid: pid, start in clock ticks since the boot, and the boot."""
+
+    pid: int
+    started: str
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        stat = _Stat.of(pid)
+        return None if stat is None else cls(pid, stat.started, boot_id())
+
+    @classmethod
+    def read(cls, record: Path) -> Self | None:
+        """The process that wrote itself down in `record`, which may be long gone."""
+        try:
+            boot, line = record.read_text().splitlines()[:2]
+            stat = _Stat.parse(line)
+        except (OSError, ValueError, IndexError):
+            return None
+        return cls(stat.pid, stat.started, boot)
+
+    def alive(self) -> bool:
+        stat = _Stat.of(self.pid)
+        return (
+            stat is not None
+            and stat.state not in "ZX"
+            and stat.started == self.started
+            and self.boot == boot_id()
+        )
+
+
+def boot_id() -> str:
+    """The machine's present boot: a pid and its start time are only told apart within one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _family(pid: int) -> list[Identity]:
+    """The descendants of a process as of now."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (stat := _Stat.of(int(entry))) is not None:
+            children.setdefault(stat.parent, []).append(stat.pid)
+    found, look = [], [pid]
+    while look:
+        for child in children.get(look.pop(), ()):
+            look.append(child)
+            if (identity := Identity.of(child)) is not None:
+                found.append(identity)
+    return found
+
+
+def _signal(who: Identity, number: int) -> bool:
+    """Signal exactly this process; false when it is gone. A pidfd can't be recycled between look and signal."""
+    try:
+        handle = os.pidfd_open(who.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not who.alive():
+            return False
+        signal.pidfd_send_signal(handle, number)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _wait(who: Identity, seconds: float) -> bool:
+    """Whether the process was gone in time, whoever its parent is."""
+    try:
+        handle = os.pidfd_open(who.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not who.alive():
+            return True
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
+    finally:
+        os.close(handle)
+
+
+def end_process(who: Identity, number: int, patience: float) -> None:
+    """Ask with a signal, wait, kill; and see to it that its children go as well."""
+    family = _family(who.pid) if who.alive() else []
+    if _signal(who, number):
+        for process in (who, *family):
+            _signal(process, signal.SIGCONT)  # one that was frozen hears nothing else
+        if not _wait(who, patience):
+            _signal(who, signal.SIGKILL)
+            _wait(who, STOP_TIMEOUT)
+    for child in family:
+        if not _wait(child, 5.0):
+            _signal(child, signal.SIGKILL)
+            _wait(child, STOP_TIMEOUT)
+
+
+def _kill(who: Identity) -> None:
+    """A power cut: the process and all its children at once."""
+    everyone = [who, *_family(who.pid)] if who.alive() else []
+    for process in everyone:
+        _signal(process, signal.SIGKILL)
+    for process in everyone:
+        _wait(process, STOP_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user a server runs as where that is not us."""
+
+    name: str
+    uid: int
+    gid: int
+
+    def popen(self) -> dict[str, Any]:
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+
+# The shell writes itself down as /proc shows it and then becomes the server: same pid, same start time. So
+# there is no moment in which a server runs that nobody has recorded.
+_BECOME = (
+    'ulimit -n "$1" 2>/dev/null; shift; '
+    '{ cat /proc/sys/kernel/random/boot_id; read -r stat </proc/$$/stat; echo "$stat"; } >&0; '
+    'exec "$@" </dev/null'
+)
+
+
+class Process:
+    """One process that we start, in a session of its own: Ctrl-C in the terminal is for us, not for it."""
+
+    def __init__(self, title: str, record: Path, log: Path) -> None:
+        self.title = title
+        self.log = log
+        self._record = record
+        self._lock = threading.Lock()
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def spawn(
+        self, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, user: Account | None = None
+    ) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        with self._lock, self._record.open("wb") as record, self.log.open("ab") as log:
+            if self._closed:
+                raise ServersUnavailable(f"{self.title} is not started any more: its owner is leaving")
+            self._popen = subprocess.Popen(
+                ["/bin/sh", "-c", _BECOME, "sh", str(files), *map(str, command)],
+                stdin=record,
+                stdout=log,
+                stderr=log,
+                env=dict(env),
+                cwd=cwd,
+                start_new_session=True,
+                **(user.popen() if user else {}),
+            )
+
+    def close(self) -> None:
+        """Never spawn again: called before the last stop, while another thread may still be starting us."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def identity(self) -> Identity:
+        identity = Identity.of(self._popen.pid) if self._popen is not None and self.running else None
+        if identity is None:
+            raise ServersUnavailable(f"{self.title} is not running")
+        return identity
+
+    def end(self, number: int) -> None:
+        if self.running:
+            end_process(self.identity, number, STOP_TIMEOUT)
+        self._reap()
+
+    def kill(self) -> None:
+        if self.running:
+            _kill(self.identity)
+        self._reap()
+
+    def signal_all(self, number: int) -> None:
+        who = self.identity
+        for process in (who, *_family(who.pid)):
+            _signal(process, number)
+
+    def wait_ready(self, ready: Callable[[], bool]) -> None:
+        """Wait until it answers; raises ServersUnavailable with the end of its log when it never will."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            alive = self.running
+            with suppress(OSError):
+                if alive and ready() and self.running:
+                    return
+            if not alive:
+                raise ServersUnavailable(
+                    f"{self.title} did not start; the end of {self.log}:\n{end_of_log(self.log)}"
+                )
+            if time.monotonic() > deadline:
+                raise ServersUnavailable(
+                    f"{self.title} did not answer in {START_TIMEOUT:.0f} s;"
+                    f" the end of {self.log}:\n{end_of_log(self.log)}"
+                )
+            time.sleep(0.05)
+
+    def _reap(self) -> None:
+        if self._popen is not None:
+            self._popen.wait()
+        self._record.unlink(missing_ok=True)
+
+
+def end_of_log(log: Path, lines: int = 15) -> str:
+    """The last lines of a log, for an error that has to be understood."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
