@@ -49,6 +49,7 @@ from bridge.recent import Recent
 from bridge.routing import Address, addresses, named_users
 from bridge.session import Session
 from bridge.settlement import Settlement
+from bridge.states import SessionState
 
 FLIGHTS_MAX = 50_000
 """Flights that may be on their way at once; over it no more messages are taken (rows bound memory)."""
@@ -556,9 +557,10 @@ class Delivery:
     def close_session(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `session_closed` follows when the socket is gone.
 
-        `retry_after` (seconds) is what the client is told to wait; the reason's own by default. Idempotent.
+        `retry_after` (seconds) is what the client is told to wait; the reason's own by default. Idempotent, and
+        nothing for a session that is gone: who closes many takes a while, and some leave before their turn.
         """
-        if session.close_reason is not None:
+        if session.close_reason is not None or session.state is SessionState.CLOSED:
             return
         session.close_reason = reason
         self._hub.unregister(session)

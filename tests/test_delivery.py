@@ -505,6 +505,16 @@ async def test_a_redelivered_message_delivers_only_to_users_without_a_row() -> N
         assert b.pushes
 
 
+async def test_a_session_that_left_before_its_turn_to_be_closed_is_left_alone() -> None:
+    async with house() as h:
+        stays, leaves = h.connect("u1"), h.connect("u2")
+        everyone = list(h.hub)
+        leaves.leave()
+        for session in everyone:
+            h.delivery.close_session(session, CloseReason.RESTART)
+        assert (stays.socket.closed_with, leaves.socket.closed_with) == (CloseReason.RESTART, None)
+
+
 @pytest.mark.parametrize("target", ["session", "all"])
 async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(target: str) -> None:
     async with house() as h:
