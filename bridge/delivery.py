@@ -604,7 +604,8 @@ class Delivery:
             self._young[0].ended or now - self._young[0].taken_mono >= self._limits.park_after
         ):
             flight = self._young.popleft()
-            if not flight.ended:
+            # One that left was stored, and may be on its way again as another flight, which its row is up to.
+            if not flight.ended and self._flights.get(flight.key) is flight:
                 self._park(flight)
                 self._parked.append(flight)
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ended):

@@ -142,6 +142,7 @@ class World:
         self.tag = 0
         self.boot = 0
         self.refusing = False
+        self.silent = False
         self.peers: list[Peer] = []
         self.violations: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
@@ -227,7 +228,10 @@ class World:
 
     async def _send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
         await asyncio.sleep(0)
-        if self.refusing:
+        stuck = self.silent
+        while self.silent:
+            await asyncio.sleep(0)
+        if self.refusing or stuck:
             return receipts
         for receipt in receipts:
             if self.store.rows.get(receipt.row.key) is None:
@@ -384,6 +388,13 @@ class World:
     def receipts_taken(self, n: int, m: int) -> None:
         self.refusing = self.house.publisher.blocked = False
 
+    def receipts_silent(self, n: int, m: int) -> None:
+        """No confirm comes, and no error either, until the broker is found to be gone."""
+        self.silent = True
+
+    def receipts_heard(self, n: int, m: int) -> None:
+        self.silent = False
+
     def channel_lost(self, n: int, m: int) -> None:
         self.house.delivery.channel_lost(self.incarnation)
         self._deliver_all()
@@ -438,6 +449,7 @@ class World:
         """Everything comes back, and enough time passes for every deadline."""
         self.database_back(0, 0)
         self.receipts_taken(0, 0)
+        self.receipts_heard(0, 0)
         for user in USERS:
             self.peers.append(self.house.connect(user, Mode.ENVELOPE))
         for round_ in range(60):
@@ -586,6 +598,8 @@ class Delivery(RuleBasedStateMachine):
     database_back = _step("database_back")
     receipts_refused = _step("receipts_refused")
     receipts_taken = _step("receipts_taken")
+    receipts_silent = _step("receipts_silent")
+    receipts_heard = _step("receipts_heard")
     channel_lost = _step("channel_lost")
     pass_time = _step("pass_time")
     pass_time_once_more = _step("pass_time")

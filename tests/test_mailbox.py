@@ -590,6 +590,27 @@ async def test_while_the_database_is_away_a_session_is_welcomed_late_and_gets_it
         await _passing(h, lambda: ids(peer) == ["p1"])
 
 
+async def test_a_proof_is_not_undone_by_the_flight_that_an_earlier_session_lost() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1", "p1", confirm="acked"))
+        peer.leave()
+        await is_(h, "p1", Outcome.STORED, Reason.CONNECTION_LOST)
+        peer = await h.live("u1")
+        assert ids(peer) == ["p1"]
+        # The writer is busy with another push when the ack comes, and when the first flight would have been parked.
+        store.writing.clear()
+        await h.push(kept("u2", "p2"))
+        await turns()
+        peer.answer()
+        peer.client.message(json.dumps({"type": "ack", "id": "p1"}))
+        h.advance(2)
+        store.writing.set()
+        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+
+
 # --- recall ----------------------------------------------------------------------------------------------
 
 
