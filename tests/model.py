@@ -70,12 +70,15 @@ class Facts:
 
 
 class SlowStore(MemoryStore):
-    """Gives the core's other parts a turn before and after each write, and may lose its answer."""
+    """Gives the core's other parts a turn before and after each write, may take long, and may lose its answer."""
 
     lose_answers = 0
+    slow = False
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
         for _ in range(3):
+            await asyncio.sleep(0)
+        while self.slow:
             await asyncio.sleep(0)
         written = await super().record(rows)
         for _ in range(3):
@@ -382,6 +385,13 @@ class World:
     def database_back(self, n: int, m: int) -> None:
         self.store.fail_with = None
 
+    def database_slow(self, n: int, m: int) -> None:
+        """What is being written is not committed for now."""
+        self.store.slow = True
+
+    def database_quick(self, n: int, m: int) -> None:
+        self.store.slow = False
+
     def receipts_refused(self, n: int, m: int) -> None:
         self.refusing = self.house.publisher.blocked = True
 
@@ -448,6 +458,7 @@ class World:
     async def heal(self) -> None:
         """Everything comes back, and enough time passes for every deadline."""
         self.database_back(0, 0)
+        self.database_quick(0, 0)
         self.receipts_taken(0, 0)
         self.receipts_heard(0, 0)
         for user in USERS:
@@ -596,6 +607,8 @@ class Delivery(RuleBasedStateMachine):
     answer_lost = _step("answer_lost")
     database_away = _step("database_away")
     database_back = _step("database_back")
+    database_slow = _step("database_slow")
+    database_quick = _step("database_quick")
     receipts_refused = _step("receipts_refused")
     receipts_taken = _step("receipts_taken")
     receipts_silent = _step("receipts_silent")
@@ -620,5 +633,7 @@ class Delivery(RuleBasedStateMachine):
         finally:
             self._runner.run(self.world.kill())
             self._runner.close()
+            # Examples are many, and are remembered.
+            del self.world, self._runner
         if broken and not seen:
             raise BrokenPromise(self._steps, broken)
