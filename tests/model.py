@@ -370,6 +370,13 @@ class World:
             self.peers.remove(peer)
             peer.leave()
 
+    def come_back(self, n: int, m: int) -> None:
+        """It loses its connection and has a new one at once."""
+        if (peer := self._peer(n)) is not None:
+            user = peer.client.session.user
+            self.leave(n, m)
+            self.connect(USERS.index(user), m)
+
     def stuff(self, n: int, m: int) -> None:
         if (peer := self._peer(n)) is not None:
             peer.socket.stuffed = True
@@ -602,6 +609,8 @@ class Delivery(RuleBasedStateMachine):
     forge = _step("forge", needs_a_peer=True)
     acknowledge = _step("acknowledge", needs_a_peer=True)
     leave = _step("leave", needs_a_peer=True)
+    come_back = _step("come_back", needs_a_peer=True)
+    come_back_once_more = _step("come_back", needs_a_peer=True)
     stuff = _step("stuff", needs_a_peer=True)
     drain = _step("drain", needs_a_peer=True)
     answer_lost = _step("answer_lost")
