@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from psycopg import sql
 
 from bridge.adapters import migrate
 from bridge.devservers import Servers, ServersInUse, private_servers
+
+# A shell that runs the tests in the background has SIGINT ignored, and every process they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests kill servers and drop databases, so they never touch one that somebody configured.
 for _name in [name for name in os.environ if name.startswith("BRIDGE_")]:
