@@ -91,12 +91,15 @@ async def at_debt_noted(stage: Stage) -> int:
     for _ in range(3):
         await stage.bridge.kill()
         await stage.bridge.start(point="before debt is noted")
-        await stage.bridge.ready()
-        await stage.block_publishers()
-        try:
-            times += await stage.dies()
-        finally:
-            await stage.unblock_publishers()
+        if await stage.bridge.ready(or_dead=True):
+            await stage.block_publishers()
+            try:
+                times += await stage.dies()
+            finally:
+                await stage.unblock_publishers()
+        else:
+            # A push that came twice owes a receipt, too.
+            times += 1
         await stage.starts_again()
     return times
 
