@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +34,13 @@ _numbers = itertools.count(1)
 
 def _fresh_name() -> str:
     return f"test_{os.getpid()}_{next(_numbers)}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several tests with one node id, pytest-xdist runs the first and leaves out the others without a word."""
+    double = [node_id for node_id, times in Counter(item.nodeid for item in items).items() if times > 1]
+    if double:
+        raise pytest.UsageError(f"more than one test is called {', '.join(double)}")
 
 
 class Databases:

@@ -6,13 +6,15 @@ a fault is not.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model import BrokenPromise, Delivery
+from tests.model import BrokenPromise, Delivery, Step, play
 
 STEPS = 32
 """Steps of a story; what was published must meet what happens."""
@@ -70,7 +72,19 @@ def tell(count: int, number: int) -> Told:
             ),
         )
     except BrokenPromise as broken:
-        steps = [f"  {step.kind}({step.n}, {step.m})" for step in broken.steps]
-        told.story = "\n".join([*steps, *(f"  broken: {line}" for line in broken.lines)])
+        needed = _needed(broken.steps)
+        steps = [f"  {step.kind}({step.n}, {step.m})" for step in needed]
+        lines = asyncio.run(play(needed)) or broken.lines
+        told.story = "\n".join([*steps, *(f"  broken: {line}" for line in lines)])
     told.seconds = time.monotonic() - began
     return told
+
+
+def _needed(steps: Sequence[Step]) -> list[Step]:
+    """These steps without those that can be left out; hypothesis shortens a story, and leaves some of them in."""
+    needed = list(steps)
+    for at in reversed(range(len(needed))):
+        without = needed[:at] + needed[at + 1 :]
+        if asyncio.run(play(without)):
+            needed = without
+    return needed
