@@ -207,6 +207,7 @@ class Core:
             store=rows.store,
             settlement=self.settlement,
             mailbox=self.mailbox,
+            acks=consumer,
             metrics=metrics,
             errors=errors,
             clock=self.clock,

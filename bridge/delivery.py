@@ -44,7 +44,7 @@ from bridge.model import (
     ToUser,
     ToUsers,
 )
-from bridge.ports import Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
+from bridge.ports import Acks, Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
 from bridge.recent import Recent
 from bridge.routing import Address, addresses, named_users
 from bridge.session import Session
@@ -54,7 +54,8 @@ from bridge.states import SessionState
 FLIGHTS_MAX = 50_000
 """Flights that may be on their way at once; over it no more messages are taken (rows bound memory)."""
 SUSPECT_ATTEMPTS = 5
-"""From this delivery count on a message is handled alone: a killer must not take its neighbours along."""
+"""From this delivery count on a message is taken and handled alone: what kills the process must not take its
+neighbours along, nor have their deliveries counted with its own."""
 YIELD_EVERY = 200
 """Flights made before the event loop gets a turn: one message may name 10,000 users."""
 
@@ -93,6 +94,7 @@ class Delivery:
         store: Store,
         settlement: Settlement,
         mailbox: Mailbox,
+        acks: Acks,
         metrics: Metrics,
         errors: ErrorHandler,
         clock: Clock,
@@ -106,6 +108,7 @@ class Delivery:
         self._flights = mailbox.flights
         self._mailbox = mailbox
         mailbox.flush = self._flush_session
+        self._acks = acks
         self._metrics = metrics
         self._errors = errors
         self._clock = clock
@@ -176,7 +179,7 @@ class Delivery:
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
         while self._inbox and len(batch) < YIELD_EVERY:
-            if self._inbox[0].properties.delivery_count >= SUSPECT_ATTEMPTS:
+            if _suspect(self._inbox[0]):
                 if not batch:
                     batch.append(self._inbox.popleft())
                 break
@@ -211,7 +214,7 @@ class Delivery:
                 message.redelivered = True
             # Held open until every request has been looked at, whatever is settled meanwhile.
             message.open = 1
-            alone = arrival.properties.delivery_count >= SUSPECT_ATTEMPTS
+            alone = _suspect(arrival)
             if alone:
                 message.done = asyncio.Event()
             try:
@@ -228,6 +231,8 @@ class Delivery:
                 self._flush(touched)
                 await message.done.wait()
         self._flush(touched)
+        if any(arrival.source is Source.REQUESTS and not _suspect(arrival) for arrival in batch):
+            self._acks.widen()
 
     def _decode(self, arrival: Arrival) -> wire.Decoded:
         try:
@@ -674,6 +679,11 @@ class Delivery:
     def parked(self) -> int:
         """Pushes whose proof is overdue and whose message is acked."""
         return len(self._parked) + len(self._parked_at_once)
+
+
+def _suspect(arrival: Arrival) -> bool:
+    """Whether a message was given out so often that handling it may be what ended the process."""
+    return arrival.properties.delivery_count >= SUSPECT_ATTEMPTS
 
 
 def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:

@@ -367,4 +367,4 @@ def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str
         elif depth.consumers == 0:
             yield depth.ready > 0, depth.name, f"{depth.ready} ready, nobody takes them"
         else:
-            yield False, depth.name, f"{depth.ready} ready, {depth.consumers} takers"
+            yield False, depth.name, f"{depth.ready} ready, bridges take from it"

@@ -110,6 +110,15 @@ class Acks(Protocol):
         """Give messages back (AMQP basic.nack with requeue). Stale tokens are thrown away. Never raises."""
         ...
 
+    def widen(self) -> None:
+        """What has come can be handled: from now on give out as many requests at a time as there may be.
+
+        Until then, on every new channel, one is given out at a time. A broker may count each return of a message,
+        handled or not: a message that kills the process must not have its neighbours counted along with it.
+        Idempotent. Never raises.
+        """
+        ...
+
 
 # --- The broker, publishing side -------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class RecordingAcks:
     def __init__(self) -> None:
         self.acked: list[AckToken] = []
         self.requeued: list[AckToken] = []
+        self.wide = False
         self.changed = asyncio.Event()
 
     def ack(self, tokens: Iterable[AckToken]) -> None:
@@ -105,6 +106,9 @@ class RecordingAcks:
     def requeue(self, tokens: Iterable[AckToken]) -> None:
         self.requeued.extend(tokens)
         self.changed.set()
+
+    def widen(self) -> None:
+        self.wide = True
 
 
 class RecordingErrors:

@@ -25,6 +25,7 @@ from pamqp import commands
 
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters import amqp_link
+from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_link import LinkState, border, opened
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import (
@@ -186,6 +187,49 @@ async def test_prefetch_bounds_what_is_handed_over(vhost: str) -> None:
         await intake.has(10)
         assert taker.held == 7
         assert len(intake.arrivals) == 10
+
+
+async def test_requests_come_one_by_one_until_what_came_is_known_to_be_harmless(vhost: str) -> None:
+    await declare(vhost)
+    await publish(vhost, numbered(9))
+    intake = RecordingIntake()
+    taker = consumer(vhost, kind=Consumer)
+    async with taker.taking(intake):
+        for count in (1, 2, 3):
+            await intake.has(count)
+            assert taker.held == 1
+            taker.ack(intake.tokens[-1:])
+        taker.widen()
+        await intake.has(4)
+        assert taker.held == 1, "it was asked to when it held nothing: then the next decides"
+        taker.widen()
+        await intake.has(9)
+        assert intake.bodies == numbered(9)
+        taker.ack(intake.tokens[3:])
+        await taker.stop_consuming()
+    assert await at_rest(vhost)
+
+
+async def test_what_ends_the_process_again_and_again_is_counted_alone(vhost: str) -> None:
+    await declare(vhost)
+    await publish(vhost, numbered(5))
+    for _ in range(6):
+        intake = RecordingIntake()
+        async with consumer(vhost, kind=Consumer).taking(intake):
+            await intake.has(1)
+    assert [a.properties.delivery_count for a in intake.arrivals] == [5]
+    left = await drained(vhost, REQUESTS)
+    assert [m.body for m in left] == numbered(5)
+    assert [m.headers.get("x-delivery-count", 0) for m in left] == [6, 0, 0, 0, 0]
+
+
+async def test_what_is_held_of_both_consumers_comes_again_oldest_first(vhost: str) -> None:
+    await declare(vhost)
+    await publish(vhost, numbered(5))
+    intake = RecordingIntake()
+    async with consumer(vhost).taking(intake):
+        await intake.has(5)
+    assert [m.body for m in await drained(vhost, REQUESTS)] == numbered(5)
 
 
 async def test_bytes_in_hand_are_bounded_and_reading_goes_on_after_acks(vhost: str) -> None:
@@ -690,16 +734,16 @@ async def test_stopping_writes_the_acks_first_and_hands_nothing_over_afterwards(
     intake = RecordingIntake()
     taker = consumer(vhost, prefetch=10)
     async with taker.taking(intake):
-        await intake.has(10)
+        await intake.has(11)  # the first came by itself, before the others could
         taker.ack(intake.tokens)
         await taker.stop_consuming()
         seen = len(intake.arrivals)
         await taker.stop_consuming()
         taker.ack(intake.tokens)
         assert taker.held == 0
-        assert len(intake.arrivals) == seen == 10
+        assert len(intake.arrivals) == seen == 11
     left = [m.body for m in await drained(vhost, REQUESTS)]
-    assert left == numbered(90, 10)
+    assert left == numbered(89, 11)
 
 
 async def test_stopping_while_the_broker_is_away_returns(vhost: str) -> None:
@@ -828,19 +872,17 @@ async def test_two_bridges_take_turns_and_the_second_gets_what_the_first_left(vh
     await publish(vhost, numbered(10))
     first_intake, second_intake = RecordingIntake(), RecordingIntake()
     first, second = consumer(vhost), consumer(vhost)
-    async with second.taking(second_intake), first.taking(first_intake):
-        await until(lambda: first.state is second.state is LinkState.OPEN)
-        active, waiting = (first, second) if first_intake.arrivals else (second, first)
-        intake = first_intake if active is first else second_intake
-        other = second_intake if active is first else first_intake
-        await intake.has(10)
-        assert other.arrivals == []
-        active.ack(intake.tokens[:4])
-        await active.stop_consuming()
-        await other.has(6)
-        assert other.bodies == numbered(6, 4)
-        waiting.ack(other.tokens)
-        await waiting.stop_consuming()
+    async with first.taking(first_intake):
+        await first_intake.has(10)
+        async with second.taking(second_intake):
+            await until(lambda: second.state is LinkState.OPEN)
+            assert second_intake.arrivals == []
+            first.ack(first_intake.tokens[:4])
+            await first.stop_consuming()
+            await second_intake.has(6)
+            assert second_intake.bodies == numbered(6, 4)
+            second.ack(second_intake.tokens)
+            await second.stop_consuming()
     assert await at_rest(vhost)
 
 

@@ -348,6 +348,7 @@ def test_answers_are_written_as_the_library_writes_them() -> None:
         expected = pamqp.frame.marshal(commands.Basic.Ack(1 << 40, multiple), 5)
         assert frames.ack(5, 1 << 40, multiple) == expected
     assert frames.requeue(5, 77) == pamqp.frame.marshal(commands.Basic.Nack(77, False, True), 5)
+    assert frames.cancel(5, "q") == pamqp.frame.marshal(commands.Basic.Cancel("q", True), 5)
 
 
 def test_a_publish_is_written_as_the_library_writes_it() -> None:

@@ -139,6 +139,7 @@ class House:
             store=self.store,
             settlement=self.settlement,
             mailbox=self.mailbox,
+            acks=self.acks,
             metrics=self.metrics,
             errors=self.errors,
             clock=self.clock,
@@ -738,6 +739,30 @@ async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() 
         await until(lambda: len(peer.pushes) == 2)
         peer.answer()
         await h.settled(2)
+
+
+async def test_one_message_at_a_time_is_asked_for_until_one_came_that_is_not_suspect() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1", "p1"), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+        peer.answer()
+        await h.settled(1)
+        await h.push(to("u1", "p2"), source=Source.FALLEN, headers={"x-first-death-reason": "expired"})
+        await h.settled(2)
+        assert not h.acks.wide
+        await h.push(to("u1", "p3"))
+        assert h.acks.wide
+
+
+async def test_more_than_one_message_is_not_asked_for_while_nothing_can_be_handled() -> None:
+    async with house() as h:
+        h.gate.shut("database", "away")
+        h.delivery.arrived([arrival(json.dumps(to("u1")).encode())])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not h.acks.wide
+        h.gate.clear("database")
+        await until(lambda: h.acks.wide)
 
 
 # --- the world is away ------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class Bridge:
             **settings,
         }
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("BRIDGE_", "CHAOS_"))}
+        self.killer = ""
+        """A user whose pushes it dies of, from its next start on."""
         self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
         self._process: asyncio.subprocess.Process | None = None
 
@@ -75,6 +77,8 @@ class Bridge:
             more["CHAOS_CLOCK"] = str(self.clock)
         if self.pool:
             more["CHAOS_POOL"] = str(self.pool)
+        if self.killer:
+            more["CHAOS_KILLER"] = self.killer
         self.starts += 1
         self.turns.append(time.monotonic())
         with self.log.open("ab") as log:

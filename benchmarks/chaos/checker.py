@@ -4,6 +4,7 @@
 |---|---|
 | I1 | each confirmed request: exactly one final row per user; a rejected one: one row, and its dead letter |
 | I1 | a kept one ends as proven, or by its ttl, a newer one, a recall, a full mailbox; or waits, and rightly |
+| I1 | none but those that the bridge dies of, or that others gave back again and again, is given up as rejected |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
 | I3 | a push on the screen of somebody it was not for |
 | I4 | messages left, rows not final, debts, final rows without a receipt, receipts that tell another end |
@@ -264,8 +265,10 @@ class _Check:
         match row.outcome, row.reason:
             case ("acked" | "received" | "written", "not_acked") if request.ttl:
                 return not request.lasts or self._e.clock_steps
-            case (("acked" | "received" | "written" | "rejected"), _):
+            case (("acked" | "received" | "written"), _):
                 return True
+            case "rejected", _:
+                return self._e.given_back or request.mark in self._e.deadly
             case "expired", "ttl":
                 return request.ttl > 0 and (not request.lasts or self._e.clock_steps)
             case "stored", _:

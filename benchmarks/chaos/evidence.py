@@ -207,6 +207,10 @@ class Evidence:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
     """Whether order is looked at, and what a resume leaves out: all sessions are at one bridge."""
+    deadly: set[str] = field(default_factory=set)
+    """Marks of requests that the bridge dies of whenever it handles them."""
+    given_back: bool = False
+    """Somebody else took messages and gave them back, as often as the broker allows."""
     mailbox: int = 0
     """Pushes that a mailbox holds; 0: more than a run publishes."""
     clock_steps: bool = False

@@ -204,6 +204,7 @@ async def expired(stage: Stage) -> int:
 @fault("messages reach the broker's delivery limit")
 async def delivery_limit(stage: Stage) -> int:
     """Somebody else takes messages and gives them back, until the broker gives them up."""
+    stage.evidence.given_back = True
     await stage.bridge.kill()
     await stage.load(1)
     stage.pace = 0.02

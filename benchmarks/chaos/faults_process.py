@@ -17,6 +17,12 @@ KILLING_PACE = 0.4
 that would be nearly everything."""
 
 
+DEADLY = "deadly"
+"""The user whose pushes the bridge dies of."""
+DEADLY_SECONDS = 180.0
+"""Seconds after which it should long have been given up."""
+
+
 @fault("no fault")
 async def nothing(stage: Stage) -> int:
     """The load alone."""
@@ -24,8 +30,7 @@ async def nothing(stage: Stage) -> int:
     return 1
 
 
-# RabbitMQ 3.10 counts each return of a message, and a push that waits for its browser is returned by most kills.
-@fault("kill -9 at random times", short=True, settings={"max_attempts": 90})
+@fault("kill -9 at random times", short=True)
 async def kills(stage: Stage) -> int:
     """SIGKILL at a random moment, start again, over and over."""
     times = KILLS * stage.scale.repeats if stage.scale.repeats > 1 else 3
@@ -38,6 +43,36 @@ async def kills(stage: Stage) -> int:
         await stage.bridge.ready()
     stage.pace = 1.0
     return times
+
+
+@fault("a push that kills the bridge")
+async def deadly(stage: Stage) -> int:
+    """The bridge dies whenever it handles one push, and is started again, until it gives that one up."""
+    envelope = stage.requests[0].to(DEADLY)
+    stage.evidence.deadly.update(request.mark for request in envelope.requests)
+    stage.bridge.killer = DEADLY
+    stage.pace = KILLING_PACE
+    await stage.bridge.kill()
+    await stage.bridge.start()
+    await stage.publish_now([envelope])
+    times = 0
+    try:
+        async with asyncio.timeout(DEADLY_SECONDS):
+            while not await _given_up(stage):
+                if not stage.bridge.alive:
+                    times += 1
+                    await stage.bridge.exited()
+                    await stage.bridge.start()
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        stage.evidence.troubles.append(f"not given up after {times} deaths and {DEADLY_SECONDS:g} s")
+    stage.now_healed()
+    stage.pace = 1.0
+    return times
+
+
+async def _given_up(stage: Stage) -> bool:
+    return bool(await stage.execute("select outcome from delivery where user_id = %s and final", DEADLY))
 
 
 async def killed_at(stage: Stage, points: Sequence[str], most: int = 15) -> int:

@@ -2,7 +2,7 @@
 
 CHAOS_POINT names the point and CHAOS_COUNT the how-manieth time; the kill is SIGKILL, so nothing is flushed
 or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; SIGUSR1 has it read again.
-CHAOS_POOL is how many connections to the database it has.
+CHAOS_POOL is how many connections to the database it has. CHAOS_KILLER names a user: it dies of each push to them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from bridge import app
+from bridge import app, delivery
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_pool import Connections
 from bridge.adapters.websocket import _Connection
+from bridge.hub import Hub
+from bridge.model import PushRequest, ToUser
+from bridge.routing import Address, addresses
 
 FLUSH: Final = 0.002
 """Seconds in which the event loop writes what it was just given; then the kill."""
@@ -149,6 +152,15 @@ def _limit_pool(most: int) -> None:
     Connections.__init__ = limited  # type: ignore[method-assign]
 
 
+def _die_of_pushes_to(user: str) -> None:
+    def deadly(hub: Hub, request: PushRequest) -> Iterator[Address]:
+        if isinstance(request.target, ToUser) and request.target.user == user:
+            die()
+        return addresses(hub, request)
+
+    vars(delivery)["addresses"] = deadly
+
+
 def main() -> int:
     """Arm what the environment asks for, then be `bridge serve`."""
     point = os.environ.pop("CHAOS_POINT", "")
@@ -161,6 +173,8 @@ def main() -> int:
         app.SystemClock = SteppingClock  # type: ignore[misc]
     if pool := int(os.environ.pop("CHAOS_POOL", "0")):
         _limit_pool(pool)
+    if killer := os.environ.pop("CHAOS_KILLER", ""):
+        _die_of_pushes_to(killer)
     from bridge.cli import main as bridge
 
     return bridge(["serve"])

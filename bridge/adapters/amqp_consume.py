@@ -3,6 +3,9 @@
 All queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
 incarnation counts the channels. Whatever loses the channel (the connection, an error, a queue that was
 deleted, a consumer that the broker cancelled) ends the incarnation; the link then begins a new one.
+
+Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
+`widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
 """
 
 from __future__ import annotations
@@ -34,8 +37,16 @@ HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies handed over and not acked, above which the socket is not read any more."""
 FEW = 100
 """Messages of push.fallen, and of push.control, in hand at a time: there are few of either."""
-_SOURCES = {REQUESTS: Source.REQUESTS, FALLEN: Source.FALLEN, CONTROL: Source.CONTROL}
-"""The consumer tag is the queue's name: it only has to be unique on its channel."""
+_ONE_BY_ONE = f"one by one: {REQUESTS}"
+"""Comes before REQUESTS in the order of tags, in which a quorum queue takes back what the consumers of a lost channel
+held: so the oldest stays in front."""
+_SOURCES = {
+    _ONE_BY_ONE: Source.REQUESTS,
+    REQUESTS: Source.REQUESTS,
+    FALLEN: Source.FALLEN,
+    CONTROL: Source.CONTROL,
+}
+"""By consumer tag, which only has to be unique on its channel."""
 
 
 class UnreadableHeaders(BridgeError):
@@ -78,6 +89,10 @@ class Consumer:
         self._back: list[int] = []
         self._flush: asyncio.Handle | None = None
         self._stopped = False
+        self._set_up = False
+        self._single: int | None = None
+        """Delivery tag of the newest request that came one by one; None before any and once they come as they can."""
+        self._wanted_wide = False
         self.incarnation = 0
         self.held_bytes = 0
         self.stale = 0
@@ -150,11 +165,16 @@ class Consumer:
         wire.tap(opened.number)
         self._channel = opened
         self.incarnation += 1
+        self._wanted_wide = False
         few = min(FEW, self._prefetch)
-        for queue, prefetch in ((CONTROL, few), (FALLEN, few), (REQUESTS, self._prefetch)):
+        for tag, prefetch in ((CONTROL, few), (FALLEN, few), (_ONE_BY_ONE, 1), (REQUESTS, self._prefetch)):
+            queue = _SOURCES[tag].value
             async with border(f"consume {queue}", STEP_TIMEOUT):
                 await opened.basic_qos(prefetch_count=prefetch)
-                await opened.basic_consume(queue, _never_called, consumer_tag=queue)
+                await opened.basic_consume(queue, _never_called, consumer_tag=tag)
+        self._set_up = True
+        if self._wanted_wide:
+            self.widen()
 
     def happened(self, events: Sequence[Event]) -> None:
         """Hand over what one read of the socket brought; notice that the channel or a consumer is gone."""
@@ -167,6 +187,8 @@ class Consumer:
                 if event.channel != number or self._stopped:
                     continue
                 size = len(event.body)
+                if event.consumer == _ONE_BY_ONE:
+                    self._single = event.tag
                 held[event.tag] = size
                 self.held_bytes += size
                 batch.append(
@@ -180,9 +202,10 @@ class Consumer:
                     )
                 )
                 if not event.readable:
-                    self._errors.handle(UnreadableHeaders(event.consumer, event.tag), "broker.decode", {})
+                    unreadable = UnreadableHeaders(_SOURCES[event.consumer].value, event.tag)
+                    self._errors.handle(unreadable, "broker.decode", {})
             elif type(event) is ConsumerCancelled and event.channel == number:
-                gone = f"the broker cancelled the consumer of {event.consumer}"
+                gone = f"the broker cancelled the consumer of {_SOURCES[event.consumer].value}"
             elif type(event) is Closed and event.channel == number and number:
                 gone = f"the broker closed the channel: {event.code} {event.text}"
         if batch and self._intake is not None:
@@ -203,6 +226,8 @@ class Consumer:
         self._number = 0
         self._channel = None
         self._wire = None
+        self._set_up = False
+        self._single = None
         self._held = {}
         self.held_bytes = 0
         self._done.clear()
@@ -219,6 +244,17 @@ class Consumer:
     def requeue(self, tokens: Iterable[AckToken]) -> None:
         """See the port. A message given back counts as delivered once more (`x-delivery-count`)."""
         self._answer(tokens, self._back)
+
+    def widen(self) -> None:
+        """See the port."""
+        if not self._set_up:
+            # A second bridge would take over if one consumer ended before the other is there.
+            self._wanted_wide = True
+        elif self._single in self._held and self._wire is not None:
+            # While its one message is unanswered nothing can be on the way to the consumer that ends here: what was
+            # would be given out again, behind what is newer.
+            self._single = None
+            self._wire.write(frames.cancel(self._number, _ONE_BY_ONE))
 
     def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
         incarnation = self.incarnation

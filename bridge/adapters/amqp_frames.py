@@ -499,6 +499,12 @@ def requeue(channel: int, tag: int) -> bytes:
     return _TAG.pack(_METHOD, channel, 13, _BASIC_NACK, tag, 2, _END)
 
 
+def cancel(channel: int, consumer: str) -> bytes:
+    """basic.cancel as a frame; the broker does not answer it (no-wait)."""
+    payload = _CODE.pack(_BASIC_CANCEL) + short_string(consumer) + b"\x01"
+    return _HEAD.pack(_METHOD, channel, len(payload)) + payload + b"\xce"
+
+
 @lru_cache(maxsize=4096)
 def publish_method(channel: int, exchange: str, routing_key: bytes, mandatory: bool) -> bytes:
     """basic.publish as a frame; the routing key has at most 255 bytes."""
