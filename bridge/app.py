@@ -361,7 +361,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("control", core.control.run()),
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
-                    ("sweeper", _sweep(core, rows)),
+                    ("lease", _hold_lease(core, rows)),
+                    ("sweeper", _sweep_mailboxes(core, errors)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
                     ("auditor", _audit(core, auditor, errors)),
                 )
@@ -468,10 +469,11 @@ async def _tick(core: Core) -> None:
         await core.clock.sleep(TICK)
 
 
-async def _sweep(core: Core, rows: Rows) -> None:
-    """Every second: show that this boot lives, end rows of dead ones and of kept pushes, pay debts.
+async def _hold_lease(core: Core, rows: Rows) -> None:
+    """Every second: show that this boot lives, end rows of dead ones, pay debts.
 
-    The first thing to notice that the database is away while nothing is pushed, or that it is back.
+    The first thing to notice that the database is away while nothing is pushed, or that it is back. What may take
+    long has a task of its own: a lease that is not renewed in time is a dead node to all others.
     """
     while True:
         await core.clock.sleep(SWEEP_EVERY)
@@ -482,7 +484,6 @@ async def _sweep(core: Core, rows: Rows) -> None:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
             ended = await rows.lease.end_dead(SWEEP_ROWS)
-            await core.mailbox.sweep()
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("database", str(away))
             continue
@@ -490,6 +491,19 @@ async def _sweep(core: Core, rows: Rows) -> None:
         if ended:
             core.settlement.ended_by_sweep(ended)
         core.settlement.sweep()
+
+
+async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
+    """Every second: end kept pushes whose time is over, and what is over the bounds of a mailbox."""
+    while True:
+        await core.clock.sleep(SWEEP_EVERY)
+        if "starting" in core.gate or "database" in core.gate:
+            continue
+        try:
+            await core.mailbox.sweep()
+        except (StoreUnavailable, SchemaBehind) as away:
+            # Its statements are the longest. Whether the database is away others find out, who hold up pushes for it.
+            errors.handle(away, "mailbox.sweep", {})
 
 
 async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: SystemClock) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.mailbox import RESENDS, MailboxLimits, Recalled
+from bridge.mailbox import MEASURE_EVERY, MEASURE_SHARE, RESENDS, MailboxLimits, Recalled
 from bridge.model import Mode, Outcome, Reason, Recall, Row
 from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
@@ -489,6 +489,41 @@ async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_res
         peer = await h.live("u1", last="seen")
         assert frames(peer, "welcome")[0]["complete"] is False
         assert [i for i in ids(peer) if i != "seen"] == ["p2", "p3", "p4"]
+
+
+async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_or_for_some_time() -> None:
+    bounds = MailboxLimits(pushes=3 * MEASURE_SHARE, total_bytes=1000 * MEASURE_SHARE)
+    async with house(mailbox=bounds) as h:
+        measured: list[list[str]] = []
+        trim = h.store.trim
+
+        async def noted(users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+            measured.append(sorted(users))
+            return await trim(users, pushes, payload_bytes)
+
+        h.store.trim = noted  # type: ignore[method-assign]
+        await h.push([kept("often", f"p{n}") for n in range(3)])
+        await h.push([kept("big", "p4", data="x" * 1000), kept("seldom", "p5")])
+        await h.settled(2)
+        await h.mailbox.sweep()
+        await h.mailbox.sweep()
+        assert measured == [["big", "often"]]
+        h.advance(MEASURE_EVERY)
+        await h.mailbox.sweep()
+        await h.mailbox.sweep()
+        assert measured == [["big", "often"], ["seldom"]]
+
+
+async def test_a_mailbox_that_could_not_be_measured_is_measured_by_the_next_sweep() -> None:
+    async with house(mailbox=MailboxLimits(pushes=1)) as h:
+        await h.push([kept("u1", "p1"), kept("u1", "p2")])
+        await h.settled(1)
+        h.store.fail_with = StoreUnavailable("away")
+        with pytest.raises(StoreUnavailable):
+            await h.mailbox.sweep()
+        h.store.fail_with = None
+        await h.mailbox.sweep()
+        await is_(h, "p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
 
 
 # --- resume ----------------------------------------------------------------------------------------------
