@@ -480,7 +480,7 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
         if "starting" in core.gate:
             continue
         try:
-            await rows.lease.renew()
+            await rows.lease.renew(core.delivery.account())
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
             ended = await rows.lease.end_dead(SWEEP_ROWS)

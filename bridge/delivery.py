@@ -16,7 +16,6 @@ import hashlib
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -44,7 +43,7 @@ from bridge.model import (
     ToUser,
     ToUsers,
 )
-from bridge.ports import Acks, Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
+from bridge.ports import Account, Acks, Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
 from bridge.recent import Recent
 from bridge.routing import Address, addresses, named_users
 from bridge.session import Session
@@ -70,18 +69,6 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     start_grace: float = 2.0
     max_attempts: int = 20
     total_bytes: int = 256 * 1024 * 1024
-
-
-class Account(NamedTuple):
-    """Where the pushes are that this process has begun, each counted once for each user, at one moment."""
-
-    begun: int
-    with_row: int
-    """Those whose first row, final or not, is committed."""
-    on_their_way: int
-    """Those that have none yet."""
-    ages: Sequence[float]
-    """Of those on their way: seconds since they were taken."""
 
 
 class Delivery:

@@ -155,7 +155,12 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.REJECTED, Reason.UNSUPPORTED, True, "a field whose feature this version does not have"),
     Ending(Outcome.REJECTED, Reason.TOO_LARGE, True, "the message or its data is over the limit in bytes"),
     Ending(Outcome.REJECTED, Reason.TOO_MANY, True, "more requests or users in one message than allowed"),
-    Ending(Outcome.REJECTED, Reason.POISON, True, "handling it failed BRIDGE_MAX_ATTEMPTS times"),
+    Ending(
+        Outcome.REJECTED,
+        Reason.POISON,
+        True,
+        "the broker gave it out BRIDGE_MAX_ATTEMPTS times, and it was never settled",
+    ),
     Ending(Outcome.REJECTED, Reason.DELIVERY_LIMIT, True, "the broker gave it up at its delivery limit"),
     Ending(Outcome.REJECTED, Reason.GIVEN_UP, True, "the broker gave it up for another reason; see `detail`"),
     Ending(Outcome.PENDING, Reason.AWAITING_PROOF, False, "handed over; the proof is awaited"),

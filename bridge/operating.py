@@ -327,6 +327,20 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         if found.oldest_pending
         else ""
     )
+    for name, begun, with_row, on_their_way in books.began:
+        yield (
+            begun != with_row + on_their_way,
+            "taken",
+            f"{begun} pushes by {name} since its start: {with_row} with a row, {on_their_way} on their way",
+        )
+    absent = sum(max(0, hour.taken - hour.rows) for hour in books.hours)
+    strange = sum(max(0, hour.rows - hour.taken) for hour in books.hours)
+    yield (
+        absent + strange > 0,
+        "log",
+        f"{absent} of the rows that were written in these hours are gone"
+        + (f", {strange} are there that were not" if strange else ""),
+    )
     yield (
         found.orphans > 0,
         "dead nodes",

@@ -293,6 +293,22 @@ class Store(Protocol):
         ...
 
 
+class Account(NamedTuple):
+    """Where the pushes are that this process has begun, each counted once for each user, at one moment."""
+
+    begun: int
+    with_row: int
+    """Those whose first row, final or not, is committed."""
+    on_their_way: int
+    """Those that have none yet."""
+    ages: Sequence[float]
+    """Of those on their way: seconds since they were taken."""
+
+
+NO_ACCOUNT = Account(0, 0, 0, ())
+"""Of a process that has begun nothing."""
+
+
 class Lease(Protocol):
     """This process's claim on its node name, by the database's time."""
 
@@ -300,8 +316,11 @@ class Lease(Protocol):
         """Take the name for this boot. Raises NodeNameTaken while another boot of it is alive."""
         ...
 
-    async def renew(self) -> None:
-        """Say that this boot lives; called every second. Raises NodeNameTaken when it was taken over."""
+    async def renew(self, account: Account = NO_ACCOUNT) -> None:
+        """Say that this boot lives, and where the pushes are that it has begun, for the audit; called every second.
+
+        Raises NodeNameTaken when it was taken over.
+        """
         ...
 
     async def end_dead(self, limit: int) -> Sequence[Row]:

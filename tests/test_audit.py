@@ -10,10 +10,12 @@ import pytest
 
 from bridge import operating
 from bridge.adapters.postgres import PostgresStore
+from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.cli import main
 from bridge.config import CommonSettings
 from bridge.model import ENDINGS, Outcome, Reason, RowKey
+from bridge.ports import Account
 from tests.amqp import declare, publish
 from tests.clients import client
 from tests.house import bridge, final_rows, request, token
@@ -81,7 +83,7 @@ async def test_after_ordinary_traffic_all_adds_up(
     names = lines[0].split()
     hour = dict(zip(names, lines[1].replace(" ", "T", 1).split(), strict=True))
     assert {name: hour[name] for name in names[1:]} == {
-        "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "superseded": "0", "recalled": "0",
+        "taken": "3", "rows": "3", "delivered": "1", "offline": "1", "expired": "0", "superseded": "0", "recalled": "0",
         "dropped": "0", "unknown": "0", "rejected": "1", "pending": "0", "stored": "0", "owing": "0", "wrong": "0",
     }  # fmt: skip
     assert all(line.startswith("ok ") for line in lines[3:])
@@ -89,6 +91,51 @@ async def test_after_ordinary_traffic_all_adds_up(
         line.split()[1:] == ["push.requests", "0", "ready,", "bridges", "take", "from", "it"]
         for line in lines
     )
+
+
+async def test_a_row_that_is_gone_is_drift_and_so_is_one_that_nobody_wrote(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for age in (1, 2, 3):
+        await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, age)
+    assert await audit(*house) == 0
+    change(house[1], "delete from delivery_log where push_id = 'p-offline-2'")
+    assert await audit(*house) == 1
+    assert drift(capsys) == {"log": "1 of the rows that were written in these hours are gone"}
+    change(house[1], "delete from delivery_log")
+    assert await audit(*house) == 1
+    assert drift(capsys) == {"log": "3 of the rows that were written in these hours are gone"}
+    change(house[1], "delete from tally")
+    await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, 1)
+    change(house[1], "delete from tally")
+    assert await audit(*house) == 1
+    assert drift(capsys)["log"].endswith("1 are there that were not")
+
+
+async def test_a_push_that_a_living_process_has_lost_is_drift(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lease = PostgresLease(house[1], "n", "b")
+    await lease.claim()
+    await lease.renew(Account(10, 8, 2, ()))
+    assert await audit(*house) == 0
+    await lease.renew(Account(11, 8, 2, ()))
+    assert await audit(*house) == 1
+    assert drift(capsys) == {"taken": "11 pushes by n since its start: 8 with a row, 2 on their way"}
+    await lease.release()
+
+
+async def test_what_retention_has_dropped_is_not_missed(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, 1)
+    for days in ("9", "12"):  # the day before is known for one day more
+        change(house[1], f"select roll_day(log_today() + {days})")
+    assert (await Upkeep(house[1]).run_once(1)).dropped
+    await audit(*house)
+    assert "log" not in drift(capsys)
+    with psycopg.connect(house[1]) as connection:
+        assert connection.execute("select count(*) from tally").fetchone() == (0,)
 
 
 async def test_an_empty_house_adds_up(house: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,8 +228,11 @@ async def test_every_end_is_counted_in_a_column(
     assert len(seen) == len(Outcome)
     await audit(*house)
     names, *hours = capsys.readouterr().out.partition("\n\n")[0].splitlines()
-    kinds = names.split()[2:-2]
-    counted = [sum(map(int, column)) for column in zip(*(hour.split()[2:] for hour in hours), strict=True)]
+    kinds = names.split()[3:-2]
+    given, *counted = [
+        sum(map(int, column)) for column in zip(*(hour.split()[2:] for hour in hours), strict=True)
+    ]
+    assert given == counted[0]
     assert counted[0] == len(ENDINGS) == sum(counted[1 : 1 + len(kinds)])
     assert counted[-1] == 0, "none contradicts itself"
 

@@ -33,7 +33,7 @@ from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
-from bridge.adapters import migrate
+from bridge.adapters import inquiry, migrate
 from bridge.devservers import Servers, ServersUnavailable
 
 QUORUM_SETTLES = 1.0
@@ -53,6 +53,7 @@ WANDERS = 0.15
 """Seconds between two clients that leave, on average."""
 AWAY = 3.0
 """Seconds that they are away, at most."""
+AUDITED_HOURS = 24
 QUEUES = ("push.requests", "push.fallen", "push.control")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
 
@@ -401,6 +402,17 @@ class Stage:
         self.evidence.dead = Counter(mark.decode() for m in letters for mark in _MARK.findall(m.body))
         if self.witness.strangers:
             self.evidence.troubles += self.witness.strangers[:5]
+        self.evidence.troubles += await self._audited()
+
+    async def _audited(self) -> list[str]:
+        """What the bridge's own audit of the log finds wrong. That it finds nothing proves nothing."""
+        hours = (await inquiry.read_books(self.dsn, AUDITED_HOURS)).hours
+        wrong = [
+            f"audit: {hour.rows} rows of {hour.taken} at {hour.hour}"
+            for hour in hours
+            if hour.rows != hour.taken
+        ]
+        return wrong + [f"audit: {h.wrong} rows contradict themselves at {h.hour}" for h in hours if h.wrong]
 
     async def _rows(self) -> list[Row]:
         found = await self.execute(

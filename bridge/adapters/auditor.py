@@ -6,9 +6,11 @@ process can: it counts each push as it begins to handle it, and each row as it i
     begun = with a row (final, pending or stored) + on their way                     (this process, at this moment)
     final rows that the store confirmed <= final rows of this boot in the log        (a minute or two later)
 
+    rows that the log was given (table tally) = rows that it holds                   (the same)
+
 The first finds a push that was dropped without a row; the second a commit that was confirmed and is gone (a
-failover to a standby that was behind, a restored backup, a hand that deleted). What neither can show: messages
-that the broker itself lost, and rows that should not be there.
+failover to a standby that was behind, a restored backup); the third what a hand has deleted or put there. What
+none can show: messages that the broker itself lost.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from bridge.adapters.inquiry import Irregular, Stretch
-from bridge.delivery import Account
 from bridge.model import Row
-from bridge.ports import Clock
+from bridge.ports import Account, Clock
 
 SLICE: Final = 60.0
 """Seconds of taking whose rows are counted together."""
@@ -33,6 +34,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "taken": "pushes this process took that have no row and are not on their way either",
     "stuck": f"pushes on their way for over {OVERDUE:g} s without a row, though nothing holds the bridge back",
     "missing_rows": "final rows this process committed that the log did not have a minute or two later",
+    "log_rows": "rows of whole minutes gone by that the log was given and does not have, or has and was not given",
     "wrong_rows": "rows of the last minutes that contradict themselves (their proof, times, outcome, reason)",
     "dead_nodes": "pending rows that a dead process left, and no sweep has ended",
     "stuck_rows": "pending rows older than any deadline, though their process lives",
@@ -40,7 +42,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "receipts": "final rows that owe a receipt for over a minute",
     "partitions": "days from today on without a partition",
 }
-"""Every check, and what it counts. `missing_rows` and `wrong_rows` add up from the start of the process."""
+"""Every check, and what it counts. Those of rows add up from the start of the process."""
 
 Look = Callable[[float, float], Awaitable[tuple[Stretch, Irregular]]]
 """Counts what the log holds of this boot from one moment of taking to another (seconds since the epoch)."""
@@ -86,6 +88,7 @@ class Auditor:
             confirmed = sum(count for start, count in self._committed.items() if start < until)
             stretch, found = await self._look(since, until)
             drift["missing_rows"] = drift.get("missing_rows", 0) + max(0, confirmed - stretch.of_boot)
+            drift["log_rows"] = drift.get("log_rows", 0) + stretch.unbalanced
             drift["wrong_rows"] = drift.get("wrong_rows", 0) + stretch.wrong
             drift["dead_nodes"] = found.orphans
             drift["stuck_rows"] = found.stuck

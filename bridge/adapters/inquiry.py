@@ -16,7 +16,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from psycopg.rows import dict_row
 
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
-from bridge.adapters.amqp_topology import DEAD, FALLEN, REQUESTS
+from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
 from bridge.adapters.postgres_rows import replies_of
@@ -195,10 +195,10 @@ class QueueDepth(NamedTuple):
 
 
 async def queue_depths(url: str) -> list[QueueDepth]:
-    """The queues that the bridge takes from, and push.dead. Raises BrokerUnavailable."""
+    """The queues that bridges take from, and push.dead. Raises BrokerUnavailable."""
     found = []
     async with opened(url, "bridge audit", lambda events: None, lambda cause: None) as (connection, _):
-        for name in (REQUESTS, FALLEN, DEAD):
+        for name in (REQUESTS, FALLEN, CONTROL, DEAD):
             # A queue that is missing costs the channel, so each gets its own.
             low = await channel(connection, confirms=False)
             try:
@@ -238,7 +238,10 @@ class Hour(NamedTuple):
     """The rows of the pushes that were taken in one hour."""
 
     hour: datetime
+    taken: int
+    """Rows that the log was given, as the tally has them."""
     rows: int
+    """Those that it holds."""
     delivered: int
     """acked, received, written."""
     offline: int
@@ -274,10 +277,20 @@ class Irregular(NamedTuple):
     """Days from today on that have no partition, and should."""
 
 
+class Began(NamedTuple):
+    """What a living process has said of the pushes it took: see `Account`."""
+
+    name: str
+    begun: int
+    with_row: int
+    on_their_way: int
+
+
 class Books(NamedTuple):
     """What the log says of itself."""
 
     hours: Sequence[Hour]
+    began: Sequence[Began]
     irregular: Irregular
 
 
@@ -288,6 +301,9 @@ class Stretch(NamedTuple):
     """Final rows that this boot wrote, or that were ended for it."""
     wrong: int
     """Rows of any boot that contradict themselves."""
+    unbalanced: int
+    """Of the whole minutes until the end of the stretch: rows that the log was given and does not hold, or holds and
+    was not given."""
 
 
 # Proof is what an outcome claims (received, acked: proven; written: handed over), a final row has its time,
@@ -304,8 +320,15 @@ _JOIN: LiteralString = """
     delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
     """
+_HERE: LiteralString = """
+    select to_date(right(c.relname, 8), 'YYYYMMDD')
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+    """
+# One statement, and so one snapshot: rows and their tally are committed together.
 _HOURS: LiteralString = f"""
-    select date_trunc('hour', l.taken_at) as hour, count(*) as rows,
+    with held as (
+    select date_trunc('hour', l.taken_at, 'UTC') as hour, count(*) as rows,
            count(*) filter (where l.outcome in ('acked', 'received', 'written')) as delivered,
            count(*) filter (where l.outcome = 'offline') as offline,
            count(*) filter (where l.outcome = 'expired') as expired,
@@ -319,14 +342,33 @@ _HOURS: LiteralString = f"""
            count(*) filter (where l.final and l.owed is not null) as owing,
            count(*) filter (where {_WRONG}) as wrong
     from {_JOIN}
-    where l.taken_at >= date_trunc('hour', now() - make_interval(hours => %(hours)s))
-    group by 1 order by 1
+    where l.taken_at >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC')
+    group by 1), given as (
+    select date_trunc('hour', t.minute, 'UTC') as hour, sum(t.rows)::bigint as taken
+    from tally t
+    where t.minute >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC') and t.day in ({_HERE})
+    group by 1)
+    select coalesce(h.hour, g.hour) as hour, coalesce(g.taken, 0) as taken,
+           {", ".join(f"coalesce(h.{name}, 0) as {name}" for name in Hour._fields[2:])}
+    from held h full join given g on g.hour = h.hour
+    order by 1
     """
 _STRETCH: LiteralString = f"""
     select count(*) filter (where l.final and l.boot = %(boot)s) as of_boot,
-           count(*) filter (where {_WRONG}) as wrong
+           count(*) filter (where {_WRONG}) as wrong,
+           abs((select count(*) from delivery_log m
+                where m.taken_at >= date_trunc('minute', to_timestamp(%(since)s), 'UTC')
+                  and m.taken_at < date_trunc('minute', to_timestamp(%(until)s), 'UTC'))
+               - (select coalesce(sum(t.rows), 0)::bigint from tally t
+                  where t.minute >= date_trunc('minute', to_timestamp(%(since)s), 'UTC')
+                    and t.minute < date_trunc('minute', to_timestamp(%(until)s), 'UTC')
+                    and t.day in ({_HERE}))) as unbalanced
     from {_JOIN}
-    where l.taken_at >= to_timestamp(%(since)s) and l.taken_at < to_timestamp(%(until)s)
+    where l.taken_at >= to_timestamp(%(since)s - {EDGE}) and l.taken_at < to_timestamp(%(until)s + {EDGE})
+    """
+_BEGAN: LiteralString = f"""
+    select name, begun, with_row, on_their_way from node
+    where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
 # Since when nobody can end a row any more but a sweep: a newer boot has its node's name, or the lease ran out,
 # or the name was given back. Stored rows wait for their user, not for a process.
@@ -357,10 +399,8 @@ _UNEXPIRED: LiteralString = f"""
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
-_DAYS: LiteralString = """
-    select log_today() as today, coalesce(array_agg(to_date(right(c.relname, 8), 'YYYYMMDD')), '{}') as days
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+_DAYS: LiteralString = f"""
+    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({_HERE}) as days (day)
     """
 
 
@@ -371,7 +411,8 @@ async def read_books(dsn: str, hours: int) -> Books:
     """
     async with reading(dsn, "bridge audit") as conn:
         counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
-        return Books(counted, await _irregular(conn, QUERY_TIMEOUT))
+        began = [Began(**row) for row in await ask(conn, _BEGAN, {})]
+        return Books(counted, began, await _irregular(conn, QUERY_TIMEOUT))
 
 
 async def read_stretch(
@@ -382,7 +423,7 @@ async def read_stretch(
     By indexes only; each statement may take so many seconds. Rows at the very edges, within EDGE, may be counted
     though they are out. Raises StoreUnavailable and SchemaBehind.
     """
-    params = {"boot": boot, "since": since - EDGE, "until": until + EDGE}
+    params = {"boot": boot, "since": since, "until": until}
     async with reading(dsn, "bridge audit", seconds) as conn:
         (stretch,) = await ask(conn, _STRETCH, params, seconds)
         return Stretch(**stretch), await _irregular(conn, seconds)

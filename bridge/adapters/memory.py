@@ -18,7 +18,7 @@ import msgspec
 from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
 from bridge.flight import merged
 from bridge.model import LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
-from bridge.ports import Clock, Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
+from bridge.ports import NO_ACCOUNT, Account, Clock, Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
 
 LEASE_SECONDS = 5.0
 """How long a lease is good after it was renewed."""
@@ -376,7 +376,7 @@ class MemoryLease:
             raise NodeNameTaken(self._node)
         self._store.nodes[self._node] = _Node(self._boot, now)
 
-    async def renew(self) -> None:
+    async def renew(self, account: Account = NO_ACCOUNT) -> None:
         """See `Lease.renew`."""
         self._begin()
         now = self._clock.time()

@@ -26,6 +26,7 @@ from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, con
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken
 from bridge.model import Row
+from bridge.ports import NO_ACCOUNT, Account
 
 LEASE_SECONDS = 5.0
 """How long a lease is good after it was renewed; `sql/0002_nodes.sql` has the same."""
@@ -83,9 +84,12 @@ class PostgresLease:
         (claimed,) = await self._ask("select claim_node(%s, %s, %s)", (self._node, self._boot, boot))
         return bool(claimed)
 
-    async def renew(self) -> None:
+    async def renew(self, account: Account = NO_ACCOUNT) -> None:
         """See `Lease.renew`. Connects again where the connection was lost, and takes the lock when it can."""
-        (ours,) = await self._ask("select renew_node(%s, %s)", (self._node, self._boot))
+        begun, with_row, on_their_way, _ = account
+        (ours,) = await self._ask(
+            "select renew_node(%s, %s, %s, %s, %s)", (self._node, self._boot, begun, with_row, on_their_way)
+        )
         if not ours:
             self._disconnect()
             raise NodeNameTaken(self._node)

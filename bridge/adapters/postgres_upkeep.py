@@ -104,6 +104,11 @@ class Upkeep:
             if its_day < first_kept:
                 gone = await self._drop(conn, sql.Identifier(name), bool(attached), bool(detaching))
                 (done.dropped if gone else done.kept).append(name)
+        # What a day's rows were counted as goes with them.
+        left = [name for name, *_ in await (await conn.execute(_PARTITIONS)).fetchall()]
+        await conn.execute(
+            "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (left,)
+        )
 
     async def _drop(self, conn: Connection, name: sql.Identifier, attached: bool, detaching: bool) -> bool:
         """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""
