@@ -35,6 +35,7 @@ from bridge.adapters.amqp_topology import DeclareMode
 from bridge.adapters.auditor import Auditor, Look
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
+from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_upkeep import Upkeep
@@ -48,7 +49,8 @@ from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavail
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
-from bridge.mailbox import Mailbox, MailboxLimits
+from bridge.mailbox import Mailbox
+from bridge.measuring import MailboxLimits
 from bridge.model import CloseReason
 from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.recent import CAPACITY
@@ -287,7 +289,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     boot = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
         handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
-        feed = http.OutcomeFeed()
+        feed = OutcomeFeed()
         plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
         auditor = Auditor(boot, clock, _audit_look(settings, boot))
         hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)

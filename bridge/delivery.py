@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from bridge import wire
+from bridge.deadlines import Deadlines
 from bridge.errors import SchemaBehind, StoreUnavailable
 from bridge.flight import Effect, Flight, Message
 from bridge.gate import Gate
@@ -110,13 +110,7 @@ class Delivery:
         self._lost_incarnation = -1
         # Rows that were settled while a batch is being taken: younger than what was looked up for it.
         self._settled_meanwhile: dict[RowKey, Row] = {}
-        # In the order they were taken, so that only the head of each has to be looked at.
-        self._young: deque[Flight] = deque()
-        self._parked: deque[Flight] = deque()
-        self._parked_at_once: deque[Flight] = deque()
-        self._deadlines: list[tuple[float, int, Flight]] = []
-        """Flights with an `ack_within` of their own, the nearest end first; the number only breaks ties."""
-        self._count = 0
+        self._deadlines = Deadlines(limits.park_after, limits.confirm_timeout)
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._grace_until = 0.0
         self.begin_grace()
@@ -404,7 +398,7 @@ class Delivery:
                 self._note(flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time()))
             elif self._may_come_back(request, address, now):
                 self._awaited.setdefault(address.user, []).append((flight, request))
-                self._young.append(flight)
+                self._deadlines.wait(flight)
             else:
                 flight.end(Outcome.OFFLINE, address.nobody, self._clock.time())
                 self._settlement.due(flight)
@@ -413,15 +407,14 @@ class Delivery:
         if flight.ended:
             return
         if request.ack_within:
-            self._count += 1
-            heapq.heappush(self._deadlines, (now + request.ack_within, self._count, flight))
+            self._deadlines.limit(flight, now)
         # What is handled alone holds up the whole queue: its row need not wait for a proof either.
         alone = flight.messages[0].done is not None
         if alone or any(s.suspect(now, self._limits.park_after) for s in address.sessions):
             self._park(flight)
-            self._parked_at_once.append(flight)
+            self._deadlines.park(flight, at_once=True)
         else:
-            self._young.append(flight)
+            self._deadlines.wait(flight)
 
     def _park(self, flight: Flight) -> None:
         """Its row says that it is on its way, and its message waits no longer.
@@ -592,21 +585,13 @@ class Delivery:
             self.close_session(fullest, CloseReason.TOO_SLOW)
         if self._awaited and now >= self._grace_until:
             self._end_grace()
-        while self._young and (
-            self._young[0].ended or now - self._young[0].taken_mono >= self._limits.park_after
-        ):
-            flight = self._young.popleft()
+        for flight in self._deadlines.rows_due(now):
             # One that left was stored, and may be on its way again as another flight, which its row is up to.
-            if not flight.ended and self._flights.get(flight.key) is flight:
+            if self._flights.get(flight.key) is flight:
                 self._park(flight)
-                self._parked.append(flight)
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ended):
-            self._time_out(heapq.heappop(self._deadlines)[2])
-        for parked in (self._parked, self._parked_at_once):
-            while parked and (parked[0].ended or now - parked[0].taken_mono >= self._limits.confirm_timeout):
-                flight = parked.popleft()
-                if not flight.ack_within:
-                    self._time_out(flight)
+                self._deadlines.park(flight)
+        for flight in self._deadlines.over(now):
+            self._time_out(flight)
         self._mailbox.tick()
 
     def _time_out(self, flight: Flight) -> None:
@@ -665,7 +650,7 @@ class Delivery:
     @property
     def parked(self) -> int:
         """Pushes whose proof is overdue and whose message is acked."""
-        return len(self._parked) + len(self._parked_at_once)
+        return self._deadlines.parked
 
 
 def _suspect(arrival: Arrival) -> bool:

@@ -18,8 +18,6 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from bridge import wire
 from bridge.errors import BridgeError, SchemaBehind, StoreUnavailable
 from bridge.fields import is_id
@@ -27,6 +25,7 @@ from bridge.flight import DELIVERED, Effect, Flight
 from bridge.flights import Flights
 from bridge.gate import Gate
 from bridge.hub import Hub
+from bridge.measuring import MailboxLimits, Measuring
 from bridge.model import Mode, Outcome, PushRequest, Reason, Recall, Row, RowKey, ToUser
 from bridge.ports import Clock, Frame, MailboxAsk, ResumeAsk, ResumePoint, Store
 from bridge.session import Replay, Session
@@ -45,31 +44,9 @@ SWEEP_STATEMENTS = 20
 """Such statements in one sweep; what is left waits a second."""
 TRIM_USERS = 20
 """Mailboxes that one statement measures: it reads the index entries of all that is in them."""
-MEASURE_SHARE = 100
-"""A mailbox is measured at once when it has grown by this part of a bound, and some time later in any case."""
-MEASURE_EVERY = 10.0
-"""Seconds after which it is: a user of ten thousand kept pushes gets one more, and all of them are counted."""
 RETRY = 0.2
 """Seconds between tries to read while the database is away."""
 MICRO = 1_000_000
-
-
-class MailboxLimits(msgspec.Struct, frozen=True):
-    """The bounds of one user's mailbox; over them its oldest pushes end as `dropped`/`mailbox_full`."""
-
-    pushes: int = 10_000
-    total_bytes: int = 64 * 1024 * 1024
-
-
-class _Growth:
-    """What was stored for a user since the mailbox was last measured."""
-
-    __slots__ = ("pushes", "since", "total_bytes")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.pushes = 0
-        self.total_bytes = 0
 
 
 class Recalled(NamedTuple):
@@ -129,10 +106,7 @@ class Mailbox:
         """Pushes that a recall has ended here, and whose rows are not yet committed."""
         self._looks: list[tuple[float, int, Flight]] = []
         self._count = 0
-        self._grown: dict[str, _Growth] = {}
-        """Users whose mailboxes have grown since they were last measured, the longest ago first."""
-        self._much_grown: dict[str, None] = {}
-        """Those of them who may be over a bound by more than a small part of it."""
+        self._measuring = Measuring(limits)
 
     # --- positions ---
 
@@ -395,7 +369,7 @@ class Mailbox:
         if flight.kept is not None:
             flight.kept.data = None
         self._flights.written(flight)
-        self._grows(flight.key.user, len(row.payload or b""))
+        self._measuring.stored(flight.key.user, len(row.payload or b""), self._clock.monotonic())
         if not flight.messages:
             if (flight.ended or flight.open <= 0) and not self._settlement.is_due(flight):
                 # No session has it, or it was just ended in the store: the row alone stands for it.
@@ -446,42 +420,15 @@ class Mailbox:
             if len(expired) < SWEEP_ROWS:
                 break
         for _ in range(SWEEP_STATEMENTS):
-            measured = {user: self._grown.pop(user) for user in self._to_be_measured()}
-            if not measured:
+            taken = self._measuring.take(TRIM_USERS, self._clock.monotonic())
+            if not taken:
                 break
             try:
-                over = await self._store.trim(list(measured), self._limits.pushes, self._limits.total_bytes)
+                over = await self._store.trim(list(taken), self._limits.pushes, self._limits.total_bytes)
             except BridgeError:
-                for user, growth in measured.items():
-                    self._grown.setdefault(user, growth)
+                self._measuring.put_back(taken)
                 raise
-            for user in measured:
-                if user not in self._grown:
-                    self._much_grown.pop(user, None)
             self.ended_in_store(over)
-
-    def _grows(self, user: str, payload_bytes: int) -> None:
-        growth = self._grown.get(user)
-        if growth is None:
-            growth = self._grown[user] = _Growth(self._clock.monotonic())
-        growth.pushes += 1
-        growth.total_bytes += payload_bytes
-        limits = self._limits
-        if (
-            growth.pushes * MEASURE_SHARE >= limits.pushes
-            or growth.total_bytes * MEASURE_SHARE >= limits.total_bytes
-        ):
-            self._much_grown[user] = None
-
-    def _to_be_measured(self) -> list[str]:
-        now = self._clock.monotonic()
-        users = [user for user in itertools.islice(self._much_grown, TRIM_USERS) if user in self._grown]
-        for user, growth in self._grown.items():
-            if len(users) >= TRIM_USERS or now - growth.since < MEASURE_EVERY:
-                break
-            if user not in self._much_grown:
-                users.append(user)
-        return users
 
     # --- recall ---
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.mailbox import MailboxLimits
+from bridge.measuring import MailboxLimits
 from bridge.model import DeadLetter, Mode, Outcome, PushKey, Reason, Recall, Receipt, Row, RowKey
 from bridge.ports import AckToken, Collapse, MailboxAsk, Written
 from bridge.session import SessionLimits

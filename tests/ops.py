@@ -12,9 +12,10 @@ import aiohttp
 import msgspec
 
 from bridge import wire
-from bridge.adapters.http import LookUp, OpsContext, OpsServer, OutcomeFeed, listen
+from bridge.adapters.http import LookUp, OpsContext, OpsServer, listen
 from bridge.adapters.inquiry import Found
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
+from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.mailbox import Recalled
 from bridge.model import Outcome, Reason, Recall, Row, RowKey
 from bridge.ports import SessionInfo

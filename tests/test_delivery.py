@@ -18,7 +18,8 @@ from bridge.errors import StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Client, Gateway
 from bridge.hub import Hub
-from bridge.mailbox import Mailbox, MailboxLimits
+from bridge.mailbox import Mailbox
+from bridge.measuring import MailboxLimits
 from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, PushKey, Reason, Row, RowKey
 from bridge.ports import Arrival, Source
 from bridge.session import SessionLimits

@@ -24,7 +24,9 @@ from schemathesis.config import (
     ProjectsConfig,
 )
 
+from bridge import app
 from bridge.adapters import http
+from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.devservers import Servers
 from tests.bad_input import NOTED, bridge_in_a_thread
 from tests.conftest import TEMPLATE, Databases
@@ -69,7 +71,7 @@ def api(method: str, path: str) -> schemathesis.schemas.BaseSchema:
     return schema
 
 
-class EndedFeed(http.OutcomeFeed):
+class EndedFeed(OutcomeFeed):
     """Streams of outcomes that end at once, so that every request has an end."""
 
     def __init__(self) -> None:
@@ -84,7 +86,7 @@ def port(servers: Servers, databases: Databases) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch, databases.fresh(TEMPLATE) as database:
         patch.setattr(http, "WAIT_MAX", WAIT_MAX)
         patch.setattr(http, "BODY_SECONDS", BODY_SECONDS)
-        patch.setattr(http, "OutcomeFeed", EndedFeed)
+        patch.setattr(app, "OutcomeFeed", EndedFeed)
         vhost = servers.rabbit.create_vhost(name)
         try:
             with bridge_in_a_thread(

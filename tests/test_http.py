@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from bridge.adapters import http
-from bridge.adapters.http import BACKLOG_ROWS, SUBSCRIBERS_MAX, OpsServer, OutcomeFeed, is_loopback, listen
+from bridge.adapters.http import SUBSCRIBERS_MAX, OpsServer, is_loopback, listen
+from bridge.adapters.outcome_feed import BACKLOG_ROWS, Missed, OutcomeFeed
 from bridge.errors import BrokerUnavailable, SettingsError, StoreUnavailable
 from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Recall, Row
 from bridge.ports import Hooks, SessionInfo
@@ -314,10 +315,10 @@ async def test_a_reader_that_is_behind_is_told_how_much_it_missed_and_memory_sta
             feed.on_outcome(row(f"p{i}"))
         batch = await subscription.next()
         assert len(batch) == BACKLOG_ROWS + 1
-        assert batch[-1] == http.Missed(7)
+        assert batch[-1] == Missed(7)
         feed.on_outcome(row("later"))
         assert [r.key.push_id for r in await subscription.next() if isinstance(r, Row)] == ["later"]
-    assert http._event(http.Missed(7)) == b'event: missed\ndata: {"count": 7}\n\n'
+    assert http._event(Missed(7)) == b'event: missed\ndata: {"count": 7}\n\n'
 
 
 def test_the_feed_fills_the_hooks_port() -> None:

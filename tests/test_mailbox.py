@@ -12,7 +12,8 @@ import pytest
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.mailbox import MEASURE_EVERY, MEASURE_SHARE, RESENDS, MailboxLimits, Recalled
+from bridge.mailbox import RESENDS, Recalled
+from bridge.measuring import PATIENCE, SHARE, MailboxLimits
 from bridge.model import Mode, Outcome, Reason, Recall, Row
 from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
@@ -492,7 +493,7 @@ async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_res
 
 
 async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_or_for_some_time() -> None:
-    bounds = MailboxLimits(pushes=3 * MEASURE_SHARE, total_bytes=1000 * MEASURE_SHARE)
+    bounds = MailboxLimits(pushes=3 * SHARE, total_bytes=1000 * SHARE)
     async with house(mailbox=bounds) as h:
         measured: list[list[str]] = []
         trim = h.store.trim
@@ -508,7 +509,7 @@ async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_
         await h.mailbox.sweep()
         await h.mailbox.sweep()
         assert measured == [["big", "often"]]
-        h.advance(MEASURE_EVERY)
+        h.advance(PATIENCE)
         await h.mailbox.sweep()
         await h.mailbox.sweep()
         assert measured == [["big", "often"], ["seldom"]]

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page, expect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from bridge.adapters.http import BACKLOG_ROWS
+from bridge.adapters.outcome_feed import BACKLOG_ROWS
 from bridge.adapters.producer import Producer
 from bridge.errors import BrokerUnavailable
 from bridge.model import Outcome, Reason
