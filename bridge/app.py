@@ -227,6 +227,7 @@ class Core:
             mailbox=self.mailbox,
             acks=consumer,
             answers=publisher,
+            errors=errors,
             clock=self.clock,
             gate=self.gate,
             node=settings.node,

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from bridge import wire
-from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.errors import ControlRefused, SchemaBehind, StoreUnavailable
 from bridge.gate import Gate
 from bridge.mailbox import Mailbox, Recalled
 from bridge.model import Recall, Reply
-from bridge.ports import Acks, Answers, Arrival, Clock, Intake, Source
+from bridge.ports import Acks, Answers, Arrival, Clock, ErrorHandler, Intake, Source
 from bridge.wire import BadControl
 
 RETRY = 0.5
@@ -22,11 +22,20 @@ class Control:
     """Takes control messages. Each is acked when it was carried out and its answer was published once."""
 
     def __init__(
-        self, *, mailbox: Mailbox, acks: Acks, answers: Answers, clock: Clock, gate: Gate, node: str
+        self,
+        *,
+        mailbox: Mailbox,
+        acks: Acks,
+        answers: Answers,
+        errors: ErrorHandler,
+        clock: Clock,
+        gate: Gate,
+        node: str,
     ) -> None:
         self._mailbox = mailbox
         self._acks = acks
         self._answers = answers
+        self._errors = errors
         self._clock = clock
         self._gate = gate
         self._node = node
@@ -53,6 +62,8 @@ class Control:
     async def _handle(self, arrival: Arrival) -> None:
         asked = wire.decode_control(arrival.body)
         if isinstance(asked, BadControl):
+            # Who said it may not have asked for an answer, and believes that it was done.
+            self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})
             answer = wire.control_error(self._node, asked.problem)
         else:
             started = self._clock.monotonic()

@@ -48,6 +48,14 @@ class InvalidRequest(BridgeError):
         return f"{self.path}: {self.problem}" if self.path else self.problem
 
 
+class ControlRefused(BridgeError):
+    """A message on `push.control` that was not carried out; `problem` names the wrong field and what was expected."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"a control message was not carried out: {problem}")
+
+
 class StoreUnavailable(BridgeError):
     """The database did not answer, or its answer was lost: the write may or may not have happened.
 

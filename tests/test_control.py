@@ -1,0 +1,108 @@
+"""Control messages on the real core with its ports in memory: carried out in order, answered, acked, never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bridge.control import Control
+from bridge.errors import ControlRefused, StoreUnavailable
+from bridge.model import Outcome, Reason, Reply
+from bridge.ports import Arrival, Source
+from tests.core import arrival, until
+from tests.test_delivery import House
+from tests.test_mailbox import house, is_, kept
+
+
+class RecordingAnswers:
+    """Fills the Answers port."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Reply, dict[str, object]]] = []
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        self.given.append((reply, json.loads(body)))
+        return True
+
+
+def asking(tag: int = 1, reply_to: str = "q", **message: object) -> Arrival:
+    body = json.dumps(message).encode()
+    return arrival(body, tag=tag, source=Source.CONTROL, reply_to=reply_to, correlation_id=f"c{tag}")
+
+
+@asynccontextmanager
+async def controlled() -> AsyncIterator[tuple[House, Control, RecordingAnswers]]:
+    async with house() as h:
+        answers = RecordingAnswers()
+        control = Control(
+            mailbox=h.mailbox,
+            acks=h.acks,
+            answers=answers,
+            errors=h.errors,
+            clock=h.clock,
+            gate=h.gate,
+            node="n1",
+        )
+        task = asyncio.create_task(control.run(), name="control")
+        try:
+            yield h, control, answers
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_recalls_are_carried_out_in_their_order_answered_and_acked() -> None:
+    async with controlled() as (h, control, answers):
+        await h.push(kept("u1", "p1"))
+        await h.settled(1)
+        asked = [asking(11, type="recall", push_id="p1"), asking(12, type="recall", push_id="p1")]
+        control.arrived(asked)
+        await h.settled(3)
+        await is_(h, "p1", Outcome.RECALLED, Reason.WITHDRAWN)
+        assert [(reply.correlation_id, said["ended"]) for reply, said in answers.given] == [
+            ("c11", 1),
+            ("c12", 0),
+        ]
+        assert h.acks.acked[1:] == [a.token for a in asked]
+        assert h.errors.seen == []
+
+
+async def test_what_is_not_carried_out_is_answered_and_reported_since_nobody_may_read_the_answer() -> None:
+    async with controlled() as (h, control, answers):
+        control.arrived([asking(1, type="recall", push="p1"), asking(2, "", type="dance")])
+        await h.settled(2)
+        ((reply, said),) = answers.given
+        assert (reply, said["type"]) == (Reply("q", "c1"), "error")
+        assert [type(error) for error, _ in h.errors.seen] == [ControlRefused] * 2
+        assert str(h.errors.seen[0][0]).endswith(": no such field")
+
+
+async def test_while_the_database_is_away_a_recall_waits_and_is_acked_when_it_is_done() -> None:
+    async with controlled() as (h, control, answers):
+        await h.push(kept("u1", "p1"))
+        await h.settled(1)
+        h.store.fail_with = StoreUnavailable("away")
+        control.arrived([asking(11, type="recall", push_id="p1")])
+        await until(lambda: "database" in h.gate)
+        assert (len(h.acks.acked), answers.given) == (1, [])
+        h.store.fail_with = None
+        h.gate.clear("database")
+        await h.settled(2)
+        await is_(h, "p1", Outcome.RECALLED, Reason.WITHDRAWN)
+        assert len(answers.given) == 1
+
+
+async def test_what_has_not_begun_when_its_channel_is_lost_is_left_to_come_again() -> None:
+    async with controlled() as (h, control, answers):
+        h.gate.shut("broker", "away")
+        control.arrived([asking(n, type="recall", push_id="p1") for n in (1, 2)])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        control.channel_lost(1)
+        h.gate.clear("broker")
+        await h.settled(1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [reply.correlation_id for reply, _ in answers.given] == ["c1"], "the first had begun"
