@@ -102,6 +102,8 @@ class Delivery:
         self._gate = gate
         self._limits = limits
         self._wire_limits = limits.wire
+        # Where few attempts are allowed, some of them must be alone all the same.
+        self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
         self.recent = Recent()
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
@@ -160,12 +162,16 @@ class Delivery:
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
         while self._inbox and len(batch) < YIELD_EVERY:
-            if _suspect(self._inbox[0]):
+            if self._suspect(self._inbox[0]):
                 if not batch:
                     batch.append(self._inbox.popleft())
                 break
             batch.append(self._inbox.popleft())
         return batch
+
+    def _suspect(self, arrival: Arrival) -> bool:
+        """Whether a message was given out so often that handling it may be what ended the process."""
+        return arrival.properties.delivery_count >= self._suspect_from
 
     # --- 2. taken: decoded, known ones answered from their rows ----------------------------------------
 
@@ -195,7 +201,7 @@ class Delivery:
                 message.redelivered = True
             # Held open until every request has been looked at, whatever is settled meanwhile.
             message.open = 1
-            alone = _suspect(arrival)
+            alone = self._suspect(arrival)
             if alone:
                 message.done = asyncio.Event()
             try:
@@ -212,7 +218,7 @@ class Delivery:
                 self._flush(touched)
                 await message.done.wait()
         self._flush(touched)
-        if any(arrival.source is Source.REQUESTS and not _suspect(arrival) for arrival in batch):
+        if any(arrival.source is Source.REQUESTS and not self._suspect(arrival) for arrival in batch):
             self._acks.widen()
 
     def _decode(self, arrival: Arrival) -> wire.Decoded:
@@ -651,11 +657,6 @@ class Delivery:
     def parked(self) -> int:
         """Pushes whose proof is overdue and whose message is acked."""
         return self._deadlines.parked
-
-
-def _suspect(arrival: Arrival) -> bool:
-    """Whether a message was given out so often that handling it may be what ended the process."""
-    return arrival.properties.delivery_count >= SUSPECT_ATTEMPTS
 
 
 def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:

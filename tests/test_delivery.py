@@ -755,6 +755,18 @@ async def test_one_message_at_a_time_is_asked_for_until_one_came_that_is_not_sus
         assert h.acks.wide
 
 
+async def test_where_few_attempts_are_allowed_the_last_of_them_are_alone() -> None:
+    async with house(max_attempts=3) as h:
+        peer = h.connect("u1")
+        for count in (1, 2):
+            await h.push(to("u1", f"p{count}"), redelivered=True, delivery_count=count)
+            peer.answer()
+            await h.settled(count)
+        assert not h.acks.wide
+        await h.push(to("u1", "p3"))
+        assert h.acks.wide
+
+
 async def test_more_than_one_message_is_not_asked_for_while_nothing_can_be_handled() -> None:
     async with house() as h:
         h.gate.shut("database", "away")
