@@ -399,12 +399,14 @@ class Delivery:
         touched: set[Session],
     ) -> None:
         now = self._clock.monotonic()
+        # What is handled alone holds up the whole queue: its row need not wait for anything.
+        alone = flight.messages[0].done is not None
         if not address.sessions:
             if flight.kept is not None:
                 self._note(flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time()))
             elif self._may_come_back(request, address, now):
                 self._awaited.setdefault(address.user, []).append((flight, request))
-                self._deadlines.wait(flight)
+                self._wait(flight, parked=alone)
             else:
                 flight.end(Outcome.OFFLINE, address.nobody, self._clock.time())
                 self._settlement.due(flight)
@@ -414,9 +416,12 @@ class Delivery:
             return
         if request.ack_within:
             self._deadlines.limit(flight, now)
-        # What is handled alone holds up the whole queue: its row need not wait for a proof either.
-        alone = flight.messages[0].done is not None
-        if alone or any(s.suspect(now, self._limits.park_after) for s in address.sessions):
+        suspect = any(s.suspect(now, self._limits.park_after) for s in address.sessions)
+        self._wait(flight, parked=alone or suspect)
+
+    def _wait(self, flight: Flight, *, parked: bool) -> None:
+        """It waits for a proof, or for its user; its message with it, unless it is parked."""
+        if parked:
             self._park(flight)
             self._deadlines.park(flight, at_once=True)
         else:

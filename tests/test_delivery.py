@@ -742,6 +742,22 @@ async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() 
         await h.settled(2)
 
 
+async def test_a_suspect_message_for_a_user_who_may_come_back_does_not_hold_up_the_queue() -> None:
+    async with house(start_grace=2.0) as h:
+        suspect = [
+            arrival(json.dumps(to("u1", p)).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+            for p in ("p1", "p2")
+        ]
+        began = h.clock.monotonic()
+        await h.take(*suspect)
+        await h.settled(2)
+        assert h.clock.monotonic() - began < 1.0, "nobody waited for the grace to end"
+        peer = await h.live("u1")
+        assert [p["id"] for p in peer.pushes] == ["p1", "p2"]
+        peer.answer()
+        await until(lambda: {h.end("p1"), h.end("p2")} == {(Outcome.RECEIVED, Reason.PONG)})
+
+
 async def test_one_message_at_a_time_is_asked_for_until_one_came_that_is_not_suspect() -> None:
     async with house() as h:
         peer = h.connect("u1")
