@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,9 @@ from benchmarks.chaos.evidence import (
 )
 from benchmarks.chaos.fault import FAULTS, NotPossible, fault
 from benchmarks.chaos.faults_mixed import PARTS, dealt
+from benchmarks.chaos.faults_process import deadly
 from benchmarks.chaos.proxy import Link, Proxy
-from benchmarks.chaos.stage import SHORT, Stage
+from benchmarks.chaos.stage import SHORT, Stage, play
 from benchmarks.chaos.stories import tell
 from bridge.devservers import Servers
 from bridge.settlement import Settlement
@@ -559,6 +561,21 @@ async def test_a_short_run_breaks_no_promise(servers: Servers, tmp_path: Path, q
         assert line.outcome.times >= 1, f"{name} was not made"
         assert any(ending.startswith("stored/") for ending in verdict.outcomes), f"{name}: {verdict.outcomes}"
     assert "| 0 | " in " ".join(run.table(lines).split())
+
+
+async def test_a_push_that_kills_the_bridge_is_given_up_alone(servers: Servers, tmp_path: Path) -> None:
+    outcome = await play(
+        servers,
+        f"chaos_{uuid.uuid4().hex}",
+        deadly,
+        seed="7",
+        scale=SHORT,
+        logs=tmp_path,
+        settings={"max_attempts": 3},
+    )
+    assert outcome.verdict.violations == []
+    assert outcome.times == 3
+    assert outcome.verdict.outcomes["rejected/poison"] == 1
 
 
 async def test_a_run_that_breaks_a_promise_says_so(
