@@ -36,6 +36,8 @@ READ_SESSIONS = 50
 """Sessions whose pages are read in one statement."""
 SLACK = 10_000_000
 """Microseconds before the push last seen at which a resume begins: rows are not committed in order."""
+SKEW = 60_000_000
+"""Microseconds by which the clock of another node may be ahead: what it has stored is read all the same."""
 RESENDS = 3
 """How often a push is sent again to the sessions that have it; then it waits for the next session."""
 SWEEP_ROWS = 500
@@ -246,6 +248,11 @@ class Mailbox:
         waiting = session.waiting_keys() if replay.again else set()
         handed = session.handed_keys() if replay.again else set()
         for row in rows:
+            # As Lamport's clocks: what is taken here from now on is behind what was seen of other nodes.
+            self._position = max(self._position, row.position)
+            if row.position > replay.until and row.boot == self._boot:
+                # Taken here after the session opened, so it was offered to it.
+                continue
             if not self._offer(session, row, replay.again, waiting, handed):
                 # No room: the rest is read again when there is some.
                 break
@@ -483,7 +490,7 @@ def _ask(session: Session) -> MailboxAsk | None:
     replay = session.replay
     if replay is None:
         return None
-    return MailboxAsk(session.user, replay.after, replay.until, replay.seen)
+    return MailboxAsk(session.user, replay.after, replay.until + SKEW, replay.seen)
 
 
 def _frame(mode: Mode, row: Row) -> Frame:

@@ -12,12 +12,13 @@ import pytest
 from bridge.adapters.memory import MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.mailbox import RESENDS, Recalled
+from bridge.mailbox import MICRO, RESENDS, Recalled
 from bridge.measuring import PATIENCE, SHARE, MailboxLimits
 from bridge.model import Mode, Outcome, Reason, Recall, Row
 from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, arrival, until
+from tests.rows import row
 from tests.test_delivery import House, Peer, to
 
 DAY = 86400.0
@@ -249,6 +250,32 @@ async def test_what_cannot_be_held_while_older_pushes_are_sent_follows_from_the_
         assert ids(peer) == [*(f"a{n:02}" for n in range(20)), *(f"b{n:02}" for n in range(30))]
         assert h.end("now or never") == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
         assert all(h.row(f"b{n:02}").outcome is Outcome.RECEIVED for n in range(30))
+
+
+async def test_what_a_node_has_stored_whose_clock_is_ahead_reaches_every_session_that_opens_here() -> None:
+    async with house() as h:
+        await h.push(kept("u1", "ours"))
+        await h.settled(1)
+        ahead = h.clock.time() + 30
+        theirs = row(
+            "theirs",
+            Outcome.STORED,
+            reason=Reason.NO_SESSION,
+            position=int(ahead * MICRO),
+            expires_at=ahead + 3600,
+            payload=b"1",
+        )
+        await h.store.record([theirs])
+        first = await h.live("u1")
+        assert ids(first) == ["ours", "theirs"]
+        first.leave()
+        await is_(h, "theirs", Outcome.STORED, Reason.CONNECTION_LOST)
+        await h.push(kept("u1", "later"))
+        await h.settled(2)
+        second = await h.live("u1")
+        assert ids(second) == ["ours", "theirs", "later"], "what is taken after it was seen comes behind it"
+        second.answer()
+        await is_(h, "theirs", Outcome.RECEIVED, Reason.PONG)
 
 
 async def test_a_push_meant_for_all_but_one_session_waits_for_another() -> None:
