@@ -324,7 +324,7 @@ def dealt(stage: Stage) -> list[list[Piece]]:
     return rounds + [[piece] for pieces in left.values() for piece in pieces]
 
 
-@fault("mixed: two of these at a time", proxied=["amqp", "postgres"], settings={"max_attempts": 90})
+@fault("mixed: two of these at a time", proxied=["amqp", "postgres"])
 async def mixed(stage: Stage) -> int:
     """Faults of two parts at the same time, dealt by the seed; between them it may or may not recover."""
     stage.evidence.clock_steps = True
@@ -344,13 +344,13 @@ async def mixed(stage: Stage) -> int:
     return sum(len(pieces) for pieces in rounds)
 
 
-@fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"], settings={"max_attempts": 90})
+@fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"])
 async def two_bridges(stage: Stage) -> int:
     """A second bridge stands by; the queue goes from one to the other as they die, stop, or fall silent."""
     # What one takes, the sessions of the other learn when they come back, not before.
     stage.evidence.ordered = False
     stage.amqp_proxied = stage.postgres_proxied = False
-    first, second = stage.bridge, await stage.start_bridge("n2", max_attempts=90)
+    first, second = stage.bridge, await stage.start_bridge("n2")
     for i in range(0, stage.scale.users, 3):
         await stage.add_client(f"u{i}", Manner.READS, lambda: second.ws_port)
     stage.come_back_at_last = list(stage.clients)
