@@ -230,7 +230,9 @@ async def test_receipts_become_debts_while_the_broker_takes_no_publishes(own_ser
         client(b.ws_port, token("u1")) as c,
         Producer.connect(s.amqp_url) as producer,
     ):
-        # Fifty in the queue before the alarm; their receipts fall due during it.
+        # Twenty are in hand before the alarm, and their receipts fall due during it. Before the first push has been
+        # taken there would be one.
+        await producer.request(json.dumps(request("away", "first")).encode(), 60)
         b.gate.shut("test", "held")
         asking = [
             asyncio.create_task(producer.request(json.dumps(request("u1", f"p{i}")).encode(), 60))
@@ -243,7 +245,7 @@ async def test_receipts_become_debts_while_the_broker_takes_no_publishes(own_ser
         try:
             b.gate.clear("test")
             assert len(await c.read_many(20)) == 20
-            await final_rows(s.postgres_dsn, 20)
+            await final_rows(s.postgres_dsn, 21)
             with psycopg.connect(s.postgres_dsn, autocommit=True) as connection:
                 async with asyncio.timeout(20):
                     while connection.execute(

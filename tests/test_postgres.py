@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -66,6 +66,13 @@ async def waiting(dsn: str, query: str, kind: str) -> None:
         f"%{query}%",
         kind,
     )
+
+
+async def execute(dsn: str, *statements: LiteralString) -> None:
+    """Run these, each in a transaction of its own."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        for statement in statements:
+            await conn.execute(statement)
 
 
 @asynccontextmanager
@@ -507,18 +514,27 @@ async def test_a_server_that_goes_away_in_mid_call_is_away_and_works_when_it_is_
     dsn = own_servers.postgres_dsn
     store = PostgresStore(dsn)
     await store.record([row("x", outcome=Outcome.PENDING), row("kept")])
-    other = await psycopg.AsyncConnection.connect(dsn)
-    await other.execute("select from delivery_log for update")
+    # Not behind somebody's lock: a server that stops may end the holder first, and the call is done.
+    await execute(
+        dsn,
+        "create function linger() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(60); return new; end $$",
+        "create trigger linger before insert on delivery_log for each row when (new.push_id = 'y')"
+        " execute function linger()",
+    )
     writing = asyncio.create_task(store.record([row("x"), row("y")]))
-    await waiting(dsn, "record_rows", "transactionid")
+    await eventually(
+        dsn,
+        "select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')",
+    )
     await asyncio.to_thread(getattr(own_servers.postgres, end))
     with pytest.raises(StoreUnavailable):
         await writing
     with pytest.raises(StoreUnavailable):
         await store.recent(1)
     await asyncio.to_thread(own_servers.postgres.start)
+    await execute(dsn, "drop trigger linger on delivery_log")
     assert [w.applied for w in await store.record([row("x"), row("y"), row("kept")])] == [True, True, False]
-    await other.close()
     await store.close()
 
 
