@@ -467,7 +467,8 @@ class Delivery:
                     touched.add(session)
                     continue
                 replay = session.replay
-                self._note(flight, flight.lost(self._clock.time(), handed=False, slow=True))
+                why = Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW
+                self._note(flight, flight.lost(self._clock.time(), handed=False, why=why))
                 if replay is None:
                     self.close_session(session, CloseReason.TOO_SLOW)
                 elif flight.kept is not None and replay.missed is None:
@@ -499,7 +500,7 @@ class Delivery:
             forgotten, session.forgotten = session.forgotten, []
             now = self._clock.time()
             for flight in forgotten:
-                self._note(flight, flight.lost(now, handed=True, slow=False))
+                self._note(flight, flight.lost(now, handed=True))
         self._mailbox.more(session)
 
     def pong(self, session: Session, payload: bytes) -> None:
@@ -561,10 +562,10 @@ class Delivery:
         session.close_reason = reason
         self._hub.unregister(session)
         self._mailbox.closed(session)
-        slow = reason is CloseReason.TOO_SLOW
+        why = Reason.SLOW_CONSUMER if reason is CloseReason.TOO_SLOW else None
         now = self._clock.time()
         for flight in session.drain():
-            self._note(flight, flight.lost(now, handed=False, slow=slow))
+            self._note(flight, flight.lost(now, handed=False, why=why))
         if session.mode is Mode.ENVELOPE:
             session.socket.write(
                 (wire.bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None
@@ -578,9 +579,9 @@ class Delivery:
         now = self._clock.time()
         queued, unproven = session.close()
         for flight in queued:
-            self._note(flight, flight.lost(now, handed=False, slow=False))
+            self._note(flight, flight.lost(now, handed=False))
         for flight in unproven:
-            self._note(flight, flight.lost(now, handed=True, slow=False))
+            self._note(flight, flight.lost(now, handed=True))
 
     # --- 6. time passes ---------------------------------------------------------------------------------
 

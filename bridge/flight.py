@@ -163,10 +163,10 @@ class Flight:
         "published_at",
         "reason",
         "sessions",
-        "slow",
         "taken_at",
         "taken_mono",
         "traceparent",
+        "unsendable",
         "written_at",
     )
 
@@ -212,8 +212,8 @@ class Flight:
         self.open = 0
         """Sessions that may still prove it."""
         self.attempts = 0
-        self.slow = False
-        """A session was closed for being too slow before this push was handed to its socket."""
+        self.unsendable: Reason | None = None
+        """Why the queue of a session was of no use: that one has never handed this push to its socket."""
         self.parked = False
         """Its row is there; while that is not final its messages need not wait."""
         self.outcome: Outcome | None = None
@@ -344,16 +344,17 @@ class Flight:
             return self.end(outcome, reason, now)
         return Effect.NOTHING
 
-    def lost(self, now: float, *, handed: bool, slow: bool) -> Effect:
-        """A session that it was addressed to is gone, `handed` tells whether it had been handed over there."""
+    def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> Effect:
+        """A session that it was addressed to is gone, `handed` tells whether it had been handed over there; if not,
+        `why` says what was wrong with the session's queue, where it was to blame."""
         self.open -= 1
-        if slow and not handed:
-            self.slow = True
+        if why is not None and not handed:
+            self.unsendable = why
         if self.outcome is not None or self.open > 0:
             return Effect.NOTHING
         if self.proof is Proof.NONE:
-            if self.slow:
-                return self.failed(Outcome.DROPPED, Reason.SLOW_CONSUMER, now)
+            if self.unsendable is not None:
+                return self.failed(Outcome.DROPPED, self.unsendable, now)
             return self.failed(Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND, now)
         if self.proof is Proof.WRITTEN:
             return self.failed(Outcome.UNKNOWN, Reason.CONNECTION_LOST, now)

@@ -88,6 +88,7 @@ class Reason(enum.StrEnum):
     MAILBOX_FULL = "mailbox_full"
     WITHDRAWN = "withdrawn"
     SLOW_CONSUMER = "slow_consumer"
+    OVERFLOW = "overflow"
     NO_PROOF = "no_proof"
     CONNECTION_LOST = "connection_lost"
     NODE_DIED = "node_died"
@@ -145,7 +146,14 @@ ENDINGS: tuple[Ending, ...] = (
         Outcome.DROPPED,
         Reason.SLOW_CONSUMER,
         True,
-        "the peer did not read: the session was closed with 4408 before this push was handed to its socket",
+        "the peer did not read fast enough: its session was closed with 4408, or the time for a proof was over, "
+        "before this push was handed to its socket",
+    ),
+    Ending(
+        Outcome.DROPPED,
+        Reason.OVERFLOW,
+        True,
+        "more came at once than the session could hold while it was being sent what is kept",
     ),
     Ending(Outcome.UNKNOWN, Reason.NO_PROOF, True, "handed over; no proof in BRIDGE_CONFIRM_TIMEOUT"),
     Ending(Outcome.UNKNOWN, Reason.CONNECTION_LOST, True, "handed over; the connection ended before proof"),
@@ -173,6 +181,12 @@ ENDINGS: tuple[Ending, ...] = (
         "kept: the user's sessions closed before it was handed to a socket",
     ),
     Ending(Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read"),
+    Ending(
+        Outcome.STORED,
+        Reason.OVERFLOW,
+        False,
+        "kept: the session was still being sent what is older and could not hold it; it follows",
+    ),
     Ending(
         Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"
     ),

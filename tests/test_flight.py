@@ -67,28 +67,28 @@ def test_the_first_session_that_gives_the_proof_ends_it_and_later_ones_change_no
     f.handed(12.1)
     assert f.received(13.0) is Effect.ENDED
     assert f.received(14.0) is Effect.NOTHING
-    assert f.lost(15.0, handed=True, slow=False) is Effect.NOTHING
+    assert f.lost(15.0, handed=True) is Effect.NOTHING
     assert (f.proven_at, f.finished_at, f.attempts) == (13.0, 13.0, 2)
 
 
 def test_a_connection_that_dies_after_the_hand_over_leaves_it_unknown_when_it_was_the_last() -> None:
     f = flight(sessions=2)
     f.handed(12.0)
-    assert f.lost(13.0, handed=True, slow=False) is Effect.NOTHING
-    assert f.lost(14.0, handed=False, slow=False) is Effect.ENDED
+    assert f.lost(13.0, handed=True) is Effect.NOTHING
+    assert f.lost(14.0, handed=False) is Effect.ENDED
     assert ended(f) == (Outcome.UNKNOWN, Reason.CONNECTION_LOST)
 
 
 def test_a_session_that_left_before_the_hand_over_makes_it_offline() -> None:
     f = flight()
-    assert f.lost(13.0, handed=False, slow=False) is Effect.ENDED
+    assert f.lost(13.0, handed=False) is Effect.ENDED
     assert ended(f) == (Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND)
     assert f.withdrawn
 
 
 def test_a_slow_session_drops_what_was_never_handed_over() -> None:
     f = flight()
-    f.lost(13.0, handed=False, slow=True)
+    f.lost(13.0, handed=False, why=Reason.SLOW_CONSUMER)
     assert ended(f) == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
     assert f.withdrawn
 
@@ -97,7 +97,7 @@ def test_a_received_push_whose_ack_can_no_longer_come_is_received_not_acked() ->
     f = flight(Proof.ACKED)
     f.handed(12.0)
     f.received(13.0)
-    assert f.lost(14.0, handed=True, slow=False) is Effect.ENDED
+    assert f.lost(14.0, handed=True) is Effect.ENDED
     assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
     assert f.proven_at == 13.0
 
@@ -169,7 +169,7 @@ def test_every_ending_a_flight_can_have_is_in_the_table() -> None:
                     if last == "timed_out":
                         f.timed_out(20.0)
                     else:
-                        f.lost(20.0, handed=bool(steps), slow=last == "slow")
+                        f.lost(20.0, handed=bool(steps), why=Reason.SLOW_CONSUMER if last == "slow" else None)
                     assert f.ended
                     seen.add(ended(f))
     assert seen <= table

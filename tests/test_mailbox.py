@@ -248,7 +248,7 @@ async def test_what_cannot_be_held_while_older_pushes_are_sent_follows_from_the_
             await turns(3)
         assert peer.socket.closed_with is None, "replay never closes a session as too slow"
         assert ids(peer) == [*(f"a{n:02}" for n in range(20)), *(f"b{n:02}" for n in range(30))]
-        assert h.end("now or never") == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
+        assert h.end("now or never") == (Outcome.DROPPED, Reason.OVERFLOW)
         assert all(h.row(f"b{n:02}").outcome is Outcome.RECEIVED for n in range(30))
 
 

@@ -255,7 +255,7 @@ async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> 
         h.settlement.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         again = h.flight("p1", h.message("answers"))
-        again.lost(h.clock.now, handed=True, slow=False)
+        again.lost(h.clock.now, handed=True)
         h.clock.advance(1.0)
         again.taken_at = h.clock.now
         h.settlement.due(again)

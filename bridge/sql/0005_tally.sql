@@ -1,5 +1,5 @@
 -- What the audit holds the log against: the rows that it was given, counted in the transaction that wrote them, and the
--- pushes that each living process has taken.
+-- pushes that each living process has taken. And words for ends that had those of others.
 
 create table tally (
     day    date        not null,
@@ -65,6 +65,13 @@ comment on function renew_node is
 
 update ending set meaning = 'the broker gave it out BRIDGE_MAX_ATTEMPTS times, and it was never settled'
 where outcome = 'rejected' and reason = 'poison';
+update ending set meaning =
+    'the peer did not read fast enough: its session was closed with 4408, or the time for a proof was over, '
+    'before this push was handed to its socket'
+where outcome = 'dropped' and reason = 'slow_consumer';
+insert into ending (outcome, reason, final, meaning) values
+    ('dropped', 'overflow', true, 'more came at once than the session could hold while it was being sent what is kept'),
+    ('stored', 'overflow', false, 'kept: the session was still being sent what is older and could not hold it; it follows');
 do $$
 declare
     reasons text := (
