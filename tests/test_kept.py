@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aio_pika
@@ -162,19 +162,24 @@ async def test_two_devices_that_open_at_once_prove_each_push_once(vhost: str, da
         await publish(vhost, *(request("u1", push_id, ttl=600) for push_id in ids))
         await when(database, all_stored(300))
 
-        async def device() -> list[str]:
+        async def everything(device: Client) -> list[str]:
             seen: list[str] = []
-            async with session(b.ws_port, "u1") as (opened, _):
-                while ids[-1] not in seen and len(await rows(database)) == 300:
-                    frame = json.loads(await opened.read())
-                    seen.append(frame["id"])
-            return seen
+            while "last" not in seen:
+                seen.append((await device.read_json())["id"])
+            return seen[:-1]
 
-        both = await asyncio.gather(device(), device())
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as reading:
+            sessions = [session(b.ws_port, "u1") for _ in range(2)]
+            opened = await asyncio.gather(*map(stack.enter_async_context, sessions))
+            readers = [reading.create_task(everything(device)) for device, _ in opened]
+            # Which of the two shows how much is open: what one has proven by then, the other is not sent.
+            await final_rows(database, 300)
+            await publish(vhost, request("u1", "last"))
+        both = [reader.result() for reader in readers]
         for seen in both:
             assert seen == sorted(set(seen)), "in order, none twice"
         assert sorted({*both[0], *both[1]}) == ids
-        found = await final_rows(database, 300)
+        found = await final_rows(database, 301)
         assert set(endings(found).values()) == {("received", "pong")}
 
 
