@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
+from benchmarks.ports import reserved_port
 from benchmarks.processes import (
     BenchmarkFailed,
     Child,
@@ -465,7 +465,7 @@ def scene(
     `wrap` may put something around the contestant's command, such as a profiler.
     """
     name = f"bench_{os.getpid()}_{next(_numbers)}"
-    port, ops_port, secret = _free_port(), _free_port(), secrets.token_urlsafe(48)
+    port, ops_port, secret = reserved_port(), reserved_port(), secrets.token_urlsafe(48)
     with ExitStack() as stack:
         url = stack.enter_context(_vhost(servers, name))
         dsn = stack.enter_context(_database(servers, name))
@@ -549,13 +549,6 @@ def _open_sessions(ops_port: int) -> int:
     if found is None:
         raise BenchmarkFailed("the bridge does not say how many sessions it has")
     return int(float(found[1]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def percentiles(values: Sequence[int], *wanted: int) -> list[float]:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.ports import reserved_port
 from bridge import app
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.adapters.tokens import make_token
@@ -93,21 +93,12 @@ def endings(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str | None], 
     return made
 
 
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
-
-
 class Process:
     """`bridge serve` as a user runs it."""
 
     def __init__(self, amqp_url: str, postgres_dsn: str, **more: object) -> None:
-        self.ws_port = int(str(more.pop("ws_port", 0))) or free_port()
-        self.ops_port = free_port()
+        self.ws_port = int(str(more.pop("ws_port", 0))) or reserved_port()
+        self.ops_port = reserved_port()
         values = {
             "amqp_url": amqp_url,
             "postgres_dsn": postgres_dsn,

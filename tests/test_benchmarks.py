@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ import pytest
 from benchmarks import flame, frozen, kept, load, report
 from benchmarks import scene as scenery
 from benchmarks.clients import Client, Tally
+from benchmarks.ports import reserved_port
 from benchmarks.processes import BenchmarkFailed, Child
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, Drain, Latency, Openings, Scene, scene
 from bridge.devservers import Servers
@@ -32,6 +34,26 @@ CPU = {
     "others": 0,
     "stolen": 0,
 }
+
+
+# --- ports ---
+
+
+async def test_a_reserved_port_is_nobody_elses_and_its_server_comes_back_to_it() -> None:
+    port = reserved_port()
+    for _ in range(2):
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b"", "it was reached, and closed first, so that its port lingers"
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    assert len({reserved_port() for _ in range(50)}) == 50
 
 
 # --- the load ---

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import psycopg
 
+from benchmarks.ports import reserved_port
 from bridge.adapters import migrate
 from bridge.adapters.producer import Producer
 from bridge.devservers import Servers
@@ -17,7 +18,6 @@ from tests.house import (
     bridge,
     endings,
     final_rows,
-    free_port,
     get,
     process,
     publish,
@@ -52,7 +52,7 @@ async def stop_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def test_a_killed_bridge_loses_nothing_and_ends_everything_once(vhost: str, database: str) -> None:
-    port = free_port()
+    port = reserved_port()
     seen: list[str] = []
     tabs = [asyncio.create_task(read_all(port, "u1", seen))]
     names = [f"p{i:03}" for i in range(400)]

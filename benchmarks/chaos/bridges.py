@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
+from benchmarks.ports import reserved_port
 from bridge.adapters.tokens import make_token
 
 SECRET: Final = "only for chaos runs: 0123456789abcdef"
@@ -29,20 +29,13 @@ def token(user: str) -> str:
     return make_token(SECRET, user, 24 * 3600)
 
 
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Bridge:
     """`bridge serve` on these servers; ports and node name stay the same over its restarts."""
 
     def __init__(self, node: str, amqp_url: str, dsn: str, log: Path, **settings: object) -> None:
         self.node = node
-        self.ws_port = free_port()
-        self.ops_port = free_port()
+        self.ws_port = reserved_port()
+        self.ops_port = reserved_port()
         self.log = log
         self.starts = 0
         self.turns: list[float] = []

@@ -1,0 +1,22 @@
+"""Ports for the processes that a run starts."""
+
+from __future__ import annotations
+
+import socket
+
+_held: list[socket.socket] = []
+
+
+def reserved_port() -> int:
+    """A port of loopback that is ours until this process ends, whoever else asks for one.
+
+    It stays bound here, without listening: nobody is given it again, and no outgoing connection gets it as its
+    own, while a server that sets SO_REUSEADDR, as asyncio's do, may listen on it and come back to it
+    (socket(7)).
+    """
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    # Only now: the kernel hands out a port that others share when it is asked for one of those.
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _held.append(held)
+    return int(held.getsockname()[1])
