@@ -271,7 +271,7 @@ class Core:
             in_flight=self.delivery.in_flight,
             parked=self.delivery.parked,
             unproven=sum(s.unproven for s in sessions),
-            queued_frames=sum(s.queued for s in self.hub.backlogged),
+            queued_frames=sum(s.waiting for s in self.hub.backlogged),
             queued_bytes=self.hub.queued_bytes,
             rows_waiting=self.settlement.rows_waiting,
             receipts_waiting=self.settlement.payments_waiting,

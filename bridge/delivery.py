@@ -487,7 +487,7 @@ class Delivery:
 
     def _flush_session(self, session: Session) -> None:
         handed = session.flush(self._clock.monotonic())
-        if session.queued:
+        if session.waiting:
             self._hub.backlogged.add(session)
         else:
             self._hub.backlogged.discard(session)
@@ -507,7 +507,7 @@ class Delivery:
         """A peer answered a ping: everything sent before it is received."""
         now = self._clock.time()
         for flight in session.pong(payload, self._clock.monotonic()):
-            self._note(flight, flight.received(now))
+            self._note(flight, flight.received(now), now)
         if session.queued or session.replay is not None:
             self._flush_session(session)
 
@@ -515,22 +515,27 @@ class Delivery:
         """A socket takes bytes again."""
         self._flush_session(session)
 
-    def acked(self, session: Session, push_id: str) -> bool:
-        """An application acknowledged a push; False where no such push was sent to this session."""
-        flight = session.ack(push_id)
+    def acked(self, session: Session, push_id: str, tenant: str | None = None) -> bool:
+        """An application acknowledged a push; False where no such push waits for an ack of this session.
+
+        Raises AmbiguousAck: see `Session.ack`.
+        """
+        flight = session.ack(push_id, tenant)
         if flight is None:
             return False
-        self._note(flight, flight.acked(self._clock.time()))
+        now = self._clock.time()
+        self._note(flight, flight.acked(now), now)
         return True
 
-    def _note(self, flight: Flight, effect: Effect) -> None:
+    def _note(self, flight: Flight, effect: Effect, proven: float = 0.0) -> None:
+        """Carry on with what an event did to a flight; of a proof, when it came."""
         if effect is Effect.ENDED:
             self._settlement.due(flight)
         elif effect is Effect.KEPT:
             self._mailbox.kept(flight)
-        elif effect is Effect.LATE and flight.proven_at is not None:
+        elif effect is Effect.LATE:
             self._metrics.proof_late(1)
-            self._settlement.late(LateProof(flight.key, flight.proven_at))
+            self._settlement.late(LateProof(flight.key, proven))
 
     # --- 5. sessions come and go -----------------------------------------------------------------------
 

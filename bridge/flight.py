@@ -85,7 +85,7 @@ class Effect(enum.Enum):
     ENDED = 1
     """The event ended it: its final row must be written."""
     LATE = 2
-    """Proof of a flight that had ended without: only `proven_at` may still be filled."""
+    """Better proof than the flight has ended with: only `late_at` and `proven_at` may still be filled."""
     KEPT = 3
     """It came to nothing for now, and its ttl has not ended: its row is `stored`, and waits for the user."""
 
@@ -331,12 +331,11 @@ class Flight:
 
     def _proven(self, proof: Proof, outcome: Outcome, reason: Reason, now: float) -> Effect:
         if self.outcome is not None:
-            if self.outcome not in DELIVERED and self.proven_at is None:
-                self.proven_at = now
-                return Effect.LATE
-            if proof is Proof.ACKED and self.reason is Reason.NOT_ACKED:
-                return Effect.LATE
-            return Effect.NOTHING
+            claims = self.outcome in DELIVERED and self.reason is not Reason.NOT_ACKED
+            if claims or proof <= self.proof:
+                return Effect.NOTHING
+            self.proof = proof
+            return Effect.LATE
         if proof > self.proof:
             self.proof = proof
             self.proven_at = now

@@ -10,7 +10,7 @@ from bridge.access import Access
 from bridge.delivery import Delivery
 from bridge.model import Grant, Handshake, Mode, Refusal
 from bridge.ports import Clock, Frame, Hooks, Metrics, Socket
-from bridge.session import Session, SessionLimits
+from bridge.session import AmbiguousAck, Session, SessionLimits
 
 
 class Gateway:
@@ -63,12 +63,30 @@ class Gateway:
             return
         frame = wire.parse_client(data)
         if isinstance(frame, wire.AckFrame):
-            self._delivery.acked(session, frame.id)
+            self._acked(session, frame)
         elif isinstance(frame, wire.UnsupportedFrame):
-            answer = wire.error_frame("unsupported", f"{frame.type} is not available here", frame.ref)
-            socket_error(session, answer)
+            problem = f"{frame.type} is not available here"
+            answer_to(session, wire.error_frame("unsupported", problem, frame.ref))
         else:
-            socket_error(session, wire.error_frame("bad_frame", frame.problem, frame.ref))
+            answer_to(session, wire.error_frame("bad_frame", frame.problem, frame.ref))
+
+    def _acked(self, session: Session, ack: wire.AckFrame) -> None:
+        """Most acks need no answer: the client that acks whatever it gets is in the right as well. With a `ref` it
+        wants to know."""
+        try:
+            counts = self._delivery.acked(session, ack.id, ack.tenant)
+        except AmbiguousAck:
+            problem = "tenant: required, pushes of several tenants with this id wait for their ack"
+            answer_to(session, wire.error_frame("bad_frame", problem, ack.ref))
+            return
+        if ack.ref is None:
+            return
+        if counts:
+            answer = wire.ok_frame(ack.ref)
+        else:
+            problem = "id: no push with this id waits for an ack of this session"
+            answer = wire.error_frame("not_awaited", problem, ack.ref)
+        answer_to(session, answer)
 
     def _closed(self, session: Session, code: int, reason: str) -> None:
         self._delivery.session_closed(session)
@@ -77,7 +95,7 @@ class Gateway:
         self._hooks.on_close(session.info, code, reason or word)
 
 
-def socket_error(session: Session, frame: Frame) -> None:
+def answer_to(session: Session, frame: Frame) -> None:
     """Answer a client's frame, unless it does not read its answers: those are not worth any memory."""
     if session.socket.writable:
         session.socket.write((frame,), None)

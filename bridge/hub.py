@@ -21,7 +21,7 @@ class Hub:
         self._turned = 0
         self._expiries: list[tuple[float, str]] = []
         self.backlogged: set[Session] = set()
-        """Sessions with frames that their socket did not take yet."""
+        """Sessions with frames that their socket did not take yet, or that wait for the end of a replay."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -89,9 +89,9 @@ class Hub:
 
     def fullest(self) -> Session | None:
         """The session with the most bytes waiting."""
-        return max(self.backlogged, key=lambda s: s.queued_bytes, default=None)
+        return max(self.backlogged, key=lambda s: s.waiting_bytes, default=None)
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of frames that wait, over all sessions."""
-        return sum(s.queued_bytes for s in self.backlogged)
+        return sum(s.waiting_bytes for s in self.backlogged)

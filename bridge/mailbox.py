@@ -208,9 +208,12 @@ class Mailbox:
             for ask, point in zip(asks, await self._store.resume_points(asks) if asks else (), strict=True):
                 for session in sessions:
                     if session.user == ask.user and session.replay and session.replay.last == ask.push_id:
-                        self._resume(session, flying.get(ask) or point)
+                        self._resume(session, _earlier(flying.get(ask), point))
             reading = [(s, wanted) for s in sessions if (wanted := _ask(s)) is not None]
             pages = await self._store.mailbox([wanted for _, wanted in reading])
+            await self._look_for_gaps(
+                [s for (s, wanted), rows in zip(reading, pages, strict=True) if _is_last(wanted, rows)]
+            )
             for (session, wanted), rows in zip(reading, pages, strict=True):
                 self._page(session, wanted, rows)
                 # A page may hold hundreds of pushes; pongs get their turn in between.
@@ -227,18 +230,31 @@ class Mailbox:
         found: dict[tuple[str, str], ResumePoint] = {}
         for flight in self._flights:
             place = (flight.key.user, flight.key.push_id)
-            if place in asked:
+            if place in asked and (place not in found or flight.position < found[place].position):
                 found[place] = ResumePoint(flight.position, cut=False)
         return found
+
+    async def _look_for_gaps(self, sessions: Sequence[Session]) -> None:
+        """Tell those that were promised everything, and whose last page is there, if something is gone after all:
+        what they had not come to yet may have been dropped meanwhile, here or by another node."""
+        promised = [(s, s.replay.resumed) for s in sessions if s.replay and s.replay.resumed is not None]
+        asks = [ResumeAsk(session.user, last) for session, last in promised]
+        points = await self._store.resume_points(asks) if asks else ()
+        for (session, _), point in zip(promised, points, strict=True):
+            if session.replay is not None and (point is None or point.cut):
+                session.replay.resumed = None
+                self._welcome(session, complete=False)
 
     def _resume(self, session: Session, point: ResumePoint | None) -> None:
         replay = session.replay
         if replay is None or replay.last is None:
             # Welcomed meanwhile without an answer, or gone.
             return
-        replay.last = None
+        last, replay.last = replay.last, None
         replay.seen = None if point is None else point.position - SLACK
-        self._welcome(session, complete=point is not None and not point.cut)
+        complete = point is not None and not point.cut
+        replay.resumed = last if complete else None
+        self._welcome(session, complete=complete)
 
     def _page(self, session: Session, ask: MailboxAsk, rows: Sequence[Row]) -> None:
         replay = session.replay
@@ -258,9 +274,7 @@ class Mailbox:
                 break
             replay.after = row.position
         else:
-            read = sum(len(row.payload or b"") for row in rows)
-            last = len(rows) < ask.rows and read < ask.payload_bytes
-            if last and session.end_replay(self.take_position()):
+            if _is_last(ask, rows) and session.end_replay(self.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
         self.flush(session)
@@ -468,9 +482,10 @@ class Mailbox:
             pushes[w.row.key.user, w.row.key.push_id] = None
         told: set[Session] = set()
         for user, push_id in pushes:
+            frame = wire.withdraw_frame(push_id, recall.tenant)
             for session in self._hub.of_user(user):
                 if session.mode is Mode.ENVELOPE and session.takes_pushes:
-                    session.tell(wire.withdraw_frame(push_id))
+                    session.tell(frame)
                     told.add(session)
         for session in told:
             self.flush(session)
@@ -493,6 +508,18 @@ def _ask(session: Session) -> MailboxAsk | None:
     return MailboxAsk(session.user, replay.after, replay.until + SKEW, replay.seen)
 
 
+def _is_last(ask: MailboxAsk, rows: Sequence[Row]) -> bool:
+    """Whether nothing is left behind this page."""
+    return len(rows) < ask.rows and sum(len(row.payload or b"") for row in rows) < ask.payload_bytes
+
+
+def _earlier(one: ResumePoint | None, other: ResumePoint | None) -> ResumePoint | None:
+    """Where a client resumes that has seen a push of this id: pushes of several tenants may have it."""
+    if one is None or other is None:
+        return one or other
+    return ResumePoint(min(one.position, other.position), one.cut or other.cut)
+
+
 def _frame(mode: Mode, row: Row) -> Frame:
     request = PushRequest(
         id=row.key.push_id,
@@ -500,6 +527,7 @@ def _frame(mode: Mode, row: Row) -> Frame:
         data=row.payload or b"",
         event=row.event,
         encoding=row.encoding,
+        tenant=row.key.tenant,
     )
     return wire.bare_frame(request) if mode is Mode.BARE else wire.push_frame(request)
 

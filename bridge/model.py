@@ -367,6 +367,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """Session ids that do not get it."""
     collapse_key: str = ""
     ack_within: float = 0.0
+    late_at: float | None = None
+    """When better proof came than the outcome claims, after the end."""
 
     @property
     def final(self) -> bool:
@@ -418,10 +420,10 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 
 class LateProof(NamedTuple):
-    """Proof that came after a row's end: fills `proven_at` where it is null, changes nothing else."""
+    """Proof that came after a row's end: fills `late_at`, and `proven_at`, where they are null, and nothing else."""
 
     key: RowKey
-    proven_at: float
+    at: float
 
 
 # --- Closing a session -----------------------------------------------------------------------------------

@@ -198,7 +198,8 @@ class ResumePoint(NamedTuple):
     """Where a resume begins."""
 
     position: int
-    """Of the push last seen; of one that was not kept, its `taken_at` in microseconds."""
+    """Of the push last seen; of one that was not kept, its `taken_at` in microseconds. The earliest, where several
+    tenants have a push of this id."""
     cut: bool
     """A newer push of this user was dropped because the mailbox was full."""
 
@@ -248,7 +249,7 @@ class Store(Protocol):
         ...
 
     async def prove_late(self, proofs: Sequence[LateProof]) -> None:
-        """Fill `proven_at` of final rows where it is null; the outcome stays as it is."""
+        """Fill `late_at`, and `proven_at`, of final rows where they are null; the outcome stays as it is."""
         ...
 
     async def recent(self, limit: int) -> Sequence[PushKey]:

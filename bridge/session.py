@@ -24,6 +24,10 @@ UNPROVEN_MAX = 4096
 """Frames handed over and not yet proven; over it the rest waits in the bounded queue."""
 
 
+class AmbiguousAck(Exception):
+    """Pushes of several tenants with this id wait for their ack, and it does not say which it means."""
+
+
 class SessionLimits(NamedTuple):
     """The bounds of one session's queue."""
 
@@ -36,7 +40,7 @@ class SessionLimits(NamedTuple):
 class Replay:
     """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
 
-    __slots__ = ("after", "again", "asked", "began", "last", "missed", "seen", "until")
+    __slots__ = ("after", "again", "asked", "began", "last", "missed", "resumed", "seen", "until")
 
     def __init__(
         self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
@@ -55,6 +59,8 @@ class Replay:
         """Its next page was asked for, and has not come yet."""
         self.missed: int | None = None
         """The position of the first push that could not be held: another round begins with it."""
+        self.resumed: str | None = None
+        """The push it resumed after, where its client was told that everything since will come."""
         self.began = 0.0
         """Monotonic seconds of the session's opening, where the client resumes."""
 
@@ -120,7 +126,7 @@ class Session:
         """Monotonic seconds before which it is sent nothing again."""
         self._limits = limits
         self._queue: list[tuple[Frame, Flight | None]] = []
-        self._held: list[tuple[Frame, Flight]] = []
+        self._held: list[tuple[Frame, Flight | None]] = []
         self._held_bytes = 0
         # Handed over, awaiting a pong; the first `_covered` of them are covered by the outstanding ping.
         self._unproven: list[Flight] = []
@@ -140,6 +146,16 @@ class Session:
     def queued(self) -> int:
         """Frames that wait for the socket."""
         return len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for the socket, or for the end of the replay."""
+        return len(self._queue) + len(self._held)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of those."""
+        return self.queued_bytes + self._held_bytes
 
     @property
     def unproven(self) -> int:
@@ -178,7 +194,9 @@ class Session:
         self._held_bytes = 0
         if missed is not None:
             # Delivered elsewhere meanwhile or not: this session has not had them.
-            self.replay = Replay(after=missed - 1, until=now_position, seen=missed - 1)
+            again = Replay(after=missed - 1, until=now_position, seen=missed - 1)
+            again.resumed = self.replay.resumed
+            self.replay = again
             return False
         self.replay = None
         self.state = next_session_state(self.state, SessionEvent.REPLAYED)
@@ -198,9 +216,15 @@ class Session:
         return awaited.union(f.key for f in self._unproven)
 
     def tell(self, frame: Frame) -> None:
-        """Queue a frame that is no push, behind those that were offered before; left out where there is no
-        room for it."""
-        self._enqueue(frame, None)
+        """Queue a frame that is no push, behind all that was offered before, and what is kept. It is small, and
+        there is always room for it: what it says of a push must not be lost where the push was not."""
+        size = len(frame.payload)
+        if self.replay is None:
+            self._queue.append((frame, None))
+            self.queued_bytes += size
+        else:
+            self._held.append((frame, None))
+            self._held_bytes += size
 
     # --- pushes ---
 
@@ -307,15 +331,23 @@ class Session:
             self._covered = len(self._unproven)
             self.owing_since = now
 
-    def ack(self, push_id: str) -> Flight | None:
-        """The application acknowledged this push; returns the oldest flight that waited for it here."""
-        flights = self._acks.get(push_id) if self._acks else None
-        if not flights:
+    def ack(self, push_id: str, tenant: str | None = None) -> Flight | None:
+        """The application acknowledged this push; returns the oldest flight that waited for it here.
+
+        `tenant`: of the push; None where the client does not say, which is enough while it has no two of one id.
+        Raises AmbiguousAck.
+        """
+        flights = self._acks.get(push_id, ()) if self._acks else ()
+        meant = [f for f in flights if tenant is None or f.key.tenant == tenant]
+        if not meant:
             return None
-        flight = flights.pop(0)
-        if not flights and self._acks is not None:
+        if tenant is None and len({f.key.tenant for f in meant}) > 1:
+            raise AmbiguousAck
+        assert self._acks is not None
+        self._acks[push_id].remove(meant[0])
+        if not self._acks[push_id]:
             del self._acks[push_id]
-        return flight
+        return meant[0]
 
     # --- its life ---
 

@@ -428,7 +428,9 @@ class Settlement:
     async def _sweep(self) -> None:
         """Pay debts of rows whose messages are acked, and note late proofs. A failure waits for the next."""
         try:
-            late, self._late = self._late, []
+            # Of rows that are written: what is yet to end would not be found.
+            late = [p for p in self._late if p.key not in self._due and p.key not in self._writing]
+            self._late = [p for p in self._late if p.key in self._due or p.key in self._writing]
             if late:
                 try:
                     await self._store.prove_late(late)

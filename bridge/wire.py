@@ -51,8 +51,12 @@ Ref: TypeAlias = str | int | None
 
 
 def push_frame(request: PushRequest) -> Frame:
-    """A push in the envelope of `bridge.v1.json`; JSON data goes in byte for byte as it came."""
-    head = b'{"type":"push","id":%b,"event":%b,"data":' % (encode(request.id), encode(request.event))
+    """A push in the envelope of `bridge.v1.json`; JSON data goes in byte for byte as it came.
+
+    The tenant is there where the push has one: ids are unique within their tenant.
+    """
+    of = b',"tenant":%b' % encode(request.tenant) if request.tenant else b""
+    head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
     if request.encoding is Encoding.JSON:
         return Frame(b"%b%b}" % (head, request.data))
     if request.encoding is Encoding.TEXT:
@@ -73,14 +77,15 @@ def welcome_frame(session: str, user: str, complete: bool) -> Frame:
     """The first frame of a session.
 
     `complete`: nothing that was kept is missing since the push it asked to resume from; true where it asked
-    for none.
+    for none. Where that turns out to be wrong while what is kept is sent, a second one says false.
     """
     return Frame(encode({"type": "welcome", "session": session, "user": user, "complete": complete}))
 
 
-def withdraw_frame(push_id: str) -> Frame:
+def withdraw_frame(push_id: str, tenant: str = "") -> Frame:
     """The push with this id was recalled: whoever shows it should not any longer."""
-    return Frame(encode({"type": "withdraw", "id": push_id}))
+    of = {"tenant": tenant} if tenant else {}
+    return Frame(encode({"type": "withdraw", "id": push_id, **of}))
 
 
 def error_frame(code: str, message: str, ref: Ref = None) -> Frame:
@@ -111,6 +116,9 @@ class AckFrame(NamedTuple):
     """The application has got the push with this id."""
 
     id: str
+    tenant: str | None = None
+    """Of the push; empty for one without a tenant. None where the client does not say."""
+    ref: Ref = None
 
 
 class UnsupportedFrame(NamedTuple):
@@ -136,8 +144,13 @@ _REF_INT_MAX = 2**53 - 1
 """The largest integer that every client reads back as it was (RFC 8259 section 6)."""
 
 
+_Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+
+
 class _Ack(msgspec.Struct, tag_field="type", tag="ack", gc=False):
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+    id: _Id
+    tenant: _Id | msgspec.UnsetType | None = msgspec.UNSET
+    ref: str | int | None = None
 
 
 _decode_ack = msgspec.json.Decoder(_Ack).decode
@@ -162,7 +175,10 @@ def parse_client(data: str | bytes) -> ClientFrame:
         return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
     what = frame.get("type")
     if what == "ack":
-        return BadFrame(f"id: expected the id of a push, got {kind(frame.get('id'))}", ref)
+        push_id = frame.get("id")
+        if isinstance(push_id, str) and is_id(push_id):
+            return BadFrame(f"tenant: expected that of the push, got {kind(frame.get('tenant'))}", ref)
+        return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
     if not isinstance(what, str):
         return BadFrame(f"type: expected a string, got {kind(what)}", ref)
     if what in UNSUPPORTED_FRAMES:
@@ -173,10 +189,17 @@ def parse_client(data: str | bytes) -> ClientFrame:
 def _ack(data: str | bytes) -> AckFrame | None:
     """The ack frame that nearly every message is, or None for whatever else it is."""
     try:
-        push_id = _decode_ack(data).id
+        ack = _decode_ack(data)
     except BAD_JSON:
         return None
-    return AckFrame(push_id) if has_no_controls(push_id) else None
+    if not has_no_controls(ack.id):
+        return None
+    if ack.tenant is msgspec.UNSET and ack.ref is None:
+        return AckFrame(ack.id)
+    tenant = None if ack.tenant is msgspec.UNSET else ack.tenant or ""
+    if (tenant and not has_no_controls(tenant)) or not (ack.ref is None or _is_ref(ack.ref)):
+        return None
+    return AckFrame(ack.id, tenant, ack.ref)
 
 
 def _is_ref(value: object) -> bool:

@@ -67,7 +67,7 @@ Object.assign(window, {
         if (failing.includes(push.id)) throw new Error(`can't take ${push.id}`);
         if (!quiet) tell("through", push.id);
       },
-      async onWithdraw({ id }) { tell("withdraw", id); },
+      async onWithdraw({ id, tenant }) { tell("withdraw", id, ...(tenant ? [tenant] : [])); },
       async onGap() {
         tell("gap");
         if (holding.includes("gap")) await new Promise((done) => holds.set("gap", done));
@@ -86,6 +86,11 @@ Object.assign(window, {
   },
 });
 </script>"""
+
+
+def acked(push_id: str, tenant: str | None = None) -> dict[str, str | None]:
+    """The library's ack of a push."""
+    return {"type": "ack", "id": push_id, "tenant": tenant}
 
 
 class Peer:
@@ -116,9 +121,9 @@ class Peer:
         await self.send(type="welcome", session="s1", user=user, complete=complete)
         return self
 
-    async def push(self, *ids: str) -> None:
+    async def push(self, *ids: str, **more: object) -> None:
         for push_id in ids:
-            await self.send(type="push", id=push_id, event="message", data={"n": push_id})
+            await self.send(type="push", id=push_id, event="message", data={"n": push_id}, **more)
 
     async def bye(self, code: int, reason: str, retry_after: float = 0) -> None:
         await self.send(type="bye", code=code, reason=reason, retry_after=retry_after)
@@ -374,17 +379,14 @@ async def test_what_the_application_failed_to_take_counts_as_not_seen(page: Page
     peer = await met(page, script, autoAck=True)
     await peer.push("p1", "p2")
     await told(page, *pushes("p1", "p2"), ("error", "can't take p2"))
-    assert await peer.frame() == {"type": "ack", "id": "p1"}
+    assert await peer.frame() == acked("p1")
     await peer.close()
     again = await (await script.peer()).welcome()
     assert again.last == "p1"
     await page.evaluate("failing.length = 0")
     await again.push("p2", "p3")
     await told(page, *pushes("p2", "p3"))
-    assert [await again.frame(), await again.frame()] == [
-        {"type": "ack", "id": "p2"},
-        {"type": "ack", "id": "p3"},
-    ]
+    assert [await again.frame(), await again.frame()] == [acked("p2"), acked("p3")]
 
 
 async def test_a_gap_is_told_before_the_pushes_behind_it_and_they_wait(page: Page, script: Script) -> None:
@@ -401,6 +403,32 @@ async def test_a_gap_is_told_before_the_pushes_behind_it_and_they_wait(page: Pag
     await told(page, *pushes("p2"))
 
 
+async def test_a_promise_that_turns_out_wrong_is_a_gap_at_its_place(page: Page, script: Script) -> None:
+    peer = await met(page, script, quiet=False)
+    await peer.push("p1")
+    await peer.welcome(complete=False)
+    await peer.push("p2")
+    told_so = [("push", "p1"), ("through", "p1"), ("gap",), ("push", "p2"), ("through", "p2")]
+    await told(page, ("connecting", None, None), ("open", None, None), *told_so)
+
+
+# --- tenants ---------------------------------------------------------------------------------------------
+
+
+async def test_pushes_of_two_tenants_with_one_id_are_two_pushes(page: Page, script: Script) -> None:
+    peer = await met(page, script, autoAck=True)
+    await peer.push("p1")
+    await peer.push("p1", tenant="acme")
+    await told(page, *pushes("p1", "p1"))
+    assert [await peer.frame(), await peer.frame()] == [acked("p1"), acked("p1", "acme")]
+    await peer.push("p1", tenant="acme")
+    assert await peer.frame() == acked("p1", "acme"), "a copy, and acknowledged before"
+    await peer.send(type="withdraw", id="p1", tenant="acme")
+    await told(page, ("withdraw", "p1", "acme"))
+    await page.evaluate("client.ack('p1', 'acme')")
+    assert await peer.frame() == acked("p1", "acme")
+
+
 # --- acks ------------------------------------------------------------------------------------------------
 
 
@@ -410,10 +438,7 @@ async def test_an_ack_is_sent_when_the_application_says_so(page: Page, script: S
     await told(page, *pushes("p1", "p2"))
     await page.evaluate("pushes.p2.ack()")
     await page.evaluate("client.ack('p1')")
-    assert [await peer.frame(), await peer.frame()] == [
-        {"type": "ack", "id": "p2"},
-        {"type": "ack", "id": "p1"},
-    ]
+    assert [await peer.frame(), await peer.frame()] == [acked("p2"), acked("p1")]
 
 
 async def test_by_itself_it_acknowledges_what_the_application_is_through_with(
@@ -427,7 +452,7 @@ async def test_by_itself_it_acknowledges_what_the_application_is_through_with(
     await told(page, *pushes("p2"))
     frames = [await peer.frame(), await peer.frame()]
     await peer.push("p3")
-    assert [*frames, await peer.frame()] == [{"type": "ack", "id": push_id} for push_id in ("p2", "p1", "p3")]
+    assert [*frames, await peer.frame()] == [acked(push_id) for push_id in ("p2", "p1", "p3")]
 
 
 async def test_an_ack_for_a_connection_that_is_gone_is_sent_when_the_push_comes_again(
@@ -441,11 +466,11 @@ async def test_an_ack_for_a_connection_that_is_gone_is_sent_when_the_push_comes_
     await phase(page, "open")
     await page.evaluate("pushes.p1.ack()")
     await again.push("p3", "p1", "p2")
-    assert await again.frame() == {"type": "ack", "id": "p1"}
+    assert await again.frame() == acked("p1")
     await again.push("p4")
     await told(page, *pushes("p4"))
     await page.evaluate("pushes.p2.ack()")
-    assert await again.frame() == {"type": "ack", "id": "p2"}
+    assert await again.frame() == acked("p2")
 
 
 # --- coming back -----------------------------------------------------------------------------------------
@@ -627,9 +652,9 @@ async def test_with_storage_it_resumes_after_a_reload_without_doubles(page: Page
     assert again.last == "p3"
     await again.push("p1", "p2", "p3", "p4")
     await told(page, *pushes("p4"))
-    assert await again.frame() == {"type": "ack", "id": "p2"}
+    assert await again.frame() == acked("p2")
     await page.evaluate("client.ack('p1')")
-    assert await again.frame() == {"type": "ack", "id": "p1"}
+    assert await again.frame() == acked("p1")
 
 
 async def test_what_was_not_done_with_at_the_reload_comes_again(page: Page, script: Script) -> None:
@@ -727,7 +752,7 @@ async def test_it_runs_in_node_too_and_an_error_handler_that_fails_stops_nothing
     )
     peer = await (await script.peer()).welcome()
     await peer.push("p0", "p1")
-    assert await peer.frame() == {"type": "ack", "id": "p1"}
+    assert await peer.frame() == acked("p1")
     await peer.close()
     again = await (await script.peer()).welcome()
     assert again.last == "p1"

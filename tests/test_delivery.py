@@ -277,6 +277,66 @@ async def test_an_ack_for_somebody_elses_push_proves_nothing() -> None:
         assert peer.pushes
 
 
+async def test_who_asks_is_told_whether_an_ack_counts() -> None:
+    async with house() as h:
+        peer, thief = h.connect("u1"), h.connect("u2")
+        await h.push(to("u1", confirm="acked"))
+        thief.client.message('{"type":"ack","id":"p1","ref":1}')
+        thief.client.message('{"type":"ack","id":"p1"}')
+        peer.client.message('{"type":"ack","id":"p1","ref":"a"}')
+        peer.client.message('{"type":"ack","id":"p1","ref":"b"}')
+        answers = [json.loads(p.socket.texts[-1]) for p in (thief, peer)]
+        problem = "id: no push with this id waits for an ack of this session"
+        refused = {"type": "error", "code": "not_awaited", "message": problem}
+        assert answers == [refused | {"ref": 1}, refused | {"ref": "b"}]
+        assert json.loads(peer.socket.texts[-2]) == {"type": "ok", "ref": "a"}
+        assert [json.loads(t)["type"] for t in thief.socket.texts] == ["welcome", "error"], (
+            "not asked, not told"
+        )
+
+
+async def test_an_ack_proves_the_push_of_its_tenant_and_no_other() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        for tenant in ({}, {"tenant": "a"}, {"tenant": "b"}):
+            await h.push(to("u1", confirm="acked", **tenant))
+        assert [p.get("tenant") for p in peer.pushes] == [None, "a", "b"]
+        peer.answer()
+        peer.client.message('{"type":"ack","id":"p1"}')
+        problem = "tenant: required, pushes of several tenants with this id wait for their ack"
+        refused = {"type": "error", "code": "bad_frame", "message": problem}
+        assert json.loads(peer.socket.texts[-1]) == refused
+        peer.client.message('{"type":"ack","id":"p1","tenant":"b"}')
+        peer.client.message('{"type":"ack","id":"p1","tenant":null}')
+        peer.client.message('{"type":"ack","id":"p1","tenant":"c"}')
+        h.advance(6.0)
+        await h.settled(3)
+        ends = {tenant: h.store.rows[RowKey(tenant, "p1", "u1")].outcome for tenant in ("", "a", "b")}
+        assert ends == {"": Outcome.ACKED, "a": Outcome.RECEIVED, "b": Outcome.ACKED}
+        await h.push(to("u1", "p2", confirm="acked", tenant="a"))
+        peer.client.message('{"type":"ack","id":"p2"}')
+        await h.settled(4)
+        assert h.store.rows[RowKey("a", "p2", "u1")].outcome is Outcome.ACKED, (
+            "there is no other it could mean"
+        )
+
+
+async def test_an_ack_that_comes_after_the_end_is_noted_as_late_and_changes_nothing() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1", confirm="acked"))
+        peer.answer()
+        proven_at = h.clock.now
+        h.advance(6.0)
+        await h.settled(1)
+        peer.client.message('{"type":"ack","id":"p1"}')
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").late_at is not None)
+        row = h.row("p1")
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.NOT_ACKED)
+        assert (row.proven_at, row.late_at) == (proven_at, h.clock.now)
+
+
 async def test_a_user_without_a_session_is_offline() -> None:
     async with house() as h:
         await h.push(to("nobody"))

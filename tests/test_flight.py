@@ -132,8 +132,24 @@ def test_proof_after_the_end_fills_a_time_and_changes_no_outcome() -> None:
     f.timed_out(17.0)
     assert f.received(18.0) is Effect.LATE
     assert ended(f) == (Outcome.UNKNOWN, Reason.NO_PROOF)
-    assert (f.proven_at, f.finished_at) == (18.0, 17.0)
+    assert (f.proven_at, f.finished_at) == (None, 17.0)
     assert f.received(19.0) is Effect.NOTHING
+    assert f.acked(20.0) is Effect.LATE, "that is better proof still"
+    assert f.acked(21.0) is Effect.NOTHING
+
+
+def test_an_ack_after_the_end_is_late_where_the_outcome_claims_less() -> None:
+    f = flight(confirm=Proof.ACKED)
+    f.handed(12.0)
+    f.received(13.0)
+    f.timed_out(17.0)
+    assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
+    assert f.acked(18.0) is Effect.LATE
+    assert (ended(f), f.proven_at) == ((Outcome.RECEIVED, Reason.NOT_ACKED), 13.0)
+    proven = flight()
+    proven.handed(12.0)
+    proven.received(13.0)
+    assert proven.acked(14.0) is Effect.NOTHING, "no more was asked for"
 
 
 def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts() -> None:

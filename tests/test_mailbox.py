@@ -14,7 +14,7 @@ from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
 from bridge.mailbox import MICRO, RESENDS, Recalled
 from bridge.measuring import PATIENCE, SHARE, MailboxLimits
-from bridge.model import Mode, Outcome, Reason, Recall, Row
+from bridge.model import CloseReason, Mode, Outcome, Reason, Recall, Row
 from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, arrival, until
@@ -501,6 +501,25 @@ async def test_a_push_that_was_handed_over_before_a_newer_one_came_ends_by_its_p
         await is_(h, "new-u2", Outcome.STORED, Reason.CONNECTION_LOST, "u2")
 
 
+async def test_what_waits_behind_a_replay_counts_among_what_all_sessions_may_hold() -> None:
+    async with house() as h:
+        h.delivery._limits = DeliveryLimits(start_grace=0.0, total_bytes=5000)
+        h.store.reading.clear()  # type: ignore[attr-defined]
+        peer = h.connect("u1")
+        for n in range(5):
+            assert peer.socket.closed_with is None
+            await h.push(kept("u1", f"p{n}", data="x" * 1000))
+            assert h.hub.queued_bytes > n * 1000
+            h.delivery.tick()
+        assert peer.socket.closed_with is CloseReason.TOO_SLOW
+        assert h.hub.queued_bytes == 0
+        for n in range(5):
+            await is_(h, f"p{n}", Outcome.STORED, Reason.SLOW_CONSUMER)
+        h.store.reading.set()  # type: ignore[attr-defined]
+        again = await h.live("u1")
+        assert len(ids(again)) == 5
+
+
 async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_resumes() -> None:
     async with house(mailbox=MailboxLimits(pushes=3)) as h:
         first = await h.live("u1")
@@ -517,6 +536,31 @@ async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_res
         peer = await h.live("u1", last="seen")
         assert frames(peer, "welcome")[0]["complete"] is False
         assert [i for i in ids(peer) if i != "seen"] == ["p2", "p3", "p4"]
+
+
+async def test_who_was_promised_everything_is_told_when_something_is_dropped_before_its_turn() -> None:
+    async with house(frames=2) as h:
+        first = await h.live("u1")
+        await h.push(kept("u1", "seen"))
+        first.answer()
+        await is_(h, "seen", Outcome.RECEIVED, Reason.PONG)
+        first.leave()
+        await h.push([kept("u1", f"p{n}") for n in range(8)])
+        await h.settled(2)
+        h.clock.advance(60)
+        back, new = h.connect("u1", last="p0"), h.connect("u1")
+        await until(lambda: len(ids(back)) == len(ids(new)) == 2)
+        assert [w["complete"] for w in frames(back, "welcome")] == [True]
+        await h.store.trim(["u1"], 2, 9999)  # by a sweep of whatever node
+        for peer in (back, new):
+            await until(lambda peer=peer: not (peer.answer() or peer.client.session.replay))  # type: ignore[misc]
+        for peer in (back, new):
+            assert {"p6", "p7"} <= set(ids(peer))
+            assert not {"p3", "p4", "p5"} & set(ids(peer))
+        at = [(f["type"], f.get("id", f.get("complete"))) for f in map(json.loads, back.socket.texts)]
+        assert at.index(("welcome", False)) < at.index(("push", "p6")), "before what follows the gap"
+        assert [w["complete"] for w in frames(back, "welcome")] == [True, False]
+        assert [w["complete"] for w in frames(new, "welcome")] == [True], "it asked for nothing"
 
 
 async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_or_for_some_time() -> None:
@@ -555,6 +599,29 @@ async def test_a_mailbox_that_could_not_be_measured_is_measured_by_the_next_swee
 
 
 # --- resume ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flying", [False, True], ids=["from the log", "from the air"])
+async def test_where_two_tenants_have_the_push_last_seen_nothing_since_the_first_is_missing(
+    flying: bool,
+) -> None:
+    async with house() as h:
+        phone, laptop = await h.live("u1"), await h.live("u1")
+        # What is not kept has no row before it is proven, or parked.
+        confirm = {"confirm": "acked"} if flying else {}
+        for push in (
+            to("u1", "same", **confirm), kept("u1", "between"), to("u1", "same", tenant="t", **confirm),
+        ):  # fmt: skip
+            await h.push(push)
+            phone.answer()
+            laptop.answer()
+            h.clock.advance(60)
+        await h.settled(1 if flying else 3)
+        assert len(h.store.rows) == (1 if flying else 3)
+        laptop.leave()
+        back = await h.live("u1", last="same")
+        assert [w["complete"] for w in frames(back, "welcome")] == [True]
+        assert "between" in ids(back)
 
 
 async def test_a_client_that_resumes_gets_what_another_device_took_meanwhile() -> None:
@@ -691,6 +758,39 @@ async def test_a_recall_is_over_when_what_it_ended_in_the_air_is_committed() -> 
         assert await recalling == Recalled(ended=1, sessions=1)
         assert h.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
         assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+
+
+async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:
+    async with house(frames=2) as h:
+        stuffed, new = await h.live("u1"), h.connect("u1")
+        await until(lambda: new.client.session.replay is None)
+        new.leave()
+        stuffed.socket.stuffed = True
+        await h.push([kept("u1", "p1"), kept("u1", "p2")])
+        assert stuffed.client.session.queued == 2, "it is full"
+        h.store.reading.clear()  # type: ignore[attr-defined]
+        replaying = h.connect("u1")
+        await turns()
+        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=1, sessions=2)
+        h.store.reading.set()  # type: ignore[attr-defined]
+        stuffed.socket.stuffed = False
+        stuffed.client.resumed()
+        await until(lambda: replaying.client.session.replay is None)
+        for peer in (stuffed, replaying):
+            assert frames(peer, "withdraw") == [{"type": "withdraw", "id": "p1"}]
+            last = json.loads(peer.socket.texts[-1])
+            assert last["type"] == "withdraw", "behind all that may show the push"
+
+
+async def test_a_recall_by_collapse_key_withdraws_what_a_screen_shows_as_well() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1", "p1", collapse_key="k", tenant="t"))
+        peer.answer()
+        await until(lambda: all(row.final for row in h.store.rows.values()) and h.store.rows)
+        recall = Recall(tenant="t", user="u1", collapse_key="k")
+        assert await h.mailbox.recall(recall) == Recalled(ended=0, sessions=1)
+        assert frames(peer, "withdraw") == [{"type": "withdraw", "id": "p1", "tenant": "t"}]
 
 
 async def test_a_recall_that_is_repeated_waits_for_what_the_first_try_has_ended() -> None:

@@ -923,7 +923,7 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             "trim": ("select * from trim_rows('{u79}', 1000, 1000000)", (), 0, 150),
             "supersede": ("select * from supersede_rows('{\"\"}', '{u80}', '{none}', '{9}')", (), 0, 60),
             "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 80),
-            "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 60),
+            "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 90),
             "resume": ("select * from resume_points('{u82}', %s)", (f"{{{old} 82}}",), 1, 140),
             "find": ('select * from find_rows(\'{"",""}\', %s)', (f"{{{old} 83,nothing}}",), 1, 80),
             "record a hundred": (record, empty, 0, 3000),
@@ -1023,6 +1023,10 @@ async def test_the_views_say_what_happened(database: str, store: PostgresStore) 
     assert await ask(database, "select user_id from delivery order by push_id") == [("u",), (None,)]
     steps = await ask(database, "select step, push_id from user_timeline where user_id = 'u'")
     assert steps == [(s, "a") for s in ("published", "taken", "written", "proven", "finished")]
+    await store.record([row("c", user="v", outcome=Outcome.UNKNOWN, proven_at=None)])
+    await store.prove_late([LateProof(row("c", user="v").key, time.time())])
+    steps = await ask(database, "select step from user_timeline where user_id = 'v'")
+    assert [step for (step,) in steps] == ["published", "taken", "written", "finished", "late"]
     [hour] = await ask(
         database, "select pushes, users, proof_p50 from delivery_hourly where outcome = 'received'"
     )

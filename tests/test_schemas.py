@@ -326,13 +326,18 @@ def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
 
 def test_every_ack_of_the_schema_is_understood() -> None:
     for example in sample("frame-ack.json", slice(None)):  # type: ignore[arg-type]
-        assert wire.parse_client(encoded(example)) == wire.AckFrame(example["id"])
+        tenant = (example["tenant"] or "") if "tenant" in example else None
+        ack = wire.AckFrame(example["id"], tenant, example.get("ref"))
+        assert wire.parse_client(encoded(example)) == ack
 
 
 @settings(max_examples=500, deadline=None, database=None)
 @given(DICE)
 def test_a_frame_is_an_ack_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
-    frame = {"type": dice.pick(("ack", "ack", "push", 1)), "id": dice.pick((dice.junk(), "p1"))}
+    frame = {"type": dice.pick(("ack", "ack", "ack", "push", 1)), "id": dice.pick((dice.junk(), "p1", "p1"))}
+    for name in ("tenant", "ref"):
+        if dice.pick((True, False)):
+            frame[name] = dice.pick((dice.junk(), "t1", None, 2**53 - 1, -(2**53)))
     note(repr(frame))
     understood = isinstance(wire.parse_client(encoded(frame)), wire.AckFrame)
     expected = validator("frame-ack.json").is_valid(frame) and not beyond_a_schema(frame)

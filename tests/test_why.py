@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def steps(lines: Sequence[str]) -> list[str]:
     """The names of the steps, in order."""
-    names = ("published", "taken", "written", "proven", "finished", "owed")
+    names = ("published", "taken", "written", "proven", "finished", "late", "owed")
     return [words[0] for line in lines if (words := line.split()) and words[0] in names]
 
 
@@ -211,7 +211,7 @@ async def test_proof_that_came_after_the_end_is_told_last(
     await store.close()
     assert await why(database, "p1") == 0
     lines = told(capsys)
-    assert steps(lines) == ["published", "taken", "written", "finished", "proven", "owed"]
+    assert steps(lines) == ["published", "taken", "written", "finished", "late", "owed"]
     assert any("after the end: the outcome stays" in line for line in lines)
 
 

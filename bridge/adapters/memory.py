@@ -188,10 +188,11 @@ class MemoryStore:
     async def prove_late(self, proofs: Sequence[LateProof]) -> None:
         """See `Store.prove_late`."""
         self._begin()
-        for proof in sorted(proofs, key=lambda p: p.proven_at):
+        for proof in sorted(proofs, key=lambda p: p.at):
             row = self._known(proof.key, self._kept_since)
-            if row is not None and row.final and row.proven_at is None:
-                self._put(msgspec.structs.replace(row, proven_at=proof.proven_at))
+            if row is not None and row.final and row.late_at is None:
+                proven_at = proof.at if row.proven_at is None else row.proven_at
+                self._put(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at))
 
     async def recent(self, limit: int) -> Sequence[PushKey]:
         """See `Store.recent`."""
@@ -246,7 +247,7 @@ class MemoryStore:
         ]
         if not seen:
             return None
-        position = max(seen)
+        position = min(seen)  # of each tenant there is one
         cut = any(
             row.position > position and row.reason is Reason.MAILBOX_FULL for row in self._mailbox(ask.user)
         )
@@ -298,11 +299,15 @@ class MemoryStore:
             named = self._find([PushKey(recall.tenant, recall.push_id)])
         else:
             self._begin()
+            now = self._clock.time()
             named = [
                 row
                 for row in self._mailbox(recall.user)
-                if row.outcome is Outcome.STORED
-                and (row.key.tenant, row.collapse_key) == (recall.tenant, recall.collapse_key)
+                if (row.key.tenant, row.collapse_key) == (recall.tenant, recall.collapse_key)
+                and (
+                    row.outcome is Outcome.STORED
+                    or (row.outcome in _DELIVERED and (row.expires_at or 0) > now)
+                )
             ]
         stored = [row for row in named if row.outcome is Outcome.STORED]
         others = [row for row in named if row.outcome is not Outcome.STORED]

@@ -119,7 +119,7 @@ class PostgresStore:
         if proofs:
             earliest: dict[RowKey, float] = {}
             for proof in proofs:
-                earliest[proof.key] = min(proof.proven_at, earliest.get(proof.key, proof.proven_at))
+                earliest[proof.key] = min(proof.at, earliest.get(proof.key, proof.at))
             order = sorted(earliest, key=lock_order)
             times = numbers([earliest[key] for key in order])
             await self._fetch("select prove_rows(%s, %s, %s, %s)", (*key_params(order), times))

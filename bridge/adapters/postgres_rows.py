@@ -22,7 +22,7 @@ COLUMNS: tuple[LiteralString, ...] = (
     "node", "boot", "event", "app_id", "detail", "traceparent",
     "meta::text", "payload", "owed::text",
     "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
-    "ack_within",
+    "ack_within", "extract(epoch from late_at)::float8",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 
@@ -48,7 +48,7 @@ def row_of(record: Sequence[Any]) -> Row:
         tenant, push_id, user_id, outcome, reason, confirm, sessions, attempts,
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
-        day, expires_at, position, encoding, excluded, collapse_key, ack_within,
+        day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -78,6 +78,7 @@ def row_of(record: Sequence[Any]) -> Row:
         excluded=frozenset() if excluded is None else frozenset(msgspec.json.decode(excluded)),
         collapse_key=collapse_key or "",
         ack_within=ack_within or 0.0,
+        late_at=late_at,
     )
 
 

@@ -106,23 +106,24 @@ def steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
         yield "written", None, "never: it was handed to no socket"
     else:
         yield "written", row.written_at, f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}"
-    late = _late(row)
-    if row.proven_at is not None and not late:
+    late = row.late_at
+    if row.proven_at is not None and row.proven_at != late:
         yield "proven", row.proven_at, "by the peer"
     elif row.proven_at is None and row.written_at is not None and row.confirm > Proof.WRITTEN:
         yield "proven", None, f"never: nothing came back from the peer; wanted was {_wanted(row)}"
     if row.finished_at is not None:
         yield "finished", row.finished_at, f"{row.outcome}/{row.reason}"
-    if late:
-        yield "proven", row.proven_at, "by the peer, after the end: the outcome stays"
+    if late is not None:
+        yield "late", late, f"{_late_proof(row)}, after the end: the outcome stays"
 
 
 def _moment(at: datetime) -> str:
     return at.astimezone().isoformat(" ", "milliseconds")
 
 
-def _late(row: Told) -> bool:
-    return row.proven_at is not None and row.finished_at is not None and row.proven_at > row.finished_at
+def _late_proof(row: Told) -> str:
+    """What came late: of a push whose pong had come it can only have been the ack."""
+    return "a pong or an ack of the peer" if row.proven_at == row.late_at else "the ack of the application"
 
 
 def _owes(row: Told) -> Iterator[str]:

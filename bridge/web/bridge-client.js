@@ -11,11 +11,12 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
  * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (nothing: the end),
  * asked at first, when the token has expired, and when a connection could not be opened (a browser hides why);
- * `onPush({id, event, data, encoding?, ack()})`; `onWithdraw({id})`: that push was recalled; `onGap()`: pushes
- * before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`, `open` (user,
- * session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error); `onError(error)`: what
- * callbacks, storage or bridge complained of; `storage`: localStorage or alike, to resume after a reload;
- * `autoAck`: acknowledge what onPush is through with. For tests: `timing`, `after`, `random`, `WebSocket`.
+ * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
+ * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
+ * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
+ * `onError(error)`: what callbacks, storage or bridge complained of; `storage`: localStorage or alike, to resume
+ * after a reload; `autoAck`: acknowledge what onPush is through with. For tests: `timing`, `after`, `random`,
+ * `WebSocket`.
  */
 export function connect(options) {
   if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
@@ -33,7 +34,7 @@ class Connection {
   #user = null;
   #key = null; // of what is stored for the user
   #last = null; // id of the push that onPush was through with last
-  #known = new Map(); // id -> {id, on: the socket it came on last, done: by onPush, acked: by the application}
+  #known = new Map(); // key -> {key, on: the socket it came on last, done: by onPush, acked: by the application}
   #queue = []; // frames for the application, in order
   #busy = false; // handing them over
   #bye = null;
@@ -54,8 +55,11 @@ class Connection {
   /** End it: no callback starts after this but the onState that says so, and what complains. */
   close() { this.#end({ code: 1000, reason: "closed" }); }
 
-  /** Acknowledge a push by its id, also one of before a reload; push.ack() does the same. */
-  ack(id) { this.#ack(this.#known.get(id) ?? this.#remember({ id, on: null, done: true, acked: false })); }
+  /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
+  ack(id, tenant) {
+    const key = keyOf({ id, tenant });
+    this.#ack(this.#known.get(key) ?? this.#remember({ key, on: null, done: true, acked: false }));
+  }
 
   // --- the connection ---
 
@@ -90,18 +94,21 @@ class Connection {
   #take(frame) {
     const { timing, after, onError } = this.#options;
     if (frame.type === "push") {
-      const known = this.#known.get(frame.id);
+      const key = keyOf(frame);
+      const known = this.#known.get(key);
       const on = this.#socket;
-      if (!known) return this.#enqueue(frame, this.#remember({ id: frame.id, on, done: false, acked: false }));
+      if (!known) return this.#enqueue(frame, this.#remember({ key, on, done: false, acked: false }));
       this.doubles += 1;
       known.on = on;
       if (known.acked) this.#ack(known);
     } else if (frame.type === "withdraw") {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
-      this.#cancel();
-      this.#cancel = after(timing.steady, () => { this.#tries = 0; });
-      this.#tell({ phase: "open", user: frame.user, session: frame.session });
+      if (this.state.phase !== "open") { // a second one says that something is missing after all
+        this.#cancel();
+        this.#cancel = after(timing.steady, () => { this.#tries = 0; });
+        this.#tell({ phase: "open", user: frame.user, session: frame.session });
+      }
       if (!frame.complete && this.#socket) this.#enqueue({ type: "gap" });
     } else if (frame.type === "bye") {
       this.#bye = frame;
@@ -180,12 +187,12 @@ class Connection {
   async #handle(frame, known) {
     const { onPush, onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
-    if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id });
+    if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id, tenant: frame.tenant });
     const mine = this.#known; // another user's token may come while onPush is at it
     try {
       await onPush({ ...frame, ack: () => this.#ack(known) });
     } catch (error) {
-      if (!known.acked) mine.delete(frame.id); // handed over again if the bridge sends it again
+      if (!known.acked) mine.delete(known.key); // handed over again if the bridge sends it again
       throw error;
     }
     known.done = true;
@@ -196,7 +203,10 @@ class Connection {
   // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
   #ack(known) {
     const open = this.#socket?.readyState === 1; // WebSocket.OPEN
-    if (open && known.on === this.#socket) this.#socket.send(JSON.stringify({ type: "ack", id: known.id }));
+    if (open && known.on === this.#socket) {
+      const [id, tenant = null] = known.key.split("\n");
+      this.#socket.send(JSON.stringify({ type: "ack", id, tenant }));
+    }
     const news = !known.acked;
     known.acked = true;
     if (news && !this.#busy) this.#save();
@@ -205,7 +215,7 @@ class Connection {
   // --- what is remembered, for each user ---
 
   #remember(known) {
-    this.#known.set(known.id, known);
+    this.#known.set(known.key, known);
     if (this.#known.size > KEPT) this.#known.delete(this.#known.keys().next().value);
     return known;
   }
@@ -221,7 +231,7 @@ class Connection {
     if (!this.#key) return;
     try {
       const { last, ids } = JSON.parse(storage.getItem(this.#key)) ?? { last: null, ids: [] };
-      this.#known = new Map(ids.map(([id, acked]) => [id, { id, on: null, done: true, acked: acked === 1 }]));
+      this.#known = new Map(ids.map(([key, acked]) => [key, { key, on: null, done: true, acked: acked === 1 }]));
       this.#last = last;
     } catch (error) { onError(error); }
   }
@@ -229,10 +239,13 @@ class Connection {
   #save() {
     if (!this.#key) return;
     const done = [...this.#known.values()].filter((known) => known.done).slice(-STORED);
-    const text = JSON.stringify({ last: this.#last, ids: done.map(({ id, acked }) => [id, acked ? 1 : 0]) });
+    const text = JSON.stringify({ last: this.#last, ids: done.map(({ key, acked }) => [key, acked ? 1 : 0]) });
     try { this.#options.storage.setItem(this.#key, text); } catch (error) { this.#options.onError(error); }
   }
 }
+
+// An id is unique within its tenant; neither has control characters.
+function keyOf({ id, tenant }) { return tenant ? `${id}\n${tenant}` : id; }
 
 function inSeconds(seconds, then) {
   const timer = setTimeout(then, seconds * 1000);
