@@ -238,10 +238,10 @@ class Mailbox:
         """Tell those that were promised everything, and whose last page is there, if something is gone after all:
         what they had not come to yet may have been dropped meanwhile, here or by another node."""
         promised = [(s, s.replay.resumed) for s in sessions if s.replay and s.replay.resumed is not None]
-        asks = [ResumeAsk(session.user, last) for session, last in promised]
-        points = await self._store.resume_points(asks) if asks else ()
-        for (session, _), point in zip(promised, points, strict=True):
-            if session.replay is not None and (point is None or point.cut):
+        places = [(session.user, position) for session, position in promised]
+        dropped = await self._store.dropped_since(places) if places else ()
+        for (session, _), gone in zip(promised, dropped, strict=True):
+            if gone and session.replay is not None:
                 session.replay.resumed = None
                 self._welcome(session, complete=False)
 
@@ -250,10 +250,10 @@ class Mailbox:
         if replay is None or replay.last is None:
             # Welcomed meanwhile without an answer, or gone.
             return
-        last, replay.last = replay.last, None
+        replay.last = None
         replay.seen = None if point is None else point.position - SLACK
         complete = point is not None and not point.cut
-        replay.resumed = last if complete else None
+        replay.resumed = point.position if point is not None and complete else None
         self._welcome(session, complete=complete)
 
     def _page(self, session: Session, ask: MailboxAsk, rows: Sequence[Row]) -> None:

@@ -267,6 +267,10 @@ class Store(Protocol):
         """Where each resume begins; None where no row of that push and user is left in the log."""
         ...
 
+    async def dropped_since(self, places: Sequence[tuple[str, int]]) -> Sequence[bool]:
+        """Of each (user, position): whether a push of a higher one was dropped because the mailbox was full."""
+        ...
+
     async def expire(self, limit: int) -> Sequence[Row]:
         """End at most `limit` stored rows whose ttl has ended (by the store's clock): as `expired`/`ttl`, where
         the row has a proof as `received`/`not_acked`."""

@@ -59,8 +59,8 @@ class Replay:
         """Its next page was asked for, and has not come yet."""
         self.missed: int | None = None
         """The position of the first push that could not be held: another round begins with it."""
-        self.resumed: str | None = None
-        """The push it resumed after, where its client was told that everything since will come."""
+        self.resumed: int | None = None
+        """The position of the push it resumed after, where its client was told that everything since will come."""
         self.began = 0.0
         """Monotonic seconds of the session's opening, where the client resumes."""
 

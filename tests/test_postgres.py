@@ -925,6 +925,7 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 80),
             "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 90),
             "resume": ("select * from resume_points('{u82}', %s)", (f"{{{old} 82}}",), 1, 140),
+            "gap": ("select * from dropped_since('{u82}', '{0}')", (), 1, 140),
             "find": ('select * from find_rows(\'{"",""}\', %s)', (f"{{{old} 83,nothing}}",), 1, 80),
             "record a hundred": (record, empty, 0, 3000),
             "the same again": (record, empty, 100, 4500),

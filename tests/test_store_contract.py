@@ -673,7 +673,11 @@ async def test_a_resume_begins_at_the_position_of_the_push_last_seen(store: Stor
 
 async def test_a_resume_knows_whether_something_newer_was_dropped(store: Store) -> None:
     await store.record([kept(f"p{i}", position=i) for i in range(1, 6)])
+    assert await store.dropped_since([("u", 0)]) == [False]
     assert sorted(ids(await store.trim(["u"], 2, 999))) == ["p1", "p2", "p3"]
+    places = [("u", 2), ("u", 3), ("v", 0), ("u", 0)]
+    assert await store.dropped_since(places) == [True, False, False, True]
+    assert await store.dropped_since([]) == []
     points = await store.resume_points([ResumeAsk("u", f"p{i}") for i in range(1, 6)])
     assert points == [ResumePoint(i, cut=i < 3) for i in range(1, 6)]
     await store.record([kept("other", user="v", position=1), row("slow", outcome=Outcome.DROPPED)])

@@ -248,10 +248,16 @@ class MemoryStore:
         if not seen:
             return None
         position = min(seen)  # of each tenant there is one
-        cut = any(
-            row.position > position and row.reason is Reason.MAILBOX_FULL for row in self._mailbox(ask.user)
-        )
-        return ResumePoint(position, cut)
+        return ResumePoint(position, self._dropped_since(ask.user, position))
+
+    async def dropped_since(self, places: Sequence[tuple[str, int]]) -> Sequence[bool]:
+        """See `Store.dropped_since`."""
+        self._begin()
+        return [self._dropped_since(user, position) for user, position in places]
+
+    def _dropped_since(self, user: str, position: int) -> bool:
+        rows = self._mailbox(user)
+        return any(row.position > position and row.reason is Reason.MAILBOX_FULL for row in rows)
 
     async def expire(self, limit: int) -> Sequence[Row]:
         """See `Store.expire`."""

@@ -161,6 +161,16 @@ class PostgresStore:
                 points[place - 1] = ResumePoint(seen, cut)
         return points
 
+    async def dropped_since(self, places: Sequence[tuple[str, int]]) -> Sequence[bool]:
+        """See `Store.dropped_since`."""
+        if not places:
+            return []
+        params = texts([user for user, _ in places]), numbers([position for _, position in places])
+        found = await self._fetch(
+            "select d.ord, d.dropped from dropped_since(%s, %s) d order by d.ord", params
+        )
+        return [dropped for _, dropped in found]
+
     async def expire(self, limit: int) -> Sequence[Row]:
         """See `Store.expire`; a row that another transaction holds is left to it and to the next call."""
         return [row_of(r) for r in await self._fetch(_EXPIRE, (limit,))]

@@ -95,6 +95,28 @@ comment on function resume_points is
     'where several tenants have one of this id, and whether a newer one was dropped because the mailbox was full. '
     'Nothing where the log has no such row.';
 
+create function dropped_since(p_users text[], p_positions bigint[]) returns table (ord bigint, dropped boolean)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    select n.ord, exists (
+        select from delivery_log l
+        where l.user_id = n.user_id collate "C" and l.expires_at is not null and l.position > n.position
+          and l.outcome = 'dropped' and l.reason = 'mailbox_full')
+    from rows from (unnest(p_users, p_positions)) with ordinality as n (user_id, position, ord);
+end $$;
+comment on function dropped_since is
+    'Whether something was dropped of these mailboxes, because they were full, that came after these positions.';
+
 -- A recall by collapse key tells of those that were delivered as well, while they are kept: a screen may show them.
 create or replace function recall_rows(p_tenant text, p_push_id text, p_user text, p_collapse_key text)
     returns table (applied boolean, log delivery_log)
