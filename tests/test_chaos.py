@@ -596,13 +596,24 @@ async def test_a_run_that_breaks_a_promise_says_so(
         """It needs what this machine has not."""
         raise NotPossible("needs another machine")
 
+    @fault("never comes to it")
+    async def idle(stage: Stage) -> int:
+        """It waits for what does not happen."""
+        return 0
+
     from benchmarks.chaos.fault import FAULTS as mine
 
     lines = await run.run(servers, list(mine.values()), SEED, SHORT, tmp_path, quietly.append)
     assert lines[0].bad
     assert "I1 lost" in "\n".join(quietly)
     assert not lines[1].bad
-    assert "| not run |" in " ".join(run.table(lines).split())
+    assert lines[2].bad, "nobody knows what it would have done"
+    assert "never comes to it: NOT MADE" in "\n".join(quietly)
+    table = " ".join(run.table(lines).split())
+    assert "| not run |" in table
+    assert "| not made |" in table
+    end = "every promise held in all that was made"
+    assert run.footer([lines[1]], "short run", 1.0).endswith(end), "not run is not passed"
 
 
 def test_a_seed_decides_what_is_published() -> None:

@@ -306,6 +306,8 @@ class Requests:
         self._session_of = session_of
         self._name = name
         self._count = 0
+        self._single: Request | None = None
+        """The last request to one user, whose id no other tenant has used yet."""
         self._recent: list[Envelope] = []
         self.kept = 0.25
         """The share of requests that are kept for users who are away."""
@@ -400,7 +402,14 @@ class Requests:
             to = {"users": sorted(several)}
         else:
             user = rng.choice(self._absent) if dice < 0.2 else rng.choice(self._users)
-            request = self._new(tenant=tenant, users=frozenset([user]))
+            twin = self._single if rng.random() < 0.2 else None
+            if twin is not None and twin.push_id and twin.tenant != tenant:
+                # An id is unique within its tenant: another one sends the same user something else under it.
+                self._single = None
+                (user,) = twin.users
+                request = self._new(tenant=tenant, users=twin.users, push_id=twin.push_id)
+            else:
+                request = self._single = self._new(tenant=tenant, users=frozenset([user]))
             to = {"user": user}
         document: dict[str, Any] = {
             "id": request.push_id,

@@ -264,13 +264,13 @@ class _Check:
     def _ends_as_kept(self, request: Request, row: Row) -> bool:
         match row.outcome, row.reason:
             case ("acked" | "received" | "written", "not_acked") if request.ttl:
-                return not request.lasts or self._e.clock_steps
+                return not request.lasts
             case (("acked" | "received" | "written"), _):
                 return True
             case "rejected", _:
                 return self._e.given_back or request.mark in self._e.deadly
             case "expired", "ttl":
-                return request.ttl > 0 and (not request.lasts or self._e.clock_steps)
+                return request.ttl > 0 and not request.lasts
             case "stored", _:
                 return request.ttl > 0
             case "expired", "queue_expiration":

@@ -166,7 +166,8 @@ class _Connection(asyncio.Protocol):
         if manner is Manner.ACKS or (manner is Manner.ACKS_SOME and self._taken % 2):
             # Noted first: a crash of ours may leave an ack noted and not sent, never the other way round.
             showing.acked = True
-            self._protocol.send_text(json.dumps({"type": "ack", "id": message["id"]}).encode())
+            ack = {"type": "ack", "id": message["id"], "tenant": message.get("tenant")}
+            self._protocol.send_text(json.dumps(ack).encode())
         elif manner is Manner.RESETS:
             self.reset()
 

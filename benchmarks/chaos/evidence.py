@@ -213,7 +213,5 @@ class Evidence:
     """Somebody else took messages and gave them back, as often as the broker allows."""
     mailbox: int = 0
     """Pushes that a mailbox holds; 0: more than a run publishes."""
-    clock_steps: bool = False
-    """The bridge's clock was wrong: what it says of ends by time is not the truth."""
     troubles: list[str] = field(default_factory=list)
     """What else must not be: a bridge that ended by itself, a drain that failed."""

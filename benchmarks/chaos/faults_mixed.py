@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import psycopg
 
-from benchmarks.chaos.broker import GONE, channel
+from benchmarks.chaos.broker import GONE, LONG, channel
 from benchmarks.chaos.clients import Manner
 from benchmarks.chaos.commits import CommitCutter, Cut
 from benchmarks.chaos.fault import NotPossible, fault
@@ -23,7 +23,11 @@ STORM = 400
 """Clients that come at once, beside whatever else happens."""
 
 Piece: TypeAlias = Callable[[Stage], Awaitable[None]]
-"""Something bad that takes a few seconds at most, and needs nothing of its surroundings to be well."""
+"""Something bad that takes a few seconds at most, and needs nothing of its surroundings to be well. Raises NotMade."""
+
+
+class NotMade(Exception):
+    """What else happened has made this impossible: it does not count."""
 
 
 # --- the bridge ---
@@ -98,8 +102,8 @@ async def _cancel_consumer(stage: Stage) -> None:
     try:
         async with channel(stage.url) as c:
             await c.queue_delete("push.fallen")
-    except GONE:
-        return  # the broker was taken away under it
+    except GONE as error:
+        raise NotMade from error  # the broker was taken away under it
 
 
 async def _reset_amqp(stage: Stage) -> None:
@@ -171,6 +175,7 @@ async def _cut_at_commit(stage: Stage) -> None:
     cutter = CommitCutter()
     stage.postgres.look = cutter.look
     stage.postgres.reset()
+    made = 0
     for how in Cut:
         cutter.arm(how)
         try:
@@ -178,7 +183,10 @@ async def _cut_at_commit(stage: Stage) -> None:
                 await cutter.done.wait()
         except TimeoutError:
             continue  # nothing is written at the moment
+        made += 1
     stage.postgres.look = None
+    if not made:
+        raise NotMade
 
 
 async def _slow_postgres(stage: Stage) -> None:
@@ -201,16 +209,16 @@ async def _locked(stage: Stage, how: str) -> None:
             await locker.execute(how.encode())
             await stage.sleep_some(1, 5)
             await locker.rollback()
-    except psycopg.Error:
-        return  # the database was taken away under it
+    except psycopg.Error as error:
+        raise NotMade from error  # the database was taken away under it
 
 
 async def _exhaust_connections(stage: Stage) -> None:
     try:
         async with all_connections(stage):
             await stage.sleep_some(1, 4)
-    except psycopg.Error:
-        return  # as above
+    except psycopg.Error as error:
+        raise NotMade from error  # as above
 
 
 async def _cancel_statements(stage: Stage) -> None:
@@ -221,16 +229,16 @@ async def _cancel_statements(stage: Stage) -> None:
                 " and datname = current_database()"
             )
             await stage.sleep_some(0.0, 0.2)
-    except psycopg.Error:
-        return  # as above
+    except psycopg.Error as error:
+        raise NotMade from error  # as above
 
 
 async def _fill_disk(stage: Stage) -> None:
     try:
         async with wal_on_a_small_disk(stage) as disk:
             await fill_up(stage, disk)
-    except NotPossible:
-        return  # the table says so in the line of that fault
+    except NotPossible as error:
+        raise NotMade from error  # the table says so in the line of that fault
 
 
 async def _midnight(stage: Stage) -> None:
@@ -291,6 +299,31 @@ async def _same_id(stage: Stage) -> None:
     stage.publishers[1].also(copies)
 
 
+async def _all_away(stage: Stage) -> None:
+    for client in stage.clients:
+        client.go_away()
+    await stage.sleep_some(1, 3)
+    for client in stage.clients:
+        client.come_back()
+
+
+async def _arrive(stage: Stage) -> None:
+    for _ in range(20):
+        chosen = stage.rng.sample(stage.clients, 5)
+        for client in chosen:
+            client.drop()
+        stage.publishers[0].also([stage.requests[0].to(c.user, ttl=LONG) for c in chosen for _ in range(3)])
+        await stage.sleep_some(0.0, 0.15)
+
+
+async def _expire(stage: Stage) -> None:
+    for requests in stage.requests:
+        requests.expiration = 0.5
+    await stage.sleep_some(1, 3)
+    for requests in stage.requests:
+        requests.expiration = None
+
+
 PARTS: Mapping[str, tuple[Piece, ...]] = {
     "bridge": (
         *(_kill_bridge, _kill_bridge, _kill_bridge, _stop_bridge, _stop_bridge),
@@ -306,7 +339,10 @@ PARTS: Mapping[str, tuple[Piece, ...]] = {
         *(_cut_postgres, _cut_at_commit, _slow_postgres, _lock_rows, _lock_log, _exhaust_connections),
         *(_cancel_statements, _fill_disk, _midnight),
     ),
-    "clients": (_drop_clients, _drop_clients, _never_read, _vanish, _reset_before_pong, _storm, _same_id),
+    "clients": (
+        *(_drop_clients, _drop_clients, _never_read, _vanish, _reset_before_pong, _storm, _same_id),
+        *(_all_away, _arrive, _expire),
+    ),
 }
 """Each is dealt once. Midnight comes once in any run: ids are known for a day, and not for two."""
 
@@ -327,13 +363,12 @@ def dealt(stage: Stage) -> list[list[Piece]]:
 @fault("mixed: two of these at a time", proxied=["amqp", "postgres"])
 async def mixed(stage: Stage) -> int:
     """Faults of two parts at the same time, dealt by the seed; between them it may or may not recover."""
-    stage.evidence.clock_steps = True
     stage.bridge.clock = stage.logs / "clock"
     stage.bridge.clock.write_text("0")
     await _kill_bridge(stage)
-    rounds = dealt(stage)
-    for pieces in rounds:
-        await asyncio.gather(*[act(stage) for act in pieces])
+    made = 0
+    for pieces in dealt(stage):
+        made += sum(await asyncio.gather(*[_made(stage, piece) for piece in pieces]))
         if stage.rng.random() < 0.5:
             await stage.bridge.ready()
         await stage.sleep_some(0.0, 1.5)
@@ -341,7 +376,15 @@ async def mixed(stage: Stage) -> int:
     stage.postgres.heal()
     stage.now_healed()
     await stage.bridge.ready()
-    return sum(len(pieces) for pieces in rounds)
+    return made
+
+
+async def _made(stage: Stage, piece: Piece) -> bool:
+    try:
+        await piece(stage)
+    except NotMade:
+        return False
+    return True
 
 
 @fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"])
@@ -354,6 +397,7 @@ async def two_bridges(stage: Stage) -> int:
     for i in range(0, stage.scale.users, 3):
         await stage.add_client(f"u{i}", Manner.READS, lambda: second.ws_port)
     stage.come_back_at_last = list(stage.clients)
+    made = 0
     for _ in range(ROUNDS_OF_TWO_BRIDGES):
         match stage.rng.choice(["kill", "kill", "stop", "silence", "cancelled", "database"]):
             case "kill":
@@ -371,13 +415,14 @@ async def two_bridges(stage: Stage) -> int:
                 await stage.load(12)
                 stage.amqp.heal()
             case "cancelled":
-                await _cancel_consumer(stage)
+                made -= not await _made(stage, _cancel_consumer)
             case "database":
                 await _reset_postgres(stage)
+        made += 1
         await stage.sleep_some(0.5, 3)
     stage.now_healed()
     for bridge in (first, second):
         await bridge.ready()
     # A silent connection is noticed by the broker after three heartbeats; what it holds comes back then.
     await stage.load(20)
-    return ROUNDS_OF_TWO_BRIDGES
+    return made

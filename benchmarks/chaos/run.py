@@ -75,7 +75,9 @@ class Line:
     @property
     def bad(self) -> bool:
         """Whether a promise was broken, or nobody knows."""
-        return bool(self.failed) or (self.outcome is not None and bool(self.outcome.verdict.violations))
+        if self.outcome is None:
+            return bool(self.failed)
+        return bool(self.outcome.verdict.violations) or not self.outcome.times
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,8 +189,10 @@ def _progress(line: Line) -> str:
         end = f"not run: {line.not_run}"
     elif line.failed:
         end = f"FAILED: {line.failed}"
-    elif line.bad and line.outcome is not None:
+    elif line.outcome is not None and line.outcome.verdict.violations:
         end = f"BROKEN: {len(line.outcome.verdict.violations)} times"
+    elif line.outcome is not None and not line.outcome.times:
+        end = "NOT MADE: nothing that it waits for has happened"
     else:
         end = "held"
     ends = line.outcome.verdict.outcomes.most_common() if line.outcome is not None else ()
@@ -252,7 +256,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     outcome, verdict = line.outcome, line.outcome.verdict
     return (
         line.fault.name,
-        str(outcome.times),
+        str(outcome.times) if outcome.times else "not made",
         str(verdict.published),
         str(verdict.final_rows),
         str(verdict.lost),
@@ -271,6 +275,11 @@ def _kind(chosen: argparse.Namespace) -> str:
 def footer(lines: Sequence[Line], what: str, seconds: float, told: Told | None = None) -> str:
     """What the table was made on, and how it ended."""
     bad = sum(line.bad for line in lines) + bool(told and told.story)
+    held = (
+        "every promise held in all that was made"
+        if any(line.not_run for line in lines)
+        else "every promise held"
+    )
     done = [line.outcome for line in lines if line.outcome is not None]
     totals = (
         f"{sum(o.times for o in done)} faults, {sum(o.verdict.published for o in done)} requests confirmed, "
@@ -278,7 +287,7 @@ def footer(lines: Sequence[Line], what: str, seconds: float, told: Told | None =
     )
     again = f"{sum(o.verdict.receipt_duplicates for o in done)} receipts were announced more than once"
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-    end = f"{bad} runs broke a promise or failed" if bad else "every promise held"
+    end = f"{bad} runs broke a promise, failed, or made nothing" if bad else held
     stories = f"{told.line.splitlines()[0]}\n" if told is not None else ""
     reasons = "".join(f"\nnot run: {line.fault.name}: {line.not_run}" for line in lines if line.not_run)
     return f"{what}, {seconds / 60:.0f} minutes, {machine}\n{stories}{totals}; {again}{reasons}\n{end}"
