@@ -8,9 +8,41 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bridge.flight import Flight
+
+PRUNE_FROM = 1000
+"""Appointments from which on it is worth looking for those that nobody needs any more."""
+
+
+class Appointments:
+    """Flights by the time at which each is to be looked at; those that are not `wanted` any more are let go of long
+    before that."""
+
+    def __init__(self, wanted: Callable[[Flight], bool]) -> None:
+        self._wanted = wanted
+        self._heap: list[tuple[float, int, Flight]] = []
+        """The number only breaks ties."""
+        self._count = 0
+        self._full = PRUNE_FROM
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, at: float, flight: Flight) -> None:
+        """Look at it then."""
+        self._count += 1
+        heapq.heappush(self._heap, (at, self._count, flight))
+        if len(self._heap) >= self._full:
+            self._heap = [place for place in self._heap if self._wanted(place[2])]
+            heapq.heapify(self._heap)
+            self._full = max(PRUNE_FROM, 2 * len(self._heap))
+
+    def due(self, now: float) -> Iterator[Flight]:
+        """Those whose time has come, the earliest first, wanted or not."""
+        while self._heap and self._heap[0][0] <= now:
+            yield heapq.heappop(self._heap)[2]
 
 
 class Deadlines:
@@ -22,9 +54,8 @@ class Deadlines:
         self._young: deque[Flight] = deque()
         self._parked: deque[Flight] = deque()
         self._parked_at_once: deque[Flight] = deque()
-        self._own: list[tuple[float, int, Flight]] = []
-        """Flights with an `ack_within`, the nearest end first; the number only breaks ties."""
-        self._count = 0
+        self._own = Appointments(lambda flight: not flight.ended and flight.open > 0)
+        """Flights with an `ack_within`."""
 
     @property
     def parked(self) -> int:
@@ -41,8 +72,7 @@ class Deadlines:
 
     def limit(self, flight: Flight, now: float) -> None:
         """It was offered now, and has a time for its proof that is its own."""
-        self._count += 1
-        heapq.heappush(self._own, (now + flight.ack_within, self._count, flight))
+        self._own.push(now + flight.ack_within, flight)
 
     def rows_due(self, now: float) -> Iterator[Flight]:
         """Flights that have waited without a row for long enough, and have not ended."""
@@ -53,8 +83,7 @@ class Deadlines:
 
     def over(self, now: float) -> Iterator[Flight]:
         """Flights whose time for a proof is over; some have ended since."""
-        while self._own and (self._own[0][0] <= now or self._own[0][2].ended):
-            yield heapq.heappop(self._own)[2]
+        yield from self._own.due(now)
         for line in (self._parked, self._parked_at_once):
             while line and (line[0].ended or now - line[0].taken_mono >= self._confirm_timeout):
                 flight = line.popleft()

@@ -145,7 +145,7 @@ class Delivery:
             if not self._inbox:
                 self._wake.clear()
             if self._flights.busy > FLIGHTS_MAX:
-                self._room.clear()
+                self._room.clear()  # until a tick finds half of them gone
             # Pongs, and sockets that take bytes again, get their turn between two batches.
             await self._clock.sleep(0)
 
@@ -178,7 +178,6 @@ class Delivery:
     async def _take_batch(self, batch: list[Arrival]) -> None:
         self._settled_meanwhile.clear()
         decoded = [(arrival, self._decode(arrival)) for arrival in batch]
-        self._metrics.taken(len(batch), sum(len(d.requests) for _, d in decoded))
         known = await self._known(decoded)
         if known is None:
             # The database went away: these wait, in front, until the gate opens again.
@@ -186,9 +185,13 @@ class Delivery:
             return
         touched: set[Session] = set()
         made = 0
-        for arrival, taking in decoded:
+        for index, (arrival, taking) in enumerate(decoded):
+            if index and self._flights.busy > FLIGHTS_MAX:
+                self._inbox.extendleft(reversed(batch[index:]))
+                break
             if arrival.token.incarnation <= self._lost_incarnation:
                 continue
+            self._metrics.taken(1, len(taking.requests))
             message = Message(
                 arrival.token,
                 arrival.properties,
@@ -205,8 +208,8 @@ class Delivery:
             if alone:
                 message.done = asyncio.Event()
             try:
-                for index, request in enumerate(taking.requests):
-                    for _ in self._take(arrival, message, index, request, known, touched):
+                for place, request in enumerate(taking.requests):
+                    for _ in self._take(arrival, message, place, request, known, touched):
                         made += 1
                         if made % YIELD_EVERY == 0:
                             self._flush(touched)
@@ -268,12 +271,12 @@ class Delivery:
         self,
         arrival: Arrival,
         message: Message,
-        index: int,
+        place: int,
         request: PushRequest | Rejected,
         known: dict[PushKey, dict[str, Row]],
         touched: set[Session],
     ) -> Iterator[None]:
-        """Take one request of a message; yields once for each row that it leads to."""
+        """Take the request at a place of a message; yields once for each row that it leads to."""
         now = message.taken_at
         rows = known.get(PushKey(request.tenant, request.id), {})
         if isinstance(request, Rejected):
@@ -285,7 +288,7 @@ class Delivery:
         ending = self._given_up(arrival)
         if ending is not None:
             outcome, reason, detail = ending
-            if index == 0:
+            if place == 0:
                 message.letters.append(_letter(arrival, request.id, reason, detail, arrival.body))
             if self._reached_earlier(request, rows):
                 self._join_earlier(request.key, message, rows, set())
@@ -435,7 +438,8 @@ class Delivery:
         """
         if flight.kept is not None:
             for earlier in self._flights.unwritten(flight.key.user):
-                self._settlement.due(earlier)
+                if not self._settlement.is_due(earlier):
+                    self._settlement.due(earlier)
         self._settlement.due(flight)
 
     def _may_come_back(self, request: PushRequest, address: Address, now: float) -> bool:
@@ -554,6 +558,8 @@ class Delivery:
                 self._settlement.due(flight)
             else:
                 self._offer(flight, request, (session,), {}, touched)
+                if request.ack_within and not flight.ended:
+                    self._deadlines.limit(flight, self._clock.monotonic())
         self._flush(touched)
 
     def close_session(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
@@ -593,6 +599,8 @@ class Delivery:
     def tick(self) -> None:
         """Called about ten times a second: park what waits for a proof, end what has waited long enough."""
         now = self._clock.monotonic()
+        if self._flights.busy <= FLIGHTS_MAX // 2:
+            self._room.set()
         for session in self._hub.stalled(now, self._limits.confirm_timeout):
             self.close_session(session, CloseReason.TOO_SLOW)
         while self._hub.queued_bytes > self._limits.total_bytes:
@@ -643,8 +651,6 @@ class Delivery:
             self._settled_meanwhile[row.key] = row
         self._flights.remove(flight)
         self._mailbox.settled(flight)
-        if not self._room.is_set() and self._flights.busy <= FLIGHTS_MAX // 2:
-            self._room.set()
 
     # --- for people -------------------------------------------------------------------------------------
 

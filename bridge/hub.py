@@ -10,6 +10,9 @@ from bridge.session import Session
 PING_EVERY = 20
 """Seconds: every open session is pinged at least this often."""
 
+EXPIRIES_SPARED = 1000
+"""Ends of tokens that are kept in mind, of sessions that have left, before they are looked for."""
+
 
 class Hub:
     """Decides synchronously and returns what is to be done; it closes nothing itself."""
@@ -41,6 +44,10 @@ class Hub:
         session.bucket = int(now) % PING_EVERY
         self._wheel[session.bucket].add(session)
         heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
+        if len(self._expiries) > 2 * len(self._sessions) + EXPIRIES_SPARED:
+            # Tokens may be good for weeks, and most sessions leave long before.
+            self._expiries = [(s.claims.expires_at, s.id) for s in self._sessions.values()]
+            heapq.heapify(self._expiries)
 
     def unregister(self, session: Session) -> None:
         """A session is gone; idempotent."""

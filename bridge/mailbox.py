@@ -13,12 +13,13 @@ first, so that no page misses it.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bridge import wire
+from bridge.deadlines import Appointments
 from bridge.errors import BridgeError, SchemaBehind, StoreUnavailable
 from bridge.fields import is_id
 from bridge.flight import DELIVERED, Effect, Flight
@@ -49,6 +50,8 @@ TRIM_USERS = 20
 RETRY = 0.2
 """Seconds between tries to read while the database is away."""
 MICRO = 1_000_000
+DAY = 86_400.0
+"""Seconds."""
 
 
 class Recalled(NamedTuple):
@@ -106,8 +109,7 @@ class Mailbox:
         """Rows that ended while a page was being read, which may show them as they were: were they delivered?"""
         self._recalling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes that a recall has ended here, and whose rows are not yet committed."""
-        self._looks: list[tuple[float, int, Flight]] = []
-        self._count = 0
+        self._looks = Appointments(lambda flight: self._flights.get(flight.key) is flight)
         self._measuring = Measuring(limits)
 
     # --- positions ---
@@ -170,7 +172,8 @@ class Mailbox:
         unwritten = [f for f in self._flights.unwritten(session.user) if f.position <= replay.until]
         if unwritten:
             for flight in unwritten:
-                self._settlement.due(flight)
+                if not self._settlement.is_due(flight):
+                    self._settlement.due(flight)
             self._blocked.setdefault(session.user, set()).add(session)
             return
         self._asked[session] = None
@@ -268,16 +271,26 @@ class Mailbox:
             self._position = max(self._position, row.position)
             if row.position > replay.until and row.boot == self._boot:
                 # Taken here after the session opened, so it was offered to it.
+                replay.after = row.position
                 continue
             if not self._offer(session, row, replay.again, waiting, handed):
                 # No room: the rest is read again when there is some.
                 break
             replay.after = row.position
         else:
-            if _is_last(ask, rows) and session.end_replay(self.take_position()):
+            if _is_last(ask, rows) and self._released(session) and session.end_replay(self.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
         self.flush(session)
+
+    def _released(self, session: Session) -> bool:
+        """Whether all that was held is queued; what finds no room waits until the peer has proven the rest."""
+        while not session.release_held():
+            before = session.waiting
+            self.flush(session)
+            if session.waiting == before:
+                return False
+        return True
 
     def _offer(
         self, session: Session, row: Row, again: bool, waiting: set[RowKey], handed: set[RowKey]
@@ -338,8 +351,7 @@ class Mailbox:
         if kept is None or kept.look_at > now:
             return
         kept.look_at = now + ((flight.ack_within or self._patience) if seconds is None else seconds)
-        self._count += 1
-        heapq.heappush(self._looks, (kept.look_at, self._count, flight))
+        self._looks.push(kept.look_at, flight)
 
     def tick(self) -> None:
         """Called about ten times a second: send again what was not proven, welcome who waited too long."""
@@ -354,8 +366,7 @@ class Mailbox:
                 replay.last = None
             self._welcome(session, complete=False)
         due: dict[str, list[Flight]] = {}
-        while self._looks and self._looks[0][0] <= now:
-            flight = heapq.heappop(self._looks)[2]
+        for flight in self._looks.due(now):
             kept = flight.kept
             if kept is None or flight.ended or flight.open <= 0:
                 continue
@@ -389,6 +400,9 @@ class Mailbox:
         """Its row is committed and says `stored`."""
         if flight.kept is not None:
             flight.kept.data = None
+        # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
+        # was taken, since that was by another clock.)
+        flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
         self._flights.written(flight)
         self._measuring.stored(flight.key.user, len(row.payload or b""), self._clock.monotonic())
         if not flight.messages:

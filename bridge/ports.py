@@ -288,8 +288,9 @@ class Store(Protocol):
     async def recall(self, recall: Recall) -> Sequence[Written]:
         """End the stored rows that a recall names as `recalled`/`withdrawn` (`applied`).
 
-        Of a recall by push id, the rows of that push that had ended before, or are `pending`, are returned as
-        well, not applied.
+        The others that it names are returned as well, not applied: of a recall by push id those of that push that
+        had ended before, or are `pending`; of one by collapse key those that were delivered, until their ttl ends.
+        The data that was kept of those that were delivered is forgotten.
         """
         ...
 

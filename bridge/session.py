@@ -183,15 +183,26 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.REPLAY)
         self.replay = replay
 
+    def release_held(self) -> bool:
+        """Queue what was held, as far as there is room: all that is kept was offered. False where some is left."""
+        released = 0
+        for frame, flight in self._held:
+            if flight is not None and not self._enqueue(frame, flight):
+                break
+            if flight is None:
+                self._queue.append((frame, None))
+                self.queued_bytes += len(frame.payload)
+            self._held_bytes -= len(frame.payload)
+            released += 1
+        del self._held[:released]
+        return not self._held
+
     def end_replay(self, now_position: int) -> bool:
-        """All that is kept was offered: what was held follows. False where some could not be held: then the
-        next round, up to `now_position`, has begun."""
+        """All that was held is released. False where some could not be held: then the next round, up to
+        `now_position`, has begun."""
         assert self.replay is not None
+        assert not self._held
         missed = self.replay.missed
-        self._queue.extend(self._held)
-        self.queued_bytes += self._held_bytes
-        self._held = []
-        self._held_bytes = 0
         if missed is not None:
             # Delivered elsewhere meanwhile or not: this session has not had them.
             again = Replay(after=missed - 1, until=now_position, seen=missed - 1)

@@ -20,7 +20,7 @@ import msgspec
 from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
 from bridge.flight import Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import LateProof, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import LateProof, Outcome, Reason, Receipt, Reply, Row, RowKey
 from bridge.ports import (
     Acks,
     Clock,
@@ -260,7 +260,7 @@ class Settlement:
         newer = [
             Collapse(row.key.tenant, row.key.user, row.collapse_key, row.position)
             for row in rows
-            if row.collapse_key and row.reason not in UNTRIED
+            if row.collapse_key and not _untried(row)
         ]
         if newer and self.on_superseded is not None:
             ended = await self._persist(lambda: self._store.supersede(newer))
@@ -310,6 +310,9 @@ class Settlement:
                     self.on_stored(flight, row)
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
+        if self._due.get(row.key) is flight:
+            # Named once more while it was written: written again it would be announced again, or not be found.
+            del self._due[row.key]
         if self.on_settled is not None:
             self.on_settled(flight, row)
         replies = merged(*(m.replies for m in messages))
@@ -416,6 +419,9 @@ class Settlement:
         tokens = []
         for message in messages:
             if message.letters:
+                # While the broker takes no publishes it waits for its ack; who handles it alone need not.
+                if message.done is not None:
+                    message.done.set()
                 continue
             if message.token is not None:
                 tokens.append(message.token)
@@ -455,16 +461,24 @@ class Settlement:
             self._gate.shut("database", str(away))
 
 
+def _untried(row: Row) -> bool:
+    """Whether nobody was to have this push any more when it was taken."""
+    late = row.outcome is Outcome.EXPIRED and row.sessions == 0
+    return late or row.reason in UNTRIED
+
+
 def _storable(row: Row, refused: RowsRefused) -> Row:
-    """The same truth without what a database can refuse; `detail` says that something was left out."""
+    """The same truth without what a database can refuse; `detail` says that something was left out.
+
+    The data of a kept push are bytes that no database refuses, and what is owed is written so that it is none.
+    """
     return msgspec.structs.replace(
         row,
         app_id="",
         meta=b"",
-        payload=None,
+        payload=row.payload if row.expires_at is not None else None,
         ack_within=0.0,
         traceparent="",
         published_at=row.taken_at,
-        owed=None if row.owed is None else (),
         detail=f"left out what the database refused ({refused.sqlstate})",
     )

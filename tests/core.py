@@ -183,13 +183,15 @@ class QuietHooks:
 
 
 class QuietMetrics:
-    """Fills the Metrics port and counts repeats and late proofs."""
+    """Fills the Metrics port and counts messages, repeats and late proofs."""
 
     def __init__(self) -> None:
         self.repeats = 0
         self.late = 0
+        self.takings = 0
 
-    def taken(self, messages: int, requests: int) -> None: ...
+    def taken(self, messages: int, requests: int) -> None:
+        self.takings += messages
 
     def outcome(self, row: Row) -> None: ...
 
@@ -215,3 +217,9 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0)
+
+
+async def turns(count: int = 50) -> None:
+    """Let everything that waits for nothing else go on."""
+    for _ in range(count):
+        await asyncio.sleep(0)

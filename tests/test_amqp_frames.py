@@ -181,17 +181,18 @@ def test_a_damaged_delivery_is_an_event_or_our_error_and_never_another(
         pass
 
 
-def one(properties: Any = None, body: bytes = b"{}") -> Delivery:
-    events, _ = split(b"".join(delivered(7, False, body, properties or commands.Basic.Properties())), [])
+def one(properties: Any = None, body: bytes = b"{}", redelivered: bool = False) -> Delivery:
+    sent = delivered(7, redelivered, body, properties or commands.Basic.Properties())
+    events, _ = split(b"".join(sent), [])
     (event,) = events
     assert isinstance(event, Delivery)
     return event
 
 
-def with_table(table: bytes) -> Delivery:
+def with_table(table: bytes, redelivered: bool = False) -> Delivery:
     """A delivery whose header table is just these bytes."""
     raw = frames.properties(headers=len(table).to_bytes(4, "big") + table, message_id="after")
-    stream = next(delivered(1, False, b"", commands.Basic.Properties())) + frames.content(
+    stream = next(delivered(1, redelivered, b"", commands.Basic.Properties())) + frames.content(
         CHANNEL, raw, b"", 4096
     )
     events, _ = split(stream, [])
@@ -219,12 +220,18 @@ def test_types_that_json_does_not_have_become_those_that_the_model_promises() ->
         "nested": {"list": [1, {"deep": None}]},
         "x-delivery-count": 4,
     }
-    assert headers.delivery_count == 4
+
+
+def test_a_delivery_count_counts_where_the_broker_says_that_it_is_not_the_first() -> None:
+    # At the first the header is a publisher's: of a message that was moved from another queue, say.
+    counted = commands.Basic.Properties(headers={"x-delivery-count": 4})
+    assert one(counted, redelivered=True).properties.delivery_count == 4
+    assert one(counted).properties.delivery_count == 0
 
 
 @pytest.mark.parametrize("count", [b"t\x01", b"S\x00\x00\x00\x011", b"l" + b"\xff" * 8, b"V"])
 def test_a_delivery_count_that_is_no_count_counts_as_none(count: bytes) -> None:
-    assert with_table(b"\x10x-delivery-count" + count).properties.delivery_count == 0
+    assert with_table(b"\x10x-delivery-count" + count, redelivered=True).properties.delivery_count == 0
 
 
 def test_text_that_is_not_utf8_stays_bytes_in_a_header_and_is_mended_in_a_property() -> None:

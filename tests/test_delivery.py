@@ -13,7 +13,7 @@ import pytest
 from bridge import wire
 from bridge.access import Access
 from bridge.adapters.memory import MemoryStore
-from bridge.delivery import FLIGHTS_MAX, SUSPECT_ATTEMPTS, Delivery, DeliveryLimits
+from bridge.delivery import SUSPECT_ATTEMPTS, Delivery, DeliveryLimits
 from bridge.errors import StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Client, Gateway
@@ -33,6 +33,7 @@ from tests.core import (
     RecordingSocket,
     arrival,
     claims,
+    turns,
     until,
 )
 from tests.test_settlement import Publisher
@@ -912,17 +913,101 @@ async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
         assert len(h.acks.acked) == 1
 
 
-async def test_too_many_pushes_on_their_way_stop_the_taking_until_there_is_room() -> None:
+async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.delivery.FLIGHTS_MAX", 4)
     async with house() as h:
-        peer = h.connect("u1")
-        for user in range(FLIGHTS_MAX // 10_000 + 1):
-            users = [f"x{user}-{i}" for i in range(10_000)]
-            for name in users[:1]:
-                h.connect(name)
-            await h.push({"id": f"big{user}", "to": {"users": users}, "data": 1})
-        await h.settled(0)
-        await h.push(to("u1", "last"))
+        busy, peer = await h.live("busy"), await h.live("u1")
+        for n in range(5):
+            await h.push(to("busy", f"p{n}"))
+        h.delivery.arrived([arrival(json.dumps(to("u1", "last")).encode())])
+        await turns()
+        assert (peer.pushes, h.delivery.inbox) == ([], 1)
+        busy.answer()
+        await until(lambda: not h.delivery.in_flight)
+        h.delivery.tick()
         await until(lambda: peer.pushes)
+
+
+async def test_a_batch_stops_where_too_many_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.delivery.FLIGHTS_MAX", 10)
+    async with house() as h:
+        peers = [await h.live(f"u{n}") for n in range(8)]
+        users = [f"u{n}" for n in range(8)]
+        h.delivery.arrived(
+            [
+                arrival(json.dumps({"id": f"p{n}", "to": {"users": users}, "data": 1}).encode())
+                for n in range(6)
+            ]
+        )
+        await turns()
+        assert (h.delivery.in_flight, h.delivery.inbox) == (16, 4), "the rest waits, in its order"
+        while h.delivery.inbox or h.delivery.in_flight:
+            for peer in peers:
+                peer.answer()
+            h.advance(0.1)
+            await turns()
+        assert all([p["id"] for p in peer.pushes] == [f"p{n}" for n in range(6)] for peer in peers)
+        assert h.metrics.takings == 6, "each is counted once"
+
+
+async def test_kept_pushes_that_leave_memory_for_the_mailbox_make_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.delivery.FLIGHTS_MAX", 10)
+    async with house() as h:
+        peer = await h.live("u1")
+        away = {"users": [f"away{n}" for n in range(12)]}
+        h.delivery.arrived([arrival(json.dumps({"id": "kept", "to": away, "data": 1, "ttl": 60}).encode())])
+        await h.settled(1)
+        h.delivery.arrived([arrival(json.dumps(to("u1", "live")).encode())])
+        await turns()
+        h.delivery.tick()
+        await until(lambda: peer.pushes)
+
+
+async def test_what_is_offered_to_a_user_who_comes_back_in_the_grace_has_its_own_deadline() -> None:
+    async with house(start_grace=2.0) as h:
+        await h.push(to("u1", confirm="acked", ack_within=1))
+        h.advance(0.5)
+        peer = await h.live("u1")
+        peer.answer()
+        h.advance(1.1)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.NOT_ACKED)
+
+
+async def test_pushes_that_were_acked_long_before_their_deadline_leave_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.deadlines.PRUNE_FROM", 50)
+    async with house() as h:
+        lazy, good = await h.live("lazy"), await h.live("good")
+        await h.push(to("lazy", "lazy", confirm="acked", ack_within=3600))
+        for n in range(200):
+            await h.push(to("good", f"p{n}", confirm="acked", ack_within=3600))
+            good.client.message(json.dumps({"type": "ack", "id": f"p{n}"}))
+        await h.settled(200)
+        assert len(h.delivery._deadlines._own) <= 50
+        lazy.answer()
+        h.advance(3600.0, step=100.0)
+        await h.settled(201)
+        assert h.end("lazy", "lazy") == (Outcome.RECEIVED, Reason.NOT_ACKED), "its own is kept"
+
+
+async def test_a_dead_letter_that_cannot_be_published_holds_up_nobody_else() -> None:
+    async with house() as h:
+        peer = await h.live("u1")
+        h.publisher.refusing = True
+        bad = arrival(b'{"id":"bad","to":{},"data":1}', delivery_count=6)
+        h.delivery.arrived([bad, arrival(json.dumps(to("u1", "live")).encode())])
+        await until(lambda: peer.pushes)
+        assert bad.token not in h.acks.acked
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: bad.token in h.acks.acked)
+        assert [letter.push_id for letter in h.publisher.buried] == ["bad"]
 
 
 # --- the client's side ------------------------------------------------------------------------------

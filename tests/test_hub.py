@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bridge.hub import PING_EVERY, Hub
 from bridge.model import Mode, PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.routing import Address, addresses
@@ -89,3 +91,16 @@ def test_sessions_are_given_out_once_when_their_token_is_over() -> None:
         hub.register(made, 0.0)
     assert [s.id for s in hub.expired(55.0)] == ["b", "a"]
     assert hub.expired(55.0) == []
+
+
+def test_the_ends_of_tokens_of_sessions_that_left_are_not_kept_for_weeks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.hub.EXPIRIES_SPARED", 10)
+    hub, s = hub_with(("u1", "stays"))
+    for n in range(100):
+        gone, _ = session("u2", session_id=f"gone{n}")
+        hub.register(gone, 0.0)
+        hub.unregister(gone)
+    assert len(hub._expiries) < 20
+    assert hub.expired(s["stays"].claims.expires_at) == [s["stays"]]

@@ -14,10 +14,10 @@ from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
 from bridge.mailbox import MICRO, RESENDS, Recalled
 from bridge.measuring import PATIENCE, SHARE, MailboxLimits
-from bridge.model import CloseReason, Mode, Outcome, Reason, Recall, Row
+from bridge.model import CloseReason, Mode, Outcome, Reason, Recall, Reply, Row
 from bridge.ports import MailboxAsk, Source, Written
 from bridge.session import SessionLimits
-from tests.core import ManualClock, arrival, until
+from tests.core import ManualClock, arrival, turns, until
 from tests.rows import row
 from tests.test_delivery import House, Peer, to
 
@@ -95,6 +95,14 @@ def frames(peer: Peer, kind: str) -> list[dict[str, object]]:
     return [f for f in (json.loads(t) for t in peer.socket.texts) if f["type"] == kind]
 
 
+async def answering(peer: Peer) -> None:
+    """Let the peer answer whatever comes, until all that is kept was sent."""
+    async with asyncio.timeout(10):
+        while peer.client.session.replay is not None:
+            peer.answer()
+            await turns(5)
+
+
 async def is_(h: House, push_id: str, outcome: Outcome, reason: Reason, user: str = "u1") -> None:
     """Wait until the row says so."""
     try:
@@ -108,11 +116,6 @@ def _says(h: House, push_id: str, user: str) -> tuple[Outcome, Reason] | None:
         return h.end(push_id, user)
     except KeyError:
         return None
-
-
-async def turns(count: int = 30) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # --- stored, and sent when a session opens ---------------------------------------------------------------
@@ -553,7 +556,7 @@ async def test_who_was_promised_everything_is_told_when_something_is_dropped_bef
         assert [w["complete"] for w in frames(back, "welcome")] == [True]
         await h.store.trim(["u1"], 2, 9999)  # by a sweep of whatever node
         for peer in (back, new):
-            await until(lambda peer=peer: not (peer.answer() or peer.client.session.replay))  # type: ignore[misc]
+            await answering(peer)
         for peer in (back, new):
             assert {"p6", "p7"} <= set(ids(peer))
             assert not {"p3", "p4", "p5"} & set(ids(peer))
@@ -596,6 +599,131 @@ async def test_a_mailbox_that_could_not_be_measured_is_measured_by_the_next_swee
         h.store.fail_with = None
         await h.mailbox.sweep()
         await is_(h, "p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
+
+
+# --- a replay comes to its end ----
+
+
+@pytest.mark.parametrize(("count", "size"), [(230, 10), (8, 50_000)], ids=["many", "large"])
+async def test_a_replay_ends_though_pages_of_newer_pushes_were_stored_meanwhile(
+    count: int, size: int
+) -> None:
+    async with house() as h:
+        for n in range(300):
+            await h.push(kept("u1", f"a{n:03}"))
+        await h.settled(300)
+        peer = h.connect("u1")
+        await until(lambda: len(ids(peer)) == 200)
+        newer = [f"b{n:03}" for n in range(count)]
+        for push_id in newer:
+            await h.push(kept("u1", push_id, data="x" * size))
+        h.advance(1.5)  # the peer takes its time to answer, and their rows are written
+        await h.settled(300 + count)
+        await answering(peer)
+        assert [i for i in ids(peer) if i in newer] == newer
+
+
+async def test_what_is_held_follows_the_replay_within_the_bounds_of_the_queue() -> None:
+    async with house(frames=20) as h:
+        for n in range(15):
+            await h.push(kept("u1", f"a{n:02}", data="x" * 1000))
+        await h.settled(15)
+        h.store.reading.clear()  # type: ignore[attr-defined]
+        peer = h.connect("u1")
+        await turns()
+        for n in range(18):
+            await h.push(to("u1", f"b{n:02}", data="x" * 1000))
+        peer.socket.stuffed = True
+        h.store.reading.set()  # type: ignore[attr-defined]
+        await turns()
+        assert peer.client.session.queued == 20, "as much as there is room for"
+        await h.push(to("u1", "newer"))
+        assert peer.socket.closed_with is None, "it is not slow: it was given more at once than it may have"
+        peer.socket.stuffed = False
+        peer.client.resumed()
+        await answering(peer)
+        assert ids(peer) == [*(f"a{n:02}" for n in range(15)), *(f"b{n:02}" for n in range(18)), "newer"]
+
+
+# --- rows that are days old, or refused, or named twice ----
+
+
+class DayStore(GatedStore):
+    """Writes as the database does: it finds a row that is older than it need know only by its day."""
+
+    async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
+        for new in rows:
+            have = self.rows.get(new.key)
+            old = have is not None and have.day is not None and have.day < self._since
+            assert not old or new.day is not None, "there would be a second row"
+        return await super().record(rows)
+
+
+@pytest.mark.parametrize("acks", [True, False], ids=["acked", "left"])
+async def test_a_push_that_a_session_has_for_days_keeps_its_one_row(acks: bool) -> None:
+    clock = ManualClock()
+    store = DayStore(clock)
+    async with house(clock=clock, store=store) as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1", ttl=7 * DAY, confirm="acked"))
+        peer.answer()
+        h.advance(1.5)
+        await h.settled(1)
+        for _ in range(3):
+            clock.advance(DAY)
+            await store.last_position()  # the log's day rolls over
+        if acks:
+            peer.client.message('{"type":"ack","id":"p1"}')
+            await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        else:
+            peer.leave()
+            await is_(h, "p1", Outcome.STORED, Reason.NOT_ACKED)
+        assert len(store.rows) == 1
+
+
+async def test_a_kept_push_with_text_that_the_database_refuses_keeps_its_data_and_what_it_owes() -> None:
+    async with house() as h:
+        await h.push(kept("u1"), app_id="shop\0", reply_to="answers")
+        await h.settled(1)
+        assert (h.row("p1").owed, h.row("p1").app_id) == ((Reply("answers", ""),), "")
+        peer = await h.live("u1")
+        assert peer.pushes[0]["data"] == {"n": 1}
+        peer.answer()
+        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.settlement.idle()
+        for outcome in (Outcome.STORED, Outcome.RECEIVED):
+            assert h.publisher.replies_of("p1", outcome) == [Reply("answers", "")]
+
+
+async def test_an_end_that_is_being_written_is_announced_once_whatever_else_wants_its_row() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(clock=clock, store=store) as h:
+        peer = await h.live("u1")
+        await h.push(kept("u1"))
+        store.writing.clear()
+        peer.answer()
+        await turns()
+        h.connect("u1")  # it waits for the rows of all that is in the air
+        store.fail_with = StoreUnavailable("cut")
+        store.writing.set()
+        await until(lambda: not h.gate.is_open)
+        store.fail_with = None
+        await _passing(h, lambda: h.gate.is_open)
+        await h.settlement.idle()
+        assert [row.outcome for row in h.hooks.outcomes] == [Outcome.RECEIVED]
+        assert h.publisher.final_receipts() == 1
+
+
+async def test_a_push_that_comes_too_late_to_be_shown_replaces_nothing() -> None:
+    async with house() as h:
+        await h.push(kept("u1", "old", collapse_key="k"))
+        await h.settled(1)
+        late = {"x-push-published-ms": int((h.clock.now - 10) * 1000)}
+        await h.push(kept("u1", "new", ttl=5, collapse_key="k"), headers=late)
+        await h.settled(2)
+        assert h.end("new") == (Outcome.EXPIRED, Reason.TTL)
+        assert ids(await h.live("u1")) == ["old"]
 
 
 # --- resume ----------------------------------------------------------------------------------------------
@@ -780,6 +908,21 @@ async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:
             assert frames(peer, "withdraw") == [{"type": "withdraw", "id": "p1"}]
             last = json.loads(peer.socket.texts[-1])
             assert last["type"] == "withdraw", "behind all that may show the push"
+
+
+async def test_who_resumes_is_not_shown_what_was_recalled_meanwhile() -> None:
+    async with house() as h:
+        phone, laptop = await h.live("u1"), await h.live("u1")
+        for push_id in ("p0", "p1", "p2"):
+            await h.push(kept("u1", push_id))
+            phone.answer()
+            await is_(h, push_id, Outcome.RECEIVED, Reason.PONG)
+            laptop.leave() if push_id == "p0" else None
+        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+        back = await h.live("u1", last="p0")
+        assert "p2" in ids(back)
+        assert "p1" not in ids(back)
+        assert h.end("p1") == (Outcome.RECEIVED, Reason.PONG), "the trail stays"
 
 
 async def test_a_recall_by_collapse_key_withdraws_what_a_screen_shows_as_well() -> None:

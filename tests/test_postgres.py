@@ -34,7 +34,7 @@ from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
 from bridge.model import LateProof, Outcome, PushKey, Recall, Reply, Row
 from bridge.ports import Collapse
-from tests.test_store_contract import EVER, LATER, kept, row, undated
+from tests.test_store_contract import EVER, LATER, NOON, kept, row, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -922,7 +922,7 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             "owing": ("select * from owing_rows(500)", (), 1, 60),
             "trim": ("select * from trim_rows('{u79}', 1000, 1000000)", (), 0, 150),
             "supersede": ("select * from supersede_rows('{\"\"}', '{u80}', '{none}', '{9}')", (), 0, 60),
-            "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 80),
+            "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 110),
             "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 90),
             "resume": ("select * from resume_points('{u82}', %s)", (f"{{{old} 82}}",), 1, 140),
             "gap": ("select * from dropped_since('{u82}', '{0}')", (), 1, 140),
@@ -1025,7 +1025,7 @@ async def test_the_views_say_what_happened(database: str, store: PostgresStore) 
     steps = await ask(database, "select step, push_id from user_timeline where user_id = 'u'")
     assert steps == [(s, "a") for s in ("published", "taken", "written", "proven", "finished")]
     await store.record([row("c", user="v", outcome=Outcome.UNKNOWN, proven_at=None)])
-    await store.prove_late([LateProof(row("c", user="v").key, time.time())])
+    await store.prove_late([LateProof(row("c", user="v").key, NOON + 99)])
     steps = await ask(database, "select step from user_timeline where user_id = 'v'")
     assert [step for (step,) in steps] == ["published", "taken", "written", "finished", "late"]
     [hour] = await ask(

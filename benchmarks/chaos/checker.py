@@ -384,9 +384,17 @@ class _Check:
             if not request.lasts or mark in read or request.first_published <= tab.since:
                 continue
             for row in rows:
-                if row.key.user == tab.user and row.outcome in READ:
+                if (
+                    row.key.user == tab.user
+                    and row.outcome in READ
+                    and not self._withdrawn(request, tab.user)
+                ):
                     what = f"{tab.user} resumed, was told that it is complete, and has not read it"
                     self._broken(Broken.GAP, what, request)
+
+    def _withdrawn(self, request: Request, user: str) -> bool:
+        """Whether it was recalled, after it had been read elsewhere: then nobody is shown it any more."""
+        return any(recall.names(request, user) for recall in self._e.recalls.values())
 
     # --- I2, I3 ---
 

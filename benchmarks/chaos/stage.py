@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -40,6 +41,8 @@ QUORUM_SETTLES = 1.0
 """Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""
 REST_TIMEOUT = 120.0
 """Seconds after the load in which everything must come to rest; more than any timeout of the parts."""
+COME_BACK_EVERY = 20.0
+"""Seconds after which clients of two bridges come back once more, while there is no rest."""
 REST_FACTOR = 3
 """Times as long it may take while receipts keep coming, on a machine that has more to do."""
 STANDSTILL = 10.0
@@ -315,9 +318,15 @@ class Stage:
         began = time.monotonic()
         quiet_since = None
         arrived = -1
-        restless = ""
         progress = began
+        came_back = -math.inf
+        restless = "not looked yet"
         while self._patient(began, progress):
+            if restless and self.come_back_at_last and time.monotonic() - came_back > COME_BACK_EVERY:
+                # What one bridge stores after a session has opened at the other waits for the next one.
+                came_back = time.monotonic()
+                for client in self.come_back_at_last:
+                    client.drop()
             restless = await self._restless()
             if not restless and not all(c.open for c in self.clients if c.stays):
                 restless = "clients are not connected"
@@ -567,8 +576,6 @@ async def play(
         except TimeoutError:
             stage.evidence.troubles.append("the publishers could not get everything confirmed")
         await _cancelled(wandering)
-        for client in stage.come_back_at_last:
-            client.drop()
         began = time.monotonic()
         await stage.rest()
         outcome.rest = time.monotonic() - began

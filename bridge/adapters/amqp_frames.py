@@ -339,7 +339,8 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
             except (ValueError, IndexError, struct.error, OverflowError):
                 readable = False
             else:
-                given = headers.get("x-delivery-count")
+                # At its first delivery the header can only be a publisher's: of a message that was moved, say.
+                given = headers.get("x-delivery-count") if redelivered else None
                 if type(given) is int and given > 0:
                     count = given
             at += length

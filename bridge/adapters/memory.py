@@ -316,7 +316,15 @@ class MemoryStore:
                 )
             ]
         stored = [row for row in named if row.outcome is Outcome.STORED]
-        others = [row for row in named if row.outcome is not Outcome.STORED]
+        others = [
+            msgspec.structs.replace(row, payload=None)
+            if row.expires_at is not None and row.outcome in _DELIVERED
+            else row
+            for row in named
+            if row.outcome is not Outcome.STORED
+        ]
+        for row in others:
+            self._put(row)
         ended = self._end(stored, Outcome.RECALLED, Reason.WITHDRAWN)
         return [Written(row, applied=True) for row in ended] + [Written(row, applied=False) for row in others]
 

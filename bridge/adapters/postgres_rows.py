@@ -174,10 +174,10 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
 def _kept_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """Positions, ends, encodings, collapse keys, excluded sessions, acks within: null for what is not kept."""
     kept = [r.expires_at is not None for r in rows]
-    if not any(kept):
+    if not any(kept) and not any(r.collapse_key for r in rows):
         return (None,) * 6
     return (
-        nullable_numbers([r.position if k else None for r, k in zip(rows, kept, strict=True)]),
+        nullable_numbers([r.position or None for r in rows]),
         nullable_numbers([r.expires_at for r in rows]),
         nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
         nullable_texts([r.collapse_key or None for r in rows]),

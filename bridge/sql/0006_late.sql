@@ -117,7 +117,8 @@ end $$;
 comment on function dropped_since is
     'Whether something was dropped of these mailboxes, because they were full, that came after these positions.';
 
--- A recall by collapse key tells of those that were delivered as well, while they are kept: a screen may show them.
+-- A recall by collapse key tells of those that were delivered as well, while they are kept: a screen may show them. And
+-- what is recalled, whatever has become of it, is not kept any longer: no client that resumes is shown it.
 create or replace function recall_rows(p_tenant text, p_push_id text, p_user text, p_collapse_key text)
     returns table (applied boolean, log delivery_log)
     language plpgsql volatile
@@ -132,7 +133,6 @@ create or replace function recall_rows(p_tenant text, p_push_id text, p_user tex
     as $$
 declare
     first date := (select least(since, kept_since) from log_day);
-    right_now timestamptz := clock_timestamp();
     days date[];
     tenants text[];
     push_ids text[];
@@ -159,15 +159,45 @@ begin
         return query
         select false, l from delivery_log l
         where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
-          and l.outcome <> 'stored' and l.xmin <> pg_current_xact_id()::xid;
+          and l.outcome <> 'stored' and l.xmin <> pg_current_xact_id()::xid
+          and not (l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and l.payload is not null);
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and l.payload is not null;
     else
-        return query
-        select false, l from delivery_log l
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
         where l.day >= first and l.user_id = p_user collate "C"
-          and l.outcome in ('acked', 'received', 'written') and l.expires_at > right_now and l.position > 0
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at > clock_timestamp() and l.position > 0
           and l.collapse_key = p_collapse_key collate "C" and l.tenant = p_tenant collate "C";
     end if;
+    if days is null then
+        return;
+    end if;
+    return query
+    with locked as materialized (
+        select l.day, n.tenant, n.push_id, n.user_id
+        from (
+            select * from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+            order by push_id collate "C", user_id collate "C", tenant collate "C", day) n
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            for update) l),
+    forgotten as (
+        update delivery_log l set payload = null
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        returning l as log)
+    select false, f.log from forgotten f;
 end $$;
 comment on function recall_rows is
     'Ends the stored rows of a push, or of a user with a collapse key, as recalled; tells of its others too, of a key '
-    'of those that were delivered and whose ttl has not ended.';
+    'of those that were delivered and whose ttl has not ended, and forgets the data that was kept of those.';
