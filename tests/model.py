@@ -3,28 +3,34 @@
 `World` runs any list of steps on the real core with its ports in memory and time in its hands, heals
 everything at the end, and checks the promises: one true final row for each push and user, no proof that a
 peer did not give, nothing to a stranger, no ack before its rows, nothing owed, no row for what was never
-published, and every end announced.
+published, every end announced, nothing missing for a device that resumes and was told that it is complete, and
+nothing left in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import msgspec
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
+from bridge.flight import DELIVERED
 from bridge.measuring import MailboxLimits
 from bridge.model import DeadLetter, Mode, Outcome, PushKey, Reason, Recall, Receipt, Row, RowKey
 from bridge.ports import AckToken, Collapse, MailboxAsk, Written
 from bridge.session import SessionLimits
+from bridge.states import SessionState
 from tests.core import ManualClock, arrival
 from tests.test_delivery import House, Peer
 
@@ -52,6 +58,33 @@ class Step:
     kind: str
     n: int = 0
     m: int = 0
+
+
+TIGHT: Mapping[str, Mapping[str, object]] = {
+    "bridge.delivery": {"FLIGHTS_MAX": 6},
+    "bridge.mailbox": {"MailboxAsk": partial(MailboxAsk, rows=2), "READ_SESSIONS": 2},
+    "bridge.session": {"UNPROVEN_MAX": 3, "WRITE_CHUNK": 60},
+    "bridge.settlement": {"BATCH_ROWS": 2},
+    "bridge.deadlines": {"PRUNE_FROM": 4},
+}
+"""Bounds so small that a story of a few pushes meets them: by module and name."""
+TTLS = (4, 40, 4000)
+"""Seconds; the last is one that no story outlives."""
+
+
+@dataclass
+class Device:
+    """A client that remembers what it has seen, and comes back with the last of it."""
+
+    user: str
+    peer: Peer | None = None
+    read: int = 0
+    """Frames of its connection that it has read."""
+    seen: dict[str, None] = field(default_factory=dict)
+    """Ids, in the order in which they came first."""
+    spared: set[RowKey] | None = None
+    """What it may miss: published before it first came, or before it was told that something is missing. None
+    before it came."""
 
 
 @dataclass
@@ -151,6 +184,11 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.recalls: list[asyncio.Task[None]] = []
         self.everyone: set[str] = set()
+        self.devices = [Device("a"), Device("a"), Device("b")]
+        self.ttls: dict[RowKey, int] = {}
+        """Seconds for which pushes are kept, as the first message says that names them."""
+        self.withdrawn: list[Recall] = []
+        self._bounds = ExitStack()
 
     # --- the core and its life ---
 
@@ -189,6 +227,17 @@ class World:
         for result in await asyncio.gather(*self.tasks, *self.recalls, return_exceptions=True):
             if result is not None and not isinstance(result, asyncio.CancelledError):
                 self.violations.append(f"a task of the core ended with {result!r}")
+
+    async def end(self) -> None:
+        """Kill it for good."""
+        await self.kill()
+        self._bounds.close()
+
+    def tighten(self, n: int, m: int) -> None:
+        """From now on bounds are small."""
+        for module, names in TIGHT.items():
+            for name, value in names.items():
+                self._bounds.enter_context(mock.patch(f"{module}.{name}", value))
 
     def _deliver_all(self) -> None:
         self.incarnation += 1
@@ -270,12 +319,14 @@ class World:
             "to": {"user": users[0]} if len(users) == 1 else {"users": list(users)},
             "data": n,
             "confirm": CONFIRMS[n % 3],
-            "ttl": (4, 40, 4000)[m % 3],
+            "ttl": TTLS[m % 3],
         }
         if n % 12 > 7:
             request["collapse_key"] = f"c{n % 2}"
         if CONFIRMS[n % 3] == "acked" and m % 2:
             request["ack_within"] = 3
+        for user in users:
+            self.ttls.setdefault(RowKey("", push_id, user), TTLS[m % 3])
         keys = tuple(RowKey("", push_id, user) for user in users)
         message = Published(
             json.dumps(request).encode(), keys, reply_to=f"q{len(self.messages)}" if m % 2 else ""
@@ -299,6 +350,7 @@ class World:
 
     def recall(self, n: int, m: int) -> None:
         what = Recall(push_id=f"k{n % 12}") if m % 3 else Recall(user=USERS[n % 3], collapse_key=f"c{m % 2}")
+        self.withdrawn.append(what)
         self.recalls.append(asyncio.create_task(self._recall(what), name="recall"))
 
     async def _recall(self, what: Recall) -> None:
@@ -321,6 +373,30 @@ class World:
             last = (seen[m % len(seen)] if seen else "never") if m % 3 == 0 else None
             self.peers.append(self.house.connect(user, Mode.ENVELOPE, last))
 
+    def device_comes(self, n: int, m: int) -> None:
+        device = self.devices[n % len(self.devices)]
+        if device.peer in self.peers:
+            return
+        if not device.seen:
+            # It names no push that it has seen: it does not resume.
+            device.spared = set(self.ttls)
+        device.peer = self.house.connect(device.user, Mode.ENVELOPE, next(reversed(device.seen), None))
+        device.read = 0
+        self.peers.append(device.peer)
+
+    def _reads(self, peer: Peer, frames: int) -> None:
+        """Its application has read so many frames, if there is one that remembers."""
+        for device in self.devices:
+            if device.peer is not peer or device.spared is None:
+                continue
+            for frame in peer.socket.frames[device.read : frames]:
+                told = json.loads(frame.payload)
+                if told["type"] == "push":
+                    device.seen.setdefault(told["id"])
+                elif told["type"] == "welcome" and not told["complete"]:
+                    device.spared.update(self.ttls)
+            device.read = max(device.read, frames)
+
     def _peer(self, n: int) -> Peer | None:
         return self.peers[n % len(self.peers)] if self.peers else None
 
@@ -338,6 +414,7 @@ class World:
             self._look(peer)
             if peer.socket.open:
                 self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.pushes)
+                self._reads(peer, len(peer.socket.frames))
                 peer.answer()
 
     def answer_one(self, n: int, m: int) -> None:
@@ -347,6 +424,7 @@ class World:
             # Read before the pong is handed in: the core acts within the call.
             unanswered = peer.next_read()
             self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.first(unanswered))
+            self._reads(peer, unanswered)
             peer.answer_one()
 
     def forge(self, n: int, m: int) -> None:
@@ -362,6 +440,7 @@ class World:
             push_id = str(peer.pushes[m % len(peer.pushes)]["id"])
             self.facts.acknowledged.add((push_id, peer.client.session.user))
             self.facts.read.add((push_id, peer.client.session.user))
+            self._reads(peer, len(peer.socket.frames))
             peer.client.message(json.dumps({"type": "ack", "id": push_id}))
 
     def leave(self, n: int, m: int) -> None:
@@ -471,6 +550,9 @@ class World:
         for user in USERS:
             self.peers.append(self.house.connect(user, Mode.ENVELOPE))
         for round_ in range(60):
+            for n, device in enumerate(self.devices):
+                if device.spared is not None:
+                    self.device_comes(n, 0)
             for n in range(len(self.peers)):
                 self._answer_everything(n)
             for peer in list(self.peers):
@@ -479,11 +561,14 @@ class World:
                     peer.client.resumed()
             await self.pass_time(1.0)
             done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
-            if round_ > 12 and done and not self.house.delivery.in_flight:
+            if round_ > 12 and done and not self.house.delivery.in_flight and self._all_live():
                 break
         await self.pass_time(2.0)
         for peer in self.peers:
             self._look(peer)
+
+    def _all_live(self) -> bool:
+        return all(p.client.session.state is SessionState.LIVE for p in self.peers if p.socket.open)
 
     def _answer_everything(self, n: int) -> None:
         peer = self.peers[n]
@@ -532,9 +617,42 @@ class World:
                 wrong.append(f"{row.outcome}, and it was handed over: {key}")
             if row.final and row.owed is not None:
                 wrong.append(f"owes a receipt at rest: {msgspec.to_builtins(row.key)}")
+        for device in self.devices:
+            wrong += [f"a device of {device.user} never had {key.push_id}" for key in self._missing(device)]
+        wrong += self._left_over()
         wrong += [f"to a stranger: {s}" for s in self.facts.strangers]
         wrong += [f"an error: {error!r} in {where}" for error, where in self.house.errors.seen]
         return wrong
+
+    def _missing(self, device: Device) -> Iterator[RowKey]:
+        """What was delivered to this user, is kept, and has not come to a device that was promised everything."""
+        if device.spared is None:
+            return
+        for key, row in self.store.rows.items():
+            if key.user != device.user or row.outcome not in DELIVERED or key.push_id in device.seen:
+                continue
+            if self.ttls.get(key) == TTLS[-1] and key not in device.spared and not self._recalled(row):
+                yield key
+
+    def _recalled(self, row: Row) -> bool:
+        return any(
+            row.key.push_id == recall.push_id
+            if recall.push_id
+            else (row.key.user, row.collapse_key) == (recall.user, recall.collapse_key)
+            for recall in self.withdrawn
+        )
+
+    def _left_over(self) -> Iterator[str]:
+        """What should be in nobody's memory at rest."""
+        house = self.house
+        if not self._all_live():
+            yield f"sessions at rest: {[p.client.session.state for p in self.peers if p.socket.open]}"
+        if house.delivery.in_flight or house.mailbox.flights.resting:
+            yield f"flights at rest: {[f.key for f in house.mailbox.flights]}"
+        if house.settlement._paying:
+            yield f"paid, and nobody knows: {house.settlement._paying}"
+        if not all(recall.done() for recall in self.recalls):
+            yield "a recall has no end"
 
 
 async def play(steps: Sequence[Step]) -> list[str]:
@@ -547,7 +665,7 @@ async def play(steps: Sequence[Step]) -> list[str]:
         await world.heal()
         return world.check()
     finally:
-        await world.kill()
+        await world.end()
 
 
 # --- As a machine that generates its steps -----------------------------------------------------------------
@@ -594,6 +712,11 @@ class Delivery(RuleBasedStateMachine):
         self._steps.append(step)
         self._runner.run(self.world.step(step))
 
+    @initialize(tight=st.booleans())
+    def bounds(self, tight: bool) -> None:
+        if tight:
+            self.do(Step("tighten"))
+
     publish = _step("publish")
     publish_once_more = _step("publish")
     publish_kept = _step("publish_kept")
@@ -603,6 +726,8 @@ class Delivery(RuleBasedStateMachine):
     recall = _step("recall")
     connect = _step("connect")
     connect_once_more = _step("connect")
+    device_comes = _step("device_comes")
+    device_comes_once_more = _step("device_comes")
     answer = _step("answer", needs_a_peer=True)
     answer_one = _step("answer_one", needs_a_peer=True)
     answer_one_once_more = _step("answer_one", needs_a_peer=True)
@@ -640,7 +765,7 @@ class Delivery(RuleBasedStateMachine):
             self._runner.run(self.world.heal())
             broken = self.world.check()
         finally:
-            self._runner.run(self.world.kill())
+            self._runner.run(self.world.end())
             self._runner.close()
             # Examples are many, and are remembered.
             del self.world, self._runner

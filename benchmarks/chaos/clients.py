@@ -163,7 +163,8 @@ class _Connection(asyncio.Protocol):
         self._unponged.append(showing)
         self._taken += 1
         manner = client.manner
-        if manner is Manner.ACKS or (manner is Manner.ACKS_SOME and self._taken % 2):
+        acks = manner is Manner.ACKS or (manner is Manner.ACKS_SOME and self._taken % 2)
+        if acks and self._protocol.state is OPEN:
             # Noted first: a crash of ours may leave an ack noted and not sent, never the other way round.
             showing.acked = True
             ack = {"type": "ack", "id": message["id"], "tenant": message.get("tenant")}
