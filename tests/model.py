@@ -334,6 +334,24 @@ class World:
         self.messages.append(message)
         self._deliver([message])
 
+    def publish_many(self, n: int, m: int) -> None:
+        """Some for one user, in messages of their own: pages fill, and so does the mailbox."""
+        many = []
+        for _ in range(1 + m % 6):
+            push_id = f"m{len(self.messages)}"
+            request = {
+                "id": push_id,
+                "to": {"user": "a"},
+                "data": n,
+                "confirm": CONFIRMS[n % 3],
+                "ttl": TTLS[-1],
+            }
+            key = RowKey("", push_id, "a")
+            self.ttls[key] = TTLS[-1]
+            many.append(Published(json.dumps(request).encode(), (key,)))
+            self.messages.append(many[-1])
+        self._deliver(many)
+
     def publish_everyone(self, n: int, m: int) -> None:
         push_id = f"e{n % 4}"
         body = {
@@ -547,9 +565,12 @@ class World:
         self.database_quick(0, 0)
         self.receipts_taken(0, 0)
         self.receipts_heard(0, 0)
-        for user in USERS:
-            self.peers.append(self.house.connect(user, Mode.ENVELOPE))
         for round_ in range(60):
+            if round_ % 20 == 0:
+                # Whose ack a session has forgotten, behind thousands of others, waits for the next session.
+                for peer in list(self.peers):
+                    self.leave(self.peers.index(peer), 0)
+                self.peers += [self.house.connect(user, Mode.ENVELOPE) for user in USERS]
             for n, device in enumerate(self.devices):
                 if device.spared is not None:
                     self.device_comes(n, 0)
@@ -721,6 +742,8 @@ class Delivery(RuleBasedStateMachine):
     publish_once_more = _step("publish")
     publish_kept = _step("publish_kept")
     publish_kept_once_more = _step("publish_kept")
+    publish_many = _step("publish_many")
+    publish_many_once_more = _step("publish_many")
     publish_everyone = _step("publish_everyone")
     publish_wrong = _step("publish_wrong")
     recall = _step("recall")
