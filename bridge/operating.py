@@ -327,11 +327,13 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         if found.oldest_pending
         else ""
     )
-    for name, begun, with_row, on_their_way in books.began:
+    for name, ended_at, begun, with_row, on_their_way in books.began:
+        until = "" if ended_at is None else f" until it ended at {ended_at.astimezone():%Y-%m-%d %H:%M:%S}"
         yield (
             begun != with_row + on_their_way,
             "taken",
-            f"{begun} pushes by {name} since its start: {with_row} with a row, {on_their_way} on their way",
+            f"{begun} pushes by {name} since its start{until}: {with_row} with a row,"
+            f" {on_their_way} on their way",
         )
     absent = sum(max(0, hour.taken - hour.rows) for hour in books.hours)
     strange = sum(max(0, hour.rows - hour.taken) for hour in books.hours)

@@ -125,6 +125,34 @@ async def test_a_push_that_a_living_process_has_lost_is_drift(
     await lease.release()
 
 
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_a_push_that_was_lost_stays_drift_when_its_process_has_ended(
+    house: tuple[str, str], capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    lost, sound = PostgresLease(house[1], "n", "b1"), PostgresLease(house[1], "m", "b2")
+    for lease, on_their_way in ((lost, 2), (sound, 3)):
+        await lease.claim()
+        await lease.renew(Account(11, 8, on_their_way, ()))
+    if how == "stopped":
+        await lost.release()
+        await sound.release()
+    else:
+        change(house[1], "update node set seen_at = seen_at - interval '1 minute'")
+    following = [PostgresLease(house[1], name, f"next of {name}") for name in "nm"]
+    for lease in following:
+        await lease.claim()
+    assert await audit(*house) == 1
+    found = drift(capsys)["taken"]
+    assert found.startswith("11 pushes by n since its start until it ended at ")
+    assert found.endswith(": 8 with a row, 2 on their way")
+    change(house[1], "update past_boot set seen_at = seen_at - interval '40 days'")
+    await Upkeep(house[1]).run_once(30)
+    with psycopg.connect(house[1]) as connection:
+        assert connection.execute("select count(*) from past_boot").fetchone() == (0,)
+    for lease in (lost, sound, *following):
+        await lease.release()
+
+
 async def test_what_retention_has_dropped_is_not_missed(
     house: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

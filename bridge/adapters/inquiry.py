@@ -280,9 +280,12 @@ class Irregular(NamedTuple):
 
 
 class Began(NamedTuple):
-    """What a living process has said of the pushes it took: see `Account`."""
+    """What a process has said of the pushes it took, see `Account`: of those that live, and those that have ended
+    and lost one."""
 
     name: str
+    ended_at: datetime | None
+    """None: it lives."""
     begun: int
     with_row: int
     on_their_way: int
@@ -369,8 +372,12 @@ _STRETCH: LiteralString = f"""
     where l.taken_at >= to_timestamp(%(since)s - {EDGE}) and l.taken_at < to_timestamp(%(until)s + {EDGE})
     """
 _BEGAN: LiteralString = f"""
-    select name, begun, with_row, on_their_way from node
-    where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
+    select name, null::timestamptz as ended_at, begun, with_row, on_their_way from node
+    where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS})
+    union all
+    select name, seen_at, begun, with_row, on_their_way from past_boot
+    where seen_at > clock_timestamp() - make_interval(hours => %(hours)s) and begun <> with_row + on_their_way
+    order by 1, 2
     """
 # Since when nobody can end a row any more but a sweep: a newer boot has its node's name, or the lease ran out,
 # or the name was given back. Stored rows wait for their user, not for a process.
@@ -413,7 +420,7 @@ async def read_books(dsn: str, hours: int) -> Books:
     """
     async with reading(dsn, "bridge audit") as conn:
         counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
-        began = [Began(**row) for row in await ask(conn, _BEGAN, {})]
+        began = [Began(**row) for row in await ask(conn, _BEGAN, {"hours": hours})]
         return Books(counted, began, await _irregular(conn, QUERY_TIMEOUT))
 
 

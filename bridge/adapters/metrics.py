@@ -78,7 +78,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "in_flight": "Pushes on their way, each counted once for each user; those parked are among them.",
     "parked": "Pushes whose proof is overdue: their message is acked, their row is pending.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
-    "queued_frames": "Frames that wait because their socket does not take them.",
+    "queued_frames": "Frames that wait because their socket does not take them, or behind what is kept for their user.",
     "queued_bytes": "Bytes of those frames.",
     "rows_waiting": "Rows that wait for the writer or are being written.",
     "receipts_waiting": "Batches of receipts that wait to be published.",

@@ -109,6 +109,7 @@ class Upkeep:
         await conn.execute(
             "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (left,)
         )
+        await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
 
     async def _drop(self, conn: Connection, name: sql.Identifier, attached: bool, detaching: bool) -> bool:
         """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""

@@ -201,3 +201,55 @@ end $$;
 comment on function recall_rows is
     'Ends the stored rows of a push, or of a user with a collapse key, as recalled; tells of its others too, of a key '
     'of those that were delivered and whose ttl has not ended, and forgets the data that was kept of those.';
+
+-- What a process had taken when it ended: the next one of its name must not wipe out that it lost a push.
+
+create table past_boot (
+    boot         text        not null primary key,
+    name         text        not null,
+    seen_at      timestamptz not null,
+    begun        bigint      not null,
+    with_row     bigint      not null,
+    on_their_way bigint      not null
+);
+comment on table past_boot is
+    'Processes that have ended, with what they last said of the pushes that they had taken. For bridge audit.';
+comment on column past_boot.boot is 'As in node.';
+comment on column past_boot.name is 'As in node.';
+comment on column past_boot.seen_at is 'When it last said so, at most a second before its end while the database answered.';
+comment on column past_boot.begun is 'As in node.';
+comment on column past_boot.with_row is 'As in node.';
+comment on column past_boot.on_their_way is 'As in node.';
+
+create function keep_boot() returns trigger
+    language plpgsql
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into past_boot values (old.boot, old.name, old.seen_at, old.begun, old.with_row, old.on_their_way)
+    on conflict do nothing;
+    return null;
+end $$;
+comment on function keep_boot() is 'Keeps what a process has said when its name goes to another, or is given back.';
+create trigger keep_boot_replaced after update on node for each row when (old.boot <> new.boot) execute function keep_boot();
+create trigger keep_boot_ended after delete on node for each row execute function keep_boot();
+
+create or replace function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into node values (p_name, p_boot, clock_timestamp(), clock_timestamp(), clock_timestamp())
+    on conflict (name) do update set
+        boot = excluded.boot, claimed_at = excluded.claimed_at, seen_at = excluded.seen_at,
+        steady_since = excluded.steady_since, begun = 0, with_row = 0, on_their_way = 0
+        where node.boot = p_instead_of;
+    return found;
+end $$;
+
+do $$
+begin
+    if to_regrole('bridge_reader') is not null then
+        grant select on past_boot to bridge_reader;
+    end if;
+end $$;
