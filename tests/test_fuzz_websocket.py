@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from statistics import median
 
 import pytest
 from hypothesis import strategies as st
@@ -81,11 +80,25 @@ FRAMES = st.fixed_dictionaries(
     optional={
         "id": st.text(CHARACTERS, max_size=140) | JSON,
         "ref": st.integers() | st.text(CHARACTERS, max_size=140) | JSON,
+        "tenant": st.text(CHARACTERS, max_size=140) | JSON,
         "topic": JSON,
         "token": JSON,
         "data": JSON,
     },
 )
+ACKS = st.fixed_dictionaries(
+    {"type": st.just("ack"), "id": st.text(CHARACTERS, min_size=1, max_size=130)},
+    optional={
+        "ref": st.none() | st.integers() | st.text(CHARACTERS, min_size=1, max_size=130),
+        "tenant": st.none() | st.text(CHARACTERS, max_size=130),
+    },
+)
+KNOWN: tuple[str | bytes, ...] = (
+    '{"type":"ack","id":"nobody has it"}',
+    '{"type":"ack","id":"nobody has it","tenant":"acme","ref":7}',
+    "no frame",
+)
+"""One message of each kind that is answered in its own way; what is made up may have none of some kind."""
 
 
 @st.composite
@@ -97,7 +110,7 @@ def messages(draw: st.DrawFn) -> str | bytes:
     if kind == 1:
         return draw(st.text(CHARACTERS, max_size=200))
     if kind == 9:
-        return json.dumps({"type": "ack", "id": draw(st.text(CHARACTERS, min_size=1, max_size=130))})
+        return json.dumps(draw(ACKS))
     if kind == 2:
         depth = draw(st.integers(1, 30_000))
         return draw(st.sampled_from(("[", '{"a":', '{"type":"ack","id":['))) * min(depth, 1_500) + "]" * depth
@@ -109,7 +122,7 @@ def messages(draw: st.DrawFn) -> str | bytes:
 
 
 async def test_each_message_is_an_ack_or_gets_one_answer_that_says_why(vhost: str, database: str) -> None:
-    seen = {"ack": 0, "answered": 0}
+    seen = {"ack": 0, "ack with a ref": 0, "no frame": 0}
     schema = validator("frame-error.json")
 
     async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost):
@@ -117,27 +130,33 @@ async def test_each_message_is_an_ack_or_gets_one_answer_that_says_why(vhost: st
             assert (await c.read_json())["type"] == "welcome"
 
             async def check(made: list[str | bytes]) -> None:
-                for mark, message in enumerate(made):
+                said = (*KNOWN, *made)
+                for mark, message in enumerate(said):
                     await c.send(message)
                     await c.send_json({"type": "a type that will never be", "ref": f"mark-{mark}"})
-                for mark, message in enumerate(made):
+                for mark, message in enumerate(said):
                     answers = []
                     while (answer := await c.read_json()).get("ref") != f"mark-{mark}":
                         answers.append(answer)
-                    if isinstance(wire.parse_client(message), wire.AckFrame):
+                    frame = wire.parse_client(message)
+                    if isinstance(frame, wire.AckFrame) and frame.ref is None:
                         assert answers == []
                         seen["ack"] += 1
                         continue
                     [refusal] = answers
                     assert schema.is_valid(refusal), refusal
                     assert refusal["message"]
-                    seen["answered"] += 1
+                    if isinstance(frame, wire.AckFrame):
+                        # Nothing was pushed to this session, so no ack can count.
+                        assert (refusal["code"], refusal["ref"]) == ("not_awaited", frame.ref)
+                        seen["ack with a ref"] += 1
+                    else:
+                        seen["no frame"] += 1
 
             await for_each(
                 st.lists(messages(), min_size=AT_ONCE, max_size=AT_ONCE), MESSAGES // AT_ONCE, check
             )
-    assert sum(seen.values()) >= 2_000
-    assert min(seen.values()) > 50, seen
+    assert min(seen.values()) >= MESSAGES // AT_ONCE, seen
 
 
 async def test_what_a_client_of_bare_mode_says_means_nothing(vhost: str, database: str) -> None:
@@ -162,8 +181,17 @@ async def settled(c: Client) -> None:
         pass
 
 
+async def refused(c: Client, push_id: str) -> str:
+    """The code of the error that answers this client's ack of this push."""
+    await c.send_json({"type": "ack", "id": push_id, "ref": f"ack of {push_id}"[:100]})
+    answer = await c.read_json()
+    assert (answer["type"], answer["ref"]) == ("error", f"ack of {push_id}"[:100]), answer
+    return str(answer["code"])
+
+
 async def test_an_ack_counts_for_nobody_but_the_session_that_got_the_push(vhost: str, database: str) -> None:
-    async with bridge(vhost, database, confirm_timeout=2.0) as b, neighbour(b.ws_port, vhost):
+    acked = {"data": 1, "confirm": "acked"}
+    async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost):
         async with (
             client(b.ws_port, token("mallory"), subprotocols=ENVELOPE) as mallory,
             client(b.ws_port, token("alice"), subprotocols=ENVELOPE) as laptop,
@@ -174,10 +202,10 @@ async def test_an_ack_counts_for_nobody_but_the_session_that_got_the_push(vhost:
             await phone.read_json()
             await publish(
                 vhost,
-                {"id": "hers", "to": {"user": "alice"}, "data": 1, "confirm": "acked"},
-                {"id": "hers, unacked", "to": {"user": "alice"}, "data": 1, "confirm": "acked"},
-                {"id": "both", "to": {"users": ["alice", "mallory"]}, "data": 1, "confirm": "acked"},
-                {"id": "one screen", "to": {"session": laptop_id}, "data": 1, "confirm": "acked"},
+                {"id": "hers", "to": {"user": "alice"}, **acked, "ack_within": 30},
+                {"id": "hers, unacked", "to": {"user": "alice"}, **acked, "ack_within": 2},
+                {"id": "both", "to": {"users": ["alice", "mallory"]}, **acked, "ack_within": 30},
+                {"id": "one screen", "to": {"session": laptop_id}, **acked, "ack_within": 2},
             )
             ids = ["hers", "hers, unacked", "both", "one screen"]
             assert [(await laptop.read_json())["id"] for _ in ids] == ids
@@ -188,6 +216,10 @@ async def test_an_ack_counts_for_nobody_but_the_session_that_got_the_push(vhost:
             await phone.send_json({"type": "ack", "id": "one screen"})
             await settled(mallory)
             await settled(phone)
+            # Nor is it told that it counts.
+            foreign = ("hers", "hers, unacked", "one screen", "never published", "x" * 128, "well-")
+            assert [await refused(mallory, push_id) for push_id in foreign] == ["not_awaited"] * len(foreign)
+            assert await refused(phone, "one screen") == "not_awaited"
             for push_id in ("hers", "both"):
                 await phone.send_json({"type": "ack", "id": push_id})
             found = [row for row in await final_rows(database, 5) if not row["push_id"].startswith("well-")]
@@ -269,30 +301,26 @@ def flood(port: int, frame: bytes, enough: threading.Event | None) -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["and reads its answers", "and reads nothing"])
-async def test_a_flood_costs_its_neighbour_neither_time_nor_memory(
+async def test_in_a_flood_the_neighbour_is_served_and_the_memory_stays_what_it_was(
     reads: bool, vhost: str, database: str
 ) -> None:
     async with process(vhost, database) as b, neighbour(b.ws_port, vhost) as other:
-        before = [await other.is_well() for _ in range(20)]
+        for _ in range(20):
+            await other.is_well()
         at_first = peak = memory(b.pid)
-        during: list[float] = []
+        served = 0
         enough = None if reads else threading.Event()
         # All kinds at the same time: seven peers.
         floods = asyncio.gather(
             *(asyncio.to_thread(flood, b.ws_port, frame, enough) for frame in FLOODS.values())
         )
         while not floods.done():
-            during.append(await other.is_well())
+            await other.is_well()
+            served += 1
             peak = max(peak, memory(b.pid))
-            if enough is not None and len(during) >= PUSHES:
+            if enough is not None and served >= PUSHES:
                 enough.set()
         await floods
-        print(
-            f"\nbefore: median {median(before):.4f} s; in the floods: median {median(during):.4f} s, "
-            f"worst {max(during):.4f} s of {len(during)}, {peak - at_first >> 10} KiB more"
-        )
-        assert median(during) < 0.5
-        assert max(during) < 5.0
         assert peak - at_first < 16 * MIB
         assert b.alive
 
@@ -365,6 +393,15 @@ def frames(draw: st.DrawFn) -> bytes:
 
 
 STREAM = st.lists(frames(), max_size=8).map(b"".join) | st.binary(max_size=300)
+
+ONE_FOR_EACH_CODE = {
+    0: b"",
+    1002: masked(0x8, b"\x03"),
+    1005: masked(0x8, b""),
+    1007: masked(0x1, b"\xff"),
+    1009: masked(0x1, b"x" * (websocket.MESSAGE_BYTES_MAX + 1)),
+}
+"""What is made up may leave some code out."""
 
 
 def verdict(stream: bytes) -> set[int]:
@@ -470,9 +507,11 @@ async def test_any_stream_of_bytes_gets_the_close_code_of_the_protocol(vhost: st
             if sum(answered.values()) % 50 == 0:
                 await other.is_well()
 
+        for stream in ONE_FOR_EACH_CODE.values():
+            await check(stream)
+        assert answered == dict.fromkeys(ONE_FOR_EACH_CODE, 1)
         await for_each(STREAM, STREAMS, check)
         await until(lambda: b._ws.connections == 1)
-    assert {0, 1002, 1005, 1007, 1009} <= set(answered), answered
 
 
 # --- before there is a session ---
@@ -488,6 +527,16 @@ def requests(draw: st.DrawFn) -> bytes:
         more = draw(st.one_of(st.binary(max_size=8), st.just(data[at : at + 40]), st.just(b"\r\n")))
         data = data[:at] + more + data[at + gone :]
     return data
+
+
+ONE_FOR_EACH_STATUS = {
+    101: opening(f"/ws?token={token('u1')}", "Sec-WebSocket-Protocol: bridge.v1.json"),
+    200: opening("/livez"),
+    400: b"no request\r\n\r\n",
+    401: opening("/ws"),
+    404: opening("/nothing"),
+}
+"""What is made up may leave some status out."""
 
 
 async def test_whatever_comes_before_a_session_gets_a_status(vhost: str, database: str) -> None:
@@ -508,9 +557,11 @@ async def test_whatever_comes_before_a_session_gets_a_status(vhost: str, databas
             if sum(answered.values()) % 50 == 0:
                 await other.is_well()
 
+        for sent in ONE_FOR_EACH_STATUS.values():
+            await check(sent)
+        assert answered == dict.fromkeys(ONE_FOR_EACH_STATUS, 1)
         await for_each(requests() | requests() | st.binary(max_size=200), STREAMS, check)
         await until(lambda: b._ws.connections == 1)
-    assert {101, 400, 401, 404} <= set(answered), answered
 
 
 async def test_thousands_that_never_finish_asking_keep_nobody_out_and_are_sent_away(
