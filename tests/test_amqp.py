@@ -27,7 +27,7 @@ from bridge.adapters import amqp_frames as frames
 from bridge.adapters import amqp_link
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_link import LinkState, border, opened
-from bridge.adapters.amqp_publish import Publisher
+from bridge.adapters.amqp_publish import Message, Publisher
 from bridge.adapters.amqp_topology import (
     CONTROL,
     DEAD,
@@ -509,6 +509,7 @@ async def test_a_silent_broker_is_given_up_within_the_time_limits(
         async with taker.taking(RecordingIntake()):
             await until(lambda: errors.seen)
             assert "no answer within 0.3 s" in str(errors.seen[0][0])
+            monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 10.0)
             proxy.thaw()
             await until(lambda: taker.state is LinkState.OPEN)
 
@@ -949,5 +950,5 @@ async def test_an_outbox_that_ended_confirms_nothing(vhost: str) -> None:
     await declare(vhost)
     async with outbox(vhost) as box:
         box.end("gone")
-        failures = await box.publish([], 1.0)
-    assert failures == {}
+        failures = await box.publish([Message(PUSH, b"k", frames.properties(), b"{}")], 10.0)
+    assert [failure.why for failure in failures.values()] == ["gone"]

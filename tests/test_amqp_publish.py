@@ -259,6 +259,7 @@ async def test_a_broker_that_does_not_confirm_is_waited_for_within_a_limit(
         proxy.freeze()
         receipts = [Receipt(row("p1"))]
         assert list(await out.send(receipts)) == receipts
+        monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 10.0)
         proxy.thaw()  # the confirm comes now, and is nobody's any more
         assert not await out.send([Receipt(row("p2"))])
 

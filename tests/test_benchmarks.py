@@ -230,8 +230,8 @@ def test_pushes_for_users_who_are_away_fail_the_measurement_where_their_rows_are
         pytest.MonkeyPatch.context() as patch,
         scene(servers, RECEIVED, directory=tmp_path, sessions=[8, 2]) as on,
     ):
-        patch.setattr(scenery, "END_TIMEOUT", 1.0)
         on.drain(100)
+        patch.setattr(scenery, "END_TIMEOUT", 1.0)
         with pytest.raises(BenchmarkFailed, match="100 rows are final, 20 stored"):
             on._await_the_end("", 120, kept=20)
         with pytest.raises(BenchmarkFailed, match="stored"):

@@ -866,11 +866,10 @@ async def test_a_recalled_push_is_withdrawn(page: Page, vhost: str, database: st
 
 async def test_a_session_outlives_its_token(page: Page, vhost: str, database: str) -> None:
     async with living(page, vhost, database) as bridge:
-        short, long = house.token("alice", 2), house.token("alice")
-        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", tokens=[short, long], autoAck=True)
-        await told(page, ("token", short))
         await house.publish(vhost, *kept("p1"))
-        await told(page, *pushes("p1"), ("token", long))
+        short, long = house.token("alice", 5), house.token("alice")
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", tokens=[short, long], autoAck=True)
+        await told(page, ("token", short), *pushes("p1"), ("token", long))
         await house.publish(vhost, *kept("p2"))
         await told(page, *pushes("p2"))
         await house.final_rows(database, 2)

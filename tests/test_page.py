@@ -7,6 +7,7 @@ import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -284,7 +285,7 @@ async def test_it_comes_back_by_itself_after_a_restart(browser: Browser, play: P
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
         (socket,) = play.stage.sockets
-        bye = {"type": "bye", "code": 1012, "reason": "restart", "retry_after": 0.05}
+        bye = {"type": "bye", "code": 1012, "reason": "restart", "retry_after": 3}
         await socket.send(json.dumps(bye))
         await socket.close(1012, "restart")
         await expect(page.locator("#connection")).to_contain_text("closed with 1012 restart")
@@ -403,6 +404,7 @@ async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser,
 async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log(
     browser: Browser, vhost: str, database: str, tmp_path: Path
 ) -> None:
+    began = datetime.now(UTC)
     async with (
         house.bridge(vhost, database, dev=True) as bridge,
         opened(browser, f"http://127.0.0.1:{bridge.ops_port}") as page,
@@ -441,8 +443,7 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
         await page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert len(shown) == 5
     logged = [row for row in await house.rows(database) if row["final"]]
-    waited = [(row["taken_at"] - row["published_at"]).total_seconds() for row in logged]
-    assert all(0 <= seconds < 15 for seconds in waited)
+    assert all(began <= row["published_at"] <= row["taken_at"] for row in logged)
     assert sorted(shown) == sorted((row["push_id"], row["outcome"]) for row in logged)
 
 

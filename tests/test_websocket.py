@@ -311,7 +311,7 @@ async def crowd() -> None:
 
 @on_both_loops
 async def test_a_session_outlives_the_time_for_its_handshake() -> None:
-    async with serving(open_timeout=0.05) as (host, server), client(server.port) as peer:
+    async with serving(open_timeout=1.0) as (host, server), client(server.port) as peer:
         async with raw_client(server.port) as later:
             assert (await later.read_all()).startswith(b"HTTP/1.1 408 ")
         assert (await host.session()).text("still here")
@@ -668,7 +668,7 @@ async def test_an_abort_takes_back_what_the_peer_has_not_got_yet() -> None:
 async def test_leaving_closes_what_is_open_and_leaves_nothing() -> None:
     host = Host()
     async with AsyncExitStack() as peers:
-        async with listen("127.0.0.1", 0, host, readiness=host.readiness, close_grace=0.2) as server:
+        async with listen("127.0.0.1", 0, host, readiness=host.readiness, close_grace=2.0) as server:
             polite = await peers.enter_async_context(client(server.port))
             frozen = await peers.enter_async_context(client(server.port))
             frozen.freeze()
