@@ -81,7 +81,7 @@ async def for_each(strategy: st.SearchStrategy[T], count: int, check: Callable[[
     """Check `count` values that the strategy makes, the same ones each time; a failure is made small first."""
     loop = asyncio.get_running_loop()
 
-    @settings(max_examples=count, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=count, derandomize=True, database=None)
     @given(strategy)
     def run(value: T) -> None:
         asyncio.run_coroutine_threadsafe(in_time(check(value)), loop).result()

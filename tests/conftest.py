@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
+import logging
 import os
 import signal
 from collections import Counter
@@ -12,11 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 
-from bridge.adapters import migrate
+from bridge.adapters import logs, migrate
 from bridge.devservers import Servers, ServersInUse, private_servers
 
 # A shell that runs the tests in the background has SIGINT ignored, and every process they start would inherit that.
@@ -25,6 +28,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests kill servers and drop databases, so they never touch one that somebody configured.
 for _name in [name for name in os.environ if name.startswith("BRIDGE_")]:
     del os.environ[_name]
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 DEV = Path(__file__).resolve().parent.parent / ".dev"
 TEMPLATE = "template_upgraded"
@@ -43,6 +50,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"more than one test is called {', '.join(double)}")
 
 
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The root logger as it was: the commands set it up for a process of their own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    quiet = {name: logging.getLogger(name).level for name in logs.QUIET}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, was in quiet.items():
+        logging.getLogger(name).setLevel(was)
+    logging.captureWarnings(False)
+
+
 class Databases:
     """Databases on one server: empty ones, and clones of one that was upgraded once."""
 
@@ -56,18 +77,26 @@ class Databases:
             left = admin.execute("select datname from pg_database where datname ~ '^(test|template)_'")
             for (name,) in left.fetchall():
                 self._drop(admin, name)
-            self._create(admin, TEMPLATE, "template0")
-        migrate.upgrade(self._dsn(TEMPLATE))
+            self._make_template(admin, self._today(admin))
 
     @contextmanager
     def fresh(self, template: str) -> Iterator[str]:
         """The DSN of a new database; it is dropped at the end, whoever is still connected."""
         name = _fresh_name()
         with self._admin() as admin:
+            if template == TEMPLATE and (today := self._today(admin)) != self._made_on:
+                # A database's log begins on the day of its upgrade, and the tests want that to be today.
+                self._drop(admin, TEMPLATE)
+                self._make_template(admin, today)
             self._create(admin, name, template)
         yield self._dsn(name)
         with self._admin() as admin:
             self._drop(admin, name)
+
+    def _make_template(self, admin: psycopg.Connection, today: datetime.date) -> None:
+        self._create(admin, TEMPLATE, "template0")
+        migrate.upgrade(self._dsn(TEMPLATE))
+        self._made_on = today
 
     @contextmanager
     def _admin(self) -> Iterator[psycopg.Connection]:
@@ -79,13 +108,21 @@ class Databases:
         return urlunsplit(urlsplit(self._admin_dsn)._replace(path=f"/{database}"))
 
     @staticmethod
+    def _today(admin: psycopg.Connection) -> datetime.date:
+        """The day by the server's clock, as the delivery log counts days."""
+        found = admin.execute("select (clock_timestamp() at time zone 'UTC')::date").fetchone()
+        assert found is not None
+        assert isinstance(found[0], datetime.date)
+        return found[0]
+
+    @staticmethod
     def _create(admin: psycopg.Connection, name: str, template: str) -> None:
         names = sql.Identifier(name), sql.Identifier(template)
         admin.execute(sql.SQL("create database {} template {}").format(*names))
 
     @staticmethod
     def _drop(admin: psycopg.Connection, name: str) -> None:
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def read_back(header: ContentHeader, redelivered: bool) -> Properties:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(messages(), min_size=1, max_size=4), st.lists(st.integers(0, 1 << 16), max_size=12))
 def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stream(
     sent: list[tuple[int, bool, bytes, commands.Basic.Properties]], cuts: list[int]
@@ -158,7 +158,7 @@ def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stre
         assert event.properties == read_back(header, redelivered)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=5))
 def test_garbage_is_refused_by_our_error_and_no_other(data: bytes, cuts: list[int]) -> None:
     try:
@@ -167,7 +167,7 @@ def test_garbage_is_refused_by_our_error_and_no_other(data: bytes, cuts: list[in
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(messages(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_delivery_is_an_event_or_our_error_and_never_another(
     sent: tuple[int, bool, bytes, commands.Basic.Properties], damage: list[tuple[int, int]]
@@ -364,7 +364,7 @@ def test_a_publish_is_written_as_the_library_writes_it() -> None:
         assert frames.publish_method(5, "push", "user.ü".encode(), mandatory) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     given=st.fixed_dictionaries(
         {},

@@ -248,7 +248,6 @@ def mutilated(draw: st.DrawFn) -> bytes:
 @settings(
     max_examples=300,
     derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

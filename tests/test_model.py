@@ -16,7 +16,6 @@ def test_the_promises_hold_whatever_happens_in_whatever_order() -> None:
         settings=settings(
             max_examples=200,
             stateful_step_count=50,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

@@ -959,7 +959,7 @@ class Dice:
 
 
 DICE = st.binary(min_size=64, max_size=64).map(Dice)
-SETTINGS = settings(max_examples=2500, deadline=None, database=None)
+SETTINGS = settings(max_examples=2500, database=None)
 """Four properties of `decode` with 2,500 examples each: bodies, headers and AMQP properties."""
 
 
