@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from bridge import operating
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_publish import Message, rfc3339
 from bridge.adapters.amqp_topology import DEAD, FALLEN, PUSH, REQUESTS
-from bridge.adapters.dead_letters import Letter, Pile, next_id, outgoing
+from bridge.adapters.dead_letters import Letter, Pile, held, next_id, outgoing
 from bridge.adapters.producer import NotTaken, Producer
 from bridge.cli import main
 from bridge.config import CommonSettings
@@ -99,6 +100,20 @@ async def test_looking_takes_nothing_away_and_keeps_the_order(
     for _ in range(3):
         assert ids(await listed(vhost, capsys)) == names
     assert await ready_messages(vhost, DEAD) == 300
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_when_a_look_is_over_its_letters_are_there_for_the_next(vhost: str, fails: bool) -> None:
+    await bury(vhost, *((f"p{i:03}", "invalid") for i in range(300)))
+    async with channel(vhost) as open_channel:
+        for _ in range(30):
+            with suppress(ArithmeticError):
+                async with held(vhost, 1000) as pile:
+                    assert len([letter async for letter in pile.letters()]) == 300
+                    if fails:
+                        raise ArithmeticError("what its caller made of it")
+            declared = await open_channel.declare_queue(DEAD, passive=True)
+            assert declared.declaration_result.message_count == 300
 
 
 async def test_a_look_at_a_part_says_so_and_loses_nothing(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import aio_pika
 import aiormq.abc
 import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -32,6 +33,10 @@ LOOK_MAX = 65_535
 """Letters that one look can take: AMQP's prefetch has 16 bits."""
 QUIET = 5.0
 """Seconds without a letter after which the rest counts as taken by somebody else."""
+BACK_WAIT = 5.0
+"""Seconds for the broker to have the letters back in the queue; then they come back by themselves."""
+BACK_STEP = 0.02
+"""Seconds between looks whether they are."""
 REPLAY_BATCH = 100
 """Letters published again in one write; a crash between confirm and ack repeats at most these."""
 
@@ -131,6 +136,8 @@ class Pile:
         """Letters that were in the queue, and held by nobody else, at the beginning."""
         self.wanted = 0
         """How many of them are looked at."""
+        self._consumers = 0
+        """Of the queue, before we were one."""
 
     async def letters(self) -> AsyncIterator[Letter]:
         """The letters, oldest first; fewer than `wanted` where somebody else takes some. Once."""
@@ -144,11 +151,41 @@ class Pile:
                 raise letter
             yield letter
 
+    async def _take(self, limit: int, came: Callable[[aiormq.abc.DeliveredMessage], Any]) -> None:
+        self.total, self._consumers = await _counted(self._low)
+        self.wanted = min(self.total, limit, LOOK_MAX)
+        if self.wanted:
+            await self._low.basic_qos(prefetch_count=self.wanted)
+            await self._low.basic_consume(DEAD, came)
+
+    async def _give_back(self, connection: aio_pika.Connection) -> None:
+        """Close the channel, and wait for what that gives back."""
+        async with border("give dead letters back", STEP_TIMEOUT):
+            await self._low.close()
+        if not self.wanted:
+            return
+        # A quorum queue hears of the closed channel a little later; it forgets the consumer and takes its letters
+        # back in one step. Where somebody else has begun to consume as well, this waits for as long as it may.
+        with suppress(BrokerUnavailable):
+            low = await channel(connection, confirms=False)
+            async with border("wait for dead letters to be back", BACK_WAIT):
+                while True:
+                    _, consumers = await _counted(low)
+                    if consumers <= self._consumers:
+                        return
+                    await asyncio.sleep(BACK_STEP)
+
     async def discard(self, letters: Sequence[Letter]) -> None:
         """Acknowledge these: they are off the queue for good. Raises BrokerUnavailable."""
         async with border("acknowledge dead letters", STEP_TIMEOUT):
             for letter in letters:
                 await self._low.basic_ack(letter.tag)
+
+
+async def _counted(low: aiormq.abc.AbstractChannel) -> tuple[int, int]:
+    """Letters that the queue would give out now, and its consumers."""
+    declared = await low.queue_declare(DEAD, passive=True)
+    return declared.message_count or 0, declared.consumer_count or 0
 
 
 @asynccontextmanager
@@ -171,19 +208,18 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         pile = Pile(low, inbox)
         try:
             async with border(f"consume {DEAD}", STEP_TIMEOUT):
-                declared = await low.queue_declare(DEAD, passive=True)
-                pile.total = declared.message_count or 0
-                pile.wanted = min(pile.total, limit, LOOK_MAX)
-                if pile.wanted:
-                    await low.basic_qos(prefetch_count=pile.wanted)
-                    await low.basic_consume(DEAD, came)
+                await pile._take(limit, came)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
                 raise NoSuchQueue(DEAD) from error
             raise
-        yield pile
-        async with border("give dead letters back", STEP_TIMEOUT):
-            await low.close()
+        try:
+            yield pile
+        except Exception:
+            with suppress(BrokerUnavailable):  # what went wrong before says more
+                await pile._give_back(connection)
+            raise
+        await pile._give_back(connection)
 
 
 def _letter(message: aiormq.abc.DeliveredMessage) -> Letter:
