@@ -136,7 +136,8 @@ class Upkeep:
                     )
                     attached = False
                 await conn.execute(sql.SQL("drop table {}").format(name))
-            except (pg.LockNotAvailable, pg.QueryCanceled):
+            except (pg.LockNotAvailable, pg.QueryCanceled, pg.ObjectNotInPrerequisiteState):
+                # The last where another partition is still being detached: Postgres detaches one at a time.
                 if attempt + 1 < TRIES:
                     await asyncio.sleep(HELD_WAIT)
                 attached, detaching = await self._state(conn, name)
