@@ -115,9 +115,11 @@ async def drained(url: str, queue: str) -> list[AbstractIncomingMessage]:
         await opened_channel.default_exchange.publish(aio_pika.Message(MARKER), queue)
         await (await opened_channel.get_queue(queue)).consume(found.put)
         messages: list[AbstractIncomingMessage] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (message := await found.get()).body != MARKER:
                 messages.append(message)
+                if len(messages) % 1000 == 0:  # a quorum queue gives out 2,000 at most before it wants an ack
+                    await message.ack(multiple=True)
         await message.ack(multiple=True)
     return messages
 

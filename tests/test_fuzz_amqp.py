@@ -1,4 +1,4 @@
-"""Hundreds of garbage messages through a real broker and a running bridge: each ends as a row that says why."""
+"""Ten thousand garbage messages through a real broker and a running bridge: each ends as a row that says why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.core import arrival
 from tests.house import bridge, publish, request, rows, token
 from tests.test_wire import Dice
 
-MESSAGES = 600
+MESSAGES = 10_000
 SEED = 20261122
 SECONDS = 60.0
 """How long each step may take before the test fails."""
@@ -144,7 +144,7 @@ def expected(body: bytes, properties: bytes) -> Expected:
     return Expected(keys, anyones, made_up)
 
 
-async def test_hundreds_of_garbage_messages_end_each_as_a_row_and_harm_nobody(
+async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
     vhost: str, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
