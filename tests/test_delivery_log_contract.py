@@ -113,6 +113,7 @@ def test_a_line_has_the_fields_of_the_view_and_its_nulls() -> None:
         "node": "n1",
         "detail": "",
         "expires_at": None,
+        "late_at": None,
     }
 
 

@@ -78,6 +78,7 @@ def line_of(row: Row) -> str:
         "node": row.node,
         "detail": row.detail,
         "expires_at": _time(row.expires_at),
+        "late_at": _time(row.late_at),
     }
     line = msgspec.json.encode(fields).decode()
     if not line.isascii():
