@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 
 _held: list[socket.socket] = []
@@ -20,3 +21,9 @@ def reserved_port() -> int:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     _held.append(held)
     return int(held.getsockname()[1])
+
+
+@atexit.register
+def _let_go() -> None:
+    for held in _held:
+        held.close()
