@@ -184,14 +184,15 @@ class Delivery:
             self._inbox.extendleft(reversed(batch))
             return
         touched: set[Session] = set()
-        made = 0
+        made = messages = requests = 0
         for index, (arrival, taking) in enumerate(decoded):
             if index and self._flights.busy > FLIGHTS_MAX:
                 self._inbox.extendleft(reversed(batch[index:]))
                 break
             if arrival.token.incarnation <= self._lost_incarnation:
                 continue
-            self._metrics.taken(1, len(taking.requests))
+            messages += 1
+            requests += len(taking.requests)
             message = Message(
                 arrival.token,
                 arrival.properties,
@@ -221,6 +222,7 @@ class Delivery:
                 self._flush(touched)
                 await message.done.wait()
         self._flush(touched)
+        self._metrics.taken(messages, requests)
         if any(arrival.source is Source.REQUESTS and not self._suspect(arrival) for arrival in batch):
             self._acks.widen()
 
