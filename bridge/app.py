@@ -270,6 +270,8 @@ class Core:
             inbox=self.delivery.inbox,
             in_flight=self.delivery.in_flight,
             parked=self.delivery.parked,
+            resting=self.mailbox.flights.resting,
+            replaying=self.mailbox.replaying,
             unproven=sum(s.unproven for s in sessions),
             queued_frames=sum(s.waiting for s in self.hub.backlogged),
             queued_bytes=self.hub.queued_bytes,
@@ -410,7 +412,8 @@ async def _rows(stack: AsyncExitStack, settings: Settings, clock: SystemClock, b
         return Rows(store, lease, store, logs)
     log.warning(
         "no `postgres` in BRIDGE_DELIVERY_LOG: repeats are known from this process's memory only, "
-        "so that a push may be delivered and logged again after a restart"
+        "so that a push may be delivered and logged again after a restart; nothing can be kept, so that pushes "
+        "with a ttl are rejected"
     )
     memory = MemoryStore(clock)
     return Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, logs)

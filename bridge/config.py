@@ -273,7 +273,8 @@ class Settings(TokenSettings):
     delivery_log: CommaList = Field(
         ("postgres",),
         description="Where the ends of pushes are written, comma-separated: `postgres`, `stdout` (JSON"
-        " lines), `module:factory`. Without `postgres`, repeats are known from memory only.",
+        " lines), `module:factory`. Without `postgres`, repeats are known from memory only, and every ttl"
+        " but 0 is rejected.",
     )
     error_handler: str = Field(
         "log", description="Where errors go that the service survives: `log` or `module:factory`."

@@ -58,6 +58,8 @@ class Gauges(NamedTuple):
     inbox: int
     in_flight: int
     parked: int
+    resting: int
+    replaying: int
     unproven: int
     queued_frames: int
     queued_bytes: int
@@ -76,7 +78,10 @@ GAUGES: Final[Mapping[str, str]] = {
     "handshakes_in_progress": "WebSocket handshakes begun and not answered yet.",
     "inbox": "Messages delivered by the broker and not taken yet.",
     "in_flight": "Pushes on their way, each counted once for each user; those parked are among them.",
-    "parked": "Pushes whose proof is overdue: their message is acked, their row is pending.",
+    "parked": "Pushes whose proof is overdue: their message is acked, their row is there. Those that have ended since "
+    "are among them for some seconds.",
+    "resting": "Kept pushes that open sessions have and have not proven: their row is stored.",
+    "replaying": "Sessions that are being sent what is kept for their user.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket does not take them, or behind what is kept for their user.",
     "queued_bytes": "Bytes of those frames.",
