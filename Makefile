@@ -32,7 +32,7 @@ lint: $(READY) ## linters, formatting, types, and who may import whom
 bench: $(READY) ## this bridge against a naive one, on servers of their own
 	@$(BIN)/python -m benchmarks
 
-chaos: $(READY) ## half an hour of faults, each checked against the promises; docs/reliability.md
+chaos: $(READY) ## forty minutes of faults, each checked against the promises; docs/reliability.md
 	@$(BIN)/python -m benchmarks.chaos
 
 clean: ## remove all that the other commands made: .venv, the servers' data in .dev, caches
