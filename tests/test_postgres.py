@@ -1034,6 +1034,22 @@ async def test_what_people_ask_reads_an_index(database: str, query: str) -> None
     assert "Seq Scan" not in plan
 
 
+async def test_late_proof_is_noted_of_the_newest_push_with_its_id(
+    database: str, store: PostgresStore
+) -> None:
+    await store.record([row("a")])
+    for _ in range(3):
+        await ask(database, "select roll_day(day + 1) from log_day")
+    await ask(database, "update log_day set kept_since = log_today() - 1")
+    await store.record([row("a", outcome=Outcome.UNKNOWN, proven_at=None)])
+    for _ in range(2):
+        await store.prove_late([LateProof(row("a").key, NOON + 99)])
+    late = await ask(
+        database, "select late_at is not null from delivery_log where push_id = 'a' order by day"
+    )
+    assert late == [(False,), (True,)]
+
+
 async def test_the_views_say_what_happened(database: str, store: PostgresStore) -> None:
     await store.record([row("a"), row("b", user="", outcome=Outcome.REJECTED, proven_at=None)])
     assert await ask(database, "select user_id from delivery order by push_id") == [("u",), (None,)]

@@ -47,13 +47,15 @@ begin
     with locked as materialized (
         select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
         cross join lateral (
-            select l.day from delivery_log l
+            -- An id may have come before, days ago: the newest is meant.
+            select l.day, l.final and l.late_at is null as wanted from delivery_log l
             where l.day >= first
               and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
               and l.tenant = n.tenant collate "C"
-              and l.final and l.late_at is null
-            order by l.day
-            for update) l)
+            order by l.day desc
+            limit 1
+            for update) l
+        where l.wanted)
     update delivery_log l set late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven))
     from locked n
     where l.day = n.day
