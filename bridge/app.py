@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from bridge import __version__, wire
 from bridge.access import Access
-from bridge.adapters import http, inquiry, plugins, websocket
+from bridge.adapters import http, inquiry, loop_watch, plugins, websocket
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DeclareMode
@@ -45,7 +45,7 @@ from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
 from bridge.control import Control, Switch
 from bridge.delivery import Delivery, DeliveryLimits
-from bridge.errors import BridgeError, SchemaBehind, SettingsError, StoreUnavailable
+from bridge.errors import BridgeError, SchemaBehind, SettingsError, StatementFailed, StoreUnavailable
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
@@ -53,7 +53,7 @@ from bridge.mailbox import Mailbox
 from bridge.measuring import MailboxLimits
 from bridge.model import CloseReason
 from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
-from bridge.recent import CAPACITY
+from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
 
@@ -199,10 +199,15 @@ class Core:
             settlement=self.settlement,
             clock=self.clock,
             gate=self.gate,
+            errors=errors,
             boot=boot,
             patience=settings.confirm_timeout,
             park_after=DeliveryLimits().park_after,
             limits=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
+        )
+        self.remembered = Remembered(settings.id_memory_bytes, clock.monotonic())
+        self.recollection = Recollection(
+            self.remembered, store=rows.store, errors=errors, clock=clock, boot=boot
         )
         self.delivery = Delivery(
             hub=self.hub,
@@ -214,6 +219,8 @@ class Core:
             errors=errors,
             clock=self.clock,
             gate=self.gate,
+            remembered=self.remembered,
+            recollection=self.recollection,
             limits=DeliveryLimits(
                 wire=self.wire_limits,
                 confirm_timeout=settings.confirm_timeout,
@@ -272,6 +279,8 @@ class Core:
             parked=self.delivery.parked,
             resting=self.mailbox.flights.resting,
             replaying=self.mailbox.replaying,
+            ids_remembered=self.remembered.added,
+            rows_set_aside=self.settlement.set_aside,
             unproven=sum(s.unproven for s in sessions),
             queued_frames=sum(s.waiting for s in self.hub.backlogged),
             queued_bytes=self.hub.queued_bytes,
@@ -367,7 +376,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
                     ("lease", _hold_lease(core, rows)),
-                    ("sweeper", _sweep_mailboxes(core, errors)),
+                    ("sweeper", _sweep_log(core, rows, errors)),
+                    ("mailbox sweeper", _sweep_mailboxes(core)),
+                    ("recollection", _recollect(core)),
+                    ("loop watch", loop_watch.watch(metrics.loop_lag)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
                     ("auditor", _audit(core, auditor, errors)),
                 )
@@ -449,11 +461,10 @@ def _look_up(settings: Settings) -> http.LookUp:
 
 
 async def _start(core: Core, rows: Rows) -> None:
-    """Claim the node's name and fill the memory of ids; until then the gate is shut."""
+    """Claim the node's name and go on above the highest position; until then the gate is shut."""
     while True:
         try:
             await rows.lease.claim()
-            core.delivery.recent.warm(await rows.store.recent(CAPACITY))
             core.mailbox.begin(await rows.store.last_position())
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("starting", str(away))
@@ -476,10 +487,9 @@ async def _tick(core: Core) -> None:
 
 
 async def _hold_lease(core: Core, rows: Rows) -> None:
-    """Every second: show that this boot lives, end rows of dead ones, pay debts.
+    """Every second: show that this boot lives. Decides whether the database is down while nothing is pushed.
 
-    The first thing to notice that the database is away while nothing is pushed, or that it is back. What may take
-    long has a task of its own: a lease that is not renewed in time is a dead node to all others.
+    Nothing else is done here: a lease that is not renewed in time is a dead node to all others.
     """
     while True:
         await core.clock.sleep(SWEEP_EVERY)
@@ -487,29 +497,49 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
             continue
         try:
             await rows.lease.renew(core.delivery.account())
-            if rows.postgres is not None:
-                await rows.postgres.roll_day()
-            ended = await rows.lease.end_dead(SWEEP_ROWS)
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("database", str(away))
-            continue
-        core.gate.clear("database")
-        if ended:
-            core.settlement.ended_by_sweep(ended)
-        core.settlement.sweep()
+        else:
+            core.gate.clear("database")
 
 
-async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
-    """Every second: end kept pushes whose time is over, and what is over the bounds of a mailbox."""
+async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
+    """Every second: a new day, rows of dead boots, debts."""
+    limit = SWEEP_ROWS
     while True:
         await core.clock.sleep(SWEEP_EVERY)
         if "starting" in core.gate or "database" in core.gate:
             continue
+        core.settlement.sweep()
         try:
-            await core.mailbox.sweep()
+            if rows.postgres is not None:
+                await rows.postgres.roll_day()
+            ended = await rows.lease.end_dead(limit)
+        except StatementFailed as failed:
+            limit = max(1, limit // 2)
+            errors.handle(failed, "sweep", {"rows": limit})
         except (StoreUnavailable, SchemaBehind) as away:
-            # Its statements are the longest. Whether the database is away others find out, who hold up pushes for it.
-            errors.handle(away, "mailbox.sweep", {})
+            # The lease decides whether the database is down.
+            errors.handle(away, "sweep", {})
+        else:
+            limit = SWEEP_ROWS
+            if ended:
+                core.settlement.ended_by_sweep(ended)
+
+
+async def _sweep_mailboxes(core: Core) -> None:
+    """Every second: end kept pushes whose time is over, and what is over the bounds of a mailbox."""
+    while True:
+        await core.clock.sleep(SWEEP_EVERY)
+        if "starting" not in core.gate and "database" not in core.gate:
+            await core.mailbox.sweep()
+
+
+async def _recollect(core: Core) -> None:
+    """Fill the memory of ids once the log can be read."""
+    while "starting" in core.gate:
+        await core.clock.sleep(START_RETRY)
+    await core.recollection.run()
 
 
 async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: SystemClock) -> None:

@@ -345,6 +345,14 @@ class Settings(TokenSettings):
         description="Bytes of data that are kept for one user; over it the oldest end in the same way.",
     )
 
+    id_memory_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1 << 16,
+        le=1 << 36,
+        description="Bytes in which the ids of the last day are remembered, to tell repeats before they are sent. At 16"
+        " bits an id one new id in a hundred is looked up in the log, at 4 bits one in six; none is ever missed.",
+    )
+
     outcome_events: bool = Field(True, description="Publish every outcome on the exchange `push.outcomes`.")
     declare: Literal["active", "passive"] = Field(
         "active",

@@ -14,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeAlias
 
 import msgspec
 
 from bridge import wire
 from bridge.deadlines import Deadlines
-from bridge.errors import SchemaBehind, StoreUnavailable
 from bridge.flight import Effect, Flight, Message
 from bridge.gate import Gate
 from bridge.hub import Hub
+from bridge.lookups import LOOKUP_ROWS, Lookups, Stopped
 from bridge.mailbox import Mailbox
 from bridge.model import (
     NO_USER,
@@ -38,14 +39,12 @@ from bridge.model import (
     Rejected,
     Row,
     RowKey,
-    ToAll,
-    ToSession,
     ToUser,
     ToUsers,
 )
 from bridge.ports import Account, Acks, Arrival, Clock, ErrorHandler, Frame, Metrics, Source, Store
-from bridge.recent import Recent
-from bridge.routing import Address, addresses, named_users
+from bridge.remembered import Recollection, Remembered
+from bridge.routing import Address, address, named_users, roams, users_of
 from bridge.session import Session
 from bridge.settlement import Settlement
 from bridge.states import SessionState
@@ -56,7 +55,14 @@ SUSPECT_ATTEMPTS = 5
 """From this delivery count on a message is taken and handled alone: what kills the process must not take its
 neighbours along, nor have their deliveries counted with its own."""
 YIELD_EVERY = 200
-"""Flights made before the event loop gets a turn: one message may name 10,000 users."""
+"""Flights made, and messages decoded, before the event loop gets a turn."""
+SLICE = 0.005
+"""Seconds after which it gets one in any case."""
+ANSWERS_MAX = 10_000
+"""Repeats that wait to be answered, over which no more rows are read for others."""
+
+
+_Decoded: TypeAlias = tuple[Arrival, wire.Decoded]
 
 
 class DeliveryLimits(msgspec.Struct, frozen=True):
@@ -86,10 +92,11 @@ class Delivery:
         errors: ErrorHandler,
         clock: Clock,
         gate: Gate,
+        remembered: Remembered,
+        recollection: Recollection,
         limits: DeliveryLimits,
     ) -> None:
         self._hub = hub
-        self._store = store
         self._settlement = settlement
         settlement.on_settled = self._settled
         self._flights = mailbox.flights
@@ -104,7 +111,11 @@ class Delivery:
         self._wire_limits = limits.wire
         # Where few attempts are allowed, some of them must be alone all the same.
         self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
-        self.recent = Recent()
+        self.remembered = remembered
+        self._recollection = recollection
+        self._lookups = Lookups(store, gate, clock, errors, metrics)
+        self._slice_began = 0.0
+        self._since_turn = 0
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -124,12 +135,15 @@ class Delivery:
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
         """What one read of the broker's socket brought, in the order of the queue."""
+        if not self._recollection.taking:
+            self._recollection.began()
         self._inbox.extend(batch)
         self._wake.set()
 
     def channel_lost(self, incarnation: int) -> None:
         """Messages of this channel will come again: those not yet taken are forgotten here."""
         self._lost_incarnation = max(self._lost_incarnation, incarnation)
+        self._recollection.doubt()
         self._inbox = deque(a for a in self._inbox if a.token.incarnation > self._lost_incarnation)
 
     async def run(self) -> None:
@@ -144,7 +158,7 @@ class Delivery:
                     await self._take_batch(self._next_batch())
             if not self._inbox:
                 self._wake.clear()
-            if self._flights.busy > FLIGHTS_MAX:
+            if self._full:
                 self._room.clear()  # until a tick finds half of them gone
             # Pongs, and sockets that take bytes again, get their turn between two batches.
             await self._clock.sleep(0)
@@ -156,6 +170,7 @@ class Delivery:
     async def stop(self) -> None:
         """Take no more messages; returns when none is being taken. The rest stays unacked: it goes back."""
         self._stopping = True
+        self._lookups.stop()
         async with self._handling:
             pass
 
@@ -176,57 +191,97 @@ class Delivery:
     # --- 2. taken: decoded, known ones answered from their rows ----------------------------------------
 
     async def _take_batch(self, batch: list[Arrival]) -> None:
-        self._settled_meanwhile.clear()
-        decoded = [(arrival, self._decode(arrival)) for arrival in batch]
-        known = await self._known(decoded)
-        if known is None:
-            # The database went away: these wait, in front, until the gate opens again.
-            self._inbox.extendleft(reversed(batch))
-            return
+        self._slice_began = self._clock.monotonic()
         touched: set[Session] = set()
-        made = messages = requests = 0
-        for index, (arrival, taking) in enumerate(decoded):
-            if index and self._flights.busy > FLIGHTS_MAX:
-                self._inbox.extendleft(reversed(batch[index:]))
-                break
-            if arrival.token.incarnation <= self._lost_incarnation:
-                continue
-            messages += 1
-            requests += len(taking.requests)
-            message = Message(
-                arrival.token,
-                arrival.properties,
-                published_at=taking.published_at,
-                taken_at=self._clock.time(),
-                traceparent=taking.traceparent,
-            )
-            if arrival.source is Source.FALLEN:
-                # Taken before, as often as the broker allows: receipts of then may have been lost.
-                message.redelivered = True
-            # Held open until every request has been looked at, whatever is settled meanwhile.
-            message.open = 1
-            alone = self._suspect(arrival)
-            if alone:
-                message.done = asyncio.Event()
-            try:
-                for place, request in enumerate(taking.requests):
-                    for _ in self._take(arrival, message, place, request, known, touched):
-                        made += 1
-                        if made % YIELD_EVERY == 0:
-                            self._flush(touched)
-                            await self._clock.sleep(0)
-            except Exception as error:  # a defect must cost one message, not the service
-                self._failed(arrival, message, error)
-            self._settlement.release(message)
-            if alone and message.done is not None:
-                self._flush(touched)
-                await message.done.wait()
-        self._flush(touched)
-        self._metrics.taken(messages, requests)
+        decoded = [(arrival, await self._decode(arrival)) for arrival in batch]
+        messages = requests = 0
+        try:
+            for portion in self._portions(decoded):
+                known = await self._known(portion)
+                for arrival, taking in portion:
+                    if messages and self._full:
+                        self._inbox.extendleft(reversed(batch[messages:]))
+                        return
+                    messages += 1
+                    if arrival.token.incarnation <= self._lost_incarnation:
+                        continue
+                    requests += len(taking.requests)
+                    await self._take_message(arrival, taking, known, touched)
+        except Stopped:
+            # What was not acked goes back to the queue with the channel.
+            return
+        finally:
+            self._flush(touched)
+            self._metrics.taken(messages, requests)
         if any(arrival.source is Source.REQUESTS and not self._suspect(arrival) for arrival in batch):
             self._acks.widen()
 
-    def _decode(self, arrival: Arrival) -> wire.Decoded:
+    @property
+    def _full(self) -> bool:
+        """Whether so much is on its way that nothing more is taken."""
+        return self._flights.busy + self._settlement.answers_waiting > FLIGHTS_MAX
+
+    async def _take_message(
+        self,
+        arrival: Arrival,
+        taking: wire.Decoded,
+        known: dict[RowKey, Row] | None,
+        touched: set[Session],
+    ) -> None:
+        message = Message(
+            arrival.token,
+            arrival.properties,
+            published_at=taking.published_at,
+            taken_at=self._clock.time(),
+            traceparent=taking.traceparent,
+        )
+        if arrival.source is Source.FALLEN:
+            # Taken before, as often as the broker allows: receipts of then may have been lost.
+            message.redelivered = True
+        # Held open until every request has been looked at, whatever is settled meanwhile.
+        message.open = 1
+        alone = self._suspect(arrival)
+        if alone:
+            message.done = asyncio.Event()
+        try:
+            if known is not None or len(taking.requests) == 1:
+                for place, request in enumerate(taking.requests):
+                    await self._take(arrival, message, place, request, known, touched)
+            else:
+                await self._take_in_parts(arrival, taking, message, touched)
+        except Stopped:
+            raise
+        except Exception as error:  # a defect must cost one message, not the service
+            self._failed(arrival, message, error)
+        self._settlement.release(message)
+        if alone and message.done is not None:
+            self._flush(touched)
+            await message.done.wait()
+
+    async def _take_in_parts(
+        self, arrival: Arrival, taking: wire.Decoded, message: Message, touched: set[Session]
+    ) -> None:
+        """Take a batch of requests whose rows are too many for one look."""
+        place = 0
+        parts = self._portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests])
+        for part in parts:
+            known = await self._known(part)
+            for _, one in part:
+                await self._take(arrival, message, place, one.requests[0], known, touched)
+                place += 1
+
+    async def _breathe(self, touched: set[Session]) -> None:
+        """Give others a turn when this has worked for a while: one message may name 10,000 users."""
+        self._since_turn += 1
+        if self._since_turn < YIELD_EVERY and self._clock.monotonic() - self._slice_began < SLICE:
+            return
+        self._flush(touched)
+        await self._clock.sleep(0)
+        self._since_turn = 0
+        self._slice_began = self._clock.monotonic()
+
+    async def _decode(self, arrival: Arrival) -> wire.Decoded:
+        await self._breathe(set())
         try:
             return wire.decode(arrival, self._wire_limits)
         except Exception as error:  # a defect in decoding would come again with every redelivery
@@ -235,30 +290,74 @@ class Delivery:
             rejected = Rejected(push_id, Reason.POISON, "decoding it failed", arrival.body)
             return wire.Decoded((rejected,), arrival.arrived_at, "")
 
-    async def _known(
-        self, decoded: Sequence[tuple[Arrival, wire.Decoded]]
-    ) -> dict[PushKey, dict[str, Row]] | None:
-        """The rows of requests that may have come before: redelivered, or with an id seen of late.
+    # Known ones are told by their rows, which are looked up for many messages at once, and for a large one bit by bit.
 
-        Everything else goes out without a query; the compare-and-set of its row has the last word.
-        """
-        keys: dict[PushKey, None] = {}
+    def _portions(self, decoded: Sequence[_Decoded]) -> Iterator[Sequence[_Decoded]]:
+        """Messages whose rows are looked up in one statement; one that is too large for that stands alone."""
+        portion: list[_Decoded] = []
+        rows = 0
         for arrival, taking in decoded:
-            again = arrival.properties.redelivered or arrival.properties.delivery_count > 0
-            for request in taking.requests:
-                key = PushKey(request.tenant, request.id)
-                if again or arrival.source is Source.FALLEN or key in self.recent:
-                    keys[key] = None
-        known: dict[PushKey, dict[str, Row]] = {}
-        if keys:
-            try:
-                rows = await self._store.find(list(keys))
-            except (StoreUnavailable, SchemaBehind) as away:
-                self._gate.shut("database", str(away))
+            size = self._rows_to_look_up(arrival, taking.requests)
+            if portion and rows + size > LOOKUP_ROWS:
+                yield portion
+                portion, rows = [], 0
+            portion.append((arrival, taking))
+            rows += size
+        if portion:
+            yield portion
+
+    def _rows_to_look_up(self, arrival: Arrival, requests: Sequence[PushRequest | Rejected]) -> int:
+        size = 0
+        for request in requests:
+            if self._may_have_come(arrival, request):
+                if isinstance(request, PushRequest) and roams(request):
+                    return LOOKUP_ROWS + 1
+                size += 1 if isinstance(request, Rejected) else len(named_users(request))
+        return size
+
+    def _may_have_come(self, arrival: Arrival, request: PushRequest | Rejected) -> bool:
+        properties = arrival.properties
+        return (
+            properties.redelivered
+            or properties.delivery_count > 0
+            or arrival.source is Source.FALLEN
+            or request.id in self.remembered
+        )
+
+    async def _known(self, portion: Sequence[_Decoded]) -> dict[RowKey, Row] | None:
+        """The rows of these messages' requests that may have come before; None where there are too many for one look:
+        then parts of the message, or of a request, look for themselves."""
+        keys: dict[RowKey, None] = {}
+        for arrival, taking in portion:
+            if self._rows_to_look_up(arrival, taking.requests) > LOOKUP_ROWS:
                 return None
-            for row in rows:
-                known.setdefault(PushKey(row.key.tenant, row.key.push_id), {})[row.key.user] = row
-        return known
+            for request in taking.requests:
+                if self._may_have_come(arrival, request):
+                    users = (NO_USER,) if isinstance(request, Rejected) else named_users(request)
+                    for user in users:
+                        keys[RowKey(request.tenant, request.id, user)] = None
+        return await self._look_up(list(keys))
+
+    async def _look_up(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        self._settled_meanwhile.clear()
+        if not keys:
+            return {}
+        rows = await self._lookups.rows(keys)
+        self._slice_began = self._clock.monotonic()
+        return rows
+
+    async def _rows_of(
+        self,
+        arrival: Arrival,
+        request: PushRequest | Rejected,
+        users: Sequence[str],
+        known: dict[RowKey, Row] | None,
+    ) -> dict[RowKey, Row]:
+        if known is not None:
+            return known
+        if not self._may_have_come(arrival, request):
+            return {}
+        return await self._look_up([RowKey(request.tenant, request.id, user) for user in users])
 
     def _failed(self, arrival: Arrival, message: Message, error: Exception) -> None:
         """Handling one message failed: it goes back to the queue, until it has failed too often."""
@@ -269,83 +368,87 @@ class Delivery:
         )
         self._settlement.give_back(message)
 
-    def _take(
+    async def _take(
         self,
         arrival: Arrival,
         message: Message,
         place: int,
         request: PushRequest | Rejected,
-        known: dict[PushKey, dict[str, Row]],
+        known: dict[RowKey, Row] | None,
         touched: set[Session],
-    ) -> Iterator[None]:
-        """Take the request at a place of a message; yields once for each row that it leads to."""
+    ) -> None:
+        """Take the request at a place of a message."""
         now = message.taken_at
-        rows = known.get(PushKey(request.tenant, request.id), {})
+        came_before = self._may_have_come(arrival, request)
         if isinstance(request, Rejected):
             flight = Flight.rejected(request, message, now)
             message.letters.append(_letter(arrival, request.id, request.reason, request.detail, request.body))
+            rows = await self._rows_of(arrival, request, (NO_USER,), known)
+            self.remembered.add(request.id)
             self._enter(flight, message, rows)
-            yield
+            await self._breathe(touched)
             return
         ending = self._given_up(arrival)
-        if ending is not None:
-            outcome, reason, detail = ending
-            if place == 0:
-                message.letters.append(_letter(arrival, request.id, reason, detail, arrival.body))
-            if self._reached_earlier(request, rows):
-                self._join_earlier(request.key, message, rows, set())
-                return
-            for user in named_users(request):
-                flight = Flight.of(
-                    request, user, message, self._clock.monotonic(), self._mailbox.take_position()
-                )
-                flight.detail = detail
-                flight.end(outcome, reason, now)
-                self._enter(flight, message, rows)
-                yield
+        if ending is not None and place == 0:
+            message.letters.append(_letter(arrival, request.id, ending[1], ending[2], arrival.body))
+        roaming = roams(request)
+        users = users_of(self._hub, request) if ending is None else named_users(request)
+        if roaming and came_before and (ending is not None or users == (NO_USER,)):
+            # Whom it was for at an earlier taking has left since, or is of no interest; what became of it there stands.
+            reached = self._flights.roaming(request.key) or await self._lookups.has_rows(request.key)
+        else:
+            reached = False
+        if reached:
+            self._remember(request)
+            await self._join_earlier(request.key, message, frozenset(), touched)
             return
-        if not request.generated_id:
-            self.recent.add(request.key)
+        position = self._mailbox.take_position()
         age = now - message.published_at
         too_old = age > self._limits.max_age if request.ttl == 0 else age >= request.ttl
-        position = self._mailbox.take_position()
         frames: dict[Mode, Frame] = {}
-        roams = isinstance(request.target, (ToAll, ToSession))
-        addressed: set[str] = set()
-        for address in addresses(self._hub, request):
-            if address.user == NO_USER and self._reached_earlier(request, rows):
-                # Whom it was for at an earlier taking has left since; what became of it there stands.
-                continue
-            addressed.add(address.user)
-            flight = Flight.of(request, address.user, message, self._clock.monotonic(), position)
-            if too_old:
-                flight.end(Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL, now)
-            if self._enter(flight, message, rows, roams=roams) and not flight.ended:
-                self._route(flight, request, address, frames, touched)
-            yield
-        if roams:
-            self._join_earlier(request.key, message, rows, addressed)
+        for at in range(0, len(users), LOOKUP_ROWS):
+            some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
+            rows = await self._rows_of(arrival, request, some, known)
+            for user in some:
+                flight = Flight.of(request, user, message, self._clock.monotonic(), position)
+                if ending is not None:
+                    flight.detail = ending[2]
+                    flight.end(ending[0], ending[1], now)
+                elif too_old:
+                    flight.end(Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL, now)
+                if self._enter(flight, message, rows, roams=roaming) and not flight.ended:
+                    self._route(flight, request, address(self._hub, request, user), frames, touched)
+                await self._breathe(touched)
+        self._remember(request)
+        if roaming and came_before:
+            await self._join_earlier(request.key, message, frozenset(users), touched)
 
-    def _reached_earlier(self, request: PushRequest, rows: dict[str, Row]) -> bool:
-        """Whether a push to a session or to everyone has found users at an earlier taking."""
-        roams = isinstance(request.target, (ToAll, ToSession))
-        return roams and (bool(rows) or bool(self._flights.roaming(request.key)))
+    def _remember(self, request: PushRequest) -> None:
+        if not request.generated_id:
+            self.remembered.add(request.id)
 
-    def _join_earlier(
-        self, key: PushKey, message: Message, rows: dict[str, Row], addressed: set[str]
+    async def _join_earlier(
+        self, key: PushKey, message: Message, addressed: Collection[str], touched: set[Session]
     ) -> None:
         """A push to a session or to everyone comes again: users that it reached before and would not now.
 
         Their ends are this message's as well: it waits for those in the air, and answers for the others,
         whose receipts may have been lost with the process or the connection.
         """
-        flying = self._flights.roaming(key)
-        for user in (flying.keys() | rows.keys()) - addressed:
-            message.open += 1
-            if user in flying:
-                self._join(flying[user], message)
-            else:
-                self._settlement.answer(message, rows[user])
+        joined = set(addressed)
+        for user, flying in list(self._flights.roaming(key).items()):
+            if user not in joined:
+                joined.add(user)
+                message.open += 1
+                self._join(flying, message)
+        async for rows in self._lookups.of_push(key):
+            for row in rows:
+                if row.key.user not in joined:
+                    message.open += 1
+                    self._settlement.answer(message, row)
+            while self._settlement.answers_waiting > ANSWERS_MAX:
+                await self._clock.sleep(SLICE)
+            await self._breathe(touched)
 
     def _join(self, flying: Flight, message: Message) -> None:
         flying.messages.append(message)
@@ -367,10 +470,12 @@ class Delivery:
             return Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached"
         return Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}"
 
-    def _enter(self, flight: Flight, message: Message, rows: dict[str, Row], *, roams: bool = False) -> bool:
+    def _enter(
+        self, flight: Flight, message: Message, rows: dict[RowKey, Row], *, roams: bool = False
+    ) -> bool:
         """Register a new flight. False where its push is known: joined in the air, or answered from its row."""
         message.open += 1
-        row = rows.get(flight.key.user) or self._settled_meanwhile.get(flight.key)
+        row = self._settled_meanwhile.get(flight.key) or rows.get(flight.key)
         flying = self._flights.get(flight.key)
         if flying is not None:
             self._join(flying, message)
@@ -601,7 +706,7 @@ class Delivery:
     def tick(self) -> None:
         """Called about ten times a second: park what waits for a proof, end what has waited long enough."""
         now = self._clock.monotonic()
-        if self._flights.busy <= FLIGHTS_MAX // 2:
+        if self._flights.busy + self._settlement.answers_waiting <= FLIGHTS_MAX // 2:
             self._room.set()
         for session in self._hub.stalled(now, self._limits.confirm_timeout):
             self.close_session(session, CloseReason.TOO_SLOW)
@@ -644,6 +749,7 @@ class Delivery:
             else:
                 session.ping(now)
         self._mailbox.every_second()
+        self.remembered.every_second(now)
 
     # --- 7. settled -------------------------------------------------------------------------------------
 

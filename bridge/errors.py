@@ -67,6 +67,14 @@ class StoreUnavailable(BridgeError):
         super().__init__(f"the database is away: {cause}")
 
 
+class StatementFailed(StoreUnavailable):
+    """The database is there, and this statement fails all the same: its time was over, or that for a lock.
+
+    Asked again it may fare the same. Whoever can ask for less does, and who can't sets aside what it was about. Who
+    does neither may take it for an outage.
+    """
+
+
 class RowsRefused(BridgeError):
     """The database refused the data itself (SQLSTATE class 22 or 23): nothing of the batch was written.
 

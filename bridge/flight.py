@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bridge.model import (
+    ID_MAX,
     NO_USER,
     DeadLetter,
     Encoding,
@@ -20,6 +21,7 @@ from bridge.model import (
     Properties,
     PushRequest,
     Reason,
+    Receipt,
     Rejected,
     Reply,
     Row,
@@ -29,6 +31,8 @@ from bridge.ports import AckToken
 
 PAYLOAD_KEPT = 4096
 """Bytes of a rejected body that its row keeps."""
+OWED_MAX = 100
+"""Replies that a row owes; who asks after that is told at once how the push stands, and not again at its end."""
 
 _NO_TOKEN = AckToken(-1, 0)
 
@@ -39,6 +43,7 @@ class Message:
     """One AMQP message that is held until every row it names is settled."""
 
     __slots__ = (
+        "answers",
         "done",
         "letters",
         "open",
@@ -76,6 +81,8 @@ class Message:
         """Set when the message is acked or given back, for whoever waits for just this one."""
         self.letters: list[DeadLetter] = []
         """What goes to `push.dead` after the rows and before the ack."""
+        self.answers: list[Receipt] = []
+        """What its publisher is told before the ack, since no row will tell it."""
 
 
 class Effect(enum.Enum):
@@ -106,7 +113,7 @@ class Kept:
         "look_at",
         "reason",
         "resent",
-        "resting",
+        "size",
         "told",
     )
 
@@ -122,6 +129,8 @@ class Kept:
         """None once the row has it."""
         self.encoding = encoding
         self.excluded = excluded
+        self.size = len(data or b"")
+        """Bytes of the data."""
         self.reason: Reason | None = None
         """Why it was kept, once it was; before that it is on its way."""
         self.collapsed = False
@@ -131,9 +140,7 @@ class Kept:
         self.look_at = 0.0
         """Monotonic seconds of the next look at it."""
         self.told = False
-        """Its being stored was sent back."""
-        self.resting = False
-        """Its row is stored, and no message waits for it; it is in memory for the sessions that have it."""
+        """The `stored` receipt was sent."""
 
 
 class Flight:
@@ -155,6 +162,7 @@ class Flight:
         "meta",
         "open",
         "outcome",
+        "owes",
         "parked",
         "payload",
         "position",
@@ -207,6 +215,8 @@ class Flight:
         """The body of a rejected request, for its row."""
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
+        self.owes = 0
+        """How many replies its row owed when it was last written."""
         self.proof = Proof.NONE
         self.sessions = 0
         self.open = 0
@@ -274,7 +284,9 @@ class Flight:
         flight.proven_at = row.proven_at
         if row.proven_at is not None:
             flight.proof = Proof.RECEIVED
-        flight.kept = Kept(row.expires_at, None, row.encoding, row.excluded)
+        flight.owes = len(row.owed or ())
+        flight.kept = Kept(row.expires_at, None, row.encoding, frozenset())
+        flight.kept.size = len(row.payload or b"")
         flight.kept.reason = row.reason
         flight.kept.told = True
         return flight
@@ -421,9 +433,28 @@ class Flight:
             attempts=self.attempts,
             payload=self.payload,
             traceparent=self.traceparent,
-            owed=merged(*(m.replies for m in self.messages)) if open_ else None,
+            owed=self._owed() if open_ else None,
             position=self.position if self.collapse_key else 0,
             collapse_key=self.collapse_key,
+        )
+
+    def _owed(self) -> tuple[Reply, ...]:
+        """What its row is to owe on behalf of the messages that wait: there is an end to what it takes."""
+        if not self.messages:
+            return ()
+        return merged(*(m.replies for m in self.messages))[: max(0, OWED_MAX - self.owes)]
+
+    def carries(self) -> Sequence[tuple[object, int]]:
+        """What its row carries that may be large, each with about its bytes: data, except list, meta, body."""
+        kept = self.kept
+        if kept is None:
+            if self.payload is None and not self.meta:
+                return ()
+            return (self.meta, len(self.meta)), (self.payload, len(self.payload or b""))
+        return (
+            (self.meta, len(self.meta)),
+            (kept.data, len(kept.data or b"")),
+            (kept.excluded, len(kept.excluded) * ID_MAX),
         )
 
     def _kept_row(self, kept: Kept, node: str, boot: str) -> Row:
@@ -448,7 +479,7 @@ class Flight:
             attempts=self.attempts,
             payload=kept.data,
             traceparent=self.traceparent,
-            owed=merged(*(m.replies for m in self.messages)) if open_ else None,
+            owed=self._owed() if open_ else None,
             day=self.day,
             expires_at=kept.expires_at,
             position=self.position,

@@ -1,4 +1,4 @@
-"""Every push that is on its way: by key, those kept that have no row yet by user, the newest of each collapse key."""
+"""Every push that is on its way: by key, by push id, by collapse key, and those of a user that have no row yet."""
 
 from __future__ import annotations
 
@@ -12,34 +12,51 @@ class Flights:
     """At most one flight for each row; a flight leaves when its end, or its being stored, is committed."""
 
     def __init__(self) -> None:
-        self._by_key: dict[RowKey, Flight] = {}
+        self._busy: dict[RowKey, Flight] = {}
+        self._resting: dict[RowKey, Flight] = {}
+        # Nearly every push goes to one user: then there is no dictionary for it.
+        self._of_push: dict[str, Flight | dict[RowKey, Flight]] = {}
         self._unwritten: dict[str, dict[RowKey, Flight]] = {}
+        self._of_place: dict[tuple[str, str, str], dict[RowKey, Flight]] = {}
+        """By tenant, user and collapse key, those that have not ended when they came."""
         self._newest: dict[tuple[str, str, str], Flight] = {}
         self._roaming: dict[PushKey, dict[str, Flight]] = {}
-        self._resting = 0
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter(list(self._by_key.values()))
+        """Those whose message, or whose end, waits for something."""
+        return iter(list(self._busy.values()))
 
     @property
     def busy(self) -> int:
         """Flights whose message, or whose end, waits for something: those that bound what is taken."""
-        return len(self._by_key) - self._resting
+        return len(self._busy)
 
     @property
     def resting(self) -> int:
         """Kept pushes whose row is stored, in memory for the sessions that have them and may still prove them."""
-        return self._resting
+        return len(self._resting)
 
     def get(self, key: RowKey) -> Flight | None:
         """The flight of this row, if there is one."""
-        return self._by_key.get(key)
+        return self._busy.get(key) or self._resting.get(key)
+
+    def of_push(self, push_id: str) -> Collection[Flight]:
+        """The flights of pushes with this id, of whatever tenant and user."""
+        found = self._of_push.get(push_id)
+        if found is None:
+            return ()
+        return list(found.values()) if isinstance(found, dict) else (found,)
+
+    def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
+        """The flights of a user's pushes with this collapse key, but those that had ended when they were taken."""
+        return list(self._of_place.get((tenant, user, collapse_key), {}).values())
 
     def add(self, flight: Flight, *, roams: bool = False) -> Flight | None:
         """Take in a flight whose key is not there. Returns the unfinished one that it replaces by its collapse
         key, if any. `roams`: only the hub knew its user (the push is to a session, or to everyone)."""
         key = flight.key
-        self._by_key[key] = flight
+        self._busy[key] = flight
+        self._index(flight)
         if flight.kept is not None and not flight.parked:
             self._unwritten.setdefault(key.user, {})[key] = flight
         if roams:
@@ -47,12 +64,32 @@ class Flights:
         if not flight.collapse_key or flight.ended:
             return None
         place = (key.tenant, key.user, flight.collapse_key)
+        self._of_place.setdefault(place, {})[key] = flight
         older = self._newest.get(place)
         if older is not None and older.position > flight.position:
             # A stored one that goes out again after a newer one was taken.
             return None
         self._newest[place] = flight
         return older
+
+    def _index(self, flight: Flight) -> None:
+        push_id = flight.key.push_id
+        first = self._of_push.setdefault(push_id, flight)
+        if first is flight:
+            return
+        if isinstance(first, dict):
+            first[flight.key] = flight
+        else:
+            self._of_push[push_id] = {first.key: first, flight.key: flight}
+
+    def _leave(self, flight: Flight) -> None:
+        push_id = flight.key.push_id
+        found = self._of_push.get(push_id)
+        if isinstance(found, dict):
+            found.pop(flight.key, None)
+            if found:
+                return
+        del self._of_push[push_id]
 
     def written(self, flight: Flight) -> None:
         """It is kept, and its row is there; idempotent."""
@@ -62,25 +99,26 @@ class Flights:
 
     def rest(self, flight: Flight) -> None:
         """Its row is stored, and nobody but its sessions waits for it; idempotent."""
-        if flight.kept is not None and not flight.kept.resting:
-            flight.kept.resting = True
-            self._resting += 1
+        if flight.kept is not None and self._busy.get(flight.key) is flight:
+            self._resting[flight.key] = self._busy.pop(flight.key)
 
     def remove(self, flight: Flight) -> None:
         """From now on the row answers for it; idempotent."""
         key = flight.key
-        if self._by_key.get(key) is not flight:
+        if self.get(key) is not flight:
             return
-        del self._by_key[key]
-        kept = flight.kept
-        if kept is not None:
+        self._busy.pop(key, None)
+        self._resting.pop(key, None)
+        self._leave(flight)
+        if flight.kept is not None:
             self.written(flight)
-            if kept.resting:
-                kept.resting = False
-                self._resting -= 1
-        place = (key.tenant, key.user, flight.collapse_key)
-        if flight.collapse_key and self._newest.get(place) is flight:
-            del self._newest[place]
+        if flight.collapse_key:
+            place = (key.tenant, key.user, flight.collapse_key)
+            if self._newest.get(place) is flight:
+                del self._newest[place]
+            of_place = self._of_place.get(place)
+            if of_place is not None and of_place.pop(key, None) is not None and not of_place:
+                del self._of_place[place]
         if self._roaming:
             push = PushKey(key.tenant, key.push_id)
             roaming = self._roaming.get(push)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bridge import wire
 from bridge.deadlines import Appointments
-from bridge.errors import BridgeError, SchemaBehind, StoreUnavailable
+from bridge.errors import StatementFailed
 from bridge.fields import is_id
 from bridge.flight import DELIVERED, Effect, Flight
 from bridge.flights import Flights
@@ -28,13 +28,30 @@ from bridge.gate import Gate
 from bridge.hub import Hub
 from bridge.measuring import MailboxLimits, Measuring
 from bridge.model import Mode, Outcome, PushRequest, Reason, Recall, Row, RowKey, ToUser
-from bridge.ports import Clock, Frame, MailboxAsk, ResumeAsk, ResumePoint, Store
+from bridge.persistence import PARTS, Persistence
+from bridge.ports import (
+    Clock,
+    ErrorHandler,
+    Frame,
+    MailboxAsk,
+    MailboxPage,
+    RecallPlace,
+    ResumeAsk,
+    ResumePoint,
+    Store,
+)
 from bridge.session import Replay, Session
 from bridge.settlement import Settlement
 from bridge.states import SessionState
 
 READ_SESSIONS = 50
 """Sessions whose pages are read in one statement."""
+READ_ROWS, PAGE_ROWS, PAGE_ROWS_LEAST = 1000, 200, 20
+"""Rows of one statement, shared among its sessions: at most, and at least, so many for each."""
+READ_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST = 4 * 1024 * 1024, 256 * 1024, 64 * 1024
+"""Bytes of data likewise."""
+POSTPONED = 30.0
+"""Seconds until a session is read for again whose page could not be read though the database is there."""
 SLACK = 10_000_000
 """Microseconds before the push last seen at which a resume begins: rows are not committed in order."""
 SKEW = 60_000_000
@@ -42,13 +59,13 @@ SKEW = 60_000_000
 RESENDS = 3
 """How often a push is sent again to the sessions that have it; then it waits for the next session."""
 SWEEP_ROWS = 500
-"""Rows that one statement ends."""
+"""Rows that one statement ends; halved where that takes too long."""
 SWEEP_STATEMENTS = 20
 """Such statements in one sweep; what is left waits a second."""
 TRIM_USERS = 20
-"""Mailboxes that one statement measures: it reads the index entries of all that is in them."""
-RETRY = 0.2
-"""Seconds between tries to read while the database is away."""
+"""Mailboxes that one statement measures."""
+PATROL_USERS = 20
+"""Mailboxes that the patrol measures each second, whether they have grown or not."""
 MICRO = 1_000_000
 DAY = 86_400.0
 """Seconds."""
@@ -74,6 +91,7 @@ class Mailbox:
         settlement: Settlement,
         clock: Clock,
         gate: Gate,
+        errors: ErrorHandler,
         boot: str,
         patience: float,
         park_after: float,
@@ -87,7 +105,9 @@ class Mailbox:
         settlement.on_stored = self._stored
         settlement.on_superseded = self.ended_in_store
         self._clock = clock
-        self._gate = gate
+        self._errors = errors
+        self._persistence = Persistence(store, gate, clock, "mailboxes")
+        self._sweeping = Persistence(store, gate, clock, "mailbox sweeps")
         self._boot = boot
         self._patience = patience
         self._park_after = park_after
@@ -104,13 +124,19 @@ class Mailbox:
         self._replaying: dict[Session, None] = {}
         self._resuming: dict[Session, None] = {}
         """Sessions that wait for their welcome, oldest first."""
-        self._reading = False
+        self._postponed: dict[Session, float] = {}
+        """Sessions whose page could not be read: monotonic seconds of the next try."""
+        self._reading: set[str] = set()
+        """Users whose pages are being read."""
         self._gone: dict[RowKey, bool] = {}
         """Rows that ended while a page was being read, which may show them as they were: were they delivered?"""
         self._recalling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes that a recall has ended here, and whose rows are not yet committed."""
         self._looks = Appointments(lambda flight: self._flights.get(flight.key) is flight)
         self._measuring = Measuring(limits)
+        self._patrol = ""
+        """The user whose mailbox the patrol has measured last."""
+        self._sweep_rows = SWEEP_ROWS
 
     # --- positions ---
 
@@ -149,14 +175,19 @@ class Mailbox:
     def more(self, session: Session) -> None:
         """The session has handed something over, or proven it: it may have room for its next page."""
         replay = session.replay
-        if replay is not None and not replay.asked and session.idle:
-            self._want(session)
+        if replay is None or replay.asked or not session.idle:
+            return
+        if replay.full and not session.socket.writable:
+            # It has taken nothing since its last page found no room.
+            return
+        self._want(session)
 
     def closed(self, session: Session) -> None:
         """The session is gone, or gets no more pushes; idempotent."""
         self._replaying.pop(session, None)
         self._resuming.pop(session, None)
         self._asked.pop(session, None)
+        self._postponed.pop(session, None)
         blocked = self._blocked.get(session.user)
         if blocked is not None:
             blocked.discard(session)
@@ -202,51 +233,93 @@ class Mailbox:
                 await self._read([s for s in sessions if s.replay is not None])
 
     async def _read(self, sessions: list[Session]) -> None:
-        resuming = {(s.user, s.replay.last): s for s in sessions if s.replay and s.replay.last is not None}
-        flying = self._in_the_air(resuming.keys()) if resuming else {}
         self._gone.clear()
-        self._reading = True
+        self._reading = {session.user for session in sessions}
         try:
-            asks = [ResumeAsk(user, last) for user, last in resuming]
-            for ask, point in zip(asks, await self._store.resume_points(asks) if asks else (), strict=True):
-                for session in sessions:
-                    if session.user == ask.user and session.replay and session.replay.last == ask.push_id:
-                        self._resume(session, _earlier(flying.get(ask), point))
-            reading = [(s, wanted) for s in sessions if (wanted := _ask(s)) is not None]
-            pages = await self._store.mailbox([wanted for _, wanted in reading])
-            await self._look_for_gaps(
-                [s for (s, wanted), rows in zip(reading, pages, strict=True) if _is_last(wanted, rows)]
-            )
-            for (session, wanted), rows in zip(reading, pages, strict=True):
-                self._page(session, wanted, rows)
+            await self._find_where_to_resume(sessions)
+            reading = {ask: s for s in sessions if (ask := _ask(s, len(sessions))) is not None}
+            pages = await self._persistence.in_parts(list(reading), self._pages, self._not_read)
+            read = [(reading[ask], ask, page) for ask, page in pages]
+            await self._look_for_gaps([session for session, _, page in read if not page.more])
+            for session, _, page in read:
+                self._page(session, page)
                 # A page may hold hundreds of pushes; pongs get their turn in between.
                 await self._clock.sleep(0)
-        except (StoreUnavailable, SchemaBehind) as away:
-            self._gate.shut("database", str(away))
-            self._asked = dict.fromkeys(s for s in (*sessions, *self._asked) if s.replay is not None)
-            await self._clock.sleep(RETRY)
         finally:
-            self._reading = False
+            self._reading = set()
 
-    def _in_the_air(self, asked: Collection[tuple[str, str]]) -> dict[tuple[str, str], ResumePoint]:
+    async def _pages(self, asks: Sequence[MailboxAsk]) -> Sequence[tuple[MailboxAsk, MailboxPage]]:
+        return list(zip(asks, await self._store.mailbox(asks), strict=True))
+
+    async def _not_read(
+        self, ask: MailboxAsk, error: StatementFailed
+    ) -> Sequence[tuple[MailboxAsk, MailboxPage]]:
+        """One session's page can't be read: the others do not wait for it."""
+        self._errors.handle(error, "mailbox.read", {"session": ask.session})
+        session = self._hub.session(ask.session)
+        if session is not None and session.replay is not None:
+            self._postponed[session] = self._clock.monotonic() + POSTPONED
+        return ()
+
+    async def _find_where_to_resume(self, sessions: Sequence[Session]) -> None:
+        """Of the sessions that resume: where, and whether anything is missing since."""
+        asks = list(
+            dict.fromkeys(
+                ResumeAsk(s.user, s.replay.last)
+                for s in sessions
+                if s.replay is not None and s.replay.last is not None
+            )
+        )
+        flying = self._in_the_air(asks)
+
+        async def find(some: Sequence[ResumeAsk]) -> Sequence[tuple[ResumeAsk, ResumePoint | None]]:
+            return list(zip(some, await self._store.resume_points(some), strict=True))
+
+        async def failed(
+            ask: ResumeAsk, error: StatementFailed
+        ) -> Sequence[tuple[ResumeAsk, ResumePoint | None]]:
+            self._errors.handle(error, "mailbox.resume", {"push_id": ask.push_id})
+            return [(ask, None)]
+
+        for ask, point in await self._persistence.in_parts(asks, find, failed):
+            for session in sessions:
+                if session.user == ask.user and session.replay and session.replay.last == ask.push_id:
+                    self._resume(session, _earlier(flying.get(ask), point))
+
+    def _in_the_air(self, asks: Sequence[ResumeAsk]) -> dict[ResumeAsk, ResumePoint]:
         """Where pushes are that were seen, and whose rows are not yet written."""
-        found: dict[tuple[str, str], ResumePoint] = {}
-        for flight in self._flights:
-            place = (flight.key.user, flight.key.push_id)
-            if place in asked and (place not in found or flight.position < found[place].position):
-                found[place] = ResumePoint(flight.position, cut=False)
+        found: dict[ResumeAsk, ResumePoint] = {}
+        for ask in asks:
+            positions = [f.position for f in self._flights.of_push(ask.push_id) if f.key.user == ask.user]
+            if positions:
+                found[ask] = ResumePoint(min(positions), cut=False)
         return found
 
     async def _look_for_gaps(self, sessions: Sequence[Session]) -> None:
         """Tell those that were promised everything, and whose last page is there, if something is gone after all:
         what they had not come to yet may have been dropped meanwhile, here or by another node."""
-        promised = [(s, s.replay.resumed) for s in sessions if s.replay and s.replay.resumed is not None]
-        places = [(session.user, position) for session, position in promised]
-        dropped = await self._store.dropped_since(places) if places else ()
-        for (session, _), gone in zip(promised, dropped, strict=True):
-            if gone and session.replay is not None:
-                session.replay.resumed = None
-                self._welcome(session, complete=False)
+        promised = {
+            (s.user, s.replay.resumed): s for s in sessions if s.replay and s.replay.resumed is not None
+        }
+
+        async def look(places: Sequence[tuple[str, int]]) -> Sequence[tuple[tuple[str, int], bool]]:
+            return list(zip(places, await self._store.dropped_since(places), strict=True))
+
+        async def failed(
+            place: tuple[str, int], error: StatementFailed
+        ) -> Sequence[tuple[tuple[str, int], bool]]:
+            # What can't be known is not promised.
+            self._errors.handle(error, "mailbox.dropped_since", {})
+            return [(place, True)]
+
+        for place, gone in await self._persistence.in_parts(list(promised), look, failed):
+            if not gone:
+                continue
+            for session in sessions:
+                replay = session.replay
+                if replay is not None and (session.user, replay.resumed) == place:
+                    replay.resumed = None
+                    self._welcome(session, complete=False)
 
     def _resume(self, session: Session, point: ResumePoint | None) -> None:
         replay = session.replay
@@ -259,14 +332,14 @@ class Mailbox:
         replay.resumed = point.position if point is not None and complete else None
         self._welcome(session, complete=complete)
 
-    def _page(self, session: Session, ask: MailboxAsk, rows: Sequence[Row]) -> None:
+    def _page(self, session: Session, page: MailboxPage) -> None:
         replay = session.replay
         if replay is None:
             return
-        replay.asked = False
+        replay.asked = replay.full = False
         waiting = session.waiting_keys() if replay.again else set()
         handed = session.handed_keys() if replay.again else set()
-        for row in rows:
+        for row in page.rows:
             # As Lamport's clocks: what is taken here from now on is behind what was seen of other nodes.
             self._position = max(self._position, row.position)
             if row.position > replay.until and row.boot == self._boot:
@@ -275,10 +348,12 @@ class Mailbox:
                 continue
             if not self._offer(session, row, replay.again, waiting, handed):
                 # No room: the rest is read again when there is some.
+                replay.full = True
                 break
             replay.after = row.position
         else:
-            if _is_last(ask, rows) and self._released(session) and session.end_replay(self.take_position()):
+            replay.after = max(replay.after, page.reached if page.more else replay.after)
+            if not page.more and self._released(session) and session.end_replay(self.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
         self.flush(session)
@@ -297,7 +372,7 @@ class Mailbox:
     ) -> bool:
         """Offer one row's push to a session that may want it; False where it has no room for it now."""
         key = row.key
-        if session.id in row.excluded or key in waiting:
+        if key in waiting:
             return True
         if row.final:
             return session.offer_kept(_frame(session.mode, row), None)
@@ -356,6 +431,9 @@ class Mailbox:
     def tick(self) -> None:
         """Called about ten times a second: send again what was not proven, welcome who waited too long."""
         now = self._clock.monotonic()
+        for session in [s for s, at in self._postponed.items() if at <= now]:
+            del self._postponed[session]
+            self._want(session)
         while self._resuming:
             session = next(iter(self._resuming))
             replay = session.replay
@@ -400,11 +478,13 @@ class Mailbox:
         """Its row is committed and says `stored`."""
         if flight.kept is not None:
             flight.kept.data = None
+            flight.kept.excluded = frozenset()
         # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
         # was taken, since that was by another clock.)
         flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
         self._flights.written(flight)
-        self._measuring.stored(flight.key.user, len(row.payload or b""), self._clock.monotonic())
+        size = 0 if flight.kept is None else flight.kept.size
+        self._measuring.stored(flight.key.user, size, self._clock.monotonic())
         if not flight.messages:
             if (flight.ended or flight.open <= 0) and not self._settlement.is_due(flight):
                 # No session has it, or it was just ended in the store: the row alone stands for it.
@@ -415,7 +495,7 @@ class Mailbox:
 
     def settled(self, flight: Flight) -> None:
         """Its final row is committed."""
-        if self._reading:
+        if flight.key.user in self._reading:
             self._gone[flight.key] = flight.outcome in DELIVERED
         if flight.key in self._recalling:
             self._recalling.pop(flight.key).set_result(None)
@@ -426,7 +506,7 @@ class Mailbox:
         if not rows:
             return
         for row in rows:
-            if self._reading:
+            if row.key.user in self._reading:
                 self._gone[row.key] = False
             flight = self._flights.get(row.key)
             if flight is None:
@@ -442,45 +522,77 @@ class Mailbox:
     def every_second(self) -> None:
         """Ask again for sessions whose room nobody has told of: their sockets had taken something in between."""
         for session in list(self._replaying):
+            if session.replay is not None:
+                session.replay.full = False
             self.more(session)
 
     async def sweep(self) -> None:
         """Called every second: end what has expired, and what is over the bounds of its mailbox.
 
-        Raises StoreUnavailable and SchemaBehind; what was not done is done by the next sweep.
+        Waits while the database is down. A statement that fails all the same is made smaller, and what fails alone is
+        left until it grows again, or the patrol comes by.
         """
+        await self._expire()
         for _ in range(SWEEP_STATEMENTS):
-            expired = await self._store.expire(SWEEP_ROWS)
-            self.ended_in_store(expired)
-            if len(expired) < SWEEP_ROWS:
+            users = self._measuring.take(TRIM_USERS, self._clock.monotonic())
+            if not users:
                 break
+            await self._trim(users)
+        users = list(
+            await self._sweeping.call(lambda: self._store.users_with_mail(self._patrol, PATROL_USERS))
+        )
+        self._patrol = users[-1] if len(users) == PATROL_USERS else ""
+        await self._trim(users)
+
+    async def _expire(self) -> None:
         for _ in range(SWEEP_STATEMENTS):
-            taken = self._measuring.take(TRIM_USERS, self._clock.monotonic())
-            if not taken:
-                break
-            try:
-                over = await self._store.trim(list(taken), self._limits.pushes, self._limits.total_bytes)
-            except BridgeError:
-                self._measuring.put_back(taken)
-                raise
-            self.ended_in_store(over)
+            ended = await self._ended_by(self._store.expire)
+            if not ended:
+                return
+
+    async def _trim(self, users: Sequence[str]) -> None:
+        """Measure these mailboxes, and end what is over their bounds, the oldest first."""
+
+        async def measure(some: Sequence[str]) -> Sequence[tuple[str, int]]:
+            return await self._store.overfull(some, self._limits.pushes, self._limits.total_bytes)
+
+        async def failed(user: str, error: StatementFailed) -> Sequence[tuple[str, int]]:
+            self._errors.handle(error, "mailbox.measure", {})
+            return ()
+
+        over = await self._sweeping.in_parts(users, measure, failed)
+        while over and await self._ended_by(lambda limit: self._store.trim(over, limit)):
+            await self._clock.sleep(0)
+
+    async def _ended_by(self, statement: Callable[[int], Awaitable[Sequence[Row]]]) -> bool:
+        """Run a statement that ends so many rows at most; whether there may be more."""
+        try:
+            ended = await self._sweeping.call(lambda: statement(self._sweep_rows))
+        except StatementFailed as failed:
+            self._errors.handle(failed, "mailbox.sweep", {"rows": self._sweep_rows})
+            alone = self._sweep_rows == 1
+            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            return not alone
+        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        self.ended_in_store(ended)
+        return bool(ended)
 
     # --- recall ---
 
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
 
-        Returns when all of it is committed: what was in the air would come again with its message.
-        Raises StoreUnavailable and SchemaBehind: then it is to be called again.
+        Returns when all of it is committed: what was in the air would come again with its message. Many rows are
+        ended step by step, and the sessions told with each. Raises StoreUnavailable and SchemaBehind: then it is to
+        be called again.
         """
         now = self._clock.time()
-        pushes: dict[tuple[str, str], None] = {}
         ended: set[RowKey] = set()
+        told: set[Session] = set()
         uncommitted: list[asyncio.Future[None]] = []
-        for flight in self._flights:
-            if not _names(recall, flight):
-                continue
-            pushes[flight.key.user, flight.key.push_id] = None
+        flying: dict[tuple[str, str], None] = {}
+        for flight in self._named(recall):
+            flying[flight.key.user, flight.key.push_id] = None
             if flight.parked and flight.kept is not None:
                 continue  # its row ends, with all that the store keeps
             if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
@@ -489,23 +601,48 @@ class Mailbox:
             if flight.outcome is Outcome.RECALLED:
                 loop = asyncio.get_running_loop()
                 uncommitted.append(self._recalling.setdefault(flight.key, loop.create_future()))
-        written = await self._store.recall(recall)
-        self.ended_in_store([w.row for w in written if w.applied])
-        ended.update(w.row.key for w in written if w.applied)
-        for w in written:
-            pushes[w.row.key.user, w.row.key.push_id] = None
-        told: set[Session] = set()
-        for user, push_id in pushes:
-            frame = wire.withdraw_frame(push_id, recall.tenant)
-            for session in self._hub.of_user(user):
-                if session.mode is Mode.ENVELOPE and session.takes_pushes:
-                    session.tell(frame)
-                    told.add(session)
-        for session in told:
-            self.flush(session)
+        place: RecallPlace | None = RecallPlace()
+        rows = SWEEP_ROWS
+        count = len(ended)
+        while place is not None:
+            try:
+                page = await self._store.recall(recall, place, rows)
+            except StatementFailed:
+                if rows == 1:
+                    raise
+                rows = max(1, rows // 4)
+                continue
+            self.ended_in_store([w.row for w in page.written if w.applied])
+            count += sum(1 for w in page.written if w.applied and w.row.key not in ended)
+            of_page = dict.fromkeys((w.row.key.user, w.row.key.push_id) for w in page.written)
+            for push in of_page:
+                flying.pop(push, None)
+            self._withdraw(of_page, recall.tenant, told)
+            place = page.next
+            await self._clock.sleep(0)
+        # Told when they have ended, so that nothing is sent behind it.
+        self._withdraw(flying, recall.tenant, told)
         if uncommitted:
             await asyncio.wait(uncommitted)
-        return Recalled(len(ended), len(told))
+        return Recalled(count, len(told))
+
+    def _named(self, recall: Recall) -> Collection[Flight]:
+        """The flights that a recall is about."""
+        if recall.push_id:
+            return [f for f in self._flights.of_push(recall.push_id) if f.key.tenant == recall.tenant]
+        return self._flights.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)
+
+    def _withdraw(self, pushes: Collection[tuple[str, str]], tenant: str, told: set[Session]) -> None:
+        """Tell the sessions of these users that these pushes, by id, are withdrawn."""
+        flushed: set[Session] = set()
+        for user, push_id in pushes:
+            for session in self._hub.of_user(user):
+                if session.mode is Mode.ENVELOPE and session.takes_pushes:
+                    session.tell(wire.withdraw_frame(push_id, tenant))
+                    flushed.add(session)
+        for session in flushed:
+            self.flush(session)
+        told |= flushed
 
     # --- for people ---
 
@@ -515,16 +652,20 @@ class Mailbox:
         return len(self._replaying)
 
 
-def _ask(session: Session) -> MailboxAsk | None:
+def _ask(session: Session, sessions: int) -> MailboxAsk | None:
+    """The next page of a session, which shares a statement with so many."""
     replay = session.replay
     if replay is None:
         return None
-    return MailboxAsk(session.user, replay.after, replay.until + SKEW, replay.seen)
-
-
-def _is_last(ask: MailboxAsk, rows: Sequence[Row]) -> bool:
-    """Whether nothing is left behind this page."""
-    return len(rows) < ask.rows and sum(len(row.payload or b"") for row in rows) < ask.payload_bytes
+    return MailboxAsk(
+        session.user,
+        replay.after,
+        replay.until + SKEW,
+        replay.seen,
+        session.id,
+        min(PAGE_ROWS, max(PAGE_ROWS_LEAST, READ_ROWS // sessions)),
+        min(PAGE_BYTES, max(PAGE_BYTES_LEAST, READ_BYTES // sessions)),
+    )
 
 
 def _earlier(one: ResumePoint | None, other: ResumePoint | None) -> ResumePoint | None:
@@ -544,12 +685,3 @@ def _frame(mode: Mode, row: Row) -> Frame:
         tenant=row.key.tenant,
     )
     return wire.bare_frame(request) if mode is Mode.BARE else wire.push_frame(request)
-
-
-def _names(recall: Recall, flight: Flight) -> bool:
-    key = flight.key
-    if key.tenant != recall.tenant:
-        return False
-    if recall.push_id:
-        return key.push_id == recall.push_id
-    return key.user == recall.user and flight.collapse_key == recall.collapse_key

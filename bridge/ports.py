@@ -7,6 +7,7 @@ library crosses a port: adapters translate it into one of `bridge.errors`.
 
 from __future__ import annotations
 
+import datetime
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -165,11 +166,35 @@ class Written(NamedTuple):
 
     `applied` is True where this call made it so (inserted, or updated a row that was not final). Where it
     is False the caller's row was NOT written and `row` is the one that was there. A store that tries again by
-    itself says True also where a try whose answer it lost had made it so.
+    itself says True also where a try whose answer it lost had made it so. None: somebody else holds the row, which is
+    not final; nothing was written, and it is to be tried again in a while.
     """
 
     row: Row
-    applied: bool
+    applied: bool | None
+
+
+class RowPage(NamedTuple):
+    """Some of the rows of a push, in the order of their users' ids (bytewise)."""
+
+    rows: Sequence[Row]
+    next_user: str | None
+    """Where the next page begins; None: there is no more."""
+
+
+class IdPlace(NamedTuple):
+    """How far a reading of known ids has come."""
+
+    day: datetime.date
+    push_id: str
+
+
+class IdPage(NamedTuple):
+    """Some of the push ids that the log knows."""
+
+    ids: Sequence[str]
+    next: IdPlace | None
+    """Where the next page begins; None: there is no more."""
 
 
 class MailboxAsk(NamedTuple):
@@ -181,10 +206,40 @@ class MailboxAsk(NamedTuple):
     seen: int | None = None
     """None: only `stored` rows. A position: also those after it that were delivered to some session and whose
     ttl has not ended, for a client that resumes."""
+    session: str = ""
+    """Rows that this session does not get are left out."""
     rows: int = 200
-    """At most so many."""
+    """At most so many are looked at, and a few more where several have one position."""
     payload_bytes: int = 256 * 1024
-    """The page ends with the row that brings its payloads to this many bytes."""
+    """The page ends with the row that brings what it carries to so many bytes: data and except lists."""
+
+
+class MailboxPage(NamedTuple):
+    """What an ask found; rows that are not wanted count as looked at, so it may have few rows, or none, and go on."""
+
+    rows: Sequence[Row]
+    """With their data."""
+    reached: int
+    """Everything up to this position was looked at."""
+    more: bool
+    """There may be more after it."""
+
+
+class RecallPlace(NamedTuple):
+    """How far a recall has come; a new one begins it."""
+
+    user: str = ""
+    """Of a recall by push id: the user to go on with."""
+    position: int = -1
+    """Of one by collapse key: after which delivered push to go on; below zero while stored ones are ended."""
+
+
+class RecallPage(NamedTuple):
+    """What a step of a recall did."""
+
+    written: Sequence[Written]
+    next: RecallPlace | None
+    """Where the next step begins; None: it is done."""
 
 
 class ResumeAsk(NamedTuple):
@@ -216,8 +271,13 @@ class Collapse(NamedTuple):
 class Store(Protocol):
     """The rows of the delivery log by compare-and-set. Every method is safe to run again.
 
-    All raise StoreUnavailable when the database is away or its answer was lost, SchemaBehind when its
-    schema is older than the program.
+    All raise StoreUnavailable when the database is down or its answer was lost; StatementFailed (which is one) when it
+    is there and gave the statement up: less at a time may succeed; SchemaBehind when its schema is older than the
+    program.
+
+    A row that is returned carries no data and no except list (`payload` None, `excluded` empty) but on a page of a
+    mailbox, and none of `find`, `find_push` and `owing` carries `meta`: of a thousand rows all may have the same
+    megabyte. The row of a `Written` that was inserted is the caller's own.
     """
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
@@ -232,8 +292,17 @@ class Store(Protocol):
         """
         ...
 
-    async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
-        """Every row (today's and the day before's) of these pushes, in any order."""
+    async def try_writing(self) -> None:
+        """Write a row and take it back. Raises what `record` would raise if it were not for its rows."""
+        ...
+
+    async def find(self, keys: Sequence[RowKey]) -> Sequence[Row]:
+        """The rows with these keys in the days in which a key is known (today's and the day before's, and as far back
+        as anything is stored), in any order. The caller asks for a thousand at a time at most."""
+        ...
+
+    async def find_push(self, push: PushKey, from_user: str, limit: int) -> RowPage:
+        """About `limit` of the rows of a push in those days, from this user id on; all rows of the last user."""
         ...
 
     async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
@@ -252,15 +321,21 @@ class Store(Protocol):
         """Fill `late_at`, and `proven_at`, of final rows where they are null; the outcome stays as it is."""
         ...
 
-    async def recent(self, limit: int) -> Sequence[PushKey]:
-        """The newest `limit` ids that have a row, oldest first, to warm the memory at a start."""
+    async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
+        """Push ids that a row has from the day before on, in pages that look at `limit` rows each; an id may be on
+        several. Rows that are written while one reads may be left out."""
+        ...
+
+    async def rows_of_others(self, boot: str) -> int:
+        """How many rows other processes than this boot have written in those days, by their count: while it is the
+        same, none has written another."""
         ...
 
     # Kept pushes: rows with an `expires_at`, `stored` until they end. What ends a row here keeps its `owed`,
     # so that the receipt is paid by the sweep; the rows that are returned are those as they are now.
 
-    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
-        """A page for each ask, in their order; never a row whose ttl has ended. An empty page: no more."""
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
+        """A page for each ask, in their order; never a row whose ttl has ended."""
         ...
 
     async def resume_points(self, asks: Sequence[ResumeAsk]) -> Sequence[ResumePoint | None]:
@@ -276,17 +351,29 @@ class Store(Protocol):
         the row has a proof as `received`/`not_acked`."""
         ...
 
-    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
-        """End the oldest stored rows of each of these users as `dropped`/`mailbox_full`, until at most so many
-        rows, and bytes of their payloads, are left in each mailbox."""
+    async def overfull(
+        self, users: Sequence[str], pushes: int, payload_bytes: int
+    ) -> Sequence[tuple[str, int]]:
+        """Those of these users who have more stored rows, or more bytes in them, than this; each with the position up
+        to which rows must go."""
         ...
 
-    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
-        """End stored rows of lower positions with the same tenant, user and key: `superseded`/`collapsed`."""
+    async def trim(self, places: Sequence[tuple[str, int]], limit: int) -> Sequence[Row]:
+        """End stored rows up to a position of a user as `dropped`/`mailbox_full`, the oldest first: at most `limit`
+        in all. None: there were no more."""
         ...
 
-    async def recall(self, recall: Recall) -> Sequence[Written]:
-        """End the stored rows that a recall names as `recalled`/`withdrawn` (`applied`).
+    async def users_with_mail(self, after: str, limit: int) -> Sequence[str]:
+        """The next users for whom something is stored, in the order of their ids (bytewise)."""
+        ...
+
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+        """End stored rows of lower positions with the same tenant, user and key: `superseded`/`collapsed`. At most
+        `limit`; none: there were no more."""
+        ...
+
+    async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
+        """One step: end stored rows that a recall names as `recalled`/`withdrawn` (`applied`), about `limit` of them.
 
         The others that it names are returned as well, not applied: of a recall by push id those of that push that
         had ended before, or are `pending`; of one by collapse key those that were delivered, until their ttl ends.
@@ -295,7 +382,7 @@ class Store(Protocol):
         ...
 
     async def last_position(self) -> int:
-        """The highest position that a row of the newest days has, 0 for none: a node goes on above it."""
+        """The highest position that any row has, 0 for none: a node goes on above it."""
         ...
 
 
@@ -489,6 +576,10 @@ class Metrics(Protocol):
 
     def repeat(self, outcome: Outcome) -> None:
         """A request came again whose row was already there."""
+        ...
+
+    def looked_up(self, rows: int) -> None:
+        """So many keys were looked for before their pushes were sent."""
         ...
 
     def proof_late(self, count: int) -> None:

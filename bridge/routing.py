@@ -1,8 +1,8 @@
-"""Whom a push request reaches: from its target to users and their sessions, by what the hub holds now."""
+"""Resolve a target to users and sessions, by what the hub holds now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bridge.hub import Hub
@@ -18,36 +18,34 @@ class Address(NamedTuple):
     nobody: Reason = Reason.NO_SESSION
 
 
-def addresses(hub: Hub, request: PushRequest) -> Iterator[Address]:
-    """The users of a request, each once, in the order of the request; always at least one.
+def roams(request: PushRequest) -> bool:
+    """Whether only the hub knows the users of a request."""
+    return isinstance(request.target, (ToAll, ToSession))
 
-    A target without a user to name (`all` or `session` that reach nobody) gives one address with NO_USER.
-    """
+
+def users_of(hub: Hub, request: PushRequest) -> Sequence[str]:
+    """The users of a request, each once, in its order; NO_USER where only the hub could know one and knows none."""
     target = request.target
     if isinstance(target, ToUser):
-        yield _user(hub, target.user, request)
-    elif isinstance(target, ToUsers):
-        for user in target.users:
-            yield _user(hub, user, request)
-    elif isinstance(target, ToSession):
+        return (target.user,)
+    if isinstance(target, ToUsers):
+        return target.users
+    if isinstance(target, ToSession):
         session = hub.session(target.session)
-        if session is None or not session.takes_pushes:
-            yield Address(NO_USER, (), Reason.NO_SESSION)
-        elif session.id in request.excluded:
-            yield Address(session.user, (), Reason.EXCLUDED)
-        else:
-            yield Address(session.user, (session,))
+        return (NO_USER,) if session is None or not session.takes_pushes else (session.user,)
+    return hub.everyone() or (NO_USER,)
+
+
+def address(hub: Hub, request: PushRequest, user: str) -> Address:
+    """Where this user of a request is now; to be used before anything else happens."""
+    target = request.target
+    if user == NO_USER:
+        return Address(user, (), Reason.NOBODY if isinstance(target, ToAll) else Reason.NO_SESSION)
+    if isinstance(target, ToSession):
+        session = hub.session(target.session)
+        live = [session] if session is not None and session.takes_pushes else []
     else:
-        everyone = hub.everyone()
-        if not everyone:
-            yield Address(NO_USER, (), Reason.NOBODY)
-        for user in everyone:
-            yield _user(hub, user, request)
-
-
-def _user(hub: Hub, user: str, request: PushRequest) -> Address:
-    sessions = hub.of_user(user)
-    live = [s for s in sessions if s.takes_pushes]
+        live = [s for s in hub.of_user(user) if s.takes_pushes]
     if not request.excluded:
         return Address(user, live)
     chosen = [s for s in live if s.id not in request.excluded]
@@ -61,6 +59,4 @@ def named_users(request: PushRequest) -> Sequence[str]:
         return (target.user,)
     if isinstance(target, ToUsers):
         return target.users
-    if isinstance(target, (ToSession, ToAll)):
-        return (NO_USER,)
-    raise TypeError(target)
+    return (NO_USER,)

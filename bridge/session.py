@@ -40,7 +40,7 @@ class SessionLimits(NamedTuple):
 class Replay:
     """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
 
-    __slots__ = ("after", "again", "asked", "began", "last", "missed", "resumed", "seen", "until")
+    __slots__ = ("after", "again", "asked", "began", "full", "last", "missed", "resumed", "seen", "until")
 
     def __init__(
         self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
@@ -57,6 +57,8 @@ class Replay:
         """A round for pushes that this session was handed before and did not prove."""
         self.asked = False
         """Its next page was asked for, and has not come yet."""
+        self.full = False
+        """There was no room for all of the last page: the next is of no use before the socket takes bytes."""
         self.missed: int | None = None
         """The position of the first push that could not be held: another round begins with it."""
         self.resumed: int | None = None

@@ -11,16 +11,15 @@ that touches what a row owes runs in the payer, one batch after the other, so th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import msgspec
-
-from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
-from bridge.flight import Flight, Message, merged
+from bridge.errors import StatementFailed
+from bridge.flight import DELIVERED, OWED_MAX, Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import LateProof, Outcome, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import LateProof, Outcome, Proof, Reason, Receipt, Reply, Row, RowKey
+from bridge.persistence import PARTS, RETRY_FIRST, RETRY_MOST, Persistence
 from bridge.ports import (
     Acks,
     Clock,
@@ -34,23 +33,24 @@ from bridge.ports import (
     Store,
     Written,
 )
+from bridge.recording import UNTRIED, Recorder
 
 BATCH_ROWS = 500
 """Rows in one statement: beyond it figures gain little and a redelivery repeats more."""
+BATCH_BYTES = 1024 * 1024
+"""Bytes of data, except lists and meta after which a batch ends; what several rows share counts once."""
+BATCH_ANSWERS = 1000
+"""Repeats that are answered with one batch."""
 LINGER = 0.005
 """Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
 LINGER_ROWS = 100
 """A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
-UNTRIED = frozenset(
-    (Reason.QUEUE_EXPIRATION, Reason.MAX_AGE, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP)
-)
-"""Why a push ends that nobody was to have any more when it was taken."""
 SWEEP_ROWS = 500
-"""Debts paid in one step of a sweep."""
-RETRY_FIRST, RETRY_MOST = 0.1, 2.0
-"""Seconds between tries while the database is away: doubled from the first to the most."""
-
-T = TypeVar("T")
+"""Debts paid in one step of a sweep, and rows that one statement notes anything in."""
+ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
+"""Seconds until a row that could not be written is tried again: doubled from the first to the most."""
+LATE_MAX = 100_000
+"""Late proofs that wait to be noted: over it the oldest are not."""
 
 
 class _Payment(NamedTuple):
@@ -59,15 +59,38 @@ class _Payment(NamedTuple):
     receipts: list[Receipt]
     owed_by_row: set[RowKey]
     """Rows that carry their debt themselves: cleared when paid, left to the sweep when not."""
-    notes: dict[RowKey, tuple[Reply, ...]]
-    """Debts to be noted in rows that are not final yet."""
+    notes: dict[RowKey, list[Message]]
+    """By rows that are not final yet, the messages that want to hear of the end: they wait for nothing else."""
     told: list[Row]
     """Transitions to be told to the logs that are not the store."""
-    messages: list[Message]
-    """One entry for each (message, row) that is settled once the rest of this payment is done."""
+    messages: list[tuple[Message, RowKey]]
+    """One entry for each message and row that are settled once the rest of this payment is done."""
     released: list[Message]
     """Messages whose rows were all settled before the last of them was named."""
     sweep: bool = False
+
+
+class _Aside:
+    """A flight whose row could not be written with the others."""
+
+    __slots__ = ("again", "at", "flight", "wait")
+
+    def __init__(self, flight: Flight, at: float, wait: float) -> None:
+        self.flight = flight
+        self.at = at
+        """Monotonic seconds of the next try."""
+        self.wait = wait
+        """Seconds that were waited for it."""
+        self.again = False
+        """More has become of it while it was written."""
+
+
+class _Note(NamedTuple):
+    """A debt that could not be noted in its row; the message stays unacked until it is."""
+
+    key: RowKey
+    replies: tuple[Reply, ...]
+    message: Message | None
 
 
 class Settlement:
@@ -90,6 +113,9 @@ class Settlement:
         boot: str,
     ) -> None:
         self._store = store
+        self._writing_persistence = Persistence(store, gate, clock, "rows")
+        self._recorder = Recorder(store, self._writing_persistence, errors)
+        self._paying_persistence = Persistence(store, gate, clock, "debts")
         self._logs = logs
         self._receipts = receipts
         self._dead_letters = dead_letters
@@ -110,16 +136,24 @@ class Settlement:
         self.first_rows = 0
         """Flights whose first row, final or not, is committed; for the audit."""
         self._due: dict[RowKey, Flight] = {}
+        self._aside: dict[RowKey, _Aside] = {}
+        """Flights whose rows could not be written with the others, and are tried alone."""
+        self._aside_wake = asyncio.Event()
+        self._unreplaced: list[Collapse] = []
+        """Pushes whose older ones could not be ended."""
+        self._rested: dict[RowKey, float] = {}
+        """Rows whose debts are paid and could not be settled: until when (monotonic) they are not paid again."""
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
         self._late: list[LateProof] = []
         self._ended: list[Row] = []
-        self._unburied: list[Message] = []
+        self._unfinished: list[Message] = []
+        """Settled, but for a dead letter or an answer that the broker has not confirmed."""
+        self._unnoted: list[_Note] = []
+        self._sweep_rows = SWEEP_ROWS
         self._wake = asyncio.Event()
         self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
         self._paying: set[RowKey] = set()
-        self._unsure = False
-        """The database has failed to answer while the batch was written: any of it may be there already."""
         self._writing: dict[RowKey, Flight] = {}
         self._sweep_due = False
         self._idle = asyncio.Event()
@@ -129,12 +163,23 @@ class Settlement:
 
     def due(self, flight: Flight) -> None:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
-        self._due[flight.key] = flight
-        self._stir()
+        aside = self._aside.get(flight.key)
+        if aside is not None:
+            # It is written as it will be when its turn comes, and once more where that is now.
+            aside.again = True
+        else:
+            self._due[flight.key] = flight
+            self._stir()
 
     def is_due(self, flight: Flight) -> bool:
         """Whether this flight's row waits to be written, or is being written."""
-        return self._due.get(flight.key) is flight or self._writing.get(flight.key) is flight
+        key = flight.key
+        aside = self._aside.get(key)
+        return (
+            self._due.get(key) is flight
+            or self._writing.get(key) is flight
+            or (aside is not None and aside.flight is flight)
+        )
 
     def answer(self, message: Message, row: Row) -> None:
         """A request came again whose row is there: answer it from the row. `message.open` counts it."""
@@ -159,6 +204,8 @@ class Settlement:
     def late(self, proof: LateProof) -> None:
         """Proof came after the end: it fills a time column only."""
         self._late.append(proof)
+        if len(self._late) > LATE_MAX:
+            del self._late[: LATE_MAX // 10]
 
     def ended_by_sweep(self, rows: Sequence[Row]) -> None:
         """The store has ended these rows of a dead boot: tell the logs, hooks and metrics; the sweep pays."""
@@ -177,7 +224,17 @@ class Settlement:
     @property
     def rows_waiting(self) -> int:
         """Rows that wait for the writer or are being written."""
-        return len(self._due) + len(self._writing)
+        return len(self._due) + len(self._writing) + len(self._aside)
+
+    @property
+    def set_aside(self) -> int:
+        """Rows that could not be written with the others: each is tried alone, again and again."""
+        return len(self._aside)
+
+    @property
+    def answers_waiting(self) -> int:
+        """Repeats that wait to be answered."""
+        return len(self._answers)
 
     @property
     def payments_waiting(self) -> int:
@@ -188,12 +245,13 @@ class Settlement:
         """Return when all that is due now is written, paid and acked."""
         await self._idle.wait()
 
-    # --- the two tasks ---
+    # --- the tasks ---
 
     async def run(self) -> None:
         """Run until cancelled. An error that is none of the ordinary ones ends it, and so the service."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_forever(), name="settlement writer")
+            tasks.create_task(self._write_aside_forever(), name="settlement writer of what was set aside")
             tasks.create_task(self._pay_forever(), name="settlement payer")
 
     async def _write_forever(self) -> None:
@@ -203,53 +261,100 @@ class Settlement:
             if busy and len(self._due) < LINGER_ROWS:
                 await self._clock.sleep(LINGER)
             self._wake.clear()
-            keys = list(self._due)[:BATCH_ROWS]
-            flights = [self._due.pop(key) for key in keys]
+            flights = self._next_batch()
             busy = len(flights) >= LINGER_ROWS // 2
-            if self._due:
+            answers = self._answers[:BATCH_ANSWERS]
+            del self._answers[:BATCH_ANSWERS]
+            if self._due or self._answers:
                 self._wake.set()
-            answers, self._answers = self._answers, []
             ended, self._ended = self._ended, []
             sweep, self._sweep_due = self._sweep_due, False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)
-            self._writing = dict(zip(keys, flights, strict=True))
+            self._writing = {f.key: f for f in flights}
             started = self._clock.monotonic()
-            rows = [f.row(self._node, self._boot) for f in flights]
-            self._unsure = False
-            written = await self._record(rows)
-            await self._supersede([*(w.row for w in written), *(row for _, row in answers)])
+            payment = _Payment([], set(), {}, ended, [], [], sweep)
+            written = await self._record(flights, self._recorder, self._writing_persistence)
+            await self._supersede([*(w.row for w in written if w is not None), *(row for _, row in answers)])
             self._writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
             released, self._released = self._released, []
-            payment = _Payment([], set(), {}, ended, [], released, sweep)
+            payment.released.extend(released)
             for row in ended:
                 self._tell(row)
-            for flight, row, result in zip(flights, rows, written, strict=True):
-                if not result.applied and self._unsure and result.row.ended_by(row):
-                    # An earlier try of this very write was committed though its answer was lost.
-                    result = Written(result.row, applied=True)
-                self._committed(flight, result, payment)
+            for flight, result in zip(flights, written, strict=True):
+                if result is None:
+                    self._set_aside(flight)
+                else:
+                    self._committed(flight, result, payment)
             for message, row in answers:
                 self._answered(message, row, payment)
             await self._payments.put(payment)
 
-    async def _record(self, rows: list[Row]) -> list[Written]:
-        """Write a batch; halve it where the database refuses its data, until the culprit is alone."""
-        if not rows:
-            return []
-        try:
-            return list(await self._persist(lambda: self._store.record(rows)))
-        except RowsRefused as refused:
-            if len(rows) > 1:
-                half = len(rows) // 2
-                return await self._record(rows[:half]) + await self._record(rows[half:])
-            self._errors.handle(refused, "store.record", {"push_id": rows[0].key.push_id})
-            plain = _storable(rows[0], refused)
-            if plain == rows[0]:
-                raise
-            return await self._record([plain])
+    def _next_batch(self) -> list[Flight]:
+        """The flights that are written next, bounded in rows and in what they carry."""
+        flights: list[Flight] = []
+        size = 0
+        carried: set[int] = set()
+        for flight in itertools.islice(self._due.values(), BATCH_ROWS):
+            for part, part_bytes in flight.carries():
+                # The flights of one request hold the same objects, which are written once.
+                if id(part) not in carried:
+                    carried.add(id(part))
+                    size += part_bytes
+            if flights and size > BATCH_BYTES:
+                break
+            flights.append(flight)
+        for flight in flights:
+            del self._due[flight.key]
+        return flights
+
+    async def _record(
+        self, flights: Sequence[Flight], recorder: Recorder, persistence: Persistence
+    ) -> list[Written | None]:
+        rows = [f.row(self._node, self._boot) for f in flights]
+        persistence.unsure = False
+        written = await recorder.record(rows)
+        if persistence.unsure:
+            # An earlier try of this very write may have been committed though its answer was lost.
+            written = [
+                Written(w.row, applied=True) if w is not None and not w.applied and w.row.ended_by(row) else w
+                for row, w in zip(rows, written, strict=True)
+            ]
+        return written
+
+    def _set_aside(self, flight: Flight) -> None:
+        """Its row can't be written now, and the others must not wait for it."""
+        key = flight.key
+        self._due.pop(key, None)
+        aside = self._aside.get(key)
+        wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
+        self._aside[key] = _Aside(flight, self._clock.monotonic() + wait, wait)
+        self._aside_wake.set()
+
+    async def _write_aside_forever(self) -> None:
+        """Write what was set aside, one row after the other, each when its time has come."""
+        persistence = Persistence(self._store, self._gate, self._clock, "rows set aside")
+        recorder = Recorder(self._store, persistence, self._errors)
+        while True:
+            if not self._aside:
+                self._aside_wake.clear()
+                await self._aside_wake.wait()
+            key = min(self._aside, key=lambda k: self._aside[k].at)
+            aside = self._aside[key]
+            await self._clock.sleep(aside.at - self._clock.monotonic())
+            aside.again = False
+            [written] = await self._record([aside.flight], recorder, persistence)
+            if written is None:
+                self._set_aside(aside.flight)
+                continue
+            del self._aside[key]
+            payment = _Payment([], set(), {}, [], [], [])
+            self._committed(aside.flight, written, payment)
+            if aside.again and not written.row.final:
+                self.due(aside.flight)
+            await self._payments.put(payment)
 
     async def _supersede(self, rows: Sequence[Row]) -> None:
         """End what these pushes replace: after their own rows are there, and before their messages are acked.
@@ -262,25 +367,26 @@ class Settlement:
             for row in rows
             if row.collapse_key and not _untried(row)
         ]
-        if newer and self.on_superseded is not None:
-            ended = await self._persist(lambda: self._store.supersede(newer))
-            if ended:
-                self.on_superseded(ended)
+        for at in range(0, len(newer), BATCH_ROWS):
+            await self._replace(newer[at : at + BATCH_ROWS])
 
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a write of the store until it is done, holding the gate shut while the database is away."""
-        wait = RETRY_FIRST
-        while True:
-            try:
-                result = await call()
-            except (StoreUnavailable, SchemaBehind) as away:
-                self._unsure = True
-                self._gate.shut("database", str(away))
-                await self._clock.sleep(wait)
-                wait = min(wait * 2, RETRY_MOST)
-            else:
-                self._gate.clear("database")
-                return result
+    async def _replace(self, newer: Sequence[Collapse]) -> None:
+        async def some(part: Sequence[Collapse]) -> Sequence[Row]:
+            return await self._store.supersede(part, BATCH_ROWS)
+
+        async def failed(one: Collapse, error: StatementFailed) -> Sequence[Row]:
+            self._errors.handle(error, "store.supersede", {"collapse_key": one.collapse_key})
+            self._unreplaced.append(one)
+            return ()
+
+        while newer:
+            ended = await self._writing_persistence.in_parts(newer, some, failed)
+            if not ended:
+                return
+            if self.on_superseded is not None:
+                self.on_superseded(ended)
+            gone = {(c.tenant, c.user, c.collapse_key) for c in self._unreplaced}
+            newer = [c for c in newer if (c.tenant, c.user, c.collapse_key) not in gone]
 
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
@@ -294,20 +400,7 @@ class Settlement:
             self._tell(row)
             payment.told.append(row)
         if not row.final:
-            # Parked. The replies of messages that joined while the row was written are not in it yet.
-            covered = [m for m in messages if set(m.replies) <= set(row.owed or ())]
-            flight.messages = [m for m in messages if m not in covered]
-            payment.messages.extend(covered)
-            self._paying.discard(row.key)
-            if flight.messages:
-                self.due(flight)
-            if flight.kept is not None:
-                if row.reason is not Reason.AWAITING_PROOF and not flight.kept.told:
-                    # Not final, and not owed: who wants to know that it is kept may hear of it.
-                    flight.kept.told = True
-                    payment.receipts.append(Receipt(row, row.owed or ()))
-                if self.on_stored is not None:
-                    self.on_stored(flight, row)
+            self._parked(flight, row, messages, payment)
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
         if self._due.get(row.key) is flight:
@@ -329,32 +422,68 @@ class Settlement:
             again = any(m.redelivered for m in messages)
             if replies or again:
                 payment.receipts.append(Receipt(row, replies, announce=again))
-        payment.messages.extend(messages)
+            if flight.proof >= Proof.RECEIVED and flight.proven_at and row.outcome not in DELIVERED:
+                self.late(LateProof(row.key, flight.proven_at))
+        payment.messages.extend((m, row.key) for m in messages)
+
+    def _parked(self, flight: Flight, row: Row, messages: Sequence[Message], payment: _Payment) -> None:
+        """Its row is there and not final: its messages need not wait for the end, if the row owes their receipts."""
+        owed = set(row.owed or ())
+        flight.owes = len(owed)
+        for message in messages:
+            if owed.issuperset(message.replies):
+                payment.messages.append((message, row.key))
+            elif flight.owes >= OWED_MAX:
+                message.answers.append(Receipt(row, message.replies, announce=False))
+                payment.messages.append((message, row.key))
+            else:
+                # It joined while the row was written.
+                flight.messages.append(message)
+        self._paying.discard(row.key)
+        if flight.messages:
+            self.due(flight)
+        if flight.kept is not None:
+            if row.reason is not Reason.AWAITING_PROOF and not flight.kept.told:
+                # Not final, and not owed: who wants to know that it is kept may hear of it.
+                flight.kept.told = True
+                payment.receipts.append(Receipt(row, row.owed or ()))
+            if self.on_stored is not None:
+                self.on_stored(flight, row)
 
     def _answered(self, message: Message, row: Row, payment: _Payment) -> None:
         self._metrics.repeat(row.outcome)
+        owed = row.owed or ()
         if row.final:
             # Redelivered: the receipt may have been lost with the connection, so it is announced again.
             if message.replies or message.redelivered:
                 payment.receipts.append(Receipt(row, message.replies, announce=message.redelivered))
-        elif message.replies:
-            payment.notes[row.key] = merged(payment.notes.get(row.key, ()), message.replies)
-        payment.messages.append(message)
+        elif any(reply not in owed for reply in message.replies):
+            noting = payment.notes.setdefault(row.key, [])
+            if len(owed) + len(noting) < OWED_MAX:
+                noting.append(message)
+                return
+            message.answers.append(Receipt(row, message.replies, announce=False))
+        payment.messages.append((message, row.key))
 
     def _tell(self, row: Row) -> None:
         self._metrics.outcome(row)
         self._hooks.on_outcome(row)
+
+    # --- paying ---
 
     async def _pay_forever(self) -> None:
         while True:
             payment = await self._payments.get()
             if payment.told:
                 await self._told(payment.told)
+            unnoted: list[_Note] = []
             if payment.receipts:
-                await self._send(payment)
+                _, unnoted = await self._send(payment)
             if payment.notes:
-                await self._persist(partial(self._store.owe, payment.notes))
-            await self._settle_messages(payment)
+                notes = [_Note(key, m.replies, m) for key, asking in payment.notes.items() for m in asking]
+                unnoted += await self._note(notes)
+                payment.messages.extend((m, key) for key, asking in payment.notes.items() for m in asking)
+            await self._settle_messages(payment, unnoted)
             if payment.sweep:
                 await self._sweep()
             if self._payments.empty() and not (self._due or self._writing or self._wake.is_set()):
@@ -376,54 +505,99 @@ class Settlement:
                     self._gate.clear("delivery log")
                     break
 
-    async def _send(self, payment: _Payment) -> bool:
-        """Send receipts; what is not confirmed becomes, or stays, a debt of its row. False where that is any."""
+    async def _send(self, payment: _Payment) -> tuple[bool, list[_Note]]:
+        """Send receipts; what is not confirmed becomes, or stays, a debt of its row. Returns whether all was confirmed,
+        and the debts that could not be noted."""
+        receipts = [part for receipt in payment.receipts for part in _parts(receipt)]
         started = self._clock.monotonic()
-        unsent = await self._receipts.send(payment.receipts)
-        self._metrics.receipts(
-            len(payment.receipts) - len(unsent), len(unsent), self._clock.monotonic() - started
-        )
+        unsent = {id(receipt) for receipt in await self._receipts.send(receipts)}
+        self._metrics.receipts(len(receipts) - len(unsent), len(unsent), self._clock.monotonic() - started)
+        paid: dict[RowKey, tuple[Reply, ...]] = {}
         debts: dict[RowKey, tuple[Reply, ...]] = {}
-        paid = {r.row.key: r.replies for r in payment.receipts if r.row.key in payment.owed_by_row}
-        for receipt in unsent:
-            if not receipt.row.final:
+        unannounced: list[RowKey] = []
+        for receipt in receipts:
+            key, owed = receipt.row.key, receipt.row.owed
+            of_row = key in payment.owed_by_row
+            if id(receipt) not in unsent:
+                if of_row:
+                    paid[key] = (*paid.get(key, ()), *receipt.replies)
                 continue
-            key = receipt.row.key
-            paid.pop(key, None)
+            if of_row and receipt.announce:
+                unannounced.append(key)
             # Messages that joined while the end was being written ask for more than the row owes already.
-            if key not in payment.owed_by_row or not set(receipt.replies) <= set(receipt.row.owed or ()):
+            if receipt.row.final and not (of_row and set(receipt.replies) <= set(owed or ())):
                 debts[key] = merged(debts.get(key, ()), receipt.replies)
+        for key in unannounced:
+            # To take some replies off would leave nobody who announces it.
+            paid.pop(key, None)
+        unnoted: list[_Note] = []
         if debts:
-            await self._persist(lambda: self._store.owe(debts))
-        if paid:
-            await self._persist(lambda: self._store.settle(paid))
+            notes = [_Note(key, debts[key], m) for m, key in payment.messages if key in debts]
+            alone = debts.keys() - {note.key for note in notes}
+            unnoted = await self._note([*notes, *(_Note(key, debts[key], None) for key in alone)])
+        await self._settle(paid)
         self._paying.difference_update(payment.owed_by_row)
-        return not unsent
+        return not unsent, unnoted
 
-    async def _settle_messages(self, payment: _Payment) -> None:
+    async def _settle(self, paid: dict[RowKey, tuple[Reply, ...]]) -> None:
+        async def settle(keys: Sequence[RowKey]) -> Sequence[None]:
+            await self._store.settle({key: paid[key] for key in keys})
+            return ()
+
+        async def failed(key: RowKey, error: StatementFailed) -> Sequence[None]:
+            self._errors.handle(error, "store.settle", {"push_id": key.push_id})
+            self._rested[key] = self._clock.monotonic() + ASIDE_MOST
+            return ()
+
+        await self._paying_persistence.in_parts(list(paid), settle, failed)
+
+    async def _note(self, notes: Sequence[_Note]) -> list[_Note]:
+        """Note debts in their rows; returns those that could not be noted."""
+        debts: dict[RowKey, tuple[Reply, ...]] = {}
+        for note in notes:
+            debts[note.key] = (*debts.get(note.key, ()), *note.replies)
+
+        async def owe(keys: Sequence[RowKey]) -> Sequence[RowKey]:
+            await self._store.owe({key: merged(debts[key]) for key in keys})
+            return ()
+
+        async def failed(key: RowKey, error: StatementFailed) -> Sequence[RowKey]:
+            self._errors.handle(error, "store.owe", {"push_id": key.push_id})
+            return (key,)
+
+        bad = set(await self._paying_persistence.in_parts(list(debts), owe, failed))
+        return [note for note in notes if note.key in bad]
+
+    async def _settle_messages(self, payment: _Payment, unnoted: Sequence[_Note]) -> None:
+        waiting = {(id(note.message), note.key) for note in unnoted}
+        self._unnoted.extend(unnoted)
         done = payment.released
-        for message in payment.messages:
+        for message, key in payment.messages:
+            if waiting and (id(message), key) in waiting:
+                continue
             message.open -= 1
             if message.open == 0:
                 done.append(message)
         await self._finish(done)
 
     async def _finish(self, messages: Sequence[Message]) -> None:
-        """All rows of these messages are settled: bury their dead letters, ack those that have none left."""
-        letters = [letter for m in messages if m.token is not None for letter in m.letters]
-        if letters:
-            unburied = {id(letter) for letter in await self._dead_letters.bury(letters)}
-            for message in messages:
-                message.letters = [letter for letter in message.letters if id(letter) in unburied]
-            self._unburied.extend(m for m in messages if m.letters and m.token is not None)
+        """All rows of these messages are settled: answer who is not told of the end, bury their dead letters, ack
+        those for which that was confirmed."""
+        held = [m for m in messages if m.token is not None]
+        letters = [letter for m in held for letter in m.letters]
+        answers = [answer for m in held for answer in m.answers]
+        open_ = {id(thing) for thing in await self._dead_letters.bury(letters)} if letters else set()
+        if answers:
+            open_.update(id(thing) for thing in await self._receipts.send(answers))
         tokens = []
         for message in messages:
-            if message.letters:
+            if message.letters or message.answers:
+                message.letters = [letter for letter in message.letters if id(letter) in open_]
+                message.answers = [answer for answer in message.answers if id(answer) in open_]
+            if (message.letters or message.answers) and message.token is not None:
                 # While the broker takes no publishes it waits for its ack; who handles it alone need not.
-                if message.done is not None:
-                    message.done.set()
-                continue
-            if message.token is not None:
+                self._unfinished.append(message)
+            elif message.token is not None:
                 tokens.append(message.token)
                 message.token = None
             if message.done is not None:
@@ -431,54 +605,78 @@ class Settlement:
         if tokens:
             self._acks.ack(tokens)
 
+    # --- once a second ---
+
     async def _sweep(self) -> None:
-        """Pay debts of rows whose messages are acked, and note late proofs. A failure waits for the next."""
+        """Pay debts of rows whose messages are acked, note late proofs, and try again what could not be done."""
+        await self._prove_late()
+        unnoted, self._unnoted = self._unnoted, []
+        if unnoted:
+            messages = [(n.message, n.key) for n in unnoted if n.message is not None]
+            payment = _Payment([], set(), {}, [], messages, [])
+            await self._settle_messages(payment, await self._note(unnoted))
+        unreplaced, self._unreplaced = self._unreplaced, []
+        if unreplaced:
+            await self._replace(unreplaced)
+        if self._receipts.blocked:
+            return
+        unfinished, self._unfinished = self._unfinished, []
+        await self._finish(unfinished)
+        await self._pay_debts()
+
+    async def _prove_late(self) -> None:
+        # Of rows that are written: what is yet to end would not be found.
+        def unwritten(proof: LateProof) -> bool:
+            return proof.key in self._due or proof.key in self._writing or proof.key in self._aside
+
+        async def prove(proofs: Sequence[LateProof]) -> Sequence[None]:
+            await self._store.prove_late(proofs)
+            return ()
+
+        async def failed(proof: LateProof, error: StatementFailed) -> Sequence[None]:
+            self._errors.handle(error, "store.prove_late", {"push_id": proof.key.push_id})
+            return ()
+
+        late = [p for p in self._late if not unwritten(p)]
+        self._late = [p for p in self._late if unwritten(p)]
+        for at in range(0, len(late), SWEEP_ROWS):
+            await self._paying_persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+
+    async def _pay_debts(self) -> None:
         try:
-            # Of rows that are written: what is yet to end would not be found.
-            late = [p for p in self._late if p.key not in self._due and p.key not in self._writing]
-            self._late = [p for p in self._late if p.key in self._due or p.key in self._writing]
-            if late:
-                try:
-                    await self._store.prove_late(late)
-                except BridgeError:
-                    self._late = late + self._late
-                    raise
-            if self._receipts.blocked:
-                return
-            unburied, self._unburied = self._unburied, []
-            await self._finish(unburied)
-            found = await self._store.owing(SWEEP_ROWS)
-            owing = [r for r in found if r.key not in self._paying]
-            if not owing:
-                return
-            payment = _Payment(
-                [Receipt(r, r.owed or ()) for r in owing], {r.key for r in owing}, {}, [], [], []
-            )
-            if await self._send(payment) and len(found) == SWEEP_ROWS:
-                # There are more; what has come to be paid meanwhile goes first.
-                self.sweep()
-        except (StoreUnavailable, SchemaBehind) as away:
-            self._gate.shut("database", str(away))
+            found = await self._paying_persistence.call(lambda: self._store.owing(self._sweep_rows))
+        except StatementFailed as failed:
+            self._errors.handle(failed, "store.owing", {"rows": self._sweep_rows})
+            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            return
+        now = self._clock.monotonic()
+        if self._rested:
+            self._rested = {key: until for key, until in self._rested.items() if until > now}
+        owing = [r for r in found if r.key not in self._paying and r.key not in self._rested]
+        more = len(found) == self._sweep_rows
+        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        if not owing:
+            return
+        receipts = [Receipt(r, r.owed or ()) for r in owing]
+        all_sent, unnoted = await self._send(_Payment(receipts, {r.key for r in owing}, {}, [], [], []))
+        self._unnoted.extend(unnoted)
+        if more and all_sent:
+            # There are more; what has come to be paid meanwhile goes first.
+            self.sweep()
+
+
+def _parts(receipt: Receipt) -> Sequence[Receipt]:
+    """A receipt for very many replies as several, each small enough to be confirmed in time."""
+    replies = receipt.replies
+    if len(replies) <= OWED_MAX:
+        return (receipt,)
+    return [
+        Receipt(receipt.row, replies[at : at + OWED_MAX], announce=receipt.announce and at == 0)
+        for at in range(0, len(replies), OWED_MAX)
+    ]
 
 
 def _untried(row: Row) -> bool:
     """Whether nobody was to have this push any more when it was taken."""
     late = row.outcome is Outcome.EXPIRED and row.sessions == 0
     return late or row.reason in UNTRIED
-
-
-def _storable(row: Row, refused: RowsRefused) -> Row:
-    """The same truth without what a database can refuse; `detail` says that something was left out.
-
-    The data of a kept push are bytes that no database refuses, and what is owed is written so that it is none.
-    """
-    return msgspec.structs.replace(
-        row,
-        app_id="",
-        meta=b"",
-        payload=row.payload if row.expires_at is not None else None,
-        ack_within=0.0,
-        traceparent="",
-        published_at=row.taken_at,
-        detail=f"left out what the database refused ({refused.sqlstate})",
-    )

@@ -189,11 +189,15 @@ class QuietMetrics:
         self.repeats = 0
         self.late = 0
         self.takings = 0
+        self.looked = 0
 
     def taken(self, messages: int, requests: int) -> None:
         self.takings += messages
 
     def outcome(self, row: Row) -> None: ...
+
+    def looked_up(self, rows: int) -> None:
+        self.looked += rows
 
     def repeat(self, outcome: Outcome) -> None:
         self.repeats += 1

@@ -20,8 +20,9 @@ from bridge.gateway import Client, Gateway
 from bridge.hub import Hub
 from bridge.mailbox import Mailbox
 from bridge.measuring import MailboxLimits
-from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, PushKey, Reason, Row, RowKey
+from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, Reason, Row, RowKey
 from bridge.ports import Arrival, Source
+from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
 from tests.core import (
@@ -131,10 +132,15 @@ class House:
             settlement=self.settlement,
             clock=self.clock,
             gate=self.gate,
+            errors=self.errors,
             boot=boot,
             patience=limits.confirm_timeout,
             park_after=limits.park_after,
             limits=mailbox_limits or MailboxLimits(),
+        )
+        self.remembered = Remembered(1 << 16, self.clock.monotonic())
+        self.recollection = Recollection(
+            self.remembered, store=self.store, errors=self.errors, clock=self.clock, boot=boot
         )
         self.delivery = Delivery(
             hub=self.hub,
@@ -146,6 +152,8 @@ class House:
             errors=self.errors,
             clock=self.clock,
             gate=self.gate,
+            remembered=self.remembered,
+            recollection=self.recollection,
             limits=limits,
         )
         ids = iter(range(1, 100_000))
@@ -637,7 +645,7 @@ async def test_a_repeat_whose_row_is_written_while_it_is_looked_up_is_not_sent_a
         await h.push(to("u1"))
         find = h.store.find
 
-        async def slow(keys: Sequence[PushKey]) -> Sequence[Row]:
+        async def slow(keys: Sequence[RowKey]) -> Sequence[Row]:
             found = await find(keys)
             peer.answer()
             await until(lambda: RowKey("", "p1", "u1") in h.store.rows and not h.delivery.in_flight)
@@ -674,7 +682,7 @@ async def test_what_a_lost_channel_brought_is_dropped_even_while_it_is_looked_up
         peer = h.connect("u1")
         find = h.store.find
 
-        async def losing(keys: Sequence[PushKey]) -> Sequence[Row]:
+        async def losing(keys: Sequence[RowKey]) -> Sequence[Row]:
             h.delivery.channel_lost(1)
             return await find(keys)
 
@@ -879,7 +887,7 @@ async def test_a_lookup_that_fails_loses_nothing_and_keeps_the_order() -> None:
         await until(lambda: not h.gate.is_open)
         assert peer.pushes == []
         h.store.fail_with = None
-        h.gate.clear("database")
+        h.advance(2)
         await until(lambda: len(peer.pushes) == 3)
         assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
 

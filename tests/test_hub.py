@@ -6,13 +6,17 @@ import pytest
 
 from bridge.hub import PING_EVERY, Hub
 from bridge.model import Mode, PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
-from bridge.routing import Address, addresses
+from bridge.routing import Address, address, users_of
 from bridge.session import Session, SessionLimits
 from tests.core import RecordingSocket, claims, session
 
 
 def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
     return PushRequest(id="p1", target=target, data=b"1", excluded=frozenset(excluded))
+
+
+def addresses(hub: Hub, asked: PushRequest) -> list[Address]:
+    return [address(hub, asked, user) for user in users_of(hub, asked)]
 
 
 def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:
@@ -58,7 +62,7 @@ def test_each_target_reaches_exactly_its_sessions() -> None:
 
 
 def test_everyone_is_nobody_when_nobody_is_here() -> None:
-    assert list(addresses(Hub(), request(ToAll()))) == [Address("", (), Reason.NOBODY)]
+    assert addresses(Hub(), request(ToAll())) == [Address("", (), Reason.NOBODY)]
 
 
 def test_every_session_has_its_turn_on_the_wheel_once_in_a_round() -> None:

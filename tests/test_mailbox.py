@@ -15,7 +15,7 @@ from bridge.errors import StoreUnavailable
 from bridge.mailbox import MICRO, RESENDS, Recalled
 from bridge.measuring import PATIENCE, SHARE, MailboxLimits
 from bridge.model import CloseReason, Mode, Outcome, Reason, Recall, Reply, Row
-from bridge.ports import MailboxAsk, Source, Written
+from bridge.ports import MailboxAsk, MailboxPage, Source, Written
 from bridge.session import SessionLimits
 from tests.core import ManualClock, arrival, turns, until
 from tests.rows import row
@@ -39,7 +39,7 @@ class GatedStore(MemoryStore):
         await self.writing.wait()
         return await super().record(rows)
 
-    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
         pages = await super().mailbox(asks)
         self.reads += 1
         await self.reading.wait()
@@ -554,7 +554,7 @@ async def test_who_was_promised_everything_is_told_when_something_is_dropped_bef
         back, new = h.connect("u1", last="p0"), h.connect("u1")
         await until(lambda: len(ids(back)) == len(ids(new)) == 2)
         assert [w["complete"] for w in frames(back, "welcome")] == [True]
-        await h.store.trim(["u1"], 2, 9999)  # by a sweep of whatever node
+        await h.store.trim(await h.store.overfull(["u1"], 2, 9999), 99)  # by a sweep of whatever node
         for peer in (back, new):
             await answering(peer)
         for peer in (back, new):
@@ -570,13 +570,17 @@ async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_
     bounds = MailboxLimits(pushes=3 * SHARE, total_bytes=1000 * SHARE)
     async with house(mailbox=bounds) as h:
         measured: list[list[str]] = []
-        trim = h.store.trim
+        overfull = h.store.overfull
 
-        async def noted(users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
+        async def noted(users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[tuple[str, int]]:
             measured.append(sorted(users))
-            return await trim(users, pushes, payload_bytes)
+            return await overfull(users, pushes, payload_bytes)
 
-        h.store.trim = noted  # type: ignore[method-assign]
+        async def nobody(after: str, limit: int) -> Sequence[str]:
+            return ()
+
+        h.store.overfull = noted  # type: ignore[method-assign]
+        h.store.users_with_mail = nobody  # type: ignore[method-assign]
         await h.push([kept("often", f"p{n}") for n in range(3)])
         await h.push([kept("big", "p4", data="x" * 1000), kept("seldom", "p5")])
         await h.settled(2)
@@ -589,15 +593,18 @@ async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_
         assert measured == [["big", "often"], ["seldom"]]
 
 
-async def test_a_mailbox_that_could_not_be_measured_is_measured_by_the_next_sweep() -> None:
+async def test_a_sweep_waits_for_the_database_and_goes_on_where_it_was() -> None:
     async with house(mailbox=MailboxLimits(pushes=1)) as h:
         await h.push([kept("u1", "p1"), kept("u1", "p2")])
         await h.settled(1)
         h.store.fail_with = StoreUnavailable("away")
-        with pytest.raises(StoreUnavailable):
-            await h.mailbox.sweep()
+        sweeping = asyncio.create_task(h.mailbox.sweep())
+        await turns()
+        assert h.gate.causes
         h.store.fail_with = None
-        await h.mailbox.sweep()
+        h.advance(3)
+        await sweeping
+        assert not h.gate.causes
         await is_(h, "p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
 
 
@@ -852,7 +859,6 @@ async def test_while_the_database_is_away_a_session_is_welcomed_late_and_gets_it
         await turns()
         assert frames(peer, "welcome")[0]["complete"] is False
         h.store.fail_with = None
-        h.gate.clear("database")
         await _passing(h, lambda: ids(peer) == ["p1"])
 
 

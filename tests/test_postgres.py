@@ -32,9 +32,9 @@ from bridge.adapters.postgres_rows import (
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
-from bridge.model import LateProof, Outcome, PushKey, Recall, Reply, Row
+from bridge.model import LateProof, Outcome, Recall, Reply, Row, RowKey
 from bridge.ports import Collapse
-from tests.test_store_contract import EVER, LATER, NOON, kept, row, undated
+from tests.test_store_contract import EVER, LATER, NOON, kept, recalled, row, trimmed, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -235,17 +235,17 @@ async def test_what_ends_kept_rows_and_what_writes_them_never_deadlock(database:
     async def end(store: PostgresStore) -> None:
         for n in range(8):
             ended.extend(await store.expire(5))
-            ended.extend(await store.trim(users, 11 - n, 10**6))
+            ended.extend(await store.trim(await store.overfull(users, 11 - n, 10**6), 100))
             newer = [Collapse("", user, "k", n * 6) for user in users]
-            ended.extend(await store.supersede([*newer, *reversed(newer)]))
-            written = await store.recall(Recall(push_id=f"p{n}7"))
+            ended.extend(await store.supersede([*newer, *reversed(newer)], 100))
+            written = await recalled(store, Recall(push_id=f"p{n}7"), 3)
             ended.extend(w.row for w in written if w.applied)
 
     await stores[0].record(batch)
     await asyncio.gather(
         write(stores[0], "a"), write(stores[1], "b"), end(stores[2]), end(stores[3]), end(stores[3])
     )
-    final = {r.key: r for r in await stores[0].find([PushKey("", r.key.push_id) for r in batch]) if r.final}
+    final = {r.key: r for r in await stores[0].find([r.key for r in batch]) if r.final}
     for s in stores:
         await s.close()
     # Each has one end, and it is the one that was told to whoever made it.
@@ -269,13 +269,13 @@ async def test_a_row_that_is_just_being_finished_is_waited_for_or_left(
         await other.execute(RECORD, record_params([row("a")]))
         # The sweep goes past it; who must know how it ends waits, and finds it ended.
         assert [r.key.push_id for r in await store.expire(10)] == ["b"]
-        trimming = asyncio.create_task(store.trim(["u"], 0, 0))
-        superseding = asyncio.create_task(store.supersede([Collapse("", "u", "k", EVER)]))
-        recalling = asyncio.create_task(store.recall(Recall(push_id="a")))
+        trimming = asyncio.create_task(trimmed(store, ["u"], 0, 0))
+        superseding = asyncio.create_task(store.supersede([Collapse("", "u", "k", EVER)], 9))
+        recalling = asyncio.create_task(recalled(store, Recall(push_id="a")))
         await eventually(
             database,
             "select count(*) = 3 from pg_stat_activity where datname = current_database()"
-            " and wait_event_type = 'Lock' and query ~ '(trim|supersede|recall)_rows'",
+            " and wait_event_type = 'Lock' and query ~ '(trim_stored|supersede_rows|recall_push)'",
         )
     assert (await trimming, await superseding) == ([], [])
     [written] = await recalling
@@ -364,7 +364,7 @@ async def test_a_database_that_was_never_there_is_away_and_the_store_makes_no_fu
 async def test_connections_that_were_killed_while_idle_are_replaced_within_the_call(
     database: str, store: PostgresStore
 ) -> None:
-    await asyncio.gather(*(store.recent(1) for _ in range(4)))
+    await asyncio.gather(*(store.last_position() for _ in range(4)))
     await kill_backends(database)
     [written] = await store.record([row()])
     assert written.applied
@@ -485,7 +485,7 @@ async def test_a_cancelled_call_leaves_the_store_usable(database: str, store: Po
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(r, asyncio.CancelledError) for r in results)
     assert [w.applied for w in await store.record([row()])] == [True]
-    await asyncio.gather(*(store.recent(1) for _ in range(8)))
+    await asyncio.gather(*(store.last_position() for _ in range(8)))
 
 
 async def test_many_calls_share_a_few_connections(database: str, store: PostgresStore) -> None:
@@ -499,11 +499,11 @@ async def test_many_calls_share_a_few_connections(database: str, store: Postgres
 
 
 async def test_a_closed_store_says_so(store: PostgresStore) -> None:
-    await store.recent(1)
+    await store.last_position()
     await store.close()
     await store.close()
     with pytest.raises(StoreUnavailable, match="closed"):
-        await store.recent(1)
+        await store.last_position()
 
 
 # --- The server itself goes away -------------------------------------------------------------------------
@@ -533,7 +533,7 @@ async def test_a_server_that_goes_away_in_mid_call_is_away_and_works_when_it_is_
     with pytest.raises(StoreUnavailable):
         await writing
     with pytest.raises(StoreUnavailable):
-        await store.recent(1)
+        await store.last_position()
     await asyncio.to_thread(own_servers.postgres.start)
     await execute(dsn, "drop trigger linger on delivery_log")
     assert [w.applied for w in await store.record([row("x"), row("y"), row("kept")])] == [True, True, False]
@@ -544,7 +544,7 @@ async def test_a_server_that_does_not_answer_is_away_in_time(
     own_servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = PostgresStore(own_servers.postgres_dsn)
-    await store.recent(1)
+    await store.last_position()
     # What the limits add up to, in production: 7 s for the call and 2 s for the new connection.
     assert postgres_pool.CALL_TIMEOUT + postgres_pool.CONNECT_TIMEOUT < 10
     monkeypatch.setattr(postgres_pool, "CALL_TIMEOUT", 0.5)
@@ -711,7 +711,7 @@ async def test_a_days_roll_moves_the_bounds_past_what_has_ended(database: str, s
     await ask(database, roll)
     await ask(database, roll)
     assert await ask(database, bounds) == [(2, 5)]
-    [stored] = await store.find([PushKey("", "stored")])
+    [stored] = await store.find([RowKey("", "stored", "u")])
     await store.record([row("stored", day=stored.day)])
     await ask(database, roll)
     assert await ask(database, bounds) == [(3, 3)]
@@ -804,7 +804,7 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
         lambda: store.record([row(f"n{i}", outcome=Outcome.PENDING) for i in range(100)]),
         lambda: store.record([row(f"n{i}", owed=()) for i in range(100)]),
         lambda: store.record([row(f"n{i}") for i in range(100)]),
-        lambda: store.find([PushKey("", f"n{i}") for i in range(100)]),
+        lambda: store.find([row(f"n{i}").key for i in range(100)]),
         lambda: store.owe({row("n1").key: (Reply("q"),)}),
         lambda: store.settle({row(f"n{i}").key: () for i in range(100)}),
         lambda: store.prove_late([LateProof(row("n1").key, 1.0)]),
@@ -832,7 +832,7 @@ async def test_the_sweeps_of_every_second_read_indexes_only(database: str) -> No
     store, lease = PostgresStore(database), PostgresLease(database, "n1", "b1")
     await lease.claim()
     await store.owing(10)
-    await store.recent(10)
+    await store.last_position()
     await store.roll_day()
     await lease.end_dead(10)
     await lease.release()

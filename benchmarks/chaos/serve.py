@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from bridge.adapters.postgres_pool import Connections
 from bridge.adapters.websocket import _Connection
 from bridge.hub import Hub
 from bridge.model import PushRequest, ToUser
-from bridge.routing import Address, addresses
+from bridge.routing import users_of
 
 FLUSH: Final = 0.002
 """Seconds in which the event loop writes what it was just given; then the kill."""
@@ -153,12 +153,12 @@ def _limit_pool(most: int) -> None:
 
 
 def _die_of_pushes_to(user: str) -> None:
-    def deadly(hub: Hub, request: PushRequest) -> Iterator[Address]:
+    def deadly(hub: Hub, request: PushRequest) -> Sequence[str]:
         if isinstance(request.target, ToUser) and request.target.user == user:
             die()
-        return addresses(hub, request)
+        return users_of(hub, request)
 
-    vars(delivery)["addresses"] = deadly
+    vars(delivery)["users_of"] = deadly
 
 
 def main() -> int:

@@ -18,7 +18,22 @@ import msgspec
 from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
 from bridge.flight import merged
 from bridge.model import LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
-from bridge.ports import NO_ACCOUNT, Account, Clock, Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
+from bridge.ports import (
+    NO_ACCOUNT,
+    Account,
+    Clock,
+    Collapse,
+    IdPage,
+    IdPlace,
+    MailboxAsk,
+    MailboxPage,
+    RecallPage,
+    RecallPlace,
+    ResumeAsk,
+    ResumePoint,
+    RowPage,
+    Written,
+)
 
 LEASE_SECONDS = 5.0
 """How long a lease is good after it was renewed."""
@@ -135,32 +150,41 @@ class MemoryStore:
             if have is not None and have.final:
                 have = self._known(row.key, row.day or self._since)
             if have is not None and have.final:
-                written.append(Written(have, applied=False))
+                written.append(Written(_light(have), applied=False))
                 continue
             if have is None:
                 # A row of the same key that is older than what must be known makes room for the new one.
                 self._drop(row.key)
                 self._put(msgspec.structs.replace(row, day=self._day))
+                written.append(Written(row, applied=True))
             else:
                 row = _updated(have, row)
                 self._put(row)
-            written.append(Written(row, applied=True))
+                written.append(Written(_light(row), applied=True))
         self._forget()
         return written
 
-    async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
-        """See `Store.find`."""
-        return self._find(keys)
-
-    def _find(self, keys: Sequence[PushKey]) -> list[Row]:
+    async def try_writing(self) -> None:
+        """See `Store.try_writing`."""
         self._begin()
-        found = []
-        for push in dict.fromkeys(keys):
-            for user in self._users.get(push, ()):
-                row = self._known(RowKey(push.tenant, push.push_id, user), self._kept_since)
-                if row is not None:
-                    found.append(row)
-        return found
+
+    async def find(self, keys: Sequence[RowKey]) -> Sequence[Row]:
+        """See `Store.find`."""
+        self._begin()
+        known = (self._known(key, self._kept_since) for key in dict.fromkeys(keys))
+        return [_lean(row) for row in known if row is not None]
+
+    async def find_push(self, push: PushKey, from_user: str, limit: int) -> RowPage:
+        """See `Store.find_push`."""
+        self._begin()
+        rows, next_user = self._of_push(push, from_user, limit)
+        return RowPage([_lean(row) for row in rows], next_user)
+
+    def _of_push(self, push: PushKey, from_user: str, limit: int) -> tuple[list[Row], str | None]:
+        users = sorted((u for u in self._users.get(push, ()) if u >= from_user), key=str.encode)
+        keys = [RowKey(push.tenant, push.push_id, user) for user in users]
+        rows = [row for key in keys if (row := self._known(key, self._kept_since)) is not None]
+        return rows[:limit], rows[limit].key.user if len(rows) > limit else None
 
     async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
         """See `Store.owe`."""
@@ -183,7 +207,7 @@ class MemoryStore:
         """See `Store.owing`."""
         self._begin()
         rows = (self.rows[key] for key in self._owing)
-        return heapq.nsmallest(limit, rows, key=lambda row: row.taken_at)
+        return [_lean(row) for row in heapq.nsmallest(limit, rows, key=lambda row: row.taken_at)]
 
     async def prove_late(self, proofs: Sequence[LateProof]) -> None:
         """See `Store.prove_late`."""
@@ -194,40 +218,47 @@ class MemoryStore:
                 proven_at = proof.at if row.proven_at is None else row.proven_at
                 self._put(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at))
 
-    async def recent(self, limit: int) -> Sequence[PushKey]:
-        """See `Store.recent`."""
+    async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
+        """See `Store.ids`."""
         self._begin()
-        known = (row for row in self.rows.values() if row.day is not None and row.day >= self._since)
-        newest: dict[PushKey, None] = {}
-        for row in sorted(known, key=lambda row: row.taken_at, reverse=True):
-            newest[PushKey(row.key.tenant, row.key.push_id)] = None
-            if len(newest) == limit:
-                break
-        return list(newest)[::-1]
+        place = after or IdPlace(self._since, "")
+        known = sorted(
+            {
+                (row.day, key.push_id)
+                for key, row in self.rows.items()
+                if row.day is not None and row.day >= self._since and (row.day, key.push_id) > place
+            }
+        )
+        more = len(known) > limit
+        return IdPage([push_id for _, push_id in known[:limit]], IdPlace(*known[limit - 1]) if more else None)
 
-    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+    async def rows_of_others(self, boot: str) -> int:
+        """See `Store.rows_of_others`."""
+        self._begin()
+        return sum(1 for row in self.rows.values() if row.boot != boot)
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
         """See `Store.mailbox`."""
         self._begin()
         return [self._page(ask, self._clock.time()) for ask in asks]
 
-    def _page(self, ask: MailboxAsk, now: float) -> list[Row]:
+    def _page(self, ask: MailboxAsk, now: float) -> MailboxPage:
         page: list[Row] = []
-        size = 0
+        looked = size = reached = 0
         for row in self._mailbox(ask.user):
-            wanted = row.outcome is Outcome.STORED or (
-                ask.seen is not None
-                and row.position > ask.seen
-                and row.outcome in _DELIVERED
-                and row.payload is not None
-            )
-            if not wanted or not ask.after < row.position <= ask.until or (row.expires_at or 0) <= now:
+            delivered = ask.seen is not None and row.position > ask.seen and row.outcome in _DELIVERED
+            if not (row.outcome is Outcome.STORED or delivered) or not ask.after < row.position <= ask.until:
                 continue
-            full = len(page) >= ask.rows or size >= ask.payload_bytes
-            if full and row.position != page[-1].position:
-                break
-            page.append(row)
-            size += len(row.payload or b"")
-        return page
+            full = looked >= ask.rows or size >= ask.payload_bytes
+            if full and row.position != reached:
+                return MailboxPage(page, reached, more=True)
+            looked += 1
+            reached = row.position
+            if row.payload is not None and (row.expires_at or 0) > now:
+                size += _kept_bytes(row)
+                if ask.session not in row.excluded:
+                    page.append(msgspec.structs.replace(row, excluded=frozenset()))
+        return MailboxPage(page, ask.until, more=False)
 
     def _mailbox(self, user: str) -> list[Row]:
         """Every row of this user that has a ttl, lowest position first."""
@@ -270,51 +301,70 @@ class MemoryStore:
             *self._end([r for r in over if r.proven_at is not None], Outcome.RECEIVED, Reason.NOT_ACKED),
         ]
 
-    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
-        """See `Store.trim`."""
+    async def overfull(
+        self, users: Sequence[str], pushes: int, payload_bytes: int
+    ) -> Sequence[tuple[str, int]]:
+        """See `Store.overfull`."""
         self._begin()
         over = []
         for user in dict.fromkeys(users):
-            count = size = 0
-            for row in reversed(self._mailbox(user)):
-                if row.outcome is Outcome.STORED:
-                    count += 1
-                    size += len(row.payload or b"")
-                    if count > pushes or size > payload_bytes:
-                        over.append(row)
-        return self._end(over, Outcome.DROPPED, Reason.MAILBOX_FULL)
+            size = 0
+            for count, row in enumerate(self._stored_of(user)[::-1], 1):
+                size += _kept_bytes(row)
+                if count > pushes or size > payload_bytes:
+                    over.append((user, row.position))
+                    break
+        return over
 
-    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+    async def trim(self, places: Sequence[tuple[str, int]], limit: int) -> Sequence[Row]:
+        """See `Store.trim`."""
+        self._begin()
+        over = [row for user, until in places for row in self._stored_of(user) if row.position <= until]
+        return self._end(over[:limit], Outcome.DROPPED, Reason.MAILBOX_FULL)
+
+    def _stored_of(self, user: str) -> list[Row]:
+        return [row for row in self._mailbox(user) if row.outcome is Outcome.STORED]
+
+    async def users_with_mail(self, after: str, limit: int) -> Sequence[str]:
+        """See `Store.users_with_mail`."""
+        self._begin()
+        return sorted({key.user for key in self._stored if key.user > after}, key=str.encode)[:limit]
+
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
         """See `Store.supersede`."""
         self._begin()
-        ended: list[Row] = []
-        for new in newer:
-            older = [
-                row
-                for row in self._mailbox(new.user)
-                if row.outcome is Outcome.STORED
-                and (row.key.tenant, row.collapse_key) == (new.tenant, new.collapse_key)
-                and row.position < new.position
-            ]
-            ended += self._end(older, Outcome.SUPERSEDED, Reason.COLLAPSED)
-        return ended
+        older = {
+            row.key: row
+            for new in newer
+            for row in self._stored_of(new.user)
+            if (row.key.tenant, row.collapse_key) == (new.tenant, new.collapse_key)
+            and row.position < new.position
+        }
+        return self._end(list(older.values())[:limit], Outcome.SUPERSEDED, Reason.COLLAPSED)
 
-    async def recall(self, recall: Recall) -> Sequence[Written]:
+    async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
         """See `Store.recall`."""
+        self._begin()
+        following: RecallPlace | None = None
         if recall.push_id:
-            named = self._find([PushKey(recall.tenant, recall.push_id)])
+            push = PushKey(recall.tenant, recall.push_id)
+            named, next_user = self._of_push(push, place.user, limit)
+            following = None if next_user is None else RecallPlace(next_user)
         else:
-            self._begin()
             now = self._clock.time()
-            named = [
+            mine = [
                 row
                 for row in self._mailbox(recall.user)
                 if (row.key.tenant, row.collapse_key) == (recall.tenant, recall.collapse_key)
-                and (
-                    row.outcome is Outcome.STORED
-                    or (row.outcome in _DELIVERED and (row.expires_at or 0) > now)
-                )
             ]
+            if place.position < 0:
+                named = [row for row in mine if row.outcome is Outcome.STORED][:limit]
+                following = RecallPlace(position=-1 if named else 0)
+            else:
+                after = [row for row in mine if row.outcome in _DELIVERED and row.position > place.position]
+                named = [row for row in after[:limit] if (row.expires_at or 0) > now]
+                if len(after) > limit:
+                    following = RecallPlace(position=after[limit - 1].position)
         stored = [row for row in named if row.outcome is Outcome.STORED]
         others = [
             msgspec.structs.replace(row, payload=None)
@@ -326,7 +376,8 @@ class MemoryStore:
         for row in others:
             self._put(row)
         ended = self._end(stored, Outcome.RECALLED, Reason.WITHDRAWN)
-        return [Written(row, applied=True) for row in ended] + [Written(row, applied=False) for row in others]
+        written = [Written(row, applied=True) for row in ended]
+        return RecallPage([*written, *(Written(_light(row), applied=False) for row in others)], following)
 
     async def last_position(self) -> int:
         """See `Store.last_position`."""
@@ -341,7 +392,7 @@ class MemoryStore:
         for row in ended:
             self._put(row)
         self._forget()
-        return ended
+        return [_light(row) for row in ended]
 
     def end_dead(self, node: str, boot: str, limit: int) -> list[Row]:
         """See `Lease.end_dead`, on behalf of this boot of this node."""
@@ -368,7 +419,7 @@ class MemoryStore:
                     finished_at=now,
                 )
                 self._put(end)
-                ended.append(end)
+                ended.append(_light(end))
         self._forget()
         return ended
 
@@ -416,6 +467,20 @@ class MemoryLease:
         holder = self._store.nodes.get(self._node)
         if holder is not None and holder.boot == self._boot:
             del self._store.nodes[self._node]
+
+
+def _light(row: Row) -> Row:
+    """A row as it is returned: without what may be a megabyte."""
+    return msgspec.structs.replace(row, payload=None, excluded=frozenset())
+
+
+def _lean(row: Row) -> Row:
+    return msgspec.structs.replace(row, payload=None, excluded=frozenset(), meta=b"")
+
+
+def _kept_bytes(row: Row) -> int:
+    excluded = len(msgspec.json.encode(sorted(row.excluded))) if row.excluded else 0
+    return len(row.payload or b"") + excluded
 
 
 def _day(time: float) -> datetime.date:

@@ -60,6 +60,8 @@ class Gauges(NamedTuple):
     parked: int
     resting: int
     replaying: int
+    ids_remembered: int
+    rows_set_aside: int
     unproven: int
     queued_frames: int
     queued_bytes: int
@@ -82,6 +84,8 @@ GAUGES: Final[Mapping[str, str]] = {
     "are among them for some seconds.",
     "resting": "Kept pushes that open sessions have and have not proven: their row is stored.",
     "replaying": "Sessions that are being sent what is kept for their user.",
+    "ids_remembered": "Ids that were added to the memory of the last day, or two, by which repeats are told.",
+    "rows_set_aside": "Rows that could not be written with the others and are tried alone, again and again.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket does not take them, or behind what is kept for their user.",
     "queued_bytes": "Bytes of those frames.",
@@ -201,6 +205,15 @@ class PrometheusMetrics(Collector):
             "bridge_repeats", "Requests that came again, by the outcome their row had.", ("outcome",)
         )
         self._repeats.start((o.value,) for o in Outcome)
+        self._looked_up = Counter(
+            "bridge_looked_up_rows",
+            "Keys that were looked for in the log before their pushes were sent, since they may have come before.",
+        )
+        self._loop_lag = HistogramFamily(
+            "bridge_loop_lag_seconds", "How late the event loop was for what was due.", SECONDS
+        )
+        self.loop_held = 0.0
+        """Seconds that the event loop's thread has worked at most while something else was due."""
         self._late = Counter("bridge_late_proofs", "Pushes whose proof came after their end.")
         self._handed = Counter(
             "bridge_handed_frames", "Pushes handed to sockets, each counted once for each session."
@@ -236,6 +249,8 @@ class PrometheusMetrics(Collector):
             self._outcomes,
             self._push,
             self._repeats,
+            self._looked_up,
+            self._loop_lag,
             self._late,
             self._handed,
             self._record_rows,
@@ -289,6 +304,15 @@ class PrometheusMetrics(Collector):
         """A request came again whose row was already there."""
         self._repeats.counts[(outcome,)] += 1
 
+    def looked_up(self, rows: int) -> None:
+        """So many keys were looked for before their pushes were sent."""
+        self._looked_up.counts[()] += rows
+
+    def loop_lag(self, seconds: float, held: float) -> None:
+        """The event loop was so late for what was due, and so much of that it worked."""
+        self._loop_lag.histograms[""].observe(seconds)
+        self.loop_held = max(self.loop_held, held)
+
     def proof_late(self, count: int) -> None:
         """Proof came after the end of so many pushes."""
         self._late.counts[()] += count
@@ -327,6 +351,11 @@ class PrometheusMetrics(Collector):
         """Every family; called by the registry."""
         for family in self._families:
             yield family.family()
+        yield GaugeMetricFamily(
+            "bridge_loop_held_seconds",
+            "Seconds of CPU for which one thing has kept the event loop from everything else, at most so far.",
+            value=self.loop_held,
+        )
         if self.audit is not None:
             yield from _audited(*self.audit())
         if self.sampler is None:
@@ -355,6 +384,9 @@ def _audited(drift: Mapping[str, int], audited_at: float) -> Iterator[Metric]:
 
 class NullMetrics:
     """Fills the Metrics port with nothing."""
+
+    def looked_up(self, rows: int) -> None:
+        """Counts nothing."""
 
     def taken(self, messages: int, requests: int) -> None:
         """Counts nothing."""

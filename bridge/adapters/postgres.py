@@ -26,33 +26,50 @@ from bridge.adapters.postgres_rows import (
 )
 from bridge.errors import StoreUnavailable
 from bridge.model import LateProof, PushKey, Recall, Reply, Row, RowKey
-from bridge.ports import Collapse, MailboxAsk, ResumeAsk, ResumePoint, Written
+from bridge.ports import (
+    Collapse,
+    IdPage,
+    IdPlace,
+    MailboxAsk,
+    MailboxPage,
+    RecallPage,
+    RecallPlace,
+    ResumeAsk,
+    ResumePoint,
+    RowPage,
+    Written,
+)
 
-NEWEST = 10_000
-"""Among how many of the newest rows the last position is looked for: a restart needs no more than that."""
-RECENT_STEP = 4
-"""How much further each look back for recent ids goes than the one before: one push may have many rows."""
+OWED_BYTES = 4 * 1024 * 1024
+"""Bytes of debts, as the database keeps them, after which a page of them ends."""
 
 _RECORD: LiteralString = (
     f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r"
 )
-_FIND: LiteralString = f"select {columns('l')} from find_rows(%s, %s) l"
-_OWING: LiteralString = f"select {columns('l')} from owing_rows(%s) l"
-_RECENT = """
-    select l.tenant, l.push_id from delivery_log l
-    where l.day >= (select d.since from log_day d)
-    order by l.taken_at desc limit %s
+_FIND: LiteralString = f"select {columns('l', meta=False)} from find_rows(%s, %s, %s) l"
+_OF_PUSH: LiteralString = f"select {columns('l', meta=False)} from rows_of_push(%s, %s, %s, %s) l"
+_OWING: LiteralString = f"select {columns('l', meta=False)} from owing_rows(%s, %s) l"
+_MAILBOX: LiteralString = f"""
+    select m.ord, m.place, m.more, (m.log).push_id is not null, {columns("(m.log)", data=True)}
+    from mailbox_pages(%s, %s, %s, %s, %s, %s, %s) m
     """
-_MAILBOX: LiteralString = f"select m.ord, {columns('(m.log)')} from mailbox_rows(%s, %s, %s, %s, %s, %s) m"
 _EXPIRE: LiteralString = f"select {columns('l')} from expire_rows(%s) l"
-_TRIM: LiteralString = f"select {columns('l')} from trim_rows(%s, %s, %s) l"
-_SUPERSEDE: LiteralString = f"select {columns('l')} from supersede_rows(%s, %s, %s, %s) l"
-_RECALL: LiteralString = f"select r.applied, {columns('(r.log)')} from recall_rows(%s, %s, %s, %s) r"
+_TRIM: LiteralString = f"select {columns('l')} from trim_stored(%s, %s, %s) l"
+_SUPERSEDE: LiteralString = f"select {columns('l')} from supersede_rows(%s, %s, %s, %s, %s) l"
+_RECALL_PUSH: LiteralString = f"""
+    select r.reached, r.more, r.applied, {columns("(r.log)")} from recall_push(%s, %s, %s, %s) r
+    """
+_RECALL_STORED: LiteralString = f"select {columns('l')} from recall_stored(%s, %s, %s, %s) l"
+_RECALL_DELIVERED: LiteralString = f"""
+    select r.place, r.more, (r.log).push_id is not null, {columns("(r.log)")}
+    from recall_delivered(%s, %s, %s, %s, %s) r
+    """
 _LAST_POSITION = """
-    select coalesce(max(newest.position), 0) from (
-        select l.position from delivery_log l
-        where l.day >= (select d.since from log_day d)
-        order by l.taken_at desc limit %s) as newest
+    select coalesce((
+        select l.position from delivery_log l where l.position is not null order by l.position desc limit 1), 0)
+    """
+_OF_OTHERS = """
+    select coalesce(sum(t.rows), 0)::bigint from tally t where t.boot <> %s and t.day >= (select d.since from log_day d)
     """
 
 
@@ -61,10 +78,13 @@ class PostgresStore:
 
     def __init__(self, dsn: str, *, application_name: str = "bridge", connections: int = 4) -> None:
         self._connections = Connections(dsn, application_name, connections)
+        # What mailboxes need may take long, and what is taken and written must not wait for it.
+        self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", connections)
 
     async def close(self) -> None:
         """Close the connections; those in use close when their calls end. Idempotent."""
         self._connections.close()
+        self._of_mailboxes.close()
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
         """See `Store.record`: one round trip and one commit, whatever was there before.
@@ -86,15 +106,26 @@ class PostgresStore:
         written = [Written(row, applied=True) for row in rows]
         for record in records:
             place, stored = places[record[0] - 1], row_of(record[2:])
-            written[place] = Written(stored, record[1] or (tries > 1 and stored.ended_by(rows[place])))
+            applied = record[1]
+            if applied is False and tries > 1 and stored.ended_by(rows[place]):
+                applied = True
+            written[place] = Written(stored, applied)
         return written
 
-    async def find(self, keys: Sequence[PushKey]) -> Sequence[Row]:
+    async def find(self, keys: Sequence[RowKey]) -> Sequence[Row]:
         """See `Store.find`."""
         if not keys:
             return []
-        tenants, push_ids = zip(*dict.fromkeys(keys), strict=True)
-        return [row_of(r) for r in await self._fetch(_FIND, (texts(tenants), texts(push_ids)))]
+        return [row_of(r) for r in await self._fetch(_FIND, key_params(dict.fromkeys(keys)))]
+
+    async def find_push(self, push: PushKey, from_user: str, limit: int) -> RowPage:
+        """See `Store.find_push`."""
+        rows = [row_of(r) for r in await self._fetch(_OF_PUSH, (push.tenant, push.push_id, from_user, limit))]
+        return RowPage(rows, _behind(rows[-1].key.user) if len(rows) >= limit else None)
+
+    async def try_writing(self) -> None:
+        """See `Store.try_writing`."""
+        await self._fetch("select try_writing()", ())
 
     async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
         """See `Store.owe`."""
@@ -112,7 +143,7 @@ class PostgresStore:
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""
-        return [row_of(r) for r in await self._fetch(_OWING, (limit,))]
+        return [row_of(r) for r in await self._fetch(_OWING, (limit, OWED_BYTES))]
 
     async def prove_late(self, proofs: Sequence[LateProof]) -> None:
         """See `Store.prove_late`; of two proofs for one row the earlier counts."""
@@ -124,40 +155,56 @@ class PostgresStore:
             times = numbers([earliest[key] for key in order])
             await self._fetch("select prove_rows(%s, %s, %s, %s)", (*key_params(order), times))
 
-    async def recent(self, limit: int) -> Sequence[PushKey]:
-        """See `Store.recent`."""
-        rows = limit
-        while True:
-            found = await self._fetch(_RECENT, (rows,))
-            newest = list(dict.fromkeys(PushKey(*r) for r in found))[:limit]
-            if len(newest) == limit or len(found) < rows:
-                return newest[::-1]
-            rows *= RECENT_STEP
+    async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
+        """See `Store.ids`."""
+        [(since, today)] = await self._fetch("select d.since, d.day from log_day d", ())
+        place = IdPlace(since, "") if after is None else after
+        [(found, reached, more)] = await self._fetch(
+            "select i.ids, i.reached, i.more from ids_of_day(%s, %s, %s) i", (place.day, place.push_id, limit)
+        )
+        ids = found.split("\n") if found else []
+        if more:
+            return IdPage(ids, IdPlace(place.day, reached))
+        tomorrow = place.day + datetime.timedelta(days=1)
+        return IdPage(ids, IdPlace(tomorrow, "") if tomorrow <= today else None)
 
-    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[Sequence[Row]]:
+    async def rows_of_others(self, boot: str) -> int:
+        """See `Store.rows_of_others`."""
+        [(rows,)] = await self._fetch(_OF_OTHERS, (boot,))
+        assert isinstance(rows, int)
+        return rows
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
         """See `Store.mailbox`: one statement for all asks."""
-        pages: list[list[Row]] = [[] for _ in asks]
-        if asks:
-            params = (
-                texts([ask.user for ask in asks]),
-                numbers([ask.after for ask in asks]),
-                numbers([ask.until for ask in asks]),
-                nullable_numbers([ask.seen for ask in asks]),
-                numbers([ask.rows for ask in asks]),
-                numbers([ask.payload_bytes for ask in asks]),
-            )
-            for record in await self._fetch(_MAILBOX, params):
-                pages[record[0] - 1].append(row_of(record[1:]))
-        return pages
+        if not asks:
+            return []
+        rows: list[list[Row]] = [[] for _ in asks]
+        ends: list[tuple[int, bool]] = [(ask.until, False) for ask in asks]
+        params = (
+            texts([ask.user for ask in asks]),
+            texts([ask.session for ask in asks]),
+            numbers([ask.after for ask in asks]),
+            numbers([ask.until for ask in asks]),
+            nullable_numbers([ask.seen for ask in asks]),
+            numbers([ask.rows for ask in asks]),
+            numbers([ask.payload_bytes for ask in asks]),
+        )
+        for ord_, place, more, wanted, *record in await self._fetch(_MAILBOX, params, of=self._of_mailboxes):
+            if wanted:
+                rows[ord_ - 1].append(row_of(record))
+            ends[ord_ - 1] = (place, more)
+        return [
+            MailboxPage(of_ask, place if more else ask.until, more)
+            for ask, of_ask, (place, more) in zip(asks, rows, ends, strict=True)
+        ]
 
     async def resume_points(self, asks: Sequence[ResumeAsk]) -> Sequence[ResumePoint | None]:
         """See `Store.resume_points`."""
         points: list[ResumePoint | None] = [None] * len(asks)
         if asks:
             params = texts([ask.user for ask in asks]), texts([ask.push_id for ask in asks])
-            for place, seen, cut in await self._fetch(
-                "select p.ord, p.seen, p.cut from resume_points(%s, %s) p", params
-            ):
+            query: LiteralString = "select p.ord, p.seen, p.cut from resume_points(%s, %s) p"
+            for place, seen, cut in await self._fetch(query, params, of=self._of_mailboxes):
                 points[place - 1] = ResumePoint(seen, cut)
         return points
 
@@ -167,22 +214,39 @@ class PostgresStore:
             return []
         params = texts([user for user, _ in places]), numbers([position for _, position in places])
         found = await self._fetch(
-            "select d.ord, d.dropped from dropped_since(%s, %s) d order by d.ord", params
+            "select d.ord, d.dropped from dropped_since(%s, %s) d order by d.ord",
+            params,
+            of=self._of_mailboxes,
         )
         return [dropped for _, dropped in found]
 
     async def expire(self, limit: int) -> Sequence[Row]:
         """See `Store.expire`; a row that another transaction holds is left to it and to the next call."""
-        return [row_of(r) for r in await self._fetch(_EXPIRE, (limit,))]
+        return [row_of(r) for r in await self._fetch(_EXPIRE, (limit,), of=self._of_mailboxes)]
 
-    async def trim(self, users: Sequence[str], pushes: int, payload_bytes: int) -> Sequence[Row]:
-        """See `Store.trim`."""
+    async def overfull(
+        self, users: Sequence[str], pushes: int, payload_bytes: int
+    ) -> Sequence[tuple[str, int]]:
+        """See `Store.overfull`."""
         if not users:
             return []
         params = (texts(list(dict.fromkeys(users))), pushes, payload_bytes)
-        return [row_of(r) for r in await self._fetch(_TRIM, params)]
+        query: LiteralString = "select o.user_id, o.until from overfull(%s, %s, %s) o"
+        return [(user, until) for user, until in await self._fetch(query, params, of=self._of_mailboxes)]
 
-    async def supersede(self, newer: Sequence[Collapse]) -> Sequence[Row]:
+    async def trim(self, places: Sequence[tuple[str, int]], limit: int) -> Sequence[Row]:
+        """See `Store.trim`."""
+        if not places:
+            return []
+        params = (texts([user for user, _ in places]), numbers([until for _, until in places]), limit)
+        return [row_of(r) for r in await self._fetch(_TRIM, params, of=self._of_mailboxes)]
+
+    async def users_with_mail(self, after: str, limit: int) -> Sequence[str]:
+        """See `Store.users_with_mail`."""
+        query: LiteralString = "select u from users_with_mail(%s, %s) u"
+        return [user for (user,) in await self._fetch(query, (after, limit), of=self._of_mailboxes)]
+
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
         """See `Store.supersede`."""
         if not newer:
             return []
@@ -191,19 +255,32 @@ class PostgresStore:
             texts([new.user for new in newer]),
             texts([new.collapse_key for new in newer]),
             numbers([new.position for new in newer]),
+            limit,
         )
         return [row_of(r) for r in await self._fetch(_SUPERSEDE, params)]
 
-    async def recall(self, recall: Recall) -> Sequence[Written]:
+    async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
         """See `Store.recall`."""
-        records = await self._fetch(
-            _RECALL, (recall.tenant, recall.push_id, recall.user, recall.collapse_key)
-        )
-        return [Written(row_of(r[1:]), r[0]) for r in records]
+        if recall.push_id:
+            params = (recall.tenant, recall.push_id, place.user, limit)
+            records = await self._fetch(_RECALL_PUSH, params, of=self._of_mailboxes)
+            written = [Written(row_of(r[3:]), r[2]) for r in records if r[2] is not None]
+            more = bool(records) and records[-1][1]
+            return RecallPage(written, RecallPlace(_behind(records[-1][0])) if more else None)
+        named = (recall.tenant, recall.user, recall.collapse_key)
+        if place.position < 0:
+            # Until there are none: another may have ended some of a step in between.
+            records = await self._fetch(_RECALL_STORED, (*named, limit), of=self._of_mailboxes)
+            written = [Written(row_of(r), applied=True) for r in records]
+            return RecallPage(written, RecallPlace(position=-1 if written else 0))
+        records = await self._fetch(_RECALL_DELIVERED, (*named, place.position, limit), of=self._of_mailboxes)
+        written = [Written(row_of(r[3:]), applied=False) for r in records if r[2]]
+        more = bool(records) and records[0][1]
+        return RecallPage(written, RecallPlace(position=records[0][0]) if more else None)
 
     async def last_position(self) -> int:
         """See `Store.last_position`."""
-        [(position,)] = await self._fetch(_LAST_POSITION, (NEWEST,))
+        [(position,)] = await self._fetch(_LAST_POSITION, ())
         assert isinstance(position, int)
         return position
 
@@ -221,9 +298,14 @@ class PostgresStore:
         return day
 
     async def _fetch(
-        self, query: LiteralString, params: Sequence[object], trying: Callable[[], None] = lambda: None
+        self,
+        query: LiteralString,
+        params: Sequence[object],
+        trying: Callable[[], None] = lambda: None,
+        *,
+        of: Connections | None = None,
     ) -> list[tuple[Any, ...]]:
-        """Run a statement; `trying` is called before each try."""
+        """Run a statement on one of these connections; `trying` is called before each try."""
 
         async def work(conn: Connection) -> list[tuple[Any, ...]]:
             trying()
@@ -231,4 +313,9 @@ class PostgresStore:
             await cursor.execute(query, params, prepare=True)
             return await cursor.fetchall()
 
-        return await self._connections.run(work)
+        return await (of or self._connections).run(work)
+
+
+def _behind(user: str) -> str:
+    """The first text that comes after this one, bytewise."""
+    return user + "\x01"

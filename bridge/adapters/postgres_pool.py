@@ -19,7 +19,7 @@ from psycopg import conninfo
 from psycopg import errors as pg
 
 from bridge.adapters.migrate import WANTED_VERSION
-from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StoreUnavailable
+from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StatementFailed, StoreUnavailable
 
 CONNECT_TIMEOUT = 2
 """Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
@@ -228,7 +228,8 @@ def translated(error: Exception) -> BridgeError:
     | SQLSTATE, error | becomes |
     |---|---|
     | class 22 (data), class 23 (integrity), text that is no UTF-8 or holds a NUL | RowsRefused |
-    | no connection or a cut one; 40xxx and 55P03 after some tries; 53xxx, 57xxx, 25006, all else | StoreUnavailable |
+    | 57014 (a statement's time is over), 55P03 (so is that for a lock, after some tries) | StatementFailed |
+    | no connection or a cut one; 40xxx after some tries; 53xxx, other 57xxx, 25006, all else | StoreUnavailable |
 
     A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
     42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.
@@ -243,7 +244,12 @@ def translated(error: Exception) -> BridgeError:
             return StoreUnavailable(text)
         return RowsRefused(sqlstate, text)
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        return StoreUnavailable(f"{error.diag.message_primary or _first_line(error)} ({error.sqlstate})")
+        kind = (
+            StatementFailed
+            if isinstance(error, (pg.QueryCanceled, pg.LockNotAvailable))
+            else StoreUnavailable
+        )
+        return kind(f"{error.diag.message_primary or _first_line(error)} ({error.sqlstate})")
     return StoreUnavailable(_first_line(error))
 
 

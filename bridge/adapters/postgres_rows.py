@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/15/arrays.html#ARRAYS-IO
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString
 
@@ -25,6 +26,12 @@ COLUMNS: tuple[LiteralString, ...] = (
     "ack_within", "extract(epoch from late_at)::float8",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
+_META: LiteralString = (
+    "(case when {0}.content is null then {0}.meta else coalesce({0}.meta,"
+    " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)::text"
+)
+SHARE_BYTES = 256
+"""From so many bytes on, what several rows of a batch have in common is stored once."""
 
 
 # Calling an enum costs more than all the rest of a field.
@@ -34,12 +41,27 @@ _ENCODINGS = {e.value: e for e in Encoding}
 _PROOFS = {p.value: p for p in Proof}
 
 
-def columns(record: LiteralString) -> LiteralString:
-    """The COLUMNS of a record that an SQL expression names, such as `l` or `(r.log)`."""
-    return ", ".join(
-        c.replace("(epoch from ", f"(epoch from {record}.") if c.startswith("extract") else f"{record}.{c}"
-        for c in COLUMNS
-    )
+def columns(
+    record: LiteralString, *, data: bool = False, excluded: bool = False, meta: bool = True
+) -> LiteralString:
+    """The COLUMNS of a record that an SQL expression names, such as `l` or `(r.log)`.
+
+    With `data` or `excluded` the record is one of whole(), and its payload, or its except list, is read; else the
+    row will have none. Without `meta` it will have none of that either.
+    """
+    here: dict[LiteralString, LiteralString] = {}
+    if not data:
+        here["payload"] = "null::bytea"
+        here["meta::text"] = _META.format(record) if meta else "null::text"
+    if not excluded:
+        here["excluded::text"] = "null::text"
+    return ", ".join(here.get(c) or _column(c, record) for c in COLUMNS)
+
+
+def _column(column: LiteralString, record: LiteralString) -> LiteralString:
+    if column.startswith("extract"):
+        return column.replace("(epoch from ", f"(epoch from {record}.")
+    return f"{record}.{column}"
 
 
 def row_of(record: Sequence[Any]) -> Row:
@@ -134,14 +156,15 @@ def lock_order(key: RowKey) -> tuple[str, str, str]:
     return key.push_id, key.user, key.tenant
 
 
-RECORD_PARAMS = 30
+RECORD_PARAMS = 36
 """How many parameters record_rows() has."""
 
 
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
     tenants, push_ids, users = key_params([r.key for r in rows])
-    payloads = [r.payload for r in rows]
+    shared = _Shared(rows)
+    own = [r if c is None else _NOTHING for r, c in zip(rows, shared.of_row, strict=True)]
     return (
         tenants,
         push_ids,
@@ -163,27 +186,96 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         texts([r.app_id for r in rows]),
         texts_or_none([r.detail for r in rows]),
         texts_or_none([r.traceparent for r in rows]),
-        nullable_texts([_meta(r.meta) for r in rows]) if any(r.meta for r in rows) else None,
-        nullable_texts([None if p is None else "\\x" + p.hex() for p in payloads]),
+        nullable_texts([_meta(r.meta) for r in own]) if any(r.meta for r in own) else None,
+        _bytes([r.payload for r in own]),
         nullable_texts([owed_text(r.owed) for r in rows]),
         nullable_texts([None if r.day is None else r.day.isoformat() for r in rows]),
-        *_kept_params(rows),
+        *_kept_params(rows, own),
+        _bytes(shared.of_row),
+        *shared.params(),
     )
 
 
-def _kept_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
-    """Positions, ends, encodings, collapse keys, excluded sessions, acks within: null for what is not kept."""
+def _kept_params(rows: Sequence[Row], own: Sequence[Row]) -> tuple[str | None, ...]:
+    """Positions, ends, encodings, collapse keys, excluded sessions, acks within, bytes: null for what is not kept."""
     kept = [r.expires_at is not None for r in rows]
     if not any(kept) and not any(r.collapse_key for r in rows):
-        return (None,) * 6
+        return (None,) * 7
+    excluded = {id(r.excluded): _json_array(r.excluded) for r in rows if r.excluded}
+    sizes = [len(r.payload or b"") + len(excluded.get(id(r.excluded), "")) for r in rows]
     return (
         nullable_numbers([r.position or None for r in rows]),
         nullable_numbers([r.expires_at for r in rows]),
         nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
         nullable_texts([r.collapse_key or None for r in rows]),
-        nullable_texts([_json_array(r.excluded) if r.excluded else None for r in rows]),
+        nullable_texts([excluded[id(r.excluded)] if r.excluded else None for r in own]),
         nullable_numbers([r.ack_within or None for r in rows]),
+        nullable_numbers(
+            [n if k and r.payload is not None else None for r, k, n in zip(rows, kept, sizes, strict=True)]
+        ),
     )
+
+
+class _Shared:
+    """What several rows of a batch have in common: their data, except list and meta, once each."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.of_row: list[bytes | None] = [None] * len(rows)
+        """The id of what a row shares; None: it has all in itself."""
+        self._found: dict[bytes, Row] = {}
+        # The rows of one request hold the very same objects, and stand next to each other.
+        alike: dict[tuple[int, int, int], list[int]] = {}
+        for place, row in enumerate(rows):
+            if row.payload or row.excluded or row.meta:
+                alike.setdefault((id(row.payload), id(row.excluded), id(row.meta)), []).append(place)
+        for places in alike.values():
+            if len(places) > 1:
+                self._share(rows[places[0]], places)
+
+    def _share(self, row: Row, places: Sequence[int]) -> None:
+        parts = (
+            b"" if row.payload is None else b"d" + row.payload,
+            _json_array(row.excluded).encode() if row.excluded else b"",
+            row.meta,
+        )
+        if sum(map(len, parts)) < SHARE_BYTES:
+            return
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(b"%d:" % len(part))
+            digest.update(part)
+        content_id = digest.digest()[:16]
+        self._found[content_id] = row
+        for place in places:
+            self.of_row[place] = content_id
+
+    def params(self) -> tuple[str | None, ...]:
+        """Ids, payloads, except lists and metas, for push_content; null where nothing is shared."""
+        if not self._found:
+            return (None,) * 4
+        rows = self._found.values()
+        return (
+            _bytes(list(self._found)),
+            _bytes([r.payload for r in rows]) or _nulls(len(self._found)),
+            nullable_texts([_json_array(r.excluded) if r.excluded else None for r in rows])
+            or _nulls(len(self._found)),
+            nullable_texts([_meta(r.meta) for r in rows]) or _nulls(len(self._found)),
+        )
+
+
+_NOTHING = Row(RowKey("", "", ""), Outcome.PENDING, Reason.AWAITING_PROOF, "", "", 0.0, 0.0)
+"""Stands for a row whose data, except list and meta are elsewhere."""
+
+
+def _nulls(count: int) -> str:
+    return f"{{{','.join(['NULL'] * count)}}}"
+
+
+def _bytes(values: Sequence[bytes | None]) -> str | None:
+    """A bytea[] literal with nulls, None where all are null."""
+    if not any(v is not None for v in values):
+        return None
+    return "{" + ",".join(["NULL" if v is None else f'"\\\\x{v.hex()}"' for v in values]) + "}"
 
 
 def _json_array(values: Iterable[str]) -> str:

@@ -1,0 +1,92 @@
+"""Calls of the store that must succeed: again while the database is down, in smaller parts where a statement fails.
+
+One place tells the two apart. The database is down when nothing can be written: then the gate is shut, under a name
+that only the same caller opens again, and the call waits. When something can be written and this call fails all the
+same, it is the call's fault: it is made smaller, and what fails alone is the caller's to set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from bridge.errors import SchemaBehind, StatementFailed, StoreUnavailable
+from bridge.gate import Gate
+from bridge.ports import Clock, Store
+
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+"""Seconds between tries while the database is down: doubled from the first to the most."""
+SUSPECT_AFTER = 3
+"""Failures of one call, while a row could be written after each, that show that it is to blame."""
+PARTS = 8
+"""Into how many a failed call is cut: with two, one culprit among 500 would cost nine time limits."""
+
+I = TypeVar("I")  # noqa: E741 -- what goes in
+T = TypeVar("T")
+
+
+class Persistence:
+    """Makes one caller's calls until they are done. `name` is the gate's cause while the database is down."""
+
+    def __init__(self, store: Store, gate: Gate, clock: Clock, name: str) -> None:
+        self._store = store
+        self._gate = gate
+        self._clock = clock
+        self._name = name
+        self.unsure = False
+        """A try was not answered, and may have been carried out; for the caller to set back."""
+
+    async def call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call until the database has answered it. Raises StatementFailed when the call is to blame."""
+        failed = 0
+        while True:
+            try:
+                result = await call()
+            except StatementFailed:
+                self.unsure = True
+                await self._until_written()
+                raise
+            except (StoreUnavailable, SchemaBehind) as away:
+                self.unsure = True
+                self._gate.shut(self._name, str(away))
+                await self._until_written()
+                failed += 1
+                if failed == SUSPECT_AFTER:
+                    raise StatementFailed(str(away)) from away
+            else:
+                self._gate.clear(self._name)
+                return result
+
+    async def _until_written(self) -> None:
+        """Return when a row can be written; the gate is shut while that is not so."""
+        wait = RETRY_FIRST
+        while True:
+            try:
+                await self._store.try_writing()
+            except (StoreUnavailable, SchemaBehind) as away:
+                self._gate.shut(self._name, str(away))
+                await self._clock.sleep(wait)
+                wait = min(wait * 2, RETRY_MOST)
+            else:
+                self._gate.clear(self._name)
+                return
+
+    async def in_parts(
+        self,
+        items: Sequence[I],
+        call: Callable[[Sequence[I]], Awaitable[Sequence[T]]],
+        alone: Callable[[I, StatementFailed], Awaitable[Sequence[T]]],
+    ) -> list[T]:
+        """Make a call for all items; where it fails, for parts of them. What fails alone goes to `alone`."""
+        if not items:
+            return []
+        try:
+            return list(await self.call(lambda: call(items)))
+        except StatementFailed as failed:
+            if len(items) == 1:
+                return list(await alone(items[0], failed))
+        step = -(-len(items) // PARTS)
+        results: list[T] = []
+        for at in range(0, len(items), step):
+            results += await self.in_parts(items[at : at + step], call, alone)
+        return results
