@@ -231,6 +231,7 @@ class Core:
             ),
         )
         self.control = Control(
+            store=rows.store,
             mailbox=self.mailbox,
             acks=consumer,
             answers=publisher,

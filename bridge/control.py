@@ -1,4 +1,4 @@
-"""What is to be done about pushes: messages on `push.control`, carried out one after the other, and answered."""
+"""What is to be done about pushes: messages on `push.control`, carried out a few at a time, and answered."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections import deque
 from collections.abc import Sequence
 
 from bridge import wire
-from bridge.errors import ControlRefused, SchemaBehind, StoreUnavailable
+from bridge.errors import ControlRefused, StatementFailed
 from bridge.gate import Gate
 from bridge.mailbox import Mailbox, Recalled
 from bridge.model import Recall, Reply
-from bridge.ports import Acks, Answers, Arrival, Clock, ErrorHandler, Intake, Source
+from bridge.persistence import Persistence
+from bridge.ports import Acks, Answers, Arrival, Clock, ErrorHandler, Intake, Source, Store
 from bridge.wire import BadControl
 
-RETRY = 0.5
-"""Seconds between tries while the database is away."""
+AT_ONCE = 4
+"""Messages that are carried out at a time: a recall of a million rows does not hold up the next one."""
+RETRY = 5.0
+"""Seconds between tries of what failed though the database is there."""
 
 
 class Control:
@@ -24,6 +27,7 @@ class Control:
     def __init__(
         self,
         *,
+        store: Store,
         mailbox: Mailbox,
         acks: Acks,
         answers: Answers,
@@ -38,6 +42,7 @@ class Control:
         self._errors = errors
         self._clock = clock
         self._gate = gate
+        self._persistence = Persistence(store, gate, clock, "control")
         self._node = node
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
@@ -53,13 +58,24 @@ class Control:
 
     async def run(self) -> None:
         """Carry out what arrives, until cancelled; what is unacked then comes again."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._inbox:
-                await self._handle(self._inbox.popleft())
+        room = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._wake.wait()
+                await room.acquire()
+                if self._inbox:
+                    tasks.create_task(self._handle(self._inbox.popleft(), room), name="control message")
+                else:
+                    self._wake.clear()
+                    room.release()
 
-    async def _handle(self, arrival: Arrival) -> None:
+    async def _handle(self, arrival: Arrival, room: asyncio.Semaphore) -> None:
+        try:
+            await self._carry_out(arrival)
+        finally:
+            room.release()
+
+    async def _carry_out(self, arrival: Arrival) -> None:
         asked = wire.decode_control(arrival.body)
         if isinstance(asked, BadControl):
             # Who said it may not have asked for an answer, and believes that it was done.
@@ -80,9 +96,9 @@ class Control:
         while True:
             await self._gate.opened()
             try:
-                return await self._mailbox.recall(recall)
-            except (StoreUnavailable, SchemaBehind) as away:
-                self._gate.shut("database", str(away))
+                return await self._persistence.call(lambda: self._mailbox.recall(recall))
+            except StatementFailed as failed:
+                self._errors.handle(failed, "control.recall", {"push_id": recall.push_id})
                 await self._clock.sleep(RETRY)
 
 

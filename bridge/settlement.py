@@ -298,12 +298,13 @@ class Settlement:
         size = 0
         carried: set[int] = set()
         for flight in itertools.islice(self._due.values(), BATCH_ROWS):
+            before = size
             for part, part_bytes in flight.carries():
                 # The flights of one request hold the same objects, which are written once.
                 if id(part) not in carried:
                     carried.add(id(part))
                     size += part_bytes
-            if flights and size > BATCH_BYTES:
+            if flights and size > BATCH_BYTES and size > before:
                 break
             flights.append(flight)
         for flight in flights:

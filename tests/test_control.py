@@ -7,10 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bridge.control import Control
+import pytest
+
+from bridge.control import AT_ONCE, Control
 from bridge.errors import ControlRefused, StoreUnavailable
-from bridge.model import Outcome, Reason, Reply
-from bridge.ports import Arrival, Source
+from bridge.model import Outcome, Reason, Recall, Reply
+from bridge.ports import Arrival, RecallPage, RecallPlace, Source
 from tests.core import arrival, until
 from tests.test_delivery import House
 from tests.test_mailbox import house, is_, kept
@@ -43,6 +45,7 @@ async def controlled() -> AsyncIterator[tuple[House, Control, RecordingAnswers]]
             errors=h.errors,
             clock=h.clock,
             gate=h.gate,
+            store=h.store,
             node="n1",
         )
         task = asyncio.create_task(control.run(), name="control")
@@ -85,10 +88,10 @@ async def test_while_the_database_is_away_a_recall_waits_and_is_acked_when_it_is
         await h.settled(1)
         h.store.fail_with = StoreUnavailable("away")
         control.arrived([asking(11, type="recall", push_id="p1")])
-        await until(lambda: "database" in h.gate)
+        await until(lambda: "control" in h.gate)
         assert (len(h.acks.acked), answers.given) == (1, [])
         h.store.fail_with = None
-        h.gate.clear("database")
+        h.advance(2)
         await h.settled(2)
         await is_(h, "p1", Outcome.RECALLED, Reason.WITHDRAWN)
         assert len(answers.given) == 1
@@ -97,12 +100,30 @@ async def test_while_the_database_is_away_a_recall_waits_and_is_acked_when_it_is
 async def test_what_has_not_begun_when_its_channel_is_lost_is_left_to_come_again() -> None:
     async with controlled() as (h, control, answers):
         h.gate.shut("broker", "away")
-        control.arrived([asking(n, type="recall", push_id="p1") for n in (1, 2)])
+        control.arrived([asking(n, type="recall", push_id="p1") for n in range(1, AT_ONCE + 2)])
         for _ in range(20):
             await asyncio.sleep(0)
         control.channel_lost(1)
         h.gate.clear("broker")
-        await h.settled(1)
+        await h.settled(AT_ONCE)
         for _ in range(50):
             await asyncio.sleep(0)
-        assert [reply.correlation_id for reply, _ in answers.given] == ["c1"], "the first had begun"
+        begun = [f"c{n}" for n in range(1, AT_ONCE + 1)]
+        assert sorted(reply.correlation_id for reply, _ in answers.given) == begun
+
+
+async def test_a_recall_that_takes_long_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with controlled() as (h, control, answers):
+        recall, waiting = h.store.recall, asyncio.Event()
+
+        async def slow(asked: Recall, place: RecallPlace, limit: int) -> RecallPage:
+            if asked.push_id == "p1":
+                await waiting.wait()
+            return await recall(asked, place, limit)
+
+        monkeypatch.setattr(h.store, "recall", slow)
+        control.arrived([asking(1, type="recall", push_id="p1"), asking(2, type="recall", push_id="p2")])
+        await h.settled(1)
+        assert [reply.correlation_id for reply, _ in answers.given] == ["c2"]
+        waiting.set()
+        await h.settled(2)

@@ -140,7 +140,9 @@ _ROWS: LiteralString = """
            l.node, l.boot,
            coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
            l.event, l.app_id, l.detail,
-           l.expires_at, l.collapse_key, l.encoding, length(l.payload) as payload_bytes, l.owed::text as owed
+           l.expires_at, l.collapse_key, l.encoding,
+           length(coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content)))
+               as payload_bytes, l.owed::text as owed
     from delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason
     left join node n on n.name = l.node and n.boot = l.boot
@@ -318,7 +320,8 @@ _WRONG: LiteralString = """
     (e.outcome is null
      or (l.outcome in ('acked', 'received') and l.proven_at is null)
      or (l.outcome = 'written' and l.written_at is null)
-     or (l.outcome = 'stored' and (l.expires_at is null or l.payload is null or l.encoding is null))
+     or (l.outcome = 'stored' and (l.expires_at is null or (l.payload is null and l.content is null)
+                                  or l.encoding is null))
      or l.final <> (l.finished_at is not null))
     """
 _JOIN: LiteralString = """

@@ -26,10 +26,11 @@ COLUMNS: tuple[LiteralString, ...] = (
     "ack_within", "extract(epoch from late_at)::float8",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
-_META: LiteralString = (
+META: LiteralString = (
     "(case when {0}.content is null then {0}.meta else coalesce({0}.meta,"
-    " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)::text"
+    " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)"
 )
+"""The meta of a record, wherever it is."""
 SHARE_BYTES = 256
 """From so many bytes on, what several rows of a batch have in common is stored once."""
 
@@ -52,7 +53,7 @@ def columns(
     here: dict[LiteralString, LiteralString] = {}
     if not data:
         here["payload"] = "null::bytea"
-        here["meta::text"] = _META.format(record) if meta else "null::text"
+        here["meta::text"] = f"{META.format(record)}::text" if meta else "null::text"
     if not excluded:
         here["excluded::text"] = "null::text"
     return ", ".join(here.get(c) or _column(c, record) for c in COLUMNS)
@@ -163,7 +164,10 @@ RECORD_PARAMS = 36
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
     tenants, push_ids, users = key_params([r.key for r in rows])
-    shared = _Shared(rows)
+    # Lists of thousands, mostly the same one for all rows of a batch: each is turned into text once.
+    lists = {id(r.excluded): r.excluded for r in rows if r.excluded}
+    listed = {place: _json_array(ids) for place, ids in lists.items()}
+    shared = _Shared(rows, listed)
     own = [r if c is None else _NOTHING for r, c in zip(rows, shared.of_row, strict=True)]
     return (
         tenants,
@@ -190,25 +194,26 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         _bytes([r.payload for r in own]),
         nullable_texts([owed_text(r.owed) for r in rows]),
         nullable_texts([None if r.day is None else r.day.isoformat() for r in rows]),
-        *_kept_params(rows, own),
+        *_kept_params(rows, own, listed),
         _bytes(shared.of_row),
         *shared.params(),
     )
 
 
-def _kept_params(rows: Sequence[Row], own: Sequence[Row]) -> tuple[str | None, ...]:
+def _kept_params(
+    rows: Sequence[Row], own: Sequence[Row], listed: Mapping[int, str]
+) -> tuple[str | None, ...]:
     """Positions, ends, encodings, collapse keys, excluded sessions, acks within, bytes: null for what is not kept."""
     kept = [r.expires_at is not None for r in rows]
     if not any(kept) and not any(r.collapse_key for r in rows):
         return (None,) * 7
-    excluded = {id(r.excluded): _json_array(r.excluded) for r in rows if r.excluded}
-    sizes = [len(r.payload or b"") + len(excluded.get(id(r.excluded), "")) for r in rows]
+    sizes = [len(r.payload or b"") + len(listed.get(id(r.excluded), "")) for r in rows]
     return (
         nullable_numbers([r.position or None for r in rows]),
         nullable_numbers([r.expires_at for r in rows]),
         nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
         nullable_texts([r.collapse_key or None for r in rows]),
-        nullable_texts([excluded[id(r.excluded)] if r.excluded else None for r in own]),
+        nullable_texts([listed[id(r.excluded)] if r.excluded else None for r in own]),
         nullable_numbers([r.ack_within or None for r in rows]),
         nullable_numbers(
             [n if k and r.payload is not None else None for r, k, n in zip(rows, kept, sizes, strict=True)]
@@ -219,7 +224,8 @@ def _kept_params(rows: Sequence[Row], own: Sequence[Row]) -> tuple[str | None, .
 class _Shared:
     """What several rows of a batch have in common: their data, except list and meta, once each."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], listed: Mapping[int, str]) -> None:
+        self._listed = listed
         self.of_row: list[bytes | None] = [None] * len(rows)
         """The id of what a row shares; None: it has all in itself."""
         self._found: dict[bytes, Row] = {}
@@ -235,7 +241,7 @@ class _Shared:
     def _share(self, row: Row, places: Sequence[int]) -> None:
         parts = (
             b"" if row.payload is None else b"d" + row.payload,
-            _json_array(row.excluded).encode() if row.excluded else b"",
+            self._listed.get(id(row.excluded), "").encode(),
             row.meta,
         )
         if sum(map(len, parts)) < SHARE_BYTES:
@@ -257,8 +263,7 @@ class _Shared:
         return (
             _bytes(list(self._found)),
             _bytes([r.payload for r in rows]) or _nulls(len(self._found)),
-            nullable_texts([_json_array(r.excluded) if r.excluded else None for r in rows])
-            or _nulls(len(self._found)),
+            nullable_texts([self._listed.get(id(r.excluded)) for r in rows]) or _nulls(len(self._found)),
             nullable_texts([_meta(r.meta) for r in rows]) or _nulls(len(self._found)),
         )
 

@@ -17,6 +17,7 @@ import msgspec
 
 from bridge.adapters.inquiry import ask, reading
 from bridge.adapters.postgres_pool import Connection
+from bridge.adapters.postgres_rows import META
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.errors import SettingsError
 from bridge.model import ID_MAX, NO_USER, Encoding, Outcome, Proof, Reason
@@ -157,8 +158,9 @@ _FROM: LiteralString = f"""
             when l.user_id = '{NO_USER}' then 'nobody'
             when not l.final then 'open'
             when l.push_id = i.new_id then 'own'
-            when l.payload is null or l.encoding is null then 'not_kept'
-            when exists (select from jsonb_object_keys(l.meta) k where octet_length(k) > {NAME_BYTES_MAX}) then 'meta'
+            when (l.payload is null and l.content is null) or l.encoding is null then 'not_kept'
+            when exists (select from jsonb_object_keys({META.format("l")}) k
+                         where octet_length(k) > {NAME_BYTES_MAX}) then 'meta'
             when exists (select from delivery_log r
                          where r.push_id = i.new_id and r.user_id = l.user_id and r.tenant = l.tenant
                            and r.day >= l.day) then 'done'
@@ -166,7 +168,10 @@ _FROM: LiteralString = f"""
     """
 _COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_MEANT} group by 1"
 _PAGE: LiteralString = f"""
-    select l.tenant, l.push_id, l.user_id, i.new_id, l.event, l.app_id, l.confirm, l.meta, l.payload, l.encoding,
+    select l.tenant, l.push_id, l.user_id, i.new_id, l.event, l.app_id, l.confirm, l.encoding,
+           {META.format("l")} as meta,
+           coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content))
+               as payload,
            l.ack_within, l.taken_at, extract(epoch from l.expires_at - l.published_at)::float8 as ttl
     {_FROM}
     where {_MEANT} and v.verdict = '{AGAIN}'

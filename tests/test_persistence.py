@@ -1,0 +1,203 @@
+"""The database is down, or a call is too much for it: told apart, and neither stops what has nothing to do with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from bridge.adapters.memory import MemoryStore
+from bridge.errors import StatementFailed, StoreUnavailable
+from bridge.flight import Flight
+from bridge.gate import Gate
+from bridge.model import Outcome, Row, RowKey
+from bridge.persistence import PARTS, SUSPECT_AFTER, Persistence
+from bridge.ports import Collapse, Written
+from tests.core import ManualClock, until
+from tests.test_settlement import House, house
+
+
+class Parts:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.gate = Gate()
+        self.persistence = Persistence(self.store, self.gate, self.clock, "parts")
+        self.calls: list[list[int]] = []
+        self.set_aside: list[int] = []
+
+    async def run(self, items: Sequence[int], bad: Callable[[Sequence[int]], bool]) -> list[int]:
+        async def call(some: Sequence[int]) -> Sequence[int]:
+            self.calls.append(list(some))
+            if bad(some):
+                raise StatementFailed("canceling statement due to statement timeout")
+            return some
+
+        async def alone(item: int, error: StatementFailed) -> Sequence[int]:
+            self.set_aside.append(item)
+            return ()
+
+        return await self.persistence.in_parts(items, call, alone)
+
+
+async def test_a_statement_that_fails_is_made_smaller_until_its_culprit_is_alone() -> None:
+    p = Parts()
+    done = await p.run(range(500), lambda some: 333 in some)
+    assert done == [n for n in range(500) if n != 333]
+    assert p.set_aside == [333]
+    failed = [len(call) for call in p.calls if 333 in call]
+    assert failed == [500, 63, 8, 1], "each try of a culprit costs a time limit"
+    assert p.gate.is_open
+
+
+async def test_what_is_too_much_at_once_is_done_in_parts() -> None:
+    p = Parts()
+    assert await p.run(range(100), lambda some: len(some) > 20) == list(range(100))
+    assert p.set_aside == []
+    assert len(p.calls) == 1 + PARTS
+
+
+async def test_while_nothing_can_be_written_the_gate_is_shut_and_the_call_waits() -> None:
+    p = Parts()
+    p.store.fail_with = StoreUnavailable("stopped")
+
+    async def call() -> int:
+        if p.store.fail_with is not None:
+            raise p.store.fail_with
+        return 7
+
+    running = asyncio.create_task(p.persistence.call(call))
+    await until(lambda: "parts" in p.gate)
+    p.gate.clear("database")
+    assert "parts" in p.gate, "an unrelated query does not open it"
+    p.store.fail_with = None
+    p.clock.advance(3)
+    assert await running == 7
+    assert p.gate.is_open
+
+
+async def test_a_call_that_goes_on_failing_while_rows_can_be_written_is_to_blame() -> None:
+    p = Parts()
+    tries = 0
+
+    async def call() -> None:
+        nonlocal tries
+        tries += 1
+        raise StoreUnavailable("cannot do this (0A000)")
+
+    with pytest.raises(StatementFailed):
+        await p.persistence.call(call)
+    assert tries == SUSPECT_AFTER
+    assert p.gate.is_open
+
+
+# --- rows ------------------------------------------------------------------------------------------------
+
+
+def refuse(h: House, bad: Callable[[Row], bool]) -> list[int]:
+    """From now on a statement with such a row fails; returns the sizes of those that did."""
+    record, failed = h.store.record, []
+
+    async def picky(rows: Sequence[Row]) -> Sequence[Written]:
+        if any(map(bad, rows)):
+            failed.append(len(rows))
+            raise StatementFailed("canceling statement due to statement timeout")
+        return await record(rows)
+
+    h.store.record = picky  # type: ignore[method-assign]
+    return failed
+
+
+def received(h: House, push_id: str, reply_to: str = "") -> Flight:
+    flight = h.flight(push_id, h.message(reply_to))
+    flight.received(h.clock.now)
+    h.settlement.due(flight)
+    return flight
+
+
+async def test_a_row_that_can_not_be_written_is_set_aside_and_the_others_are_acked() -> None:
+    async with house() as h:
+        failed = refuse(h, lambda row: row.key.push_id == "p4")
+        for n in range(9):
+            received(h, f"p{n}")
+        await until(lambda: len(h.acks.acked) == 8)
+        assert h.gate.is_open
+        assert (h.settlement.set_aside, h.settlement.rows_waiting) == (1, 1)
+        assert [error for error, where in h.errors.seen if where == "store.record"]
+        before = len(failed)
+        received(h, "p9")
+        await until(lambda: len(h.acks.acked) == 9)
+        assert len(failed) == before, "nobody waits for it"
+        h.store.record = type(h.store).record.__get__(h.store)  # type: ignore[method-assign]
+        h.clock.advance(60)
+        await until(lambda: len(h.acks.acked) == 10)
+        assert h.row("p4").outcome is Outcome.RECEIVED
+        assert h.settlement.set_aside == 0
+
+
+async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_came_in_between() -> None:
+    async with house() as h:
+        held = True
+        record = h.store.record
+
+        async def holding(rows: Sequence[Row]) -> Sequence[Written]:
+            return [Written(r, None) for r in rows] if held else await record(rows)
+
+        h.store.record = holding  # type: ignore[method-assign]
+        flight = h.flight("p1", h.message())
+        h.settlement.due(flight)
+        await until(lambda: h.settlement.set_aside)
+        h.clock.advance(0.2)
+        await asyncio.sleep(0)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        held = False
+        h.clock.advance(60)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").outcome is Outcome.RECEIVED
+        assert not h.settlement.set_aside
+
+
+async def test_a_row_that_is_set_aside_again_and_again_is_tried_ever_less_often() -> None:
+    async with house() as h:
+        failed = refuse(h, lambda row: True)
+        received(h, "p1")
+        await until(lambda: failed)
+        for _ in range(1200):
+            h.clock.advance(0.1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert 8 <= len(failed) <= 14, "a tenth of a second at first, half a minute in the end"
+
+
+async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later() -> None:
+    async with house() as h:
+        supersede, stuck = h.store.supersede, True
+
+        async def failing(newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+            if stuck and any(c.user == "u1" for c in newer):
+                raise StatementFailed("canceling statement due to lock timeout")
+            return await supersede(newer, limit)
+
+        h.store.supersede = failing  # type: ignore[method-assign]
+        ended: list[Row] = []
+        h.settlement.on_superseded = ended.extend
+        for push_id, user, position in (("a", "u1", 1), ("a", "u2", 1)):
+            key = RowKey("", push_id, user)
+            flight = h.flight(push_id, h.message(), user)
+            old = flight.row("n1", "b1")
+            h.store.rows[key] = Row(
+                key, Outcome.STORED, old.reason, "n1", "b1", h.clock.now, h.clock.now,
+                expires_at=h.clock.now + 99, collapse_key="k", position=position, payload=b"1",
+            )  # fmt: skip
+        for user in ("u1", "u2"):
+            flight = h.flight("b", h.message(), user)
+            flight.collapse_key, flight.position = "k", 9
+            flight.received(h.clock.now)
+            h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert [row.key.user for row in ended] == ["u2"]
+        stuck = False
+        h.settlement.sweep()
+        await until(lambda: len(ended) == 2)
