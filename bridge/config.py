@@ -449,6 +449,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "total_bytes",
         "mailbox_pushes",
         "mailbox_bytes",
+        "id_memory_bytes",
     ),
     "The broker": ("outcome_events", "declare"),
     "The process": ("log_level", "log_format", "dev", "uvloop"),

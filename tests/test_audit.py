@@ -22,6 +22,7 @@ from tests.house import bridge, final_rows, request, token
 from tests.house import publish as push
 from tests.rows import row
 from tests.test_end_to_end import channel
+from tests.test_postgres import eventually
 
 
 def at(url: str, dsn: str) -> CommonSettings:
@@ -78,6 +79,10 @@ async def test_after_ordinary_traffic_all_adds_up(
         await push(vhost, request("u1", "p1"), request("away", "p2"), {"id": "bad", "data": 1})
         await c.read()
         await final_rows(database, 3)
+        # Three days ahead, which the bridge makes while it works already.
+        await eventually(
+            database, "select count(*) >= 4 from pg_inherits where inhparent = 'delivery_log'::regclass"
+        )
         assert await audit(vhost, database) == 0
     lines = capsys.readouterr().out.splitlines()
     names = lines[0].split()

@@ -639,7 +639,7 @@ def test_stories_are_told_and_counted_by_the_seed() -> None:
 def test_a_story_that_breaks_a_promise_is_cut_down_to_the_steps_that_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(self: Settlement, payment: object) -> None:
+    async def never(self: Settlement, *_: object) -> None:
         """No message is acked, so that whatever is published breaks a promise, whenever it is."""
 
     monkeypatch.setattr(Settlement, "_settle_messages", never)

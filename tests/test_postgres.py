@@ -31,7 +31,7 @@ from bridge.adapters.postgres_rows import (
 )
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.devservers import Servers
-from bridge.errors import NodeNameTaken, RowsRefused, StoreUnavailable
+from bridge.errors import NodeNameTaken, RowsRefused, StatementFailed, StoreUnavailable
 from bridge.model import LateProof, Outcome, Recall, Reply, Row, RowKey
 from bridge.ports import Collapse
 from tests.test_store_contract import EVER, LATER, NOON, kept, recalled, row, trimmed, undated
@@ -298,15 +298,15 @@ async def test_a_lost_race_is_run_again(
     impatient = PostgresStore(database)
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
-        writing = asyncio.create_task(impatient.record([row()]))
+        noting = asyncio.create_task(impatient.owe({row().key: (Reply("q"),)}))
         async with asyncio.timeout(10):
             await lost.wait()
-    [written] = await writing
-    assert written.applied
+    await noting
+    assert await ask(database, "select jsonb_array_length(owed) from delivery_log") == [(1,)]
     await impatient.close()
 
 
-async def test_a_lock_that_is_never_given_back_makes_the_store_unavailable(
+async def test_a_lock_that_is_never_given_back_is_the_statements_fault_and_a_held_row_is_told_at_once(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_pool, "LOCK_TIMEOUT", 0.05)
@@ -314,8 +314,10 @@ async def test_a_lock_that_is_never_given_back_makes_the_store_unavailable(
     await store.record([row(outcome=Outcome.PENDING)])
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
-        with pytest.raises(StoreUnavailable, match="55P03"):
-            await store.record([row()])
+        with pytest.raises(StatementFailed, match="55P03"):
+            await store.owe({row().key: ()})
+        held, new = await store.record([row(), row("new")])
+        assert (held.applied, held.row.outcome, new.applied) == (None, Outcome.PENDING, True)
     [written] = await store.record([row()])
     assert written.applied
     await store.close()
@@ -327,7 +329,7 @@ async def test_a_lock_that_is_never_given_back_makes_the_store_unavailable(
         ("22001", RowsRefused), ("22021", RowsRefused), ("22P05", RowsRefused), ("23505", RowsRefused),
         ("08006", StoreUnavailable), ("25006", StoreUnavailable), ("40001", StoreUnavailable),
         ("40P01", StoreUnavailable), ("42501", StoreUnavailable), ("53100", StoreUnavailable),
-        ("53300", StoreUnavailable), ("55P03", StoreUnavailable), ("57014", StoreUnavailable),
+        ("53300", StoreUnavailable), ("55P03", StatementFailed), ("57014", StatementFailed),
         ("57P01", StoreUnavailable), ("57P03", StoreUnavailable), ("XX000", StoreUnavailable),
     ],
 )  # fmt: skip
@@ -384,11 +386,11 @@ async def test_a_backend_that_is_killed_in_mid_call_costs_nothing(
     await store.record([row("x", outcome=Outcome.PENDING)])
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
-        writing = asyncio.create_task(store.record([row("x"), row("y")]))
-        await waiting(database, "record_rows", "transactionid")
+        noting = asyncio.create_task(store.owe({row("x").key: (Reply("q"),)}))
+        await waiting(database, "owe_rows", "transactionid")
         await kill_backends(database)
-    assert [w.applied for w in await writing] == [True, True]
-    assert await ask(database, "select count(*) from delivery_log where final") == [(2,)]
+    await noting
+    assert await ask(database, "select jsonb_array_length(owed) from delivery_log") == [(1,)]
 
 
 async def test_an_answer_that_was_lost_after_the_commit_makes_no_second_row(database: str) -> None:
@@ -478,8 +480,8 @@ async def test_a_cancelled_call_leaves_the_store_usable(database: str, store: Po
     await store.record([row(outcome=Outcome.PENDING)])
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
-        calls = [asyncio.create_task(store.record([row()])) for _ in range(6)]
-        await waiting(database, "record_rows", "transactionid")
+        calls = [asyncio.create_task(store.owe({row().key: ()})) for _ in range(6)]
+        await waiting(database, "owe_rows", "transactionid")
         for call in calls:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -921,9 +923,9 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
 
         def page(user: str, seen: int | None = None) -> tuple[object, ...]:
             last = "NULL" if seen is None else seen
-            return f"{{{user}}}", "{0}", f"{{{EVER}}}", f"{{{last}}}", "{20}", "{99999}"
+            return f"{{{user}}}", "{s}", "{0}", f"{{{EVER}}}", f"{{{last}}}", "{20}", "{99999}"
 
-        mailbox = "select * from mailbox_rows(%s, %s, %s, %s, %s, %s)"
+        mailbox = "select * from mailbox_pages(%s, %s, %s, %s, %s, %s, %s)"
         hundred = [row(f"new{i:03}", user=f"u{i}") for i in range(100)]
         parked = [row(f"{old} {i}", user=f"u{i}", day=old, boot="b1") for i in range(100, 200)]
         empty = ("{}",) * RECORD_PARAMS
@@ -934,14 +936,38 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             "empty mailbox": (mailbox, page("nobody"), 0, 60),
             "expire": ("select * from expire_rows(500)", (), 0, 60),
             "end dead": ("select * from end_dead_rows('n1', 'b1', 500)", (), 0, 60),
-            "owing": ("select * from owing_rows(500)", (), 1, 60),
-            "trim": ("select * from trim_rows('{u79}', 1000, 1000000)", (), 0, 150),
-            "supersede": ("select * from supersede_rows('{\"\"}', '{u80}', '{none}', '{9}')", (), 0, 60),
-            "recall": ("select * from recall_rows('', %s, '', '')", (f"{old} 81",), 1, 110),
-            "recall by key": ("select * from recall_rows('', '', 'u81', 'none')", (), 0, 90),
+            "owing": ("select * from owing_rows(500, 1000000)", (), 1, 90),
+            "measure": ("select * from overfull('{u79}', 1000, 1000000)", (), 0, 150),
+            "measure what is over": ("select * from overfull('{u79}', 10, 1000000)", (), 1, 90),
+            "trim": ("select * from trim_stored('{u79}', '{9}', 500)", (), 0, 60),
+            "next mailboxes": ("select * from users_with_mail('u5', 3)", (), 3, 180),
+            "supersede": ("select * from supersede_rows('{\"\"}', '{u80}', '{none}', '{9}', 500)", (), 0, 60),
+            "recall": ("select * from recall_push('', %s, '', 500)", (f"{old} 81",), 2, 130),
+            "recall by key": ("select * from recall_stored('', 'u81', 'none', 500)", (), 0, 60),
+            "recall what was delivered": (
+                "select * from recall_delivered('', 'u81', 'none', 0, 500)",
+                (),
+                0,
+                60,
+            ),
+            "last position": (
+                "select l.position from delivery_log l where l.position is not null"
+                " order by l.position desc limit 1",
+                (),
+                1,
+                60,
+            ),
+            "ids": ("select * from ids_of_day(%s, '', 100)", (old,), 1, 60),
             "resume": ("select * from resume_points('{u82}', %s)", (f"{{{old} 82}}",), 1, 140),
             "gap": ("select * from dropped_since('{u82}', '{0}')", (), 1, 140),
-            "find": ('select * from find_rows(\'{"",""}\', %s)', (f"{{{old} 83,nothing}}",), 1, 80),
+            "find": (
+                "select * from find_rows('{\"\",\"\"}', %s, '{u83,u1}')",
+                (f"{{{old} 83,nothing}}",),
+                1,
+                80,
+            ),
+            "find the rows of a push": ("select * from rows_of_push('', %s, '', 500)", (f"{old} 84",), 1, 80),
+            "try writing": ("select try_writing()", (), 1, 150),
             "record a hundred": (record, empty, 0, 3000),
             "the same again": (record, empty, 100, 4500),
             "end a hundred by their day": (record, empty, 100, 6000),
@@ -978,7 +1004,7 @@ def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(datab
             rows = sorted(rows, key=lambda r: lock_order(r.key))
             keys = key_params(r.key for r in rows)
             return [
-                ("select * from find_rows(%s, %s)", keys[:2]),
+                ("select * from find_rows(%s, %s, %s)", keys),
                 (record, record_params(rows)),
                 (record, record_params(rows)),
                 ("select owe_rows(%s, %s, %s, %s)", (*keys, nullable_texts(["[]"] * len(rows)))),
