@@ -20,7 +20,7 @@ from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
 from bridge.adapters.postgres_rows import replies_of
-from bridge.adapters.postgres_upkeep import DAYS_AHEAD
+from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
 from bridge.errors import BrokerUnavailable
 from bridge.model import NO_USER, Reply
 
@@ -149,10 +149,8 @@ _ROWS: LiteralString = """
     order by l.outcome in ('acked', 'received', 'written'), l.tenant, l.user_id, l.day
     limit %(limit)s
     """
-_SINCE: LiteralString = """
-    select clock_timestamp() as now, min(to_date(right(c.relname, 8), 'YYYYMMDD')) as since
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+_SINCE: LiteralString = f"""
+    select clock_timestamp() as now, min(days.day) as since from ({DAYS_HERE}) as days
     """
 
 
@@ -325,11 +323,6 @@ _JOIN: LiteralString = """
     delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
     """
-_HERE: LiteralString = """
-    select to_date(right(c.relname, 8), 'YYYYMMDD')
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
-    """
 # One statement, and so one snapshot: rows and their tally are committed together.
 _HOURS: LiteralString = f"""
     with held as (
@@ -351,7 +344,7 @@ _HOURS: LiteralString = f"""
     group by 1), given as (
     select date_trunc('hour', t.minute, 'UTC') as hour, sum(t.rows)::bigint as taken
     from tally t
-    where t.minute >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC') and t.day in ({_HERE})
+    where t.minute >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC') and t.day in ({DAYS_HERE})
     group by 1)
     select coalesce(h.hour, g.hour) as hour, coalesce(g.taken, 0) as taken,
            {", ".join(f"coalesce(h.{name}, 0) as {name}" for name in Hour._fields[2:])}
@@ -367,7 +360,7 @@ _STRETCH: LiteralString = f"""
                - (select coalesce(sum(t.rows), 0)::bigint from tally t
                   where t.minute >= date_trunc('minute', to_timestamp(%(since)s), 'UTC')
                     and t.minute < date_trunc('minute', to_timestamp(%(until)s), 'UTC')
-                    and t.day in ({_HERE}))) as unbalanced
+                    and t.day in ({DAYS_HERE}))) as unbalanced
     from {_JOIN}
     where l.taken_at >= to_timestamp(%(since)s - {EDGE}) and l.taken_at < to_timestamp(%(until)s + {EDGE})
     """
@@ -409,7 +402,7 @@ _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
 _DAYS: LiteralString = f"""
-    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({_HERE}) as days (day)
+    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({DAYS_HERE}) as days
     """
 
 
