@@ -15,6 +15,7 @@ import psycopg
 from aiormq.exceptions import ChannelNotFoundEntity
 from psycopg.rows import dict_row
 
+from bridge.adapters.amqp_frames import legible
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.adapters.postgres_lease import LEASE_SECONDS
@@ -177,9 +178,15 @@ async def look_up(
     async with reading(dsn, "bridge why", seconds) as conn:
         endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
         found = await ask(conn, _ROWS, params, seconds)
-        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in found]
+        rows = [Told(**{**row, "owed": _legible(replies_of(row["owed"]))}) for row in found]
         (frame,) = await ask(conn, _SINCE, {}, seconds)
     return Found(endings, rows, frame["now"], frame["since"])
+
+
+def _legible(owed: Sequence[Reply] | None) -> tuple[Reply, ...] | None:
+    if owed is None:
+        return None
+    return tuple(Reply(legible(reply.queue), legible(reply.correlation_id)) for reply in owed)
 
 
 # --- Queues ----------------------------------------------------------------------------------------------
