@@ -188,7 +188,7 @@ async def test_a_letter_that_is_still_wrong_comes_back_marked_and_makes_no_secon
     wrong = {"id": "bad", "to": {"user": 7}, "data": 1}
     elements = [wrong, {"to": {}, "data": 2}, {"data": 3}]
     async with bridge(vhost, database):
-        await publish(vhost, elements, message_id="m1")
+        await publish(vhost, elements, push_id="m1")
         before = await final_rows(database, 3)
         await until_there(vhost, DEAD, 3)
         assert all(letter["replayed_at"] is None for letter in await listed(vhost, capsys))

@@ -832,8 +832,8 @@ async def test_a_detach_that_somebody_else_has_begun_is_theirs_to_finish(databas
     theirs = f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
     async with transaction(database) as reader:
         await reader.execute("select count(*) from delivery_log")
+        impatient = f"{database}?options=-clock_timeout%3D100ms"
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            impatient = f"{database}?options=-clock_timeout%3D100ms"
             await ask(impatient, f"alter table delivery_log detach partition {theirs} concurrently")
     done = await Upkeep(database).run_once(4)
     assert [trouble.what for trouble in done.trouble] == [theirs]

@@ -21,12 +21,15 @@ import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_consume import never_called
+from bridge.adapters.amqp_frames import Delivery, Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_publish import rfc3339
 from bridge.adapters.amqp_topology import DEAD
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.decoding import is_payload_only
 from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.fields import is_id
 from bridge.model import ID_MAX, Reason
 
 LOOK_MAX = 65_535
@@ -58,7 +61,7 @@ class NoSuchQueue(BridgeError):
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """One message of push.dead."""
+    """One message of push.dead; texts of its properties as in `model.Properties`."""
 
     tag: int
     """Its delivery tag; good for as long as the `Pile` it came from is open."""
@@ -71,6 +74,13 @@ class Letter(msgspec.Struct, frozen=True):
     content_type: str = ""
     content_encoding: str = ""
     timestamp: datetime | None = None
+    left_out: int = 0
+    """Bytes of a body over 1 MiB that were not kept. The bridge puts none there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return len(self.body) + self.left_out
 
     @property
     def id(self) -> str:
@@ -151,12 +161,12 @@ class Pile:
                 raise letter
             yield letter
 
-    async def _take(self, limit: int, came: Callable[[aiormq.abc.DeliveredMessage], Any]) -> None:
+    async def _take(self, limit: int) -> None:
         self.total, self._consumers = await _counted(self._low)
         self.wanted = min(self.total, limit, LOOK_MAX)
         if self.wanted:
             await self._low.basic_qos(prefetch_count=self.wanted)
-            await self._low.basic_consume(DEAD, came)
+            await self._low.basic_consume(DEAD, never_called)
 
     async def _give_back(self, connection: aio_pika.Connection) -> None:
         """Close the channel, and wait for what that gives back."""
@@ -200,15 +210,19 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
     def lost(cause: str) -> None:
         inbox.put_nowait(BrokerUnavailable(cause))
 
-    async def came(message: aiormq.abc.DeliveredMessage) -> None:
-        inbox.put_nowait(_letter(message))
+    def happened(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Delivery):
+                inbox.put_nowait(_letter(event))
 
-    async with opened(url, "bridge dead", lambda events: None, lost) as (connection, _):
+    async with opened(url, "bridge dead", happened, lost) as (connection, wire):
         low = await channel(connection, confirms=False)
+        # Not by the library: a property that is not UTF-8 would cost it the connection.
+        wire.tap(low.number)
         pile = Pile(low, inbox)
         try:
             async with border(f"consume {DEAD}", STEP_TIMEOUT):
-                await pile._take(limit, came)
+                await pile._take(limit)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
                 raise NoSuchQueue(DEAD) from error
@@ -222,20 +236,28 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         await pile._give_back(connection)
 
 
-def _letter(message: aiormq.abc.DeliveredMessage) -> Letter:
-    properties = message.header.properties
+def _letter(delivery: Delivery) -> Letter:
+    properties = delivery.properties
     return Letter(
-        tag=message.delivery_tag or 0,
-        body=bytes(message.body),
-        headers=properties.headers or {},
-        message_id=properties.message_id or "",
-        correlation_id=properties.correlation_id or "",
-        reply_to=properties.reply_to or "",
-        app_id=properties.app_id or "",
-        content_type=properties.content_type or "",
-        content_encoding=properties.content_encoding or "",
-        timestamp=properties.timestamp,
+        tag=delivery.tag,
+        body=delivery.body,
+        headers=properties.headers,
+        message_id=properties.message_id,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        app_id=properties.app_id,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        timestamp=_moment(properties.timestamp),
+        left_out=delivery.body_size - len(delivery.body),
     )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):  # a publisher may claim any time
+        return None
 
 
 # --- Publishing again ------------------------------------------------------------------------------------
@@ -277,7 +299,7 @@ async def replay(
             if not dry_run:
                 await producer.publish_all([outgoing for _, outgoing in batch])
                 await pile.discard([letter for letter, _ in batch])
-            done.replayed += [(letter.id, outgoing.message_id) for letter, outgoing in batch]
+            done.replayed += [(letter.id, outgoing.push_id) for letter, outgoing in batch]
             batch.clear()
 
         async for letter in pile.letters():
@@ -288,20 +310,18 @@ async def replay(
             if why:
                 done.refused.append((letter.id, why))
                 continue
-            again = outgoing(letter, now, new_id=new_ids)
-            # The broker's answers name a message by its id, so one write holds each id once.
-            if len(batch) == REPLAY_BATCH or any(again.message_id == other.message_id for _, other in batch):
+            if len(batch) == REPLAY_BATCH:
                 await publish()
-            batch.append((letter, again))
+            batch.append((letter, outgoing(letter, now, new_id=new_ids)))
         await publish()
     return done
 
 
 def unfit(letter: Letter, *, new_ids: bool) -> str:
     """Why publishing this letter again would not do what its reader hopes for; empty where it may."""
-    if not letter.reason or not letter.id:
+    if not letter.reason or not is_id(letter.id):
         return "the bridge did not put it there"
-    if letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES:
+    if letter.left_out or (letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES):
         return "only the beginning of its body was kept"
     if letter.reason in ENDED_FOR_USERS and not new_ids:
         return "its users have final rows: without --new-ids the replay would be answered from those"
@@ -325,8 +345,8 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
             body = _with_new_ids(body, push_id)
     return Outgoing(
         body,
-        {**headers, "x-push-id": push_id, "x-push-replayed-at": rfc3339(now)},
-        message_id=push_id,
+        {**headers, "x-push-replayed-at": rfc3339(now)},
+        push_id=push_id,
         reply_to=letter.reply_to,
         correlation_id=letter.correlation_id,
         app_id=letter.app_id,
