@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import aio_pika
 import aiormq.abc
@@ -50,6 +51,11 @@ CHANGED_BY_BROKER = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-c
 _NOT_REPLAYED = frozenset(
     ("CC", "BCC", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-published-ms")
 )
+_ABOUT_THE_LETTER = _NOT_REPLAYED | {"x-push-id", "x-push-replayed-at", "x-push-replay-of"}
+"""Headers that say nothing about what is pushed to whom."""
+MARK_CHARS: Final = 12
+"""Hexadecimal digits by which new ids are told apart: nobody gives a push such an id by accident."""
+_MARKED = re.compile(rf"(.+)/again-[0-9a-f]{{{MARK_CHARS}}}")
 
 
 class NoSuchQueue(BridgeError):
@@ -340,9 +346,10 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
         del headers[name]
     push_id, body = letter.id, letter.body
     if new_id:
-        push_id = next_id(letter.id)
+        mark = mark_of(letter)
+        push_id = marked(letter.id, mark)
         if not is_payload_only(letter.headers):
-            body = _with_new_ids(body, push_id)
+            body = _with_new_ids(body, push_id, mark)
     return Outgoing(
         body,
         {**headers, "x-push-replayed-at": rfc3339(now)},
@@ -356,20 +363,33 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
     )
 
 
-def next_id(push_id: str) -> str:
-    """The id of the next replay: `p1`, `p1~1`, `p1~2`. The same each time, so a repeated replay is one push."""
-    base, mark, number = push_id.rpartition("~")
-    if mark and base and number.isascii() and number.isdecimal() and len(number) < 6:
-        push_id, count = base, int(number) + 1
-    else:
-        count = 1
-    suffix = f"~{count}"
-    if len(push_id) + len(suffix) > ID_MAX:
-        push_id = f"sha256-{hashlib.sha256(push_id.encode()).hexdigest()}"
-    return push_id + suffix
+def mark_of(letter: Letter) -> str:
+    """What tells this letter from every other of its id, the same each time it is looked at.
+
+    Two copies of one message are one letter: what the broker or `push.dead` added does not count, nor when it was
+    published and who wants its receipt.
+    """
+    meaning = sorted(
+        (name, repr(value))
+        for name, value in letter.headers.items()
+        if name.startswith("x-push-") and name not in _ABOUT_THE_LETTER
+    )
+    facts = hashlib.sha256(repr((letter.id, letter.content_type, meaning)).encode())
+    facts.update(letter.body)
+    return facts.hexdigest()[:MARK_CHARS]
 
 
-def _with_new_ids(body: bytes, push_id: str) -> bytes:
+def marked(push_id: str, mark: str) -> str:
+    """The id of a replay under a mark: `p1/again-<mark>`, also of the replay of a replay."""
+    earlier = _MARKED.fullmatch(push_id)
+    base = earlier[1] if earlier else push_id
+    suffix = f"/again-{mark}"
+    if len(base) + len(suffix) > ID_MAX:
+        base = f"sha256-{hashlib.sha256(base.encode()).hexdigest()}"
+    return base + suffix
+
+
+def _with_new_ids(body: bytes, push_id: str, mark: str) -> bytes:
     """The body with the ids that it gives itself replaced; as it is where it is no JSON."""
     try:
         request = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[dict[str, msgspec.Raw]])
@@ -381,13 +401,16 @@ def _with_new_ids(body: bytes, push_id: str) -> bytes:
     else:
         for element in request:
             if "id" in element:
-                element["id"] = msgspec.Raw(msgspec.json.encode(_element_id(element["id"])))
+                element["id"] = msgspec.Raw(msgspec.json.encode(_element_id(element["id"], mark)))
     return msgspec.json.encode(request)
 
 
-def _element_id(raw: msgspec.Raw) -> object:
-    own = msgspec.json.decode(raw)
-    return next_id(own) if isinstance(own, str) and own else own
+def _element_id(raw: msgspec.Raw, mark: str) -> object:
+    try:
+        own = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return raw
+    return marked(own, mark) if isinstance(own, str) and own else own
 
 
 # --- Throwing away ---------------------------------------------------------------------------------------
