@@ -551,10 +551,13 @@ async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: S
     while True:
         try:
             done = await upkeep.run_once(settings.retention_days)
-        except (StoreUnavailable, SchemaBehind) as away:
-            errors.handle(away, "upkeep", {})
+        except BridgeError as error:
+            # Mostly the database is away. Whatever else it is: pushes need none of this today.
+            errors.handle(error, "upkeep", {})
             await clock.sleep(START_RETRY * 10)
             continue
+        for trouble in done.trouble:
+            errors.handle(trouble, "upkeep", {})
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
         await clock.sleep(UPKEEP_EVERY)
@@ -574,8 +577,9 @@ async def _audit(core: Core, auditor: Auditor, errors: ErrorHandler) -> None:
         await core.clock.sleep(AUDIT_EVERY)
         try:
             await auditor.run(core.delivery.account(), gate_open=core.gate.is_open)
-        except (StoreUnavailable, SchemaBehind) as away:
-            errors.handle(away, "audit", {})
+        except BridgeError as error:
+            # Mostly the database is away, or there is something in the log that it should not hold.
+            errors.handle(error, "audit", {})
 
 
 async def _release(lease: Lease, errors: ErrorHandler) -> None:

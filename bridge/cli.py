@@ -236,7 +236,7 @@ def _add_dead_options(command: Callable[..., Parser], words: Any) -> None:
     replayed.add_argument(
         "--new-ids",
         action="store_true",
-        help="as new pushes (p1~1), for those whose users have final rows already",
+        help="as new pushes (p1/again-...), for those whose users have final rows already",
     )
     replayed.add_argument("--dry-run", action="store_true", help="say what it would do, and do nothing")
     purged = command("dead purge", "Delete dead letters.", _dead_purge, broker, words)

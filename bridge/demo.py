@@ -115,7 +115,7 @@ async def _story(
         say(f"{len(clients)} clients are connected, {AWAY.user} is away")
         async with Producer.connect(settings.amqp_url) as producer:
             for message in messages:
-                await producer.publish(message.body, message_id=message.id)
+                await producer.publish(message.body, push_id=message.id)
         say(f"published {len(messages)} messages, the broker has confirmed each")
         requests = [request for message in messages for request in requests_of(message)]
         await _ended(settings.postgres_dsn, requests, kept=True)

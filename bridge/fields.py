@@ -153,7 +153,9 @@ def checked_id(value: object, path: str) -> str:
         got = f"{len(value)} characters"
         control = _CONTROL.search(value)
         if control:
-            got = f"U+{ord(control[0]):04X} at position {control.start()}"
+            # In a property of AMQP a lone surrogate stands for such a byte; JSON with one was refused before.
+            bad = "a byte that is not UTF-8" if control[0] >= "\ud800" else f"U+{ord(control[0]):04X}"
+            got = f"{bad} at position {control.start()}"
     else:
         got = kind(value)
     raise InvalidRequest(

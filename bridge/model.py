@@ -257,7 +257,9 @@ class Encoding(enum.Enum):
 class Properties(msgspec.Struct, frozen=True, gc=False):
     """The AMQP properties of a message that the bridge honours, and its headers as the broker gave them.
 
-    Header values are what AMQP tables hold: str, int, float, bool, bytes, None, lists and dicts of these.
+    Header values are what AMQP tables hold: str, int, float, bool, bytes, None, lists and dicts of these. Text
+    that came as something else than UTF-8 holds its bytes as lone surrogates (PEP 383), so that a correlation id
+    goes back as it came; only `app_id`, which rows have, never does.
     """
 
     message_id: str = ""
@@ -319,7 +321,7 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """A queue that wants the receipt of a push, and the correlation id that it gave."""
+    """A queue that wants the receipt of a push, and the correlation id that it gave: any bytes, see `Properties`."""
 
     queue: str
     correlation_id: str = ""

@@ -15,6 +15,7 @@ import msgspec
 
 from bridge.adapters import dead_letters, inquiry, story
 from bridge.adapters import replay as replaying
+from bridge.adapters.amqp_frames import legible
 from bridge.adapters.dead_letters import Letter
 from bridge.adapters.inquiry import Books, Hour, QueueDepth
 from bridge.adapters.story import age, plain
@@ -65,7 +66,7 @@ def _letter_line(letter: Letter, now: datetime) -> str:
     old = age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
     detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
     return (
-        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {len(letter.body):>7}  "
+        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {letter.size:>7}  "
         f"{plain(owner, 20):<20}  {plain(detail, 120)}"
     ).rstrip()
 
@@ -107,12 +108,12 @@ async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_js
 
 def _summary(letter: Letter) -> dict[str, object]:
     return {
-        "id": letter.id,
+        "id": legible(letter.id),
         "reason": letter.reason,
         "detail": letter.detail,
         "buried_at": letter.buried_at.isoformat() if letter.buried_at else None,
         "replayed_at": letter.replayed_at or None,
-        "bytes": len(letter.body),
+        "bytes": letter.size,
         "tenant": letter.tenant,
         "app_id": letter.app_id,
     }
@@ -128,7 +129,7 @@ def _properties(letter: Letter) -> dict[str, object]:
         "content_encoding": letter.content_encoding,
         "timestamp": letter.timestamp.isoformat() if letter.timestamp else "",
     }
-    return {name: value for name, value in given.items() if value}
+    return {name: legible(value) for name, value in given.items() if value}
 
 
 def _whole(letter: Letter) -> dict[str, object]:
@@ -137,12 +138,20 @@ def _whole(letter: Letter) -> dict[str, object]:
         body = {"body": letter.body.decode()}
     except UnicodeDecodeError:
         body = {"body": base64.b64encode(letter.body).decode(), "encoding": "base64"}
-    headers = {name: _header(value) for name, value in letter.headers.items()}
+    headers = {legible(name): _header(value) for name, value in letter.headers.items()}
     return {**_summary(letter), "properties": _properties(letter), "headers": headers, **body}
 
 
 def _header(value: object) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    match value:
+        case dict():
+            return {legible(name): _header(inner) for name, inner in value.items()}
+        case list():
+            return [_header(inner) for inner in value]
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case _:
+            return value
 
 
 def _page(letter: Letter) -> str:
@@ -159,10 +168,9 @@ def _page(letter: Letter) -> str:
     ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
     for name, value in letter.headers.items():
         if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
-            lines.append(
-                f"{'header':<16} {plain(name)}: {plain(json.dumps(value, ensure_ascii=False, default=str))}"
-            )
-    lines.append(f"{'body':<16} {len(letter.body)} bytes")
+            shown = json.dumps(_header(value), ensure_ascii=False)
+            lines.append(f"{'header':<16} {plain(legible(name))}: {plain(shown)}")
+    lines.append(f"{'body':<16} {letter.size} bytes")
     text = letter.body.decode("utf-8", "backslashreplace")
     lines += ["    " + plain(line) for line in text.split("\n")]
     return "\n".join(lines)

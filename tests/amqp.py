@@ -16,11 +16,11 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from bridge.adapters import amqp_frames as frames
-from bridge.adapters.amqp_consume import Consumer
-from bridge.adapters.amqp_frames import Event
+from bridge.adapters.amqp_consume import Consumer, never_called
+from bridge.adapters.amqp_frames import Delivery, Event
 from bridge.adapters.amqp_link import channel, opened
 from bridge.adapters.amqp_publish import Message, Outbox
-from bridge.adapters.amqp_topology import FALLEN, PUSH, REQUESTS, DeclareMode, ensure
+from bridge.adapters.amqp_topology import DEAD, FALLEN, PUSH, REQUESTS, DeclareMode, ensure
 from bridge.app import SystemClock
 from bridge.ports import AckToken, Arrival
 from tests.core import RecordingErrors, until
@@ -144,6 +144,28 @@ async def listening(
         if exchange:
             await queue.bind(exchange, key)
         await queue.consume(received, no_ack=True)
+        yield seen
+
+
+@asynccontextmanager
+async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivery]]:
+    """What reaches a queue, or one that is made under this name, as our own decoder reads it.
+
+    The library would give up its connection over a property that is not UTF-8.
+    """
+    seen: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    def happened(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Delivery):
+                seen.put_nowait(event)
+
+    async with opened(url, "test reader", happened, lambda cause: None) as (connection, wire):
+        low = await channel(connection, confirms=False)
+        if queue not in (DEAD, REQUESTS, FALLEN):
+            await low.queue_declare(queue, exclusive=True)
+        wire.tap(low.number)
+        await low.basic_consume(queue, never_called, no_ack=True)
         yield seen
 
 

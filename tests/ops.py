@@ -53,7 +53,7 @@ class Published:
     """One call of the publisher."""
 
     body: bytes
-    message_id: str
+    push_id: str
     headers: Mapping[str, object]
     expected: int | None = None
     wait: float | None = None
@@ -67,8 +67,8 @@ class FakePublisher:
     receipts: Sequence[Mapping[str, object]] = ()
     error: Exception | None = None
 
-    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
-        self.calls.append(Published(body, message_id, headers))
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
+        self.calls.append(Published(body, push_id, headers))
         if self.error is not None:
             raise self.error
 
@@ -76,12 +76,12 @@ class FakePublisher:
         self,
         body: bytes,
         *,
-        message_id: str,
+        push_id: str,
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
     ) -> Sequence[Mapping[str, object]]:
-        self.calls.append(Published(body, message_id, headers, expected, wait))
+        self.calls.append(Published(body, push_id, headers, expected, wait))
         if self.error is not None:
             raise self.error
         return self.receipts

@@ -12,12 +12,14 @@ import aio_pika
 import pytest
 
 from bridge import wire
+from bridge.adapters import amqp_frames as frames
 from bridge.adapters import amqp_publish
 from bridge.adapters.amqp_link import LinkState
 from bridge.adapters.amqp_publish import HeadersLeftOut, Publisher, ReplyQueueTooLong, outcome_key
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES, DeclareMode
+from bridge.adapters.postgres import PostgresStore
 from bridge.devservers import Servers
-from bridge.model import DeadLetter, Outcome, Properties, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import DeadLetter, Outcome, Properties, PushKey, Reason, Receipt, Reply, Row, RowKey
 from tests.amqp import (
     CLOCK,
     Proxy,
@@ -29,6 +31,7 @@ from tests.amqp import (
     listening,
     memory_alarm,
     publish,
+    raw_deliveries,
 )
 from tests.core import RecordingErrors, until
 from tests.rows import letter, row
@@ -92,12 +95,12 @@ async def test_any_event_makes_a_routing_key_of_at_most_255_bytes(vhost: str, ev
         assert (await seen.get())["routing_key"] == key.decode()
 
 
-async def test_an_id_too_long_for_a_property_is_cut_there_and_whole_in_the_body(vhost: str) -> None:
+async def test_an_id_too_long_for_a_property_is_in_the_body_alone(vhost: str) -> None:
     push_id = "😀" * 128
     async with publisher(vhost) as out, listening(vhost, OUTCOMES) as seen:
         assert not await out.send([Receipt(row(push_id))])
         message = await seen.get()
-    assert message["message_id"] == "😀" * 63
+    assert message["message_id"] is None
     assert isinstance(message["body"], bytes)
     assert json.loads(message["body"])["push_id"] == push_id
 
@@ -110,6 +113,44 @@ async def test_a_reply_queue_that_cannot_exist_is_reported_and_its_neighbours_ar
         assert not await out.send([Receipt(row(), (Reply("q" * 256, "c0"), Reply("answers", "c1")))])
         assert (await replies.get())["correlation_id"] == "c1"
     assert [type(e) for e, _ in errors.seen] == [ReplyQueueTooLong]
+
+
+@pytest.mark.parametrize("debt", [False, True], ids=["from memory", "from the row that owed it"])
+async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
+    vhost: str, database: str, debt: bool
+) -> None:
+    await declare(vhost)
+    theirs = b"\x00\xff\xc3\xa9\xed\xa0\x80" + b"\x80" * 248
+    properties = frames.properties(reply_to="answers", correlation_id="~" * 255)
+    await publish(vhost, [b"{}"], properties.replace(b"~" * 255, theirs))
+    async with publisher(vhost) as out, consumer(vhost).taking(intake := RecordingIntake()):
+        await intake.has(1)
+        given = intake.arrivals[0].properties
+        ended = row("p1", owed=(Reply(given.reply_to, given.correlation_id),))
+        if debt:
+            store = PostgresStore(database)
+            await store.record([ended])
+            [ended] = await store.find([PushKey("", "p1")])
+            await store.close()
+        async with raw_deliveries(vhost, "answers") as seen:
+            assert not await out.send([Receipt(ended, ended.owed or ())])
+            assert await out.answer((ended.owed or ())[0], b"{}")
+            for _ in range(2):
+                async with asyncio.timeout(10):
+                    delivery = await seen.get()
+                assert frames.octets(delivery.properties.correlation_id) == theirs
+
+
+async def test_a_dead_letter_keeps_bytes_that_are_no_text(vhost: str) -> None:
+    theirs, names = "\udcff\udcfe" * 127, ["n\udcff", "n\udcfe"]
+    headers = dict(zip(names, [b"\xff", 2], strict=True))
+    original = Properties(theirs, theirs, theirs, content_type=theirs, headers=headers)
+    async with publisher(vhost) as out, raw_deliveries(vhost, DEAD) as seen:
+        assert not await out.bury([letter("p1", properties=original)])
+        async with asyncio.timeout(10):
+            kept = (await seen.get()).properties
+    assert {kept.message_id, kept.correlation_id, kept.reply_to, kept.content_type} == {theirs}
+    assert [kept.headers[name] for name in names] == [b"\xff", 2]
 
 
 async def test_two_thousand_receipts_are_confirmed_in_one_go(vhost: str) -> None:

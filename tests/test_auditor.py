@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from datetime import date
 from typing import Any
@@ -332,3 +333,33 @@ def read_of_the_log(node: dict[str, Any]) -> float:
     if str(node.get("Relation Name", "")).startswith("delivery_log"):
         rows += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
     return rows
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_somebody_put_into_the_schema_ends_no_bridge(
+    vhost: str, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(database, autocommit=True) as somebody:
+        somebody.execute("create table delivery_log_20269999 (n int)")
+        somebody.execute(
+            "create table delivery_log_20269998 partition of delivery_log for values in ('2099-01-01')"
+        )
+        async with bridge(vhost, database) as b:
+            async with asyncio.timeout(15):
+                while "upkeep of delivery_log_20269999" not in caplog.text:
+                    await asyncio.sleep(0.02)
+            since = time.time()
+            figures = await audited(b, lambda found: found["at"] > since)
+            assert figures["partitions"] == 0
+            # A time that no Python has: the audit can't tell how old the row is.
+            await publish(vhost, request("away", "p1"))
+            await final_rows(database, 1)
+            somebody.execute(
+                "update delivery_log set outcome = 'pending', final = false, taken_at = 'infinity'"
+            )
+            async with asyncio.timeout(15):
+                while "audit: " not in caplog.text:
+                    await asyncio.sleep(0.02)
+            somebody.execute("delete from delivery_log")
+            await publish(vhost, request("away", "p2"))
+            assert [row["push_id"] for row in await final_rows(database, 1)] == ["p2"]

@@ -11,7 +11,11 @@ import aio_pika
 import psycopg
 import pytest
 
+from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_publish import Message
+from bridge.adapters.amqp_topology import PUSH
 from bridge.adapters.producer import Producer, outcomes
+from tests.amqp import outbox, raw_deliveries
 from tests.clients import client
 from tests.house import bridge, endings, final_rows, get, publish, request, rows, token
 
@@ -171,6 +175,28 @@ async def test_whatever_is_malformed_ends_as_one_row_and_one_dead_letter(
         assert row["detail"]
         [letter] = await dead_letters(vhost, 1)
         assert letter.headers["x-push-id"] == row["push_id"]
+
+
+async def test_bytes_that_are_no_text_come_back_and_make_no_id(vhost: str, database: str) -> None:
+    """Two message ids that differ in such bytes are two, and neither is taken for the other's push."""
+    body = b'{"to":{"user":"away"},"data":1}'
+    ids = [b"order-\xfe", b"order-\xff"]
+    async with bridge(vhost, database), raw_deliveries(vhost, "answers") as answers, outbox(vhost) as box:
+        for theirs in ids:
+            properties = frames.properties(message_id="order-~", correlation_id="order-~", reply_to="answers")
+            sent = Message(PUSH, b"user.away", properties.replace(b"order-~", theirs), body)
+            assert not await box.publish([sent], 10)
+        receipts = {}
+        async with asyncio.timeout(10):
+            for _ in ids:
+                receipt = await answers.get()
+                receipts[frames.octets(receipt.properties.correlation_id)] = json.loads(receipt.body)
+        found = await final_rows(database, 2)
+    assert {row["push_id"] for row in found} == {receipts[theirs]["push_id"] for theirs in ids}
+    for row in found:
+        assert row["push_id"].startswith("sha256-")
+        assert row["detail"].startswith("property message_id: ")
+        assert row["detail"].endswith("got a byte that is not UTF-8 at position 6")
 
 
 async def test_payload_only_messages_carry_their_target_in_headers(vhost: str, database: str) -> None:

@@ -95,13 +95,13 @@ async def test_a_push_is_published_and_named(running: Running, parts: Parts) -> 
     assert call.wait is None
 
 
-async def test_a_push_without_an_id_is_named_by_the_message_id_it_goes_out_with(
+async def test_a_push_without_an_id_is_named_by_the_id_it_goes_out_with(
     running: Running, parts: Parts
 ) -> None:
     async with running.client.post("/v1/push", json={"to": {"user": "u1"}, "data": 1}) as answer:
         said = await answer.json()
     (call,) = parts.publisher.calls
-    assert said["push_ids"] == [call.message_id]
+    assert said["push_ids"] == [call.push_id]
 
 
 async def test_the_callers_trace_goes_on(running: Running, parts: Parts) -> None:

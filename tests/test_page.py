@@ -50,8 +50,8 @@ class Stage(FakePublisher):
         self.copies = 1
         self.complete = True
 
-    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
-        await super().publish(body, message_id=message_id, headers=headers)
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
+        await super().publish(body, push_id=push_id, headers=headers)
         await self.push(json.loads(body))
 
     async def push(self, request: dict[str, object]) -> None:

@@ -29,7 +29,7 @@ from bridge.adapters.postgres_rows import (
     numbers,
     record_params,
 )
-from bridge.adapters.postgres_upkeep import Upkeep
+from bridge.adapters.postgres_upkeep import MARK, Upkeep, UpkeepDone
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StatementFailed, StoreUnavailable
 from bridge.model import LateProof, Outcome, Recall, Reply, Row, RowKey
@@ -667,7 +667,7 @@ async def test_upkeep_makes_partitions_ahead_once(database: str) -> None:
     done = await Upkeep(database).run_once(30)
     assert [n[-8:] for n in done.made] == names([today + i * PARTITION for i in (1, 2, 3)])
     assert await partitions(database) == names([today + i * PARTITION for i in range(4)])
-    assert await Upkeep(database).run_once(30) == ([], [], [])
+    assert await Upkeep(database).run_once(30) == UpkeepDone([], [], [], [])
 
 
 async def test_upkeep_drops_what_is_past_its_retention(database: str) -> None:
@@ -770,6 +770,106 @@ async def test_upkeep_on_two_nodes_at_once_is_done_by_one(database: str) -> None
     results = await asyncio.gather(*(Upkeep(database).run_once(2) for _ in range(4)))
     assert sum(len(done.dropped) for done in results) == 2
     assert sum(len(done.made) for done in results) == 3
+
+
+async def is_there(dsn: str, table: str) -> bool:
+    return await ask(dsn, "select to_regclass(%s) is not null", table) == [(True,)]
+
+
+async def mark_of(dsn: str, table: str) -> object:
+    [(mark,)] = await ask(dsn, "select obj_description(to_regclass(%s), 'pg_class')", table)
+    return mark
+
+
+async def test_upkeep_leaves_alone_what_somebody_has_detached_to_keep(database: str) -> None:
+    day = await aged(database, 6)
+    archive, old = f"delivery_log_{day - 6 * PARTITION:%Y%m%d}", f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
+    await ask(database, f"alter table delivery_log detach partition {archive}")
+    for _ in range(2):
+        done = await Upkeep(database).run_once(4)
+        assert archive not in done.dropped + done.kept
+        assert not done.trouble
+        assert await is_there(database, archive)
+    assert not await is_there(database, old)
+    assert await ask(database, "select count(*) from tally where day = %s", day - 6 * PARTITION) == [(0,)]
+
+
+async def test_upkeep_finishes_a_detach_of_its_own_that_was_cut_off(database: str) -> None:
+    day = await aged(database, 5)
+    old = f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
+    await ask(database, f"comment on table {old} is '{MARK}'")
+    await ask(database, f"alter table delivery_log detach partition {old}")
+    assert (await Upkeep(database).run_once(4)).dropped == [old]
+    assert not await is_there(database, old)
+
+
+async def test_a_detach_that_upkeep_gave_up_leaves_no_mark(database: str) -> None:
+    day = await aged(database, 5)
+    old, older = (f"delivery_log_{day - i * PARTITION:%Y%m%d}" for i in (4, 5))
+    async with transaction(database) as reader:
+        await reader.execute("select count(*) from delivery_log")
+        # Only one partition can be in the middle of being detached: the second is not even begun.
+        assert (await Upkeep(database).run_once(3)).kept == [older, old]
+    assert await mark_of(database, older) == MARK
+    assert await mark_of(database, old) is None
+    await ask(database, f"alter table delivery_log detach partition {older} finalize")
+    await ask(database, f"alter table delivery_log detach partition {old}")
+    assert (await Upkeep(database).run_once(3)).dropped == [older]
+    assert await is_there(database, old)
+
+
+async def test_a_mark_of_upkeep_that_was_killed_before_it_detached_is_taken_off(database: str) -> None:
+    day = await aged(database, 2)
+    kept = f"delivery_log_{day - 2 * PARTITION:%Y%m%d}"
+    await ask(database, f"comment on table {kept} is '{MARK}'")
+    await Upkeep(database).run_once(30)
+    assert await mark_of(database, kept) is None
+    await ask(database, f"alter table delivery_log detach partition {kept}")
+    await Upkeep(database).run_once(1)
+    assert await is_there(database, kept)
+
+
+async def test_a_detach_that_somebody_else_has_begun_is_theirs_to_finish(database: str) -> None:
+    day = await aged(database, 5)
+    theirs = f"delivery_log_{day - 5 * PARTITION:%Y%m%d}"
+    async with transaction(database) as reader:
+        await reader.execute("select count(*) from delivery_log")
+        impatient = f"{database}?options=-clock_timeout%3D100ms"
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await ask(impatient, f"alter table delivery_log detach partition {theirs} concurrently")
+    done = await Upkeep(database).run_once(4)
+    assert [trouble.what for trouble in done.trouble] == [theirs]
+    assert f"detach partition {theirs} finalize" in str(done.trouble[0])
+    assert await is_there(database, theirs)
+
+
+async def test_what_somebody_put_into_the_schema_is_told_and_the_rest_is_done(database: str) -> None:
+    day = await aged(database, 5)
+    old, older = (f"delivery_log_{day - i * PARTITION:%Y%m%d}" for i in (4, 5))
+    in_the_way = f"delivery_log_{day + 2 * PARTITION:%Y%m%d}"
+    await ask(database, "create table delivery_log_20269999 (n int)")
+    await ask(
+        database, "create table delivery_log_00000101 partition of delivery_log for values in ('2099-01-01')"
+    )
+    await ask(database, f"create table {in_the_way} (n int)")
+    await ask(database, f"create view depends as select push_id from {older}")
+    for made in ([1, 3], []):
+        done = await Upkeep(database).run_once(3)
+        assert {trouble.what for trouble in done.trouble} == {
+            "delivery_log_00000101", "delivery_log_20269999", in_the_way, older
+        }  # fmt: skip
+        assert [n[-8:] for n in done.made] == names([day + i * PARTITION for i in made])
+    assert not await is_there(database, old)
+    assert await is_there(database, "delivery_log_20269999")
+    await ask(database, "drop view depends")
+    assert (await Upkeep(database).run_once(3)).dropped == [older]
+
+
+async def test_upkeep_of_a_database_that_only_reads_says_that_it_is_away(database: str) -> None:
+    name = database.rpartition("/")[2]
+    await ask(database, f"alter database {name} set default_transaction_read_only = on")
+    with pytest.raises(StoreUnavailable, match="25006"):
+        await Upkeep(database).run_once(30)
 
 
 async def test_upkeep_of_a_database_that_is_away_says_so() -> None:

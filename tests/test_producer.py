@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import aio_pika
 import pytest
 
 from bridge.adapters.amqp_publish import Publisher
@@ -71,7 +72,7 @@ async def test_a_published_request_is_in_the_queue_when_publish_returns(vhost: s
         await producer.publish(
             b"{}",
             headers={"x-push-user": "u1"},
-            message_id="m1",
+            push_id="m1",
             reply_to="answers",
             correlation_id="c1",
             app_id="shop",
@@ -80,9 +81,9 @@ async def test_a_published_request_is_in_the_queue_when_publish_returns(vhost: s
             routing_key="user.u1",
         )
     (message,) = await drained(vhost, "push.requests")
-    assert (message.body, message.routing_key, message.message_id) == (b"{}", "user.u1", "m1")
+    assert (message.body, message.routing_key) == (b"{}", "user.u1")
     assert (message.reply_to, message.correlation_id, message.app_id) == ("answers", "c1", "shop")
-    assert message.headers == {"x-push-user": "u1"}
+    assert message.headers == {"x-push-user": "u1", "x-push-id": "m1"}
     assert (message.content_type, message.delivery_mode) == ("application/json", 2)
 
 
@@ -95,14 +96,39 @@ async def test_many_requests_leave_in_one_write_and_keep_their_order(vhost: str)
 
 async def test_a_request_that_no_queue_takes_is_an_error(vhost: str) -> None:
     await declare(vhost)
-    import aio_pika
-
     async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
         await channel.queue_delete("push.requests")
     async with Producer.connect(vhost) as producer:
         for _ in range(2):
             with pytest.raises(NotTaken, match="NO_ROUTE"):
                 await producer.publish(b"{}")
+
+
+@pytest.mark.parametrize("push_id", ["p1", "😀" * 128], ids=["short", "longer than a property"])
+async def test_every_request_that_no_queue_takes_is_told_whatever_its_id(vhost: str, push_id: str) -> None:
+    await declare(vhost)
+    async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+        queue = await channel.get_queue("push.requests")
+        await queue.unbind("push", "#")
+        await queue.bind("push", "user.u1")
+    async with Producer.connect(vhost) as producer:
+        taken, lost = (Outgoing(b"{}", push_id=push_id, routing_key=key) for key in ("user.u1", "user.u2"))
+        for requests in ([lost], [taken, lost], [lost, taken], [lost, lost]):
+            with pytest.raises(NotTaken, match="NO_ROUTE"):
+                await producer.publish_all(requests)
+        await producer.publish_all([taken, taken])
+    messages = await drained(vhost, "push.requests")
+    assert [message.headers["x-push-id"] for message in messages] == [push_id] * 4
+    assert len({message.message_id for message in messages}) == 4
+
+
+async def test_what_is_too_long_for_a_property_is_an_error_and_not_cut(vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        for name in ("reply_to", "correlation_id"):
+            with pytest.raises(ValueError, match=f"{name} has over 255 bytes"):
+                await producer.publish_all([Outgoing(b"{}", **{name: "ü" * 128})])  # type: ignore[arg-type]
+    assert not await drained(vhost, "push.requests")
 
 
 async def test_a_broker_without_the_exchange_is_an_error_that_names_it(vhost: str) -> None:

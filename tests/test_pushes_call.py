@@ -15,7 +15,7 @@ from bridge.adapters import http, inquiry
 from bridge.adapters.inquiry import Found
 from bridge.config import CommonSettings
 from bridge.errors import SchemaBehind, StoreUnavailable
-from bridge.model import Outcome, Reason, RowKey
+from bridge.model import Outcome, Reason, Reply, RowKey
 from tests.house import bridge, final_rows, get
 from tests.house import publish as push
 from tests.house import request as push_request
@@ -93,6 +93,20 @@ async def test_user_and_tenant_choose_and_an_id_may_be_anything(running: Running
         async with running.client.get(http_url(path + query)) as answer:
             assert answer.status == 200, query
             assert len((await answer.json())["rows"]) == found
+
+
+async def test_what_is_owed_to_bytes_that_are_no_text_is_shown(
+    running: Running, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION, owed=(Reply("q\udcff", "c\udcfe"),)))
+    async with running.client.get("/v1/pushes/p1", headers={"Accept": "text/plain"}) as answer:
+        assert "a receipt to queue q\\xff (correlation id c\\xfe)" in await answer.text()
+    async with running.client.get("/v1/pushes/p1") as answer:
+        said = (await answer.json())["rows"][0]["owed"]
+    assert said == [{"queue": "q\\xff", "correlation_id": "c\\xfe"}]
+    settings = CommonSettings(amqp_url="amqp://127.0.0.1:1/", postgres_dsn=database, _env_file=None)
+    assert await operating.why(settings, "p1", None, None, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["owed"] == said
 
 
 async def test_of_many_users_twenty_are_told_about_and_all_are_counted(

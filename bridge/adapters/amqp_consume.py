@@ -171,7 +171,7 @@ class Consumer:
             queue = _SOURCES[tag].value
             async with border(f"consume {queue}", STEP_TIMEOUT):
                 await opened.basic_qos(prefetch_count=prefetch)
-                await opened.basic_consume(queue, _never_called, consumer_tag=tag)
+                await opened.basic_consume(queue, never_called, consumer_tag=tag)
         self._set_up = True
         if self._wanted_wide:
             self.widen()
@@ -300,6 +300,6 @@ class Consumer:
             wire.resume()
 
 
-async def _never_called(_: aiormq.abc.DeliveredMessage) -> None:
+async def never_called(_: aiormq.abc.DeliveredMessage) -> None:
     """Deliveries are taken out of the stream before the library could call this."""
     raise AssertionError("a delivery went past the tap")

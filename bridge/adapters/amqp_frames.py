@@ -8,13 +8,13 @@ the heartbeats. Grammar: AMQP 0-9-1 section 4.2 and RabbitMQ's errata for the ty
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from pamqp import encode
-from pamqp.common import FieldValue
 
 from bridge.errors import BridgeError
 from bridge.model import MESSAGE_BYTES_MAX, Properties
@@ -25,8 +25,8 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 """No broker negotiates a frame of this size: a length beyond it is not AMQP."""
 TABLE_DEPTH_MAX = 32
 """A header table with tables nested deeper than this counts as unreadable, rather than overflow the stack."""
-NAME_CHARS_MAX = 128
-"""Characters of a header's name that the encoder can take (AMQP 0-9-1 4.2.5.5)."""
+SHORT_BYTES_MAX = 255
+"""Bytes of a short string: a property, a routing key, a header's name (AMQP 0-9-1 4.2.5.3)."""
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
@@ -36,6 +36,7 @@ _SHORT = struct.Struct(">H")
 _LONG_LONG = struct.Struct(">Q")
 _CONTENT = struct.Struct(">HHQH")
 _TAG = struct.Struct(">BHLLQBB")
+_DOUBLE = struct.Struct(">d")
 
 _CONNECTION_CLOSE = 10 << 16 | 50
 _CONNECTION_BLOCKED = 10 << 16 | 60
@@ -288,11 +289,11 @@ def _notable(channel: int, data: bytes, start: int, stop: int) -> Event | None:
         return Unblocked()
     if code in (_CONNECTION_CLOSE, _CHANNEL_CLOSE):
         (reply,) = _SHORT.unpack_from(data, at)
-        return Closed(channel, reply, _short_string(data, at + 2, stop)[0])
+        return Closed(channel, reply, _short_string(data, at + 2, stop, "replace")[0])
     if code == _CONNECTION_BLOCKED:
-        return Blocked(_short_string(data, at, stop)[0])
+        return Blocked(_short_string(data, at, stop, "replace")[0])
     if code == _BASIC_CANCEL:
-        return ConsumerCancelled(channel, _short_string(data, at, stop)[0])
+        return ConsumerCancelled(channel, _short_string(data, at, stop, "replace")[0])
     return None
 
 
@@ -308,9 +309,10 @@ _NO_HEADERS: Mapping[str, object] = {}
 def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tuple[int, Properties, bool]:
     """Read the payload of a content header frame (AMQP 0-9-1 4.2.6.1) between `start` and `stop`.
 
-    Returns the body's size, the properties, and whether the header table could be read. Text that is not
-    UTF-8 gets replacement characters: nothing later in the chain could store or send lone surrogates.
-    Raises NotAmqp only where the frame itself is too short for what its flags announce.
+    Returns the body's size, the properties, and whether the header table could be read. Bytes that are not
+    UTF-8 are lone surrogates in the text (PEP 383), which `octets` turns into the same bytes again; only in
+    `app_id`, which every row has and no database could hold so, they are replacement characters. Raises
+    NotAmqp only where the frame itself is too short for what its flags announce.
     """
     try:
         _, _, size, flags = _CONTENT.unpack_from(data, start)
@@ -365,7 +367,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         if flags & _FLAG_USER_ID:
             user_id, at = _short_string(data, at, stop)
         if flags & _FLAG_APP_ID:
-            app_id, at = _short_string(data, at, stop)
+            app_id, at = _short_string(data, at, stop, "replace")
     except (IndexError, struct.error) as short:
         raise NotAmqp("a content header shorter than its flags") from short
     if at > stop:
@@ -390,11 +392,11 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
     )
 
 
-def _short_string(data: bytes, at: int, stop: int) -> tuple[str, int]:
+def _short_string(data: bytes, at: int, stop: int, errors: str = "surrogateescape") -> tuple[str, int]:
     after = at + 1 + data[at]
     if after > stop:
         raise NotAmqp("a short string longer than its frame")
-    return data[at + 1 : after].decode("utf-8", "replace"), after
+    return data[at + 1 : after].decode("utf-8", errors), after
 
 
 def _table(data: bytes, at: int, stop: int, depth: int) -> dict[str, object]:
@@ -403,7 +405,7 @@ def _table(data: bytes, at: int, stop: int, depth: int) -> dict[str, object]:
     table: dict[str, object] = {}
     while at < stop:
         after = at + 1 + data[at]
-        key = data[at + 1 : after].decode("utf-8", "replace")
+        key = data[at + 1 : after].decode("utf-8", "surrogateescape")
         table[key], at = _value(data, after, stop, depth)
     return table
 
@@ -476,16 +478,40 @@ def _within(after: int, stop: int) -> None:
 # --- Encoding --------------------------------------------------------------------------------------------
 
 
-def cut(text: str, most: int = 255) -> bytes:
-    """UTF-8 of `text`, at most `most` bytes, never ending inside a character."""
-    raw = text.encode("utf-8", "replace")
-    if len(raw) <= most:
+def octets(text: str) -> bytes:
+    """The bytes that a text of `Properties` was: UTF-8, but for its lone surrogates (see `decode_content`)."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte never came from the wire
+        return text.encode("utf-8", "replace")
+
+
+def legible(text: str) -> str:
+    """A text of `Properties` as people and JSON can have it: what is not UTF-8 becomes `\\xff`."""
+    return octets(text).decode("utf-8", "backslashreplace")
+
+
+def fits(text: str) -> bool:
+    """Whether this can be a short string as a whole."""
+    return 4 * len(text) <= SHORT_BYTES_MAX or len(octets(text)) <= SHORT_BYTES_MAX
+
+
+def cut(text: str) -> bytes:
+    """The bytes of `text`, as many as a short string holds, never ending inside a character.
+
+    For what may lose its end. An id may not: two that begin alike would become one.
+    """
+    raw = octets(text)
+    end = SHORT_BYTES_MAX
+    if len(raw) <= end:
         return raw
-    return raw[:most].decode("utf-8", "ignore").encode("utf-8")
+    while end > SHORT_BYTES_MAX - 4 and raw[end] & 0xC0 == 0x80:
+        end -= 1
+    return raw[:end]
 
 
 def short_string(text: str) -> bytes:
-    """An AMQP short string; what is longer than its 255 bytes is cut."""
+    """An AMQP short string, cut where it is too long: see `cut`, and ask `fits` before where that matters."""
     raw = cut(text)
     return bytes((len(raw),)) + raw
 
@@ -569,30 +595,46 @@ def properties(
 
 
 def table(values: Mapping[str, object]) -> tuple[bytes, Sequence[str]]:
-    """Encode a header table; returns it with its length, and the names of what AMQP can't express."""
+    """Encode a header table; returns it with its length, and the names of what AMQP can't express.
+
+    Not the library's encoder: that one cuts names, and writes floats with 32 bits.
+    """
     fields: list[bytes] = []
     left_out: list[str] = []
     for name, value in values.items():
-        if len(name) > NAME_CHARS_MAX:
-            left_out.append(name)
-            continue
         try:
-            fields.append(encode.field_table({name: _encodable(value)})[4:])
-        except (TypeError, ValueError, KeyError, OverflowError, RecursionError, struct.error):
+            fields.append(_field(name, value))
+        except (TypeError, ValueError, OverflowError, RecursionError, struct.error):
             left_out.append(name)
     joined = b"".join(fields)
     return _CODE.pack(len(joined)) + joined, left_out
 
 
-def _encodable(value: object) -> FieldValue:
-    """The same value in the types that the encoder knows: it takes byte arrays only as `bytearray`."""
-    if isinstance(value, bytes):
-        return bytearray(value)
+def _field(name: str, value: object) -> bytes:
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > SHORT_BYTES_MAX:
+        raise ValueError("a name longer than a short string")
+    return bytes((len(raw),)) + raw + _field_value(value)
+
+
+def _field_value(value: object) -> bytes:
+    if isinstance(value, str):
+        return b"S" + _long(value.encode())
+    if isinstance(value, bytes | bytearray):
+        return b"x" + _long(value)
     if isinstance(value, Mapping):
-        return {name: _encodable(inner) for name, inner in value.items()}
+        return b"F" + _long(b"".join(_field(name, inner) for name, inner in value.items()))
     if isinstance(value, list | tuple):
-        return [_encodable(inner) for inner in value]
-    return value  # type: ignore[return-value]  # the encoder refuses what it does not know
+        return b"A" + _long(b"".join(map(_field_value, value)))
+    if isinstance(value, float):
+        if not math.isfinite(value):  # the broker would close the connection
+            raise ValueError("no finite number")
+        return b"d" + _DOUBLE.pack(value)
+    return encode.encode_table_value(value)  # type: ignore[arg-type]  # it refuses what it does not know
+
+
+def _long(raw: bytes | bytearray) -> bytes:
+    return _CODE.pack(len(raw)) + raw
 
 
 def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:

@@ -53,8 +53,10 @@ class HeadersLeftOut(BridgeError):
 
     def __init__(self, push_id: str, names: Sequence[str]) -> None:
         self.push_id = push_id
-        self.names = tuple(names)
-        super().__init__(f"{len(names)} header(s) were left out of a dead letter: {', '.join(names)[:200]}")
+        self.names = tuple(map(frames.legible, names))
+        super().__init__(
+            f"{len(names)} header(s) were left out of a dead letter: {', '.join(self.names)[:200]}"
+        )
 
 
 class Message(NamedTuple):
@@ -65,7 +67,7 @@ class Message(NamedTuple):
     properties: bytes
     body: bytes
     mandatory_id: str = ""
-    """Set for a mandatory message: its message_id, by which a return is told from the others."""
+    """Set for a mandatory message: its message_id, which no other message has. A return is known by it."""
 
 
 class Failure(NamedTuple):
@@ -99,6 +101,7 @@ class Outbox:
         self._open: dict[int, tuple[_Batch, int]] = {}
         """Delivery tag to the batch and the place in it, oldest first."""
         self._mandatory: dict[str, tuple[_Batch, int]] = {}
+        """Message id of each mandatory message in flight to the same."""
         self.ended = ""
         """Why nothing can be published any more; empty while it can."""
         self.properties_max = wire.frame_max - 20
@@ -311,7 +314,7 @@ class Publisher:
         return messages
 
     def _reply_key(self, row: Row, reply: Reply) -> bytes:
-        key = reply.queue.encode("utf-8", "replace")
+        key = frames.octets(reply.queue)
         if len(key) > QUEUE_NAME_BYTES:
             error = ReplyQueueTooLong(row.key.push_id, len(key))
             self._errors.handle(error, "receipts.send", {"push_id": row.key.push_id})
@@ -355,7 +358,7 @@ class Publisher:
 
     def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
         reply, body = answer
-        key = reply.queue.encode("utf-8", "replace")
+        key = frames.octets(reply.queue)
         if len(key) > QUEUE_NAME_BYTES:
             self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
             return []
@@ -398,7 +401,7 @@ def rfc3339(seconds: float) -> str:
 
 @lru_cache(maxsize=4096)
 def outcome_key(outcome: Outcome, event: str) -> bytes:
-    """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes."""
+    """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes as a key must be."""
     return frames.cut(f"{outcome.value}.{event}")
 
 
@@ -420,7 +423,8 @@ def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> by
         content_type="application/json",
         headers=headers,
         correlation_id=correlation_id,
-        message_id=push_id,
+        # The body has it whole. A part of it would be the same for another push.
+        message_id=push_id if frames.fits(push_id) else "",
         type="push.outcome",
     )
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import aio_pika
 import aiormq.abc
@@ -21,12 +22,15 @@ import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_consume import never_called
+from bridge.adapters.amqp_frames import Delivery, Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_publish import rfc3339
 from bridge.adapters.amqp_topology import DEAD
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.decoding import is_payload_only
 from bridge.errors import BridgeError, BrokerUnavailable
+from bridge.fields import is_id
 from bridge.model import ID_MAX, Reason
 
 LOOK_MAX = 65_535
@@ -47,6 +51,11 @@ CHANGED_BY_BROKER = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-c
 _NOT_REPLAYED = frozenset(
     ("CC", "BCC", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-published-ms")
 )
+_ABOUT_THE_LETTER = _NOT_REPLAYED | {"x-push-id", "x-push-replayed-at", "x-push-replay-of"}
+"""Headers that say nothing about what is pushed to whom."""
+MARK_CHARS: Final = 12
+"""Hexadecimal digits by which new ids are told apart: nobody gives a push such an id by accident."""
+_MARKED = re.compile(rf"(.+)/again-[0-9a-f]{{{MARK_CHARS}}}")
 
 
 class NoSuchQueue(BridgeError):
@@ -58,7 +67,7 @@ class NoSuchQueue(BridgeError):
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """One message of push.dead."""
+    """One message of push.dead; texts of its properties as in `model.Properties`."""
 
     tag: int
     """Its delivery tag; good for as long as the `Pile` it came from is open."""
@@ -71,6 +80,13 @@ class Letter(msgspec.Struct, frozen=True):
     content_type: str = ""
     content_encoding: str = ""
     timestamp: datetime | None = None
+    left_out: int = 0
+    """Bytes of a body over 1 MiB that were not kept. The bridge puts none there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return len(self.body) + self.left_out
 
     @property
     def id(self) -> str:
@@ -151,12 +167,12 @@ class Pile:
                 raise letter
             yield letter
 
-    async def _take(self, limit: int, came: Callable[[aiormq.abc.DeliveredMessage], Any]) -> None:
+    async def _take(self, limit: int) -> None:
         self.total, self._consumers = await _counted(self._low)
         self.wanted = min(self.total, limit, LOOK_MAX)
         if self.wanted:
             await self._low.basic_qos(prefetch_count=self.wanted)
-            await self._low.basic_consume(DEAD, came)
+            await self._low.basic_consume(DEAD, never_called)
 
     async def _give_back(self, connection: aio_pika.Connection) -> None:
         """Close the channel, and wait for what that gives back."""
@@ -200,15 +216,19 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
     def lost(cause: str) -> None:
         inbox.put_nowait(BrokerUnavailable(cause))
 
-    async def came(message: aiormq.abc.DeliveredMessage) -> None:
-        inbox.put_nowait(_letter(message))
+    def happened(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Delivery):
+                inbox.put_nowait(_letter(event))
 
-    async with opened(url, "bridge dead", lambda events: None, lost) as (connection, _):
+    async with opened(url, "bridge dead", happened, lost) as (connection, wire):
         low = await channel(connection, confirms=False)
+        # Not by the library: a property that is not UTF-8 would cost it the connection.
+        wire.tap(low.number)
         pile = Pile(low, inbox)
         try:
             async with border(f"consume {DEAD}", STEP_TIMEOUT):
-                await pile._take(limit, came)
+                await pile._take(limit)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
                 raise NoSuchQueue(DEAD) from error
@@ -222,20 +242,28 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         await pile._give_back(connection)
 
 
-def _letter(message: aiormq.abc.DeliveredMessage) -> Letter:
-    properties = message.header.properties
+def _letter(delivery: Delivery) -> Letter:
+    properties = delivery.properties
     return Letter(
-        tag=message.delivery_tag or 0,
-        body=bytes(message.body),
-        headers=properties.headers or {},
-        message_id=properties.message_id or "",
-        correlation_id=properties.correlation_id or "",
-        reply_to=properties.reply_to or "",
-        app_id=properties.app_id or "",
-        content_type=properties.content_type or "",
-        content_encoding=properties.content_encoding or "",
-        timestamp=properties.timestamp,
+        tag=delivery.tag,
+        body=delivery.body,
+        headers=properties.headers,
+        message_id=properties.message_id,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        app_id=properties.app_id,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        timestamp=_moment(properties.timestamp),
+        left_out=delivery.body_size - len(delivery.body),
     )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):  # a publisher may claim any time
+        return None
 
 
 # --- Publishing again ------------------------------------------------------------------------------------
@@ -277,7 +305,7 @@ async def replay(
             if not dry_run:
                 await producer.publish_all([outgoing for _, outgoing in batch])
                 await pile.discard([letter for letter, _ in batch])
-            done.replayed += [(letter.id, outgoing.message_id) for letter, outgoing in batch]
+            done.replayed += [(letter.id, outgoing.push_id) for letter, outgoing in batch]
             batch.clear()
 
         async for letter in pile.letters():
@@ -288,20 +316,18 @@ async def replay(
             if why:
                 done.refused.append((letter.id, why))
                 continue
-            again = outgoing(letter, now, new_id=new_ids)
-            # The broker's answers name a message by its id, so one write holds each id once.
-            if len(batch) == REPLAY_BATCH or any(again.message_id == other.message_id for _, other in batch):
+            if len(batch) == REPLAY_BATCH:
                 await publish()
-            batch.append((letter, again))
+            batch.append((letter, outgoing(letter, now, new_id=new_ids)))
         await publish()
     return done
 
 
 def unfit(letter: Letter, *, new_ids: bool) -> str:
     """Why publishing this letter again would not do what its reader hopes for; empty where it may."""
-    if not letter.reason or not letter.id:
+    if not letter.reason or not is_id(letter.id):
         return "the bridge did not put it there"
-    if letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES:
+    if letter.left_out or (letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES):
         return "only the beginning of its body was kept"
     if letter.reason in ENDED_FOR_USERS and not new_ids:
         return "its users have final rows: without --new-ids the replay would be answered from those"
@@ -320,13 +346,14 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
         del headers[name]
     push_id, body = letter.id, letter.body
     if new_id:
-        push_id = next_id(letter.id)
+        mark = mark_of(letter)
+        push_id = marked(letter.id, mark)
         if not is_payload_only(letter.headers):
-            body = _with_new_ids(body, push_id)
+            body = _with_new_ids(body, push_id, mark)
     return Outgoing(
         body,
-        {**headers, "x-push-id": push_id, "x-push-replayed-at": rfc3339(now)},
-        message_id=push_id,
+        {**headers, "x-push-replayed-at": rfc3339(now)},
+        push_id=push_id,
         reply_to=letter.reply_to,
         correlation_id=letter.correlation_id,
         app_id=letter.app_id,
@@ -336,20 +363,33 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
     )
 
 
-def next_id(push_id: str) -> str:
-    """The id of the next replay: `p1`, `p1~1`, `p1~2`. The same each time, so a repeated replay is one push."""
-    base, mark, number = push_id.rpartition("~")
-    if mark and base and number.isascii() and number.isdecimal() and len(number) < 6:
-        push_id, count = base, int(number) + 1
-    else:
-        count = 1
-    suffix = f"~{count}"
-    if len(push_id) + len(suffix) > ID_MAX:
-        push_id = f"sha256-{hashlib.sha256(push_id.encode()).hexdigest()}"
-    return push_id + suffix
+def mark_of(letter: Letter) -> str:
+    """What tells this letter from every other of its id, the same each time it is looked at.
+
+    Two copies of one message are one letter: what the broker or `push.dead` added does not count, nor when it was
+    published and who wants its receipt.
+    """
+    meaning = sorted(
+        (name, repr(value))
+        for name, value in letter.headers.items()
+        if name.startswith("x-push-") and name not in _ABOUT_THE_LETTER
+    )
+    facts = hashlib.sha256(repr((letter.id, letter.content_type, meaning)).encode())
+    facts.update(letter.body)
+    return facts.hexdigest()[:MARK_CHARS]
 
 
-def _with_new_ids(body: bytes, push_id: str) -> bytes:
+def marked(push_id: str, mark: str) -> str:
+    """The id of a replay under a mark: `p1/again-<mark>`, also of the replay of a replay."""
+    earlier = _MARKED.fullmatch(push_id)
+    base = earlier[1] if earlier else push_id
+    suffix = f"/again-{mark}"
+    if len(base) + len(suffix) > ID_MAX:
+        base = f"sha256-{hashlib.sha256(base.encode()).hexdigest()}"
+    return base + suffix
+
+
+def _with_new_ids(body: bytes, push_id: str, mark: str) -> bytes:
     """The body with the ids that it gives itself replaced; as it is where it is no JSON."""
     try:
         request = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[dict[str, msgspec.Raw]])
@@ -361,13 +401,16 @@ def _with_new_ids(body: bytes, push_id: str) -> bytes:
     else:
         for element in request:
             if "id" in element:
-                element["id"] = msgspec.Raw(msgspec.json.encode(_element_id(element["id"])))
+                element["id"] = msgspec.Raw(msgspec.json.encode(_element_id(element["id"], mark)))
     return msgspec.json.encode(request)
 
 
-def _element_id(raw: msgspec.Raw) -> object:
-    own = msgspec.json.decode(raw)
-    return next_id(own) if isinstance(own, str) and own else own
+def _element_id(raw: msgspec.Raw, mark: str) -> object:
+    try:
+        own = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return raw
+    return marked(own, mark) if isinstance(own, str) and own else own
 
 
 # --- Throwing away ---------------------------------------------------------------------------------------

@@ -154,9 +154,12 @@ class RecallPushes(Protocol):
 
 
 class Publisher(Protocol):
-    """Publishes to the exchange `push`. Both raise BrokerUnavailable where the broker did not confirm."""
+    """Publishes to the exchange `push`; a request without an id gets `push_id`.
 
-    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
+    Both raise BrokerUnavailable where the broker did not confirm.
+    """
+
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
         """Return once the broker has confirmed."""
         ...
 
@@ -164,7 +167,7 @@ class Publisher(Protocol):
         self,
         body: bytes,
         *,
-        message_id: str,
+        push_id: str,
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
@@ -431,24 +434,24 @@ class OpsServer:
         wait = _wait(request)
         body = await _body(request)
         # What has no id of its own gets this one, so that the answer can name it.
-        message_id = uuid.uuid4().hex
+        push_id = uuid.uuid4().hex
         now = self._context.clock.time()
-        # Whole milliseconds: a fraction would travel as a 32-bit float, which is off by a minute.
+        # Whole milliseconds: no fraction is taken, since some libraries write floats with 32 bits.
         headers: dict[str, object] = {"x-push-published-ms": int(now * 1000)}
         traceparent = request.headers.get("traceparent", "")
         if traceparent and traceparent.isascii():  # a wrong one is to be ignored (W3C Trace Context 3.2.2.3)
             headers["traceparent"] = traceparent
-        properties = Properties(message_id=message_id, content_type="application/json", headers=headers)
+        properties = Properties(content_type="application/json", headers={**headers, "x-push-id": push_id})
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
         requests = wire.decode(arrival, self._context.limits).requests
         push_ids = list(dict.fromkeys(r.id for r in requests if isinstance(r, PushRequest)))
         if wait is None and push_ids:
-            await self._context.publisher.publish(body, message_id=message_id, headers=headers)
+            await self._context.publisher.publish(body, push_id=push_id, headers=headers)
             return _json({"push_ids": push_ids, "complete": False, "receipts": []}, 202)
         expected = _expected(requests)
         receipts = await self._context.publisher.request(
             body,
-            message_id=message_id,
+            push_id=push_id,
             headers=headers,
             expected=expected,
             wait=max(wait or 0.0, 0.0 if push_ids else WAIT_REJECTED),

@@ -15,12 +15,13 @@ import psycopg
 from aiormq.exceptions import ChannelNotFoundEntity
 from psycopg.rows import dict_row
 
+from bridge.adapters.amqp_frames import legible
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
 from bridge.adapters.postgres_rows import replies_of
-from bridge.adapters.postgres_upkeep import DAYS_AHEAD
+from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
 from bridge.errors import BrokerUnavailable
 from bridge.model import NO_USER, Reply
 
@@ -151,10 +152,8 @@ _ROWS: LiteralString = """
     order by l.outcome in ('acked', 'received', 'written'), l.tenant, l.user_id, l.day
     limit %(limit)s
     """
-_SINCE: LiteralString = """
-    select clock_timestamp() as now, min(to_date(right(c.relname, 8), 'YYYYMMDD')) as since
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
+_SINCE: LiteralString = f"""
+    select clock_timestamp() as now, min(days.day) as since from ({DAYS_HERE}) as days
     """
 
 
@@ -181,9 +180,15 @@ async def look_up(
     async with reading(dsn, "bridge why", seconds) as conn:
         endings = [Ended(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
         found = await ask(conn, _ROWS, params, seconds)
-        rows = [Told(**{**row, "owed": replies_of(row["owed"])}) for row in found]
+        rows = [Told(**{**row, "owed": _legible(replies_of(row["owed"]))}) for row in found]
         (frame,) = await ask(conn, _SINCE, {}, seconds)
     return Found(endings, rows, frame["now"], frame["since"])
+
+
+def _legible(owed: Sequence[Reply] | None) -> tuple[Reply, ...] | None:
+    if owed is None:
+        return None
+    return tuple(Reply(legible(reply.queue), legible(reply.correlation_id)) for reply in owed)
 
 
 # --- Queues ----------------------------------------------------------------------------------------------
@@ -328,11 +333,6 @@ _JOIN: LiteralString = """
     delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason and e.final = l.final
     """
-_HERE: LiteralString = """
-    select to_date(right(c.relname, 8), 'YYYYMMDD')
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$'
-    """
 # One statement, and so one snapshot: rows and their tally are committed together.
 _HOURS: LiteralString = f"""
     with held as (
@@ -354,7 +354,7 @@ _HOURS: LiteralString = f"""
     group by 1), given as (
     select date_trunc('hour', t.minute, 'UTC') as hour, sum(t.rows)::bigint as taken
     from tally t
-    where t.minute >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC') and t.day in ({_HERE})
+    where t.minute >= date_trunc('hour', now() - make_interval(hours => %(hours)s), 'UTC') and t.day in ({DAYS_HERE})
     group by 1)
     select coalesce(h.hour, g.hour) as hour, coalesce(g.taken, 0) as taken,
            {", ".join(f"coalesce(h.{name}, 0) as {name}" for name in Hour._fields[2:])}
@@ -370,7 +370,7 @@ _STRETCH: LiteralString = f"""
                - (select coalesce(sum(t.rows), 0)::bigint from tally t
                   where t.minute >= date_trunc('minute', to_timestamp(%(since)s), 'UTC')
                     and t.minute < date_trunc('minute', to_timestamp(%(until)s), 'UTC')
-                    and t.day in ({_HERE}))) as unbalanced
+                    and t.day in ({DAYS_HERE}))) as unbalanced
     from {_JOIN}
     where l.taken_at >= to_timestamp(%(since)s - {EDGE}) and l.taken_at < to_timestamp(%(until)s + {EDGE})
     """
@@ -412,7 +412,7 @@ _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
 _DAYS: LiteralString = f"""
-    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({_HERE}) as days (day)
+    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({DAYS_HERE}) as days
     """
 
 

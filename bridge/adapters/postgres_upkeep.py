@@ -1,5 +1,7 @@
 """The partitions of the delivery log: made ahead of time, dropped when their retention is over.
 
+What upkeep detaches it marks before, so that a table which somebody else has detached, to keep it, is left alone.
+
 Nothing here may make writers wait for a reader: a partition is attached rather than created in place,
 detached concurrently, and every wait for a lock is cut at a second and tried again.
 https://www.postgresql.org/docs/15/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE
@@ -9,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import LiteralString, NamedTuple
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
 from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
+from bridge.errors import BridgeError
 
 DAYS_AHEAD = 3
 """Partitions after today's that are there before they are needed."""
@@ -28,14 +33,34 @@ UPKEEP_LOCK = int.from_bytes(b"bridge\0\4", "big")
 UPKEEP_TIMEOUT = 120.0
 """Seconds for all of it."""
 
-_PARTITIONS = """
-    select c.relname, to_date(right(c.relname, 8), 'YYYYMMDD'),
-           i.inhparent is not null, coalesce(i.inhdetachpending, false)
+MARK = "bridge upkeep: past its retention, detached to be dropped"
+"""Comment on a table that upkeep itself detaches. One that is detached without it is somebody's archive."""
+
+_NOT_BEGUN = pg.ObjectNotInPrerequisiteState
+"""What Postgres says where this or another partition is being detached already: it detaches one at a time."""
+
+_TABLES: LiteralString = """
+    select c.relname, i.inhparent is not null, coalesce(i.inhdetachpending, false),
+           coalesce(obj_description(c.oid, 'pg_class') = %s, false)
     from pg_class c
     left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = 'delivery_log'::regclass
     where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname ~ '^delivery_log_[0-9]{8}$'
     order by c.relname
     """
+# Made without to_date(), which raises an error at the name of a day that does not exist.
+DAYS_HERE: LiteralString = """
+    select d.day
+    from pg_inherits i
+    join pg_class c on c.oid = i.inhrelid
+    cross join lateral (
+        select case when c.relname ~ '^delivery_log_(?!0000)[0-9]{8}$'
+                    then (make_date(substr(c.relname, 14, 4)::int, 1, 1)
+                          + make_interval(months => substr(c.relname, 18, 2)::int - 1,
+                                          days => substr(c.relname, 20, 2)::int - 1))::date end as day) d
+    where i.inhparent = 'delivery_log'::regclass and not i.inhdetachpending
+      and c.relname = 'delivery_log_' || to_char(d.day, 'YYYYMMDD')
+    """
+"""The days that the log has a partition of, as a query with one column `day`."""
 
 
 # Each is a look into a partial index; none is worth reading a day of rows.
@@ -46,6 +71,18 @@ _HAS_WORK = """
     """
 
 
+class UpkeepTrouble(BridgeError):
+    """Something in the schema that upkeep can't do its work with; the rest of the work is done.
+
+    `what` is a table, `problem` what is wrong with it.
+    """
+
+    def __init__(self, what: str, problem: str) -> None:
+        self.what = what
+        self.problem = problem
+        super().__init__(f"upkeep of {what}: {problem}")
+
+
 class UpkeepDone(NamedTuple):
     """What one round of upkeep did: partitions by name."""
 
@@ -53,6 +90,26 @@ class UpkeepDone(NamedTuple):
     dropped: list[str]
     kept: list[str]
     """Past their retention, and still there: rows that are not final or owe a receipt, or a reader held them."""
+    trouble: list[UpkeepTrouble]
+
+
+class _Table(NamedTuple):
+    """A table that is named like a partition."""
+
+    name: str
+    attached: bool
+    detaching: bool
+    """It is attached, and has begun to be detached: new statements don't see it any more."""
+    ours: bool
+    """It has the mark."""
+
+    @property
+    def day(self) -> datetime.date | None:
+        """The day that it is named after; None: there is no such day."""
+        try:
+            return datetime.date.fromisoformat(self.name[-8:])
+        except ValueError:
+            return None
 
 
 class Upkeep:
@@ -66,10 +123,11 @@ class Upkeep:
         """Make the partitions of today and the next days; drop those more than `retention_days` before today.
 
         A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still
-        be known.
+        be known. A table that somebody else has detached is theirs. What the schema makes impossible is in
+        `trouble`, and does not keep the rest from being done.
         Idempotent, and safe to be cancelled. Raises StoreUnavailable and SchemaBehind.
         """
-        done = UpkeepDone([], [], [])
+        done = UpkeepDone([], [], [], [])
         conn = await connect(self._dsn, self._application_name)
         try:
             async with Watchdog(conn, UPKEEP_TIMEOUT):
@@ -90,60 +148,110 @@ class Upkeep:
         mine = await cursor.fetchone()
         if mine is None or not mine[0]:
             return
-        today = await self._day(conn, "select roll_day()")
-        since = await self._day(conn, "select since from log_day")
+        with _troubles("the log's day", done):
+            await conn.execute("select roll_day()")
+        bounds = await (await conn.execute("select day, since from log_day")).fetchone()
+        if bounds is None:
+            return
+        today, since = bounds
+        assert isinstance(today, datetime.date)
+        assert isinstance(since, datetime.date)
         for ahead in range(DAYS_AHEAD + 1):
             day = today + datetime.timedelta(days=ahead)
-            made = await (await conn.execute("select make_partition(%s)", (day,))).fetchone()
-            if made is not None and made[0]:
-                done.made.append(f"delivery_log_{day:%Y%m%d}")
+            name = f"delivery_log_{day:%Y%m%d}"
+            with _troubles(name, done):
+                made = await (await conn.execute("select make_partition(%s)", (day,))).fetchone()
+                if made is not None and made[0]:
+                    done.made.append(name)
         first_kept = min(today - datetime.timedelta(days=retention_days), since)
-        for name, its_day, attached, detaching in await (await conn.execute(_PARTITIONS)).fetchall():
-            assert isinstance(name, str)
-            assert isinstance(its_day, datetime.date)
-            if its_day < first_kept:
-                gone = await self._drop(conn, sql.Identifier(name), bool(attached), bool(detaching))
-                (done.dropped if gone else done.kept).append(name)
+        for table in await self._tables(conn):
+            with _troubles(table.name, done):
+                await self._look_after(conn, table, first_kept, done)
         # What a day's rows were counted as goes with them.
-        left = [name for name, *_ in await (await conn.execute(_PARTITIONS)).fetchall()]
-        await conn.execute(
-            "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (left,)
-        )
-        await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
+        with _troubles("tally", done):
+            here = [
+                table.name for table in await self._tables(conn) if table.attached and not table.detaching
+            ]
+            await conn.execute(
+                "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (here,)
+            )
+        with _troubles("past_boot", done):
+            await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
 
-    async def _drop(self, conn: Connection, name: sql.Identifier, attached: bool, detaching: bool) -> bool:
+    async def _look_after(
+        self, conn: Connection, table: _Table, first_kept: datetime.date, done: UpkeepDone
+    ) -> None:
+        if table.attached and not table.detaching and table.ours:
+            # Left by a try that was killed before it began. Whoever detaches it now would lose it.
+            with suppress(pg.LockNotAvailable):
+                await self._mark(conn, table.name, None)
+        if table.day is None:
+            done.trouble.append(UpkeepTrouble(table.name, "it is named after a day that does not exist"))
+        elif table.detaching and not table.ours:
+            done.trouble.append(
+                UpkeepTrouble(
+                    table.name,
+                    "somebody has begun to detach it, and until that is finished (alter table delivery_log detach"
+                    f" partition {table.name} finalize) no other partition can be detached",
+                )
+            )
+        elif table.day < first_kept and (table.attached or table.ours):
+            gone = await self._drop(conn, table)
+            (done.dropped if gone else done.kept).append(table.name)
+
+    async def _drop(self, conn: Connection, table: _Table) -> bool:
         """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""
+        name = sql.Identifier(table.name)
+        attached, detaching = table.attached, table.detaching
         for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(HELD_WAIT)
             try:
                 if attached and not detaching:
                     query = sql.SQL(_HAS_WORK).format(name)
                     if await (await conn.execute(query)).fetchone() is not None:
                         return False
-                    detaching = True
-                    await conn.execute(
-                        sql.SQL("alter table delivery_log detach partition {} concurrently").format(name)
-                    )
-                    attached = False
-                if attached:
+                    await self._detach(conn, table.name)
+                elif attached:
                     # An earlier try waited too long for its readers: new ones don't see the partition any more,
                     # but a plan that a writer has kept may, and would queue behind our wait for its lock.
                     if await self._held(conn, name):
-                        if attempt + 1 < TRIES:
-                            await asyncio.sleep(HELD_WAIT)
                         continue
                     await conn.execute(
                         sql.SQL("alter table delivery_log detach partition {} finalize").format(name)
                     )
-                    attached = False
+                attached = False
                 await conn.execute(sql.SQL("drop table {}").format(name))
-            except (pg.LockNotAvailable, pg.QueryCanceled, pg.ObjectNotInPrerequisiteState):
-                # The last where another partition is still being detached: Postgres detaches one at a time.
-                if attempt + 1 < TRIES:
-                    await asyncio.sleep(HELD_WAIT)
-                attached, detaching = await self._state(conn, name)
+            except (pg.LockNotAvailable, pg.QueryCanceled, _NOT_BEGUN):
+                now = await self._table(conn, table.name)
+                if now is None or (not now.ours and (now.detaching or not now.attached)):
+                    return False
+                attached, detaching = now.attached, now.detaching
             else:
                 return True
         return False
+
+    async def _detach(self, conn: Connection, name: str) -> None:
+        """Mark the partition as ours and detach it. The mark stays only where that has begun."""
+        await self._mark(conn, name, MARK)
+        try:
+            await conn.execute(
+                sql.SQL("alter table delivery_log detach partition {} concurrently").format(
+                    sql.Identifier(name)
+                )
+            )
+        except psycopg.Error as error:
+            if not conn.closed:
+                now = await self._table(conn, name)
+                # Where it is being detached, or is detached, all the same, somebody else did it in this moment.
+                begun = now is not None and now.detaching and not isinstance(error, _NOT_BEGUN)
+                if now is not None and not begun:
+                    await self._mark(conn, name, None)
+            raise
+
+    async def _mark(self, conn: Connection, name: str, mark: str | None) -> None:
+        query = sql.SQL("comment on table {} is {}").format(sql.Identifier(name), sql.Literal(mark))
+        await conn.execute(query)
 
     async def _held(self, conn: Connection, name: sql.Identifier) -> bool:
         """Whether anybody has a lock on the partition."""
@@ -154,15 +262,30 @@ class Upkeep:
         ).format(sql.Literal(name.as_string(conn)))
         return await (await conn.execute(query)).fetchone() is not None
 
-    async def _state(self, conn: Connection, name: sql.Identifier) -> tuple[bool, bool]:
-        query = sql.SQL("select inhdetachpending from pg_inherits where inhrelid = {}::regclass").format(
-            sql.Literal(name.as_string(conn))
-        )
-        row = await (await conn.execute(query)).fetchone()
-        return row is not None, row is not None and bool(row[0])
+    async def _tables(self, conn: Connection) -> list[_Table]:
+        found = await (await conn.execute(_TABLES, (MARK,))).fetchall()
+        return [
+            _Table(str(name), bool(attached), bool(detaching), bool(ours))
+            for name, attached, detaching, ours in found
+        ]
 
-    async def _day(self, conn: Connection, query: str) -> datetime.date:
-        row = await (await conn.execute(sql.SQL(query))).fetchone()
-        assert row is not None
-        assert isinstance(row[0], datetime.date)
-        return row[0]
+    async def _table(self, conn: Connection, name: str) -> _Table | None:
+        return next((table for table in await self._tables(conn) if table.name == name), None)
+
+
+@contextmanager
+def _troubles(what: str, done: UpkeepDone) -> Iterator[None]:
+    """Note what the database refuses for what is in the schema; what says that it is away is raised.
+
+    The latter are all operational errors (no connection, no memory, a lock that did not come), and class 25: a
+    server that only reads.
+    """
+    try:
+        yield
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        if error.sqlstate is None or error.sqlstate.startswith("25"):
+            raise
+        problem = f"{error.diag.message_primary or error} ({error.sqlstate})"
+        done.trouble.append(UpkeepTrouble(what, problem))

@@ -44,7 +44,8 @@ class Outgoing(NamedTuple):
 
     body: bytes
     headers: Mapping[str, object] = {}
-    message_id: str = ""
+    push_id: str = ""
+    """For a body that names none. It goes as header `x-push-id`, since a property may be too short for it."""
     reply_to: str = ""
     correlation_id: str = ""
     app_id: str = ""
@@ -98,7 +99,7 @@ class Producer:
         body: bytes,
         *,
         headers: Mapping[str, object] | None = None,
-        message_id: str = "",
+        push_id: str = "",
         reply_to: str = "",
         correlation_id: str = "",
         app_id: str = "",
@@ -113,7 +114,7 @@ class Producer:
                 Outgoing(
                     body,
                     headers or {},
-                    message_id,
+                    push_id,
                     reply_to,
                     correlation_id,
                     app_id,
@@ -130,7 +131,7 @@ class Producer:
 
         Raises NotTaken when a request reached no queue, BrokerUnavailable when one was not confirmed: then
         it may have arrived or not, and may be published again under the same id. Raises ValueError for
-        headers that AMQP can't express.
+        headers and properties that AMQP can't express.
         """
         failures = await self._outbox.publish([_message(request) for request in requests], CONFIRM_TIMEOUT)
         for failure in failures.values():
@@ -143,7 +144,7 @@ class Producer:
         *,
         expect: int | None = None,
         headers: Mapping[str, object] | None = None,
-        message_id: str = "",
+        push_id: str = "",
     ) -> list[dict[str, Any]]:
         """Publish one request and collect its receipts, in the order in which they came.
 
@@ -172,7 +173,7 @@ class Producer:
             await self.publish(
                 body,
                 headers=headers,
-                message_id=message_id,
+                push_id=push_id,
                 reply_to=queue,
                 correlation_id=correlation_id,
             )
@@ -278,12 +279,17 @@ async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
 
 
 def _message(request: Outgoing) -> Message:
+    headers = {**request.headers, "x-push-id": request.push_id} if request.push_id else request.headers
     table = b""
-    if request.headers:
-        table, left_out = frames.table(request.headers)
+    if headers:
+        table, left_out = frames.table(headers)
         if left_out:
             raise ValueError(f"AMQP can't express these headers: {', '.join(left_out)}")
-    mandatory_id = request.message_id or str(uuid.uuid4())
+    for name in ("reply_to", "correlation_id"):
+        if not frames.fits(getattr(request, name)):
+            raise ValueError(f"{name} has over {frames.SHORT_BYTES_MAX} bytes")
+    # Ours alone, and new each time: the broker's returns name a message by it.
+    message_id = str(uuid.uuid4())
     properties = frames.properties(
         content_type=request.content_type,
         content_encoding=request.content_encoding,
@@ -291,11 +297,12 @@ def _message(request: Outgoing) -> Message:
         correlation_id=request.correlation_id,
         reply_to=request.reply_to,
         expiration="" if request.expiration is None else str(max(0, round(request.expiration * 1000))),
-        message_id=mandatory_id,
+        message_id=message_id,
         timestamp=request.timestamp,
         app_id=request.app_id,
     )
-    return Message(PUSH, frames.cut(request.routing_key), properties, request.body, mandatory_id)
+    # What is cut of a key (of a user with a long name) costs nothing: the bridge goes by the body.
+    return Message(PUSH, frames.cut(request.routing_key), properties, request.body, message_id)
 
 
 def _error(failure: Failure) -> BridgeError:

@@ -29,24 +29,22 @@ class StandingProducer:
     async def __aexit__(self, *_: object) -> None:
         await self._drop(self._producer)
 
-    async def publish(self, body: bytes, *, message_id: str, headers: Mapping[str, object]) -> None:
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
         """Return once the broker has confirmed; raises BrokerUnavailable where it did not."""
-        await self._with(lambda producer: producer.publish(body, message_id=message_id, headers=headers))
+        await self._with(lambda producer: producer.publish(body, push_id=push_id, headers=headers))
 
     async def request(
         self,
         body: bytes,
         *,
-        message_id: str,
+        push_id: str,
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
     ) -> Sequence[Mapping[str, object]]:
         """Publish and collect receipts, see `Producer.request`; raises BrokerUnavailable as `publish`."""
         return await self._with(
-            lambda producer: producer.request(
-                body, wait, expect=expected, headers=headers, message_id=message_id
-            )
+            lambda producer: producer.request(body, wait, expect=expected, headers=headers, push_id=push_id)
         )
 
     async def _with(self, call: Callable[[Producer], Awaitable[T]]) -> T:

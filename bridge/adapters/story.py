@@ -13,7 +13,7 @@ from bridge.model import Outcome, Proof
 STORIES_SHOWN: Final = 3
 """Of so few users the whole story is told, of more a line each."""
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str, most: int = 0) -> str:
