@@ -872,6 +872,41 @@ async def test_upkeep_of_a_database_that_only_reads_says_that_it_is_away(databas
         await Upkeep(database).run_once(30)
 
 
+async def content_partitions(dsn: str) -> list[str]:
+    """The partitions of what rows share, by name."""
+    rows = await ask(
+        dsn,
+        "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid"
+        " where i.inhparent = 'push_content'::regclass order by 1",
+    )
+    return [name for (name,) in rows]
+
+
+async def test_what_rows_share_has_a_partition_for_each_of_their_days_and_goes_with_them(
+    database: str,
+) -> None:
+    day = await aged(database, 5)
+    await Upkeep(database).run_once(30)
+    days = [f"push_content_{day + n * PARTITION:%Y%m%d}" for n in range(-5, 4)]
+    assert await content_partitions(database) == days
+    assert f"delivery_log_{day - 5 * PARTITION:%Y%m%d}" in (await Upkeep(database).run_once(2)).dropped
+    assert await content_partitions(database) == days[3:]
+
+
+async def test_what_archived_rows_share_is_left_with_them_and_told_of(database: str) -> None:
+    day = await aged(database, 5)
+    await Upkeep(database).run_once(30)
+    old = f"{day - 5 * PARTITION:%Y%m%d}"
+    await execute(database, f"alter table delivery_log detach partition delivery_log_{old} concurrently")  # type: ignore[arg-type]
+    await execute(database, f"alter table delivery_log_{old} rename to archive_{old}")  # type: ignore[arg-type]
+    done = await Upkeep(database).run_once(2)
+    assert [trouble.what for trouble in done.trouble] == [f"push_content_{old}"]
+    assert f"push_content_{old}" in await content_partitions(database)
+    await execute(database, f"alter table push_content detach partition push_content_{old} concurrently")  # type: ignore[arg-type]
+    assert (await Upkeep(database).run_once(2)).trouble == []
+    assert await ask(database, f"select count(*) from push_content_{old}") == [(0,)]
+
+
 async def test_upkeep_of_a_database_that_is_away_says_so() -> None:
     with pytest.raises(StoreUnavailable):
         await Upkeep("host=127.0.0.1 port=1 dbname=none user=none").run_once(30)

@@ -39,13 +39,16 @@ MARK = "bridge upkeep: past its retention, detached to be dropped"
 _NOT_BEGUN = pg.ObjectNotInPrerequisiteState
 """What Postgres says where this or another partition is being detached already: it detaches one at a time."""
 
+LOG, CONTENT = "delivery_log", "push_content"
+"""The partitioned tables: rows, and what rows share. The content of a day goes before its rows."""
 _TABLES: LiteralString = """
-    select c.relname, i.inhparent is not null, coalesce(i.inhdetachpending, false),
+    select p.name, c.relname, i.inhparent is not null, coalesce(i.inhdetachpending, false),
            coalesce(obj_description(c.oid, 'pg_class') = %s, false)
-    from pg_class c
-    left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = 'delivery_log'::regclass
-    where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname ~ '^delivery_log_[0-9]{8}$'
-    order by c.relname
+    from (values ('delivery_log'), ('push_content')) p (name)
+    join pg_class c on c.relname ~ ('^' || p.name || '_[0-9]{8}$')
+    left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = p.name::regclass
+    where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+    order by p.name, c.relname
     """
 # Made without to_date(), which raises an error at the name of a day that does not exist.
 DAYS_HERE: LiteralString = """
@@ -96,6 +99,8 @@ class UpkeepDone(NamedTuple):
 class _Table(NamedTuple):
     """A table that is named like a partition."""
 
+    parent: str
+    """LOG or CONTENT, by its name; it need not be attached."""
     name: str
     attached: bool
     detaching: bool
@@ -164,13 +169,21 @@ class Upkeep:
                 if made is not None and made[0]:
                     done.made.append(name)
         first_kept = min(today - datetime.timedelta(days=retention_days), since)
-        for table in await self._tables(conn):
+        tables = await self._tables(conn)
+        content = {table.day: table for table in tables if table.parent == CONTENT}
+        for table in tables:
+            if table.parent == LOG:
+                with _troubles(table.name, done):
+                    await self._look_after(conn, table, content.pop(table.day, None), first_kept, done)
+        for table in content.values():
             with _troubles(table.name, done):
-                await self._look_after(conn, table, first_kept, done)
+                await self._look_after_alone(conn, table, first_kept, done)
         # What a day's rows were counted as goes with them.
         with _troubles("tally", done):
             here = [
-                table.name for table in await self._tables(conn) if table.attached and not table.detaching
+                table.name
+                for table in await self._tables(conn)
+                if table.parent == LOG and table.attached and not table.detaching
             ]
             await conn.execute(
                 "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (here,)
@@ -179,25 +192,63 @@ class Upkeep:
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
 
     async def _look_after(
-        self, conn: Connection, table: _Table, first_kept: datetime.date, done: UpkeepDone
+        self,
+        conn: Connection,
+        table: _Table,
+        content: _Table | None,
+        first_kept: datetime.date,
+        done: UpkeepDone,
     ) -> None:
+        """Look after a day of rows, and of what they share."""
+        past = table.day is not None and table.day < first_kept and (table.attached or table.ours)
+        if not await self._in_the_way(conn, table, done) and past:
+            gone = not await self._has_work(conn, table)
+            if gone and content is not None and (content.attached or content.ours):
+                gone = not await self._in_the_way(conn, content, done) and await self._drop(conn, content)
+            gone = gone and await self._drop(conn, table)
+            (done.dropped if gone else done.kept).append(table.name)
+
+    async def _look_after_alone(
+        self, conn: Connection, content: _Table, first_kept: datetime.date, done: UpkeepDone
+    ) -> None:
+        """What the rows of a day shared, and the rows are nowhere to be seen."""
+        if await self._in_the_way(conn, content, done):
+            return
+        if content.ours:
+            await self._drop(conn, content)
+        elif content.attached and content.day is not None and content.day < first_kept:
+            problem = (
+                f"the rows of its day were detached: keep it with them (alter table push_content detach partition"
+                f" {content.name} concurrently), or drop it"
+            )
+            done.trouble.append(UpkeepTrouble(content.name, problem))
+
+    async def _in_the_way(self, conn: Connection, table: _Table, done: UpkeepDone) -> bool:
+        """Whether there is something about a table that upkeep can't work with: then it says so."""
         if table.attached and not table.detaching and table.ours:
             # Left by a try that was killed before it began. Whoever detaches it now would lose it.
             with suppress(pg.LockNotAvailable):
                 await self._mark(conn, table.name, None)
         if table.day is None:
             done.trouble.append(UpkeepTrouble(table.name, "it is named after a day that does not exist"))
-        elif table.detaching and not table.ours:
+            return True
+        if table.detaching and not table.ours:
             done.trouble.append(
                 UpkeepTrouble(
                     table.name,
-                    "somebody has begun to detach it, and until that is finished (alter table delivery_log detach"
+                    f"somebody has begun to detach it, and until that is finished (alter table {table.parent} detach"
                     f" partition {table.name} finalize) no other partition can be detached",
                 )
             )
-        elif table.day < first_kept and (table.attached or table.ours):
-            gone = await self._drop(conn, table)
-            (done.dropped if gone else done.kept).append(table.name)
+            return True
+        return False
+
+    async def _has_work(self, conn: Connection, table: _Table) -> bool:
+        """Whether a day has rows that are not final or owe a receipt."""
+        if not table.attached or table.detaching:
+            return False
+        query = sql.SQL(_HAS_WORK).format(sql.Identifier(table.name))
+        return await (await conn.execute(query)).fetchone() is not None
 
     async def _drop(self, conn: Connection, table: _Table) -> bool:
         """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""
@@ -208,17 +259,18 @@ class Upkeep:
                 await asyncio.sleep(HELD_WAIT)
             try:
                 if attached and not detaching:
-                    query = sql.SQL(_HAS_WORK).format(name)
-                    if await (await conn.execute(query)).fetchone() is not None:
+                    if table.parent == LOG and await self._has_work(conn, table):
                         return False
-                    await self._detach(conn, table.name)
+                    await self._detach(conn, table)
                 elif attached:
                     # An earlier try waited too long for its readers: new ones don't see the partition any more,
                     # but a plan that a writer has kept may, and would queue behind our wait for its lock.
                     if await self._held(conn, name):
                         continue
                     await conn.execute(
-                        sql.SQL("alter table delivery_log detach partition {} finalize").format(name)
+                        sql.SQL("alter table {} detach partition {} finalize").format(
+                            sql.Identifier(table.parent), name
+                        )
                     )
                 attached = False
                 await conn.execute(sql.SQL("drop table {}").format(name))
@@ -231,13 +283,14 @@ class Upkeep:
                 return True
         return False
 
-    async def _detach(self, conn: Connection, name: str) -> None:
+    async def _detach(self, conn: Connection, table: _Table) -> None:
         """Mark the partition as ours and detach it. The mark stays only where that has begun."""
+        name = table.name
         await self._mark(conn, name, MARK)
         try:
             await conn.execute(
-                sql.SQL("alter table delivery_log detach partition {} concurrently").format(
-                    sql.Identifier(name)
+                sql.SQL("alter table {} detach partition {} concurrently").format(
+                    sql.Identifier(table.parent), sql.Identifier(name)
                 )
             )
         except psycopg.Error as error:
@@ -265,8 +318,8 @@ class Upkeep:
     async def _tables(self, conn: Connection) -> list[_Table]:
         found = await (await conn.execute(_TABLES, (MARK,))).fetchall()
         return [
-            _Table(str(name), bool(attached), bool(detaching), bool(ours))
-            for name, attached, detaching, ours in found
+            _Table(str(parent), str(name), bool(attached), bool(detaching), bool(ours))
+            for parent, name, attached, detaching, ours in found
         ]
 
     async def _table(self, conn: Connection, name: str) -> _Table | None:
