@@ -19,7 +19,7 @@ from bridge.adapters.amqp_publish import HeadersLeftOut, Publisher, ReplyQueueTo
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES, DeclareMode
 from bridge.adapters.postgres import PostgresStore
 from bridge.devservers import Servers
-from bridge.model import DeadLetter, Outcome, Properties, PushKey, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import DeadLetter, Outcome, Properties, Reason, Receipt, Reply, Row, RowKey
 from tests.amqp import (
     CLOCK,
     Proxy,
@@ -130,7 +130,7 @@ async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
         if debt:
             store = PostgresStore(database)
             await store.record([ended])
-            [ended] = await store.find([PushKey("", "p1")])
+            [ended] = await store.find([ended.key])
             await store.close()
         async with raw_deliveries(vhost, "answers") as seen:
             assert not await out.send([Receipt(ended, ended.owed or ())])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import pytest
 
 from bridge.adapters.memory import MemoryStore
 from bridge.errors import StatementFailed, StoreUnavailable
-from bridge.flight import Flight
+from bridge.flight import OWED_MAX, Flight, Message
 from bridge.gate import Gate
-from bridge.model import Outcome, Row, RowKey
+from bridge.model import Outcome, Properties, Reason, Reply, Row, RowKey
 from bridge.persistence import PARTS, SUSPECT_AFTER, Persistence
-from bridge.ports import Collapse, Written
+from bridge.ports import AckToken, Collapse, Written
 from tests.core import ManualClock, until
 from tests.test_settlement import House, house
 
@@ -201,3 +202,122 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
         stuck = False
         h.settlement.sweep()
         await until(lambda: len(ended) == 2)
+
+
+# --- debts -----------------------------------------------------------------------------------------------
+
+
+def stored_row(h: House, push_id: str, owes: int) -> Row:
+    """A row that waits for its user and owes so many replies."""
+    flight = h.flight(push_id, h.message())
+    made = msgspec.structs.replace(
+        flight.row("n1", "b1"),
+        outcome=Outcome.STORED,
+        reason=Reason.NO_SESSION,
+        expires_at=h.clock.now + 99,
+        payload=b"1",
+        owed=tuple(Reply("q", f"c{n}") for n in range(owes)),
+    )
+    h.store.rows[made.key] = made
+    return made
+
+
+def repeat(h: House, row: Row, correlation_id: str) -> Message:
+    properties = Properties(reply_to="q", correlation_id=correlation_id)
+    message = Message(AckToken(1, next(h._tags)), properties, published_at=h.clock.now, taken_at=h.clock.now)
+    message.open = 1
+    h.settlement.answer(message, row)
+    return message
+
+
+async def test_a_row_that_owes_enough_answers_at_once_and_before_the_ack() -> None:
+    async with house() as h:
+        row = stored_row(h, "p1", OWED_MAX - 1)
+        h.publisher.refusing = True
+        repeat(h, row, "last")
+        repeat(h, row, "too many")
+        repeat(h, row, "c0")
+        await until(lambda: len(h.acks.acked) == 2)
+        assert len(h.row("p1").owed or ()) == OWED_MAX
+        assert [r.correlation_id for r in h.row("p1").owed or ()][-1] == "last"
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: len(h.acks.acked) == 3)
+        [answer] = h.publisher.sent
+        assert (answer.row.outcome, answer.row.final, answer.announce) == (Outcome.STORED, False, False)
+        assert [r.correlation_id for r in answer.replies] == ["too many"]
+
+
+async def test_a_debt_that_can_not_be_noted_keeps_its_message_and_no_other() -> None:
+    async with house() as h:
+        owe, stuck = h.store.owe, True
+
+        async def failing(debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+            if stuck and any(key.push_id == "p1" for key in debts):
+                raise StatementFailed("canceling statement due to lock timeout")
+            await owe(debts)
+
+        h.store.owe = failing  # type: ignore[method-assign]
+        for push_id in ("p1", "p2", "p3"):
+            repeat(h, stored_row(h, push_id, 0), "c")
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").owed == ()
+        stuck = False
+        h.settlement.sweep()
+        await until(lambda: len(h.acks.acked) == 3)
+        assert h.row("p1").owed == (Reply("q", "c"),)
+
+
+async def test_a_row_with_very_many_debts_is_paid_in_parts_that_are_confirmed_one_by_one() -> None:
+    async with house() as h:
+        many = 3 * OWED_MAX + 7
+        row = stored_row(h, "p1", many)
+        h.store.rows[row.key] = msgspec.structs.replace(
+            row, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=h.clock.now
+        )
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").owed is None)
+        assert max(len(r.replies) for r in h.publisher.sent) == OWED_MAX
+        assert len({reply for r in h.publisher.sent for reply in r.replies}) == many
+        assert [r.announce for r in h.publisher.sent] == [True, False, False, False]
+
+
+async def test_a_debt_that_is_paid_and_can_not_be_settled_is_not_paid_again_each_second() -> None:
+    async with house() as h:
+        settle, stuck = h.store.settle, True
+
+        async def failing(paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+            if stuck:
+                raise StatementFailed("canceling statement due to lock timeout")
+            await settle(paid)
+
+        h.store.settle = failing  # type: ignore[method-assign]
+        row = stored_row(h, "p1", 1)
+        h.store.rows[row.key] = msgspec.structs.replace(
+            row, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=h.clock.now
+        )
+        for _ in range(5):
+            h.settlement.sweep()
+            h.clock.advance(1)
+            await h.settlement.idle()
+        assert len(h.publisher.sent) == 1
+        stuck = False
+        h.clock.advance(60)
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").owed is None)
+
+
+async def test_proof_is_noted_on_a_row_that_another_process_has_ended_without_it() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message())
+        ended = msgspec.structs.replace(
+            flight.row("n1", "b0"), outcome=Outcome.UNKNOWN, reason=Reason.NODE_DIED, finished_at=h.clock.now
+        )
+        h.store.rows[ended.key] = ended
+        h.clock.advance(1)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").late_at is not None)
+        assert (h.row("p1").outcome, h.row("p1").proven_at) == (Outcome.UNKNOWN, flight.proven_at)

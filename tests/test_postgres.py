@@ -897,12 +897,12 @@ async def test_what_archived_rows_share_is_left_with_them_and_told_of(database: 
     day = await aged(database, 5)
     await Upkeep(database).run_once(30)
     old = f"{day - 5 * PARTITION:%Y%m%d}"
-    await execute(database, f"alter table delivery_log detach partition delivery_log_{old} concurrently")  # type: ignore[arg-type]
-    await execute(database, f"alter table delivery_log_{old} rename to archive_{old}")  # type: ignore[arg-type]
+    await execute(database, f"alter table delivery_log detach partition delivery_log_{old} concurrently")
+    await execute(database, f"alter table delivery_log_{old} rename to archive_{old}")
     done = await Upkeep(database).run_once(2)
     assert [trouble.what for trouble in done.trouble] == [f"push_content_{old}"]
     assert f"push_content_{old}" in await content_partitions(database)
-    await execute(database, f"alter table push_content detach partition push_content_{old} concurrently")  # type: ignore[arg-type]
+    await execute(database, f"alter table push_content detach partition push_content_{old} concurrently")
     assert (await Upkeep(database).run_once(2)).trouble == []
     assert await ask(database, f"select count(*) from push_content_{old}") == [(0,)]
 
