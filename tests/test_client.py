@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIBRARY = (Path(__file__).parent.parent / "bridge" / "web" / "bridge-client.js").read_text()
 NODE = Path(playwright.__file__).parent / "driver" / "node"
 KEPT = 4096
-"""Ids that the library remembers."""
+"""Ids of pushes that are done, which the library remembers."""
 SAVED_EVERY = 64
 """Pushes after which it stores where it is, while more wait."""
 
@@ -342,6 +342,144 @@ async def test_only_so_many_ids_are_remembered(page: Page, script: Script) -> No
     await told(page, *pushes(*ids))
     await peer.push("p1", "p0", "end")
     await told(page, *pushes("p0", "end"))
+
+
+async def test_what_waits_is_not_forgotten_however_much_it_is(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last is None
+    await again.push(*ids)
+    await again.all_read(page)
+    await page.evaluate("release('p0')")
+    await again.push("end")
+    await told(page, *pushes(*ids, "end"))
+    assert await page.evaluate("client.doubles") == len(ids)
+
+
+async def test_what_waited_at_the_break_may_come_again_when_it_is_done(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    await phase(page, "open")
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids))
+    await again.push(*ids, "end")
+    await told(page, *pushes("end"))
+    # At the next break nothing waits, and what is done is bounded again.
+    await again.close()
+    once_more = await (await script.peer()).welcome()
+    assert once_more.last == "end"
+    await once_more.push("new")
+    await once_more.push("p906", "p905")  # 4,096 are remembered: p906 to p4999, end and new
+    await told(page, *pushes("new", "p905"))
+
+
+async def test_done_ids_are_forgotten_oldest_first_also_after_many_have_waited(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids))
+    await peer.push("p904", "p903", "end")
+    await told(page, *pushes("p903", "end"))
+
+
+async def test_a_push_that_failed_but_was_acknowledged_is_forgotten_as_others_are(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("failing.push('odd'); holding.push('odd')")
+    peer = await met(page, script)
+    await peer.push("odd")
+    await told(page, *pushes("odd"))
+    await page.evaluate("pushes.odd.ack(); release('odd')")
+    await told(page, ("error", "can't take odd"))
+    assert await peer.frame() == acked("odd")
+    await peer.push("odd")
+    assert await peer.frame() == acked("odd"), "the application has it"
+    await page.evaluate("failing.length = holding.length = 0")
+    ids = [f"p{n}" for n in range(KEPT)]
+    await peer.push(*ids, "odd")
+    await told(page, *pushes(*ids, "odd"))
+
+
+async def test_a_push_that_waits_and_is_withdrawn_is_handed_over_once_and_then_withdrawn(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(KEPT + 10)]
+    await peer.push(*ids)
+    await peer.send(type="withdraw", id="p1")
+    await peer.push("p1")
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids), ("withdraw", "p1"))
+
+
+async def test_what_fails_behind_many_that_waited_is_handed_over_again(page: Page, script: Script) -> None:
+    ids = [f"p{n}" for n in range(KEPT + 10)]
+    await page.evaluate("(last) => { holding.push('p0'); failing.push(last); }", ids[-1])
+    peer = await met(page, script)
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids), ("error", f"can't take {ids[-1]}"))
+    await page.evaluate("failing.length = 0")
+    await peer.push(ids[-1], ids[-2], "end")
+    await told(page, *pushes(ids[-1], "end"))
+
+
+async def test_a_hundred_thousand_may_wait_through_a_break_and_each_costs_little(page: Page) -> None:
+    seconds, handed_over, in_order = await page.evaluate(
+        """async (count) => {
+          const { connect } = await import("./bridge-client.js");
+          const frames = Array.from({ length: count }, (_, n) => ({ type: "push", id: `p${n}`, data: n }));
+          const sockets = [], ids = [];
+          let release, timer, client;
+          class Socket {
+            readyState = 1;
+            constructor() { sockets.push(this); setTimeout(() => this.play()); }
+            send() {}
+            close() {}
+            says(frame) { this.onmessage({ data: JSON.stringify(frame) }); }
+            play() {
+              this.says({ type: "welcome", user: "alice", session: "s", complete: true });
+              for (const frame of frames) this.says(frame);
+              if (sockets.length === 1) this.onclose({ code: 1006, reason: "" });
+              else release();
+            }
+          }
+          const begun = performance.now();
+          await new Promise((done) => {
+            client = connect({ url: "ws://nowhere/", token: "t", WebSocket: Socket, storage: localStorage,
+              after(seconds, then) { timer = then; return () => {}; },
+              onState({ phase }) { if (phase === "waiting") setTimeout(() => timer()); },
+              async onPush({ id }) {
+                ids.push(id);
+                if (id === "p0") await new Promise((go) => { release = go; });
+                if (ids.length === count) setTimeout(done);
+              } });
+          });
+          client.close();
+          return [(performance.now() - begun) / 1000, ids.length, ids.every((id, n) => id === `p${n}`)];
+        }""",
+        100_000,
+    )
+    assert (handed_over, in_order) == (100_000, True)
+    assert seconds < 10
 
 
 async def test_frames_of_a_later_version_pass_by_and_errors_are_passed_on(page: Page, script: Script) -> None:

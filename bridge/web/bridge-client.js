@@ -1,7 +1,7 @@
 // A bridge's client for browsers and node: each push once and in order, resumed after every break.
 // An ES module without dependencies; docs/clients.md tells how to use it.
 
-const KEPT = 4096, STORED = 1000; // ids remembered to tell doubles; those of them that outlive the page
+const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to tell doubles; those of them that outlive the page
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
@@ -31,11 +31,8 @@ class Connection {
   #socket = null;
   #jwt = null; // in use
   #expired = null;
-  #user = null;
-  #key = null; // of what is stored for the user
-  #last = null; // id of the push that onPush was through with last
-  #known = new Map(); // key -> {key, on: the socket it came on last, done: by onPush, acked: by the application}
-  #queue = []; // frames for the application, in order
+  #mine; // memory of the token's user
+  #queue = new Set(); // [frame, known] for the application, in order
   #busy = false; // handing them over
   #bye = null;
   #tries = 0; // since the last steady connection
@@ -47,6 +44,7 @@ class Connection {
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
     this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
+    this.#mine = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
@@ -58,7 +56,8 @@ class Connection {
   /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
   ack(id, tenant) {
     const key = keyOf({ id, tenant });
-    this.#ack(this.#known.get(key) ?? this.#remember({ key, on: null, done: true, acked: false }));
+    const mine = this.#mine;
+    this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine);
   }
 
   // --- the connection ---
@@ -78,9 +77,10 @@ class Connection {
     if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" });
     this.#jwt = jwt;
     this.#become(userOf(jwt));
+    const last = this.#mine.resume();
     try {
       const address = new URL(url, globalThis.location?.href);
-      if (this.#last !== null) address.searchParams.set("last", this.#last);
+      if (last !== null) address.searchParams.set("last", last);
       this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
     } catch (error) { // an address or a token that can't be used will not get better
       return this.#end({ reason: "unusable", error });
@@ -95,12 +95,12 @@ class Connection {
     const { timing, after, onError } = this.#options;
     if (frame.type === "push") {
       const key = keyOf(frame);
-      const known = this.#known.get(key);
+      const known = this.#mine.known.get(key);
       const on = this.#socket;
-      if (!known) return this.#enqueue(frame, this.#remember({ key, on, done: false, acked: false }));
+      if (!known) return this.#enqueue(frame, this.#mine.add({ key, on, acked: false }));
       this.doubles += 1;
       known.on = on;
-      if (known.acked) this.#ack(known);
+      if (known.acked) this.#ack(known, this.#mine);
     } else if (frame.type === "withdraw") {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
@@ -160,7 +160,7 @@ class Connection {
     if (this.state.phase === "closed") return;
     this.#turn += 1;
     this.#drop();
-    this.#queue.length = 0;
+    this.#queue.clear();
     globalThis.removeEventListener?.("online", this.#wake);
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
     this.#tell({ phase: "closed", ...why });
@@ -173,35 +173,44 @@ class Connection {
 
   // --- what the application gets, one after the other ---
 
-  async #enqueue(frame, known) {
-    this.#queue.push([frame, known]);
+  #enqueue(frame, known) {
+    this.#queue.add([frame, known]);
+    this.#hand();
+  }
+
+  async #hand() {
     if (this.#busy) return;
     this.#busy = true;
-    for (let done = 1; this.#queue.length; done += 1) {
-      try { await this.#handle(...this.#queue.shift()); } catch (error) { this.#options.onError(error); }
-      if (!this.#queue.length || done % SAVE_EVERY === 0) this.#save();
+    let done = 0;
+    for (const item of this.#queue) { // also those that are added meanwhile
+      const mine = this.#mine;
+      this.#queue.delete(item);
+      try { await this.#handle(item, mine); } catch (error) { this.#options.onError(error); }
+      done += 1;
+      if (!this.#queue.size || done % SAVE_EVERY === 0) mine.save();
     }
     this.#busy = false;
   }
 
-  async #handle(frame, known) {
+  // `mine`: another user's token may come while onPush is at it.
+  async #handle([frame, known], mine) {
     const { onPush, onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
     if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id, tenant: frame.tenant });
-    const mine = this.#known; // another user's token may come while onPush is at it
     try {
-      await onPush({ ...frame, ack: () => this.#ack(known) });
+      await onPush({ ...frame, ack: () => this.#ack(known, mine) });
     } catch (error) {
-      if (!known.acked) mine.delete(known.key); // handed over again if the bridge sends it again
+      if (known.acked) mine.done(known);
+      else mine.known.delete(known.key); // handed over again if the bridge sends it again
       throw error;
     }
-    known.done = true;
-    if (mine === this.#known) this.#last = frame.id;
-    if (autoAck && !known.acked) this.#ack(known);
+    mine.done(known);
+    mine.last = frame.id;
+    if (autoAck && !known.acked) this.#ack(known, mine);
   }
 
   // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
-  #ack(known) {
+  #ack(known, mine) {
     const open = this.#socket?.readyState === 1; // WebSocket.OPEN
     if (open && known.on === this.#socket) {
       const [id, tenant = null] = known.key.split("\n");
@@ -209,38 +218,67 @@ class Connection {
     }
     const news = !known.acked;
     known.acked = true;
-    if (news && !this.#busy) this.#save();
-  }
-
-  // --- what is remembered, for each user ---
-
-  #remember(known) {
-    this.#known.set(known.key, known);
-    if (this.#known.size > KEPT) this.#known.delete(this.#known.keys().next().value);
-    return known;
+    if (news && !(this.#busy && mine === this.#mine)) mine.save();
   }
 
   #become(user) {
-    if (user === this.#user) return;
-    const { url, storage, onError } = this.#options;
-    this.#user = user;
-    this.#key = storage && user ? `bridge ${url} ${user}` : null;
-    this.#last = null;
-    this.#known = new Map();
-    this.#queue.length = 0;
-    if (!this.#key) return;
+    if (user === this.#mine.user) return;
+    this.#mine = new Memory(user, this.#options);
+    this.#queue.clear();
+  }
+}
+
+// What is remembered for one user. An id is never forgotten while its push waits or onPush is at it; of those that are
+// done, the oldest go first.
+class Memory {
+  last = null; // id of the push that onPush was through with last
+  known = new Map(); // key -> {key, on: the socket it came on last, acked: by the application}
+  #done = []; // those of them that are done, in order, behind those that are forgotten
+  #forgotten = 0; // how many these are: to shift the array for each would move all of it
+  #again = 0; // how many were not done when the connection began
+  #options;
+
+  constructor(user, options) {
+    const { url, storage, onError } = this.#options = options;
+    this.user = user;
+    this.key = storage && user ? `bridge ${url} ${user}` : null; // of what is stored
+    if (!this.key) return;
     try {
-      const { last, ids } = JSON.parse(storage.getItem(this.#key)) ?? { last: null, ids: [] };
-      this.#known = new Map(ids.map(([key, acked]) => [key, { key, on: null, done: true, acked: acked === 1 }]));
-      this.#last = last;
+      const { last = null, ids } = JSON.parse(storage.getItem(this.key)) ?? { ids: [] };
+      for (const [key, acked] of ids) this.done(this.add({ key, on: null, acked: acked === 1 }));
+      this.last = last;
     } catch (error) { onError(error); }
   }
 
-  #save() {
-    if (!this.#key) return;
-    const done = [...this.#known.values()].filter((known) => known.done).slice(-STORED);
-    const text = JSON.stringify({ last: this.#last, ids: done.map(({ key, acked }) => [key, acked ? 1 : 0]) });
-    try { this.#options.storage.setItem(this.#key, text); } catch (error) { this.#options.onError(error); }
+  /** A connection begins; the `last` for it. What is not done now comes again on it, and may be done by then. */
+  resume() {
+    this.#again = this.known.size - (this.#done.length - this.#forgotten);
+    return this.last;
+  }
+
+  add(known) {
+    this.known.set(known.key, known);
+    return known;
+  }
+
+  done(known) {
+    this.#done.push(known);
+    while (this.#done.length - this.#forgotten > KEPT + this.#again) {
+      this.known.delete(this.#done[this.#forgotten].key);
+      this.#forgotten += 1;
+    }
+    if (this.#forgotten > this.#done.length / 2) {
+      this.#done.splice(0, this.#forgotten);
+      this.#forgotten = 0;
+    }
+    return known;
+  }
+
+  save() {
+    if (!this.key) return;
+    const ids = this.#done.slice(-STORED).map(({ key, acked }) => [key, acked ? 1 : 0]);
+    const text = JSON.stringify({ last: this.last, ids });
+    try { this.#options.storage.setItem(this.key, text); } catch (error) { this.#options.onError(error); }
   }
 }
 
