@@ -2,6 +2,7 @@
 // An ES module without dependencies; docs/clients.md tells how to use it.
 
 const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to tell doubles; those of them that outlive the page
+const USERS = 8; // whose memories the page keeps, where its tokens are not always of the same user
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
@@ -31,8 +32,13 @@ class Connection {
   #socket = null;
   #jwt = null; // in use
   #expired = null;
-  #mine; // memory of the token's user
-  #queue = new Set(); // [frame, known] for the application, in order
+  #mine; // memory of the user that the bridge named last; before the first welcome, of nobody
+  #users = new Map(); // user -> memory, for each user that the bridge named, the latest at the end
+  #read = null; // the user as read from the token when the bridge named the user of #mine
+  #guess; // memory of the user as guessed from the token; from the welcome on, #mine
+  #sent = null; // `last` of #guess when it went into the address
+  #moved = null; // the token whose user was guessed wrong: the library connected again with the right `last`
+  #queue = new Set(); // [frame, known] for the application, in order, all for the user of #mine
   #busy = false; // handing them over
   #bye = null;
   #tries = 0; // since the last steady connection
@@ -44,7 +50,7 @@ class Connection {
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
     this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
-    this.#mine = new Memory(null, this.#options);
+    this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
@@ -54,11 +60,7 @@ class Connection {
   close() { this.#end({ code: 1000, reason: "closed" }); }
 
   /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
-  ack(id, tenant) {
-    const key = keyOf({ id, tenant });
-    const mine = this.#mine;
-    this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine);
-  }
+  ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
 
   // --- the connection ---
 
@@ -76,11 +78,12 @@ class Connection {
     if (!jwt) return this.#end({ reason: "no_token" });
     if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" });
     this.#jwt = jwt;
-    this.#become(userOf(jwt));
-    const last = this.#mine.resume();
+    const read = userOf(jwt);
+    this.#guess = read === this.#read ? this.#mine : this.#memoryOf(read);
+    this.#sent = this.#guess.resume();
     try {
       const address = new URL(url, globalThis.location?.href);
-      if (last !== null) address.searchParams.set("last", last);
+      if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
     } catch (error) { // an address or a token that can't be used will not get better
       return this.#end({ reason: "unusable", error });
@@ -89,11 +92,12 @@ class Connection {
     this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
     this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
     this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
+    this.#hand(); // the attempt before may have stopped it with another user's token
   }
 
   #take(frame) {
-    const { timing, after, onError } = this.#options;
-    if (frame.type === "push") {
+    const open = this.state.phase === "open"; // the welcome comes first: it tells whose pushes these are
+    if (frame.type === "push" && open) {
       const key = keyOf(frame);
       const known = this.#mine.known.get(key);
       const on = this.#socket;
@@ -101,20 +105,37 @@ class Connection {
       this.doubles += 1;
       known.on = on;
       if (known.acked) this.#ack(known, this.#mine);
-    } else if (frame.type === "withdraw") {
+    } else if (frame.type === "withdraw" && open) {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
-      if (this.state.phase !== "open") { // a second one says that something is missing after all
-        this.#cancel();
-        this.#cancel = after(timing.steady, () => { this.#tries = 0; });
-        this.#tell({ phase: "open", user: frame.user, session: frame.session });
-      }
-      if (!frame.complete && this.#socket) this.#enqueue({ type: "gap" });
+      this.#welcome(frame);
     } else if (frame.type === "bye") {
       this.#bye = frame;
     } else if (frame.type === "error") {
-      onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
+      this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
     } // frames of later versions pass by
+  }
+
+  #welcome({ user, session, complete }) {
+    const { timing, after } = this.#options;
+    if (this.state.phase !== "open") { // a second one says that something is missing after all
+      const guess = this.#guess;
+      this.#become(user);
+      const last = this.#mine === guess ? this.#sent : this.#mine.resume();
+      if (last !== this.#sent) { // `complete` is about the `last` of another user
+        if (last !== null && this.#moved !== this.#jwt) { // once per token, or two names in turn would be a loop
+          this.#moved = this.#jwt;
+          this.#drop();
+          return this.#open();
+        }
+        complete = last === null; // a user without a `last` misses nothing; another one may
+      }
+      this.#cancel();
+      this.#cancel = after(timing.steady, () => { this.#tries = 0; });
+      this.#tell({ phase: "open", user, session });
+    }
+    if (!complete && this.#socket) this.#enqueue({ type: "gap" });
+    this.#hand();
   }
 
   #lost(closeCode, closeReason) {
@@ -184,15 +205,16 @@ class Connection {
     let done = 0;
     for (const item of this.#queue) { // also those that are added meanwhile
       const mine = this.#mine;
+      if (mine !== this.#guess) break; // the token is perhaps another user's: wait for the welcome
       this.#queue.delete(item);
       try { await this.#handle(item, mine); } catch (error) { this.#options.onError(error); }
       done += 1;
-      if (!this.#queue.size || done % SAVE_EVERY === 0) mine.save();
+      if (!this.#queue.size || done % SAVE_EVERY === 0 || mine !== this.#guess) mine.save();
     }
     this.#busy = false;
   }
 
-  // `mine`: another user's token may come while onPush is at it.
+  // `mine`: the bridge may name another user while onPush is at it.
   async #handle([frame, known], mine) {
     const { onPush, onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
@@ -221,10 +243,34 @@ class Connection {
     if (news && !(this.#busy && mine === this.#mine)) mine.save();
   }
 
+  #ackKey(key) {
+    const mine = this.#mine;
+    this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine);
+  }
+
+  // --- whose memory it is ---
+
+  #memoryOf(user) {
+    if (user === this.#guess.user) return this.#guess;
+    return this.#users.get(user) ?? new Memory(user, this.#options);
+  }
+
   #become(user) {
-    if (user === this.#mine.user) return;
-    this.#mine = new Memory(user, this.#options);
+    const before = this.#mine;
+    const mine = this.#mine = this.#guess = this.#memoryOf(user);
+    this.#read = userOf(this.#jwt);
+    if (mine === before) return;
+    for (const [, known] of this.#queue) if (known) before.known.delete(known.key); // they come again to their user
     this.#queue.clear();
+    if (this.#busy) before.save();
+    this.#users.delete(user);
+    this.#users.set(user, mine);
+    const [[first, oldest]] = this.#users;
+    if (this.#users.size > USERS) {
+      this.#users.delete(first);
+      oldest.key = null; // never stored again: if its user comes back, a new one is loaded
+    }
+    if (before.user === null) for (const key of before.known.keys()) this.#ackKey(key); // acked before the welcome
   }
 }
 
@@ -290,11 +336,14 @@ function inSeconds(seconds, then) {
   return () => clearTimeout(timer);
 }
 
-// Whose token it is, read as the bridge does; "" where that can't be read: then nothing is stored.
+// Whose token it is, read as the bridge does; "" where that can't be read. Only a guess, for the bridge may read it in
+// another way: so do older engines, which hide the digits of an integer, and beyond 2^53 its value is not exact.
 function userOf(jwt) {
   try {
     const text = atob(jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
-    const { sub, uid } = JSON.parse(new TextDecoder().decode(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    const claims = new TextDecoder().decode(Uint8Array.from(text, (c) => c.charCodeAt(0)));
+    const exact = (_, value, context) => (typeof value === "number" ? context?.source ?? value : value);
+    const { sub, uid } = JSON.parse(claims, exact);
     return String(sub ?? uid ?? "");
   } catch { return ""; }
 }
