@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aio_pika
@@ -29,7 +30,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIBRARY = (Path(__file__).parent.parent / "bridge" / "web" / "bridge-client.js").read_text()
 NODE = Path(playwright.__file__).parent / "driver" / "node"
 KEPT = 4096
-"""Ids that the library remembers."""
+"""Ids of pushes that are done, which the library remembers."""
+USERS = 8
+"""Users whose memories a page keeps, where its tokens are not always of the same user."""
 SAVED_EVERY = 64
 """Pushes after which it stores where it is, while more wait."""
 
@@ -225,13 +228,13 @@ async def page(browser: Browser, script: Script) -> AsyncIterator[Page]:
         yield page
 
 
-def jwt(user: object, n: int = 0) -> str:
+def jwt(user: object, n: int = 0, claim: str = "sub") -> str:
     """A token whose user can be read; nobody checks it here."""
 
     def part(value: object) -> str:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
-    return f"{part({'alg': 'none'})}.{part({'sub': user, 'n': n})}.x"
+    return f"{part({'alg': 'none'})}.{part({claim: user, 'n': n})}.x"
 
 
 async def begin(page: Page, url: str, **options: object) -> None:
@@ -240,10 +243,12 @@ async def begin(page: Page, url: str, **options: object) -> None:
     await page.evaluate("begin", {"url": url, **token, **options})
 
 
-async def met(page: Page, script: Script, complete: bool = True, **options: object) -> Peer:
+async def met(
+    page: Page, script: Script, complete: bool = True, user: str = "alice", **options: object
+) -> Peer:
     """Start the library and welcome it."""
     await begin(page, f"ws://{script.url}/ws", **options)
-    return await (await script.peer()).welcome(complete)
+    return await (await script.peer()).welcome(complete, user)
 
 
 async def told(page: Page, *expected: Sequence[object]) -> None:
@@ -342,6 +347,144 @@ async def test_only_so_many_ids_are_remembered(page: Page, script: Script) -> No
     await told(page, *pushes(*ids))
     await peer.push("p1", "p0", "end")
     await told(page, *pushes("p0", "end"))
+
+
+async def test_what_waits_is_not_forgotten_however_much_it_is(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last is None
+    await again.push(*ids)
+    await again.all_read(page)
+    await page.evaluate("release('p0')")
+    await again.push("end")
+    await told(page, *pushes(*ids, "end"))
+    assert await page.evaluate("client.doubles") == len(ids)
+
+
+async def test_what_waited_at_the_break_may_come_again_when_it_is_done(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    await phase(page, "open")
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids))
+    await again.push(*ids, "end")
+    await told(page, *pushes("end"))
+    # At the next break nothing waits, and what is done is bounded again.
+    await again.close()
+    once_more = await (await script.peer()).welcome()
+    assert once_more.last == "end"
+    await once_more.push("new")
+    await once_more.push("p906", "p905")  # 4,096 are remembered: p906 to p4999, end and new
+    await told(page, *pushes("new", "p905"))
+
+
+async def test_done_ids_are_forgotten_oldest_first_also_after_many_have_waited(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(5_000)]
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids))
+    await peer.push("p904", "p903", "end")
+    await told(page, *pushes("p903", "end"))
+
+
+async def test_a_push_that_failed_but_was_acknowledged_is_forgotten_as_others_are(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("failing.push('odd'); holding.push('odd')")
+    peer = await met(page, script)
+    await peer.push("odd")
+    await told(page, *pushes("odd"))
+    await page.evaluate("pushes.odd.ack(); release('odd')")
+    await told(page, ("error", "can't take odd"))
+    assert await peer.frame() == acked("odd")
+    await peer.push("odd")
+    assert await peer.frame() == acked("odd"), "the application has it"
+    await page.evaluate("failing.length = holding.length = 0")
+    ids = [f"p{n}" for n in range(KEPT)]
+    await peer.push(*ids, "odd")
+    await told(page, *pushes(*ids, "odd"))
+
+
+async def test_a_push_that_waits_and_is_withdrawn_is_handed_over_once_and_then_withdrawn(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p0')")
+    peer = await met(page, script)
+    ids = [f"p{n}" for n in range(KEPT + 10)]
+    await peer.push(*ids)
+    await peer.send(type="withdraw", id="p1")
+    await peer.push("p1")
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids), ("withdraw", "p1"))
+
+
+async def test_what_fails_behind_many_that_waited_is_handed_over_again(page: Page, script: Script) -> None:
+    ids = [f"p{n}" for n in range(KEPT + 10)]
+    await page.evaluate("(last) => { holding.push('p0'); failing.push(last); }", ids[-1])
+    peer = await met(page, script)
+    await peer.push(*ids)
+    await peer.all_read(page)
+    await page.evaluate("release('p0')")
+    await told(page, *pushes(*ids), ("error", f"can't take {ids[-1]}"))
+    await page.evaluate("failing.length = 0")
+    await peer.push(ids[-1], ids[-2], "end")
+    await told(page, *pushes(ids[-1], "end"))
+
+
+async def test_a_hundred_thousand_may_wait_through_a_break_and_each_costs_little(page: Page) -> None:
+    seconds, handed_over, in_order = await page.evaluate(
+        """async (count) => {
+          const { connect } = await import("./bridge-client.js");
+          const frames = Array.from({ length: count }, (_, n) => ({ type: "push", id: `p${n}`, data: n }));
+          const sockets = [], ids = [];
+          let release, timer, client;
+          class Socket {
+            readyState = 1;
+            constructor() { sockets.push(this); setTimeout(() => this.play()); }
+            send() {}
+            close() {}
+            says(frame) { this.onmessage({ data: JSON.stringify(frame) }); }
+            play() {
+              this.says({ type: "welcome", user: "alice", session: "s", complete: true });
+              for (const frame of frames) this.says(frame);
+              if (sockets.length === 1) this.onclose({ code: 1006, reason: "" });
+              else release();
+            }
+          }
+          const begun = performance.now();
+          await new Promise((done) => {
+            client = connect({ url: "ws://nowhere/", token: "t", WebSocket: Socket, storage: localStorage,
+              after(seconds, then) { timer = then; return () => {}; },
+              onState({ phase }) { if (phase === "waiting") setTimeout(() => timer()); },
+              async onPush({ id }) {
+                ids.push(id);
+                if (id === "p0") await new Promise((go) => { release = go; });
+                if (ids.length === count) setTimeout(done);
+              } });
+          });
+          client.close();
+          return [(performance.now() - begun) / 1000, ids.length, ids.every((id, n) => id === `p${n}`)];
+        }""",
+        100_000,
+    )
+    assert (handed_over, in_order) == (100_000, True)
+    assert seconds < 10
 
 
 async def test_frames_of_a_later_version_pass_by_and_errors_are_passed_on(page: Page, script: Script) -> None:
@@ -639,6 +782,350 @@ async def test_what_one_user_has_seen_does_not_count_for_another(page: Page, scr
     assert (await script.peer()).last == "p1"
 
 
+async def test_a_change_of_the_user_and_back_loses_nothing_and_hands_over_nothing_twice(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('a2')")
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("bob"), jwt("alice", 1)], autoAck=True)
+    await peer.push("a1", "a2", "a3")
+    await told(page, ("token", jwt("alice")), *pushes("a1", "a2"))
+    assert await peer.frame() == acked("a1")
+    await peer.close(4401, "token_expired")
+    other = await (await script.peer()).welcome(user="bob")
+    await other.push("b1")
+    await other.all_read(page)
+    await told(page, ("token", jwt("bob")))  # one at a time: a2 is still in hand
+    await page.evaluate("release('a2')")
+    await told(page, *pushes("b1"))
+    assert await other.frame() == acked("b1"), "and no ack of a2 goes out as bob's"
+    await other.close(4401, "token_expired")
+    back = await (await script.peer()).welcome()
+    assert back.last == "a2"
+    await back.push("a1", "a2", "a3")
+    assert [await back.frame() for _ in range(3)] == [acked("a1"), acked("a2"), acked("a3")]
+    await told(page, ("token", jwt("alice", 1)), *pushes("a3"))
+
+
+async def test_what_is_done_after_a_change_of_the_user_is_stored_for_the_user_before(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('a1', 'a2')")
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("alice", 1)], storage="localStorage")
+    await peer.push("a1", "a2", "a3")
+    await peer.all_read(page)
+    await page.evaluate("release('a1')")
+    await told(page, ("token", jwt("alice")), *pushes("a1", "a2"))
+    # A token that is read as alice's, and the bridge knows that it is bob's.
+    await peer.close(4401, "token_expired")
+    other = await (await script.peer()).welcome(user="bob")
+    await phase(page, "open")
+    stored = "JSON.parse(localStorage.getItem(`bridge ws://${location.host}/ws alice`))"
+    assert await page.evaluate(stored) == {"last": "a1", "ids": [["a1", 0]]}
+    await page.evaluate("pushes.a1.ack()")
+    assert await page.evaluate(stored) == {"last": "a1", "ids": [["a1", 1]]}
+    await other.push("b1")
+    await other.all_read(page)
+    await page.evaluate("release('a2')")
+    await told(page, ("token", jwt("alice", 1)), *pushes("b1"))
+    assert await page.evaluate(stored) == {"last": "a2", "ids": [["a1", 1], ["a2", 0]]}
+    await page.reload()
+    back = await met(page, script, storage="localStorage")
+    assert back.last == "a2"
+    await back.push("a1", "a2", "a3")
+    assert await back.frame() == acked("a1")
+    await told(page, *pushes("a3"))
+
+
+async def test_what_is_late_after_many_other_users_does_not_undo_what_is_stored(
+    page: Page, script: Script
+) -> None:
+    users = ["alice", *(f"u{n}" for n in range(USERS)), "alice"]
+    tokens = [jwt(user, n) for n, user in enumerate(users)]
+    peer = await met(page, script, tokens=tokens, storage="localStorage")
+    await peer.push("a1")
+    await told(page, ("token", tokens[0]), *pushes("a1"))
+    for user, token in zip(users[1:], tokens[1:], strict=True):
+        await peer.close(4401, "token_expired")
+        peer = await (await script.peer()).welcome(user=user)
+        await told(page, ("token", token))
+    assert peer.last == "a1"
+    await peer.push("a2")
+    await told(page, *pushes("a2"))
+    await page.evaluate("pushes.a1.ack()")
+    await page.reload()
+    assert (await met(page, script, storage="localStorage")).last == "a2"
+
+
+async def test_what_waits_is_held_while_the_token_looks_like_another_users(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p1')")
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("alias"), jwt("bob")])
+    await peer.push("p1", "p2", "p3")
+    await peer.all_read(page)
+    await told(page, ("token", jwt("alice")), *pushes("p1"))
+    await peer.close(4401, "token_expired")
+    again = await script.peer()
+    assert again.last is None
+    await page.evaluate("release('p1')")
+    await again.all_read(page)
+    await told(page, ("token", jwt("alias")))
+    # It is the same user after all: nothing that waited is lost, and what it resumes behind is the right push.
+    await again.welcome(complete=False)
+    resumed = await (await script.peer()).welcome()
+    assert (resumed.token, resumed.last) == (jwt("alias"), "p1")
+    await resumed.push("p2", "p3", "p4")
+    await told(page, *pushes("p2", "p3", "p4"))
+    # And now another one.
+    await page.evaluate("holding.push('p5')")
+    await resumed.push("p5", "p6")
+    await told(page, *pushes("p5"))
+    await resumed.close(4401, "token_expired")
+    other = await script.peer()
+    await page.evaluate("release('p5')")
+    await other.welcome(user="bob")
+    await other.push("b1")
+    await told(page, ("token", jwt("bob")), *pushes("b1"))
+
+
+async def test_it_goes_on_where_the_welcome_names_the_same_user_after_all(page: Page, script: Script) -> None:
+    await page.evaluate("holding.push('p1'); failing.push('p1')")
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("alias")])
+    await peer.push("p1", "p2")
+    await peer.all_read(page)
+    await told(page, ("token", jwt("alice")), *pushes("p1"))
+    await peer.close(4401, "token_expired")
+    again = await script.peer()
+    await page.evaluate("release('p1')")
+    await told(page, ("token", jwt("alias")), ("error", "can't take p1"))
+    assert again.last is None
+    await again.welcome()
+    await told(page, *pushes("p2"))
+    assert script.nobody
+
+
+async def test_it_goes_on_where_an_attempt_with_another_users_token_came_to_nothing(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate("holding.push('p1')")
+    tokens = [jwt("alice"), jwt("bob"), jwt("alice", 1)]
+    peer = await met(page, script, impatient=False, tokens=tokens, storage="localStorage")
+    await peer.push("p1", "p2")
+    await peer.all_read(page)
+    await told(page, ("token", jwt("alice")), *pushes("p1"))
+    script.refusing = 1
+    await peer.close(4401, "token_expired")
+    await phase(page, "waiting")
+    await page.evaluate("elapse()")
+    await page.wait_for_function("client.state.phase === 'waiting' && client.state.code === 1006")
+    await page.evaluate("release('p1')")
+    await told(page, ("token", jwt("bob")))
+    stored = await page.evaluate("localStorage.getItem(`bridge ws://${location.host}/ws alice`)")
+    assert json.loads(stored) == {"last": "p1", "ids": [["p1", 0]]}
+    await page.evaluate("elapse()")
+    await told(page, ("token", jwt("alice", 1)), *pushes("p2"))
+    assert (await script.peer()).last == "p1"
+
+
+# --- whose pushes they are -------------------------------------------------------------------------------
+
+ODD, EVEN = 2**53 + 1, 2**53
+"""Two users that one floating-point number stands for."""
+
+# As in engines that do not show a number as it was written.
+ROUNDED = """{
+  const parse = JSON.parse;
+  JSON.parse = (text, reviver) => parse(text, reviver && ((key, value) => reviver(key, value)));
+}"""
+
+
+@pytest.mark.parametrize("engine", ["", ROUNDED], ids=["exact", "rounded"])
+async def test_users_whose_numbers_differ_beyond_2_53_share_nothing(
+    page: Page, script: Script, engine: str
+) -> None:
+    memory: dict[str, Any] = {"storage": "localStorage", "autoAck": True}
+    await page.evaluate(engine)
+    peer = await met(page, script, user=str(ODD), token=jwt(ODD, claim="uid"), **memory)
+    await peer.push("p1")
+    assert await peer.frame() == acked("p1")
+    await told(page, *pushes("p1"))
+
+    await page.reload()
+    await page.evaluate(engine)
+    peer = await met(page, script, user=str(EVEN), token=jwt(EVEN, claim="uid"), **memory)
+    assert peer.last is None
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1", "p2"))
+    assert [await peer.frame(), await peer.frame()] == [acked("p1"), acked("p2")]
+
+    await page.reload()
+    await page.evaluate(engine)
+    await begin(page, f"ws://{script.url}/ws", token=jwt(ODD, claim="uid"), quiet=False, **memory)
+    peer = await script.peer()
+    if engine:
+        assert peer.last == "p2"
+        await peer.welcome(complete=False, user=str(ODD))
+        peer = await script.peer()
+    assert peer.last == "p1"
+    await peer.welcome(user=str(ODD))
+    connecting = ("connecting", None, None)
+    await told(page, *[connecting] * (2 if engine else 1), ("open", None, None))
+    await peer.push("p1", "p2")
+    await told(page, ("push", "p2"), ("through", "p2"))
+    assert [await peer.frame(), await peer.frame()] == [acked("p1"), acked("p2")]
+
+
+async def test_such_users_in_one_page_share_nothing_either(page: Page, script: Script) -> None:
+    await page.evaluate(ROUNDED)
+    odd, even = jwt(ODD, claim="uid"), jwt(EVEN, claim="uid")
+    assert odd != even
+    peer = await met(page, script, user=str(ODD), tokens=[odd, even, odd + "2"], autoAck=True)
+    await peer.push("p1")
+    assert await peer.frame() == acked("p1")
+    await told(page, ("token", odd), *pushes("p1"))
+    await peer.close(4401, "token_expired")
+    other = await script.peer()
+    assert other.last == "p1"  # a guess, and wrong
+    await other.welcome(complete=False, user=str(EVEN))
+    await other.push("p1", "p2")
+    await told(page, ("token", even), *pushes("p1", "p2"))
+    assert [await other.frame(), await other.frame()] == [acked("p1"), acked("p2")]
+    await other.close(4401, "token_expired")
+    back = await script.peer()
+    assert back.last == "p2"
+    await back.welcome(complete=False, user=str(ODD))
+    back = await script.peer()
+    assert back.last == "p1"
+    await back.welcome(user=str(ODD))
+    await back.push("p1", "p2")
+    await told(page, ("token", odd + "2"), *pushes("p2"))
+
+
+async def seen(page: Page, script: Script, user: str, *ids: str) -> None:
+    """Let the page store that this user has these pushes."""
+    peer = await met(page, script, user=user, token=jwt(user), storage="localStorage")
+    await peer.push(*ids)
+    await told(page, *pushes(*ids))
+    await page.reload()
+
+
+@pytest.mark.parametrize(
+    ("token", "sent"), [(jwt("alice"), "a1"), ("opaque", None)], ids=["read wrong", "not read"]
+)
+async def test_the_welcome_says_whose_memory_counts(
+    page: Page, script: Script, token: str, sent: str | None
+) -> None:
+    await seen(page, script, "alice", "p0", "a1")
+    await seen(page, script, "bob", "b1", "b2")
+    await begin(page, f"ws://{script.url}/ws", token=token, storage="localStorage", quiet=False)
+    wrong = await script.peer()
+    assert wrong.last == sent
+    # Of this session nothing is told: what it sends comes again behind the push that bob was through with.
+    await wrong.welcome(complete=False, user="bob")
+    await wrong.push("b3")
+    assert await wrong.closed() == 1000
+    peer = await script.peer()
+    assert (peer.last, peer.token) == ("b2", token)
+    await peer.welcome(user="bob")
+    await peer.push("p0", "b2", "b3")
+    through = [(what, push_id) for push_id in ("p0", "b3") for what in ("push", "through")]
+    await told(page, *[("connecting", None, None)] * 2, ("open", None, None), *through)
+    assert (await phase(page, "open"))["user"] == "bob"
+    # From now on the guess is the right one.
+    await peer.close()
+    again = await (await script.peer()).welcome(user="bob")
+    assert again.last == "b3"
+    await phase(page, "open")
+    assert script.nobody
+    await page.reload()
+    alice = await met(page, script, storage="localStorage")
+    assert alice.last == "a1"
+
+
+async def test_a_user_without_a_place_is_not_told_of_a_gap_behind_another_users(
+    page: Page, script: Script
+) -> None:
+    await seen(page, script, "alice", "p0", "a1")
+    peer = await met(page, script, user="bob", complete=False, token=jwt("alice"), storage="localStorage")
+    assert peer.last == "a1"
+    await peer.push("p0", "b1")
+    await told(page, *pushes("p0", "b1"))
+    assert script.nobody
+    # What the bridge says later is about bob.
+    await peer.welcome(complete=False, user="bob")
+    await told(page, ("gap",))
+    await page.reload()
+    alice = await met(page, script, storage="localStorage")
+    assert alice.last == "a1"
+    await page.reload()
+    bob = await met(page, script, user="bob", token=jwt("bob"), storage="localStorage")
+    assert bob.last == "b1"
+
+
+async def test_a_bridge_that_names_others_in_turn_makes_no_loop(page: Page, script: Script) -> None:
+    await seen(page, script, "bob", "b1")
+    await seen(page, script, "carol", "c1")
+    peer = await met(page, script, user="bob", token="opaque", storage="localStorage")
+    assert peer.last is None
+    again = await script.peer()
+    assert again.last == "b1"
+    # It stays, and as it did not resume behind c1, pushes may be missing.
+    await again.welcome(user="carol")
+    await again.push("b1", "c1")
+    await told(page, ("gap",), *pushes("b1"))
+    assert (await phase(page, "open"))["user"] == "carol"
+    assert script.nobody
+
+
+async def test_a_storage_that_throws_loses_the_memory_and_not_the_pushes(page: Page, script: Script) -> None:
+    await page.evaluate(
+        """window.barred = {
+          getItem(key) { throw new Error(`no ${key.split(" ")[2]}`); },
+          setItem(key) { throw new Error(`never ${key.split(" ")[2]}`); },
+        }"""
+    )
+    await begin(page, f"ws://{script.url}/ws", storage="barred")
+    peer = await script.peer()
+    await told(page, ("error", "no alice"))
+    await peer.welcome(complete=False, user="bob")
+    await told(page, ("gap",), ("error", "no bob"), ("error", "never bob"))
+    await peer.push("p1", "p1")
+    await told(page, ("push", "p1"), ("error", "never bob"))
+    await peer.close()
+    assert (await (await script.peer()).welcome(user="bob")).last == "p1"
+
+
+async def test_an_ack_from_before_the_welcome_is_of_the_user_that_it_names(
+    page: Page, script: Script
+) -> None:
+    await seen(page, script, "alice", "p1")
+    await seen(page, script, "bob", "p1")
+    await begin(page, f"ws://{script.url}/ws", storage="localStorage")
+    peer = await script.peer()
+    await page.evaluate("client.ack('p1'); client.ack('p2')")
+    await peer.welcome(user="bob")
+    await peer.push("p1", "p2", "p3")
+    await told(page, *pushes("p3"))
+    assert [await peer.frame(), await peer.frame()] == [acked("p1"), acked("p2")]
+    await page.reload()
+    alice = await met(page, script, storage="localStorage")
+    await alice.push("p1", "p2")
+    await told(page, *pushes("p2"))
+
+
+async def test_a_push_before_the_welcome_belongs_to_nobody(page: Page, script: Script) -> None:
+    peer = await met(page, script)
+    await phase(page, "open")
+    await peer.close()
+    peer = await script.peer()
+    await peer.push("p1")
+    await peer.send(type="withdraw", id="p0")
+    await peer.welcome(user="bob")
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1", "p2"))
+    assert await page.evaluate("client.doubles") == 0
+
+
 # --- across reloads --------------------------------------------------------------------------------------
 
 
@@ -678,18 +1165,19 @@ async def test_each_user_has_a_memory_of_his_own_and_without_storage_none_outliv
     peer = await met(page, script, storage="localStorage")
     await peer.push("p1")
     await told(page, *pushes("p1"))
-    for token, storage, last in (
-        (jwt("bob"), "localStorage", None),
-        ("opaque", "localStorage", None),
-        (jwt("alice"), "sessionStorage", None),
-        (jwt("alice"), None, None),
-        (jwt("alice"), "localStorage", "p1"),
+    for user, storage, last in (
+        ("bob", "localStorage", None),
+        ("alice", "sessionStorage", None),
+        ("alice", None, None),
+        ("alice", "localStorage", "p1"),
+        ("bob", "localStorage", "p2"),
     ):
         await page.reload()
-        peer = await met(page, script, token=token, storage=storage)
+        peer = await met(page, script, user=user, token=jwt(user), storage=storage)
         assert peer.last == last
-        await peer.push("p2")
-        await told(page, *pushes("p2"))
+        if last != "p2":
+            await peer.push("p2")
+            await told(page, *pushes("p2"))
 
 
 async def test_a_storage_that_does_not_work_is_told_and_does_not_stop_the_pushes(
@@ -849,6 +1337,34 @@ async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, 
         await begin(page, address, token=house.token("alice"), autoAck=True, storage="localStorage")
         await told(page, ("gap",), *pushes("p1"))
         await house.final_rows(database, 1)
+
+
+async def test_who_is_named_another_than_read_resumes_all_the_same(
+    page: Page, vhost: str, database: str
+) -> None:
+    async with living(page, vhost, database) as bridge:
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        options = {"storage": "localStorage", "autoAck": True}
+        for user in (ODD, EVEN):
+            await begin(page, address, token=house.token(str(user)), **options)
+            await phase(page, "open")
+            await house.publish(vhost, house.request(str(user), f"first of {user}", ttl=60, confirm="acked"))
+            await told(page, *pushes(f"first of {user}"))
+            await house.final_rows(database, 1 if user == ODD else 2)
+            await page.reload()
+        async with client(bridge.ws_port, house.token(str(ODD)), subprotocols=["bridge.v1.json"]) as phone:
+            await house.publish(vhost, house.request(str(ODD), "p2", ttl=60, confirm="acked"))
+            assert [(await phone.read_json())["type"] for _ in range(2)] == ["welcome", "push"]
+            await phone.send_json({"type": "ack", "id": "p2"})
+            await house.final_rows(database, 3)
+        await page.evaluate(ROUNDED)
+        await begin(page, address, token=house.token("", sub=None, uid=ODD), **options)
+        await told(page, *pushes("p2"))
+        assert (await phase(page, "open"))["user"] == str(ODD)
+        await house.publish(vhost, house.request(str(ODD), "p3", ttl=60, confirm="acked"))
+        await told(page, *pushes("p3"))
+        ends = house.endings(await house.final_rows(database, 4))
+    assert set(ends.values()) == {("acked", "ack_frame")}
 
 
 async def test_a_recalled_push_is_withdrawn(page: Page, vhost: str, database: str) -> None:

@@ -1,7 +1,8 @@
 // A bridge's client for browsers and node: each push once and in order, resumed after every break.
 // An ES module without dependencies; docs/clients.md tells how to use it.
 
-const KEPT = 4096, STORED = 1000; // ids remembered to tell doubles; those of them that outlive the page
+const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to tell doubles; those of them that outlive the page
+const USERS = 8; // whose memories the page keeps, where its tokens are not always of the same user
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
@@ -31,11 +32,13 @@ class Connection {
   #socket = null;
   #jwt = null; // in use
   #expired = null;
-  #user = null;
-  #key = null; // of what is stored for the user
-  #last = null; // id of the push that onPush was through with last
-  #known = new Map(); // key -> {key, on: the socket it came on last, done: by onPush, acked: by the application}
-  #queue = []; // frames for the application, in order
+  #mine; // memory of the user that the bridge named last; before the first welcome, of nobody
+  #users = new Map(); // user -> memory, for each user that the bridge named, the latest at the end
+  #read = null; // the user as read from the token when the bridge named the user of #mine
+  #guess; // memory of the user as guessed from the token; from the welcome on, #mine
+  #sent = null; // `last` of #guess when it went into the address
+  #moved = null; // the token whose user was guessed wrong: the library connected again with the right `last`
+  #queue = new Set(); // [frame, known] for the application, in order, all for the user of #mine
   #busy = false; // handing them over
   #bye = null;
   #tries = 0; // since the last steady connection
@@ -47,6 +50,7 @@ class Connection {
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
     this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
+    this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
@@ -56,10 +60,7 @@ class Connection {
   close() { this.#end({ code: 1000, reason: "closed" }); }
 
   /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
-  ack(id, tenant) {
-    const key = keyOf({ id, tenant });
-    this.#ack(this.#known.get(key) ?? this.#remember({ key, on: null, done: true, acked: false }));
-  }
+  ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
 
   // --- the connection ---
 
@@ -77,10 +78,12 @@ class Connection {
     if (!jwt) return this.#end({ reason: "no_token" });
     if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" });
     this.#jwt = jwt;
-    this.#become(userOf(jwt));
+    const read = userOf(jwt);
+    this.#guess = read === this.#read ? this.#mine : this.#memoryOf(read);
+    this.#sent = this.#guess.resume();
     try {
       const address = new URL(url, globalThis.location?.href);
-      if (this.#last !== null) address.searchParams.set("last", this.#last);
+      if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
     } catch (error) { // an address or a token that can't be used will not get better
       return this.#end({ reason: "unusable", error });
@@ -89,32 +92,50 @@ class Connection {
     this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
     this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
     this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
+    this.#hand(); // the attempt before may have stopped it with another user's token
   }
 
   #take(frame) {
-    const { timing, after, onError } = this.#options;
-    if (frame.type === "push") {
+    const open = this.state.phase === "open"; // the welcome comes first: it tells whose pushes these are
+    if (frame.type === "push" && open) {
       const key = keyOf(frame);
-      const known = this.#known.get(key);
+      const known = this.#mine.known.get(key);
       const on = this.#socket;
-      if (!known) return this.#enqueue(frame, this.#remember({ key, on, done: false, acked: false }));
+      if (!known) return this.#enqueue(frame, this.#mine.add({ key, on, acked: false }));
       this.doubles += 1;
       known.on = on;
-      if (known.acked) this.#ack(known);
-    } else if (frame.type === "withdraw") {
+      if (known.acked) this.#ack(known, this.#mine);
+    } else if (frame.type === "withdraw" && open) {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
-      if (this.state.phase !== "open") { // a second one says that something is missing after all
-        this.#cancel();
-        this.#cancel = after(timing.steady, () => { this.#tries = 0; });
-        this.#tell({ phase: "open", user: frame.user, session: frame.session });
-      }
-      if (!frame.complete && this.#socket) this.#enqueue({ type: "gap" });
+      this.#welcome(frame);
     } else if (frame.type === "bye") {
       this.#bye = frame;
     } else if (frame.type === "error") {
-      onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
+      this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
     } // frames of later versions pass by
+  }
+
+  #welcome({ user, session, complete }) {
+    const { timing, after } = this.#options;
+    if (this.state.phase !== "open") { // a second one says that something is missing after all
+      const guess = this.#guess;
+      this.#become(user);
+      const last = this.#mine === guess ? this.#sent : this.#mine.resume();
+      if (last !== this.#sent) { // `complete` is about the `last` of another user
+        if (last !== null && this.#moved !== this.#jwt) { // once per token, or two names in turn would be a loop
+          this.#moved = this.#jwt;
+          this.#drop();
+          return this.#open();
+        }
+        complete = last === null; // a user without a `last` misses nothing; another one may
+      }
+      this.#cancel();
+      this.#cancel = after(timing.steady, () => { this.#tries = 0; });
+      this.#tell({ phase: "open", user, session });
+    }
+    if (!complete && this.#socket) this.#enqueue({ type: "gap" });
+    this.#hand();
   }
 
   #lost(closeCode, closeReason) {
@@ -160,7 +181,7 @@ class Connection {
     if (this.state.phase === "closed") return;
     this.#turn += 1;
     this.#drop();
-    this.#queue.length = 0;
+    this.#queue.clear();
     globalThis.removeEventListener?.("online", this.#wake);
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
     this.#tell({ phase: "closed", ...why });
@@ -173,35 +194,45 @@ class Connection {
 
   // --- what the application gets, one after the other ---
 
-  async #enqueue(frame, known) {
-    this.#queue.push([frame, known]);
+  #enqueue(frame, known) {
+    this.#queue.add([frame, known]);
+    this.#hand();
+  }
+
+  async #hand() {
     if (this.#busy) return;
     this.#busy = true;
-    for (let done = 1; this.#queue.length; done += 1) {
-      try { await this.#handle(...this.#queue.shift()); } catch (error) { this.#options.onError(error); }
-      if (!this.#queue.length || done % SAVE_EVERY === 0) this.#save();
+    let done = 0;
+    for (const item of this.#queue) { // also those that are added meanwhile
+      const mine = this.#mine;
+      if (mine !== this.#guess) break; // the token is perhaps another user's: wait for the welcome
+      this.#queue.delete(item);
+      try { await this.#handle(item, mine); } catch (error) { this.#options.onError(error); }
+      done += 1;
+      if (!this.#queue.size || done % SAVE_EVERY === 0 || mine !== this.#guess) mine.save();
     }
     this.#busy = false;
   }
 
-  async #handle(frame, known) {
+  // `mine`: the bridge may name another user while onPush is at it.
+  async #handle([frame, known], mine) {
     const { onPush, onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
     if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id, tenant: frame.tenant });
-    const mine = this.#known; // another user's token may come while onPush is at it
     try {
-      await onPush({ ...frame, ack: () => this.#ack(known) });
+      await onPush({ ...frame, ack: () => this.#ack(known, mine) });
     } catch (error) {
-      if (!known.acked) mine.delete(known.key); // handed over again if the bridge sends it again
+      if (known.acked) mine.done(known);
+      else mine.known.delete(known.key); // handed over again if the bridge sends it again
       throw error;
     }
-    known.done = true;
-    if (mine === this.#known) this.#last = frame.id;
-    if (autoAck && !known.acked) this.#ack(known);
+    mine.done(known);
+    mine.last = frame.id;
+    if (autoAck && !known.acked) this.#ack(known, mine);
   }
 
   // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
-  #ack(known) {
+  #ack(known, mine) {
     const open = this.#socket?.readyState === 1; // WebSocket.OPEN
     if (open && known.on === this.#socket) {
       const [id, tenant = null] = known.key.split("\n");
@@ -209,38 +240,91 @@ class Connection {
     }
     const news = !known.acked;
     known.acked = true;
-    if (news && !this.#busy) this.#save();
+    if (news && !(this.#busy && mine === this.#mine)) mine.save();
   }
 
-  // --- what is remembered, for each user ---
+  #ackKey(key) {
+    const mine = this.#mine;
+    this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine);
+  }
 
-  #remember(known) {
-    this.#known.set(known.key, known);
-    if (this.#known.size > KEPT) this.#known.delete(this.#known.keys().next().value);
-    return known;
+  // --- whose memory it is ---
+
+  #memoryOf(user) {
+    if (user === this.#guess.user) return this.#guess;
+    return this.#users.get(user) ?? new Memory(user, this.#options);
   }
 
   #become(user) {
-    if (user === this.#user) return;
-    const { url, storage, onError } = this.#options;
-    this.#user = user;
-    this.#key = storage && user ? `bridge ${url} ${user}` : null;
-    this.#last = null;
-    this.#known = new Map();
-    this.#queue.length = 0;
-    if (!this.#key) return;
+    const before = this.#mine;
+    const mine = this.#mine = this.#guess = this.#memoryOf(user);
+    this.#read = userOf(this.#jwt);
+    if (mine === before) return;
+    for (const [, known] of this.#queue) if (known) before.known.delete(known.key); // they come again to their user
+    this.#queue.clear();
+    if (this.#busy) before.save();
+    this.#users.delete(user);
+    this.#users.set(user, mine);
+    const [[first, oldest]] = this.#users;
+    if (this.#users.size > USERS) {
+      this.#users.delete(first);
+      oldest.key = null; // never stored again: if its user comes back, a new one is loaded
+    }
+    if (before.user === null) for (const key of before.known.keys()) this.#ackKey(key); // acked before the welcome
+  }
+}
+
+// What is remembered for one user. An id is never forgotten while its push waits or onPush is at it; of those that are
+// done, the oldest go first.
+class Memory {
+  last = null; // id of the push that onPush was through with last
+  known = new Map(); // key -> {key, on: the socket it came on last, acked: by the application}
+  #done = []; // those of them that are done, in order, behind those that are forgotten
+  #forgotten = 0; // how many these are: to shift the array for each would move all of it
+  #again = 0; // how many were not done when the connection began
+  #options;
+
+  constructor(user, options) {
+    const { url, storage, onError } = this.#options = options;
+    this.user = user;
+    this.key = storage && user ? `bridge ${url} ${user}` : null; // of what is stored
+    if (!this.key) return;
     try {
-      const { last, ids } = JSON.parse(storage.getItem(this.#key)) ?? { last: null, ids: [] };
-      this.#known = new Map(ids.map(([key, acked]) => [key, { key, on: null, done: true, acked: acked === 1 }]));
-      this.#last = last;
+      const { last = null, ids } = JSON.parse(storage.getItem(this.key)) ?? { ids: [] };
+      for (const [key, acked] of ids) this.done(this.add({ key, on: null, acked: acked === 1 }));
+      this.last = last;
     } catch (error) { onError(error); }
   }
 
-  #save() {
-    if (!this.#key) return;
-    const done = [...this.#known.values()].filter((known) => known.done).slice(-STORED);
-    const text = JSON.stringify({ last: this.#last, ids: done.map(({ key, acked }) => [key, acked ? 1 : 0]) });
-    try { this.#options.storage.setItem(this.#key, text); } catch (error) { this.#options.onError(error); }
+  /** A connection begins; the `last` for it. What is not done now comes again on it, and may be done by then. */
+  resume() {
+    this.#again = this.known.size - (this.#done.length - this.#forgotten);
+    return this.last;
+  }
+
+  add(known) {
+    this.known.set(known.key, known);
+    return known;
+  }
+
+  done(known) {
+    this.#done.push(known);
+    while (this.#done.length - this.#forgotten > KEPT + this.#again) {
+      this.known.delete(this.#done[this.#forgotten].key);
+      this.#forgotten += 1;
+    }
+    if (this.#forgotten > this.#done.length / 2) {
+      this.#done.splice(0, this.#forgotten);
+      this.#forgotten = 0;
+    }
+    return known;
+  }
+
+  save() {
+    if (!this.key) return;
+    const ids = this.#done.slice(-STORED).map(({ key, acked }) => [key, acked ? 1 : 0]);
+    const text = JSON.stringify({ last: this.last, ids });
+    try { this.#options.storage.setItem(this.key, text); } catch (error) { this.#options.onError(error); }
   }
 }
 
@@ -252,11 +336,14 @@ function inSeconds(seconds, then) {
   return () => clearTimeout(timer);
 }
 
-// Whose token it is, read as the bridge does; "" where that can't be read: then nothing is stored.
+// Whose token it is, read as the bridge does; "" where that can't be read. Only a guess, for the bridge may read it in
+// another way: so do older engines, which hide the digits of an integer, and beyond 2^53 its value is not exact.
 function userOf(jwt) {
   try {
     const text = atob(jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
-    const { sub, uid } = JSON.parse(new TextDecoder().decode(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    const claims = new TextDecoder().decode(Uint8Array.from(text, (c) => c.charCodeAt(0)));
+    const exact = (_, value, context) => (typeof value === "number" ? context?.source ?? value : value);
+    const { sub, uid } = JSON.parse(claims, exact);
     return String(sub ?? uid ?? "");
   } catch { return ""; }
 }
