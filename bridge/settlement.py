@@ -40,7 +40,7 @@ BATCH_ROWS = 500
 BATCH_BYTES = 1024 * 1024
 """Bytes of data, except lists and meta after which a batch ends; what several rows share counts once."""
 BATCH_ANSWERS = 1000
-"""Repeats that are answered with one batch."""
+"""Repeats that are answered, and rows ended by sweeps that are told, with one batch."""
 LINGER = 0.005
 """Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
 LINGER_ROWS = 100
@@ -265,9 +265,10 @@ class Settlement:
             busy = len(flights) >= LINGER_ROWS // 2
             answers = self._answers[:BATCH_ANSWERS]
             del self._answers[:BATCH_ANSWERS]
-            if self._due or self._answers:
+            ended = self._ended[:BATCH_ANSWERS]
+            del self._ended[:BATCH_ANSWERS]
+            if self._due or self._answers or self._ended:
                 self._wake.set()
-            ended, self._ended = self._ended, []
             sweep, self._sweep_due = self._sweep_due, False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)

@@ -73,6 +73,18 @@ async def rows(dsn: str) -> list[dict[str, Any]]:
         return await cursor.fetchall()
 
 
+async def counted(dsn: str, where: str, rows: int, seconds: float = 120.0) -> None:
+    """Wait until so many rows of the view fit."""
+    async with asyncio.timeout(seconds), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        while True:
+            found = await (
+                await conn.execute(f"select count(*) from delivery where {where}".encode())
+            ).fetchone()
+            if found is not None and found[0] == rows:
+                return
+            await asyncio.sleep(0.05)
+
+
 async def final_rows(dsn: str, count: int, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """Wait until there are so many final rows, and return them all."""
     async with asyncio.timeout(seconds):

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
-import psycopg
 import pytest
 
 from bridge import app
@@ -21,23 +20,11 @@ from bridge.flight import OWED_MAX
 from bridge.model import PushKey, Recall
 from bridge.ports import MailboxAsk
 from tests.clients import Client, client
-from tests.house import bridge, publish, token
+from tests.house import bridge, counted, publish, token
 from tests.test_postgres import ask, transaction
 from tests.test_store_contract import EVER, NOON, kept, recalled, row, trimmed
 
 pytestmark = pytest.mark.timeout(240)
-
-
-async def counted(dsn: str, where: str, rows: int, seconds: float = 120.0) -> None:
-    """Wait until so many rows of the view fit."""
-    async with asyncio.timeout(seconds), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        while True:
-            found = await (
-                await conn.execute(f"select count(*) from delivery where {where}".encode())
-            ).fetchone()
-            if found is not None and found[0] == rows:
-                return
-            await asyncio.sleep(0.05)
 
 
 async def fill(dsn: str, query: str, *params: object) -> None:

@@ -608,6 +608,25 @@ async def test_a_sweep_waits_for_the_database_and_goes_on_where_it_was() -> None
         await is_(h, "p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
 
 
+async def test_a_page_for_a_peer_that_takes_nothing_is_not_read_over_and_over() -> None:
+    async with house(total_bytes=60_000) as h:
+        # Nothing of it waits for a pong, so that the session has nothing to wait for but its socket.
+        await h.push([kept("u1", f"p{n}", data="x" * 50_000, confirm="written") for n in range(4)])
+        await h.settled(1)
+        peer = h.connect("u1")
+        peer.socket.buffered_bytes, peer.socket.stuffed = 59_000, True
+        store = h.store
+        assert isinstance(store, GatedStore)
+        for _ in range(100):
+            h.delivery.resumed(peer.client.session)
+            await turns(3)
+        assert store.reads <= 2
+        assert ids(peer) == []
+        peer.socket.buffered_bytes, peer.socket.stuffed = 0, False
+        h.delivery.resumed(peer.client.session)
+        await until(lambda: len(ids(peer)) == 4)
+
+
 # --- a replay comes to its end ----
 
 
