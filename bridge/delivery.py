@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -63,6 +63,15 @@ ANSWERS_MAX = 10_000
 
 
 _Decoded: TypeAlias = tuple[Arrival, wire.Decoded]
+
+
+class _Known(NamedTuple):
+    """What was found out of the requests of a few messages before they are taken."""
+
+    came: set[int]
+    """Identities of those that may have come before."""
+    rows: dict[RowKey, Row]
+    """The rows that they have."""
 
 
 class DeliveryLimits(msgspec.Struct, frozen=True):
@@ -193,10 +202,14 @@ class Delivery:
     async def _take_batch(self, batch: list[Arrival]) -> None:
         self._slice_began = self._clock.monotonic()
         touched: set[Session] = set()
-        decoded = [(arrival, await self._decode(arrival)) for arrival in batch]
+        decoded = []
+        for arrival in batch:
+            decoded.append((arrival, self._decode(arrival)))
+            if self._turn_is_due():
+                await self._give_a_turn(touched)
         messages = requests = 0
         try:
-            for portion in self._portions(decoded):
+            for portion in _portions(decoded):
                 known = await self._known(portion)
                 for arrival, taking in portion:
                     if messages and self._full:
@@ -222,11 +235,7 @@ class Delivery:
         return self._flights.busy + self._settlement.answers_waiting > FLIGHTS_MAX
 
     async def _take_message(
-        self,
-        arrival: Arrival,
-        taking: wire.Decoded,
-        known: dict[RowKey, Row] | None,
-        touched: set[Session],
+        self, arrival: Arrival, taking: wire.Decoded, known: _Known | None, touched: set[Session]
     ) -> None:
         message = Message(
             arrival.token,
@@ -263,25 +272,24 @@ class Delivery:
     ) -> None:
         """Take a batch of requests whose rows are too many for one look."""
         place = 0
-        parts = self._portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests])
-        for part in parts:
+        for part in _portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests]):
             known = await self._known(part)
             for _, one in part:
                 await self._take(arrival, message, place, one.requests[0], known, touched)
                 place += 1
 
-    async def _breathe(self, touched: set[Session]) -> None:
-        """Give others a turn when this has worked for a while: one message may name 10,000 users."""
+    def _turn_is_due(self) -> bool:
+        """Whether this has worked for so long that others should get a turn: a message may name 10,000 users."""
         self._since_turn += 1
-        if self._since_turn < YIELD_EVERY and self._clock.monotonic() - self._slice_began < SLICE:
-            return
+        return self._since_turn >= YIELD_EVERY or self._clock.monotonic() - self._slice_began >= SLICE
+
+    async def _give_a_turn(self, touched: set[Session]) -> None:
         self._flush(touched)
         await self._clock.sleep(0)
         self._since_turn = 0
         self._slice_began = self._clock.monotonic()
 
-    async def _decode(self, arrival: Arrival) -> wire.Decoded:
-        await self._breathe(set())
+    def _decode(self, arrival: Arrival) -> wire.Decoded:
         try:
             return wire.decode(arrival, self._wire_limits)
         except Exception as error:  # a defect in decoding would come again with every redelivery
@@ -292,29 +300,6 @@ class Delivery:
 
     # Known ones are told by their rows, which are looked up for many messages at once, and for a large one bit by bit.
 
-    def _portions(self, decoded: Sequence[_Decoded]) -> Iterator[Sequence[_Decoded]]:
-        """Messages whose rows are looked up in one statement; one that is too large for that stands alone."""
-        portion: list[_Decoded] = []
-        rows = 0
-        for arrival, taking in decoded:
-            size = self._rows_to_look_up(arrival, taking.requests)
-            if portion and rows + size > LOOKUP_ROWS:
-                yield portion
-                portion, rows = [], 0
-            portion.append((arrival, taking))
-            rows += size
-        if portion:
-            yield portion
-
-    def _rows_to_look_up(self, arrival: Arrival, requests: Sequence[PushRequest | Rejected]) -> int:
-        size = 0
-        for request in requests:
-            if self._may_have_come(arrival, request):
-                if isinstance(request, PushRequest) and roams(request):
-                    return LOOKUP_ROWS + 1
-                size += 1 if isinstance(request, Rejected) else len(named_users(request))
-        return size
-
     def _may_have_come(self, arrival: Arrival, request: PushRequest | Rejected) -> bool:
         properties = arrival.properties
         return (
@@ -324,19 +309,21 @@ class Delivery:
             or request.id in self.remembered
         )
 
-    async def _known(self, portion: Sequence[_Decoded]) -> dict[RowKey, Row] | None:
-        """The rows of these messages' requests that may have come before; None where there are too many for one look:
-        then parts of the message, or of a request, look for themselves."""
+    async def _known(self, portion: Sequence[_Decoded]) -> _Known | None:
+        """What is known of the requests of these messages; None where they name too many users for one look: then
+        parts of the message, or of a request, are looked for by themselves."""
+        if len(portion) == 1 and _named(portion[0][1]) > LOOKUP_ROWS:
+            return None
+        came: set[int] = set()
         keys: dict[RowKey, None] = {}
         for arrival, taking in portion:
-            if self._rows_to_look_up(arrival, taking.requests) > LOOKUP_ROWS:
-                return None
             for request in taking.requests:
                 if self._may_have_come(arrival, request):
+                    came.add(id(request))
                     users = (NO_USER,) if isinstance(request, Rejected) else named_users(request)
                     for user in users:
                         keys[RowKey(request.tenant, request.id, user)] = None
-        return await self._look_up(list(keys))
+        return _Known(came, await self._look_up(list(keys)))
 
     async def _look_up(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         self._settled_meanwhile.clear()
@@ -345,19 +332,6 @@ class Delivery:
         rows = await self._lookups.rows(keys)
         self._slice_began = self._clock.monotonic()
         return rows
-
-    async def _rows_of(
-        self,
-        arrival: Arrival,
-        request: PushRequest | Rejected,
-        users: Sequence[str],
-        known: dict[RowKey, Row] | None,
-    ) -> dict[RowKey, Row]:
-        if known is not None:
-            return known
-        if not self._may_have_come(arrival, request):
-            return {}
-        return await self._look_up([RowKey(request.tenant, request.id, user) for user in users])
 
     def _failed(self, arrival: Arrival, message: Message, error: Exception) -> None:
         """Handling one message failed: it goes back to the queue, until it has failed too often."""
@@ -374,19 +348,22 @@ class Delivery:
         message: Message,
         place: int,
         request: PushRequest | Rejected,
-        known: dict[RowKey, Row] | None,
+        known: _Known | None,
         touched: set[Session],
     ) -> None:
         """Take the request at a place of a message."""
         now = message.taken_at
-        came_before = self._may_have_come(arrival, request)
+        came_before = self._may_have_come(arrival, request) if known is None else id(request) in known.came
         if isinstance(request, Rejected):
             flight = Flight.rejected(request, message, now)
             message.letters.append(_letter(arrival, request.id, request.reason, request.detail, request.body))
-            rows = await self._rows_of(arrival, request, (NO_USER,), known)
+            rows = {} if known is None else known.rows
+            if known is None and came_before:
+                rows = await self._look_up([flight.key])
             self.remembered.add(request.id)
             self._enter(flight, message, rows)
-            await self._breathe(touched)
+            if self._turn_is_due():
+                await self._give_a_turn(touched)
             return
         ending = self._given_up(arrival)
         if ending is not None and place == 0:
@@ -394,11 +371,11 @@ class Delivery:
         roaming = roams(request)
         users = users_of(self._hub, request) if ending is None else named_users(request)
         if roaming and came_before and (ending is not None or users == (NO_USER,)):
-            # Whom it was for at an earlier taking has left since, or is of no interest; what became of it there stands.
-            reached = self._flights.roaming(request.key) or await self._lookups.has_rows(request.key)
+            reached = bool(self._flights.roaming(request.key)) or await self._lookups.has_rows(request.key)
         else:
             reached = False
         if reached:
+            # Whom it was for at an earlier taking has left since, or is of no interest; what became of it there stands.
             self._remember(request)
             await self._join_earlier(request.key, message, frozenset(), touched)
             return
@@ -408,7 +385,9 @@ class Delivery:
         frames: dict[Mode, Frame] = {}
         for at in range(0, len(users), LOOKUP_ROWS):
             some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
-            rows = await self._rows_of(arrival, request, some, known)
+            rows = {} if known is None else known.rows
+            if known is None and came_before:
+                rows = await self._look_up([RowKey(request.tenant, request.id, user) for user in some])
             for user in some:
                 flight = Flight.of(request, user, message, self._clock.monotonic(), position)
                 if ending is not None:
@@ -418,7 +397,8 @@ class Delivery:
                     flight.end(Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL, now)
                 if self._enter(flight, message, rows, roams=roaming) and not flight.ended:
                     self._route(flight, request, address(self._hub, request, user), frames, touched)
-                await self._breathe(touched)
+                if self._turn_is_due():
+                    await self._give_a_turn(touched)
         self._remember(request)
         if roaming and came_before:
             await self._join_earlier(request.key, message, frozenset(users), touched)
@@ -448,7 +428,7 @@ class Delivery:
                     self._settlement.answer(message, row)
             while self._settlement.answers_waiting > ANSWERS_MAX:
                 await self._clock.sleep(SLICE)
-            await self._breathe(touched)
+            await self._give_a_turn(touched)
 
     def _join(self, flying: Flight, message: Message) -> None:
         flying.messages.append(message)
@@ -782,6 +762,34 @@ class Delivery:
     def parked(self) -> int:
         """Pushes whose proof is overdue and whose message is acked."""
         return self._deadlines.parked
+
+
+def _named(taking: wire.Decoded) -> int:
+    """Rows that the requests of a message name; too many to look up where only the hub knows the users."""
+    rows = 0
+    for request in taking.requests:
+        if isinstance(request, Rejected) or isinstance(request.target, ToUser):
+            rows += 1
+        elif isinstance(request.target, ToUsers):
+            rows += len(request.target.users)
+        else:
+            return LOOKUP_ROWS + 1
+    return rows
+
+
+def _portions(decoded: Sequence[_Decoded]) -> Iterator[Sequence[_Decoded]]:
+    """Messages whose rows can be looked up in one statement; one that is too large for that stands alone."""
+    portion: list[_Decoded] = []
+    rows = 0
+    for one in decoded:
+        size = _named(one[1])
+        if portion and rows + size > LOOKUP_ROWS:
+            yield portion
+            portion, rows = [], 0
+        portion.append(one)
+        rows += size
+    if portion:
+        yield portion
 
 
 def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:

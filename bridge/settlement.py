@@ -510,13 +510,20 @@ class Settlement:
     async def _send(self, payment: _Payment) -> tuple[bool, list[_Note]]:
         """Send receipts; what is not confirmed becomes, or stays, a debt of its row. Returns whether all was confirmed,
         and the debts that could not be noted."""
-        receipts = [part for receipt in payment.receipts for part in _parts(receipt)]
+        receipts: Sequence[Receipt] = payment.receipts
+        if any(len(receipt.replies) > OWED_MAX for receipt in receipts):
+            receipts = [part for receipt in receipts for part in _parts(receipt)]
         started = self._clock.monotonic()
         unsent = {id(receipt) for receipt in await self._receipts.send(receipts)}
         self._metrics.receipts(len(receipts) - len(unsent), len(unsent), self._clock.monotonic() - started)
         paid: dict[RowKey, tuple[Reply, ...]] = {}
         debts: dict[RowKey, tuple[Reply, ...]] = {}
         unannounced: list[RowKey] = []
+        if not unsent and len(receipts) == len(payment.receipts):
+            paid = {r.row.key: r.replies for r in receipts if r.row.key in payment.owed_by_row}
+            await self._settle(paid)
+            self._paying.difference_update(payment.owed_by_row)
+            return True, []
         for receipt in receipts:
             key, owed = receipt.row.key, receipt.row.owed
             of_row = key in payment.owed_by_row
