@@ -125,6 +125,24 @@ class Bridge:
         except (OSError, TimeoutError, ValueError, IndexError, KeyError):
             return 0, "no answer"
 
+    async def metric(self, name: str) -> float | None:
+        """The value of a metric without labels; None where it can't be had."""
+        try:
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.ops_port)
+                try:
+                    writer.write(
+                        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{self.ops_port}\r\nConnection: close\r\n\r\n".encode()
+                    )
+                    page = (await reader.read()).decode()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return None
+        return next(
+            (float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} ")), None
+        )
+
     async def unready(self, seconds: float = 60.0) -> str:
         """Wait until it says that it takes no pushes; returns why. Raises TimeoutError."""
         async with asyncio.timeout(seconds):

@@ -481,6 +481,11 @@ class Requests:
             document["to"] = {"user": "u\x01"}
         return Envelope([request], _bytes(document))
 
+    def rejected_batch(self, size: int, document: Callable[[Request], object]) -> Envelope:
+        """A batch of requests that are wrong, each as `document` says."""
+        requests = [self._new(fate=Fate.REJECTED) for _ in range(size)]
+        return Envelope(requests, _bytes([document(request) for request in requests]))
+
     def _headers_only(self) -> Envelope:
         user = self._rng.choice(self._users)
         request = self._new(users=frozenset([user]))

@@ -28,6 +28,7 @@ from benchmarks.chaos import (
     faults_clients,
     faults_database,
     faults_kept,
+    faults_large,
     faults_mixed,
     faults_process,
     faults_time,
@@ -44,6 +45,7 @@ MODULES: Final = (
     faults_database,
     faults_clients,
     faults_kept,
+    faults_large,
     faults_time,
     faults_mixed,
 )
