@@ -131,8 +131,9 @@ class Bridge:
             async with asyncio.timeout(10):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.ops_port)
                 try:
+                    host = f"127.0.0.1:{self.ops_port}"
                     writer.write(
-                        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{self.ops_port}\r\nConnection: close\r\n\r\n".encode()
+                        f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
                     )
                     page = (await reader.read()).decode()
                 finally:
