@@ -17,6 +17,7 @@ from typing import Any, Final
 from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
 from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
+from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
 
 LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
@@ -41,6 +42,7 @@ class Results:
     frozen: Frozen | None = None
     away: Away | None = None
     parked: Parked | None = None
+    repeats: Repeats | None = None
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
     """A fixed piece of work at the beginning of each repetition: how steady the machine is."""
@@ -95,6 +97,8 @@ def table(results: Results) -> Iterator[str]:
         yield from _away(results.away)
     if results.parked is not None:
         yield from _parked(results.parked)
+    if results.repeats is not None:
+        yield from _repeats(results.repeats)
     for name, places in results.places.items():
         yield from _places(name, places)
     yield from _warnings(results)
@@ -177,6 +181,15 @@ def _parked(parked: Parked) -> Iterator[str]:
         yield f"  {title:<30}  median {median(times):.1f}, most {max(times):.1f}"
 
 
+def _repeats(repeats: Repeats) -> Iterator[str]:
+    yield ""
+    yield _line("known ids in the log", [log.title for log in repeats.logs])
+    yield from _drains([log.drains for log in repeats.logs])
+    yield _line("looked up per push", [f"{median(log.looked_up):.3f}" for log in repeats.logs])
+    yield _line("seconds to read them in", [f"{median(log.read_in):.1f}" for log in repeats.logs])
+    yield _line("throughput / beside an empty log", [f"{repeats.ratio(log):.2f}" for log in repeats.logs])
+
+
 def _drains(columns: Sequence[Sequence[Drain]]) -> Iterator[str]:
     yield _line("pushes/s, end to end", [_median(drains, lambda d: d.rate) for drains in columns])
     yield _line("  lowest .. highest", [_span(drains, lambda d: d.rate) for drains in columns])
@@ -205,6 +218,8 @@ def _warnings(results: Results) -> Iterator[str]:
         named |= {"kept, no ttl": away.no_ttl, "kept, all there": away.there, "kept, some away": away.away}
     if (parked := results.parked) is not None:
         named |= {"without parked rows": parked.without, "beside parked rows": parked.beside}
+    if (repeats := results.repeats) is not None:
+        named |= {log.title: log.drains for log in repeats.logs}
     drains = [d for drains in named.values() for d in drains]
     for what in ("others", "stolen"):
         most = max((d.cpu[what] for d in drains), default=0.0)
@@ -279,5 +294,9 @@ def write_json(results: Results, directory: Path) -> Path:
             "beside": _facts(parked.beside),
             "ratio": parked.ratio,
         }
+    if (repeats := results.repeats) is not None:
+        made["repeats"] = [
+            log._asdict() | {"drains": _facts(log.drains), "ratio": repeats.ratio(log)} for log in repeats.logs
+        ]
     path.write_text(json.dumps(made, indent=1) + "\n")
     return path

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from benchmarks import flame, frozen, report
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
+from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
 from bridge.dev import Progress, sigterm_interrupts
 from bridge.devservers import Servers, ServersUnavailable, private_servers
@@ -48,6 +49,9 @@ class Plan(NamedTuple):
     parked_backlog: int = 20_000
     parked_repetitions: int = 5
     openings: int = 50
+    known: tuple[int, ...] = (0, 1_000_000)
+    known_backlog: int = 20_000
+    known_repetitions: int = 5
     profile_backlog: int = 30_000
 
 
@@ -63,6 +67,9 @@ QUICK: Final = Plan(
     parked=100_000,
     parked_backlog=5_000,
     parked_repetitions=1,
+    known=(0, 100_000),
+    known_backlog=5_000,
+    known_repetitions=1,
 )
 
 
@@ -73,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
-    parser.add_argument("--only", choices=("compare", "idle", "freeze", "kept"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("compare", "idle", "freeze", "kept", "repeats"), help="one part of it"
+    )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="one more log with so many ids for `repeats`, such as 50000000"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
@@ -83,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))
     }
     plan = plan._replace(**given)
+    if chosen.rows:
+        plan = plan._replace(known=(*plan.known, chosen.rows))
     say = Progress()
     raise_file_limit()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
@@ -96,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
             results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
-            parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze, kept)
+            parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze, kept, repeats)
             if chosen.only:
                 parts = [part for part in parts if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
@@ -215,6 +229,21 @@ def kept(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
         f"{plan.parked:,} parked rows: {results.parked.ratio:.0%} of the throughput without;"
         f" the first kept push comes in {median(results.parked.openings.from_connect):.1f} ms"
     )
+
+
+def repeats(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """What it costs to tell repeats, beside logs of different sizes."""
+    results.repeats = measure_repeats(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.sessions,
+        backlog=plan.known_backlog,
+        repetitions=plan.known_repetitions,
+        warm_up=plan.warm_up,
+        rows=plan.known,
+    )
+    for log in results.repeats.logs[1:]:
+        say(f"{log.title}: {results.repeats.ratio(log):.0%} of the throughput beside an empty log")
 
 
 def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

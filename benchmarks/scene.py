@@ -200,6 +200,19 @@ class Scene:
 
     # --- throughput ---
 
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels, as the bridge says it now. Raises BenchmarkFailed."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._ops_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        for line in page.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise BenchmarkFailed(f"the bridge has no metric {name}")
+
     def drain(
         self,
         count: int,
@@ -459,10 +472,12 @@ def scene(
     directory: Path,
     sessions: Sequence[int],
     wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
+    prepare: Callable[[str], None] = lambda dsn: None,
 ) -> Iterator[Scene]:
     """A contestant that is ready, with a client process for each number of `sessions`, all connected.
 
-    `wrap` may put something around the contestant's command, such as a profiler.
+    `wrap` may put something around the contestant's command, such as a profiler; `prepare` is called with the address
+    of its database before it starts.
     """
     name = f"bench_{os.getpid()}_{next(_numbers)}"
     port, ops_port, secret = reserved_port(), reserved_port(), secrets.token_urlsafe(48)
@@ -471,6 +486,7 @@ def scene(
         dsn = stack.enter_context(_database(servers, name))
         if contestant.table == "delivery":
             migrate.upgrade(dsn)
+        prepare(dsn)
         environment = {
             "BRIDGE_AMQP_URL": url,
             "BRIDGE_POSTGRES_DSN": dsn,

@@ -281,6 +281,7 @@ class Core:
             resting=self.mailbox.flights.resting,
             replaying=self.mailbox.replaying,
             ids_remembered=self.remembered.added,
+            ids_whole=self.remembered.complete,
             rows_set_aside=self.settlement.set_aside,
             unproven=sum(s.unproven for s in sessions),
             queued_frames=sum(s.waiting for s in self.hub.backlogged),

@@ -16,7 +16,7 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from benchmarks import flame, frozen, kept, load, report
+from benchmarks import flame, frozen, kept, load, repeats, report
 from benchmarks import scene as scenery
 from benchmarks.clients import Client, Tally
 from benchmarks.ports import reserved_port
@@ -429,3 +429,17 @@ def test_the_flame_graph_is_as_wide_as_the_samples() -> None:
     widths = [float(w) for w in re.findall(r'<rect [^>]*width="([0-9.]+)"', drawn)]
     assert widths == pytest.approx([flame.WIDTH, flame.WIDTH * 0.75], abs=1)
     assert "&lt;work&gt;: 3 samples, 75.0%" in drawn
+
+
+def test_known_ids_are_read_in_and_all_of_them_are_looked_up_where_memory_is_little(
+    servers: Servers, tmp_path: Path
+) -> None:
+    made = repeats.measure_repeats(
+        servers, directory=tmp_path, sessions=20, backlog=200, repetitions=1, warm_up=50, rows=(0, 60_000)
+    )
+    empty, some, little = made.logs
+    assert [len(log.drains) for log in made.logs] == [1, 1, 1]
+    assert empty.looked_up[0] < 0.1
+    assert some.looked_up[0] < 0.1
+    assert little.looked_up[0] > 0.03, "one in ten, with four bits for each"
+    assert all(log.read_in[0] > 0 for log in made.logs)

@@ -61,6 +61,7 @@ class Gauges(NamedTuple):
     resting: int
     replaying: int
     ids_remembered: int
+    ids_whole: bool
     rows_set_aside: int
     unproven: int
     queued_frames: int
@@ -85,6 +86,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "resting": "Kept pushes that open sessions have and have not proven: their row is stored.",
     "replaying": "Sessions that are being sent what is kept for their user.",
     "ids_remembered": "Ids that were added to the memory of the last day, or two, by which repeats are told.",
+    "ids_whole": "1 while all ids of the last day are in that memory; 0: every id is looked up before it is sent.",
     "rows_set_aside": "Rows that could not be written with the others and are tried alone, again and again.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket does not take them, or behind what is kept for their user.",
