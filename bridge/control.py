@@ -60,7 +60,7 @@ class Control:
                 await self._handle(self._inbox.popleft())
 
     async def _handle(self, arrival: Arrival) -> None:
-        asked = wire.decode_control(arrival.body)
+        asked = wire.decode_control(arrival.body, arrival.body_size)
         if isinstance(asked, BadControl):
             # Who said it may not have asked for an answer, and believes that it was done.
             self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})
