@@ -296,7 +296,8 @@ def write_json(results: Results, directory: Path) -> Path:
         }
     if (repeats := results.repeats) is not None:
         made["repeats"] = [
-            log._asdict() | {"drains": _facts(log.drains), "ratio": repeats.ratio(log)} for log in repeats.logs
+            log._asdict() | {"drains": _facts(log.drains), "ratio": repeats.ratio(log)}
+            for log in repeats.logs
         ]
     path.write_text(json.dumps(made, indent=1) + "\n")
     return path

@@ -76,7 +76,7 @@ class Control:
             room.release()
 
     async def _carry_out(self, arrival: Arrival) -> None:
-        asked = wire.decode_control(arrival.body)
+        asked = wire.decode_control(arrival.body, arrival.body_size)
         if isinstance(asked, BadControl):
             # Who said it may not have asked for an answer, and believes that it was done.
             self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})

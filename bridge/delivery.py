@@ -206,7 +206,7 @@ class Delivery:
         touched: set[Session] = set()
         decoded = []
         for arrival in batch:
-            decoded.append((arrival, self._decode(arrival)))
+            decoded.append((arrival, await self._decode(arrival, touched)))
             if self._clock.monotonic() - self._slice_began >= SLICE:
                 await self._give_a_turn(touched)
         self._since_turn = 0
@@ -292,9 +292,17 @@ class Delivery:
         self._since_turn = 0
         self._slice_began = self._clock.monotonic()
 
-    def _decode(self, arrival: Arrival) -> wire.Decoded:
+    async def _decode(self, arrival: Arrival, touched: set[Session]) -> wire.Decoded:
         try:
-            return wire.decode(arrival, self._wire_limits)
+            decoded = wire.begin(arrival, self._wire_limits)
+            while not isinstance(decoded, wire.Decoded):
+                try:
+                    next(decoded)
+                except StopIteration as end:
+                    decoded = end.value
+                if self._clock.monotonic() - self._slice_began >= SLICE:
+                    await self._give_a_turn(touched)
+            return decoded
         except Exception as error:  # a defect in decoding would come again with every redelivery
             self._errors.handle(error, "wire.decode", {"bytes": arrival.body_size})
             push_id = f"sha256-{hashlib.sha256(arrival.body).hexdigest()}"

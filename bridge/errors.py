@@ -40,7 +40,9 @@ class InvalidRequest(BridgeError):
         self.reason = reason
         self.path = path
         self.problem = problem
-        super().__init__(self.detail)
+
+    def __str__(self) -> str:
+        return self.detail
 
     @property
     def detail(self) -> str:

@@ -6,15 +6,18 @@ are never shown, only what they are: they may be secrets, or a megabyte.
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import re
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Final, TypeGuard
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard
 
+import msgspec
+
+from bridge import jsonparts
 from bridge.errors import InvalidRequest
-from bridge.jsontext import shown
+from bridge.jsontext import BAD_JSON, ArrayText, ObjectText, encode, plain, shown
 from bridge.model import (
     CONFIRM,
     ID_MAX,
@@ -32,9 +35,11 @@ from bridge.model import (
     ToUser,
     ToUsers,
 )
+from bridge.stepping import AT_ONCE, Steps
 
 TARGETS: Final = ("user", "users", "session", "all")
 """What `to` holds exactly one of."""
+_TARGET_FIELDS: Final = tuple((word, f"to.{word}") for word in TARGETS)
 TO_FIELDS: Final = frozenset((*TARGETS, "topic", "except"))
 FIELDS: Final = frozenset(
     (
@@ -51,6 +56,10 @@ FIELDS: Final = frozenset(
         "meta",
     )
 )
+_NAMES: Final = ("to.user", "to.session", "id", "event", "tenant", "collapse_key")
+"""Fields that are ids."""
+LISTS: Final = frozenset(("to.users", "to.except", "meta"))
+"""Fields whose values may take long to read."""
 LATER: Final[Mapping[str, str]] = {
     "to.topic": "topics",
     "fallback": "a fallback to another channel",
@@ -58,6 +67,20 @@ LATER: Final[Mapping[str, str]] = {
 """Fields of the contract whose feature this version does not have."""
 ACK_WITHIN_MAX: Final = 3600.0
 """Seconds that a push may wait for its ack."""
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+"""An id as far as a type can say it: see `is_id`."""
+_decode_ids = msgspec.json.Decoder(list[Id]).decode
+_decode_meta = msgspec.json.Decoder(
+    dict[
+        Annotated[str, msgspec.Meta(max_length=META_KEY_CHARS)],
+        Annotated[str, msgspec.Meta(max_length=META_VALUE_CHARS)],
+    ]
+).decode
+
+_IDS_AT_ONCE = 1000
+_CONTROL_CHARS = 1024
+"""Where a string is too long, no control character is looked for behind so many."""
 
 # C0, DEL and C1 (the category Cc of Unicode), and surrogates, which no UTF-8 can hold.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -75,43 +98,86 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= ID_MAX and has_no_controls(text)
 
 
-def build(
-    values: Mapping[str, object],
-    path: Callable[[str], str],
-    data: bytes,
-    encoding: Encoding,
-    meta: bytes,
-    fallback_id: str,
-    taken_at: float,
-    max_ttl: float,
-) -> PushRequest:
-    """Check every value and build the request; raises InvalidRequest.
+class CommaText(NamedTuple):
+    """A header that stands for a list: what is between its commas."""
 
-    `path` turns a field into what people know it as, `meta` is the JSON of the value of that name,
-    `fallback_id` the AMQP `message_id` or what stands for it, or empty, and `max_ttl` that of
-    `decoding.Limits`.
-    """
-    for field, feature in LATER.items():
-        if field in values:
-            raise InvalidRequest(Reason.UNSUPPORTED, path(field), f"this version does not have {feature}")
-    given = [name for name in TARGETS if f"to.{name}" in values]
+    text: str
+
+
+class _Pause(enum.Enum):
+    """Comes between items of lists that take long to read."""
+
+    PAUSE = 0
+
+
+_PAUSE: Final = _Pause.PAUSE
+
+
+def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> str:
+    """That one of `TARGETS` which is there; raises InvalidRequest, also for a field of `LATER`."""
+    if not LATER.keys().isdisjoint(values):
+        field = next(field for field in LATER if field in values)
+        raise InvalidRequest(Reason.UNSUPPORTED, path(field), f"this version does not have {LATER[field]}")
+    given = [word for word, field in _TARGET_FIELDS if field in values]
     if len(given) != 1:
         raise InvalidRequest(
             Reason.INVALID,
             path("to"),
             f"expected one of {', '.join(TARGETS)}, got {' and '.join(given) or 'none'}",
         )
-    target = _target(given[0], values[f"to.{given[0]}"], path(f"to.{given[0]}"))
-    excluded: frozenset[str] = frozenset()
-    if "to.except" in values:
-        excluded = frozenset(_ids(values["to.except"], path("to.except"), at_least=0))
-    push_id = ""
-    if "id" in values:
-        push_id = checked_id(values["id"], path("id"))
-    elif fallback_id:
-        push_id = checked_id(fallback_id, "property message_id")
-    event = checked_id(values["event"], path("event")) if "event" in values else "message"
-    tenant = checked_id(values["tenant"], path("tenant")) if "tenant" in values else ""
+    return given[0]
+
+
+def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[None]:
+    """Put checked values in the place of those that may take long to read; raises InvalidRequest.
+
+    They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`.
+    """
+    check_target(values, path)
+    for field in ("to.users", "to.except"):
+        if field in values:
+            values[field] = yield from _ids(values[field], path(field))
+    if values.get("to.users") == ():
+        raise InvalidRequest(Reason.INVALID, path("to.users"), "expected at least one, got an empty list")
+    if "meta" in values:
+        values["meta"] = yield from _meta(values["meta"], path("meta"))
+
+
+def build(
+    values: Mapping[str, Any],
+    path: Callable[[str], str],
+    data: bytes,
+    encoding: Encoding,
+    fallback_id: str,
+    taken_at: float,
+    max_ttl: float,
+) -> PushRequest:
+    """Check every value and build the request; raises InvalidRequest.
+
+    Of `values`, `read_lists` has checked its own. `path` turns a field into what people know it as,
+    `fallback_id` is the AMQP `message_id` or what stands for it, or empty, and `max_ttl` that of
+    `decoding.Limits`.
+    """
+    word_of_target = check_target(values, path)
+    for field in _NAMES:
+        if field in values:
+            value = values[field]
+            if not (isinstance(value, str) and is_id(value)):
+                checked_id(value, path(field))
+    target: Target
+    match word_of_target:
+        case "user":
+            target = ToUser(values["to.user"])
+        case "session":
+            target = ToSession(values["to.session"])
+        case "users":
+            target = ToUsers(values["to.users"])
+        case _:
+            if values["to.all"] is not True:
+                got = kind(values["to.all"])
+                raise InvalidRequest(Reason.INVALID, path("to.all"), f"expected true, got {got}")
+            target = ToAll()
+    push_id = values.get("id") or (fallback_id and checked_id(fallback_id, "property message_id"))
     word = values.get("confirm", "received")
     confirm = CONFIRM.get(word) if isinstance(word, str) else None
     if confirm is None:
@@ -119,29 +185,20 @@ def build(
         raise InvalidRequest(
             Reason.INVALID, path("confirm"), f"expected one of {', '.join(CONFIRM)}, got {got}"
         )
-    if "meta" in values:
-        check_meta(values["meta"], path("meta"))
-    ttl = _ttl(values["ttl"], path("ttl"), max_ttl) if "ttl" in values else 0.0
-    collapse_key = ""
-    if "collapse_key" in values:
-        collapse_key = checked_id(values["collapse_key"], path("collapse_key"))
-    ack_within = 0.0
-    if "ack_within" in values:
-        ack_within = _ack_within(values["ack_within"], path("ack_within"), confirm)
     return PushRequest(
         push_id or uuid7(taken_at),
         target,
         data,
-        event,
+        values.get("event", "message"),
         encoding,
         confirm,
-        excluded,
-        tenant,
-        meta,
+        frozenset(values.get("to.except", ())),
+        values.get("tenant", ""),
+        values.get("meta", b""),
         not push_id,
-        ttl,
-        collapse_key,
-        ack_within,
+        _ttl(values["ttl"], path("ttl"), max_ttl) if "ttl" in values else 0.0,
+        values.get("collapse_key", ""),
+        _ack_within(values["ack_within"], path("ack_within"), confirm) if "ack_within" in values else 0.0,
     )
 
 
@@ -151,7 +208,7 @@ def checked_id(value: object, path: str) -> str:
         if is_id(value):
             return value
         got = f"{len(value)} characters"
-        control = _CONTROL.search(value)
+        control = _CONTROL.search(value, 0, _CONTROL_CHARS)
         if control:
             # In a property of AMQP a lone surrogate stands for such a byte; JSON with one was refused before.
             bad = "a byte that is not UTF-8" if control[0] >= "\ud800" else f"U+{ord(control[0]):04X}"
@@ -165,26 +222,19 @@ def checked_id(value: object, path: str) -> str:
     )
 
 
-def check_meta(value: object, path: str) -> None:
-    """Raise InvalidRequest unless this is an object of at most 16 short strings."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(Reason.INVALID, path, f"expected an object, got {kind(value)}")
-    if len(value) > META_KEYS_MAX:
-        raise InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got {len(value)}")
-    for key, text in value.items():
-        if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
-            raise InvalidRequest(
-                Reason.INVALID,
-                f"{path}.{shown(str(key))}",
-                f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000",
-            )
-        if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
-            got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
-            raise InvalidRequest(
-                Reason.INVALID,
-                f"{path}.{shown(key)}",
-                f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}",
-            )
+def compact_meta(text: bytes) -> bytes | None:
+    """A JSON text of `meta` without spaces, escapes and repeated keys that it can do without.
+
+    None where something is wrong, or may be: then each of its members must be looked at.
+    """
+    # Of a key that occurs twice the decoder checks all values but for this character, and keeps the last.
+    if len(text) > AT_ONCE or b"\\u0000" in text:
+        return None
+    try:
+        meta = _decode_meta(text)
+    except BAD_JSON:
+        return None
+    return encode(meta) if len(meta) <= META_KEYS_MAX else None
 
 
 def kind(value: object) -> str:
@@ -200,9 +250,9 @@ def kind(value: object) -> str:
             return "no finite number"
         case int() | float():
             return "a negative number" if value < 0 else "a number"
-        case list():
+        case list() | ArrayText():
             return "a list"
-        case dict():
+        case dict() | ObjectText():
             return "an object"
         case _:
             return type(value).__name__
@@ -214,30 +264,109 @@ def uuid7(at: float) -> str:
     bits = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
     bits = bits & ~(0xF << 76) | 0x7 << 76
     bits = bits & ~(0x3 << 62) | 0x2 << 62
-    return str(uuid.UUID(int=bits))
+    digits = f"{bits:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _target(name: str, value: object, path: str) -> Target:
-    if name == "user":
-        return ToUser(checked_id(value, path))
-    if name == "session":
-        return ToSession(checked_id(value, path))
-    if name == "users":
-        return ToUsers(_ids(value, path, at_least=1))
-    if value is not True:
-        raise InvalidRequest(Reason.INVALID, path, f"expected true, got {kind(value)}")
-    return ToAll()
-
-
-def _ids(value: object, path: str, at_least: int) -> tuple[str, ...]:
-    if not isinstance(value, list):
+def _ids(value: object, path: str) -> Steps[tuple[str, ...]]:
+    if not isinstance(value, (list, ArrayText, CommaText)):
         raise InvalidRequest(Reason.INVALID, path, f"expected a list of strings, got {kind(value)}")
-    if len(value) < at_least:
-        raise InvalidRequest(Reason.INVALID, path, "expected at least one, got an empty list")
-    ids = tuple(dict.fromkeys(checked_id(item, f"{path}[{index}]") for index, item in enumerate(value)))
+    ids: dict[str, None] = {}
+    index = 0
+    for item in _items(value):
+        if item is _PAUSE:
+            yield
+            continue
+        ids[item if isinstance(item, str) and is_id(item) else checked_id(item, f"{path}[{index}]")] = None
+        index += 1
+        if index % _IDS_AT_ONCE == 0:
+            yield
     if len(ids) > USERS_MAX:
         raise InvalidRequest(Reason.TOO_MANY, path, f"expected at most {USERS_MAX}, got {len(ids)}")
-    return ids
+    return tuple(ids)
+
+
+def _items(given: list[object] | ArrayText | CommaText) -> Iterator[object]:
+    """What is in a list, `_PAUSE` now and then."""
+    if isinstance(given, list):
+        yield from given
+    elif isinstance(given, CommaText):
+        yield from _between_commas(given.text)
+    elif jsonparts.is_small(given.text, b","):
+        try:
+            ids: list[object] = [*_decode_ids(given.text)]
+        except BAD_JSON:
+            yield _PAUSE
+            yield from _values(given.text)
+        else:
+            yield _PAUSE
+            yield from ids
+    else:
+        yield from _values(given.text)
+
+
+def _values(array: bytes) -> Iterator[object]:
+    for element in jsonparts.elements(array):
+        yield _PAUSE if element is None else plain(element)
+
+
+def _between_commas(text: str) -> Iterator[str]:
+    at = 0
+    while (comma := text.find(",", at)) >= 0:
+        yield text[at:comma].strip()
+        at = comma + 1
+    yield text[at:].strip()
+
+
+def _meta(value: object, path: str) -> Steps[bytes]:
+    """The JSON of an object of at most 16 short strings, of which no key occurs twice; raises InvalidRequest."""
+    if not isinstance(value, (dict, ObjectText)):
+        raise InvalidRequest(Reason.INVALID, path, f"expected an object, got {kind(value)}")
+    meta = compact_meta(value.text) if isinstance(value, ObjectText) else None
+    if meta is not None:
+        return meta
+    kept: dict[str, str] = {}
+    for member in _meta_members(value):
+        if member is _PAUSE:
+            yield
+            continue
+        key, text = member
+        if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
+            raise InvalidRequest(
+                Reason.INVALID,
+                f"{path}.{shown(str(key))}",
+                f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000",
+            )
+        if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
+            got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
+            raise InvalidRequest(
+                Reason.INVALID,
+                f"{path}.{shown(key)}",
+                f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}",
+            )
+        kept[key] = text
+        if len(kept) > META_KEYS_MAX:
+            raise InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more")
+    return encode(kept)
+
+
+def _meta_members(
+    meta: dict[object, object] | ObjectText,
+) -> Iterator[tuple[object, object] | Literal[_Pause.PAUSE]]:
+    """Every member of `meta`, also those that a later one with its key replaces, `_PAUSE` now and then."""
+    if isinstance(meta, dict):
+        yield from meta.items()
+        return
+    if len(meta.text) <= AT_ONCE:
+        # Most mistakes are found so.
+        try:
+            yield from (
+                (key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()
+            )
+        except RecursionError:
+            pass
+    for member in jsonparts.members(meta.text):
+        yield _PAUSE if member is None else (member[0], plain(member[1]))
 
 
 def _ttl(value: object, path: str, max_ttl: float) -> float:

@@ -1,4 +1,4 @@
-"""JSON text (RFC 8259), looked at without building values: is it right, how deep, where are its parts.
+"""JSON text (RFC 8259), looked at without building values: is it right, how deep, what kind of value is it.
 
 The decoder checks syntax and escapes of text that it passes over, lone surrogates included, but not its
 UTF-8, and it gives up at a depth that depends on Python's stack. What is here does not.
@@ -6,14 +6,18 @@ UTF-8, and it gives up at a depth that depends on Python's stack. What is here d
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from itertools import accumulate
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from bridge.errors import InvalidRequest
 from bridge.model import Reason
+from bridge.stepping import AT_ONCE, Steps
 
 DEPTH_MAX = 128
 """Levels of arrays and objects in a push's data (RFC 8259 section 9 leaves the limit to us)."""
@@ -24,32 +28,39 @@ SPACE = b" \t\n\r"
 BAD_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What a decoder raises for text that it cannot read."""
 
-PIECES_MAX = 1024
-"""Members or elements told apart in text that the decoder cannot read: more than any contract allows."""
-
 TOO_DEEP = f"nested deeper than {DEPTH_MAX} levels"
 
 decode_raw = msgspec.json.Decoder(Raw).decode
-decode_any = msgspec.json.Decoder().decode
 decode_str = msgspec.json.Decoder(str).decode
 encode = msgspec.json.Encoder().encode
+_decode_any = msgspec.json.Decoder().decode
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_FLAT = rb'(?:[^][{}"]++|' + _STRING + rb")*+"
-_LEAF = rb"\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\}"
-# Everything up to the next bracket of a container that holds others; the first stops at commas, too.
-_BETWEEN_COMMAS = re.compile(rb'(?:[^][{}",]++|' + _STRING + rb"|" + _LEAF + rb")*+", re.DOTALL)
-_WITHIN = re.compile(rb'(?:[^][{}"]++|' + _STRING + rb"|" + _LEAF + rb")*+", re.DOTALL)
-_BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
-_KEY = re.compile(rb"\s*(" + _STRING + rb")\s*:", re.DOTALL)
 _HEX = rb"[0-9a-fA-F]"
-_ESCAPE = re.compile(
-    rb"\\u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(\\u[dD][89a-fA-F]%b{2})|\\." % (_HEX, _HEX, _HEX), re.DOTALL
+_LONE = re.compile(rb"\\u[dD][89a-fA-F]%b{2}" % _HEX)
+# Text without a lone surrogate, as far as it goes: of a pair the second half is behind the first.
+_WELL_ESCAPED = re.compile(
+    rb"(?:[^\\]++|\\u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(?!%b)\\.)*+" % (_HEX, _HEX, _LONE.pattern),
+    re.DOTALL,
 )
+_PAIR = len(rb"\ud83d\ude00")
 _BYTE = re.compile(r"\(byte (\d+)\)")
-_CLOSED_BY = bytes.maketrans(b"[{", b"]}")
-_ROUND = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_UP_AND_DOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_UP = b"\x01"
+_BRACKETS_AT_ONCE = 192
+"""Half of them open one, at most, where they pair: then most data is seen to be shallow by counting alone."""
+
+
+class ArrayText(NamedTuple):
+    """The text of an array, which may hold very many values."""
+
+    text: bytes
+
+
+class ObjectText(NamedTuple):
+    """The text of an object, which may have very many members."""
+
+    text: bytes
 
 
 def is_utf8(data: bytes) -> bool:
@@ -61,110 +72,60 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def too_deep(text: bytes) -> bool:
-    """Whether valid JSON nests deeper than `DEPTH_MAX`: brackets are removed innermost first, all in C."""
-    if len(text) <= 2 * DEPTH_MAX or text.count(b"[") + text.count(b"{") <= DEPTH_MAX:
-        return False
-    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = b"".join(unescaped.split(b'"')[::2])
-    brackets = outside_strings.translate(_ROUND, _NOT_BRACKETS)
-    for _ in range(DEPTH_MAX):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+def has_few_brackets(text: bytes) -> bool:
+    """Whether this text is not too deep because it opens too little: said at once, and so of most data."""
+    return len(text) <= 2 * DEPTH_MAX or text.count(b"[") + text.count(b"{") <= DEPTH_MAX
 
 
-def split(text: bytes) -> tuple[list[bytes], bool]:
-    """Cut an array or object at its own commas, whatever stands between them and however deep.
-
-    Returns the pieces as far as the brackets make sense, and whether they do to the end. Nothing is said
-    about the pieces: they need not be JSON. Gives up after `PIECES_MAX` pieces.
-    """
-    pieces: list[bytes] = []
-    start = at = len(text) - len(text.lstrip(SPACE)) + 1
-    stack = bytearray(text[start - 1 : start])
-    if bytes(stack) not in (b"[", b"{"):
-        return pieces, False
-    while len(pieces) <= PIECES_MAX:
-        skipped = (_WITHIN if len(stack) > 1 else _BETWEEN_COMMAS).match(text, at)
-        at = skipped.end() if skipped else at
-        token = _BRACKETS.match(text, at)
-        if token is None:
-            if text[at : at + 1] != b",":
-                # A string without an end, or the end of the text.
-                return pieces, False
-            pieces.append(text[start:at])
-            start = at = at + 1
-            continue
-        brackets = token[0]
-        at += len(brackets)
-        if brackets[0] in b"[{":
-            stack += brackets
-            continue
-        closing = brackets[: len(stack)]
-        if stack[-len(closing) :][::-1].translate(_CLOSED_BY) != closing:
-            return pieces, False
-        del stack[-len(closing) :]
-        if not stack:
-            at += len(closing) - len(brackets)
-            last = text[start : at - 1]
-            if pieces or last.strip(SPACE):
-                pieces.append(last)
-            return pieces, not text[at:].strip(SPACE)
-    return pieces, False
+def too_deep(text: bytes) -> Steps[bool]:
+    """Whether valid JSON nests deeper than `DEPTH_MAX`; ask `has_few_brackets` first."""
+    at = depth = in_string = 0
+    while at < len(text):
+        block = text[at : at + AT_ONCE]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:
+            # Not between a backslash and what it escapes.
+            block = text[at : at + AT_ONCE + 1]
+        at += len(block)
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = block.split(b'"')
+        outside_strings = b"".join(parts[in_string::2])
+        in_string ^= (len(parts) - 1) % 2
+        brackets = outside_strings.translate(_UP_AND_DOWN, _NOT_BRACKETS)
+        for start in range(0, len(brackets), _BRACKETS_AT_ONCE):
+            some = brackets[start : start + _BRACKETS_AT_ONCE]
+            up = some.count(_UP)
+            if depth + up > DEPTH_MAX and (
+                _UP * (DEPTH_MAX + 1) in some
+                or max(accumulate(memoryview(some).cast("b"), initial=depth)) > DEPTH_MAX
+            ):
+                return True
+            depth += 2 * up - len(some)
+        yield
+    return False
 
 
-def members(text: bytes) -> dict[str, bytes]:
-    """The members of an object, as far as they can be told apart; empty for anything else.
-
-    Of a key that occurs twice the last one counts. The text may be cut or wrong anywhere, and so may the
-    values: this is how the id of a request is found that is otherwise beyond reading.
-    """
-    found: dict[str, bytes] = {}
-    if text.lstrip(SPACE)[:1] != b"{":
-        return found
-    for piece in split(text)[0]:
-        key = _KEY.match(piece)
-        if key is None:
-            continue
-        try:
-            found[decode_str(key[1])] = piece[key.end() :].strip(SPACE)
-        except BAD_JSON:
-            continue
-    return found
-
-
-def check(text: bytes, parts: Mapping[str, bytes], path: str) -> None:
-    """Raise InvalidRequest unless this is JSON in UTF-8; names that one of its `parts` which is to blame."""
-    problem = _problem(text)
-    if problem is None:
-        return
-    for name, part in parts.items():
-        inner = _problem(part)
-        if inner is not None:
-            raise InvalidRequest(inner[0], f"{path}.{shown(name)}" if path else shown(name), inner[1])
-    raise InvalidRequest(problem[0], path, problem[1])
-
-
-def value(text: bytes, path: str) -> object:
-    """The value of text that has been checked; raises InvalidRequest where Python cannot hold it."""
+def is_json(text: bytes | Raw) -> bool:
+    """Whether this is JSON in UTF-8 that is not much too deep; where it is not, `problem` says why."""
     try:
-        return decode_any(text)
-    except RecursionError:
-        raise InvalidRequest(Reason.INVALID, path, TOO_DEEP) from None
-    except msgspec.MsgspecError:
-        raise InvalidRequest(Reason.INVALID, path, "a number is out of range") from None
+        bytes(text).decode()
+        decode_raw(text)
+    except BAD_JSON:
+        return False
+    return True
 
 
-def shown(name: str) -> str:
-    """A name that someone else chose: short, and without anything that a terminal or a table would mind."""
-    if len(name) > 64:
-        name = name[:64] + "..."
-    return name if name.isprintable() and name else repr(name)
+def check(text: bytes) -> Steps[None]:
+    """Raise InvalidRequest unless this is JSON in UTF-8."""
+    if is_json(text):
+        return
+    yield
+    wrong = yield from problem(text)
+    if wrong is not None:
+        raise InvalidRequest(wrong[0], "", wrong[1])
 
 
-def _problem(text: bytes) -> tuple[Reason, str] | None:
+def problem(text: bytes) -> Steps[tuple[Reason, str] | None]:
     """Why this is not JSON in UTF-8, or None."""
     if not text.strip(SPACE):
         return Reason.NOT_JSON, "expected JSON, got nothing"
@@ -177,20 +138,81 @@ def _problem(text: bytes) -> tuple[Reason, str] | None:
     except RecursionError:
         return Reason.INVALID, TOO_DEEP
     except msgspec.MsgspecError as error:
-        return Reason.NOT_JSON, _syntax(text, str(error))
-    return None
+        said = str(error)
+    else:
+        return None
+    yield
+    return Reason.NOT_JSON, (yield from _syntax(text, said))
 
 
-def _syntax(text: bytes, said: str) -> str:
+def blame(text: bytes, parts: Mapping[str, bytes | Raw], path: str) -> Steps[None]:
+    """Raise InvalidRequest for text that is no JSON, by the name of that one of its `parts` which is to blame."""
+    for name, part in parts.items():
+        if is_json(part):
+            continue
+        yield
+        inner = yield from problem(bytes(part))
+        if inner is not None:
+            raise InvalidRequest(inner[0], f"{path}.{shown(name)}" if path else shown(name), inner[1])
+    yield
+    wrong = yield from problem(text)
+    if wrong is not None:
+        raise InvalidRequest(wrong[0], path, wrong[1])
+
+
+def plain(text: bytes) -> object:
+    """The value of text that has been checked, where arrays and objects stay text, as values of their own type.
+
+    Takes no longer than it takes to pass over the text. A number that Python cannot hold is an infinity.
+    """
+    first = text[:1]
+    if first == b"[":
+        return ArrayText(text)
+    if first == b"{":
+        return ObjectText(text)
+    try:
+        return _decode_any(text)
+    except msgspec.MsgspecError:
+        return math.inf
+
+
+def shown(name: str) -> str:
+    """A name that someone else chose: short, and without anything that a terminal or a table would mind."""
+    if len(name) > 64:
+        name = name[:64] + "..."
+    return name if name.isprintable() and name else repr(name)
+
+
+def _syntax(text: bytes, said: str) -> Steps[str]:
     """A sentence for a syntax error that the decoder reported as `said`."""
     if text.startswith(b"\xef\xbb\xbf"):
         return "not JSON: it begins with a byte order mark"
-    for escape in _ESCAPE.finditer(text):
-        if escape[1]:
-            return f"a lone surrogate ({escape[1].decode()}) stands for no character"
+    # The decoder does not always say so, nor where.
+    lone = yield from _lone_surrogate(text)
+    if lone:
+        return f"a lone surrogate ({lone}) stands for no character"
     at = _BYTE.search(said)
     if at is None:
         return "not JSON: it ends too early"
     if text[int(at[1]) :].lstrip(b"-").startswith((b"NaN", b"Infinity")):
         return f"NaN and Infinity are not JSON (byte {at[1]})"
     return f"not JSON: {said.removeprefix('JSON is malformed: ')}"
+
+
+def _lone_surrogate(text: bytes) -> Steps[str]:
+    """The first escape of half a character (section 7), or an empty string."""
+    at = 0 if b"\\u" in text else len(text)
+    while at < len(text):
+        stop = min(at + AT_ONCE, len(text))
+        if stop < len(text):
+            # Not inside an escape.
+            last = text.rfind(b"\\", stop - _PAIR, stop)
+            stop = stop if last < 0 else last
+        well = _WELL_ESCAPED.match(text, at, stop)
+        at = well.end() if well else at
+        if at + _PAIR <= stop or stop == len(text):
+            lone = _LONE.match(text, at)
+            return lone[0].decode() if lone else ""
+        # The end of the block, or the first half of a pair that it cuts.
+        yield
+    return ""

@@ -291,7 +291,7 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """Session ids that do not get it."""
     tenant: str = ""
     meta: bytes = b""
-    """The JSON object `meta` as it came (checked), or empty."""
+    """The JSON object `meta`, compact and without a key that occurs twice, or empty."""
     generated_id: bool = False
     """The producer gave no id: the push is at-least-once and outside of I1."""
     ttl: float = 0.0

@@ -5,20 +5,24 @@ their replies out. Pure: no I/O.
 from __future__ import annotations
 
 import base64
+import math
 from datetime import UTC, datetime
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import msgspec
+from msgspec import Raw
 
-from bridge import fields, jsontext
-from bridge.decoding import Decoded, Limits, decode, request_body
+from bridge import fields, jsonparts, jsontext
+from bridge.decoding import Decoded, Limits, begin, decode, decode_in_steps, request_body
 from bridge.errors import InvalidRequest
-from bridge.fields import has_no_controls, is_id, kind
-from bridge.jsontext import BAD_JSON, encode
-from bridge.model import ID_MAX, NO_USER, CloseReason, Encoding, PushRequest, Reason, Recall, Row
+from bridge.fields import Id, has_no_controls, is_id, kind
+from bridge.jsontext import BAD_JSON, ObjectText, encode
+from bridge.model import NO_USER, CloseReason, Encoding, PushRequest, Reason, Recall, Row
 from bridge.ports import Frame
+from bridge.stepping import Steps, finish
 
 __all__ = [
+    "CONTROL_BYTES_MAX",
     "UNSUPPORTED_FRAMES",
     "AckFrame",
     "BadControl",
@@ -29,11 +33,14 @@ __all__ = [
     "Ref",
     "UnsupportedFrame",
     "bare_frame",
+    "begin",
     "bye_frame",
     "control_error",
     "control_reply",
     "decode",
     "decode_control",
+    "decode_in_steps",
+    "decode_recall",
     "error_frame",
     "ok_frame",
     "parse_client",
@@ -144,40 +151,60 @@ _REF_INT_MAX = 2**53 - 1
 """The largest integer that every client reads back as it was (RFC 8259 section 6)."""
 
 
-_Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+_NULL = Raw(b"null")
 
 
 class _Ack(msgspec.Struct, tag_field="type", tag="ack", gc=False):
-    id: _Id
-    tenant: _Id | msgspec.UnsetType | None = msgspec.UNSET
+    id: Id
+    tenant: Id | msgspec.UnsetType | None = msgspec.UNSET
     ref: str | int | None = None
 
 
 _decode_ack = msgspec.json.Decoder(_Ack).decode
 
 
+class _Frame(msgspec.Struct, gc=False):
+    """What is looked at in a frame; other members are passed over, whatever they hold and however many they are."""
+
+    type: Raw = _NULL
+    id: Raw = _NULL
+    tenant: Raw = _NULL
+    ref: Raw = _NULL
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+
+
 def parse_client(data: str | bytes) -> ClientFrame:
-    """Read a client's message, from a text or a binary frame. Never raises; unknown members are ignored."""
+    """Read a client's message, from a text or a binary frame. Never raises; unknown members are ignored.
+
+    Takes no longer than it takes to pass over the text: the size of a message is its bound.
+    """
     ack = _ack(data)
     if ack is not None:
         return ack
     try:
-        frame = jsontext.decode_any(data)
+        text = data.encode() if isinstance(data, str) else data
+        text.decode()
+        jsontext.decode_raw(text)
+        frame = _decode_frame(text)
     except RecursionError:
         return BadFrame("nested too deep", None)
+    except msgspec.ValidationError:
+        got = kind(jsontext.plain(text.strip(jsontext.SPACE)))
+        return BadFrame(f"expected an object, got {got}", None)
     except BAD_JSON:
         return BadFrame("expected a JSON object in UTF-8", None)
-    if not isinstance(frame, dict):
-        return BadFrame(f"expected an object, got {kind(frame)}", None)
-    given = frame.get("ref")
+    given = jsontext.plain(bytes(frame.ref))
     ref = given if _is_ref(given) else None
     if given is not None and ref is None:
         return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
-    what = frame.get("type")
+    what = jsontext.plain(bytes(frame.type))
     if what == "ack":
-        push_id = frame.get("id")
+        push_id = jsontext.plain(bytes(frame.id))
         if isinstance(push_id, str) and is_id(push_id):
-            return BadFrame(f"tenant: expected that of the push, got {kind(frame.get('tenant'))}", ref)
+            tenant = jsontext.plain(bytes(frame.tenant))
+            return BadFrame(f"tenant: expected that of the push, got {kind(tenant)}", ref)
         return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
     if not isinstance(what, str):
         return BadFrame(f"type: expected a string, got {kind(what)}", ref)
@@ -202,7 +229,7 @@ def _ack(data: str | bytes) -> AckFrame | None:
     return AckFrame(ack.id, tenant, ack.ref)
 
 
-def _is_ref(value: object) -> bool:
+def _is_ref(value: object) -> TypeGuard[str | int]:
     if isinstance(value, str):
         return is_id(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _REF_INT_MAX
@@ -258,7 +285,9 @@ def receipt_body(row: Row) -> bytes:
 # --- Control ---------------------------------------------------------------------------------------------
 
 _RECALL_FORMS = (frozenset(("push_id",)), frozenset(("user", "collapse_key")))
-_RECALL_FIELDS = frozenset(("type", "tenant")).union(*_RECALL_FORMS)
+_RECALL_FIELDS = frozenset(("tenant",)).union(*_RECALL_FORMS)
+CONTROL_BYTES_MAX = 8 * 1024
+"""Bytes of a control message: the longest names need half of it, with every character escaped."""
 
 
 class BadControl(NamedTuple):
@@ -268,34 +297,68 @@ class BadControl(NamedTuple):
     """The path of the wrong field, where it is one, and what was expected. For people."""
 
 
-def decode_control(body: bytes) -> Recall | BadControl:
-    """Read a control message. Never raises.
+def decode_control(body: bytes, size: int = 0) -> Recall | BadControl:
+    """Read a control message; `size` is that of its body as it was published, where less of it came. Never raises.
 
-    A recall names a push id, or a user and a collapse key, never both; no field is ignored, so that nobody
-    believes to have said more than was understood.
+    A recall names a push id, or a user and a collapse key, never both; no member is ignored and none may be
+    given twice, so that nobody believes to have said more than was understood.
     """
     try:
-        return _recall(body)
+        return finish(_control(body, size))
     except InvalidRequest as wrong:
         return BadControl(wrong.detail)
 
 
-def _recall(body: bytes) -> Recall:
-    jsontext.check(body, {}, "")
-    asked = jsontext.value(body, "")
-    if not isinstance(asked, dict):
-        raise InvalidRequest(Reason.INVALID, "", f"expected an object, got {kind(asked)}")
-    what = asked.get("type")
+def decode_recall(body: bytes) -> Recall | BadControl:
+    """As `decode_control`, for a recall that leaves out its `type`, since it came where nothing else comes."""
+    try:
+        return _recall(finish(_members(body, 0)))
+    except InvalidRequest as wrong:
+        return BadControl(wrong.detail)
+
+
+def _control(body: bytes, size: int) -> Steps[Recall]:
+    asked = yield from _members(body, size)
+    what = asked.pop("type", None)
     if not isinstance(what, str):
         raise InvalidRequest(Reason.INVALID, "type", f"expected a string, got {kind(what)}")
     if what == "revoke":
         raise InvalidRequest(Reason.UNSUPPORTED, "type", "this version does not have revocations")
     if what != "recall":
         raise InvalidRequest(Reason.INVALID, "type", f"{jsontext.shown(what)} is not known, expected recall")
+    return _recall(asked)
+
+
+def _members(body: bytes, size: int) -> Steps[dict[str, object]]:
+    """The members of a control message; raises InvalidRequest."""
+    size = max(size, len(body))
+    if size > CONTROL_BYTES_MAX:
+        raise InvalidRequest(
+            Reason.TOO_LARGE, "", f"the message has {size} bytes, {CONTROL_BYTES_MAX} are allowed"
+        )
+    yield from jsontext.check(body)
+    asked = jsontext.plain(body.strip(jsontext.SPACE))
+    if asked == math.inf:
+        raise InvalidRequest(Reason.INVALID, "", "a number is out of range")
+    if not isinstance(asked, ObjectText):
+        raise InvalidRequest(Reason.INVALID, "", f"expected an object, got {kind(asked)}")
+    members: dict[str, object] = {}
+    for member in jsonparts.members(asked.text):
+        if member is None:
+            yield
+            continue
+        name, text = member
+        if name in members:
+            raise InvalidRequest(Reason.INVALID, jsontext.shown(name), "given twice")
+        members[name] = jsontext.plain(text)
+    return members
+
+
+def _recall(asked: dict[str, object]) -> Recall:
     for name in asked:
         if name not in _RECALL_FIELDS:
             raise InvalidRequest(Reason.INVALID, jsontext.shown(name), "no such field")
-    given = asked.keys() - {"type", "tenant"}
+    given = asked.keys() - {"tenant"}
     if given not in _RECALL_FORMS:
         raise InvalidRequest(
             Reason.INVALID,
@@ -303,7 +366,7 @@ def _recall(body: bytes) -> Recall:
             "expected push_id, or user and collapse_key, got"
             f" {' and '.join(name for name in asked if name in given) or 'none'}",
         )
-    return Recall(**{name: fields.checked_id(asked[name], name) for name in asked if name != "type"})
+    return Recall(**{name: fields.checked_id(asked[name], name) for name in asked})
 
 
 def control_reply(what: str, node: str, sessions: int, took_ms: float, ended: int) -> bytes:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from bridge.control import AT_ONCE, Control
@@ -80,6 +81,20 @@ async def test_what_is_not_carried_out_is_answered_and_reported_since_nobody_may
         assert (reply, said["type"]) == (Reply("q", "c1"), "error")
         assert [type(error) for error, _ in h.errors.seen] == [ControlRefused] * 2
         assert str(h.errors.seen[0][0]).endswith(": no such field")
+
+
+async def test_a_recall_of_which_only_the_beginning_came_is_not_carried_out() -> None:
+    async with controlled() as (h, control, answers):
+        await h.push(kept("u1", "p1"))
+        await h.settled(1)
+        control.arrived(
+            [msgspec.structs.replace(asking(11, type="recall", push_id="p1"), body_size=2_000_000)]
+        )
+        await h.settled(2)
+        await is_(h, "p1", Outcome.STORED, Reason.NO_SESSION)
+        assert [said["problem"] for _, said in answers.given] == [
+            "the message has 2000000 bytes, 8192 are allowed"
+        ]
 
 
 async def test_while_the_database_is_away_a_recall_waits_and_is_acked_when_it_is_done() -> None:

@@ -25,6 +25,7 @@ from bridge.ports import Arrival, Source
 from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
+from bridge.stepping import Steps
 from tests.core import (
     ManualClock,
     QuietHooks,
@@ -658,14 +659,14 @@ async def test_a_repeat_whose_row_is_written_while_it_is_looked_up_is_not_sent_a
 
 
 async def test_a_defect_in_decoding_costs_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = wire.decode
+    begin = wire.begin
 
-    def broken(made: Arrival, limits: wire.Limits) -> wire.Decoded:
+    def broken(made: Arrival, limits: wire.Limits) -> wire.Decoded | Steps[wire.Decoded]:
         if b"cursed" in made.body:
             raise RecursionError("a defect")
-        return decode(made, limits)
+        return begin(made, limits)
 
-    monkeypatch.setattr(wire, "decode", broken)
+    monkeypatch.setattr(wire, "begin", broken)
     async with house() as h:
         peer = h.connect("u1")
         bodies = [b"cursed", json.dumps(to("u1")).encode(), b"cursed"]

@@ -16,6 +16,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from bridge import decoding, fields, wire
+from bridge.decoding import headers as of_headers
 from bridge.model import (
     BATCH_MAX,
     CONFIRM,
@@ -196,8 +197,8 @@ def test_the_fields_of_a_request_are_those_of_the_schema() -> None:
 
 
 def test_the_headers_are_those_of_the_schema() -> None:
-    later = {decoding._HEADER_OF[name].removeprefix("header ") for name in fields.LATER}
-    known = (set(decoding._FIELD_OF) | decoding._BOTH_MODES) - later
+    later = {of_headers.HEADER_OF[name].removeprefix("header ") for name in fields.LATER}
+    known = (set(of_headers.FIELD_OF) | of_headers.BOTH_MODES) - later
     assert set(SCHEMAS["push-headers.json"]["properties"]) == known
     assert set(SCHEMAS["push-headers.json"]["propertyNames"]["then"]["enum"]) == known
 

@@ -16,7 +16,11 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from bridge import decoding, jsontext, wire
+from bridge import decoding, wire
+from bridge.decoding import headers as of_headers
+from bridge.decoding.careful import careful
+from bridge.decoding.rejecting import LastResort
+from bridge.decoding.straight import straight
 from bridge.errors import InvalidRequest
 from bridge.fields import uuid7
 from bridge.model import (
@@ -41,6 +45,7 @@ from bridge.model import (
     ToUsers,
 )
 from bridge.ports import Arrival, Source
+from bridge.stepping import finish
 from tests.core import arrival
 
 LIMITS = wire.Limits()
@@ -93,7 +98,7 @@ def test_a_request_with_every_field_is_taken() -> None:
         confirm=Proof.ACKED,
         excluded=frozenset(("s1", "s2")),
         tenant="shop",
-        meta=b'{ "k": "v" }',
+        meta=b'{"k":"v"}',
         ttl=3600.0,
         collapse_key="c 1",
         ack_within=1.5,
@@ -276,6 +281,89 @@ def test_of_a_key_that_occurs_twice_the_last_one_counts() -> None:
     only = taken(b'{"id":"p","to":{"user":"a","user":"b"},"data":1,"data":2}')
     assert (only.target, only.data) == (ToUser("b"), b"2")
     assert rejected(b'{"to":{"user":"u"},"data":1,"id":1,"id":"p2","ttl":-9}').id == "p2"
+
+
+# --- meta ------------------------------------------------------------------------------------------------
+
+
+def with_meta(meta: str) -> bytes:
+    return b'{"id":"p1","to":{"user":"u1"},"data":1,"meta":%b}' % meta.encode()
+
+
+@pytest.mark.parametrize(
+    ("meta", "goes_on"),
+    [
+        ("{}", {}),
+        (' {\n"k" :\t"v"} ', {"k": "v"}),
+        (r'{"\u006b":"\u0076","\ud83c\udf89":"\n"}', {"k": "v", "🎉": "\n"}),
+        ('{"a":"1","b":"2","a":"3"}', {"a": "3", "b": "2"}),
+        (r'{"a":"1","\u0061":"2"}', {"a": "2"}),
+        (r'{"a":"\\u0000"}', {"a": r"\u0000"}),
+        ('{"a":"' + "é" * 256 + '"}', {"a": "é" * 256}),
+        ('{"' + "🎉" * 64 + '":"x"}', {"🎉" * 64: "x"}),
+        (
+            "{" + ",".join(f'"k{n % 16}":"{n}"' for n in range(5000)) + "}",
+            {f"k{n % 16}": str(4992 + n - (n > 7) * 16) for n in range(16)},
+        ),
+        ("{" + " " * 900_000 + '"a":"b"}', {"a": "b"}),
+        ("{" + ",".join(['"a":"b"'] * 100_000) + "}", {"a": "b"}),
+    ],
+)
+def test_meta_goes_on_compact_and_with_each_key_once(meta: str, goes_on: dict[str, str]) -> None:
+    only = taken(with_meta(meta))
+    assert json.loads(only.meta) == goes_on
+    assert only.meta == msgspec.json.encode(json.loads(only.meta))
+
+
+def test_what_goes_on_of_meta_is_small_however_it_was_written() -> None:
+    meta = {chr(0x1F389 + n) * 64: "\x01" * 256 for n in range(16)}
+    only = taken(with_meta(json.dumps(meta, indent=1000)))
+    assert json.loads(only.meta) == meta
+    assert len(only.meta) < 32 * 1024
+
+
+@pytest.mark.parametrize(
+    ("meta", "path"),
+    [
+        (r'{"a":"\u0000","a":"x"}', "meta.a"),
+        (r'{"b":"x","a":"\u0000","c":"y","\u0061":"x"}', "meta.a"),
+        (r'{"a\u0000":"x"}', r"meta.'a\x00'"),
+        ('{"a":1,"a":"x"}', "meta.a"),
+        ('{"a":{"b":[]},"a":"x"}', "meta.a"),
+        ('{"a":null,"a":"x"}', "meta.a"),
+        ('{"a":1e999,"a":"x"}', "meta.a"),
+        ('{"a":"' + "v" * 257 + '","a":"x"}', "meta.a"),
+        ('{"a":' + nested(300) + ',"a":"x"}', "meta.a"),
+        ("{" + ",".join(['"a":"b"'] * 100_000) + r',"a":"\u0000","a":"b"}', "meta.a"),
+        ("{" + ",".join(f'"k{n}":"v"' for n in range(50_000)) + "}", "meta"),
+    ],
+)
+def test_no_value_of_a_key_in_meta_may_be_wrong_whichever_counts(meta: str, path: str) -> None:
+    for body in (with_meta(meta), b"[%b]" % with_meta(meta)):
+        (only,) = wire.decode(arrival(body), LIMITS).requests
+        assert isinstance(only, Rejected)
+        assert (only.reason, only.id) == (Reason.INVALID, "p1")
+        assert only.detail.removeprefix("[0].").split(": ")[0] == path
+
+
+@pytest.mark.parametrize(
+    ("meta", "path"),
+    [
+        ({"a": "\x00"}, "header x-push-meta.a"),
+        ({"a\x00": "x"}, r"header x-push-meta.'a\x00'"),
+        ({"a": "\ud800"}, "header x-push-meta.a"),
+        ({"\udfff": "x"}, r"header x-push-meta.'\udfff'"),
+        ({"a": b"x"}, "header x-push-meta.a"),
+        ({"a": {"b": "x"}}, "header x-push-meta.a"),
+        ({"a": "x" * 257}, "header x-push-meta.a"),
+        ({"x" * 65: "x"}, "header x-push-meta." + "x" * 64 + "..."),
+        ({f"k{n}": "x" for n in range(17)}, "header x-push-meta"),
+        ([], "header x-push-meta"),
+    ],
+)
+def test_what_postgres_could_not_keep_is_rejected_in_a_header_as_well(meta: object, path: str) -> None:
+    only = rejected(b"1", headers={"x-push-user": "u1", "x-push-meta": meta})
+    assert (only.reason, only.detail.split(": ")[0]) == (Reason.INVALID, path)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------
@@ -939,7 +1027,7 @@ class Dice:
         return self.pick((IDS, odd, VALUES)[self.roll(3)])
 
     def headers(self) -> dict[str, Any]:
-        names = (*decoding._FIELD_OF, *decoding._BOTH_MODES, "x-push-", "traceparent", "x-death", "\n", "é")
+        names = (*of_headers.FIELD_OF, *of_headers.BOTH_MODES, "x-push-", "traceparent", "x-death", "\n", "é")
         return {self.pick(names): self.header() for _ in range(max(0, self.roll(8) - 4))}
 
     def properties(self) -> dict[str, Any]:
@@ -965,17 +1053,12 @@ SETTINGS = settings(max_examples=2500, database=None)
 
 @SETTINGS
 @given(DICE)
-def test_the_fast_pass_takes_exactly_what_the_careful_pass_takes(dice: Dice) -> None:
+def test_the_straight_pass_takes_exactly_what_the_careful_pass_takes(dice: Dice) -> None:
     body = json.dumps(dice.request(), ensure_ascii=bool(dice.roll(2))).encode("utf-8", "surrogatepass")
     note(repr(body))
     check_anything(body, dice.properties())
-    fast = decoding._fast(body, "m1", LIMITS, NOW)
-    careful: PushRequest | None
-    try:
-        careful = decoding._careful(body, jsontext.members(body), "", "m1", LIMITS, NOW)
-    except InvalidRequest:
-        careful = None
-    assert fast == careful
+    slow = finish(careful(body, None, "m1", LIMITS, NOW, LastResort(arrival(body))))
+    assert straight(body, "m1", LIMITS, NOW) == (slow if isinstance(slow, PushRequest) else None)
 
 
 # --- whatever comes --------------------------------------------------------------------------------------
@@ -1283,6 +1366,20 @@ def test_a_recall_names_a_push_or_a_users_collapse_key(body: bytes, recall: Reca
         (b'{"type":"recall","push_id":""}', "push_id: expected a string of 1 to 128 characters"),
         (b'{"type":"recall","push_id":null}', "push_id: expected a string"),
         (b'{"type":"recall","push_id":"p1","tenant":""}', "tenant: expected a string"),
+        (b'{"type":"recall","push_id":"p1","push_id":"p2"}', "push_id: given twice"),
+        (b'{"type":"recall","push_id":"p1","push_id":"p1"}', "push_id: given twice"),
+        (rb'{"type":"recall","push_id":"p1","push\u005fid":"p2"}', "push_id: given twice"),
+        (b'{"type":"recall","type":"recall","push_id":"p1"}', "type: given twice"),
+        (b'{"type":"recall","tenant":"a","push_id":"p1","tenant":"b"}', "tenant: given twice"),
+        (b'{"type":"recall","x":1,"push_id":"p1","x":2}', "x: given twice"),
+        (b'{"type":"recall","user":"u","collapse_key":"c","user":"u"}', "user: given twice"),
+        (b'{"type":"recall","push_id":1e999}', "push_id: expected a string of 1 to 128 characters"),
+        (
+            b'{"type":"recall","push_id":{"push_id":"p1"}}',
+            "push_id: expected a string of 1 to 128 characters",
+        ),
+        (b'{"type":"recall","push_id":"p1"}{}', "not JSON: "),
+        (b'{"type":"recall","push_id":"p1"}' + b" " * 8192, "the message has 8224 bytes, 8192 are allowed"),
         (b'{"type":"recall","user":"u1","collapse_key":["c"]}', "collapse_key: expected a string"),
     ],
 )
@@ -1291,6 +1388,32 @@ def test_a_control_message_that_is_wrong_is_told_why(body: bytes, problem: str) 
     assert isinstance(told, wire.BadControl), told
     assert told.problem.startswith(problem), told.problem
     assert json.loads(wire.control_error("n1", told.problem))["problem"] == told.problem
+
+
+def test_a_control_message_of_which_only_the_beginning_came_is_too_large() -> None:
+    body = b'{"type":"recall","push_id":"p1"}'
+    told = wire.decode_control(body, 10_000_000)
+    assert told == wire.BadControl("the message has 10000000 bytes, 8192 are allowed")
+    assert wire.decode_control(body, len(body)) == Recall(push_id="p1")
+
+
+def test_the_longest_names_fit_into_a_control_message_however_they_are_written() -> None:
+    recall = dict.fromkeys(("user", "collapse_key", "tenant"), "🎉" * 128)
+    assert wire.decode_control(dumps({"type": "recall", **recall})) == Recall(**recall)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"push_id":"p1"}', Recall(push_id="p1")),
+        (b' {"user":"u1","collapse_key":"c","tenant":"t"}', Recall("t", user="u1", collapse_key="c")),
+        (b'{"push_id":"p1","push_id":"p1"}', wire.BadControl("push_id: given twice")),
+        (b'{"type":"recall","push_id":"p1"}', wire.BadControl("type: no such field")),
+        (b"[]", wire.BadControl("expected an object, got a list")),
+    ],
+)
+def test_where_only_recalls_come_the_type_is_left_out(body: bytes, told: Recall | wire.BadControl) -> None:
+    assert wire.decode_recall(body) == told
 
 
 @settings(SETTINGS, max_examples=1000)

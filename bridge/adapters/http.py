@@ -87,6 +87,7 @@ from bridge.model import (
     ToUser,
 )
 from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, SessionInfo, Source
+from bridge.stepping import in_turns
 
 WAIT_MAX: Final = 30.0
 """Seconds that `?wait=` may ask for."""
@@ -443,7 +444,8 @@ class OpsServer:
             headers["traceparent"] = traceparent
         properties = Properties(content_type="application/json", headers={**headers, "x-push-id": push_id})
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, now)
-        requests = wire.decode(arrival, self._context.limits).requests
+        decoded = await in_turns(wire.decode_in_steps(arrival, self._context.limits), self._context.clock)
+        requests = decoded.requests
         push_ids = list(dict.fromkeys(r.id for r in requests if isinstance(r, PushRequest)))
         if wait is None and push_ids:
             await self._context.publisher.publish(body, push_id=push_id, headers=headers)
@@ -499,13 +501,7 @@ class OpsServer:
 
     async def _recall(self, request: web.Request) -> web.Response:
         """As a message on `push.control`, without the `type` that this route says already."""
-        try:
-            asked = msgspec.json.decode(await _body(request), type=dict[str, object])
-        except BAD_JSON as error:
-            raise _Answer(400, "bad_request", str(error)) from error
-        if "type" in asked:
-            raise _Answer(400, "bad_request", "type: no such field")
-        recall = wire.decode_control(msgspec.json.encode({"type": "recall", **asked}))
+        recall = wire.decode_recall(await _body(request))
         if isinstance(recall, wire.BadControl):
             raise _Answer(400, "bad_request", recall.problem)
         started = self._context.clock.monotonic()

@@ -1,0 +1,232 @@
+"""The careful pass over one JSON request: what exactly is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from bridge import fields, jsonparts, jsontext
+from bridge.decoding.rejecting import LastResort, strings, usable
+from bridge.decoding.terms import Limits
+from bridge.errors import InvalidRequest
+from bridge.jsontext import BAD_JSON, SPACE, ObjectText
+from bridge.model import Encoding, PushRequest, Reason, Rejected
+from bridge.stepping import Steps
+
+
+class _Known(msgspec.Struct, gc=False):
+    """The members of a request that the contract knows; others are passed over."""
+
+    id: Raw | UnsetType = UNSET
+    to: Raw | UnsetType = UNSET
+    event: Raw | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
+    ttl: Raw | UnsetType = UNSET
+    confirm: Raw | UnsetType = UNSET
+    ack_within: Raw | UnsetType = UNSET
+    collapse_key: Raw | UnsetType = UNSET
+    fallback: Raw | UnsetType = UNSET
+    tenant: Raw | UnsetType = UNSET
+    meta: Raw | UnsetType = UNSET
+
+
+class _OnlyKnown(_Known, forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class _Texts(msgspec.Struct, gc=False):
+    data: Raw = Raw(b"")
+    meta: Raw = Raw(b"")
+
+
+class _Parts(NamedTuple):
+    """A request taken apart."""
+
+    values: dict[str, object]
+    """Those of its members, of `data` anything; where it is not JSON, what a rejected request keeps."""
+    data: bytes | None
+    members: Mapping[str, bytes | Raw]
+    """Where it is not JSON: what can be told apart."""
+    is_json: bool
+
+
+_SMALL = 4096
+"""Bytes of text of which any values may be made at once; of all values, floats may take longest."""
+
+_decode_values = msgspec.json.Decoder(dict[str, object]).decode
+_decode_texts = msgspec.json.Decoder(_Texts).decode
+_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_only_known = msgspec.json.Decoder(_OnlyKnown).decode
+
+
+def careful(
+    body: bytes, index: int | None, fallback_id: str, limits: Limits, taken_at: float, ids: LastResort
+) -> Steps[PushRequest | Rejected]:
+    """Read a request slowly; `index` is its place in a batch.
+
+    Raises InvalidRequest only where an element of a batch condemns the whole batch.
+    """
+    where = "" if index is None else f"[{index}]"
+    parts = _small(body) or (yield from _any(body))
+    try:
+        if not parts.is_json:
+            yield from jsontext.blame(body, parts.members, where)
+        return (yield from checked(body, parts, where, fallback_id, limits, taken_at))
+    except InvalidRequest as error:
+        if index is not None and error.reason == Reason.TOO_MANY:
+            raise
+        reason, detail = Reason(error.reason), error.detail
+    values = parts.values
+    return Rejected(
+        usable(values, "id") or (yield from ids.id(body, index, fallback_id)),
+        reason,
+        detail,
+        body,
+        usable(values, "tenant"),
+        usable(values, "event"),
+    )
+
+
+def check_body(body: bytes, limits: Limits) -> Steps[None]:
+    """Raise InvalidRequest, with the path of the first wrong field, unless this may be the body of a message."""
+    parts = yield from _any(body)
+    if not parts.is_json:
+        yield from jsontext.blame(body, parts.members, "")
+    yield from checked(body, parts, "", "", limits, 0.0)
+
+
+def checked(
+    body: bytes, parts: _Parts, where: str, fallback_id: str, limits: Limits, taken_at: float
+) -> Steps[PushRequest]:
+    """Check a request that is JSON; raises InvalidRequest with the path of the first wrong field."""
+
+    def path(field: str) -> str:
+        return f"{where}.{field}" if where else field
+
+    if not _is_object(body):
+        got = fields.kind(jsontext.plain(body.strip(SPACE)))
+        raise InvalidRequest(Reason.INVALID, where, f"expected an object, got {got}")
+    values, data = parts.values, parts.data
+    if not fields.FIELDS.issuperset(values):
+        name = next(name for name in values if name not in fields.FIELDS)
+        hint = ": it belongs inside `to`" if name in fields.TO_FIELDS else ""
+        raise InvalidRequest(Reason.INVALID, path(jsontext.shown(name)), f"no such field{hint}")
+    if "to" not in values or data is None:
+        raise InvalidRequest(
+            Reason.INVALID, path("data" if "to" in values else "to"), "this field is required"
+        )
+    to = values["to"]
+    if isinstance(to, ObjectText):
+        members = _few_members(to.text)
+        to = _values((yield from _members_of_to(to.text)) if members is None else members)
+    if not isinstance(to, dict):
+        raise InvalidRequest(Reason.INVALID, path("to"), f"expected an object, got {fields.kind(to)}")
+    for name, value in to.items():
+        if name not in fields.TO_FIELDS:
+            raise InvalidRequest(Reason.INVALID, path(f"to.{jsontext.shown(name)}"), "no such field")
+        values[f"to.{name}"] = value
+    check_size(data, path("data"), limits)
+    if not jsontext.has_few_brackets(data) and (yield from jsontext.too_deep(data)):
+        raise InvalidRequest(Reason.INVALID, path("data"), jsontext.TOO_DEEP)
+    if not fields.LISTS.isdisjoint(values):
+        yield from fields.read_lists(values, path)
+    return fields.build(values, path, data, Encoding.JSON, fallback_id, taken_at, limits.max_ttl)
+
+
+def check_size(data: bytes, path: str, limits: Limits) -> None:
+    """Raise InvalidRequest where there is too much data."""
+    if len(data) > limits.max_data_bytes:
+        raise InvalidRequest(
+            Reason.TOO_LARGE, path, f"expected at most {limits.max_data_bytes} bytes, got {len(data)}"
+        )
+
+
+def _is_object(text: bytes) -> bool:
+    return (text if text[:1] == b"{" else text.lstrip(SPACE))[:1] == b"{"
+
+
+def _small(body: bytes) -> _Parts | None:
+    """The parts of a small request that is JSON, as most wrong ones are, else None."""
+    if len(body) > _SMALL or not jsontext.has_few_brackets(body):
+        return None
+    try:
+        values = _decode_values(body)
+        texts = _decode_texts(body)
+    except BAD_JSON:
+        return None
+    if "meta" in values:
+        values["meta"] = jsontext.plain(bytes(texts.meta))
+    return _Parts(values, bytes(texts.data) if "data" in values else None, {}, True)
+
+
+def _any(body: bytes) -> Steps[_Parts]:
+    """The parts of any request, as far as they can be told apart.
+
+    Where there are very many members, at least one is there of those that the contract does not know.
+    """
+    members = _few_members(body)
+    is_json = members is not None and jsontext.is_utf8(body)
+    yield
+    if members is None:
+        is_json = jsontext.is_json(body)
+        yield
+        members = yield from (_many_members(body) if is_json else jsonparts.last_members(body))
+        yield
+    # What is no JSON may have an id, a tenant and an event all the same.
+    values = _values(members) if is_json else strings(members)
+    data = members.get("data")
+    return _Parts(values, None if data is None else bytes(data), members, is_json)
+
+
+def _values(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
+    return {name: jsontext.plain(bytes(part)) for name, part in members.items() if name != "data"}
+
+
+def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
+    """The members of an object, where they are not very many; None also where this is no JSON, or no object."""
+    if _is_object(text) and jsonparts.is_small(text, b":"):
+        try:
+            return jsonparts.decode_members(text)
+        except BAD_JSON:
+            pass
+    return None
+
+
+def _many_members(body: bytes) -> Steps[Mapping[str, bytes | Raw]]:
+    """The members of a request that is JSON; of those that the contract does not know, one at least."""
+    try:
+        known = _decode_known(body)
+    except BAD_JSON:
+        # No object, or too deep for the decoder.
+        return (yield from jsonparts.last_members(body))
+    members = {name: part for name, part in msgspec.structs.asdict(known).items() if part is not UNSET}
+    yield
+    try:
+        _decode_only_known(body)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return members
+    yield
+    for member in jsonparts.members(body):
+        if member is None:
+            yield
+        elif member[0] not in fields.FIELDS:
+            return {member[0]: b"null", **members}
+    return members
+
+
+def _members_of_to(text: bytes) -> Steps[Mapping[str, bytes | Raw]]:
+    """The members of `to`, where they are very many; of those that the contract does not know, one at least."""
+    found: dict[str, bytes] = {}
+    for member in jsonparts.members(text):
+        if member is None:
+            yield
+            continue
+        found[member[0]] = member[1]
+        if member[0] not in fields.TO_FIELDS:
+            break
+    return found

@@ -1,0 +1,173 @@
+"""What AMQP headers say: about any message, and about one whose body is the data itself (payload-only mode)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from bridge import fields, jsontext
+from bridge.decoding.careful import check_size
+from bridge.decoding.terms import Limits
+from bridge.errors import InvalidRequest
+from bridge.fields import CommaText
+from bridge.jsontext import SPACE
+from bridge.model import Encoding, PushRequest, Reason
+from bridge.ports import Arrival
+from bridge.stepping import PARTS_AT_ONCE, Steps
+
+CLOCK_SKEW_MAX = 60.0
+"""Seconds that a producer's clock may be ahead of ours."""
+
+_CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
+_CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_DECIMAL_CHARS = 1024
+"""A longer one is out of range."""
+
+_PREFIX = "x-push-"
+BOTH_MODES = frozenset(
+    (
+        "x-push-id",
+        "x-push-published-ms",
+        "x-push-reason",
+        "x-push-detail",
+        "x-push-buried-at",
+        "x-push-replayed-at",
+        "x-push-replay-of",
+    )
+)
+FIELD_OF: Mapping[str, str] = {
+    "x-push-id": "id",
+    "x-push-user": "to.user",
+    "x-push-users": "to.users",
+    "x-push-session": "to.session",
+    "x-push-topic": "to.topic",
+    "x-push-all": "to.all",
+    "x-push-except": "to.except",
+    "x-push-event": "event",
+    "x-push-confirm": "confirm",
+    "x-push-tenant": "tenant",
+    "x-push-meta": "meta",
+    "x-push-ttl": "ttl",
+    "x-push-ack-within": "ack_within",
+    "x-push-collapse-key": "collapse_key",
+    "x-push-fallback": "fallback",
+}
+HEADER_OF: Mapping[str, str] = {
+    **{field: f"header {header}" for header, field in FIELD_OF.items()},
+    "to": "headers x-push-user, -users, -session, -all",
+}
+
+
+def is_payload_only(headers: Mapping[str, object]) -> bool:
+    """Whether these headers make the body the data itself."""
+    return any(name.startswith(_PREFIX) and name not in BOTH_MODES for name in headers)
+
+
+def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[PushRequest]:
+    """Read a message whose body is the data; raises InvalidRequest."""
+    body = arrival.body
+    values: dict[str, object] = {}
+    for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
+        field = FIELD_OF.get(name)
+        if field is not None:
+            values[field] = _widened(field, value)
+        elif name.startswith(_PREFIX) and name not in BOTH_MODES:
+            raise InvalidRequest(Reason.INVALID, f"header {jsontext.shown(name)}", "no such header")
+        if count % PARTS_AT_ONCE == 0:
+            yield
+    check_size(body, "", limits)
+    kind = _kind(arrival.properties.content_type)
+    encoding = _encoding(body, kind)
+    if encoding is Encoding.JSON:
+        if kind and not jsontext.is_json(body):
+            yield
+            yield from jsontext.check(body)
+        if not jsontext.has_few_brackets(body) and (yield from jsontext.too_deep(body)):
+            if kind:
+                raise InvalidRequest(Reason.INVALID, "", jsontext.TOO_DEEP)
+            encoding = Encoding.TEXT
+        else:
+            body = body.strip(SPACE)
+    if not fields.LISTS.isdisjoint(values):
+        yield from fields.read_lists(values, HEADER_OF.__getitem__)
+    return fields.build(
+        values, HEADER_OF.__getitem__, body, encoding, fallback_id, arrival.arrived_at, limits.max_ttl
+    )
+
+
+def _widened(field: str, value: object) -> object:
+    """What a header means: more than its type says, for the sake of tools that can only set strings."""
+    if isinstance(value, str):
+        if field in ("to.users", "to.except"):
+            return CommaText(value)
+        if field == "to.all" and value == "true":
+            return True
+        if field in ("ttl", "ack_within") and len(value) <= _DECIMAL_CHARS and _DECIMAL.fullmatch(value):
+            return float(value)
+    return value
+
+
+def _kind(content_type: str) -> str:
+    """What a content type says of a body: `json`, `text`, `bytes`, or nothing; raises InvalidRequest."""
+    said, _, parameters = content_type.partition(";")
+    said = said.strip().lower()
+    kind = "bytes" if said else ""
+    if said == "application/json" or said.endswith("+json"):
+        kind = "json"
+    elif said.startswith("text/"):
+        kind = "text"
+    charset = _CHARSET.search(parameters)
+    if charset and kind in ("json", "text") and charset[1].lower() not in _CHARSETS:
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            "property content_type",
+            f"expected the charset utf-8, got {jsontext.shown(charset[1])}",
+        )
+    return kind
+
+
+def _encoding(body: bytes, kind: str) -> Encoding:
+    """What a body is, or has to be, in payload-only mode; raises InvalidRequest."""
+    if kind == "json" or (not kind and jsontext.is_json(body)):
+        return Encoding.JSON
+    if kind == "bytes":
+        return Encoding.BYTES
+    if jsontext.is_utf8(body):
+        return Encoding.TEXT
+    if kind:
+        raise InvalidRequest(Reason.INVALID, "", "the content type says text, but it is not UTF-8")
+    return Encoding.BYTES
+
+
+def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: float) -> float:
+    """When a message was published, as far as a header says so; raises InvalidRequest."""
+    if "x-push-published-ms" not in headers:
+        return otherwise
+    ms = headers["x-push-published-ms"]
+    if isinstance(ms, str) and len(ms) < 20 and ms.isascii() and ms.isdecimal():
+        ms = int(ms)
+    if isinstance(ms, bool) or not isinstance(ms, int):
+        # No floats: some libraries write them with 32 bits, which is off by a minute.
+        raise InvalidRequest(
+            Reason.INVALID,
+            "header x-push-published-ms",
+            f"expected milliseconds since 1970 as an integer, got {fields.kind(ms)}",
+        )
+    # Compared before it is divided: an integer may be too large for a float.
+    return ms / 1000 if 0 < ms <= (arrived_at + CLOCK_SKEW_MAX) * 1000 else otherwise
+
+
+def push_id(headers: Mapping[str, object], otherwise: str) -> str:
+    """The id of what has none of its own; raises InvalidRequest."""
+    if "x-push-id" not in headers:
+        return otherwise
+    return fields.checked_id(headers["x-push-id"], "header x-push-id")
+
+
+def traceparent(headers: Mapping[str, object]) -> str:
+    """The W3C trace context of a message, or empty."""
+    value = headers.get("traceparent")
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""

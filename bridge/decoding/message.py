@@ -1,0 +1,133 @@
+"""A message as a whole: one request, a batch, data with headers, or nothing that can be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge import jsonparts, jsontext
+from bridge.decoding import headers as of_headers
+from bridge.decoding.batch import batch
+from bridge.decoding.careful import careful
+from bridge.decoding.headers import CLOCK_SKEW_MAX
+from bridge.decoding.rejecting import LastResort, strings, usable
+from bridge.decoding.straight import straight, straight_in_steps
+from bridge.decoding.terms import Decoded, Limits
+from bridge.errors import InvalidRequest
+from bridge.jsontext import SPACE
+from bridge.model import MESSAGE_BYTES_MAX, PushRequest, Reason, Rejected
+from bridge.ports import Arrival
+from bridge.stepping import AT_ONCE, Steps, finish
+
+_ENCODINGS = frozenset(("utf-8", "utf8", "identity"))
+
+
+def decode(arrival: Arrival, limits: Limits) -> Decoded:
+    """Read a message. Never raises, and answers the same for the same message but for made-up UUIDs.
+
+    Of a batch only the wrong elements are rejected; `Rejected.body` is then that element's bytes. May take a
+    second: where others wait, `decode_in_steps`.
+    """
+    decoded = begin(arrival, limits)
+    return decoded if isinstance(decoded, Decoded) else finish(decoded)
+
+
+def decode_in_steps(arrival: Arrival, limits: Limits) -> Steps[Decoded]:
+    """As `decode`, and with the same result, in steps of a few milliseconds at most."""
+    decoded = begin(arrival, limits)
+    return decoded if isinstance(decoded, Decoded) else (yield from decoded)
+
+
+def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
+    """Read what nearly every message is at once; of another one, the steps in which to go on."""
+    properties = arrival.properties
+    headers = properties.headers
+    body = arrival.body
+    size = len(body)
+    published_at = arrived_at = arrival.arrived_at
+    if properties.timestamp is not None and 0 < properties.timestamp <= arrived_at + CLOCK_SKEW_MAX:
+        published_at = properties.timestamp
+    traceparent = ""
+    fallback_id = properties.message_id
+    payload_only = False
+    try:
+        if headers:
+            traceparent = of_headers.traceparent(headers)
+            fallback_id = of_headers.push_id(headers, fallback_id)
+            published_at = of_headers.published_at(headers, published_at, arrived_at)
+            payload_only = of_headers.is_payload_only(headers)
+        if arrival.body_size > size or size > MESSAGE_BYTES_MAX:
+            raise InvalidRequest(
+                Reason.TOO_LARGE,
+                "",
+                f"the message has {arrival.body_size} bytes, {MESSAGE_BYTES_MAX} are allowed",
+            )
+        if properties.content_encoding and properties.content_encoding.lower() not in _ENCODINGS:
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                "property content_encoding",
+                f"expected none, utf-8 or identity, got {jsontext.shown(properties.content_encoding)}",
+            )
+    except InvalidRequest as wrong:
+        return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
+    if payload_only or body[:1] != b"{" or size > AT_ONCE:
+        return _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
+    request = straight(body, fallback_id, limits, arrived_at)
+    if request is None:
+        return _one(arrival, limits, fallback_id, published_at, traceparent)
+    return Decoded((request,), published_at, traceparent)
+
+
+def _rest(
+    arrival: Arrival,
+    limits: Limits,
+    payload_only: bool,
+    fallback_id: str,
+    published_at: float,
+    traceparent: str,
+) -> Steps[Decoded]:
+    """Read what is not simply a small request."""
+    body = arrival.body
+    requests: Sequence[PushRequest | Rejected]
+    yield
+    try:
+        if payload_only:
+            requests = ((yield from of_headers.payload_only(arrival, fallback_id, limits)),)
+        elif body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
+            requests = yield from batch(arrival, fallback_id, limits)
+        else:
+            request = yield from straight_in_steps(body, fallback_id, limits, arrival.arrived_at)
+            if request is None:
+                return (yield from _one(arrival, limits, fallback_id, published_at, traceparent))
+            requests = (request,)
+    except InvalidRequest as wrong:
+        return (yield from _rejected(arrival, wrong, fallback_id, published_at, traceparent))
+    return Decoded(requests, published_at, traceparent)
+
+
+def _one(
+    arrival: Arrival, limits: Limits, fallback_id: str, published_at: float, traceparent: str
+) -> Steps[Decoded]:
+    """Read the one request of a message slowly."""
+    yield
+    request = yield from careful(
+        arrival.body, None, fallback_id, limits, arrival.arrived_at, LastResort(arrival)
+    )
+    return Decoded((request,), published_at, traceparent)
+
+
+def _rejected(
+    arrival: Arrival, wrong: InvalidRequest, fallback_id: str, published_at: float, traceparent: str
+) -> Steps[Decoded]:
+    """Reject a message as a whole, under the best id that can be found in what there is of it."""
+    yield
+    values = strings((yield from jsonparts.last_members(arrival.body)))
+    headers = arrival.properties.headers
+    request = Rejected(
+        usable(values, "id") or (yield from LastResort(arrival).id(arrival.body, None, fallback_id)),
+        Reason(wrong.reason),
+        wrong.detail,
+        arrival.body,
+        usable(headers, "x-push-tenant") or usable(values, "tenant"),
+        usable(headers, "x-push-event") or usable(values, "event"),
+    )
+    return Decoded((request,), published_at, traceparent)
