@@ -617,7 +617,11 @@ async def test_a_recall_that_is_not_clear_is_refused_with_the_field(body: object
 async def test_a_recall_that_gives_a_field_twice_is_refused_by_its_name() -> None:
     parts = Parts()
     async with ops(parts) as o:
-        async with o.client.post("/v1/recall", data=b'{"push_id":"p1","push_id":"p2"}') as answer:
+        async with o.client.post(
+            "/v1/recall",
+            data=b'{"push_id":"p1","push_id":"p2"}',
+            headers={"Content-Type": "application/json"},
+        ) as answer:
             assert answer.status == 400
             assert (await answer.json())["problem"] == "push_id: given twice"
     assert parts.recall.calls == []
