@@ -379,7 +379,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("start", _start(core, rows)),
                     ("lease", _hold_lease(core, rows)),
                     ("sweeper", _sweep_log(core, rows, errors)),
-                    ("mailbox sweeper", _sweep_mailboxes(core)),
+                    ("mailbox sweeper", _sweep_mailboxes(core, errors)),
                     ("recollection", _recollect(core)),
                     ("loop watch", loop_watch.watch(metrics.loop_lag)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
@@ -529,12 +529,15 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
                 core.settlement.ended_by_sweep(ended)
 
 
-async def _sweep_mailboxes(core: Core) -> None:
+async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
     """Every second: end kept pushes whose time is over, and what is over the bounds of a mailbox."""
     while True:
         await core.clock.sleep(SWEEP_EVERY)
         if "starting" not in core.gate and "database" not in core.gate:
-            await core.mailbox.sweep()
+            try:
+                await core.mailbox.sweep()
+            except (StoreUnavailable, SchemaBehind) as away:
+                errors.handle(away, "mailbox.sweep", {})
 
 
 async def _recollect(core: Core) -> None:

@@ -62,6 +62,8 @@ SWEEP_ROWS = 500
 """Rows that one statement ends; halved where that takes too long."""
 SWEEP_STATEMENTS = 20
 """Such statements in one sweep; what is left waits a second."""
+RECALL_TRIES, RECALL_WAIT = 5, 0.1
+"""How often a recall is begun again while others hold rows that it names, and the seconds in between."""
 TRIM_USERS = 20
 """Mailboxes that one statement measures."""
 PATROL_USERS = 20
@@ -538,11 +540,15 @@ class Mailbox:
             if not users:
                 break
             await self._trim(users)
-        users = list(
-            await self._sweeping.call(lambda: self._store.users_with_mail(self._patrol, PATROL_USERS))
-        )
-        self._patrol = users[-1] if len(users) == PATROL_USERS else ""
-        await self._trim(users)
+        try:
+            patrolled = await self._sweeping.call(
+                lambda: self._store.users_with_mail(self._patrol, PATROL_USERS)
+            )
+        except StatementFailed as failed:
+            self._errors.handle(failed, "mailbox.patrol", {})
+            return
+        self._patrol = patrolled[-1] if len(patrolled) == PATROL_USERS else ""
+        await self._trim(patrolled)
 
     async def _expire(self) -> None:
         for _ in range(SWEEP_STATEMENTS):
@@ -604,6 +610,7 @@ class Mailbox:
         place: RecallPlace | None = RecallPlace()
         rows = SWEEP_ROWS
         count = len(ended)
+        held = tries = 0
         while place is not None:
             try:
                 page = await self._store.recall(recall, place, rows)
@@ -618,8 +625,16 @@ class Mailbox:
             for push in of_page:
                 flying.pop(push, None)
             self._withdraw(of_page, recall.tenant, told)
+            held += sum(1 for w in page.written if w.applied is None)
             place = page.next
             await self._clock.sleep(0)
+            if place is None and held:
+                # It is begun again until nobody holds any of them.
+                tries += 1
+                if tries == RECALL_TRIES:
+                    raise StatementFailed(f"{held} rows are held by somebody else")
+                await self._clock.sleep(RECALL_WAIT)
+                held, place = 0, RecallPlace()
         # Told when they have ended, so that nothing is sent behind it.
         self._withdraw(flying, recall.tenant, told)
         if uncommitted:

@@ -8,6 +8,8 @@ same, it is the call's fault: it is made smaller, and what fails alone is the ca
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from bridge.errors import SchemaBehind, StatementFailed, StoreUnavailable
@@ -20,6 +22,8 @@ SUSPECT_AFTER = 3
 """Failures of one call, while a row could be written after each, that show that it is to blame."""
 PARTS = 8
 """Into how many a failed call is cut: with two, one culprit among 500 would cost nine time limits."""
+GIVE_UP = 8
+"""Parts that fail one after the other, after which the rest is not tried: each may cost a time limit."""
 
 I = TypeVar("I")  # noqa: E741 -- what goes in
 T = TypeVar("T")
@@ -77,16 +81,32 @@ class Persistence:
         call: Callable[[Sequence[I]], Awaitable[Sequence[T]]],
         alone: Callable[[I, StatementFailed], Awaitable[Sequence[T]]],
     ) -> list[T]:
-        """Make a call for all items; where it fails, for parts of them. What fails alone goes to `alone`."""
-        if not items:
-            return []
-        try:
-            return list(await self.call(lambda: call(items)))
-        except StatementFailed as failed:
-            if len(items) == 1:
-                return list(await alone(items[0], failed))
-        step = -(-len(items) // PARTS)
+        """Make a call for all items; where it fails, for parts of them. What fails alone goes to `alone`, and so does
+        what is left when nothing goes through any more."""
         results: list[T] = []
-        for at in range(0, len(items), step):
-            results += await self.in_parts(items[at : at + step], call, alone)
+        failures = 0
+        waiting = [items] if items else []
+        while waiting:
+            some = waiting.pop()
+            try:
+                results += await self.call(partial(call, some))
+            except StatementFailed as failed:
+                failures += 1
+                if len(some) == 1:
+                    results += await alone(some[0], failed)
+                elif failures < GIVE_UP:
+                    waiting += reversed(parts_of(some))
+                if failures >= GIVE_UP:
+                    left = [] if len(some) == 1 else [some]
+                    for item in chain.from_iterable((*left, *reversed(waiting))):
+                        results += await alone(item, failed)
+                    return results
+            else:
+                failures = 0
         return results
+
+
+def parts_of(items: Sequence[I]) -> list[Sequence[I]]:
+    """These items in about `PARTS` parts."""
+    step = -(-len(items) // PARTS)
+    return [items[at : at + step] for at in range(0, len(items), step)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -268,6 +268,14 @@ class Collapse(NamedTuple):
     position: int
 
 
+class Superseded(NamedTuple):
+    """What a step of ending replaced pushes did."""
+
+    ended: Sequence[Row]
+    held: Sequence[Row]
+    """Rows that are still stored, since somebody else holds them."""
+
+
 class Store(Protocol):
     """The rows of the delivery log by compare-and-set. Every method is safe to run again.
 
@@ -305,20 +313,23 @@ class Store(Protocol):
         """About `limit` of the rows of a push in those days, from this user id on; all rows of the last user."""
         ...
 
-    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
-        """Note in each row that its receipt is owed, adding these replies to those already owed."""
+    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
+        """Note in each row that its receipt is owed, adding these replies to those already owed. Returns those whose
+        row somebody else holds: they are to be tried again."""
         ...
 
-    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
-        """These replies are paid, and the outcome event; a row that owes no others owes nothing any more."""
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
+        """These replies are paid, and the outcome event; a row that owes no others owes nothing any more. Returns those
+        whose row somebody else holds."""
         ...
 
     async def owing(self, limit: int) -> Sequence[Row]:
-        """At most `limit` final rows that owe a receipt, oldest first."""
+        """At most `limit` final rows that owe a receipt, and that nobody else holds, oldest first."""
         ...
 
-    async def prove_late(self, proofs: Sequence[LateProof]) -> None:
-        """Fill `late_at`, and `proven_at`, of final rows where they are null; the outcome stays as it is."""
+    async def prove_late(self, proofs: Sequence[LateProof]) -> Collection[RowKey]:
+        """Fill `late_at`, and `proven_at`, of final rows where they are null; the outcome stays as it is. Returns those
+        whose row somebody else holds."""
         ...
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
@@ -367,13 +378,14 @@ class Store(Protocol):
         """The next users for whom something is stored, in the order of their ids (bytewise)."""
         ...
 
-    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Superseded:
         """End stored rows of lower positions with the same tenant, user and key: `superseded`/`collapsed`. At most
-        `limit`; none: there were no more."""
+        `limit`; none: there were no more that could be ended."""
         ...
 
     async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
         """One step: end stored rows that a recall names as `recalled`/`withdrawn` (`applied`), about `limit` of them.
+        Of rows that somebody else holds `applied` is None: the recall is to be repeated.
 
         The others that it names are returned as well, not applied: of a recall by push id those of that push that
         had ended before, or are `pending`; of one by collapse key those that were delivered, until their ttl ends.

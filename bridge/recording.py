@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from bridge.errors import RowsRefused, StatementFailed
 from bridge.model import Reason, Row
-from bridge.persistence import PARTS, Persistence
+from bridge.persistence import GIVE_UP, Persistence, parts_of
 from bridge.ports import ErrorHandler, Store, Written
 
 SUSPECT_FIELDS = ("meta", "payload", "app_id", "traceparent", "detail", "ack_within", "published_at")
@@ -24,23 +25,34 @@ class Recorder:
         self._errors = errors
 
     async def record(self, rows: Sequence[Row]) -> list[Written | None]:
-        """Write these rows, one per key; None for one that fails alone, or that somebody else holds."""
-        if not rows:
-            return []
-        try:
-            written = await self._persistence.call(lambda: self._store.record(rows))
-        except RowsRefused as refused:
-            if len(rows) == 1:
-                return [await self._without_what_is_refused(rows[0], refused)]
-        except StatementFailed as failed:
-            if len(rows) == 1:
-                self._errors.handle(failed, "store.record", {"push_id": rows[0].key.push_id})
-                return [None]
-        else:
-            return [None if w.applied is None else w for w in written]
-        step = -(-len(rows) // PARTS)
-        parts = [await self.record(rows[at : at + step]) for at in range(0, len(rows), step)]
-        return [w for part in parts for w in part]
+        """Write these rows, one per key; None for one that fails alone, or that somebody else holds, and for those
+        that are left when nothing goes through any more."""
+        results: list[Written | None] = [None] * len(rows)
+        failures = 0
+        waiting: list[Sequence[int]] = [range(len(rows))] if rows else []
+        while waiting:
+            places = waiting.pop()
+            some = [rows[place] for place in places]
+            try:
+                written = await self._persistence.call(partial(self._store.record, some))
+            except RowsRefused as refused:
+                if len(some) == 1:
+                    results[places[0]] = await self._without_what_is_refused(some[0], refused)
+                else:
+                    waiting += reversed(parts_of(places))
+            except StatementFailed as failed:
+                failures += 1
+                if len(some) > 1 and failures < GIVE_UP:
+                    waiting += reversed(parts_of(places))
+                    continue
+                self._errors.handle(failed, "store.record", {"push_id": some[0].key.push_id})
+                if failures >= GIVE_UP:
+                    break
+            else:
+                failures = 0
+                for place, result in zip(places, written, strict=True):
+                    results[place] = None if result.applied is None else result
+        return results
 
     async def _without_what_is_refused(self, row: Row, refused: RowsRefused) -> Written | None:
         """Find what the database refuses, and write the row without it: one thing alone, or all that may be it."""
@@ -53,13 +65,10 @@ class Recorder:
             note = f"left out what the database refused ({refused.sqlstate}): {left_out}"
             detail = f"{plain.detail} ({note})" if plain.detail else note
             try:
-                [written] = await self._persistence.call(
-                    lambda plain=plain, detail=detail: self._store.record(  # type: ignore[misc]
-                        [msgspec.structs.replace(plain, detail=detail)]
-                    )
-                )
-            except RowsRefused as again:
-                refused = again
+                again = [msgspec.structs.replace(plain, detail=detail)]
+                [written] = await self._persistence.call(partial(self._store.record, again))
+            except RowsRefused as once_more:
+                refused = once_more
             except StatementFailed as failed:
                 self._errors.handle(failed, "store.record", {"push_id": row.key.push_id})
                 return None

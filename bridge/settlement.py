@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from bridge.errors import StatementFailed
 from bridge.flight import DELIVERED, OWED_MAX, Flight, Message, merged
@@ -31,6 +31,7 @@ from bridge.ports import (
     Metrics,
     Receipts,
     Store,
+    Superseded,
     Written,
 )
 from bridge.recording import UNTRIED, Recorder
@@ -49,8 +50,16 @@ SWEEP_ROWS = 500
 """Debts paid in one step of a sweep, and rows that one statement notes anything in."""
 ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
 """Seconds until a row that could not be written is tried again: doubled from the first to the most."""
+ASIDE_MANY = 1000
+"""Rows set aside over which nothing more is taken: that is no single row's fault any more."""
+REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
+"""How often it is tried at once to end what is replaced, and the seconds in between."""
 LATE_MAX = 100_000
 """Late proofs that wait to be noted: over it the oldest are not."""
+
+
+_Place: TypeAlias = tuple[str, str, str]
+"""Tenant, user and collapse key."""
 
 
 class _Payment(NamedTuple):
@@ -139,10 +148,12 @@ class Settlement:
         self._aside: dict[RowKey, _Aside] = {}
         """Flights whose rows could not be written with the others, and are tried alone."""
         self._aside_wake = asyncio.Event()
-        self._unreplaced: list[Collapse] = []
-        """Pushes whose older ones could not be ended."""
-        self._rested: dict[RowKey, float] = {}
-        """Rows whose debts are paid and could not be settled: until when (monotonic) they are not paid again."""
+        self._unreplaced: dict[_Place, Collapse] = {}
+        """Of pushes whose older ones could not be ended the newest, by tenant, user and key."""
+        self._replace_wake = asyncio.Event()
+        self._rested: dict[RowKey, tuple[float, float]] = {}
+        """Rows whose debts are paid and could not be settled: until when (monotonic) they are not paid again, and for
+        how many seconds that is."""
         self._answers: list[tuple[Message, Row]] = []
         self._released: list[Message] = []
         self._late: list[LateProof] = []
@@ -215,6 +226,7 @@ class Settlement:
     def sweep(self) -> None:
         """Pay debts and note late proofs, once, when the payer gets to it. Called every second."""
         self._sweep_due = True
+        self._replace_wake.set()
         self._stir()
 
     def _stir(self) -> None:
@@ -252,6 +264,7 @@ class Settlement:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_forever(), name="settlement writer")
             tasks.create_task(self._write_aside_forever(), name="settlement writer of what was set aside")
+            tasks.create_task(self._replace_later_forever(), name="settlement of what was replaced")
             tasks.create_task(self._pay_forever(), name="settlement payer")
 
     async def _write_forever(self) -> None:
@@ -333,11 +346,15 @@ class Settlement:
         aside = self._aside.get(key)
         wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
         self._aside[key] = _Aside(flight, self._clock.monotonic() + wait, wait)
+        if len(self._aside) > ASIDE_MANY:
+            self._gate.shut(
+                "rows set aside", f"{len(self._aside)} rows can't be written; see the log of errors"
+            )
         self._aside_wake.set()
 
     async def _write_aside_forever(self) -> None:
         """Write what was set aside, one row after the other, each when its time has come."""
-        persistence = Persistence(self._store, self._gate, self._clock, "rows set aside")
+        persistence = Persistence(self._store, self._gate, self._clock, "rows tried again")
         recorder = Recorder(self._store, persistence, self._errors)
         while True:
             if not self._aside:
@@ -352,6 +369,8 @@ class Settlement:
                 self._set_aside(aside.flight)
                 continue
             del self._aside[key]
+            if len(self._aside) <= ASIDE_MANY // 2:
+                self._gate.clear("rows set aside")
             payment = _Payment([], set(), {}, [], [], [])
             self._committed(aside.flight, written, payment)
             if aside.again and not written.row.final:
@@ -369,26 +388,58 @@ class Settlement:
             for row in rows
             if row.collapse_key and not _untried(row)
         ]
-        for at in range(0, len(newer), BATCH_ROWS):
-            await self._replace(newer[at : at + BATCH_ROWS])
+        highest: dict[_Place, Collapse] = {}
+        for one in newer:
+            place = _place(one)
+            later = self._unreplaced.get(place)
+            if later is not None:
+                # It waits for what could not be ended; it is not waited for here.
+                self._unreplaced[place] = max(later, one, key=lambda c: c.position)
+            elif place not in highest or highest[place].position < one.position:
+                highest[place] = one
+        every = list(highest.values())
+        for at in range(0, len(every), BATCH_ROWS):
+            await self._replace(every[at : at + BATCH_ROWS])
 
     async def _replace(self, newer: Sequence[Collapse]) -> None:
-        async def some(part: Sequence[Collapse]) -> Sequence[Row]:
-            return await self._store.supersede(part, BATCH_ROWS)
+        """End what is older. What somebody else holds, or what fails, is left for later."""
 
-        async def failed(one: Collapse, error: StatementFailed) -> Sequence[Row]:
+        async def some(part: Sequence[Collapse]) -> Sequence[Superseded]:
+            return [await self._store.supersede(part, BATCH_ROWS)]
+
+        async def failed(one: Collapse, error: StatementFailed) -> Sequence[Superseded]:
             self._errors.handle(error, "store.supersede", {"collapse_key": one.collapse_key})
-            self._unreplaced.append(one)
+            self._unreplaced[_place(one)] = one
             return ()
 
-        while newer:
-            ended = await self._writing_persistence.in_parts(newer, some, failed)
-            if not ended:
+        for attempt in range(REPLACE_TRIES):
+            if attempt:
+                # Mostly it is this process that holds it, for a moment.
+                await self._clock.sleep(REPLACE_WAIT)
+            more = True
+            while newer and more:
+                steps = await self._writing_persistence.in_parts(newer, some, failed)
+                ended = [row for step in steps for row in step.ended]
+                held = {
+                    (row.key.tenant, row.key.user, row.collapse_key) for step in steps for row in step.held
+                }
+                if ended and self.on_superseded is not None:
+                    self.on_superseded(ended)
+                newer = [one for one in newer if _place(one) not in self._unreplaced]
+                more = bool(ended)
+            newer = [one for one in newer if _place(one) in held] if newer else []
+            if not newer:
                 return
-            if self.on_superseded is not None:
-                self.on_superseded(ended)
-            gone = {(c.tenant, c.user, c.collapse_key) for c in self._unreplaced}
-            newer = [c for c in newer if (c.tenant, c.user, c.collapse_key) not in gone]
+        self._unreplaced.update((_place(one), one) for one in newer)
+
+    async def _replace_later_forever(self) -> None:
+        """Try again, each second, to end what newer pushes have replaced."""
+        while True:
+            await self._replace_wake.wait()
+            self._replace_wake.clear()
+            later, self._unreplaced = self._unreplaced, {}
+            if later:
+                await self._replace(list(later.values()))
 
     def _committed(self, flight: Flight, written: Written, payment: _Payment) -> None:
         """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
@@ -549,16 +600,21 @@ class Settlement:
         return not unsent, unnoted
 
     async def _settle(self, paid: dict[RowKey, tuple[Reply, ...]]) -> None:
-        async def settle(keys: Sequence[RowKey]) -> Sequence[None]:
-            await self._store.settle({key: paid[key] for key in keys})
-            return ()
+        async def settle(keys: Sequence[RowKey]) -> Sequence[RowKey]:
+            return list(await self._store.settle({key: paid[key] for key in keys}))
 
-        async def failed(key: RowKey, error: StatementFailed) -> Sequence[None]:
+        async def failed(key: RowKey, error: StatementFailed) -> Sequence[RowKey]:
             self._errors.handle(error, "store.settle", {"push_id": key.push_id})
-            self._rested[key] = self._clock.monotonic() + ASIDE_MOST
-            return ()
+            return (key,)
 
-        await self._paying_persistence.in_parts(list(paid), settle, failed)
+        unsettled = await self._paying_persistence.in_parts(list(paid), settle, failed)
+        for key in unsettled:
+            # Paid again later, ever less often: the row still says that it owes.
+            _, before = self._rested.get(key, (0.0, ASIDE_MOST / 2))
+            self._rested[key] = (self._clock.monotonic() + 2 * before, 2 * before)
+        if self._rested:
+            for key in paid.keys() - set(unsettled):
+                self._rested.pop(key, None)
 
     async def _note(self, notes: Sequence[_Note]) -> list[_Note]:
         """Note debts in their rows; returns those that could not be noted."""
@@ -567,8 +623,7 @@ class Settlement:
             debts[note.key] = (*debts.get(note.key, ()), *note.replies)
 
         async def owe(keys: Sequence[RowKey]) -> Sequence[RowKey]:
-            await self._store.owe({key: merged(debts[key]) for key in keys})
-            return ()
+            return list(await self._store.owe({key: merged(debts[key]) for key in keys}))
 
         async def failed(key: RowKey, error: StatementFailed) -> Sequence[RowKey]:
             self._errors.handle(error, "store.owe", {"push_id": key.push_id})
@@ -624,9 +679,6 @@ class Settlement:
             messages = [(n.message, n.key) for n in unnoted if n.message is not None]
             payment = _Payment([], set(), {}, [], messages, [])
             await self._settle_messages(payment, await self._note(unnoted))
-        unreplaced, self._unreplaced = self._unreplaced, []
-        if unreplaced:
-            await self._replace(unreplaced)
         if self._receipts.blocked:
             return
         unfinished, self._unfinished = self._unfinished, []
@@ -638,18 +690,18 @@ class Settlement:
         def unwritten(proof: LateProof) -> bool:
             return proof.key in self._due or proof.key in self._writing or proof.key in self._aside
 
-        async def prove(proofs: Sequence[LateProof]) -> Sequence[None]:
-            await self._store.prove_late(proofs)
-            return ()
+        async def prove(proofs: Sequence[LateProof]) -> Sequence[LateProof]:
+            held = await self._store.prove_late(proofs)
+            return [proof for proof in proofs if proof.key in held]
 
-        async def failed(proof: LateProof, error: StatementFailed) -> Sequence[None]:
+        async def failed(proof: LateProof, error: StatementFailed) -> Sequence[LateProof]:
             self._errors.handle(error, "store.prove_late", {"push_id": proof.key.push_id})
-            return ()
+            return (proof,)
 
         late = [p for p in self._late if not unwritten(p)]
         self._late = [p for p in self._late if unwritten(p)]
         for at in range(0, len(late), SWEEP_ROWS):
-            await self._paying_persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+            self._late += await self._paying_persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
 
     async def _pay_debts(self) -> None:
         try:
@@ -659,9 +711,12 @@ class Settlement:
             self._sweep_rows = max(1, self._sweep_rows // PARTS)
             return
         now = self._clock.monotonic()
-        if self._rested:
-            self._rested = {key: until for key, until in self._rested.items() if until > now}
-        owing = [r for r in found if r.key not in self._paying and r.key not in self._rested]
+        resting = {key for key, (until, _) in self._rested.items() if until > now}
+        # What was not found again within as long has been settled by others.
+        self._rested = {
+            key: (until, wait) for key, (until, wait) in self._rested.items() if until + wait > now
+        }
+        owing = [r for r in found if r.key not in self._paying and r.key not in resting]
         more = len(found) == self._sweep_rows
         self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
         if not owing:
@@ -683,6 +738,10 @@ def _parts(receipt: Receipt) -> Sequence[Receipt]:
         Receipt(receipt.row, replies[at : at + OWED_MAX], announce=receipt.announce and at == 0)
         for at in range(0, len(replies), OWED_MAX)
     ]
+
+
+def _place(one: Collapse) -> _Place:
+    return one.tenant, one.user, one.collapse_key
 
 
 def _untried(row: Row) -> bool:

@@ -35,6 +35,7 @@ from bridge.ports import (
     RecallPage,
     RecallPlace,
     RowPage,
+    Superseded,
     Written,
 )
 from bridge.session import SessionLimits
@@ -161,7 +162,7 @@ class SlowStore(MemoryStore):
             await asyncio.sleep(0)
         return pages
 
-    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Superseded:
         for _ in range(2):
             await asyncio.sleep(0)
         ended = await super().supersede(newer, min(limit, 1))

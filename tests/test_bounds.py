@@ -20,8 +20,9 @@ from bridge.flight import OWED_MAX
 from bridge.model import PushKey, Recall
 from bridge.ports import MailboxAsk
 from tests.clients import Client, client
+from tests.core import until
 from tests.house import bridge, counted, publish, token
-from tests.test_postgres import ask, transaction
+from tests.test_postgres import ask, eventually, transaction
 from tests.test_store_contract import EVER, NOON, kept, recalled, row, trimmed
 
 pytestmark = pytest.mark.timeout(240)
@@ -305,6 +306,76 @@ async def test_a_row_that_an_operator_holds_stops_nothing_else_and_ends_when_it_
                 database, "select count(*) from delivery_log where push_id = 'held' and final"
             ) == [(0,)]
         await counted(database, "push_id = 'held' and outcome = 'received'", 1)
+
+
+async def test_a_replaced_push_that_an_operator_holds_stops_nothing_and_is_replaced_when_it_is_let_go(
+    vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database) as made:
+        same = {"ttl": 600, "collapse_key": "k", "data": 1}
+        await publish(vhost, {"id": "old", "to": {"user": "u1"}, **same})
+        await counted(database, "push_id = 'old' and outcome = 'stored'", 1)
+        async with transaction(database) as operator:
+            await operator.execute("update delivery_log set detail = detail where push_id = 'old'")
+            await publish(vhost, {"id": "new", "to": {"user": "u1"}, **same})
+            for n in range(20):
+                await publish(vhost, {"id": f"p{n}", "to": {"user": "u2"}, **same, "collapse_key": f"k{n}"})
+            await counted(database, "push_id <> 'old' and outcome = 'stored'", 21, 20.0)
+            assert made.gate.is_open
+            assert await ask(database, "select outcome from delivery_log where push_id = 'old'") == [
+                ("stored",)
+            ]
+        await counted(database, "push_id = 'old' and outcome = 'superseded'", 1)
+
+
+async def test_debts_in_rows_that_an_operator_holds_keep_nobody_else_waiting_for_an_answer(
+    vhost: str, database: str
+) -> None:
+    def request(push_id: str, correlation_id: str) -> Outgoing:
+        body = json.dumps({"id": push_id, "to": {"user": "u1"}, "data": 1, "ttl": 3600}).encode()
+        return Outgoing(body, reply_to=queue.name, correlation_id=correlation_id)
+
+    await fill(database, stored(200, push_id="'held' || g"))
+    async with bridge(vhost, database) as made, await aio_pika.connect(vhost) as connection:
+        queue = await (await connection.channel()).declare_queue(exclusive=True)
+        async with Producer.connect(vhost) as producer, transaction(database) as operator:
+            await operator.execute("select from delivery_log where push_id like 'held%' for update")
+            await producer.publish_all([request(f"held{n}", f"held{n}") for n in range(1, 201)])
+            ordinary = [
+                Outgoing(
+                    b'{"id":"p%d","to":{"user":"u2"},"data":1}' % n,
+                    reply_to=queue.name,
+                    correlation_id=str(n),
+                )
+                for n in range(20)
+            ]
+            await producer.publish_all(ordinary)
+            answered: set[str | None] = set()
+            async with asyncio.timeout(20):
+                while len(answered) < 20:
+                    message = await queue.get(no_ack=True, fail=False)
+                    if message is None:
+                        await asyncio.sleep(0.01)
+                    else:
+                        answered.add(message.correlation_id)
+            assert answered == {str(n) for n in range(20)}
+            assert made.gate.is_open
+        await eventually(
+            database, "select count(*) = 200 from delivery_log where jsonb_array_length(owed) = 1"
+        )
+
+
+async def test_a_day_that_an_operator_locks_holds_the_bridge_up_and_does_not_end_it(
+    vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database) as made:
+        [(day,)] = await ask(database, "select to_char(day, 'YYYYMMDD') from log_day")
+        async with transaction(database) as operator:
+            await operator.execute(f"lock table delivery_log_{day} in access exclusive mode".encode())
+            await publish(vhost, {"id": "p1", "to": {"user": "u1"}, "data": 1})
+            await until(lambda: not made.gate.is_open, 60.0)
+        await counted(database, "push_id = 'p1' and final", 1, 20.0)
+        await until(lambda: made.gate.is_open, 20.0)
 
 
 # --- positions -------------------------------------------------------------------------------------------

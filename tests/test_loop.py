@@ -41,7 +41,6 @@ async def test_costly_messages_are_taken_in_turns_and_everybody_else_is_served(
             await publish(vhost, request("watcher", "after all of them"))
         await counted(database, "push_id = 'after all of them' and outcome = 'received'", 1)
         held = await metric(b.ops_port, "bridge_loop_held_seconds")
-        print("HELD", before, held, len(sent))
         assert before <= held <= HELD_MAX
 
 

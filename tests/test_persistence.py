@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from bridge.flight import OWED_MAX, Flight, Message
 from bridge.gate import Gate
 from bridge.model import Outcome, Properties, Reason, Reply, Row, RowKey
 from bridge.persistence import PARTS, SUSPECT_AFTER, Persistence
-from bridge.ports import AckToken, Collapse, Written
+from bridge.ports import AckToken, Collapse, Superseded, Written
 from tests.core import ManualClock, until
 from tests.test_settlement import House, house
 
@@ -176,7 +176,7 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
     async with house() as h:
         supersede, stuck = h.store.supersede, True
 
-        async def failing(newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+        async def failing(newer: Sequence[Collapse], limit: int) -> Superseded:
             if stuck and any(c.user == "u1" for c in newer):
                 raise StatementFailed("canceling statement due to lock timeout")
             return await supersede(newer, limit)
@@ -252,10 +252,10 @@ async def test_a_debt_that_can_not_be_noted_keeps_its_message_and_no_other() -> 
     async with house() as h:
         owe, stuck = h.store.owe, True
 
-        async def failing(debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+        async def failing(debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
             if stuck and any(key.push_id == "p1" for key in debts):
                 raise StatementFailed("canceling statement due to lock timeout")
-            await owe(debts)
+            return await owe(debts)
 
         h.store.owe = failing  # type: ignore[method-assign]
         for push_id in ("p1", "p2", "p3"):
@@ -286,10 +286,10 @@ async def test_a_debt_that_is_paid_and_can_not_be_settled_is_not_paid_again_each
     async with house() as h:
         settle, stuck = h.store.settle, True
 
-        async def failing(paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+        async def failing(paid: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
             if stuck:
                 raise StatementFailed("canceling statement due to lock timeout")
-            await settle(paid)
+            return await settle(paid)
 
         h.store.settle = failing  # type: ignore[method-assign]
         row = stored_row(h, "p1", 1)

@@ -32,8 +32,8 @@ from bridge.adapters.postgres_rows import (
 from bridge.adapters.postgres_upkeep import MARK, Upkeep, UpkeepDone
 from bridge.devservers import Servers
 from bridge.errors import NodeNameTaken, RowsRefused, StatementFailed, StoreUnavailable
-from bridge.model import LateProof, Outcome, Recall, Reply, Row, RowKey
-from bridge.ports import Collapse
+from bridge.model import LateProof, Outcome, Reason, Recall, Reply, Row, RowKey
+from bridge.ports import Collapse, RecallPlace
 from tests.test_store_contract import EVER, LATER, NOON, kept, recalled, row, trimmed, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
@@ -237,7 +237,7 @@ async def test_what_ends_kept_rows_and_what_writes_them_never_deadlock(database:
             ended.extend(await store.expire(5))
             ended.extend(await store.trim(await store.overfull(users, 11 - n, 10**6), 100))
             newer = [Collapse("", user, "k", n * 6) for user in users]
-            ended.extend(await store.supersede([*newer, *reversed(newer)], 100))
+            ended.extend((await store.supersede([*newer, *reversed(newer)], 100)).ended)
             written = await recalled(store, Recall(push_id=f"p{n}7"), 3)
             ended.extend(w.row for w in written if w.applied)
 
@@ -260,26 +260,60 @@ async def test_what_ends_kept_rows_and_what_writes_them_never_deadlock(database:
     ) == [(0,)]
 
 
-async def test_a_row_that_is_just_being_finished_is_waited_for_or_left(
+async def test_a_row_that_somebody_else_holds_is_left_or_told_and_never_waited_for(
     database: str, store: PostgresStore
 ) -> None:
     over = time.time() - 1
     await store.record([kept("a", expires_at=over, collapse_key="k"), kept("b", position=2, expires_at=over)])
+    await store.record([row("c", outcome=Outcome.UNKNOWN, proven_at=None)])
+    a, b, c = row("a").key, row("b").key, row("c").key
+    paid = {a: (Reply("q"),), b: (Reply("q"),)}
+    await store.owe(paid)
     async with transaction(database) as other:
-        await other.execute(RECORD, record_params([row("a")]))
-        # The sweep goes past it; who must know how it ends waits, and finds it ended.
-        assert [r.key.push_id for r in await store.expire(10)] == ["b"]
-        trimming = asyncio.create_task(trimmed(store, ["u"], 0, 0))
-        superseding = asyncio.create_task(store.supersede([Collapse("", "u", "k", EVER)], 9))
-        recalling = asyncio.create_task(recalled(store, Recall(push_id="a")))
-        await eventually(
-            database,
-            "select count(*) = 3 from pg_stat_activity where datname = current_database()"
-            " and wait_event_type = 'Lock' and query ~ '(trim_stored|supersede_rows|recall_push)'",
-        )
-    assert (await trimming, await superseding) == ([], [])
-    [written] = await recalling
-    assert (written.applied, written.row.outcome) == (False, Outcome.RECEIVED)
+        await other.execute("select from delivery_log where push_id <> 'b' for update")
+        # The sweeps come by again; who must know how it ends is told that it has not.
+        assert [r.key for r in await store.expire(10)] == [b]
+        assert await trimmed(store, ["u"], 0, 0) == []
+        ended, held = await store.supersede([Collapse("", "u", "k", EVER)], 9)
+        assert (list(ended), [r.key for r in held]) == ([], [a])
+        for recall in (Recall(push_id="a"), Recall(user="u", collapse_key="k")):
+            assert [
+                (w.applied, w.row.key) for w in (await store.recall(recall, RecallPlace(), 9)).written
+            ] == [(None, a)]
+        assert await store.owe({a: (Reply("r"),), b: (Reply("r"),)}) == {a}
+        assert await store.settle(paid) == {a}
+        assert await store.prove_late([LateProof(b, NOON), LateProof(c, NOON)]) == {c}
+        assert [r.key for r in await store.owing(9)] == [b]
+    assert await store.settle(paid) == await store.prove_late([LateProof(c, NOON)]) == set()
+    [found] = await store.find([a])
+    assert found.owed is None
+    [written] = await recalled(store, Recall(push_id="a"))
+    assert (written.applied, written.row.outcome) == (True, Outcome.RECALLED)
+
+
+async def test_delivered_data_that_a_recall_can_not_forget_yet_is_told(
+    database: str, store: PostgresStore
+) -> None:
+    await store.record([kept("a", collapse_key="k")])
+    await store.record(
+        [
+            kept(
+                "a",
+                collapse_key="k",
+                outcome=Outcome.ACKED,
+                reason=Reason.ACK_FRAME,
+                proven_at=NOON,
+                finished_at=NOON,
+            )
+        ]
+    )
+    by_key = Recall(user="u", collapse_key="k")
+    async with transaction(database) as other:
+        await other.execute("select from delivery_log for update")
+        for recall, place in ((Recall(push_id="a"), RecallPlace()), (by_key, RecallPlace(position=0))):
+            assert [w.applied for w in (await store.recall(recall, place, 9)).written] == [None]
+    assert [w.applied for w in (await store.recall(by_key, RecallPlace(position=0), 9)).written] == [False]
+    assert await ask(database, "select payload, content from delivery_log") == [(None, None)]
 
 
 async def test_a_lost_race_is_run_again(
@@ -294,16 +328,13 @@ async def test_a_lost_race_is_run_again(
         return 0.001
 
     monkeypatch.setattr("random.uniform", pause)
-    await store.record([row(outcome=Outcome.PENDING)])
-    impatient = PostgresStore(database)
     async with transaction(database) as other:
-        await other.execute("select from delivery_log for update")
-        noting = asyncio.create_task(impatient.owe({row().key: (Reply("q"),)}))
+        await other.execute(RECORD, record_params([row(outcome=Outcome.PENDING)]))
+        writing = asyncio.create_task(store.record([row()]))
         async with asyncio.timeout(10):
             await lost.wait()
-    await noting
-    assert await ask(database, "select jsonb_array_length(owed) from delivery_log") == [(1,)]
-    await impatient.close()
+    [written] = await writing
+    assert written.applied
 
 
 async def test_a_lock_that_is_never_given_back_is_the_statements_fault_and_a_held_row_is_told_at_once(
@@ -314,8 +345,9 @@ async def test_a_lock_that_is_never_given_back_is_the_statements_fault_and_a_hel
     await store.record([row(outcome=Outcome.PENDING)])
     async with transaction(database) as other:
         await other.execute("select from delivery_log for update")
+        await other.execute(RECORD, record_params([row("just inserted", boot="other")]))
         with pytest.raises(StatementFailed, match="55P03"):
-            await store.owe({row().key: ()})
+            await store.record([row("just inserted")])
         held, new = await store.record([row(), row("new")])
         assert (held.applied, held.row.outcome, new.applied) == (None, Outcome.PENDING, True)
     [written] = await store.record([row()])
@@ -383,14 +415,14 @@ async def kill_backends(dsn: str) -> None:
 async def test_a_backend_that_is_killed_in_mid_call_costs_nothing(
     database: str, store: PostgresStore
 ) -> None:
-    await store.record([row("x", outcome=Outcome.PENDING)])
+    await store.record([row("first")])
     async with transaction(database) as other:
-        await other.execute("select from delivery_log for update")
-        noting = asyncio.create_task(store.owe({row("x").key: (Reply("q"),)}))
-        await waiting(database, "owe_rows", "transactionid")
+        await other.execute(RECORD, record_params([row("x", outcome=Outcome.PENDING)]))
+        writing = asyncio.create_task(store.record([row("x")]))
+        await waiting(database, "record_rows", "transactionid")
         await kill_backends(database)
-    await noting
-    assert await ask(database, "select jsonb_array_length(owed) from delivery_log") == [(1,)]
+    [written] = await writing
+    assert written.applied
 
 
 async def test_an_answer_that_was_lost_after_the_commit_makes_no_second_row(database: str) -> None:
@@ -477,11 +509,10 @@ class Wire:
 
 
 async def test_a_cancelled_call_leaves_the_store_usable(database: str, store: PostgresStore) -> None:
-    await store.record([row(outcome=Outcome.PENDING)])
     async with transaction(database) as other:
-        await other.execute("select from delivery_log for update")
-        calls = [asyncio.create_task(store.owe({row().key: ()})) for _ in range(6)]
-        await waiting(database, "owe_rows", "transactionid")
+        await other.execute(RECORD, record_params([row(outcome=Outcome.PENDING)]))
+        calls = [asyncio.create_task(store.record([row()])) for _ in range(6)]
+        await waiting(database, "record_rows", "transactionid")
         for call in calls:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -1142,12 +1173,12 @@ def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(datab
                 ("select * from find_rows(%s, %s, %s)", keys),
                 (record, record_params(rows)),
                 (record, record_params(rows)),
-                ("select owe_rows(%s, %s, %s, %s)", (*keys, nullable_texts(["[]"] * len(rows)))),
+                ("select note_debts(%s, %s, %s, %s)", (*keys, nullable_texts(["[]"] * len(rows)))),
                 (
-                    "select settle_rows(%s, %s, %s, %s)",
+                    "select settle_debts(%s, %s, %s, %s)",
                     (*keys, nullable_texts(["[]"] * len(rows))),
                 ),
-                ("select prove_rows(%s, %s, %s, %s)", (*keys, numbers([1.0] * len(rows)))),
+                ("select note_late_proofs(%s, %s, %s, %s)", (*keys, numbers([1.0] * len(rows)))),
             ]
 
         plans.run(record, record_params([kept("first")]))

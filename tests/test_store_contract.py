@@ -26,6 +26,7 @@ from bridge.ports import (
     ResumeAsk,
     ResumePoint,
     Store,
+    Superseded,
     Written,
 )
 from tests.core import ManualClock
@@ -878,15 +879,15 @@ async def test_a_newer_push_supersedes_the_older_ones_with_its_key(store: Store,
         ]
     )
     newer = [Collapse("", "u", "k", 3), Collapse("", "w", "k", 5), Collapse("", "u", "k", 2)]
-    ended = await store.supersede(newer, 100)
+    ended = (await store.supersede(newer, 100)).ended
     assert sorted(ids(ended)) == ["p1", "p2"]
     for r in ended:
         assert (r.outcome, r.reason, r.final, r.owed) == (Outcome.SUPERSEDED, Reason.COLLAPSED, True, ())
         assert r.finished_at is not None
         assert [light(found) for found in await of_push(house, r.key.push_id)] == [r]
-    assert await store.supersede(newer, 100) == []
+    assert await store.supersede(newer, 100) == Superseded([], [])
     assert await ask(store, until=4, after=2) == ["p3", "p4"]
-    assert await store.supersede([], 100) == []
+    assert await store.supersede([], 100) == Superseded([], [])
 
 
 async def test_a_recall_by_id_ends_what_is_stored_and_tells_of_the_others(store: Store, house: House) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -32,6 +32,7 @@ from bridge.ports import (
     ResumeAsk,
     ResumePoint,
     RowPage,
+    Superseded,
     Written,
 )
 
@@ -186,15 +187,16 @@ class MemoryStore:
         rows = [row for key in keys if (row := self._known(key, self._kept_since)) is not None]
         return rows[:limit], rows[limit].key.user if len(rows) > limit else None
 
-    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.owe`."""
         self._begin()
         for key, replies in debts.items():
             row = self._known(key, self._kept_since)
             if row is not None:
                 self._put(msgspec.structs.replace(row, owed=merged(row.owed or (), replies)))
+        return ()
 
-    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.settle`."""
         self._begin()
         for key, replies in paid.items():
@@ -202,6 +204,7 @@ class MemoryStore:
             if row is not None:
                 left = tuple(reply for reply in row.owed or () if reply not in replies)
                 self._put(msgspec.structs.replace(row, owed=left or None))
+        return ()
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""
@@ -209,7 +212,7 @@ class MemoryStore:
         rows = (self.rows[key] for key in self._owing)
         return [_lean(row) for row in heapq.nsmallest(limit, rows, key=lambda row: row.taken_at)]
 
-    async def prove_late(self, proofs: Sequence[LateProof]) -> None:
+    async def prove_late(self, proofs: Sequence[LateProof]) -> Collection[RowKey]:
         """See `Store.prove_late`."""
         self._begin()
         for proof in sorted(proofs, key=lambda p: p.at):
@@ -217,6 +220,7 @@ class MemoryStore:
             if row is not None and row.final and row.late_at is None:
                 proven_at = proof.at if row.proven_at is None else row.proven_at
                 self._put(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at))
+        return ()
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         """See `Store.ids`."""
@@ -330,7 +334,7 @@ class MemoryStore:
         self._begin()
         return sorted({key.user for key in self._stored if key.user > after}, key=str.encode)[:limit]
 
-    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Superseded:
         """See `Store.supersede`."""
         self._begin()
         older = {
@@ -340,7 +344,7 @@ class MemoryStore:
             if (row.key.tenant, row.collapse_key) == (new.tenant, new.collapse_key)
             and row.position < new.position
         }
-        return self._end(list(older.values())[:limit], Outcome.SUPERSEDED, Reason.COLLAPSED)
+        return Superseded(self._end(list(older.values())[:limit], Outcome.SUPERSEDED, Reason.COLLAPSED), [])
 
     async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
         """See `Store.recall`."""

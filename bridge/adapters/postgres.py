@@ -7,7 +7,7 @@ connections and errors in `postgres_pool`.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
 from bridge.adapters.postgres_pool import Connection, Connections
@@ -37,6 +37,7 @@ from bridge.ports import (
     ResumeAsk,
     ResumePoint,
     RowPage,
+    Superseded,
     Written,
 )
 
@@ -55,13 +56,13 @@ _MAILBOX: LiteralString = f"""
     """
 _EXPIRE: LiteralString = f"select {columns('l')} from expire_rows(%s) l"
 _TRIM: LiteralString = f"select {columns('l')} from trim_stored(%s, %s, %s) l"
-_SUPERSEDE: LiteralString = f"select {columns('l')} from supersede_rows(%s, %s, %s, %s, %s) l"
+_SUPERSEDE: LiteralString = f"select s.held, {columns('(s.log)')} from supersede_rows(%s, %s, %s, %s, %s) s"
 _RECALL_PUSH: LiteralString = f"""
     select r.reached, r.more, r.applied, {columns("(r.log)")} from recall_push(%s, %s, %s, %s) r
     """
-_RECALL_STORED: LiteralString = f"select {columns('l')} from recall_stored(%s, %s, %s, %s) l"
+_RECALL_STORED: LiteralString = f"select r.applied, {columns('(r.log)')} from recall_stored(%s, %s, %s, %s) r"
 _RECALL_DELIVERED: LiteralString = f"""
-    select r.place, r.more, (r.log).push_id is not null, {columns("(r.log)")}
+    select r.place, r.more, (r.log).push_id is not null, r.held, {columns("(r.log)")}
     from recall_delivered(%s, %s, %s, %s, %s) r
     """
 _LAST_POSITION = """
@@ -127,25 +128,27 @@ class PostgresStore:
         """See `Store.try_writing`."""
         await self._fetch("select try_writing()", ())
 
-    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+    async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.owe`."""
         if debts:
             order = sorted(debts, key=lock_order)
             owed = nullable_texts([owed_text(debts[key]) for key in order])
-            await self._fetch("select owe_rows(%s, %s, %s, %s)", (*key_params(order), owed))
+            return await self._held("select note_debts(%s, %s, %s, %s)", order, owed)
+        return ()
 
-    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> None:
+    async def settle(self, paid: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.settle`."""
         if paid:
             order = sorted(paid, key=lock_order)
             replies = nullable_texts([owed_text(paid[key]) for key in order])
-            await self._fetch("select settle_rows(%s, %s, %s, %s)", (*key_params(order), replies))
+            return await self._held("select settle_debts(%s, %s, %s, %s)", order, replies)
+        return ()
 
     async def owing(self, limit: int) -> Sequence[Row]:
         """See `Store.owing`."""
         return [row_of(r) for r in await self._fetch(_OWING, (limit, OWED_BYTES))]
 
-    async def prove_late(self, proofs: Sequence[LateProof]) -> None:
+    async def prove_late(self, proofs: Sequence[LateProof]) -> Collection[RowKey]:
         """See `Store.prove_late`; of two proofs for one row the earlier counts."""
         if proofs:
             earliest: dict[RowKey, float] = {}
@@ -153,7 +156,8 @@ class PostgresStore:
                 earliest[proof.key] = min(proof.at, earliest.get(proof.key, proof.at))
             order = sorted(earliest, key=lock_order)
             times = numbers([earliest[key] for key in order])
-            await self._fetch("select prove_rows(%s, %s, %s, %s)", (*key_params(order), times))
+            return await self._held("select note_late_proofs(%s, %s, %s, %s)", order, times)
+        return ()
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         """See `Store.ids`."""
@@ -246,10 +250,10 @@ class PostgresStore:
         query: LiteralString = "select u from users_with_mail(%s, %s) u"
         return [user for (user,) in await self._fetch(query, (after, limit), of=self._of_mailboxes)]
 
-    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Sequence[Row]:
+    async def supersede(self, newer: Sequence[Collapse], limit: int) -> Superseded:
         """See `Store.supersede`."""
         if not newer:
-            return []
+            return Superseded([], [])
         params = (
             texts([new.tenant for new in newer]),
             texts([new.user for new in newer]),
@@ -257,24 +261,28 @@ class PostgresStore:
             numbers([new.position for new in newer]),
             limit,
         )
-        return [row_of(r) for r in await self._fetch(_SUPERSEDE, params)]
+        records = await self._fetch(_SUPERSEDE, params)
+        return Superseded(
+            [row_of(r[1:]) for r in records if not r[0]], [row_of(r[1:]) for r in records if r[0]]
+        )
 
     async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
         """See `Store.recall`."""
         if recall.push_id:
             params = (recall.tenant, recall.push_id, place.user, limit)
             records = await self._fetch(_RECALL_PUSH, params, of=self._of_mailboxes)
-            written = [Written(row_of(r[3:]), r[2]) for r in records if r[2] is not None]
+            written = [Written(row_of(r[3:]), r[2]) for r in records[:-1]]
             more = bool(records) and records[-1][1]
             return RecallPage(written, RecallPlace(_behind(records[-1][0])) if more else None)
         named = (recall.tenant, recall.user, recall.collapse_key)
         if place.position < 0:
             # Until there are none: another may have ended some of a step in between.
             records = await self._fetch(_RECALL_STORED, (*named, limit), of=self._of_mailboxes)
-            written = [Written(row_of(r), applied=True) for r in records]
-            return RecallPage(written, RecallPlace(position=-1 if written else 0))
+            written = [Written(row_of(r[1:]), r[0]) for r in records]
+            more = any(w.applied for w in written)
+            return RecallPage(written, RecallPlace(position=-1 if more else 0))
         records = await self._fetch(_RECALL_DELIVERED, (*named, place.position, limit), of=self._of_mailboxes)
-        written = [Written(row_of(r[3:]), applied=False) for r in records if r[2]]
+        written = [Written(row_of(r[4:]), None if r[3] else False) for r in records if r[2]]
         more = bool(records) and records[0][1]
         return RecallPage(written, RecallPlace(position=records[0][0]) if more else None)
 
@@ -296,6 +304,12 @@ class PostgresStore:
         day = found[0][0]
         assert isinstance(day, datetime.date)
         return day
+
+    async def _held(
+        self, query: LiteralString, keys: Sequence[RowKey], values: str | None
+    ) -> Collection[RowKey]:
+        """Run a statement that does something to rows, and tells the places of those that somebody else holds."""
+        return {keys[ord_ - 1] for (ord_,) in await self._fetch(query, (*key_params(keys), values))}
 
     async def _fetch(
         self,

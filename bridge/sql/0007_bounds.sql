@@ -312,9 +312,15 @@ comment on function record_rows is
 create function try_writing() returns void
     language plpgsql volatile
     set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set jit to off
     as $$
 begin
     perform pg_advisory_xact_lock_shared(7093848243014270977);
+    -- As the others do: a plan that was made once locks every partition, also those that it then does not look into.
+    perform from delivery_log l
+    where l.day = (select d.day from log_day d) and l.push_id = '' and l.user_id = '' and l.tenant = '';
     insert into delivery_log (
         day, tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts, published_at, taken_at,
         node, boot, event, app_id, detail, traceparent)
@@ -422,8 +428,172 @@ create or replace function unpaid(have jsonb, paid jsonb) returns jsonb
     from jsonb_array_elements(have) with ordinality h (r, place)
     where r not in (select p from jsonb_array_elements(paid) p) $$;
 
+create function note_debts(p_tenants text[], p_push_ids text[], p_users text[], p_owed jsonb[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    done bigint[];
+begin
+    with locked as materialized (
+        select l.day, n.*
+        from rows from (unnest(p_tenants, p_push_ids, p_users, p_owed)) with ordinality
+            as n (tenant, push_id, user_id, owed, ord)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day
+            for update skip locked) l),
+    noted as (
+        update delivery_log l set owed = merge_owed(l.owed, n.owed)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        returning n.ord)
+    select array_agg(distinct n.ord) into done from noted n;
+    if cardinality(done) >= cardinality(p_push_ids) then
+        return;
+    end if;
+    return query
+    select n.ord
+    from rows from (unnest(p_tenants, p_push_ids, p_users)) with ordinality as n (tenant, push_id, user_id, ord)
+    where n.ord <> all (coalesce(done, '{}'))
+      and exists (
+        select from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C");
+end $$;
+comment on function note_debts is
+    'Adds these replies to what the rows owe, idempotent; returns the places of rows that somebody else holds.';
+
+create function settle_debts(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day <= last
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed is not null)::int = 1
+                order by l.day
+                for update skip locked) l)
+        update delivery_log l set owed = unpaid(l.owed, n.paid)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids);
+        if first = '-infinity' then
+            -- Whatever owes one of these replies all the same is held by somebody else.
+            return query
+            select n.ord
+            from rows from (unnest(p_tenants, p_push_ids, p_users, p_paid)) with ordinality
+                as n (tenant, push_id, user_id, paid, ord)
+            where exists (
+                select from delivery_log l
+                where l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed = n.paid or (n.paid <> '[]' and l.owed @> n.paid)));
+            return;
+        end if;
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_debts is
+    'These replies are paid; a row with no others owes nothing any more. Of whatever day, idempotent; returns the '
+    'places of rows that somebody else holds.';
+
+create function note_late_proofs(p_tenants text[], p_push_ids text[], p_users text[], p_proven float8[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    with wanted as materialized (
+        select n.*, l.day
+        from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
+        cross join lateral (
+            -- An id may have come before, days ago: the newest is meant.
+            select l.day, l.final and l.late_at is null as wanted from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day desc
+            limit 1) l
+        where l.wanted),
+    locked as materialized (
+        select w.*
+        from wanted w
+        cross join lateral (
+            select from delivery_log l
+            where l.day = w.day
+              and l.push_id = w.push_id collate "C" and l.user_id = w.user_id collate "C"
+              and l.tenant = w.tenant collate "C" and l.final and l.late_at is null
+            for update skip locked) l)
+    update delivery_log l set late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven))
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+    return query
+    select n.ord
+    from rows from (unnest(p_tenants, p_push_ids, p_users)) with ordinality as n (tenant, push_id, user_id, ord)
+    cross join lateral (
+        select l.final and l.late_at is null as wanted from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        order by l.day desc
+        limit 1) l
+    where l.wanted;
+end $$;
+comment on function note_late_proofs is
+    'Notes proof that came after the end of these rows, for each the first; returns the places of rows that somebody '
+    'else holds.';
+
 create function owing_rows(p_limit integer, p_bytes bigint) returns setof delivery_log
-    language plpgsql stable
+    language plpgsql volatile
     set search_path to public, pg_temp
     set plan_cache_mode to force_generic_plan
     set enable_seqscan to off
@@ -436,11 +606,57 @@ begin
     select (o.log).* from (
         select l as log,
                sum(pg_column_size(l.owed)) over (order by l.taken_at rows between unbounded preceding and 1 preceding) as before
-        from (select * from delivery_log l where l.final and l.owed is not null order by l.taken_at limit p_limit) l) o
+        from (
+            select * from delivery_log l
+            where l.final and l.owed is not null
+            order by l.taken_at
+            limit p_limit
+            -- What somebody else holds could be paid and not settled, and would be paid again.
+            for share of l skip locked) l) o
     where coalesce(o.before, 0) < p_bytes;
 end $$;
 comment on function owing_rows(integer, bigint) is
-    'Final rows that owe a receipt, the oldest first: at most p_limit, and no more once they owe so many bytes.';
+    'Final rows that owe a receipt, and that nobody else holds, the oldest first: at most p_limit, and no more once they '
+    'owe so many bytes.';
+
+-- Ends ----------------------------------------------------------------------------------------------------
+
+create or replace function end_stored(
+    p_days date[], p_tenants text[], p_push_ids text[], p_users text[], p_outcome text, p_reason text
+) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    -- A row that another one has just ended is not stored any more. (Written so that the planner looks keys up in the
+    -- primary key, not users in the index of their mailboxes.)
+    with locked as materialized (
+        select n.*
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and (l.outcome = 'stored')::int = 1
+            for update skip locked) l)
+    update delivery_log l set outcome = p_outcome, reason = p_reason, final = true, finished_at = clock_timestamp()
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
+    returning l.*;
+end $$;
+comment on function end_stored is
+    'Ends those of these rows that are stored and that nobody else holds, and returns them.';
 
 -- The mailbox ---------------------------------------------------------------------------------------------
 
@@ -676,7 +892,7 @@ comment on function users_with_mail is 'The next users, in the order of their id
 
 create function supersede_rows(
     p_tenants text[], p_users text[], p_collapse_keys text[], p_positions bigint[], p_limit integer
-) returns setof delivery_log
+) returns table (held boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
     set plan_cache_mode to force_generic_plan
@@ -706,12 +922,22 @@ begin
               and l.tenant = n.tenant collate "C" and l.position < n.position
             limit p_limit) l
         limit p_limit) k;
-    if days is not null then
-        return query select * from end_stored(days, tenants, push_ids, users, 'superseded', 'collapsed');
+    if days is null then
+        return;
     end if;
+    return query select false, e from end_stored(days, tenants, push_ids, users, 'superseded', 'collapsed') e;
+    return query
+    select true, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and (l.outcome = 'stored')::int = 1
+        offset 0) l;
 end $$;
 comment on function supersede_rows(text[], text[], text[], bigint[], integer) is
-    'Ends stored rows of lower positions with the same tenant, user and key, at most p_limit.';
+    'Ends stored rows of lower positions with the same tenant, user and key, at most p_limit; of those that somebody else '
+    'holds it tells.';
 
 create function forget_data(p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
     returns setof delivery_log
@@ -737,7 +963,7 @@ begin
             where l.day = n.day
               and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
               and l.tenant = n.tenant collate "C"
-            for update) l)
+            for update skip locked) l)
     update delivery_log l set
         meta = coalesce(l.meta, (select c.meta from push_content c where c.day = l.day and c.id = l.content)),
         payload = null, content = null
@@ -747,7 +973,8 @@ begin
       and l.tenant = n.tenant collate "C"
     returning l.*;
 end $$;
-comment on function forget_data is 'Forgets the data that was kept of these rows; returns them.';
+comment on function forget_data is
+    'Forgets the data that was kept of those of these rows that nobody else holds; returns them.';
 
 create function recall_push(p_tenant text, p_push_id text, p_from text, p_limit integer)
     returns table (reached text, more boolean, applied boolean, log delivery_log)
@@ -792,23 +1019,27 @@ begin
             offset 0) l) s
     cross join lateral forget_data(s.days, s.tenants, s.push_ids, s.users) f;
     return query
-    select last, looked >= p_limit, false, l.log
+    select last, looked >= p_limit,
+           case when (l.log).outcome <> 'stored'
+                 and not ((l.log).outcome in ('acked', 'received', 'written') and (l.log).expires_at is not null
+                          and ((l.log).payload is not null or (l.log).content is not null)) then false end,
+           l.log
     from unnest(days, users) as n (day, user_id)
     cross join lateral (
         select l as log from delivery_log l
         where l.day = n.day and l.push_id = p_push_id collate "C" and l.user_id = n.user_id collate "C"
-          and l.tenant = p_tenant collate "C"
-          and l.outcome <> 'stored' and l.xmin <> pg_current_xact_id()::xid
+          and l.tenant = p_tenant collate "C" and l.xmin <> pg_current_xact_id()::xid
         offset 0) l;
-    -- All of them may have been changed by others in between.
+    -- Rows that are gone by now leave no other line.
     return query select last, looked >= p_limit, null::boolean, null::delivery_log where looked > 0;
 end $$;
 comment on function recall_push is
     'A page of the rows of a push, by user from this one on: ends those that are stored as recalled, tells of the '
-    'others, and forgets the data that was kept of those that were delivered. The last line says only how far it went.';
+    'others, and forgets the data that was kept of those that were delivered. Applied is null for rows that somebody else '
+    'holds. The last line says only how far it went.';
 
 create function recall_stored(p_tenant text, p_user text, p_collapse_key text, p_limit integer)
-    returns setof delivery_log
+    returns table (applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
     set plan_cache_mode to force_generic_plan
@@ -831,15 +1062,26 @@ begin
           and l.user_id = p_user collate "C" and l.collapse_key = p_collapse_key collate "C"
           and l.tenant = p_tenant collate "C"
         limit p_limit) k;
-    if days is not null then
-        return query select * from end_stored(days, tenants, push_ids, users, 'recalled', 'withdrawn');
+    if days is null then
+        return;
     end if;
+    return query select true, e from end_stored(days, tenants, push_ids, users, 'recalled', 'withdrawn') e;
+    return query
+    select null::boolean, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and (l.outcome = 'stored')::int = 1
+        offset 0) l;
 end $$;
-comment on function recall_stored is 'Ends stored rows of a user with a collapse key as recalled, at most p_limit.';
+comment on function recall_stored is
+    'Ends stored rows of a user with a collapse key as recalled, at most p_limit; applied is null for those that somebody '
+    'else holds.';
 
 create function recall_delivered(
     p_tenant text, p_user text, p_collapse_key text, p_after bigint, p_limit integer
-) returns table (place bigint, more boolean, log delivery_log)
+) returns table (place bigint, more boolean, held boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
     set plan_cache_mode to force_generic_plan
@@ -874,13 +1116,23 @@ begin
         return;
     end if;
     return query
-    select reached, looked >= p_limit, f
+    select reached, looked >= p_limit, false, f
     from (select) one
     left join lateral forget_data(days, tenants, push_ids, users) f on true;
+    return query
+    select reached, looked >= p_limit, true, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+          and (l.payload is not null or l.content is not null) and l.xmin <> pg_current_xact_id()::xid
+        offset 0) l;
 end $$;
 comment on function recall_delivered is
     'Looks at delivered rows of a user above a position, at most p_limit; of those with this collapse key whose ttl '
-    'has not ended it forgets the data, and returns them. At least one line says how far it went.';
+    'has not ended it forgets the data, and returns them, also those that somebody else holds. At least one line says how '
+    'far it went.';
 
 -- Dead nodes ----------------------------------------------------------------------------------------------
 
