@@ -18,7 +18,7 @@ from bridge.wire import BadControl
 AT_ONCE = 4
 """Messages that are carried out at a time: a recall of a million rows does not hold up the next one."""
 RETRY = 5.0
-"""Seconds between tries of what failed though the database is there."""
+"""Seconds until that is tried again which failed though the database is there; others go first."""
 
 
 class Control:
@@ -72,8 +72,14 @@ class Control:
     async def _handle(self, arrival: Arrival, room: asyncio.Semaphore) -> None:
         try:
             await self._carry_out(arrival)
+            return
+        except StatementFailed as failed:
+            self._errors.handle(failed, "control.recall", {"bytes": arrival.body_size})
         finally:
             room.release()
+        await self._clock.sleep(RETRY)
+        self._inbox.append(arrival)
+        self._wake.set()
 
     async def _carry_out(self, arrival: Arrival) -> None:
         asked = wire.decode_control(arrival.body, arrival.body_size)
@@ -93,13 +99,8 @@ class Control:
         self._acks.ack([arrival.token])
 
     async def _recall(self, recall: Recall) -> Recalled:
-        while True:
-            await self._gate.opened()
-            try:
-                return await self._persistence.call(lambda: self._mailbox.recall(recall))
-            except StatementFailed as failed:
-                self._errors.handle(failed, "control.recall", {"push_id": recall.push_id})
-                await self._clock.sleep(RETRY)
+        await self._gate.opened()
+        return await self._persistence.call(lambda: self._mailbox.recall(recall))
 
 
 class Switch:

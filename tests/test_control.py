@@ -142,3 +142,33 @@ async def test_a_recall_that_takes_long_does_not_hold_up_the_next(monkeypatch: p
         assert [reply.correlation_id for reply, _ in answers.given] == ["c2"]
         waiting.set()
         await h.settled(2)
+
+
+async def test_recalls_of_rows_that_somebody_holds_make_room_for_others_and_are_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with controlled() as (h, control, answers):
+        recall, held = h.store.recall, True
+
+        async def holding(asked: Recall, place: RecallPlace, limit: int) -> RecallPage:
+            page = await recall(asked, place, limit)
+            if held and asked.push_id == "p1":
+                return RecallPage([w._replace(applied=None) for w in page.written], page.next)
+            return page
+
+        await h.push(kept("u1", "p1"))
+        await h.settled(1)
+        monkeypatch.setattr(h.store, "recall", holding)
+        control.arrived([asking(n, type="recall", push_id="p1") for n in range(1, AT_ONCE + 1)])
+        control.arrived([asking(99, type="recall", push_id="p2")])
+
+        async def answered(count: int) -> None:
+            while len(answers.given) < count:
+                h.clock.advance(0.1)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+
+        await asyncio.wait_for(answered(1), 10)
+        assert [reply.correlation_id for reply, _ in answers.given] == ["c99"]
+        held = False
+        await asyncio.wait_for(answered(1 + AT_ONCE), 10)
