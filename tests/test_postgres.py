@@ -1152,6 +1152,7 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             came, pages, seq_scans = plans.run(query, params)
             assert (what, came, seq_scans) == (what, rows, [])
             assert pages <= most, f"{what}: {pages} pages"
+            print(f"| {what} | {came} | {pages} | {most} |")
         conn.execute("select make_partition(log_today() + 1)")
         _, pages, seq_scans = plans.run("select roll_day((select day from log_day) + 1)")
         assert (seq_scans, pages < 500) == ([], True)
