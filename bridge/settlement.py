@@ -326,10 +326,10 @@ class Settlement:
         return flights
 
     async def _record(
-        self, flights: Sequence[Flight], recorder: Recorder, persistence: Persistence
+        self, flights: Sequence[Flight], recorder: Recorder, persistence: Persistence, *, tried: bool = False
     ) -> list[Written | None]:
         rows = [f.row(self._node, self._boot) for f in flights]
-        persistence.unsure = False
+        persistence.unsure = tried
         written = await recorder.record(rows)
         if persistence.unsure:
             # An earlier try of this very write may have been committed though its answer was lost.
@@ -364,7 +364,7 @@ class Settlement:
             aside = self._aside[key]
             await self._clock.sleep(aside.at - self._clock.monotonic())
             aside.again = False
-            [written] = await self._record([aside.flight], recorder, persistence)
+            [written] = await self._record([aside.flight], recorder, persistence, tried=True)
             if written is None:
                 self._set_aside(aside.flight)
                 continue
