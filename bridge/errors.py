@@ -76,6 +76,10 @@ class StatementFailed(StoreUnavailable):
     does neither may take it for an outage.
     """
 
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"a statement failed: {cause}")
+
 
 class RowsRefused(BridgeError):
     """The database refused the data itself (SQLSTATE class 22 or 23): nothing of the batch was written.

@@ -209,7 +209,7 @@ class Flight:
         self.kept: Kept | None = None
         """None for a push with ttl 0."""
         self.day: datetime.date | None = None
-        """The log's day of its row, where the row was read from the log."""
+        """The log's day of its row, or one before it, once there is a row."""
         self.detail = ""
         self.payload: bytes | None = None
         """The body of a rejected request, for its row."""

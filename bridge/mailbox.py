@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bridge import wire
@@ -69,8 +68,6 @@ TRIM_USERS = 20
 PATROL_USERS = 20
 """Mailboxes that the patrol measures each second, whether they have grown or not."""
 MICRO = 1_000_000
-DAY = 86_400.0
-"""Seconds."""
 
 
 class Recalled(NamedTuple):
@@ -481,9 +478,6 @@ class Mailbox:
         if flight.kept is not None:
             flight.kept.data = None
             flight.kept.excluded = frozenset()
-        # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
-        # was taken, since that was by another clock.)
-        flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
         self._flights.written(flight)
         size = 0 if flight.kept is None else flight.kept.size
         self._measuring.stored(flight.key.user, size, self._clock.monotonic())

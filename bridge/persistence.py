@@ -56,7 +56,9 @@ class Persistence:
                 await self._until_written()
                 failed += 1
                 if failed == SUSPECT_AFTER:
-                    raise StatementFailed(str(away)) from away
+                    raise StatementFailed(
+                        away.cause if isinstance(away, StoreUnavailable) else str(away)
+                    ) from away
             else:
                 self._gate.clear(self._name)
                 return result

@@ -268,6 +268,13 @@ class Collapse(NamedTuple):
     position: int
 
 
+class OthersRows(NamedTuple):
+    """What others have written since a day: among equal days the count only grows."""
+
+    since: datetime.date
+    rows: int
+
+
 class Superseded(NamedTuple):
     """What a step of ending replaced pushes did."""
 
@@ -337,9 +344,9 @@ class Store(Protocol):
         several. Rows that are written while one reads may be left out."""
         ...
 
-    async def rows_of_others(self, boot: str) -> int:
-        """How many rows other processes than this boot have written in those days, by their count: while it is the
-        same, none has written another."""
+    async def rows_of_others(self, boot: str) -> OthersRows:
+        """How many rows other processes than this boot have written in those days: while it is the same, none has
+        written another."""
         ...
 
     # Kept pushes: rows with an `expires_at`, `stored` until they end. What ends a row here keeps its `owed`,

@@ -14,7 +14,7 @@ import asyncio
 import random
 
 from bridge.errors import SchemaBehind, StatementFailed, StoreUnavailable
-from bridge.ports import Clock, ErrorHandler, IdPlace, Store
+from bridge.ports import Clock, ErrorHandler, IdPlace, OthersRows, Store
 
 GENERATION = 86_400.0
 """Seconds for which ids go into one generation."""
@@ -110,7 +110,7 @@ class Recollection:
         self._boot = boot
         self.taking = False
         """A message has come since the last channel began."""
-        self._others: int | None = None
+        self._others: OthersRows | None = None
         """The count of others' rows up to which all is in memory."""
         self._doubts = 0
         self._wanted = asyncio.Event()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
 from bridge.errors import StatementFailed
@@ -54,6 +55,7 @@ ASIDE_MANY = 1000
 """Rows set aside over which nothing more is taken: that is no single row's fault any more."""
 REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
 """How often it is tried at once to end what is replaced, and the seconds in between."""
+DAY = 86_400.0
 LATE_MAX = 100_000
 """Late proofs that wait to be noted: over it the oldest are not."""
 
@@ -481,6 +483,9 @@ class Settlement:
 
     def _parked(self, flight: Flight, row: Row, messages: Sequence[Message], payment: _Payment) -> None:
         """Its row is there and not final: its messages need not wait for the end, if the row owes their receipts."""
+        # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
+        # was taken, since that was by another clock.) A write that says so does not insert, and so waits for nobody.
+        flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
         owed = set(row.owed or ())
         flight.owes = len(owed)
         for message in messages:

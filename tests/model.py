@@ -454,10 +454,14 @@ class World:
     def answer(self, n: int, m: int) -> None:
         if (peer := self._peer(n)) is not None:
             self._look(peer)
-            if peer.socket.open:
+            while peer.socket.open:
+                # The core acts within the call: what a pong makes room for is written, read and answered, too.
+                self._look(peer)
                 self.facts.read.update((str(p["id"]), peer.client.session.user) for p in peer.pushes)
                 self._reads(peer, len(peer.socket.frames))
-                peer.answer()
+                if not peer.unanswered:
+                    break
+                peer.answer_one()
 
     def answer_one(self, n: int, m: int) -> None:
         peer = self._peer(n)

@@ -67,6 +67,11 @@ class Peer:
             self._answered += 1
             self.client.pong(self.socket.pings[self._answered - 1])
 
+    @property
+    def unanswered(self) -> int:
+        """Pings that were not answered yet."""
+        return len(self.socket.pings) - self._answered
+
     def next_read(self) -> int:
         """How many frames this peer has read when it answers its oldest unanswered ping."""
         return self.socket.read_by_ping[self._answered] if self._answered < len(self.socket.pings) else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from bridge.adapters import migrate
 from bridge.adapters.migrate import Migration, MigrationChanged, MigrationFailed
@@ -281,3 +282,24 @@ def test_who_may_not_create_roles_can_still_migrate(empty_database: str) -> None
             conn.execute("drop role plain")
             if there is not None and there[0] is not None:
                 conn.execute("alter role bridge_reader_away rename to bridge_reader")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_of_another_encoding_is_refused_with_its_reason(
+    database: str, encoding: str
+) -> None:
+    params = conninfo.conninfo_to_dict(database)
+    name = f"{params['dbname']}_{encoding}".lower()
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
+    dsn = conninfo.make_conninfo(database, dbname=name)
+    try:
+        with pytest.raises(StoreUnavailable, match=f"encoding {encoding}, wanted is UTF8"):
+            migrate.upgrade(dsn)
+        store = PostgresStore(dsn)
+        with pytest.raises(StoreUnavailable, match=f"encoding {encoding}, wanted is UTF8"):
+            await store.last_position()
+        await store.close()
+    finally:
+        with psycopg.connect(database, autocommit=True) as conn:
+            conn.execute(f"drop database {name}".encode())

@@ -316,6 +316,23 @@ async def test_delivered_data_that_a_recall_can_not_forget_yet_is_told(
     assert await ask(database, "select payload, content from delivery_log") == [(None, None)]
 
 
+async def test_a_recall_by_an_older_bridge_forgets_data_that_rows_share(
+    database: str, store: PostgresStore
+) -> None:
+    data = b'"' + b"x" * 1000 + b'"'
+    rows = [kept("p", user=f"u{n}", payload=data, collapse_key="k") for n in range(5)]
+    await store.record(rows)
+    taken = [
+        msgspec.structs.replace(r, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=NOON)
+        for r in rows[:2]
+    ]
+    await store.record(taken)
+    shared = "select count(*) from delivery_log where content is not null"
+    assert await ask(database, shared) == [(5,)]
+    assert len(await ask(database, "select * from recall_rows('', 'p', '', '')")) == 5
+    assert await ask(database, f"{shared} and outcome = 'received'") == [(0,)]
+
+
 async def test_a_lost_race_is_run_again(
     database: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

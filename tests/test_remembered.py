@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.adapters.memory import MemoryStore
 from bridge.errors import StatementFailed, StoreUnavailable
-from bridge.ports import IdPage, IdPlace
+from bridge.ports import IdPage, IdPlace, OthersRows
 from bridge.remembered import GENERATION, PAGE_ROWS, Filter, Recollection, Remembered
 from tests.core import ManualClock, RecordingErrors, until
 from tests.test_store_contract import row
@@ -76,7 +76,7 @@ class Log(MemoryStore):
         await self.reading.wait()
         return page
 
-    async def rows_of_others(self, boot: str) -> int:
+    async def rows_of_others(self, boot: str) -> OthersRows:
         self.counts += 1
         return await super().rows_of_others(boot)
 

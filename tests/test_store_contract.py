@@ -573,12 +573,23 @@ async def test_ids_of_two_days_come_in_pages_that_look_at_so_many_rows(store: St
 
 
 async def test_the_count_of_others_tells_whether_another_process_has_written(store: Store) -> None:
-    assert await store.rows_of_others("b1") == 0
+    assert (await store.rows_of_others("b1")).rows == 0
     await store.record([row("a"), row("b", outcome=Outcome.PENDING)])
-    assert await store.rows_of_others("b1") == 0
+    assert (await store.rows_of_others("b1")).rows == 0
     await store.record([row("c", boot="b2"), row("a", boot="b2")])
-    assert await store.rows_of_others("b1") == 1
-    assert await store.rows_of_others("b2") == 2
+    assert (await store.rows_of_others("b1")).rows == 1
+    assert (await store.rows_of_others("b2")).rows == 2
+
+
+async def test_as_many_rows_of_others_on_a_later_day_are_not_the_same_rows(
+    store: Store, house: House
+) -> None:
+    await store.record([row("a", boot="b2")])
+    before = await store.rows_of_others("b1")
+    for _ in range(2):
+        await house.pass_midnight()
+    await store.record([row("b", boot="b2")])
+    assert await store.rows_of_others("b1") != before
 
 
 async def test_rows_are_found_by_their_keys_and_carry_no_data(store: Store, house: House) -> None:
@@ -611,7 +622,7 @@ async def test_the_rows_of_a_push_come_in_pages_by_user(store: Store) -> None:
 async def test_a_row_that_is_tried_leaves_nothing_behind(store: Store, house: House) -> None:
     await store.try_writing()
     assert await house.all_rows() == []
-    assert await store.rows_of_others("b1") == 0
+    assert (await store.rows_of_others("b1")).rows == 0
 
 
 @pytest.mark.parametrize("confirm", [Proof.RECEIVED, Proof.ACKED])

@@ -27,6 +27,7 @@ from bridge.ports import (
     IdPlace,
     MailboxAsk,
     MailboxPage,
+    OthersRows,
     RecallPage,
     RecallPlace,
     ResumeAsk,
@@ -236,10 +237,10 @@ class MemoryStore:
         more = len(known) > limit
         return IdPage([push_id for _, push_id in known[:limit]], IdPlace(*known[limit - 1]) if more else None)
 
-    async def rows_of_others(self, boot: str) -> int:
+    async def rows_of_others(self, boot: str) -> OthersRows:
         """See `Store.rows_of_others`."""
         self._begin()
-        return sum(1 for row in self.rows.values() if row.boot != boot)
+        return OthersRows(self._since, sum(1 for row in self.rows.values() if row.boot != boot))
 
     async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
         """See `Store.mailbox`."""

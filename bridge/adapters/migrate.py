@@ -165,10 +165,20 @@ def _check(history: dict[int, tuple[str, datetime]], migrations: tuple[Migration
             raise MigrationChanged(migration.name)
 
 
+def encoding_problem(conn: psycopg.Connection | psycopg.AsyncConnection) -> str:
+    """What is wrong with the encoding of this database, or "". Ids may be any text, and are compared bytewise."""
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding == "UTF8":
+        return ""
+    return f"the database {conn.info.dbname} has the encoding {encoding}, wanted is UTF8"
+
+
 @contextmanager
 def _connect(dsn: str) -> Iterator[psycopg.Connection]:
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="bridge db") as conn:
+            if problem := encoding_problem(conn):
+                raise StoreUnavailable(problem)
             conn.execute("select set_config('search_path', 'public', false)")
             yield conn
     except (psycopg.OperationalError, UnicodeError) as error:

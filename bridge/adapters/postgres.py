@@ -32,6 +32,7 @@ from bridge.ports import (
     IdPlace,
     MailboxAsk,
     MailboxPage,
+    OthersRows,
     RecallPage,
     RecallPlace,
     ResumeAsk,
@@ -70,7 +71,8 @@ _LAST_POSITION = """
         select l.position from delivery_log l where l.position is not null order by l.position desc limit 1), 0)
     """
 _OF_OTHERS = """
-    select coalesce(sum(t.rows), 0)::bigint from tally t where t.boot <> %s and t.day >= (select d.since from log_day d)
+    select d.since, (select coalesce(sum(t.rows), 0)::bigint from tally t where t.boot <> %s and t.day >= d.since)
+    from log_day d
     """
 
 
@@ -172,11 +174,10 @@ class PostgresStore:
         tomorrow = place.day + datetime.timedelta(days=1)
         return IdPage(ids, IdPlace(tomorrow, "") if tomorrow <= today else None)
 
-    async def rows_of_others(self, boot: str) -> int:
+    async def rows_of_others(self, boot: str) -> OthersRows:
         """See `Store.rows_of_others`."""
-        [(rows,)] = await self._fetch(_OF_OTHERS, (boot,))
-        assert isinstance(rows, int)
-        return rows
+        [(since, rows)] = await self._fetch(_OF_OTHERS, (boot,))
+        return OthersRows(since, rows)
 
     async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
         """See `Store.mailbox`: one statement for all asks."""

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg import errors as pg
 
-from bridge.adapters.migrate import WANTED_VERSION
+from bridge.adapters.migrate import WANTED_VERSION, encoding_problem
 from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StatementFailed, StoreUnavailable
 
 CONNECT_TIMEOUT = 2
@@ -61,6 +61,8 @@ async def connect(dsn: str, application_name: str) -> Connection:
     except (psycopg.Error, OSError) as error:
         raise translated(error) from error
     try:
+        if problem := encoding_problem(conn):
+            raise StoreUnavailable(problem)
         async with Watchdog(conn):
             await _set_up(conn)
             version = await _version(conn)

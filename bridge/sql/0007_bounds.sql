@@ -1134,6 +1134,68 @@ comment on function recall_delivered is
     'has not ended it forgets the data, and returns them, also those that somebody else holds. At least one line says how '
     'far it went.';
 
+-- For bridges of before this version, which call it: data may be in push_content as well.
+create or replace function recall_rows(p_tenant text, p_push_id text, p_user text, p_collapse_key text)
+    returns table (applied boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    if p_push_id <> '' then
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and (l.outcome = 'stored')::int = 1
+          and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C";
+    else
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.outcome = 'stored'
+          and l.user_id = p_user collate "C" and l.collapse_key = p_collapse_key collate "C"
+          and l.tenant = p_tenant collate "C";
+    end if;
+    if days is not null then
+        return query select true, l from end_stored(days, tenants, push_ids, users, 'recalled', 'withdrawn') l;
+    end if;
+    if p_push_id <> '' then
+        return query
+        select false, l from delivery_log l
+        where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+          and l.outcome <> 'stored' and l.xmin <> pg_current_xact_id()::xid
+          and not (l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and (l.payload is not null or l.content is not null));
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and (l.payload is not null or l.content is not null);
+    else
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.user_id = p_user collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at > clock_timestamp() and l.position > 0
+          and l.collapse_key = p_collapse_key collate "C" and l.tenant = p_tenant collate "C";
+    end if;
+    if days is null then
+        return;
+    end if;
+    return query select false, f from forget_data(days, tenants, push_ids, users) f;
+end $$;
+
 -- Dead nodes ----------------------------------------------------------------------------------------------
 
 create or replace function end_dead_rows(p_name text, p_boot text, p_limit integer) returns setof delivery_log
