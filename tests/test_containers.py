@@ -33,7 +33,8 @@ MADE_ONCE = frozenset(
 """Containers that are as large as the code, or a setting, makes them. (The last two are aiormq's and asyncio's.)"""
 LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 """What is not needed any more is looked for once there is so much."""
-LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap"))
+LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap", "_Batch.failures"))
+"""Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered.)"""
 
 
 def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, int]]:
