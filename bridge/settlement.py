@@ -373,10 +373,11 @@ class Settlement:
             del self._aside[key]
             if len(self._aside) <= ASIDE_MANY // 2:
                 self._gate.clear("rows set aside")
+            if aside.again:
+                # Before others hear of the row: it must not pass for one whose flight is over.
+                self.due(aside.flight)
             payment = _Payment([], set(), {}, [], [], [])
             self._committed(aside.flight, written, payment)
-            if aside.again and not written.row.final:
-                self.due(aside.flight)
             await self._payments.put(payment)
 
     async def _supersede(self, rows: Sequence[Row]) -> None:
