@@ -177,7 +177,12 @@ class Settlement:
     def due(self, flight: Flight) -> None:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
         aside = self._aside.get(flight.key)
-        if aside is not None:
+        other = self._due.get(flight.key)
+        if other is not None and other is not flight and other.ended and not flight.ended:
+            # The row went to another session meanwhile, and its end is known: that is written, not that it is stored.
+            other.messages.extend(flight.messages)
+            flight.messages = []
+        elif aside is not None:
             # It is written as it will be when its turn comes, and once more where that is now.
             aside.again = True
         else:

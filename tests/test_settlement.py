@@ -464,3 +464,13 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
         await until(lambda: len(h.publisher.sent) == len(rows))
         await h.settlement.idle()
         assert await h.store.owing(10) == []
+
+
+async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before() -> None:
+    async with house() as h:
+        before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
+        proven.received(h.clock.now)
+        h.settlement.due(proven)
+        h.settlement.due(before)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").outcome is Outcome.RECEIVED
