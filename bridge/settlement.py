@@ -177,16 +177,12 @@ class Settlement:
     def due(self, flight: Flight) -> None:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
         aside = self._aside.get(flight.key)
-        other = self._due.get(flight.key)
-        if other is not None and other is not flight and other.ended and not flight.ended:
-            # The row went to another session meanwhile, and its end is known: that is written, not that it is stored.
-            other.messages.extend(flight.messages)
-            flight.messages = []
-        elif aside is not None:
+        if aside is not None:
             # It is written as it will be when its turn comes, and once more where that is now.
+            aside.flight = _to_be_written(flight, aside.flight)
             aside.again = True
         else:
-            self._due[flight.key] = flight
+            self._due[flight.key] = _to_be_written(flight, self._due.get(flight.key))
             self._stir()
 
     def is_due(self, flight: Flight) -> bool:
@@ -349,7 +345,7 @@ class Settlement:
     def _set_aside(self, flight: Flight) -> None:
         """Its row can't be written now, and the others must not wait for it."""
         key = flight.key
-        self._due.pop(key, None)
+        flight = _to_be_written(flight, self._due.pop(key, None))
         aside = self._aside.get(key)
         wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
         self._aside[key] = _Aside(flight, self._clock.monotonic() + wait, wait)
@@ -749,6 +745,17 @@ def _parts(receipt: Receipt) -> Sequence[Receipt]:
         Receipt(receipt.row, replies[at : at + OWED_MAX], announce=receipt.announce and at == 0)
         for at in range(0, len(replies), OWED_MAX)
     ]
+
+
+def _to_be_written(flight: Flight, other: Flight | None) -> Flight:
+    """Of two flights for one row, of sessions that had the push one after the other, the one whose end is known. It takes
+    over the messages of both."""
+    if other is None or other is flight:
+        return flight
+    kept, left = (other, flight) if other.ended and not flight.ended else (flight, other)
+    kept.messages.extend(left.messages)
+    left.messages = []
+    return kept
 
 
 def _place(one: Collapse) -> _Place:

@@ -466,11 +466,12 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
         assert await h.store.owing(10) == []
 
 
-async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before() -> None:
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before(first: bool) -> None:
     async with house() as h:
         before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
         proven.received(h.clock.now)
-        h.settlement.due(proven)
-        h.settlement.due(before)
+        for flight in (proven, before) if first else (before, proven):
+            h.settlement.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").outcome is Outcome.RECEIVED
