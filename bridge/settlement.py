@@ -748,8 +748,10 @@ def _parts(receipt: Receipt) -> Sequence[Receipt]:
 
 
 def _to_be_written(flight: Flight, other: Flight | None) -> Flight:
-    """Of two flights for one row, of sessions that had the push one after the other, the one whose end is known. It takes
-    over the messages of both."""
+    """Of two flights for one row the one whose end is known; it takes over the messages of both.
+
+    They are of sessions that had the push one after the other.
+    """
     if other is None or other is flight:
         return flight
     kept, left = (other, flight) if other.ended and not flight.ended else (flight, other)
