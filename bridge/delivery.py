@@ -646,19 +646,18 @@ class Delivery:
         what is newer. `last` is the push that its client has seen last, where it resumes."""
         self._hub.register(session, self._clock.monotonic())
         self._mailbox.opened(session, last)
-        waiting = self._awaited.pop(session.user, ())
-        touched: set[Session] = set()
-        for flight, request in waiting:
+        build = wire.bare_frame if session.mode is Mode.BARE else wire.push_frame
+        for flight, request in self._awaited.pop(session.user, ()):
             if flight.ended:
                 continue
             if session.id in request.excluded:
                 flight.end(Outcome.OFFLINE, Reason.EXCLUDED, self._clock.time())
                 self._settlement.due(flight)
-            else:
-                self._offer(flight, request, (session,), {}, touched)
-                if request.ack_within and not flight.ended:
-                    self._deadlines.limit(flight, self._clock.monotonic())
-        self._flush(touched)
+                continue
+            flight.addressed(1)
+            session.hold(build(request), flight)
+            if request.ack_within:
+                self._deadlines.limit(flight, self._clock.monotonic())
 
     def close_session(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `session_closed` follows when the socket is gone.

@@ -257,6 +257,13 @@ class Session:
         self._held_bytes += size
         return True
 
+    def hold(self, frame: Frame, flight: Flight) -> None:
+        """Hold a push that waited for its user, who has just come back, until the replay is over. There is always
+        room: it has been in memory since our start, and its user had no way to read it."""
+        assert self.replay is not None
+        self._held.append((frame, flight))
+        self._held_bytes += len(frame.payload)
+
     def _enqueue(self, frame: Frame, flight: Flight | None) -> bool:
         size = len(frame.payload)
         if self._queue:

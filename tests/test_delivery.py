@@ -914,6 +914,18 @@ async def test_after_a_start_a_push_waits_a_moment_for_a_browser_that_is_coming_
         assert h.end("q", "u2") == (Outcome.OFFLINE, Reason.NO_SESSION)
 
 
+async def test_nothing_that_waited_for_a_browser_is_dropped_however_much_it_is() -> None:
+    async with house(start_grace=2.0, frames=8, total_bytes=2000) as h:
+        await h.take(*(arrival(json.dumps(to("u1", f"p{i}")).encode()) for i in range(400)))
+        peer = await h.live("u1")
+        for _ in range(100):
+            peer.answer()
+            await turns()
+        assert [p["id"] for p in peer.pushes] == [f"p{i}" for i in range(400)]
+        await h.settled(400)
+        assert {h.end(f"p{i}") for i in range(400)} == {(Outcome.RECEIVED, Reason.PONG)}
+
+
 async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
     async with house() as h:
         peer = h.connect("u1")
