@@ -249,9 +249,8 @@ class Session:
         if self.replay.missed is not None:
             return False
         size = len(frame.payload)
-        if self._held and (
-            len(self._held) >= self._limits.frames or self._held_bytes + size > self._limits.total_bytes
-        ):
+        # However many they are: it is not the peer that is slow.
+        if self._held and self._held_bytes + size > self._limits.total_bytes:
             return False
         self._held.append((frame, flight))
         self._held_bytes += size

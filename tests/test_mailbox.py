@@ -233,7 +233,7 @@ async def test_two_devices_that_open_at_once_share_the_mailbox_and_each_push_end
 async def test_what_cannot_be_held_while_older_pushes_are_sent_follows_from_the_mailbox() -> None:
     clock = ManualClock()
     store = GatedStore(clock)
-    async with house(frames=8, clock=clock, store=store) as h:
+    async with house(frames=8, total_bytes=600, clock=clock, store=store) as h:
         for n in range(20):
             await h.push(kept("u1", f"a{n:02}"))
         await h.settled(20)
@@ -253,6 +253,23 @@ async def test_what_cannot_be_held_while_older_pushes_are_sent_follows_from_the_
         assert ids(peer) == [*(f"a{n:02}" for n in range(20)), *(f"b{n:02}" for n in range(30))]
         assert h.end("now or never") == (Outcome.DROPPED, Reason.OVERFLOW)
         assert all(h.row(f"b{n:02}").outcome is Outcome.RECEIVED for n in range(30))
+
+
+async def test_a_burst_that_comes_while_a_session_opens_is_held_whatever_number_of_pushes_it_is() -> None:
+    clock = ManualClock()
+    store = GatedStore(clock)
+    async with house(frames=8, clock=clock, store=store) as h:
+        store.reading.clear()
+        peer = h.connect("u1")
+        for n in range(300):
+            await h.push(to("u1", f"p{n:03}"))
+        store.reading.set()
+        for _ in range(100):
+            peer.answer()
+            await turns(3)
+        await h.settled(300)
+        assert ids(peer) == [f"p{n:03}" for n in range(300)]
+        assert {h.end(f"p{n:03}") for n in range(300)} == {(Outcome.RECEIVED, Reason.PONG)}
 
 
 async def test_what_a_node_has_stored_whose_clock_is_ahead_reaches_every_session_that_opens_here() -> None:
