@@ -57,7 +57,7 @@ def listed() -> set[str]:
     """What the document lists."""
     _, _, section = ARCHITECTURE.read_text().partition("## What others can make grow")
     table = section.partition("\n## ")[0]
-    return set(re.findall(r"`([A-Z]\w+\.\w+)`", table))
+    return set(re.findall(r"`(_?[A-Z]\w+\.\w+)`", table))
 
 
 async def test_every_container_of_a_running_bridge_is_listed_and_every_listed_one_is_there(
