@@ -117,6 +117,10 @@ class Closed(NamedTuple):
     code: int
     text: str
 
+    def __str__(self) -> str:
+        """The broker's own words and its code: `NOT_ALLOWED - vhost x not found (530)`."""
+        return f"{self.text} ({self.code})"
+
 
 class Blocked(NamedTuple):
     """connection.blocked: the broker reads no more publishes until `Unblocked`."""

@@ -33,6 +33,7 @@ from bridge.adapters.amqp_frames import (
     Splitter,
     Unblocked,
 )
+from bridge.adapters.amqp_login import LoginConnection
 from bridge.errors import BrokerUnavailable, IllegalTransition
 from bridge.ports import Clock, ErrorHandler
 
@@ -181,6 +182,8 @@ class Wire(TransportFactory):
         self.frame_max = 131072
         self.failure = ""
         """Why the connection is of no more use; empty while it is."""
+        self.closed: Closed | None = None
+        """What the broker said when it closed the connection."""
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the socket, as the library's own factories do, with the tap in between."""
@@ -220,6 +223,7 @@ class Wire(TransportFactory):
         try:
             events, passed = self._splitter.feed(data)
             if events:
+                self._notice_close(events)
                 self._on_events(events)
         except NotAmqp as exc:
             self.fail(str(exc))
@@ -237,6 +241,11 @@ class Wire(TransportFactory):
             self._fed = now
             return HEARTBEAT
         return b""
+
+    def _notice_close(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Closed) and event.channel == 0:
+                self.closed = event
 
     def pause(self) -> None:
         """Stop reading the socket, but for a sip every few seconds; idempotent."""
@@ -277,7 +286,7 @@ class Wire(TransportFactory):
         self._on_lost(cause)
 
 
-class _Connection(aio_pika.Connection):
+class _Connection(LoginConnection):
     """aio-pika's connection, opened through our tap."""
 
     def __init__(self, url: URL, wire: Wire) -> None:
@@ -299,8 +308,14 @@ async def opened(
     wire = Wire(on_events, on_lost)
     connection = _Connection(make_url(url, heartbeat=HEARTBEAT_SECONDS, name=name), wire)
     try:
-        async with border("connect", CONNECT_TIMEOUT):
-            await connection.connect()
+        try:
+            async with border("connect", CONNECT_TIMEOUT):
+                await connection.connect()
+        except BrokerUnavailable as failed:
+            if wire.closed is None:
+                raise
+            # What the library makes of it hides the broker's own words.
+            raise BrokerUnavailable(str(wire.closed)) from failed
         assert connection.transport is not None
         wire.frame_max = connection.transport.connection.connection_tune.frame_max or 131072
         yield connection, wire
@@ -457,7 +472,7 @@ class Link:
             elif kind is Closed:
                 assert isinstance(event, Closed)
                 if event.channel == 0:
-                    self.give_up(f"the broker closed the connection: {event.code} {event.text}")
+                    self.give_up(f"the broker closed the connection: {event}")
 
     def _step(self, event: LinkEvent, cause: str) -> None:
         self.state = next_link_state(self.state, event)
