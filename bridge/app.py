@@ -268,6 +268,10 @@ class Core:
         """Whether pushes are taken, and what is in the way."""
         return self.gate.is_open, self.gate.causes
 
+    def public_readiness(self) -> tuple[bool, list[str]]:
+        """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
+        return self.gate.is_open, self.gate.names
+
     def gauges(self, ws: websocket.WebSocketServer) -> Gauges:
         """How much there is of everything now."""
         sessions = list(self.hub)
@@ -438,7 +442,9 @@ async def _listen_websocket(
 ) -> websocket.WebSocketServer:
     try:
         return await stack.enter_async_context(
-            websocket.listen(settings.ws_host, settings.ws_port, core.gateway, readiness=core.readiness)
+            websocket.listen(
+                settings.ws_host, settings.ws_port, core.gateway, readiness=core.public_readiness
+            )
         )
     except OSError as error:
         problem = f"cannot listen on {settings.ws_host}:{settings.ws_port}: {error.strerror}"

@@ -11,11 +11,13 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 from bridge import __version__
 from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StoreUnavailable
+from bridge.redaction import redact
 
 if TYPE_CHECKING:
     from bridge.config import CommonSettings
@@ -102,7 +104,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is; exit with 2."""
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"{self.prog}: {redact(message)}", file=sys.stderr)
         print(f"`{self.prog} --help` says more.", file=sys.stderr)
         raise SystemExit(USAGE)
 
@@ -323,6 +325,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever reads has seen enough (`bridge tail | head`); the interpreter must not flush into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except Exception:
+        # A defect: all of it is shown, but for what an error text may quote.
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return FAILED
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -335,8 +341,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser: Parser = args.parser
         options = re.findall(r"--[a-z-]+", parser.format_help())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
-        parser.error(f"what is {unknown[0]}?" + (f" (did you mean {near[0]}?)" if near else ""))
+        # Not its value, which may be a secret.
+        word = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(word, options, n=1)
+        parser.error(f"what is {word}?" + (f" (did you mean {near[0]}?)" if near else ""))
     return args
 
 
@@ -403,7 +411,7 @@ def _count(text: str) -> int:
 
 
 def _complain(message: str, stream: TextIO | None = None) -> None:
-    for line in message.splitlines() or [""]:
+    for line in redact(message).splitlines() or [""]:
         print(f"bridge: {line}", file=stream or sys.stderr)
 
 

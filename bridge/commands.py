@@ -16,8 +16,10 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, cast
 
-from bridge.config import CommonSettings, Settings, TokenSettings, misspelt, redacted
+from bridge.addresses import redacted
+from bridge.config import CommonSettings, Settings, TokenSettings, misspelt
 from bridge.errors import BridgeError, BrokerUnavailable, InvalidRequest, SettingsError, StoreUnavailable
+from bridge.redaction import redact
 
 log = logging.getLogger("bridge")
 
@@ -341,4 +343,4 @@ def _check_database(settings: Settings) -> int:
 
 
 def _line(mark: str, what: str, words: str) -> None:
-    print(f"{mark:<5} {what:<9} {' '.join(words.split())}", flush=True)
+    print(f"{mark:<5} {what:<9} {redact(' '.join(words.split()))}", flush=True)

@@ -30,6 +30,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from bridge import redaction
+from bridge.addresses import amqp_problem, amqp_secrets, postgres_problem, postgres_secrets, redacted
 from bridge.errors import SettingsError
 from bridge.model import MESSAGE_BYTES_MAX
 
@@ -46,11 +48,6 @@ SECRET_VARIETY: Final = 8
 
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CONNINFO_PAIR = r"\s*\w+\s*=\s*(?:'(?:\\.|[^'\\])*'|(?:\\.|[^\s'\\])+)\s*"
-_CONNINFO = re.compile(rf"(?:{_CONNINFO_PAIR})+")
-_CONNINFO_PASSWORD = re.compile(
-    r"((?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'?|(?:\\.|[^\s&'\\])+)", re.IGNORECASE
-)
 
 
 def _split(value: object) -> object:
@@ -164,21 +161,18 @@ class CommonSettings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _check_amqp_url(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError("amqp://user:password@host:port/vhost expected, or amqps://")
-        return value
+        return _without(amqp_problem(value), value)
 
     @field_validator("postgres_dsn")
     @classmethod
     def _check_postgres_dsn(cls, value: str) -> str:
-        if not value.startswith(("postgresql://", "postgres://")) and not _CONNINFO.fullmatch(value):
-            raise ValueError("postgresql://user:password@host:port/database expected, or host=... dbname=...")
-        return value
+        return _without(postgres_problem(value), value)
+
+    def model_post_init(self, context: Any) -> None:
+        """From now on no text that leaves the process has one of these secrets in it."""
+        for held in (amqp_secrets(self.amqp_url), postgres_secrets(self.postgres_dsn)):
+            redaction.learn(held.secrets, held.public)
+        redaction.learn([os.environ.get("PGPASSWORD", "")])
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
@@ -203,6 +197,12 @@ class TokenSettings(CommonSettings):
     )
     jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")
     jwt_audience: str = Field("", description="What a token's `aud` must hold; empty: not checked.")
+
+    def model_post_init(self, context: Any) -> None:
+        """See CommonSettings."""
+        super().model_post_init(context)
+        keys = (getattr(self, name) for name in _KEYS if name in type(self).model_fields)
+        redaction.learn(key.get_secret_value() for key in keys)
 
     @field_validator("jwt_algorithms")
     @classmethod
@@ -457,7 +457,8 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
 """The settings by what they are about, in the order in which people read them."""
 
 _URLS: Final = ("amqp_url", "postgres_dsn")
-_SECRET: Final = ("jwt_secret", "ops_token", *_URLS)
+_KEYS: Final = ("jwt_secret", "ops_token")
+_SECRET: Final = (*_KEYS, *_URLS)
 
 
 def env_name(field: str) -> str:
@@ -468,24 +469,6 @@ def env_name(field: str) -> str:
 def flag_name(field: str) -> str:
     """The flag of a setting: `--ws-port`."""
     return "--" + field.replace("_", "-")
-
-
-def redacted(url: str) -> str:
-    """The URL or conninfo with `***` in place of every password; safe for logs and people."""
-    scheme, separator, rest = url.partition("://")
-    if separator:
-        end = re.search(r"[/?#]", rest)
-        # A raw `/` in a password is not legal; still the last `@` is where the host begins, or it would show.
-        cut = (
-            rest.rfind("@")
-            if end is None or "@" not in rest[: end.start()]
-            else rest.rfind("@", 0, end.start())
-        )
-        if cut >= 0:
-            user, colon, _ = rest[:cut].partition(":")
-            rest = user + (":***" if colon else "") + rest[cut:]
-        url = scheme + separator + rest
-    return _CONNINFO_PASSWORD.sub(r"\1***", url)
 
 
 def is_loopback(host: str) -> bool:
@@ -549,6 +532,12 @@ def _problem(
     wanted = expected(field, model.model_fields[field]) or "text"
     shown = "" if field in _SECRET else f", not {value!r}"
     return env_name(field), f"{wanted} expected{shown}"
+
+
+def _without(problem: str, value: str) -> str:
+    if problem:
+        raise ValueError(problem)
+    return value
 
 
 def _plugins(specs: tuple[str, ...], built_in: tuple[str, ...]) -> tuple[str, ...]:

@@ -69,6 +69,14 @@ class StoreUnavailable(BridgeError):
         super().__init__(f"the database is away: {cause}")
 
 
+class StoreRefused(StoreUnavailable):
+    """The database answered, and lets this client not in: a wrong password, a role without the right, a full server."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the database refused the connection: {cause}")
+
+
 class StatementFailed(StoreUnavailable):
     """The database is there, and this statement fails all the same: its time was over, or that for a lock.
 
@@ -110,6 +118,14 @@ class BrokerUnavailable(BridgeError):
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(f"the broker is away: {cause}")
+
+
+class BrokerRefused(BrokerUnavailable):
+    """The broker answered, and lets this client not in: a wrong password, a vhost that is not there, no rights."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the broker refused the connection: {cause}")
 
 
 class NodeNameTaken(BridgeError):

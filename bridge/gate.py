@@ -22,6 +22,11 @@ class Gate:
         return name in self._causes
 
     @property
+    def names(self) -> list[str]:
+        """A word or two for each cause, fixed in the program."""
+        return list(self._causes)
+
+    @property
     def causes(self) -> list[str]:
         """One sentence for each cause, for `/readyz`, logs and people."""
         return [f"{name}: {why}" for name, why in self._causes.items()]

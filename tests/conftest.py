@@ -55,7 +55,7 @@ def restored() -> Iterator[None]:
     """The root logger as it was: the commands set it up for a process of their own."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    quiet = {name: logging.getLogger(name).level for name in logs.QUIET}
+    quiet = {name: logging.getLogger(name).level for name in (*logs.QUIET, *logs.SILENT)}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -92,7 +92,7 @@ def test_flags_of_settings_say_what_they_mean_and_their_default(capsys: pytest.C
         (["pusj"], "bridge: there is no command pusj (did you mean push?)"),
         (["xyzzy"], "bridge: there is no command xyzzy\n"),
         (["serve", "--ws-prt", "3"], "bridge serve: what is --ws-prt? (did you mean --ws-port?)"),
-        (["push", "--usr=x"], "bridge push: what is --usr=x? (did you mean --user?)"),
+        (["push", "--usr=x"], "bridge push: what is --usr? (did you mean --user?)"),
         (["token"], "bridge token: the following arguments are required: USER"),
         (["token", "u", "--ttl", "soon"], "argument --ttl: seconds expected, not 'soon'"),
         (["tail", "--count", "0"], "argument --count: a whole number from 1 expected, not '0'"),

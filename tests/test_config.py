@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.addresses import redacted
 from bridge.config import (
     GROUPS,
     CommonSettings,
@@ -16,7 +17,6 @@ from bridge.config import (
     env_name,
     is_loopback,
     misspelt,
-    redacted,
 )
 from bridge.errors import SettingsError
 
@@ -155,7 +155,11 @@ def test_settings_are_frozen() -> None:
         ("session_bytes", 2048, "at least BRIDGE_MAX_DATA_BYTES (65536) expected, not 2048"),
         ("amqp_url", "http://x", "amqp://user:password@host:port/vhost expected, or amqps://"),
         ("amqp_url", "amqp://", "amqp://user:password@host:port/vhost expected, or amqps://"),
-        ("amqp_url", "amqp://h:port", "amqp://user:password@host:port/vhost expected, or amqps://"),
+        (
+            "amqp_url",
+            "amqp://h:port",
+            "the host, or the port behind it, can't be read: a port is a number up to 65535",
+        ),
         (
             "postgres_dsn",
             "mysql://x",

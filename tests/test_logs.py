@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from bridge.adapters import logs
+from bridge.redaction import redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1NDIifQ.c2lnbmF0dXJl"
 
@@ -82,6 +83,13 @@ def test_libraries_that_would_log_what_they_carry_stay_quiet_at_any_level(name: 
     assert "worth saying" in out.getvalue()
 
 
+@pytest.mark.parametrize("name", logs.SILENT)
+def test_libraries_whose_errors_are_handled_elsewhere_say_nothing(name: str) -> None:
+    out = lines("text")
+    logging.getLogger(f"{name}.connection").warning("the same error once more")
+    assert out.getvalue() == ""
+
+
 LEAKS = [
     f"GET /ws?token={JWT}&x=1",
     "GET /ws?x=1&token=s3cr3t&y=2",
@@ -147,4 +155,4 @@ def test_a_fact_with_a_telling_name_is_taken_out_whole(key: str, style: str) -> 
     ],
 )
 def test_ordinary_sentences_stay_as_they_are(harmless: str) -> None:
-    assert logs.redact(harmless) == harmless
+    assert redact(harmless) == harmless

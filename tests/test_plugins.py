@@ -22,7 +22,7 @@ from bridge.adapters.plugins import (
     load_error_handler,
     load_hooks,
 )
-from bridge.errors import BrokerUnavailable, SettingsError
+from bridge.errors import BrokerUnavailable, SettingsError, StatementFailed, StoreUnavailable
 from bridge.model import Outcome, Reason, Row, RowKey
 from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
 
@@ -352,3 +352,24 @@ def test_the_guide_shows_the_examples_as_they_are() -> None:
     assert len(files) == 3
     for path in files:
         assert f"```python\n{path.read_text()}```" in guide, path.name
+
+
+def test_an_outage_is_told_twice_a_minute_however_often_it_is_met(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    handler = LoggingErrorHandler(monotonic=lambda: now[0])
+    for _ in range(61):
+        handler.handle(BrokerUnavailable("connect: Connection refused"), "broker", {})
+        handler.handle(StoreUnavailable("no answer"), "rows", {})
+        now[0] += 1.0
+    told = [(r.message, getattr(r, "repeated", 0)) for r in caplog.records if "broker" in r.message]
+    assert [repeated for _, repeated in told] == [0, 29, 29]
+    assert len(caplog.records) == 6
+    handler.handle(BrokerUnavailable("another cause"), "broker", {})
+    assert len(caplog.records) == 7, "news is told at once"
+
+
+def test_what_fails_for_one_push_is_told_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    handler = LoggingErrorHandler()
+    for push_id in ("p1", "p2"):
+        handler.handle(StatementFailed("timeout"), "store.settle", {"push_id": push_id})
+    assert len(caplog.records) == 2

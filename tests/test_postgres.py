@@ -19,8 +19,8 @@ from psycopg import errors as pg
 
 from bridge.adapters import migrate, postgres_pool
 from bridge.adapters.postgres import PostgresStore
+from bridge.adapters.postgres_errors import translated
 from bridge.adapters.postgres_lease import PostgresLease
-from bridge.adapters.postgres_pool import translated
 from bridge.adapters.postgres_rows import (
     RECORD_PARAMS,
     key_params,

@@ -34,8 +34,9 @@ from bridge.adapters.amqp_frames import (
     Unblocked,
 )
 from bridge.adapters.amqp_login import LoginConnection
-from bridge.errors import BrokerUnavailable, IllegalTransition
+from bridge.errors import BrokerRefused, BrokerUnavailable, IllegalTransition
 from bridge.ports import Clock, ErrorHandler
+from bridge.redaction import redact
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for the TCP connection and the AMQP handshake together."""
@@ -142,7 +143,9 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
 
 def _sentence(exc: BaseException) -> str:
     text = str(exc) or type(exc).__name__
-    return text if not isinstance(exc, AMQPConnectionError) or len(exc.args) < 2 else str(exc.args[-1])
+    if isinstance(exc, AMQPConnectionError) and len(exc.args) > 1:
+        text = str(exc.args[-1])
+    return redact(text)
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
@@ -315,7 +318,7 @@ async def opened(
             if wire.closed is None:
                 raise
             # What the library makes of it hides the broker's own words.
-            raise BrokerUnavailable(str(wire.closed)) from failed
+            raise BrokerRefused(str(wire.closed)) from failed
         assert connection.transport is not None
         wire.frame_max = connection.transport.connection.connection_tune.frame_max or 131072
         yield connection, wire

@@ -59,7 +59,10 @@ class _Connection(aiormq.Connection):
 class _Underlay(UnderlayConnection):
     @classmethod
     async def make_connection(
-        cls, url: URL, timeout: float | None = None, **more: Any
+        cls,
+        url: URL,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's own
+        **more: Any,
     ) -> aiormq.abc.AbstractConnection:
         connection = _Connection(url, **more)
         async with asyncio.timeout(timeout):
@@ -70,7 +73,7 @@ class _Underlay(UnderlayConnection):
 class LoginConnection(aio_pika.Connection):
     """aio-pika's connection with a login to the letter."""
 
-    async def connect(self, timeout: float | None = None) -> None:
+    async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the library's own
         """Open it; see the library."""
         self.transport = await _Underlay.connect(
             self.url, self._on_connection_close, timeout=timeout, **self.kwargs

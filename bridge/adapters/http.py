@@ -87,6 +87,7 @@ from bridge.model import (
     ToUser,
 )
 from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, SessionInfo, Source
+from bridge.redaction import without_known
 from bridge.stepping import in_turns
 
 WAIT_MAX: Final = 30.0
@@ -302,7 +303,8 @@ class OpsServer:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[self._errors, self._guard], client_max_size=MESSAGE_BYTES_MAX)
+        around = [self._without_secrets, self._errors, self._guard]
+        app = web.Application(middlewares=around, client_max_size=MESSAGE_BYTES_MAX)
         app.on_response_prepare.append(_add_headers)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -344,6 +346,23 @@ class OpsServer:
         except Exception as error:  # a defect in one route must not end the port that shows defects
             self._context.errors.handle(error, "ops", {"method": request.method, "path": request.path})
             return _Answer(500, "failed", "This should not happen; the log has the details.").response()
+
+    @web.middleware
+    async def _without_secrets(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """An answer may hold the text of any error."""
+        answer = await handler(request)
+        if (
+            isinstance(answer, web.Response)
+            and isinstance(answer.body, bytes)
+            and request.path not in _STATIC
+        ):
+            text = answer.body.decode()
+            cleaned = without_known(text)
+            if cleaned != text:
+                answer.body = cleaned.encode()
+        return answer
 
     @web.middleware
     async def _guard(

@@ -18,8 +18,9 @@ from psycopg.rows import dict_row
 from bridge.adapters.amqp_frames import legible
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
+from bridge.adapters.postgres_errors import translated
 from bridge.adapters.postgres_lease import LEASE_SECONDS
-from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
+from bridge.adapters.postgres_pool import Connection, Watchdog, connect
 from bridge.adapters.postgres_rows import replies_of
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
 from bridge.errors import BrokerUnavailable

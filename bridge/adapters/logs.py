@@ -1,7 +1,7 @@
 """Structured logs: text on a terminal, JSON lines otherwise, and a last line of defence against secrets.
 
-Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `redact` takes out what
-can be told by its shape. Payloads can't be, so libraries that log what they carry are kept quiet at any level.
+Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `bridge.redaction` takes it out;
+payloads it can't tell, so libraries that log what they carry are kept quiet at any level.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
+from bridge.redaction import redact
+
 QUIET: Final = (
     "websockets",
-    "aiormq",
-    "aio_pika",
     "aiohttp",
     "asyncio",
     "psycopg",
@@ -27,31 +27,10 @@ QUIET: Final = (
 )
 """Libraries that at DEBUG or INFO log frames, queries or request lines: never below WARNING."""
 
+SILENT: Final = ("aiormq", "aio_pika")
+"""Libraries whose every error reaches the ErrorHandler with its cause: their own lines would tell it twice."""
+
 _SECRET_KEY: Final = re.compile(r"(?:^|[_-])(?:token|password|secret|authorization)$", re.IGNORECASE)
-
-_QUOTED: Final = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
-
-_PATTERNS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        # A subprotocol entry, before the bare JWT inside it.
-        (r"(bridge\.token\.)[^\s,;&\"'\\]+", r"\1***"),
-        # A header, as `Authorization: Bearer x`, `('Authorization', 'Bearer x')`, `"authorization": "x"`.
-        (
-            r"(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:(?:bearer|basic)\s+)?[^\s,;\"')]+",
-            r"\1***",
-        ),
-        (r"\b(bearer\s+)[A-Za-z0-9._~+/-]{8,}=*", r"\1***"),
-        # A query, a conninfo, a line of JSON: the value is quoted, or ends where the next word begins.
-        (
-            rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<=[=\s])(?<!:\s)[^\s&;,\"']+)",
-            r"\1***",
-        ),
-        (r"(://[^\s:/@\"']*:)[^\s\"']+(@)", r"\1***\2"),
-        # A JWT on its own: three base64url parts, the first a JSON object.
-        (r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", "***"),
-    )
-)
 
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -60,13 +39,6 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
     "taskName",
 }
-
-
-def redact(text: str) -> str:
-    """The text with `***` in place of tokens, credentials and the passwords of URLs."""
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 class TextFormatter(logging.Formatter):
@@ -130,6 +102,8 @@ def setup(level: str = "info", style: str = "auto", stream: TextIO | None = None
     root.setLevel(level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     return handler
 

@@ -13,6 +13,7 @@ from typing import LiteralString, NamedTuple
 import psycopg
 from psycopg import errors as pg
 
+from bridge.adapters.postgres_errors import translated
 from bridge.errors import BridgeError, StoreUnavailable
 
 MIGRATION_LOCK = int.from_bytes(b"bridge\0\3", "big")
@@ -181,5 +182,5 @@ def _connect(dsn: str) -> Iterator[psycopg.Connection]:
                 raise StoreUnavailable(problem)
             conn.execute("select set_config('search_path', 'public', false)")
             yield conn
-    except (psycopg.OperationalError, UnicodeError) as error:
-        raise StoreUnavailable(str(error).strip()) from error
+    except (psycopg.Error, UnicodeError) as error:
+        raise translated(error) from error

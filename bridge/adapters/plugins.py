@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar, cast
 
-from bridge.errors import BridgeError, SettingsError
+from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StatementFailed, StoreUnavailable
 from bridge.model import Row
 from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
 
@@ -23,6 +25,11 @@ T = TypeVar("T")
 
 HOOKS: Final = ("on_open", "on_close", "on_outcome", "on_error")
 """The methods of a Hooks plug-in; it needs only those that it has a use for."""
+OUTAGE_EVERY: Final = 30.0
+"""Seconds between two log lines of one outage: it is met again with every try."""
+OUTAGES_MAX: Final = 100
+"""Outages, by place and words, that are kept in mind."""
+_OUTAGES: Final = (BrokerUnavailable, StoreUnavailable)
 
 
 # --- Loading ---------------------------------------------------------------------------------------------
@@ -106,23 +113,50 @@ def _words(error: BaseException) -> str:
 class LoggingErrorHandler:
     """The default ErrorHandler: one log record for each error, a traceback only where it tells something.
 
-    An error that the bridge raises on purpose says all in its sentence; any other is a defect.
+    An error that the bridge raises on purpose says all in its sentence; any other is a defect. An outage, which every
+    try meets again, is told at once, and then every `OUTAGE_EVERY` seconds, with how often it was met since.
     """
 
-    def __init__(self, logger: logging.Logger | None = None) -> None:
+    def __init__(
+        self, logger: logging.Logger | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._log = logger or logging.getLogger("bridge.errors")
+        self._monotonic = monotonic
+        self._outages: dict[tuple[str, str], tuple[float, int]] = {}
+        """By place and words: when it was told last, and how often it was met since."""
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
         """Log it at WARNING (expected) or ERROR (a defect), with the facts as fields."""
         expected = isinstance(error, BridgeError)
+        words = _words(error)
+        extra: dict[str, object] = {"where": where, "facts": dict(facts)}
+        if isinstance(error, _OUTAGES) and not isinstance(error, StatementFailed):
+            repeated = self._met((where, words))
+            if repeated is None:
+                return
+            if repeated:
+                extra["repeated"] = repeated
         self._log.log(
             logging.WARNING if expected else logging.ERROR,
             "%s: %s",
             where,
-            _words(error),
+            words,
             exc_info=None if expected else error,
-            extra={"where": where, "facts": dict(facts)},
+            extra=extra,
         )
+
+    def _met(self, outage: tuple[str, str]) -> int | None:
+        """How often it was met since it was told last; None where it need not be told yet."""
+        now = self._monotonic()
+        told, met = self._outages.get(outage, (-math.inf, 0))
+        if now - told < OUTAGE_EVERY:
+            self._outages[outage] = told, met + 1
+            return None
+        self._outages.pop(outage, None)
+        self._outages[outage] = now, 0
+        if len(self._outages) > OUTAGES_MAX:
+            del self._outages[next(iter(self._outages))]
+        return met
 
 
 class GuardedErrorHandler:

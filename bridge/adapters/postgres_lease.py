@@ -22,7 +22,8 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import errors as pg
 
-from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect, translated
+from bridge.adapters.postgres_errors import translated
+from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken
 from bridge.model import Row

@@ -1,4 +1,4 @@
-"""Connections to Postgres, and the one place where its errors become ours.
+"""Connections to Postgres.
 
 Every call of the adapters is one statement that may be run again, so a few connections that are made when
 they are needed and dropped at the first doubt are enough: nothing runs in the background, and after an
@@ -19,7 +19,8 @@ from psycopg import conninfo
 from psycopg import errors as pg
 
 from bridge.adapters.migrate import WANTED_VERSION, encoding_problem
-from bridge.errors import BridgeError, RowsRefused, SchemaBehind, StatementFailed, StoreUnavailable
+from bridge.adapters.postgres_errors import translated
+from bridge.errors import SchemaBehind, StoreUnavailable
 
 CONNECT_TIMEOUT = 2
 """Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
@@ -222,38 +223,3 @@ class Connections:
 
 class _Stale(Exception):
     """A call failed on a connection that had been idle: worth a try on a new one."""
-
-
-def translated(error: Exception) -> BridgeError:
-    """What an error of psycopg or of the network means to the core.
-
-    | SQLSTATE, error | becomes |
-    |---|---|
-    | class 22 (data), class 23 (integrity), text that is no UTF-8 or holds a NUL | RowsRefused |
-    | 57014 (a statement's time is over), 55P03 (so is that for a lock, after some tries) | StatementFailed |
-    | no connection or a cut one; 40xxx after some tries; 53xxx, other 57xxx, 25006, all else | StoreUnavailable |
-
-    A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
-    42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.
-    """
-    if isinstance(error, UnicodeEncodeError):
-        return RowsRefused("22021", f"text that is no UTF-8: {error.reason}")
-    if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
-        sqlstate = error.sqlstate or "22021"
-        text = error.diag.message_primary or _first_line(error)
-        if sqlstate == "23514" and error.diag.constraint_name is None:
-            # Not the row's fault: Postgres says so of a partition that is not there.
-            return StoreUnavailable(text)
-        return RowsRefused(sqlstate, text)
-    if isinstance(error, psycopg.Error) and error.sqlstate:
-        kind = (
-            StatementFailed
-            if isinstance(error, (pg.QueryCanceled, pg.LockNotAvailable))
-            else StoreUnavailable
-        )
-        return kind(f"{error.diag.message_primary or _first_line(error)} ({error.sqlstate})")
-    return StoreUnavailable(_first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -19,7 +19,8 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
-from bridge.adapters.postgres_pool import Connection, Watchdog, connect, translated
+from bridge.adapters.postgres_errors import translated
+from bridge.adapters.postgres_pool import Connection, Watchdog, connect
 from bridge.errors import BridgeError
 
 DAYS_AHEAD = 3

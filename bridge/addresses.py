@@ -1,0 +1,185 @@
+"""The addresses of broker and database as they are written: what is wrong with one, and which secrets it holds.
+
+What is wrong is said without a word of the address: where it can't be read, nobody knows which part is the password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit
+
+AMQP_SHAPE: Final = "amqp://user:password@host:port/vhost expected, or amqps://"
+POSTGRES_SHAPE: Final = "postgresql://user:password@host:port/database expected, or host=... dbname=..."
+ENCODE: Final = "in a user, password or name, write it as %{:02X}"
+
+_SCHEMES: Final = ("postgresql://", "postgres://")
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_PARAMETER: Final = re.compile(r'"([a-z_]{1,40})"')
+_NUMBERS: Final = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
+_CHOICES: Final = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "gssencmode": ("disable", "prefer", "require"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "target_session_attrs": (
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    ),
+}
+_CONNINFO_PASSWORD: Final = re.compile(
+    r"((?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'?|(?:\\.|[^\s&'\\])+)", re.IGNORECASE
+)
+
+
+class Secrets(NamedTuple):
+    """What an address holds that must not be shown, and the words beside it that may be."""
+
+    secrets: Sequence[str]
+    public: Sequence[str]
+
+
+def amqp_problem(url: str) -> str:
+    """What is wrong with the address of the broker; empty where nothing is (RabbitMQ URI specification)."""
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in ("amqp", "amqps"):
+        return AMQP_SHAPE
+    return _uri_problem(url) or _amqp_parts_problem(url)
+
+
+def _amqp_parts_problem(url: str) -> str:
+    # `urlsplit` and `port` raise with the text that they could not read.
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "the host, or the port behind it, can't be read: a port is a number up to 65535"
+    if not parts.hostname:
+        return AMQP_SHAPE
+    if port == 0:
+        return "the port is a number from 1 to 65535"
+    return ""
+
+
+def postgres_problem(dsn: str) -> str:
+    """What is wrong with the address of the database; empty where nothing is (libpq, Connection Strings)."""
+    # Loaded here: most commands that read settings need no database.
+    from psycopg import ProgrammingError, conninfo
+
+    is_uri = dsn.startswith(_SCHEMES)
+    if not is_uri and "=" not in dsn:
+        return POSTGRES_SHAPE
+    if is_uri and (problem := _uri_problem(dsn)):
+        return problem
+    try:
+        values = conninfo.conninfo_to_dict(dsn)
+    except ProgrammingError as error:
+        return _conninfo_problem(dsn, str(error))
+    return _values_problem({name: str(value) for name, value in values.items() if value is not None})
+
+
+def _conninfo_problem(dsn: str, said: str) -> str:
+    """libpq's error in words that quote nothing but the name of a parameter."""
+    parameter = _PARAMETER.search(said)
+    if "query parameter" in said or "connection option" in said:
+        # A password with a `?` in it is read as parameters: then there is an `@` behind it, which was refused before.
+        name = f" {parameter.group(1)}" if parameter and dsn.startswith(_SCHEMES) else ""
+        hint = "; the bridge works in schema public" if name == " schema" else ""
+        return f"there is no parameter{name} of a Postgres connection{hint}"
+    if "unterminated" in said:
+        return "a quote is opened and not closed"
+    if 'missing "="' in said:
+        return "name=value expected: a value with a space wants quotes, as in password='a b'"
+    return POSTGRES_SHAPE
+
+
+def _values_problem(values: dict[str, str]) -> str:
+    for port in values.get("port", "").split(","):
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            return "the port is a number from 1 to 65535"
+    for name in _NUMBERS:
+        if name in values and not re.fullmatch(r"\s*-?\d{1,9}\s*", values[name]):
+            return f"{name}: a whole number expected"
+    for name, choices in _CHOICES.items():
+        if name in values and values[name] not in choices:
+            return f"{name}: one of {', '.join(choices)} expected"
+    return ""
+
+
+def _uri_problem(uri: str) -> str:
+    """What no part of a URI may have (RFC 3986)."""
+    control = _CONTROL.search(uri)
+    if control:
+        return f"a control character ({ENCODE.format(ord(control.group()))})"
+    if any(c.isspace() for c in uri):
+        return f"a space ({ENCODE.format(32)})"
+    if _BAD_ESCAPE.search(uri):
+        return f"a % that begins no %XX ({ENCODE.format(37)})"
+    if "%00" in uri:
+        return "a zero byte, %00, which nothing can have"
+    if "\\" in uri:
+        return f"a backslash ({ENCODE.format(92)})"
+    _, _, rest = uri.partition("://")
+    end = re.search(r"[/?#]", rest)
+    if end is not None and "@" in rest[end.start() :]:
+        return "an @ behind a /, ? or #: in a user, password or name, write / as %2F, ? as %3F, # as %23, @ as %40"
+    if "#" in rest:
+        return f"a # ({ENCODE.format(35)})"
+    if rest[: end.start() if end else None].count("@") > 1:
+        return f"more than one @ ({ENCODE.format(64)})"
+    return ""
+
+
+def amqp_secrets(url: str) -> Secrets:
+    """The password of an address of the broker; it has no problem."""
+    return _of_uri(urlsplit(url))
+
+
+def _of_uri(parts: SplitResult) -> Secrets:
+    raw = parts.password or ""
+    public = [unquote(parts.username or ""), parts.hostname or "", unquote(parts.path[1:])]
+    return Secrets([raw, unquote(raw)], public)
+
+
+def postgres_secrets(dsn: str) -> Secrets:
+    """The passwords of an address of the database; it has no problem."""
+    from psycopg import conninfo
+
+    values = conninfo.conninfo_to_dict(dsn)
+    secrets = [str(values[name]) for name in ("password", "sslpassword") if values.get(name)]
+    public = [str(values[name]) for name in ("user", "host", "dbname") if values.get(name)]
+    if dsn.startswith(_SCHEMES):
+        # As it is written, too.
+        raw = re.match(r"[a-z]+://[^:@/?#]*:([^@/?#]*)@", dsn)
+        secrets += [raw.group(1)] if raw else []
+    return Secrets(secrets, public)
+
+
+def redacted(url: str) -> str:
+    """The URL or conninfo with `***` in place of every password; safe for logs and people."""
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        end = re.search(r"[/?#]", rest)
+        # A raw `/` in a password is not legal; still the last `@` is where the host begins, or it would show.
+        cut = (
+            rest.rfind("@")
+            if end is None or "@" not in rest[: end.start()]
+            else rest.rfind("@", 0, end.start())
+        )
+        if cut >= 0:
+            user, colon, _ = rest[:cut].partition(":")
+            rest = user + (":***" if colon else "") + rest[cut:]
+        url = scheme + separator + rest
+    return _CONNINFO_PASSWORD.sub(r"\1***", url)

@@ -1,0 +1,76 @@
+"""Keeps secrets out of all that leaves the process: log lines, errors, answers, metrics.
+
+Two ways, both always: the secrets of this process are known, since the settings tell them (`learn`), and are taken out
+wherever they occur; those of others are told by their shape (a JWT, the password of a URL, `token=...`). Payloads are
+not told by either: who logs is to give ids and counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
+MASK: Final = "***"
+SHORTEST: Final = 6
+"""Characters: what is shorter is guessed sooner than it is found in a text, and occurs in ordinary words."""
+COMMON: Final = frozenset(("bridge", "guest", "postgres", "rabbitmq", "password", "secret"))
+"""Words of every text. Whoever has one of them for a password hides nothing by it."""
+
+_QUOTED: Final = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
+
+_SHAPES: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        # A subprotocol entry, before the bare JWT inside it.
+        (r"(bridge\.token\.)[^\s,;&\"'\\]+", r"\1***"),
+        # A header, as `Authorization: Bearer x`, `('Authorization', 'Bearer x')`, `"authorization": "x"`.
+        (
+            r"(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:(?:bearer|basic)\s+)?[^\s,;\"')]+",
+            r"\1***",
+        ),
+        (r"\b(bearer\s+)[A-Za-z0-9._~+/-]{8,}=*", r"\1***"),
+        # A query, a conninfo, a line of JSON: the value is quoted, or ends where the next word begins.
+        (
+            rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<=[=\s])(?<!:\s)[^\s&;,\"']+)",
+            r"\1***",
+        ),
+        (r"(://[^\s:/@\"']*:)[^\s\"']+(@)", r"\1***\2"),
+        # A JWT on its own: three base64url parts, the first a JSON object.
+        (r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*", "***"),
+    )
+)
+
+_known: set[str] = set()
+_pattern: re.Pattern[str] | None = None
+
+
+def learn(secrets: Iterable[str], public: Iterable[str] = ()) -> None:
+    """Take these out of every text from now on, in each spelling that a text may have. Idempotent.
+
+    `public`: words that are no secret although one of the secrets is the same: the user of the address, its host.
+    """
+    global _pattern
+    spared = COMMON.union(public)
+    for secret in secrets:
+        if len(secret) < SHORTEST or secret in spared:
+            continue
+        _known.update((secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]))
+    if _known:
+        longest_first = sorted(_known, key=len, reverse=True)
+        _pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+
+def without_known(text: str) -> str:
+    """The text without the secrets of this process."""
+    return text if _pattern is None else _pattern.sub(MASK, text)
+
+
+def redact(text: str) -> str:
+    """The text without the secrets of this process, and without all that looks like one."""
+    text = without_known(text)
+    for pattern, replacement in _SHAPES:
+        text = pattern.sub(replacement, text)
+    return text
