@@ -53,7 +53,7 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
     say = Progress()
     with sigterm_interrupts():
         root = Path(ENV_FILE).resolve().parent / ".dev"
-        settings = dev_settings(flags, root)
+        settings = dev_settings(flags, root, say)
         logs.setup(settings.log_level, settings.log_format)
         given = settings.model_fields_set
         try:
@@ -111,17 +111,20 @@ def upgrade(dsn: str, say: Progress, private: Path | None) -> None:
         say(f"applied {name}")
 
 
-def dev_settings(flags: Mapping[str, object], root: Path) -> Settings:
+def dev_settings(flags: Mapping[str, object], root: Path, say: Progress | None = None) -> Settings:
     """The settings for a developer's machine; what the user gave wins over what is chosen here.
 
-    `.dev/env` of another `bridge dev` is left out. The ports are the usual ones, or the next free.
+    `.dev/env` of another `bridge dev` is left out. The ports are the usual ones, or the next free, which is told.
     """
+    say = say or Progress()
     base = {"dev": True, "_env_file": ENV_FILE}
     given = Settings.load({**base, **flags}).model_fields_set
     chosen: dict[str, object] = {"ws_host": HOST, "jwt_secret": kept_secret(root)}
-    ws_port = free_port(Settings.model_fields["ws_port"].default, ())
-    chosen["ws_port"] = ws_port
-    chosen["ops_port"] = free_port(Settings.model_fields["ops_port"].default, (ws_port,))
+    taken: tuple[int, ...] = ()
+    for name, title in (("ws_port", "WebSockets"), ("ops_port", "the ops port and the demo page")):
+        if name not in given:
+            chosen[name] = usual_or_free(title, Settings.model_fields[name].default, taken, say)
+            taken = (int(str(chosen[name])),)
     return Settings.load(
         {**base, **{name: value for name, value in chosen.items() if name not in given}, **flags}
     )
@@ -138,6 +141,14 @@ def kept_secret(root: Path) -> str:
         kept = secrets.token_urlsafe(48)
         _write_private(path, kept + "\n")
     return kept
+
+
+def usual_or_free(title: str, usual: int, taken: tuple[int, ...], say: Progress) -> int:
+    """The usual port, or the next one that is free: then people are told where to look."""
+    port = free_port(usual, taken)
+    if port != usual:
+        say(f"port {usual} is in use: {title} are on {port}")
+    return port
 
 
 def free_port(first: int, taken: tuple[int, ...]) -> int:
@@ -162,6 +173,7 @@ def env_file(settings: CommonSettings) -> Iterator[None]:
     values = {"amqp_url": settings.amqp_url, "postgres_dsn": settings.postgres_dsn}
     if isinstance(settings, Settings):
         values["jwt_secret"] = settings.jwt_secret.get_secret_value()
+        values |= {name: str(getattr(settings, name)) for name in ("ws_port", "ops_port")}
     lines = [f"{env_name(name)}='{_escaped(value)}'\n" for name, value in values.items()]
     _write_private(path, "# Written by `bridge dev`, removed when it stops.\n" + "".join(lines))
     try:

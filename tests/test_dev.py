@@ -18,7 +18,16 @@ import pytest
 
 from bridge.adapters.migrate import MigrationChanged
 from bridge.config import CommonSettings, Settings
-from bridge.dev import Progress, StaleData, dev_settings, env_file, free_port, kept_secret, upgrade
+from bridge.dev import (
+    Progress,
+    StaleData,
+    dev_settings,
+    env_file,
+    free_port,
+    kept_secret,
+    upgrade,
+    usual_or_free,
+)
 from tests.clients import client
 
 
@@ -70,12 +79,15 @@ def test_a_second_dev_does_not_take_the_servers_of_the_first(place: Path) -> Non
 
 def test_the_env_file_carries_any_value_is_private_and_goes(place: Path) -> None:
     dsn = r"host=h password='a\'b c\\'"
-    with env_file(Settings(dev=True, amqp_url="amqp://u:p'x\\y@h/", postgres_dsn=dsn, jwt_secret="a'b\\c")):
+    url = "amqp://u:p'x%5Cy@h/"
+    ports = {"ws_port": 8291, "ops_port": 8292}
+    with env_file(Settings(dev=True, amqp_url=url, postgres_dsn=dsn, jwt_secret="a'b\\c", **ports)):
         path = place / ".dev" / "env"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         found = Settings(dev=True)
-        assert found.amqp_url == "amqp://u:p'x\\y@h/"
+        assert found.amqp_url == url
         assert found.postgres_dsn == dsn
+        assert (found.ws_port, found.ops_port) == (8291, 8292)
         assert found.jwt_secret.get_secret_value() == "a'b\\c"
     assert not path.exists()
 
@@ -162,3 +174,14 @@ async def test_dev_uses_the_servers_that_it_is_given_and_ends_with_0_at_sigterm(
         async with asyncio.timeout(30):
             assert await process.wait() == 0
     assert not (place / ".dev" / "servers").exists()
+
+
+def test_a_port_that_is_in_use_is_told_and_another_taken(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert usual_or_free("WebSockets", taken, (), Progress()) > taken
+    assert f"port {taken} is in use: WebSockets are on " in capsys.readouterr().out

@@ -95,6 +95,17 @@ async def test_a_push_is_published_and_named(running: Running, parts: Parts) -> 
     assert call.wait is None
 
 
+async def test_a_header_that_is_meant_for_amqp_is_named_as_that(running: Running, parts: Parts) -> None:
+    headers = {"X-Push-User": "u42"}
+    async with running.client.post("/v1/push", json={"data": 1}, headers=headers) as answer:
+        assert answer.status == 400
+        problem = (await answer.json())["problem"]
+    assert problem.startswith(
+        "X-Push-User is a header of AMQP messages. Over HTTP the whole request is in the body"
+    )
+    assert parts.publisher.calls == []
+
+
 async def test_a_push_without_an_id_is_named_by_the_id_it_goes_out_with(
     running: Running, parts: Parts
 ) -> None:

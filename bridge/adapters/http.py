@@ -451,6 +451,7 @@ class OpsServer:
         What is wrong in every part goes through the broker as well, so that its row tells of it, but is
         always waited for and answered with 422 and its receipts, or those that came in `WAIT_REJECTED`.
         """
+        _require_no_amqp_headers(request)
         wait = _wait(request)
         body = await _body(request)
         # What has no id of its own gets this one, so that the answer can name it.
@@ -604,6 +605,18 @@ def _require_json(request: web.Request) -> None:
         raise _Answer(
             415, "not_json", "Content-Type: application/json without a Content-Encoding is required."
         )
+
+
+def _require_no_amqp_headers(request: web.Request) -> None:
+    """What would be ignored is refused: a push to the wrong users, or to nobody, helps no one."""
+    for name in request.headers:
+        if name.lower().startswith("x-push-"):
+            raise _Answer(
+                400,
+                "bad_request",
+                f"{name} is a header of AMQP messages. Over HTTP the whole request is in the body:"
+                ' {"to": {"user": "u42"}, "data": {}}.',
+            )
 
 
 def _require_id(name: str, value: str) -> None:
