@@ -14,9 +14,26 @@ from typing import Final
 from urllib.parse import quote
 
 MASK: Final = "***"
-SHORTEST: Final = 6
+SHORTEST: Final = 4
 """Characters: what is shorter is guessed sooner than it is found in a text, and occurs in ordinary words."""
-COMMON: Final = frozenset(("bridge", "guest", "postgres", "rabbitmq", "password", "secret"))
+WHOLE_WORD: Final = 8
+"""Characters under which a secret is taken out only where it stands by itself: it may occur in ordinary words."""
+COMMON: Final = frozenset(
+    (
+        *(
+            "admin",
+            "bridge",
+            "broker",
+            "database",
+            "guest",
+            "localhost",
+            "password",
+            "postgres",
+            "postgresql",
+        ),
+        *("public", "rabbit", "rabbitmq", "root", "secret", "test", "token", "user"),
+    )
+)
 """Words of every text. Whoever has one of them for a password hides nothing by it."""
 
 _QUOTED: Final = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
@@ -34,7 +51,7 @@ _SHAPES: Final = tuple(
         (r"\b(bearer\s+)[A-Za-z0-9._~+/-]{8,}=*", r"\1***"),
         # A query, a conninfo, a line of JSON: the value is quoted, or ends where the next word begins.
         (
-            rf"((?:token|password|secret)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<=[=\s])(?<!:\s)[^\s&;,\"']+)",
+            rf"((?:token|password|passwd|pwd|secret|api_?key)[\"']?\s*[=:]\s*)(?:{_QUOTED}|(?<=[=\s])(?<!:\s)[^\s&;,\"']+)",
             r"\1***",
         ),
         (r"(://[^\s:/@\"']*:)[^\s\"']+(@)", r"\1***\2"),
@@ -53,14 +70,19 @@ def learn(secrets: Iterable[str], public: Iterable[str] = ()) -> None:
     `public`: words that are no secret although one of the secrets is the same: the user of the address, its host.
     """
     global _pattern
-    spared = COMMON.union(public)
+    spared = frozenset(public)
     for secret in secrets:
-        if len(secret) < SHORTEST or secret in spared:
+        if len(secret) < SHORTEST or secret.lower() in COMMON or secret in spared:
             continue
         _known.update((secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]))
     if _known:
         longest_first = sorted(_known, key=len, reverse=True)
-        _pattern = re.compile("|".join(map(re.escape, longest_first)))
+        _pattern = re.compile("|".join(map(_found_by, longest_first)))
+
+
+def _found_by(spelling: str) -> str:
+    found = re.escape(spelling)
+    return found if len(spelling) >= WHOLE_WORD else rf"(?<!\w){found}(?!\w)"
 
 
 def without_known(text: str) -> str:

@@ -283,5 +283,10 @@ def test_a_secret_is_taken_out_in_each_spelling_that_a_text_may_have() -> None:
 
 
 def test_a_password_that_is_a_common_word_or_the_user_leaves_texts_readable() -> None:
-    redaction.learn(["postgres", "short", "the-same-user"], public=["the-same-user"])
+    redaction.learn(["postgres", "sho", "the-same-user"], public=["the-same-user"])
     assert redaction.redact("postgres is short of the-same-user") == "postgres is short of the-same-user"
+
+
+def test_a_short_password_is_taken_out_where_it_stands_by_itself() -> None:
+    redaction.learn(["quay"])
+    assert redaction.redact('for user "quay" or quay, not quayside') == 'for user "***" or ***, not quayside'
