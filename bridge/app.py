@@ -32,6 +32,7 @@ from bridge.adapters import http, inquiry, loop_watch, plugins, websocket
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import DeclareMode
+from bridge.adapters.amqp_turn import Role
 from bridge.adapters.auditor import Auditor, Look
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
@@ -56,6 +57,7 @@ from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
+from bridge.standing import Standing
 
 log = logging.getLogger("bridge")
 
@@ -175,6 +177,7 @@ class Core:
     ) -> None:
         self.clock = clock
         self.gate = gate
+        self.consumer = consumer
         self.hub = Hub()
         keeps = rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
@@ -264,6 +267,10 @@ class Core:
         """At most so many of the open sessions."""
         return [session.info for _, session in zip(range(limit), self.hub, strict=False)]
 
+    def role(self) -> Role | None:
+        """What this node is to the others; None while it is not connected to the broker."""
+        return self.consumer.role
+
     def readiness(self) -> tuple[bool, list[str]]:
         """Whether pushes are taken, and what is in the way."""
         return self.gate.is_open, self.gate.causes
@@ -293,6 +300,7 @@ class Core:
             rows_waiting=self.settlement.rows_waiting,
             receipts_waiting=self.settlement.payments_waiting,
             ready=self.gate.is_open,
+            active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
         )
 
 
@@ -316,7 +324,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
         gate.shut("starting", "the database has not answered yet")
-        gate.shut("broker", "connecting")
+        standing = Standing(gate)
 
         rows = await _rows(stack, settings, clock, boot)
         declare = DeclareMode(settings.declare)
@@ -336,7 +344,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             errors=errors,
             prefetch=settings.prefetch,
             declare=declare,
-            on_state=lambda ok, cause: gate.clear("broker") if ok else gate.shut("broker", cause),
+            on_state=standing.linked,
+            on_role=standing.became,
             name=f"{settings.node} consumer",
         )
         core = Core(settings, rows, consumer, publisher, metrics, hooks, errors, clock, gate, boot)
@@ -352,7 +361,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     started_at=clock.time(),
                     ws_port=lambda: ws.port,
                     readiness=core.readiness,
-                    gauges=lambda: core.gauges(ws)._asdict(),
+                    role=core.role,
+                    gauges=lambda: core.gauges(ws).known(),
                     sessions=core.sessions,
                     metrics_page=metrics.page,
                     publisher=producer,

@@ -146,7 +146,8 @@ class Delivery:
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
         """What one read of the broker's socket brought, in the order of the queue."""
-        if not self._recollection.taking:
+        # What fell out of the queue comes to any bridge: only requests show that no other one takes now.
+        if not self._recollection.taking and any(a.source is Source.REQUESTS for a in batch):
             self._recollection.began()
         self._inbox.extend(batch)
         self._wake.set()

@@ -96,8 +96,8 @@ class Recollection:
     """Fills the memory from the log: at the start, and when this process begins to take, if others have written since.
 
     A process that stands by learns nothing of what another takes. What the other had acknowledged when the broker
-    gave its messages to this one was in the log by then, and what it had not comes again: so a look at the log after
-    the first message of a channel sees all. `Store.rows_of_others` tells whether there is anything to be read.
+    gave its requests to this one was in the log by then, and what it had not comes again: so a look at the log after
+    the first request of a channel sees all. `Store.rows_of_others` tells whether there is anything to be read.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Recollection:
         self._clock = clock
         self._boot = boot
         self.taking = False
-        """A message has come since the last channel began."""
+        """A request has come since the last channel began."""
         self._others: OthersRows | None = None
         """The count of others' rows up to which all is in memory."""
         self._doubts = 0
@@ -118,7 +118,7 @@ class Recollection:
         self.page_rows = PAGE_ROWS
 
     def began(self) -> None:
-        """The first message of a channel is here."""
+        """The first request of a channel is here: from now on no other process takes any."""
         self.taking = True
         self._wanted.set()
 

@@ -21,7 +21,7 @@ from bridge.model import Outcome, Reason, Recall, Row, RowKey
 from bridge.ports import SessionInfo
 from tests.core import ManualClock
 
-GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True)
+GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True)
 
 
 def row(
@@ -148,7 +148,8 @@ class Parts:
             started_at=self.clock.time(),
             ws_port=lambda: self.ws_port,
             readiness=lambda: (not self.causes, self.causes),
-            gauges=lambda: GAUGES._replace(sessions=len(self.sessions))._asdict(),
+            role=lambda: "active",
+            gauges=lambda: GAUGES._replace(sessions=len(self.sessions)).known(),
             sessions=lambda most: self.sessions[:most],
             metrics_page=metrics_page,
             publisher=self.publisher,

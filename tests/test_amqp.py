@@ -40,6 +40,7 @@ from bridge.adapters.amqp_topology import (
     TopologyError,
     ensure,
 )
+from bridge.adapters.amqp_turn import Role
 from bridge.devservers import Servers
 from bridge.errors import BrokerUnavailable, IllegalTransition
 from bridge.model import MESSAGE_BYTES_MAX, Receipt, Reply
@@ -876,12 +877,13 @@ async def test_two_bridges_take_turns_and_the_second_gets_what_the_first_left(vh
     async with first.taking(first_intake):
         await first_intake.has(10)
         async with second.taking(second_intake):
-            await until(lambda: second.state is LinkState.OPEN)
+            await until(lambda: second.role is Role.STANDBY)
             assert second_intake.arrivals == []
             first.ack(first_intake.tokens[:4])
             await first.stop_consuming()
             await second_intake.has(6)
             assert second_intake.bodies == numbered(6, 4)
+            assert second.role is Role.ACTIVE
             second.ack(second_intake.tokens)
             await second.stop_consuming()
     assert await at_rest(vhost)

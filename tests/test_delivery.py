@@ -746,6 +746,16 @@ async def test_what_the_broker_gave_up_gets_its_row_and_goes_to_the_dead_letters
         assert peer.pushes == []
 
 
+async def test_only_a_request_shows_that_no_other_process_takes() -> None:
+    async with house() as h:
+        h.delivery.channel_lost(0)
+        await h.push(to("u1"), source=Source.FALLEN, headers={"x-first-death-reason": "expired"})
+        await h.settled(1)
+        assert not h.recollection.taking, "push.fallen has no single active consumer"
+        await h.push(to("u1", "p2"))
+        assert h.recollection.taking
+
+
 async def test_what_the_broker_gave_up_after_its_end_keeps_its_row() -> None:
     async with house() as h:
         peer = h.connect("u1")

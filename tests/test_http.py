@@ -68,7 +68,7 @@ async def test_status_says_who_it_is_how_it_is_and_who_is_there(running: Running
     parts.causes.append("broker: away")
     async with running.client.get("/status") as answer:
         said = await answer.json()
-    assert {k: said[k] for k in ("node", "boot", "version", "ws_port", "dev", "ready", "causes")} == {
+    assert {k: said[k] for k in ("node", "boot", "version", "ws_port", "dev", "ready", "causes", "role")} == {
         "node": "n1",
         "boot": "b1",
         "version": "1.2.3",
@@ -76,6 +76,7 @@ async def test_status_says_who_it_is_how_it_is_and_who_is_there(running: Running
         "dev": True,
         "ready": False,
         "causes": ["broker: away"],
+        "role": "active",
     }
     assert said["gauges"]["sessions"] == 1
     assert said["sessions"] == [{"session": "s1", "user": "u1", "mode": "bridge.v1.json", "opened_at": 1.0}]

@@ -13,6 +13,7 @@ from typing import Final
 
 from benchmarks.ports import reserved_port
 from bridge.adapters.tokens import make_token
+from bridge.standing import STANDBY
 
 SECRET: Final = "only for chaos runs: 0123456789abcdef"
 READY_TIMEOUT: Final = 90.0
@@ -96,8 +97,8 @@ class Bridge:
         return None if self._process is None else self._process.returncode
 
     async def ready(self, *, or_dead: bool = False) -> bool:
-        """Wait until it takes pushes. Raises BridgeFailed when it ends or takes too long; with `or_dead` its
-        end is an answer: False."""
+        """Wait until it takes pushes, or stands by to take them. Raises BridgeFailed when it ends or takes too
+        long; with `or_dead` its end is an answer: False."""
         deadline = time.monotonic() + READY_TIMEOUT
         why = ""
         while time.monotonic() < deadline:
@@ -106,7 +107,7 @@ class Bridge:
                     return False
                 raise BridgeFailed(f"{self.node} ended with {self.ended_by_itself}; see {self.log}")
             status, why = await self.status()
-            if status == 200:
+            if status == 200 or why == f"standby: {STANDBY}":
                 return True
             await asyncio.sleep(0.05)
         raise BridgeFailed(f"{self.node} was not ready in {READY_TIMEOUT:g} s: {why}; see {self.log}")

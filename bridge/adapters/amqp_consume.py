@@ -6,12 +6,14 @@ deleted, a consumer that the broker cancelled) ends the incarnation; the link th
 
 Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
 `widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
+
+Nothing is consumed before it is this node's turn (`amqp_turn`): a node that stands by has a connection, and waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import aio_pika
@@ -30,6 +32,7 @@ from bridge.adapters.amqp_link import (
     channel,
 )
 from bridge.adapters.amqp_topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
+from bridge.adapters.amqp_turn import LOCK, Role, Turn
 from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.ports import AckToken, Arrival, Clock, ErrorHandler, Intake, Source
 
@@ -47,6 +50,8 @@ _SOURCES = {
     CONTROL: Source.CONTROL,
 }
 """By consumer tag, which only has to be unique on its channel."""
+_LOCK_TAG = "lock"
+"""Of the consumer that keeps a policy from expiring the lock, and is told when somebody deletes it."""
 
 
 class UnreadableHeaders(BridgeError):
@@ -71,14 +76,21 @@ class Consumer:
         held_bytes: int = HELD_BYTES_MAX,
         declare: DeclareMode = DeclareMode.ACTIVE,
         on_state: StateListener | None = None,
+        on_role: Callable[[Role], None] | None = None,
         name: str = "bridge consumer",
     ) -> None:
+        """`on_role` is told at each change while the link is up: STANDBY before the link counts as set up, ACTIVE or
+        UNKNOWN when it is consumed."""
         self._clock = clock
         self._errors = errors
         self._prefetch = prefetch
         self._held_bytes_max = held_bytes
         self._declare = declare
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
+        self._on_role = on_role
+        self._turn: Turn | None = None
+        self.role: Role | None = None
+        """What this node is to the others; None without a connection."""
         self._intake: Intake | None = None
         self._wire: Wire | None = None
         self._channel: aiormq.abc.AbstractChannel | None = None
@@ -132,7 +144,8 @@ class Consumer:
             self._intake = None
 
     async def stop_consuming(self) -> None:
-        """Close the channel after every ack that was asked for has reached the broker; idempotent.
+        """Close the channel after every ack that was asked for has reached the broker; idempotent. The next in line
+        has its turn then, though this connection lives on.
 
         The broker answers the close only after it has handled what was written before it. The rest goes
         back oldest first; cancelling the consumer first would let the next taker overtake it. Deliveries
@@ -150,14 +163,28 @@ class Consumer:
                     await closing.close()
             except BrokerUnavailable as gone:
                 self._errors.handle(gone, "broker.stop_consuming", {"held": len(self._held)})
+        await self._give_up_turn()
         self._end_incarnation()
+
+    async def _give_up_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            try:
+                await turn.give_up()
+            except BrokerUnavailable as gone:
+                # It ends with the connection in any case.
+                self._errors.handle(gone, "broker.stop_consuming", {"queue": LOCK})
 
     # --- LinkUser ---
 
     async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
-        """Make sure of the topology, then begin a new incarnation; not after `stop_consuming`."""
+        """Make sure of the topology, wait for this node's turn, then begin a new incarnation; not after
+        `stop_consuming`."""
         await ensure(connection, self._declare)
+        self._turn = Turn(connection, self._clock)
+        role = await self._turn.come(lambda: self._become(Role.STANDBY), lambda: self._stopped)
         if self._stopped:
+            await self._give_up_turn()
             return
         opened = await channel(connection, confirms=False)
         self._wire = wire
@@ -172,9 +199,20 @@ class Consumer:
             async with border(f"consume {queue}", STEP_TIMEOUT):
                 await opened.basic_qos(prefetch_count=prefetch)
                 await opened.basic_consume(queue, never_called, consumer_tag=tag)
+        if role is Role.ACTIVE:
+            async with border(f"consume {LOCK}", STEP_TIMEOUT):
+                await opened.basic_consume(LOCK, never_called, consumer_tag=_LOCK_TAG, no_ack=True)
         self._set_up = True
         if self._wanted_wide:
             self.widen()
+        # A request that came already has shown more than the turn did.
+        self._become(Role.ACTIVE if self.role is Role.ACTIVE else role)
+
+    def _become(self, role: Role) -> None:
+        if role is not self.role:
+            self.role = role
+            if self._on_role is not None and not self._stopped:
+                self._on_role(role)
 
     def happened(self, events: Sequence[Event]) -> None:
         """Hand over what one read of the socket brought; notice that the channel or a consumer is gone."""
@@ -184,7 +222,7 @@ class Consumer:
         gone = ""
         for event in events:
             if type(event) is Delivery:
-                if event.channel != number or self._stopped:
+                if event.channel != number or self._stopped or event.consumer == _LOCK_TAG:
                     continue
                 size = len(event.body)
                 if event.consumer == _ONE_BY_ONE:
@@ -205,9 +243,12 @@ class Consumer:
                     unreadable = UnreadableHeaders(_SOURCES[event.consumer].value, event.tag)
                     self._errors.handle(unreadable, "broker.decode", {})
             elif type(event) is ConsumerCancelled and event.channel == number:
-                gone = f"the broker cancelled the consumer of {_SOURCES[event.consumer].value}"
+                source = _SOURCES.get(event.consumer)
+                gone = f"the broker cancelled the consumer of {source.value if source else LOCK}"
             elif type(event) is Closed and event.channel == number and number:
                 gone = f"the broker closed the channel: {event.code} {event.text}"
+        if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
+            self._become(Role.ACTIVE)
         if batch and self._intake is not None:
             self._intake.arrived(batch)
             if self.held_bytes > self._held_bytes_max and self._wire is not None:
@@ -228,6 +269,8 @@ class Consumer:
         self._wire = None
         self._set_up = False
         self._single = None
+        self._turn = None
+        self.role = None
         self._held = {}
         self.held_bytes = 0
         self._done.clear()

@@ -190,6 +190,8 @@ class OpsContext:
     ws_port: Callable[[], int]
     readiness: Callable[[], tuple[bool, Sequence[str]]]
     """Whether the bridge takes pushes, and if not, one sentence for each cause."""
+    role: Callable[[], str | None]
+    """`active`, `standby` or `unknown`; None while there is no connection to the broker."""
     gauges: Callable[[], Mapping[str, float]]
     """How much there is of everything now, as on the metrics page."""
     sessions: Callable[[int], Sequence[SessionInfo]]
@@ -431,6 +433,7 @@ class OpsServer:
             "now": context.clock.time(),
             "ready": ready,
             "causes": list(causes),
+            "role": context.role(),
             "ws_port": context.ws_port(),
             "dev": context.dev_token is not None,
             "gauges": dict(context.gauges()),

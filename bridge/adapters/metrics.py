@@ -69,6 +69,12 @@ class Gauges(NamedTuple):
     rows_waiting: int
     receipts_waiting: int
     ready: bool
+    active: bool | None
+    """None: it is not known."""
+
+    def known(self) -> dict[str, float]:
+        """What is known of them, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 Sampler: TypeAlias = Callable[[], Gauges]
@@ -94,6 +100,8 @@ GAUGES: Final[Mapping[str, str]] = {
     "rows_waiting": "Rows that wait for the writer or are being written.",
     "receipts_waiting": "Batches of receipts that wait to be published.",
     "ready": "1 while nothing holds the bridge back (the same as /readyz), 0 otherwise.",
+    "active": "1 while this node takes the pushes; 0 while it stands by, or has no connection to the broker. Not there "
+    "while that is unknown, which is only where the queue push.taker can't be declared.",
 }
 
 STAGES: Final[Mapping[str, str]] = {
@@ -362,7 +370,7 @@ class PrometheusMetrics(Collector):
             yield from _audited(*self.audit())
         if self.sampler is None:
             return
-        for name, value in self.sampler()._asdict().items():
+        for name, value in self.sampler().known().items():
             gauge = GaugeMetricFamily(f"bridge_{name}", GAUGES[name])
             gauge.add_metric((), float(value))
             yield gauge

@@ -92,7 +92,8 @@ async function refresh() {
     $("more").open = !dev;
     $("scope").value = dev ? "all" : "mine";
   }
-  pill(status.ready ? "good" : "bad", status.ready ? "ready" : "not ready");
+  const resting = status.role === "standby" ? "standby" : "not ready";
+  pill(status.ready ? "good" : "bad", status.ready ? "ready" : resting);
   $("who").textContent = `${status.node}, version ${status.version}`;
   $("causes").hidden = status.causes.length === 0;
   $("causes").replaceChildren(...status.causes.map((cause) => element("li", "", cause)));

@@ -1,0 +1,50 @@
+"""What the broker's links tell the gate and the log: connected or not, taking or standing by.
+
+A node that stands by is not ready (`standby`), so that no balancer sends people to it: what is pushed while they are
+there is sent by another node, which does not know of them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bridge.adapters.amqp_turn import Role
+from bridge.gate import Gate
+
+log = logging.getLogger("bridge")
+
+STANDBY = "another bridge takes the pushes, and this one when that ends"
+UNKNOWN = (
+    "it is not known whether this node takes the pushes before the first one comes: its user at the broker may not "
+    "declare the queue push.taker"
+)
+
+
+class Standing:
+    """Listens to the consumer, see `Consumer`; opens and shuts the gate by it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        gate.shut("broker", "connecting")
+
+    def linked(self, ok: bool, cause: str) -> None:
+        """The link is set up, or lost."""
+        if ok:
+            self._gate.clear("broker")
+        else:
+            # In this order, or the gate would be open for a moment.
+            self._gate.shut("broker", cause)
+            self._gate.clear("standby")
+
+    def became(self, role: Role) -> None:
+        """This node is connected, and knows what it is to the others."""
+        if role is Role.STANDBY:
+            self._gate.shut("standby", STANDBY)
+            self._gate.clear("broker")
+            log.info("standby: %s", STANDBY)
+            return
+        if role is Role.UNKNOWN:
+            log.warning(UNKNOWN)
+        elif "standby" in self._gate:
+            log.info("active: this node takes the pushes")
+        self._gate.clear("standby")
