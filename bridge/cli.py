@@ -37,7 +37,7 @@ see it
 
 run it
   db          upgrade, status, sql: the schema of the delivery log
-  check       look at settings, broker, topology, database and schema, one line each
+  check       would serve do its work? A line for each of its parts
   serve       run the bridge
 
 use it
@@ -61,7 +61,9 @@ EPILOGS: Final = {
     "  bridge serve --ws-port 9000 --log-format json",
     "dev": "Servers, data and the secret of the tokens stay under .dev/ for the next time.\n\n  bridge dev",
     "demo": "Exits 0 only when what the clients received and the delivery log agree.\n\n  bridge demo",
-    "check": "Exits 0 when `bridge serve` would get ready, 3 when broker or database can't be reached.\n\n"
+    "check": "Exits 0 when `bridge serve` would get ready, or stand by; 1 when not; 2 when a setting is wrong, a port\n"
+    "in use, or a plug-in unusable; 3 when broker or database can't be reached. It leaves nothing behind, and a\n"
+    "line that fails names what mends it.\n\n"
     "  bridge check --declare passive",
     "token": '  bridge token u42 --ttl 600\n  python -m websockets "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
     "push": "Exits 0 when every push ended as acked, received or written, or is kept (stored); 1 otherwise.\n\n"
@@ -159,7 +161,7 @@ def build_parser(named: str = "") -> tuple[Parser, Mapping[str, Parser]]:
     )
     demo.add_argument("--requests", metavar="FILE", help="push requests to publish instead of the samples")
 
-    command("check", "Look at settings, broker, topology, database and schema.", _check, None)
+    command("check", "Look at everything that `bridge serve` needs, one line each.", _check, None)
 
     db = commands.add_parser("db", description="The schema of the delivery log in Postgres.")
     parsers["db"] = db
@@ -451,15 +453,15 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from bridge import commands
+    from bridge import checking, commands
     from bridge.config import Settings
 
     try:
         settings = _load(Settings, args)
     except SettingsError as error:
-        return commands.settings_are_wrong(error)
+        return checking.settings_are_wrong(error)
     _quiet_logs(args, settings)
-    return commands.run_loop(commands.check(settings), uvloop=settings.uvloop)
+    return commands.run_loop(checking.check(settings), uvloop=settings.uvloop)
 
 
 def _db_upgrade(args: argparse.Namespace) -> int:

@@ -16,10 +16,8 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final, cast
 
-from bridge.addresses import redacted
 from bridge.config import CommonSettings, Settings, TokenSettings, misspelt
-from bridge.errors import BridgeError, BrokerUnavailable, InvalidRequest, SettingsError, StoreUnavailable
-from bridge.redaction import redact
+from bridge.errors import InvalidRequest, SettingsError
 
 log = logging.getLogger("bridge")
 
@@ -63,7 +61,9 @@ def db_upgrade(settings: CommonSettings) -> int:
     for name in applied:
         print(f"applied {name}")
     if not applied:
-        print(f"nothing to do: the schema is at version {migrate.WANTED_VERSION}")
+        version = max(line.version for line in migrate.status(settings.postgres_dsn))
+        newer = version > migrate.WANTED_VERSION
+        print(f"nothing to do: {migrate.ahead(version) if newer else f'the schema is at version {version}'}")
     return 0
 
 
@@ -77,7 +77,7 @@ def db_status(settings: CommonSettings) -> int:
             "still to be applied"
             if line.applied_at is None
             else f"applied {line.applied_at:%Y-%m-%d %H:%M:%S %Z}"
-        )
+        ) + ("" if line.known else ", by a newer program")
         print(f"{line.name:<40} {when}")
     return 1 if any(line.applied_at is None for line in lines) else 0
 
@@ -269,78 +269,3 @@ def _tail_line(receipt: Mapping[str, Any]) -> str:
     when = receipt.get("finished_at") or receipt.get("taken_at")
     clock = datetime.fromisoformat(when).astimezone().strftime("%H:%M:%S") if when else "--:--:--"
     return f"{clock}  {receipt_line(receipt)}"
-
-
-# --- check -----------------------------------------------------------------------------------------------
-
-
-def settings_are_wrong(error: SettingsError) -> int:
-    """`check` ends here: nothing else can be looked at."""
-    for problem in str(error).splitlines():
-        _line("fail", "settings", problem)
-    return 2
-
-
-async def check(settings: Settings) -> int:
-    """Look at everything that `serve` needs; one line each."""
-    _line("ok", "settings", f"node {settings.node}, delivery log {','.join(settings.delivery_log)}")
-    for name, meant in misspelt(os.environ).items():
-        _line("warn", "settings", f"{name} is no setting; {meant} was probably meant")
-    codes = [await _check_broker(settings)]
-    if settings.uses_postgres:
-        codes.append(_check_database(settings))
-    else:
-        _line("ok", "database", "not used: the rows are kept in memory")
-    return max(codes)
-
-
-async def _check_broker(settings: Settings) -> int:
-    from bridge.adapters import amqp_link
-    from bridge.adapters.amqp_topology import DeclareMode, TopologyError, ensure
-
-    where = redacted(settings.amqp_url)
-    try:
-        async with amqp_link.opened(
-            settings.amqp_url, "bridge check", lambda events: None, lambda cause: None
-        ) as (connection, _):
-            _line("ok", "broker", where)
-            await ensure(connection, DeclareMode.PASSIVE)
-    except TopologyError as error:
-        missing = [problem for problem in error.problems if problem.endswith(" is missing")]
-        if settings.declare == "active" and len(missing) == len(error.problems):
-            _line("ok", "topology", "not whole yet: `bridge serve` declares what is missing")
-            return 0
-        for problem in error.problems:
-            _line("fail", "topology", problem)
-        return 1
-    except BrokerUnavailable as error:
-        _line("fail", "broker", f"{where}: {error.cause}")
-        return 3
-    _line("ok", "topology", "exchanges and queues are there")
-    return 0
-
-
-def _check_database(settings: Settings) -> int:
-    from bridge.adapters import migrate
-
-    where = redacted(settings.postgres_dsn)
-    try:
-        lines = migrate.status(settings.postgres_dsn)
-    except StoreUnavailable as error:
-        _line("fail", "database", f"{where}: {error.cause}")
-        return 3
-    except BridgeError as error:
-        _line("ok", "database", where)
-        _line("fail", "schema", str(error))
-        return 1
-    _line("ok", "database", where)
-    missing = sum(1 for line in lines if line.applied_at is None)
-    if missing:
-        _line("fail", "schema", f"{missing} of {len(lines)} migrations are missing: run `bridge db upgrade`")
-        return 1
-    _line("ok", "schema", f"version {migrate.WANTED_VERSION}")
-    return 0
-
-
-def _line(mark: str, what: str, words: str) -> None:
-    print(f"{mark:<5} {what:<9} {redact(' '.join(words.split()))}", flush=True)

@@ -237,11 +237,11 @@ def test_db_upgrade_status_and_sql_tell_one_story(
 def test_check_tells_settings_broker_topology_database_and_schema_in_a_line_each(
     vhost: str, database: str, empty_database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["check", "--jwt-secret", SECRET, "--amqp-url", vhost]
+    base = ["check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--ws-port", "0", "--ops-port", "0"]
     assert run(*base, "--postgres-dsn", database) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
-        ["ok", what] for what in ("settings", "broker", "topology", "database", "schema")
+        ["ok", what] for what in ("settings", "ports", "broker", "topology", "database", "schema")
     ]
     assert run(*base, "--postgres-dsn", database, "--declare", "passive") == 1
     assert "fail  topology  queue push.requests is missing" in capsys.readouterr().out
@@ -269,7 +269,8 @@ def test_check_points_out_a_variable_that_is_nearly_right_and_needs_no_database_
     vhost: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGE_WSPORT", "1")
-    assert run("check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--delivery-log", "stdout") == 0
+    free = ("--ws-port", "0", "--ops-port", "0")
+    assert run("check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--delivery-log", "stdout", *free) == 0
     shown = capsys.readouterr().out
     assert "warn  settings  BRIDGE_WSPORT is no setting; BRIDGE_WS_PORT was probably meant" in shown
     assert "ok    database  not used" in shown

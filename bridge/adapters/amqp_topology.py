@@ -163,7 +163,7 @@ async def _named(thing: str) -> AsyncIterator[None]:
         async with border(f"declare {thing}", STEP_TIMEOUT):
             yield
     except BrokerUnavailable as error:
-        problem = _problem(thing, error.__cause__)
+        problem = problem_with(thing, error.__cause__)
         if problem is None:
             raise
         raise TopologyError([problem]) from error.__cause__
@@ -174,7 +174,8 @@ _DIFFERS = re.compile(
 )
 
 
-def _problem(thing: str, cause: BaseException | None) -> str | None:
+def problem_with(thing: str, cause: BaseException | None) -> str | None:
+    """What an error of a declare means for this thing, in a sentence; None for an error of another kind."""
     text = str(cause)
     if isinstance(cause, ChannelNotFoundEntity):
         return f"{thing} is missing"

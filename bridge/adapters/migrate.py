@@ -54,6 +54,8 @@ class MigrationStatus(NamedTuple):
     name: str
     applied_at: datetime | None
     """None: still to be applied."""
+    known: bool = True
+    """False: a newer program has applied it, and this one does not have its file."""
 
 
 class MigrationChanged(BridgeError):
@@ -87,6 +89,15 @@ WANTED_VERSION = MIGRATIONS[-1].version
 """The version that this program needs; a database may be ahead of it during a rolling upgrade."""
 
 
+def ahead(version: int) -> str:
+    """What to say of a schema that is newer than this program. It is used: bridges are upgraded one by one, and each
+    version of the schema serves the program before it as well."""
+    return (
+        f"the schema is at version {version}, newer than the {WANTED_VERSION} of this program: it is used as it is "
+        "while bridges are upgraded one by one; upgrade this one as well"
+    )
+
+
 def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[str]:
     """Apply what is missing and return the names of what was applied. Safe to run at any time, also twice at once.
 
@@ -118,14 +129,19 @@ def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[st
 
 
 def status(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[MigrationStatus]:
-    """Every migration of this program and when it was applied. Raises as `upgrade`; changes nothing."""
+    """Every migration of this program and when it was applied, then those of a newer one that this database has seen.
+    Raises as `upgrade`; changes nothing."""
     with _connect(dsn) as conn:
         history = _history(conn)
         _check(history, migrations)
-    return [
+        newest = migrations[-1].version
+        unknown = sorted(version for version in history if version > newest)
+        names = dict(conn.execute("select version, name from schema_version").fetchall()) if unknown else {}
+    ours = [
         MigrationStatus(m.version, m.name, history[m.version][1] if m.version in history else None)
         for m in migrations
     ]
+    return ours + [MigrationStatus(v, str(names[v]), history[v][1], known=False) for v in unknown]
 
 
 def pending_sql(dsn: str | None, migrations: tuple[Migration, ...] = MIGRATIONS) -> str:

@@ -8,6 +8,8 @@ outage the next call works. (psycopg_pool waits longer and longer between its tr
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import os
 import random
 import socket
@@ -18,9 +20,11 @@ import psycopg
 from psycopg import conninfo
 from psycopg import errors as pg
 
-from bridge.adapters.migrate import WANTED_VERSION, encoding_problem
+from bridge.adapters.migrate import WANTED_VERSION, ahead, encoding_problem
 from bridge.adapters.postgres_errors import translated
 from bridge.errors import SchemaBehind, StoreUnavailable
+
+log = logging.getLogger("bridge")
 
 CONNECT_TIMEOUT = 2
 """Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
@@ -76,7 +80,15 @@ async def connect(dsn: str, application_name: str) -> Connection:
     if version < WANTED_VERSION:
         conn.pgconn.finish()
         raise SchemaBehind(version, WANTED_VERSION)
+    if version > WANTED_VERSION:
+        _tell_ahead(version)
     return conn
+
+
+@functools.cache
+def _tell_ahead(version: int) -> None:
+    # Once for each version: every connection finds it again.
+    log.warning("%s", ahead(version))
 
 
 async def _set_up(conn: Connection) -> None:

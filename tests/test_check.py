@@ -1,0 +1,196 @@
+"""`bridge check` finds what keeps `bridge serve` from its work, says what mends it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aio_pika
+import psycopg
+import pytest
+
+from bridge.adapters import amqp_check
+from bridge.adapters.amqp_check import findings
+from bridge.adapters.amqp_topology import DeclareMode
+from bridge.adapters.finding import Finding
+from bridge.cli import main
+from bridge.devservers import Servers
+from tests.amqp import declare, memory_alarm
+from tests.house import SECRET, process
+
+
+def run(vhost: str, database: str, *words: str) -> int:
+    base = ("check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--postgres-dsn", database)
+    return main([*base, "--ws-port", "0", "--ops-port", "0", *words])
+
+
+async def found(vhost: str, mode: DeclareMode = DeclareMode.ACTIVE) -> list[Finding]:
+    return [f for f in await findings(vhost, mode, "here") if f.level != "ok"]
+
+
+@asynccontextmanager
+async def on(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+        yield channel
+
+
+def names(servers: Servers, vhost: str) -> set[str]:
+    """Every queue and exchange of the vhost, and every binding."""
+    at = ("-p", urlsplit(vhost).path[1:])
+    listed = [
+        servers.rabbit.ctl("list_queues", *at, "name", "arguments", "messages"),
+        servers.rabbit.ctl("list_exchanges", *at, "name", "type"),
+        servers.rabbit.ctl("list_bindings", *at),
+    ]
+    return {line for text in listed for line in text.splitlines()}
+
+
+async def test_a_queue_of_another_type_is_a_failure_with_the_command_that_mends_it(vhost: str) -> None:
+    async with on(vhost) as channel:
+        await channel.declare_queue("push.requests", durable=True)
+    (failure,) = await found(vhost)
+    assert failure.level == "fail"
+    assert failure.words.startswith("queue push.requests exists with another x-")
+    assert f"rabbitmqctl delete_queue -p {urlsplit(vhost).path[1:]} push.requests" in failure.words
+
+
+async def test_an_exchange_of_another_type_is_a_failure_with_the_command_that_mends_it(vhost: str) -> None:
+    async with on(vhost) as channel:
+        await channel.declare_exchange("push", "direct", durable=True)
+    (failure,) = await found(vhost)
+    assert "exchange push exists with another type" in failure.words
+    assert "delete exchange name=push" in failure.words
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["before the first start", "after it"])
+async def test_a_user_who_may_not_configure_is_told_the_permissions_that_are_needed(
+    servers: Servers, vhost: str, declared: bool
+) -> None:
+    if declared:
+        await declare(vhost)
+    _permit(servers, vhost, "^$", ".*", ".*")
+    failures = await found(vhost)
+    assert all(f.level == "fail" for f in failures if "push.taker" not in f.words)
+    named = " ".join(f.words for f in failures)
+    for name in ("push.requests", "push.fallen", "push.dead", "push.control", "push.outcomes", "push.taker"):
+        assert name in named
+    assert "rabbitmqctl set_permissions -p " in failures[0].words
+    passive = await found(vhost, DeclareMode.PASSIVE)
+    assert {f.level for f in passive} == ({"warn"} if declared else {"fail", "warn"})
+
+
+async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers, vhost: str) -> None:
+    await declare(vhost)
+    _permit(servers, vhost, ".*", "^$", "^$")
+    words = [f.words for f in await found(vhost)]
+    for part in (
+        "read queue push.requests",
+        "read queue push.fallen",
+        "read queue push.control",
+        "write to exchange push.dead",
+        "write to exchange push.outcomes",
+        "write to exchange push:",
+        "bind push.requests to push",
+        "publish to the default exchange",
+    ):
+        assert any(part in w for w in words), part
+
+
+async def test_the_permissions_that_are_named_are_enough(servers: Servers, vhost: str) -> None:
+    configure, write, read = (p.strip("'") for p in amqp_check.PERMISSIONS.split(" "))
+    _permit(servers, vhost, configure, write, read)
+    assert await found(vhost) == []
+    await declare(vhost)
+    assert await found(vhost) == []
+
+
+@pytest.mark.parametrize("declared", [False, True])
+async def test_a_check_leaves_nothing_behind(
+    servers: Servers, vhost: str, database: str, declared: bool
+) -> None:
+    if declared:
+        await declare(vhost)
+        async with on(vhost) as channel:
+            await channel.default_exchange.publish(aio_pika.Message(b"{}"), "push.requests")
+    before = names(servers, vhost)
+    assert await asyncio.to_thread(run, vhost, database) == 0
+    assert names(servers, vhost) == before
+
+
+async def test_a_broker_that_blocks_publishers_is_named(servers: Servers, vhost: str) -> None:
+    await declare(vhost)
+    servers.rabbit.evaluate(memory_alarm(True))
+    try:
+        (warning,) = await found(vhost)
+    finally:
+        servers.rabbit.evaluate(memory_alarm(False))
+    assert warning.level == "warn"
+    assert "the broker blocks publishers: low on memory" in warning.words
+
+
+async def test_a_port_that_is_in_use_is_a_failure_unless_this_node_has_it(
+    vhost: str, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = ("--ws-host", "127.0.0.1", "--ws-port", port)
+        assert await asyncio.to_thread(run, vhost, database, *words) == 2
+    shown = capsys.readouterr().out
+    assert f"fail  ports     BRIDGE_WS_PORT: cannot listen on 127.0.0.1:{port}: " in shown
+    assert f"ss -ltnp 'sport = :{port}'" in shown
+    async with process(vhost, database) as serving:
+        own = (
+            "--ws-host",
+            "127.0.0.1",
+            "--ws-port",
+            f"{serving.ws_port}",
+            "--ops-port",
+            f"{serving.ops_port}",
+        )
+        assert await asyncio.to_thread(run, vhost, database, "--node", "n1", *own) == 0
+        shown = capsys.readouterr().out
+        assert f"ok    ports     {serving.ws_port} is in use by node n1, which runs" in shown
+        assert "a bridge takes the pushes already" in shown
+        assert await asyncio.to_thread(run, vhost, database, "--node", "n2", *own) == 2
+
+
+def test_a_plug_in_that_can_not_be_used_is_a_failure(
+    vhost: str,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "ours_for_check.py").write_text("class Empty:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for words, problem in (
+        (("--hooks", "nowhere:Hooks"), "BRIDGE_HOOKS: nowhere:Hooks: there is no module nowhere"),
+        (("--hooks", "ours_for_check:Empty"), "needs one or more of on_open"),
+        (("--delivery-log", "postgres,ours_for_check:Empty"), "needs a method: async def record"),
+        (("--error-handler", "ours_for_check:Missing"), "has no Missing"),
+    ):
+        assert run(vhost, database, *words) == 2, words
+        assert problem in capsys.readouterr().out
+
+
+def test_a_schema_that_is_newer_than_the_program_is_told_as_such(
+    vhost: str, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("insert into schema_version values (9001, '9001_future.sql', 'x', now())")
+    assert run(vhost, database) == 0
+    assert "warn  schema    the schema is at version 9001, newer than" in capsys.readouterr().out
+    assert main(["db", "status", "--postgres-dsn", database]) == 0
+    assert ", by a newer program" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["db", "upgrade", "--postgres-dsn", database]) == 0
+    assert "nothing to do: the schema is at version 9001, newer than" in capsys.readouterr().out
+
+
+def _permit(servers: Servers, vhost: str, configure: str, write: str, read: str) -> None:
+    address = urlsplit(vhost)
+    user = address.username or ""
+    servers.rabbit.ctl("set_permissions", "-p", address.path[1:], user, configure, write, read)
