@@ -10,7 +10,8 @@ Start, outermost first; each part may use those before it, so it is stopped befo
 6. the consumer: nothing is taken before there is somebody to send it to
 
 Stop is a drain and goes the other way: refuse handshakes, stop taking, settle what was taken, close the
-consumer's channel (what is left goes back to the queue, oldest first), close sessions spread out, leave.
+consumer's channel (what is left goes back to the queue, oldest first), close sessions spread out, leave. A second
+signal ends the settling and the spreading out at once, see `bridge.stopping`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import asyncio
 import gc
 import logging
 import random
-import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
-from bridge.standing import Standing
+from bridge.standing import Standing, TakingLog
+from bridge.stopping import Left, stop_signals
 
 log = logging.getLogger("bridge")
 
@@ -118,6 +119,10 @@ class Running:
         self.ws_port = ws.port
         self.ops_port = ops.port
         self.gate = core.gate
+        self.hurry = asyncio.Event()
+        """Set by who can't wait for the rest of a drain."""
+        self._stopping_since = 0.0
+        self._given_back = self._closed = 0
 
     async def ready(self) -> None:
         """Return when pushes are taken."""
@@ -127,36 +132,63 @@ class Running:
         """Stop taking, settle what was taken within `seconds`, give back the rest, close sessions.
 
         The order is the promise: what is settled is acked before the channel closes, and only what is not
-        goes back to the queue; sessions outlive the pushes that are on their way to them.
+        goes back to the queue; sessions outlive the pushes that are on their way to them. `hurry` ends the waiting.
         """
         core = self._core
-        deadline = core.clock.monotonic() + seconds
+        self._stopping_since = core.clock.monotonic()
+        deadline = self._stopping_since + seconds
         core.access.draining = True
         self._ws.stop_accepting()
         core.gate.shut("draining", "this process is stopping")
-        try:
-            async with asyncio.timeout(seconds if settle else 0):
-                await core.delivery.stop()
-                while core.delivery.in_flight or core.settlement.rows_waiting:
-                    await core.clock.sleep(TICK / 2)
-                await core.settlement.idle()
-        except TimeoutError:
-            log.warning("stopping with %d pushes open: they go back to the queue", core.delivery.in_flight)
+        if settle:
+            await self._unless_hurried(self._settle(), seconds)
+        self._given_back = self._consumer.held
         await self._consumer.stop_consuming()
         await self._close_sessions(max(1.0, deadline - core.clock.monotonic()))
+
+    async def _settle(self) -> None:
+        core = self._core
+        await core.delivery.stop()
+        while core.delivery.in_flight or core.settlement.rows_waiting:
+            await core.clock.sleep(TICK / 2)
+        await core.settlement.idle()
+
+    async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+        working = asyncio.create_task(work, name="settling the rest")
+        hurrying = asyncio.create_task(self.hurry.wait(), name="hurry")
+        try:
+            await asyncio.wait((working, hurrying), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, hurrying):
+                task.cancel()
+            await asyncio.gather(working, hurrying, return_exceptions=True)
 
     async def _close_sessions(self, seconds: float) -> None:
         """Close every session with 1012, spread out, each told to come back at a moment of its own."""
         core = self._core
         sessions = list(core.hub)
+        self._closed = len(sessions)
         spread = min(CLOSE_SPREAD, seconds / 2, len(sessions) / 500)
         began = core.clock.monotonic()
         for index, session in enumerate(sessions):
             retry_after = CloseReason.RESTART.retry_after + random.uniform(0, CLOSE_SPREAD)
             core.delivery.close_session(session, CloseReason.RESTART, retry_after)
             ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
-            if ahead > 0.01:
+            if ahead > 0.01 and not self.hurry.is_set():
                 await core.clock.sleep(ahead)
+
+    def left(self) -> Left:
+        """What the stop has left behind; once nothing is settled any more."""
+        core = self._core
+        return Left(
+            core.clock.monotonic() - self._stopping_since,
+            self._given_back,
+            core.delivery.in_flight - core.delivery.account().on_their_way,
+            core.mailbox.flights.resting,
+            self._closed,
+        )
 
 
 class Core:
@@ -401,6 +433,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 )
             ]
             made = Running(core, ws, ops, consumer)
+            stack.callback(lambda: log.info("%s", made.left().words))
             try:
                 yield made
             finally:
@@ -495,12 +528,14 @@ async def _start(core: Core, rows: Rows) -> None:
 
 async def _tick(core: Core) -> None:
     second = core.clock.monotonic()
+    taking = TakingLog(core.gate)
     while True:
         core.delivery.tick()
         now = core.clock.monotonic()
         if now - second >= 1.0:
             second = now
             core.delivery.every_second()
+            taking.every_second(now)
         await core.clock.sleep(TICK)
 
 
@@ -610,17 +645,21 @@ async def _release(lease: Lease, errors: ErrorHandler) -> None:
         errors.handle(error, "lease.release", {})
 
 
-async def serve(settings: Settings, *, ready: Callable[[Running], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `ready` is called once, when pushes are taken."""
+async def serve(
+    settings: Settings,
+    *,
+    ready: Callable[[Running], None] | None = None,
+    last: Callable[[], None] | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; returns the exit code, see `stopping`.
+
+    `ready` is called once, when pushes are taken; `last` before a third signal kills the process.
+    """
     # What is imported by now lives as long as the process; the collector need not look at it again and again,
     # and at thousands of sessions not after every few hundred objects.
     gc.freeze()
     gc.set_threshold(GC_OBJECTS)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
+    with stop_signals(last) as signals:
         async with running(settings) as bridge:
             log.info(
                 "node %s: WebSockets on port %d, ops on port %d",
@@ -628,16 +667,14 @@ async def serve(settings: Settings, *, ready: Callable[[Running], None] | None =
                 bridge.ws_port,
                 bridge.ops_port,
             )
+            bridge.hurry = signals.hurried
             announce = asyncio.create_task(_announce(bridge, ready), name="announce")
             try:
-                await stop.wait()
+                await signals.asked.wait()
             finally:
                 announce.cancel()
                 await asyncio.gather(announce, return_exceptions=True)
-            log.info("stopping: settling what is under way")
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        return signals.exit_code
 
 
 async def _announce(bridge: Running, ready: Callable[[Running], None] | None) -> None:

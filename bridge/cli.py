@@ -57,7 +57,8 @@ secret files or flags. Exit codes: 0 done, 1 it found or caused a failure, 2 usa
 """
 
 EPILOGS: Final = {
-    "serve": "SIGTERM and Ctrl-C drain: what was taken is settled, what is left goes back to the queue.\n\n"
+    "serve": "SIGTERM and Ctrl-C drain: what was taken is settled, what is left goes back to the queue, exit code 0.\n"
+    "The second one ends the drain at once, exit code 143 or 130; the third kills.\n\n"
     "  bridge serve --ws-port 9000 --log-format json",
     "dev": "Servers, data and the secret of the tokens stay under .dev/ for the next time.\n\n  bridge dev",
     "demo": "Exits 0 only when what the clients received and the delivery log agree.\n\n  bridge demo",

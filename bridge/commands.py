@@ -39,15 +39,14 @@ def run_loop(story: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
 
 
 async def serve(settings: Settings) -> int:
-    """Run the bridge until it is told to stop."""
+    """Run the bridge until it is told to stop; returns the exit code of `app.serve`."""
     from bridge import app
     from bridge.adapters import logs
 
     logs.setup(settings.log_level, settings.log_format)
     for name, meant in misspelt(os.environ).items():
         log.warning("%s is no setting; %s was probably meant", name, meant)
-    await app.serve(settings)
-    return 0
+    return await app.serve(settings)
 
 
 # --- db --------------------------------------------------------------------------------------------------

@@ -76,8 +76,10 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
                     print(banner(settings, running.ws_port, running.ops_port, user), flush=True)
 
                 async def serve() -> int:
-                    await app.serve(settings, ready=ready)
-                    return 0
+                    # The guard of the servers ends those; nobody else would remove the file.
+                    return await app.serve(
+                        settings, ready=ready, last=lambda: Path(DEV_ENV_FILE).unlink(missing_ok=True)
+                    )
 
                 with env_file(settings):
                     code = run_loop(serve(), uvloop=settings.uvloop)

@@ -12,6 +12,8 @@ class Gate:
         self._causes: dict[str, str] = {}
         self._opened = asyncio.Event()
         self._opened.set()
+        self.was_open = False
+        """Whether the last cause of all has ever been taken away."""
 
     @property
     def is_open(self) -> bool:
@@ -41,6 +43,7 @@ class Gate:
         self._causes.pop(name, None)
         if not self._causes:
             self._opened.set()
+            self.was_open = True
 
     async def opened(self) -> None:
         """Return when nothing holds the bridge back; may be cancelled."""

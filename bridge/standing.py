@@ -1,4 +1,4 @@
-"""What the broker's links tell the gate and the log: connected or not, taking or standing by.
+"""What is said of whether pushes are taken: to the gate by the broker's link, and in the log, once for each change.
 
 A node that stands by is not ready (`standby`), so that no balancer sends people to it: what is pushed while they are
 there is sent by another node, which does not know of them.
@@ -48,3 +48,29 @@ class Standing:
         elif "standby" in self._gate:
             log.info("active: this node takes the pushes")
         self._gate.clear("standby")
+
+
+class TakingLog:
+    """Says in the log that no pushes are taken, once, and that they are again. Standing by has words of its own."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._yet = " yet"
+        self._since: float | None = None
+        self._said = False
+
+    def every_second(self, now: float) -> None:
+        """`now` is monotonic seconds. What is over within a second is not worth a line."""
+        names = set(self._gate.names)
+        if not names:
+            if self._said and not self._yet and self._since is not None:
+                log.info("pushes are taken again, after %.0f s", now - self._since)
+            self._since, self._said = None, False
+        elif names == {"standby"} or "draining" in names:
+            self._since, self._said = None, False
+        elif self._since is None:
+            self._since = now
+        elif not self._said:
+            self._said = True
+            self._yet = "" if self._gate.was_open else " yet"
+            log.warning("no pushes are taken%s: %s", self._yet, "; ".join(self._gate.causes))

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -108,7 +109,17 @@ def endings(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str | None], 
 class Process:
     """`bridge serve` as a user runs it."""
 
-    def __init__(self, amqp_url: str, postgres_dsn: str, **more: object) -> None:
+    def __init__(
+        self,
+        amqp_url: str,
+        postgres_dsn: str,
+        *,
+        log: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+        **more: object,
+    ) -> None:
+        """`log`: the file that its log goes to; it goes nowhere without one. `variables`: of its environment."""
+        self._log = log
         self.ws_port = int(str(more.pop("ws_port", 0))) or reserved_port()
         self.ops_port = reserved_port()
         values = {
@@ -120,22 +131,44 @@ class Process:
             "ops_port": self.ops_port,
             "jwt_secret": SECRET,
             "start_grace": 0,
+            "log_format": "json",
             **more,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+        inherited.update(variables or {})
         self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start it; returns at once."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
-            env=self._environment,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        with open(self._log or os.devnull, "ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
+                env=self._environment,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    def logged(self) -> list[str]:
+        """The messages of its log so far."""
+        assert self._log is not None
+        return [json.loads(line)["message"] for line in self._log.read_text().splitlines()]
+
+    async def says(self, words: str) -> str:
+        """Wait until a message begins with these words, and return it."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                for message in self.logged():
+                    if message.startswith(words):
+                        return message
+                await asyncio.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def ready(self, wanted: int = 200) -> list[str]:
         """Wait until /readyz answers with this status; returns the causes that it names."""
@@ -185,7 +218,7 @@ class Process:
 
 
 @asynccontextmanager
-async def process(amqp_url: str, postgres_dsn: str, **more: object) -> AsyncIterator[Process]:
+async def process(amqp_url: str, postgres_dsn: str, **more: Any) -> AsyncIterator[Process]:
     """A bridge of its own, ready; killed at the end if it still runs."""
     made = Process(amqp_url, postgres_dsn, **more)
     await made.start()
