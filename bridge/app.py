@@ -38,10 +38,12 @@ from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.adapters.postgres import PostgresStore
+from bridge.adapters.postgres_figures import PostgresFigures
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
+from bridge.adapters.surroundings import Surroundings
 from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
 from bridge.control import Control, Switch
@@ -212,6 +214,7 @@ class Core:
         self.consumer = consumer
         self.hub = Hub()
         keeps = rows.postgres is not None
+        self.database_up = False if keeps else None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
         self.wire_limits = wire.Limits(settings.max_data_bytes, max_ttl)
         self.settlement = Settlement(
@@ -333,6 +336,8 @@ class Core:
             receipts_waiting=self.settlement.payments_waiting,
             ready=self.gate.is_open,
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
+            broker_up=self.role() is not None,
+            database_up=self.database_up,
         )
 
 
@@ -381,6 +386,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             name=f"{settings.node} consumer",
         )
         core = Core(settings, rows, consumer, publisher, metrics, hooks, errors, clock, gate, boot)
+        around = Surroundings(consumer, _figures(stack, settings), clock)
+        metrics.around = around.families
         ws = await _listen_websocket(stack, settings, core)
         metrics.sampler = lambda: core.gauges(ws)
         producer = await stack.enter_async_context(StandingProducer(settings.amqp_url))
@@ -430,6 +437,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("loop watch", loop_watch.watch(metrics.loop_lag)),
                     ("upkeep", _upkeep(settings, rows, errors, clock)),
                     ("auditor", _audit(core, auditor, errors)),
+                    ("queues", around.watch_queues()),
+                    ("figures", around.watch_log()),
                 )
             ]
             made = Running(core, ws, ops, consumer)
@@ -480,6 +489,14 @@ async def _rows(stack: AsyncExitStack, settings: Settings, clock: SystemClock, b
     return Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, logs)
 
 
+def _figures(stack: AsyncExitStack, settings: Settings) -> PostgresFigures | None:
+    if not settings.uses_postgres:
+        return None
+    figures = PostgresFigures(settings.postgres_dsn, settings.node)
+    stack.callback(figures.close)
+    return figures
+
+
 async def _listen_websocket(
     stack: AsyncExitStack, settings: Settings, core: Core
 ) -> websocket.WebSocketServer:
@@ -522,6 +539,8 @@ async def _start(core: Core, rows: Rows) -> None:
             await core.clock.sleep(START_RETRY)
         else:
             break
+    if rows.postgres is not None:
+        core.database_up = True
     core.delivery.begin_grace()
     core.gate.clear("starting")
 
@@ -554,6 +573,8 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
             core.gate.shut("database", str(away))
         else:
             core.gate.clear("database")
+        if rows.postgres is not None:
+            core.database_up = "database" not in core.gate
 
 
 async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:

@@ -15,9 +15,10 @@ import msgspec
 
 from bridge.adapters import dead_letters, inquiry, story
 from bridge.adapters import replay as replaying
+from bridge.adapters.amqp_depths import QueueDepth
 from bridge.adapters.amqp_frames import legible
 from bridge.adapters.dead_letters import Letter
-from bridge.adapters.inquiry import Books, Hour, QueueDepth
+from bridge.adapters.inquiry import Books, Hour
 from bridge.adapters.story import age, plain
 from bridge.config import CommonSettings
 from bridge.errors import BrokerUnavailable, SettingsError

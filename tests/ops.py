@@ -21,7 +21,7 @@ from bridge.model import Outcome, Reason, Recall, Row, RowKey
 from bridge.ports import SessionInfo
 from tests.core import ManualClock
 
-GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True)
+GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True, True, True)
 
 
 def row(

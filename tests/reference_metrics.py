@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bridge.adapters.amqp_topology import DEAD, REQUESTS
 from bridge.adapters.auditor import CHECKS
 from bridge.adapters.metrics import STAGES, Gauges, PrometheusMetrics
+from bridge.adapters.postgres_figures import LogFigures
+from bridge.adapters.surroundings import families
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
 
@@ -26,6 +29,13 @@ QUESTIONS = {
     "Is a push lost, or something else not as it should be?": (
         "`bridge_audit_drift > 0`, or `time() - bridge_audit_timestamp_seconds > 300`: it could not be looked at"
     ),
+    "Does exactly one node take the pushes?": "`sum(bridge_active) == 1`",
+    "Do messages pile up?": (
+        '`max by (queue) (bridge_queue_ready{queue!="push.dead"})` growing; '
+        "`sum by (queue) (bridge_queue_unacked)` are in hand"
+    ),
+    "Must somebody look at dead letters?": "`max(bridge_dead_letters) > 0`, see `bridge dead list`",
+    "Will the log have a place for tomorrow's rows?": "`min(bridge_partitions_ahead) < 2`: the upkeep fails",
     "Is a peer not reading?": (
         '`bridge_queued_bytes`, `rate(bridge_sessions_closed_total{reason="too_slow"}[5m])`'
     ),
@@ -36,6 +46,7 @@ def metrics_page() -> str:
     """The whole page as it must be."""
     metrics = PrometheusMetrics(process=False)
     metrics.audit = lambda: (dict.fromkeys(CHECKS, 0), 0.0)
+    metrics.around = lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0), 0.0)
     metrics.sampler = lambda: Gauges._make([0] * len(Gauges._fields))
     lines = [
         "# Metrics",

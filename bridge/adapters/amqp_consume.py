@@ -20,6 +20,7 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_depths import QueueDepth, depths
 from bridge.adapters.amqp_frames import Closed, ConsumerCancelled, Delivery, Event
 from bridge.adapters.amqp_link import (
     CLOSE_TIMEOUT,
@@ -92,11 +93,14 @@ class Consumer:
         self.role: Role | None = None
         """What this node is to the others; None without a connection."""
         self._intake: Intake | None = None
+        self._connection: aio_pika.Connection | None = None
         self._wire: Wire | None = None
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._number = 0
         self._held: dict[int, int] = {}
         """Delivery tag to bytes of its body, of every message that is handed over and not answered."""
+        self._others: dict[int, Source] = {}
+        """Those of them that are not from push.requests, with where they are from."""
         self._done: list[int] = []
         self._back: list[int] = []
         self._flush: asyncio.Handle | None = None
@@ -126,6 +130,19 @@ class Consumer:
     def held(self) -> int:
         """Messages handed over and not answered."""
         return len(self._held)
+
+    @property
+    def unacked(self) -> dict[str, int]:
+        """The same by queue."""
+        others = list(self._others.values())
+        counts = {source.value: others.count(source) for source in (Source.FALLEN, Source.CONTROL)}
+        return {REQUESTS: len(self._held) - len(others), **counts}
+
+    async def depths(self) -> list[QueueDepth]:
+        """How many messages wait in the queues. Raises BrokerUnavailable."""
+        if self._connection is None:
+            raise BrokerUnavailable(self.cause or "not connected")
+        return await depths(self._connection)
 
     @asynccontextmanager
     async def taking(self, intake: Intake) -> AsyncIterator[Consumer]:
@@ -181,6 +198,7 @@ class Consumer:
         """Make sure of the topology, wait for this node's turn, then begin a new incarnation; not after
         `stop_consuming`."""
         await ensure(connection, self._declare)
+        self._connection = connection
         self._turn = Turn(connection, self._clock)
         role = await self._turn.come(lambda: self._become(Role.STANDBY), lambda: self._stopped)
         if self._stopped:
@@ -229,10 +247,13 @@ class Consumer:
                     self._single = event.tag
                 held[event.tag] = size
                 self.held_bytes += size
+                source = _SOURCES[event.consumer]
+                if source is not Source.REQUESTS:
+                    self._others[event.tag] = source
                 batch.append(
                     Arrival(
                         AckToken(incarnation, event.tag),
-                        _SOURCES[event.consumer],
+                        source,
                         event.body,
                         event.body_size,
                         event.properties,
@@ -240,11 +261,11 @@ class Consumer:
                     )
                 )
                 if not event.readable:
-                    unreadable = UnreadableHeaders(_SOURCES[event.consumer].value, event.tag)
+                    unreadable = UnreadableHeaders(source.value, event.tag)
                     self._errors.handle(unreadable, "broker.decode", {})
             elif type(event) is ConsumerCancelled and event.channel == number:
-                source = _SOURCES.get(event.consumer)
-                gone = f"the broker cancelled the consumer of {source.value if source else LOCK}"
+                lost = _SOURCES.get(event.consumer)
+                gone = f"the broker cancelled the consumer of {lost.value if lost else LOCK}"
             elif type(event) is Closed and event.channel == number and number:
                 gone = f"the broker closed the channel: {event.code} {event.text}"
         if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
@@ -259,6 +280,7 @@ class Consumer:
 
     def lost(self, cause: str) -> None:
         """The connection is gone, and with it the incarnation."""
+        self._connection = None
         self._end_incarnation()
 
     def _end_incarnation(self) -> None:
@@ -272,6 +294,7 @@ class Consumer:
         self._turn = None
         self.role = None
         self._held = {}
+        self._others = {}
         self.held_bytes = 0
         self._done.clear()
         self._back.clear()
@@ -309,6 +332,8 @@ class Consumer:
             else:
                 self.held_bytes -= size
                 answers.append(tag)
+                if self._others:
+                    self._others.pop(tag, None)
         if answers and self._flush is None:
             self._flush = asyncio.get_running_loop().call_soon(self._send_answers)
 

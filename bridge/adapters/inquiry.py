@@ -12,18 +12,16 @@ from typing import Any, LiteralString, NamedTuple, cast
 
 import msgspec
 import psycopg
-from aiormq.exceptions import ChannelNotFoundEntity
 from psycopg.rows import dict_row
 
+from bridge.adapters.amqp_depths import QueueDepth, depths
 from bridge.adapters.amqp_frames import legible
-from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
-from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
+from bridge.adapters.amqp_link import opened
 from bridge.adapters.postgres_errors import translated
 from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_pool import Connection, Watchdog, connect
 from bridge.adapters.postgres_rows import replies_of
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
-from bridge.errors import BrokerUnavailable
 from bridge.model import NO_USER, Reply
 
 QUERY_TIMEOUT = 60.0
@@ -195,36 +193,10 @@ def _legible(owed: Sequence[Reply] | None) -> tuple[Reply, ...] | None:
 # --- Queues ----------------------------------------------------------------------------------------------
 
 
-class QueueDepth(NamedTuple):
-    """What the broker tells of a queue to everybody. Messages given out and unacknowledged aren't in it."""
-
-    name: str
-    there: bool
-    ready: int
-    consumers: int
-
-
 async def queue_depths(url: str) -> list[QueueDepth]:
     """The queues that bridges take from, and push.dead. Raises BrokerUnavailable."""
-    found = []
     async with opened(url, "bridge audit", lambda events: None, lambda cause: None) as (connection, _):
-        for name in (REQUESTS, FALLEN, CONTROL, DEAD):
-            # A queue that is missing costs the channel, so each gets its own.
-            low = await channel(connection, confirms=False)
-            try:
-                async with border(f"look at {name}", STEP_TIMEOUT):
-                    declared = await low.queue_declare(name, passive=True)
-            except BrokerUnavailable as error:
-                if not isinstance(error.__cause__, ChannelNotFoundEntity):
-                    raise
-                found.append(QueueDepth(name, False, 0, 0))
-            else:
-                found.append(
-                    QueueDepth(name, True, declared.message_count or 0, declared.consumer_count or 0)
-                )
-                async with border("close a channel", STEP_TIMEOUT):
-                    await low.close()
-    return found
+        return await depths(connection)
 
 
 # --- Does it add up --------------------------------------------------------------------------------------

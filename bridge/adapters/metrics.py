@@ -71,6 +71,9 @@ class Gauges(NamedTuple):
     ready: bool
     active: bool | None
     """None: it is not known."""
+    broker_up: bool
+    database_up: bool | None
+    """None: there is none."""
 
     def known(self) -> dict[str, float]:
         """What is known of them, by name."""
@@ -102,6 +105,9 @@ GAUGES: Final[Mapping[str, str]] = {
     "ready": "1 while nothing holds the bridge back (the same as /readyz), 0 otherwise.",
     "active": "1 while this node takes the pushes; 0 while it stands by, or has no connection to the broker. Not there "
     "while that is unknown, which is only where the queue push.taker can't be declared.",
+    "broker_up": "1 while there is the connection to the broker that takes, or stands by to; 0 otherwise.",
+    "database_up": "1 while the database answers and can be written to (asked every second), 0 otherwise; not there "
+    "without the log in Postgres.",
 }
 
 STAGES: Final[Mapping[str, str]] = {
@@ -275,6 +281,8 @@ class PrometheusMetrics(Collector):
         """Asked for the gauges at each scrape; None while the service is not put together yet."""
         self.audit: Audit | None = None
         """Asked at each scrape for what the last audit found; None while there is none."""
+        self.around: Callable[[], Iterable[Metric]] | None = None
+        """Asked at each scrape for what was seen of queues and log; None while nobody looks."""
         # Bound once: `outcome` runs for every push.
         self._stages = tuple(self._push.histograms[stage] for stage in STAGES)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -368,6 +376,8 @@ class PrometheusMetrics(Collector):
         )
         if self.audit is not None:
             yield from _audited(*self.audit())
+        if self.around is not None:
+            yield from self.around()
         if self.sampler is None:
             return
         for name, value in self.sampler().known().items():

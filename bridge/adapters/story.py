@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
-from bridge.adapters.inquiry import Found, QueueDepth, Told
+from bridge.adapters.amqp_depths import QueueDepth
+from bridge.adapters.inquiry import Found, Told
 from bridge.model import Outcome, Proof
 
 STORIES_SHOWN: Final = 3
