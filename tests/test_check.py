@@ -20,7 +20,7 @@ from bridge.adapters.finding import Finding
 from bridge.cli import main
 from bridge.devservers import Servers
 from tests.amqp import declare, memory_alarm
-from tests.house import SECRET, process
+from tests.house import SECRET, final_rows, process, publish, request
 
 
 def run(vhost: str, database: str, *words: str) -> int:
@@ -188,6 +188,18 @@ def test_a_schema_that_is_newer_than_the_program_is_told_as_such(
     assert ", by a newer program" in capsys.readouterr().out.splitlines()[-1]
     assert main(["db", "upgrade", "--postgres-dsn", database]) == 0
     assert "nothing to do: the schema is at version 9001, newer than" in capsys.readouterr().out
+
+
+async def test_a_bridge_that_finds_a_newer_schema_says_so_and_serves(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("insert into schema_version values (9001, '9001_future.sql', 'x', now())")
+    async with process(vhost, database, log=tmp_path / "log") as serving:
+        await serving.says("the schema is at version 9001, newer than")
+        await publish(vhost, request("u1", "p1"))
+        await final_rows(database, 1)
+        assert sum(message.startswith("the schema is at") for message in serving.logged()) == 1
 
 
 def _permit(servers: Servers, vhost: str, configure: str, write: str, read: str) -> None:

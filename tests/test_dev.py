@@ -10,7 +10,7 @@ import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -29,6 +29,7 @@ from bridge.dev import (
     usual_or_free,
 )
 from tests.clients import client
+from tests.test_devservers import processes_of
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +161,21 @@ async def test_dev_starts_all_says_how_to_try_it_and_leaves_nothing_running(plac
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, port
+    assert not (place / ".dev" / "env").exists()
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.5])
+async def test_dev_that_is_interrupted_three_times_leaves_nothing_either(place: Path, gap: float) -> None:
+    async with _dev(_env()) as (process, _):
+        for _ in range(3):
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+            await asyncio.sleep(gap)
+        async with asyncio.timeout(60):
+            assert await process.wait() in (0, 130, -signal.SIGINT)
+    async with asyncio.timeout(60):
+        while processes_of(place):
+            await asyncio.sleep(0.05)
     assert not (place / ".dev" / "env").exists()
 
 

@@ -143,14 +143,21 @@ class Run:
         self.record("owner").write_text(f"{boot_id()}\n{stat}")
 
     def leave(self) -> None:
-        """Give the directory back; everything must have been stopped."""
+        """Give the directory back. Where something was not stopped, since the stop was interrupted, the guard lives on
+        and stops it when this process ends; until then the directory is not free."""
         if self._lock is None:
             return
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait()
-        self.record("owner").unlink(missing_ok=True)
+        if not self._left_running():
+            if self._guard is not None:
+                self._guard.kill()
+                self._guard.wait()
+            self.record("owner").unlink(missing_ok=True)
         self._lock.close()
+
+    def _left_running(self) -> bool:
+        """Whether there is still a record of a server: it is removed when that has ended."""
+        owner = self.record("owner")
+        return any(record != owner for record in self.records.iterdir())
 
 
 def end_recorded(root: Path) -> None:
