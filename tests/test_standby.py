@@ -77,7 +77,9 @@ async def test_a_second_node_says_that_it_stands_by_and_takes_over_from_one_that
             await second.kill()
 
 
-async def test_a_node_that_stops_lets_the_next_one_take_before_its_connection_ends(vhost: str) -> None:
+async def test_a_node_that_stops_lets_the_next_one_take_before_its_connection_ends(
+    vhost: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await declare(vhost)
     (first, _), (second, roles) = candidate(vhost), candidate(vhost)
     async with first.taking(RecordingIntake()):
@@ -87,6 +89,7 @@ async def test_a_node_that_stops_lets_the_next_one_take_before_its_connection_en
             await first.stop_consuming()
             await until(lambda: second.role is Role.ACTIVE)
             assert roles == [Role.STANDBY, Role.ACTIVE]
+            assert caplog.messages == []
 
 
 async def test_of_nodes_that_come_at_once_one_is_active(vhost: str) -> None:
@@ -115,7 +118,9 @@ async def test_a_node_that_stands_by_takes_nothing_of_any_queue(vhost: str) -> N
             assert left.arrivals == []
 
 
-async def test_a_bridge_without_turns_is_stood_by_for(vhost: str) -> None:
+async def test_a_bridge_without_turns_is_stood_by_for_and_named_in_the_log(
+    vhost: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await declare(vhost)
     async with opened(vhost, "older", lambda events: None, lambda cause: None) as (connection, _):
         older = await channel(connection, confirms=False)
@@ -126,6 +131,10 @@ async def test_a_bridge_without_turns_is_stood_by_for(vhost: str) -> None:
             await older.basic_cancel("older")
             await until(lambda: node.role is Role.ACTIVE)
         assert roles == [Role.STANDBY, Role.ACTIVE]
+        assert caplog.messages == [
+            "push.requests is consumed by somebody who does not hold the queue push.taker: a bridge of an older "
+            "version, or none"
+        ]
 
 
 async def test_a_lock_whose_holder_never_consumes_does_not_stop_the_next_one(

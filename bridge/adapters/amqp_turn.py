@@ -15,6 +15,7 @@ only the broker still believes in.
 | the broker says | then |
 |---|---|
 | somebody consumes | stand by, look again |
+| the same at the first look, and the lock is free | as before, but keep it, and say in the log who that may be |
 | nobody does, the lock is free | ACTIVE |
 | nobody does, the lock is held | the holder is about to consume: stand by, look again |
 | the same for `LOCK_PATIENCE` | the holder does not come to it: consume without the lock, UNKNOWN |
@@ -74,9 +75,17 @@ class Turn:
         """
         looking = await channel(self._connection, confirms=False)
         locked_since: float | None = None
+        first = True
         while not stopped():
             if await _consumers(looking):
                 locked_since = None
+                if first and await self._lock() is Role.ACTIVE:
+                    log.warning(
+                        "%s is consumed by somebody who does not hold the queue %s: a bridge of an older version, or "
+                        "none",
+                        REQUESTS,
+                        LOCK,
+                    )
             else:
                 role = await self._lock()
                 now = self._clock.monotonic()
@@ -90,11 +99,14 @@ class Turn:
                     async with border("close a channel", STEP_TIMEOUT):
                         await looking.close()
                     return role
+            first = False
             waiting()
             await self._clock.sleep(LOOK_EVERY)
         return Role.STANDBY
 
     async def _lock(self) -> Role:
+        if self.held is not None:
+            return Role.ACTIVE
         # A refusal costs the channel.
         low = await channel(self._connection, confirms=False)
         try:
