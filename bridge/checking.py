@@ -43,8 +43,8 @@ async def check(settings: Settings) -> int:
     return max(codes)
 
 
-def _tell(findings: Iterable[Finding]) -> bool:
-    """Print a line for each; whether one of them is a failure."""
+def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
+    """Print a line for each (level, part, words); whether one of them is a failure."""
     failed = False
     for level, what, words in findings:
         print(f"{level:<5} {what:<9} {redact(' '.join(words.split()))}", flush=True)
