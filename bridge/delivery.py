@@ -39,6 +39,7 @@ from bridge.model import (
     Rejected,
     Row,
     RowKey,
+    ToSession,
     ToUser,
     ToUsers,
 )
@@ -74,6 +75,18 @@ class _Known(NamedTuple):
     """Identities of those that may have come before."""
     rows: dict[RowKey, Row]
     """The rows that they have."""
+
+
+class _Unclaimed(NamedTuple):
+    """A push to a session that is not here, and that another bridge may have."""
+
+    look_at: float
+    """Monotonic seconds at which the log is asked once more."""
+    flight: Flight
+    key: PushKey
+    outcome: Outcome
+    """How it ends where the log has no row then, and why."""
+    reason: Reason
 
 
 class DeliveryLimits(msgspec.Struct, frozen=True):
@@ -136,6 +149,7 @@ class Delivery:
         self._settled_meanwhile: dict[RowKey, Row] = {}
         self._deadlines = Deadlines(limits.park_after, limits.confirm_timeout)
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
+        self._unclaimed: deque[_Unclaimed] = deque()
         self._grace_until = 0.0
         self.begin_grace()
         self._begun = 0
@@ -166,8 +180,10 @@ class Delivery:
             await self._room.wait()
             async with self._handling:
                 # Looked at again: a stop or a shut gate may have come while this waited.
-                if self._inbox and self._gate.is_open and not self._stopping:
-                    await self._take_batch(self._next_batch())
+                if self._gate.is_open and not self._stopping:
+                    if self._inbox:
+                        await self._take_batch(self._next_batch())
+                    await self._look_again()
             if not self._inbox:
                 self._wake.clear()
             if self._full:
@@ -184,7 +200,9 @@ class Delivery:
         self._stopping = True
         self._lookups.stop()
         async with self._handling:
-            pass
+            for one in self._unclaimed:
+                self._forget(one.flight)
+            self._unclaimed.clear()
 
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
@@ -394,6 +412,10 @@ class Delivery:
         position = self._mailbox.take_position()
         age = now - message.published_at
         too_old = age > self._limits.max_age if request.ttl == 0 else age >= request.ttl
+        is_elsewhere = isinstance(request.target, ToSession) and users == (NO_USER,)
+        if is_elsewhere and came_before and message.done is None and ending is None:
+            self._claim_later(request, message, position, too_old)
+            return
         frames: dict[Mode, Frame] = {}
         for at in range(0, len(users), LOOKUP_ROWS):
             some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
@@ -414,6 +436,46 @@ class Delivery:
         self._remember(request)
         if roaming and came_before:
             await self._join_earlier(request.key, message, frozenset(users), touched)
+
+    # A push to a session comes again, the session is not here, and the log has no row: another bridge may have it. That
+    # one lost its channel and not its sessions; its row, which tells whose the session is, comes within `park_after`.
+
+    def _claim_later(self, request: PushRequest, message: Message, position: int, too_old: bool) -> None:
+        """Decide nothing before the other bridge, if there is one, has had the time to write its row."""
+        now = self._clock.monotonic()
+        flight = Flight.of(request, NO_USER, message, now, position)
+        self._remember(request)
+        end = (Outcome.OFFLINE, Reason.NO_SESSION)
+        if too_old:
+            end = (Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL)
+        if self._enter(flight, message, {}, roams=True):
+            self._unclaimed.append(_Unclaimed(now + 2 * self._limits.park_after, flight, request.key, *end))
+
+    async def _look_again(self) -> None:
+        touched: set[Session] = set()
+        try:
+            while self._unclaimed and self._unclaimed[0].look_at <= self._clock.monotonic():
+                _, flight, key, outcome, reason = self._unclaimed[0]
+                reached = await self._lookups.has_rows(key)
+                self._unclaimed.popleft()
+                if not reached:
+                    flight.end(outcome, reason, self._clock.time())
+                    self._settlement.due(flight)
+                    continue
+                self._forget(flight)
+                for message in flight.messages:
+                    await self._join_earlier(key, message, frozenset(), touched)
+                    self._settlement.release(message)
+        except Stopped:
+            # What was not acked goes back to the queue with the channel.
+            return
+        finally:
+            self._flush(touched)
+
+    def _forget(self, flight: Flight) -> None:
+        """It has no row of its own, and gets none."""
+        self._flights.remove(flight)
+        self._begun -= 1
 
     def _remember(self, request: PushRequest) -> None:
         if not request.generated_id:
@@ -708,6 +770,8 @@ class Delivery:
             self.close_session(fullest, CloseReason.TOO_SLOW)
         if self._awaited and now >= self._grace_until:
             self._end_grace()
+        if self._unclaimed and self._unclaimed[0].look_at <= now:
+            self._wake.set()
         for flight in self._deadlines.rows_due(now):
             # One that left was stored, and may be on its way again as another flight, which its row is up to.
             if self._flights.get(flight.key) is flight:

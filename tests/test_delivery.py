@@ -393,6 +393,7 @@ async def test_one_session_is_reached_by_its_id_and_excluded_ones_are_not() -> N
         await h.push({"id": "p3", "to": {"session": "gone"}, "data": 3})
         first.answer()
         second.answer()
+        h.advance(2.5)
         await h.settled(3)
         assert [p["id"] for p in first.pushes] == ["p2"]
         assert [p["id"] for p in second.pushes] == ["p1"]
@@ -614,6 +615,47 @@ async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(t
             await h2.settled(1)
             assert set(h2.store.rows) == {RowKey("", "p1", "u1")}
             assert [(r.row.key.user, r.announce) for r in h2.publisher.sent] == [("u1", True)]
+
+
+async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_ends_once() -> None:
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "elsewhere"}, "data": 1}).encode()
+        again = arrival(body, redelivered=True, delivery_count=1, reply_to="caller")
+        await h.take(again)
+        h.advance(1.0)
+        assert h.store.rows == {}, "the other bridge may be about to write its row"
+        async with house() as other:
+            peer = other.connect("u1")
+            held = {"id": "p1", "to": {"session": peer.session_id}, "data": 1}
+            await other.push(held)
+            peer.answer()
+            await other.settled(1)
+            h.store.rows.update(other.store.rows)
+        h.advance(1.5)
+        await h.settled(1)
+        assert set(h.store.rows) == {RowKey("", "p1", "u1")}
+        assert [(r.row.key.user, r.row.outcome) for r in h.publisher.sent] == [("u1", Outcome.RECEIVED)]
+        account = h.delivery.account()
+        assert account.begun == account.with_row + account.on_their_way
+
+
+async def test_a_push_to_a_session_that_is_nowhere_ends_when_another_bridge_had_its_time() -> None:
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "gone"}, "data": 1}).encode()
+        first, second = (arrival(body, redelivered=True, delivery_count=n) for n in (1, 2))
+        await h.take(first, second)
+        h.advance(2.5)
+        await h.settled(2)
+        assert h.end("p1", "") == (Outcome.OFFLINE, Reason.NO_SESSION)
+        assert set(h.acks.acked) == {first.token, second.token}
+
+
+async def test_a_stop_leaves_a_push_to_a_session_of_another_bridge_to_the_queue() -> None:
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "elsewhere"}, "data": 1}).encode()
+        await h.take(arrival(body, redelivered=True, delivery_count=1))
+        await h.delivery.stop()
+        assert (h.delivery.in_flight, h.store.rows, h.acks.acked) == (0, {}, [])
 
 
 async def test_a_repeat_of_a_parked_push_is_acked_at_once_and_its_reply_queue_remembered() -> None:
