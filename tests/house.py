@@ -111,6 +111,7 @@ class Process:
     def __init__(self, amqp_url: str, postgres_dsn: str, **more: object) -> None:
         self.ws_port = int(str(more.pop("ws_port", 0))) or reserved_port()
         self.ops_port = reserved_port()
+        self._output = str(more.pop("output", os.devnull))
         values = {
             "amqp_url": amqp_url,
             "postgres_dsn": postgres_dsn,
@@ -128,14 +129,15 @@ class Process:
 
     async def start(self) -> None:
         """Start it; returns at once."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
-            env=self._environment,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        with open(self._output, "ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+            )
 
     async def ready(self, wanted: int = 200) -> list[str]:
         """Wait until /readyz answers with this status; returns the causes that it names."""

@@ -207,7 +207,7 @@ class Consumer:
             elif type(event) is ConsumerCancelled and event.channel == number:
                 gone = f"the broker cancelled the consumer of {_SOURCES[event.consumer].value}"
             elif type(event) is Closed and event.channel == number and number:
-                gone = f"the broker closed the channel: {event.code} {event.text}"
+                gone = f"the broker closed the channel: {event}"
         if batch and self._intake is not None:
             self._intake.arrived(batch)
             if self.held_bytes > self._held_bytes_max and self._wire is not None:

@@ -64,6 +64,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from bridge import wire
 from bridge.adapters import story
+from bridge.adapters.http_malformed import Runner
 from bridge.adapters.inquiry import Found, Told
 from bridge.adapters.outcome_feed import Missed, OutcomeFeed
 from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
@@ -250,7 +251,7 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
             "BRIDGE_OPS_TOKEN", f"required since BRIDGE_OPS_HOST is {host!r}, which others can reach"
         )
     server = OpsServer(context, token)
-    runner = web.AppRunner(
+    runner = Runner(
         server.app(),
         access_log=None,
         logger=_aiohttp_logger,
