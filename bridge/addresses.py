@@ -5,13 +5,17 @@ What is wrong is said without a word of the address: where it can't be read, nob
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 AMQP_SHAPE: Final = "amqp://user:password@host:port/vhost expected, or amqps://"
 POSTGRES_SHAPE: Final = "postgresql://user:password@host:port/database expected, or host=... dbname=..."
+NO_HOST: Final = "the host is no host name, whose parts have 1 to 63 characters each"
+VHOST_BYTES_MAX: Final = 255
+"""A short string of AMQP."""
 ENCODE: Final = "in a user, password or name, write it as %{:02X}"
 
 _SCHEMES: Final = ("postgresql://", "postgres://")
@@ -70,7 +74,36 @@ def _amqp_parts_problem(url: str) -> str:
         return AMQP_SHAPE
     if port == 0:
         return "the port is a number from 1 to 65535"
+    if not _is_host(unquote(parts.hostname)):
+        return NO_HOST
+    return _vhost_problem(parts.path[1:]) or _amqp_query_problem(parts.query)
+
+
+def _vhost_problem(path: str) -> str:
+    vhost = unquote(path)
+    if len(vhost.encode()) > VHOST_BYTES_MAX:
+        return f"the vhost has more than {VHOST_BYTES_MAX} bytes"
+    return "the vhost has a control character" if _CONTROL.search(vhost) else ""
+
+
+def _amqp_query_problem(query: str) -> str:
+    """What the library would stumble over when it connects."""
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    if values.get("auth", "plain").lower() not in ("plain", "external"):
+        return "auth: plain or external expected"
+    try:
+        base64.b64decode(values.get("cadata", ""), validate=True)
+    except ValueError:
+        return "cadata: base64 expected"
     return ""
+
+
+def _is_host(host: str) -> bool:
+    """Whether this can be a host name, which a resolver says in an error of its own."""
+    try:
+        return bool(host.rstrip(".").encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def postgres_problem(dsn: str) -> str:
@@ -93,9 +126,14 @@ def postgres_problem(dsn: str) -> str:
 def _conninfo_problem(dsn: str, said: str) -> str:
     """libpq's error in words that quote nothing but the name of a parameter."""
     parameter = _PARAMETER.search(said)
+    if "key/value separator" in said:
+        return "name=value expected behind the ?, joined by &; a further = is written %3D"
     if "query parameter" in said or "connection option" in said:
         # A password with a `?` in it is read as parameters: then there is an `@` behind it, which was refused before.
-        name = f" {parameter.group(1)}" if parameter and dsn.startswith(_SCHEMES) else ""
+        # Or nothing but a user, a password and its `?` was written.
+        before = dsn.partition("?")[0].partition("://")[2]
+        whole = dsn.startswith(_SCHEMES) and ("@" in before or ":" not in before)
+        name = f" {parameter.group(1)}" if parameter and whole else ""
         hint = "; the bridge works in schema public" if name == " schema" else ""
         return f"there is no parameter{name} of a Postgres connection{hint}"
     if "unterminated" in said:
@@ -106,6 +144,15 @@ def _conninfo_problem(dsn: str, said: str) -> str:
 
 
 def _values_problem(values: dict[str, str]) -> str:
+    hosts, ports = values.get("host", "").split(","), values.get("port", "").split(",")
+    # What begins so is the directory of a socket, or an abstract one.
+    if not all(_is_host(host) for host in hosts if host and not host.startswith(("/", "@"))):
+        return NO_HOST
+    places = values["hostaddr"].split(",") if values.get("hostaddr") else hosts
+    if len(ports) > 1 and len(ports) != len(places):
+        return f"{len(places)} hosts and {len(ports)} ports: one port expected, or one for each host"
+    if values.get("host") and len(hosts) != len(places):
+        return "as many of host as of hostaddr expected"
     for port in values.get("port", "").split(","):
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             return "the port is a number from 1 to 65535"
@@ -127,6 +174,10 @@ def _uri_problem(uri: str) -> str:
         return f"a space ({ENCODE.format(32)})"
     if _BAD_ESCAPE.search(uri):
         return f"a % that begins no %XX ({ENCODE.format(37)})"
+    try:
+        unquote(uri, errors="strict")
+    except UnicodeDecodeError:
+        return "percent escapes that are not UTF-8"
     if "%00" in uri:
         return "a zero byte, %00, which nothing can have"
     if "\\" in uri:

@@ -85,7 +85,8 @@ class CommonSettings(BaseSettings):
 
     amqp_url: str = Field(
         "amqp://guest:guest@127.0.0.1:5672/",
-        description="Where RabbitMQ is: `amqp://user:password@host:port/vhost`, `amqps://` with TLS.",
+        description="Where RabbitMQ is: `amqp://user:password@host:port/vhost`, `amqps://` with TLS; user, password and"
+        " vhost are percent-encoded.",
     )
     postgres_dsn: str = Field(
         "postgresql://127.0.0.1:5432/bridge",

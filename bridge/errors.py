@@ -121,11 +121,11 @@ class BrokerUnavailable(BridgeError):
 
 
 class BrokerRefused(BrokerUnavailable):
-    """The broker answered, and lets this client not in: a wrong password, a vhost that is not there, no rights."""
+    """The broker answered, and won't do it: a wrong password, a vhost or queue that is not there, no rights."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
-        BridgeError.__init__(self, f"the broker refused the connection: {cause}")
+        BridgeError.__init__(self, f"the broker refused: {cause}")
 
 
 class NodeNameTaken(BridgeError):

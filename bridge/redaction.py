@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
@@ -60,6 +61,9 @@ _SHAPES: Final = tuple(
     )
 )
 
+_TEXT_OF_ERRORS: Final = ("strerror", "filename", "filename2", "msg", "text", "doc", "object")
+"""Where the interpreter's own exceptions keep text beside their arguments."""
+
 _known: set[str] = set()
 _pattern: re.Pattern[str] | None = None
 
@@ -96,3 +100,34 @@ def redact(text: str) -> str:
     for pattern, replacement in _SHAPES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def clean_error(error: BaseException) -> None:
+    """Take secrets out of an error, its notes and all that it came from, in place: code of others is shown it.
+
+    Reaches what an exception was made with, and its plain attributes. One that keeps text elsewhere is cleaned where
+    it is logged.
+    """
+    for part in _chain(error):
+        if part.args:
+            part.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in part.args)
+        if hasattr(part, "__notes__"):
+            part.__notes__ = [redact(note) for note in part.__notes__]
+        for name in (*_TEXT_OF_ERRORS, *vars(part)):
+            text = getattr(part, name, None)
+            if isinstance(text, str) and (cleaned := redact(text)) != text:
+                with suppress(AttributeError, TypeError):
+                    setattr(part, name, cleaned)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    waiting, seen = [error], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        waiting += [other for other in (part.__cause__, part.__context__) if other is not None]
+        if isinstance(part, BaseExceptionGroup):
+            waiting += part.exceptions

@@ -147,7 +147,7 @@ class Process:
                 "-c",
                 "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
                 env=self._environment,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
             )
 

@@ -575,7 +575,7 @@ async def test_a_channel_that_the_broker_closes_is_opened_anew(vhost: str) -> No
             taker.ack(intake.tokens)
             await taker.stop_consuming()
     assert taker.stale == 1
-    assert "406 timeout" in str(errors.seen[0][0])
+    assert "timeout (406)" in str(errors.seen[0][0])
     assert await at_rest(vhost)
 
 

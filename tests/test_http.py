@@ -375,6 +375,16 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
             assert answer.status == 202
 
 
+async def test_with_a_token_readyz_tells_strangers_only_which_part_is_not_ready(parts: Parts) -> None:
+    parts.causes += ["broker: ACCESS_REFUSED - no: such user (403)", "database: gone"]
+    async with ops(parts, token="s3cret") as running:
+        async with running.client.get("/readyz") as answer:
+            assert (answer.status, (await answer.json())["causes"]) == (503, ["broker", "database"])
+        known = {"Authorization": "Bearer s3cret"}
+        async with running.client.get("/readyz", headers=known) as answer:
+            assert (answer.status, (await answer.json())["causes"]) == (503, parts.causes)
+
+
 async def test_a_token_beyond_ascii_is_refused_not_a_defect(parts: Parts) -> None:
     headers = {"Authorization": "Bearer é"}
     async with (

@@ -267,7 +267,7 @@ class Consumer:
                 lost = _SOURCES.get(event.consumer)
                 gone = f"the broker cancelled the consumer of {lost.value if lost else LOCK}"
             elif type(event) is Closed and event.channel == number and number:
-                gone = f"the broker closed the channel: {event.code} {event.text}"
+                gone = f"the broker closed the channel: {event}"
         if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
             self._become(Role.ACTIVE)
         if batch and self._intake is not None:

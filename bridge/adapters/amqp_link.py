@@ -21,7 +21,7 @@ import aio_pika
 import aiormq.abc
 from aio_pika.connection import make_url
 from aiormq.connection import TransportFactory
-from aiormq.exceptions import AMQPConnectionError
+from aiormq.exceptions import AMQPConnectionError, AuthenticationError
 from yarl import URL
 
 from bridge.adapters.amqp_frames import (
@@ -34,7 +34,8 @@ from bridge.adapters.amqp_frames import (
     Unblocked,
 )
 from bridge.adapters.amqp_login import LoginConnection
-from bridge.errors import BrokerRefused, BrokerUnavailable, IllegalTransition
+from bridge.adapters.amqp_refusals import outage, with_code
+from bridge.errors import BrokerUnavailable, IllegalTransition
 from bridge.ports import Clock, ErrorHandler
 from bridge.redaction import redact
 
@@ -138,14 +139,16 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
     except BrokerUnavailable:
         raise
     except Exception as exc:  # the library raises its own, OSError, ssl's, RuntimeError and ValueError
-        raise BrokerUnavailable(f"{step}: {_sentence(exc)}") from exc
+        raise outage(f"{step}: {_sentence(exc)}") from exc
 
 
 def _sentence(exc: BaseException) -> str:
+    if isinstance(exc, AuthenticationError):
+        return f"the broker does not take what the URL names as auth; it takes {exc.args[0]}"
     text = str(exc) or type(exc).__name__
     if isinstance(exc, AMQPConnectionError) and len(exc.args) > 1:
         text = str(exc.args[-1])
-    return redact(text)
+    return with_code(redact(text))
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
@@ -318,7 +321,7 @@ async def opened(
             if wire.closed is None:
                 raise
             # What the library makes of it hides the broker's own words.
-            raise BrokerRefused(str(wire.closed)) from failed
+            raise outage(str(wire.closed)) from failed
         assert connection.transport is not None
         wire.frame_max = connection.transport.connection.connection_tune.frame_max or 131072
         yield connection, wire
@@ -434,7 +437,7 @@ class Link:
                 cause = away.cause
                 error: BrokerUnavailable = away
             else:
-                error = BrokerUnavailable(cause)
+                error = outage(cause)
             self._user.lost(cause)
             self._step(LinkEvent.LOSE, cause)
             if self.opens > opens:

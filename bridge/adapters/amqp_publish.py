@@ -157,7 +157,7 @@ class Outbox:
                     )
             elif type(event) is Closed:
                 if event.channel in (0, number):
-                    self.end(f"the broker closed the channel: {event.code} {event.text}")
+                    self.end(f"the broker closed the channel: {event}")
             elif type(event) is Blocked:
                 self.fail_open(f"the broker blocks publishers: {event.why}")
 

@@ -13,6 +13,7 @@ import aiormq.abc
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp_refusals import with_code
 from bridge.errors import BrokerUnavailable
 
 PUSH = "push"
@@ -102,6 +103,7 @@ class TopologyError(BrokerUnavailable):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(problems))
+        self.args = (f"the broker's queues and exchanges do not fit: {self.cause}",)
 
 
 async def ensure(connection: aio_pika.Connection, mode: DeclareMode) -> None:
@@ -180,7 +182,7 @@ def problem_with(thing: str, cause: BaseException | None) -> str | None:
     if isinstance(cause, ChannelNotFoundEntity):
         return f"{thing} is missing"
     if isinstance(cause, ChannelAccessRefused):
-        return f"{thing}: access refused: {text}"
+        return f"{thing}: access refused: {with_code(text)}"
     if isinstance(cause, ChannelPreconditionFailed):
         differs = _DIFFERS.search(text)
         if differs is None:

@@ -26,6 +26,7 @@ from bridge.adapters.amqp_consume import never_called
 from bridge.adapters.amqp_frames import Delivery, Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp_publish import rfc3339
+from bridge.adapters.amqp_refusals import outage
 from bridge.adapters.amqp_topology import DEAD
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.decoding import is_payload_only
@@ -214,7 +215,7 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
     inbox: asyncio.Queue[Letter | BrokerUnavailable] = asyncio.Queue()
 
     def lost(cause: str) -> None:
-        inbox.put_nowait(BrokerUnavailable(cause))
+        inbox.put_nowait(outage(cause))
 
     def happened(events: Sequence[Event]) -> None:
         for event in events:

@@ -3,7 +3,7 @@
 | route               | answers                                                                             |
 |---------------------|-------------------------------------------------------------------------------------|
 | GET /livez          | 200 while the process serves                                                        |
-| GET /readyz         | 200, or 503 with the causes                                                         |
+| GET /readyz         | 200, or 503 with the causes; without a token that is asked for, with their names    |
 | GET /metrics        | Prometheus' text format                                                             |
 | GET /status         | a JSON object, `OpsServer.status`                                                   |
 | POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
@@ -64,6 +64,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from bridge import wire
 from bridge.adapters import story
+from bridge.adapters.http_malformed import Runner
 from bridge.adapters.inquiry import Found, Told
 from bridge.adapters.outcome_feed import Missed, OutcomeFeed
 from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
@@ -189,7 +190,7 @@ class OpsContext:
     started_at: float
     ws_port: Callable[[], int]
     readiness: Callable[[], tuple[bool, Sequence[str]]]
-    """Whether the bridge takes pushes, and if not, one sentence for each cause."""
+    """Whether the bridge takes pushes, and if not, one sentence for each cause: its name, a colon, and why."""
     role: Callable[[], str | None]
     """`active`, `standby` or `unknown`; None while there is no connection to the broker."""
     gauges: Callable[[], Mapping[str, float]]
@@ -252,7 +253,7 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
             "BRIDGE_OPS_TOKEN", f"required since BRIDGE_OPS_HOST is {host!r}, which others can reach"
         )
     server = OpsServer(context, token)
-    runner = web.AppRunner(
+    runner = Runner(
         server.app(),
         access_log=None,
         logger=_aiohttp_logger,
@@ -379,12 +380,14 @@ class OpsServer:
                 _require_json(request)
         return await handler(request)
 
-    def _require_token(self, request: web.Request) -> None:
+    def _has_token(self, request: web.Request) -> bool:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         # Both sides as bytes: the comparison refuses text beyond ASCII.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            given.strip().encode("utf-8", "surrogateescape"), self._token
-        ):
+        given_bytes = given.strip().encode("utf-8", "surrogateescape")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given_bytes, self._token)
+
+    def _require_token(self, request: web.Request) -> None:
+        if not self._has_token(request):
             raise _Answer(
                 401,
                 "token",
@@ -410,6 +413,9 @@ class OpsServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, causes = self._context.readiness()
+        if self._token and not self._has_token(request):
+            # Anybody may ask here: which part is not ready is enough for a balancer.
+            causes = [cause.partition(":")[0] for cause in causes]
         return _json({"ready": ready, "causes": list(causes)}, 200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StatementFailed, StoreUnavailable
 from bridge.model import Row
 from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
+from bridge.redaction import clean_error
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ HOOKS: Final = ("on_open", "on_close", "on_outcome", "on_error")
 OUTAGE_EVERY: Final = 30.0
 """Seconds between two log lines of one outage: it is met again with every try."""
 OUTAGES_MAX: Final = 100
-"""Outages, by place and words, that are kept in mind."""
+"""Outages, by their words, that are kept in mind."""
 _OUTAGES: Final = (BrokerUnavailable, StoreUnavailable)
 
 
@@ -122,8 +123,8 @@ class LoggingErrorHandler:
     ) -> None:
         self._log = logger or logging.getLogger("bridge.errors")
         self._monotonic = monotonic
-        self._outages: dict[tuple[str, str], tuple[float, int]] = {}
-        """By place and words: when it was told last, and how often it was met since."""
+        self._outages: dict[str, tuple[float, int]] = {}
+        """By its words: when it was told last, and how often it was met since."""
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
         """Log it at WARNING (expected) or ERROR (a defect), with the facts as fields."""
@@ -131,7 +132,8 @@ class LoggingErrorHandler:
         words = _words(error)
         extra: dict[str, object] = {"where": where, "facts": dict(facts)}
         if isinstance(error, _OUTAGES) and not isinstance(error, StatementFailed):
-            repeated = self._met((where, words))
+            # Whoever meets it: both links to the broker are cut at once.
+            repeated = self._met(words)
             if repeated is None:
                 return
             if repeated:
@@ -145,7 +147,7 @@ class LoggingErrorHandler:
             extra=extra,
         )
 
-    def _met(self, outage: tuple[str, str]) -> int | None:
+    def _met(self, outage: str) -> int | None:
         """How often it was met since it was told last; None where it need not be told yet."""
         now = self._monotonic()
         told, met = self._outages.get(outage, (-math.inf, 0))
@@ -167,7 +169,8 @@ class GuardedErrorHandler:
         self._fallback = fallback
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        """Hand it on."""
+        """Hand it on, without secrets: it may go to another service."""
+        clean_error(error)
         try:
             self.inner.handle(error, where, facts)
         except Exception as failure:  # somebody else's code may raise anything
@@ -183,7 +186,8 @@ class ReportedErrors:
         self._hooks = hooks
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        """Hand it to both."""
+        """Hand it to both, without secrets."""
+        clean_error(error)
         self._handler.handle(error, where, facts)
         self._hooks.on_error(error, where)
 

@@ -20,6 +20,7 @@ from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp_publish import Failure, Message, Outbox
+from bridge.adapters.amqp_refusals import outage
 from bridge.adapters.amqp_topology import OUTCOMES, PUSH
 from bridge.errors import BridgeError, BrokerUnavailable
 
@@ -92,7 +93,7 @@ class Producer:
     def _lost(self, cause: str) -> None:
         self._outbox.end(cause)
         for inbox in self._inboxes:
-            inbox.put_nowait(BrokerUnavailable(cause))
+            inbox.put_nowait(outage(cause))
 
     async def publish(
         self,
@@ -206,7 +207,7 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
         inbox.put_nowait(json.loads(message.body))
 
     def lost(cause: str) -> None:
-        inbox.put_nowait(BrokerUnavailable(cause))
+        inbox.put_nowait(outage(cause))
 
     async with opened(url, "bridge tail", lambda events: None, lost) as (connection, _):
         low = await channel(connection, confirms=False)
@@ -306,4 +307,4 @@ def _message(request: Outgoing) -> Message:
 
 
 def _error(failure: Failure) -> BridgeError:
-    return NotTaken(failure.why) if failure.returned else BrokerUnavailable(failure.why)
+    return NotTaken(failure.why) if failure.returned else outage(failure.why)
