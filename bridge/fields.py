@@ -30,6 +30,7 @@ from bridge.model import (
     PushRequest,
     Reason,
     Target,
+    Timestamp,
     ToAll,
     ToSession,
     ToUser,
@@ -246,6 +247,8 @@ def kind(value: object) -> str:
             return "true" if value else "false"
         case str():
             return "a string"
+        case Timestamp():
+            return "a timestamp"
         case float() if not math.isfinite(value):
             return "no finite number"
         case int() | float():
@@ -402,4 +405,5 @@ def _ack_within(value: object, path: str, confirm: Proof) -> float:
 
 def _is_finite(value: object) -> TypeGuard[int | float]:
     """Whether this is a number that a clock could count; an integer may be too large for a float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    is_number = isinstance(value, (int, float)) and not isinstance(value, (bool, Timestamp))
+    return is_number and -math.inf < value < math.inf  # type: ignore[operator]
