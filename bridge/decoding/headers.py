@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from bridge import fields, jsontext
 from bridge.decoding.careful import check_size
 from bridge.decoding.terms import Limits
+from bridge.decoding.wrong import Wrong
 from bridge.errors import InvalidRequest
 from bridge.fields import CommaText
 from bridge.jsontext import SPACE
@@ -81,6 +82,7 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
     """Read a message whose body is the data; raises InvalidRequest."""
     body = arrival.body
     values: dict[str, object] = {}
+    wrong = Wrong()
     for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
         field = FIELD_OF.get(name)
         if field is not None:
@@ -88,7 +90,7 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
             if widened is not False or field != "to.all":  # which says as little as no header
                 values[field] = widened
         elif name.startswith(_PREFIX) and name not in BOTH_MODES:
-            raise InvalidRequest(Reason.INVALID, f"header {jsontext.shown(name)}", "no such header")
+            wrong.no_such("header {}".format, name, "no such header")
         if count % PARTS_AT_ONCE == 0:
             yield
     check_size(body, "", limits)
@@ -104,10 +106,17 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
             encoding = Encoding.TEXT
         else:
             body = body.strip(SPACE)
-    if not fields.LISTS.isdisjoint(values):
-        yield from fields.read_lists(values, HEADER_OF.__getitem__)
-    return fields.build(
-        values, HEADER_OF.__getitem__, body, encoding, fallback_id, arrival.arrived_at, limits.max_ttl
+    return (
+        yield from wrong.built(
+            values,
+            HEADER_OF.__getitem__,
+            body,
+            encoding,
+            fallback_id,
+            arrival.arrived_at,
+            limits.max_ttl,
+            not wrong or any(f"to.{word}" in values for word in fields.TARGETS),
+        )
     )
 
 
