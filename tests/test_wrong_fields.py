@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -28,8 +27,8 @@ def paths(said: str) -> list[str]:
 def test_all_wrong_fields_are_named_at_once() -> None:
     wrong = {"id": 7, "to": {"except": 5}, "evnt": "e", "confirm": "seen", "ttl": -1, "meta": {"k": 1}}
     said = detail(wrong)
-    assert paths(said)[:-1] == ["evnt", "data", "to.except", "meta.k", "to", "id"][: len(paths(said)) - 1]
-    assert re.search("; and [1-4] more$", said)
+    assert paths(said)[:-1] == ["evnt", "data", "to.except", "meta.k", "to", "id", "confirm"]
+    assert said.endswith("; and 1 more")
 
 
 def test_up_to_eight_are_named() -> None:
