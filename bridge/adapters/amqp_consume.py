@@ -203,7 +203,9 @@ class Consumer:
                         event.body_size,
                         event.properties,
                         now,
-                        self._by_priority and event.properties.priority >= HIGH_PRIORITY,
+                        reordered=self._by_priority
+                        and event.properties.priority >= HIGH_PRIORITY
+                        and _SOURCES[event.consumer] is Source.REQUESTS,
                     )
                 )
                 if not event.readable:
