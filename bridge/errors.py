@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+PROBLEMS_MAX: Final = 8
+"""Wrong fields of a request that are named."""
+PROBLEMS_CHARS: Final = 480
+"""Characters that their sentences have together, unless the first alone has more."""
+
 
 class BridgeError(Exception):
     """The root of every error that the bridge raises on purpose."""
@@ -34,20 +42,54 @@ class InvalidRequest(BridgeError):
 
     `reason` is the value of a `bridge.model.Reason` that belongs to `rejected`; `path` names the wrong
     field (`to.users[3]`, `header x-push-user`, empty for the whole body); `problem` says what was expected.
+    `others` are further fields that are wrong, and `uncounted` tells how many there are besides.
     """
 
-    def __init__(self, reason: str, path: str, problem: str) -> None:
+    def __init__(
+        self,
+        reason: str,
+        path: str,
+        problem: str,
+        others: Sequence[InvalidRequest] = (),
+        uncounted: int = 0,
+    ) -> None:
         self.reason = reason
         self.path = path
         self.problem = problem
+        self.others = others
+        self.uncounted = uncounted
 
     def __str__(self) -> str:
         return self.detail
 
     @property
+    def each(self) -> tuple[InvalidRequest, ...]:
+        """One for each wrong field."""
+        return (InvalidRequest(self.reason, self.path, self.problem), *self.others)
+
+    @property
     def detail(self) -> str:
-        """The sentence for people, as the `detail` column and the `push.dead` header show it."""
-        return f"{self.path}: {self.problem}" if self.path else self.problem
+        """The sentences for people, as the `detail` column and the `push.dead` header show them.
+
+        At most `PROBLEMS_MAX` of them, and no further one where it would make more than `PROBLEMS_CHARS` characters.
+        """
+        said = f"{self.path}: {self.problem}" if self.path else self.problem
+        left = self.uncounted
+        for count, other in enumerate(self.others, 1):
+            more = f"; {other.detail}"
+            if count < PROBLEMS_MAX and len(said) + len(more) <= PROBLEMS_CHARS:
+                said += more
+            else:
+                left += 1
+        return f"{said}; and {left} more" if left else said
+
+
+def together(problems: Sequence[InvalidRequest], uncounted: int = 0) -> InvalidRequest:
+    """All these as one, whose reason is that of the first; `uncounted` more are wrong."""
+    first = problems[0]
+    if len(problems) == 1 and not uncounted:
+        return first
+    return InvalidRequest(first.reason, first.path, first.problem, problems[1:], uncounted)
 
 
 class ControlRefused(BridgeError):

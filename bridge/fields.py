@@ -10,13 +10,13 @@ import enum
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import msgspec
 
 from bridge import jsonparts
-from bridge.errors import InvalidRequest
+from bridge.errors import InvalidRequest, together
 from bridge.jsontext import BAD_JSON, ArrayText, ObjectText, encode, plain, shown
 from bridge.model import (
     CONFIRM,
@@ -30,6 +30,7 @@ from bridge.model import (
     PushRequest,
     Reason,
     Target,
+    Timestamp,
     ToAll,
     ToSession,
     ToUser,
@@ -131,16 +132,60 @@ def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> st
 def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[None]:
     """Put checked values in the place of those that may take long to read; raises InvalidRequest.
 
-    They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`.
+    They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`. Each of them is read, and
+    of each one wrong part is named.
     """
-    check_target(values, path)
-    for field in ("to.users", "to.except"):
+    wrong: list[InvalidRequest] = []
+    for field in ("to.users", "to.except", "meta"):
         if field in values:
-            values[field] = yield from _ids(values[field], path(field))
-    if values.get("to.users") == ():
-        raise InvalidRequest(Reason.INVALID, path("to.users"), "expected at least one, got an empty list")
-    if "meta" in values:
-        values["meta"] = yield from _meta(values["meta"], path("meta"))
+            read = _meta if field == "meta" else _ids
+            try:
+                values[field] = yield from read(values[field], path(field))
+                if field == "to.users" and not values[field]:
+                    raise InvalidRequest(
+                        Reason.INVALID, path(field), "expected at least one, got an empty list"
+                    )
+            except InvalidRequest as error:
+                wrong.append(error)
+    if wrong:
+        raise together(wrong)
+
+
+def problems(
+    values: Mapping[str, Any], path: Callable[[str], str], fallback_id: str, max_ttl: float
+) -> Iterator[InvalidRequest]:
+    """All that `build` has against these values, one after the other: it stops at the first."""
+
+    # Wrong requests come by the thousand, too: nothing is raised, and no closure made, for what is right.
+    if len([word for word, field in _TARGET_FIELDS if field in values]) != 1 or not LATER.keys().isdisjoint(
+        values
+    ):
+        yield from _raised(check_target, values, path)
+    for field in _NAMES:
+        if field in values:
+            value = values[field]
+            if not (isinstance(value, str) and is_id(value)):
+                yield from _raised(checked_id, value, path(field))
+    if values.get("to.all", True) is not True:
+        yield from _raised(_check_all, values["to.all"], path("to.all"))
+    if fallback_id and "id" not in values and not is_id(fallback_id):
+        yield from _raised(checked_id, fallback_id, "property message_id")
+    confirm = values.get("confirm", "received")
+    if confirm not in ("received", "written", "acked"):
+        yield from _raised(_confirm, confirm, path("confirm"))
+    if "ttl" in values:
+        yield from _raised(_ttl, values["ttl"], path("ttl"), max_ttl)
+    if "ack_within" in values:
+        wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
+        yield from _raised(_ack_within, values["ack_within"], path("ack_within"), wanted)
+
+
+def _raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
+    try:
+        check(*arguments)
+    except InvalidRequest as error:
+        return (error,)
+    return ()
 
 
 def build(
@@ -173,18 +218,10 @@ def build(
         case "users":
             target = ToUsers(values["to.users"])
         case _:
-            if values["to.all"] is not True:
-                got = kind(values["to.all"])
-                raise InvalidRequest(Reason.INVALID, path("to.all"), f"expected true, got {got}")
+            _check_all(values["to.all"], path("to.all"))
             target = ToAll()
     push_id = values.get("id") or (fallback_id and checked_id(fallback_id, "property message_id"))
-    word = values.get("confirm", "received")
-    confirm = CONFIRM.get(word) if isinstance(word, str) else None
-    if confirm is None:
-        got = "another string" if isinstance(word, str) else kind(word)
-        raise InvalidRequest(
-            Reason.INVALID, path("confirm"), f"expected one of {', '.join(CONFIRM)}, got {got}"
-        )
+    confirm = _confirm(values.get("confirm", "received"), path("confirm"))
     return PushRequest(
         push_id or uuid7(taken_at),
         target,
@@ -222,6 +259,19 @@ def checked_id(value: object, path: str) -> str:
     )
 
 
+def _check_all(value: object, path: str) -> None:
+    if value is not True:
+        raise InvalidRequest(Reason.INVALID, path, f"expected true, got {kind(value)}")
+
+
+def _confirm(word: object, path: str) -> Proof:
+    confirm = CONFIRM.get(word) if isinstance(word, str) else None
+    if confirm is None:
+        got = "another string" if isinstance(word, str) else kind(word)
+        raise InvalidRequest(Reason.INVALID, path, f"expected one of {', '.join(CONFIRM)}, got {got}")
+    return confirm
+
+
 def compact_meta(text: bytes) -> bytes | None:
     """A JSON text of `meta` without spaces, escapes and repeated keys that it can do without.
 
@@ -246,6 +296,8 @@ def kind(value: object) -> str:
             return "true" if value else "false"
         case str():
             return "a string"
+        case Timestamp():
+            return "a timestamp"
         case float() if not math.isfinite(value):
             return "no finite number"
         case int() | float():
@@ -402,4 +454,5 @@ def _ack_within(value: object, path: str, confirm: Proof) -> float:
 
 def _is_finite(value: object) -> TypeGuard[int | float]:
     """Whether this is a number that a clock could count; an integer may be too large for a float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    is_number = isinstance(value, (int, float)) and not isinstance(value, (bool, Timestamp))
+    return is_number and -math.inf < value < math.inf  # type: ignore[operator]

@@ -254,12 +254,16 @@ class Encoding(enum.Enum):
     """Any bytes: base64 with `"encoding": "base64"` in the envelope, a binary frame in bare mode."""
 
 
+class Timestamp(int):
+    """A header of AMQP's type timestamp: whole seconds since 1970. An integer of any other type is a plain int."""
+
+
 class Properties(msgspec.Struct, frozen=True, gc=False):
     """The AMQP properties of a message that the bridge honours, and its headers as the broker gave them.
 
-    Header values are what AMQP tables hold: str, int, float, bool, bytes, None, lists and dicts of these. Text
-    that came as something else than UTF-8 holds its bytes as lone surrogates (PEP 383), so that a correlation id
-    goes back as it came; only `app_id`, which rows have, never does.
+    Header values are what AMQP tables hold: str, int, Timestamp, float, bool, bytes, None, lists and dicts of
+    these. Text that came as something else than UTF-8 holds its bytes as lone surrogates (PEP 383), so that a
+    correlation id goes back as it came; only `app_id`, which rows have, never does.
     """
 
     message_id: str = ""
@@ -276,6 +280,7 @@ class Properties(msgspec.Struct, frozen=True, gc=False):
     redelivered: bool = False
     delivery_count: int = 0
     """How often the broker has given this message out before (`x-delivery-count` of a quorum queue)."""
+    priority: int = 0
 
 
 class PushRequest(msgspec.Struct, frozen=True, gc=False):

@@ -83,6 +83,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     properties: Properties
     arrived_at: float
     """Wall-clock seconds."""
+    reordered: bool = False
+    """The broker may have given it out ahead of older messages, because of its priority."""
 
 
 class Intake(Protocol):

@@ -125,6 +125,7 @@ def read_back(header: ContentHeader, redelivered: bool) -> Properties:
         timestamp=given.timestamp.timestamp() if given.timestamp else None,
         headers=given.headers or {},
         redelivered=redelivered,
+        priority=given.priority or 0,
     )
 
 

@@ -88,7 +88,7 @@ async def test_status_says_who_it_is_how_it_is_and_who_is_there(running: Running
 async def test_a_push_is_published_and_named(running: Running, parts: Parts) -> None:
     async with running.client.post("/v1/push", json=PUSH) as answer:
         assert answer.status == 202
-        assert await answer.json() == {"push_ids": ["p1"], "complete": False, "receipts": []}
+        assert await answer.json() == {"push_ids": ["p1"], "complete": False, "stored": 0, "receipts": []}
     (call,) = parts.publisher.calls
     assert json.loads(call.body) == PUSH
     assert call.headers == {"x-push-published-ms": parts.clock.time() * 1000}
@@ -163,6 +163,25 @@ async def test_receipts_that_did_not_all_come_in_time_are_not_called_complete(
         said = await answer.json()
     assert said["complete"] is False
     assert len(said["receipts"]) == 1
+
+
+async def test_a_push_that_is_kept_is_counted_and_not_called_complete(running: Running, parts: Parts) -> None:
+    kept = row(user="b", outcome=Outcome.STORED, reason=Reason.NO_SESSION)
+    parts.publisher.receipts = [receipt(row(user="a")), receipt(kept)]
+    body = {"to": {"users": ["a", "b"]}, "data": 1, "ttl": 60}
+    async with running.client.post("/v1/push?wait=1", json=body) as answer:
+        assert answer.status == 202
+        said = await answer.json()
+    assert (said["complete"], said["stored"], len(said["receipts"])) == (False, 1, 2)
+
+
+async def test_a_push_that_was_kept_and_has_ended_is_complete(running: Running, parts: Parts) -> None:
+    kept = row(outcome=Outcome.STORED, reason=Reason.AWAITING_PROOF)
+    parts.publisher.receipts = [receipt(kept), receipt(row())]
+    async with running.client.post("/v1/push?wait=1", json={**PUSH, "ttl": 60}) as answer:
+        assert answer.status == 200
+        said = await answer.json()
+    assert (said["complete"], said["stored"]) == (True, 0)
 
 
 @pytest.mark.parametrize("query", ["", "?wait=3"])

@@ -39,6 +39,7 @@ from bridge.model import (
     Rejected,
     Row,
     RowKey,
+    Timestamp,
     ToAll,
     ToSession,
     ToUser,
@@ -677,8 +678,10 @@ def test_headers_say_all_that_a_body_can() -> None:
         ack_within=0.5,
     )
     assert taken(b"1", headers={"x-push-session": "s1"}).target == ToSession("s1")
-    for everyone in (True, "true"):
+    for everyone in (True, "true", "True", "TRUE", 1, "1"):
         assert taken(b"1", headers={"x-push-all": everyone}).target == ToAll()
+    for nobody in (False, "false", "False", "FALSE", 0, "0"):
+        assert taken(b"1", headers={"x-push-all": nobody, "x-push-user": "u1"}).target == ToUser("u1")
     for said, meant in (("60", 60.0), ("0.25", 0.25), ("007", 7.0), (60, 60.0)):
         only = taken(
             b"1",
@@ -698,11 +701,20 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-user": 42}, Reason.INVALID, "header x-push-user"),
         ({"x-push-user": b"u1"}, Reason.INVALID, "header x-push-user"),
         ({"x-push-user": ""}, Reason.INVALID, "header x-push-user"),
-        ({"x-push-user": None}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-user": Timestamp(1)}, Reason.INVALID, "header x-push-user"),
+        ({"x-push-user": "u", "x-push-ttl": Timestamp(60)}, Reason.INVALID, "header x-push-ttl"),
+        (
+            {"x-push-event": "e", "x-push-user": None},
+            Reason.INVALID,
+            "headers x-push-user, -users, -session, -all",
+        ),
         ({"x-push-users": 7}, Reason.INVALID, "header x-push-users"),
         ({"x-push-users": "u1,,u2"}, Reason.INVALID, "header x-push-users[1]"),
         ({"x-push-users": ["u1", 2]}, Reason.INVALID, "header x-push-users[1]"),
         ({"x-push-all": "yes"}, Reason.INVALID, "header x-push-all"),
+        ({"x-push-all": 2}, Reason.INVALID, "header x-push-all"),
+        ({"x-push-all": Timestamp(1)}, Reason.INVALID, "header x-push-all"),
+        ({"x-push-all": False}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
         ({"x-push-user": "u", "x-push-id": 5}, Reason.INVALID, "header x-push-id"),
         ({"x-push-user": "u", "x-push-event": ["e"]}, Reason.INVALID, "header x-push-event"),
         ({"x-push-user": "u", "x-push-confirm": 1}, Reason.INVALID, "header x-push-confirm"),
@@ -721,10 +733,10 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-user": "u", "x-push-ttl": 10**400}, Reason.INVALID, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-ttl": True}, Reason.INVALID, "header x-push-ttl"),
         ({"x-push-user": "u", "x-push-published-ms": "now"}, Reason.INVALID, "header x-push-published-ms"),
-        ({"x-push-published-ms": None}, Reason.INVALID, "header x-push-published-ms"),
+        ({"x-push-published-ms": 1_700_000_000}, Reason.INVALID, "header x-push-published-ms"),
+        ({"x-push-published-ms": "1700000000"}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": 1.5e12}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": math.inf}, Reason.INVALID, "header x-push-published-ms"),
-        ({"x-push-id": None}, Reason.INVALID, "header x-push-id"),
         ({"x-push-topic": "t"}, Reason.UNSUPPORTED, "header x-push-topic"),
         ({"x-push-user": "u", "x-push-collapse-key": 7}, Reason.INVALID, "header x-push-collapse-key"),
         ({"x-push-user": "u", "x-push-collapse-key": ""}, Reason.INVALID, "header x-push-collapse-key"),
@@ -798,7 +810,8 @@ def test_data_that_is_not_what_it_says_is_rejected(body: bytes, content_type: st
 @pytest.mark.parametrize(
     "headers",
     [
-        {"x-push-published-ms": 1},
+        {"x-push-published-ms": 978_307_200_000},
+        {"x-push-user": None, "x-push-id": None, "x-push-published-ms": None, "x-push-nonsense": None},
         {"x-push-reason": "invalid", "x-push-detail": "to: wrong", "x-push-id": "p1"},
         {"X-Push-User": "u2"},
         {"x-pushed": 1, "anything": object},
@@ -808,7 +821,7 @@ def test_these_headers_leave_the_body_a_request(headers: dict[str, object]) -> N
     assert taken(dumps(request()), headers=headers).target == ToUser("u1")
 
 
-@pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "utf-16"])
+@pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "utf-16", "ISO-8859-1", "base64"])
 def test_an_encoded_body_is_unsupported(content_encoding: str) -> None:
     for headers in ({}, {"x-push-user": "u1"}):
         only = rejected(dumps(request()), content_encoding=content_encoding, headers=headers)
@@ -816,7 +829,30 @@ def test_an_encoded_body_is_unsupported(content_encoding: str) -> None:
         assert only.detail.startswith("property content_encoding: ")
 
 
-@pytest.mark.parametrize("content_encoding", ["", "utf-8", "UTF-8", "identity"])
+@pytest.mark.parametrize(
+    "properties",
+    [
+        *(
+            {"content_encoding": name}
+            for name in ("gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "bzip2", "gzip:UTF-8", "gzip, br")
+        ),
+        {"content_encoding": "binary", "headers": {"compression": "application/x-gzip"}},
+        {"content_encoding": "utf-8", "headers": {"compression": "bzip2", "x-push-user": "u1"}},
+    ],
+)
+def test_a_compressed_body_is_rejected_by_the_name_of_its_compression(properties: dict[str, Any]) -> None:
+    only = rejected(b"\x1f\x8b\x08\x00", **properties)
+    assert only.reason is Reason.UNSUPPORTED
+    name = properties.get("headers", {}).get("compression") or properties["content_encoding"]
+    assert only.detail.endswith(
+        f"the body is compressed ({name}) and nothing is unpacked here: publish it as it is"
+    )
+
+
+@pytest.mark.parametrize(
+    "content_encoding",
+    ["", "utf-8", "UTF-8", "identity", "binary", "8bit", "7bit", "us-ascii", "US-ASCII", "Binary"],
+)
 def test_an_encoding_that_changes_nothing_is_fine(content_encoding: str) -> None:
     assert taken(dumps(request()), content_encoding=content_encoding).id == "p1"
 

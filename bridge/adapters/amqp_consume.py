@@ -20,6 +20,7 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters.amqp_broker import HIGH_PRIORITY, reorders_by_priority, version
 from bridge.adapters.amqp_depths import QueueDepth, depths
 from bridge.adapters.amqp_frames import Closed, ConsumerCancelled, Delivery, Event
 from bridge.adapters.amqp_link import (
@@ -109,6 +110,8 @@ class Consumer:
         self._single: int | None = None
         """Delivery tag of the newest request that came one by one; None before any and once they come as they can."""
         self._wanted_wide = False
+        self._by_priority = False
+        """The broker gives out messages of a high priority ahead of older ones."""
         self.incarnation = 0
         self.held_bytes = 0
         self.stale = 0
@@ -206,6 +209,7 @@ class Consumer:
             return
         opened = await channel(connection, confirms=False)
         self._wire = wire
+        self._by_priority = reorders_by_priority(version(connection))
         self._number = opened.number
         wire.tap(opened.number)
         self._channel = opened
@@ -258,6 +262,9 @@ class Consumer:
                         event.body_size,
                         event.properties,
                         now,
+                        reordered=self._by_priority
+                        and event.properties.priority >= HIGH_PRIORITY
+                        and _SOURCES[event.consumer] is Source.REQUESTS,
                     )
                 )
                 if not event.readable:

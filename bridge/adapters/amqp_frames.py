@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from pamqp import encode
 
 from bridge.errors import BridgeError
-from bridge.model import MESSAGE_BYTES_MAX, Properties
+from bridge.model import MESSAGE_BYTES_MAX, Properties, Timestamp
 
 CUT_BYTES = 4096
 """What is kept of a body that is larger than the contract allows."""
@@ -330,7 +330,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         timestamp: float | None = None
         headers = _NO_HEADERS
         readable = True
-        count = 0
+        count = priority = 0
         if flags & (1 << 15):
             content_type, at = _short_string(data, at, stop)
         if flags & (1 << 14):
@@ -353,6 +353,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         if flags & _FLAG_DELIVERY_MODE:
             at += 1
         if flags & _FLAG_PRIORITY:
+            priority = data[at]
             at += 1
         if flags & _FLAG_CORRELATION_ID:
             correlation_id, at = _short_string(data, at, stop)
@@ -391,6 +392,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
             headers,
             redelivered,
             count,
+            priority,
         ),
         readable,
     )
@@ -426,12 +428,11 @@ _FIXED: Mapping[int, struct.Struct] = {
     ord("L"): struct.Struct(">q"),
     ord("f"): struct.Struct(">f"),
     ord("d"): struct.Struct(">d"),
-    ord("T"): struct.Struct(">Q"),
 }
 
 
 def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
-    """Read one field value. A decimal becomes a float, a timestamp its seconds: what Properties promises."""
+    """Read one field value. A decimal becomes a float: what Properties promises."""
     kind = data[at]
     at += 1
     fixed = _FIXED.get(kind)
@@ -461,6 +462,9 @@ def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
             except UnicodeDecodeError:
                 return raw, after
         return raw, after
+    if kind == 0x54:  # T
+        _within(at + 8, stop)
+        return Timestamp(_LONG_LONG.unpack_from(data, at)[0]), at + 8
     if kind == 0x74:  # t
         _within(at + 1, stop)
         return data[at] != 0, at + 1
@@ -630,6 +634,10 @@ def _field_value(value: object) -> bytes:
         return b"F" + _long(b"".join(_field(name, inner) for name, inner in value.items()))
     if isinstance(value, list | tuple):
         return b"A" + _long(b"".join(map(_field_value, value)))
+    if isinstance(
+        value, Timestamp
+    ):  # as an integer it would mean something else when the message comes again
+        return b"T" + _LONG_LONG.pack(value)
     if isinstance(value, float):
         if not math.isfinite(value):  # the broker would close the connection
             raise ValueError("no finite number")

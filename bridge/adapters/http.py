@@ -455,7 +455,9 @@ class OpsServer:
     # --- pushing ---
 
     async def _push(self, request: web.Request) -> web.Response:
-        """202 with the ids; with `?wait=` 200 with the receipts, or 202 with those that came in time.
+        """202 with the ids; with `?wait=` 200 with the final receipts, or 202 with what there is of them.
+
+        A push that is kept for a user who is away ends the wait: its end may be days off. It counts in `stored`.
 
         What is wrong in every part goes through the broker as well, so that its row tells of it, but is
         always waited for and answered with 422 and its receipts, or those that came in `WAIT_REJECTED`.
@@ -478,7 +480,7 @@ class OpsServer:
         push_ids = list(dict.fromkeys(r.id for r in requests if isinstance(r, PushRequest)))
         if wait is None and push_ids:
             await self._context.publisher.publish(body, push_id=push_id, headers=headers)
-            return _json({"push_ids": push_ids, "complete": False, "receipts": []}, 202)
+            return _json({"push_ids": push_ids, "complete": False, "stored": 0, "receipts": []}, 202)
         expected = _expected(requests)
         receipts = await self._context.publisher.request(
             body,
@@ -487,12 +489,14 @@ class OpsServer:
             expected=expected,
             wait=max(wait or 0.0, 0.0 if push_ids else WAIT_REJECTED),
         )
-        complete = expected is not None and len(receipts) >= expected
+        ended, stored = _counted(receipts)
+        complete = expected is not None and ended >= expected
         if not push_ids or (receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts)):
             status = 422
         else:
             status = 200 if complete or (expected is None and receipts) else 202
-        return _json({"push_ids": push_ids, "complete": complete, "receipts": list(receipts)}, status)
+        answer = {"push_ids": push_ids, "complete": complete, "stored": stored, "receipts": list(receipts)}
+        return _json(answer, status)
 
     # --- what became of a push ---
 
@@ -705,6 +709,19 @@ def _expected(requests: Sequence[PushRequest | Rejected]) -> int | None:
             users = target.users
         keys.update((request.tenant, request.id, user) for user in users)
     return len(keys)
+
+
+def _counted(receipts: Sequence[Mapping[str, object]]) -> tuple[int, int]:
+    """Of how many pushes and users the final receipt is here, and how many are kept and have none yet."""
+    ended: set[tuple[object, ...]] = set()
+    stored: set[tuple[object, ...]] = set()
+    for receipt in receipts:
+        key = receipt["tenant"], receipt["push_id"], receipt["user_id"]
+        if receipt["final"]:
+            ended.add(key)
+        elif receipt["outcome"] == Outcome.STORED:
+            stored.add(key)
+    return len(ended), len(stored - ended)
 
 
 def _event(item: Row | Missed) -> bytes:

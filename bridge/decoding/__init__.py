@@ -18,8 +18,10 @@ What the contract (schemas/) leaves to the decoder is settled here:
 - **Payload-only bodies** by content type: `application/json` and `+json` must be JSON; `text/*` must be
   UTF-8; none given: JSON where it is JSON, else text where it is UTF-8, else bytes (say `text/plain` for
   text such as `123`); anything else: bytes. `x-push-users` and `x-push-except` are an AMQP array, or a
-  string with commas. `x-push-all` is true or "true", numbers may be strings (`60`, `0.5`): many tools can
-  set no other type.
+  string with commas. `x-push-all` is true, "true" in any case, 1 or "1"; false likewise, and then it says nothing.
+  Numbers may be strings (`60`, `0.5`): many tools can set no other type. A header that is null is absent.
+- **Times in headers.** An AMQP timestamp is in seconds, an integer in milliseconds; one before 2001 is rejected, since
+  it looks like seconds.
 - **published_at** that is not after 1970, or more than `CLOCK_SKEW_MAX` ahead of the arrival, is no time:
   the next source counts (the header, the AMQP timestamp, the arrival).
 - **Size.** A message over `MESSAGE_BYTES_MAX`, or naming more than `USERS_MAX` (request, user) pairs, is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from bridge import fields, jsonparts, jsontext
 from bridge.decoding.rejecting import LastResort, strings, usable
 from bridge.decoding.terms import Limits
+from bridge.decoding.wrong import Wrong
 from bridge.errors import InvalidRequest
 from bridge.jsontext import BAD_JSON, SPACE, ObjectText
 from bridge.model import Encoding, PushRequest, Reason, Rejected
@@ -101,7 +102,7 @@ def check_body(body: bytes, limits: Limits) -> Steps[None]:
 def checked(
     body: bytes, parts: _Parts, where: str, fallback_id: str, limits: Limits, taken_at: float
 ) -> Steps[PushRequest]:
-    """Check a request that is JSON; raises InvalidRequest with the path of the first wrong field."""
+    """Check a request that is JSON; raises InvalidRequest with the paths of its wrong fields."""
 
     def path(field: str) -> str:
         return f"{where}.{field}" if where else field
@@ -110,38 +111,59 @@ def checked(
         got = fields.kind(jsontext.plain(body.strip(SPACE)))
         raise InvalidRequest(Reason.INVALID, where, f"expected an object, got {got}")
     values, data = parts.values, parts.data
+    wrong = Wrong()
     if not fields.FIELDS.issuperset(values):
-        name = next(name for name in values if name not in fields.FIELDS)
-        hint = ": it belongs inside `to`" if name in fields.TO_FIELDS else ""
-        raise InvalidRequest(Reason.INVALID, path(jsontext.shown(name)), f"no such field{hint}")
-    if "to" not in values or data is None:
-        raise InvalidRequest(
-            Reason.INVALID, path("data" if "to" in values else "to"), "this field is required"
+        for name in values:
+            if name not in fields.FIELDS:
+                hint = ": it belongs inside `to`" if name in fields.TO_FIELDS else ""
+                wrong.no_such(path, name, f"no such field{hint}")
+    knows_target = yield from _read_to(values, path, wrong)
+    if data is None:
+        wrong.add(InvalidRequest(Reason.INVALID, path("data"), "this field is required"))
+    elif len(data) > limits.max_data_bytes:
+        wrong.add(_too_large(data, path("data"), limits))
+    elif not jsontext.has_few_brackets(data) and (yield from jsontext.too_deep(data)):
+        wrong.add(InvalidRequest(Reason.INVALID, path("data"), jsontext.TOO_DEEP))
+    return (
+        yield from wrong.built(
+            values, path, data or b"", Encoding.JSON, fallback_id, taken_at, limits.max_ttl, knows_target
         )
+    )
+
+
+def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong) -> Steps[bool]:
+    """Put the members of `to` beside the other values; whether they can be judged together."""
+    if "to" not in values:
+        wrong.add(InvalidRequest(Reason.INVALID, path("to"), "this field is required"))
+        return False
     to = values["to"]
     if isinstance(to, ObjectText):
         members = _few_members(to.text)
         to = _values((yield from _members_of_to(to.text)) if members is None else members)
     if not isinstance(to, dict):
-        raise InvalidRequest(Reason.INVALID, path("to"), f"expected an object, got {fields.kind(to)}")
+        wrong.add(InvalidRequest(Reason.INVALID, path("to"), f"expected an object, got {fields.kind(to)}"))
+        return False
+    misnamed = False
     for name, value in to.items():
-        if name not in fields.TO_FIELDS:
-            raise InvalidRequest(Reason.INVALID, path(f"to.{jsontext.shown(name)}"), "no such field")
-        values[f"to.{name}"] = value
-    check_size(data, path("data"), limits)
-    if not jsontext.has_few_brackets(data) and (yield from jsontext.too_deep(data)):
-        raise InvalidRequest(Reason.INVALID, path("data"), jsontext.TOO_DEEP)
-    if not fields.LISTS.isdisjoint(values):
-        yield from fields.read_lists(values, path)
-    return fields.build(values, path, data, Encoding.JSON, fallback_id, taken_at, limits.max_ttl)
+        if name in fields.TO_FIELDS:
+            values[f"to.{name}"] = value
+        else:
+            misnamed = True
+            wrong.no_such(lambda field: path(f"to.{field}"), name)
+    # Where a name is misspelt, that nothing is named right is no second mistake.
+    return not misnamed or any(f"to.{word}" in values for word in fields.TARGETS)
 
 
 def check_size(data: bytes, path: str, limits: Limits) -> None:
     """Raise InvalidRequest where there is too much data."""
     if len(data) > limits.max_data_bytes:
-        raise InvalidRequest(
-            Reason.TOO_LARGE, path, f"expected at most {limits.max_data_bytes} bytes, got {len(data)}"
-        )
+        raise _too_large(data, path, limits)
+
+
+def _too_large(data: bytes, path: str, limits: Limits) -> InvalidRequest:
+    return InvalidRequest(
+        Reason.TOO_LARGE, path, f"expected at most {limits.max_data_bytes} bytes, got {len(data)}"
+    )
 
 
 def _is_object(text: bytes) -> bool:

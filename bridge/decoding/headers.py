@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from bridge import fields, jsontext
 from bridge.decoding.careful import check_size
 from bridge.decoding.terms import Limits
+from bridge.decoding.wrong import Wrong
 from bridge.errors import InvalidRequest
 from bridge.fields import CommaText
 from bridge.jsontext import SPACE
-from bridge.model import Encoding, PushRequest, Reason
+from bridge.model import Encoding, PushRequest, Reason, Timestamp
 from bridge.ports import Arrival
 from bridge.stepping import PARTS_AT_ONCE, Steps
 
 CLOCK_SKEW_MAX = 60.0
 """Seconds that a producer's clock may be ahead of ours."""
+_MS_LEAST = 978_307_200_000
+"""The year 2001 began then. In seconds every time until the year 32,971 is less."""
 
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
 _CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
@@ -61,6 +64,15 @@ HEADER_OF: Mapping[str, str] = {
 }
 
 
+_YES, _NO = frozenset(("true", "1")), frozenset(("false", "0"))
+"""In lower case, what clients write for a truth where they have strings only; Python's are `True` and `False`."""
+
+
+def without_nulls(headers: Mapping[str, object]) -> Mapping[str, object]:
+    """These headers but for those without a value: many clients write one for what is not set."""
+    return {name: value for name, value in headers.items() if value is not None}
+
+
 def is_payload_only(headers: Mapping[str, object]) -> bool:
     """Whether these headers make the body the data itself."""
     return any(name.startswith(_PREFIX) and name not in BOTH_MODES for name in headers)
@@ -70,12 +82,15 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
     """Read a message whose body is the data; raises InvalidRequest."""
     body = arrival.body
     values: dict[str, object] = {}
+    wrong = Wrong()
     for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
         field = FIELD_OF.get(name)
         if field is not None:
-            values[field] = _widened(field, value)
+            widened = _widened(field, value)
+            if widened is not False or field != "to.all":  # which says as little as no header
+                values[field] = widened
         elif name.startswith(_PREFIX) and name not in BOTH_MODES:
-            raise InvalidRequest(Reason.INVALID, f"header {jsontext.shown(name)}", "no such header")
+            wrong.no_such("header {}".format, name, "no such header")
         if count % PARTS_AT_ONCE == 0:
             yield
     check_size(body, "", limits)
@@ -91,10 +106,17 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
             encoding = Encoding.TEXT
         else:
             body = body.strip(SPACE)
-    if not fields.LISTS.isdisjoint(values):
-        yield from fields.read_lists(values, HEADER_OF.__getitem__)
-    return fields.build(
-        values, HEADER_OF.__getitem__, body, encoding, fallback_id, arrival.arrived_at, limits.max_ttl
+    return (
+        yield from wrong.built(
+            values,
+            HEADER_OF.__getitem__,
+            body,
+            encoding,
+            fallback_id,
+            arrival.arrived_at,
+            limits.max_ttl,
+            not wrong or any(f"to.{word}" in values for word in fields.TARGETS),
+        )
     )
 
 
@@ -103,10 +125,12 @@ def _widened(field: str, value: object) -> object:
     if isinstance(value, str):
         if field in ("to.users", "to.except"):
             return CommaText(value)
-        if field == "to.all" and value == "true":
-            return True
+        if field == "to.all" and value.lower() in _YES | _NO:
+            return value.lower() in _YES
         if field in ("ttl", "ack_within") and len(value) <= _DECIMAL_CHARS and _DECIMAL.fullmatch(value):
             return float(value)
+    elif field == "to.all" and type(value) in (int, float) and value in (0, 1):
+        return value == 1
     return value
 
 
@@ -147,6 +171,8 @@ def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: fl
     if "x-push-published-ms" not in headers:
         return otherwise
     ms = headers["x-push-published-ms"]
+    if isinstance(ms, Timestamp):  # AMQP 0-9-1 4.2.5.4: in seconds
+        return float(ms) if 0 < ms <= arrived_at + CLOCK_SKEW_MAX else otherwise
     if isinstance(ms, str) and len(ms) < 20 and ms.isascii() and ms.isdecimal():
         ms = int(ms)
     if isinstance(ms, bool) or not isinstance(ms, int):
@@ -154,7 +180,14 @@ def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: fl
         raise InvalidRequest(
             Reason.INVALID,
             "header x-push-published-ms",
-            f"expected milliseconds since 1970 as an integer, got {fields.kind(ms)}",
+            "expected milliseconds since 1970 as an integer, or a timestamp,"
+            f" got {fields.kind(ms)}{' that is no integer' * isinstance(ms, float)}",
+        )
+    if 0 < ms < _MS_LEAST:
+        raise InvalidRequest(
+            Reason.INVALID,
+            "header x-push-published-ms",
+            "expected milliseconds since 1970, got a time before 2001: this looks like seconds",
         )
     # Compared before it is divided: an integer may be too large for a float.
     return ms / 1000 if 0 < ms <= (arrived_at + CLOCK_SKEW_MAX) * 1000 else otherwise

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge import jsonparts, jsontext
+import msgspec
+
+from bridge import jsonparts
 from bridge.decoding import headers as of_headers
 from bridge.decoding.batch import batch
 from bridge.decoding.careful import careful
+from bridge.decoding.coding import check_coding
 from bridge.decoding.headers import CLOCK_SKEW_MAX
 from bridge.decoding.rejecting import LastResort, strings, usable
 from bridge.decoding.straight import straight, straight_in_steps
@@ -17,8 +20,6 @@ from bridge.jsontext import SPACE
 from bridge.model import MESSAGE_BYTES_MAX, PushRequest, Reason, Rejected
 from bridge.ports import Arrival
 from bridge.stepping import AT_ONCE, Steps, finish
-
-_ENCODINGS = frozenset(("utf-8", "utf8", "identity"))
 
 
 def decode(arrival: Arrival, limits: Limits) -> Decoded:
@@ -41,6 +42,10 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
     """Read what nearly every message is at once; of another one, the steps in which to go on."""
     properties = arrival.properties
     headers = properties.headers
+    if headers and None in headers.values():
+        headers = of_headers.without_nulls(headers)
+        properties = msgspec.structs.replace(properties, headers=headers)
+        arrival = msgspec.structs.replace(arrival, properties=properties)
     body = arrival.body
     size = len(body)
     published_at = arrived_at = arrival.arrived_at
@@ -61,11 +66,14 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
                 "",
                 f"the message has {arrival.body_size} bytes, {MESSAGE_BYTES_MAX} are allowed",
             )
-        if properties.content_encoding and properties.content_encoding.lower() not in _ENCODINGS:
+        if properties.content_encoding or headers:
+            check_coding(properties.content_encoding, headers)
+        if arrival.reordered:
             raise InvalidRequest(
                 Reason.UNSUPPORTED,
-                "property content_encoding",
-                f"expected none, utf-8 or identity, got {jsontext.shown(properties.content_encoding)}",
+                "property priority",
+                "this broker, RabbitMQ 4.0 or newer, gives out messages of priority 5 and more ahead of older ones,"
+                " which breaks the order of a user's pushes: publish without a priority",
             )
     except InvalidRequest as wrong:
         return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
