@@ -93,7 +93,9 @@ def _not_spoken(subprotocols: Collection[str]) -> Refusal:
 
 
 def _no_token(request: Handshake) -> Refusal:
-    ways = "?token=, Authorization: Bearer, or the subprotocol bridge.token.<jwt>"
+    # In words that the log's redaction does not take for a token.
+    ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
     if request.authorization is not None:
-        return Refusal(401, "missing", f"The Authorization header has no Bearer token. Give one by {ways}.\n")
-    return Refusal(401, "missing", f"A token is required: {ways}.\n")
+        text = f"The header Authorization has no Bearer token in it. One is required: {ways}.\n"
+        return Refusal(401, "missing", text)
+    return Refusal(401, "missing", f"A token is required: {ways} (bridge.token. and the JWT).\n")

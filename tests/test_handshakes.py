@@ -9,6 +9,7 @@ import logging
 import jwt
 import pytest
 
+from bridge.redaction import redact
 from tests import house
 from tests.clients import client, opening, raw_client
 
@@ -37,7 +38,7 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
         "bad_header": opening(f"/ws?token={good}", "Sec-WebSocket-Protocol: "),
         "malformed": opening(f"/ws?token={in_ms}"),
         "signature": opening(f"/ws?token={good[:-8]}AAAAAAAA"),
-        "missing": opening("/ws", "Authorization: Basic dTp1"),
+        "missing": opening("/ws"),
         "many": opening(f"/ws?token={good}", f"Authorization: Bearer {in_ms}"),
         "origin": opening(f"/ws?token={good}", "Origin: https://evil.example"),
         "path": opening(f"/socket?token={good}"),
@@ -54,6 +55,7 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
     assert {line.levelno for line in lines} == {logging.DEBUG}
     for line, (why, answer) in zip(lines, answers.items(), strict=True):
         assert line.getMessage() == f"handshake refused: {answer[4:]}"
+        assert redact(line.getMessage()) == line.getMessage(), "nothing in it looks like a secret"
         assert str(vars(line)["status"]) == answer[:3]
         assert f'bridge_handshakes_total{{result="{why}"}} 1' in page.decode()
     assert "milliseconds" in answers["malformed"]
