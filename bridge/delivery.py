@@ -798,11 +798,15 @@ class Delivery:
         now = self._clock.monotonic()
         for session in self._hub.expired(self._clock.time()):
             self.close_session(session, CloseReason.TOKEN_EXPIRED)
+        quiet = dict.fromkeys(self._hub.due_for_heartbeat(now), wire.HEARTBEAT)
         for session in self._hub.due_for_ping(now):
             if session.suspect(now, self._limits.confirm_timeout * 2):
                 self.close_session(session, CloseReason.VANISHED)
             else:
-                session.ping(now)
+                session.ping(now, quiet.get(session))
+        for session, heartbeat in quiet.items():
+            if session.close_reason is None:
+                session.beat(heartbeat, now)
         self._mailbox.every_second()
         self.remembered.every_second(now)
 

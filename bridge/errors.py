@@ -179,8 +179,12 @@ class NodeNameTaken(BridgeError):
 
 
 class TokenRefused(BridgeError):
-    """A token that opens no session; `why` is one of a few fixed words for the 401 answer and the metrics."""
+    """A token that opens no session; `why` is one of a few fixed words for the 401 answer and the metrics.
 
-    def __init__(self, why: str) -> None:
+    `detail`: what is wrong, for people; a fixed sentence that quotes nothing of the token.
+    """
+
+    def __init__(self, why: str, detail: str = "") -> None:
         self.why = why
-        super().__init__(f"token refused: {why}")
+        self.detail = detail
+        super().__init__(f"token refused: {why}" + (f": {detail}" if detail else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from bridge.delivery import Delivery
 from bridge.model import Grant, Handshake, Mode, Refusal
 from bridge.ports import Clock, Frame, Hooks, Metrics, Socket
 from bridge.session import AmbiguousAck, Session, SessionLimits
+
+log = logging.getLogger("bridge.handshake")
 
 
 class Gateway:
@@ -39,9 +42,24 @@ class Gateway:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
         answer = self._access.decide(request)
-        result = answer.why if isinstance(answer, Refusal) else "opened"
-        self._metrics.handshake(result, self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
+        if isinstance(answer, Refusal):
+            self._refused(answer, seconds)
+        else:
+            self._metrics.handshake("opened", seconds)
         return answer
+
+    def refused(self, refusal: Refusal) -> None:
+        """The adapter refused a handshake by itself."""
+        self._refused(refusal, 0.0)
+
+    def _refused(self, refusal: Refusal, seconds: float) -> None:
+        self._metrics.handshake(refusal.why, seconds)
+        log.debug(
+            "handshake refused: %s",
+            refusal.text.strip(),
+            extra={"why": refusal.why, "status": refusal.status},
+        )
 
     def opened(self, grant: Grant, socket: Socket) -> Client:
         """The handshake is done: welcome first, then what is kept for this user, then what is newer."""

@@ -5,10 +5,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 
+from bridge.model import Mode
 from bridge.session import Session
+from bridge.wire import HEARTBEAT_EVERY
 
 PING_EVERY = 20
 """Seconds: every open session is pinged at least this often."""
+
+HEARTBEAT_LOOK = HEARTBEAT_EVERY // 2
+"""Seconds between two looks whether a session was sent anything: it has its place on the wheel for them, too. At a
+look a heartbeat is due where the next one would be too late, so a session without traffic gets one at every
+second look, and nobody waits longer than HEARTBEAT_EVERY."""
 
 EXPIRIES_SPARED = 1000
 """Ends of tokens that are kept in mind, of sessions that have left, before they are looked for."""
@@ -22,6 +29,7 @@ class Hub:
         self._users: dict[str, list[Session]] = {}
         self._wheel: list[set[Session]] = [set() for _ in range(PING_EVERY)]
         self._turned = 0
+        self._looked = 0
         self._expiries: list[tuple[float, str]] = []
         self.backlogged: set[Session] = set()
         """Sessions with frames that their socket did not take yet, or that wait for the end of a replay."""
@@ -77,6 +85,19 @@ class Hub:
         last, self._turned = self._turned, int(now)
         for second in range(max(last + 1, self._turned - PING_EVERY + 1), self._turned + 1):
             yield from list(self._wheel[second % PING_EVERY])
+
+    def due_for_heartbeat(self, now: float) -> list[Session]:
+        """The sessions in envelope mode that would be without a frame for too long before they are looked at again;
+        `now` is monotonic seconds. To be called every second, and costs a look at a fifth of the sessions."""
+        last, self._looked = self._looked, int(now)
+        seconds = range(max(last + 1, self._looked - HEARTBEAT_LOOK + 1), self._looked + 1)
+        return [
+            session
+            for second in seconds
+            for bucket in self._wheel[second % HEARTBEAT_LOOK :: HEARTBEAT_LOOK]
+            for session in bucket
+            if session.mode is Mode.ENVELOPE and session.quiet(now, HEARTBEAT_LOOK)
+        ]
 
     def expired(self, now: float) -> list[Session]:
         """The sessions whose token has expired by `now` (wall-clock seconds); each is returned once."""

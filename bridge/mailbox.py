@@ -218,6 +218,7 @@ class Mailbox:
         self._resuming.pop(session, None)
         if session.mode is Mode.ENVELOPE:
             session.socket.write((wire.welcome_frame(session.id, session.user, complete),), None)
+            session.spoken_at = self._clock.monotonic()
 
     async def run(self) -> None:
         """Read pages for whoever asked, until cancelled."""

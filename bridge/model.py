@@ -474,7 +474,7 @@ class Mode(enum.StrEnum):
     ENVELOPE = "bridge.v1.json"
     """The subprotocol with typed JSON frames, acks and a welcome."""
     BARE = "bridge.bare"
-    """Each push is a frame with just its data; also where the client asks for no subprotocol."""
+    """Each push is a frame with just its data; also where the client offers no subprotocol at all."""
 
 
 class Handshake(msgspec.Struct, frozen=True):
@@ -493,7 +493,7 @@ class Grant(msgspec.Struct, frozen=True):
     claims: Claims
     mode: Mode
     subprotocol: str | None
-    """What is echoed to the client; None where it offered none that we speak."""
+    """What is echoed to the client; None where it offered none."""
     last: str | None = None
     """The id of the last push the client has seen, where it asked to resume."""
 
@@ -505,4 +505,4 @@ class Refusal(msgspec.Struct, frozen=True):
     why: str
     """A fixed word for metrics and logs."""
     text: str
-    """The body for people."""
+    """The body for people, and the line of the log: it quotes nothing that the client sent."""

@@ -526,6 +526,10 @@ class SessionHost(Protocol):
         """Decide on an opening handshake."""
         ...
 
+    def refused(self, refusal: Refusal) -> None:
+        """The adapter refused an opening handshake by itself, for its form, its size or its time."""
+        ...
+
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
         """The handshake is done. The host may write to the socket from now on, also within this call."""
         ...

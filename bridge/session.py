@@ -91,6 +91,7 @@ class Session:
         "queued_bytes",
         "replay",
         "socket",
+        "spoken_at",
         "stalled_since",
         "state",
         "user",
@@ -121,6 +122,8 @@ class Session:
         """When the ping was sent that the peer has not answered yet."""
         self.stalled_since: float | None = None
         """Since when frames wait and none could be handed over."""
+        self.spoken_at: float | None = None
+        """When it was sent a frame last; None before its welcome. In bare mode nobody asks."""
         self.queued_bytes = 0
         self.replay: Replay | None = None
         """None while it is not REPLAYING."""
@@ -310,7 +313,7 @@ class Session:
                 if flight.confirm is Proof.ACKED:
                     self._await_ack(flight)
             handed.extend(flights)
-            self.stalled_since = now
+            self.stalled_since = self.spoken_at = now
         if not self._queue:
             self.stalled_since = None
         elif self.stalled_since is None:
@@ -340,15 +343,29 @@ class Session:
             self.ping(now)
         return proven
 
-    def ping(self, now: float) -> None:
-        """Send a ping unless one is outstanding: a sign of life, and a barrier for all that is unproven."""
+    def ping(self, now: float, heartbeat: Frame | None = None) -> None:
+        """Send a ping unless one is outstanding: a sign of life, and a barrier for all that is unproven. A
+        heartbeat that is due goes out in the same write."""
         if self._ping is not None:
             return
         ping = os.urandom(4)
-        if self.socket.write((), ping):
+        frames = () if heartbeat is None or not self.socket.writable else (heartbeat,)
+        if self.socket.write(frames, ping):
+            if frames:
+                self.spoken_at = now
             self._ping = ping
             self._covered = len(self._unproven)
             self.owing_since = now
+
+    def quiet(self, now: float, seconds: int) -> bool:
+        """Whether it was welcomed and was sent no frame since, in whole seconds of the clock, for more than these."""
+        return self.spoken_at is not None and int(now) - int(self.spoken_at) > seconds
+
+    def beat(self, frame: Frame, now: float) -> None:
+        """Send a heartbeat, unless it went out with a ping just now, or the peer does not read: it proves nothing,
+        and is not worth any memory."""
+        if self.spoken_at != now and self.socket.writable and self.socket.write((frame,), None):
+            self.spoken_at = now
 
     def ack(self, push_id: str, tenant: str | None = None) -> Flight | None:
         """The application acknowledged this push; returns the oldest flight that waited for it here.

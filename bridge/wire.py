@@ -23,6 +23,8 @@ from bridge.stepping import Steps, finish
 
 __all__ = [
     "CONTROL_BYTES_MAX",
+    "HEARTBEAT",
+    "HEARTBEAT_EVERY",
     "UNSUPPORTED_FRAMES",
     "AckFrame",
     "BadControl",
@@ -80,13 +82,22 @@ def bare_frame(request: PushRequest) -> Frame:
     return Frame(request.data)
 
 
+HEARTBEAT_EVERY = 10
+"""Seconds in which a session in envelope mode gets a frame: where nothing else is sent, a heartbeat. A browser
+hides pings from its page, which could not tell a quiet line from a dead one."""
+
+HEARTBEAT = Frame(b'{"type":"heartbeat"}')
+"""Says that the line is alive, and nothing else."""
+
+
 def welcome_frame(session: str, user: str, complete: bool) -> Frame:
     """The first frame of a session.
 
     `complete`: nothing that was kept is missing since the push it asked to resume from; true where it asked
     for none. Where that turns out to be wrong while what is kept is sent, a second one says false.
     """
-    return Frame(encode({"type": "welcome", "session": session, "user": user, "complete": complete}))
+    said = {"type": "welcome", "session": session, "user": user, "complete": complete}
+    return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY}))
 
 
 def withdraw_frame(push_id: str, tenant: str = "") -> Frame:

@@ -158,7 +158,7 @@ class Parts:
             limits=wire.Limits(),
             errors=self.errors,
             clock=self.clock,
-            dev_token=(lambda user, seconds: f"token-of-{user}") if self.dev else None,
+            dev_token=(lambda user, seconds: f"token-of.{user}.x") if self.dev else None,
             look_up=self.look_up,
         )
 

@@ -44,8 +44,12 @@ def access(*origins: str) -> Access:
         shake(token="good"),
         shake(authorization="Bearer good"),
         shake(authorization="bearer  good "),
-        shake(subprotocols=("bridge.token.good",)),
+        shake(authorization="BEARER\tgood"),
+        shake(subprotocols=("bridge.token.good", "bridge.v1.json")),
+        shake(subprotocols=("bridge.bare", "bridge.token.good")),
         shake(token="good", authorization="Bearer good"),
+        shake(token="good", authorization="Bearer good", subprotocols=("bridge.bare", "bridge.token.good")),
+        shake(token="good\n"),
     ],
 )
 def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) -> None:
@@ -60,6 +64,10 @@ def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) 
         (shake(), "missing"),
         (shake(token=""), "missing"),
         (shake(authorization="Basic Z29vZA=="), "missing"),
+        (shake(authorization="good"), "missing"),
+        (shake(authorization="Bearer "), "missing"),
+        (shake(authorization=""), "missing"),
+        (shake(authorization="Bearer good good"), "signature"),
         (shake(token="bad"), "signature"),
         (shake(token="good", authorization="Bearer bad"), "many"),
     ],
@@ -74,9 +82,45 @@ def test_the_token_is_never_echoed_as_a_subprotocol() -> None:
     answer = access().decide(shake(subprotocols=("bridge.token.good", "bridge.v1.json")))
     assert isinstance(answer, Grant)
     assert (answer.mode, answer.subprotocol) == (Mode.ENVELOPE, "bridge.v1.json")
-    answer = access().decide(shake(subprotocols=("bridge.token.good",)))
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [("bridge.token.good",), ("chat",), ("bridge.v2.json", "bridge.token.good"), ("BRIDGE.V1.JSON",)],
+)
+def test_a_browser_that_offers_nothing_we_speak_is_told_what_to_offer(offered: tuple[str, ...]) -> None:
+    refused = access().decide(shake(token="good", subprotocols=offered))
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.why) == (400, "subprotocol")
+    assert "offer bridge.v1.json or bridge.bare too" in refused.text
+
+
+def test_who_offers_no_subprotocol_gets_the_bare_data() -> None:
+    answer = access().decide(shake(token="good"))
     assert isinstance(answer, Grant)
     assert (answer.mode, answer.subprotocol) == (Mode.BARE, None)
+
+
+def test_one_token_in_two_spellings_of_base64_is_one_token() -> None:
+    seen: list[str] = []
+
+    class Noting(OneToken):
+        def verify(self, token: str) -> Claims:
+            seen.append(token)
+            return Claims("u1", 100.0)
+
+    answer = Access(Noting(), ()).decide(shake(token="a =.b/.c", authorization="Bearer a-.b_.c"))
+    assert isinstance(answer, Grant)
+    assert seen in (["a+=.b/.c"], ["a-.b_.c"])
+
+
+def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
+    class Explaining:
+        def verify(self, token: str) -> Claims:
+            raise TokenRefused("malformed", "exp is no number")
+
+    refused = Access(Explaining(), ()).decide(shake(token="t"))
+    assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).\n")
 
 
 def test_the_first_subprotocol_that_we_speak_is_taken() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import http
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from bridge import app
 from tests import house
 from tests.browser import launched, opened
 from tests.clients import client
+from tests.silent_proxy import silent_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +44,7 @@ HARNESS = """<!doctype html><title>client</title><link rel="icon" href="data:,">
 import { connect } from "./bridge-client.js";
 const holds = new Map();
 Object.assign(window, {
-  told: [], pushes: {}, failing: [], holding: [], tokens: [], timers: [],
+  told: [], pushes: {}, failing: [], holding: [], tokens: [], timers: [], clock: 0,
   tell(...what) { told.push(what); },
   release(id) { holds.get(id)(); },
   elapse() {
@@ -59,7 +61,7 @@ Object.assign(window, {
         const token = window.tokens.shift();
         tell("token", token ?? null);
         if (token === "broken") throw new Error("no token today");
-        return token;
+        return token === "got" ? got : token;
       } }),
       ...(storage && { storage: window[storage] }),
       ...(chance !== undefined && { random: () => chance }),
@@ -80,6 +82,7 @@ Object.assign(window, {
         if (impatient && state.phase === "waiting") setTimeout(elapse);
       },
       onError(error) { tell("error", error.message); },
+      now: () => clock,
       after(seconds, then) {
         const timer = { seconds, then, live: true };
         timers.push(timer);
@@ -165,6 +168,8 @@ class Script:
         self.url = ""
         self.refusing = 0
         """Handshakes to refuse with 401."""
+        self.tokens: list[tuple[int, str, str]] = []
+        """What /push-token answers, one after the other: status, content type, body."""
         self._peers: asyncio.Queue[Peer] = asyncio.Queue()
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -174,6 +179,13 @@ class Script:
                 return None
             self.refusing -= 1
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "no\n")
+        if path == "/push-token":
+            status, content_type, body = self.tokens.pop(0)
+            response = connection.respond(http.HTTPStatus(status), body)
+            response.headers["Content-Type"] = content_type
+            return response
+        if path == "/socket":
+            return connection.respond(http.HTTPStatus.NOT_FOUND, "nothing here\n")
         script = path == "/bridge-client.js"
         response = connection.respond(http.HTTPStatus.OK, LIBRARY if script else HARNESS)
         del response.headers["Content-Type"]
@@ -269,6 +281,16 @@ async def phase(page: Page, name: str) -> dict[str, object]:
     return state
 
 
+async def ended(page: Page, code: int | None, reason: str, *before: Sequence[object]) -> str:
+    """Wait until the library has told, after what it told `before`, that it is the end; why, as `onError` was told
+    and as the state says."""
+    await page.wait_for_function("client.state.phase === 'closed' && told.at(-1)[0] === 'error'")
+    why = await page.evaluate("client.state.error.message")
+    await told(page, *before, ("closed", code, reason), ("error", why))
+    assert isinstance(why, str)
+    return why
+
+
 def pushes(*ids: str) -> list[tuple[str, str]]:
     return [("push", push_id) for push_id in ids]
 
@@ -291,7 +313,8 @@ async def test_the_token_goes_beside_the_subprotocol_and_never_into_the_address(
 
 async def test_an_address_that_cannot_be_used_is_the_end(page: Page, script: Script) -> None:
     await begin(page, "ftp://nowhere")
-    await told(page, ("closed", None, "unusable"))
+    why = await ended(page, None, "unusable")
+    assert why.startswith("The address ftp://nowhere can't be used: ")
 
 
 async def test_a_bridge_that_says_nothing_is_left(page: Page, script: Script) -> None:
@@ -469,7 +492,7 @@ async def test_a_hundred_thousand_may_wait_through_a_break_and_each_costs_little
           }
           const begun = performance.now();
           await new Promise((done) => {
-            client = connect({ url: "ws://nowhere/", token: "t", WebSocket: Socket, storage: localStorage,
+            client = connect({ url: "ws://nowhere/", token: "t.t.t", WebSocket: Socket, storage: localStorage,
               after(seconds, then) { timer = then; return () => {}; },
               onState({ phase }) { if (phase === "waiting") setTimeout(() => timer()); },
               async onPush({ id }) {
@@ -631,7 +654,8 @@ async def test_it_comes_back_after(page: Page, script: Script, code: int) -> Non
 async def test_it_does_not_come_back_after(page: Page, script: Script, code: int) -> None:
     peer = await met(page, script)
     await peer.close(code, "why")
-    await told(page, ("closed", code, "why"))
+    why = await ended(page, code, "why")
+    assert "connect() again" in why or "give a function as `token`" in why
     assert script.nobody
     assert await page.evaluate("timers.filter((timer) => timer.live).length") == 0
 
@@ -641,7 +665,7 @@ async def test_the_bye_counts_where_the_close_frame_is_lost(page: Page, script: 
     await peer.send(type="bye", code=4403, reason="revoked", retry_after=0)
     await peer.all_read(page)
     peer.socket.transport.abort()
-    await told(page, ("closed", 4403, "revoked"))
+    assert "was revoked" in await ended(page, 4403, "revoked")
 
 
 @pytest.mark.parametrize(
@@ -743,7 +767,7 @@ async def test_the_same_token_again_is_the_end(page: Page, script: Script) -> No
     peer = await met(page, script, tokens=[jwt("alice"), jwt("alice")])
     await peer.close(4401, "token_expired")
     token = ("token", jwt("alice"))
-    await told(page, token, token, ("closed", 4401, "token_expired"))
+    assert "gave the same one again" in await ended(page, 4401, "token_expired", token, token)
 
 
 async def test_a_token_is_kept_over_a_break_and_asked_for_again_where_it_may_be_the_cause(
@@ -758,10 +782,202 @@ async def test_a_token_is_kept_over_a_break_and_asked_for_again_where_it_may_be_
 
 
 async def test_no_token_is_the_end_and_a_failure_to_get_one_is_not(page: Page, script: Script) -> None:
-    await begin(page, f"ws://{script.url}/ws", impatient=False, quiet=False, tokens=["broken"])
-    await told(page, ("connecting", None, None), ("token", "broken"), ("waiting", None, "token"))
+    await begin(page, f"ws://{script.url}/ws", impatient=False, quiet=False, tokens=["broken", None])
+    waiting = ("waiting", None, "token"), ("error", "no token today")
+    await told(page, ("connecting", None, None), ("token", "broken"), *waiting)
     await page.evaluate("elapse()")
-    await told(page, ("connecting", None, None), ("token", None), ("closed", None, "no_token"))
+    told_before = ("connecting", None, None), ("token", None)
+    assert "nobody is signed in" in await ended(page, None, "no_token", *told_before)
+
+
+NO_TOKENS = [
+    ("", "empty"),
+    ("  \n", "empty"),
+    ("<!doctype html><title>502 Bad Gateway</title>", "a web page"),
+    ("\n<html><form action=login>", "a web page"),
+    ('{"token": "a.b.c"}', "JSON"),
+    ('"a.b.c"', "in quotes"),
+    ("Bad Gateway", "three parts"),
+    ("a.b", "three parts"),
+    ("a b.c.d", "three parts"),
+    ("a/.b==.c", "make it base64url"),
+    (None, "undefined"),
+    (17, "of type number"),
+    ({"token": "a.b.c"}, "of type object"),
+]
+
+
+@pytest.mark.parametrize(("got", "what"), NO_TOKENS)
+@pytest.mark.parametrize("when", ["at load", "at a refresh"])
+async def test_what_is_no_token_is_told_and_asked_for_again_after_a_while(
+    page: Page, script: Script, got: object, what: str, when: str
+) -> None:
+    await page.evaluate("got => { window.got = got ?? undefined; }", got)
+    first = [jwt("alice", 0)] if when == "at a refresh" else []
+    tokens = [*first, "got", "got", jwt("alice", 1)]
+    options: Any = {"impatient": False, "chance": 1.0, "tokens": tokens}
+    if first:
+        peer = await met(page, script, **options)
+        await peer.close(4401, "token_expired")
+        await phase(page, "waiting")
+        await page.evaluate("elapse()")
+    else:
+        await begin(page, f"ws://{script.url}/ws", **options)
+    waits = []
+    for n in (1, 2):
+        await page.wait_for_function(f"told.filter(([what]) => what === 'error').length === {n}")
+        state = await phase(page, "waiting")
+        waits.append(state["seconds"])
+        said = await page.evaluate("client.state.error.message")
+        assert said.startswith("The token is ")
+        assert what in said
+        assert said == (await page.evaluate("told.findLast(([what]) => what === 'error')[1]"))
+        await page.evaluate("elapse()")
+    assert waits == ([0.5, 1] if when == "at load" else [1, 2])
+    again = await (await script.peer()).welcome()
+    assert again.token == jwt("alice", 1)
+    await phase(page, "open")
+
+
+async def test_white_space_around_a_token_does_no_harm(page: Page, script: Script) -> None:
+    await begin(page, f"ws://{script.url}/ws", tokens=[f" {jwt('alice')}\r\n"])
+    assert (await script.peer()).token == jwt("alice")
+
+
+async def test_a_string_that_is_no_token_is_the_end_since_it_will_not_get_better(
+    page: Page, script: Script
+) -> None:
+    await begin(page, f"ws://{script.url}/ws", token="secret words")
+    why = await ended(page, None, "unusable")
+    assert why == "The token is no JWT, which is three parts with dots between."
+    assert script.nobody
+
+
+async def test_the_sample_of_the_readme_outlives_a_bad_gateway_and_a_page_to_sign_in(
+    page: Page, script: Script
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (sample,) = re.findall(r"^async function token\(\) \{.*?^\}", readme, re.DOTALL | re.MULTILINE)
+    script.tokens = [
+        (502, "text/html", "<h1>Bad Gateway</h1>"),
+        (200, "text/html", "<form>sign in</form>"),
+        (204, "text/plain", ""),
+        (200, "application/jwt", jwt("alice")),
+    ]
+    await page.evaluate(f"url => {{ {sample}; begin({{ url, token }}); }}", f"ws://{script.url}/ws")
+    peer = await (await script.peer()).welcome()
+    assert peer.token == jwt("alice")
+    await phase(page, "open")
+    said = [why for what, why in await page.evaluate("told") if what == "error"]
+    assert len(said) == 3
+    assert "502" in said[0]
+    assert "empty" in said[2]
+
+
+# --- where nothing opens ---------------------------------------------------------------------------------
+
+
+async def test_an_address_where_no_bridge_is_is_told_after_three_tries_and_tried_on(
+    page: Page, script: Script
+) -> None:
+    url = f"ws://{script.url}/socket"
+    await begin(page, url, impatient=False, chance=1.0)
+    for n in range(1, 6):
+        await page.wait_for_function(f"client.state.phase === 'waiting' && timers.length === {2 * n}")
+        said = await page.evaluate("client.state.error?.message ?? ''")
+        assert said.startswith(f"{n} tries to open {url} came to nothing. Is a bridge running") == (n >= 3)
+        await page.evaluate("elapse()")
+    why = f"3 tries to open {url} came to nothing."
+    assert [text[: len(why)] for what, text in await page.evaluate("told") if what == "error"] == [why]
+
+
+async def test_a_server_that_speaks_something_else_is_no_bridge(page: Page, script: Script) -> None:
+    await begin(page, f"ws://{script.url}/ws", impatient=False)
+    for text in ("hello", "17", "null", "[]", '{"hello": 1}', b"\x00"):
+        peer = await script.peer()
+        await peer.socket.send(text)
+        state = await phase(page, "waiting")
+        assert (state["code"], state["reason"]) == (1006, "no bridge")
+        await page.evaluate("elapse()")
+    why = await page.evaluate("told[0][1]")
+    assert "is this its WebSocket port and path" in why
+
+
+async def test_a_bridge_that_lets_nobody_in_again_is_told_after_eight_tries(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, timing={"min": 0.1, "max": 0.1})
+    script.refusing = 8
+    await peer.close()
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+    (error,) = await page.evaluate("told")
+    assert error[1].startswith(f"8 tries to open ws://{script.url}/ws came to nothing. It was open before")
+
+
+# --- lines that fall silent ------------------------------------------------------------------------------
+
+
+async def test_a_line_without_a_frame_for_two_heartbeats_and_a_half_is_left(
+    page: Page, script: Script
+) -> None:
+    await begin(page, f"ws://{script.url}/ws", impatient=False, quiet=False)
+    peer = await script.peer()
+    await peer.send(type="welcome", session="s1", user="alice", complete=True, heartbeat=10)
+    await phase(page, "open")
+    assert await page.evaluate("timers.at(-1).seconds") == 25
+    await page.evaluate("clock = 20")
+    await peer.send(type="heartbeat")
+    await peer.all_read(page)
+    await page.evaluate("clock = 25; elapse()")  # heard five seconds ago
+    assert await page.evaluate("timers.at(-1).seconds") == 20
+    await page.evaluate("clock = 45; elapse()")
+    assert (await phase(page, "open"))["user"] == "alice", (
+        "what came while the page slept is handed over first"
+    )
+    assert await page.evaluate("elapse()") == 1
+    state = await phase(page, "waiting")
+    assert (state["code"], state["reason"]) == (1006, "silent")
+    assert float(str(state["seconds"])) <= 0.5
+    await page.evaluate("elapse()")
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+
+
+async def test_what_comes_in_the_grace_saves_the_line(page: Page, script: Script) -> None:
+    await begin(page, f"ws://{script.url}/ws", impatient=False)
+    peer = await script.peer()
+    await peer.send(type="welcome", session="s1", user="alice", complete=True, heartbeat=10)
+    await phase(page, "open")
+    await page.evaluate("clock = 60; elapse()")
+    await peer.push("p1")
+    await told(page, *pushes("p1"))
+    await page.evaluate("elapse()")
+    assert await page.evaluate("timers.at(-1).seconds") == 25
+    await phase(page, "open")
+
+
+@pytest.mark.parametrize("said", [{}, {"heartbeat": 0}, {"heartbeat": None}, {"heartbeat": "often"}])
+async def test_a_bridge_without_heartbeats_is_not_watched(
+    page: Page, script: Script, said: dict[str, object]
+) -> None:
+    await begin(page, f"ws://{script.url}/ws", impatient=False)
+    peer = await script.peer()
+    await peer.send(type="welcome", session="s1", user="alice", complete=True, **said)
+    await phase(page, "open")
+    assert await page.evaluate("timers.filter((timer) => timer.live).map((timer) => timer.seconds)") == [10]
+
+
+async def test_a_browser_that_is_offline_says_so_and_comes_back_at_once(page: Page, script: Script) -> None:
+    await met(page, script, impatient=False)
+    await phase(page, "open")
+    await page.context.set_offline(True)
+    state = await phase(page, "waiting")
+    assert (state["code"], state["reason"]) == (1006, "offline")
+    await page.context.set_offline(False)
+    await (await script.peer()).welcome()
+    await phase(page, "open")
+    assert await page.evaluate("told") == []
 
 
 async def test_what_one_user_has_seen_does_not_count_for_another(page: Page, script: Script) -> None:
@@ -1010,7 +1226,7 @@ async def seen(page: Page, script: Script, user: str, *ids: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "sent"), [(jwt("alice"), "a1"), ("opaque", None)], ids=["read wrong", "not read"]
+    ("token", "sent"), [(jwt("alice"), "a1"), ("opaque.to.us", None)], ids=["read wrong", "not read"]
 )
 async def test_the_welcome_says_whose_memory_counts(
     page: Page, script: Script, token: str, sent: str | None
@@ -1065,7 +1281,7 @@ async def test_a_user_without_a_place_is_not_told_of_a_gap_behind_another_users(
 async def test_a_bridge_that_names_others_in_turn_makes_no_loop(page: Page, script: Script) -> None:
     await seen(page, script, "bob", "b1")
     await seen(page, script, "carol", "c1")
-    peer = await met(page, script, user="bob", token="opaque", storage="localStorage")
+    peer = await met(page, script, user="bob", token="opaque.to.us", storage="localStorage")
     assert peer.last is None
     again = await script.peer()
     assert again.last == "b1"
@@ -1389,3 +1605,29 @@ async def test_a_session_outlives_its_token(page: Page, vhost: str, database: st
         await house.publish(vhost, *kept("p2"))
         await told(page, *pushes("p2"))
         await house.final_rows(database, 2)
+
+
+async def test_behind_a_proxy_that_falls_silent_the_page_knows_within_thirty_seconds_and_loses_nothing(
+    browser: Browser, script: Script, vhost: str, database: str
+) -> None:
+    async with (
+        house.bridge(vhost, database) as bridge,
+        silent_proxy(bridge.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        await page.evaluate(
+            """([url, token]) => import("./bridge-client.js").then(({ connect }) => {
+                window.client = connect({ url, token, autoAck: true, onPush: ({ id }) => tell("push", id),
+                    onState: ({ phase, reason }) => tell(phase, reason ?? null) });
+            })""",
+            [f"ws://127.0.0.1:{proxy.port}/ws", house.token("alice")],
+        )
+        await told(page, ("connecting", None), ("open", None))
+        proxy.fall_silent()
+        silent_since = asyncio.get_running_loop().time()
+        await house.publish(vhost, *kept("p1"))
+        await page.wait_for_function("client.state.phase === 'waiting'", timeout=30_000)
+        assert asyncio.get_running_loop().time() - silent_since < 30
+        await told(page, ("waiting", "silent"), ("connecting", None), ("open", None), ("push", "p1"))
+        assert proxy.taken == 2
+        await page.evaluate("client.close()")

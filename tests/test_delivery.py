@@ -26,6 +26,7 @@ from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
 from bridge.settlement import Settlement
 from bridge.stepping import Steps
+from bridge.wire import HEARTBEAT_EVERY
 from tests.core import (
     ManualClock,
     QuietHooks,
@@ -518,6 +519,65 @@ async def test_an_idle_peer_that_answers_stays() -> None:
             peer.answer()
         assert peer.socket.closed_with is None
         assert 4 <= len(peer.socket.pings) <= 6
+
+
+def beats(peer: Peer) -> int:
+    return sum(json.loads(text)["type"] == "heartbeat" for text in peer.socket.texts)
+
+
+async def test_a_quiet_session_gets_a_heartbeat_every_ten_seconds_and_every_other_with_its_ping() -> None:
+    async with house() as h:
+        h.delivery.every_second()
+        peer = h.connect("u1")
+        assert json.loads(peer.socket.texts[0])["heartbeat"] == HEARTBEAT_EVERY == 10
+        writes = peer.socket.writes
+        for second in range(1, 101):
+            h.clock.advance(1.0)
+            h.delivery.every_second()
+            peer.answer()
+            assert abs(beats(peer) - second / HEARTBEAT_EVERY) <= 1
+        assert beats(peer) == 10
+        assert peer.socket.writes - writes == 10, "one write for a heartbeat and a ping that are due together"
+
+
+@pytest.mark.parametrize("between", [1.0, 3.0, 7.0, 9.0, 12.0])
+async def test_no_session_is_without_a_frame_for_longer_than_promised(between: float) -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        spoken = pushed = h.clock.monotonic()
+        frames = len(peer.socket.texts)
+        for second in range(120):
+            h.clock.advance(1.0)
+            now = h.clock.monotonic()
+            if now - pushed >= between:
+                pushed = now
+                await h.push(to("u1", f"p{second}"))
+            h.delivery.every_second()
+            peer.answer()
+            if len(peer.socket.texts) > frames:
+                frames, spoken = len(peer.socket.texts), now
+            assert now - spoken <= HEARTBEAT_EVERY
+        assert (beats(peer) == 0) == (between <= HEARTBEAT_EVERY // 2), "who gets pushes needs no heartbeats"
+
+
+async def test_no_heartbeat_in_bare_mode_nor_before_the_welcome_nor_for_who_does_not_read() -> None:
+    async with house() as h:
+        bare, stuffed = h.connect("u1", Mode.BARE), h.connect("u2")
+        stuffed.socket.stuffed = True
+        resuming = h.connect("u3", last="p0")
+        assert resuming.socket.texts == []
+        for _ in range(40):
+            h.clock.advance(1.0)
+            h.delivery.every_second()
+            bare.answer()
+            stuffed.answer()
+            resuming.answer()
+        assert (bare.socket.frames, resuming.socket.frames) == ([], [])
+        assert beats(stuffed) == 0
+        stuffed.socket.stuffed = False
+        h.clock.advance(10.0)
+        h.delivery.every_second()
+        assert beats(stuffed) == 1
 
 
 async def test_a_session_closes_when_its_token_expires_and_gets_nothing_after() -> None:

@@ -344,3 +344,12 @@ async def test_analysts_read_the_view_with_a_role_of_their_own(vhost: str, datab
         assert counted == (1,)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("delete from delivery_log")
+
+
+async def test_a_quiet_session_hears_a_heartbeat_in_the_time_that_its_welcome_says(
+    vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database) as b, client(b.ws_port, token("u1"), subprotocols=ENVELOPE) as c:
+        promised = (await c.read_json())["heartbeat"]
+        async with asyncio.timeout(promised + 2):
+            assert json.loads(await c.connection.recv()) == {"type": "heartbeat"}

@@ -504,7 +504,7 @@ def test_loopback_names() -> None:
 
 async def test_a_development_token_is_made_for_the_user(running: Running) -> None:
     async with running.client.post("/v1/dev/token", json={"user": "u1"}) as answer:
-        assert await answer.json() == {"token": "token-of-u1", "expires_in": 3600}
+        assert await answer.json() == {"token": "token-of.u1.x", "expires_in": 3600}
 
 
 @pytest.mark.parametrize("body", ["{}", "[]", '{"user": 1}', '{"user": "u1", "admin": true}', "{", ""])

@@ -73,7 +73,7 @@ class Stage(FakePublisher):
         assert socket.request is not None
         offered = [p.strip() for p in socket.request.headers["Sec-WebSocket-Protocol"].split(",")]
         self.offered.append(offered)
-        user = offered[1].removeprefix("bridge.token.token-of-")
+        user = offered[1].removeprefix("bridge.token.token-of.").removesuffix(".x")
         session = f"s{len(self.offered)}"
         self.sockets[socket] = SessionInfo(session, user, "bridge.v1.json", self.parts.clock.time())
         self.parts.sessions[:] = self.sockets.values()
@@ -140,7 +140,7 @@ async def test_a_push_appears_with_its_data_and_the_proof_that_it_came(
         await expect(page.locator("#ready")).to_have_text("ready")
         await expect(page.locator("#who")).to_have_text("n1, version 1.2.3")
         await connect(page, "alice")
-        assert play.stage.offered == [["bridge.v1.json", "bridge.token.token-of-alice"]]
+        assert play.stage.offered == [["bridge.v1.json", "bridge.token.token-of.alice.x"]]
         await push(page, "alice", '{"text": "Hello!"}')
         entry = page.locator("#pushes > li")
         await expect(entry).to_have_count(1)
@@ -330,7 +330,7 @@ async def test_outside_of_development_a_token_is_pasted(browser: Browser) -> Non
     async with played(dev=False) as play, opened(browser, play.url) as page:
         await page.get_by_role("button", name="Connect").click()
         await expect(page.locator("#connection")).to_contain_text("A token is needed")
-        await page.locator("#token").fill("token-of-carol")
+        await page.locator("#token").fill("token-of.carol.x")
         await page.get_by_role("button", name="Connect").click()
         await expect(page.locator("#connection")).to_have_text("Connected as carol.")
         await expect(page.locator("#scope")).to_have_value("mine")

@@ -309,6 +309,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"text", encoding=Encoding.TEXT)),
         lambda: wire.push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
     ],
+    "heartbeat": [lambda: wire.HEARTBEAT],
     "withdraw": [lambda: wire.withdraw_frame('p"1')],
     "error": [
         lambda: wire.error_frame("unsupported", "not here", 7),

@@ -17,6 +17,7 @@ from websockets.frames import Frame as WireFrame
 
 from bridge.adapters import websocket
 from bridge.adapters.websocket import READ_CHUNK, WRITE_HIGH, WebSocketServer, frame_header, listen
+from bridge.adapters.websocket_handshake import LINE_BYTES_MAX, WHYS
 from bridge.model import CloseReason
 from bridge.ports import Frame, Socket
 from tests.clients import SECONDS, RawClient, client, masked, opening, raw_client
@@ -166,10 +167,17 @@ MALFORMED = {
     "two origins": (opening("/ws", "Origin: http://a", "Origin: http://b"), 400),
     "two authorizations": (opening("/ws", "Authorization: Bearer a", "Authorization: Bearer b"), 400),
     "bad subprotocol": (opening("/ws", "Sec-WebSocket-Protocol: a b"), 400),
+    "quoted subprotocol": (opening("/ws", 'Sec-WebSocket-Protocol: "bridge.v1.json"'), 400),
+    "empty subprotocol": (opening("/ws", "Sec-WebSocket-Protocol: "), 400),
+    "one subprotocol header empty": (
+        opening("/ws", "Sec-WebSocket-Protocol: bridge.bare", "Sec-WebSocket-Protocol:"),
+        400,
+    ),
+    "padded subprotocol": (opening("/ws", "Sec-WebSocket-Protocol: bridge.bare, bridge.token.YQ=="), 400),
     "too many fields": (opening("/ws?" + "&".join(f"f{i}=1" for i in range(100))), 400),
-    "long header": (opening("/ws", "X: " + "x" * 10_000), 431),
+    "long header": (opening("/ws", "X: " + "x" * LINE_BYTES_MAX), 431),
     "many headers": (opening("/ws", *(f"X{i}: x" for i in range(200))), 431),
-    "long request line": (opening("/ws?token=" + "x" * 10_000), 414),
+    "long request line": (opening("/ws?token=" + "x" * LINE_BYTES_MAX), 414),
     "body": (get("/livez", "POST", "Content-Length: 5") + b"hello", 400),
     "chunked body": (get("/livez", "POST", "Transfer-Encoding: chunked") + b"0\r\n\r\n", 400),
     "garbage": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
@@ -187,6 +195,90 @@ async def test_a_request_that_is_no_handshake_gets_an_answer_that_says_so(name: 
         assert (got, headers["connection"]) == (status, "close")
         assert len(body) == int(headers["content-length"])
         assert host.handshakes == []
+        (told,) = host.refusals
+        assert (told.status, told.text, told.why in WHYS) == (status, body, True)
+
+
+REASONS = {
+    "empty subprotocol": "the header Sec-WebSocket-Protocol is empty",
+    "one subprotocol header empty": "the header Sec-WebSocket-Protocol is empty",
+    "quoted subprotocol": "no spaces, quotes, / or =",
+    "padded subprotocol": "a token in standard base64 can't be one",
+    "short key": "the header Sec-WebSocket-Key is wrong",
+    "old version": "the header Sec-WebSocket-Version is wrong",
+    "two origins": "the header Origin is there more than once",
+    "two authorizations": "the header Authorization is there more than once",
+    "long header": f"{LINE_BYTES_MAX} bytes are allowed",
+    "long request line": f"{LINE_BYTES_MAX} bytes are allowed",
+    "no upgrade": "a proxy on the way has dropped the headers",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+async def test_the_answer_says_what_is_wrong(name: str) -> None:
+    async with serving() as (_, server):
+        _, _, body = await answer(server.port, MALFORMED[name][0])
+        assert REASONS[name] in body
+
+
+@pytest.mark.parametrize("size", [8 * 1024, 12 * 1024, 16 * 1024])
+@pytest.mark.parametrize("carrier", ["query", "header", "subprotocol"])
+async def test_a_token_of_single_sign_on_gets_through_in_each_carrier(carrier: str, size: int) -> None:
+    token = "a" * (size - 10) + ".bcd.efghi"
+    cookies = "Cookie: " + "c" * (16 * 1024)
+    asked = {
+        "query": opening(f"/ws?token={token}", cookies),
+        "header": opening("/ws", cookies, f"Authorization: Bearer {token}"),
+        "subprotocol": opening("/ws", f"Sec-WebSocket-Protocol: bridge.token.{token}, bridge.bare", cookies),
+    }[carrier]
+    async with serving() as (host, server), raw_client(server.port) as peer:
+        peer.send(asked)
+        assert (await peer.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        request = host.handshakes[0]
+        got = {
+            "query": request.query.get("token", [""])[0],
+            "header": (request.authorization or "").removeprefix("Bearer "),
+            "subprotocol": (request.subprotocols or ("",))[0].removeprefix("bridge.token."),
+        }
+        assert got[carrier] == token
+
+
+async def test_subprotocols_may_come_in_several_header_lines() -> None:
+    async with serving() as (host, server), raw_client(server.port) as peer:
+        lines = [f"Sec-WebSocket-Protocol: {v}" for v in ("bridge.token.a.b.c ,", "chat,bridge.v1.json")]
+        peer.send(opening("/ws", *lines))
+        assert b"Sec-WebSocket-Protocol: bridge.v1.json\r\n" in await peer.read_until(b"\r\n\r\n")
+        assert host.handshakes[0].subprotocols == ("bridge.token.a.b.c", "chat", "bridge.v1.json")
+
+
+@on_both_loops
+async def test_requests_that_are_not_through_are_bounded_in_bytes_together() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(websocket, "UNANSWERED_BYTES_MAX", 10_000)
+        async with (
+            serving() as (host, server),
+            raw_client(server.port) as one,
+            raw_client(server.port) as two,
+        ):
+            one.send(b"GET /ws HTTP/1.1\r\nX: " + b"a" * 6_000)
+            await until(lambda: server.unanswered_bytes >= 6_000)
+            two.send(opening()[:-2] + b"X: " + b"a" * 6_000)
+            assert (await one.read_until(b"at once\n")).startswith(b"HTTP/1.1 503 ")
+            two.send(b"\r\n\r\n")
+            assert (await two.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert [refusal.why for refusal in host.refusals] == ["crowded"]
+            assert server.unanswered_bytes == 0
+
+
+async def test_who_never_says_a_word_has_asked_for_nothing() -> None:
+    async with serving(open_timeout=0.05, close_grace=0.05) as (host, server):
+        async with raw_client(server.port) as silent, raw_client(server.port) as slow:
+            slow.send(b"GET /ws HTTP/1.1\r\n")
+            await asyncio.gather(silent.read_all(), slow.read_all())
+        async with raw_client(server.port):
+            pass
+        await until(lambda: server.connections == 0)
+        assert [refusal.why for refusal in host.refusals] == ["too_late"]
 
 
 @on_both_loops
@@ -232,7 +324,7 @@ async def test_tokens_appear_in_no_log_and_no_answer(caplog: pytest.LogCaptureFi
                 opening(f"/nowhere?token={secret}", *ways),
                 opening(f"/ws?token={secret}", *ways, "Sec-WebSocket-Protocol: a b " + secret),
                 opening(f"/ws?token={secret}", *ways, f"Sec-WebSocket-Key: {secret}"),
-                opening(f"/ws?token={secret}", "X: " + "x" * 10_000),
+                opening(f"/ws?token={secret}", "X: " + "x" * LINE_BYTES_MAX),
                 get(f"/ws?token={secret}", "GET", f"Upgrade: {secret}", *ways),
                 f"GET /ws?token={secret}\r\n\r\n".encode(),
             ):
@@ -280,8 +372,8 @@ async def test_a_peer_that_dawdles_over_its_handshake_is_told_and_dropped() -> N
 @on_both_loops
 async def test_an_opening_request_that_does_not_end_is_refused_at_its_bound() -> None:
     async with serving() as (host, server), raw_client(server.port) as peer:
-        peer.send(b"GET /ws HTTP/1.1\r\n" + (b"X: " + b"a" * 4000 + b"\r\n") * 10)
-        assert (await peer.read_until(b"too long\n")).startswith(b"HTTP/1.1 431 ")
+        peer.send(b"GET /ws HTTP/1.1\r\n" + (b"X: " + b"a" * 4000 + b"\r\n") * 12)
+        assert (await peer.read_until(b"bytes are allowed\n")).startswith(b"HTTP/1.1 431 ")
         assert host.handshakes == []
 
 

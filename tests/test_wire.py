@@ -1246,6 +1246,7 @@ def test_a_bare_frame_is_just_the_data(data: bytes, encoding: Encoding, payload:
 def test_the_other_frames_say_what_they_are() -> None:
     assert json.loads(wire.welcome_frame("s1", "u1", True).payload) == {
         "type": "welcome",
+        "heartbeat": 10,
         "session": "s1",
         "user": "u1",
         "complete": True,

@@ -64,6 +64,7 @@ class Host:
     def __init__(self) -> None:
         self.handshakes: list[Handshake] = []
         self.sessions: list[Seen] = []
+        self.refusals: list[Refusal] = []
         self.ready: tuple[bool, list[str]] = (True, [])
         self.on_open: Callable[[Socket], None] | None = None
         self.speaks = (Mode.ENVELOPE.value, Mode.BARE.value)
@@ -77,6 +78,9 @@ class Host:
         spoken = next((entry for entry in request.subprotocols if entry in self.speaks), None)
         mode = Mode(spoken) if spoken else Mode.BARE
         return Grant(Claims(user=token or "anybody", expires_at=4e9), mode, spoken)
+
+    def refused(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
 
     def opened(self, grant: Grant, socket: Socket) -> Seen:
         if self.on_open is not None:

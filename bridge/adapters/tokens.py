@@ -3,7 +3,7 @@
 | why              | the token                                                                        |
 |------------------|----------------------------------------------------------------------------------|
 | `missing`        | is empty                                                                         |
-| `malformed`      | is no JWT, or a claim has the wrong type                                         |
+| `malformed`      | is no JWT, or a claim has the wrong type, or a time is in milliseconds           |
 | `algorithm`      | names an algorithm that the settings do not allow (`none` among them)            |
 | `signature`      | was not signed with our secret, or was changed since                             |
 | `no_expiry`      | has no `exp`                                                                     |
@@ -14,6 +14,9 @@
 | `no_user`        | has neither `sub` nor `uid`, or what it has is no user id                        |
 
 The signature is checked first: nothing that a stranger wrote is ever looked at. No token is logged here.
+
+Home-made tokens are often in standard base64, with `+`, `/` and `=` for padding, where RFC 7515 wants base64url.
+Both are read. The signature may be over what came, or, where somebody rewrote a good token, over its base64url.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ LEEWAY: Final = 10.0
 """Seconds that the clock of whoever makes the tokens may differ from ours. For accepting a token only: a
 session ends at `exp` itself."""
 
+MOMENT_MAX: Final = 9_999_999_999.0
+"""Seconds since 1970, in the year 2286. What is above are milliseconds, of 1970 or later."""
+
 KEY_BYTES: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The algorithms that a shared secret can serve, and the bytes it needs for each (RFC 7518 3.2)."""
 
@@ -56,6 +62,11 @@ WHYS: Final = (
 
 # C0, DEL, C1; lone surrogates are legal in JSON escapes, but no UTF-8 can carry them any further.
 _USER = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{ID_MAX}}}")
+
+# Three parts in base64url (RFC 7515 2) or in standard base64 (RFC 4648 4), padded or not.
+_TOKEN = re.compile(r"[A-Za-z0-9_+/-]+=*\.[A-Za-z0-9_+/-]+=*\.[A-Za-z0-9_+/-]*=*")
+_STANDARD = re.compile(r"[+/=]")
+_AS_BASE64URL = str.maketrans("+/", "-_")
 
 # Claims are checked here against the injected clock: the library would ask the machine's.
 _SIGNATURE_ONLY: Final[Options] = {
@@ -149,8 +160,35 @@ class JwtVerifier:
         )
 
     def _signed(self, token: str) -> Mapping[str, Any]:
-        if not token.isascii():
-            raise TokenRefused("malformed")
+        if not _TOKEN.fullmatch(token):
+            raise TokenRefused("malformed", _no_jwt(token))
+        if not _STANDARD.search(token):
+            return self._read(token)
+        as_base64url = ".".join(part.rstrip("=") for part in token.translate(_AS_BASE64URL).split("."))
+        try:
+            return self._read(as_base64url)
+        except TokenRefused as refused:
+            if refused.why != "signature":
+                raise
+        return self._signed_as_it_stands(token, as_base64url)
+
+    def _signed_as_it_stands(self, token: str, as_base64url: str) -> Mapping[str, Any]:
+        """The claims of a token whose signature is over its standard base64, which the library does not read."""
+        try:
+            name = jwt.get_unverified_header(as_base64url).get("alg")
+            if name not in self._algorithms:
+                raise TokenRefused("algorithm")
+            signed, _, _ = token.rpartition(".")
+            signature = jwt.utils.base64url_decode(as_base64url.rpartition(".")[2])
+            algorithm = jwt.get_algorithm_by_name(name)
+            if not algorithm.verify(signed.encode(), algorithm.prepare_key(self._key), signature):
+                raise TokenRefused("signature")
+            said: Mapping[str, Any] = jwt.decode(as_base64url, options={"verify_signature": False})
+        except jwt.PyJWTError as error:
+            raise TokenRefused("malformed", "it is no JWT") from error
+        return said
+
+    def _read(self, token: str) -> Mapping[str, Any]:
         try:
             if not self._short:
                 return self._decode(token)
@@ -162,7 +200,7 @@ class JwtVerifier:
         except jwt.InvalidSignatureError as error:
             raise TokenRefused("signature") from error
         except jwt.PyJWTError as error:
-            raise TokenRefused("malformed") from error
+            raise TokenRefused("malformed", "it is no JWT") from error
 
     def _decode(self, token: str) -> Mapping[str, Any]:
         said: Mapping[str, Any] = jwt.decode(
@@ -195,28 +233,47 @@ def make_token(
         return jwt.encode(said, secret.encode(), algorithm=algorithm)
 
 
+def _no_jwt(token: str) -> str:
+    """What keeps a text from being a JWT, for people."""
+    if " " in token:
+        return "it has spaces in it"
+    if token[0] in "\"'":
+        return "it is in quotes"
+    if token.count(".") != 2:
+        return f"a JWT has three parts with dots between, this has {token.count('.') + 1}"
+    return "it has characters that no JWT has"
+
+
 def _moment(said: Mapping[str, Any], claim: str) -> float | None:
     """A NumericDate (RFC 7519 section 2): a JSON number of seconds; None where the claim is not there."""
     value = said.get(claim)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TokenRefused("malformed")
+        raise TokenRefused("malformed", f"{claim} is no number of seconds")
     try:
         moment = float(value)
     except OverflowError as error:
-        raise TokenRefused("malformed") from error
+        raise TokenRefused("malformed", f"{claim} is out of range") from error
     if not math.isfinite(moment):
-        raise TokenRefused("malformed")
+        raise TokenRefused("malformed", f"{claim} is out of range")
+    if moment > MOMENT_MAX:
+        raise TokenRefused(
+            "malformed", f"{claim} is after the year 2286: it looks like milliseconds, and must be seconds"
+        )
     return moment
 
 
 def _user(said: Mapping[str, Any]) -> str:
-    user = said.get("sub")
+    claim = "uid" if said.get("sub") is None else "sub"
+    user = said.get(claim)
     if user is None:
-        user = said.get("uid")
-        if isinstance(user, int) and not isinstance(user, bool):
-            user = str(user)
+        raise TokenRefused("no_user", "it has neither sub nor uid")
+    if isinstance(user, int) and not isinstance(user, bool):
+        # RFC 7519 4.1.2 wants a string. Many backends put the number of the user there.
+        user = str(user)
     if not isinstance(user, str) or not _USER.fullmatch(user):
-        raise TokenRefused("no_user")
+        raise TokenRefused(
+            "no_user", f"{claim} must be a string of 1 to {ID_MAX} characters without controls, or an integer"
+        )
     return user

@@ -29,17 +29,18 @@ from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
 from websockets.frames import Frame as IncomingFrame
 from websockets.http11 import Request
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
-from websockets.server import ServerProtocol
 
 from bridge.adapters.websocket_handshake import (
     CROWDED,
-    MALFORMED,
     REQUEST_BYTES_MAX,
     TOO_EARLY,
     TOO_LATE,
     TOO_LONG,
     Doorway,
+    Early,
+    Protocol,
     Readiness,
+    refused_by_library,
 )
 from bridge.model import CloseReason
 from bridge.ports import Frame, SessionHandle, SessionHost
@@ -56,6 +57,8 @@ BURST_SECONDS: Final = 1.0
 """So many seconds' worth of frames may come at once."""
 UNANSWERED_MAX: Final = 4096
 """Connections without an answered request; over it the oldest gets 503, since real clients ask within a moment."""
+UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of their requests so far; over it as well."""
 BACKLOG: Final = 4096
 """Connections that the kernel keeps until they are accepted (capped by net.core.somaxconn)."""
 
@@ -102,6 +105,7 @@ class WebSocketServer:
         self._connections: set[_Connection] = set()
         self._unanswered: dict[_Connection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
+        self._unanswered_bytes = 0
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -115,6 +119,11 @@ class WebSocketServer:
         """Connections whose request has not been answered yet."""
         return len(self._unanswered)
 
+    @property
+    def unanswered_bytes(self) -> int:
+        """Bytes of their requests so far."""
+        return self._unanswered_bytes
+
     def stop_accepting(self) -> None:
         """Answer every opening handshake from now on with 503; open sessions stay. Idempotent."""
         self.doorway.accepting = False
@@ -127,9 +136,21 @@ class WebSocketServer:
         if len(self._unanswered) > UNANSWERED_MAX:
             next(iter(self._unanswered)).turn_away(CROWDED)
 
-    def answered(self, connection: _Connection) -> None:
-        """Its request has got an answer; idempotent."""
-        self._unanswered.pop(connection, None)
+    def asked(self, connection: _Connection, nbytes: int) -> None:
+        """So many bytes more of an unanswered request have come."""
+        if connection in self._unanswered:
+            connection.requested += nbytes
+            self._unanswered_bytes += nbytes
+            if self._unanswered_bytes > UNANSWERED_BYTES_MAX:
+                next(iter(self._unanswered)).turn_away(CROWDED)
+
+    def answered(self, connection: _Connection) -> bool:
+        """Its request has got an answer; idempotent. Whether this was its first."""
+        if connection not in self._unanswered:
+            return False
+        del self._unanswered[connection]
+        self._unanswered_bytes -= connection.requested
+        return True
 
     def left(self, connection: _Connection) -> None:
         """A connection is gone."""
@@ -168,21 +189,21 @@ class _Connection(asyncio.BufferedProtocol):
         "_message",
         "_pings",
         "_protocol",
-        "_requested",
         "_server",
         "_transport",
         "_unheard",
+        "requested",
     )
 
     _transport: asyncio.Transport
 
     def __init__(self, server: WebSocketServer) -> None:
         self._server = server
-        self._protocol = ServerProtocol(max_size=MESSAGE_BYTES_MAX, logger=_library_logger)
+        self._protocol = Protocol(max_size=MESSAGE_BYTES_MAX, logger=_library_logger)
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         """When it is turned away, while the handshake lasts, or aborted, while it closes."""
-        self._requested = 0
+        self.requested = 0
         """Bytes of its opening request so far."""
         self._closing = False
         """The grace is running."""
@@ -286,7 +307,7 @@ class _Connection(asyncio.BufferedProtocol):
         protocol = self._protocol
         protocol.receive_data(bytes(self._server.inbox[:nbytes]))
         if self._handle is None and protocol.state is CONNECTING:
-            self._requested += nbytes
+            self._server.asked(self, nbytes)
             self._answer()
         else:
             self._serve()
@@ -334,7 +355,7 @@ class _Connection(asyncio.BufferedProtocol):
         if not events:
             if protocol.eof_sent:
                 self._refused()
-            elif self._requested > REQUEST_BYTES_MAX:
+            elif self.requested > REQUEST_BYTES_MAX:
                 self.turn_away(TOO_LONG)
             return
         if len(events) > 1 or protocol.eof_sent:
@@ -355,20 +376,24 @@ class _Connection(asyncio.BufferedProtocol):
         self._handle = self._server.session_host.opened(grant, self)
 
     def _refused(self) -> None:
-        # By the library: with an answer where what came was HTTP, without one where it was not.
-        writes = self._protocol.data_to_send()
-        self._server.answered(self)
-        self._send(writes if writes != [SEND_EOF] else [MALFORMED, SEND_EOF])
+        # By the library's parser, once; or the peer of a refused connection says that it is through.
+        if SEND_EOF in self._protocol.data_to_send():
+            self._say(refused_by_library(self._protocol))
         self._begin_closing()
 
-    def turn_away(self, answer: bytes) -> None:
+    def _say(self, early: Early) -> None:
+        # Who never said a word asked for nothing: browsers open connections to have them at hand.
+        if self._server.answered(self) and (self.requested or early is CROWDED):
+            self._server.session_host.refused(early.refusal)
+        self._send([early.answer, SEND_EOF])
+
+    def turn_away(self, early: Early) -> None:
         """End a connection that has no answer yet with this one."""
         if not self._protocol.eof_sent:
             # While it is CONNECTING this says nothing, and what still comes is thrown away.
             self._protocol.fail(CloseCode.PROTOCOL_ERROR)
         self._protocol.data_to_send()
-        self._server.answered(self)
-        self._send([answer, SEND_EOF])
+        self._say(early)
         self._begin_closing()
 
     # --- an open session ---

@@ -14,19 +14,27 @@
 | too long                                | 414, 431                                                           |
 | the oldest of too many unanswered ones  | 503, Retry-After                                                   |
 
-No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol.
+No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
+is told of every handshake that is refused here, by the words of `WHYS`.
 """
 
 from __future__ import annotations
 
 import http
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
+from websockets.exceptions import (
+    HeaderLineTooLong,
+    InvalidHeader,
+    RequestLineTooLong,
+    TooManyHeaders,
+)
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
 
 from bridge.model import CloseReason, Grant, Handshake, Refusal
 from bridge.ports import SessionHost
@@ -38,36 +46,118 @@ RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
 """Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
 QUERY_FIELDS_MAX: Final = 64
 
-REQUEST_BYTES_MAX: Final = 16 * 1024
-"""Bytes of an opening request with its headers, give or take one read."""
+LINE_BYTES_MAX: Final = 20 * 1024
+"""Bytes of the request line, and of each header line: a token of 16 KiB, as single sign-on makes them, and what is
+around it."""
+REQUEST_BYTES_MAX: Final = 40 * 1024
+"""Bytes of an opening request with its headers, give or take one read: a long token, and cookies of as much."""
+
+WHYS: Final = (
+    "path",
+    "method",
+    "no_upgrade",
+    "http_version",
+    "bad_header",
+    "bad_query",
+    "not_http",
+    "too_early",
+    "too_late",
+    "too_long",
+    "crowded",
+    "draining",
+)
+"""Why a handshake is refused before the host is asked, in metrics and logs."""
 
 
-def _bare(status: str, text: str, *headers: str) -> bytes:
-    # For what never became a request: the library has no answer to it.
+class Early(NamedTuple):
+    """The answer to what never became a request: the library has none to it, or one that quotes."""
+
+    refusal: Refusal
+    answer: bytes
+
+
+def _early(status: http.HTTPStatus, why: str, text: str, *headers: str) -> Early:
     lines = (
-        f"HTTP/1.1 {status}",
+        f"HTTP/1.1 {status.value} {status.phrase}",
         "Connection: close",
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(text)}",
         *headers,
     )
-    return ("\r\n".join(lines) + "\r\n\r\n" + text).encode()
+    return Early(Refusal(status.value, why, text), ("\r\n".join(lines) + "\r\n\r\n" + text).encode())
 
 
-MALFORMED: Final = _bare("400 Bad Request", "This is not a valid HTTP request\n")
-TOO_EARLY: Final = _bare("400 Bad Request", "Wait for the answer before you go on (RFC 6455 4.1)\n")
-TOO_LATE: Final = _bare("408 Request Timeout", "The opening request was not there in time\n")
-TOO_LONG: Final = _bare("431 Request Header Fields Too Large", "The opening request is too long\n")
-CROWDED: Final = _bare(
-    "503 Service Unavailable", "Too many are opening at once\n", f"Retry-After: {RETRY_AFTER}"
+_BAD, _LARGE = http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+MALFORMED: Final = _early(_BAD, "not_http", "This is not a valid HTTP request\n")
+TOO_EARLY: Final = _early(_BAD, "too_early", "Wait for the answer before you go on (RFC 6455 4.1)\n")
+TOO_LATE: Final = _early(
+    http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request was not there in time\n"
 )
-
-_HANDSHAKE_FAULTS: Final[Mapping[int, str]] = {
-    400: "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1).\n",
-    405: "A WebSocket opening handshake is a GET request.\n",
-    426: "This is the address of a WebSocket: open it with a WebSocket client.\n",
-    505: "A WebSocket opening handshake needs HTTP/1.1.\n",
+TOO_LONG: Final = _early(
+    _LARGE, "too_long", f"The opening request is too long: {REQUEST_BYTES_MAX} bytes are allowed\n"
+)
+CROWDED: Final = _early(
+    http.HTTPStatus.SERVICE_UNAVAILABLE,
+    "crowded",
+    "Too many are opening at once\n",
+    f"Retry-After: {RETRY_AFTER}",
+)
+_TOO_LONG: Final[Mapping[type[object], Early]] = {
+    RequestLineTooLong: _early(
+        http.HTTPStatus.REQUEST_URI_TOO_LONG,
+        "too_long",
+        f"The request line is too long: {LINE_BYTES_MAX} bytes are allowed\n",
+    ),
+    HeaderLineTooLong: _early(
+        _LARGE, "too_long", f"A header line is too long: {LINE_BYTES_MAX} bytes are allowed\n"
+    ),
+    TooManyHeaders: _early(_LARGE, "too_long", "The request has too many header lines\n"),
 }
+
+
+def refused_by_library(protocol: ServerProtocol) -> Early:
+    """The answer to what the library's parser would not take."""
+    return _TOO_LONG.get(type(protocol.handshake_exc), MALFORMED)
+
+
+class _LongLines(StreamReader):
+    """The library's reader with our bound for a line: its own is 8 KiB, for the whole process."""
+
+    def read_line(
+        self, m: int, too_long_exc_type: type[Exception] = RuntimeError
+    ) -> Generator[None, None, bytearray]:
+        return super().read_line(LINE_BYTES_MAX, too_long_exc_type)
+
+
+class Protocol(ServerProtocol):
+    """The library's protocol of a server, which reads lines as long as ours may be."""
+
+    def parse(self) -> Generator[None]:
+        """The parser; the constructor starts it."""
+        self.reader = _LongLines()
+        yield from super().parse()
+
+
+_NO_HANDSHAKE: Final = "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1)"
+_FAULTS: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("bad_header", f"{_NO_HANDSHAKE}.\n"),
+    405: ("method", "A WebSocket opening handshake is a GET request.\n"),
+    426: (
+        "no_upgrade",
+        "This is the address of a WebSocket: open it with a WebSocket client. (Where one did ask, a proxy on the way"
+        " has dropped the headers Connection and Upgrade.)\n",
+    ),
+    505: ("http_version", "A WebSocket opening handshake needs HTTP/1.1.\n"),
+}
+_NO_SUBPROTOCOLS: Final = (
+    f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol must list names with commas between, and names have no"
+    " spaces, quotes, / or = (a token in standard base64 can't be one). Offer bridge.v1.json or bridge.bare, or"
+    " leave the header out.\n"
+)
+_EMPTY_SUBPROTOCOLS: Final = (
+    f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol is empty. Offer bridge.v1.json or bridge.bare, or leave"
+    " the header out.\n"
+)
 
 
 class Doorway:
@@ -85,15 +175,20 @@ class Doorway:
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path), None
         if path != "/ws":
-            return protocol.reject(404, "There is nothing here; the WebSocket is at /ws.\n"), None
+            elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.\n")
+            if request.headers.get_all("Upgrade"):
+                self._host.refused(elsewhere)
+            return self._refused(protocol, elsewhere), None
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            return _unacceptable(protocol, accepted), None
+            return self._unacceptable(protocol, accepted), None
         if not self.accepting:
+            self._host.refused(_DRAINING)
             return self._refused(protocol, _DRAINING), None
         handshake = _read(path, query, request)
-        if handshake is None:
-            return protocol.reject(400, _HANDSHAKE_FAULTS[400]), None
+        if isinstance(handshake, Refusal):
+            self._host.refused(handshake)
+            return self._refused(protocol, handshake), None
         decision = self._host.handshake(handshake)
         if isinstance(decision, Refusal):
             return self._refused(protocol, decision), None
@@ -108,6 +203,16 @@ class Doorway:
             response.headers["WWW-Authenticate"] = "Bearer"
         elif refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
             response.headers["Retry-After"] = RETRY_AFTER
+        return response
+
+    def _unacceptable(self, protocol: ServerProtocol, theirs: Response) -> Response:
+        # The library's own sentence quotes the header that is wrong, which may hold the token.
+        refusal = _fault(theirs.status_code, protocol.handshake_exc)
+        self._host.refused(refusal)
+        response = protocol.reject(refusal.status, refusal.text)
+        for name in ("Allow", "Upgrade"):
+            if name in theirs.headers:
+                response.headers[name] = theirs.headers[name]
         return response
 
     def _page(self, protocol: ServerProtocol, request: Request, path: str) -> Response:
@@ -136,26 +241,32 @@ class Doorway:
 _DRAINING: Final = Refusal(503, "draining", "The service is stopping, come back in a moment.\n")
 
 
-def _unacceptable(protocol: ServerProtocol, theirs: Response) -> Response:
-    # The library's own sentence quotes the header that is wrong, which may hold the token.
-    status = theirs.status_code
-    response = protocol.reject(status, _HANDSHAKE_FAULTS.get(status, "The handshake failed.\n"))
-    for name in ("Allow", "Upgrade"):
-        if name in theirs.headers:
-            response.headers[name] = theirs.headers[name]
-    return response
+def _fault(status: int, error: Exception | None) -> Refusal:
+    """What is wrong with a request that the library accepts as no handshake, in words that quote nothing of it."""
+    why, text = _FAULTS.get(status, ("bad_header", "The handshake failed.\n"))
+    if status == http.HTTPStatus.BAD_REQUEST and isinstance(error, InvalidHeader):
+        value = error.value or ""
+        if error.name == "Sec-WebSocket-Protocol":
+            # The library says where in the value the fault is, and then the value.
+            text = _EMPTY_SUBPROTOCOLS if value.endswith(" in ") else _NO_SUBPROTOCOLS
+        else:
+            state = "there more than once" if value == "multiple values" else "wrong" if value else "missing"
+            text = f"{_NO_HANDSHAKE}: the header {error.name} is {state}.\n"
+    return Refusal(status, why, text)
 
 
-def _read(path: str, query: str, request: Request) -> Handshake | None:
-    # None: something is there more often than it may be. The library has checked all else it names.
+def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
+    # Refused: something is there more often than it may be. The library has checked all else it names.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
     if len(authorizations) > 1:
-        return None
+        text = f"{_NO_HANDSHAKE}: the header Authorization is there more than once.\n"
+        return Refusal(400, "bad_header", text)
     try:
         fields = parse_qs(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
     except ValueError:
-        return None
+        text = f"The query has too many fields: {QUERY_FIELDS_MAX} are allowed.\n"
+        return Refusal(400, "bad_query", text)
     offered = [
         entry.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for entry in value.split(",")
     ]

@@ -162,13 +162,13 @@ class Connection {
       onWithdraw: ({ id }) => withdrawn(this.user, id),
       onGap: () => { $("gap").hidden = false; },
       onState: (state) => this[state.phase](state),
-      onError: (error) => this.say(error.message),
+      onError: (error) => { if (error !== this.client.state.error) this.say(error.message); },
     });
   }
 
   async token() {
     const pasted = $("token").value.trim();
-    if (pasted || !dev) return pasted;
+    if (pasted || !dev) return pasted || null;
     return (await (await ask("v1/dev/token", { json: { user: this.user } })).json()).token;
   }
 
@@ -202,9 +202,9 @@ class Connection {
     if (connection === this) connection = null;
     if (reason === "no_token") $("more").open = true;
     this.say(
-      error ? `That address or token can’t be used: ${error.message}`
-        : reason === "no_token" ? "A token is needed: paste one under “Token and address”."
-          : this.why ?? `The bridge ended this session: ${closing(code, reason)}.`,
+      reason === "no_token" ? "A token is needed: paste one under “Token and address”."
+        : reason === "unusable" ? error.message
+          : this.why ?? `The bridge ended this session: ${closing(code, reason)}. ${error?.message ?? ""}`,
     );
   }
 

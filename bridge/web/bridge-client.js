@@ -5,19 +5,23 @@ const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to tell double
 const USERS = 8; // whose memories the page keeps, where its tokens are not always of the same user
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
+const SILENT = 2.5, GRACE = 1; // heartbeats that are missed at a dead line; seconds for what waits to be handed over
+const NEVER_OPENED = 3, NOT_OPENED = 8; // tries in a row that came to nothing, after which it is told
+const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
 
 /**
  * Connect, and stay connected until `close()` or until the bridge says not to come back. Callbacks come after
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
- * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (nothing: the end),
+ * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (null: the end),
  * asked at first, when the token has expired, and when a connection could not be opened (a browser hides why);
  * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
- * `onError(error)`: what callbacks, storage or bridge complained of; `storage`: localStorage or alike, to resume
+ * `onError(error)`: what callbacks, storage or bridge complained of, what is no token, and why it is the end, with
+ * what to do about it (`error` of the state, too); `storage`: localStorage or alike, to resume
  * after a reload; `autoAck`: acknowledge what onPush is through with. For tests: `timing`, `after`, `random`,
- * `WebSocket`.
+ * `now`, `WebSocket`.
  */
 export function connect(options) {
   if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
@@ -43,21 +47,26 @@ class Connection {
   #bye = null;
   #tries = 0; // since the last steady connection
   #patient = false; // the bridge has said how long to wait
-  #cancel = () => {}; // the one timer: welcome while connecting, steady while open, the next try while waiting
+  #opened = false; // ever
+  #failed = 0; // tries in a row that did not open
+  #heard = 0; // when the last frame came
+  #cancel = () => {}; // the timer of the phase: welcome while connecting, steady while open, the next try while waiting
+  #unwatch = () => {}; // the timer of the heartbeat, while open
 
   constructor(options) {
-    const { after = inSeconds, random = Math.random, WebSocket = globalThis.WebSocket } = options;
+    const { after = inSeconds, random = Math.random, now = inSeconds.now, WebSocket = globalThis.WebSocket } = options;
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
-    this.#options = { ...options, after, random, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
+    this.#options = { ...options, after, random, now, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
     this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
+    globalThis.addEventListener?.("offline", this.#cut);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
   }
 
   /** End it: no callback starts after this but the onState that says so, and what complains. */
-  close() { this.#end({ code: 1000, reason: "closed" }); }
+  close() { this.#end({ code: 1000, reason: "closed" }, null); }
 
   /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
   ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
@@ -68,15 +77,20 @@ class Connection {
     const { url, token, timing, after, WebSocket } = this.#options;
     const turn = ++this.#turn;
     this.#tell({ phase: "connecting" });
-    let jwt = this.#jwt;
+    let jwt = this.#jwt, asked = false;
     try {
-      jwt ??= typeof token === "function" ? await token() : token;
+      if (jwt === null) jwt = (asked = typeof token === "function") ? await token() : token;
+      if (typeof jwt === "string") jwt = jwt.trim();
+      if (!(asked && jwt === null) && !JWT.test(jwt)) throw new Error(noToken(jwt, asked));
     } catch (error) {
-      return turn === this.#turn && this.#retry({ reason: "token", error });
+      if (turn !== this.#turn) return;
+      if (!asked) return this.#end({ reason: "unusable" }, error);
+      this.#retry({ reason: "token", error });
+      return this.#options.onError(error);
     }
     if (turn !== this.#turn) return;
-    if (!jwt) return this.#end({ reason: "no_token" });
-    if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" });
+    if (jwt === null) return this.#end({ reason: "no_token" }, new Error(NO_TOKEN));
+    if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" }, new Error(SAME_TOKEN));
     this.#jwt = jwt;
     const read = userOf(jwt);
     this.#guess = read === this.#read ? this.#mine : this.#memoryOf(read);
@@ -85,10 +99,16 @@ class Connection {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
-    } catch (error) { // an address or a token that can't be used will not get better
-      return this.#end({ reason: "unusable", error });
+    } catch (cause) { // an address that can't be used will not get better
+      return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
     }
-    this.#socket.onmessage = (message) => this.#take(JSON.parse(message.data));
+    this.#socket.onmessage = ({ data }) => {
+      this.#heard = this.#options.now();
+      let frame = null;
+      try { frame = JSON.parse(data); } catch { /* told below */ }
+      if (typeof frame?.type === "string") this.#take(frame);
+      else this.#lost(1006, "no bridge");
+    };
     this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
     this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
     this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
@@ -113,10 +133,10 @@ class Connection {
       this.#bye = frame;
     } else if (frame.type === "error") {
       this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
-    } // frames of later versions pass by
+    } // heartbeats have been heard, frames of later versions pass by
   }
 
-  #welcome({ user, session, complete }) {
+  #welcome({ user, session, complete, heartbeat }) {
     const { timing, after } = this.#options;
     if (this.state.phase !== "open") { // a second one says that something is missing after all
       const guess = this.#guess;
@@ -132,10 +152,23 @@ class Connection {
       }
       this.#cancel();
       this.#cancel = after(timing.steady, () => { this.#tries = 0; });
+      this.#opened = true;
+      this.#failed = 0;
+      if (heartbeat > 0) this.#watch(heartbeat * SILENT);
       this.#tell({ phase: "open", user, session });
     }
     if (!complete && this.#socket) this.#enqueue({ type: "gap" });
     this.#hand();
+  }
+
+  // A browser shows no pings: a line that fell silent is known by the frames that do not come.
+  #watch(limit, again = false) {
+    const { after, now } = this.#options;
+    const silent = now() - this.#heard;
+    if (silent < limit) this.#unwatch = after(limit - silent, () => this.#watch(limit));
+    // A page that was busy or asleep gets its timers before what has come meanwhile.
+    else if (!again) this.#unwatch = after(GRACE, () => this.#watch(limit, true));
+    else this.#lost(1006, "silent");
   }
 
   #lost(closeCode, closeReason) {
@@ -146,8 +179,20 @@ class Connection {
     if (renew) this.#expired = this.#jwt;
     if (renew || !opened) this.#jwt = null;
     this.#drop();
-    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) this.#end({ code, reason });
-    else this.#retry({ code, reason }, wait, renew && this.#tries === 0);
+    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) return this.#end({ code, reason }, ended(code, reason));
+    const hopeless = this.#hopeless(opened || reason === "offline");
+    this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
+  }
+
+  // What to look at where one try after the other comes to nothing: a browser hides the status of the answer.
+  #hopeless(told) {
+    const { url, onError } = this.#options;
+    if (!told) this.#failed += 1;
+    const limit = this.#opened ? NOT_OPENED : NEVER_OPENED;
+    if (this.#failed < limit) return {};
+    const error = new Error(`${this.#failed} tries to open ${url} came to nothing. ${this.#opened ? LOST : WHERE}`);
+    if (!told && this.#failed === limit) onError(error);
+    return { error };
   }
 
   #retry(why, wait = 0, now = false) {
@@ -169,22 +214,27 @@ class Connection {
     this.#open();
   };
 
+  #cut = () => { if (this.#socket) this.#lost(1006, "offline"); };
+
   #drop() {
     this.#cancel();
+    this.#unwatch();
     const socket = this.#socket;
     this.#socket = this.#bye = null;
     if (socket) socket.onmessage = socket.onclose = null;
     socket?.close(1000);
   }
 
-  #end(why) {
+  #end(why, error) {
     if (this.state.phase === "closed") return;
     this.#turn += 1;
     this.#drop();
     this.#queue.clear();
     globalThis.removeEventListener?.("online", this.#wake);
+    globalThis.removeEventListener?.("offline", this.#cut);
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
-    this.#tell({ phase: "closed", ...why });
+    this.#tell({ phase: "closed", ...why, ...(error && { error }) });
+    if (error) this.#options.onError(error);
   }
 
   #tell(state) {
@@ -334,6 +384,41 @@ function keyOf({ id, tenant }) { return tenant ? `${id}\n${tenant}` : id; }
 function inSeconds(seconds, then) {
   const timer = setTimeout(then, seconds * 1000);
   return () => clearTimeout(timer);
+}
+inSeconds.now = () => performance.now() / 1000;
+
+// --- what to do, for whoever reads onError ---
+
+const AGAIN = "then call connect() again";
+const NO_TOKEN = `No token: the function \`token\` gave null, so nobody is signed in. Sign in, ${AGAIN}.`;
+const TOKEN_OVER = "The token has expired: give a function as `token`, which fetches a new one whenever it is asked.";
+const SAME_TOKEN = "The token has expired, and the function `token` gave the same one again: it must fetch a new one.";
+const WHERE = "Is a bridge running, and is this its WebSocket port and path (usually port 8181, /ws; not the ops port)? "
+  + "Does it take this token and this page's origin? Its log says why it refuses, with BRIDGE_LOG_LEVEL=debug.";
+const LOST = "It was open before: is the bridge still there, and does it take the new token? Its log says why it refuses, "
+  + "with BRIDGE_LOG_LEVEL=debug.";
+const ENDS = {
+  [TOKEN_EXPIRED]: TOKEN_OVER,
+  4403: `The session was revoked (4403): sign in again, ${AGAIN}.`,
+  4409: `A newer session of this user took the place of this one (4409): close the other, ${AGAIN}.`,
+  4429: `This client did more than the bridge allows (4429): wait a while, ${AGAIN}.`,
+};
+
+function ended(code, reason) {
+  const said = `The bridge closed the session with ${code}${reason ? ` ${reason}` : ""} and does not want it back: find out`;
+  return new Error(ENDS[code] ?? `${said} why, ${AGAIN}.`);
+}
+
+// What came in place of a token. It is not quoted: it may be nearly one.
+function noToken(got, asked) {
+  const text = typeof got === "string" ? got : "";
+  const what = typeof got !== "string" ? (got === undefined ? "undefined" : `of type ${typeof got}`)
+    : !text ? "empty"
+      : /^<|<\/?(html|body)/i.test(text) ? "a web page (an error, or a page to sign in?)"
+        : /^[[{"]/.test(text) ? "JSON, or in quotes: take the token out of it"
+          : JWT.test(text.replace(/[/=]/g, "-")) ? "in base64 with / or =, which no subprotocol can carry: make it base64url"
+            : "no JWT, which is three parts with dots between";
+  return `The token is ${what}. ${asked ? "Look at what the function `token` fetches: check `ok` and the type of the answer." : ""}`.trim();
 }
 
 // Whose token it is, read as the bridge does; "" where that can't be read. Only a guess, for the bridge may read it in
