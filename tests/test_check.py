@@ -21,6 +21,7 @@ from bridge.cli import main
 from bridge.devservers import Servers
 from tests.amqp import declare, memory_alarm
 from tests.house import SECRET, final_rows, process, publish, request
+from tests.test_end_to_end import ready_messages
 
 
 def run(vhost: str, database: str, *words: str) -> int:
@@ -42,7 +43,7 @@ def names(servers: Servers, vhost: str) -> set[str]:
     """Every queue and exchange of the vhost, and every binding."""
     at = ("-p", urlsplit(vhost).path[1:])
     listed = [
-        servers.rabbit.ctl("list_queues", *at, "name", "arguments", "messages"),
+        servers.rabbit.ctl("list_queues", *at, "name", "arguments"),
         servers.rabbit.ctl("list_exchanges", *at, "name", "type"),
         servers.rabbit.ctl("list_bindings", *at),
     ]
@@ -119,6 +120,8 @@ async def test_a_check_leaves_nothing_behind(
     before = names(servers, vhost)
     assert await asyncio.to_thread(run, vhost, database) == 0
     assert names(servers, vhost) == before
+    if declared:
+        assert await ready_messages(vhost, "push.requests") == 1
 
 
 async def test_a_broker_that_blocks_publishers_is_named(servers: Servers, vhost: str) -> None:
