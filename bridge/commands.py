@@ -18,7 +18,14 @@ from typing import Any, Final, cast
 
 from bridge.addresses import redacted
 from bridge.config import CommonSettings, Settings, TokenSettings, misspelt
-from bridge.errors import BridgeError, BrokerUnavailable, InvalidRequest, SettingsError, StoreUnavailable
+from bridge.errors import (
+    BridgeError,
+    BrokerUnavailable,
+    DatabaseUnsuitable,
+    InvalidRequest,
+    SettingsError,
+    StoreUnavailable,
+)
 from bridge.redaction import redact
 
 log = logging.getLogger("bridge")
@@ -87,6 +94,15 @@ def db_sql(settings: CommonSettings, *, everything: bool) -> int:
     from bridge.adapters import migrate
 
     print(migrate.pending_sql(None if everything else settings.postgres_dsn), end="")
+    return 0
+
+
+def db_grant(settings: CommonSettings, role: str) -> int:
+    """Give a role what `bridge serve` needs, and print the statements."""
+    from bridge.adapters import postgres_rights
+
+    for statement in postgres_rights.grant(settings.postgres_dsn, role):
+        print(f"{statement};")
     return 0
 
 
@@ -288,7 +304,7 @@ async def check(settings: Settings) -> int:
         _line("warn", "settings", f"{name} is no setting; {meant} was probably meant")
     codes = [await _check_broker(settings)]
     if settings.uses_postgres:
-        codes.append(_check_database(settings))
+        codes.append(await _check_database(settings))
     else:
         _line("ok", "database", "not used: the rows are kept in memory")
     return max(codes)
@@ -320,12 +336,17 @@ async def _check_broker(settings: Settings) -> int:
     return 0
 
 
-def _check_database(settings: Settings) -> int:
+async def _check_database(settings: Settings) -> int:
     from bridge.adapters import migrate
 
     where = redacted(settings.postgres_dsn)
     try:
         lines = migrate.status(settings.postgres_dsn)
+    except DatabaseUnsuitable as error:
+        _line("fail", "database", str(error))
+        # Where it is rights that are missing, it says which.
+        await _check_surroundings(settings, where)
+        return 1
     except StoreUnavailable as error:
         _line("fail", "database", f"{where}: {error.cause}")
         return 3
@@ -339,7 +360,22 @@ def _check_database(settings: Settings) -> int:
         _line("fail", "schema", f"{missing} of {len(lines)} migrations are missing: run `bridge db upgrade`")
         return 1
     _line("ok", "schema", f"version {migrate.WANTED_VERSION}")
-    return 0
+    return await _check_surroundings(settings, where)
+
+
+async def _check_surroundings(settings: Settings, where: str) -> int:
+    from bridge.adapters import postgres_check
+
+    try:
+        found = await postgres_check.findings(settings.postgres_dsn)
+    except DatabaseUnsuitable:
+        return 1
+    except StoreUnavailable as error:
+        _line("fail", "database", f"{where}: {error.cause}")
+        return 3
+    for finding in found:
+        _line(*finding)
+    return 1 if any(finding.level == "fail" for finding in found) else 0
 
 
 def _line(mark: str, what: str, words: str) -> None:
