@@ -15,9 +15,10 @@ from psycopg import conninfo
 from bridge.adapters import inquiry, migrate, postgres_rights
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_check import Finding, findings
+from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.errors import StatementFailed
-from bridge.model import Outcome
+from bridge.model import Outcome, Reason
 from bridge.ports import MailboxAsk, ResumeAsk
 from tests.clients import client
 from tests.house import bridge, final_rows, get, publish, request, token
@@ -156,6 +157,28 @@ async def test_what_takes_no_row_at_all_is_an_outage_and_is_told_as_one(vhost: s
             conn.execute("drop function picky cascade")
             await b.gate.opened()
             await final_rows(database, 1)
+
+
+async def test_a_row_that_can_not_be_ended_keeps_no_other_from_its_end(database: str) -> None:
+    store = PostgresStore(database)
+    users = ("bad", *(f"u{n}" for n in range(20)))
+    dead: dict[str, Any] = {"outcome": Outcome.PENDING, "reason": Reason.AWAITING_PROOF, "finished_at": None}
+    await store.record([kept(f"kept {user}", user, n, expires_at=NOON - 1e9) for n, user in enumerate(users)])
+    await store.record([row(f"pending {user}", user, node="n1", boot="old", **dead) for user in users])
+    lease = PostgresLease(database, "n1", "new")
+    await lease.claim()
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(PICKY.format("P0001").encode())
+        for _ in range(2):
+            ended = [*await store.expire(10), *await store.expire(100), *await lease.end_dead(100)]
+            assert "bad" not in {r.key.user for r in ended}
+        assert conn.execute(
+            "select user_id, count(*) from delivery where not final group by 1"
+        ).fetchall() == [("bad", 2)]
+        conn.execute("drop function picky cascade")
+    assert [r.key.user for r in (*await store.expire(10), *await lease.end_dead(10))] == ["bad", "bad"]
+    await lease.release()
+    await store.close()
 
 
 # --- Views of time ---------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ async def _tries(conn: Connection) -> list[Finding]:
             found.append(Finding("fail", what, f"{problem} ({error.sqlstate})"))
     if not found:
         words = f"rows, leases and partitions of {WEEK} days were written and rolled back"
-        return [Finding("ok", "a week", words)]
+        return [Finding("ok", "week", words)]
     return found
 
 
@@ -209,8 +209,8 @@ async def _drop(conn: Connection) -> None:
 _TRIES: Final[dict[str, Callable[[Connection], Awaitable[None]]]] = {
     "rows": _rows,
     "lease": _lease,
-    "new days": _days,
-    "old days": _drop,
+    "days": _days,
+    "retention": _drop,
 }
 
 

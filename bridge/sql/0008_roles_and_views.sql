@@ -15,7 +15,7 @@ declare
     name text;
     made boolean := false;
 begin
-    if wanted is null or not wanted between public.log_today() - 4000 and public.log_today() + 400 then
+    if wanted is null or not wanted between date '2000-01-01' and date '2199-12-31' then
         raise exception 'no day to make a partition of: %', wanted using errcode = 'invalid_parameter_value';
     end if;
     perform pg_advisory_xact_lock(7093848243014270978);
@@ -93,6 +93,165 @@ begin
         where c.oid = 'delivery_log'::regclass and a.privilege_type = 'INSERT' and a.grantee <> c.relowner
     loop
         execute format('grant execute on function make_partition(date), drop_partition(date, integer) to %s', writer);
+    end loop;
+end $$;
+
+-- Sweeps --------------------------------------------------------------------------------------------------
+
+create function end_rows(
+    p_days date[], p_tenants text[], p_push_ids text[], p_users text[], p_outcome text, p_reason text
+) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    right_now timestamptz := clock_timestamp();
+begin
+    begin
+        update delivery_log l set
+            -- The best proof that is held counts: an acked push whose pong had come is received.
+            outcome = case when l.proven_at is null then p_outcome else 'received' end,
+            reason = case when l.proven_at is null then p_reason else 'not_acked' end,
+            final = true, finished_at = right_now
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+    exception when others then
+        -- What says something about the server, not about a row, is told.
+        if sqlstate ~ '^(25|40|53|55|57|58)' then
+            raise;
+        end if;
+        for place in 1 .. cardinality(p_days) loop
+            begin
+                update delivery_log l set
+                    outcome = case when l.proven_at is null then p_outcome else 'received' end,
+                    reason = case when l.proven_at is null then p_reason else 'not_acked' end,
+                    final = true, finished_at = right_now
+                where l.day = p_days[place]
+                  and l.push_id = p_push_ids[place] collate "C" and l.user_id = p_users[place] collate "C"
+                  and l.tenant = p_tenants[place] collate "C";
+            exception when others then
+                if sqlstate ~ '^(25|40|53|55|57|58)' then
+                    raise;
+                end if;
+                raise warning 'push % for % can not be ended: % (%)', p_push_ids[place], p_users[place], sqlerrm, sqlstate;
+            end;
+        end loop;
+    end;
+    return query
+    select l.* from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l.* from delivery_log l
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+          and l.final and l.finished_at = right_now
+        offset 0) l;
+end $$;
+comment on function end_rows is
+    'Ends these rows, which the caller has locked, and returns them. A row that can not be ended (a trigger of somebody''s '
+    'raises an error) is left out, where it would keep all others from their end; bridge audit tells of what is left.';
+
+create or replace function expire_rows(p_limit integer) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    right_now timestamptz := clock_timestamp();
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    -- What is locked is just being ended or written by somebody else: it is left to them, and to the next sweep.
+    with over as materialized (
+        select l.day, l.tenant, l.push_id, l.user_id
+        from delivery_log l
+        where l.day >= first and l.outcome = 'stored' and l.expires_at <= right_now
+        order by l.expires_at
+        limit p_limit
+        for update of l skip locked)
+    select array_agg(o.day), array_agg(o.tenant), array_agg(o.push_id), array_agg(o.user_id)
+    into days, tenants, push_ids, users from over o;
+    if days is not null then
+        return query select * from end_rows(days, tenants, push_ids, users, 'expired', 'ttl');
+    end if;
+end $$;
+
+create or replace function end_dead_rows(p_name text, p_boot text, p_limit integer) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    right_now timestamptz := clock_timestamp();
+    steady boolean;
+    its_node text := '';
+    its_boot text := '';
+    room integer := p_limit;
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    -- Only the holder of its own name may judge. Of other names only those are dead whose lease ran out while
+    -- this node saw the database answer all the time: after an outage all leases are old, and the first to
+    -- come back must give the others as long as a lease lasts.
+    select n.steady_since <= right_now - interval '5 seconds' and n.seen_at > right_now - interval '3 seconds'
+        into steady from node n where n.name = p_name and n.boot = p_boot;
+    if not found then
+        return;
+    end if;
+    -- From one process to the next: what those that live have parked is not read.
+    while room > 0 loop
+        select l.node, l.boot into its_node, its_boot
+        from delivery_log l
+        where l.outcome = 'pending' and (l.node, l.boot) > (its_node, its_boot)
+        order by l.node, l.boot
+        limit 1;
+        exit when not found;
+        continue when case
+            when its_node = p_name then its_boot = p_boot
+            else not steady or exists (
+                select from node n
+                where n.name = its_node and n.boot = its_boot and n.seen_at > right_now - interval '5 seconds')
+            end;
+        with dead as materialized (
+            select l.day, l.push_id, l.user_id, l.tenant
+            from delivery_log l
+            where l.outcome = 'pending' and l.node = its_node and l.boot = its_boot
+            limit room
+            for update of l skip locked)
+        select array_agg(d.day), array_agg(d.tenant), array_agg(d.push_id), array_agg(d.user_id)
+        into days, tenants, push_ids, users from dead d;
+        if days is not null then
+            return query select * from end_rows(days, tenants, push_ids, users, 'unknown', 'node_died');
+            room := room - cardinality(days);
+        end if;
     end loop;
 end $$;
 
