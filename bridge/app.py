@@ -48,7 +48,14 @@ from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.config import Settings
 from bridge.control import Control, Switch
 from bridge.delivery import Delivery, DeliveryLimits
-from bridge.errors import BridgeError, SchemaBehind, SettingsError, StatementFailed, StoreUnavailable
+from bridge.errors import (
+    BridgeError,
+    DatabaseUnsuitable,
+    SchemaBehind,
+    SettingsError,
+    StatementFailed,
+    StoreUnavailable,
+)
 from bridge.gate import Gate
 from bridge.gateway import Gateway
 from bridge.hub import Hub
@@ -346,7 +353,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     """A bridge for the length of the block; the order of everything is in the module's docstring.
 
     The block runs once the ports listen, which is before anything is ready. Leaving it drains first. Raises
-    SettingsError, NodeNameTaken, and whatever ends one of its tasks: a part that dies takes the whole along.
+    SettingsError, NodeNameTaken, DatabaseUnsuitable, and whatever ends one of its tasks: a part that dies takes the
+    whole along.
     """
     clock = SystemClock()
     boot = uuid.uuid4().hex
@@ -435,7 +443,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("mailbox sweeper", _sweep_mailboxes(core, errors)),
                     ("recollection", _recollect(core)),
                     ("loop watch", loop_watch.watch(metrics.loop_lag)),
-                    ("upkeep", _upkeep(settings, rows, errors, clock)),
+                    ("upkeep", _upkeep(settings, core, rows, errors)),
                     ("auditor", _audit(core, auditor, errors)),
                     ("queues", around.watch_queues()),
                     ("figures", around.watch_log()),
@@ -493,7 +501,7 @@ def _figures(stack: AsyncExitStack, settings: Settings) -> PostgresFigures | Non
     if not settings.uses_postgres:
         return None
     figures = PostgresFigures(settings.postgres_dsn, settings.node)
-    stack.callback(figures.close)
+    stack.push_async_callback(figures.close)
     return figures
 
 
@@ -534,6 +542,9 @@ async def _start(core: Core, rows: Rows) -> None:
         try:
             await rows.lease.claim()
             core.mailbox.begin(await rows.store.last_position())
+        except DatabaseUnsuitable:
+            # No waiting mends it: the start is refused.
+            raise
         except (StoreUnavailable, SchemaBehind) as away:
             core.gate.shut("starting", str(away))
             await core.clock.sleep(START_RETRY)
@@ -619,10 +630,12 @@ async def _recollect(core: Core) -> None:
     await core.recollection.run()
 
 
-async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: SystemClock) -> None:
+async def _upkeep(settings: Settings, core: Core, rows: Rows, errors: ErrorHandler) -> None:
     """Partitions ahead of time, and away after their retention; at the start and every hour."""
     if rows.postgres is None:
         return
+    while "starting" in core.gate:
+        await core.clock.sleep(START_RETRY)
     upkeep = Upkeep(settings.postgres_dsn)
     while True:
         try:
@@ -630,13 +643,13 @@ async def _upkeep(settings: Settings, rows: Rows, errors: ErrorHandler, clock: S
         except BridgeError as error:
             # Mostly the database is away. Whatever else it is: pushes need none of this today.
             errors.handle(error, "upkeep", {})
-            await clock.sleep(START_RETRY * 10)
+            await core.clock.sleep(START_RETRY * 10)
             continue
         for trouble in done.trouble:
             errors.handle(trouble, "upkeep", {})
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
-        await clock.sleep(UPKEEP_EVERY)
+        await core.clock.sleep(UPKEEP_EVERY)
 
 
 def _audit_look(settings: Settings, boot: str) -> Look | None:

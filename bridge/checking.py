@@ -12,7 +12,7 @@ from typing import Any, Final
 from bridge.adapters.finding import Finding
 from bridge.addresses import redacted
 from bridge.config import Settings, misspelt
-from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StoreUnavailable
+from bridge.errors import BridgeError, BrokerUnavailable, DatabaseUnsuitable, SettingsError, StoreUnavailable
 from bridge.redaction import redact
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
@@ -121,7 +121,7 @@ async def _who_serves(settings: Settings) -> dict[str, Any]:
     """The status of a bridge on the ops port; empty where none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.ops_host, settings.ops_host)
     token = settings.ops_token.get_secret_value()
-    request = f"GET /status HTTP/1.1\r\nHost: {'localhost'}\r\nConnection: close\r\n"
+    request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     request += f"Authorization: Bearer {token}\r\n\r\n" if token else "\r\n"
     try:
         async with asyncio.timeout(ASK_SECONDS):
@@ -166,6 +166,11 @@ async def _check_database(settings: Settings) -> int:
     where = redacted(settings.postgres_dsn)
     try:
         lines = migrate.status(settings.postgres_dsn)
+    except DatabaseUnsuitable as error:
+        _tell([Finding("fail", "database", str(error))])
+        # Where it is rights that are missing, it says which.
+        await _check_surroundings(settings, where)
+        return FAILED
     except StoreUnavailable as error:
         _tell([Finding("fail", "database", f"{where}: {error.cause}")])
         return UNREACHABLE
@@ -181,4 +186,17 @@ async def _check_database(settings: Settings) -> int:
     schema = Finding("ok", "schema", f"version {version}")
     if version > migrate.WANTED_VERSION:
         schema = Finding("warn", "schema", migrate.ahead(version))
-    return FAILED * _tell([Finding("ok", "database", where), schema])
+    _tell([Finding("ok", "database", where), schema])
+    return await _check_surroundings(settings, where)
+
+
+async def _check_surroundings(settings: Settings, where: str) -> int:
+    from bridge.adapters import postgres_check
+
+    try:
+        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn))
+    except DatabaseUnsuitable:
+        return FAILED
+    except StoreUnavailable as error:
+        _tell([Finding("fail", "database", f"{where}: {error.cause}")])
+        return UNREACHABLE

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 from bridge import __version__
-from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StoreUnavailable
+from bridge.errors import BridgeError, BrokerUnavailable, DatabaseUnsuitable, SettingsError, StoreUnavailable
 from bridge.redaction import redact
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ see it
   dev         private servers, the bridge and a demo page, on this machine
 
 run it
-  db          upgrade, status, sql: the schema of the delivery log
+  db          upgrade, status, sql, grant: the schema of the delivery log
   check       would serve do its work? A line for each of its parts
   serve       run the bridge
 
@@ -94,6 +94,7 @@ EPILOGS: Final = {
     "db upgrade": "Safe to run at any time, also twice at once.",
     "db status": "Exits 1 when something is still to be applied.",
     "db sql": "For a database whose owner wants to run it.\n\n  bridge db sql | psql bridge",
+    "db grant": "Prints what it has run. Once more after each upgrade.\n\n  bridge db grant app",
 }
 
 
@@ -166,12 +167,22 @@ def build_parser(named: str = "") -> tuple[Parser, Mapping[str, Parser]]:
 
     db = commands.add_parser("db", description="The schema of the delivery log in Postgres.")
     parsers["db"] = db
-    words = db.add_subparsers(dest="word", metavar="upgrade|status|sql", required=True, parser_class=Parser)
+    words = db.add_subparsers(
+        dest="word", metavar="upgrade|status|sql|grant", required=True, parser_class=Parser
+    )
     dsn = ("postgres_dsn",)
     command("db upgrade", "Apply the migrations that are missing.", _db_upgrade, dsn, words)
     command("db status", "Print every migration and when it was applied.", _db_status, dsn, words)
     sql = command("db sql", "Print the SQL of the missing migrations; apply nothing.", _db_sql, dsn, words)
     sql.add_argument("--all", action="store_true", help="of all migrations, for an empty database")
+    grant = command(
+        "db grant",
+        "Let a role run the bridge that does not own the schema; as its owner.",
+        _db_grant,
+        dsn,
+        words,
+    )
+    grant.add_argument("role", metavar="ROLE", help="the role of BRIDGE_POSTGRES_DSN of `bridge serve`")
 
     token = command(
         "token",
@@ -316,6 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         _complain(str(error))
         return USAGE
+    except DatabaseUnsuitable as error:
+        _complain(str(error))
+        return FAILED
     except (BrokerUnavailable, StoreUnavailable) as error:
         _complain(str(error))
         return UNREACHABLE
@@ -484,6 +498,13 @@ def _db_sql(args: argparse.Namespace) -> int:
     from bridge.config import CommonSettings
 
     return commands.db_sql(_load(CommonSettings, args), everything=args.all)
+
+
+def _db_grant(args: argparse.Namespace) -> int:
+    from bridge import commands
+    from bridge.config import CommonSettings
+
+    return commands.db_grant(_load(CommonSettings, args), args.role)
 
 
 def _token(args: argparse.Namespace) -> int:

@@ -89,6 +89,15 @@ def db_sql(settings: CommonSettings, *, everything: bool) -> int:
     return 0
 
 
+def db_grant(settings: CommonSettings, role: str) -> int:
+    """Give a role what `bridge serve` needs, and print the statements."""
+    from bridge.adapters import postgres_rights
+
+    for statement in postgres_rights.grant(settings.postgres_dsn, role):
+        print(f"{statement};")
+    return 0
+
+
 # --- token -----------------------------------------------------------------------------------------------
 
 

@@ -215,7 +215,9 @@ def _read_log(dsn: str, requests: Sequence[Request]) -> list[Line]:
     """The rows of these requests, as an analyst would read them."""
     import psycopg
 
-    with psycopg.connect(dsn, connect_timeout=5) as conn:
+    from bridge.adapters.postgres_conninfo import conninfo_of
+
+    with psycopg.connect(conninfo_of(dsn, "bridge demo", connect_timeout=5)) as conn:
         rows = conn.execute(
             "select push_id, user_id, outcome, reason, final, detail,"
             " extract(epoch from coalesce(proven_at, finished_at) - taken_at)::float8 * 1000"

@@ -131,16 +131,30 @@ class StatementFailed(StoreUnavailable):
         BridgeError.__init__(self, f"a statement failed: {cause}")
 
 
-class RowsRefused(BridgeError):
+class RowsRefused(StatementFailed):
     """The database refused the data itself (SQLSTATE class 22 or 23): nothing of the batch was written.
 
-    Running the same batch again gives the same answer; the caller halves it to find the culprit.
+    Running the same batch again gives the same answer; the caller halves it to find the culprit. A read that is refused
+    (an id that the database's encoding does not have) is a statement that failed to whoever only reads.
     """
 
     def __init__(self, sqlstate: str, problem: str) -> None:
         self.sqlstate = sqlstate
         self.problem = problem
-        super().__init__(f"the database refused the rows ({sqlstate}): {problem}")
+        self.cause = f"the data was refused: {problem} ({sqlstate})"
+        BridgeError.__init__(self, f"the database refused the rows ({sqlstate}): {problem}")
+
+
+class DatabaseUnsuitable(StoreUnavailable):
+    """The database is there and answers, and is not one that the bridge can work with; waiting mends nothing.
+
+    The start is refused with this sentence. To a bridge that runs it is an outage like others: somebody may be putting
+    the right one back.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, cause)
 
 
 class SchemaBehind(BridgeError):

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from bridge.errors import SchemaBehind, StatementFailed, StoreUnavailable
+from bridge.errors import RowsRefused, SchemaBehind, StatementFailed, StoreUnavailable
 from bridge.gate import Gate
 from bridge.ports import Clock, Store
 
@@ -41,11 +41,16 @@ class Persistence:
         """A try was not answered, and may have been carried out; for the caller to set back."""
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call until the database has answered it. Raises StatementFailed when the call is to blame."""
+        """Make a call until the database has answered it. Raises StatementFailed when the call is to blame, RowsRefused
+        (which is one) when its data is."""
         failed = 0
         while True:
             try:
                 result = await call()
+            except RowsRefused:
+                # Its answer is sure, and tells that the database is there.
+                self._gate.clear(self._name)
+                raise
             except StatementFailed:
                 self.unsure = True
                 await self._until_written()

@@ -97,7 +97,7 @@ def test_flags_of_settings_say_what_they_mean_and_their_default(capsys: pytest.C
         (["token", "u", "--ttl", "soon"], "argument --ttl: seconds expected, not 'soon'"),
         (["tail", "--count", "0"], "argument --count: a whole number from 1 expected, not '0'"),
         (["db"], "bridge db: the following arguments are required: upgrade|status|sql"),
-        (["db", "down"], "bridge db: argument upgrade|status|sql: invalid choice: 'down'"),
+        (["db", "down"], "bridge db: argument upgrade|status|sql|grant: invalid choice: 'down'"),
         (["--verbose"], "bridge: the following arguments are required: <command>"),
         (["serve"], "bridge: BRIDGE_JWT_SECRET: a secret of at least 32 bytes is required"),
         (["serve", "--jwt-secret", SECRET, "--ws-port", "a"], "bridge: --ws-port: a whole number from 0 to"),
@@ -241,7 +241,11 @@ def test_check_tells_settings_broker_topology_database_and_schema_in_a_line_each
     assert run(*base, "--postgres-dsn", database) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
-        ["ok", what] for what in ("settings", "ports", "broker", "topology", "database", "schema")
+        ["ok", what]
+        for what in (
+            *("settings", "ports", "broker", "topology", "database", "schema"),
+            *("pooler", "clock", "rights", "partitions", "week"),
+        )
     ]
     assert run(*base, "--postgres-dsn", database, "--declare", "passive") == 1
     assert "fail  topology  queue push.requests is missing" in capsys.readouterr().out

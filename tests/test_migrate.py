@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from bridge.adapters import migrate
 from bridge.adapters.migrate import Migration, MigrationChanged, MigrationFailed
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_rows import record_params
-from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.errors import DatabaseUnsuitable, SchemaBehind, StoreUnavailable
 from bridge.model import ENDINGS, Outcome
 from bridge.ports import MailboxAsk
 from tests.test_store_contract import kept, row, undated
@@ -286,7 +289,7 @@ def test_who_may_not_create_roles_can_still_migrate(empty_database: str) -> None
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 async def test_a_database_of_another_encoding_is_refused_with_its_reason(
-    database: str, encoding: str
+    vhost: str, database: str, encoding: str
 ) -> None:
     params = conninfo.conninfo_to_dict(database)
     name = f"{params['dbname']}_{encoding}".lower()
@@ -294,12 +297,29 @@ async def test_a_database_of_another_encoding_is_refused_with_its_reason(
         conn.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
     dsn = conninfo.make_conninfo(database, dbname=name)
     try:
-        with pytest.raises(StoreUnavailable, match=f"encoding {encoding}, wanted is UTF8"):
+        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, wanted is UTF8"):
             migrate.upgrade(dsn)
         store = PostgresStore(dsn)
-        with pytest.raises(StoreUnavailable, match=f"encoding {encoding}, wanted is UTF8"):
+        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, wanted is UTF8"):
             await store.last_position()
         await store.close()
+        for words in (["db", "upgrade"], ["db", "status"], ["check"], ["why", "p"], ["serve"]):
+            done = await asyncio.create_subprocess_exec(
+                *(
+                    sys.executable,
+                    "-c",
+                    f"import sys; from bridge.cli import main; sys.exit(main({words!r}))",
+                ),
+                env={**os.environ, "BRIDGE_POSTGRES_DSN": dsn, "BRIDGE_AMQP_URL": vhost, "BRIDGE_DEV": "1"}
+                | {"BRIDGE_WS_PORT": "0", "BRIDGE_OPS_PORT": "0"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            async with asyncio.timeout(30):
+                told = (await done.communicate())[0].decode()
+            assert f"encoding {encoding}, wanted is UTF8" in told, words
+            assert "Traceback" not in told, words
+            assert done.returncode == 1, words
     finally:
         with psycopg.connect(database, autocommit=True) as conn:
-            conn.execute(f"drop database {name}".encode())
+            conn.execute(f"drop database {name} with (force)".encode())

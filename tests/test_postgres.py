@@ -376,14 +376,19 @@ async def test_a_lock_that_is_never_given_back_is_the_statements_fault_and_a_hel
     ("sqlstate", "expected"),
     [
         ("22001", RowsRefused), ("22021", RowsRefused), ("22P05", RowsRefused), ("23505", RowsRefused),
-        ("08006", StoreUnavailable), ("25006", StoreUnavailable), ("40001", StoreUnavailable),
-        ("40P01", StoreUnavailable), ("42501", StoreUnavailable), ("53100", StoreUnavailable),
-        ("53300", StoreUnavailable), ("55P03", StatementFailed), ("57014", StatementFailed),
-        ("57P01", StoreUnavailable), ("57P03", StoreUnavailable), ("XX000", StoreUnavailable),
+        ("54000", RowsRefused), ("54001", RowsRefused),
+        ("08006", StoreUnavailable), ("25006", StoreUnavailable), ("28P01", StoreUnavailable),
+        ("3D000", StoreUnavailable), ("40001", StoreUnavailable), ("40P01", StoreUnavailable),
+        ("42P01", StoreUnavailable), ("53100", StoreUnavailable), ("53300", StoreUnavailable),
+        ("57P01", StoreUnavailable), ("57P03", StoreUnavailable), ("58030", StoreUnavailable),
+        ("0A000", StatementFailed), ("2F003", StatementFailed), ("38000", StatementFailed),
+        ("39000", StatementFailed), ("42501", StatementFailed), ("42804", StatementFailed),
+        ("55P03", StatementFailed), ("57014", StatementFailed), ("P0001", StatementFailed),
+        ("XX000", StatementFailed), ("XX002", StatementFailed),
     ],
 )  # fmt: skip
 def test_every_sqlstate_means_one_thing(sqlstate: str, expected: type[Exception]) -> None:
-    assert isinstance(translated(pg.lookup(sqlstate)("why\nHINT: how")), expected)
+    assert type(translated(pg.lookup(sqlstate)("why\nHINT: how"))) is expected
 
 
 async def test_a_partition_that_is_missing_is_not_the_rows_fault(database: str, store: PostgresStore) -> None:

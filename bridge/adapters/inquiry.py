@@ -5,61 +5,24 @@ Everything here only reads: the log in Postgres, and what a passive declare says
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
-from typing import Any, LiteralString, NamedTuple, cast
+from typing import LiteralString, NamedTuple, cast
 
 import msgspec
-import psycopg
-from psycopg.rows import dict_row
 
 from bridge.adapters.amqp_depths import QueueDepth, depths
 from bridge.adapters.amqp_frames import legible
 from bridge.adapters.amqp_link import opened
-from bridge.adapters.postgres_errors import translated
 from bridge.adapters.postgres_lease import LEASE_SECONDS
-from bridge.adapters.postgres_pool import Connection, Watchdog, connect
+from bridge.adapters.postgres_pool import Connection
+from bridge.adapters.postgres_reading import QUERY_TIMEOUT, ask, reading
 from bridge.adapters.postgres_rows import replies_of
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
 from bridge.model import NO_USER, Reply
 
-QUERY_TIMEOUT = 60.0
-"""Seconds for one question; the bridge's own statements have far less."""
-
 USERS_SHOWN = 20
 """Users of one push that are told about when nobody asks for one of them; the rest is counted."""
-
-
-@asynccontextmanager
-async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncIterator[Connection]:
-    """A connection that can't write; the server gives each statement so many seconds.
-
-    Raises StoreUnavailable and SchemaBehind, also for what psycopg raises in the block.
-    """
-    conn = await connect(dsn, name)
-    try:
-        setup: LiteralString = (
-            "select set_config('statement_timeout', %(ms)s, false),"
-            " set_config('default_transaction_read_only', 'on', false)"
-        )
-        await ask(conn, setup, {"ms": f"{seconds * 1000:.0f}"}, seconds)
-        yield conn
-    except psycopg.Error as error:
-        raise translated(error) from error
-    finally:
-        conn.pgconn.finish()
-
-
-async def ask(
-    conn: Connection, query: LiteralString, params: Mapping[str, object], seconds: float = QUERY_TIMEOUT
-) -> list[dict[str, Any]]:
-    """Run one statement; its rows by the names of their columns. Raises psycopg's errors."""
-    cursor = conn.cursor(row_factory=dict_row)
-    # The server's own limit comes first, unless it has fallen silent.
-    async with Watchdog(conn, seconds * 1.1 + 2.0):
-        await cursor.execute(query, params)
-        return await cursor.fetchall()
 
 
 # --- What became of a push -------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from importlib import resources
 from typing import LiteralString, NamedTuple
 
 import psycopg
-from psycopg import errors as pg
 
+from bridge.adapters.postgres_conninfo import check_encoding, conninfo_of
 from bridge.adapters.postgres_errors import translated
-from bridge.errors import BridgeError, StoreUnavailable
+from bridge.errors import BridgeError, DatabaseUnsuitable
+from bridge.redaction import redact
 
 MIGRATION_LOCK = int.from_bytes(b"bridge\0\3", "big")
 """Advisory lock (one per database): two upgrades at once run one after the other."""
@@ -105,15 +106,17 @@ def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[st
     earlier ones kept, where the database refuses one; StoreUnavailable where it can't be reached.
     """
     applied = []
-    with _connect(dsn) as conn:
-        conn.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-        history = _history(conn)
+    # The lock falls with a transaction, not with a session, which a pooler would give to somebody else.
+    with connected(dsn) as holder, _transaction(holder), connected(dsn) as conn:
+        holder.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        with _transaction(conn):
+            history = _history(conn)
         _check(history, migrations)
         for migration in migrations:
             if migration.version in history:
                 continue
             try:
-                with conn.transaction():
+                with _transaction(conn):
                     conn.execute(_HISTORY)
                     conn.execute(migration.sql)
                     conn.execute(
@@ -131,7 +134,7 @@ def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[st
 def status(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[MigrationStatus]:
     """Every migration of this program and when it was applied, then those of a newer one that this database has seen.
     Raises as `upgrade`; changes nothing."""
-    with _connect(dsn) as conn:
+    with connected(dsn) as conn, _transaction(conn):
         history = _history(conn)
         _check(history, migrations)
         newest = migrations[-1].version
@@ -148,7 +151,7 @@ def pending_sql(dsn: str | None, migrations: tuple[Migration, ...] = MIGRATIONS)
     """The SQL that `upgrade` would run, for somebody else to run with psql; None: for an empty database."""
     history: dict[int, tuple[str, datetime]] = {}
     if dsn is not None:
-        with _connect(dsn) as conn:
+        with connected(dsn) as conn, _transaction(conn):
             history = _history(conn)
             _check(history, migrations)
     parts = []
@@ -167,12 +170,19 @@ def current_version(conn: psycopg.Connection) -> int:
     return max(_history(conn), default=0)
 
 
+@contextmanager
+def _transaction(conn: psycopg.Connection) -> Iterator[None]:
+    with conn.transaction():
+        conn.execute("set local search_path to public; set local datestyle to iso")
+        yield
+
+
 def _history(conn: psycopg.Connection) -> dict[int, tuple[str, datetime]]:
     """Checksum and time of each applied version."""
-    try:
-        rows = conn.execute("select version, checksum, applied_at from schema_version").fetchall()
-    except pg.UndefinedTable:
+    # Asked first: an error would end the transaction.
+    if conn.execute("select to_regclass('schema_version')").fetchone() == (None,):
         return {}
+    rows = conn.execute("select version, checksum, applied_at from schema_version").fetchall()
     return {version: (checksum, applied_at) for version, checksum, applied_at in rows}
 
 
@@ -182,21 +192,23 @@ def _check(history: dict[int, tuple[str, datetime]], migrations: tuple[Migration
             raise MigrationChanged(migration.name)
 
 
-def encoding_problem(conn: psycopg.Connection | psycopg.AsyncConnection) -> str:
-    """What is wrong with the encoding of this database, or "". Ids may be any text, and are compared bytewise."""
-    encoding = conn.info.parameter_status("server_encoding")
-    if encoding == "UTF8":
-        return ""
-    return f"the database {conn.info.dbname} has the encoding {encoding}, wanted is UTF8"
-
-
 @contextmanager
-def _connect(dsn: str) -> Iterator[psycopg.Connection]:
+def connected(dsn: str) -> Iterator[psycopg.Connection]:
+    """A connection on which nothing outlives its transaction: a pooler may lend its server's side to others.
+
+    Raises StoreUnavailable and DatabaseUnsuitable, also for what psycopg raises in the block.
+    """
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="bridge db") as conn:
-            if problem := encoding_problem(conn):
-                raise StoreUnavailable(problem)
-            conn.execute("select set_config('search_path', 'public', false)")
+        with psycopg.connect(
+            conninfo_of(dsn, "bridge db", connect_timeout=5), autocommit=True, prepare_threshold=None
+        ) as conn:
+            check_encoding(conn)
             yield conn
-    except (psycopg.Error, UnicodeError) as error:
+    except (psycopg.OperationalError, psycopg.DataError, UnicodeError) as error:
         raise translated(error) from error
+    except psycopg.Error as error:
+        if error.sqlstate is None:
+            raise translated(error) from error
+        # Mostly what the role may not do; a schema of somebody else's in the same place is one, too.
+        problem = redact(error.diag.message_primary or str(error).strip().partition("\n")[0])
+        raise DatabaseUnsuitable(f"the database refused: {problem} ({error.sqlstate})") from error

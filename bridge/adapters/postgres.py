@@ -86,8 +86,8 @@ class PostgresStore:
 
     async def close(self) -> None:
         """Close the connections; those in use close when their calls end. Idempotent."""
-        self._connections.close()
-        self._of_mailboxes.close()
+        await self._connections.close()
+        await self._of_mailboxes.close()
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
         """See `Store.record`: one round trip and one commit, whatever was there before.

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import psycopg
-from psycopg import errors as pg
 
 from bridge.errors import BridgeError, RowsRefused, StatementFailed, StoreRefused, StoreUnavailable
 from bridge.redaction import redact
+
+_OF_ROW = ("22", "23", "54")
+"""Classes of SQLSTATE that say that the data can't be kept."""
+_OF_SERVER = (
+    # Connection, prepared statement, login, database, resources, shutdown, disk, configuration.
+    *("08", "26", "28", "3D", "53", "57P", "58", "F0"),
+    # It only reads, or the transaction is gone; a race that was lost time and again; in use; too old a snapshot.
+    *("25", "40", "55006", "72"),
+    # What the schema does not have: it is another than the one that the connection knew.
+    *("3F", "42P01", "42P05", "42883", "42703"),
+)
+"""SQLSTATEs, by their beginning, that say nothing about the statement.
+https://www.postgresql.org/docs/15/errcodes-appendix.html"""
 
 
 def translated(error: Exception) -> BridgeError:
@@ -14,33 +26,36 @@ def translated(error: Exception) -> BridgeError:
 
     | SQLSTATE, error | becomes |
     |---|---|
-    | class 22 (data), class 23 (integrity), text that is no UTF-8 or holds a NUL | RowsRefused |
-    | 57014 (a statement's time is over), 55P03 (so is that for a lock, after some tries) | StatementFailed |
+    | 22 (data), 23 (integrity), 54 (too large or too deep), text that is no UTF-8 or holds a NUL | RowsRefused |
+    | `_OF_SERVER`, or none: no connection, or a cut one | StoreUnavailable |
     | the server answers a connection with FATAL | StoreRefused |
-    | no connection or a cut one; 40xxx after some tries; 53xxx, other 57xxx, 25006, all else | StoreUnavailable |
+    | all else: a time limit, a trigger, a right that is missing, an internal error | StatementFailed |
+
+    Whoever writes asks for more than one opinion: after StatementFailed it is tried whether any row can be written, and
+    after several StoreUnavailable, too (`bridge.persistence`). So an error in the wrong line costs some tries.
 
     A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
     42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.
     """
-    if isinstance(error, UnicodeEncodeError):
-        return RowsRefused("22021", f"text that is no UTF-8: {error.reason}")
-    if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
-        sqlstate = error.sqlstate or "22021"
-        text = _sentence(error)
-        if sqlstate == "23514" and error.diag.constraint_name is None:
-            # Not the row's fault: Postgres says so of a partition that is not there.
-            return StoreUnavailable(text)
+    if isinstance(error, UnicodeError):
+        return RowsRefused("22021", f"text that is no UTF-8: {getattr(error, 'reason', error)}")
+    if not isinstance(error, psycopg.Error):
+        return StoreUnavailable(_first_line(error))
+    text = _sentence(error)
+    sqlstate = error.sqlstate
+    if sqlstate is None and isinstance(error, psycopg.DataError):
+        sqlstate = "22021"
+    if sqlstate is None:
+        if isinstance(error, psycopg.NotSupportedError):
+            return StatementFailed(text)
+        # libpq gives no SQLSTATE of a connection that was refused, only what the server said.
+        _, fatal, said = text.partition("FATAL:")
+        return StoreRefused(said.strip()) if fatal else StoreUnavailable(text)
+    if sqlstate[:2] in _OF_ROW and not (sqlstate == "23514" and error.diag.constraint_name is None):
         return RowsRefused(sqlstate, text)
-    if isinstance(error, psycopg.Error) and error.sqlstate:
-        kind = (
-            StatementFailed
-            if isinstance(error, (pg.QueryCanceled, pg.LockNotAvailable))
-            else StoreUnavailable
-        )
-        return kind(f"{_sentence(error)} ({error.sqlstate})")
-    # libpq gives no SQLSTATE of a connection that was refused, only what the server said.
-    _, fatal, said = _first_line(error).partition("FATAL:")
-    return StoreRefused(said.strip()) if fatal else StoreUnavailable(_first_line(error))
+    # 23514 without a constraint is not the row's fault: Postgres says so of a partition that is not there.
+    of_server = sqlstate == "23514" or sqlstate.startswith(_OF_SERVER)
+    return (StoreUnavailable if of_server else StatementFailed)(f"{text} ({sqlstate})")
 
 
 def _sentence(error: psycopg.Error) -> str:

@@ -51,9 +51,9 @@ class PostgresFigures:
         """Ask now. Raises StoreUnavailable and SchemaBehind."""
         return await self._connections.run(_read)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection; idempotent."""
-        self._connections.close()
+        await self._connections.close()
 
 
 async def _read(conn: Connection) -> LogFigures:

@@ -23,7 +23,8 @@ import psycopg
 from psycopg import errors as pg
 
 from bridge.adapters.postgres_errors import translated
-from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect
+from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect, leave
+from bridge.adapters.postgres_pooling import refuse_transaction_pool
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken
 from bridge.model import Row
@@ -61,7 +62,11 @@ class PostgresLease:
         self._connections = Connections(dsn, f"bridge {node} sweep", size=1)
 
     async def claim(self) -> None:
-        """See `Lease.claim`. Takes at once what nobody holds; waits up to six seconds for a predecessor."""
+        """See `Lease.claim`. Takes at once what nobody holds; waits up to six seconds for a predecessor.
+
+        Raises DatabaseUnsuitable where a pooler would give the lock, and all else of the session, to others.
+        """
+        await refuse_transaction_pool(self._dsn, self._application_name)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + CLAIM_SECONDS
         try:
@@ -121,8 +126,10 @@ class PostgresLease:
                 (self._node, self._boot),
             )
         finally:
+            if self._conn is not None:
+                await leave(self._conn)
             self._disconnect()
-            self._connections.close()
+            await self._connections.close()
 
     async def _ask(self, query: LiteralString, params: Sequence[object]) -> tuple[Any, ...]:
         """The one row that a query gives, on the connection that holds the lock.

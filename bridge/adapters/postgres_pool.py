@@ -17,12 +17,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import psycopg
-from psycopg import conninfo
 from psycopg import errors as pg
+from psycopg import pq
 
-from bridge.adapters.migrate import WANTED_VERSION, ahead, encoding_problem
+from bridge.adapters.migrate import WANTED_VERSION, ahead
+from bridge.adapters.postgres_conninfo import check_encoding, conninfo_of
 from bridge.adapters.postgres_errors import translated
-from bridge.errors import SchemaBehind, StoreUnavailable
+from bridge.errors import DatabaseUnsuitable, SchemaBehind, StatementFailed, StoreUnavailable
 
 log = logging.getLogger("bridge")
 
@@ -34,6 +35,8 @@ LOCK_TIMEOUT = 1.5
 """Seconds that a statement may wait for a lock (lock_timeout)."""
 CALL_TIMEOUT = 7.0
 """Seconds after which the socket is shut down under a call: the last line, should all else stay silent."""
+LEAVE_TIMEOUT = 1.0
+"""Seconds to clean up a session before its connection is closed."""
 TRIES = 3
 """How often a call is tried that lost against another transaction."""
 
@@ -57,17 +60,8 @@ async def connect(dsn: str, application_name: str) -> Connection:
 
     Raises StoreUnavailable or SchemaBehind.
     """
+    conn = await plain_connection(dsn, application_name)
     try:
-        given = conninfo.conninfo_to_dict(dsn)
-        missing = {name: value for name, value in _DEFAULTS.items() if name not in given}
-        conn = await psycopg.AsyncConnection.connect(
-            conninfo.make_conninfo(dsn, application_name=application_name, **missing), autocommit=True
-        )
-    except (psycopg.Error, OSError) as error:
-        raise translated(error) from error
-    try:
-        if problem := encoding_problem(conn):
-            raise StoreUnavailable(problem)
         async with Watchdog(conn):
             await _set_up(conn)
             version = await _version(conn)
@@ -91,16 +85,39 @@ def _tell_ahead(version: int) -> None:
     log.warning("%s", ahead(version))
 
 
+async def plain_connection(dsn: str, application_name: str) -> Connection:
+    """Open a connection that speaks UTF8 and commits each statement, with nothing set in its session.
+
+    Raises StoreUnavailable, and DatabaseUnsuitable for another encoding.
+    """
+    try:
+        conn = await psycopg.AsyncConnection.connect(
+            conninfo_of(dsn, application_name, **_DEFAULTS), autocommit=True
+        )
+    except (psycopg.Error, OSError) as error:
+        raise translated(error) from error
+    try:
+        check_encoding(conn)
+    except DatabaseUnsuitable:
+        conn.pgconn.finish()
+        raise
+    return conn
+
+
 async def _set_up(conn: Connection) -> None:
+    # A pooler may give out what a session that was killed has left, where it is not told to clean up.
+    await conn.execute("deallocate all")
     # By statement rather than by `options`: those may be in use in the DSN, and proxies refuse them.
     await conn.execute(
         """
-        select set_config('search_path', 'public', false),
+        select pg_advisory_unlock_all(),
+               set_config('search_path', 'public', false),
                set_config('default_transaction_isolation', 'read committed', false),
                set_config('statement_timeout', %s, false),
                set_config('lock_timeout', %s, false),
                -- Compiling a plan over all partitions may take seconds, and running it a millisecond.
                set_config('jit', 'off', false),
+               set_config('DateStyle', 'ISO', false),
                set_config('tcp_keepalives_idle', '3', false),
                set_config('tcp_keepalives_interval', '2', false),
                set_config('tcp_keepalives_count', '2', false)
@@ -149,6 +166,22 @@ def shut_down(conn: Connection) -> None:
             return
 
 
+async def leave(conn: Connection) -> None:
+    """Close a connection with nothing left in its session. Never raises for a database that is away.
+
+    A pooler may lend the server's side of it to somebody else, with its settings and locks, where it is not told to
+    clean up (`server_reset_query` of PgBouncer).
+    """
+    try:
+        if not conn.closed and conn.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            async with Watchdog(conn, LEAVE_TIMEOUT):
+                await conn.execute("discard all")
+    except psycopg.Error:
+        return
+    finally:
+        conn.pgconn.finish()
+
+
 class Connections:
     """A few connections, lent to one call each. Opens them when they are needed."""
 
@@ -175,7 +208,7 @@ class Connections:
                 if lost == TRIES:
                     raise translated(error) from error
                 await asyncio.sleep(random.uniform(0.005, 0.05) * lost)
-            except (psycopg.Error, UnicodeEncodeError) as error:
+            except (psycopg.Error, UnicodeError) as error:
                 raise translated(error) from error
 
     async def _run_once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -192,7 +225,7 @@ class Connections:
             try:
                 async with Watchdog(conn):
                     result = await work(conn)
-            except (psycopg.DataError, psycopg.IntegrityError, UnicodeEncodeError, *_LOST_A_RACE):
+            except (psycopg.DataError, psycopg.IntegrityError, UnicodeError, *_LOST_A_RACE):
                 self._give_back(conn)
                 raise
             except (
@@ -207,9 +240,13 @@ class Connections:
                     self._drop_idle()
                     raise _Stale from error
                 raise
-            except BaseException:
-                # Interrupted, or an error nobody has thought of: its state is unknown.
-                conn.pgconn.finish()
+            except BaseException as error:
+                if isinstance(error, psycopg.Error) and isinstance(translated(error), StatementFailed):
+                    # The server has answered, and goes on with the connection where it can.
+                    self._give_back(conn)
+                else:
+                    # Interrupted, or an error nobody has thought of: its state is unknown.
+                    conn.pgconn.finish()
                 raise
             self._give_back(conn)
             return result
@@ -227,10 +264,12 @@ class Connections:
             conn.pgconn.finish()
         self._idle.clear()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close what is idle now, and the others when their calls end. Idempotent."""
         self._closed = True
-        self._drop_idle()
+        idle, self._idle = self._idle, []
+        for conn in idle:
+            await leave(conn)
 
 
 class _Stale(Exception):

@@ -3,7 +3,8 @@
 What upkeep detaches it marks before, so that a table which somebody else has detached, to keep it, is left alone.
 
 Nothing here may make writers wait for a reader: a partition is attached rather than created in place,
-detached concurrently, and every wait for a lock is cut at a second and tried again.
+detached concurrently, and every wait for a lock is cut at a second and tried again. A role that does not own the log
+has its partitions dropped by a function of the owner's, which makes them wait for a fifth of a second at most.
 https://www.postgresql.org/docs/15/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE
 """
 
@@ -20,7 +21,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from bridge.adapters.postgres_errors import translated
-from bridge.adapters.postgres_pool import Connection, Watchdog, connect
+from bridge.adapters.postgres_pool import Connection, Watchdog, connect, leave
 from bridge.errors import BridgeError
 
 DAYS_AHEAD = 3
@@ -67,12 +68,22 @@ DAYS_HERE: LiteralString = """
 """The days that the log has a partition of, as a query with one column `day`."""
 
 
-# Each is a look into a partial index; none is worth reading a day of rows.
-_HAS_WORK = """
-    (select from {0} where outcome = 'pending' limit 1) union all
-    (select from {0} where outcome = 'stored' limit 1) union all
-    (select from {0} where final and owed is not null limit 1)
+# Each is a look into a partial index; none is worth reading a day of rows. By the log, not by the partition, which
+# only its owner may read.
+_HAS_WORK: LiteralString = """
+    (select from delivery_log where day = %(day)s and outcome = 'pending' limit 1) union all
+    (select from delivery_log where day = %(day)s and outcome = 'stored' limit 1) union all
+    (select from delivery_log where day = %(day)s and final and owed is not null limit 1)
     """
+
+
+async def owns_log(conn: Connection) -> bool:
+    """Whether this connection's role may do with the log's partitions what their owner may."""
+    query: LiteralString = (
+        "select pg_has_role(c.relowner, 'usage') from pg_class c where c.oid = 'delivery_log'::regclass"
+    )
+    row = await (await conn.execute(query)).fetchone()
+    return row is not None and bool(row[0])
 
 
 class UpkeepTrouble(BridgeError):
@@ -141,8 +152,8 @@ class Upkeep:
         except psycopg.Error as error:
             raise translated(error) from error
         finally:
-            # Closing it gives the advisory lock back.
-            conn.pgconn.finish()
+            # Gives the advisory lock back.
+            await leave(conn)
         return done
 
     async def _run(self, conn: Connection, retention_days: int, done: UpkeepDone) -> None:
@@ -171,14 +182,10 @@ class Upkeep:
                     done.made.append(name)
         first_kept = min(today - datetime.timedelta(days=retention_days), since)
         tables = await self._tables(conn)
-        content = {table.day: table for table in tables if table.parent == CONTENT}
-        for table in tables:
-            if table.parent == LOG:
-                with _troubles(table.name, done):
-                    await self._look_after(conn, table, content.pop(table.day, None), first_kept, done)
-        for table in content.values():
-            with _troubles(table.name, done):
-                await self._look_after_alone(conn, table, first_kept, done)
+        if await owns_log(conn):
+            await self._look_after_all(conn, tables, first_kept, done)
+        else:
+            await self._have_dropped(conn, tables, retention_days, first_kept, done)
         # What a day's rows were counted as goes with them.
         with _troubles("tally", done):
             here = [
@@ -191,6 +198,48 @@ class Upkeep:
             )
         with _troubles("past_boot", done):
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
+
+    async def _have_dropped(
+        self,
+        conn: Connection,
+        tables: list[_Table],
+        retention_days: int,
+        first_kept: datetime.date,
+        done: UpkeepDone,
+    ) -> None:
+        """Have the owner's function drop what is past its retention: this role may not.
+
+        A function can't detach concurrently. So it locks the whole log for a moment, for which it waits a fifth of a
+        second at most.
+        """
+        for table in tables:
+            if table.parent != LOG or not table.attached or table.detaching or table.day is None:
+                continue
+            if table.day >= first_kept:
+                continue
+            gone = False
+            with _troubles(table.name, done):
+                for attempt in range(TRIES):
+                    if attempt:
+                        await asyncio.sleep(HELD_WAIT)
+                    with suppress(pg.LockNotAvailable, pg.DeadlockDetected):
+                        query: LiteralString = "select drop_partition(%s, %s)"
+                        row = await (await conn.execute(query, (table.day, retention_days))).fetchone()
+                        gone = row is not None and bool(row[0])
+                        break
+                (done.dropped if gone else done.kept).append(table.name)
+
+    async def _look_after_all(
+        self, conn: Connection, tables: list[_Table], first_kept: datetime.date, done: UpkeepDone
+    ) -> None:
+        content = {table.day: table for table in tables if table.parent == CONTENT}
+        for table in tables:
+            if table.parent == LOG:
+                with _troubles(table.name, done):
+                    await self._look_after(conn, table, content.pop(table.day, None), first_kept, done)
+        for table in content.values():
+            with _troubles(table.name, done):
+                await self._look_after_alone(conn, table, first_kept, done)
 
     async def _look_after(
         self,
@@ -248,8 +297,7 @@ class Upkeep:
         """Whether a day has rows that are not final or owe a receipt."""
         if not table.attached or table.detaching:
             return False
-        query = sql.SQL(_HAS_WORK).format(sql.Identifier(table.name))
-        return await (await conn.execute(query)).fetchone() is not None
+        return await (await conn.execute(_HAS_WORK, {"day": table.day})).fetchone() is not None
 
     async def _drop(self, conn: Connection, table: _Table) -> bool:
         """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""

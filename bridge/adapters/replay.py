@@ -15,8 +15,8 @@ from typing import Any, Final, LiteralString
 
 import msgspec
 
-from bridge.adapters.inquiry import ask, reading
 from bridge.adapters.postgres_pool import Connection
+from bridge.adapters.postgres_reading import ask, reading
 from bridge.adapters.postgres_rows import META
 from bridge.adapters.producer import Outgoing, Producer
 from bridge.errors import SettingsError

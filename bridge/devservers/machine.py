@@ -59,6 +59,7 @@ NEEDED = {
     "rabbitmq": Needed("RabbitMQ", "rabbitmq-server", "BRIDGE_AMQP_URL"),
     "postgres": Needed("Postgres", "postgresql", "BRIDGE_POSTGRES_DSN"),
     "chromium": Needed("Chromium", "chromium"),
+    "pgbouncer": Needed("PgBouncer", "pgbouncer"),
     "venv": Needed("Python's venv", "python3-venv"),
 }
 
@@ -156,6 +157,10 @@ class Machine:
         """A browser for the demo page's test."""
         return _on_path("chromium") or _on_path("chromium-browser") or _on_path("google-chrome")
 
+    def pgbouncer(self) -> Path | None:
+        """A pooler for the tests of what lies between the bridge and Postgres."""
+        return _on_path("pgbouncer")
+
     def venv(self) -> object | None:
         """What `python -m venv` needs; Debian leaves it out of python3."""
         importlib.invalidate_caches()
@@ -167,6 +172,7 @@ class Machine:
             "rabbitmq": self.rabbitmq,
             "postgres": self.postgres,
             "chromium": self.chromium,
+            "pgbouncer": self.pgbouncer,
             "venv": self.venv,
         }
         return {name: found for name in wanted if (found := looks[name]()) is not None}

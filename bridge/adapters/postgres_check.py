@@ -1,0 +1,213 @@
+"""Would a week of running work on this database? Does what `serve` does, in a transaction that is rolled back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Final, LiteralString
+
+import psycopg
+
+from bridge.adapters.finding import Finding
+from bridge.adapters.migrate import WANTED_VERSION
+from bridge.adapters.postgres_errors import translated
+from bridge.adapters.postgres_lease import LEASE_SECONDS
+from bridge.adapters.postgres_pool import Connection, Watchdog, plain_connection
+from bridge.adapters.postgres_pooling import TRANSACTION_POOLED, transaction_pooled
+from bridge.adapters.postgres_rights import missing
+from bridge.adapters.postgres_rows import RECORD_PARAMS, record_params
+from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
+from bridge.model import Outcome, Reason, Row, RowKey
+
+CHECK_TIMEOUT: Final = 20.0
+"""Seconds for all of it."""
+CLOCK_WARN, CLOCK_FAIL = 1.0, 30.0
+"""Seconds between this machine's clock and the server's: more is told, and more is too much for leases and ttls."""
+WEEK: Final = 7
+LONG_AGO: Final = 3999
+"""Days before today: a partition that nobody has, made and dropped to show that both work."""
+NAME: Final = "bridge check"
+
+
+async def findings(dsn: str) -> list[Finding]:
+    """Everything about the database that is worth a line; leaves nothing behind.
+
+    It locks the log for a moment, as the upkeep of a role does that does not own it. Raises StoreUnavailable where the
+    server can't be reached, DatabaseUnsuitable for another encoding.
+    """
+    found = [await _pooler(dsn)]
+    conn = await plain_connection(dsn, NAME)
+    try:
+        conn.prepare_threshold = None
+        async with Watchdog(conn, CHECK_TIMEOUT), conn.transaction(force_rollback=True):
+            await conn.execute(
+                "set local search_path to public; set local statement_timeout to '5s'; set local datestyle to iso;"
+                " set local lock_timeout to '500ms'"
+            )
+            found += await _look(conn)
+    except psycopg.Error as error:
+        raise translated(error) from error
+    finally:
+        conn.pgconn.finish()
+    return found
+
+
+async def _pooler(dsn: str) -> Finding:
+    if await transaction_pooled(dsn, NAME):
+        return Finding("fail", "pooler", TRANSACTION_POOLED)
+    return Finding("ok", "pooler", "none, or one in session mode")
+
+
+async def _look(conn: Connection) -> list[Finding]:
+    """In a transaction: what can be asked first, then what must be tried."""
+    found = [await _clock(conn)]
+    if only_reads := await _only_reads(conn):
+        return [*found, only_reads]
+    if not await _value(conn, "select to_regclass('public.schema_version') is not null"):
+        return [*found, Finding("fail", "schema", "there is none: run `bridge db upgrade` as its owner")]
+    rights = await missing(conn)
+    if rights:
+        return [*found, *(Finding("fail", "rights", f"no {what}: {mends}") for what, mends in rights)]
+    found.append(Finding("ok", "rights", "all that serving needs"))
+    schema = await _value(conn, "select coalesce(max(version), 0) from schema_version")
+    if int(str(schema)) < WANTED_VERSION:
+        words = f"the schema is at version {schema}, wanted is {WANTED_VERSION}: run `bridge db upgrade`"
+        return [*found, Finding("fail", "schema", words)]
+    ahead = int(str(await _value(conn, _AHEAD)))
+    serving = await _value(conn, _SERVING)
+    words = f"of {ahead} days ahead"
+    if ahead >= DAYS_AHEAD - 1:
+        found.append(Finding("ok", "partitions", words))
+    elif serving:
+        words += f", though a bridge runs, which makes {DAYS_AHEAD} each hour: see its log"
+        found.append(Finding("warn", "partitions", words))
+    else:
+        found.append(Finding("ok", "partitions", f"{words}: `bridge serve` makes {DAYS_AHEAD}"))
+    return [*found, *await _tries(conn)]
+
+
+_SERVING: LiteralString = f"""
+    select exists (select from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS})
+                   and claimed_at < clock_timestamp() - interval '1 min')
+    """
+_AHEAD: LiteralString = f"select count(*) from ({DAYS_HERE}) d where d.day > log_today()"
+
+
+async def _clock(conn: Connection) -> Finding:
+    before = time.time()
+    server = float(str(await _value(conn, "select extract(epoch from clock_timestamp())::float8")))
+    # Somewhere in between the server has looked.
+    apart = max(0.0, before - server, server - time.time())
+    words = f"the server's clock and this machine's differ by {apart:.1f} s"
+    if apart > CLOCK_FAIL:
+        return Finding("fail", "clock", f"{words}: have both follow NTP")
+    if apart > CLOCK_WARN:
+        return Finding("warn", "clock", f"{words}: have both follow NTP")
+    return Finding("ok", "clock", f"differs by less than {CLOCK_WARN:g} s")
+
+
+async def _only_reads(conn: Connection) -> Finding | None:
+    if await _value(conn, "select pg_is_in_recovery()"):
+        words = "this server is a standby and only reads: give BRIDGE_POSTGRES_DSN the primary's address"
+        return Finding("fail", "database", f"{words} (or several, and target_session_attrs=read-write)")
+    if await _value(conn, "select current_setting('transaction_read_only')::boolean"):
+        row = await (
+            await conn.execute("select quote_ident(current_user), quote_ident(current_database())")
+        ).fetchone()
+        assert row is not None
+        source = await _value(
+            conn, "select source from pg_settings where name = 'default_transaction_read_only'"
+        )
+        mends = {
+            "user": f"alter role {row[0]} reset default_transaction_read_only;",
+            "database": f"alter database {row[1]} reset default_transaction_read_only;",
+            "database user": f"alter role {row[0]} in database {row[1]} reset default_transaction_read_only;",
+            "client": "take default_transaction_read_only out of the DSN or PGOPTIONS",
+        }.get(str(source), "alter system reset default_transaction_read_only; select pg_reload_conf();")
+        return Finding(
+            "fail", "database", f"transactions only read here (default_transaction_read_only): {mends}"
+        )
+    return None
+
+
+async def _tries(conn: Connection) -> list[Finding]:
+    """Do what a week of serving does."""
+    found = []
+    for what, tried in _TRIES.items():
+        try:
+            async with conn.transaction():
+                await tried(conn)
+        except psycopg.OperationalError as error:
+            if conn.closed:
+                raise
+            problem = error.diag.message_primary or str(error)
+            # Locks that others hold, mostly; it says nothing about whether it works.
+            found.append(Finding("warn", what, f"could not be tried now: {problem} ({error.sqlstate})"))
+        except psycopg.Error as error:
+            problem = error.diag.message_primary or str(error)
+            found.append(Finding("fail", what, f"{problem} ({error.sqlstate})"))
+    if not found:
+        words = f"rows, leases and partitions of {WEEK} days were written and rolled back"
+        return [Finding("ok", "week", words)]
+    return found
+
+
+async def _rows(conn: Connection) -> None:
+    now = time.time()
+    pending = Row(
+        RowKey("", f"bridge check {uuid.uuid4()}", ""),
+        Outcome.PENDING, Reason.AWAITING_PROOF, NAME, NAME, published_at=now, taken_at=now, owed=(),
+    )  # fmt: skip
+    ended = Row(
+        pending.key, Outcome.REJECTED, Reason.INVALID, NAME, NAME, published_at=now, taken_at=now, finished_at=now,
+        owed=(),
+    )  # fmt: skip
+    for row in (pending, ended):
+        await conn.execute(_RECORD, record_params([row]))
+    await conn.execute("select try_writing()")
+    await conn.execute("delete from delivery_log where push_id = %s", (pending.key.push_id,))
+
+
+_RECORD: LiteralString = f"select count(*) from record_rows({', '.join(['%s'] * RECORD_PARAMS)})"
+
+
+async def _lease(conn: Connection) -> None:
+    boot = str(uuid.uuid4())
+    name = f"{NAME} {boot}"
+    await conn.execute(
+        "select claim_node(%s, %s, null), renew_node(%s, %s, 0, 0, 0)", (name, boot, name, boot)
+    )
+    await conn.execute("delete from node where name = %s", (name,))
+    await conn.execute("delete from past_boot where boot = %s", (boot,))
+    await conn.execute("select roll_day()")
+    await conn.execute("delete from tally where false")
+
+
+async def _days(conn: Connection) -> None:
+    for ahead in range(WEEK + 1):
+        await conn.execute("select make_partition(log_today() + %s)", (ahead,))
+
+
+async def _drop(conn: Connection) -> None:
+    day = await _value(conn, "select log_today() - %s::integer", LONG_AGO)
+    await conn.execute("select make_partition(%s)", (day,))
+    if await owns_log(conn):
+        # Upkeep detaches it concurrently, which no transaction may: whoever may drop it may do that.
+        await conn.execute(f"drop table delivery_log_{day:%Y%m%d}".encode())
+    else:
+        await conn.execute("select drop_partition(%s, 1)", (day,))
+
+
+_TRIES: Final[dict[str, Callable[[Connection], Awaitable[None]]]] = {
+    "rows": _rows,
+    "lease": _lease,
+    "days": _days,
+    "retention": _drop,
+}
+
+
+async def _value(conn: Connection, query: LiteralString, *params: object) -> object:
+    row = await (await conn.execute(query, params)).fetchone()
+    assert row is not None
+    return row[0]
