@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+HEARTBEAT = '{"type":"heartbeat"}'
 SECONDS = 10.0
 """How long anything may take before a test fails."""
 
@@ -30,9 +31,11 @@ class Client:
         return self.connection.subprotocol
 
     async def read(self) -> str | bytes:
-        """The next message: str of a text frame, bytes of a binary one."""
+        """The next message but heartbeats: str of a text frame, bytes of a binary one."""
         async with asyncio.timeout(SECONDS):
-            return await self.connection.recv()
+            while (message := await self.connection.recv()) == HEARTBEAT:
+                pass
+            return message
 
     async def read_json(self) -> Any:
         """The next message, parsed."""

@@ -128,12 +128,12 @@ async def test_no_canary_leaves_a_bridge_that_works(
     log = tmp_path / "log"
     token = house.token("u1")
     answers: list[bytes] = []
-    more = {
+    more: dict[str, object] = {
         "log_level": "debug",
         "ops_token": OPS_TOKEN,
         "hooks": "tests.leaky:Hooks",
         "error_handler": "tests.leaky:Errors",
-        "output": log,
+        "log": log,
     }
     async with house.process(url, dsn, **more) as p:
         async with client(p.ws_port, token) as opened:

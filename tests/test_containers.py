@@ -27,11 +27,12 @@ MADE_ONCE = frozenset(
     (
         "JwtVerifier._algorithms", "OpsServer._static", "Settlement._logs", "Splitter._tapped", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_Connection.kwargs",
+        "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",
         "_Connection._Connection__client_properties", "_Connection._Connection__create_connection_kwargs",
     )
 )  # fmt: skip
-"""Containers that are as large as the code, or a setting, makes them. (Those with _ are aiormq's and asyncio's.)"""
+"""Containers that are as large as the code, or a setting, makes them. (Those at the end are the libraries' own.)"""
 LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 """What is not needed any more is looked for once there is so much."""
 LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap", "_Batch.failures"))

@@ -251,6 +251,7 @@ def test_the_view_delivery_has_the_columns_that_outsiders_rely_on(database: str)
     times = ["published_at", "taken_at", "written_at", "proven_at", "finished_at", "expires_at", "late_at"]
     assert dict(rows) == text | dict.fromkeys(times, "timestamp with time zone") | {
         "final": "boolean", "meta": "jsonb", "sessions": "integer", "attempts": "integer",
+        "day": "date", "latency_ms": "double precision", "waited_ms": "double precision",
     }  # fmt: skip
 
 

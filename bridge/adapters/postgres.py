@@ -86,8 +86,10 @@ class PostgresStore:
 
     async def close(self) -> None:
         """Close the connections; those in use close when their calls end. Idempotent."""
-        await self._connections.close()
-        await self._of_mailboxes.close()
+        try:
+            await self._connections.close()
+        finally:
+            await self._of_mailboxes.close()
 
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
         """See `Store.record`: one round trip and one commit, whatever was there before.

@@ -267,9 +267,12 @@ class Connections:
     async def close(self) -> None:
         """Close what is idle now, and the others when their calls end. Idempotent."""
         self._closed = True
-        idle, self._idle = self._idle, []
-        for conn in idle:
-            await leave(conn)
+        try:
+            while self._idle:
+                await leave(self._idle.pop())
+        finally:
+            # Interrupted: then there is no time for manners.
+            self._drop_idle()
 
 
 class _Stale(Exception):
