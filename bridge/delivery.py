@@ -400,7 +400,9 @@ class Delivery:
             message.letters.append(_letter(arrival, request.id, ending[1], ending[2], arrival.body))
         roaming = roams(request)
         users = users_of(self._hub, request) if ending is None else named_users(request)
-        if roaming and came_before and (ending is not None or users == (NO_USER,)):
+        # A session has one user: whatever became of the push at an earlier taking, also that nobody had it, is its end.
+        has_one_end = ending is not None or users == (NO_USER,) or isinstance(request.target, ToSession)
+        if roaming and came_before and has_one_end:
             reached = bool(self._flights.roaming(request.key)) or await self._lookups.has_rows(request.key)
         else:
             reached = False

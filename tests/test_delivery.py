@@ -699,6 +699,23 @@ async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_end
         assert account.begun == account.with_row + account.on_their_way
 
 
+async def test_a_push_to_a_session_that_was_nowhere_at_its_first_taking_is_not_sent_at_the_second() -> None:
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "late"}, "data": 1}).encode()
+        await h.take(arrival(body))
+        h.advance(2.5)
+        await h.settled(1)
+        async with house() as h2:
+            h2.store.rows.update(h.store.rows)
+            peer = h2.connect("u1")
+            late = json.dumps({"id": "p1", "to": {"session": peer.session_id}, "data": 1}).encode()
+            await h2.take(arrival(late, redelivered=True, delivery_count=1, reply_to="caller"))
+            await h2.settled(1)
+            assert peer.pushes == []
+            assert set(h2.store.rows) == {RowKey("", "p1", "")}
+            assert [(r.row.key.user, r.row.outcome) for r in h2.publisher.sent] == [("", Outcome.OFFLINE)]
+
+
 async def test_a_push_to_a_session_that_is_nowhere_ends_when_another_bridge_had_its_time() -> None:
     async with house() as h:
         body = json.dumps({"id": "p1", "to": {"session": "gone"}, "data": 1}).encode()
