@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from bridge.redaction import without_known
+
 AMQP_SHAPE: Final = "amqp://user:password@host:port/vhost expected, or amqps://"
 POSTGRES_SHAPE: Final = "postgresql://user:password@host:port/database expected, or host=... dbname=..."
 NO_HOST: Final = "the host is no host name, whose parts have 1 to 63 characters each"
@@ -43,8 +45,9 @@ _CHOICES: Final = {
         "prefer-standby",
     ),
 }
+_QUERY_PASSWORD: Final = re.compile(r"((?:ssl)?password=)[^&]+", re.IGNORECASE)
 _CONNINFO_PASSWORD: Final = re.compile(
-    r"((?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'?|(?:\\.|[^\s&'\\])+)", re.IGNORECASE
+    r"((?:ssl)?password\s*=\s*)('(?:\\.|[^'\\])*'?|(?:\\.|[^\s\\])+)", re.IGNORECASE
 )
 
 
@@ -220,6 +223,8 @@ def postgres_secrets(dsn: str) -> Secrets:
 
 def redacted(url: str) -> str:
     """The URL or conninfo with `***` in place of every password; safe for logs and people."""
+    # Before a part of one is masked, by which the rest would no longer be known.
+    url = without_known(url)
     scheme, separator, rest = url.partition("://")
     if separator:
         end = re.search(r"[/?#]", rest)
@@ -232,5 +237,5 @@ def redacted(url: str) -> str:
         if cut >= 0:
             user, colon, _ = rest[:cut].partition(":")
             rest = user + (":***" if colon else "") + rest[cut:]
-        url = scheme + separator + rest
+        return scheme + separator + _QUERY_PASSWORD.sub(r"\1***", rest)
     return _CONNINFO_PASSWORD.sub(r"\1***", url)

@@ -360,6 +360,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         options = re.findall(r"--[a-z-]+", parser.format_help())
         # Not its value, which may be a secret.
         word = unknown[0].partition("=")[0]
+        if not word.startswith("-"):
+            parser.error("there is a word too many; a value with a space in it wants quotes")
         near = difflib.get_close_matches(word, options, n=1)
         parser.error(f"what is {word}?" + (f" (did you mean {near[0]}?)" if near else ""))
     return args

@@ -29,6 +29,7 @@ from pydantic_settings import (
     SecretsSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as UnreadableSource
 
 from bridge import redaction
 from bridge.addresses import amqp_problem, amqp_secrets, postgres_problem, postgres_secrets, redacted
@@ -109,8 +110,13 @@ class CommonSettings(BaseSettings):
         unknown = [name for name in values if name not in fields and not name.startswith("_")]
         if unknown:
             raise TypeError(f"there is no setting {', '.join(unknown)}")
+        # Before anything is read: a secret may stand in the wrong place, and be quoted there as a wrong value.
+        for name in _KEYS:
+            redaction.learn([os.environ.get(env_name(name), "").strip(), str(values.get(name, ""))])
         try:
             super().__init__(**values)
+        except UnreadableSource as error:
+            raise SettingsError(f"{PREFIX}SECRETS_DIR", "a file there is no UTF-8 text") from error
         except ValidationError as error:
             problems = [
                 _problem(type(self), e["loc"], e["msg"], e["type"], e["input"])
@@ -152,7 +158,8 @@ class CommonSettings(BaseSettings):
         if not directory and not Path(SECRETS_DIR).is_dir():
             return sources
         if directory and not Path(directory).is_dir():
-            raise SettingsError(f"{PREFIX}SECRETS_DIR", f"a directory expected, {directory!r} is none")
+            shown = "this" if _may_be_secret(directory) else repr(directory)
+            raise SettingsError(f"{PREFIX}SECRETS_DIR", f"a directory expected, {shown} is none")
         return (*sources, SecretsSettingsSource(settings_cls, secrets_dir=directory or SECRETS_DIR))
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
@@ -529,10 +536,19 @@ def _problem(
     """A pydantic error in our words: the setting as the environment names it, and what was expected."""
     field = str(loc[0])
     if kind == "value_error":
-        return env_name(field), message.removeprefix("Value error, ")
+        problem = message.removeprefix("Value error, ")
+        for part in (str(value), *str(value).split(",")):
+            if _may_be_secret(part):
+                problem = problem.replace(repr(part.strip()), "what is given")
+        return env_name(field), redaction.without_known(problem)
     wanted = expected(field, model.model_fields[field]) or "text"
-    shown = "" if field in _SECRET else f", not {value!r}"
+    shown = "" if field in _SECRET or _may_be_secret(str(value)) else f", not {value!r}"
     return env_name(field), f"{wanted} expected{shown}"
+
+
+def _may_be_secret(text: str) -> bool:
+    """Whether this looks like an address or a connection string, which has a place of its own."""
+    return "@" in text or "password" in text.lower()
 
 
 def _without(problem: str, value: str) -> str:

@@ -290,3 +290,42 @@ def test_a_password_that_is_a_common_word_or_the_user_leaves_texts_readable() ->
 def test_a_short_password_is_taken_out_where_it_stands_by_itself() -> None:
     redaction.learn(["quay"])
     assert redaction.redact('for user "quay" or quay, not quayside') == 'for user "***" or ***, not quayside'
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"jwt_algorithms": KEY, "jwt_secret": KEY},
+        {"jwt_secret": KEY, "ws_port": f"amqp://u:{CANARY}'x@h"},
+        {"jwt_secret": KEY, "node": f"postgresql://app:{CANARY} x@h/db"},
+        {"jwt_secret": KEY, "origins": f"https://u:{CANARY}'x@h:x"},
+        {"jwt_secret": KEY, "hooks": f"host=h password={CANARY}&x"},
+        {"jwt_secret": KEY, "postgres_dsn": f"host=127.0.0.1 port=1 password=x{CANARY}&{CANARY}"},
+        {"jwt_secret": KEY, "postgres_dsn": f"host=127.0.0.1 port=1 password=x{CANARY}\\'{CANARY}"},
+        {"jwt_secret": KEY, "postgres_dsn": f"postgresql://127.0.0.1:1/d?password=x'{CANARY}"},
+        {"jwt_secret": KEY, "amqp_url": f"amqp://127.0.0.1:1/?password={CANARY}'{CANARY}"},
+    ],
+    ids=lambda variables: list(variables)[-1],
+)
+async def test_a_secret_in_the_wrong_place_is_not_quoted(variables: dict[str, str], tmp_path: Path) -> None:
+    settings = {"amqp_url": "amqp://127.0.0.1:1/", "postgres_dsn": "postgresql://127.0.0.1:1/d", **variables}
+    code, printed = await run(("check",), environment(**settings), tmp_path)
+    assert code in (2, 3), printed
+    assert "Traceback" not in printed
+    assert CANARY not in printed
+
+
+@pytest.mark.parametrize("words", [(f"--jwt-secret={CANARY}", CANARY), (f"postgresql://a:{CANARY}@h/d",)])
+async def test_a_word_too_many_is_not_quoted(words: tuple[str, ...], tmp_path: Path) -> None:
+    code, printed = await run(("serve", *words), environment(), tmp_path)
+    assert code == 2
+    assert CANARY not in printed
+
+
+async def test_a_secret_file_that_is_no_text_is_told_without_its_content(tmp_path: Path) -> None:
+    (tmp_path / "BRIDGE_JWT_SECRET").write_bytes(CANARY.encode() + b"\xff\xfe")
+    code, printed = await run(("check",), {**environment(), "BRIDGE_SECRETS_DIR": str(tmp_path)}, tmp_path)
+    assert code == 2
+    assert "BRIDGE_SECRETS_DIR" in printed
+    assert "Traceback" not in printed
+    assert CANARY not in printed

@@ -17,6 +17,7 @@ from bridge.adapters.finding import Finding
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_check import findings
 from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import connect
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.errors import StatementFailed
 from bridge.model import Outcome, Reason
@@ -442,3 +443,32 @@ async def test_the_check_leaves_nothing_behind(database: str) -> None:
     before = content()
     assert failed(await findings(database)) == []
     assert content() == before
+
+
+# --- What a role may have set ----------------------------------------------------------------------------
+
+SETTINGS = {
+    "synchronous_commit": ("off", "on"),
+    "array_nulls": ("off", "on"),
+    "extra_float_digits": ("-15", "1"),
+}
+"""By name: what a role has, and what the bridge's connections have all the same."""
+
+
+async def test_what_a_role_has_set_neither_loses_rows_nor_changes_what_is_written(
+    vhost: str, database: str
+) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        for name, (theirs, _) in SETTINGS.items():
+            conn.execute(f"alter database {conn.info.dbname} set {name} to '{theirs}'".encode())
+    opened = await connect(database, "test")
+    for name, (_, ours) in SETTINGS.items():
+        found = await (await opened.execute("select current_setting(%s)", (name,))).fetchone()
+        assert found == (ours,), name
+    opened.pgconn.finish()
+    async with bridge(vhost, database):
+        await publish(vhost, request("nobody", "p1"))
+        (row,) = await final_rows(database, 1)
+    assert row["outcome"] == "offline"
+    assert abs(row["taken_at"].timestamp() - time.time()) < 60
+    assert all(finding.level != "fail" for finding in await findings(database))

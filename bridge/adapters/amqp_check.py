@@ -266,7 +266,7 @@ class _Look:
         return [Finding("warn", "broker", f"{words}; see rabbitmqctl status, its alarms")]
 
 
-PERMISSIONS = r"'^push($|\.)' '^(push($|\.)|amq\.(default|gen))' '^(push($|\.)|amq\.gen)'"
+PERMISSIONS = r"'^(push($|\.)|amq\.gen)' '^(push($|\.)|amq\.(default|gen))' '^(push($|\.)|amq\.gen)'"
 """Configure, write and read of the bridge's user, as rabbitmqctl takes them."""
 
 

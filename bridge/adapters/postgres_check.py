@@ -43,7 +43,7 @@ async def findings(dsn: str) -> list[Finding]:
         async with Watchdog(conn, CHECK_TIMEOUT), conn.transaction(force_rollback=True):
             await conn.execute(
                 "set local search_path to public; set local statement_timeout to '5s'; set local datestyle to iso;"
-                " set local lock_timeout to '500ms'"
+                " set local lock_timeout to '500ms'; set local array_nulls to on; set local extra_float_digits to 1"
             )
             found += await _look(conn)
     except psycopg.Error as error:

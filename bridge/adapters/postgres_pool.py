@@ -117,7 +117,13 @@ async def _set_up(conn: Connection) -> None:
                set_config('lock_timeout', %s, false),
                -- Compiling a plan over all partitions may take seconds, and running it a millisecond.
                set_config('jit', 'off', false),
+               -- A role or a database may have others, and with those times and lists are read and written differently.
                set_config('DateStyle', 'ISO', false),
+               set_config('extra_float_digits', '1', false),
+               set_config('array_nulls', 'on', false),
+               -- A receipt says what a crash of the server does not undo. (Stronger settings stay as they are.)
+               set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on'
+                          else current_setting('synchronous_commit') end, false),
                set_config('tcp_keepalives_idle', '3', false),
                set_config('tcp_keepalives_interval', '2', false),
                set_config('tcp_keepalives_count', '2', false)

@@ -25,7 +25,7 @@ QUERY_TIMEOUT = 60.0
 _LOCAL: LiteralString = """
     select set_config('search_path', 'public', true), set_config('statement_timeout', %(ms)s, true),
            set_config('lock_timeout', %(ms)s, true), set_config('jit', 'off', true),
-           set_config('DateStyle', 'ISO', true)
+           set_config('DateStyle', 'ISO', true), set_config('extra_float_digits', '1', true)
     """
 
 
