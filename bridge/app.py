@@ -446,7 +446,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     ("upkeep", _upkeep(settings, core, rows, errors)),
                     ("auditor", _audit(core, auditor, errors)),
                     ("queues", around.watch_queues()),
-                    ("figures", around.watch_log()),
+                    ("figures", _watch_log(core, around)),
                 )
             ]
             made = Running(core, ws, ops, consumer)
@@ -628,6 +628,13 @@ async def _recollect(core: Core) -> None:
     while "starting" in core.gate:
         await core.clock.sleep(START_RETRY)
     await core.recollection.run()
+
+
+async def _watch_log(core: Core, around: Surroundings) -> None:
+    """Figures of the log for the metrics, once it is known that it may be asked."""
+    while "starting" in core.gate:
+        await core.clock.sleep(START_RETRY)
+    await around.watch_log()
 
 
 async def _upkeep(settings: Settings, core: Core, rows: Rows, errors: ErrorHandler) -> None:

@@ -126,10 +126,12 @@ class PostgresLease:
                 (self._node, self._boot),
             )
         finally:
-            if self._conn is not None:
-                await leave(self._conn)
-            self._disconnect()
-            await self._connections.close()
+            try:
+                if self._conn is not None:
+                    await leave(self._conn)
+            finally:
+                self._disconnect()
+                await self._connections.close()
 
     async def _ask(self, query: LiteralString, params: Sequence[object]) -> tuple[Any, ...]:
         """The one row that a query gives, on the connection that holds the lock.
