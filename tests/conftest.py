@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from bridge import redaction
 from bridge.adapters import logs, migrate
 from bridge.devservers import Servers, ServersInUse, private_servers
 
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     double = [node_id for node_id, times in Counter(item.nodeid for item in items).items() if times > 1]
     if double:
         raise pytest.UsageError(f"more than one test is called {', '.join(double)}")
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test() -> Iterator[None]:
+    """The secrets that settings tell are the whole process's: a word of one test would be masked in the next."""
+    known, pattern = set(redaction._known), redaction._pattern
+    yield
+    redaction._known.clear()
+    redaction._known.update(known)
+    redaction._pattern = pattern
 
 
 @pytest.fixture(autouse=True)
