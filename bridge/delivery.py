@@ -21,6 +21,7 @@ import msgspec
 
 from bridge import wire
 from bridge.deadlines import Deadlines
+from bridge.fingerprint import fingerprint_of
 from bridge.flight import Effect, Flight, Message
 from bridge.gate import Gate
 from bridge.hub import Hub
@@ -398,6 +399,7 @@ class Delivery:
         ending = self._given_up(arrival)
         if ending is not None and place == 0:
             message.letters.append(_letter(arrival, request.id, ending[1], ending[2], arrival.body))
+        fingerprint = fingerprint_of(request)
         roaming = roams(request)
         users = users_of(self._hub, request) if ending is None else named_users(request)
         # A session has one user: whatever became of the push at an earlier taking, also that nobody had it, is its end.
@@ -409,7 +411,7 @@ class Delivery:
         if reached:
             # Whom it was for at an earlier taking has left since, or is of no interest; what became of it there stands.
             self._remember(request)
-            await self._join_earlier(request.key, message, frozenset(), touched)
+            await self._join_earlier(request.key, message, fingerprint, frozenset(), touched)
             return
         position = self._mailbox.take_position()
         age = now - message.published_at
@@ -425,7 +427,7 @@ class Delivery:
             if known is None and came_before:
                 rows = await self._look_up([RowKey(request.tenant, request.id, user) for user in some])
             for user in some:
-                flight = Flight.of(request, user, message, self._clock.monotonic(), position)
+                flight = Flight.of(request, user, message, self._clock.monotonic(), position, fingerprint)
                 if ending is not None:
                     flight.detail = ending[2]
                     flight.end(ending[0], ending[1], now)
@@ -437,7 +439,7 @@ class Delivery:
                     await self._give_a_turn(touched)
         self._remember(request)
         if roaming and came_before:
-            await self._join_earlier(request.key, message, frozenset(users), touched)
+            await self._join_earlier(request.key, message, fingerprint, frozenset(users), touched)
 
     # A push to a session comes again, the session is not here, and the log has no row: another bridge may have it. That
     # one lost its channel and not its sessions; its row, which tells whose the session is, comes within `park_after`.
@@ -445,7 +447,7 @@ class Delivery:
     def _claim_later(self, request: PushRequest, message: Message, position: int, too_old: bool) -> None:
         """Decide nothing before the other bridge, if there is one, has had the time to write its row."""
         now = self._clock.monotonic()
-        flight = Flight.of(request, NO_USER, message, now, position)
+        flight = Flight.of(request, NO_USER, message, now, position, fingerprint_of(request))
         self._remember(request)
         end = (Outcome.OFFLINE, Reason.NO_SESSION)
         if too_old:
@@ -466,7 +468,9 @@ class Delivery:
                     continue
                 self._forget(flight)
                 for message in flight.messages:
-                    await self._join_earlier(key, message, frozenset(), touched)
+                    await self._join_earlier(
+                        key, message, flight.fingerprint_of(message), frozenset(), touched
+                    )
                     self._settlement.release(message)
         except Stopped:
             # What was not acked goes back to the queue with the channel.
@@ -484,7 +488,12 @@ class Delivery:
             self.remembered.add(request.id)
 
     async def _join_earlier(
-        self, key: PushKey, message: Message, addressed: Collection[str], touched: set[Session]
+        self,
+        key: PushKey,
+        message: Message,
+        fingerprint: int,
+        addressed: Collection[str],
+        touched: set[Session],
     ) -> None:
         """A push to a session or to everyone comes again: users that it reached before and would not now.
 
@@ -496,18 +505,19 @@ class Delivery:
             if user not in joined:
                 joined.add(user)
                 message.open += 1
-                self._join(flying, message)
+                self._join(flying, message, fingerprint)
         async for rows in self._lookups.of_push(key):
             for row in rows:
                 if row.key.user not in joined:
                     message.open += 1
-                    self._settlement.answer(message, row)
+                    self._settlement.answer(message, row, fingerprint)
             while self._settlement.answers_waiting > ANSWERS_MAX:
                 await self._clock.sleep(SLICE)
             await self._give_a_turn(touched)
 
-    def _join(self, flying: Flight, message: Message) -> None:
-        flying.messages.append(message)
+    def _join(self, flying: Flight, message: Message, fingerprint: int) -> None:
+        if flying.joined(message, fingerprint):
+            self._settlement.differs(flying.key, flying)
         if flying.parked and not flying.ended:
             # Its row is there; written once more, it owes this message's receipt as well.
             self._settlement.due(flying)
@@ -534,10 +544,10 @@ class Delivery:
         row = self._settled_meanwhile.get(flight.key) or rows.get(flight.key)
         flying = self._flights.get(flight.key)
         if flying is not None:
-            self._join(flying, message)
+            self._join(flying, message, flight.fingerprint)
             return False
         if row is not None:
-            self._settlement.answer(message, row)
+            self._settlement.answer(message, row, flight.fingerprint)
             return False
         older = self._flights.add(flight, roams=roams)
         if older is not None:

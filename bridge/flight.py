@@ -11,6 +11,7 @@ import datetime
 import enum
 from collections.abc import Iterable, Sequence
 
+from bridge.fingerprint import NOT_KNOWN, differ, fingerprint_of
 from bridge.model import (
     ID_MAX,
     NO_USER,
@@ -84,6 +85,12 @@ class Message:
         self.answers: list[Receipt] = []
         """What its publisher is told before the ack, since no row will tell it."""
 
+    def replies_where(self, differs: bool) -> tuple[Reply, ...]:
+        """What it asked for, of a row that holds other content, or does not."""
+        if not differs:
+            return self.replies
+        return tuple(Reply(r.queue, r.correlation_id, differs=True) for r in self.replies)
+
 
 class Effect(enum.Enum):
     """What an event did to a flight."""
@@ -154,7 +161,9 @@ class Flight:
         "confirm",
         "day",
         "detail",
+        "differing",
         "event",
+        "fingerprint",
         "finished_at",
         "kept",
         "key",
@@ -190,6 +199,7 @@ class Flight:
         ack_within: float = 0.0,
         position: int = 0,
         collapse_key: str = "",
+        fingerprint: int = NOT_KNOWN,
     ) -> None:
         self.key = key
         self.event = event
@@ -215,6 +225,9 @@ class Flight:
         """The body of a rejected request, for its row."""
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
+        self.fingerprint = fingerprint
+        self.differing: dict[Message, int] | None = None
+        """Of messages that joined with other content the fingerprints; None while there is none."""
         self.owes = 0
         """How many replies its row owed when it was last written."""
         self.proof = Proof.NONE
@@ -234,7 +247,13 @@ class Flight:
 
     @classmethod
     def of(
-        cls, request: PushRequest, user: str, message: Message, taken_mono: float, position: int = 0
+        cls,
+        request: PushRequest,
+        user: str,
+        message: Message,
+        taken_mono: float,
+        position: int = 0,
+        fingerprint: int = NOT_KNOWN,
     ) -> Flight:
         """The flight of a request to one of its users. What reaches nobody by name is never kept."""
         flight = cls(
@@ -247,6 +266,7 @@ class Flight:
             ack_within=request.ack_within,
             position=position,
             collapse_key=request.collapse_key,
+            fingerprint=fingerprint,
         )
         if request.ttl > 0 and user != NO_USER:
             flight.kept = Kept(
@@ -271,6 +291,7 @@ class Flight:
             ack_within=row.ack_within,
             position=row.position,
             collapse_key=row.collapse_key,
+            fingerprint=row.fingerprint,
         )
         assert row.expires_at is not None
         flight.messages = []
@@ -294,7 +315,12 @@ class Flight:
     @classmethod
     def rejected(cls, rejected: Rejected, message: Message, now: float) -> Flight:
         """A flight that ends before it begins: no user is known, the body is kept (cut) for people."""
-        flight = cls(RowKey(rejected.tenant, rejected.id, NO_USER), message, event=rejected.event)
+        flight = cls(
+            RowKey(rejected.tenant, rejected.id, NO_USER),
+            message,
+            event=rejected.event,
+            fingerprint=fingerprint_of(rejected),
+        )
         flight.detail = rejected.detail
         flight.payload = rejected.body[:PAYLOAD_KEPT]
         if len(rejected.body) > PAYLOAD_KEPT:
@@ -436,13 +462,35 @@ class Flight:
             owed=self._owed() if open_ else None,
             position=self.position if self.collapse_key else 0,
             collapse_key=self.collapse_key,
+            fingerprint=self.fingerprint,
         )
+
+    def joined(self, message: Message, fingerprint: int) -> bool:
+        """A repeat came while it is on its way. Returns whether its content differs."""
+        self.messages.append(message)
+        if not differ(fingerprint, self.fingerprint):
+            return False
+        if self.differing is None:
+            self.differing = {}
+        self.differing[message] = fingerprint
+        return True
+
+    def fingerprint_of(self, message: Message) -> int:
+        """The fingerprint of what this message asked for, which one that joined may have another of."""
+        return self.fingerprint if self.differing is None else self.differing.get(message, self.fingerprint)
+
+    def replies_to(self, message: Message, fingerprint: int | None = None) -> tuple[Reply, ...]:
+        """What to answer to this message, where its row holds content of this fingerprint; None: its own."""
+        if self.differing is None and fingerprint is None:
+            return message.replies
+        row = self.fingerprint if fingerprint is None else fingerprint
+        return message.replies_where(differ(self.fingerprint_of(message), row))
 
     def _owed(self) -> tuple[Reply, ...]:
         """What its row is to owe on behalf of the messages that wait: there is an end to what it takes."""
         if not self.messages:
             return ()
-        return merged(*(m.replies for m in self.messages))[: max(0, OWED_MAX - self.owes)]
+        return merged(*(self.replies_to(m) for m in self.messages))[: max(0, OWED_MAX - self.owes)]
 
     def carries(self) -> Sequence[tuple[object, int]]:
         """What its row carries that may be large, each with about its bytes: data, except list, meta, body."""
@@ -487,6 +535,7 @@ class Flight:
             excluded=kept.excluded,
             collapse_key=self.collapse_key,
             ack_within=self.ack_within,
+            fingerprint=self.fingerprint,
         )
 
 

@@ -330,6 +330,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
     queue: str
     correlation_id: str = ""
+    differs: bool = False
+    """What it asked for is not what the push with this id holds: its receipt says so."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -376,6 +378,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     ack_within: float = 0.0
     late_at: float | None = None
     """When better proof came than the outcome claims, after the end."""
+    fingerprint: int = 0
+    """See `bridge.fingerprint`; 0: not known."""
+    differed_at: float | None = None
+    """When a request first came with this id and other content. Noted after a write, never by it."""
 
     @property
     def final(self) -> bool:
@@ -428,6 +434,13 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 class LateProof(NamedTuple):
     """Proof that came after a row's end: fills `late_at`, and `proven_at`, where they are null, and nothing else."""
+
+    key: RowKey
+    at: float
+
+
+class Difference(NamedTuple):
+    """A request that came with a row's id and other content: fills `differed_at` where it is null, and nothing else."""
 
     key: RowKey
     at: float

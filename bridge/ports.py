@@ -18,6 +18,7 @@ from bridge.model import (
     Claims,
     CloseReason,
     DeadLetter,
+    Difference,
     Grant,
     Handshake,
     LateProof,
@@ -341,6 +342,10 @@ class Store(Protocol):
         whose row somebody else holds."""
         ...
 
+    async def differing(self, differences: Sequence[Difference]) -> Collection[RowKey]:
+        """Fill `differed_at` of rows, final or not, where it is null. Returns those whose row somebody else holds."""
+        ...
+
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         """Push ids that a row has from the day before on, in pages that look at `limit` rows each; an id may be on
         several. Rows that are written while one reads may be left out."""
@@ -601,6 +606,10 @@ class Metrics(Protocol):
 
     def repeat(self, outcome: Outcome) -> None:
         """A request came again whose row was already there."""
+        ...
+
+    def repeat_differs(self) -> None:
+        """A request came with the id of a push and other content."""
         ...
 
     def looked_up(self, rows: int) -> None:

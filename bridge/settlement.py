@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
 from bridge.errors import StatementFailed
+from bridge.fingerprint import differ
 from bridge.flight import DELIVERED, OWED_MAX, Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import LateProof, Outcome, Proof, Reason, Receipt, Reply, Row, RowKey
+from bridge.model import Difference, LateProof, Outcome, Proof, Reason, Receipt, Reply, Row, RowKey
 from bridge.persistence import PARTS, RETRY_FIRST, RETRY_MOST, Persistence
 from bridge.ports import (
     Acks,
@@ -57,7 +58,7 @@ REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
 """How often it is tried at once to end what is replaced, and the seconds in between."""
 DAY = 86_400.0
 LATE_MAX = 100_000
-"""Late proofs that wait to be noted: over it the oldest are not."""
+"""Late proofs, and differences, that wait to be noted: over it the oldest are not."""
 
 
 _Place: TypeAlias = tuple[str, str, str]
@@ -70,8 +71,8 @@ class _Payment(NamedTuple):
     receipts: list[Receipt]
     owed_by_row: set[RowKey]
     """Rows that carry their debt themselves: cleared when paid, left to the sweep when not."""
-    notes: dict[RowKey, list[Message]]
-    """By rows that are not final yet, the messages that want to hear of the end: they wait for nothing else."""
+    notes: dict[RowKey, list[tuple[Message, tuple[Reply, ...]]]]
+    """By rows that are not final yet, the messages that want to hear of the end, and where."""
     told: list[Row]
     """Transitions to be told to the logs that are not the store."""
     messages: list[tuple[Message, RowKey]]
@@ -156,9 +157,10 @@ class Settlement:
         self._rested: dict[RowKey, tuple[float, float]] = {}
         """Rows whose debts are paid and could not be settled: until when (monotonic) they are not paid again, and for
         how many seconds that is."""
-        self._answers: list[tuple[Message, Row]] = []
+        self._answers: list[tuple[Message, Row, int]] = []
         self._released: list[Message] = []
         self._late: list[LateProof] = []
+        self._differences: list[tuple[Difference, Flight | None]] = []
         self._ended: list[Row] = []
         self._unfinished: list[Message] = []
         """Settled, but for a dead letter or an answer that the broker has not confirmed."""
@@ -195,10 +197,18 @@ class Settlement:
             or (aside is not None and aside.flight is flight)
         )
 
-    def answer(self, message: Message, row: Row) -> None:
-        """A request came again whose row is there: answer it from the row. `message.open` counts it."""
-        self._answers.append((message, row))
+    def answer(self, message: Message, row: Row, fingerprint: int) -> None:
+        """A request came again whose row is there: answer it from the row. `message.open` counts it; `fingerprint` is
+        that of what it asks for now."""
+        self._answers.append((message, row, fingerprint))
         self._stir()
+
+    def differs(self, key: RowKey, flight: Flight | None = None) -> None:
+        """A request came with this id and other content; `flight` where the row may still be to come."""
+        self._metrics.repeat_differs()
+        self._differences.append((Difference(key, self._clock.time()), flight))
+        if len(self._differences) > LATE_MAX:
+            del self._differences[: LATE_MAX // 10]
 
     def release(self, message: Message) -> None:
         """The caller has named every row of this message; ack it if all of them are settled already."""
@@ -292,7 +302,9 @@ class Settlement:
             started = self._clock.monotonic()
             payment = _Payment([], set(), {}, ended, [], [], sweep)
             written = await self._record(flights, self._recorder, self._writing_persistence)
-            await self._supersede([*(w.row for w in written if w is not None), *(row for _, row in answers)])
+            await self._supersede(
+                [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
+            )
             self._writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
@@ -305,8 +317,8 @@ class Settlement:
                     self._set_aside(flight)
                 else:
                     self._committed(flight, result, payment)
-            for message, row in answers:
-                self._answered(message, row, payment)
+            for message, row, fingerprint in answers:
+                self._answered(message, row, fingerprint, payment)
             await self._payments.put(payment)
 
     def _next_batch(self) -> list[Flight]:
@@ -465,7 +477,7 @@ class Settlement:
             del self._due[row.key]
         if self.on_settled is not None:
             self.on_settled(flight, row)
-        replies = merged(*(m.replies for m in messages))
+        replies = merged(*(flight.replies_to(m, row.fingerprint) for m in messages))
         if written.applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
             if row.owed is not None:
@@ -474,8 +486,10 @@ class Settlement:
         else:
             # Ended by somebody else: what that row owes is the sweep's.
             self._paying.discard(row.key)
-            for _ in messages:
+            for message in messages:
                 self._metrics.repeat(row.outcome)
+                if differ(flight.fingerprint_of(message), row.fingerprint):
+                    self.differs(row.key)
             again = any(m.redelivered for m in messages)
             if replies or again:
                 payment.receipts.append(Receipt(row, replies, announce=again))
@@ -491,10 +505,11 @@ class Settlement:
         owed = set(row.owed or ())
         flight.owes = len(owed)
         for message in messages:
-            if owed.issuperset(message.replies):
+            replies = flight.replies_to(message)
+            if owed.issuperset(replies):
                 payment.messages.append((message, row.key))
             elif flight.owes >= OWED_MAX:
-                message.answers.append(Receipt(row, message.replies, announce=False))
+                message.answers.append(Receipt(row, replies, announce=False))
                 payment.messages.append((message, row.key))
             else:
                 # It joined while the row was written.
@@ -510,19 +525,23 @@ class Settlement:
             if self.on_stored is not None:
                 self.on_stored(flight, row)
 
-    def _answered(self, message: Message, row: Row, payment: _Payment) -> None:
+    def _answered(self, message: Message, row: Row, fingerprint: int, payment: _Payment) -> None:
         self._metrics.repeat(row.outcome)
+        differs = differ(fingerprint, row.fingerprint)
+        if differs:
+            self.differs(row.key)
+        replies = message.replies_where(differs)
         owed = row.owed or ()
         if row.final:
             # Redelivered: the receipt may have been lost with the connection, so it is announced again.
-            if message.replies or message.redelivered:
-                payment.receipts.append(Receipt(row, message.replies, announce=message.redelivered))
-        elif any(reply not in owed for reply in message.replies):
+            if replies or message.redelivered:
+                payment.receipts.append(Receipt(row, replies, announce=message.redelivered))
+        elif any(reply not in owed for reply in replies):
             noting = payment.notes.setdefault(row.key, [])
             if len(owed) + len(noting) < OWED_MAX:
-                noting.append(message)
+                noting.append((message, replies))
                 return
-            message.answers.append(Receipt(row, message.replies, announce=False))
+            message.answers.append(Receipt(row, replies, announce=False))
         payment.messages.append((message, row.key))
 
     def _tell(self, row: Row) -> None:
@@ -540,9 +559,9 @@ class Settlement:
             if payment.receipts:
                 _, unnoted = await self._send(payment)
             if payment.notes:
-                notes = [_Note(key, m.replies, m) for key, asking in payment.notes.items() for m in asking]
+                notes = [_Note(key, to, m) for key, asking in payment.notes.items() for m, to in asking]
                 unnoted += await self._note(notes)
-                payment.messages.extend((m, key) for key, asking in payment.notes.items() for m in asking)
+                payment.messages.extend((m, key) for key, asking in payment.notes.items() for m, _ in asking)
             await self._settle_messages(payment, unnoted)
             if payment.sweep:
                 await self._sweep()
@@ -681,6 +700,7 @@ class Settlement:
     async def _sweep(self) -> None:
         """Pay debts of rows whose messages are acked, note late proofs, and try again what could not be done."""
         await self._prove_late()
+        await self._note_differences()
         unnoted, self._unnoted = self._unnoted, []
         if unnoted:
             messages = [(n.message, n.key) for n in unnoted if n.message is not None]
@@ -709,6 +729,24 @@ class Settlement:
         self._late = [p for p in self._late if unwritten(p)]
         for at in range(0, len(late), SWEEP_ROWS):
             self._late += await self._paying_persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+
+    async def _note_differences(self) -> None:
+        def unwritten(flight: Flight | None) -> bool:
+            return flight is not None and not flight.parked
+
+        async def note(differences: Sequence[Difference]) -> Sequence[Difference]:
+            held = await self._store.differing(differences)
+            return [one for one in differences if one.key in held]
+
+        async def failed(one: Difference, error: StatementFailed) -> Sequence[Difference]:
+            self._errors.handle(error, "store.differing", {"push_id": one.key.push_id})
+            return (one,)
+
+        now = [one for one, flight in self._differences if not unwritten(flight)]
+        self._differences = [(one, flight) for one, flight in self._differences if unwritten(flight)]
+        for at in range(0, len(now), SWEEP_ROWS):
+            left = await self._paying_persistence.in_parts(now[at : at + SWEEP_ROWS], note, failed)
+            self._differences += [(one, None) for one in left]
 
     async def _pay_debts(self) -> None:
         try:
@@ -757,6 +795,8 @@ def _to_be_written(flight: Flight, other: Flight | None) -> Flight:
     kept, left = (other, flight) if other.ended and not flight.ended else (flight, other)
     kept.messages.extend(left.messages)
     left.messages = []
+    if left.differing is not None:
+        kept.differing = left.differing | (kept.differing or {})
     return kept
 
 

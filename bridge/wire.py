@@ -266,10 +266,14 @@ class _Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     attempts: int
     node: str
     detail: str = ""
+    repeat: str = ""
 
 
-def receipt_body(row: Row) -> bytes:
-    """A row as the JSON of its receipt: times in RFC 3339, UTC; null for what is not known."""
+def receipt_body(row: Row, *, differs: bool = False) -> bytes:
+    """A row as the JSON of its receipt: times in RFC 3339, UTC; null for what is not known.
+
+    `differs`: it answers a request with the row's id and other content.
+    """
     key = row.key
     return encode(
         _Receipt(
@@ -289,6 +293,7 @@ def receipt_body(row: Row) -> bytes:
             row.attempts,
             row.node,
             row.detail,
+            "differs" if differs else "",
         )
     )
 

@@ -188,6 +188,7 @@ class QuietMetrics:
     def __init__(self) -> None:
         self.repeats = 0
         self.late = 0
+        self.differing = 0
         self.takings = 0
         self.looked = 0
 
@@ -201,6 +202,9 @@ class QuietMetrics:
 
     def repeat(self, outcome: Outcome) -> None:
         self.repeats += 1
+
+    def repeat_differs(self) -> None:
+        self.differing += 1
 
     def proof_late(self, count: int) -> None:
         self.late += count

@@ -37,7 +37,8 @@ class MemoryBroker:
                 key = f"{row.outcome.value}.{row.event}"
                 self.outcomes.append(Published("push.outcomes", key, body))
             for reply in receipt.replies:
-                self.replies.append(Published("", reply.queue, body, reply.correlation_id))
+                told = wire.receipt_body(row, differs=True) if reply.differs else body
+                self.replies.append(Published("", reply.queue, told, reply.correlation_id))
         return []
 
     async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:

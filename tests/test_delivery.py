@@ -20,7 +20,7 @@ from bridge.gateway import Client, Gateway
 from bridge.hub import Hub
 from bridge.mailbox import Mailbox
 from bridge.measuring import MailboxLimits
-from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, Reason, Row, RowKey
+from bridge.model import Claims, CloseReason, Grant, Mode, Outcome, Reason, Reply, Row, RowKey
 from bridge.ports import Arrival, Source
 from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
@@ -747,6 +747,114 @@ async def test_a_repeat_of_a_parked_push_is_acked_at_once_and_its_reply_queue_re
         await until(lambda: h.publisher.sent)
         assert {r.queue for r in h.publisher.sent[0].replies} == {"first", "second"}
         assert len(peer.pushes) == 1
+
+
+def answers(h: House) -> list[tuple[str, bool]]:
+    """Each receipt for a reply queue: which one, and whether it says that the content differs."""
+    return sorted((r.queue, r.differs) for sent in h.publisher.sent for r in sent.replies)
+
+
+async def noted(h: House, push_id: str = "p1", user: str = "u1") -> None:
+    """Wait until its row tells of a repeat with other content."""
+    h.settlement.sweep()
+    await until(lambda: h.row(push_id, user).differed_at is not None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"data": 2}, {"event": "other"}, {"confirm": "acked"}, {"ttl": 60}, {"collapse_key": "k"}],
+    ids=lambda other: next(iter(other)),
+)
+async def test_a_repeat_with_other_content_is_answered_from_the_row_and_told_so(
+    other: dict[str, object],
+) -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), reply_to="first")
+        peer.answer()
+        await h.settled(1)
+        await h.push(to("u1"), reply_to="same")
+        await h.push(to("u1", meta={"try": 2}), reply_to="same but meta")
+        await h.push(to("u1") | other, reply_to="differs")
+        await h.settled(4)
+        assert answers(h) == [("differs", True), ("first", False), ("same", False), ("same but meta", False)]
+        assert (len(peer.pushes), h.metrics.differing) == (1, 1)
+        await noted(h)
+
+
+async def test_of_repeats_in_the_air_only_those_with_other_content_are_told_so() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), reply_to="first")
+        await h.push(to("u1", data=2), reply_to="differs")
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert h.store.rows == {}, "there is no row yet that could be marked"
+        await h.push(to("u1"), reply_to="same")
+        h.advance(1.1)
+        await h.settled(3)
+        assert h.row("p1").owed == (Reply("first"), Reply("differs", differs=True), Reply("same"))
+        await h.push(to("u1", data=3), reply_to="parked differs")
+        await h.settled(4)
+        peer.answer()
+        await until(lambda: h.publisher.sent)
+        assert answers(h) == [
+            ("differs", True), ("first", False), ("parked differs", True), ("same", False),
+        ]  # fmt: skip
+        assert (len(peer.pushes), h.metrics.differing) == (1, 2)
+        await noted(h)
+
+
+async def test_a_correction_of_a_rejected_request_under_its_id_is_told_that_it_differs() -> None:
+    async with house() as h:
+        h.connect("")
+        wrong: dict[str, object] = {"id": "p1", "to": {}, "data": 1}
+        await h.push(wrong, reply_to="first")
+        await h.push(wrong, reply_to="same")
+        await h.push(wrong | {"to": {"usr": "u1"}}, reply_to="differs")
+        await h.settled(3)
+        assert answers(h) == [("differs", True), ("first", False), ("same", False)]
+        await noted(h, user="")
+
+
+async def test_other_content_for_everyone_is_told_by_every_row_that_the_push_has() -> None:
+    async with house() as h:
+        a, b = h.connect("a"), h.connect("b")
+        await h.push({"id": "p1", "to": {"all": True}, "data": 1})
+        a.answer()
+        b.answer()
+        await h.settled(1)
+        b.leave()
+        await h.push({"id": "p1", "to": {"all": True}, "data": 2}, reply_to="differs")
+        await h.settled(2)
+        assert answers(h) == [("differs", True), ("differs", True)]
+        await noted(h, user="a")
+        await noted(h, user="b")
+
+
+async def test_other_content_that_a_second_process_ended_first_is_told_at_the_row() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push(to("u1"), reply_to="differs")
+        ended = Row(
+            RowKey("", "p1", "u1"), Outcome.OFFLINE, Reason.NO_SESSION, "n2", "b2",
+            h.clock.now, h.clock.now, finished_at=h.clock.now, fingerprint=7,
+        )  # fmt: skip
+        await h.store.record([ended])
+        peer.answer()
+        await h.settled(1)
+        assert answers(h) == [("differs", True)]
+        assert h.end("p1") == (Outcome.OFFLINE, Reason.NO_SESSION)
+        await noted(h)
+
+
+async def test_a_push_whose_id_we_made_has_no_fingerprint() -> None:
+    async with house() as h:
+        peer = h.connect("u1")
+        await h.push({"to": {"user": "u1"}, "data": 1})
+        peer.answer()
+        await h.settled(1)
+        assert [row.fingerprint for row in h.store.rows.values()] == [0]
 
 
 async def test_messages_of_a_lost_channel_that_were_not_taken_are_forgotten() -> None:

@@ -117,8 +117,8 @@ def test_a_line_has_the_fields_of_the_view_and_its_nulls() -> None:
     }
 
 
-DERIVED = ("day", "latency_ms", "waited_ms")
-"""Columns at the end of the view that follow from the others, or from where the row is."""
+DERIVED = ("day", "latency_ms", "waited_ms", "differed_at")
+"""Columns at the end of the view that follow from the others, or from where the row is, or are noted afterwards."""
 
 
 async def test_a_line_has_the_columns_of_the_view_in_its_order(database: str) -> None:

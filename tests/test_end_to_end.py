@@ -17,7 +17,7 @@ from bridge.adapters.amqp_topology import PUSH
 from bridge.adapters.producer import Producer, outcomes
 from tests.amqp import outbox, raw_deliveries
 from tests.clients import client
-from tests.house import bridge, endings, final_rows, get, publish, request, rows, token
+from tests.house import bridge, counted, endings, final_rows, get, publish, request, rows, token
 
 ENVELOPE = ("bridge.v1.json",)
 
@@ -229,6 +229,30 @@ async def test_the_same_push_many_times_is_one_row_and_one_frame(vhost: str, dat
         assert [json.loads(m)["n"] for m in await c.read_many(2)] == ["p1", "last"]
         assert set(endings(await final_rows(database, 2))) == {("p1", "u1"), ("last", "u1")}
     assert await ready_messages(vhost, "push.requests") == 0
+
+
+async def test_other_content_under_a_known_id_is_told_to_its_publisher_in_sql_and_in_the_metrics(
+    vhost: str, database: str
+) -> None:
+    async with (
+        bridge(vhost, database) as b,
+        client(b.ws_port, token("u1")) as c,
+        raw_deliveries(vhost, "answers") as answers,
+        Producer.connect(vhost) as producer,
+    ):
+        told = []
+        for number, amount in enumerate((1, 1, 2)):
+            body = {"id": "p1", "to": {"user": "u1"}, "data": amount}
+            await producer.publish(json.dumps(body).encode(), reply_to="answers", correlation_id=f"c{number}")
+            async with asyncio.timeout(10):
+                receipt = await answers.get()
+            said = json.loads(receipt.body)
+            told.append((receipt.properties.correlation_id, said["outcome"], said.get("repeat")))
+        assert told == [("c0", "received", None), ("c1", "received", None), ("c2", "received", "differs")]
+        assert await c.read() == "1"
+        await counted(database, "push_id = 'p1' and differed_at > taken_at and outcome = 'received'", 1)
+        _, page = await get(b.ops_port, "/metrics")
+        assert b"bridge_repeats_differing_total 1.0" in page
 
 
 async def test_a_push_that_expired_in_the_queue_gets_its_row(vhost: str, database: str) -> None:

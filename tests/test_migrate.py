@@ -248,7 +248,16 @@ def test_the_view_delivery_has_the_columns_that_outsiders_rely_on(database: str)
     text = dict.fromkeys(
         ["push_id", "user_id", "outcome", "reason", "event", "app_id", "tenant", "node", "detail"], "text"
     )
-    times = ["published_at", "taken_at", "written_at", "proven_at", "finished_at", "expires_at", "late_at"]
+    times = [
+        "published_at",
+        "taken_at",
+        "written_at",
+        "proven_at",
+        "finished_at",
+        "expires_at",
+        "late_at",
+        "differed_at",
+    ]
     assert dict(rows) == text | dict.fromkeys(times, "timestamp with time zone") | {
         "final": "boolean", "meta": "jsonb", "sessions": "integer", "attempts": "integer",
         "day": "date", "latency_ms": "double precision", "waited_ms": "double precision",

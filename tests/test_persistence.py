@@ -10,6 +10,7 @@ import pytest
 
 from bridge.adapters.memory import MemoryStore
 from bridge.errors import StatementFailed, StoreUnavailable
+from bridge.fingerprint import NOT_KNOWN
 from bridge.flight import OWED_MAX, Flight, Message
 from bridge.gate import Gate
 from bridge.model import Outcome, Properties, Reason, Reply, Row, RowKey
@@ -226,7 +227,7 @@ def repeat(h: House, row: Row, correlation_id: str) -> Message:
     properties = Properties(reply_to="q", correlation_id=correlation_id)
     message = Message(AckToken(1, next(h._tags)), properties, published_at=h.clock.now, taken_at=h.clock.now)
     message.open = 1
-    h.settlement.answer(message, row)
+    h.settlement.answer(message, row, NOT_KNOWN)
     return message
 
 

@@ -276,7 +276,10 @@ def row(outcome: Outcome, reason: Reason, **changes: Any) -> Row:
 def test_every_receipt_that_we_write_fits_its_schema(ending: Any, changes: dict[str, Any]) -> None:
     receipt = json.loads(wire.receipt_body(row(ending.outcome, ending.reason, **changes)))
     check(RECEIPT, receipt)
-    assert set(receipt) | {"detail"} == set(SCHEMAS["receipt.json"]["properties"])
+    assert set(receipt) | {"detail", "repeat"} == set(SCHEMAS["receipt.json"]["properties"])
+    differs = json.loads(wire.receipt_body(row(ending.outcome, ending.reason, **changes), differs=True))
+    check(RECEIPT, differs)
+    assert differs == receipt | {"repeat": "differs"}
 
 
 def test_a_receipt_that_contradicts_itself_does_not_fit() -> None:

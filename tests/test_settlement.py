@@ -11,6 +11,7 @@ import pytest
 
 from bridge.adapters.memory import MemoryStore
 from bridge.errors import RowsRefused, StoreUnavailable
+from bridge.fingerprint import NOT_KNOWN
 from bridge.flight import Flight, Message
 from bridge.gate import Gate
 from bridge.model import (
@@ -279,7 +280,7 @@ async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_
         await until(lambda: len(h.acks.acked) == 1)
         message = h.message(redelivered=True)
         message.open += 1
-        h.settlement.answer(message, h.row("p1"))
+        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
         await until(lambda: len(h.acks.acked) == 2)
         assert [r.announce for r in h.publisher.sent] == [True, True]
 
@@ -291,7 +292,7 @@ async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row
         await until(lambda: len(h.acks.acked) == 1)
         message = h.message("second")
         message.open += 1
-        h.settlement.answer(message, h.row("p1"))
+        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
 

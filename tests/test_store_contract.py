@@ -17,7 +17,19 @@ from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_lease import PostgresLease
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken, RowsRefused
-from bridge.model import Encoding, LateProof, Outcome, Proof, PushKey, Reason, Recall, Reply, Row, RowKey
+from bridge.model import (
+    Difference,
+    Encoding,
+    LateProof,
+    Outcome,
+    Proof,
+    PushKey,
+    Reason,
+    Recall,
+    Reply,
+    Row,
+    RowKey,
+)
 from bridge.ports import (
     Collapse,
     Lease,
@@ -554,6 +566,39 @@ async def test_of_two_late_proofs_in_one_call_the_earlier_counts(store: Store, h
     await store.prove_late([LateProof(key, NOON + 9), LateProof(key, NOON + 8)])
     [found] = await of_push(house, "p")
     assert found.proven_at == NOON + 8
+
+
+async def test_a_difference_is_noted_once_in_any_row_and_changes_nothing_else(
+    store: Store, house: House
+) -> None:
+    final, pending = row("final", fingerprint=7), row("pending", outcome=Outcome.PENDING, fingerprint=8)
+    await store.record([final, pending])
+    assert not await store.differing([])
+    for at in (NOON + 9, NOON + 10):
+        noted = [Difference(key, at) for key in (final.key, pending.key, RowKey("", "?", ""))]
+        assert not await store.differing([*noted, Difference(final.key, at - 1)])
+    found = {r.key.push_id: undated(r) for r in await house.all_rows()}
+    assert found == {
+        "final": msgspec.structs.replace(final, differed_at=NOON + 8),
+        "pending": msgspec.structs.replace(pending, differed_at=NOON + 9),
+    }
+
+
+async def test_a_row_keeps_the_fingerprint_that_it_began_with(store: Store) -> None:
+    await store.record([row(outcome=Outcome.PENDING, fingerprint=7)])
+    [written] = await store.record([row(fingerprint=8)])
+    assert (written.applied, written.row.fingerprint) == (True, 7)
+
+
+async def test_what_a_row_owes_keeps_that_the_content_differs(store: Store, house: House) -> None:
+    await store.record([row(owed=(Reply("q", "c"),), outcome=Outcome.PENDING)])
+    differs = Reply("q", "c", differs=True)
+    await store.owe({row().key: (differs,)})
+    [found] = await of_push(house, "p")
+    assert found.owed == (Reply("q", "c"), differs)
+    await store.settle({row().key: (Reply("q", "c"),)})
+    [found] = await of_push(house, "p")
+    assert found.owed == (differs,)
 
 
 async def test_ids_of_two_days_come_in_pages_that_look_at_so_many_rows(store: Store, house: House) -> None:

@@ -12,7 +12,7 @@ from bridge import operating
 from bridge.adapters.postgres import PostgresStore
 from bridge.cli import main
 from bridge.config import CommonSettings
-from bridge.model import LateProof, Outcome, Proof, Reason, Reply, Row, RowKey
+from bridge.model import Difference, LateProof, Outcome, Proof, Reason, Reply, Row, RowKey
 from tests.amqp import declare, publish
 from tests.clients import client
 from tests.house import bridge, final_rows, request, token
@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def steps(lines: Sequence[str]) -> list[str]:
     """The names of the steps, in order."""
-    names = ("published", "taken", "written", "proven", "finished", "late", "owed")
+    names = ("published", "taken", "written", "proven", "finished", "late", "repeated", "owed")
     return [words[0] for line in lines if (words := line.split()) and words[0] in names]
 
 
@@ -213,6 +213,21 @@ async def test_proof_that_came_after_the_end_is_told_last(
     lines = told(capsys)
     assert steps(lines) == ["published", "taken", "written", "finished", "late", "owed"]
     assert any("after the end: the outcome stays" in line for line in lines)
+
+
+async def test_a_repeat_with_other_content_is_a_warning(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await log(database, *(to(f"u{n}", Outcome.RECEIVED, Reason.PONG, proven_at=T + 0.6) for n in range(30)))
+    store = PostgresStore(database)
+    await store.differing([Difference(RowKey("", "p1", "u1"), T + 9)])
+    await store.close()
+    assert await why(database, "p1", "u1") == 0
+    lines = told(capsys)
+    assert steps(lines)[-2:] == ["repeated", "owed"]
+    assert any("WARNING: with other content, which was sent to nobody" in line for line in lines)
+    assert await why(database, "p1") == 0
+    assert [line.split()[0] for line in told(capsys) if "repeated with other content" in line] == ["u1"]
 
 
 async def test_of_many_users_the_ends_are_counted_and_those_not_reached_come_first(

@@ -219,13 +219,11 @@ class Publisher:
         declare: DeclareMode = DeclareMode.ACTIVE,
         on_state: StateListener | None = None,
         name: str = "bridge publisher",
-        receipt_body: Callable[[Row], bytes] = contract.receipt_body,
     ) -> None:
         self._clock = clock
         self._errors = errors
         self._outcome_events = outcome_events
         self._declare = declare
-        self._receipt_body = receipt_body
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._outbox: Outbox | None = None
 
@@ -295,7 +293,7 @@ class Publisher:
         announce = receipt.announce and self._outcome_events
         if not announce and not receipt.replies:
             return messages
-        body = self._receipt_body(row)
+        body = contract.receipt_body(row)
         headers = _receipt_headers(row)
         if announce:
             messages.append(
@@ -310,7 +308,8 @@ class Publisher:
             key = self._reply_key(row, reply)
             if key:
                 properties = _receipt_properties(row.key.push_id, headers, reply.correlation_id)
-                messages.append(Message("", key, properties, body))
+                told = contract.receipt_body(row, differs=True) if reply.differs else body
+                messages.append(Message("", key, properties, told))
         return messages
 
     def _reply_key(self, row: Row, reply: Reply) -> bytes:

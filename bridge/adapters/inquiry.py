@@ -60,6 +60,8 @@ class Told(msgspec.Struct, frozen=True):
     finished_at: datetime | None
     late_at: datetime | None
     """When proof came after the end."""
+    differed_at: datetime | None
+    """When a request first came with its id and other content."""
     node: str
     boot: str
     node_alive: bool
@@ -99,7 +101,7 @@ _ENDINGS: LiteralString = """
 _ROWS: LiteralString = """
     select l.tenant, l.push_id, l.user_id as user, l.outcome, l.reason, coalesce(e.meaning, '') as meaning, l.final,
            l.confirm, l.sessions, l.attempts,
-           l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at, l.late_at,
+           l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at, l.late_at, l.differed_at,
            l.node, l.boot,
            coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
            l.event, l.app_id, l.detail,

@@ -17,7 +17,7 @@ import msgspec
 
 from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
 from bridge.flight import merged
-from bridge.model import LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
+from bridge.model import Difference, LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
 from bridge.ports import (
     NO_ACCOUNT,
     Account,
@@ -221,6 +221,15 @@ class MemoryStore:
             if row is not None and row.final and row.late_at is None:
                 proven_at = proof.at if row.proven_at is None else row.proven_at
                 self._put(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at))
+        return ()
+
+    async def differing(self, differences: Sequence[Difference]) -> Collection[RowKey]:
+        """See `Store.differing`."""
+        self._begin()
+        for one in sorted(differences, key=lambda d: d.at):
+            row = self._known(one.key, self._kept_since)
+            if row is not None and row.differed_at is None:
+                self._put(msgspec.structs.replace(row, differed_at=one.at))
         return ()
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:

@@ -221,6 +221,10 @@ class PrometheusMetrics(Collector):
             "bridge_repeats", "Requests that came again, by the outcome their row had.", ("outcome",)
         )
         self._repeats.start((o.value,) for o in Outcome)
+        self._differing = Counter(
+            "bridge_repeats_differing",
+            "Requests with a known id and other content, once for each user: answered from its row, sent to nobody.",
+        )
         self._looked_up = Counter(
             "bridge_looked_up_rows",
             "Keys that were looked for in the log before their pushes were sent, since they may have come before.",
@@ -265,6 +269,7 @@ class PrometheusMetrics(Collector):
             self._outcomes,
             self._push,
             self._repeats,
+            self._differing,
             self._looked_up,
             self._loop_lag,
             self._late,
@@ -321,6 +326,10 @@ class PrometheusMetrics(Collector):
     def repeat(self, outcome: Outcome) -> None:
         """A request came again whose row was already there."""
         self._repeats.counts[(outcome,)] += 1
+
+    def repeat_differs(self) -> None:
+        """A request came with the id of a push and other content."""
+        self._differing.counts[()] += 1
 
     def looked_up(self, rows: int) -> None:
         """So many keys were looked for before their pushes were sent."""
@@ -415,6 +424,9 @@ class NullMetrics:
         """Counts nothing."""
 
     def repeat(self, outcome: Outcome) -> None:
+        """Counts nothing."""
+
+    def repeat_differs(self) -> None:
         """Counts nothing."""
 
     def proof_late(self, count: int) -> None:

@@ -25,7 +25,7 @@ from bridge.adapters.postgres_rows import (
     texts,
 )
 from bridge.errors import StoreUnavailable
-from bridge.model import LateProof, PushKey, Recall, Reply, Row, RowKey
+from bridge.model import Difference, LateProof, PushKey, Recall, Reply, Row, RowKey
 from bridge.ports import (
     Collapse,
     IdPage,
@@ -154,14 +154,11 @@ class PostgresStore:
 
     async def prove_late(self, proofs: Sequence[LateProof]) -> Collection[RowKey]:
         """See `Store.prove_late`; of two proofs for one row the earlier counts."""
-        if proofs:
-            earliest: dict[RowKey, float] = {}
-            for proof in proofs:
-                earliest[proof.key] = min(proof.at, earliest.get(proof.key, proof.at))
-            order = sorted(earliest, key=lock_order)
-            times = numbers([earliest[key] for key in order])
-            return await self._held("select note_late_proofs(%s, %s, %s, %s)", order, times)
-        return ()
+        return await self._first("select note_late_proofs(%s, %s, %s, %s)", proofs)
+
+    async def differing(self, differences: Sequence[Difference]) -> Collection[RowKey]:
+        """See `Store.differing`; of two for one row the earlier counts."""
+        return await self._first("select note_differences(%s, %s, %s, %s)", differences)
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         """See `Store.ids`."""
@@ -307,6 +304,18 @@ class PostgresStore:
         day = found[0][0]
         assert isinstance(day, datetime.date)
         return day
+
+    async def _first(
+        self, query: LiteralString, noted: Sequence[LateProof] | Sequence[Difference]
+    ) -> Collection[RowKey]:
+        """Note for each row when this first happened to it; returns those that somebody else holds."""
+        earliest: dict[RowKey, float] = {}
+        for one in noted:
+            earliest[one.key] = min(one.at, earliest.get(one.key, one.at))
+        if not earliest:
+            return ()
+        order = sorted(earliest, key=lock_order)
+        return await self._held(query, order, numbers([earliest[key] for key in order]))
 
     async def _held(
         self, query: LiteralString, keys: Sequence[RowKey], values: str | None

@@ -23,7 +23,8 @@ COLUMNS: tuple[LiteralString, ...] = (
     "node", "boot", "event", "app_id", "detail", "traceparent",
     "meta::text", "payload", "owed::text",
     "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
-    "ack_within", "extract(epoch from late_at)::float8",
+    "ack_within", "extract(epoch from late_at)::float8", "fingerprint",
+    "extract(epoch from differed_at)::float8",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 META: LiteralString = (
@@ -71,7 +72,8 @@ def row_of(record: Sequence[Any]) -> Row:
         tenant, push_id, user_id, outcome, reason, confirm, sessions, attempts,
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
-        day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at,
+        day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at, fingerprint,
+        differed_at,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -102,6 +104,8 @@ def row_of(record: Sequence[Any]) -> Row:
         collapse_key=collapse_key or "",
         ack_within=ack_within or 0.0,
         late_at=late_at,
+        fingerprint=fingerprint or 0,
+        differed_at=differed_at,
     )
 
 
@@ -157,7 +161,7 @@ def lock_order(key: RowKey) -> tuple[str, str, str]:
     return key.push_id, key.user, key.tenant
 
 
-RECORD_PARAMS = 36
+RECORD_PARAMS = 37
 """How many parameters record_rows() has."""
 
 
@@ -197,6 +201,7 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         *_kept_params(rows, own, listed),
         _bytes(shared.of_row),
         *shared.params(),
+        nullable_numbers([r.fingerprint or None for r in rows]),
     )
 
 
@@ -306,7 +311,12 @@ def owed_text(owed: tuple[Reply, ...] | None) -> str | None:
     if not owed:
         return "[]"
     return msgspec.json.encode(
-        [_field("queue", r.queue) | _field("correlation_id", r.correlation_id) for r in owed]
+        [
+            _field("queue", r.queue)
+            | _field("correlation_id", r.correlation_id)
+            | ({"repeat": "differs"} if r.differs else {})
+            for r in owed
+        ]
     ).decode()
 
 
@@ -326,7 +336,9 @@ def replies_of(owed: str | None) -> tuple[Reply, ...] | None:
     """What a row owes, from its JSON."""
     if owed is None:
         return None
-    return tuple(Reply(_read(r, "queue"), _read(r, "correlation_id")) for r in msgspec.json.decode(owed))
+    return tuple(
+        Reply(_read(r, "queue"), _read(r, "correlation_id"), "repeat" in r) for r in msgspec.json.decode(owed)
+    )
 
 
 def _read(reply: Mapping[str, str], name: str) -> str:

@@ -60,7 +60,8 @@ def _row_line(row: Told) -> str:
     end = row.proven_at or row.finished_at
     if end is not None:
         took = span((end - row.taken_at).total_seconds())
-    return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}".rstrip()
+    differs = "  repeated with other content" if row.differed_at is not None else ""
+    return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}{differs}".rstrip()
 
 
 def story(row: Told, now: datetime) -> Iterator[str]:
@@ -116,6 +117,12 @@ def steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
         yield "finished", row.finished_at, f"{row.outcome}/{row.reason}"
     if late is not None:
         yield "late", late, f"{_late_proof(row)}, after the end: the outcome stays"
+    if row.differed_at is not None:
+        yield (
+            "repeated",
+            row.differed_at,
+            "WARNING: with other content, which was sent to nobody: two pushes have this id",
+        )
 
 
 def _moment(at: datetime) -> str:
