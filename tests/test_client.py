@@ -352,7 +352,7 @@ async def test_the_next_push_waits_until_the_one_before_is_done_with(page: Page,
     assert got == {"id": "p2", "event": "message", "data": {"n": "p2"}}
 
 
-async def test_a_copy_is_left_out_and_counted(page: Page, script: Script) -> None:
+async def test_a_duplicate_is_left_out_and_counted(page: Page, script: Script) -> None:
     peer = await met(page, script)
     await peer.push("p1", "p1", "p2")
     await told(page, *pushes("p1", "p2"))
@@ -360,7 +360,8 @@ async def test_a_copy_is_left_out_and_counted(page: Page, script: Script) -> Non
     again = await (await script.peer()).welcome()
     await again.push("p1", "p2", "p3")
     await told(page, *pushes("p3"))
-    assert await page.evaluate("client.doubles") == 3
+    assert await page.evaluate("client.duplicates") == 3
+    assert await page.evaluate("client.doubles") == 3, "the old name is an alias until 1.0"
 
 
 async def test_only_so_many_ids_are_remembered(page: Page, script: Script) -> None:
@@ -386,7 +387,7 @@ async def test_what_waits_is_not_forgotten_however_much_it_is(page: Page, script
     await page.evaluate("release('p0')")
     await again.push("end")
     await told(page, *pushes(*ids, "end"))
-    assert await page.evaluate("client.doubles") == len(ids)
+    assert await page.evaluate("client.duplicates") == len(ids)
 
 
 async def test_what_waited_at_the_break_may_come_again_when_it_is_done(page: Page, script: Script) -> None:
@@ -588,7 +589,7 @@ async def test_pushes_of_two_tenants_with_one_id_are_two_pushes(page: Page, scri
     await told(page, *pushes("p1", "p1"))
     assert [await peer.frame(), await peer.frame()] == [acked("p1"), acked("p1", "acme")]
     await peer.push("p1", tenant="acme")
-    assert await peer.frame() == acked("p1", "acme"), "a copy, and acknowledged before"
+    assert await peer.frame() == acked("p1", "acme"), "a duplicate, and acknowledged before"
     await peer.send(type="withdraw", id="p1", tenant="acme")
     await told(page, ("withdraw", "p1", "acme"))
     await page.evaluate("client.ack('p1', 'acme')")
@@ -1339,13 +1340,13 @@ async def test_a_push_before_the_welcome_belongs_to_nobody(page: Page, script: S
     await peer.welcome(user="bob")
     await peer.push("p1", "p2")
     await told(page, *pushes("p1", "p2"))
-    assert await page.evaluate("client.doubles") == 0
+    assert await page.evaluate("client.duplicates") == 0
 
 
 # --- across reloads --------------------------------------------------------------------------------------
 
 
-async def test_with_storage_it_resumes_after_a_reload_without_doubles(page: Page, script: Script) -> None:
+async def test_with_storage_it_resumes_after_a_reload_without_duplicates(page: Page, script: Script) -> None:
     peer = await met(page, script, storage="localStorage")
     await peer.push("p1", "p2", "p3")
     await told(page, *pushes("p1", "p2", "p3"))
@@ -1540,7 +1541,7 @@ async def test_after_a_reload_it_gets_what_another_device_took_meanwhile(
         await phase(page, "open")
         await house.publish(vhost, *kept("p4"))
         await told(page, *pushes("p3", "p4"))
-        assert await page.evaluate("client.doubles") == 2  # p1 and p2: from a little before the last one
+        assert await page.evaluate("client.duplicates") == 2  # p1 and p2: from a little before the last one
         await house.final_rows(database, 4)
 
 

@@ -222,7 +222,7 @@ async def test_a_push_that_comes_twice_is_one_entry_and_the_copy_is_counted(
         await connect(page, "alice")
         await push(page, "alice", "1")
         await expect(page.locator("#pushes > li")).to_have_count(1)
-        await expect(page.locator("#connection")).to_have_text("Connected as alice; 1 copy left out.")
+        await expect(page.locator("#connection")).to_have_text("Connected as alice; 1 duplicate left out.")
 
 
 async def test_a_push_that_is_withdrawn_is_marked(browser: Browser, play: Played) -> None:

@@ -422,7 +422,9 @@ class Stage:
             if hour.rows != hour.taken
         ]
         # Whoever repeats a request here repeats all of it.
-        ((differing,),) = await self.execute("select count(*) from delivery_log where differed_at is not null")
+        ((differing,),) = await self.execute(
+            "select count(*) from delivery_log where differed_at is not null"
+        )
         if differing:
             wrong.append(f"{differing} rows tell of a repeat with other content, and there was none")
         return wrong + [f"audit: {h.wrong} rows contradict themselves at {h.hour}" for h in hours if h.wrong]

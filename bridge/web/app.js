@@ -214,8 +214,8 @@ class Connection {
   }
 
   counted() {
-    const { doubles } = this.client;
-    if (this.session && doubles) this.say(`Connected as ${this.user}; ${doubles} ${doubles > 1 ? "copies" : "copy"} left out.`);
+    const { duplicates } = this.client;
+    if (this.session && duplicates) this.say(`Connected as ${this.user}; ${duplicates} ${duplicates > 1 ? "duplicates" : "duplicate"} left out.`);
   }
 
   say(text) {

@@ -1,7 +1,7 @@
 // A bridge's client for browsers and node: each push once and in order, resumed after every break.
 // An ES module without dependencies; docs/clients.md tells how to use it.
 
-const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to tell doubles; those of them that outlive the page
+const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to know duplicates; those of them that outlive the page
 const USERS = 8; // whose memories the page keeps, where its tokens are not always of the same user
 const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
@@ -29,7 +29,7 @@ export function connect(options) {
 }
 
 class Connection {
-  doubles = 0; // copies that were left out: the bridge sends again what it can't know to have arrived
+  duplicates = 0; // pushes that were left out: the bridge sends again what it can't know to have arrived
   state = { phase: "connecting" }; // what onState was told last
   #options;
   #turn = 0; // of the attempt under way: whoever has awaited something looks whether it still is
@@ -64,6 +64,9 @@ class Connection {
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
   }
+
+  /** Deprecated: the name of `duplicates` until version 0.2. It goes away with version 1.0. */
+  get doubles() { return this.duplicates; }
 
   /** End it: no callback starts after this but the onState that says so, and what complains. */
   close() { this.#end({ code: 1000, reason: "closed" }, null); }
@@ -122,7 +125,7 @@ class Connection {
       const known = this.#mine.known.get(key);
       const on = this.#socket;
       if (!known) return this.#enqueue(frame, this.#mine.add({ key, on, acked: false }));
-      this.doubles += 1;
+      this.duplicates += 1;
       known.on = on;
       if (known.acked) this.#ack(known, this.#mine);
     } else if (frame.type === "withdraw" && open) {

@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from bridge.model import Row
-from bridge.ports import SessionInfo
+from bridge.plugins import Row, SessionInfo
 
 
 class Presence:

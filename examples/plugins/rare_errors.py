@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from bridge.plugins import ErrorHandler
+
 
 class RareErrors:
     """For a channel that people read, where the thousandth line of the same trouble helps nobody."""
@@ -21,6 +23,6 @@ class RareErrors:
             print(f"{kind[0]} in {where}: {error} {dict(facts)}", file=sys.stderr)
 
 
-def make() -> RareErrors:
+def make() -> ErrorHandler:
     """Called once at the start."""
     return RareErrors(every=60.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from bridge.model import Row
+from bridge.plugins import DeliveryLog, Row
 
 
 class SqliteLog:
@@ -45,6 +45,6 @@ class SqliteLog:
             )
 
 
-def make() -> SqliteLog:
+def make() -> DeliveryLog:
     """Called once, without arguments: a plug-in reads its own settings."""
     return SqliteLog(os.environ.get("SQLITE_LOG_FILE", "delivery.sqlite"))
