@@ -19,8 +19,8 @@ from bridge.model import LateProof, Outcome, Reason, Reply, Row, RowKey
 from bridge.ports import MailboxAsk
 from tests.test_store_contract import EVER, NOON, ids, kept, light, row, undated
 
-KEPT, NODES, TALLY, SHARED = 4, 2, 5, 7
-"""The versions that brought kept pushes, nodes, the tally, and content that rows share."""
+NODES, KEPT, SHARED = 2, 4, 7
+"""The versions that brought nodes, kept pushes, and content that rows share."""
 BIG = b'{"text": "' + b"x" * 1000 + b'"}'
 Record = dict[str, object]
 OWED = (Reply("answers", "c1"), Reply("answers", "c2"))
@@ -75,7 +75,7 @@ def snapshot(conn: psycopg.Connection) -> dict[str, list[Record]]:
         "select relname from pg_class where relkind in ('r', 'p') and not relispartition"
         " and relnamespace = 'public'::regnamespace"
     )
-    # The first columns of every table are its oldest, and enough to tell rows apart.
+    # As text: the oldest columns come first and tell rows apart, so that new columns leave the order as it was.
     return {
         name: [r for (r,) in conn.execute(f"select to_jsonb(t) from {name} t order by t::text".encode())]
         for (name,) in found.fetchall()
