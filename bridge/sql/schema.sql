@@ -657,9 +657,9 @@ comment on function note_differences is
 
 -- 5. Debts -----------------------------------------------------------------------------------------------
 
--- A row and its debt (the receipts that it owes) are committed together. The receipts are sent after that, and the debt is
--- settled when the broker has confirmed them. A process that dies in between leaves a debt, which the next one pays: no
--- receipt is lost.
+-- While a message is unacked it carries the debt: it comes again, and is answered from its row. Where the ack does not wait for
+-- the receipts, the row takes the debt over (`owed`) before the message is acked. A sweep sends what rows owe, and settles it
+-- when the broker has confirmed it. So no receipt is lost when a process dies in between, but it may come twice.
 --
 -- The lists may be long, and `not in (select ...)` looks each up in a hash table.
 create function merge_owed(have jsonb, more jsonb) returns jsonb
@@ -1900,6 +1900,7 @@ comment on column user_timeline.node is 'The bridge process that wrote the row.'
 comment on column user_timeline.day is 'As in delivery.';
 comment on column user_timeline.taken_at is 'As in delivery.';
 
+-- After the view, because its columns get the same comments as those of the table.
 do $$
 declare
     outcomes text := (
