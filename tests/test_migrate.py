@@ -9,7 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import msgspec
 import psycopg
 import pytest
 from psycopg import conninfo
@@ -17,11 +16,8 @@ from psycopg import conninfo
 from bridge.adapters import migrate
 from bridge.adapters.migrate import Migration, MigrationChanged, MigrationFailed
 from bridge.adapters.postgres import PostgresStore
-from bridge.adapters.postgres_rows import record_params
 from bridge.errors import DatabaseUnsuitable, SchemaBehind, StoreUnavailable
-from bridge.model import ENDINGS, Outcome
-from bridge.ports import MailboxAsk
-from tests.test_store_contract import kept, row, undated
+from bridge.model import ENDINGS
 
 ONE = Migration(1, "0001_one.sql", "create table one (n int);")
 TWO = Migration(2, "0002_two.sql", "create table two (n int); insert into one values (1);")
@@ -162,37 +158,6 @@ async def test_a_program_that_is_older_than_the_schema_goes_on(database: str) ->
     assert await store.last_position() == 0
     await store.close()
     assert migrate.upgrade(database) == []
-
-
-async def test_a_database_of_version_0_1_0_with_rows_in_it_is_upgraded_and_goes_on(
-    empty_database: str,
-) -> None:
-    migrate.upgrade(empty_database, migrate.MIGRATIONS[:3])
-    pending, ended = row("pending", outcome=Outcome.PENDING), row("ended", meta=b'{"a": "b"}')
-    # As that version called it, and still calls it while the nodes are replaced one after the other.
-    record = f"select ord, applied from record_rows({', '.join(['%s'] * 23)})".encode()
-    with psycopg.connect(empty_database, autocommit=True) as conn:
-        conn.execute(record, record_params([ended, pending])[:23])
-        conn.execute("select roll_day((select day from log_day) + 1)")
-        conn.execute("select make_partition((select day from log_day) + 1)")
-        conn.execute(record, record_params([row("today", owed=())])[:23])
-        assert migrate.upgrade(empty_database) == [m.name for m in migrate.MIGRATIONS[3:]]
-        assert conn.execute(record, record_params([row("old program"), row("today")])[:23]).fetchall() == [
-            (2, False)
-        ]
-        conn.execute("select roll_day((select day from log_day) + 1)")
-        assert conn.execute("select day - since, day - kept_since from log_day").fetchone() == (2, 2)
-    store = PostgresStore(empty_database)
-    found = await store.find([ended.key, pending.key])
-    bare = [msgspec.structs.replace(undated(r), meta=b"") for r in (ended, pending)]
-    assert [undated(r) for r in found] == bare
-    answer = await store.record([row("pending"), row("ended"), kept("new")])
-    assert [w.applied for w in answer] == [True, False, True]
-    assert {r.key.push_id for r in await store.owing(9)} == {"today", "pending"}
-    assert [[r.key.push_id for r in page.rows] for page in await store.mailbox([MailboxAsk("u", 0, 9)])] == [
-        ["new"]
-    ]
-    await store.close()
 
 
 # --- What the schema says about itself ------------------------------------------------------------------

@@ -79,6 +79,7 @@ class MigrationFailed(BridgeError):
 def _read() -> tuple[Migration, ...]:
     found = []
     for file in resources.files("bridge").joinpath("sql").iterdir():
+        # schema.sql has no number: it shows what these make, and is not applied.
         numbered = re.fullmatch(r"(\d{4})_\w+\.sql", file.name)
         if numbered:
             found.append(Migration(int(numbered[1]), file.name, file.read_text(encoding="utf-8")))

@@ -1,0 +1,2304 @@
+-- The whole schema as it is now, to be read. Nothing applies this file: `bridge db upgrade` applies the numbered migrations
+-- beside it. A test proves that both make the same database, so whoever adds a migration changes this file too.
+--
+-- `comment on` says what a table, column, view or function is for, and is in the database as well. Comments that begin with
+-- two dashes say why it is made this way.
+--
+--   1. Rows                    one for each push and user, and what several of them share
+--   2. Writing rows            compare-and-set of a batch
+--   3. Known ids               to find repeats, and all rows of a push
+--   4. Final rows              what is learned after the end
+--   5. Debts                   receipts that are still to be sent
+--   6. Kept pushes             the mailbox of a user: pages, limits, ends
+--   7. Recalls                 taking a push back
+--   8. Days and partitions     when a day begins, and when its rows are dropped
+--   9. Nodes                   leases, and rows that a dead process left pending
+--  10. Audit                   counts to compare the log with
+--  11. Views                   for people
+--  12. Roles                   for people who only read
+--  13. Earlier bridges         functions that only older programs call
+--  14. Versions                the migrations that were applied
+
+-- 1. Rows ------------------------------------------------------------------------------------------------
+
+-- Ids compare bytewise (COLLATE "C"): it is faster, and the program sorts its batches the same way, so that two writers
+-- always lock rows in one order.
+create table delivery_log (
+    day          date        not null,
+    tenant       text        collate "C" not null,
+    push_id      text        collate "C" not null,
+    user_id      text        collate "C" not null,
+    outcome      text        not null,
+    reason       text        not null,
+    final        boolean     not null,
+    confirm      smallint    not null,
+    sessions     integer     not null,
+    attempts     integer     not null,
+    published_at timestamptz not null,
+    taken_at     timestamptz not null,
+    written_at   timestamptz,
+    proven_at    timestamptz,
+    finished_at  timestamptz,
+    node         text        not null,
+    boot         text        not null,
+    event        text        not null,
+    app_id       text        not null,
+    detail       text        not null,
+    traceparent  text        not null,
+    meta         jsonb,
+    payload      bytea,
+    owed         jsonb,
+    -- Columns of kept pushes; null for others.
+    position     bigint,
+    expires_at   timestamptz,
+    encoding     text,
+    collapse_key text        collate "C",
+    excluded     jsonb,
+    ack_within   double precision,
+    -- A migration can only append a column: these came later.
+    late_at      timestamptz,
+    kept_bytes   integer,
+    content      bytea,
+    fingerprint  integer,
+    differed_at  timestamptz,
+    -- The day is the same all over a partition, so it comes last: a push id alone finds its rows.
+    constraint delivery_log_key primary key (push_id, user_id, tenant, day)
+) partition by list (day);
+comment on table delivery_log is
+    'One row per push and user, in one partition per day (UTC, by the database''s clock). '
+    'People read the view delivery; the bridge alone writes here.';
+comment on column delivery_log.day is 'The log''s day when the row was written (log_day.day), the partition key.';
+comment on column delivery_log.tenant is 'The tenant of the request; empty where it named none.';
+comment on column delivery_log.push_id is 'The id of the request, unique within its tenant.';
+comment on column delivery_log.user_id is 'The user it was addressed to; empty where none was known.';
+comment on column delivery_log.final is 'True once outcome and reason never change again.';
+comment on column delivery_log.confirm is 'The proof that was asked for: 1 written, 2 received, 3 acked.';
+comment on column delivery_log.sessions is 'Sessions of the user that it was addressed to.';
+comment on column delivery_log.attempts is 'How often it was handed to sockets, over all takings known here.';
+comment on column delivery_log.published_at is
+    'When it was published: header x-push-published-ms, else the AMQP timestamp, else its arrival.';
+comment on column delivery_log.taken_at is 'When a bridge first took it from the queue.';
+comment on column delivery_log.written_at is 'When it was first handed to an open socket; null: never.';
+comment on column delivery_log.proven_at is
+    'When the best proof came (a pong or an ack frame), also after the end; null: none came.';
+comment on column delivery_log.finished_at is 'When the outcome was decided; null while it is not final.';
+comment on column delivery_log.node is 'The bridge process that wrote the row.';
+comment on column delivery_log.boot is 'That process''s start: every start of a node has its own.';
+comment on column delivery_log.event is 'The event name that the client dispatches on.';
+comment on column delivery_log.app_id is 'The publisher, as its AMQP property app_id says; empty where it does not.';
+comment on column delivery_log.detail is 'A sentence for people, such as the path of the wrong field.';
+comment on column delivery_log.traceparent is 'W3C trace context of the request; empty where it had none.';
+comment on column delivery_log.meta is 'The object meta of the request; null where it had none.';
+comment on column delivery_log.payload is
+    'Of a kept push its data, of a rejected request its body, cut where detail says so; null otherwise.';
+comment on column delivery_log.owed is
+    'What is still to be sent back: null nothing; otherwise the event on push.outcomes and a receipt to each '
+    '{queue, correlation_id} of the list (a text that no JSON of Postgres can hold is kept as <name>_hex).';
+comment on column delivery_log.position is
+    'Of a kept push its place in the mailbox, in microseconds since 1970 when it was taken; null for others.';
+comment on column delivery_log.expires_at is 'Of a kept push when its ttl ends; null for a push without a ttl.';
+comment on column delivery_log.encoding is 'Of a kept push what payload is: json, text or bytes; null for others.';
+comment on column delivery_log.collapse_key is 'Of a kept push its collapse_key; null where it has none.';
+comment on column delivery_log.excluded is 'Of a kept push the sessions that do not get it; null where it names none.';
+comment on column delivery_log.ack_within is
+    'Of a kept push the seconds that it gives the application to ack; null where it does not say.';
+comment on column delivery_log.late_at is 'As in delivery.';
+comment on column delivery_log.kept_bytes is
+    'Of a kept push the bytes of its data and of the list of sessions that do not get it; null for others, and for '
+    'rows of before there was this column.';
+comment on column delivery_log.content is
+    'Where payload, excluded and meta are: push_content.id of the same day; null: in the row itself.';
+comment on column delivery_log.fingerprint is
+    'Made of event, data, confirm, ttl and collapse_key, to tell a repeat from another push with the same id; null: not known.';
+comment on column delivery_log.differed_at is 'As in delivery.';
+
+-- Kept pushes may be many and stay for days; ordinary ones are final within seconds. So indexes are partial: those that an
+-- ordinary row is in do not grow with what is kept, and none holds rows that its readers do not look for.
+--
+-- Nearly empty: a row leaves it when its receipt is confirmed.
+create index delivery_log_owing on delivery_log (taken_at) where final and owed is not null;
+-- The expression is the one of view delivery, so that a search there by user finds it.
+create index delivery_log_user on delivery_log ((nullif(user_id, '')), taken_at);
+-- For the newest rows and for a range of time. Rows are appended at its right end, which is cheap.
+create index delivery_log_taken on delivery_log (taken_at);
+-- Nearly empty: a row leaves it when its outcome is decided.
+create index delivery_log_pending on delivery_log (node, boot) where outcome = 'pending';
+-- What waits for a user, in order.
+create index delivery_log_mailbox on delivery_log (user_id, position) where outcome = 'stored';
+create index delivery_log_expiry on delivery_log (expires_at) where outcome = 'stored';
+create index delivery_log_collapse on delivery_log (user_id, collapse_key)
+    where outcome = 'stored' and collapse_key is not null;
+-- For a client that resumes: what was delivered of what was kept, and whether something was dropped.
+create index delivery_log_resume on delivery_log (user_id, position)
+    where outcome in ('acked', 'received', 'written') and expires_at is not null;
+create index delivery_log_dropped on delivery_log (user_id, position)
+    where outcome = 'dropped' and reason = 'mailbox_full';
+-- The highest position, for a bridge that starts.
+create index delivery_log_position on delivery_log (position) where position is not null;
+
+-- A push to ten thousand users has ten thousand rows and one payload. The payload is here once, and the rows refer to it.
+create table push_content (
+    day      date  not null,
+    id       bytea not null,
+    payload  bytea,
+    excluded jsonb,
+    meta     jsonb,
+    -- The day is the same all over a partition.
+    constraint push_content_key primary key (id, day)
+) partition by list (day);
+comment on table push_content is
+    'What rows of one push to many users would repeat, stored once a day. In partitions like those of delivery_log.';
+comment on column push_content.day is 'The day of the rows that share it: it goes when they go.';
+comment on column push_content.id is 'The first 16 bytes of the SHA-256 of the rest.';
+comment on column push_content.payload is 'As delivery_log.payload.';
+comment on column push_content.excluded is 'As delivery_log.excluded.';
+comment on column push_content.meta is 'As delivery_log.meta.';
+
+create function whole(l delivery_log) returns delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    as $$
+begin
+    if l.content is not null then
+        select coalesce(l.payload, c.payload), coalesce(l.excluded, c.excluded), coalesce(l.meta, c.meta)
+        into l.payload, l.excluded, l.meta
+        from push_content c where c.day = l.day and c.id = l.content;
+    end if;
+    return l;
+end $$;
+comment on function whole is 'The row with what it shares with others.';
+
+-- What an outcome and a reason mean is said here once. The comments of the columns are made from it (section 11).
+create table ending (
+    outcome text    not null,
+    reason  text    not null,
+    final   boolean not null,
+    meaning text    not null,
+    primary key (outcome, reason)
+);
+comment on table ending is 'Every outcome with every reason that it may have, and what both mean.';
+comment on column ending.outcome is 'As in delivery.outcome.';
+comment on column ending.reason is 'As in delivery.reason.';
+comment on column ending.final is 'Whether a push with this outcome has come to its end.';
+comment on column ending.meaning is 'What it says about the push, in a sentence.';
+insert into ending (outcome, reason, final, meaning) values
+    ('acked', 'ack_frame', true, 'the application acknowledged the push with an ack frame'),
+    ('received', 'pong', true, 'the peer answered a ping sent after the push'),
+    ('received', 'not_acked', true, 'acked was wanted; at the deadline received was proven'),
+    ('written', 'handed_over', true, 'handed to an open socket, and no more was asked for'),
+    ('offline', 'no_session', true, 'the user had no session (or the session was not here)'),
+    ('offline', 'excluded', true, 'every session of the user was named in `except`'),
+    ('offline', 'nobody', true, 'sent to everyone, and nobody was connected'),
+    ('offline', 'left_before_send', true, 'the user''s sessions closed before the push was handed to a socket'),
+    ('expired', 'max_age', true, 'older than BRIDGE_MAX_AGE when it was taken'),
+    ('expired', 'ttl', true, 'its ttl ran out before it was proven'),
+    ('expired', 'queue_expiration', true, 'its AMQP expiration ran out in the queue'),
+    ('superseded', 'collapsed', true, 'a newer push with its collapse_key came before this one was proven'),
+    ('dropped', 'mailbox_full', true, 'the user''s mailbox was over its limit, and this was the oldest push in it'),
+    ('recalled', 'withdrawn', true, 'withdrawn by a recall before it was proven'),
+    ('dropped', 'slow_consumer', true, 'the peer did not read fast enough: its session was closed with 4408, or the time for a proof was over, before this push was handed to its socket'),
+    ('dropped', 'overflow', true, 'more came at once than the session could hold while it was being sent what is kept'),
+    ('unknown', 'no_proof', true, 'handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
+    ('unknown', 'connection_lost', true, 'handed over; the connection ended before proof'),
+    ('unknown', 'node_died', true, 'the bridge process died while the proof was awaited'),
+    ('rejected', 'not_json', true, 'the body is not JSON (RFC 8259) in UTF-8'),
+    ('rejected', 'invalid', true, 'a field or header is wrong; `detail` names it'),
+    ('rejected', 'unsupported', true, 'a field whose feature this version does not have'),
+    ('rejected', 'too_large', true, 'the message or its data is over the limit in bytes'),
+    ('rejected', 'too_many', true, 'more requests or users in one message than allowed'),
+    ('rejected', 'poison', true, 'the broker gave it out BRIDGE_MAX_ATTEMPTS times, and it was never settled'),
+    ('rejected', 'delivery_limit', true, 'the broker gave it up at its delivery limit'),
+    ('rejected', 'given_up', true, 'the broker gave it up for another reason; see `detail`'),
+    ('pending', 'awaiting_proof', false, 'handed over; the proof is awaited'),
+    ('stored', 'no_session', false, 'kept: the user had no session'),
+    ('stored', 'excluded', false, 'kept: every session of the user was named in `except`'),
+    ('stored', 'left_before_send', false, 'kept: the user''s sessions closed before it was handed to a socket'),
+    ('stored', 'slow_consumer', false, 'kept: the peer did not read'),
+    ('stored', 'overflow', false, 'kept: the session was still being sent what is older and could not hold it; it follows'),
+    ('stored', 'awaiting_proof', false, 'kept: on its way to the user, the proof is awaited'),
+    ('stored', 'no_proof', false, 'kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
+    ('stored', 'not_acked', false, 'kept: received, but acked was wanted and has not come'),
+    ('stored', 'connection_lost', false, 'kept: handed over; the connection ended before proof');
+
+-- 2. Writing rows ----------------------------------------------------------------------------------------
+
+-- Many functions have these settings:
+--   search_path             a table of the same name in another schema is never taken for one of these
+--   plan_cache_mode         one plan, made while a partition is still empty, must be right when the partition has grown
+--   enable_... to off       so that this plan looks up keys in indexes and reads no table
+--   jit to off              compiling takes longer than a look-up
+-- Some conditions are written for the planner as well: `(outcome = 'stored')::int = 1`, `offset 0` and lateral joins keep it
+-- from reading a whole index where it should look up keys.
+--
+-- Rows that are named by key are locked in the order of the arguments, which all callers sort by (push_id, user_id, tenant):
+-- two writers never wait for each other in a circle. A row that somebody else holds is skipped: it may be held for hours, and
+-- the other rows must not wait for it. The caller is told, and tries again.
+
+-- New parameters are appended and have defaults: a program of an earlier version calls it with those that it knows.
+create function record_rows(
+    p_tenants text[], p_push_ids text[], p_users text[],
+    p_outcomes text[], p_reasons text[], p_finals boolean[], p_confirms smallint[],
+    p_sessions integer[], p_attempts integer[],
+    p_published float8[], p_taken float8[], p_written float8[], p_proven float8[], p_finished float8[],
+    p_nodes text[], p_boots text[], p_events text[], p_app_ids text[],
+    -- Mostly empty, so they may be null as a whole:
+    p_details text[], p_traceparents text[], p_metas jsonb[], p_payloads bytea[], p_owed jsonb[],
+    p_days date[] default null,
+    p_positions bigint[] default null, p_expires float8[] default null, p_encodings text[] default null,
+    p_collapse_keys text[] default null, p_excluded jsonb[] default null, p_ack_withins double precision[] default null,
+    p_kept_bytes integer[] default null, p_contents bytea[] default null,
+    p_content_ids bytea[] default null, p_content_payloads bytea[] default null,
+    p_content_excluded jsonb[] default null, p_content_metas jsonb[] default null,
+    p_fingerprints integer[] default null
+) returns table (ord bigint, applied boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    -- One plan, made when a partition is still empty, must be right when it has grown: index lookups only.
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    wanted bigint := cardinality(p_push_ids);
+    d date;
+    s date;
+    first date;
+    days date[];
+    me xid;
+    done bigint;
+    more bigint;
+begin
+    if coalesce((select l.day from log_day l) < log_today(), true) then
+        perform roll_day();
+    end if;
+    -- While this lock is held the day stays, and every row of an earlier day is committed: roll_day() takes it
+    -- exclusively. Each statement below has its own snapshot (READ COMMITTED), taken after this lock.
+    perform pg_advisory_xact_lock_shared(7093848243014270977);
+    select l.day, l.since into strict d, s from log_day l;
+    first := s;
+
+    if p_days is not null then
+        -- Where the rows are that say their day. One that is not there any more is a row like any other.
+        select array_agg(l.day order by n.ord), least(s, min(l.day)) into strict days, first
+        from rows from (unnest(p_tenants, p_push_ids, p_users, p_days)) with ordinality
+            as n (tenant, push_id, user_id, day, ord)
+        left join lateral (
+            select l.day from delivery_log l
+            where l.day >= n.day and l.day <= d
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day
+            limit 1) l on true;
+    end if;
+
+    if p_content_ids is not null then
+        insert into push_content (day, id, payload, excluded, meta)
+        select d, c.id, c.payload, c.excluded, c.meta
+        from unnest(p_content_ids, p_content_payloads, p_content_excluded, p_content_metas)
+            as c (id, payload, excluded, meta)
+        on conflict do nothing;
+    end if;
+
+    insert into delivery_log (
+        day, tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
+        published_at, taken_at, written_at, proven_at, finished_at,
+        node, boot, event, app_id, detail, traceparent, meta, payload, owed,
+        position, expires_at, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
+        fingerprint)
+    select
+        d, n.tenant, n.push_id, n.user_id, n.outcome, n.reason, n.final, n.confirm, n.sessions, n.attempts,
+        to_timestamp(n.published), to_timestamp(n.taken), to_timestamp(n.written), to_timestamp(n.proven),
+        to_timestamp(n.finished),
+        n.node, n.boot, n.event, n.app_id, coalesce(n.detail, ''), coalesce(n.traceparent, ''),
+        n.meta, n.payload, n.owed,
+        n.position, to_timestamp(n.expires), n.encoding, n.collapse_key, n.excluded, n.ack_within, n.kept_bytes, n.content,
+        n.fingerprint
+    from unnest(
+        p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_confirms, p_sessions, p_attempts,
+        p_published, p_taken, p_written, p_proven, p_finished,
+        p_nodes, p_boots, p_events, p_app_ids, p_details, p_traceparents, p_metas, p_payloads, p_owed,
+        days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
+        p_fingerprints
+    ) as n (
+        tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
+        published, taken, written, proven, finished,
+        node, boot, event, app_id, detail, traceparent, meta, payload, owed,
+        its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
+        fingerprint)
+    where n.its_day is null
+      and not exists (
+        select from delivery_log l
+        where l.day >= s and l.day < d
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C")
+    on conflict do nothing;
+    get diagnostics done = row_count;
+    if done = wanted then
+        return;
+    end if;
+
+    -- What is there already, told from what was just inserted by its transaction.
+    me := pg_current_xact_id()::xid;
+    if p_content_ids is not null and first < d then
+        -- A row of an earlier day finds its content in its own day's partition.
+        insert into push_content (day, id, payload, excluded, meta)
+        select found.day, c.id, c.payload, c.excluded, c.meta
+        from (
+            select distinct l.day
+            from rows from (unnest(p_tenants, p_push_ids, p_users)) as n (tenant, push_id, user_id)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day < d
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C" and not l.final
+                offset 0) l) found
+        cross join unnest(p_content_ids, p_content_payloads, p_content_excluded, p_content_metas)
+            as c (id, payload, excluded, meta)
+        on conflict do nothing;
+    end if;
+    -- An UPDATE locks in the order of its plan; this locks one key after the other, in the order of the batch, which
+    -- is that of all writers, and changes only what it has locked. As a join the planner could turn it round, and
+    -- would, while a partition is new: it then reads all rows of the day. The first pair of bounds spares the others'
+    -- partitions, the second is the row's own.
+    return query
+    with locked as materialized (
+        select l.day, n.*
+        from rows from (unnest(
+            p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_sessions, p_attempts,
+            p_written, p_proven, p_finished, p_nodes, p_boots, p_details, p_payloads, p_owed,
+            days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents
+        )) with ordinality as n (
+            tenant, push_id, user_id, outcome, reason, final, sessions, attempts,
+            written, proven, finished, node, boot, detail, payload, owed,
+            its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content, ord)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first and l.day <= d
+              and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and not l.final and l.xmin <> me
+            -- What somebody else holds is not waited for: it may be held for hours, and the others are not to wait.
+            for update skip locked) l)
+    update delivery_log l set
+        outcome = n.outcome,
+        reason = n.reason,
+        final = n.final,
+        sessions = greatest(l.sessions, n.sessions),
+        -- The same boot counts on, another one began at nought.
+        attempts = case when l.node = n.node and l.boot = n.boot then greatest(l.attempts, n.attempts)
+                        else l.attempts + n.attempts end,
+        written_at = coalesce(l.written_at, to_timestamp(n.written)),
+        proven_at = coalesce(to_timestamp(n.proven), l.proven_at),
+        finished_at = to_timestamp(n.finished),
+        node = n.node,
+        boot = n.boot,
+        detail = coalesce(n.detail, ''),
+        owed = case when n.owed is null then l.owed else merge_owed(l.owed, n.owed) end,
+        -- What the row has already stands, whichever of the two places it is in.
+        payload = case when l.content is null then coalesce(l.payload, n.payload) end,
+        excluded = case when l.content is null then coalesce(l.excluded, n.excluded) end,
+        content = coalesce(l.content, case when l.payload is null then n.content end),
+        kept_bytes = coalesce(l.kept_bytes, n.kept_bytes),
+        position = coalesce(l.position, n.position),
+        expires_at = coalesce(l.expires_at, to_timestamp(n.expires)),
+        encoding = coalesce(l.encoding, n.encoding),
+        collapse_key = coalesce(l.collapse_key, n.collapse_key),
+        ack_within = coalesce(l.ack_within, n.ack_within)
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
+    returning n.ord, true, l;
+    get diagnostics more = row_count;
+    done := done + more;
+
+    if done < wanted then
+        return query
+        select n.ord, case when (l.log).final then false end, l.log
+        from rows from (unnest(p_tenants, p_push_ids, p_users, days)) with ordinality
+            as n (tenant, push_id, user_id, its_day, ord)
+        cross join lateral (
+            select l as log from delivery_log l
+            where l.day >= first and l.day <= d
+              and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.xmin <> me
+            offset 0) l;
+        get diagnostics more = row_count;
+        done := done + more;
+    end if;
+    if done <> wanted then
+        raise exception 'of % rows % have an answer', wanted, done using errcode = 'serialization_failure';
+    end if;
+end $$;
+comment on function record_rows is
+    'Compare-and-set of a batch with one row per key, sorted by (push_id, user_id, tenant): inserts, or updates '
+    'what is not final. Rows that it inserted are not returned; of the others, what the log holds now; applied is null '
+    'where somebody else holds the row. What rows share (p_contents) is stored once.';
+
+create function try_writing() returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set jit to off
+    as $$
+begin
+    perform pg_advisory_xact_lock_shared(7093848243014270977);
+    -- As the others do: a plan that was made once locks every partition, also those that it then does not look into.
+    perform from delivery_log l
+    where l.day = (select d.day from log_day d) and l.push_id = '' and l.user_id = '' and l.tenant = '';
+    insert into delivery_log (
+        day, tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts, published_at, taken_at,
+        node, boot, event, app_id, detail, traceparent)
+    select l.day, '', '', '', 'rejected', 'invalid', true, 1, 0, 0, clock_timestamp(), clock_timestamp(),
+        '', '', '', '', '', ''
+    from log_day l;
+    raise exception 'undone' using errcode = 'P0B01';
+exception
+    when sqlstate 'P0B01' then
+        return; -- what it wrote is rolled back
+end $$;
+comment on function try_writing is 'Writes a row and takes it back: fails where the log takes no rows at all.';
+
+-- 3. Known ids -------------------------------------------------------------------------------------------
+
+create function find_rows(p_tenants text[], p_push_ids text[], p_users text[]) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    return query
+    select l.* from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+    cross join lateral (
+        select * from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C" and l.tenant = n.tenant collate "C"
+        offset 0) l;
+end $$;
+comment on function find_rows(text[], text[], text[]) is 'The rows of these keys in the days in which a key is known.';
+
+create function rows_of_push(p_tenant text, p_push_id text, p_from text, p_limit integer) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    return query
+    select l.* from delivery_log l
+    where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+      and l.user_id >= p_from collate "C"
+    order by l.push_id, l.user_id
+    fetch first (p_limit) rows with ties;
+end $$;
+comment on function rows_of_push is
+    'A page of the rows of a push, by user, from this user on, in the days in which a key is known; all rows of the '
+    'last user are on it.';
+
+create function ids_of_day(p_day date, p_after text, p_limit integer)
+    returns table (ids text, reached text, more boolean)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+begin
+    return query
+    select string_agg(i.push_id, E'\n'), max(i.push_id), coalesce(sum(i.rows), 0) >= p_limit
+    from (
+        select l.push_id, count(*) as rows
+        from (
+            select l.push_id from delivery_log l
+            where l.day = p_day and l.push_id > p_after collate "C"
+            order by l.push_id
+            limit p_limit) l
+        group by l.push_id) i;
+end $$;
+comment on function ids_of_day is
+    'The push ids of a day above p_after, one a line, from at most p_limit rows; and the last of them. A push with '
+    'more rows than that is on one page: the next begins behind it.';
+
+-- 4. Final rows ------------------------------------------------------------------------------------------
+
+-- A final row keeps its outcome for ever. What is learned of it later is written to columns of its own.
+create function note_late_proofs(p_tenants text[], p_push_ids text[], p_users text[], p_proven float8[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    with wanted as materialized (
+        select n.*, l.day
+        from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
+        cross join lateral (
+            -- An id may have come before, days ago: the newest is meant.
+            select l.day, l.final and l.late_at is null as wanted from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day desc
+            limit 1) l
+        where l.wanted),
+    locked as materialized (
+        select w.*
+        from wanted w
+        cross join lateral (
+            select from delivery_log l
+            where l.day = w.day
+              and l.push_id = w.push_id collate "C" and l.user_id = w.user_id collate "C"
+              and l.tenant = w.tenant collate "C" and l.final and l.late_at is null
+            for update skip locked) l)
+    update delivery_log l set late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven))
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+    return query
+    select n.ord
+    from rows from (unnest(p_tenants, p_push_ids, p_users)) with ordinality as n (tenant, push_id, user_id, ord)
+    cross join lateral (
+        select l.final and l.late_at is null as wanted from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        order by l.day desc
+        limit 1) l
+    where l.wanted;
+end $$;
+comment on function note_late_proofs is
+    'Notes proof that came after the end of these rows, for each the first; returns the places of rows that somebody '
+    'else holds.';
+
+create function note_differences(p_tenants text[], p_push_ids text[], p_users text[], p_came float8[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    with wanted as materialized (
+        select n.*, l.day
+        from unnest(p_tenants, p_push_ids, p_users, p_came) as n (tenant, push_id, user_id, came)
+        cross join lateral (
+            -- An id may have come before, days ago: the newest is meant.
+            select l.day, l.differed_at is null as wanted from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day desc
+            limit 1) l
+        where l.wanted),
+    locked as materialized (
+        select w.*
+        from wanted w
+        cross join lateral (
+            select from delivery_log l
+            where l.day = w.day
+              and l.push_id = w.push_id collate "C" and l.user_id = w.user_id collate "C"
+              and l.tenant = w.tenant collate "C" and l.differed_at is null
+            for update skip locked) l)
+    update delivery_log l set differed_at = to_timestamp(n.came)
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+    return query
+    select n.ord
+    from rows from (unnest(p_tenants, p_push_ids, p_users)) with ordinality as n (tenant, push_id, user_id, ord)
+    cross join lateral (
+        select l.differed_at is null as wanted from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        order by l.day desc
+        limit 1) l
+    where l.wanted;
+end $$;
+comment on function note_differences is
+    'Notes that a request came with the id of these rows and other content, for each the first; returns the places of rows '
+    'that somebody else holds.';
+
+-- 5. Debts -----------------------------------------------------------------------------------------------
+
+-- While a message is unacked it carries the debt: it comes again, and is answered from its row. Where the ack does not wait for
+-- the receipts, the row takes the debt over (`owed`) before the message is acked. A sweep sends what rows owe, and settles it
+-- when the broker has confirmed it. So no receipt is lost when a process dies in between, but it may come twice.
+--
+-- The lists may be long, and `not in (select ...)` looks each up in a hash table.
+create function merge_owed(have jsonb, more jsonb) returns jsonb
+    language sql immutable parallel safe
+    as $$
+    select case
+        when have is null then more
+        when more is null or more = '[]' then have
+        else have || coalesce((select jsonb_agg(r) from jsonb_array_elements(more) r
+                               where r not in (select h from jsonb_array_elements(have) h)), '[]')
+    end $$;
+comment on function merge_owed is 'Replies of both lists, each once, in order; null owes nothing.';
+
+create function unpaid(have jsonb, paid jsonb) returns jsonb
+    language sql immutable parallel safe
+    as $$
+    select jsonb_agg(r order by place)
+    from jsonb_array_elements(have) with ordinality h (r, place)
+    where r not in (select p from jsonb_array_elements(paid) p) $$;
+comment on function unpaid is 'Replies of the first list that are not in the second; null where none is left.';
+
+create function note_debts(p_tenants text[], p_push_ids text[], p_users text[], p_owed jsonb[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    done bigint[];
+begin
+    with locked as materialized (
+        select l.day, n.*
+        from rows from (unnest(p_tenants, p_push_ids, p_users, p_owed)) with ordinality
+            as n (tenant, push_id, user_id, owed, ord)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day
+            for update skip locked) l),
+    noted as (
+        update delivery_log l set owed = merge_owed(l.owed, n.owed)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        returning n.ord)
+    select array_agg(distinct n.ord) into done from noted n;
+    if cardinality(done) >= cardinality(p_push_ids) then
+        return;
+    end if;
+    return query
+    select n.ord
+    from rows from (unnest(p_tenants, p_push_ids, p_users)) with ordinality as n (tenant, push_id, user_id, ord)
+    where n.ord <> all (coalesce(done, '{}'))
+      and exists (
+        select from delivery_log l
+        where l.day >= first
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C");
+end $$;
+comment on function note_debts is
+    'Adds these replies to what the rows owe, idempotent; returns the places of rows that somebody else holds.';
+
+create function settle_debts(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day <= last
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed is not null)::int = 1
+                order by l.day
+                for update skip locked) l)
+        update delivery_log l set owed = unpaid(l.owed, n.paid)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids);
+        if first = '-infinity' then
+            -- Whatever owes one of these replies all the same is held by somebody else.
+            return query
+            select n.ord
+            from rows from (unnest(p_tenants, p_push_ids, p_users, p_paid)) with ordinality
+                as n (tenant, push_id, user_id, paid, ord)
+            where exists (
+                select from delivery_log l
+                where l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed = n.paid or (n.paid <> '[]' and l.owed @> n.paid)));
+            return;
+        end if;
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_debts is
+    'These replies are paid; a row with no others owes nothing any more. Of whatever day, idempotent; returns the '
+    'places of rows that somebody else holds.';
+
+create function owing_rows(p_limit integer, p_bytes bigint) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+begin
+    return query
+    select (o.log).* from (
+        select l as log,
+               sum(pg_column_size(l.owed)) over (order by l.taken_at rows between unbounded preceding and 1 preceding) as before
+        from (
+            select * from delivery_log l
+            where l.final and l.owed is not null
+            order by l.taken_at
+            limit p_limit
+            -- What somebody else holds could be paid and not settled, and would be paid again.
+            for share of l skip locked) l) o
+    where coalesce(o.before, 0) < p_bytes;
+end $$;
+comment on function owing_rows(integer, bigint) is
+    'Final rows that owe a receipt, and that nobody else holds, the oldest first: at most p_limit, and no more once they '
+    'owe so many bytes.';
+
+-- 6. Kept pushes -----------------------------------------------------------------------------------------
+
+-- A push with a ttl has a row that is `stored` until the push is proven or ends in another way. The mailbox of a user is
+-- these rows; there is no other table. Every call reads and changes a bounded number of rows, however full a mailbox is.
+create function mailbox_pages(
+    p_users text[], p_sessions text[], p_after bigint[], p_until bigint[], p_seen bigint[], p_most integer[],
+    p_bytes bigint[]
+) returns table (ord bigint, place bigint, more boolean, log delivery_log)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    -- The rows come out of each partition's index in order; only those of one page are ever sorted.
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    right_now timestamptz := clock_timestamp();
+begin
+    return query
+    select n.ord, page.position, page.looked >= n.most or page.bytes_before + page.bytes >= n.bytes, l.log
+    from rows from (unnest(p_users, p_sessions, p_after, p_until, p_seen, p_most, p_bytes)) with ordinality
+        as n (user_id, session, after, until, seen, most, bytes, ord)
+    cross join lateral (
+        select w.*,
+               coalesce(sum(w.bytes) over (order by w.position groups between unbounded preceding and 1 preceding), 0)
+                   as bytes_before,
+               row_number() over (order by w.position desc) = 1 as is_last,
+               count(*) over () as looked
+        from (
+            select k.*, case when k.wanted then coalesce(k.kept_bytes, 0) else 0 end as bytes
+            from (
+                (select l.day, l.push_id, l.user_id, l.tenant, l.position,
+                        l.expires_at > right_now as wanted, coalesce(l.kept_bytes, octet_length(l.payload)) as kept_bytes
+                 from delivery_log l
+                 where l.day >= first
+                   and l.user_id = n.user_id collate "C" and l.outcome = 'stored'
+                   and l.position > n.after and l.position <= n.until
+                 order by l.position
+                 -- What is looked at is bounded, wanted or not. Two nodes may have given one position to two rows: a
+                 -- page never ends between them.
+                 fetch first (n.most) rows with ties)
+                union all
+                (select l.day, l.push_id, l.user_id, l.tenant, l.position,
+                        l.expires_at > right_now and (l.payload is not null or l.content is not null),
+                        coalesce(l.kept_bytes, octet_length(l.payload))
+                 from delivery_log l
+                 where n.seen is not null
+                   and l.user_id = n.user_id collate "C" and l.outcome in ('acked', 'received', 'written')
+                   and l.expires_at is not null
+                   and l.position > greatest(n.seen, n.after) and l.position <= n.until
+                 order by l.position
+                 fetch first (n.most) rows with ties)
+                order by position
+                fetch first (n.most) rows with ties) k) w) page
+    left join lateral (
+        select w as log
+        from delivery_log l cross join lateral whole(l) w
+        where page.wanted
+          and l.day = page.day and l.push_id = page.push_id and l.user_id = page.user_id and l.tenant = page.tenant
+          and not coalesce(w.excluded ? n.session, false)
+        offset 0) l on true
+    where page.bytes_before < n.bytes
+    order by n.ord, page.position;
+end $$;
+comment on function mailbox_pages is
+    'A page of each mailbox: stored rows with p_after < position <= p_until, where p_seen is not null also those '
+    'after it that were delivered, without those that p_sessions does not get. At most p_most are looked at, and no '
+    'more once they have p_bytes. `place` is how far that goes, also where `log` is null because a row is not '
+    'wanted; `more` of the last one says that the page was cut.';
+
+-- Where several tenants have a push of this id, the earliest counts: the client must miss nothing that came after it.
+create function resume_points(p_users text[], p_push_ids text[])
+    returns table (ord bigint, seen bigint, cut boolean)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    select n.ord, last.seen, exists (
+        select from delivery_log l
+        where l.user_id = n.user_id collate "C" and l.position > last.seen
+          and l.outcome = 'dropped' and l.reason = 'mailbox_full')
+    from rows from (unnest(p_users, p_push_ids)) with ordinality as n (user_id, push_id, ord)
+    cross join lateral (
+        select min(of_tenant.seen) as seen from (
+            select max(coalesce(l.position, (extract(epoch from l.taken_at) * 1000000)::bigint)) as seen
+            from delivery_log l
+            where l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+            group by l.tenant) of_tenant) last
+    where last.seen is not null;
+end $$;
+comment on function resume_points is
+    'The position of the push that a user has seen (its taken_at in microseconds where it was not kept), the earliest '
+    'where several tenants have one of this id, and whether a newer one was dropped because the mailbox was full. '
+    'Nothing where the log has no such row.';
+
+create function dropped_since(p_users text[], p_positions bigint[]) returns table (ord bigint, dropped boolean)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    select n.ord, exists (
+        select from delivery_log l
+        where l.user_id = n.user_id collate "C" and l.position > n.position
+          and l.outcome = 'dropped' and l.reason = 'mailbox_full')
+    from rows from (unnest(p_users, p_positions)) with ordinality as n (user_id, position, ord);
+end $$;
+comment on function dropped_since is
+    'Whether something was dropped of these mailboxes, because they were full, that came after these positions.';
+
+create function end_stored(
+    p_days date[], p_tenants text[], p_push_ids text[], p_users text[], p_outcome text, p_reason text
+) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    -- A row that another one has just ended is not stored any more. (Written so that the planner looks keys up in the
+    -- primary key, not users in the index of their mailboxes.)
+    with locked as materialized (
+        select n.*
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and (l.outcome = 'stored')::int = 1
+            for update skip locked) l)
+    update delivery_log l set outcome = p_outcome, reason = p_reason, final = true, finished_at = clock_timestamp()
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
+    returning l.*;
+end $$;
+comment on function end_stored is 'Ends those of these rows that are stored and that nobody else holds, and returns them.';
+
+create function end_rows(
+    p_days date[], p_tenants text[], p_push_ids text[], p_users text[], p_outcome text, p_reason text
+) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    right_now timestamptz := clock_timestamp();
+begin
+    begin
+        update delivery_log l set
+            -- The best proof that is held counts: an acked push whose pong had come is received.
+            outcome = case when l.proven_at is null then p_outcome else 'received' end,
+            reason = case when l.proven_at is null then p_reason else 'not_acked' end,
+            final = true, finished_at = right_now
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+    exception when others then
+        -- What says something about the server, not about a row, is told.
+        if sqlstate ~ '^(25|40|53|55|57|58)' then
+            raise;
+        end if;
+        for place in 1 .. cardinality(p_days) loop
+            begin
+                update delivery_log l set
+                    outcome = case when l.proven_at is null then p_outcome else 'received' end,
+                    reason = case when l.proven_at is null then p_reason else 'not_acked' end,
+                    final = true, finished_at = right_now
+                where l.day = p_days[place]
+                  and l.push_id = p_push_ids[place] collate "C" and l.user_id = p_users[place] collate "C"
+                  and l.tenant = p_tenants[place] collate "C";
+            exception when others then
+                if sqlstate ~ '^(25|40|53|55|57|58)' then
+                    raise;
+                end if;
+                raise warning 'push % for % can not be ended: % (%)', p_push_ids[place], p_users[place], sqlerrm, sqlstate;
+            end;
+        end loop;
+    end;
+    return query
+    select l.* from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l.* from delivery_log l
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+          and l.final and l.finished_at = right_now
+        offset 0) l;
+end $$;
+comment on function end_rows is
+    'Ends these rows, which the caller has locked, and returns them. A row that can not be ended (a trigger of somebody''s '
+    'raises an error) is left out, where it would keep all others from their end; bridge audit tells of what is left.';
+
+create function expire_rows(p_limit integer) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    right_now timestamptz := clock_timestamp();
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    -- What is locked is just being ended or written by somebody else: it is left to them, and to the next sweep.
+    with over as materialized (
+        select l.day, l.tenant, l.push_id, l.user_id
+        from delivery_log l
+        where l.day >= first and l.outcome = 'stored' and l.expires_at <= right_now
+        order by l.expires_at
+        limit p_limit
+        for update of l skip locked)
+    select array_agg(o.day), array_agg(o.tenant), array_agg(o.push_id), array_agg(o.user_id)
+    into days, tenants, push_ids, users from over o;
+    if days is not null then
+        return query select * from end_rows(days, tenants, push_ids, users, 'expired', 'ttl');
+    end if;
+end $$;
+comment on function expire_rows is 'Ends stored rows whose ttl has ended, the earliest first; returns them.';
+
+create function overfull(p_users text[], p_pushes bigint, p_bytes bigint) returns table (user_id text, until bigint)
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    return query
+    select n.user_id, k.position
+    from unnest(p_users) as n (user_id)
+    cross join lateral (
+        select w.position
+        from (
+            select l.position, row_number() over newest as pushes,
+                   sum(coalesce(l.kept_bytes, octet_length(l.payload))) over newest as bytes
+            from delivery_log l
+            where l.day >= first and l.user_id = n.user_id collate "C" and l.outcome = 'stored'
+            window newest as (order by l.position desc rows unbounded preceding)) w
+        where w.pushes > p_pushes or w.bytes > p_bytes
+        -- Read from the newest on, and no further than to the first that is too many.
+        limit 1) k;
+end $$;
+comment on function overfull is
+    'Those of these users who have more than so many stored rows, or bytes in them, and up to which position they '
+    'must go.';
+
+create function trim_stored(p_users text[], p_until bigint[], p_limit integer) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
+    into strict days, tenants, push_ids, users
+    from (
+        select l.day, l.tenant, l.push_id, l.user_id
+        from unnest(p_users, p_until) as n (user_id, until)
+        cross join lateral (
+            select l.day, l.tenant, l.push_id, l.user_id
+            from delivery_log l
+            where l.day >= first and l.user_id = n.user_id collate "C" and l.outcome = 'stored'
+              and l.position <= n.until
+            order by l.position
+            limit p_limit) l
+        limit p_limit) k;
+    if days is not null then
+        return query select * from end_stored(days, tenants, push_ids, users, 'dropped', 'mailbox_full');
+    end if;
+end $$;
+comment on function trim_stored is
+    'Ends stored rows of these users up to these positions, the oldest of each first, at most p_limit in all.';
+
+create function users_with_mail(p_after text, p_limit integer) returns setof text
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    here text := p_after;
+begin
+    -- From one user to the next: one look into each partition's index, however much is in a mailbox.
+    for i in 1 .. p_limit loop
+        select l.user_id into here from delivery_log l
+        where l.day >= first and l.outcome = 'stored' and l.user_id > here collate "C"
+        order by l.user_id
+        limit 1;
+        exit when not found;
+        return next here;
+    end loop;
+end $$;
+comment on function users_with_mail is 'The next users, in the order of their ids, for whom something is stored.';
+
+create function supersede_rows(
+    p_tenants text[], p_users text[], p_collapse_keys text[], p_positions bigint[], p_limit integer
+) returns table (held boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
+    into strict days, tenants, push_ids, users
+    from (
+        select distinct l.* from unnest(p_tenants, p_users, p_collapse_keys, p_positions)
+            as n (tenant, user_id, collapse_key, position)
+        cross join lateral (
+            select l.day, l.tenant, l.push_id, l.user_id from delivery_log l
+            where l.day >= first and l.outcome = 'stored'
+              and l.user_id = n.user_id collate "C" and l.collapse_key = n.collapse_key collate "C"
+              and l.tenant = n.tenant collate "C" and l.position < n.position
+            limit p_limit) l
+        limit p_limit) k;
+    if days is null then
+        return;
+    end if;
+    return query select false, e from end_stored(days, tenants, push_ids, users, 'superseded', 'collapsed') e;
+    return query
+    select true, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and (l.outcome = 'stored')::int = 1
+        offset 0) l;
+end $$;
+comment on function supersede_rows(text[], text[], text[], bigint[], integer) is
+    'Ends stored rows of lower positions with the same tenant, user and key, at most p_limit; of those that somebody else '
+    'holds it tells.';
+
+-- 7. Recalls ---------------------------------------------------------------------------------------------
+
+-- The data of a recalled push is deleted even where it was delivered: no client that resumes may get it.
+create function forget_data(p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
+    returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    with locked as materialized (
+        select n.*
+        from (
+            select * from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+            order by push_id collate "C", user_id collate "C", tenant collate "C", day) n
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            for update skip locked) l)
+    update delivery_log l set
+        meta = coalesce(l.meta, (select c.meta from push_content c where c.day = l.day and c.id = l.content)),
+        payload = null, content = null
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
+    returning l.*;
+end $$;
+comment on function forget_data is
+    'Forgets the data that was kept of those of these rows that nobody else holds; returns them.';
+
+create function recall_push(p_tenant text, p_push_id text, p_from text, p_limit integer)
+    returns table (reached text, more boolean, applied boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    days date[];
+    users text[];
+    stored boolean[];
+    last text;
+    looked bigint;
+begin
+    select max(l.user_id), count(*), array_agg(l.day), array_agg(l.user_id), array_agg(l.outcome = 'stored')
+    into strict last, looked, days, users, stored
+    from rows_of_push(p_tenant, p_push_id, p_from, p_limit) l;
+    return query
+    select last, looked >= p_limit, true, e from (
+        select array_agg(n.day) as days, array_agg(p_tenant) as tenants, array_agg(p_push_id) as push_ids,
+               array_agg(n.user_id) as users
+        from unnest(days, users, stored) as n (day, user_id, stored) where n.stored) s
+    cross join lateral end_stored(s.days, s.tenants, s.push_ids, s.users, 'recalled', 'withdrawn') e;
+    -- What was stored a moment ago may have been delivered since.
+    return query
+    select last, looked >= p_limit, false, f from (
+        select array_agg(n.day) as days, array_agg(p_tenant) as tenants, array_agg(p_push_id) as push_ids,
+               array_agg(n.user_id) as users
+        from unnest(days, users) as n (day, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day and l.push_id = p_push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = p_tenant collate "C"
+              and l.outcome in ('acked', 'received', 'written') and l.expires_at is not null
+              and (l.payload is not null or l.content is not null)
+            offset 0) l) s
+    cross join lateral forget_data(s.days, s.tenants, s.push_ids, s.users) f;
+    return query
+    select last, looked >= p_limit,
+           case when (l.log).outcome <> 'stored'
+                 and not ((l.log).outcome in ('acked', 'received', 'written') and (l.log).expires_at is not null
+                          and ((l.log).payload is not null or (l.log).content is not null)) then false end,
+           l.log
+    from unnest(days, users) as n (day, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = p_push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = p_tenant collate "C" and l.xmin <> pg_current_xact_id()::xid
+        offset 0) l;
+    -- Rows that are gone by now leave no other line.
+    return query select last, looked >= p_limit, null::boolean, null::delivery_log where looked > 0;
+end $$;
+comment on function recall_push is
+    'A page of the rows of a push, by user from this one on: ends those that are stored as recalled, tells of the '
+    'others, and forgets the data that was kept of those that were delivered. Applied is null for rows that somebody else '
+    'holds. The last line says only how far it went.';
+
+create function recall_stored(p_tenant text, p_user text, p_collapse_key text, p_limit integer)
+    returns table (applied boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
+    into strict days, tenants, push_ids, users
+    from (
+        select l.day, l.tenant, l.push_id, l.user_id from delivery_log l
+        where l.day >= first and l.outcome = 'stored'
+          and l.user_id = p_user collate "C" and l.collapse_key = p_collapse_key collate "C"
+          and l.tenant = p_tenant collate "C"
+        limit p_limit) k;
+    if days is null then
+        return;
+    end if;
+    return query select true, e from end_stored(days, tenants, push_ids, users, 'recalled', 'withdrawn') e;
+    return query
+    select null::boolean, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and (l.outcome = 'stored')::int = 1
+        offset 0) l;
+end $$;
+comment on function recall_stored is
+    'Ends stored rows of a user with a collapse key as recalled, at most p_limit; applied is null for those that somebody '
+    'else holds.';
+
+-- A recall by collapse key also returns what was delivered and is still kept: a screen may show it.
+create function recall_delivered(
+    p_tenant text, p_user text, p_collapse_key text, p_after bigint, p_limit integer
+) returns table (place bigint, more boolean, held boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    reached bigint;
+    looked bigint;
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select count(*), max(k.position),
+           array_agg(k.day) filter (where k.mine), array_agg(k.tenant) filter (where k.mine),
+           array_agg(k.push_id) filter (where k.mine), array_agg(k.user_id) filter (where k.mine)
+    into strict looked, reached, days, tenants, push_ids, users
+    from (
+        select l.day, l.tenant, l.push_id, l.user_id, l.position,
+               l.collapse_key is not distinct from p_collapse_key collate "C" and l.tenant = p_tenant collate "C"
+               and l.expires_at > clock_timestamp() as mine
+        from delivery_log l
+        where l.day >= first and l.user_id = p_user collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and l.position > p_after
+        order by l.position
+        fetch first (p_limit) rows with ties) k;
+    if looked = 0 then
+        return;
+    end if;
+    return query
+    select reached, looked >= p_limit, false, f
+    from (select) one
+    left join lateral forget_data(days, tenants, push_ids, users) f on true;
+    return query
+    select reached, looked >= p_limit, true, l.log
+    from unnest(days, tenants, push_ids, users) as n (day, tenant, push_id, user_id)
+    cross join lateral (
+        select l as log from delivery_log l
+        where l.day = n.day and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+          and (l.payload is not null or l.content is not null) and l.xmin <> pg_current_xact_id()::xid
+        offset 0) l;
+end $$;
+comment on function recall_delivered is
+    'Looks at delivered rows of a user above a position, at most p_limit; of those with this collapse key whose ttl '
+    'has not ended it forgets the data, and returns them, also those that somebody else holds. At least one line says how '
+    'far it went.';
+
+-- 8. Days and partitions ---------------------------------------------------------------------------------
+
+-- A row goes to the partition of the log's day, and is dropped with it. The day is stored here and not read from a clock:
+-- writers around midnight must agree on the partitions in which a key may be, or a push would get two rows.
+create table log_day (
+    one        boolean primary key default true check (one),
+    day        date not null,
+    since      date not null check (since < day),
+    kept_since date not null
+);
+comment on table log_day is
+    'One row: the day that new rows get, and the oldest days in which a row may be known. Changed by roll_day() only.';
+comment on column log_day.one is 'Always true: there is one row.';
+comment on column log_day.day is 'The partition that new rows go to. Never goes back, whatever the clock does.';
+comment on column log_day.since is
+    'New rows are looked for from this day on: the day before, or the oldest with a pending row.';
+comment on column log_day.kept_since is
+    'Rows that are asked for are looked for from this day on: since, or the oldest with a stored row.';
+
+create function log_today() returns date
+    language sql stable parallel safe
+    as $$ select (clock_timestamp() at time zone 'UTC')::date $$;
+comment on function log_today is 'The day by the database''s clock, in UTC.';
+
+create function roll_day(today date default log_today()) returns date
+    language plpgsql
+    set search_path to public, pg_temp
+    -- Writers queue behind this lock while it waits for those before it: give up early, it is called again soon.
+    set lock_timeout to '1s'
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set jit to off
+    as $$
+declare
+    have date := (select day from log_day);
+    pending date;
+    stored date;
+begin
+    if have is null or today > have then
+        perform pg_advisory_xact_lock(7093848243014270977);
+        -- Another node may have rolled it while this one waited; a fresh snapshot shows that.
+        have := (select day from log_day);
+        if have is null then
+            perform make_partition(today);
+            insert into log_day (day, since, kept_since) values (today, today - 1, today - 1);
+            have := today;
+        elsif today > have then
+            perform make_partition(today);
+            -- A row is never moved to an earlier day, so no day before those known until now can have one. One
+            -- look into a partial index for each day, the oldest first: a million stored rows are not counted. (The
+            -- bounds on node and expires_at hold for every row: they name the index.)
+            select since, kept_since into strict pending, stored from log_day;
+            while pending < have
+                and not exists (
+                    select from delivery_log l where l.day = pending and l.outcome = 'pending' and l.node >= '') loop
+                pending := pending + 1;
+            end loop;
+            while stored < pending
+                and not exists (
+                    select from delivery_log l
+                    where l.day = stored and l.outcome = 'stored' and l.expires_at > '-infinity') loop
+                stored := stored + 1;
+            end loop;
+            update log_day set day = today, since = pending, kept_since = stored;
+            have := today;
+        end if;
+    end if;
+    return have;
+end $$;
+comment on function roll_day is
+    'Moves the log on to this day (by default the clock''s) and returns the log''s day; never moves it back.';
+
+-- A role that only writes rows may not make or drop partitions, so these two functions run as the owner of the log. They name
+-- everything with its schema, and pg_temp comes last: no table of the caller can take the place of one of these.
+create function make_partition(wanted date) returns boolean
+    language plpgsql
+    security definer
+    set search_path to pg_catalog, public, pg_temp
+    as $$
+declare
+    parent text;
+    name text;
+    made boolean := false;
+begin
+    if wanted is null or not wanted between date '2000-01-01' and date '2199-12-31' then
+        raise exception 'no day to make a partition of: %', wanted using errcode = 'invalid_parameter_value';
+    end if;
+    perform pg_advisory_xact_lock(7093848243014270978);
+    -- The content first: whoever sees the partition of the rows finds that of their content.
+    foreach parent in array array['push_content', 'delivery_log'] loop
+        name := parent || '_' || to_char(wanted, 'YYYYMMDD');
+        continue when exists (
+            select from pg_inherits
+            where inhrelid = to_regclass('public.' || name) and inhparent = to_regclass('public.' || parent));
+        -- CREATE ... PARTITION OF would wait for every reader of the log, with all writers behind it; ATTACH does not.
+        -- The check spares ATTACH its scan. Rows are updated in place (pending, then final), hence the room.
+        execute format('create table public.%I (like public.%I including defaults including constraints including comments,
+                        constraint day_check check (day = %L)) with (fillfactor = %s)',
+                       name, parent, wanted, case parent when 'delivery_log' then 90 else 100 end);
+        execute format('alter table public.%I attach partition public.%I for values in (%L)', parent, name, wanted);
+        execute format('alter table public.%I drop constraint day_check', name);
+        made := parent = 'delivery_log';
+    end loop;
+    return made;
+end $$;
+comment on function make_partition is
+    'Makes the partitions of a day, of the rows and of their content, and returns true; false where they are there. '
+    'Safe to call from several nodes.';
+
+create function drop_partition(wanted date, retention_days integer) returns boolean
+    language plpgsql
+    security definer
+    set search_path to pg_catalog, public, pg_temp
+    set datestyle to 'ISO, YMD'
+    -- It locks the whole log, and writers queue behind it while it waits for those before it: give up early.
+    set lock_timeout to '200ms'
+    as $$
+declare
+    parent text;
+    name text;
+begin
+    if wanted is null or retention_days is null or retention_days < 0 then
+        raise exception 'a day and a number of days are needed' using errcode = 'invalid_parameter_value';
+    end if;
+    if wanted >= (select least(l.day - retention_days, l.since) from public.log_day l) then
+        raise exception 'the day % must be kept', wanted using errcode = 'invalid_parameter_value';
+    end if;
+    lock table only public.push_content, only public.delivery_log in access exclusive mode;
+    -- With that nobody can make one of these true again.
+    if exists (select from public.delivery_log l where l.day = wanted and l.outcome = 'pending')
+        or exists (select from public.delivery_log l where l.day = wanted and l.outcome = 'stored')
+        or exists (select from public.delivery_log l where l.day = wanted and l.final and l.owed is not null)
+    then
+        return false;
+    end if;
+    foreach parent in array array['push_content', 'delivery_log'] loop
+        name := parent || '_' || to_char(wanted, 'YYYYMMDD');
+        -- A partition that has its name and holds its day, and that nobody has begun to detach; nothing else.
+        if exists (
+            select from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhrelid = to_regclass('public.' || name) and i.inhparent = to_regclass('public.' || parent)
+              and not i.inhdetachpending
+              and pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES IN (%L)', wanted::text))
+        then
+            execute format('drop table public.%I', name);
+        end if;
+    end loop;
+    return to_regclass('public.' || name) is null;
+end $$;
+comment on function drop_partition is
+    'Drops the partitions of a day that is past its retention, for a role that does not own them; false where it has rows '
+    'that are not final or owe a receipt, or where they are not partitions any more.';
+
+-- `bridge db grant` gives them to the role of a bridge.
+revoke execute on function make_partition(date), drop_partition(date, integer) from public;
+
+-- 9. Nodes -----------------------------------------------------------------------------------------------
+
+create table node (
+    name         text        primary key,
+    boot         text        not null,
+    claimed_at   timestamptz not null,
+    seen_at      timestamptz not null,
+    steady_since timestamptz not null,
+    begun        bigint      not null default 0,
+    with_row     bigint      not null default 0,
+    on_their_way bigint      not null default 0
+);
+comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
+comment on column node.name is 'The node''s name (BRIDGE_NODE).';
+comment on column node.boot is 'The start of the process that holds the name.';
+comment on column node.claimed_at is 'When this boot took the name.';
+comment on column node.seen_at is 'When it last said that it lives; its lease runs out 5 seconds later.';
+comment on column node.steady_since is
+    'Since when it has said so without a pause of more than 3 seconds. Who was away itself must not call others dead.';
+comment on column node.begun is 'Pushes that this boot has taken until seen_at, each counted once per user.';
+comment on column node.with_row is 'Those of them whose first row was committed by then.';
+comment on column node.on_their_way is 'Those of them that had no row yet; with with_row they must be all.';
+
+create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into node values (p_name, p_boot, clock_timestamp(), clock_timestamp(), clock_timestamp())
+    on conflict (name) do update set
+        boot = excluded.boot, claimed_at = excluded.claimed_at, seen_at = excluded.seen_at,
+        steady_since = excluded.steady_since, begun = 0, with_row = 0, on_their_way = 0
+        where node.boot = p_instead_of;
+    return found;
+end $$;
+comment on function claim_node is
+    'Gives the name to this boot where nobody has it or this other boot; the caller has made sure that it is dead.';
+
+create function renew_node(
+    p_name text, p_boot text, p_begun bigint default 0, p_with_row bigint default 0, p_on_their_way bigint default 0
+) returns boolean
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into node values (
+        p_name, p_boot, clock_timestamp(), clock_timestamp(), clock_timestamp(), p_begun, p_with_row, p_on_their_way)
+    on conflict (name) do update set
+        seen_at = excluded.seen_at,
+        steady_since = case when excluded.seen_at - node.seen_at > interval '3 seconds'
+                            then excluded.seen_at else node.steady_since end,
+        begun = excluded.begun, with_row = excluded.with_row, on_their_way = excluded.on_their_way
+        where node.boot = excluded.boot;
+    return found;
+end $$;
+comment on function renew_node is
+    'Says that this boot lives, and what it has taken; false where another boot has the name.';
+
+create function end_dead_rows(p_name text, p_boot text, p_limit integer) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    right_now timestamptz := clock_timestamp();
+    steady boolean;
+    its_node text := '';
+    its_boot text := '';
+    room integer := p_limit;
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    -- Only the holder of its own name may judge. Of other names only those are dead whose lease ran out while
+    -- this node saw the database answer all the time: after an outage all leases are old, and the first to
+    -- come back must give the others as long as a lease lasts.
+    select n.steady_since <= right_now - interval '5 seconds' and n.seen_at > right_now - interval '3 seconds'
+        into steady from node n where n.name = p_name and n.boot = p_boot;
+    if not found then
+        return;
+    end if;
+    -- From one process to the next: what those that live have parked is not read.
+    while room > 0 loop
+        select l.node, l.boot into its_node, its_boot
+        from delivery_log l
+        where l.outcome = 'pending' and (l.node, l.boot) > (its_node, its_boot)
+        order by l.node, l.boot
+        limit 1;
+        exit when not found;
+        continue when case
+            when its_node = p_name then its_boot = p_boot
+            else not steady or exists (
+                select from node n
+                where n.name = its_node and n.boot = its_boot and n.seen_at > right_now - interval '5 seconds')
+            end;
+        with dead as materialized (
+            select l.day, l.push_id, l.user_id, l.tenant
+            from delivery_log l
+            where l.outcome = 'pending' and l.node = its_node and l.boot = its_boot
+            limit room
+            for update of l skip locked)
+        select array_agg(d.day), array_agg(d.tenant), array_agg(d.push_id), array_agg(d.user_id)
+        into days, tenants, push_ids, users from dead d;
+        if days is not null then
+            return query select * from end_rows(days, tenants, push_ids, users, 'unknown', 'node_died');
+            room := room - cardinality(days);
+        end if;
+    end loop;
+end $$;
+comment on function end_dead_rows is
+    'Ends pending rows whose boot is dead, for the boot that holds this name; returns them.';
+
+-- 10. Audit ----------------------------------------------------------------------------------------------
+
+-- A log can not show by itself that nothing is missing in it. So the rows that were inserted are counted in the transaction
+-- that inserts them, and each process says how many pushes it has taken (in node). `bridge audit` compares.
+create table tally (
+    day    date        not null,
+    minute timestamptz not null,
+    boot   text        not null,
+    rows   bigint      not null,
+    primary key (day, minute, boot)
+) with (fillfactor = 50); -- updated in place with each batch of rows
+comment on table tally is
+    'How many rows the log was given: kept by a trigger, in the transaction that wrote them. What the log holds must be '
+    'as many; bridge audit compares.';
+comment on column tally.day is 'As in delivery_log: goes when its partition goes.';
+comment on column tally.minute is 'The minute in which the pushes were taken.';
+comment on column tally.boot is 'The process that wrote the rows first: writers do not wait for each other here.';
+comment on column tally.rows is 'Rows that were inserted, whatever has become of them.';
+
+create function tally_rows() returns trigger
+    language plpgsql
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into tally as t (day, minute, boot, rows)
+    select i.day, date_trunc('minute', i.taken_at, 'UTC'), i.boot, count(*) from inserted i group by 1, 2, 3 order by 1, 2, 3
+    on conflict (day, minute, boot) do update set rows = t.rows + excluded.rows;
+    return null;
+end $$;
+comment on function tally_rows is 'Counts the rows that a statement has inserted.';
+create trigger tally_rows after insert on delivery_log referencing new table as inserted
+    for each statement execute function tally_rows();
+
+-- What a process said is kept when the next one takes its name, which would otherwise hide that a push was lost.
+create table past_boot (
+    boot         text        not null primary key,
+    name         text        not null,
+    seen_at      timestamptz not null,
+    begun        bigint      not null,
+    with_row     bigint      not null,
+    on_their_way bigint      not null
+);
+comment on table past_boot is
+    'Processes that have ended, with what they last said of the pushes that they had taken. For bridge audit.';
+comment on column past_boot.boot is 'As in node.';
+comment on column past_boot.name is 'As in node.';
+comment on column past_boot.seen_at is 'When it last said so, at most a second before its end while the database answered.';
+comment on column past_boot.begun is 'As in node.';
+comment on column past_boot.with_row is 'As in node.';
+comment on column past_boot.on_their_way is 'As in node.';
+
+create function keep_boot() returns trigger
+    language plpgsql
+    set search_path to public, pg_temp
+    as $$
+begin
+    insert into past_boot values (old.boot, old.name, old.seen_at, old.begun, old.with_row, old.on_their_way)
+    on conflict do nothing;
+    return null;
+end $$;
+comment on function keep_boot is 'Keeps what a process has said when its name goes to another, or is given back.';
+create trigger keep_boot_replaced after update on node for each row when (old.boot <> new.boot) execute function keep_boot();
+create trigger keep_boot_ended after delete on node for each row execute function keep_boot();
+
+-- 11. Views ----------------------------------------------------------------------------------------------
+
+create view delivery as
+select
+    push_id, nullif(user_id, '') as user_id, outcome, reason, final, event, app_id, tenant,
+    case when content is null then meta
+         else coalesce(meta, (select c.meta from push_content c where c.day = l.day and c.id = l.content)) end as meta,
+    published_at, taken_at, written_at, proven_at, finished_at, sessions, attempts, node, detail, expires_at, late_at,
+    day,
+    case when expires_at is null then extract(epoch from proven_at - published_at)::float8 * 1000
+         when attempts <= 1
+         then (extract(epoch from greatest(taken_at - published_at, '0')) + extract(epoch from proven_at - written_at))::float8
+              * 1000
+    end as latency_ms,
+    case when expires_at is not null
+         then greatest(extract(epoch from coalesce(written_at, finished_at) - taken_at)::float8 * 1000, 0)
+    end as waited_ms,
+    differed_at
+from delivery_log l;
+comment on view delivery is 'How each push ended for each user: one row per push and user.';
+comment on column delivery.push_id is 'The id of the push, unique within its tenant.';
+comment on column delivery.user_id is 'The user it was for; null where no user was known.';
+comment on column delivery.final is 'True once outcome and reason never change again.';
+comment on column delivery.event is 'The event name that the client dispatches on.';
+comment on column delivery.app_id is 'The publisher, as its AMQP property app_id says; empty where it does not.';
+comment on column delivery.tenant is 'The tenant of the request; empty where it named none.';
+comment on column delivery.meta is 'The object meta of the request; null where it had none.';
+comment on column delivery.published_at is
+    'When it was published: header x-push-published-ms, else the AMQP timestamp, else its arrival.';
+comment on column delivery.taken_at is 'When a bridge first took it from the queue.';
+comment on column delivery.written_at is 'When it was first handed to an open socket; null: never.';
+comment on column delivery.proven_at is
+    'When the best proof came (a pong or an ack frame); null: none came. Where there was none at the end, as late_at.';
+comment on column delivery.finished_at is 'When the outcome was decided; null while it is not final.';
+comment on column delivery.sessions is 'Sessions of the user that it was addressed to.';
+comment on column delivery.attempts is 'How often it was handed to sockets.';
+comment on column delivery.node is 'The bridge process that wrote the row.';
+comment on column delivery.detail is 'A sentence for people, such as the path of the wrong field.';
+comment on column delivery.expires_at is 'When its ttl ends, until which it is kept; null for a push without a ttl.';
+comment on column delivery.late_at is
+    'When better proof than the outcome claims came (a pong or an ack frame), after the end, which it did not change; '
+    'null: none came.';
+comment on column delivery.day is
+    'The day of the log (UTC) in which the row was written, rarely after that of taken_at: a range of days reads no other '
+    'partitions.';
+comment on column delivery.latency_ms is
+    'Milliseconds from published_at to proven_at; of a kept push (with a ttl) without the time that it waited for its user, '
+    'which is waited_ms. Null without proof, and for a kept push that was handed over more than once: nothing tells how much '
+    'of the time between its user was away.';
+comment on column delivery.waited_ms is
+    'Of a kept push the milliseconds from taken_at until it was first handed to a socket, or ended without that: mostly '
+    'until its user came. Null for a push without a ttl, and while it waits.';
+comment on column delivery.differed_at is
+    'When a request first came with the id of this push and other content: it was answered with this row, and its content '
+    'was sent to nobody. Null: none came.';
+
+-- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day without a tally is a
+-- partition that somebody has attached again.
+create view delivery_hourly as
+select
+    h.hour, l.tenant, l.app_id, l.event, l.outcome, l.reason,
+    count(*) as pushes,
+    count(distinct nullif(l.user_id, '')) as users,
+    percentile_cont(0.5) within group (order by l.latency_s) as proof_p50,
+    percentile_cont(0.99) within group (order by l.latency_s) as proof_p99
+from (
+    select distinct t.day, date_trunc('hour', t.minute) as hour from tally t
+    union all
+    select distinct d.day, date_trunc('hour', a.taken_at) from (
+        select c.day from (
+            select to_date(right(c.relname, 8), 'YYYYMMDD') as day
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = 'delivery_log'::regclass and c.relname ~ '^delivery_log_[0-9]{8}$') c
+        where not exists (select from tally t where t.day = c.day) offset 0) d
+    cross join lateral (select l.taken_at from delivery_log l where l.day = d.day offset 0) a
+) h
+cross join lateral (
+    select l.tenant, l.app_id, l.event, l.outcome, l.reason, l.user_id,
+        case when l.expires_at is null then extract(epoch from l.proven_at - l.published_at)::float8
+             when l.attempts <= 1
+             then (extract(epoch from greatest(l.taken_at - l.published_at, '0'))
+                   + extract(epoch from l.proven_at - l.written_at))::float8
+        end as latency_s
+    from delivery_log l
+    where l.day = h.day and l.taken_at >= h.hour and l.taken_at < h.hour + interval '1 hour'
+    offset 0) l
+group by 1, 2, 3, 4, 5, 6;
+comment on view delivery_hourly is
+    'Counts and latencies per hour, publisher, event and end. Give it a range of hours: it reads no others.';
+comment on column delivery_hourly.hour is 'The hour in which the pushes were taken, in the time zone of your session.';
+comment on column delivery_hourly.tenant is 'As in delivery.';
+comment on column delivery_hourly.app_id is 'As in delivery.';
+comment on column delivery_hourly.event is 'As in delivery.';
+comment on column delivery_hourly.outcome is 'As in delivery; table ending explains it.';
+comment on column delivery_hourly.reason is 'As in delivery; table ending explains it.';
+comment on column delivery_hourly.pushes is 'Rows of delivery: pushes, each counted once per user.';
+comment on column delivery_hourly.users is 'Different users among them.';
+comment on column delivery_hourly.proof_p50 is
+    'Median of the seconds from publishing to proof, as delivery.latency_ms: without the time that a kept push waited for '
+    'its user. Null without any.';
+comment on column delivery_hourly.proof_p99 is 'The same for the slowest in a hundred.';
+
+create view user_timeline as
+select
+    nullif(l.user_id, '') as user_id, step.at, step.step, l.push_id, l.tenant, l.event, l.outcome, l.reason, l.node,
+    l.day, l.taken_at
+from delivery_log l
+cross join lateral (values
+    (l.published_at, 'published', 1),
+    (l.taken_at, 'taken', 2),
+    (l.written_at, 'written', 3),
+    (nullif(l.proven_at, l.late_at), 'proven', 4),
+    (l.finished_at, 'finished', 5),
+    (l.late_at, 'late', 6)
+) as step (at, step, place)
+where step.at is not null
+order by step.at, step.place;
+comment on view user_timeline is
+    'What happened to the pushes of a user, step by step. Ask for one user_id, or for a range of taken_at: a step may come '
+    'long after, so a range of at alone reads the whole log.';
+comment on column user_timeline.user_id is 'The user; null where no user was known.';
+comment on column user_timeline.at is 'When the step happened; rows come in this order.';
+comment on column user_timeline.step is 'published, taken, written, proven, finished or late: the times of delivery.';
+comment on column user_timeline.push_id is 'As in delivery.';
+comment on column user_timeline.tenant is 'As in delivery.';
+comment on column user_timeline.event is 'As in delivery.';
+comment on column user_timeline.outcome is 'How the push stands now, not at the time of the step.';
+comment on column user_timeline.reason is 'Why.';
+comment on column user_timeline.node is 'The bridge process that wrote the row.';
+comment on column user_timeline.day is 'As in delivery.';
+comment on column user_timeline.taken_at is 'As in delivery.';
+
+-- After the view, because its columns get the same comments as those of the table.
+do $$
+declare
+    outcomes text := (
+        select 'How it ended: ' || string_agg(distinct outcome, ', ' order by outcome) filter (where final)
+            || '; not final: ' || string_agg(distinct outcome, ', ' order by outcome) filter (where not final)
+            || '. See table ending.'
+        from ending);
+    reasons text := (
+        select 'Why: ' || string_agg(outcome || '/' || reason || ' - ' || meaning, E'\n' order by outcome, reason)
+        from ending);
+    place text;
+begin
+    foreach place in array array['delivery', 'delivery_log'] loop
+        execute format('comment on column %I.outcome is %L', place, outcomes);
+        execute format('comment on column %I.reason is %L', place, reasons);
+    end loop;
+end $$;
+
+-- 12. Roles ----------------------------------------------------------------------------------------------
+
+-- A role belongs to all databases of a server: it may be there already, and whoever migrates may not be allowed to make it.
+do $$
+begin
+    if to_regrole('bridge_reader') is null then
+        create role bridge_reader nologin;
+    end if;
+exception
+    when insufficient_privilege then
+        raise notice 'role bridge_reader was not created: % may not create roles', current_user;
+    when duplicate_object or unique_violation then
+        null; -- made by another database's migration in the same moment
+end $$;
+do $$
+begin
+    if to_regrole('bridge_reader') is not null then
+        grant usage on schema public to bridge_reader;
+        grant select on delivery, delivery_hourly, user_timeline, ending, node, tally, past_boot, push_content
+            to bridge_reader;
+    end if;
+end $$;
+
+-- 13. Earlier bridges ------------------------------------------------------------------------------------
+
+-- The database is upgraded first, then the bridges one by one. So what an earlier program calls stays here.
+
+create function find_rows(p_tenants text[], p_push_ids text[]) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    return query
+    select l.* from unnest(p_tenants, p_push_ids) as n (tenant, push_id)
+    -- The offset keeps the planner from reading all rows and looking for the keys among them.
+    cross join lateral (
+        select * from delivery_log l
+        where l.day >= first and l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C"
+        offset 0) l;
+end $$;
+comment on function find_rows(text[], text[]) is 'Every row of these pushes in the days in which a key is known.';
+
+create function owe_rows(p_tenants text[], p_push_ids text[], p_users text[], p_owed jsonb[]) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    -- Locked as record_rows() does; and only what was locked is changed, whatever came in between.
+    with locked as materialized (
+        select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_owed) as n (tenant, push_id, user_id, owed)
+        cross join lateral (
+            select l.day from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day
+            for update) l)
+    update delivery_log l set owed = merge_owed(l.owed, n.owed)
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+end $$;
+comment on function owe_rows is 'Adds these replies to what the rows owe. Idempotent.';
+
+create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[]) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users) as n (tenant, push_id, user_id)
+            join delivery_log l
+              on l.day >= first and l.day <= last
+             and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+             and l.tenant = n.tenant collate "C"
+            where l.owed is not null
+            order by l.push_id, l.user_id, l.tenant, l.day
+            for update of l)
+        update delivery_log l set owed = null
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids) or first = '-infinity';
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_rows(text[], text[], text[]) is
+    'Nothing is owed any more by these rows, of whatever day. Idempotent.';
+
+-- Better than the one with three parameters, which forgets a reply that was noted while the others were being sent.
+create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[]) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select since from log_day);
+    last date := (select day from log_day);
+    done bigint := 0;
+    more bigint;
+begin
+    -- Nearly all debts are of the newest days; only what is not found there is worth a look at every partition.
+    loop
+        with locked as materialized (
+            select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_paid) as n (tenant, push_id, user_id, paid)
+            cross join lateral (
+                select l.day from delivery_log l
+                where l.day >= first and l.day <= last
+                  and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+                  and l.tenant = n.tenant collate "C"
+                  and (l.owed is not null)::int = 1
+                order by l.day
+                for update) l)
+        update delivery_log l set owed = unpaid(l.owed, n.paid)
+        from locked n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C";
+        get diagnostics more = row_count;
+        done := done + more;
+        exit when done >= cardinality(p_push_ids) or first = '-infinity';
+        last := first - 1;
+        first := '-infinity';
+    end loop;
+end $$;
+comment on function settle_rows(text[], text[], text[], jsonb[]) is
+    'These replies are paid; a row with no others owes nothing any more. Of whatever day, idempotent.';
+
+create function prove_rows(p_tenants text[], p_push_ids text[], p_users text[], p_proven float8[])
+    returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+begin
+    with locked as materialized (
+        select l.day, n.* from unnest(p_tenants, p_push_ids, p_users, p_proven) as n (tenant, push_id, user_id, proven)
+        cross join lateral (
+            -- An id may have come before, days ago: the newest is meant.
+            select l.day, l.final and l.late_at is null as wanted from delivery_log l
+            where l.day >= first
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+            order by l.day desc
+            limit 1
+            for update) l
+        where l.wanted)
+    update delivery_log l set late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven))
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+end $$;
+comment on function prove_rows is 'Notes proof that came after the end of these rows, for each the first.';
+
+create function owing_rows(p_limit integer) returns setof delivery_log
+    language plpgsql stable
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set jit to off
+    as $$
+begin
+    return query
+    select * from delivery_log l where l.final and l.owed is not null order by l.taken_at limit p_limit;
+end $$;
+comment on function owing_rows(integer) is 'Final rows that owe a receipt, the oldest first.';
+
+-- Its callers know nothing of push_content.
+create function mailbox_rows(
+    p_users text[], p_after bigint[], p_until bigint[], p_seen bigint[], p_most integer[], p_bytes bigint[]
+) returns table (ord bigint, log delivery_log)
+    language sql stable
+    as $$
+    select m.ord, m.log
+    from mailbox_pages(
+        p_users, array_fill(''::text, array[cardinality(p_users)]), p_after, p_until, p_seen, p_most, p_bytes) m
+    where (m.log).push_id is not null
+    $$;
+comment on function mailbox_rows is
+    'A page of each mailbox: stored rows with p_after < position <= p_until, where p_seen is not null also those '
+    'after it that were delivered; at most p_most, and no more once they have p_bytes of payload.';
+
+create function trim_rows(p_users text[], p_pushes bigint, p_bytes bigint) returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(n.user_id)
+    into strict days, tenants, push_ids, users
+    from unnest(p_users) as n (user_id)
+    cross join lateral (
+        select l.day, l.tenant, l.push_id,
+               row_number() over newest as pushes, sum(octet_length(l.payload)) over newest as bytes
+        from delivery_log l
+        where l.day >= first and l.user_id = n.user_id collate "C" and l.outcome = 'stored'
+        window newest as (order by l.position desc rows unbounded preceding)) k
+    where k.pushes > p_pushes or k.bytes > p_bytes;
+    if days is not null then
+        return query select * from end_stored(days, tenants, push_ids, users, 'dropped', 'mailbox_full');
+    end if;
+end $$;
+comment on function trim_rows is
+    'Ends the oldest stored rows of each of these users that are over so many, or over so many bytes of payload.';
+
+create function supersede_rows(p_tenants text[], p_users text[], p_collapse_keys text[], p_positions bigint[])
+    returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+    into strict days, tenants, push_ids, users
+    from unnest(p_tenants, p_users, p_collapse_keys, p_positions) as n (tenant, user_id, collapse_key, position)
+    cross join lateral (
+        select l.day, l.tenant, l.push_id, l.user_id from delivery_log l
+        where l.day >= first and l.outcome = 'stored'
+          and l.user_id = n.user_id collate "C" and l.collapse_key = n.collapse_key collate "C"
+          and l.tenant = n.tenant collate "C" and l.position < n.position
+        offset 0) l;
+    if days is not null then
+        return query select * from end_stored(days, tenants, push_ids, users, 'superseded', 'collapsed');
+    end if;
+end $$;
+comment on function supersede_rows(text[], text[], text[], bigint[]) is
+    'Ends stored rows of lower positions with the same tenant, user and key.';
+
+create function recall_rows(p_tenant text, p_push_id text, p_user text, p_collapse_key text)
+    returns table (applied boolean, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    first date := (select least(since, kept_since) from log_day);
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    if p_push_id <> '' then
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and (l.outcome = 'stored')::int = 1
+          and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C";
+    else
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.outcome = 'stored'
+          and l.user_id = p_user collate "C" and l.collapse_key = p_collapse_key collate "C"
+          and l.tenant = p_tenant collate "C";
+    end if;
+    if days is not null then
+        return query select true, l from end_stored(days, tenants, push_ids, users, 'recalled', 'withdrawn') l;
+    end if;
+    if p_push_id <> '' then
+        return query
+        select false, l from delivery_log l
+        where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+          and l.outcome <> 'stored' and l.xmin <> pg_current_xact_id()::xid
+          and not (l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and (l.payload is not null or l.content is not null));
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.push_id = p_push_id collate "C" and l.tenant = p_tenant collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at is not null and (l.payload is not null or l.content is not null);
+    else
+        select array_agg(l.day), array_agg(l.tenant), array_agg(l.push_id), array_agg(l.user_id)
+        into strict days, tenants, push_ids, users
+        from delivery_log l
+        where l.day >= first and l.user_id = p_user collate "C"
+          and l.outcome in ('acked', 'received', 'written') and l.expires_at > clock_timestamp() and l.position > 0
+          and l.collapse_key = p_collapse_key collate "C" and l.tenant = p_tenant collate "C";
+    end if;
+    if days is null then
+        return;
+    end if;
+    return query select false, f from forget_data(days, tenants, push_ids, users) f;
+end $$;
+comment on function recall_rows is
+    'Ends the stored rows of a push, or of a user with a collapse key, as recalled; tells of its others too, of a key '
+    'of those that were delivered and whose ttl has not ended, and forgets the data that was kept of those.';
+
+-- 14. Versions -------------------------------------------------------------------------------------------
+
+-- `bridge db upgrade` writes its rows. A database made from this file has none, and no bridge starts on it.
+create table schema_version (
+    version    integer     primary key,
+    name       text        not null,
+    checksum   text        not null,
+    applied_at timestamptz not null default now()
+);
+comment on table schema_version is 'The migrations that this database has seen; written by bridge db upgrade.';
+comment on column schema_version.version is 'The number that the file''s name begins with.';
+comment on column schema_version.name is 'The file''s name.';
+comment on column schema_version.checksum is 'SHA-256 of the file as it was applied.';
+comment on column schema_version.applied_at is 'When it was applied.';
+
+-- Makes the partitions of today. At the end, because a new partition copies the comments that its table has by then.
+select roll_day();
