@@ -97,7 +97,7 @@ def measure(
         for n, one in enumerate(on)
     ]
     for idle, contestant in zip(made, contestants, strict=True):
-        _verify(idle, heartbeats=contestant.subprotocol == ENVELOPE.subprotocol)
+        verify(idle, heartbeats=contestant.subprotocol == ENVELOPE.subprotocol)
     return made
 
 
@@ -126,7 +126,7 @@ def _look(one: Scene) -> tuple[float, float, int, int]:
     return time.monotonic(), cpu_seconds(one.bridge.pid), told["pings"], told["frames"]
 
 
-def _verify(idle: Idle, *, heartbeats: bool) -> None:
+def verify(idle: Idle, *, heartbeats: bool) -> None:
     """Every session got its pings and heartbeats all the time, or the CPU is that of something else.
 
     A window may begin just after a round and end just before another: it misses one round at most.
