@@ -39,6 +39,8 @@ from bridge.adapters import migrate
 from bridge.devservers import Servers
 
 START_TIMEOUT: Final = 30.0
+SLOWEST_OPENING: Final = 50
+"""Sessions a second: slower than that, and opening them is given up."""
 DRAIN_TIMEOUT: Final = 180.0
 """Seconds after which a drain is given up."""
 END_TIMEOUT: Final = 30.0
@@ -181,6 +183,7 @@ class Scene:
         users = self._users[self.crowds.index(crowd)]
         answer = crowd.ask(
             "connect",
+            within=START_TIMEOUT + len(users) / SLOWEST_OPENING,
             port=self._port,
             secret=self._secret,
             first=users.start,
