@@ -1,4 +1,4 @@
-"""`make bench`: the naive bridge and this one in turn, on private servers, in about twelve minutes.
+"""`make bench`: the naive bridge and this one in turn, on private servers, in about fifteen minutes.
 
 It prints a table and writes all figures to .dev/bench/<date>.json. Exit codes: 0 measured; 1 a measurement
 failed, or its counts did not agree; 2 usage; 130 interrupted.
@@ -63,7 +63,9 @@ QUICK: Final = Plan(
     backlog=5_000,
     repetitions=2,
     steady_seconds=3.0,
+    idle_sessions=5_000,
     idle_windows=1,
+    idle_seconds=2.0 * HEARTBEAT_EVERY,
     frozen_repetitions=1,
     kept_backlog=5_000,
     kept_repetitions=1,
@@ -79,7 +81,7 @@ QUICK: Final = Plan(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: four minutes")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")

@@ -536,6 +536,19 @@ async def test_a_quiet_session_gets_a_heartbeat_every_ten_seconds_and_every_othe
         assert peer.socket.writes - writes == 10, "one write for a heartbeat and a ping that are due together"
 
 
+async def test_sessions_that_opened_at_once_are_not_pinged_at_once() -> None:
+    async with house() as h:
+        peers = [h.connect(f"u{n}") for n in range(1000)]
+        written = sum(p.socket.writes for p in peers)
+        for _ in range(400):
+            h.advance(0.1)
+            for peer in peers:
+                peer.answer()
+            written, before = sum(p.socket.writes for p in peers), written
+            assert written - before <= 20, "ten with a ping, ten between two pings"
+        assert {beats(p) for p in peers} <= {3, 4}
+
+
 @pytest.mark.parametrize("between", [1.0, 3.0, 7.0, 9.0, 12.0])
 async def test_no_session_is_without_a_frame_for_longer_than_promised(between: float) -> None:
     async with house() as h:
