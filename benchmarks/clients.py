@@ -29,7 +29,7 @@ from benchmarks.load import NUMBER_AT, PADDING_AT, USER_AT, addressees, user_id
 HANDSHAKES_AT_ONCE: Final = 100
 TOKEN_SECONDS: Final = 3600
 SOURCES: Final = 20_000
-"""Clients per loopback address: one address has about 28,000 ports to one server port."""
+"""Clients per loopback address: one address has about 28,000 ports, whatever they are connected to."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -105,6 +105,7 @@ class Client(asyncio.Protocol):
     __slots__ = (
         "_accept",
         "_rest",
+        "_subprotocol",
         "_tally",
         "_token",
         "_transport",
@@ -116,7 +117,9 @@ class Client(asyncio.Protocol):
         "user",
     )
 
-    def __init__(self, user: int, token: str, tally: Tally, opened: asyncio.Future[None]) -> None:
+    def __init__(
+        self, user: int, token: str, tally: Tally, opened: asyncio.Future[None], subprotocol: str = ""
+    ) -> None:
         self.user = user
         self.newest = -1
         self.pinged = 0
@@ -127,6 +130,8 @@ class Client(asyncio.Protocol):
         self.opened = opened
         self._token = token
         self._tally = tally
+        # Offered, and to be chosen by the bridge; without one it is offered none.
+        self._subprotocol = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode() if subprotocol else b""
         self._accept = b""
         self._rest = b""
         self._transport: asyncio.Transport | None = None
@@ -143,7 +148,8 @@ class Client(asyncio.Protocol):
         self._accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
         self._transport.write(
             b"GET /ws?token=%b HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % (self._token.encode(), key)
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%b\r\n"
+            % (self._token.encode(), key, self._subprotocol)
         )
 
     def data_received(self, data: bytes) -> None:
@@ -158,6 +164,9 @@ class Client(asyncio.Protocol):
                 return
             if not head.startswith(b"HTTP/1.1 101 ") or self._accept not in head:
                 self._fail(f"refused: {head[:40]!r}")
+                return
+            if self._subprotocol not in head + b"\r\n":
+                self._fail("the subprotocol was not chosen")
                 return
             self.answered_at = time.monotonic_ns()
             self.opened.set_result(None)
@@ -218,14 +227,16 @@ class Crowd:
         self._tally = Tally()
         self._clients: list[Client] = []
 
-    async def connect(self, *, port: int, secret: str, first: int, count: int) -> dict[str, Any]:
+    async def connect(
+        self, *, port: int, secret: str, first: int, count: int, subprotocol: str = ""
+    ) -> dict[str, Any]:
         """Open a session for each of `count` users from `first` on."""
         began = time.monotonic()
         gate = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
 
         async def one(user: int) -> None:
             async with gate:
-                await self._open(user, port, _token(user, secret))
+                await self._open(user, port, _token(user, secret), subprotocol)
 
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
@@ -259,13 +270,13 @@ class Crowd:
             from_answer.append((client.first_at - client.answered_at) / 1e6)
         return {**counts, "from_connect": from_connect, "from_answer": from_answer}
 
-    async def _open(self, user: int, port: int, token: str) -> Client:
+    async def _open(self, user: int, port: int, token: str, subprotocol: str = "") -> Client:
         loop = asyncio.get_running_loop()
         _, client = await loop.create_connection(
-            lambda: Client(user, token, self._tally, loop.create_future()),
+            lambda: Client(user, token, self._tally, loop.create_future(), subprotocol),
             "127.0.0.1",
             port,
-            local_addr=(f"127.0.0.{2 + user // SOURCES}", 0),
+            local_addr=(_source(user, port), 0),
         )
         await client.opened
         self._clients.append(client)
@@ -289,9 +300,14 @@ class Crowd:
         return self._tally.report(latencies=True)
 
     async def sessions(self) -> dict[str, Any]:
-        """How many are open, and how many of those have seen a ping."""
+        """How many are open, how many of those have seen a ping, and how many pings and frames came to all."""
         still = [client for client in self._clients if client.open]
-        return {"open": len(still), "pinged": sum(client.pinged > 0 for client in still)}
+        return {
+            "open": len(still),
+            "pinged": sum(client.pinged > 0 for client in still),
+            "pings": sum(client.pinged for client in still),
+            "frames": self._tally.frames,
+        }
 
     async def leave(self) -> dict[str, Any]:
         """Drop all connections."""
@@ -299,6 +315,11 @@ class Crowd:
             client.leave()
         self._clients.clear()
         return {}
+
+
+def _source(user: int, port: int) -> str:
+    """The address a client connects from: those of two servers share none, and no address has too many."""
+    return f"127.{port >> 8}.{port & 255}.{2 + user // SOURCES}"
 
 
 def _token(user: int, secret: str) -> str:

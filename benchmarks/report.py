@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
+from benchmarks.idle import BARE, Idle
 from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
 from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
@@ -37,8 +38,7 @@ class Results:
     machine: Mapping[str, object]
     drains: dict[str, list[Drain]] = field(default_factory=dict)
     latencies: dict[str, list[Latency]] = field(default_factory=dict)
-    idle_sessions: int = 0
-    idle_bytes: dict[str, float] = field(default_factory=dict)
+    idle: list[Idle] = field(default_factory=list)
     frozen: Frozen | None = None
     away: Away | None = None
     parked: Parked | None = None
@@ -89,8 +89,8 @@ def table(results: Results) -> Iterator[str]:
     yield ""
     if any(results.drains.values()):
         yield from _comparison(results)
-    for name, each in results.idle_bytes.items():
-        yield f"memory of an idle session, {results.idle_sessions:,} of them, {name}: {each / 1024:.1f} KiB"
+    if results.idle:
+        yield from _idle(results.idle)
     if results.frozen is not None:
         yield from _frozen(results.frozen)
     if results.away is not None:
@@ -139,6 +139,32 @@ _PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
     "p50": lambda latency: latency.p50,
     "p99": lambda latency: latency.p99,
 }
+
+
+def _idle(all_: Sequence[Idle]) -> Iterator[str]:
+    first = all_[0]
+    bare = next((one for one in all_ if one.name == BARE.name), first)
+    yield ""
+    yield _line(f"{first.sessions:,} idle sessions", [one.name for one in all_])
+    yield _line("memory of each, KiB", [f"{one.each_bytes / 1024:.1f}" for one in all_])
+    yield _line(f"  times {bare.name}", [f"{one.each_bytes / bare.each_bytes:.2f}" for one in all_])
+    yield _line("bridge's CPU, % of a core", [f"{one.cpu * 100:.2f}" for one in all_])
+    yield _line("  lowest .. highest", [_percents(w.share for w in one.windows) for one in all_])
+    yield _line(f"  times {bare.name}", [f"{one.cpu / bare.cpu:.2f}" for one in all_])
+    yield _line("  without any session", [f"{one.without.share * 100:.2f}" for one in all_])
+    yield _line("  ms a session and hour", [f"{one.each_hour * 1e3:.1f}" for one in all_])
+    yield _line("windows", [f"{len(one.windows)} of {first.windows[0].seconds:.0f} s" for one in all_])
+    yield _line("  pings to each", [_each(one, [w.pings for w in one.windows]) for one in all_])
+    yield _line("  heartbeats to each", [_each(one, [w.frames for w in one.windows]) for one in all_])
+
+
+def _each(one: Idle, counts: Sequence[int]) -> str:
+    return f"{median(counts) / one.sessions:.1f}"
+
+
+def _percents(shares: Iterable[float]) -> str:
+    values = sorted(shares)
+    return f"{values[0] * 100:.2f} .. {values[-1] * 100:.2f}"
 
 
 def _frozen(frozen: Frozen) -> Iterator[str]:
@@ -274,6 +300,12 @@ def write_json(results: Results, directory: Path) -> Path:
             name: [place._asdict() for place in places[:100]] for name, places in results.places.items()
         },
     }
+    made["idle"] = [
+        one._asdict()
+        | {"cpu": one.cpu, "each_hour": one.each_hour}
+        | {"without": one.without._asdict(), "windows": [w._asdict() for w in one.windows]}
+        for one in results.idle
+    ]
     if results.frozen is not None:
         made["frozen"] = results.frozen._asdict() | {
             "free": [d._asdict() | {"rate": d.rate} for d in results.frozen.free],

@@ -1,4 +1,4 @@
-"""`make bench`: the naive bridge and this one in turn, on private servers, in about twelve minutes.
+"""`make bench`: the naive bridge and this one in turn, on private servers, in about fifteen minutes.
 
 It prints a table and writes all figures to .dev/bench/<date>.json. Exit codes: 0 measured; 1 a measurement
 failed, or its counts did not agree; 2 usage; 130 interrupted.
@@ -15,19 +15,19 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from benchmarks import flame, frozen, report
+from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
 from bridge.dev import Progress, sigterm_interrupts
 from bridge.devservers import Servers, ServersUnavailable, private_servers
+from bridge.wire import HEARTBEAT_EVERY
 
 DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
 CONTESTANTS: Final = (NAIVE, WRITTEN, RECEIVED)
 RATE: Final = 500.0
 """Pushes per second when latency is measured."""
-PINGED_WITHIN: Final = 25.0
-"""Seconds in which an idle session should have been pinged."""
 
 
 class Plan(NamedTuple):
@@ -40,7 +40,9 @@ class Plan(NamedTuple):
     minutes: float = 5.5
     """No repetition of the comparison is begun that would end later than this."""
     steady_seconds: float = 5.0
-    idle_sessions: int = 5_000
+    idle_sessions: int = 10_000
+    idle_windows: int = 3
+    idle_seconds: float = 4.0 * HEARTBEAT_EVERY
     frozen_backlog: int = 20_000
     frozen_repetitions: int = 5
     kept_backlog: int = 10_000
@@ -61,6 +63,9 @@ QUICK: Final = Plan(
     backlog=5_000,
     repetitions=2,
     steady_seconds=3.0,
+    idle_sessions=5_000,
+    idle_windows=1,
+    idle_seconds=2.0 * HEARTBEAT_EVERY,
     frozen_repetitions=1,
     kept_backlog=5_000,
     kept_repetitions=1,
@@ -76,7 +81,7 @@ QUICK: Final = Plan(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: four minutes")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
@@ -175,14 +180,19 @@ def one_turn(
 
 
 def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """Memory of sessions that say nothing."""
-    results.idle_sessions = plan.idle_sessions
-    for contestant in (NAIVE, RECEIVED):
-        with scene(servers, contestant, directory=DIRECTORY, sessions=[0]) as on:
-            each = on.idle_bytes([plan.idle_sessions], pinged_within=PINGED_WITHIN)
-        name = contestant.name.partition(",")[0]
-        results.idle_bytes[name] = each
-        say(f"{name}: {each / 1024:.1f} KiB for each of {plan.idle_sessions:,} idle sessions")
+    """What sessions cost that say nothing."""
+    results.idle = measure_idle(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.idle_sessions,
+        windows=plan.idle_windows,
+        seconds=plan.idle_seconds,
+    )
+    for one in results.idle:
+        say(
+            f"{one.name}: {one.each_bytes / 1024:.1f} KiB for each of {one.sessions:,} idle sessions,"
+            f" and {one.cpu:.1%} of a core for all"
+        )
 
 
 def freeze(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

@@ -32,7 +32,6 @@ from benchmarks.processes import (
     Child,
     busy_seconds,
     cpu_seconds,
-    resident_bytes,
     running,
     wait_until,
 )
@@ -40,6 +39,8 @@ from bridge.adapters import migrate
 from bridge.devservers import Servers
 
 START_TIMEOUT: Final = 30.0
+SLOWEST_OPENING: Final = 50
+"""Sessions a second: slower than that, and opening them is given up."""
 DRAIN_TIMEOUT: Final = 180.0
 """Seconds after which a drain is given up."""
 END_TIMEOUT: Final = 30.0
@@ -62,6 +63,8 @@ class Contestant(NamedTuple):
     says_ready: bool
     """It prints a line when it consumes; otherwise /readyz tells."""
     environment: Mapping[str, str] = {}
+    subprotocol: str = ""
+    """That its clients offer; none where empty."""
 
 
 NAIVE: Final = Contestant("naive", (sys.executable, "-m", "benchmarks.naive"), "written", "naive_log", True)
@@ -179,7 +182,13 @@ class Scene:
         """Open the sessions of one client process that has none."""
         users = self._users[self.crowds.index(crowd)]
         answer = crowd.ask(
-            "connect", port=self._port, secret=self._secret, first=users.start, count=len(users)
+            "connect",
+            within=START_TIMEOUT + len(users) / SLOWEST_OPENING,
+            port=self._port,
+            secret=self._secret,
+            first=users.start,
+            count=len(users),
+            subprotocol=self.contestant.subprotocol,
         )
         if answer["connected"] != len(users):
             raise BenchmarkFailed(f"{answer['connected']} of {len(users)} sessions are open")
@@ -349,26 +358,6 @@ class Scene:
             raise BenchmarkFailed(f"{run}: {wanted} pushes were kept, the rows are {self.outcomes(run)}")
         self._leave([crowd])
         return Openings(each, told["from_connect"], told["from_answer"])
-
-    # --- memory ---
-
-    def idle_bytes(self, counts: Sequence[int], *, pinged_within: float) -> float:
-        """Bytes of resident memory for each of so many new sessions that say nothing.
-
-        Looked at when every session has been pinged once, or after `pinged_within` seconds.
-        """
-        before = resident_bytes(self.bridge.pid)
-        self.connect(counts)
-        deadline = time.monotonic() + pinged_within
-        while time.monotonic() < deadline:
-            told = [crowd.ask("sessions") for crowd in self.crowds]
-            if sum(t["pinged"] for t in told) == self.sessions:
-                break
-            time.sleep(0.5)
-        told = [crowd.ask("sessions") for crowd in self.crowds]
-        if sum(t["open"] for t in told) != self.sessions:
-            raise BenchmarkFailed(f"of {self.sessions} idle sessions some have closed: {told}")
-        return (resident_bytes(self.bridge.pid) - before) / self.sessions
 
     # --- counts ---
 

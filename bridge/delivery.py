@@ -792,6 +792,20 @@ class Delivery:
         for flight in self._deadlines.over(now):
             self._time_out(flight)
         self._mailbox.tick()
+        self._show_life(now)
+
+    def _show_life(self, now: float) -> None:
+        """Pings and heartbeats whose turn it is, and an end for peers that are gone without a word."""
+        for turn in self._hub.turns(now):
+            quiet = dict.fromkeys(turn.quiet, wire.HEARTBEAT)
+            for session in turn.to_ping:
+                if session.suspect(now, self._limits.confirm_timeout * 2):
+                    self.close_session(session, CloseReason.VANISHED)
+                else:
+                    session.ping(now, quiet.get(session), turn.at)
+            for session, heartbeat in quiet.items():
+                if session.close_reason is None:
+                    session.beat(heartbeat, turn.at)
 
     def _time_out(self, flight: Flight) -> None:
         """Its time is over, unless it has left: for the log where it has ended, or where nobody has it."""
@@ -806,19 +820,10 @@ class Delivery:
         self._awaited.clear()
 
     def every_second(self) -> None:
-        """Signs of life, tokens that expire, peers that are gone without a word."""
+        """Tokens that expire, mailboxes whose room nobody told of, and the age of what is remembered."""
         now = self._clock.monotonic()
         for session in self._hub.expired(self._clock.time()):
             self.close_session(session, CloseReason.TOKEN_EXPIRED)
-        quiet = dict.fromkeys(self._hub.due_for_heartbeat(now), wire.HEARTBEAT)
-        for session in self._hub.due_for_ping(now):
-            if session.suspect(now, self._limits.confirm_timeout * 2):
-                self.close_session(session, CloseReason.VANISHED)
-            else:
-                session.ping(now, quiet.get(session))
-        for session, heartbeat in quiet.items():
-            if session.close_reason is None:
-                session.beat(heartbeat, now)
         self._mailbox.every_second()
         self.remembered.every_second(now)
 

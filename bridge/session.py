@@ -20,6 +20,9 @@ from bridge.states import SessionEvent, SessionState, next_session_state
 WRITE_CHUNK = 64 * 1024
 """Bytes of frames given to the socket in one write before asking again whether it still takes more."""
 
+_ROUNDING = 1e-6
+"""Seconds: two times that lie a whole number of seconds apart may seem further apart than that."""
+
 UNPROVEN_MAX = 4096
 """Frames handed over and not yet proven; over it the rest waits in the bounded queue."""
 
@@ -79,7 +82,6 @@ class Session:
         "_ping",
         "_queue",
         "_unproven",
-        "bucket",
         "claims",
         "close_reason",
         "forgotten",
@@ -88,6 +90,7 @@ class Session:
         "next_round",
         "opened_at",
         "owing_since",
+        "place",
         "queued_bytes",
         "replay",
         "socket",
@@ -114,7 +117,7 @@ class Session:
         self.socket = socket
         self.opened_at = opened_at
         self.state = SessionState.LIVE
-        self.bucket = 0
+        self.place = 0
         """Its place on the hub's wheel of pings."""
         self.close_reason: CloseReason | None = None
         """Why we closed it; None while it is open and when the peer left by itself."""
@@ -123,7 +126,8 @@ class Session:
         self.stalled_since: float | None = None
         """Since when frames wait and none could be handed over."""
         self.spoken_at: float | None = None
-        """When it was sent a frame last; None before its welcome. In bare mode nobody asks."""
+        """When it was sent a frame last, or when that was due where it was a heartbeat; None before its welcome. In
+        bare mode nobody asks."""
         self.queued_bytes = 0
         self.replay: Replay | None = None
         """None while it is not REPLAYING."""
@@ -343,29 +347,29 @@ class Session:
             self.ping(now)
         return proven
 
-    def ping(self, now: float, heartbeat: Frame | None = None) -> None:
+    def ping(self, now: float, heartbeat: Frame | None = None, due_at: float = 0.0) -> None:
         """Send a ping unless one is outstanding: a sign of life, and a barrier for all that is unproven. A
-        heartbeat that is due goes out in the same write."""
+        heartbeat that was due at `due_at` goes out in the same write."""
         if self._ping is not None:
             return
         ping = os.urandom(4)
         frames = () if heartbeat is None or not self.socket.writable else (heartbeat,)
         if self.socket.write(frames, ping):
             if frames:
-                self.spoken_at = now
+                self.spoken_at = due_at
             self._ping = ping
             self._covered = len(self._unproven)
             self.owing_since = now
 
     def quiet(self, now: float, seconds: int) -> bool:
-        """Whether it was welcomed and was sent no frame since, in whole seconds of the clock, for more than these."""
-        return self.spoken_at is not None and int(now) - int(self.spoken_at) > seconds
+        """Whether it was welcomed and was sent no frame since for more than so many seconds."""
+        return self.spoken_at is not None and now - self.spoken_at > seconds + _ROUNDING
 
-    def beat(self, frame: Frame, now: float) -> None:
+    def beat(self, frame: Frame, due_at: float) -> None:
         """Send a heartbeat, unless it went out with a ping just now, or the peer does not read: it proves nothing,
         and is not worth any memory."""
-        if self.spoken_at != now and self.socket.writable and self.socket.write((frame,), None):
-            self.spoken_at = now
+        if self.spoken_at != due_at and self.socket.writable and self.socket.write((frame,), None):
+            self.spoken_at = due_at
 
     def ack(self, push_id: str, tenant: str | None = None) -> Flight | None:
         """The application acknowledged this push; returns the oldest flight that waited for it here.

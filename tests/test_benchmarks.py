@@ -16,13 +16,14 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from benchmarks import flame, frozen, kept, load, repeats, report
+from benchmarks import flame, frozen, idle, kept, load, repeats, report
 from benchmarks import scene as scenery
 from benchmarks.clients import Client, Tally
 from benchmarks.ports import reserved_port
 from benchmarks.processes import BenchmarkFailed, Child
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, Drain, Latency, Openings, Scene, scene
 from bridge.devservers import Servers
+from bridge.wire import HEARTBEAT_EVERY
 from tests.clients import masked
 
 CPU = {
@@ -108,15 +109,21 @@ async def connected(user: int, tally: Tally) -> tuple[Client, Written]:
     transport = Written()
     client = Client(user, "token", tally, asyncio.get_running_loop().create_future())
     client.connection_made(cast(asyncio.Transport, transport))
+    answer = accepted(transport)
+    transport.data = b""
+    client.data_received(answer)
+    await client.opened
+    return client, transport
+
+
+def accepted(transport: Written) -> bytes:
+    """The answer to the request that was written, without a subprotocol."""
     found = re.search(rb"Sec-WebSocket-Key: (\S+)", transport.data)
     assert found is not None
     digest = hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-    transport.data = b""
-    client.data_received(
+    return (
         b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
     )
-    await client.opened
-    return client, transport
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -308,9 +315,44 @@ def test_a_bridge_that_dies_fails_the_measurement(servers: Servers, tmp_path: Pa
             on.crowds[0].answer(100.0, needs=on.bridge)
 
 
-def test_idle_sessions_have_a_size(servers: Servers, tmp_path: Path) -> None:
-    with scene(servers, RECEIVED, directory=tmp_path, sessions=[0]) as on:
-        assert on.idle_bytes([200], pinged_within=0) > 0
+def test_idle_sessions_have_a_size_and_take_cpu_for_their_pings_and_heartbeats(
+    servers: Servers, tmp_path: Path
+) -> None:
+    measured = idle.measure(
+        servers,
+        directory=tmp_path,
+        sessions=200,
+        windows=2,
+        seconds=HEARTBEAT_EVERY,
+        contestants=[idle.BARE, idle.ENVELOPE],
+    )
+    assert [one.name for one in measured] == ["bridge.bare", "bridge.v1.json"]
+    for one in measured:
+        assert one.each_bytes > 0
+        assert one.cpu > 0
+        assert len(one.windows) == 2
+        assert one.without.pings == one.without.frames == 0
+        assert 190 <= sum(w.pings for w in one.windows) <= 210, "one in 20 seconds"
+    bare, envelope = measured
+    assert [w.frames for w in bare.windows] == [0, 0]
+    assert all(190 <= w.frames <= 210 for w in envelope.windows), "one in ten seconds"
+
+
+def test_sessions_that_miss_their_heartbeats_fail_the_measurement() -> None:
+    idle.verify(idle_sessions(1.0, pings=200, frames=400), heartbeats=True)
+    for pings, frames, heartbeats in ((99, 400, True), (200, 299, True), (200, 1, False)):
+        with pytest.raises(BenchmarkFailed):
+            idle.verify(idle_sessions(1.0, pings=pings, frames=frames), heartbeats=heartbeats)
+
+
+async def test_a_bridge_that_does_not_choose_the_subprotocol_fails_the_client() -> None:
+    transport = Written()
+    client = Client(1, "token", Tally(), asyncio.get_running_loop().create_future(), "bridge.v1.json")
+    client.connection_made(cast(asyncio.Transport, transport))
+    assert b"Sec-WebSocket-Protocol: bridge.v1.json\r\n\r\n" in transport.data
+    client.data_received(accepted(transport))
+    with pytest.raises(ConnectionError, match="subprotocol"):
+        await client.opened
 
 
 def test_an_interrupted_measurement_leaves_nothing_behind(servers: Servers, tmp_path: Path) -> None:
@@ -348,6 +390,13 @@ def drain(rate: float) -> Drain:
     return Drain(1000, 1000 / rate, 0.1, 0.1, CPU, 0)
 
 
+def idle_sessions(cpu: float, *, pings: int, frames: int) -> idle.Idle:
+    """A hundred, in windows of 40 s that took so many seconds of CPU, about."""
+    windows = [idle.Window(40.0, used, pings, frames) for used in (cpu - 0.2, cpu, 3 * cpu)]
+    name = "bridge.v1.json" if frames else "bridge.bare"
+    return idle.Idle(name, 100, 8192.0 + frames, idle.Window(40.0, 0.4, 0, 0), windows)
+
+
 def results(more: Sequence[Drain] = ()) -> report.Results:
     """Two contestants, three repetitions."""
     latency = Latency(100, 500.0, 1.0, 2.0, 3.0, CPU)
@@ -361,7 +410,7 @@ def results(more: Sequence[Drain] = ()) -> report.Results:
         1_000_000, Openings(20, [10.0, 51.0, 12.0], [2.0, 3.0, 4.0]), [drain(400)], [drain(300)], [990.0]
     )
     made.places = {"bridge": [flame.Place("run (a.py)", 1.0, 0.25)]}
-    made.idle_bytes, made.idle_sessions = {"bridge": 8192.0}, 5000
+    made.idle = [idle_sessions(0.8, pings=200, frames=0), idle_sessions(1.2, pings=200, frames=400)]
     return made
 
 
@@ -370,7 +419,14 @@ def test_the_report_shows_medians_and_their_ratio() -> None:
     assert re.search(r"pushes/s, end to end +100 +500\n", text)
     assert re.search(r"lowest \.\. highest +90 \.\. 300 +400 \.\. 600\n", text)
     assert re.search(r"times naive +1\.0 +5\.0\n", text)
-    assert "5,000 of them, bridge: 8.0 KiB" in text
+    assert re.search(r"100 idle sessions +bridge\.bare +bridge\.v1\.json\n", text)
+    assert re.search(r"memory of each, KiB +8\.0 +8\.4\n +times bridge\.bare +1\.00 +1\.05\n", text)
+    assert re.search(
+        r"CPU, % of a core +2\.00 +3\.00\n +lowest \.\. highest +1\.50 \.\. 6\.00 +2\.50 \.\. 9\.00\n", text
+    )
+    assert re.search(r"times bridge\.bare +1\.00 +1\.50\n +without any session +1\.00 +1\.00\n", text)
+    assert re.search(r"ms a session and hour +360\.0 +720\.0\n", text)
+    assert re.search(r"pings to each +2\.0 +2\.0\n +heartbeats to each +0\.0 +4\.0\n", text)
     assert "ratio 0.90" in text
     assert re.search(r"kept pushes, 100 users +all there, no ttl +all there, ttl +20 away, ttl\n", text)
     assert re.search(r"pushes/s, end to end +500 +350 +280\n", text)
@@ -405,6 +461,8 @@ def test_the_json_has_every_repetition(tmp_path: Path) -> None:
     assert made["frozen"]["ratio"] == pytest.approx(0.9)
     assert made["away"]["ratio"] == pytest.approx(0.8)
     assert [round(d["rate"]) for d in made["away"]["there"]] == [400, 300]
+    assert [one["cpu"] for one in made["idle"]] == pytest.approx([0.02, 0.03])
+    assert [w["cpu"] for w in made["idle"][1]["windows"]] == pytest.approx([1.0, 1.2, 3.6])
     assert made["parked"]["ratio"] == pytest.approx(0.75)
     assert made["parked"]["openings"]["from_connect"] == [10.0, 51.0, 12.0]
     assert made["places"]["bridge"] == [{"name": "run (a.py)", "share": 1.0, "own": 0.25}]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import pytest
 
-from bridge.hub import PING_EVERY, Hub
+from bridge.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, Turn
 from bridge.model import Mode, PushRequest, Reason, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.routing import Address, address, users_of
 from bridge.session import Session, SessionLimits
+from bridge.wire import HEARTBEAT_EVERY
 from tests.core import RecordingSocket, claims, session
 
 
@@ -65,25 +69,76 @@ def test_everyone_is_nobody_when_nobody_is_here() -> None:
     assert addresses(Hub(), request(ToAll())) == [Address("", (), Reason.NOBODY)]
 
 
+def opened_at_once(hub: Hub, count: int, now: float) -> list[Session]:
+    made = [session(f"u{i}", session_id=f"s{i}", mode=Mode.ENVELOPE)[0] for i in range(count)]
+    for s in made:
+        hub.register(s, now)
+        s.spoken_at = now
+    return made
+
+
+def turns(hub: Hub, since: float, seconds: int) -> Iterator[Turn]:
+    """What ticks ten times a second bring for so long, each of them a little late."""
+    for n in range(1, seconds * PLACES_A_SECOND + 1):
+        yield from hub.turns(since + (n + 0.3 * (n % 3)) / PLACES_A_SECOND)
+
+
 def test_every_session_has_its_turn_on_the_wheel_once_in_a_round() -> None:
     hub = Hub()
     for i in range(100):
         s, _ = session(f"u{i}", session_id=f"s{i}")
         hub.register(s, 100.0 + i * 0.37)
-    list(hub.due_for_ping(200.0))
-    seen: list[str] = []
-    for second in range(1, PING_EVERY + 1):
-        seen.extend(s.id for s in hub.due_for_ping(200.0 + second))
+    list(hub.turns(200.0))
+    seen = [s.id for turn in turns(hub, 200.0, PING_EVERY) for s in turn.to_ping]
     assert sorted(seen) == sorted(f"s{i}" for i in range(100))
 
 
-def test_a_late_turn_of_the_wheel_misses_nobody() -> None:
+def test_sessions_that_open_at_once_have_their_turns_apart() -> None:
     hub = Hub()
-    for i in range(50):
-        s, _ = session(f"u{i}", session_id=f"s{i}")
-        hub.register(s, 100.0 + i)
-    list(hub.due_for_ping(200.0))
-    assert len(list(hub.due_for_ping(200.0 + 3 * PING_EVERY))) == 50
+    opened_at_once(hub, 10_000, 200.0)
+    list(hub.turns(200.0))
+    for turn in turns(hub, 200.0, 3 * PING_EVERY):
+        assert len(turn.to_ping) <= 100, "two rounds of fifty places"
+        for s in turn.quiet:
+            s.spoken_at = turn.at
+        assert len(turn.quiet) <= 200
+
+
+def test_who_hears_nothing_gets_its_heartbeats_with_its_pings_and_as_many_again_between_them() -> None:
+    hub = Hub()
+    heard = {s.id: [200.04] for s in opened_at_once(hub, 500, 200.04)}
+    list(hub.turns(200.04))
+    for turn in turns(hub, 200.0, 5 * PING_EVERY):
+        assert set(turn.to_ping) <= set(turn.quiet)
+        for s in turn.quiet:
+            s.spoken_at = turn.at
+            heard[s.id].append(turn.at)
+    for times in heard.values():
+        assert 10 <= len(times) <= 11
+        assert HEARTBEAT_LOOK < times[1] - times[0] <= HEARTBEAT_EVERY
+        assert [b - a for a, b in pairwise(times[1:])] == pytest.approx([HEARTBEAT_EVERY] * (len(times) - 2))
+
+
+def test_nobody_hears_a_heartbeat_before_its_welcome() -> None:
+    hub = Hub()
+    welcomed, waiting = opened_at_once(hub, 2, 200.0)
+    waiting.spoken_at = None
+    list(hub.turns(200.0))
+    assert {s for turn in turns(hub, 200.0, 15) for s in turn.quiet} == {welcomed}
+
+
+def test_a_late_turn_of_the_wheel_misses_nobody_and_is_caught_up_with_in_portions() -> None:
+    hub = Hub()
+    opened_at_once(hub, 2_000, 200.0)
+    list(hub.turns(200.0))
+    late = 200.0 + 3 * PING_EVERY
+    seen: list[str] = []
+    for _ in range(PING_EVERY):
+        found = [s.id for turn in hub.turns(late) for s in turn.to_ping]
+        assert len(found) <= 200
+        seen += found
+    assert sorted(seen) == sorted(f"s{i}" for i in range(2_000))
+    assert list(hub.turns(late)) == []
 
 
 def test_sessions_are_given_out_once_when_their_token_is_over() -> None:

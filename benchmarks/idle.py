@@ -1,0 +1,142 @@
+"""What sessions cost that say nothing: memory, and the CPU that pings and heartbeats take.
+
+The naive bridge, and this one in both modes, run beside each other, each with its own clients in a process of their
+own that answer every ping. So all are measured in the same windows, on a machine that is busy alike for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Final, NamedTuple
+
+from benchmarks.processes import BenchmarkFailed, cpu_seconds, resident_bytes, wait_until
+from benchmarks.scene import NAIVE, RECEIVED, Contestant, Scene, scene
+from bridge.devservers import Servers
+from bridge.hub import PING_EVERY
+from bridge.wire import HEARTBEAT_EVERY
+
+PINGED_WITHIN: Final = 60.0
+"""Seconds in which every session should have been pinged, after all are open."""
+
+BARE: Final = RECEIVED._replace(name="bridge.bare", subprotocol="bridge.bare")
+ENVELOPE: Final = RECEIVED._replace(name="bridge.v1.json", subprotocol="bridge.v1.json")
+CONTESTANTS: Final = (NAIVE, BARE, ENVELOPE)
+
+
+class Window(NamedTuple):
+    """A while in which nothing was pushed."""
+
+    seconds: float
+    cpu: float
+    """Seconds of the bridge's CPU: user and system, its children included."""
+    pings: int
+    """That all sessions got together, and answered."""
+    frames: int
+    """The same of frames: heartbeats."""
+
+    @property
+    def share(self) -> float:
+        """Of one core."""
+        return self.cpu / self.seconds
+
+
+class Idle(NamedTuple):
+    """A bridge with sessions that say nothing."""
+
+    name: str
+    sessions: int
+    each_bytes: float
+    """The growth of its resident memory for each session."""
+    without: Window
+    """Before the first session came."""
+    windows: list[Window]
+
+    @property
+    def cpu(self) -> float:
+        """Share of one core, the median."""
+        return median(w.share for w in self.windows)
+
+    @property
+    def each_hour(self) -> float:
+        """Seconds of CPU for each session and hour, beyond what the bridge takes without any."""
+        return (self.cpu - self.without.share) * 3600 / self.sessions
+
+
+def measure(
+    servers: Servers,
+    *,
+    directory: Path,
+    sessions: int,
+    windows: int,
+    seconds: float,
+    contestants: Sequence[Contestant] = CONTESTANTS,
+) -> list[Idle]:
+    """Measure all of them in so many windows of so many seconds, with as many sessions each."""
+    with ExitStack() as stack:
+        on = [_scene(stack, servers, directory, one) for one in contestants]
+        without = _window(on, seconds)
+        sizes = [resident_bytes(one.bridge.pid) for one in on]
+        for one in on:
+            one.connect([sessions])
+        wait_until(
+            lambda: all(one.crowds[0].ask("sessions")["pinged"] == sessions for one in on),
+            seconds=PINGED_WITHIN,
+            every=0.5,
+            what=f"all of {sessions:,} sessions were pinged",
+        )
+        each = [
+            (resident_bytes(one.bridge.pid) - size) / sessions for one, size in zip(on, sizes, strict=True)
+        ]
+        turns = [_window(on, seconds) for _ in range(windows)]
+    made = [
+        Idle(one.contestant.name, sessions, each[n], without[n], [turn[n] for turn in turns])
+        for n, one in enumerate(on)
+    ]
+    for idle, contestant in zip(made, contestants, strict=True):
+        verify(idle, heartbeats=contestant.subprotocol == ENVELOPE.subprotocol)
+    return made
+
+
+def _scene(stack: ExitStack, servers: Servers, directory: Path, contestant: Contestant) -> Scene:
+    own = directory / f"idle-{contestant.name}"
+    own.mkdir(exist_ok=True)
+    return stack.enter_context(scene(servers, contestant, directory=own, sessions=[0]))
+
+
+def _window(on: Sequence[Scene], seconds: float) -> list[Window]:
+    """One for each of them, all at the same time."""
+    before = [_look(one) for one in on]
+    time.sleep(seconds)
+    made = []
+    for (at, cpu, pings, frames), (then, used, pinged, read) in zip(before, map(_look, on), strict=True):
+        made.append(Window(then - at, used - cpu, pinged - pings, read - frames))
+    return made
+
+
+def _look(one: Scene) -> tuple[float, float, int, int]:
+    told = one.crowds[0].ask("sessions")
+    if told["open"] != one.sessions:
+        raise BenchmarkFailed(
+            f"{one.contestant.name}: {told['open']} of {one.sessions} idle sessions are open"
+        )
+    return time.monotonic(), cpu_seconds(one.bridge.pid), told["pings"], told["frames"]
+
+
+def verify(idle: Idle, *, heartbeats: bool) -> None:
+    """Every session got its pings and heartbeats all the time, or the CPU is that of something else.
+
+    A window may begin just after a round and end just before another: it misses one round at most.
+    """
+    for window in idle.windows:
+        rounds = window.seconds / PING_EVERY - 1
+        beats = window.seconds / HEARTBEAT_EVERY - 1 if heartbeats else 0
+        if window.pings < rounds * idle.sessions or window.frames < beats * idle.sessions:
+            raise BenchmarkFailed(
+                f"{idle.name}: {idle.sessions} sessions missed pings or heartbeats: {window}"
+            )
+        if window.frames and not heartbeats:
+            raise BenchmarkFailed(f"{idle.name}: {window.frames} frames came, and nothing was pushed")
