@@ -59,7 +59,7 @@ from bridge.adapters.amqp_topology import (
     Queue,
     problem_with,
 )
-from bridge.adapters.amqp_turn import LOCK
+from bridge.adapters.amqp_turn import LOCK, NO_LOCK, delete_command
 from bridge.adapters.finding import Finding, Level
 from bridge.errors import BrokerUnavailable
 from bridge.model import ENDINGS, Outcome
@@ -213,6 +213,9 @@ class _Look:
         if await self._forbids(f"declare {LOCK}", _declaring_in_vain(Queue(LOCK, {}))):
             words = f"this user may not configure queue {LOCK}: bridges that start at once can't say which one takes"
             found.append(self._forbidden(words)._replace(level="warn"))
+        elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
+            words = f"{NO_LOCK}: {delete_command(self._connection)}"
+            found.append(Finding("warn", "topology", words))
         return found
 
     async def _binding(self) -> list[Finding]:
