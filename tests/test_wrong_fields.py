@@ -66,6 +66,35 @@ def test_all_wrong_headers_are_named_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["X-Push-User", "X-PUSH-USER", "x_push_user", "x-push_user", "xPushUser", "x-push-User"]
+)
+@pytest.mark.parametrize("body", [1, "text", {"total": 7}, [{"total": 7}]])
+def test_a_header_in_another_spelling_is_named_with_the_one_that_was_meant(name: str, body: object) -> None:
+    said = detail(body, headers={name: "u1"})
+    assert said.startswith(
+        f"header {name}: no such header: write x-push-user so, in lower case and with hyphens"
+    )
+    assert len(said) < 300
+
+
+def test_a_header_in_another_spelling_is_not_passed_over_beside_others() -> None:
+    said = detail(1, headers={"x-push-user": "u1", "X-Push-Ttl": 60, "X_Push_Id": "p1"})
+    assert said == (
+        "header X-Push-Ttl: no such header: write x-push-ttl so, in lower case and with hyphens; "
+        "header X_Push_Id: no such header: write x-push-id so, in lower case and with hyphens"
+    )
+
+
+def test_foreign_headers_are_nobodys_other_spelling() -> None:
+    headers = {"X-Request-Id": "r", "x-pushed-user": "u", "X-Pushuser-Name": "u", "x": 1, "X" * 5000: 1}
+    assert "no such header" not in detail(1, headers=headers)
+    (only,) = wire.decode(
+        arrival(b'{"to":{"user":"u1"},"data":1}', headers={"X-Push-User": "u2", **headers}), LIMITS
+    ).requests
+    assert not isinstance(only, Rejected)
+
+
 def test_the_first_one_gives_the_reason() -> None:
     body = json.dumps({"to": {"topic": "t"}, "data": 1, "event": 7}).encode()
     (only,) = wire.decode(arrival(body), LIMITS).requests
