@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from unittest.mock import ANY
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ import pytest
 
 from bridge.adapters import amqp_publish
 from bridge.adapters.amqp_outbox import Outbox
-from bridge.adapters.amqp_search import REST, PublishRefused
+from bridge.adapters.amqp_search import REST, TOLD_MOST, PublishRefused
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES
 from bridge.devservers import Servers
 from bridge.model import Reason, Receipt, Reply
@@ -175,6 +176,7 @@ async def test_many_refused_keys_are_found_in_the_time_of_a_send_or_owed(
         await taken(replies, "correlation_id", 100)
         assert sum(given_up) + len(left) == 100
         assert sum(given_up) > 0
+        assert len(refusals(errors)) == min(TOLD_MOST, sum(given_up))
 
 
 async def test_replies_that_are_refused_stay_owed_and_are_not_announced_each_time(
@@ -199,6 +201,33 @@ async def test_replies_that_are_refused_stay_owed_and_are_not_announced_each_tim
         [refusal] = refusals(errors)
         assert "the default exchange (reply_to), what is meant for it waits" in str(refusal)
     assert not given_up
+
+
+async def test_what_is_allowed_is_sent_a_few_times_at_most_while_what_is_refused_is_looked_for(
+    vhost: str, servers: Servers
+) -> None:
+    await declare(vhost)
+    topic_permissions(servers, vhost, OUTCOMES, "^received[.]allowed")
+    events = [f"{'secret' if n % 2 else 'allowed'}.{n}" for n in range(64)]
+    receipts = [
+        Receipt(row(f"p{n}", event=event), (Reply("answers", f"c{n}"),)) for n, event in enumerate(events)
+    ]
+    seen: Counter[object] = Counter()
+    async with (
+        listening(vhost, name="answers") as replies,
+        listening(vhost, OUTCOMES) as announced,
+        publisher(vhost) as out,
+    ):
+        assert not await out.send(receipts)
+        seen.update(await taken(replies, "correlation_id", 64))
+        seen.update(await taken(announced, "routing_key", 32))
+        # Whatever else came, came before this.
+        assert not await out.send([Receipt(row(event="allowed.last"), (Reply("answers", "last"),))])
+        while "last" not in seen:
+            seen.update(await taken(replies, "correlation_id", 1))
+        while "received.allowed.last" not in seen:
+            seen.update(await taken(announced, "routing_key", 1))
+    assert max(seen.values()) <= 8
 
 
 async def test_a_dead_letter_that_is_refused_is_kept_and_the_others_are_buried(

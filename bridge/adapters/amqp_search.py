@@ -21,6 +21,8 @@ REST: Final = 10.0
 """Seconds for which nothing is tried that the broker judges as what it refused."""
 TOLD_EVERY: Final = 60.0
 """Seconds after which it is told again that something is still refused."""
+TOLD_MOST: Final = 10
+"""Kinds that are told in that time for one exchange: of a thousand keys ten say as much."""
 KINDS_MAX: Final = 1000
 """Kinds of refused messages that are remembered; over it the oldest are tried again."""
 _WHOLE_EXCHANGE: Final = "ACCESS_REFUSED - access to exchange "
@@ -58,13 +60,10 @@ class PublishRefused(BridgeError):
         super().__init__(f"the broker refuses what goes to {kind}, {fate}: {cause}; see `bridge check`")
 
 
-class _Refused:
-    __slots__ = ("told_at", "until", "why")
-
-    def __init__(self, why: str) -> None:
-        self.why = why
-        self.until = 0.0
-        self.told_at = float("-inf")
+class _Refused(NamedTuple):
+    why: str
+    until: float
+    """Monotonic seconds."""
 
 
 class Search:
@@ -81,6 +80,8 @@ class Search:
         self._clock = clock
         self._on_refused = on_refused
         self._refused: dict[Kind, _Refused] = {}
+        self._told: dict[Kind, float] = {}
+        """When each kind was told last, monotonic seconds; of the last minute."""
 
     def known(self, message: Message) -> Failure | None:
         """The failure that this message would meet, where one like it was refused some seconds ago."""
@@ -136,27 +137,32 @@ class Search:
             self._remember(next(iter(kinds)), str(refusal))
         if len(kinds) <= 1:
             return [left]
-        named = [kind for kind in kinds if _is_named(kind, refusal)]
         # Replies first: each is waited for by somebody, and one judgement is true of them all.
-        first = named or [kind for kind in kinds if not kind.exchange]
-        if not first or len(first) == len(kinds):
-            first = list(kinds)[: len(kinds) // 2]
-        second = [kind for kind in kinds if kind not in first]
-        return [[place for kind in some for place in kinds[kind]] for some in (second, first)]
+        replies = [kind for kind in kinds if not kind.exchange]
+        named = [kind for kind in kinds if _is_named(kind, refusal)]
+        others = [kind for kind in kinds if kind not in replies and kind not in named]
+        some = [group for group in (replies, named, *_halves(others)) if group]
+        if len(some) == 1:
+            some = _halves(some[0])
+        return [[place for kind in group for place in kinds[kind]] for group in reversed(some)]
 
     def _remember(self, kind: Kind, why: str) -> None:
         if why.startswith(_WHOLE_EXCHANGE):
             kind = Kind(kind.exchange)
-        refused = self._refused.pop(kind, None) or _Refused(why)
-        self._refused[kind] = refused
+        now = self._clock.monotonic()
+        self._refused.pop(kind, None)
+        self._refused[kind] = _Refused(why, now + REST)
         if len(self._refused) > KINDS_MAX:
             del self._refused[next(iter(self._refused))]
-        now = self._clock.monotonic()
-        refused.why = why
-        refused.until = now + REST
-        if now - refused.told_at >= TOLD_EVERY:
-            refused.told_at = now
+        self._told = {told: at for told, at in self._told.items() if now - at < TOLD_EVERY}
+        if kind not in self._told and sum(t.exchange == kind.exchange for t in self._told) < TOLD_MOST:
+            self._told[kind] = now
             self._on_refused(kind, why)
+
+
+def _halves(kinds: Sequence[Kind]) -> list[Sequence[Kind]]:
+    """So no message is sent more often than the logarithm of how many kinds there are."""
+    return [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]]
 
 
 def _is_named(kind: Kind, refusal: Closed) -> bool:

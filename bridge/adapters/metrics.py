@@ -245,7 +245,7 @@ class PrometheusMetrics(Collector):
         self._receipts = Counter(
             "bridge_receipts",
             "Receipts, by how it went: `owed` ones are tried again; `refused` are outcome events that the broker does "
-            "not let this user publish, and that were given up.",
+            "not let this user publish, and that were given up (their receipts count as `sent`, too).",
             ("result",),
         )
         self._receipts.start((("sent",), ("owed",), ("refused",)))
