@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -23,6 +23,7 @@ ENCODE: Final = "in a user, password or name, write it as %{:02X}"
 _SCHEMES: Final = ("postgresql://", "postgres://")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _PARAMETER: Final = re.compile(r'"([a-z_]{1,40})"')
 _NUMBERS: Final = (
     "connect_timeout",
@@ -79,7 +80,11 @@ def _amqp_parts_problem(url: str) -> str:
         return "the port is a number from 1 to 65535"
     if not _is_host(unquote(parts.hostname)):
         return NO_HOST
-    return _vhost_problem(parts.path[1:]) or _amqp_query_problem(parts.query)
+    # A password with a `?` in it is read as parameters: see `_conninfo_problem`.
+    may_name = parts.username is not None or parts.port is None
+    return _vhost_problem(parts.path[1:]) or _amqp_query_problem(
+        parts.query, may_name=may_name, secure=parts.scheme == "amqps"
+    )
 
 
 def _vhost_problem(path: str) -> str:
@@ -89,16 +94,56 @@ def _vhost_problem(path: str) -> str:
     return "the vhost has a control character" if _CONTROL.search(vhost) else ""
 
 
-def _amqp_query_problem(query: str) -> str:
-    """What the library would stumble over when it connects."""
-    values = dict(parse_qsl(query, keep_blank_values=True))
-    if values.get("auth", "plain").lower() not in ("plain", "external"):
-        return "auth: plain or external expected"
-    try:
-        base64.b64decode(values.get("cadata", ""), validate=True)
-    except ValueError:
-        return "cadata: base64 expected"
+def _amqp_query_problem(query: str, *, may_name: bool, secure: bool) -> str:
+    """What the library would pass over, or stumble over when it connects.
+
+    `may_name`: a parameter's name can't be part of a password. `secure`: the address is amqps://.
+    """
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        parameter = _AMQP_PARAMETERS.get(name)
+        if parameter is None:
+            named = f" {name}" if may_name and _NAME.fullmatch(name) else ""
+            known = ", ".join(_AMQP_PARAMETERS)
+            return f"there is no parameter{named} of the broker's address; there are {known}"
+        wanted, fits = parameter
+        if not fits(value):
+            return f"{name}: {wanted} expected"
+        if name in _OF_TLS and not secure:
+            return f"{name}: it is for amqps:// only, and this address is amqp://"
     return ""
+
+
+def _is_base64(value: str) -> bool:
+    try:
+        base64.b64decode(value, validate=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_number(value: str, most: int) -> bool:
+    return value.isascii() and value.isdigit() and len(value) < 10 and int(value) <= most
+
+
+def _is_seconds(value: str) -> bool:
+    return re.fullmatch(r"\d{1,6}(\.\d{1,6})?", value, re.ASCII) is not None
+
+
+_AMQP_PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
+    "auth": ("plain or external", lambda value: value.lower() in ("plain", "external")),
+    "cafile": ("a path", bool),
+    "capath": ("a path", bool),
+    "cadata": ("base64", _is_base64),
+    "certfile": ("a path", bool),
+    "keyfile": ("a path", bool),
+    "no_verify_ssl": ("0 or 1", lambda value: value in ("0", "1")),
+    "heartbeat": ("whole seconds, 65535 at most", lambda value: _is_number(value, 65535)),
+    "name": ("a text", lambda value: True),
+    "interleave": ("a whole number", lambda value: _is_number(value, 999_999_999)),
+    "happy_eyeballs_delay": ("seconds", _is_seconds),
+}
+"""What may stand behind the `?` of the broker's address: what is expected, and whether a value is that."""
+_OF_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 
 
 def _is_host(host: str) -> bool:

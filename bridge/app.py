@@ -381,6 +381,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 outcome_events=settings.outcome_events,
                 declare=declare,
                 name=f"{settings.node} publisher",
+                on_given_up=metrics.events_given_up,
             )
         )
         consumer = Consumer(

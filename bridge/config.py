@@ -87,7 +87,9 @@ class CommonSettings(BaseSettings):
     amqp_url: str = Field(
         "amqp://guest:guest@127.0.0.1:5672/",
         description="Where RabbitMQ is: `amqp://user:password@host:port/vhost`, `amqps://` with TLS; user, password and"
-        " vhost are percent-encoded.",
+        " vhost are percent-encoded. Behind a `?` may stand `auth`, `interleave`, `happy_eyeballs_delay`, and with"
+        " `amqps://` `cafile`, `capath`, `cadata`, `certfile`, `keyfile`, `no_verify_ssl`; `heartbeat` and `name` are"
+        " taken and not used: the bridge has its own.",
     )
     postgres_dsn: str = Field(
         "postgresql://127.0.0.1:5432/bridge",

@@ -42,7 +42,8 @@ class InvalidRequest(BridgeError):
 
     `reason` is the value of a `bridge.model.Reason` that belongs to `rejected`; `path` names the wrong
     field (`to.users[3]`, `header x-push-user`, empty for the whole body); `problem` says what was expected.
-    `others` are further fields that are wrong, and `uncounted` tells how many there are besides.
+    `others` are further fields that are wrong, and `uncounted` tells how many there are besides; where `stopped`,
+    at least so many, since nobody looked any further.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class InvalidRequest(BridgeError):
         problem: str,
         others: Sequence[InvalidRequest] = (),
         uncounted: int = 0,
+        stopped: bool = False,
     ) -> None:
         self.reason = reason
         self.path = path
         self.problem = problem
         self.others = others
         self.uncounted = uncounted
+        self.stopped = stopped
 
     def __str__(self) -> str:
         return self.detail
@@ -81,15 +84,19 @@ class InvalidRequest(BridgeError):
                 said += more
             else:
                 left += 1
+        if self.stopped:
+            return f"{said}; and at least {left} more" if left else f"{said}; and more"
         return f"{said}; and {left} more" if left else said
 
 
-def together(problems: Sequence[InvalidRequest], uncounted: int = 0) -> InvalidRequest:
-    """All these as one, whose reason is that of the first; `uncounted` more are wrong."""
+def together(
+    problems: Sequence[InvalidRequest], uncounted: int = 0, *, stopped: bool = False
+) -> InvalidRequest:
+    """All these as one, whose reason is that of the first; see `InvalidRequest`. Each of them is about one field."""
     first = problems[0]
-    if len(problems) == 1 and not uncounted:
+    if len(problems) == 1 and not uncounted and not stopped:
         return first
-    return InvalidRequest(first.reason, first.path, first.problem, problems[1:], uncounted)
+    return InvalidRequest(first.reason, first.path, first.problem, problems[1:], uncounted, stopped)
 
 
 class ControlRefused(BridgeError):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeGu
 import msgspec
 
 from bridge import jsonparts
-from bridge.errors import InvalidRequest, together
+from bridge.errors import PROBLEMS_MAX, InvalidRequest, together
 from bridge.jsontext import BAD_JSON, ArrayText, ObjectText, encode, plain, shown
 from bridge.model import (
     CONFIRM,
@@ -133,9 +133,10 @@ def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[N
     """Put checked values in the place of those that may take long to read; raises InvalidRequest.
 
     They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`. Each of them is read, and
-    of each one wrong part is named.
+    of each as many wrong parts are named as a rejection has room for.
     """
     wrong: list[InvalidRequest] = []
+    uncounted, stopped = 0, False
     for field in ("to.users", "to.except", "meta"):
         if field in values:
             read = _meta if field == "meta" else _ids
@@ -146,9 +147,11 @@ def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[N
                         Reason.INVALID, path(field), "expected at least one, got an empty list"
                     )
             except InvalidRequest as error:
-                wrong.append(error)
+                wrong += error.each
+                uncounted += error.uncounted
+                stopped |= error.stopped
     if wrong:
-        raise together(wrong)
+        raise together(wrong, uncounted, stopped=stopped)
 
 
 def problems(
@@ -324,15 +327,25 @@ def _ids(value: object, path: str) -> Steps[tuple[str, ...]]:
     if not isinstance(value, (list, ArrayText, CommaText)):
         raise InvalidRequest(Reason.INVALID, path, f"expected a list of strings, got {kind(value)}")
     ids: dict[str, None] = {}
-    index = 0
+    wrong: list[InvalidRequest] = []
+    index = uncounted = 0
     for item in _items(value):
         if item is _PAUSE:
             yield
             continue
-        ids[item if isinstance(item, str) and is_id(item) else checked_id(item, f"{path}[{index}]")] = None
+        if isinstance(item, str) and is_id(item):
+            ids[item] = None
+        elif len(wrong) < PROBLEMS_MAX:
+            wrong += _raised(checked_id, item, f"{path}[{index}]")
+        elif index < _IDS_AT_ONCE:
+            uncounted += 1
+        else:
+            raise together(wrong, uncounted + 1, stopped=True)
         index += 1
         if index % _IDS_AT_ONCE == 0:
             yield
+    if wrong:
+        raise together(wrong, uncounted)
     if len(ids) > USERS_MAX:
         raise InvalidRequest(Reason.TOO_MANY, path, f"expected at most {USERS_MAX}, got {len(ids)}")
     return tuple(ids)
@@ -378,28 +391,37 @@ def _meta(value: object, path: str) -> Steps[bytes]:
     if meta is not None:
         return meta
     kept: dict[str, str] = {}
+    # By path: small ones are gone through twice.
+    wrong: dict[str, InvalidRequest] = {}
+    names: set[str] = set()
     for member in _meta_members(value):
         if member is _PAUSE:
             yield
             continue
         key, text = member
-        if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
-            raise InvalidRequest(
-                Reason.INVALID,
-                f"{path}.{shown(str(key))}",
-                f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000",
-            )
-        if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
-            got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
-            raise InvalidRequest(
-                Reason.INVALID,
-                f"{path}.{shown(key)}",
-                f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}",
-            )
-        kept[key] = text
-        if len(kept) > META_KEYS_MAX:
-            raise InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more")
+        names.add(str(key))
+        problem = _meta_problem(key, text)
+        if problem:
+            place = f"{path}.{shown(str(key))}"
+            wrong.setdefault(place, InvalidRequest(Reason.INVALID, place, problem))
+        elif isinstance(key, str) and isinstance(text, str):
+            kept[key] = text
+        if len(names) > META_KEYS_MAX:
+            many = InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more")
+            raise together([many, *wrong.values()], stopped=bool(wrong))
+    if wrong:
+        raise together([*wrong.values()])
     return encode(kept)
+
+
+def _meta_problem(key: object, text: object) -> str:
+    """What is wrong with a member of `meta`; empty where nothing is."""
+    if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
+        return f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000"
+    if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
+        got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
+        return f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}"
+    return ""
 
 
 def _meta_members(

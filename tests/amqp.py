@@ -19,7 +19,7 @@ from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_consume import Consumer, never_called
 from bridge.adapters.amqp_frames import Delivery, Event
 from bridge.adapters.amqp_link import channel, opened
-from bridge.adapters.amqp_publish import Message, Outbox
+from bridge.adapters.amqp_outbox import Message, Outbox
 from bridge.adapters.amqp_topology import DEAD, FALLEN, PUSH, REQUESTS, DeclareMode, ensure
 from bridge.app import SystemClock
 from bridge.ports import AckToken, Arrival

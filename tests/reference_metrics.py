@@ -46,7 +46,7 @@ def metrics_page() -> str:
     """The whole page as it must be."""
     metrics = PrometheusMetrics(process=False)
     metrics.audit = lambda: (dict.fromkeys(CHECKS, 0), 0.0)
-    metrics.around = lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0), 0.0)
+    metrics.around = lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0)
     metrics.sampler = lambda: Gauges._make([0] * len(Gauges._fields))
     lines = [
         "# Metrics",

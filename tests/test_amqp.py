@@ -27,7 +27,8 @@ from bridge.adapters import amqp_frames as frames
 from bridge.adapters import amqp_link
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_link import LinkState, border, opened
-from bridge.adapters.amqp_publish import Message, Publisher
+from bridge.adapters.amqp_outbox import Message
+from bridge.adapters.amqp_publish import Publisher
 from bridge.adapters.amqp_topology import (
     CONTROL,
     DEAD,

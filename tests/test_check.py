@@ -19,9 +19,10 @@ from bridge.adapters.amqp_topology import DeclareMode
 from bridge.adapters.finding import Finding
 from bridge.cli import main
 from bridge.devservers import Servers
-from tests.amqp import declare, memory_alarm
+from tests.amqp import declare, listening, memory_alarm
 from tests.house import SECRET, final_rows, process, publish, request
 from tests.test_end_to_end import ready_messages
+from tests.test_publish_refusals import topic_permissions
 
 
 def run(vhost: str, database: str, *words: str) -> int:
@@ -99,6 +100,38 @@ async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers
         "publish to the default exchange",
     ):
         assert any(part in w for w in words), part
+
+
+@pytest.mark.parametrize(
+    ("exchange", "write", "named", "level"),
+    [
+        ("push.outcomes", "^(acked|received)[.]", "expired.message", "fail"),
+        ("push.dead", "^poison$", "not_json", "fail"),
+        ("push", "^user[.]", "bridge.producer", "warn"),
+    ],
+)
+async def test_a_user_who_may_not_publish_some_routing_keys_is_told_which_and_what_mends_it(
+    servers: Servers, vhost: str, exchange: str, write: str, named: str, level: str
+) -> None:
+    await declare(vhost)
+    topic_permissions(servers, vhost, exchange, write)
+    async with listening(vhost, exchange) as seen:
+        (finding,) = await found(vhost)
+        assert finding.level == level
+        assert f"may not publish to exchange {exchange} with routing key" in finding.words
+        assert named in finding.words
+        assert "acked.message" not in finding.words
+        command = finding.words.partition("rabbitmqctl ")[2].replace("'", "").split(" ")
+        servers.rabbit.ctl(*command)
+        assert await found(vhost) == []
+        assert seen.empty()
+
+
+async def test_outcome_events_that_are_switched_off_need_no_right(servers: Servers, vhost: str) -> None:
+    await declare(vhost)
+    topic_permissions(servers, vhost, "push.outcomes", "^$")
+    looked = await findings(vhost, DeclareMode.ACTIVE, "here", outcome_events=False)
+    assert [f for f in looked if f.level != "ok"] == []
 
 
 async def test_the_permissions_that_are_named_are_enough(servers: Servers, vhost: str) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from bridge import operating
 from bridge.adapters import amqp_frames as frames
-from bridge.adapters.amqp_publish import Message, rfc3339
+from bridge.adapters.amqp_outbox import Message
+from bridge.adapters.amqp_publish import rfc3339
 from bridge.adapters.amqp_topology import DEAD, FALLEN, PUSH, REQUESTS
 from bridge.adapters.dead_letters import Letter, Pile, held, mark_of, marked, outgoing
 from bridge.adapters.producer import NotTaken, Producer

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from bridge.adapters import amqp_frames as frames
-from bridge.adapters.amqp_publish import Message
+from bridge.adapters.amqp_outbox import Message
 from bridge.adapters.amqp_topology import PUSH
 from bridge.adapters.producer import Producer, outcomes
 from tests.amqp import outbox, raw_deliveries

@@ -13,6 +13,7 @@ import pytest
 from bridge import __version__
 from bridge.adapters import postgres_figures, surroundings
 from bridge.adapters.amqp_topology import CONTROL, DEAD, FALLEN, REQUESTS
+from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_figures import PostgresFigures
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD
 from bridge.app import Running
@@ -21,6 +22,7 @@ from tests.amqp import RecordingIntake, consumer, declare
 from tests.clients import client
 from tests.house import bridge, counted, final_rows, get, publish, request, token
 from tests.test_metrics import samples
+from tests.test_store_contract import kept
 
 Page = dict[tuple[str, ...], float]
 
@@ -59,6 +61,20 @@ async def test_queues_dead_letters_kept_pushes_partitions_and_what_runs_are_on_t
         }
         assert next(n for n in found if n[0] == "bridge_build_info")[2] == __version__
         assert found["bridge_broker_up",] == found["bridge_database_up",] == found["bridge_active",] == 1
+
+
+async def test_a_count_that_stops_says_so(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PostgresStore(database)
+    await store.record([kept(f"p{n}") for n in range(5)])
+    await store.close()
+    for most, wanted in ((6, (5, 0)), (5, (5, 0)), (4, (4, 1)), (1, (1, 1))):
+        query = postgres_figures._STORED.replace(f"{postgres_figures.STORED_MAX}", str(most))
+        with monkeypatch.context() as patched:
+            patched.setattr(postgres_figures, "_STORED", query)
+            figures = PostgresFigures(database, "n1")
+            found = await figures.read()
+            await figures.close()
+        assert (found.stored, found.days_over) == wanted
 
 
 async def test_messages_in_hand_are_counted_by_queue(vhost: str) -> None:

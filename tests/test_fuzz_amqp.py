@@ -17,7 +17,7 @@ import pytest
 
 from bridge import wire
 from bridge.adapters import amqp_frames as frames
-from bridge.adapters.amqp_publish import Message
+from bridge.adapters.amqp_outbox import Message
 from bridge.adapters.amqp_topology import DEAD, PUSH
 from bridge.model import Rejected, ToUser, ToUsers
 from tests.amqp import at_rest, outbox, raw_deliveries

@@ -20,6 +20,7 @@ from bridge.adapters.outcome_feed import BACKLOG_ROWS, Missed, OutcomeFeed
 from bridge.errors import BrokerUnavailable, SettingsError, StoreUnavailable
 from bridge.model import ENDINGS, MESSAGE_BYTES_MAX, Outcome, Reason, Recall, Row
 from bridge.ports import Hooks, SessionInfo
+from tests import house
 from tests.ops import Parts, Running, nothing_known, ops, receipt, row, until
 
 PUSH = {"id": "p1", "to": {"user": "u1"}, "data": {"hi": 1}}
@@ -43,6 +44,12 @@ async def test_livez_answers_whatever_else_is_wrong(running: Running, parts: Par
     parts.causes.append("broker: away")
     async with running.client.get("/livez") as answer:
         assert answer.status == 200
+
+
+async def test_a_request_target_may_be_a_whole_url(running: Running) -> None:
+    for path, wanted in (("/livez", 200), ("/readyz?x=1", 200), ("/nothing", 404)):
+        status, _ = await house.get(running.server.port, f"{running.url}{path}")
+        assert status == wanted
 
 
 async def test_readyz_turns_503_with_the_causes_and_back(running: Running, parts: Parts) -> None:

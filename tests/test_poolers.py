@@ -167,3 +167,29 @@ async def test_an_upgrade_through_a_pool_leaves_no_lock_behind(empty_database: s
         assert len(migrate.upgrade(pooled)) == migrate.WANTED_VERSION
         assert migrate.upgrade(pooled) == []
         untouched(pooled, empty_database)
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+async def test_options_that_a_pooler_does_not_pass_on_are_refused_at_the_start_in_one_sentence(
+    vhost: str, database: str, say: Say, command: str
+) -> None:
+    with pgbouncer(database, "session", say) as pooled:
+        dsn = f"{pooled}?options=-c%20geqo%3Doff"
+        words = [command, "--postgres-dsn", dsn, "--amqp-url", vhost, "--ws-port", "0", "--ops-port", "0"]
+        script = f"import sys; from bridge.cli import main; sys.exit(main({[*words, '--dev']!r}))"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        async with asyncio.timeout(30):
+            told = (await process.communicate())[0].decode()
+        assert process.returncode == 1, told
+        assert told.count("alter role NAME set ...") == 1, told
+        assert "Traceback" not in told
+
+
+async def test_options_are_no_obstacle_where_the_pooler_passes_over_them(
+    vhost: str, database: str, say: Say
+) -> None:
+    with pgbouncer(database, "session", say, ignore_startup_parameters="options") as pooled:
+        async with bridge(vhost, f"{pooled}?options=-c%20geqo%3Doff"):
+            pass

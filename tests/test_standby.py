@@ -6,15 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
 from bridge.adapters import amqp_turn
+from bridge.adapters.amqp_check import findings
 from bridge.adapters.amqp_consume import Consumer, never_called
 from bridge.adapters.amqp_link import channel, opened
-from bridge.adapters.amqp_topology import CONTROL, FALLEN, REQUESTS
+from bridge.adapters.amqp_topology import CONTROL, FALLEN, REQUESTS, DeclareMode
 from bridge.adapters.amqp_turn import LOCK, Role
 from bridge.devservers import Servers
 from bridge.standing import STANDBY
@@ -150,6 +152,43 @@ async def test_a_lock_whose_holder_never_consumes_does_not_stop_the_next_one(
         await publish_bodies(vhost, [b"0"])
         await intake.has(1)
         assert roles == [Role.STANDBY, Role.UNKNOWN, Role.ACTIVE], "a request proves it"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"durable": True},
+        {"durable": True, "arguments": {"x-queue-type": "quorum"}},
+        {"durable": False, "auto_delete": True},
+    ],
+    ids=["durable", "quorum", "transient"],
+)
+async def test_an_ordinary_queue_in_place_of_the_lock_is_told_with_the_command_that_mends_it(
+    servers: Servers, vhost: str, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    await declare(vhost)
+    async with await aio_pika.connect(vhost) as connection, connection.channel() as declaring:
+        await declaring.declare_queue(LOCK, **options)
+    intake = RecordingIntake()
+    node, roles = candidate(vhost)
+    async with node.taking(intake):
+        await until(lambda: node.role is Role.UNKNOWN)
+        await publish_bodies(vhost, [b"0"])
+        await intake.has(1)
+        assert roles == [Role.UNKNOWN, Role.ACTIVE]
+    [message] = caplog.messages
+    command = f"rabbitmqctl delete_queue -p {urlsplit(vhost).path[1:]} push.taker"
+    assert message == f"{amqp_turn.NO_LOCK}: {command}"
+    [finding] = [f for f in await findings(vhost, DeclareMode.ACTIVE, "here") if f.level != "ok"]
+    assert (finding.level, finding.words) == ("warn", message)
+    servers.rabbit.ctl(*command.split()[1:])
+    assert [f for f in await findings(vhost, DeclareMode.ACTIVE, "here") if f.level != "ok"] == []
+    node, roles = candidate(vhost)
+    async with node.taking(RecordingIntake()):
+        await until(lambda: node.role is Role.ACTIVE)
+        # What another one holds is no ordinary queue, to who looks.
+        [finding] = [f for f in await findings(vhost, DeclareMode.ACTIVE, "here") if f.level != "ok"]
+        assert "a bridge takes the pushes already" in finding.words
 
 
 async def test_a_user_who_may_not_declare_the_lock_takes_and_says_that_it_is_unknown_until_a_push_comes(

@@ -179,7 +179,7 @@ def test_a_token_in_standard_base64_is_read_whichever_spelling_was_signed() -> N
         ("Bearer a.b.c", "spaces"),
         ('"a.b.c"', "quotes"),
         ("<html>", "three parts"),
-        ("a.b.c.d.e", "three parts"),
+        ("a.b.c.d", "three parts"),
         ("a.b.c\x00", "characters"),
     ],
 )
@@ -223,6 +223,43 @@ def test_issuer_and_audience_are_checked_where_the_settings_name_them() -> None:
 @pytest.mark.parametrize("token", ["x", "a.b", "a.b.c", "..", "é.é.é", "\ud800", "a" * 10_000, "ey.ey.ey "])
 def test_what_is_no_token_is_malformed(token: str) -> None:
     assert refused(token) == "malformed"
+
+
+def with_header(header: object, payload: bytes = b'{"sub": "u1", "exp": 1800000060}') -> str:
+    """A token that is signed as it should be, around any header and payload."""
+    parts = (json.dumps(header).encode(), payload)
+    said = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    signature = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), said, "sha256")).rstrip(b"=")
+    return (said + b"." + signature).decode()
+
+
+@pytest.mark.parametrize(
+    ("token", "detail"),
+    [
+        (with_header({"alg": "HS256", "crit": ["exp"]}), "crit: extensions that must be understood"),
+        (with_header({"alg": "HS256", "crit": []}), "crit: extensions that must be understood"),
+        (with_header({"alg": "HS256", "crit": ["b64"], "b64": False}), "b64: that its payload is not"),
+        (with_header({"alg": "HS256", "b64": False}), "b64: that its payload is not"),
+        (with_header({"alg": "HS256", "kid": 7}), "kid in its header is no string"),
+        (with_header({"alg": "HS256", "kid": None}), "kid in its header is no string"),
+        (with_header(["HS256"]), "its header is no JSON object"),
+        (with_header({"alg": "HS256"}, b"7"), "its claims are no JSON object"),
+        (with_header({"alg": "HS256"}, b"{"), "its claims are no JSON object"),
+        ("a.b.c.d.e", "it is encrypted"),
+        ("a.b", "this has 2"),
+    ],
+)
+def test_a_malformed_token_is_told_what_is_wrong_with_it_and_not_quoted(token: str, detail: str) -> None:
+    with pytest.raises(TokenRefused) as caught:
+        verifier().verify(token)
+    assert caught.value.why == "malformed"
+    assert detail in caught.value.detail
+    assert token not in str(caught.value)
+
+
+def test_a_home_made_token_with_nothing_odd_in_its_header_is_taken() -> None:
+    header = {"alg": "HS256", "typ": "JWT", "kid": "7", "x5t": "any"}
+    assert verifier().verify(with_header(header)).user == "u1"
 
 
 def test_no_token_is_missing() -> None:

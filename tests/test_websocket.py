@@ -282,6 +282,24 @@ async def test_who_never_says_a_word_has_asked_for_nothing() -> None:
 
 
 @on_both_loops
+async def test_a_request_target_may_be_a_whole_url() -> None:
+    async with serving() as (host, server):
+        for number, start in enumerate(
+            ("http://host", "HTTPS://host:8181", "ws://127.0.0.1", "wss://[::1]:443", "http://u@host"), 1
+        ):
+            async with raw_client(server.port) as peer:
+                peer.send(opening(f"{start}/ws?token=t{number}&last=a/b"))
+                assert b" 101 " in await peer.read_until(b"\r\n\r\n")
+            assert host.handshakes[-1].path == "/ws"
+            assert host.handshakes[-1].query == {"token": [f"t{number}"], "last": ["a/b"]}
+            assert (await answer(server.port, get(f"{start}/livez")))[0::2] == (200, "alive\n")
+            for other in ("", "/", "/other", "?x=/ws", "//ws"):
+                assert (await answer(server.port, get(f"{start}{other}")))[0] == 404
+        for other in ("http:///ws", "http:/ws", "ftp://host/ws", "//host/ws", "*"):
+            assert (await answer(server.port, get(other)))[0] == 404
+
+
+@on_both_loops
 async def test_liveness_and_readiness_are_pages_on_the_same_port() -> None:
     async with serving() as (host, server):
         assert (await answer(server.port, get("/livez?x=1")))[0::2] == (200, "alive\n")

@@ -11,6 +11,7 @@ it can't do, since it looks at the permission first (RabbitMQ 3.10 to 4.x):
 | read a queue | consume it with an `x-priority` that is a text | 406 |
 | write to an exchange | bind it to a source that does not exist | 404 |
 | bind a queue | unbind it from a key that it is not bound to | nothing: that is no error |
+| publish an outcome or a dead letter | publish it with an `expiration` that is no number | 406 |
 | publish a receipt, now | publish to a queue that does not exist, mandatory | the message comes back |
 
 and with 403 where it may not. Nothing is consumed, and nothing reaches a queue.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import re
 import shlex
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias, cast
 
@@ -40,7 +41,8 @@ from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_consume import never_called
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, Wire, border, channel, opened
-from bridge.adapters.amqp_publish import Message, Outbox
+from bridge.adapters.amqp_outbox import Failure, Message, Outbox
+from bridge.adapters.amqp_publish import outcome_key
 from bridge.adapters.amqp_topology import (
     BINDINGS,
     CONTROL,
@@ -57,9 +59,10 @@ from bridge.adapters.amqp_topology import (
     Queue,
     problem_with,
 )
-from bridge.adapters.amqp_turn import LOCK
-from bridge.adapters.finding import Finding
+from bridge.adapters.amqp_turn import LOCK, NO_LOCK, delete_command
+from bridge.adapters.finding import Finding, Level
 from bridge.errors import BrokerUnavailable
+from bridge.model import ENDINGS, Outcome
 
 OLDEST, NEWEST = (3, 10), (4, 3)
 """The releases of RabbitMQ that the bridge is made for."""
@@ -94,7 +97,10 @@ async def findings(url: str, mode: DeclareMode, where: str, *, outcome_events: b
         found += topology or [_whole(mode)]
         found += await look.permissions(outcome_events)
         found += await look.others()
-        return found + await look.publishing(wire, boxes)
+        now = await look.publishing(wire, boxes)
+        if all(finding.what != "broker" for finding in now):
+            now += await look.topics(wire, boxes, outcome_events)
+        return found + now
 
 
 def _whole(mode: DeclareMode) -> Finding:
@@ -207,6 +213,9 @@ class _Look:
         if await self._forbids(f"declare {LOCK}", _declaring_in_vain(Queue(LOCK, {}))):
             words = f"this user may not configure queue {LOCK}: bridges that start at once can't say which one takes"
             found.append(self._forbidden(words)._replace(level="warn"))
+        elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
+            words = f"{NO_LOCK}: {delete_command(self._connection)}"
+            found.append(Finding("warn", "topology", words))
         return found
 
     async def _binding(self) -> list[Finding]:
@@ -249,15 +258,55 @@ class _Look:
             return []
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
 
-    async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
-        """Whether a receipt could be published now."""
+    async def topics(self, wire: Wire, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
+        """What this user may not publish by its routing key, where it may write to the exchange."""
+        found: list[Finding] = []
+        for exchange, keys in _keys(outcome_events).items():
+            if f"exchange {exchange}" not in self._there:
+                continue
+            refused: list[str] = []
+            for key in keys:
+                vain = Message(exchange, key.encode(), frames.properties(expiration="never"), b"")
+                failure = await self._published(vain, wire, boxes)
+                if failure is not None and failure.why.endswith("(403)"):
+                    if "access to exchange " in failure.why:
+                        # It may not write to it at all, which was said.
+                        break
+                    refused.append(key)
+            else:
+                if refused:
+                    found.append(self._untopical(exchange, refused))
+        return found
+
+    def _untopical(self, exchange: str, refused: Sequence[str]) -> Finding:
+        words, level = _TOPICS[exchange]
+        command = f"rabbitmqctl set_topic_permissions -p {self._vhost} {self._user} {exchange} '.*' '.*'"
+        keys = ", ".join(refused)
+        return Finding(
+            level,
+            "topology",
+            f"this user may not publish to exchange {exchange} with routing key {keys}: {words}: {command}",
+        )
+
+    async def _published(self, message: Message, wire: Wire, boxes: list[Outbox]) -> Failure | None:
+        """What becomes of this message on a channel of its own; None where it is confirmed."""
         low = await channel(self._connection, confirms=True)
         wire.tap(low.number)
-        boxes.append(Outbox(wire, low.number))
+        box = Outbox(wire, low.number)
+        boxes.append(box)
+        failure = (await box.publish([message], PUBLISH_SECONDS)).get(0)
+        boxes.remove(box)
+        wire.untap(low.number)
+        if failure is None or failure.returned:
+            async with border("close a channel", STEP_TIMEOUT):
+                await low.close()
+        return failure
+
+    async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
+        """Whether a receipt could be published now."""
         name = f"push.check.{uuid.uuid4().hex}"
         message = Message("", name.encode(), frames.properties(message_id=name), b"", name)
-        failures = await boxes[0].publish([message], PUBLISH_SECONDS)
-        failure = failures.get(0)
+        failure = await self._published(message, wire, boxes)
         if failure is None or failure.returned:
             return []
         if "403" in failure.why:
@@ -265,6 +314,27 @@ class _Look:
         words = f"{failure.why}: publishers wait, and receipts are owed until it takes messages again"
         return [Finding("warn", "broker", f"{words}; see rabbitmqctl status, its alarms")]
 
+
+def _keys(outcome_events: bool) -> Mapping[str, Sequence[str]]:
+    """By exchange, routing keys such as the bridge would use. Events are publishers' words, and `message` is the first
+    of them."""
+    outcomes = [
+        outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
+    ]
+    rejections = {ending.reason.value for ending in ENDINGS if ending.outcome is Outcome.REJECTED}
+    return {
+        **({OUTCOMES: outcomes} if outcome_events else {}),
+        DEAD: sorted(rejections),
+        PUSH: ["bridge.producer"],
+    }
+
+
+_TOPICS: Mapping[str, tuple[str, Level]] = {
+    OUTCOMES: ("outcome events that the broker refuses are given up", "fail"),
+    DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
+    PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
+}
+"""What comes of it, and how bad that is."""
 
 PERMISSIONS = r"'^(push($|\.)|amq\.gen)' '^(push($|\.)|amq\.(default|gen))' '^(push($|\.)|amq\.gen)'"
 """Configure, write and read of the bridge's user, as rabbitmqctl takes them."""

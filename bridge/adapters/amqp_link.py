@@ -214,6 +214,10 @@ class Wire(TransportFactory):
         self._splitter.tap(channel)
         self._fed = self._loop.time()
 
+    def untap(self, channel: int) -> None:
+        """Leave this channel, which is closed, to the library again; idempotent."""
+        self._splitter.untap(channel)
+
     def write(self, frames: bytes) -> bool:
         """Hand whole frames to the socket in one write; False when the connection is of no more use."""
         transport = self._transport

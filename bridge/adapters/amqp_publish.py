@@ -7,20 +7,22 @@ publish, and the acks must not be stuck behind that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 import aio_pika
 
 from bridge import wire as contract
 from bridge.adapters import amqp_frames as frames
-from bridge.adapters.amqp_frames import Blocked, Closed, Confirm, Event, Returned
+from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import Link, LinkState, StateListener, Wire, channel
+from bridge.adapters.amqp_outbox import Message, Outbox
+from bridge.adapters.amqp_search import Kind, PublishRefused, Search
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES, DeclareMode, ensure
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, BrokerUnavailable
 from bridge.model import DeadLetter, Outcome, Properties, Receipt, Reply, Row
 from bridge.ports import Clock, ErrorHandler
 
@@ -59,153 +61,6 @@ class HeadersLeftOut(BridgeError):
         )
 
 
-class Message(NamedTuple):
-    """What is published. `properties` as `amqp_frames.properties` makes them; the key: 255 bytes at most."""
-
-    exchange: str
-    routing_key: bytes
-    properties: bytes
-    body: bytes
-    mandatory_id: str = ""
-    """Set for a mandatory message: its message_id, which no other message has. A return is known by it."""
-
-
-class Failure(NamedTuple):
-    """Why a message was not confirmed; `returned`: the broker had no queue for it."""
-
-    why: str
-    returned: bool = False
-
-
-class _Batch:
-    __slots__ = ("done", "failures", "open")
-
-    def __init__(self, size: int) -> None:
-        self.open = size
-        self.failures: dict[int, Failure] = {}
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settle(self) -> None:
-        self.open -= 1
-        if self.open == 0 and not self.done.done():
-            self.done.set_result(None)
-
-
-class Outbox:
-    """Publishes on one confirming channel for as long as that lives. Several batches may be in flight."""
-
-    def __init__(self, wire: Wire, number: int) -> None:
-        self._wire = wire
-        self._number = number
-        self._next = 1
-        self._open: dict[int, tuple[_Batch, int]] = {}
-        """Delivery tag to the batch and the place in it, oldest first."""
-        self._mandatory: dict[str, tuple[_Batch, int]] = {}
-        """Message id of each mandatory message in flight to the same."""
-        self.ended = ""
-        """Why nothing can be published any more; empty while it can."""
-        self.properties_max = wire.frame_max - 20
-        """Bytes of properties that fit into one content header frame."""
-
-    async def publish(self, messages: Sequence[Message], seconds: float) -> Mapping[int, Failure]:
-        """Publish all in one write and await the confirms; return those that failed, by their place.
-
-        After `seconds` what is unconfirmed has failed; it may arrive all the same.
-        """
-        if self.ended:
-            return dict.fromkeys(range(len(messages)), Failure(self.ended))
-        if not messages:
-            return {}
-        batch = _Batch(len(messages))
-        first = self._next
-        number, frame_max = self._number, self._wire.frame_max
-        out: list[bytes] = []
-        for place, message in enumerate(messages):
-            exchange, key, properties, body, mandatory_id = message
-            out.append(frames.publish_method(number, exchange, key, bool(mandatory_id)))
-            out.append(frames.content(number, properties, body, frame_max))
-            self._open[first + place] = (batch, place)
-            if mandatory_id:
-                self._mandatory[mandatory_id] = (batch, place)
-        self._next = first + len(messages)
-        why = f"not confirmed within {seconds:g} s"
-        try:
-            if not self._wire.write(b"".join(out)):
-                why = "the connection was lost"
-                return self._forget(batch, first, why)
-            async with asyncio.timeout(seconds):
-                await batch.done
-        except TimeoutError:
-            return self._forget(batch, first, why)
-        except BaseException:
-            self._forget(batch, first, "cancelled")
-            raise
-        return batch.failures
-
-    def happened(self, events: Iterable[Event]) -> None:
-        """Count confirms and returns of this channel, and notice its end."""
-        number = self._number
-        for event in events:
-            if type(event) is Confirm:
-                if event.channel == number:
-                    self._confirmed(event)
-            elif type(event) is Returned:
-                place = self._mandatory.pop(event.message_id, None)
-                if place is not None:
-                    place[0].failures[place[1]] = Failure(
-                        f"returned by the broker: {event.text}", returned=True
-                    )
-            elif type(event) is Closed:
-                if event.channel in (0, number):
-                    self.end(f"the broker closed the channel: {event}")
-            elif type(event) is Blocked:
-                self.fail_open(f"the broker blocks publishers: {event.why}")
-
-    def end(self, why: str) -> None:
-        """Nothing can be published any more; everything in flight has failed."""
-        self.ended = self.ended or why
-        self.fail_open(why)
-
-    def fail_open(self, why: str) -> None:
-        """Give up what is in flight; a confirm that comes later changes nothing."""
-        failed, self._open = self._open, {}
-        self._mandatory.clear()
-        for batch, place in failed.values():
-            batch.failures.setdefault(place, Failure(why))
-            batch.settle()
-
-    def _confirmed(self, confirm: Confirm) -> None:
-        if confirm.multiple:
-            open_ = self._open
-            tags = []
-            for tag in open_:
-                if tag > confirm.tag:
-                    break
-                tags.append(tag)
-            for tag in tags:
-                self._settle(tag, confirm.ok)
-        else:
-            self._settle(confirm.tag, confirm.ok)
-
-    def _settle(self, tag: int, ok: bool) -> None:
-        place = self._open.pop(tag, None)
-        if place is None:
-            return
-        if not ok:
-            place[0].failures.setdefault(place[1], Failure("refused by the broker (basic.nack)"))
-        place[0].settle()
-
-    def _forget(self, batch: _Batch, first: int, why: str) -> Mapping[int, Failure]:
-        for tag in range(first, self._next):
-            place = self._open.get(tag)
-            if place is not None and place[0] is batch:
-                del self._open[tag]
-                batch.failures.setdefault(place[1], Failure(why))
-        for name in [name for name, place in self._mandatory.items() if place[0] is batch]:
-            del self._mandatory[name]
-        return batch.failures
-
-
 class Publisher:
     """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
 
@@ -219,13 +74,20 @@ class Publisher:
         declare: DeclareMode = DeclareMode.ACTIVE,
         on_state: StateListener | None = None,
         name: str = "bridge publisher",
+        on_given_up: Callable[[int], None] = lambda events: None,
     ) -> None:
+        """`on_given_up` is told of outcome events that the broker refuses: so many more are not sent again."""
         self._clock = clock
         self._errors = errors
         self._outcome_events = outcome_events
         self._declare = declare
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._outbox: Outbox | None = None
+        self._connection: tuple[aio_pika.Connection, Wire] | None = None
+        self._on_given_up = on_given_up
+        self._search = Search(self._channel, clock, self._refused)
+        self._turn = asyncio.Lock()
+        """Held while something is published: of two at once nobody could tell which of them was refused."""
 
     # --- Life ---
 
@@ -254,9 +116,8 @@ class Publisher:
     async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
         """Make sure of the topology, then open the channel."""
         await ensure(connection, self._declare)
-        opened = await channel(connection, confirms=True)
-        wire.tap(opened.number)
-        self._outbox = Outbox(wire, opened.number)
+        self._outbox = await _outbox(connection, wire)
+        self._connection = connection, wire
 
     def happened(self, events: Sequence[Event]) -> None:
         """Confirms, and whatever ends the channel."""
@@ -266,13 +127,36 @@ class Publisher:
         outbox.happened(events)
         if outbox.ended:
             self._outbox = None
-            self._link.give_up(outbox.ended)
+            if outbox.refusal is None or self._connection is None or not self._turn.locked():
+                self._link.give_up(outbox.ended)
+            else:
+                # Whoever publishes now opens another.
+                self._connection[1].untap(outbox.number)
 
     def lost(self, cause: str) -> None:
         """The connection is gone: everything in flight has failed."""
         outbox, self._outbox = self._outbox, None
+        self._connection = None
         if outbox is not None:
             outbox.end(cause)
+
+    async def _channel(self) -> Outbox | None:
+        """The open channel, or another one in its place; None where the connection does not give any."""
+        if self._outbox is not None or self._connection is None or self._link.state is not LinkState.OPEN:
+            return self._outbox
+        used = self._connection
+        try:
+            made = await _outbox(*used)
+        except BrokerUnavailable as gone:
+            self._link.give_up(gone.cause)
+            return None
+        if self._connection is used:
+            self._outbox = made
+        return self._outbox
+
+    def _refused(self, kind: Kind, cause: str) -> None:
+        error = PublishRefused(kind, cause, given_up=kind.exchange == OUTCOMES)
+        self._errors.handle(error, "broker.publish", {"exchange": kind.exchange})
 
     # --- Receipts ---
 
@@ -369,28 +253,54 @@ class Publisher:
     # --- All ---
 
     async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
-        """Publish in writes of a limited size; return the things of which any message was not confirmed."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + SEND_TIMEOUT
-        unconfirmed: list[T] = []
-        at = 0
-        while at < len(things):
-            outbox = self._outbox
-            if outbox is None or self.blocked or loop.time() >= deadline:
-                unconfirmed += things[at:]
-                break
-            messages: list[Message] = []
-            owners: list[int] = []
-            size = 0
-            while at < len(things) and size < WRITE_BYTES:
-                for message in encode(things[at]):
-                    messages.append(message)
-                    owners.append(at)
-                    size += len(message.body)
-                at += 1
-            failures = await outbox.publish(messages, CONFIRM_TIMEOUT)
-            unconfirmed += [things[i] for i in sorted({owners[place] for place in failures})]
-        return unconfirmed
+        """Publish in writes of a limited size; return the things of which any message was not confirmed.
+
+        But for outcome events that the broker refuses: they are given up, since a row that owed them could never be
+        settled.
+        """
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + SEND_TIMEOUT
+            unconfirmed: list[T] = []
+            at = 0
+            while at < len(things):
+                if self.blocked or loop.time() >= deadline:
+                    unconfirmed += things[at:]
+                    break
+                messages: list[Message] = []
+                owners: list[int] = []
+                size = 0
+                while at < len(things) and size < WRITE_BYTES:
+                    made = encode(things[at])
+                    if any(self._waits(message) for message in made):
+                        unconfirmed.append(things[at])
+                        made = []
+                    for message in made:
+                        messages.append(message)
+                        owners.append(at)
+                        size += len(message.body)
+                    at += 1
+                failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
+                given_up = [
+                    place
+                    for place, failure in failures.items()
+                    if failure.refused and messages[place].exchange == OUTCOMES
+                ]
+                if given_up:
+                    self._on_given_up(len(given_up))
+                left = {owners[place] for place in failures.keys() - set(given_up)}
+                unconfirmed += [things[i] for i in sorted(left)]
+            return unconfirmed
+
+    def _waits(self, message: Message) -> bool:
+        """Whether this was refused a moment ago, and is owed all the same: what goes with it would go twice."""
+        return message.exchange != OUTCOMES and self._search.known(message) is not None
+
+
+async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
+    opened = await channel(connection, confirms=True)
+    wire.tap(opened.number)
+    return Outbox(wire, opened.number)
 
 
 def rfc3339(seconds: float) -> str:

@@ -20,6 +20,7 @@ only the broker still believes in.
 | nobody does, the lock is held | the holder is about to consume: stand by, look again |
 | the same for `LOCK_PATIENCE` | the holder does not come to it: consume without the lock, UNKNOWN |
 | this user may not declare the lock | consume without it, UNKNOWN |
+| somebody has declared an ordinary queue of its name | consume without it, UNKNOWN, and say what mends it |
 
 UNKNOWN becomes ACTIVE with the first request: the broker gives it to the active consumer alone.
 """
@@ -28,11 +29,19 @@ from __future__ import annotations
 
 import enum
 import logging
+import shlex
 from collections.abc import Callable
+from typing import cast
 
 import aio_pika
+import aiormq
 import aiormq.abc
-from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 
 from bridge.adapters.amqp_link import STEP_TIMEOUT, border, channel
 from bridge.adapters.amqp_topology import REQUESTS
@@ -47,6 +56,11 @@ LOOK_EVERY = 0.5
 """Seconds between two looks of a node that stands by: what a takeover takes at most."""
 LOCK_PATIENCE = 5.0
 """Seconds after which a lock is not waited for whose holder does not consume."""
+
+NO_LOCK = (
+    f"{LOCK} is an ordinary queue that somebody has declared, where the bridges want one that each declares for its "
+    "own connection: bridges that start at once can't say which one takes"
+)
 
 
 class Role(enum.StrEnum):
@@ -67,6 +81,7 @@ class Turn:
         self._connection = connection
         self._clock = clock
         self.held: aiormq.abc.AbstractChannel | None = None
+        self._told = False
 
     async def come(self, waiting: Callable[[], None], stopped: Callable[[], bool]) -> Role:
         """Return ACTIVE or UNKNOWN when this node should consume; STANDBY only once `stopped`.
@@ -113,13 +128,34 @@ class Turn:
             async with border(f"declare {LOCK}", STEP_TIMEOUT):
                 await low.queue_declare(LOCK, exclusive=True, arguments={"x-queue-type": "classic"})
         except BrokerUnavailable as error:
-            if isinstance(error.__cause__, ChannelLockedResource):
-                return Role.STANDBY
             if isinstance(error.__cause__, ChannelAccessRefused):
                 return Role.UNKNOWN
+            if isinstance(error.__cause__, ChannelPreconditionFailed | ChannelLockedResource):
+                return await self._refused_by_what()
             raise
         self.held = low
         return Role.ACTIVE
+
+    async def _refused_by_what(self) -> Role:
+        """STANDBY where it is another connection's; UNKNOWN where it is an ordinary queue, which is nobody's.
+
+        The broker answers both with the same words. But it lets everybody look at an ordinary one.
+        """
+        low = await channel(self._connection, confirms=False)
+        try:
+            async with border(f"look at {LOCK}", STEP_TIMEOUT):
+                await low.queue_declare(LOCK, passive=True)
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelLockedResource | ChannelNotFoundEntity):
+                # It has it, or had it a moment ago.
+                return Role.STANDBY
+            raise
+        async with border("close a channel", STEP_TIMEOUT):
+            await low.close()
+        if not self._told:
+            self._told = True
+            log.warning("%s: %s", NO_LOCK, delete_command(self._connection))
+        return Role.UNKNOWN
 
     async def give_up(self) -> None:
         """Let the next one have its turn at once rather than when this connection ends. Raises BrokerUnavailable."""
@@ -127,6 +163,13 @@ class Turn:
         if held is not None:
             async with border(f"delete {LOCK}", STEP_TIMEOUT):
                 await held.queue_delete(LOCK)
+
+
+def delete_command(connection: aio_pika.Connection) -> str:
+    """What to run so that `NO_LOCK` is no longer so."""
+    assert connection.transport is not None
+    vhost = cast(aiormq.Connection, connection.transport.connection).vhost
+    return f"rabbitmqctl delete_queue -p {shlex.quote(vhost)} {LOCK}"
 
 
 async def _consumers(low: aiormq.abc.AbstractChannel) -> int:

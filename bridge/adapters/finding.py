@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+Level: TypeAlias = Literal["ok", "warn", "fail"]
 
 
 class Finding(NamedTuple):
     """One line. `level`: `fail` for what keeps `bridge serve` from doing its work, `warn` for what somebody should
     know. `what`: the part, in a word. `words`: what is so, and where it is wrong the command that mends it."""
 
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     what: str
     words: str

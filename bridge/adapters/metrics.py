@@ -242,8 +242,13 @@ class PrometheusMetrics(Collector):
         self._record_seconds = HistogramFamily(
             "bridge_record_seconds", "Time to commit one batch of rows, tries included.", SECONDS
         )
-        self._receipts = Counter("bridge_receipts", "Receipts, by how it went.", ("result",))
-        self._receipts.start((("sent",), ("owed",)))
+        self._receipts = Counter(
+            "bridge_receipts",
+            "Receipts, by how it went: `owed` ones are tried again; `refused` are outcome events that the broker does "
+            "not let this user publish, and that were given up (their receipts count as `sent`, too).",
+            ("result",),
+        )
+        self._receipts.start((("sent",), ("owed",), ("refused",)))
         self._receipt_seconds = HistogramFamily(
             "bridge_receipts_seconds", "Time to publish one batch of receipts and have it confirmed.", SECONDS
         )
@@ -354,6 +359,10 @@ class PrometheusMetrics(Collector):
         self._receipts.counts[("sent",)] += sent
         self._receipts.counts[("owed",)] += owed
         self._receipt_seconds.histograms[""].observe(seconds)
+
+    def events_given_up(self, events: int) -> None:
+        """The broker refuses so many more outcome events. Not of the port: only the publisher knows."""
+        self._receipts.counts[("refused",)] += events
 
     def handed(self, pushes: int) -> None:
         """So many pushes were handed to a socket, each counted once for each session."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import psycopg
 
-from bridge.errors import BridgeError, RowsRefused, StatementFailed, StoreRefused, StoreUnavailable
+from bridge.errors import (
+    BridgeError,
+    DatabaseUnsuitable,
+    RowsRefused,
+    StatementFailed,
+    StoreRefused,
+    StoreUnavailable,
+)
 from bridge.redaction import redact
 
 _OF_ROW = ("22", "23", "54")
@@ -20,6 +27,9 @@ _OF_SERVER = (
 """SQLSTATEs, by their beginning, that say nothing about the statement.
 https://www.postgresql.org/docs/15/errcodes-appendix.html"""
 
+_NOT_PASSED_ON = "unsupported startup parameter"
+"""In the words of PgBouncer, which passes on only some. Waiting mends nothing."""
+
 
 def translated(error: Exception) -> BridgeError:
     """What an error of psycopg or of the network means to the core.
@@ -29,6 +39,7 @@ def translated(error: Exception) -> BridgeError:
     | 22 (data), 23 (integrity), 54 (too large or too deep), text that is no UTF-8 or holds a NUL | RowsRefused |
     | `_OF_SERVER`, or none: no connection, or a cut one | StoreUnavailable |
     | the server answers a connection with FATAL | StoreRefused |
+    | a pooler does not pass on a startup parameter | DatabaseUnsuitable |
     | all else: a time limit, a trigger, a right that is missing, an internal error | StatementFailed |
 
     Whoever writes asks for more than one opinion: after StatementFailed it is tried whether any row can be written, and
@@ -50,6 +61,12 @@ def translated(error: Exception) -> BridgeError:
             return StatementFailed(text)
         # libpq gives no SQLSTATE of a connection that was refused, only what the server said.
         _, fatal, said = text.partition("FATAL:")
+        if _NOT_PASSED_ON in said:
+            return DatabaseUnsuitable(
+                "there is a pooler in between, and it refuses what the DSN, or PGOPTIONS, gives as options:"
+                f" {said.strip()}; take it out, and set it for the role (`alter role NAME set ...`),"
+                " or have the pooler pass over it (ignore_startup_parameters of PgBouncer)"
+            )
         return StoreRefused(said.strip()) if fatal else StoreUnavailable(text)
     if sqlstate[:2] in _OF_ROW and not (sqlstate == "23514" and error.diag.constraint_name is None):
         return RowsRefused(sqlstate, text)

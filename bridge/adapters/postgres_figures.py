@@ -22,18 +22,21 @@ class LogFigures(NamedTuple):
     oldest_taken_at: float | None
     """When the oldest of them was taken, seconds since the epoch; None without any. Of a day that has more of them than
     are counted, that of one of those."""
+    days_over: int
+    """Days that have more of them than are counted."""
     partitions_ahead: int
     """Days after today that have a partition, without a gap."""
 
 
 # The index of what is stored by the end of its ttl is small, and the order makes it the one that is used.
 _STORED: LiteralString = f"""
-    select coalesce(sum(s.rows), 0)::bigint, extract(epoch from min(s.oldest))::float8
+    select coalesce(sum(least(s.rows, {STORED_MAX})), 0)::bigint, extract(epoch from min(s.oldest))::float8,
+           count(*) filter (where s.rows > {STORED_MAX})
     from ({DAYS_HERE}) days
     cross join lateral (
         select count(*) as rows, min(one.taken_at) as oldest
         from (select l.taken_at from delivery_log l where l.day = days.day and l.outcome = 'stored'
-              order by l.expires_at limit {STORED_MAX}) one
+              order by l.expires_at limit {STORED_MAX} + 1) one
     ) s
     """
 _DAYS: LiteralString = f"""
@@ -63,13 +66,13 @@ async def _read(conn: Connection) -> LogFigures:
             " set_config('statement_timeout', %s, true)",
             (str(STATEMENT_MS),),
         )
-        stored, oldest = cast("tuple[int, float | None]", await _one(conn, _STORED))
+        stored, oldest, over = cast("tuple[int, float | None, int]", await _one(conn, _STORED))
         today, days = cast("tuple[date, list[date]]", await _one(conn, _DAYS))
     there = set(days)
     ahead = 0
     while today + timedelta(days=ahead + 1) in there:
         ahead += 1
-    return LogFigures(stored, oldest, ahead)
+    return LogFigures(stored, oldest, over, ahead)
 
 
 async def _one(conn: Connection, query: LiteralString) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ import aiormq.abc
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, Wire, border, channel, opened
-from bridge.adapters.amqp_publish import Failure, Message, Outbox
+from bridge.adapters.amqp_outbox import Failure, Message, Outbox
 from bridge.adapters.amqp_refusals import outage
 from bridge.adapters.amqp_topology import OUTCOMES, PUSH
 from bridge.errors import BridgeError, BrokerUnavailable

@@ -100,9 +100,14 @@ def families(
         return
     yield GaugeMetricFamily(
         "bridge_stored_rows",
-        f"Pushes that are kept for users who are away, of each day {STORED_MAX:,} at most; looked at every "
-        f"{LOG_EVERY:g} s.",
+        f"Pushes that are kept for users who are away; looked at every {LOG_EVERY:g} s. Of each day only the first "
+        f"{STORED_MAX:,} are counted, so it goes flat there: there are more while bridge_stored_days_over is not 0.",
         value=float(figures.stored),
+    )
+    yield GaugeMetricFamily(
+        "bridge_stored_days_over",
+        f"Days with more kept pushes than the {STORED_MAX:,} that bridge_stored_rows counts of each.",
+        value=float(figures.days_over),
     )
     if figures.oldest_taken_at is not None:
         yield GaugeMetricFamily(

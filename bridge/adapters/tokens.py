@@ -3,7 +3,8 @@
 | why              | the token                                                                        |
 |------------------|----------------------------------------------------------------------------------|
 | `missing`        | is empty                                                                         |
-| `malformed`      | is no JWT, or a claim has the wrong type, or a time is in milliseconds           |
+| `malformed`      | is no JWT, or has a header that asks for more than this program knows (`crit`,   |
+|                  | `b64`), or a claim has the wrong type, or a time is in milliseconds              |
 | `algorithm`      | names an algorithm that the settings do not allow (`none` among them)            |
 | `signature`      | was not signed with our secret, or was changed since                             |
 | `no_expiry`      | has no `exp`                                                                     |
@@ -21,6 +22,7 @@ Both are read. The signature may be over what came, or, where somebody rewrote a
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -185,7 +187,7 @@ class JwtVerifier:
                 raise TokenRefused("signature")
             said: Mapping[str, Any] = jwt.decode(as_base64url, options={"verify_signature": False})
         except jwt.PyJWTError as error:
-            raise TokenRefused("malformed", "it is no JWT") from error
+            raise TokenRefused("malformed", _unreadable(as_base64url)) from error
         return said
 
     def _read(self, token: str) -> Mapping[str, Any]:
@@ -200,7 +202,7 @@ class JwtVerifier:
         except jwt.InvalidSignatureError as error:
             raise TokenRefused("signature") from error
         except jwt.PyJWTError as error:
-            raise TokenRefused("malformed", "it is no JWT") from error
+            raise TokenRefused("malformed", _unreadable(token)) from error
 
     def _decode(self, token: str) -> Mapping[str, Any]:
         said: Mapping[str, Any] = jwt.decode(
@@ -239,9 +241,41 @@ def _no_jwt(token: str) -> str:
         return "it has spaces in it"
     if token[0] in "\"'":
         return "it is in quotes"
-    if token.count(".") != 2:
-        return f"a JWT has three parts with dots between, this has {token.count('.') + 1}"
+    parts = token.count(".") + 1
+    if parts == 5:
+        return "it is encrypted (JWE, RFC 7516), and only signed ones are read here"
+    if parts != 3:
+        return f"a JWT has three parts with dots between, this has {parts}"
+    if token.endswith("."):
+        return "it has no signature"
+    if ".." in token:
+        return "its payload is not in it"
     return "it has characters that no JWT has"
+
+
+def _unreadable(token: str) -> str:
+    """What keeps a text in the form of a JWT from being read, for people; a sentence that quotes nothing of it."""
+    header = _object(token.partition(".")[0])
+    if header is None:
+        return "its header is no JSON object in base64url"
+    if header.get("b64", True) is not True:
+        return "its header has b64: that its payload is not in base64url (RFC 7797) is not supported"
+    if "crit" in header:
+        return "its header has crit: extensions that must be understood (RFC 7515 4.1.11), and none is known here"
+    if not isinstance(header.get("kid", ""), str):
+        return "kid in its header is no string (RFC 7515 4.1.4)"
+    if _object(token.split(".")[1]) is None:
+        return "its claims are no JSON object in base64url"
+    return "it is no JWT"
+
+
+def _object(part: str) -> Mapping[str, Any] | None:
+    """The JSON object in a part of a token, as far as it can be read."""
+    try:
+        found = json.loads(jwt.utils.base64url_decode(part))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _moment(said: Mapping[str, Any], claim: str) -> float | None:

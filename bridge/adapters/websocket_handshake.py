@@ -14,6 +14,8 @@
 | too long                                | 414, 431                                                           |
 | the oldest of too many unanswered ones  | 503, Retry-After                                                   |
 
+The path may be a whole URL (absolute-form, RFC 9112 3.2.2): what stands before its path does not matter here.
+
 No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
 is told of every handshake that is refused here, by the words of `WHYS`.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import http
 import json
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
@@ -171,7 +174,7 @@ class Doorway:
 
     def answer(self, protocol: ServerProtocol, request: Request) -> tuple[Response, Grant | None]:
         """Decide on a request; the response is not sent yet. The grant is there with status 101 only."""
-        path, _, query = request.path.partition("?")
+        path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path), None
         if path != "/ws":
@@ -237,6 +240,17 @@ class Doorway:
             response.body = b""
         return response
 
+
+def _origin_form(target: str) -> str:
+    """A request target without scheme and authority, where it has them (RFC 9112 3.2.2: servers must accept that)."""
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        return target
+    rest = target[absolute.end() :]
+    return rest if rest.startswith("/") else f"/{rest}"
+
+
+_ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?#]+", re.IGNORECASE)
 
 _DRAINING: Final = Refusal(503, "draining", "The service is stopping, come back in a moment.\n")
 

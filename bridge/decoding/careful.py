@@ -12,7 +12,7 @@ from bridge import fields, jsonparts, jsontext
 from bridge.decoding.rejecting import LastResort, strings, usable
 from bridge.decoding.terms import Limits
 from bridge.decoding.wrong import Wrong
-from bridge.errors import InvalidRequest
+from bridge.errors import PROBLEMS_MAX, InvalidRequest
 from bridge.jsontext import BAD_JSON, SPACE, ObjectText
 from bridge.model import Encoding, PushRequest, Reason, Rejected
 from bridge.stepping import Steps
@@ -52,6 +52,8 @@ class _Parts(NamedTuple):
     members: Mapping[str, bytes | Raw]
     """Where it is not JSON: what can be told apart."""
     is_json: bool
+    more: bool = False
+    """There are members that the contract does not know beside those that are told."""
 
 
 _SMALL = 4096
@@ -117,6 +119,8 @@ def checked(
             if name not in fields.FIELDS:
                 hint = ": it belongs inside `to`" if name in fields.TO_FIELDS else ""
                 wrong.no_such(path, name, f"no such field{hint}")
+    if parts.more:
+        wrong.more()
     knows_target = yield from _read_to(values, path, wrong)
     if data is None:
         wrong.add(InvalidRequest(Reason.INVALID, path("data"), "this field is required"))
@@ -139,7 +143,11 @@ def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong
     to = values["to"]
     if isinstance(to, ObjectText):
         members = _few_members(to.text)
-        to = _values((yield from _members_of_to(to.text)) if members is None else members)
+        if members is None:
+            members, more = yield from _members_of_to(to.text)
+            if more:
+                wrong.more()
+        to = _values(members)
     if not isinstance(to, dict):
         wrong.add(InvalidRequest(Reason.INVALID, path("to"), f"expected an object, got {fields.kind(to)}"))
         return False
@@ -187,20 +195,24 @@ def _small(body: bytes) -> _Parts | None:
 def _any(body: bytes) -> Steps[_Parts]:
     """The parts of any request, as far as they can be told apart.
 
-    Where there are very many members, at least one is there of those that the contract does not know.
+    Where there are very many members, only as many are there of those that the contract does not know as are named.
     """
     members = _few_members(body)
+    more = False
     is_json = members is not None and jsontext.is_utf8(body)
     yield
     if members is None:
         is_json = jsontext.is_json(body)
         yield
-        members = yield from (_many_members(body) if is_json else jsonparts.last_members(body))
+        if is_json:
+            members, more = yield from _many_members(body)
+        else:
+            members = yield from jsonparts.last_members(body)
         yield
     # What is no JSON may have an id, a tenant and an event all the same.
     values = _values(members) if is_json else strings(members)
     data = members.get("data")
-    return _Parts(values, None if data is None else bytes(data), members, is_json)
+    return _Parts(values, None if data is None else bytes(data), members, is_json, more)
 
 
 def _values(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
@@ -217,13 +229,14 @@ def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
     return None
 
 
-def _many_members(body: bytes) -> Steps[Mapping[str, bytes | Raw]]:
-    """The members of a request that is JSON; of those that the contract does not know, one at least."""
+def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
+    """The members of a request that is JSON; see `_named` for those that the contract does not know."""
     try:
         known = _decode_known(body)
     except BAD_JSON:
         # No object, or too deep for the decoder.
-        return (yield from jsonparts.last_members(body))
+        found = yield from jsonparts.last_members(body)
+        return found, len(found) >= jsonparts.PIECES_MAX
     members = {name: part for name, part in msgspec.structs.asdict(known).items() if part is not UNSET}
     yield
     try:
@@ -231,24 +244,34 @@ def _many_members(body: bytes) -> Steps[Mapping[str, bytes | Raw]]:
     except msgspec.ValidationError:
         pass
     else:
-        return members
+        return members, False
     yield
-    for member in jsonparts.members(body):
-        if member is None:
-            yield
-        elif member[0] not in fields.FIELDS:
-            return {member[0]: b"null", **members}
-    return members
+    named, more = yield from _named(body, fields.FIELDS)
+    return {**dict.fromkeys(named, b"null"), **members}, more
 
 
-def _members_of_to(text: bytes) -> Steps[Mapping[str, bytes | Raw]]:
-    """The members of `to`, where they are very many; of those that the contract does not know, one at least."""
+def _members_of_to(text: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
+    """The members of `to`, where they are very many; see `_named` for those that the contract does not know."""
+    return (yield from _named(text, fields.TO_FIELDS))
+
+
+def _named(text: bytes, known: frozenset[str]) -> Steps[tuple[dict[str, bytes], bool]]:
+    """Members of an object, until one is there of more unknown names than a rejection has room for.
+
+    Of those names `PROBLEMS_MAX` are told, without their values; and whether there are more.
+    """
     found: dict[str, bytes] = {}
+    unknown = 0
     for member in jsonparts.members(text):
         if member is None:
             yield
             continue
-        found[member[0]] = member[1]
-        if member[0] not in fields.TO_FIELDS:
-            break
-    return found
+        name, value = member
+        if name in known:
+            found[name] = value
+        elif name not in found:
+            if unknown == PROBLEMS_MAX:
+                return found, True
+            unknown += 1
+            found[name] = b"null"
+    return found, False

@@ -30,6 +30,9 @@ _DECIMAL_CHARS = 1024
 """A longer one is out of range."""
 
 _PREFIX = "x-push-"
+_NAME_CHARS = 64
+"""No spelling of a header of ours is longer."""
+_NO_LETTER = re.compile("[^a-z]+")
 BOTH_MODES = frozenset(
     (
         "x-push-id",
@@ -68,6 +71,32 @@ _YES, _NO = frozenset(("true", "1")), frozenset(("false", "0"))
 """In lower case, what clients write for a truth where they have strings only; Python's are `True` and `False`."""
 
 
+_KNOWN: Mapping[str, str] = {_NO_LETTER.sub("", name): name for name in (*FIELD_OF, *sorted(BOTH_MODES))}
+"""The names of our headers by their letters alone, in which all spellings of one agree."""
+
+
+def meant(name: str) -> str:
+    """The header of ours that this name is another spelling of; empty where it is none, or is spelt as it should be."""
+    # Ours begin so in every spelling.
+    if name[:1] not in ("x", "X") or len(name) > _NAME_CHARS:
+        return ""
+    known = _KNOWN.get(_NO_LETTER.sub("", name.lower()), "")
+    return known if known != name else ""
+
+
+def misspelt(headers: Mapping[str, object]) -> str:
+    """A sentence about headers whose names are other spellings of ours; empty where there are none."""
+    names = [(name, known) for name in headers if (known := meant(name))]
+    if not names:
+        return ""
+    name, known = names[0]
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"header {jsontext.shown(name)}{more}: {WRITE_SO.format(known)}"
+
+
+WRITE_SO = "no such header: write {} so, in lower case and with hyphens"
+
+
 def without_nulls(headers: Mapping[str, object]) -> Mapping[str, object]:
     """These headers but for those without a value: many clients write one for what is not set."""
     return {name: value for name, value in headers.items() if value is not None}
@@ -89,8 +118,11 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
             widened = _widened(field, value)
             if widened is not False or field != "to.all":  # which says as little as no header
                 values[field] = widened
-        elif name.startswith(_PREFIX) and name not in BOTH_MODES:
-            wrong.no_such("header {}".format, name, "no such header")
+        elif name not in BOTH_MODES:
+            if known := meant(name):
+                wrong.no_such("header {}".format, name, WRITE_SO.format(known))
+            elif name.startswith(_PREFIX):
+                wrong.no_such("header {}".format, name, "no such header")
         if count % PARTS_AT_ONCE == 0:
             yield
     check_size(body, "", limits)

@@ -78,11 +78,25 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
     except InvalidRequest as wrong:
         return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
     if payload_only or body[:1] != b"{" or size > AT_ONCE:
-        return _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
-    request = straight(body, fallback_id, limits, arrived_at)
-    if request is None:
-        return _one(arrival, limits, fallback_id, published_at, traceparent)
-    return Decoded((request,), published_at, traceparent)
+        steps = _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
+    elif request := straight(body, fallback_id, limits, arrived_at):
+        return Decoded((request,), published_at, traceparent)
+    else:
+        steps = _one(arrival, limits, fallback_id, published_at, traceparent)
+    misspelt = of_headers.misspelt(headers) if headers and not payload_only else ""
+    return _hinted(steps, misspelt) if misspelt else steps
+
+
+def _hinted(steps: Steps[Decoded], hint: str) -> Steps[Decoded]:
+    """What is wrong may only be that a header has another name: so that is said first, of what is rejected."""
+    decoded = yield from steps
+    requests = tuple(
+        msgspec.structs.replace(request, detail=f"{hint}; {request.detail}")
+        if isinstance(request, Rejected)
+        else request
+        for request in decoded.requests
+    )
+    return decoded._replace(requests=requests)
 
 
 def _rest(

@@ -19,6 +19,7 @@ class Wrong:
     def __init__(self) -> None:
         self._problems: list[InvalidRequest] = []
         self._uncounted = 0
+        self._stopped = False
 
     def __bool__(self) -> bool:
         return bool(self._problems)
@@ -33,6 +34,11 @@ class Wrong:
             self.add(InvalidRequest(Reason.INVALID, path(jsontext.shown(name)), problem))
         else:
             self._uncounted += 1
+
+    def more(self, uncounted: int = 0, *, stopped: bool = True) -> None:
+        """So many more are wrong; where `stopped`, at least so many."""
+        self._uncounted += uncounted
+        self._stopped |= stopped
 
     def built(
         self,
@@ -54,9 +60,10 @@ class Wrong:
                 yield from fields.read_lists(values, path)
             except InvalidRequest as error:
                 self._problems += error.each
+                self.more(error.uncounted, stopped=error.stopped)
         for problem in fields.problems(values, path, fallback_id, max_ttl):
             if knows_target or problem.path != path("to"):
                 self.add(problem)
         if not self:
             return fields.build(values, path, data, encoding, fallback_id, taken_at, max_ttl)
-        raise together(self._problems, self._uncounted)
+        raise together(self._problems, self._uncounted, stopped=self._stopped)
