@@ -382,6 +382,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 declare=declare,
                 name=f"{settings.node} publisher",
                 on_given_up=metrics.events_given_up,
+                on_events_refused=standing.events_refused,
             )
         )
         consumer = Consumer(

@@ -36,6 +36,13 @@ class Standing:
             self._gate.shut("broker", cause)
             self._gate.clear("standby")
 
+    def events_refused(self, cause: str) -> None:
+        """Why the broker refuses every outcome event: receipts are owed meanwhile. Empty: it takes them again."""
+        if cause:
+            self._gate.shut("outcome events", f"{cause}; grant the right, or set BRIDGE_OUTCOME_EVENTS=false")
+        else:
+            self._gate.clear("outcome events")
+
     def became(self, role: Role) -> None:
         """This node is connected, and knows what it is to the others."""
         if role is Role.STANDBY:

@@ -141,23 +141,63 @@ async def test_an_event_goes_out_again_once_its_right_is_back(
         assert (await events.get())["message_id"] == "p2"
 
 
-async def test_an_exchange_that_may_not_be_written_to_is_found_at_the_first_event_whatever_the_keys(
-    vhost: str, servers: Servers
+NO_EVENTS = "^(push[.](dead|requests|control|fallen)|push|amq[.](default|gen.*))$"
+
+
+async def test_where_no_event_may_be_published_none_is_lost_and_they_go_out_once_the_right_is_back(
+    vhost: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await declare(vhost)
-    permissions(servers, vhost, "^(push[.](dead|requests|control|fallen)|amq[.](default|gen.*))$")
+    permissions(servers, vhost, NO_EVENTS)
+    monkeypatch.setattr("bridge.adapters.amqp_search.REST", 0.2)
     errors = RecordingErrors()
     given_up: list[int] = []
+    causes: list[str] = []
     receipts = [Receipt(row(f"p{n}", event=f"order.{n}"), (Reply("answers", f"c{n}"),)) for n in range(200)]
     async with (
-        listening(vhost, name="answers") as replies,
-        publisher(vhost, errors, on_given_up=given_up.append) as out,
+        listening(vhost, OUTCOMES) as events,
+        publisher(vhost, errors, on_given_up=given_up.append, on_events_refused=causes.append) as out,
     ):
-        assert not await out.send(receipts)
-        await taken(replies, "correlation_id", 200)
-        assert sum(given_up) == 200
+        assert await out.send(receipts) == receipts
         [refusal] = refusals(errors)
-        assert "what goes to exchange push.outcomes, outcome events" in str(refusal)
+        assert "what goes to exchange push.outcomes, what is meant for it waits" in str(refusal)
+        assert "ACCESS_REFUSED" in causes[0]
+        permissions(servers, vhost, ".*")
+
+        async def all_announced() -> None:
+            left = await out.send(receipts)
+            while left:
+                left = await out.send(left)
+
+        await asyncio.wait_for(all_announced(), house.SECONDS)
+        assert set(await taken(events, "message_id", 200)) == {f"p{n}" for n in range(200)}
+        assert causes[-1] == ""
+    assert not given_up
+
+
+async def test_a_bridge_that_may_publish_no_event_takes_no_pushes_until_it_may(
+    vhost: str, database: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await declare(vhost)
+    monkeypatch.setattr("bridge.adapters.amqp_search.REST", 0.2)
+    async with house.bridge(vhost, database) as made:
+        permissions(servers, vhost, NO_EVENTS)
+        # What the broker knows of an open channel it knows for a while; a new one asks.
+        servers.rabbit.evaluate('rabbit_networking:close_all_user_connections(<<"bridge">>, <<"test">>).')
+        async with asyncio.timeout(house.SECONDS):
+            await house.publish(vhost, house.request("u1", "p1"))
+            while "outcome events" not in made.gate:
+                await asyncio.sleep(0.05)
+        status, body = await house.get(made.ops_port, "/readyz")
+        assert status == 503
+        assert b"BRIDGE_OUTCOME_EVENTS" in body
+        permissions(servers, vhost, ".*")
+        await asyncio.wait_for(made.ready(), house.SECONDS)
+        await house.counted(database, "push_id = 'p1' and final and proven_at is null", 1)
+        async with asyncio.timeout(house.SECONDS), await psycopg.AsyncConnection.connect(database) as conn:
+            await conn.set_autocommit(True)
+            while (await (await conn.execute(OWED)).fetchone()) != (0,):
+                await asyncio.sleep(0.05)
 
 
 async def test_many_refused_keys_are_found_in_the_time_of_a_send_or_owed(

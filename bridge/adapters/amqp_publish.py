@@ -7,7 +7,7 @@ publish, and the acks must not be stuck behind that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
@@ -19,7 +19,7 @@ from bridge import wire as contract
 from bridge.adapters import amqp_frames as frames
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import Link, LinkState, StateListener, Wire, channel
-from bridge.adapters.amqp_outbox import Message, Outbox
+from bridge.adapters.amqp_outbox import Failure, Message, Outbox
 from bridge.adapters.amqp_search import Kind, PublishRefused, Search
 from bridge.adapters.amqp_topology import DEAD, OUTCOMES, DeclareMode, ensure
 from bridge.errors import BridgeError, BrokerUnavailable
@@ -75,8 +75,11 @@ class Publisher:
         on_state: StateListener | None = None,
         name: str = "bridge publisher",
         on_given_up: Callable[[int], None] = lambda events: None,
+        on_events_refused: Callable[[str], None] = lambda cause: None,
     ) -> None:
-        """`on_given_up` is told of outcome events that the broker refuses: so many more are not sent again."""
+        """`on_given_up` is told of outcome events whose routing key the broker refuses: so many more are not sent
+        again. `on_events_refused` is told why it refuses all of them, and with an empty text that it takes them again:
+        meanwhile every receipt that is to be announced is owed."""
         self._clock = clock
         self._errors = errors
         self._outcome_events = outcome_events
@@ -85,6 +88,8 @@ class Publisher:
         self._outbox: Outbox | None = None
         self._connection: tuple[aio_pika.Connection, Wire] | None = None
         self._on_given_up = on_given_up
+        self._on_events_refused = on_events_refused
+        self._events_refused = False
         self._search = Search(self._channel, clock, self._refused)
         self._turn = asyncio.Lock()
         """Held while something is published: of two at once nobody could tell which of them was refused."""
@@ -155,7 +160,7 @@ class Publisher:
         return self._outbox
 
     def _refused(self, kind: Kind, cause: str) -> None:
-        error = PublishRefused(kind, cause, given_up=kind.exchange == OUTCOMES)
+        error = PublishRefused(kind, cause, given_up=kind.exchange == OUTCOMES and kind.key is not None)
         self._errors.handle(error, "broker.publish", {"exchange": kind.exchange})
 
     # --- Receipts ---
@@ -255,8 +260,8 @@ class Publisher:
     async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
         """Publish in writes of a limited size; return the things of which any message was not confirmed.
 
-        But for outcome events that the broker refuses: they are given up, since a row that owed them could never be
-        settled.
+        But for outcome events whose routing key this user may not use: they are given up, since a row that owed them
+        could never be settled.
         """
         async with self._turn:
             loop = asyncio.get_running_loop()
@@ -281,20 +286,31 @@ class Publisher:
                         size += len(message.body)
                     at += 1
                 failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
-                given_up = [
-                    place
-                    for place, failure in failures.items()
-                    if failure.refused and messages[place].exchange == OUTCOMES
-                ]
+                given_up = self._given_up(messages, failures)
                 if given_up:
                     self._on_given_up(len(given_up))
                 left = {owners[place] for place in failures.keys() - set(given_up)}
                 unconfirmed += [things[i] for i in sorted(left)]
             return unconfirmed
 
+    def _given_up(self, messages: Sequence[Message], failures: Mapping[int, Failure]) -> list[int]:
+        """The places of outcome events that are not owed, since only their routing keys are refused."""
+        refused = self._search.refuses_all(OUTCOMES)
+        if refused:
+            self._events_refused = True
+            self._on_events_refused(refused)
+            return []
+        events = [place for place, message in enumerate(messages) if message.exchange == OUTCOMES]
+        if self._events_refused and any(place not in failures for place in events):
+            self._events_refused = False
+            self._on_events_refused("")
+        return [place for place in events if place in failures and failures[place].refused]
+
     def _waits(self, message: Message) -> bool:
         """Whether this was refused a moment ago, and is owed all the same: what goes with it would go twice."""
-        return message.exchange != OUTCOMES and self._search.known(message) is not None
+        if message.exchange == OUTCOMES:
+            return bool(self._search.refuses_all(OUTCOMES))
+        return self._search.known(message) is not None
 
 
 async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:

@@ -56,7 +56,7 @@ class PublishRefused(BridgeError):
         self.kind = kind
         self.cause = cause
         self.given_up = given_up
-        fate = "outcome events are given up there" if given_up else "what is meant for it waits"
+        fate = "such outcome events are given up" if given_up else "what is meant for it waits"
         super().__init__(f"the broker refuses what goes to {kind}, {fate}: {cause}; see `bridge check`")
 
 
@@ -93,6 +93,12 @@ class Search:
             if refused is not None and self._clock.monotonic() < refused.until:
                 return Failure(refused.why, refused=True)
         return None
+
+    def refuses_all(self, exchange: str) -> str:
+        """Why nothing at all may be published to an exchange, as was found some seconds ago; empty where something
+        may."""
+        refused = self._refused.get(Kind(exchange))
+        return refused.why if refused is not None and self._clock.monotonic() < refused.until else ""
 
     async def publish(
         self, messages: Sequence[Message], seconds: float, deadline: float
