@@ -220,8 +220,7 @@ class Core:
         self.gate = gate
         self.consumer = consumer
         self.hub = Hub()
-        keeps = rows.postgres is not None
-        self.database_up = False if keeps else None
+        self._keeps = keeps = rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
         self.wire_limits = wire.Limits(settings.max_data_bytes, max_ttl)
         self.settlement = Settlement(
@@ -317,6 +316,11 @@ class Core:
         """Whether pushes are taken, and what is in the way."""
         return self.gate.is_open, self.gate.causes
 
+    @property
+    def database_up(self) -> bool | None:
+        """Whether the database answers and takes rows, as far as is known; None: there is none."""
+        return not self.gate.database_down if self._keeps else None
+
     def public_readiness(self) -> tuple[bool, list[str]]:
         """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
         return self.gate.is_open, self.gate.names
@@ -368,7 +372,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         metrics = PrometheusMetrics()
         metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
-        gate.shut("starting", "the database has not answered yet")
+        gate.shut("starting", "the database has not answered yet", database=True)
         standing = Standing(gate)
 
         rows = await _rows(stack, settings, clock, boot)
@@ -537,21 +541,22 @@ def _look_up(settings: Settings) -> http.LookUp:
 
 
 async def _start(core: Core, rows: Rows) -> None:
-    """Claim the node's name and go on above the highest position; until then the gate is shut."""
+    """Claim the node's name, go on above the highest position, see that a row can be written; until then the gate is
+    shut."""
     while True:
         try:
             await rows.lease.claim()
+            # A log that takes no row could not say how a push ended: nothing is sent before it does.
+            await rows.store.try_writing()
             core.mailbox.begin(await rows.store.last_position())
         except DatabaseUnsuitable:
             # No waiting mends it: the start is refused.
             raise
         except (StoreUnavailable, SchemaBehind) as away:
-            core.gate.shut("starting", str(away))
+            core.gate.shut("starting", str(away), database=True)
             await core.clock.sleep(START_RETRY)
         else:
             break
-    if rows.postgres is not None:
-        core.database_up = True
     core.delivery.begin_grace()
     core.gate.clear("starting")
 
@@ -581,11 +586,9 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
         try:
             await rows.lease.renew(core.delivery.account())
         except (StoreUnavailable, SchemaBehind) as away:
-            core.gate.shut("database", str(away))
+            core.gate.shut("database", str(away), database=True)
         else:
             core.gate.clear("database")
-        if rows.postgres is not None:
-            core.database_up = "database" not in core.gate
 
 
 async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:

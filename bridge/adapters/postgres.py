@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
 from bridge.adapters.postgres_pool import Connection, Connections
+from bridge.adapters.postgres_probe import refused, write_in_vain
 from bridge.adapters.postgres_rows import (
     RECORD_PARAMS,
     columns,
@@ -24,7 +25,7 @@ from bridge.adapters.postgres_rows import (
     row_of,
     texts,
 )
-from bridge.errors import StoreUnavailable
+from bridge.errors import LogTakesNoRows, StoreUnavailable
 from bridge.model import Difference, LateProof, PushKey, Recall, Reply, Row, RowKey
 from bridge.ports import (
     Collapse,
@@ -129,8 +130,20 @@ class PostgresStore:
         return RowPage(rows, _behind(rows[-1].key.user) if len(rows) >= limit else None)
 
     async def try_writing(self) -> None:
-        """See `Store.try_writing`."""
-        await self._fetch("select try_writing()", ())
+        """See `Store.try_writing`: a row is written, ended and rolled back."""
+
+        async def work(conn: Connection) -> None:
+            async with conn.transaction(force_rollback=True):
+                await write_in_vain(conn, "bridge probe")
+
+        try:
+            await self._connections.run(work)
+        except LogTakesNoRows:
+            raise
+        except StoreUnavailable as error:
+            if words := refused(error.__cause__):
+                raise LogTakesNoRows(words) from error
+            raise
 
     async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.owe`."""
