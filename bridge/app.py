@@ -40,6 +40,7 @@ from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_figures import PostgresFigures
 from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import CONNECTIONS
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
@@ -532,10 +533,14 @@ def _dev_token(settings: Settings) -> Callable[[str, float], str]:
 
 
 def _look_up(settings: Settings) -> http.LookUp:
+    # Each has a connection of its own: however many ask, pushes must not go without.
+    free = asyncio.Semaphore(CONNECTIONS["look-ups"])
+
     async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
-        return await inquiry.look_up(
-            settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
-        )
+        async with free:
+            return await inquiry.look_up(
+                settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
+            )
 
     return look_up
 

@@ -162,6 +162,7 @@ async def _check_broker(settings: Settings) -> int:
 
 async def _check_database(settings: Settings) -> int:
     from bridge.adapters import migrate
+    from bridge.adapters.postgres_limits import room_for
 
     where = redacted(settings.postgres_dsn)
     try:
@@ -172,7 +173,7 @@ async def _check_database(settings: Settings) -> int:
         await _check_surroundings(settings, where)
         return FAILED
     except StoreUnavailable as error:
-        _tell([Finding("fail", "database", f"{where}: {error.cause}")])
+        _tell([Finding("fail", "database", f"{where}: {error.cause}{room_for(error.cause)}")])
         return UNREACHABLE
     except BridgeError as error:
         _tell([Finding("ok", "database", where), Finding("fail", "schema", str(error))])
@@ -194,7 +195,7 @@ async def _check_surroundings(settings: Settings, where: str) -> int:
     from bridge.adapters import postgres_check
 
     try:
-        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn))
+        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn, settings.node))
     except DatabaseUnsuitable:
         return FAILED
     except StoreUnavailable as error:

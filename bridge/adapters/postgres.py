@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
-from bridge.adapters.postgres_pool import Connection, Connections
+from bridge.adapters.postgres_pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres_probe import refused, write_in_vain
 from bridge.adapters.postgres_rows import (
     RECORD_PARAMS,
@@ -80,10 +80,10 @@ _OF_OTHERS = """
 class PostgresStore:
     """The rows in Postgres. Opens its connections when they are needed; needs no start."""
 
-    def __init__(self, dsn: str, *, application_name: str = "bridge", connections: int = 4) -> None:
-        self._connections = Connections(dsn, application_name, connections)
+    def __init__(self, dsn: str, *, application_name: str = "bridge") -> None:
+        self._connections = Connections(dsn, application_name, CONNECTIONS["rows"])
         # What mailboxes need may take long, and what is taken and written must not wait for it.
-        self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", connections)
+        self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", CONNECTIONS["mailbox"])
 
     async def close(self) -> None:
         """Close the connections; those in use close when their calls end. Idempotent."""

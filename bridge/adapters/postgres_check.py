@@ -14,13 +14,14 @@ from bridge.adapters.finding import Finding
 from bridge.adapters.migrate import WANTED_VERSION
 from bridge.adapters.postgres_errors import sentence, translated
 from bridge.adapters.postgres_lease import LEASE_SECONDS
-from bridge.adapters.postgres_pool import Connection, Watchdog, plain_connection
+from bridge.adapters.postgres_limits import connections, patient_connection
+from bridge.adapters.postgres_pool import Connection, Watchdog
 from bridge.adapters.postgres_pooling import TRANSACTION_POOLED, transaction_pooled
 from bridge.adapters.postgres_probe import mends, write_in_vain
 from bridge.adapters.postgres_rights import missing
 from bridge.adapters.postgres_rows import RECORD_PARAMS, SHARE_BYTES, record_params
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
-from bridge.errors import LogTakesNoRows
+from bridge.errors import LogTakesNoRows, StoreUnavailable
 from bridge.model import Outcome, Reason, Row, RowKey
 
 CHECK_TIMEOUT: Final = 20.0
@@ -33,14 +34,14 @@ LONG_AGO: Final = 3999
 NAME: Final = "bridge check"
 
 
-async def findings(dsn: str) -> list[Finding]:
+async def findings(dsn: str, node: str = "") -> list[Finding]:
     """Everything about the database that is worth a line; leaves nothing behind.
 
-    It locks the log for a moment, as the upkeep of a role does that does not own it. Raises StoreUnavailable where the
-    server can't be reached, DatabaseUnsuitable for another encoding.
+    It locks the log for a moment, as the upkeep of a role does that does not own it. What this `node` has open already
+    is counted. Raises StoreUnavailable where the server can't be reached, DatabaseUnsuitable for another encoding.
     """
-    found = [await _pooler(dsn)]
-    conn = await plain_connection(dsn, NAME)
+    found = await _pooler(dsn)
+    conn = await patient_connection(dsn, NAME)
     try:
         conn.prepare_threshold = None
         async with Watchdog(conn, CHECK_TIMEOUT), conn.transaction(force_rollback=True):
@@ -53,13 +54,18 @@ async def findings(dsn: str) -> list[Finding]:
         raise translated(error) from error
     finally:
         conn.pgconn.finish()
-    return found
+    return [*found, await connections(dsn, NAME, node)]
 
 
-async def _pooler(dsn: str) -> Finding:
-    if await transaction_pooled(dsn, NAME):
-        return Finding("fail", "pooler", TRANSACTION_POOLED)
-    return Finding("ok", "pooler", "none, or one in session mode")
+async def _pooler(dsn: str) -> list[Finding]:
+    try:
+        pooled = await transaction_pooled(dsn, NAME)
+    except StoreUnavailable:
+        # It takes two connections to tell. Where one can be had, `connections` says what keeps the second away.
+        return []
+    if pooled:
+        return [Finding("fail", "pooler", TRANSACTION_POOLED)]
+    return [Finding("ok", "pooler", "none, or one in session mode")]
 
 
 async def _look(conn: Connection) -> list[Finding]:
