@@ -34,8 +34,9 @@ async def check(settings: Settings) -> int:
         Finding("warn", "settings", f"{name} is no setting; {meant} was probably meant")
         for name, meant in misspelt(os.environ).items()
     )
-    codes = [USAGE * _tell(_plugins(settings)), USAGE * _tell(await _ports(settings))]
-    codes.append(await _check_broker(settings))
+    ports, runs = await _ports(settings)
+    codes = [USAGE * _tell(_plugins(settings)), USAGE * _tell(ports)]
+    codes.append(await _check_broker(settings, runs))
     if settings.uses_postgres:
         codes.append(await _check_database(settings))
     else:
@@ -82,9 +83,10 @@ def _plugins(settings: Settings) -> list[Finding]:
 # --- ports -----------------------------------------------------------------------------------------------
 
 
-async def _ports(settings: Settings) -> list[Finding]:
-    """Whether `serve` could listen; a port that this very node has already is all right."""
+async def _ports(settings: Settings) -> tuple[list[Finding], bool]:
+    """Whether `serve` could listen; a port that this very node has already is all right. And whether it has one."""
     found = []
+    runs = False
     said: dict[str, Any] | None = None
     for setting, host, port in (
         ("BRIDGE_WS_PORT", settings.ws_host, settings.ws_port),
@@ -98,13 +100,14 @@ async def _ports(settings: Settings) -> list[Finding]:
             ours = said.get("node") == settings.node
             if ours and (setting == "BRIDGE_OPS_PORT" or said.get("ws_port") == port):
                 found.append(Finding("ok", "ports", f"{port} is in use by node {settings.node}, which runs"))
+                runs = True
                 continue
             mend = f"`ss -ltnp 'sport = :{port}'` names who has it; end that, or choose another {setting}"
         else:
             mend = f"choose another {setting.replace('PORT', 'HOST')} or {setting}"
         words = f"{setting}: cannot listen on {host}:{port}: {problem.strerror or problem}: {mend}"
         found.append(Finding("fail", "ports", words))
-    return found or [Finding("ok", "ports", f"{settings.ws_port} and {settings.ops_port} are free")]
+    return found or [Finding("ok", "ports", f"{settings.ws_port} and {settings.ops_port} are free")], runs
 
 
 async def _cannot_listen(host: str, port: int) -> OSError | None:
@@ -142,7 +145,7 @@ async def _who_serves(settings: Settings) -> dict[str, Any]:
 # --- broker and database ---------------------------------------------------------------------------------
 
 
-async def _check_broker(settings: Settings) -> int:
+async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters import amqp_check
     from bridge.adapters.amqp_topology import DeclareMode
 
@@ -153,6 +156,7 @@ async def _check_broker(settings: Settings) -> int:
             DeclareMode(settings.declare),
             where,
             outcome_events=settings.outcome_events,
+            runs=runs,
         )
     except BrokerUnavailable as error:
         _tell([Finding("fail", "broker", f"{where}: {error.cause}")])

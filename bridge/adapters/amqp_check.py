@@ -37,6 +37,7 @@ from aiormq.exceptions import (
 )
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters import amqp_limits
 from bridge.adapters.amqp_consume import never_called
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, Wire, border, channel, opened
@@ -59,7 +60,7 @@ from bridge.adapters.amqp_topology import (
 )
 from bridge.adapters.amqp_turn import LOCK
 from bridge.adapters.finding import Finding
-from bridge.errors import BrokerUnavailable
+from bridge.errors import BrokerRefused, BrokerUnavailable
 
 OLDEST, NEWEST = (3, 10), (4, 3)
 """The releases of RabbitMQ that the bridge is made for."""
@@ -75,12 +76,16 @@ _ANSWERS = (
 Low: TypeAlias = aiormq.abc.AbstractChannel
 
 
-async def findings(url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True) -> list[Finding]:
+async def findings(
+    url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True, runs: bool = False
+) -> list[Finding]:
     """All that can be said about the broker, worst or not; `where` is the URL as people may see it.
 
+    `runs`: this very node is connected, so that limits are not tried: it has what it needs.
     Raises BrokerUnavailable where it can't be reached.
     """
     boxes: list[Outbox] = []
+    refused: BrokerRefused | None = None
 
     def happened(events: Sequence[Event]) -> None:
         for box in boxes:
@@ -90,11 +95,18 @@ async def findings(url: str, mode: DeclareMode, where: str, *, outcome_events: b
         version = _version(connection)
         look = _Look(connection, mode)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
-        topology = await look.topology()
-        found += topology or [_whole(mode)]
-        found += await look.permissions(outcome_events)
-        found += await look.others()
-        return found + await look.publishing(wire, boxes)
+        try:
+            found += await look.topology() or [_whole(mode)]
+            found += await look.permissions(outcome_events)
+            found += await look.others()
+            found += await look.publishing(wire, boxes)
+        except BrokerRefused as error:
+            # Even one channel may be too many, while the broker still counts the one before.
+            refused = error
+    limits = [] if runs else await look.limits(url)
+    if refused is not None and all(finding.level == "ok" for finding in limits):
+        raise refused
+    return found + limits
 
 
 def _whole(mode: DeclareMode) -> Finding:
@@ -131,6 +143,13 @@ class _Look:
         async with border("close a channel", STEP_TIMEOUT):
             await low.close()
         return None
+
+    async def limits(self, url: str) -> list[Finding]:
+        """What `serve` opens and declares, all at once; when this connection is closed."""
+        missing = 0
+        if self._mode is DeclareMode.ACTIVE:
+            missing = sum(f"queue {queue.name}" not in self._there for queue in QUEUES)
+        return await amqp_limits.limits(url, self._vhost, self._user, missing)
 
     # --- exchanges and queues ---
 
@@ -257,6 +276,9 @@ class _Look:
         name = f"push.check.{uuid.uuid4().hex}"
         message = Message("", name.encode(), frames.properties(message_id=name), b"", name)
         failures = await boxes[0].publish([message], PUBLISH_SECONDS)
+        if not boxes[0].ended:
+            async with border("close a channel", STEP_TIMEOUT):
+                await low.close()
         failure = failures.get(0)
         if failure is None or failure.returned:
             return []

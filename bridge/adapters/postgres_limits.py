@@ -1,4 +1,4 @@
-"""May `bridge serve` have all its connections to Postgres at once: a role, a database, a server or a pooler may say no."""
+"""May `bridge serve` have all its connections to Postgres at once: role, database, server or pooler may say no."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _HAVE: LiteralString = """
     select count(*) from pg_stat_activity
     where datname = current_database() and usename = session_user
       and application_name in (
-          select left('bridge ' || %s || kind, 63) from unnest(array['', ' mailbox', ' lease', ' sweep', ' figures']) kind)
+          select left('bridge ' || %s || kind, 63)
+          from unnest(array['', ' mailbox', ' lease', ' sweep', ' figures']) kind)
     """
 # The sessions of others are counted too: whose they are is no secret, only what they do.
 _LIMITS: LiteralString = """
