@@ -364,9 +364,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     clock = SystemClock()
     boot = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
-        handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
+        handler = plugins.load_error_handler(settings.error_handler)
+        await plugins.enter(stack, handler, settings.error_handler, "BRIDGE_ERROR_HANDLER")
         feed = OutcomeFeed()
-        plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
+        plugged = [
+            await plugins.enter(stack, plugins.load_hooks(spec), spec, "BRIDGE_HOOKS", handler)
+            for spec in settings.hooks
+        ]
         auditor = Auditor(boot, clock, _audit_look(settings, boot))
         hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)
         errors = plugins.ReportedErrors(handler, hooks)
@@ -376,7 +380,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         gate.shut("starting", "the database has not answered yet", database=True)
         standing = Standing(gate)
 
-        rows = await _rows(stack, settings, clock, boot)
+        rows = await _rows(stack, settings, clock, boot, handler)
         declare = DeclareMode(settings.declare)
         publisher = await stack.enter_async_context(
             Publisher(
@@ -481,13 +485,16 @@ async def _first_error() -> AsyncIterator[None]:
         raise first from group
 
 
-async def _rows(stack: AsyncExitStack, settings: Settings, clock: SystemClock, boot: str) -> Rows:
+async def _rows(
+    stack: AsyncExitStack, settings: Settings, clock: SystemClock, boot: str, handler: ErrorHandler
+) -> Rows:
     logs: list[DeliveryLog] = []
     for name in settings.delivery_log:
         if name == "stdout":
             logs.append(JsonLinesLog())
         elif name != "postgres":
-            logs.append(await plugins.enter(stack, plugins.load_delivery_log(name)))
+            made = plugins.load_delivery_log(name)
+            logs.append(await plugins.enter(stack, made, name, "BRIDGE_DELIVERY_LOG", handler))
     if "postgres" in settings.delivery_log:
         store = PostgresStore(settings.postgres_dsn, application_name=f"bridge {settings.node}")
         stack.push_async_callback(store.close)

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from bridge.adapters.finding import Finding
@@ -16,6 +17,8 @@ from bridge.errors import BridgeError, BrokerUnavailable, DatabaseUnsuitable, Se
 from bridge.redaction import redact
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
+PLUGIN_SECONDS: Final = 10.0
+"""Seconds that a plug-in has to be entered and left again."""
 ASK_SECONDS: Final = 3.0
 """Seconds that whoever has one of our ports has to say who it is."""
 
@@ -35,7 +38,7 @@ async def check(settings: Settings) -> int:
         for name, meant in misspelt(os.environ).items()
     )
     ports, runs = await _ports(settings)
-    codes = [USAGE * _tell(_plugins(settings)), USAGE * _tell(ports)]
+    codes = [USAGE * _tell(await _plugins(settings)), USAGE * _tell(ports)]
     codes.append(await _check_broker(settings, runs))
     if settings.uses_postgres:
         codes.append(await _check_database(settings))
@@ -56,28 +59,53 @@ def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
 # --- plug-ins --------------------------------------------------------------------------------------------
 
 
-def _plugins(settings: Settings) -> list[Finding]:
-    """Make each plug-in as `serve` does; what needs entering is not entered."""
+async def _plugins(settings: Settings) -> list[Finding]:
+    """Make each plug-in as `serve` does, enter it where it is entered, and leave it at once."""
     from bridge.adapters import plugins
 
     found, names = [], []
-    loads = [(plugins.load_hooks, spec) for spec in settings.hooks]
+    loads: list[tuple[Callable[[str], object], str, str]] = [
+        (plugins.load_hooks, spec, "BRIDGE_HOOKS") for spec in settings.hooks
+    ]
     loads += [
-        (plugins.load_delivery_log, spec)
+        (plugins.load_delivery_log, spec, "BRIDGE_DELIVERY_LOG")
         for spec in settings.delivery_log
         if spec not in ("postgres", "stdout")
     ]
-    loads += [(plugins.load_error_handler, spec) for spec in [settings.error_handler] if spec != "log"]
-    for load, spec in loads:
+    loads += [
+        (plugins.load_error_handler, spec, "BRIDGE_ERROR_HANDLER")
+        for spec in [settings.error_handler]
+        if spec != "log"
+    ]
+    for load, spec, setting in loads:
+        left = _Left()
         try:
-            load(spec)
+            async with asyncio.timeout(PLUGIN_SECONDS), AsyncExitStack() as stack:
+                await plugins.enter(stack, load(spec), spec, setting, left)
         except BridgeError as error:
             found.append(Finding("fail", "plug-ins", str(error)))
+        except TimeoutError:
+            words = f"{setting}: {spec}: entering and leaving it took over {PLUGIN_SECONDS:g} s"
+            found.append(Finding("fail", "plug-ins", words))
         else:
             names.append(spec)
+        found += [
+            Finding("warn", "plug-ins", f"{setting}: {spec}: leaving it failed: {e!r}") for e in left.errors
+        ]
     if names:
-        found.append(Finding("ok", "plug-ins", ", ".join(names)))
+        found.append(Finding("ok", "plug-ins", f"{', '.join(names)}: made, entered and left"))
     return found
+
+
+class _Left:
+    """Keeps what a plug-in raises when it is left: `serve` has done its work by then."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """See the ErrorHandler port."""
+        self.errors.append(error)
 
 
 # --- ports -----------------------------------------------------------------------------------------------
