@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
 from bridge.adapters.postgres_pool import CONNECTIONS, Connection, Connections
-from bridge.adapters.postgres_probe import refused, write_in_vain
+from bridge.adapters.postgres_probe import refused, try_writing
 from bridge.adapters.postgres_rows import (
     RECORD_PARAMS,
     columns,
@@ -133,8 +133,7 @@ class PostgresStore:
         """See `Store.try_writing`: a row is written, ended and rolled back."""
 
         async def work(conn: Connection) -> None:
-            async with conn.transaction(force_rollback=True):
-                await write_in_vain(conn, "bridge probe")
+            await try_writing(conn, "bridge probe")
 
         try:
             await self._connections.run(work)

@@ -147,7 +147,9 @@ async def _tries(conn: Connection) -> list[Finding]:
         try:
             async with conn.transaction():
                 await tried(conn)
-        except (LogTakesNoRows, _Dropped) as error:
+        except LogTakesNoRows as error:
+            found.append(Finding("fail", what, f"{error}{await mends(conn)}"))
+        except _Dropped as error:
             found.append(Finding("fail", what, str(error)))
         except psycopg.Error as error:
             if conn.closed:

@@ -12,6 +12,7 @@ from typing import Final, LiteralString
 
 import psycopg
 from psycopg import errors as pg
+from psycopg import pq
 
 from bridge.adapters.postgres_errors import sentence
 from bridge.adapters.postgres_pool import Connection
@@ -22,11 +23,17 @@ from bridge.model import Outcome, Reason, Row, RowKey
 EVENT: Final = "message"
 """That of most pushes: a trigger that looks at it should find nothing special."""
 
-_RECORD: LiteralString = f"select count(*) from record_rows({', '.join(['%s'] * RECORD_PARAMS)})"
-_OUTCOME: LiteralString = """
-    select l.outcome from delivery_log l, log_day d
-    where l.day >= d.since and l.push_id = %s collate "C" and l.user_id = %s collate "C" and l.tenant = ''
+# A subtransaction each, or record_rows() would take the first row for one that it has just inserted itself.
+_WRITE: LiteralString = f"""
+    savepoint probe;
+    select count(*) from record_rows({", ".join(["%s"] * RECORD_PARAMS)});
+    release savepoint probe;
+    select l.outcome as there from delivery_log l, log_day d
+    where l.day >= d.since and l.push_id = %s collate "C" and l.user_id = %s collate "C" and l.tenant = '';
     """
+# What is looked at when a transaction commits is looked at now.
+_WRITES: LiteralString = f"{_WRITE} {_WRITE} set constraints all immediate"
+_ALONE: LiteralString = f"begin; {_WRITES}; rollback"
 # Triggers that partitions have from the log, and those of the schema, are not told.
 _MEDDLERS: LiteralString = """
     select 'trigger ' || quote_ident(t.tgname) || ' on ' || t.tgrelid::regclass,
@@ -49,8 +56,29 @@ _MEDDLERS: LiteralString = """
     """
 
 
-async def write_in_vain(conn: Connection, name: str) -> None:
-    """Write a row and end it, in a transaction that the caller rolls back; `name` is in its columns node and boot.
+async def try_writing(conn: Connection, name: str) -> None:
+    """Write a row, end it, and roll both back. All of it is one message to the server: were this process stopped in
+    between, a transaction would stay open with its locks on the log.
+
+    Raises LogTakesNoRows where a write was dropped, and psycopg's errors where one was refused.
+    """
+    try:
+        await write_in_vain(conn, name, _ALONE)
+    except LogTakesNoRows as error:
+        await _roll_back(conn)
+        raise LogTakesNoRows(error.cause + await mends(conn)) from error
+    except psycopg.Error:
+        await _roll_back(conn)
+        raise
+
+
+async def _roll_back(conn: Connection) -> None:
+    if conn.pgconn.transaction_status in (pq.TransactionStatus.INERROR, pq.TransactionStatus.INTRANS):
+        await conn.execute("rollback")
+
+
+async def write_in_vain(conn: Connection, name: str, script: LiteralString = _WRITES) -> None:
+    """Write a row and end it, in a transaction that is rolled back; `name` is in its columns node and boot.
 
     Raises LogTakesNoRows where a write was dropped, and psycopg's errors where one was refused.
     """
@@ -65,21 +93,23 @@ async def write_in_vain(conn: Connection, name: str) -> None:
         pending.key, Outcome.RECEIVED, Reason.PONG, name, boot, event=EVENT, published_at=now, taken_at=now,
         written_at=now, proven_at=now, finished_at=now, sessions=1, attempts=1, owed=(),
     )  # fmt: skip
-    for row in (pending, ended):
-        try:
-            # A subtransaction, or record_rows() would take the first row for one that it has just inserted itself.
-            async with conn.transaction():
-                await conn.execute(_RECORD, record_params([row]))
-        except pg.SerializationFailure as error:
-            # Nobody else has this key, so there was no race: record_rows() misses what it has written.
-            raise LogTakesNoRows(f"{sentence(error)} ({error.sqlstate}){await mends(conn)}") from error
-        found = await (await conn.execute(_OUTCOME, (row.key.push_id, row.key.user))).fetchall()
-        if found != [(row.outcome.value,)]:
-            there = f"as {found[0][0]!r}" if found else "not there"
-            words = f"a row that was written as {row.outcome.value!r} is {there}"
-            raise LogTakesNoRows(words + await mends(conn))
-    # What is looked at when a transaction commits is looked at now.
-    await conn.execute("set constraints all immediate")
+    params = [p for row in (pending, ended) for p in (*record_params([row]), row.key.push_id, row.key.user)]
+    cursor = psycopg.AsyncClientCursor(conn)
+    try:
+        await cursor.execute(script, params)
+    except pg.SerializationFailure as error:
+        # Nobody else has this key, so there was no race: record_rows() misses what it has written.
+        raise LogTakesNoRows(f"{sentence(error)} ({error.sqlstate})") from error
+    there = []
+    while True:
+        if cursor.description and cursor.description[0].name == "there":
+            there.append([str(outcome) for (outcome,) in await cursor.fetchall()])
+        if not cursor.nextset():
+            break
+    for row, found in zip((pending, ended), there, strict=True):
+        if found != [row.outcome.value]:
+            words = f"there as {found[0]!r}" if found else "not there"
+            raise LogTakesNoRows(f"a row that was written as {row.outcome.value!r} is {words}")
 
 
 async def mends(conn: Connection) -> str:
