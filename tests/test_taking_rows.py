@@ -126,7 +126,7 @@ async def shut(vhost: str, database: str, sql: str) -> AsyncIterator[tuple[psyco
             assert {(r["outcome"], r["detail"]) for r in rows} == {("offline", "")}
 
 
-@pytest.mark.parametrize("sqlstate", ["23514", "40001", "42P01", "57P01", "P0001", "P0B01"])
+@pytest.mark.parametrize("sqlstate", ["22023", "23514", "40001", "42P01", "57P01", "P0001", "P0B01"])
 async def test_what_refuses_every_row_shuts_the_gate_with_its_words_and_costs_nothing(
     vhost: str, database: str, sqlstate: str
 ) -> None:
