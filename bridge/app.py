@@ -40,6 +40,7 @@ from bridge.adapters.outcome_feed import OutcomeFeed
 from bridge.adapters.postgres import PostgresStore
 from bridge.adapters.postgres_figures import PostgresFigures
 from bridge.adapters.postgres_lease import PostgresLease
+from bridge.adapters.postgres_pool import CONNECTIONS
 from bridge.adapters.postgres_upkeep import Upkeep
 from bridge.adapters.standing_producer import StandingProducer
 from bridge.adapters.stdout import JsonLinesLog
@@ -220,8 +221,7 @@ class Core:
         self.gate = gate
         self.consumer = consumer
         self.hub = Hub()
-        keeps = rows.postgres is not None
-        self.database_up = False if keeps else None
+        self._keeps = keeps = rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
         self.wire_limits = wire.Limits(settings.max_data_bytes, max_ttl)
         self.settlement = Settlement(
@@ -317,6 +317,11 @@ class Core:
         """Whether pushes are taken, and what is in the way."""
         return self.gate.is_open, self.gate.causes
 
+    @property
+    def database_up(self) -> bool | None:
+        """Whether the database answers and takes rows, as far as is known; None: there is none."""
+        return not self.gate.database_down if self._keeps else None
+
     def public_readiness(self) -> tuple[bool, list[str]]:
         """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
         return self.gate.is_open, self.gate.names
@@ -359,19 +364,23 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     clock = SystemClock()
     boot = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
-        handler = await plugins.enter(stack, plugins.load_error_handler(settings.error_handler))
+        handler = plugins.load_error_handler(settings.error_handler)
+        await plugins.enter(stack, handler, settings.error_handler, "BRIDGE_ERROR_HANDLER")
         feed = OutcomeFeed()
-        plugged = [await plugins.enter(stack, plugins.load_hooks(spec)) for spec in settings.hooks]
+        plugged = [
+            await plugins.enter(stack, plugins.load_hooks(spec), spec, "BRIDGE_HOOKS", handler)
+            for spec in settings.hooks
+        ]
         auditor = Auditor(boot, clock, _audit_look(settings, boot))
         hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)
         errors = plugins.ReportedErrors(handler, hooks)
         metrics = PrometheusMetrics()
         metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
-        gate.shut("starting", "the database has not answered yet")
+        gate.shut("starting", "the database has not answered yet", database=True)
         standing = Standing(gate)
 
-        rows = await _rows(stack, settings, clock, boot)
+        rows = await _rows(stack, settings, clock, boot, handler)
         declare = DeclareMode(settings.declare)
         publisher = await stack.enter_async_context(
             Publisher(
@@ -478,13 +487,16 @@ async def _first_error() -> AsyncIterator[None]:
         raise first from group
 
 
-async def _rows(stack: AsyncExitStack, settings: Settings, clock: SystemClock, boot: str) -> Rows:
+async def _rows(
+    stack: AsyncExitStack, settings: Settings, clock: SystemClock, boot: str, handler: ErrorHandler
+) -> Rows:
     logs: list[DeliveryLog] = []
     for name in settings.delivery_log:
         if name == "stdout":
             logs.append(JsonLinesLog())
         elif name != "postgres":
-            logs.append(await plugins.enter(stack, plugins.load_delivery_log(name)))
+            made = plugins.load_delivery_log(name)
+            logs.append(await plugins.enter(stack, made, name, "BRIDGE_DELIVERY_LOG", handler))
     if "postgres" in settings.delivery_log:
         store = PostgresStore(settings.postgres_dsn, application_name=f"bridge {settings.node}")
         stack.push_async_callback(store.close)
@@ -530,30 +542,35 @@ def _dev_token(settings: Settings) -> Callable[[str, float], str]:
 
 
 def _look_up(settings: Settings) -> http.LookUp:
+    # Each has a connection of its own: however many ask, pushes must not go without.
+    free = asyncio.Semaphore(CONNECTIONS["look-ups"])
+
     async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
-        return await inquiry.look_up(
-            settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
-        )
+        async with free:
+            return await inquiry.look_up(
+                settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
+            )
 
     return look_up
 
 
 async def _start(core: Core, rows: Rows) -> None:
-    """Claim the node's name and go on above the highest position; until then the gate is shut."""
+    """Claim the node's name, go on above the highest position, see that a row can be written; until then the gate is
+    shut."""
     while True:
         try:
             await rows.lease.claim()
+            # A log that takes no row could not say how a push ended: nothing is sent before it does.
+            await rows.store.try_writing()
             core.mailbox.begin(await rows.store.last_position())
         except DatabaseUnsuitable:
             # No waiting mends it: the start is refused.
             raise
         except (StoreUnavailable, SchemaBehind) as away:
-            core.gate.shut("starting", str(away))
+            core.gate.shut("starting", str(away), database=True)
             await core.clock.sleep(START_RETRY)
         else:
             break
-    if rows.postgres is not None:
-        core.database_up = True
     core.delivery.begin_grace()
     core.gate.clear("starting")
 
@@ -583,11 +600,9 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
         try:
             await rows.lease.renew(core.delivery.account())
         except (StoreUnavailable, SchemaBehind) as away:
-            core.gate.shut("database", str(away))
+            core.gate.shut("database", str(away), database=True)
         else:
             core.gate.clear("database")
-        if rows.postgres is not None:
-            core.database_up = "database" not in core.gate
 
 
 async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:

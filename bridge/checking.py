@@ -6,7 +6,8 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from bridge.adapters.finding import Finding
@@ -16,6 +17,8 @@ from bridge.errors import BridgeError, BrokerUnavailable, DatabaseUnsuitable, Se
 from bridge.redaction import redact
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
+PLUGIN_SECONDS: Final = 10.0
+"""Seconds that a plug-in has to be entered and left again."""
 ASK_SECONDS: Final = 3.0
 """Seconds that whoever has one of our ports has to say who it is."""
 
@@ -34,8 +37,9 @@ async def check(settings: Settings) -> int:
         Finding("warn", "settings", f"{name} is no setting; {meant} was probably meant")
         for name, meant in misspelt(os.environ).items()
     )
-    codes = [USAGE * _tell(_plugins(settings)), USAGE * _tell(await _ports(settings))]
-    codes.append(await _check_broker(settings))
+    ports, runs = await _ports(settings)
+    codes = [USAGE * _tell(await _plugins(settings)), USAGE * _tell(ports)]
+    codes.append(await _check_broker(settings, runs))
     if settings.uses_postgres:
         codes.append(await _check_database(settings))
     else:
@@ -55,36 +59,62 @@ def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
 # --- plug-ins --------------------------------------------------------------------------------------------
 
 
-def _plugins(settings: Settings) -> list[Finding]:
-    """Make each plug-in as `serve` does; what needs entering is not entered."""
+async def _plugins(settings: Settings) -> list[Finding]:
+    """Make each plug-in as `serve` does, enter it where it is entered, and leave it at once."""
     from bridge.adapters import plugins
 
     found, names = [], []
-    loads = [(plugins.load_hooks, spec) for spec in settings.hooks]
+    loads: list[tuple[Callable[[str], object], str, str]] = [
+        (plugins.load_hooks, spec, "BRIDGE_HOOKS") for spec in settings.hooks
+    ]
     loads += [
-        (plugins.load_delivery_log, spec)
+        (plugins.load_delivery_log, spec, "BRIDGE_DELIVERY_LOG")
         for spec in settings.delivery_log
         if spec not in ("postgres", "stdout")
     ]
-    loads += [(plugins.load_error_handler, spec) for spec in [settings.error_handler] if spec != "log"]
-    for load, spec in loads:
+    loads += [
+        (plugins.load_error_handler, spec, "BRIDGE_ERROR_HANDLER")
+        for spec in [settings.error_handler]
+        if spec != "log"
+    ]
+    for load, spec, setting in loads:
+        left = _Left()
         try:
-            load(spec)
+            async with asyncio.timeout(PLUGIN_SECONDS), AsyncExitStack() as stack:
+                await plugins.enter(stack, load(spec), spec, setting, left)
         except BridgeError as error:
             found.append(Finding("fail", "plug-ins", str(error)))
+        except TimeoutError:
+            words = f"{setting}: {spec}: entering and leaving it took over {PLUGIN_SECONDS:g} s"
+            found.append(Finding("fail", "plug-ins", words))
         else:
             names.append(spec)
+        found += [
+            Finding("warn", "plug-ins", f"{setting}: {spec}: leaving it failed: {e!r}") for e in left.errors
+        ]
     if names:
-        found.append(Finding("ok", "plug-ins", ", ".join(names)))
+        found.append(Finding("ok", "plug-ins", f"{', '.join(names)}: made, entered and left"))
     return found
+
+
+class _Left:
+    """Keeps what a plug-in raises when it is left: `serve` has done its work by then."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        """See the ErrorHandler port."""
+        self.errors.append(error)
 
 
 # --- ports -----------------------------------------------------------------------------------------------
 
 
-async def _ports(settings: Settings) -> list[Finding]:
-    """Whether `serve` could listen; a port that this very node has already is all right."""
+async def _ports(settings: Settings) -> tuple[list[Finding], bool]:
+    """Whether `serve` could listen; a port that this very node has already is all right. And whether it has one."""
     found = []
+    runs = False
     said: dict[str, Any] | None = None
     for setting, host, port in (
         ("BRIDGE_WS_PORT", settings.ws_host, settings.ws_port),
@@ -98,13 +128,14 @@ async def _ports(settings: Settings) -> list[Finding]:
             ours = said.get("node") == settings.node
             if ours and (setting == "BRIDGE_OPS_PORT" or said.get("ws_port") == port):
                 found.append(Finding("ok", "ports", f"{port} is in use by node {settings.node}, which runs"))
+                runs = True
                 continue
             mend = f"`ss -ltnp 'sport = :{port}'` names who has it; end that, or choose another {setting}"
         else:
             mend = f"choose another {setting.replace('PORT', 'HOST')} or {setting}"
         words = f"{setting}: cannot listen on {host}:{port}: {problem.strerror or problem}: {mend}"
         found.append(Finding("fail", "ports", words))
-    return found or [Finding("ok", "ports", f"{settings.ws_port} and {settings.ops_port} are free")]
+    return found or [Finding("ok", "ports", f"{settings.ws_port} and {settings.ops_port} are free")], runs
 
 
 async def _cannot_listen(host: str, port: int) -> OSError | None:
@@ -142,7 +173,7 @@ async def _who_serves(settings: Settings) -> dict[str, Any]:
 # --- broker and database ---------------------------------------------------------------------------------
 
 
-async def _check_broker(settings: Settings) -> int:
+async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters import amqp_check
     from bridge.adapters.amqp_topology import DeclareMode
 
@@ -153,6 +184,7 @@ async def _check_broker(settings: Settings) -> int:
             DeclareMode(settings.declare),
             where,
             outcome_events=settings.outcome_events,
+            runs=runs,
         )
     except BrokerUnavailable as error:
         _tell([Finding("fail", "broker", f"{where}: {error.cause}")])
@@ -162,6 +194,7 @@ async def _check_broker(settings: Settings) -> int:
 
 async def _check_database(settings: Settings) -> int:
     from bridge.adapters import migrate
+    from bridge.adapters.postgres_limits import room_for
 
     where = redacted(settings.postgres_dsn)
     try:
@@ -172,7 +205,7 @@ async def _check_database(settings: Settings) -> int:
         await _check_surroundings(settings, where)
         return FAILED
     except StoreUnavailable as error:
-        _tell([Finding("fail", "database", f"{where}: {error.cause}")])
+        _tell([Finding("fail", "database", f"{where}: {error.cause}{room_for(error.cause)}")])
         return UNREACHABLE
     except BridgeError as error:
         _tell([Finding("ok", "database", where), Finding("fail", "schema", str(error))])
@@ -194,7 +227,7 @@ async def _check_surroundings(settings: Settings, where: str) -> int:
     from bridge.adapters import postgres_check
 
     try:
-        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn))
+        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn, settings.node))
     except DatabaseUnsuitable:
         return FAILED
     except StoreUnavailable as error:

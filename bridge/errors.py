@@ -139,7 +139,7 @@ class StatementFailed(StoreUnavailable):
 
 
 class RowsRefused(StatementFailed):
-    """The database refused the data itself (SQLSTATE class 22 or 23): nothing of the batch was written.
+    """The database refused the data itself (SQLSTATE class 22, 23 or 54): nothing of the batch was written.
 
     Running the same batch again gives the same answer; the caller halves it to find the culprit. A read that is refused
     (an id that the database's encoding does not have) is a statement that failed to whoever only reads.
@@ -150,6 +150,15 @@ class RowsRefused(StatementFailed):
         self.problem = problem
         self.cause = f"the data was refused: {problem} ({sqlstate})"
         BridgeError.__init__(self, f"the database refused the rows ({sqlstate}): {problem}")
+
+
+class LogTakesNoRows(StoreUnavailable):
+    """The database is there, and its log takes no row at all: a trigger refuses or drops each one, a disk is full, a
+    lock is held. It is an outage like others, whatever the SQLSTATE."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the delivery log takes no rows: {cause}")
 
 
 class DatabaseUnsuitable(StoreUnavailable):

@@ -10,6 +10,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._causes: dict[str, str] = {}
+        self._of_database: set[str] = set()
         self._opened = asyncio.Event()
         self._opened.set()
         self.was_open = False
@@ -24,6 +25,11 @@ class Gate:
         return name in self._causes
 
     @property
+    def database_down(self) -> bool:
+        """Whether one of the causes is that the database does not answer, or takes nothing."""
+        return not self._of_database.isdisjoint(self._causes)
+
+    @property
     def names(self) -> list[str]:
         """A word or two for each cause, fixed in the program."""
         return list(self._causes)
@@ -33,9 +39,11 @@ class Gate:
         """One sentence for each cause, for `/readyz`, logs and people."""
         return [f"{name}: {why}" for name, why in self._causes.items()]
 
-    def shut(self, name: str, why: str) -> None:
-        """Set a cause; idempotent, the newest sentence counts."""
+    def shut(self, name: str, why: str, *, database: bool = False) -> None:
+        """Set a cause; idempotent, the newest sentence counts. `database`: it is the database's."""
         self._causes[name] = why
+        if database:
+            self._of_database.add(name)
         self._opened.clear()
 
     def clear(self, name: str) -> None:

@@ -1,8 +1,9 @@
 """Calls of the store that must succeed: again while the database is down, in smaller parts where a statement fails.
 
-One place tells the two apart. The database is down when nothing can be written: then the gate is shut, under a name
-that only the same caller opens again, and the call waits. When something can be written and this call fails all the
-same, it is the call's fault: it is made smaller, and what fails alone is the caller's to set aside.
+One place tells the two apart. The database is down when nothing can be written, also where it answers and refuses
+every row: then the gate is shut, under a name that only the same caller opens again, and the call waits. When something
+can be written and this call fails all the same, it is the call's fault: it is made smaller, and what fails alone is the
+caller's to set aside.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ class Persistence:
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call until the database has answered it. Raises StatementFailed when the call is to blame, RowsRefused
-        (which is one) when its data is."""
+        (which is one) when its data is: while a row could be written all the same."""
         failed = 0
         while True:
             try:
                 result = await call()
-            except RowsRefused:
-                # Its answer is sure, and tells that the database is there.
-                self._gate.clear(self._name)
-                raise
-            except StatementFailed:
-                self.unsure = True
-                await self._until_written()
-                raise
+            except StatementFailed as error:
+                # What was refused was not written: that answer is sure.
+                self.unsure = self.unsure or not isinstance(error, RowsRefused)
+                down = await self._until_written()
+                failed += 1
+                # What refused every row refused this one: now it may go in as it is.
+                if not down or failed >= SUSPECT_AFTER:
+                    raise
             except (StoreUnavailable, SchemaBehind) as away:
                 self.unsure = True
-                self._gate.shut(self._name, str(away))
+                self._gate.shut(self._name, str(away), database=True)
                 await self._until_written()
                 failed += 1
-                if failed == SUSPECT_AFTER:
+                if failed >= SUSPECT_AFTER:
                     raise StatementFailed(
                         away.cause if isinstance(away, StoreUnavailable) else str(away)
                     ) from away
@@ -68,19 +69,21 @@ class Persistence:
                 self._gate.clear(self._name)
                 return result
 
-    async def _until_written(self) -> None:
-        """Return when a row can be written; the gate is shut while that is not so."""
+    async def _until_written(self) -> bool:
+        """Return when a row can be written; the gate is shut while that is not so. Whether it was not so."""
         wait = RETRY_FIRST
+        down = False
         while True:
             try:
                 await self._store.try_writing()
             except (StoreUnavailable, SchemaBehind) as away:
-                self._gate.shut(self._name, str(away))
+                down = True
+                self._gate.shut(self._name, str(away), database=True)
                 await self._clock.sleep(wait)
                 wait = min(wait * 2, RETRY_MOST)
             else:
                 self._gate.clear(self._name)
-                return
+                return down
 
     async def in_parts(
         self,

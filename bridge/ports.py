@@ -311,7 +311,8 @@ class Store(Protocol):
         ...
 
     async def try_writing(self) -> None:
-        """Write a row and take it back. Raises what `record` would raise if it were not for its rows."""
+        """Write a row, end it, and take both back. Raises what `record` would raise if it were not for its rows:
+        LogTakesNoRows where the database is there and refuses, or drops, an ordinary row."""
         ...
 
     async def find(self, keys: Sequence[RowKey]) -> Sequence[Row]:

@@ -243,8 +243,8 @@ def test_check_tells_settings_broker_topology_database_and_schema_in_a_line_each
     assert [line.split()[:2] for line in lines] == [
         ["ok", what]
         for what in (
-            *("settings", "ports", "broker", "topology", "database", "schema"),
-            *("pooler", "clock", "rights", "partitions", "week"),
+            *("settings", "ports", "broker", "topology", "limits", "database", "schema"),
+            *("pooler", "clock", "rights", "partitions", "week", "sessions"),
         )
     ]
     assert run(*base, "--postgres-dsn", database, "--declare", "passive") == 1

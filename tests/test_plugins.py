@@ -154,9 +154,9 @@ async def test_a_plugin_that_is_a_context_manager_is_entered_and_left() -> None:
     managed, plain = Managed(), Recorder()
     guarded = GuardedErrorHandler(Managed(), Recorder())
     async with AsyncExitStack() as stack:
-        assert await enter(stack, managed) is managed
-        assert await enter(stack, plain) is plain
-        assert await enter(stack, guarded) is guarded
+        assert await enter(stack, managed, "m:f", "BRIDGE_HOOKS") is managed
+        assert await enter(stack, plain, "m:f", "BRIDGE_HOOKS") is plain
+        assert await enter(stack, guarded, "m:f", "BRIDGE_HOOKS") is guarded
         assert managed.state == "entered"
         assert isinstance(guarded.inner, Managed)
         assert guarded.inner.state == "entered"
@@ -306,7 +306,9 @@ async def test_the_example_delivery_log_keeps_rows_once(
     path = tmp_path / "log.sqlite"
     monkeypatch.setenv("SQLITE_LOG_FILE", str(path))
     async with AsyncExitStack() as stack:
-        log: DeliveryLog = await enter(stack, load_delivery_log("sqlite_log:make"))
+        log: DeliveryLog = await enter(
+            stack, load_delivery_log("sqlite_log:make"), "sqlite_log:make", "BRIDGE_DELIVERY_LOG"
+        )
         pending = Row(ROW.key, Outcome.PENDING, Reason.AWAITING_PROOF, "n", "b", 1.0, 2.0)
         await log.record([pending])
         await log.record(

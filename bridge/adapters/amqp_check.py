@@ -38,6 +38,7 @@ from aiormq.exceptions import (
 )
 
 from bridge.adapters import amqp_frames as frames
+from bridge.adapters import amqp_limits
 from bridge.adapters.amqp_consume import never_called
 from bridge.adapters.amqp_frames import Event
 from bridge.adapters.amqp_link import STEP_TIMEOUT, Wire, border, channel, opened
@@ -61,7 +62,7 @@ from bridge.adapters.amqp_topology import (
 )
 from bridge.adapters.amqp_turn import LOCK, NO_LOCK, delete_command
 from bridge.adapters.finding import Finding, Level
-from bridge.errors import BrokerUnavailable
+from bridge.errors import BrokerRefused, BrokerUnavailable
 from bridge.model import ENDINGS, Outcome
 
 OLDEST, NEWEST = (3, 10), (4, 3)
@@ -78,12 +79,16 @@ _ANSWERS = (
 Low: TypeAlias = aiormq.abc.AbstractChannel
 
 
-async def findings(url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True) -> list[Finding]:
+async def findings(
+    url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True, runs: bool = False
+) -> list[Finding]:
     """All that can be said about the broker, worst or not; `where` is the URL as people may see it.
 
+    `runs`: this very node is connected, so that limits are not tried: it has what it needs.
     Raises BrokerUnavailable where it can't be reached.
     """
     boxes: list[Outbox] = []
+    refused: BrokerRefused | None = None
 
     def happened(events: Sequence[Event]) -> None:
         for box in boxes:
@@ -93,14 +98,22 @@ async def findings(url: str, mode: DeclareMode, where: str, *, outcome_events: b
         version = _version(connection)
         look = _Look(connection, mode)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
-        topology = await look.topology()
-        found += topology or [_whole(mode)]
-        found += await look.permissions(outcome_events)
-        found += await look.others()
-        now = await look.publishing(wire, boxes)
-        if all(finding.what != "broker" for finding in now):
-            now += await look.topics(wire, boxes, outcome_events)
-        return found + now
+        try:
+            topology = await look.topology()
+            found += topology or [_whole(mode)]
+            found += await look.permissions(outcome_events)
+            found += await look.others()
+            now = await look.publishing(wire, boxes)
+            if all(finding.what != "broker" for finding in now):
+                now += await look.topics(wire, boxes, outcome_events)
+            found += now
+        except BrokerRefused as error:
+            # Even one channel may be too many, while the broker still counts the one before.
+            refused = error
+    limits = [] if runs else await look.limits(url)
+    if refused is not None and all(finding.level == "ok" for finding in limits):
+        raise refused
+    return found + limits
 
 
 def _whole(mode: DeclareMode) -> Finding:
@@ -137,6 +150,13 @@ class _Look:
         async with border("close a channel", STEP_TIMEOUT):
             await low.close()
         return None
+
+    async def limits(self, url: str) -> list[Finding]:
+        """What `serve` opens and declares, all at once; when this connection is closed."""
+        missing = 0
+        if self._mode is DeclareMode.ACTIVE:
+            missing = sum(f"queue {queue.name}" not in self._there for queue in QUEUES)
+        return await amqp_limits.limits(url, self._vhost, self._user, missing)
 
     # --- exchanges and queues ---
 

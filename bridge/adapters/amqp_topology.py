@@ -186,7 +186,8 @@ def problem_with(thing: str, cause: BaseException | None) -> str | None:
     if isinstance(cause, ChannelPreconditionFailed):
         differs = _DIFFERS.search(text)
         if differs is None:
-            return f"{thing} is different from what the bridge needs: {text}"
+            # Its own words: a limit of the vhost, a feature that it does not have.
+            return f"{thing}: the broker does not take it: {with_code(text)}"
         return (
             f"{thing} exists with another {differs['arg']}: the bridge needs {differs['ours']}, "
             f"the broker has {differs['theirs']}; delete it when it is empty, or change its policy"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
-from typing import LiteralString, NamedTuple, cast
+from typing import Literal, LiteralString, NamedTuple, cast
 
 import msgspec
 
@@ -37,6 +37,15 @@ class Ended(NamedTuple):
     final: bool
     meaning: str
     users: int
+
+
+class Owed(msgspec.Struct, frozen=True):
+    """A receipt that is still to be sent to a queue; what is no text in its names is shown."""
+
+    queue: str
+    correlation_id: str
+    repeat: Literal["differs"] | msgspec.UnsetType = msgspec.UNSET
+    """It answers a request with other content."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -74,7 +83,7 @@ class Told(msgspec.Struct, frozen=True):
     encoding: str | None
     """What the payload is: json, text or bytes; None where it is no data, but the body of a rejected request."""
     payload_bytes: int | None
-    owed: tuple[Reply, ...] | None
+    owed: tuple[Owed, ...] | None
     """None: nothing. Otherwise the event on push.outcomes, and a receipt to each of these."""
 
 
@@ -149,10 +158,13 @@ async def look_up(
     return Found(endings, rows, frame["now"], frame["since"])
 
 
-def _legible(owed: Sequence[Reply] | None) -> tuple[Reply, ...] | None:
+def _legible(owed: Sequence[Reply] | None) -> tuple[Owed, ...] | None:
     if owed is None:
         return None
-    return tuple(Reply(legible(reply.queue), legible(reply.correlation_id)) for reply in owed)
+    return tuple(
+        Owed(legible(r.queue), legible(r.correlation_id), "differs" if r.differs else msgspec.UNSET)
+        for r in owed
+    )
 
 
 # --- Queues ----------------------------------------------------------------------------------------------

@@ -65,14 +65,33 @@ def load_hooks(spec: str, setting: str = "BRIDGE_HOOKS") -> object:
     return made
 
 
-async def enter(stack: AsyncExitStack, plugin: T) -> T:
+async def enter(
+    stack: AsyncExitStack, plugin: T, spec: str, setting: str, errors: ErrorHandler | None = None
+) -> T:
     """Enter a plug-in that is an asynchronous context manager, and leave it with the stack; return it.
 
-    Its `__aenter__` must return the plug-in itself (anything else is ignored).
+    Its `__aenter__` must return the plug-in itself (anything else is ignored). Raises SettingsError where it raises.
+    What it raises when it is left goes to `errors` (by default to the log), and spoils nothing: all is done by then.
     """
-    inner = plugin.inner if isinstance(plugin, GuardedErrorHandler) else plugin
-    if hasattr(inner, "__aenter__") and hasattr(inner, "__aexit__"):
-        await stack.enter_async_context(cast(Any, inner))
+    inner: Any = plugin.inner if isinstance(plugin, GuardedErrorHandler) else plugin
+    kind = type(inner)
+    if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+        return plugin
+    try:
+        await kind.__aenter__(inner)
+    except SettingsError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        words = " ".join(_words(error).split())
+        raise SettingsError(setting, f"{spec}: entering it (__aenter__) failed: {words}") from error
+
+    async def leave(*reason: Any) -> None:
+        try:
+            await kind.__aexit__(inner, *reason)
+        except Exception as error:  # so may its end
+            (errors or LoggingErrorHandler()).handle(error, "plug-in.leave", {"plug_in": spec})
+
+    stack.push_async_exit(leave)
     return plugin
 
 

@@ -10,7 +10,8 @@ import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
-from bridge.adapters.postgres_pool import Connection, Connections
+from bridge.adapters.postgres_pool import CONNECTIONS, Connection, Connections
+from bridge.adapters.postgres_probe import refused, try_writing
 from bridge.adapters.postgres_rows import (
     RECORD_PARAMS,
     columns,
@@ -24,7 +25,7 @@ from bridge.adapters.postgres_rows import (
     row_of,
     texts,
 )
-from bridge.errors import StoreUnavailable
+from bridge.errors import LogTakesNoRows, StoreUnavailable
 from bridge.model import Difference, LateProof, PushKey, Recall, Reply, Row, RowKey
 from bridge.ports import (
     Collapse,
@@ -79,10 +80,10 @@ _OF_OTHERS = """
 class PostgresStore:
     """The rows in Postgres. Opens its connections when they are needed; needs no start."""
 
-    def __init__(self, dsn: str, *, application_name: str = "bridge", connections: int = 4) -> None:
-        self._connections = Connections(dsn, application_name, connections)
+    def __init__(self, dsn: str, *, application_name: str = "bridge") -> None:
+        self._connections = Connections(dsn, application_name, CONNECTIONS["rows"])
         # What mailboxes need may take long, and what is taken and written must not wait for it.
-        self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", connections)
+        self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", CONNECTIONS["mailbox"])
 
     async def close(self) -> None:
         """Close the connections; those in use close when their calls end. Idempotent."""
@@ -129,8 +130,19 @@ class PostgresStore:
         return RowPage(rows, _behind(rows[-1].key.user) if len(rows) >= limit else None)
 
     async def try_writing(self) -> None:
-        """See `Store.try_writing`."""
-        await self._fetch("select try_writing()", ())
+        """See `Store.try_writing`: a row is written, ended and rolled back."""
+
+        async def work(conn: Connection) -> None:
+            await try_writing(conn, "bridge probe")
+
+        try:
+            await self._connections.run(work)
+        except LogTakesNoRows:
+            raise
+        except StoreUnavailable as error:
+            if words := refused(error.__cause__):
+                raise LogTakesNoRows(words) from error
+            raise
 
     async def owe(self, debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
         """See `Store.owe`."""

@@ -8,16 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import Final, LiteralString
 
 import psycopg
+from psycopg import errors as pg
 
 from bridge.adapters.finding import Finding
 from bridge.adapters.migrate import WANTED_VERSION
-from bridge.adapters.postgres_errors import translated
+from bridge.adapters.postgres_errors import sentence, translated
 from bridge.adapters.postgres_lease import LEASE_SECONDS
-from bridge.adapters.postgres_pool import Connection, Watchdog, plain_connection
+from bridge.adapters.postgres_limits import connections, patient_connection
+from bridge.adapters.postgres_pool import Connection, Watchdog
 from bridge.adapters.postgres_pooling import TRANSACTION_POOLED, transaction_pooled
+from bridge.adapters.postgres_probe import mends, write_in_vain
 from bridge.adapters.postgres_rights import missing
-from bridge.adapters.postgres_rows import RECORD_PARAMS, record_params
+from bridge.adapters.postgres_rows import RECORD_PARAMS, SHARE_BYTES, record_params
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
+from bridge.errors import LogTakesNoRows, StoreUnavailable
 from bridge.model import Outcome, Reason, Row, RowKey
 
 CHECK_TIMEOUT: Final = 20.0
@@ -30,14 +34,14 @@ LONG_AGO: Final = 3999
 NAME: Final = "bridge check"
 
 
-async def findings(dsn: str) -> list[Finding]:
+async def findings(dsn: str, node: str = "") -> list[Finding]:
     """Everything about the database that is worth a line; leaves nothing behind.
 
-    It locks the log for a moment, as the upkeep of a role does that does not own it. Raises StoreUnavailable where the
-    server can't be reached, DatabaseUnsuitable for another encoding.
+    It locks the log for a moment, as the upkeep of a role does that does not own it. What this `node` has open already
+    is counted. Raises StoreUnavailable where the server can't be reached, DatabaseUnsuitable for another encoding.
     """
-    found = [await _pooler(dsn)]
-    conn = await plain_connection(dsn, NAME)
+    found = await _pooler(dsn)
+    conn = await patient_connection(dsn, NAME)
     try:
         conn.prepare_threshold = None
         async with Watchdog(conn, CHECK_TIMEOUT), conn.transaction(force_rollback=True):
@@ -50,13 +54,18 @@ async def findings(dsn: str) -> list[Finding]:
         raise translated(error) from error
     finally:
         conn.pgconn.finish()
-    return found
+    return [*found, await connections(dsn, NAME, node)]
 
 
-async def _pooler(dsn: str) -> Finding:
-    if await transaction_pooled(dsn, NAME):
-        return Finding("fail", "pooler", TRANSACTION_POOLED)
-    return Finding("ok", "pooler", "none, or one in session mode")
+async def _pooler(dsn: str) -> list[Finding]:
+    try:
+        pooled = await transaction_pooled(dsn, NAME)
+    except StoreUnavailable:
+        # It takes two connections to tell. Where one can be had, `connections` says what keeps the second away.
+        return []
+    if pooled:
+        return [Finding("fail", "pooler", TRANSACTION_POOLED)]
+    return [Finding("ok", "pooler", "none, or one in session mode")]
 
 
 async def _look(conn: Connection) -> list[Finding]:
@@ -138,35 +147,56 @@ async def _tries(conn: Connection) -> list[Finding]:
         try:
             async with conn.transaction():
                 await tried(conn)
-        except psycopg.OperationalError as error:
+        except LogTakesNoRows as error:
+            found.append(Finding("fail", what, f"{error}{await mends(conn)}"))
+        except _Dropped as error:
+            found.append(Finding("fail", what, str(error)))
+        except psycopg.Error as error:
             if conn.closed:
                 raise
-            problem = error.diag.message_primary or str(error)
-            # Locks that others hold, mostly; it says nothing about whether it works.
-            found.append(Finding("warn", what, f"could not be tried now: {problem} ({error.sqlstate})"))
-        except psycopg.Error as error:
-            problem = error.diag.message_primary or str(error)
-            found.append(Finding("fail", what, f"{problem} ({error.sqlstate})"))
+            said = f"{sentence(error)} ({error.sqlstate})"
+            if _could_not_wait(error):
+                # A lock that somebody else holds; it says nothing about whether it works.
+                found.append(Finding("warn", what, f"could not be tried now: {said}"))
+            else:
+                found.append(Finding("fail", what, said + (await mends(conn) if tried is _rows else "")))
     if not found:
         words = f"rows, leases and partitions of {WEEK} days were written and rolled back"
         return [Finding("ok", "week", words)]
     return found
 
 
+def _could_not_wait(error: psycopg.Error) -> bool:
+    """Whether a limit of time ended the statement, and not a function of somebody's that raises such an error."""
+    raised = (error.diag.source_function or "").startswith("exec_stmt_")
+    return isinstance(error, pg.LockNotAvailable | pg.QueryCanceled | pg.DeadlockDetected) and not raised
+
+
+class _Dropped(Exception):
+    """Something was written, and is not there."""
+
+
 async def _rows(conn: Connection) -> None:
+    await write_in_vain(conn, NAME)
+    await _kept(conn)
+    await conn.execute("delete from delivery_log where node = %s and push_id like %s", (NAME, f"{NAME}%"))
+
+
+async def _kept(conn: Connection) -> None:
+    """Two that are kept and share their data, which is then in push_content."""
     now = time.time()
-    pending = Row(
-        RowKey("", f"bridge check {uuid.uuid4()}", ""),
-        Outcome.PENDING, Reason.AWAITING_PROOF, NAME, NAME, published_at=now, taken_at=now, owed=(),
-    )  # fmt: skip
-    ended = Row(
-        pending.key, Outcome.REJECTED, Reason.INVALID, NAME, NAME, published_at=now, taken_at=now, finished_at=now,
-        owed=(),
-    )  # fmt: skip
-    for row in (pending, ended):
-        await conn.execute(_RECORD, record_params([row]))
-    await conn.execute("select try_writing()")
-    await conn.execute("delete from delivery_log where push_id = %s", (pending.key.push_id,))
+    key, data = f"{NAME} {uuid.uuid4()}", b"1" * SHARE_BYTES
+    kept = [
+        Row(
+            RowKey("", key, user), Outcome.STORED, Reason.NO_SESSION, NAME, NAME, published_at=now, taken_at=now,
+            payload=data, expires_at=now + 60, position=int(now * 1e6) + place,
+        )
+        for place, user in enumerate((f"{NAME} 1", f"{NAME} 2"))
+    ]  # fmt: skip
+    await conn.execute(_RECORD, record_params(kept))
+    await conn.execute("set constraints all immediate")
+    if await _value(conn, "select count(*) from push_content where payload = %s", data) != 1:
+        raise _Dropped("what several pushes share was written to push_content, and is not there")
 
 
 _RECORD: LiteralString = f"select count(*) from record_rows({', '.join(['%s'] * RECORD_PARAMS)})"
@@ -175,9 +205,12 @@ _RECORD: LiteralString = f"select count(*) from record_rows({', '.join(['%s'] * 
 async def _lease(conn: Connection) -> None:
     boot = str(uuid.uuid4())
     name = f"{NAME} {boot}"
-    await conn.execute(
-        "select claim_node(%s, %s, null), renew_node(%s, %s, 0, 0, 0)", (name, boot, name, boot)
-    )
+    for what, query in (
+        ("claimed", "select claim_node(%s, %s, null)"),
+        ("renewed", "select renew_node(%s, %s)"),
+    ):
+        if not await _value(conn, query, name, boot):
+            raise _Dropped(f"a lease was {what} in table node, and is not there")
     await conn.execute("delete from node where name = %s", (name,))
     await conn.execute("delete from past_boot where boot = %s", (boot,))
     await conn.execute("select roll_day()")

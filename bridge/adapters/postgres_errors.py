@@ -52,7 +52,7 @@ def translated(error: Exception) -> BridgeError:
         return RowsRefused("22021", f"text that is no UTF-8: {getattr(error, 'reason', error)}")
     if not isinstance(error, psycopg.Error):
         return StoreUnavailable(_first_line(error))
-    text = _sentence(error)
+    text = sentence(error)
     sqlstate = error.sqlstate
     if sqlstate is None and isinstance(error, psycopg.DataError):
         sqlstate = "22021"
@@ -75,7 +75,8 @@ def translated(error: Exception) -> BridgeError:
     return (StoreUnavailable if of_server else StatementFailed)(f"{text} ({sqlstate})")
 
 
-def _sentence(error: psycopg.Error) -> str:
+def sentence(error: psycopg.Error) -> str:
+    """What the server or the library said, in one line and without secrets."""
     return redact(error.diag.message_primary or _first_line(error))
 
 

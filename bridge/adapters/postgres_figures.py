@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import Any, LiteralString, NamedTuple, cast
 
-from bridge.adapters.postgres_pool import Connection, Connections
+from bridge.adapters.postgres_pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres_upkeep import DAYS_HERE
 
 STORED_MAX = 10_000
@@ -48,7 +48,7 @@ class PostgresFigures:
     """Reads the figures on a connection of its own, so that nobody else waits for it."""
 
     def __init__(self, dsn: str, node: str) -> None:
-        self._connections = Connections(dsn, f"bridge {node} figures", size=1)
+        self._connections = Connections(dsn, f"bridge {node} figures", CONNECTIONS["figures"])
 
     async def read(self) -> LogFigures:
         """Ask now. Raises StoreUnavailable and SchemaBehind."""

@@ -23,7 +23,7 @@ import psycopg
 from psycopg import errors as pg
 
 from bridge.adapters.postgres_errors import translated
-from bridge.adapters.postgres_pool import Connection, Connections, Watchdog, connect, leave
+from bridge.adapters.postgres_pool import CONNECTIONS, Connection, Connections, Watchdog, connect, leave
 from bridge.adapters.postgres_pooling import refuse_transaction_pool
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken
@@ -59,7 +59,7 @@ class PostgresLease:
         self._application_name = f"bridge {node} lease"
         self._conn: Connection | None = None
         self._locked = False
-        self._connections = Connections(dsn, f"bridge {node} sweep", size=1)
+        self._connections = Connections(dsn, f"bridge {node} sweep", CONNECTIONS["sweep"])
 
     async def claim(self) -> None:
         """See `Lease.claim`. Takes at once what nobody holds; waits up to six seconds for a predecessor.

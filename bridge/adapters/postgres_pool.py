@@ -13,8 +13,8 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -37,6 +37,19 @@ CALL_TIMEOUT = 7.0
 """Seconds after which the socket is shut down under a call: the last line, should all else stay silent."""
 LEAVE_TIMEOUT = 1.0
 """Seconds to clean up a session before its connection is closed."""
+CONNECTIONS: Final[Mapping[str, int]] = {
+    "rows": 4,
+    "mailbox": 4,
+    "lease": 1,
+    "sweep": 1,
+    "figures": 1,
+    "upkeep": 1,
+    "audit": 1,
+    "look-ups": 2,
+}
+"""How many connections `bridge serve` has at most, by what they are for; each is opened when it is needed."""
+CONNECTIONS_NEEDED: Final = sum(CONNECTIONS.values())
+"""All of them: `bridge check` opens as many at once."""
 TRIES = 3
 """How often a call is tried that lost against another transaction."""
 
@@ -191,7 +204,7 @@ async def leave(conn: Connection) -> None:
 class Connections:
     """A few connections, lent to one call each. Opens them when they are needed."""
 
-    def __init__(self, dsn: str, application_name: str, size: int = 4) -> None:
+    def __init__(self, dsn: str, application_name: str, size: int) -> None:
         self._dsn = dsn
         self._application_name = application_name
         self._free = asyncio.Semaphore(size)
