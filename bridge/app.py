@@ -88,6 +88,8 @@ START_RETRY = 0.5
 """Seconds between tries while the database is away at the start."""
 GC_OBJECTS = 10_000
 """New objects after which the collector looks at the youngest; the interpreter's own 700 costs latency."""
+CLOSED_AT_ONCE = 50
+"""Sessions that are closed at a stop before others get their turn."""
 CLOSE_SPREAD = 2.0
 """Seconds over which sessions are closed at a stop, and over which their return is spread as well."""
 
@@ -188,6 +190,8 @@ class Running:
             ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
             if ahead > 0.01 and not self.hurry.is_set():
                 await core.clock.sleep(ahead)
+            elif index % CLOSED_AT_ONCE == 0:
+                await core.clock.sleep(0)
 
     def left(self) -> Left:
         """What the stop has left behind; once nothing is settled any more."""
