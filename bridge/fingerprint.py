@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import Final
 
-from bridge.model import PushRequest, Rejected
+from bridge.model import Encoding, Proof, PushRequest, Rejected
 
 NOT_KNOWN: Final = 0
 """Stands for no fingerprint: it differs from none."""
@@ -22,13 +23,20 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
         return _short(zlib.crc32(request.body, 1))
     if request.generated_id:
         return NOT_KNOWN
-    asked = f"{request.event}\0{request.encoding.value}\0{request.confirm}\0{request.ttl}\0{request.collapse_key}\0"
-    return _short(zlib.crc32(request.data, zlib.crc32(asked.encode("utf-8", "surrogatepass"))))
+    asked = _asked(request.event, request.encoding, request.confirm, request.ttl, request.collapse_key)
+    return _short(zlib.crc32(request.data, asked))
 
 
 def differ(one: int, other: int) -> bool:
     """Whether two fingerprints are of different contents, as far as both are known."""
     return one != other and one != NOT_KNOWN and other != NOT_KNOWN
+
+
+@lru_cache(1024)
+def _asked(event: str, encoding: Encoding, confirm: Proof, ttl: float, collapse_key: str) -> int:
+    """The checksum of all but the data, which many pushes have in common."""
+    text = f"{event}\0{encoding.value}\0{confirm}\0{ttl}\0{collapse_key}\0"
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 def _short(checksum: int) -> int:

@@ -481,7 +481,7 @@ class Flight:
 
     def replies_to(self, message: Message, fingerprint: int | None = None) -> tuple[Reply, ...]:
         """What to answer to this message, where its row holds content of this fingerprint; None: its own."""
-        if self.differing is None and fingerprint is None:
+        if self.differing is None and (fingerprint is None or fingerprint == self.fingerprint):
             return message.replies
         row = self.fingerprint if fingerprint is None else fingerprint
         return message.replies_where(differ(self.fingerprint_of(message), row))
