@@ -492,12 +492,15 @@ class Flight:
             return ()
         return merged(*(self.replies_to(m) for m in self.messages))[: max(0, OWED_MAX - self.owes)]
 
+    @property
+    def light(self) -> bool:
+        """Whether its row carries nothing that may be large."""
+        return self.kept is None and self.payload is None and not self.meta
+
     def carries(self) -> Sequence[tuple[object, int]]:
         """What its row carries that may be large, each with about its bytes: data, except list, meta, body."""
         kept = self.kept
         if kept is None:
-            if self.payload is None and not self.meta:
-                return ()
             return (self.meta, len(self.meta)), (self.payload, len(self.payload or b""))
         return (
             (self.meta, len(self.meta)),

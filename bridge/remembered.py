@@ -74,7 +74,9 @@ class Remembered:
         """Whether all that the log knows of the last day is in it."""
 
     def __contains__(self, push_id: str) -> bool:
-        return not self.complete or push_id in self._new or push_id in self._old
+        if not self.complete or push_id in self._new:
+            return True
+        return self._old.added > 0 and push_id in self._old
 
     @property
     def added(self) -> int:

@@ -327,6 +327,9 @@ class Settlement:
         size = 0
         carried: set[int] = set()
         for flight in itertools.islice(self._due.values(), BATCH_ROWS):
+            if flight.light:
+                flights.append(flight)
+                continue
             before = size
             for part, part_bytes in flight.carries():
                 # The flights of one request hold the same objects, which are written once.

@@ -277,7 +277,7 @@ class Publisher:
                 size = 0
                 while at < len(things) and size < WRITE_BYTES:
                     made = encode(things[at])
-                    if any(self._waits(message) for message in made):
+                    if not self._search.idle and any(self._waits(message) for message in made):
                         unconfirmed.append(things[at])
                         made = []
                     for message in made:
@@ -286,11 +286,12 @@ class Publisher:
                         size += len(message.body)
                     at += 1
                 failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
-                given_up = self._given_up(messages, failures)
-                if given_up:
-                    self._on_given_up(len(given_up))
-                left = {owners[place] for place in failures.keys() - set(given_up)}
-                unconfirmed += [things[i] for i in sorted(left)]
+                if failures or self._events_refused:
+                    given_up = self._given_up(messages, failures)
+                    if given_up:
+                        self._on_given_up(len(given_up))
+                    left = {owners[place] for place in failures.keys() - set(given_up)}
+                    unconfirmed += [things[i] for i in sorted(left)]
             return unconfirmed
 
     def _given_up(self, messages: Sequence[Message], failures: Mapping[int, Failure]) -> list[int]:

@@ -83,6 +83,11 @@ class Search:
         self._told: dict[Kind, float] = {}
         """When each kind was told last, monotonic seconds; of the last minute."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing was refused lately: then every message may be tried."""
+        return not self._refused
+
     def known(self, message: Message) -> Failure | None:
         """The failure that this message would meet, where one like it was refused some seconds ago."""
         if not self._refused:
@@ -110,13 +115,11 @@ class Search:
         failures: dict[int, Failure] = {}
         parts: list[Sequence[int]] = [range(len(messages))]
         while parts:
-            part = []
-            for place in parts.pop():
-                known = self.known(messages[place])
-                if known is None:
-                    part.append(place)
-                else:
-                    failures[place] = known
+            part = parts.pop()
+            if self._refused:
+                known = {place: self.known(messages[place]) for place in part}
+                failures.update({place: failure for place, failure in known.items() if failure is not None})
+                part = [place for place in part if known[place] is None]
             outbox = await self._channel() if part else None
             if outbox is None or asyncio.get_running_loop().time() >= deadline:
                 failures.update(dict.fromkeys(part, Failure("not tried: no channel to the broker")))
