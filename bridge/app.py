@@ -52,7 +52,6 @@ from bridge.delivery import Delivery, DeliveryLimits
 from bridge.errors import (
     BridgeError,
     DatabaseUnsuitable,
-    SchemaBehind,
     SettingsError,
     StatementFailed,
     StoreUnavailable,
@@ -63,6 +62,7 @@ from bridge.hub import Hub
 from bridge.mailbox import Mailbox
 from bridge.measuring import MailboxLimits
 from bridge.model import CloseReason
+from bridge.persistence import SWEEP_ROWS
 from bridge.ports import DeliveryLog, ErrorHandler, Lease, SessionInfo, Store
 from bridge.remembered import Recollection, Remembered
 from bridge.session import SessionLimits
@@ -76,8 +76,6 @@ TICK = 0.1
 """Seconds between looks at deadlines."""
 SWEEP_EVERY = 1.0
 """Seconds between sweeps of the rows."""
-SWEEP_ROWS = 500
-"""Rows of dead boots that one sweep ends."""
 UPKEEP_EVERY = 3600.0
 """Seconds between looks at the partitions."""
 AUDIT_EVERY = 60.0
@@ -570,7 +568,7 @@ async def _start(core: Core, rows: Rows) -> None:
         except DatabaseUnsuitable:
             # No waiting mends it: the start is refused.
             raise
-        except (StoreUnavailable, SchemaBehind) as away:
+        except StoreUnavailable as away:
             core.gate.shut("starting", str(away), database=True)
             await core.clock.sleep(START_RETRY)
         else:
@@ -603,7 +601,7 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
             continue
         try:
             await rows.lease.renew(core.delivery.account())
-        except (StoreUnavailable, SchemaBehind) as away:
+        except StoreUnavailable as away:
             core.gate.shut("database", str(away), database=True)
         else:
             core.gate.clear("database")
@@ -624,7 +622,7 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
         except StatementFailed as failed:
             limit = max(1, limit // 2)
             errors.handle(failed, "sweep", {"rows": limit})
-        except (StoreUnavailable, SchemaBehind) as away:
+        except StoreUnavailable as away:
             # The lease decides whether the database is down.
             errors.handle(away, "sweep", {})
         else:
@@ -640,7 +638,7 @@ async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
         if "starting" not in core.gate and "database" not in core.gate:
             try:
                 await core.mailbox.sweep()
-            except (StoreUnavailable, SchemaBehind) as away:
+            except StoreUnavailable as away:
                 errors.handle(away, "mailbox.sweep", {})
 
 

@@ -16,7 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 from bridge import __version__
-from bridge.errors import BridgeError, BrokerUnavailable, DatabaseUnsuitable, SettingsError, StoreUnavailable
+from bridge.errors import (
+    BridgeError,
+    BrokerUnavailable,
+    DatabaseUnsuitable,
+    SchemaBehind,
+    SettingsError,
+    StoreUnavailable,
+)
 from bridge.redaction import redact
 
 if TYPE_CHECKING:
@@ -327,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         _complain(str(error))
         return USAGE
-    except DatabaseUnsuitable as error:
+    except (DatabaseUnsuitable, SchemaBehind) as error:
         _complain(str(error))
         return FAILED
     except (BrokerUnavailable, StoreUnavailable) as error:

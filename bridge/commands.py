@@ -18,13 +18,12 @@ from typing import Any, Final, cast
 
 from bridge.config import CommonSettings, Settings, TokenSettings, misspelt
 from bridge.errors import InvalidRequest, SettingsError
+from bridge.model import DELIVERED, Outcome
 
 log = logging.getLogger("bridge")
 
-DELIVERED: Final = frozenset(("acked", "received", "written"))
-"""Outcomes that say that a push reached its user."""
-CARED_FOR: Final = DELIVERED | {"stored"}
-"""Those, and the one that says that it is kept until its user comes."""
+CARED_FOR: Final = DELIVERED | {Outcome.STORED}
+"""Outcomes that claim delivery, and the one that says that it is kept until its user comes."""
 
 
 def run_loop(story: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:

@@ -108,7 +108,8 @@ class ControlRefused(BridgeError):
 
 
 class StoreUnavailable(BridgeError):
-    """The database did not answer, or its answer was lost: the write may or may not have happened.
+    """The database can't answer now: the root of all reasons for that, and one itself, where it did not answer or its
+    answer was lost. Then the write may or may not have happened.
 
     Every write of the Store port is safe to run again, so the caller retries.
     """
@@ -173,15 +174,14 @@ class DatabaseUnsuitable(StoreUnavailable):
         BridgeError.__init__(self, cause)
 
 
-class SchemaBehind(BridgeError):
-    """The database's schema is older than this program's; `bridge db upgrade` mends it."""
+class SchemaBehind(StoreUnavailable):
+    """The database's schema is older than this program's; `bridge db upgrade` mends it, also while the bridge runs."""
 
     def __init__(self, have: int, want: int) -> None:
         self.have = have
         self.want = want
-        super().__init__(
-            f"the schema is at version {have}, this program needs {want}: run `bridge db upgrade`"
-        )
+        self.cause = f"the schema is at version {have}, this program needs {want}: run `bridge db upgrade`"
+        BridgeError.__init__(self, self.cause)
 
 
 class BrokerUnavailable(BridgeError):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from bridge.fingerprint import NOT_KNOWN, differ, fingerprint_of
 from bridge.model import (
+    DELIVERED,
     ID_MAX,
     NO_USER,
     DeadLetter,
@@ -102,10 +103,6 @@ class Effect(enum.Enum):
     """Better proof than the flight has ended with: only `late_at` and `proven_at` may still be filled."""
     KEPT = 3
     """It came to nothing for now, and its ttl has not ended: its row is `stored`, and waits for the user."""
-
-
-DELIVERED = frozenset((Outcome.WRITTEN, Outcome.RECEIVED, Outcome.ACKED))
-"""Outcomes that claim delivery."""
 
 
 class Kept:

@@ -21,13 +21,13 @@ from bridge import wire
 from bridge.deadlines import Appointments
 from bridge.errors import StatementFailed
 from bridge.fields import is_id
-from bridge.flight import DELIVERED, Effect, Flight
+from bridge.flight import Effect, Flight
 from bridge.flights import Flights
 from bridge.gate import Gate
 from bridge.hub import Hub
 from bridge.measuring import MailboxLimits, Measuring
-from bridge.model import Mode, Outcome, PushRequest, Reason, Recall, Row, RowKey, ToUser
-from bridge.persistence import PARTS, Persistence
+from bridge.model import DELIVERED, Mode, Outcome, PushRequest, Reason, Recall, Row, RowKey, ToUser
+from bridge.persistence import PARTS, SWEEP_ROWS, Persistence
 from bridge.ports import (
     Clock,
     ErrorHandler,
@@ -57,8 +57,6 @@ SKEW = 60_000_000
 """Microseconds by which the clock of another node may be ahead: what it has stored is read all the same."""
 RESENDS = 3
 """How often a push is sent again to the sessions that have it; then it waits for the next session."""
-SWEEP_ROWS = 500
-"""Rows that one statement ends; halved where that takes too long."""
 SWEEP_STATEMENTS = 20
 """Such statements in one sweep; what is left waits a second."""
 RECALL_TRIES, RECALL_WAIT = 5, 0.1
@@ -584,7 +582,7 @@ class Mailbox:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
 
         Returns when all of it is committed: what was in the air would come again with its message. Many rows are
-        ended step by step, and the sessions told with each. Raises StoreUnavailable and SchemaBehind: then it is to
+        ended step by step, and the sessions told with each. Raises StoreUnavailable: then it is to
         be called again.
         """
         now = self._clock.time()

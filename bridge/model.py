@@ -199,6 +199,9 @@ ENDINGS: tuple[Ending, ...] = (
 
 FINAL: Mapping[Outcome, bool] = {e.outcome: e.final for e in ENDINGS}
 
+DELIVERED = frozenset((Outcome.WRITTEN, Outcome.RECEIVED, Outcome.ACKED))
+"""Outcomes that claim delivery."""
+
 
 # --- Keys and requests -----------------------------------------------------------------------------------
 

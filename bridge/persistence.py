@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from bridge.errors import RowsRefused, SchemaBehind, StatementFailed, StoreUnavailable
+from bridge.errors import RowsRefused, StatementFailed, StoreUnavailable
 from bridge.gate import Gate
 from bridge.ports import Clock, Store
 
@@ -23,6 +23,8 @@ SUSPECT_AFTER = 3
 """Failures of one call, while a row could be written after each, that show that it is to blame."""
 PARTS = 8
 """Into how many a failed call is cut: with two, one culprit among 500 would cost nine time limits."""
+SWEEP_ROWS = 500
+"""Rows that one statement of a sweep looks at, ends or notes anything in; halved where that takes too long."""
 GIVE_UP = 8
 """Parts that fail one after the other, after which the rest is not tried: each may cost a time limit."""
 
@@ -56,15 +58,13 @@ class Persistence:
                 # What refused every row refused this one: now it may go in as it is.
                 if not down or failed >= SUSPECT_AFTER:
                     raise
-            except (StoreUnavailable, SchemaBehind) as away:
+            except StoreUnavailable as away:
                 self.unsure = True
                 self._gate.shut(self._name, str(away), database=True)
                 await self._until_written()
                 failed += 1
                 if failed >= SUSPECT_AFTER:
-                    raise StatementFailed(
-                        away.cause if isinstance(away, StoreUnavailable) else str(away)
-                    ) from away
+                    raise StatementFailed(away.cause) from away
             else:
                 self._gate.clear(self._name)
                 return result
@@ -76,7 +76,7 @@ class Persistence:
         while True:
             try:
                 await self._store.try_writing()
-            except (StoreUnavailable, SchemaBehind) as away:
+            except StoreUnavailable as away:
                 down = True
                 self._gate.shut(self._name, str(away), database=True)
                 await self._clock.sleep(wait)

@@ -429,6 +429,10 @@ NO_ACCOUNT = Account(0, 0, 0, ())
 """Of a process that has begun nothing."""
 
 
+LEASE_SECONDS = 5.0
+"""How long a lease is good after it was renewed; the functions of the schema have the same."""
+
+
 class Lease(Protocol):
     """This process's claim on its node name, by the database's time."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from bridge.errors import SchemaBehind, StatementFailed, StoreUnavailable
+from bridge.errors import StatementFailed, StoreUnavailable
 from bridge.ports import Clock, ErrorHandler, IdPlace, OthersRows, Store
 
 GENERATION = 86_400.0
@@ -142,7 +142,7 @@ class Recollection:
                 if others != self._others:
                     await self._read()
                     self._others = others
-            except (StoreUnavailable, SchemaBehind) as away:
+            except StoreUnavailable as away:
                 self._errors.handle(away, "remembered.read", {})
                 await self._clock.sleep(RETRY)
                 self._wanted.set()

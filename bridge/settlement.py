@@ -18,10 +18,10 @@ from typing import NamedTuple, TypeAlias
 
 from bridge.errors import StatementFailed
 from bridge.fingerprint import differ
-from bridge.flight import DELIVERED, OWED_MAX, Flight, Message, merged
+from bridge.flight import OWED_MAX, Flight, Message, merged
 from bridge.gate import Gate
-from bridge.model import Difference, LateProof, Outcome, Proof, Reason, Receipt, Reply, Row, RowKey
-from bridge.persistence import PARTS, RETRY_FIRST, RETRY_MOST, Persistence
+from bridge.model import DELIVERED, Difference, LateProof, Outcome, Proof, Reason, Receipt, Reply, Row, RowKey
+from bridge.persistence import PARTS, RETRY_FIRST, RETRY_MOST, SWEEP_ROWS, Persistence
 from bridge.ports import (
     Acks,
     Clock,
@@ -48,8 +48,6 @@ LINGER = 0.005
 """Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
 LINGER_ROWS = 100
 """A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
-SWEEP_ROWS = 500
-"""Debts paid in one step of a sweep, and rows that one statement notes anything in."""
 ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
 """Seconds until a row that could not be written is tried again: doubled from the first to the most."""
 ASIDE_MANY = 1000

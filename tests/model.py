@@ -24,9 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.delivery import DeliveryLimits
 from bridge.errors import StoreUnavailable
-from bridge.flight import DELIVERED
 from bridge.measuring import MailboxLimits
-from bridge.model import DeadLetter, Mode, Outcome, PushKey, Reason, Recall, Receipt, Row, RowKey
+from bridge.model import DELIVERED, DeadLetter, Mode, Outcome, PushKey, Reason, Recall, Receipt, Row, RowKey
 from bridge.ports import (
     AckToken,
     Collapse,

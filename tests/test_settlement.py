@@ -29,9 +29,9 @@ from bridge.model import (
     RowKey,
     ToUser,
 )
-from bridge.persistence import SUSPECT_AFTER
+from bridge.persistence import SUSPECT_AFTER, SWEEP_ROWS
 from bridge.ports import AckToken, Written
-from bridge.settlement import SWEEP_ROWS, Settlement
+from bridge.settlement import Settlement
 from tests.core import ManualClock, QuietHooks, QuietMetrics, RecordingAcks, RecordingErrors, until
 
 

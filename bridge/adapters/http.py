@@ -67,7 +67,7 @@ from bridge.adapters import story
 from bridge.adapters.http_malformed import Runner
 from bridge.adapters.inquiry import Found, Told
 from bridge.adapters.outcome_feed import Missed, OutcomeFeed
-from bridge.errors import BrokerUnavailable, SchemaBehind, SettingsError, StoreUnavailable
+from bridge.errors import BrokerUnavailable, SettingsError, StoreUnavailable
 from bridge.fields import is_id
 from bridge.jsontext import BAD_JSON
 from bridge.mailbox import Recalled
@@ -143,7 +143,7 @@ class LookUp(Protocol):
     async def __call__(self, push_id: str, user: str | None, tenant: str | None) -> Found:
         """What it holds of a push: for a user or for all, of a tenant or of any.
 
-        Raises StoreUnavailable and SchemaBehind.
+        Raises StoreUnavailable.
         """
         ...
 
@@ -152,7 +152,7 @@ class RecallPushes(Protocol):
     """Withdraws pushes."""
 
     async def __call__(self, recall: Recall) -> Recalled:
-        """Return once it is carried out. Raises StoreUnavailable and SchemaBehind."""
+        """Return once it is carried out. Raises StoreUnavailable."""
         ...
 
 
@@ -341,7 +341,7 @@ class OpsServer:
             return _Answer(error.status, word, error.reason, allow).response()
         except BrokerUnavailable as away:
             return _Answer(503, "broker", str(away), {"Retry-After": "1"}).response()
-        except (StoreUnavailable, SchemaBehind) as away:
+        except StoreUnavailable as away:
             return _Answer(503, "database", str(away), {"Retry-After": "1"}).response()
         except ConnectionResetError:
             # The client left while it was answered: nobody is there to be told.

@@ -14,12 +14,12 @@ import msgspec
 from bridge.adapters.amqp_depths import QueueDepth, depths
 from bridge.adapters.amqp_frames import legible
 from bridge.adapters.amqp_link import opened
-from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_pool import Connection
 from bridge.adapters.postgres_reading import QUERY_TIMEOUT, ask, reading
 from bridge.adapters.postgres_rows import replies_of
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE
 from bridge.model import NO_USER, Reply
+from bridge.ports import LEASE_SECONDS
 
 USERS_SHOWN = 20
 """Users of one push that are told about when nobody asks for one of them; the rest is counted."""
@@ -140,7 +140,7 @@ async def look_up(
 ) -> Found:
     """What the log says of a push, for one user (and for none: it may have failed before one was known) or all.
 
-    Each of its statements may take so many seconds. Raises StoreUnavailable and SchemaBehind.
+    Each of its statements may take so many seconds. Raises StoreUnavailable.
     """
     params = {
         "push_id": push_id,
@@ -369,7 +369,7 @@ _DAYS: LiteralString = f"""
 async def read_books(dsn: str, hours: int) -> Books:
     """Count the last `hours` hours and the one that is running, and look for what should not be, of any age.
 
-    Raises StoreUnavailable and SchemaBehind.
+    Raises StoreUnavailable.
     """
     async with reading(dsn, "bridge audit") as conn:
         counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
@@ -383,7 +383,7 @@ async def read_stretch(
     """Count what was taken from `since` to `until` (seconds since the epoch), and look for what should not be.
 
     By indexes only; each statement may take so many seconds. Rows at the very edges, within EDGE, may be counted
-    though they are out. Raises StoreUnavailable and SchemaBehind.
+    though they are out. Raises StoreUnavailable.
     """
     params = {"boot": boot, "since": since, "until": until}
     async with reading(dsn, "bridge audit", seconds) as conn:

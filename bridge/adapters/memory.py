@@ -17,8 +17,20 @@ import msgspec
 
 from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
 from bridge.flight import merged
-from bridge.model import Difference, LateProof, Outcome, PushKey, Reason, Recall, Reply, Row, RowKey
+from bridge.model import (
+    DELIVERED,
+    Difference,
+    LateProof,
+    Outcome,
+    PushKey,
+    Reason,
+    Recall,
+    Reply,
+    Row,
+    RowKey,
+)
 from bridge.ports import (
+    LEASE_SECONDS,
     NO_ACCOUNT,
     Account,
     Clock,
@@ -37,11 +49,8 @@ from bridge.ports import (
     Written,
 )
 
-LEASE_SECONDS = 5.0
-"""How long a lease is good after it was renewed."""
 RENEW_GAP = 3.0
 """Seconds between two renewals after which a node no longer counts as having been there all the time."""
-_DELIVERED = frozenset((Outcome.ACKED, Outcome.RECEIVED, Outcome.WRITTEN))
 K = TypeVar("K")
 V = TypeVar("V")
 _TIME_MAX = 9e12
@@ -260,7 +269,7 @@ class MemoryStore:
         page: list[Row] = []
         looked = size = reached = 0
         for row in self._mailbox(ask.user):
-            delivered = ask.seen is not None and row.position > ask.seen and row.outcome in _DELIVERED
+            delivered = ask.seen is not None and row.position > ask.seen and row.outcome in DELIVERED
             if not (row.outcome is Outcome.STORED or delivered) or not ask.after < row.position <= ask.until:
                 continue
             full = looked >= ask.rows or size >= ask.payload_bytes
@@ -375,14 +384,14 @@ class MemoryStore:
                 named = [row for row in mine if row.outcome is Outcome.STORED][:limit]
                 following = RecallPlace(position=-1 if named else 0)
             else:
-                after = [row for row in mine if row.outcome in _DELIVERED and row.position > place.position]
+                after = [row for row in mine if row.outcome in DELIVERED and row.position > place.position]
                 named = [row for row in after[:limit] if (row.expires_at or 0) > now]
                 if len(after) > limit:
                     following = RecallPlace(position=after[limit - 1].position)
         stored = [row for row in named if row.outcome is Outcome.STORED]
         others = [
             msgspec.structs.replace(row, payload=None)
-            if row.expires_at is not None and row.outcome in _DELIVERED
+            if row.expires_at is not None and row.outcome in DELIVERED
             else row
             for row in named
             if row.outcome is not Outcome.STORED

@@ -13,7 +13,6 @@ from psycopg import errors as pg
 from bridge.adapters.finding import Finding
 from bridge.adapters.migrate import WANTED_VERSION
 from bridge.adapters.postgres_errors import sentence, translated
-from bridge.adapters.postgres_lease import LEASE_SECONDS
 from bridge.adapters.postgres_limits import connections, patient_connection
 from bridge.adapters.postgres_pool import Connection, Watchdog
 from bridge.adapters.postgres_pooling import TRANSACTION_POOLED, transaction_pooled
@@ -23,6 +22,7 @@ from bridge.adapters.postgres_rows import RECORD_PARAMS, SHARE_BYTES, record_par
 from bridge.adapters.postgres_upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
 from bridge.errors import LogTakesNoRows, StoreUnavailable
 from bridge.model import Outcome, Reason, Row, RowKey
+from bridge.ports import LEASE_SECONDS
 
 CHECK_TIMEOUT: Final = 20.0
 """Seconds for all of it."""

@@ -51,7 +51,7 @@ class PostgresFigures:
         self._connections = Connections(dsn, f"bridge {node} figures", CONNECTIONS["figures"])
 
     async def read(self) -> LogFigures:
-        """Ask now. Raises StoreUnavailable and SchemaBehind."""
+        """Ask now. Raises StoreUnavailable."""
         return await self._connections.run(_read)
 
     async def close(self) -> None:

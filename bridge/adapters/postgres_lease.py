@@ -28,10 +28,8 @@ from bridge.adapters.postgres_pooling import refuse_transaction_pool
 from bridge.adapters.postgres_rows import columns, row_of
 from bridge.errors import NodeNameTaken
 from bridge.model import Row
-from bridge.ports import NO_ACCOUNT, Account
+from bridge.ports import LEASE_SECONDS, NO_ACCOUNT, Account
 
-LEASE_SECONDS = 5.0
-"""How long a lease is good after it was renewed; `sql/0002_nodes.sql` has the same."""
 CLAIM_SECONDS = LEASE_SECONDS + 1.0
 """How long a claim waits for a predecessor to end: a lease that is not renewed has run out by then."""
 CLAIM_STEP = 0.2

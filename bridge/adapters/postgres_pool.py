@@ -71,7 +71,7 @@ _DEFAULTS: dict[str, int] = {
 async def connect(dsn: str, application_name: str) -> Connection:
     """Open a connection that is set up for the bridge: autocommit, short time limits, schema checked.
 
-    Raises StoreUnavailable or SchemaBehind.
+    Raises StoreUnavailable.
     """
     conn = await plain_connection(dsn, application_name)
     try:

@@ -33,7 +33,7 @@ _LOCAL: LiteralString = """
 async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncIterator[Connection]:
     """A connection for `ask`, which can't write.
 
-    Raises StoreUnavailable and SchemaBehind, also for what psycopg raises in the block.
+    Raises StoreUnavailable, also for what psycopg raises in the block.
     """
     conn = await plain_connection(dsn, name)
     try:

@@ -142,7 +142,7 @@ class Upkeep:
         A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still
         be known. A table that somebody else has detached is theirs. What the schema makes impossible is in
         `trouble`, and does not keep the rest from being done.
-        Idempotent, and safe to be cancelled. Raises StoreUnavailable and SchemaBehind.
+        Idempotent, and safe to be cancelled. Raises StoreUnavailable.
         """
         done = UpkeepDone([], [], [], [])
         conn = await connect(self._dsn, self._application_name)

@@ -225,7 +225,7 @@ class Selection:
 
 @asynccontextmanager
 async def selected(dsn: str, meant: Where, mark: str) -> AsyncIterator[Selection]:
-    """Look at the rows that are meant, up to now. Raises StoreUnavailable and SchemaBehind."""
+    """Look at the rows that are meant, up to now. Raises StoreUnavailable."""
     async with reading(dsn, "bridge replay", QUERY_TIMEOUT) as conn:
         (now,) = await ask(conn, "select clock_timestamp() as now", {}, QUERY_TIMEOUT)
         yield Selection(conn, meant, mark, now["now"])

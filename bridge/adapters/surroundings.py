@@ -16,7 +16,7 @@ from bridge import __version__
 from bridge.adapters.amqp_consume import Consumer
 from bridge.adapters.amqp_topology import DEAD
 from bridge.adapters.postgres_figures import STORED_MAX, LogFigures, PostgresFigures
-from bridge.errors import BrokerUnavailable, SchemaBehind, StoreUnavailable
+from bridge.errors import BrokerUnavailable, StoreUnavailable
 from bridge.ports import Clock
 
 QUEUES_EVERY: Final = 15.0
@@ -54,7 +54,7 @@ class Surroundings:
         while self._log is not None:
             try:
                 self.figures = await self._log.read()
-            except (StoreUnavailable, SchemaBehind):
+            except StoreUnavailable:
                 # The lease decides whether the database is down, and says so.
                 self.figures = None
             await self._clock.sleep(LOG_EVERY if self.figures else AGAIN)
