@@ -68,7 +68,8 @@ class InvalidRequest(BridgeError):
     @property
     def each(self) -> tuple[InvalidRequest, ...]:
         """One for each wrong field."""
-        return (InvalidRequest(self.reason, self.path, self.problem), *self.others)
+        alone = InvalidRequest(self.reason, self.path, self.problem) if self.others else self
+        return (alone, *self.others)
 
     @property
     def detail(self) -> str:

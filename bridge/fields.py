@@ -10,7 +10,7 @@ import enum
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import msgspec
@@ -391,26 +391,28 @@ def _meta(value: object, path: str) -> Steps[bytes]:
     if meta is not None:
         return meta
     kept: dict[str, str] = {}
-    # By path: small ones are gone through twice.
-    wrong: dict[str, InvalidRequest] = {}
-    names: set[str] = set()
-    for member in _meta_members(value):
-        if member is _PAUSE:
-            yield
-            continue
-        key, text = member
-        names.add(str(key))
-        problem = _meta_problem(key, text)
-        if problem:
-            place = f"{path}.{shown(str(key))}"
-            wrong.setdefault(place, InvalidRequest(Reason.INVALID, place, problem))
-        elif isinstance(key, str) and isinstance(text, str):
-            kept[key] = text
-        if len(names) > META_KEYS_MAX:
-            many = InvalidRequest(Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more")
-            raise together([many, *wrong.values()], stopped=bool(wrong))
-    if wrong:
-        raise together([*wrong.values()])
+    for members in _looks_at(value):
+        wrong: dict[str, InvalidRequest] = {}
+        names: set[str] = set()
+        for member in members:
+            if member is _PAUSE:
+                yield
+                continue
+            key, text = member
+            names.add(str(key))
+            problem = _meta_problem(key, text)
+            if problem:
+                place = f"{path}.{shown(str(key))}"
+                wrong.setdefault(place, InvalidRequest(Reason.INVALID, place, problem))
+            elif isinstance(key, str) and isinstance(text, str):
+                kept[key] = text
+            if len(names) > META_KEYS_MAX:
+                many = InvalidRequest(
+                    Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more"
+                )
+                raise together([many, *wrong.values()], stopped=bool(wrong))
+        if wrong:
+            raise together([*wrong.values()])
     return encode(kept)
 
 
@@ -424,23 +426,25 @@ def _meta_problem(key: object, text: object) -> str:
     return ""
 
 
-def _meta_members(
+def _looks_at(
     meta: dict[object, object] | ObjectText,
-) -> Iterator[tuple[object, object] | Literal[_Pause.PAUSE]]:
-    """Every member of `meta`, also those that a later one with its key replaces, `_PAUSE` now and then."""
+) -> Iterator[Iterable[tuple[object, object] | Literal[_Pause.PAUSE]]]:
+    """The members of `meta`, at a glance where it is small; then also those that a later one with its key replaces,
+    `_PAUSE` now and then."""
     if isinstance(meta, dict):
-        yield from meta.items()
+        yield meta.items()
         return
     if len(meta.text) <= AT_ONCE:
         # Most mistakes are found so.
         try:
-            yield from (
-                (key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()
-            )
+            glance = [(key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()]
         except RecursionError:
             pass
-    for member in jsonparts.members(meta.text):
-        yield _PAUSE if member is None else (member[0], plain(member[1]))
+        else:
+            yield glance
+    yield (
+        _PAUSE if member is None else (member[0], plain(member[1])) for member in jsonparts.members(meta.text)
+    )
 
 
 def _ttl(value: object, path: str, max_ttl: float) -> float:

@@ -144,14 +144,14 @@ def batch(fields: Mapping[str, object]) -> Arrival:
 def test_what_is_wrong_costs_little_more_than_what_is_right(
     right: dict[str, object], wrong: dict[str, object]
 ) -> None:
-    """Two to five times as much, and as much again for the sake of busy machines."""
+    """Six to nine times as much, since all that is wrong is named; the rest is for the sake of busy machines."""
     limits = wire.Limits(max_data_bytes=650 if right.get("data") is DEEP else 502)
     seconds = []
     for changes, kind in ((right, PushRequest), (wrong, Rejected)):
         made = batch({**RIGHT, **changes})
         assert {type(request) for request in wire.decode(made, limits).requests} == {kind}
         seconds.append(cpu_seconds(partial(wire.decode, made, limits)))
-    assert seconds[1] < 10 * seconds[0]
+    assert seconds[1] < 15 * seconds[0]
 
 
 def test_one_element_that_is_no_json_costs_the_others_little() -> None:
