@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 
 from benchmarks.processes import BenchmarkFailed, cpu_seconds, resident_bytes, wait_until
 from benchmarks.scene import NAIVE, RECEIVED, Contestant, Scene, scene
+from bridge.core.contract.frames import HEARTBEAT_EVERY
+from bridge.core.sessions.hub import PING_EVERY
 from bridge.devservers import Servers
-from bridge.hub import PING_EVERY
-from bridge.wire import HEARTBEAT_EVERY
 
 PINGED_WITHIN: Final = 60.0
 """Seconds in which every session should have been pinged, after all are open."""

@@ -20,9 +20,9 @@ from benchmarks.kept import measure_away, measure_parked
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
-from bridge.dev import Progress, sigterm_interrupts
+from bridge.cli.dev import Progress, sigterm_interrupts
+from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.devservers import Servers, ServersUnavailable, private_servers
-from bridge.wire import HEARTBEAT_EVERY
 
 DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
 CONTESTANTS: Final = (NAIVE, WRITTEN, RECEIVED)

@@ -35,7 +35,7 @@ from benchmarks.processes import (
     running,
     wait_until,
 )
-from bridge.adapters import migrate
+from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers
 
 START_TIMEOUT: Final = 30.0

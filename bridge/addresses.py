@@ -6,12 +6,13 @@ What is wrong is said without a word of the address: where it can't be read, nob
 from __future__ import annotations
 
 import base64
+import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from bridge.redaction import without_known
+from bridge.core.redaction import without_known
 
 AMQP_SHAPE: Final = "amqp://user:password@host:port/vhost expected, or amqps://"
 POSTGRES_SHAPE: Final = "postgresql://user:password@host:port/database expected, or host=... dbname=..."
@@ -264,6 +265,17 @@ def postgres_secrets(dsn: str) -> Secrets:
         raw = re.match(r"[a-z]+://[^:@/?#]*:([^@/?#]*)@", dsn)
         secrets += [raw.group(1)] if raw else []
     return Secrets(secrets, public)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host name or address can only ever mean this machine (RFC 6761 6.3); IPv6 in brackets or not."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def redacted(url: str) -> str:

@@ -9,7 +9,6 @@ secrets directory is `BRIDGE_SECRETS_DIR`, or `/run/secrets` where that exists.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import secrets
@@ -31,10 +30,17 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableSource
 
-from bridge import redaction
-from bridge.addresses import amqp_problem, amqp_secrets, postgres_problem, postgres_secrets, redacted
-from bridge.errors import SettingsError
-from bridge.model import MESSAGE_BYTES_MAX
+from bridge.addresses import (
+    amqp_problem,
+    amqp_secrets,
+    is_loopback,
+    postgres_problem,
+    postgres_secrets,
+    redacted,
+)
+from bridge.core import redaction
+from bridge.core.errors import SettingsError
+from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 
 PREFIX: Final = "BRIDGE_"
 ENV_FILE: Final = ".env"
@@ -479,16 +485,6 @@ def env_name(field: str) -> str:
 def flag_name(field: str) -> str:
     """The flag of a setting: `--ws-port`."""
     return "--" + field.replace("_", "-")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def expected(field: str, info: FieldInfo) -> str:

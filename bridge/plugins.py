@@ -4,9 +4,17 @@ This is the only module of the bridge that a plug-in needs, and the only one tha
 may move with any release. docs/extending.md tells of each name. The bridge itself does not import this module.
 """
 
-from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StatementFailed, StoreUnavailable
-from bridge.model import NO_USER, Encoding, Outcome, Proof, Reason, Reply, Row, RowKey
-from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
+from bridge.core.errors import (
+    BridgeError,
+    BrokerUnavailable,
+    SettingsError,
+    StatementFailed,
+    StoreUnavailable,
+)
+from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.pushes import NO_USER, Encoding
+from bridge.core.model.rows import Reply, Row, RowKey
+from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, SessionInfo
 
 __all__ = [
     "NO_USER",

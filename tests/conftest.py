@@ -19,8 +19,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from bridge import redaction
-from bridge.adapters import logs, migrate
+from bridge.adapters import logs
+from bridge.adapters.postgres import migrate
+from bridge.core import redaction
 from bridge.devservers import Servers, ServersInUse, private_servers
 
 # A shell that runs the tests in the background has SIGINT ignored, and every process they start would inherit that.

@@ -17,16 +17,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bridge import app, delivery
-from bridge.adapters.amqp_consume import Consumer
-from bridge.adapters.amqp_publish import Publisher
-from bridge.adapters.postgres import PostgresStore
-from bridge.adapters.postgres_lease import PostgresLease
-from bridge.adapters.postgres_pool import Connections
-from bridge.adapters.websocket import _Connection
-from bridge.hub import Hub
-from bridge.model import PushRequest, ToUser
-from bridge.routing import users_of
+from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.postgres.lease import PostgresLease
+from bridge.adapters.postgres.pool import Connections
+from bridge.adapters.postgres.store import PostgresStore
+from bridge.adapters.websocket.server import _Connection
+from bridge.app import build as app
+from bridge.core.delivery import delivery
+from bridge.core.delivery.routing import users_of
+from bridge.core.model.pushes import PushRequest, ToUser
+from bridge.core.sessions.hub import Hub
 
 FLUSH: Final = 0.002
 """Seconds in which the event loop writes what it was just given; then the kill."""

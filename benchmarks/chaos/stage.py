@@ -34,8 +34,9 @@ from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
-from bridge.adapters import inquiry, migrate
+from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers, ServersUnavailable
+from bridge.operator import inquiry
 
 QUORUM_SETTLES = 1.0
 """Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""

@@ -1,4 +1,4 @@
-"""Generated stories of delivery on the real core, ports in memory and time injected: the machine of `tests.model`.
+"""Generated stories of delivery on the real core, ports in memory and time injected: what `tests.support.model` makes.
 
 They come before the faults, since a story that breaks a promise is cut down to the few steps that matter, and
 a fault is not.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model import BrokenPromise, Delivery, Step, play
+from tests.support.model import BrokenPromise, Delivery, Step, play
 
 STEPS = 32
 """Steps of a story; what was published must meet what happens."""

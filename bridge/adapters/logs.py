@@ -1,7 +1,7 @@
 """Structured logs: text on a terminal, JSON lines otherwise, and a last line of defence against secrets.
 
-Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `bridge.redaction` takes it out;
-payloads it can't tell, so libraries that log what they carry are kept quiet at any level.
+Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `bridge.core.redaction` takes it
+out; payloads it can't tell, so libraries that log what they carry are kept quiet at any level.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from bridge.redaction import redact
+from bridge.core.redaction import redact
 
 QUIET: Final = (
     "websockets",

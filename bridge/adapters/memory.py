@@ -15,25 +15,16 @@ from typing import TypeVar
 
 import msgspec
 
-from bridge.errors import BridgeError, NodeNameTaken, RowsRefused
-from bridge.flight import merged
-from bridge.model import (
-    DELIVERED,
-    Difference,
-    LateProof,
-    Outcome,
-    PushKey,
-    Reason,
-    Recall,
-    Reply,
-    Row,
-    RowKey,
-)
-from bridge.ports import (
+from bridge.core.errors import BridgeError, NodeNameTaken, RowsRefused
+from bridge.core.inflight.flight import merged
+from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
+from bridge.core.model.pushes import PushKey, Recall
+from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.store import (
     LEASE_SECONDS,
     NO_ACCOUNT,
     Account,
-    Clock,
     Collapse,
     IdPage,
     IdPlace,

@@ -19,7 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.registry import Collector
 
-from bridge.model import ENDINGS, CloseReason, Outcome, Row
+from bridge.core.model.outcomes import ENDINGS, Outcome
+from bridge.core.model.rows import Row
+from bridge.core.model.sessions import CloseReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 WORDS_MAX: Final = 64

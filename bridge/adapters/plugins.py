@@ -17,10 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar, cast
 
-from bridge.errors import BridgeError, BrokerUnavailable, SettingsError, StatementFailed, StoreUnavailable
-from bridge.model import Row
-from bridge.ports import DeliveryLog, ErrorHandler, Hooks, SessionInfo
-from bridge.redaction import clean_error
+from bridge.core.errors import (
+    BridgeError,
+    BrokerUnavailable,
+    SettingsError,
+    StatementFailed,
+    StoreUnavailable,
+)
+from bridge.core.model.rows import Row
+from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, SessionInfo
+from bridge.core.redaction import clean_error
 
 T = TypeVar("T")
 

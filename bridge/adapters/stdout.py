@@ -11,8 +11,8 @@ from typing import TextIO
 
 import msgspec
 
-from bridge.errors import BridgeError
-from bridge.model import Row
+from bridge.core.errors import BridgeError
+from bridge.core.model.rows import Row
 
 _FIRST, _LAST = -62135596800.0, 253402300799.0
 """0001-01-01 and 9999-12-31T23:59:59 in seconds since the epoch."""

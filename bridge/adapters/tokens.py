@@ -35,9 +35,10 @@ import jwt
 from jwt.types import Options
 from jwt.warnings import InsecureKeyLengthWarning
 
-from bridge.errors import SettingsError, TokenRefused
-from bridge.model import ID_MAX, Claims
-from bridge.ports import Clock
+from bridge.core.errors import SettingsError, TokenRefused
+from bridge.core.model.pushes import ID_MAX
+from bridge.core.model.sessions import Claims
+from bridge.core.ports.clock import Clock
 
 LEEWAY: Final = 10.0
 """Seconds that the clock of whoever makes the tokens may differ from ours. For accepting a token only: a

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from bridge.errors import BridgeError
+from bridge.core.errors import BridgeError
 
 HOST = "127.0.0.1"
 USUAL_AMQP_PORT = 5672

@@ -1,0 +1,415 @@
+"""Would `bridge serve` find at the broker what it needs: a look that leaves nothing behind.
+
+What is there is declared again with what the bridge wants: that changes nothing where it is the same, and the broker
+says what differs where it is not. For what is missing, and for permissions, the broker is asked for something that
+it can't do, since it looks at the permission first (RabbitMQ 3.10 to 4.x):
+
+| to learn whether this user may | the broker is asked to | which it refuses with |
+|---|---|---|
+| configure a queue | declare it with `x-expires` 0 | 406 |
+| configure an exchange | declare it with an `alternate-exchange` that is a number | 406 |
+| read a queue | consume it with an `x-priority` that is a text | 406 |
+| write to an exchange | bind it to a source that does not exist | 404 |
+| bind a queue | unbind it from a key that it is not bound to | nothing: that is no error |
+| publish an outcome or a dead letter | publish it with an `expiration` that is no number | 406 |
+| publish a receipt, now | publish to a queue that does not exist, mandatory | the message comes back |
+
+and with 403 where it may not. Nothing is consumed, and nothing reaches a queue.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias, cast
+
+import aio_pika
+import aiormq
+import aiormq.abc
+import msgspec
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import limits as amqp_limits
+from bridge.adapters.amqp.consume import never_called
+from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.outbox import Failure, Message, Outbox
+from bridge.adapters.amqp.publish import outcome_key
+from bridge.adapters.amqp.topology import (
+    BINDINGS,
+    CONTROL,
+    DEAD,
+    EXCHANGES,
+    FALLEN,
+    OUTCOMES,
+    PUSH,
+    QUEUES,
+    REQUESTS,
+    Binding,
+    DeclareMode,
+    Exchange,
+    Queue,
+    problem_with,
+)
+from bridge.adapters.amqp.turn import LOCK, NO_LOCK, delete_command
+from bridge.adapters.finding import Finding, Level
+from bridge.core.errors import BrokerRefused, BrokerUnavailable
+from bridge.core.model.outcomes import ENDINGS, Outcome
+
+OLDEST, NEWEST = (3, 10), (4, 3)
+"""The releases of RabbitMQ that the bridge is made for."""
+PUBLISH_SECONDS = 2.0
+"""Seconds that the broker has to send a message back."""
+
+_ANSWERS = (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+Low: TypeAlias = aiormq.abc.AbstractChannel
+
+
+async def findings(
+    url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True, runs: bool = False
+) -> list[Finding]:
+    """All that can be said about the broker, worst or not; `where` is the URL as people may see it.
+
+    `runs`: this very node is connected, so that limits are not tried: it has what it needs.
+    Raises BrokerUnavailable where it can't be reached.
+    """
+    boxes: list[Outbox] = []
+    refused: BrokerRefused | None = None
+
+    def happened(events: Sequence[Event]) -> None:
+        for box in boxes:
+            box.happened(events)
+
+    async with opened(url, "bridge check", happened, lambda cause: None) as (connection, wire):
+        version = _version(connection)
+        look = _Look(connection, mode)
+        found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
+        try:
+            topology = await look.topology()
+            found += topology or [_whole(mode)]
+            found += await look.permissions(outcome_events)
+            found += await look.others()
+            now = await look.publishing(wire, boxes)
+            if all(finding.what != "broker" for finding in now):
+                now += await look.topics(wire, boxes, outcome_events)
+            found += now
+        except BrokerRefused as error:
+            # Even one channel may be too many, while the broker still counts the one before.
+            refused = error
+    limits = [] if runs else await look.limits(url)
+    if refused is not None and all(finding.level == "ok" for finding in limits):
+        raise refused
+    return found + limits
+
+
+def _whole(mode: DeclareMode) -> Finding:
+    words = "exchanges and queues are there, as the bridge needs them"
+    if mode is DeclareMode.PASSIVE:
+        bindings = ", ".join(f"{b.queue} to exchange {b.exchange} with key {b.key!r}" for b in BINDINGS)
+        words += f"; bindings can't be seen over AMQP, there must be {bindings}"
+    return Finding("ok", "topology", words)
+
+
+class _Look:
+    """One connection, and a channel for each question, since a refusal costs it."""
+
+    def __init__(self, connection: aio_pika.Connection, mode: DeclareMode) -> None:
+        self._connection = connection
+        self._mode = mode
+        assert connection.transport is not None
+        low = cast(aiormq.Connection, connection.transport.connection)
+        self._vhost = shlex.quote(low.vhost)
+        self._user = shlex.quote(low.url.user or "guest")
+        self._there: set[str] = set()
+
+    async def _refused_for(self, what: str, ask: Callable[[Low], Awaitable[object]]) -> BaseException | None:
+        """What the broker answers with; None where it just does it."""
+        low = await channel(self._connection, confirms=False)
+        try:
+            async with border(what, STEP_TIMEOUT):
+                await ask(low)
+        except BrokerUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, _ANSWERS):
+                return cause
+            raise
+        async with border("close a channel", STEP_TIMEOUT):
+            await low.close()
+        return None
+
+    async def limits(self, url: str) -> list[Finding]:
+        """What `serve` opens and declares, all at once; when this connection is closed."""
+        missing = 0
+        if self._mode is DeclareMode.ACTIVE:
+            missing = sum(f"queue {queue.name}" not in self._there for queue in QUEUES)
+        return await amqp_limits.limits(url, self._vhost, self._user, missing)
+
+    # --- exchanges and queues ---
+
+    async def topology(self) -> list[Finding]:
+        """What is missing, different or forbidden."""
+        found: list[Finding] = []
+        missing: list[str] = []
+        things: Sequence[Queue | Exchange] = [*QUEUES, *EXCHANGES]
+        for thing in things:
+            kind = "queue" if isinstance(thing, Queue) else "exchange"
+            named = f"{kind} {thing.name}"
+            if await self._refused_for(f"look at {named}", _looking(thing)):
+                if self._mode is DeclareMode.PASSIVE:
+                    found.append(Finding("fail", "topology", f"{named} is missing: {self._declaring(thing)}"))
+                else:
+                    missing.append(named)
+                    refusal = await self._refused_for(f"declare {named}", _declaring_in_vain(thing))
+                    if isinstance(refusal, ChannelAccessRefused):
+                        found.append(self._forbidden(f"{named} is missing, and this user may not declare it"))
+                continue
+            self._there.add(named)
+            found += await self._compared(named, thing)
+        if missing and not found:
+            words = f"not whole yet, `bridge serve` declares what is missing: {', '.join(missing)}"
+            found.append(Finding("ok", "topology", words))
+        return found
+
+    async def _compared(self, named: str, thing: Queue | Exchange) -> list[Finding]:
+        refusal = await self._refused_for(f"declare {named}", _declaring(thing))
+        if refusal is None:
+            return []
+        if isinstance(refusal, ChannelAccessRefused):
+            if self._mode is DeclareMode.ACTIVE:
+                words = f"{named} is there, but this user may not declare it (or BRIDGE_DECLARE=passive)"
+                return [self._forbidden(words)]
+            return [Finding("warn", "topology", f"{named}: this user may not compare it with what is needed")]
+        words = problem_with(named, refusal) or str(refusal)
+        return [Finding("fail", "topology", f"{words}: {self._deleting(thing)}")]
+
+    def _deleting(self, thing: Queue | Exchange) -> str:
+        if isinstance(thing, Queue):
+            return f"rabbitmqctl delete_queue -p {self._vhost} {thing.name}"
+        return f"rabbitmqadmin -V {self._vhost} delete exchange name={thing.name}"
+
+    def _declaring(self, thing: Queue | Exchange) -> str:
+        start = f"rabbitmqadmin -V {self._vhost} declare"
+        if isinstance(thing, Exchange):
+            return f"{start} exchange name={thing.name} type={thing.kind} durable=true"
+        arguments = msgspec.json.encode(dict(thing.arguments)).decode()
+        return f"{start} queue name={thing.name} durable=true arguments='{arguments}'"
+
+    # --- permissions ---
+
+    async def permissions(self, outcome_events: bool) -> list[Finding]:
+        """What this user may not do with what is there."""
+        found: list[Finding] = []
+        for queue in (REQUESTS, FALLEN, CONTROL):
+            if f"queue {queue}" in self._there and await self._forbids(
+                f"read {queue}", partial(_consuming_in_vain, queue)
+            ):
+                found.append(self._forbidden(f"this user may not read queue {queue}"))
+        for exchange in (DEAD, *((OUTCOMES,) if outcome_events else ()), PUSH):
+            nowhere = f"push.check.{uuid.uuid4().hex}"
+            refusal = await self._refused_for(
+                f"write to {exchange}",
+                partial(_binding_in_vain, exchange, nowhere),
+            )
+            if isinstance(refusal, ChannelAccessRefused) and nowhere not in str(refusal):
+                needs = "" if exchange != PUSH else ": POST /v1/push of the ops port and `bridge replay` do"
+                made = self._forbidden(f"this user may not write to exchange {exchange}{needs}")
+                found.append(made if exchange != PUSH else made._replace(level="warn"))
+        if self._mode is DeclareMode.ACTIVE:
+            found += await self._binding()
+        if await self._forbids(f"declare {LOCK}", _declaring_in_vain(Queue(LOCK, {}))):
+            words = f"this user may not configure queue {LOCK}: bridges that start at once can't say which one takes"
+            found.append(self._forbidden(words)._replace(level="warn"))
+        elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
+            words = f"{NO_LOCK}: {delete_command(self._connection)}"
+            found.append(Finding("warn", "topology", words))
+        return found
+
+    async def _binding(self) -> list[Finding]:
+        found = []
+        for binding in BINDINGS:
+            if (
+                f"queue {binding.queue}" not in self._there
+                or f"exchange {binding.exchange}" not in self._there
+            ):
+                continue
+            key = f"push.check.{uuid.uuid4().hex}"
+            if await self._forbids(
+                f"bind {binding.queue}",
+                partial(_unbinding_in_vain, binding, key),
+            ):
+                found.append(self._forbidden(f"this user may not bind {binding.queue} to {binding.exchange}"))
+        return found
+
+    async def _forbids(self, what: str, ask: Callable[[Low], Awaitable[object]]) -> bool:
+        return isinstance(await self._refused_for(what, ask), ChannelAccessRefused)
+
+    def _forbidden(self, words: str) -> Finding:
+        return Finding(
+            "fail",
+            "topology",
+            f"{words}: rabbitmqctl set_permissions -p {self._vhost} {self._user} {PERMISSIONS}",
+        )
+
+    # --- who else, and does it take publishes ---
+
+    async def others(self) -> list[Finding]:
+        """Whether somebody takes the pushes already."""
+        if f"queue {REQUESTS}" not in self._there:
+            return []
+        low = await channel(self._connection, confirms=False)
+        async with border(f"look at {REQUESTS}", STEP_TIMEOUT):
+            declared = await low.queue_declare(REQUESTS, passive=True)
+            await low.close()
+        if not declared.consumer_count:
+            return []
+        return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
+
+    async def topics(self, wire: Wire, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
+        """What this user may not publish by its routing key, where it may write to the exchange."""
+        found: list[Finding] = []
+        for exchange, keys in _keys(outcome_events).items():
+            if f"exchange {exchange}" not in self._there:
+                continue
+            refused: list[str] = []
+            for key in keys:
+                vain = Message(exchange, key.encode(), frames.properties(expiration="never"), b"")
+                failure = await self._published(vain, wire, boxes)
+                if failure is not None and failure.why.endswith("(403)"):
+                    if "access to exchange " in failure.why:
+                        # It may not write to it at all, which was said.
+                        break
+                    refused.append(key)
+            else:
+                if refused:
+                    found.append(self._untopical(exchange, refused))
+        return found
+
+    def _untopical(self, exchange: str, refused: Sequence[str]) -> Finding:
+        words, level = _TOPICS[exchange]
+        command = f"rabbitmqctl set_topic_permissions -p {self._vhost} {self._user} {exchange} '.*' '.*'"
+        keys = ", ".join(refused)
+        return Finding(
+            level,
+            "topology",
+            f"this user may not publish to exchange {exchange} with routing key {keys}: {words}: {command}",
+        )
+
+    async def _published(self, message: Message, wire: Wire, boxes: list[Outbox]) -> Failure | None:
+        """What becomes of this message on a channel of its own; None where it is confirmed."""
+        low = await channel(self._connection, confirms=True)
+        wire.tap(low.number)
+        box = Outbox(wire, low.number)
+        boxes.append(box)
+        failure = (await box.publish([message], PUBLISH_SECONDS)).get(0)
+        boxes.remove(box)
+        wire.untap(low.number)
+        if failure is None or failure.returned:
+            async with border("close a channel", STEP_TIMEOUT):
+                await low.close()
+        return failure
+
+    async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
+        """Whether a receipt could be published now."""
+        name = f"push.check.{uuid.uuid4().hex}"
+        message = Message("", name.encode(), frames.properties(message_id=name), b"", name)
+        failure = await self._published(message, wire, boxes)
+        if failure is None or failure.returned:
+            return []
+        if "403" in failure.why:
+            return [self._forbidden("this user may not publish to the default exchange, where receipts go")]
+        words = f"{failure.why}: publishers wait, and receipts are owed until it takes messages again"
+        return [Finding("warn", "broker", f"{words}; see rabbitmqctl status, its alarms")]
+
+
+def _keys(outcome_events: bool) -> Mapping[str, Sequence[str]]:
+    """By exchange, routing keys such as the bridge would use. Events are publishers' words, and `message` is the first
+    of them."""
+    outcomes = [
+        outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
+    ]
+    rejections = {ending.reason.value for ending in ENDINGS if ending.outcome is Outcome.REJECTED}
+    return {
+        **({OUTCOMES: outcomes} if outcome_events else {}),
+        DEAD: sorted(rejections),
+        PUSH: ["bridge.producer"],
+    }
+
+
+_TOPICS: Mapping[str, tuple[str, Level]] = {
+    OUTCOMES: ("outcome events that the broker refuses are given up", "fail"),
+    DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
+    PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
+}
+"""What comes of it, and how bad that is."""
+
+PERMISSIONS = r"'^(push($|\.)|amq\.gen)' '^(push($|\.)|amq\.(default|gen))' '^(push($|\.)|amq\.gen)'"
+"""Configure, write and read of the bridge's user, as rabbitmqctl takes them."""
+
+
+def _looking(thing: Queue | Exchange) -> Callable[[Low], Awaitable[object]]:
+    if isinstance(thing, Queue):
+        return lambda low: low.queue_declare(thing.name, passive=True)
+    return lambda low: low.exchange_declare(thing.name, passive=True)
+
+
+def _declaring(thing: Queue | Exchange) -> Callable[[Low], Awaitable[object]]:
+    if isinstance(thing, Queue):
+        return lambda low: low.queue_declare(thing.name, durable=True, arguments=dict(thing.arguments))
+    return lambda low: low.exchange_declare(thing.name, exchange_type=thing.kind, durable=True)
+
+
+def _declaring_in_vain(thing: Queue | Exchange) -> Callable[[Low], Awaitable[object]]:
+    if isinstance(thing, Queue):
+        wrong: aiormq.abc.ArgumentsType = {**thing.arguments, "x-expires": 0}
+        return lambda low: low.queue_declare(thing.name, durable=True, arguments=wrong)
+    return lambda low: low.exchange_declare(
+        thing.name, exchange_type=thing.kind, durable=True, arguments={"alternate-exchange": 1}
+    )
+
+
+async def _consuming_in_vain(queue: str, low: Low) -> None:
+    await low.basic_consume(queue, never_called, arguments={"x-priority": "none"})
+
+
+async def _binding_in_vain(exchange: str, source: str, low: Low) -> None:
+    await low.exchange_bind(destination=exchange, source=source)
+
+
+async def _unbinding_in_vain(binding: Binding, key: str, low: Low) -> None:
+    await low.queue_unbind(binding.queue, binding.exchange, key)
+
+
+def _version(connection: aio_pika.Connection) -> str:
+    assert connection.transport is not None
+    told = connection.transport.connection.server_properties
+    return str(told.get("version", "of an unknown version"))
+
+
+def _about_version(version: str) -> list[Finding]:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        return []
+    release = (int(numbers[1]), int(numbers[2]))
+    if release < OLDEST:
+        return [
+            Finding("fail", "broker", f"RabbitMQ {version} is too old: 3.10 is the first that can be used")
+        ]
+    if release > NEWEST:
+        return [
+            Finding("warn", "broker", f"RabbitMQ {version} is newer than all that this version knows (4.3)")
+        ]
+    return []

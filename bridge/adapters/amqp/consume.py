@@ -1,0 +1,382 @@
+"""The taking side of the broker: deliveries to the core by the batch, acks back in one write.
+
+All queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
+incarnation counts the channels. Whatever loses the channel (the connection, an error, a queue that was
+deleted, a consumer that the broker cancelled) ends the incarnation; the link then begins a new one.
+
+Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
+`widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
+
+Nothing is consumed before it is this node's turn (`amqp_turn`): a node that stands by has a connection, and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import aio_pika
+import aiormq.abc
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp.broker import HIGH_PRIORITY, reorders_by_priority, version
+from bridge.adapters.amqp.depths import QueueDepth, depths
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivery, Event
+from bridge.adapters.amqp.link import (
+    CLOSE_TIMEOUT,
+    STEP_TIMEOUT,
+    Link,
+    LinkState,
+    StateListener,
+    Wire,
+    border,
+    channel,
+)
+from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
+from bridge.adapters.amqp.turn import LOCK, Role, Turn
+from bridge.core.errors import BridgeError, BrokerUnavailable
+from bridge.core.ports.broker import AckToken, Arrival, Intake, Source
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+
+HELD_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of bodies handed over and not acked, above which the socket is not read any more."""
+FEW = 100
+"""Messages of push.fallen, and of push.control, in hand at a time: there are few of either."""
+_ONE_BY_ONE = f"one by one: {REQUESTS}"
+"""Comes before REQUESTS in the order of tags, in which a quorum queue takes back what the consumers of a lost channel
+held: so the oldest stays in front."""
+_SOURCES = {
+    _ONE_BY_ONE: Source.REQUESTS,
+    REQUESTS: Source.REQUESTS,
+    FALLEN: Source.FALLEN,
+    CONTROL: Source.CONTROL,
+}
+"""By consumer tag, which only has to be unique on its channel."""
+_LOCK_TAG = "lock"
+"""Of the consumer that keeps a policy from expiring the lock, and is told when somebody deletes it."""
+
+
+class UnreadableHeaders(BridgeError):
+    """A message's header table broke AMQP's grammar; it was handed over without headers."""
+
+    def __init__(self, queue: str, tag: int) -> None:
+        self.queue = queue
+        self.tag = tag
+        super().__init__(f"{queue}: the header table of delivery {tag} can't be read")
+
+
+class Consumer:
+    """Takes from push.requests, push.fallen and push.control while `taking` is entered; fills the Acks port."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        errors: ErrorHandler,
+        prefetch: int = 1000,
+        held_bytes: int = HELD_BYTES_MAX,
+        declare: DeclareMode = DeclareMode.ACTIVE,
+        on_state: StateListener | None = None,
+        on_role: Callable[[Role], None] | None = None,
+        name: str = "bridge consumer",
+    ) -> None:
+        """`on_role` is told at each change while the link is up: STANDBY before the link counts as set up, ACTIVE or
+        UNKNOWN when it is consumed."""
+        self._clock = clock
+        self._errors = errors
+        self._prefetch = prefetch
+        self._held_bytes_max = held_bytes
+        self._declare = declare
+        self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
+        self._on_role = on_role
+        self._turn: Turn | None = None
+        self.role: Role | None = None
+        """What this node is to the others; None without a connection."""
+        self._intake: Intake | None = None
+        self._connection: aio_pika.Connection | None = None
+        self._wire: Wire | None = None
+        self._channel: aiormq.abc.AbstractChannel | None = None
+        self._number = 0
+        self._held: dict[int, int] = {}
+        """Delivery tag to bytes of its body, of every message that is handed over and not answered."""
+        self._others: dict[int, Source] = {}
+        """Those of them that are not from push.requests, with where they are from."""
+        self._done: list[int] = []
+        self._back: list[int] = []
+        self._flush: asyncio.Handle | None = None
+        self._stopped = False
+        self._set_up = False
+        self._single: int | None = None
+        """Delivery tag of the newest request that came one by one; None before any and once they come as they can."""
+        self._wanted_wide = False
+        self._by_priority = False
+        """The broker gives out messages of a high priority ahead of older ones."""
+        self.incarnation = 0
+        self.held_bytes = 0
+        self.stale = 0
+        """Tokens thrown away because their channel was gone, or because they were answered before."""
+
+    # --- Life ---
+
+    @property
+    def state(self) -> LinkState:
+        """Where the link to the broker is in its life; OPEN means consuming."""
+        return self._link.state
+
+    @property
+    def cause(self) -> str:
+        """Why nothing is consumed; empty when it is."""
+        return self._link.cause
+
+    @property
+    def held(self) -> int:
+        """Messages handed over and not answered."""
+        return len(self._held)
+
+    @property
+    def unacked(self) -> dict[str, int]:
+        """The same by queue."""
+        others = list(self._others.values())
+        counts = {source.value: others.count(source) for source in (Source.FALLEN, Source.CONTROL)}
+        return {REQUESTS: len(self._held) - len(others), **counts}
+
+    async def depths(self) -> list[QueueDepth]:
+        """How many messages wait in the queues. Raises BrokerUnavailable."""
+        if self._connection is None:
+            raise BrokerUnavailable(self.cause or "not connected")
+        return await depths(self._connection)
+
+    @asynccontextmanager
+    async def taking(self, intake: Intake) -> AsyncIterator[Consumer]:
+        """Consume into `intake` until the end of the block; a lost broker is come back to by itself.
+
+        Leaving the block closes the connection: whatever was not acked goes back to its queue. For a clean
+        end, stop handling, settle, and call `stop_consuming` before leaving.
+        """
+        self._intake = intake
+        self._stopped = False
+        try:
+            async with self._link:
+                yield self
+        finally:
+            self._end_incarnation()
+            self._intake = None
+
+    async def stop_consuming(self) -> None:
+        """Close the channel after every ack that was asked for has reached the broker; idempotent. The next in line
+        has its turn then, though this connection lives on.
+
+        The broker answers the close only after it has handled what was written before it. The rest goes
+        back oldest first; cancelling the consumer first would let the next taker overtake it. Deliveries
+        that still come in are not handed over. Never raises: when the broker is away there is nothing to
+        be told, and it gives the messages out again.
+        """
+        self._stopped = True
+        self._send_answers()
+        closing, self._channel = self._channel, None
+        if closing is not None:
+            if self._wire is not None:
+                self._wire.resume()
+            try:
+                async with border("close the consuming channel", CLOSE_TIMEOUT):
+                    await closing.close()
+            except BrokerUnavailable as gone:
+                self._errors.handle(gone, "broker.stop_consuming", {"held": len(self._held)})
+        await self._give_up_turn()
+        self._end_incarnation()
+
+    async def _give_up_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            try:
+                await turn.give_up()
+            except BrokerUnavailable as gone:
+                # It ends with the connection in any case.
+                self._errors.handle(gone, "broker.stop_consuming", {"queue": LOCK})
+
+    # --- LinkUser ---
+
+    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+        """Make sure of the topology, wait for this node's turn, then begin a new incarnation; not after
+        `stop_consuming`."""
+        await ensure(connection, self._declare)
+        self._connection = connection
+        self._turn = Turn(connection, self._clock)
+        role = await self._turn.come(lambda: self._become(Role.STANDBY), lambda: self._stopped)
+        if self._stopped:
+            await self._give_up_turn()
+            return
+        opened = await channel(connection, confirms=False)
+        self._wire = wire
+        self._by_priority = reorders_by_priority(version(connection))
+        self._number = opened.number
+        wire.tap(opened.number)
+        self._channel = opened
+        self.incarnation += 1
+        self._wanted_wide = False
+        few = min(FEW, self._prefetch)
+        for tag, prefetch in ((CONTROL, few), (FALLEN, few), (_ONE_BY_ONE, 1), (REQUESTS, self._prefetch)):
+            queue = _SOURCES[tag].value
+            async with border(f"consume {queue}", STEP_TIMEOUT):
+                await opened.basic_qos(prefetch_count=prefetch)
+                await opened.basic_consume(queue, never_called, consumer_tag=tag)
+        if role is Role.ACTIVE:
+            async with border(f"consume {LOCK}", STEP_TIMEOUT):
+                await opened.basic_consume(LOCK, never_called, consumer_tag=_LOCK_TAG, no_ack=True)
+        self._set_up = True
+        if self._wanted_wide:
+            self.widen()
+        # A request that came already has shown more than the turn did.
+        self._become(Role.ACTIVE if self.role is Role.ACTIVE else role)
+
+    def _become(self, role: Role) -> None:
+        if role is not self.role:
+            self.role = role
+            if self._on_role is not None and not self._stopped:
+                self._on_role(role)
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Hand over what one read of the socket brought; notice that the channel or a consumer is gone."""
+        batch: list[Arrival] = []
+        now = self._clock.time()
+        number, incarnation, held = self._number, self.incarnation, self._held
+        gone = ""
+        for event in events:
+            if type(event) is Delivery:
+                if event.channel != number or self._stopped or event.consumer == _LOCK_TAG:
+                    continue
+                size = len(event.body)
+                if event.consumer == _ONE_BY_ONE:
+                    self._single = event.tag
+                held[event.tag] = size
+                self.held_bytes += size
+                source = _SOURCES[event.consumer]
+                if source is not Source.REQUESTS:
+                    self._others[event.tag] = source
+                batch.append(
+                    Arrival(
+                        AckToken(incarnation, event.tag),
+                        source,
+                        event.body,
+                        event.body_size,
+                        event.properties,
+                        now,
+                        reordered=self._by_priority
+                        and event.properties.priority >= HIGH_PRIORITY
+                        and _SOURCES[event.consumer] is Source.REQUESTS,
+                    )
+                )
+                if not event.readable:
+                    unreadable = UnreadableHeaders(source.value, event.tag)
+                    self._errors.handle(unreadable, "broker.decode", {})
+            elif type(event) is ConsumerCancelled and event.channel == number:
+                lost = _SOURCES.get(event.consumer)
+                gone = f"the broker cancelled the consumer of {lost.value if lost else LOCK}"
+            elif type(event) is Closed and event.channel == number and number:
+                gone = f"the broker closed the channel: {event}"
+        if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
+            self._become(Role.ACTIVE)
+        if batch and self._intake is not None:
+            self._intake.arrived(batch)
+            if self.held_bytes > self._held_bytes_max and self._wire is not None:
+                self._wire.pause()
+        if gone and not self._stopped:
+            self._end_incarnation()
+            self._link.give_up(gone)
+
+    def lost(self, cause: str) -> None:
+        """The connection is gone, and with it the incarnation."""
+        self._connection = None
+        self._end_incarnation()
+
+    def _end_incarnation(self) -> None:
+        """Forget the channel; told to the core exactly once for each. The tokens out there are stale now."""
+        had = self._number
+        self._number = 0
+        self._channel = None
+        self._wire = None
+        self._set_up = False
+        self._single = None
+        self._turn = None
+        self.role = None
+        self._held = {}
+        self._others = {}
+        self.held_bytes = 0
+        self._done.clear()
+        self._back.clear()
+        if had and self._intake is not None:
+            self._intake.channel_lost(self.incarnation)
+
+    # --- Acks ---
+
+    def ack(self, tokens: Iterable[AckToken]) -> None:
+        """See the port. The frames of one loop iteration leave in one write."""
+        self._answer(tokens, self._done)
+
+    def requeue(self, tokens: Iterable[AckToken]) -> None:
+        """See the port. A message given back counts as delivered once more (`x-delivery-count`)."""
+        self._answer(tokens, self._back)
+
+    def widen(self) -> None:
+        """See the port."""
+        if not self._set_up:
+            # A second bridge would take over if one consumer ended before the other is there.
+            self._wanted_wide = True
+        elif self._single in self._held and self._wire is not None:
+            # While its one message is unanswered nothing can be on the way to the consumer that ends here: what was
+            # would be given out again, behind what is newer.
+            self._single = None
+            self._wire.write(frames.cancel(self._number, _ONE_BY_ONE))
+
+    def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
+        incarnation = self.incarnation
+        held = self._held
+        for made_by, tag in tokens:
+            size = held.pop(tag, None) if made_by == incarnation else None
+            if size is None:
+                self.stale += 1
+            else:
+                self.held_bytes -= size
+                answers.append(tag)
+                if self._others:
+                    self._others.pop(tag, None)
+        if answers and self._flush is None:
+            self._flush = asyncio.get_running_loop().call_soon(self._send_answers)
+
+    def _send_answers(self) -> None:
+        """Write all answers: one `multiple` ack for the finished prefix, the others one by one.
+
+        What was given back leaves first, since a `multiple` would swallow it. The tag of a `multiple` is
+        always one that is still open, or the broker would close the channel (406 unknown delivery tag).
+        """
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        wire, number = self._wire, self._number
+        if wire is None or not (self._done or self._back):
+            return
+        out = [frames.requeue(number, tag) for tag in sorted(self._back)]
+        done = sorted(self._done)
+        self._back.clear()
+        self._done.clear()
+        oldest = next(iter(self._held), None)
+        single = 0
+        if oldest is None:
+            single = len(done)
+        else:
+            while single < len(done) and done[single] < oldest:
+                single += 1
+        if single:
+            out.append(frames.ack(number, done[single - 1], single > 1))
+        out += [frames.ack(number, tag, False) for tag in done[single:]]
+        wire.write(b"".join(out))
+        if wire.paused and self.held_bytes < self._held_bytes_max // 2:
+            wire.resume()
+
+
+async def never_called(_: aiormq.abc.DeliveredMessage) -> None:
+    """Deliveries are taken out of the stream before the library could call this."""
+    raise AssertionError("a delivery went past the tap")

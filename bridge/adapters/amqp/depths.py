@@ -1,0 +1,41 @@
+"""How many messages wait in our queues: what a passive declare tells everybody."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import aio_pika
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, REQUESTS
+from bridge.core.errors import BrokerUnavailable
+
+
+class QueueDepth(NamedTuple):
+    """What the broker tells of a queue to everybody. Messages given out and unacknowledged aren't in it."""
+
+    name: str
+    there: bool
+    ready: int
+    consumers: int
+
+
+async def depths(connection: aio_pika.Connection) -> list[QueueDepth]:
+    """The queues that bridges take from, and push.dead. Raises BrokerUnavailable."""
+    found = []
+    for name in (REQUESTS, FALLEN, CONTROL, DEAD):
+        # A queue that is missing costs the channel, so each gets its own.
+        low = await channel(connection, confirms=False)
+        try:
+            async with border(f"look at {name}", STEP_TIMEOUT):
+                declared = await low.queue_declare(name, passive=True)
+        except BrokerUnavailable as error:
+            if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                raise
+            found.append(QueueDepth(name, False, 0, 0))
+        else:
+            found.append(QueueDepth(name, True, declared.message_count or 0, declared.consumer_count or 0))
+            async with border("close a channel", STEP_TIMEOUT):
+                await low.close()
+    return found

@@ -1,0 +1,116 @@
+"""May `bridge serve` have its connections, channels and queues at the broker at once: a vhost and a user have limits.
+
+They are opened as `serve` opens them, and closed again. https://www.rabbitmq.com/docs/vhosts#limits and
+https://www.rabbitmq.com/docs/user-limits
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import aio_pika
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
+
+from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.turn import LOCK
+from bridge.adapters.finding import Finding
+from bridge.core.errors import BrokerRefused, BrokerUnavailable
+
+CHANNELS: Final[Mapping[str, int]] = {"consumer": 3, "publisher": 1, "ops": 2}
+"""The connections of `bridge serve`, and how many channels each has at most: the consumer one to take, one for its
+turn, one to look at the queues; the ops port one to publish and one for the receipts that it waits for."""
+REPLY_QUEUES: Final = 1
+"""Queues besides those of the topology: the ops port waits for receipts on one of its own."""
+CLOSING: Final = 2.0
+"""Seconds in which a refusal may come from a connection that was just closed: the broker counts it for a moment."""
+_STEP: Final = 0.2
+
+
+async def limits(url: str, vhost: str, user: str, missing: int) -> list[Finding]:
+    """What the broker's limits refuse; `missing` queues are still to be declared. On connections of its own, since the
+    broker closes one that has too many channels; all are closed. Raises BrokerUnavailable where it is away."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + CLOSING
+    while True:
+        found = await _tried(url, missing)
+        if found is None:
+            words = f"{len(CHANNELS)} connections, {sum(CHANNELS.values())} channels and the queues of `bridge serve`"
+            return [Finding("ok", "limits", f"{words} at once")]
+        if loop.time() > give_up:
+            words, kind = found
+            mend = f"rabbitmqctl set_vhost_limits -p {vhost} (it replaces what list_vhost_limits shows)"
+            if kind != "max-queues":
+                mend += f", or set_user_limits {user}"
+            return [Finding("fail", "limits", f"`bridge serve` {words}: {mend}: {kind}")]
+        await asyncio.sleep(_STEP)
+
+
+async def _tried(url: str, missing: int) -> tuple[str, str] | None:
+    """Open and declare everything once; what is refused, and the name of the limit."""
+    held: list[tuple[aio_pika.Connection, Wire]] = []
+    async with AsyncExitStack() as stack:
+        try:
+            for name in CHANNELS:
+                made = opened(url, f"bridge check {name}", lambda events: None, lambda cause: None)
+                held.append(await stack.enter_async_context(made))
+        except BrokerRefused as refused:
+            return (
+                f"has {len(CHANNELS)} connections at once, and got {len(held)}: {refused.cause}",
+                "max-connections",
+            )
+        lows: list[AbstractChannel] = []
+        for (connection, wire), wanted in zip(held, CHANNELS.values(), strict=True):
+            for _ in range(wanted):
+                try:
+                    lows.append(await channel(connection, confirms=False))
+                except BrokerUnavailable as away:
+                    said = str(wire.closed) if wire.closed is not None else away.cause
+                    return (
+                        f"has {sum(CHANNELS.values())} channels at once, and got {len(lows)}: {said}",
+                        "max-channels",
+                    )
+        if refusal := await _queues(lows[: CHANNELS["consumer"]], missing):
+            return refusal, "max-queues"
+    return None
+
+
+async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
+    """Declare as many queues as `serve` would, under names of our own and for this connection alone, and delete them.
+    What is refused; empty where nothing is. Each refusal costs a channel."""
+    look, low, spare = lows
+    wanted = missing + REPLY_QUEUES + (0 if await _taken(look) else 1)
+    made: list[str] = []
+    refusal = ""
+    try:
+        for _ in range(wanted):
+            name = f"push.check.{uuid.uuid4().hex}"
+            async with border("declare a queue", STEP_TIMEOUT):
+                await low.queue_declare(name, exclusive=True, arguments={"x-queue-type": "classic"})
+            made.append(name)
+    except BrokerUnavailable as refused:
+        # One who may not declare these is told so of those that matter.
+        if not isinstance(refused.__cause__, ChannelAccessRefused):
+            refusal = f"declares {wanted} queues more, and could have {len(made)}: {refused.cause}"
+    async with border("delete queues", STEP_TIMEOUT):
+        for name in made:
+            await spare.queue_delete(name)
+    return refusal
+
+
+async def _taken(low: AbstractChannel) -> bool:
+    """Whether a bridge holds the queue of its turn."""
+    try:
+        async with border(f"look at {LOCK}", STEP_TIMEOUT):
+            await low.queue_declare(LOCK, passive=True)
+    except BrokerUnavailable as error:
+        if isinstance(error.__cause__, ChannelLockedResource):
+            return True
+        if isinstance(error.__cause__, ChannelNotFoundEntity | ChannelAccessRefused):
+            return False
+        raise
+    return True

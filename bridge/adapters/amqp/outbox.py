@@ -1,0 +1,175 @@
+"""Messages out on one confirming channel: a batch in one write, confirms and returns counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp.frames import Blocked, Closed, Confirm, Event, Returned
+from bridge.adapters.amqp.link import Wire
+
+_REFUSALS: Final = (403, 406)
+"""Codes with which the broker closes a channel over one message that it will not take: ACCESS_REFUSED by the
+permissions of this user, PRECONDITION_FAILED for a message that is too large for it."""
+
+
+class Message(NamedTuple):
+    """What is published. `properties` as `amqp_frames.properties` makes them; the key: 255 bytes at most."""
+
+    exchange: str
+    routing_key: bytes
+    properties: bytes
+    body: bytes
+    mandatory_id: str = ""
+    """Set for a mandatory message: its message_id, which no other message has. A return is known by it."""
+
+
+class Failure(NamedTuple):
+    """Why a message was not confirmed."""
+
+    why: str
+    returned: bool = False
+    """The broker had no queue for it."""
+    refused: bool = False
+    """The broker refuses this very message, and will until somebody changes something there."""
+
+
+class _Batch:
+    __slots__ = ("done", "failures", "open")
+
+    def __init__(self, size: int) -> None:
+        self.open = size
+        self.failures: dict[int, Failure] = {}
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self) -> None:
+        self.open -= 1
+        if self.open == 0 and not self.done.done():
+            self.done.set_result(None)
+
+
+class Outbox:
+    """Publishes on one confirming channel for as long as that lives. Several batches may be in flight."""
+
+    def __init__(self, wire: Wire, number: int) -> None:
+        self._wire = wire
+        self.number = number
+        """Its channel's."""
+        self._next = 1
+        self._open: dict[int, tuple[_Batch, int]] = {}
+        """Delivery tag to the batch and the place in it, oldest first."""
+        self._mandatory: dict[str, tuple[_Batch, int]] = {}
+        """Message id of each mandatory message in flight to the same."""
+        self.ended = ""
+        """Why nothing can be published any more; empty while it can."""
+        self.refusal: Closed | None = None
+        """What the broker said where it closed the channel over a message; any of those in flight may be the one."""
+        self.properties_max = wire.frame_max - 20
+        """Bytes of properties that fit into one content header frame."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was ever published on it, so that a refusal can only mean what is published next."""
+        return self._next == 1
+
+    async def publish(self, messages: Sequence[Message], seconds: float) -> Mapping[int, Failure]:
+        """Publish all in one write and await the confirms; return those that failed, by their place.
+
+        After `seconds` what is unconfirmed has failed; it may arrive all the same.
+        """
+        if self.ended:
+            return dict.fromkeys(range(len(messages)), Failure(self.ended))
+        if not messages:
+            return {}
+        batch = _Batch(len(messages))
+        first = self._next
+        number, frame_max = self.number, self._wire.frame_max
+        out: list[bytes] = []
+        for place, message in enumerate(messages):
+            exchange, key, properties, body, mandatory_id = message
+            out.append(frames.publish_method(number, exchange, key, bool(mandatory_id)))
+            out.append(frames.content(number, properties, body, frame_max))
+            self._open[first + place] = (batch, place)
+            if mandatory_id:
+                self._mandatory[mandatory_id] = (batch, place)
+        self._next = first + len(messages)
+        why = f"not confirmed within {seconds:g} s"
+        try:
+            if not self._wire.write(b"".join(out)):
+                why = "the connection was lost"
+                return self._forget(batch, first, why)
+            async with asyncio.timeout(seconds):
+                await batch.done
+        except TimeoutError:
+            return self._forget(batch, first, why)
+        except BaseException:
+            self._forget(batch, first, "cancelled")
+            raise
+        return batch.failures
+
+    def happened(self, events: Iterable[Event]) -> None:
+        """Count confirms and returns of this channel, and notice its end."""
+        number = self.number
+        for event in events:
+            if type(event) is Confirm:
+                if event.channel == number:
+                    self._confirmed(event)
+            elif type(event) is Returned:
+                place = self._mandatory.pop(event.message_id, None)
+                if place is not None:
+                    place[0].failures[place[1]] = Failure(
+                        f"returned by the broker: {event.text}", returned=True
+                    )
+            elif type(event) is Closed:
+                if event.channel == number and event.code in _REFUSALS:
+                    self.refusal = event
+                if event.channel in (0, number):
+                    self.end(f"the broker closed the channel: {event}")
+            elif type(event) is Blocked:
+                self.fail_open(f"the broker blocks publishers: {event.why}")
+
+    def end(self, why: str) -> None:
+        """Nothing can be published any more; everything in flight has failed."""
+        self.ended = self.ended or why
+        self.fail_open(why)
+
+    def fail_open(self, why: str) -> None:
+        """Give up what is in flight; a confirm that comes later changes nothing."""
+        failed, self._open = self._open, {}
+        self._mandatory.clear()
+        for batch, place in failed.values():
+            batch.failures.setdefault(place, Failure(why))
+            batch.settle()
+
+    def _confirmed(self, confirm: Confirm) -> None:
+        if confirm.multiple:
+            open_ = self._open
+            tags = []
+            for tag in open_:
+                if tag > confirm.tag:
+                    break
+                tags.append(tag)
+            for tag in tags:
+                self._settle(tag, confirm.ok)
+        else:
+            self._settle(confirm.tag, confirm.ok)
+
+    def _settle(self, tag: int, ok: bool) -> None:
+        place = self._open.pop(tag, None)
+        if place is None:
+            return
+        if not ok:
+            place[0].failures.setdefault(place[1], Failure("refused by the broker (basic.nack)"))
+        place[0].settle()
+
+    def _forget(self, batch: _Batch, first: int, why: str) -> Mapping[int, Failure]:
+        for tag in range(first, self._next):
+            place = self._open.get(tag)
+            if place is not None and place[0] is batch:
+                del self._open[tag]
+                batch.failures.setdefault(place[1], Failure(why))
+        for name in [name for name, place in self._mandatory.items() if place[0] is batch]:
+            del self._mandatory[name]
+        return batch.failures

@@ -1,0 +1,310 @@
+"""A small publisher of push requests, for our own commands, the ops port, the demo and the tests.
+
+Any AMQP client can do the same: publish to exchange `push`, with confirms, and `mandatory`, so that a
+request that no queue takes is an error rather than silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import aio_pika
+import aiormq.abc
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.outbox import Failure, Message, Outbox
+from bridge.adapters.amqp.refusals import outage
+from bridge.adapters.amqp.topology import OUTCOMES, PUSH
+from bridge.core.errors import BridgeError, BrokerUnavailable
+
+CONFIRM_TIMEOUT = 5.0
+"""Seconds to wait for the broker's confirm."""
+
+
+_Received: TypeAlias = dict[str, Any] | BrokerUnavailable
+"""A receipt, or why no more will come."""
+
+
+class NotTaken(BridgeError):
+    """No queue took the request: the broker has no `push.requests` bound to `push` (yet)."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"nothing took the push request: {why}; has a bridge ever run with this broker?")
+
+
+class Outgoing(NamedTuple):
+    """A push request to be published: the body, and the AMQP properties that the bridge honours."""
+
+    body: bytes
+    headers: Mapping[str, object] = {}
+    push_id: str = ""
+    """For a body that names none. It goes as header `x-push-id`, since a property may be too short for it."""
+    reply_to: str = ""
+    correlation_id: str = ""
+    app_id: str = ""
+    content_type: str = "application/json"
+    expiration: float | None = None
+    """Seconds."""
+    timestamp: int | None = None
+    routing_key: str = "bridge.producer"
+    """The unit of order is `user.<id>`; the bridge itself goes by the body."""
+    content_encoding: str = ""
+
+
+class Producer:
+    """One connection that publishes; made by `connect`. Does not come back after a loss: it raises."""
+
+    def __init__(self, connection: aio_pika.Connection, outbox: Outbox) -> None:
+        self._connection = connection
+        self._outbox = outbox
+        self._inboxes: set[asyncio.Queue[_Received]] = set()
+
+    @property
+    def ended(self) -> str:
+        """Why nothing can be published any more; empty while it can."""
+        return self._outbox.ended
+
+    @staticmethod
+    @asynccontextmanager
+    async def connect(url: str, *, name: str = "bridge producer") -> AsyncIterator[Producer]:
+        """Connect for the length of the block. Raises BrokerUnavailable."""
+        made: list[Producer] = []
+
+        def happened(events: Sequence[Event]) -> None:
+            for producer in made:
+                producer._outbox.happened(events)
+
+        def lost(cause: str) -> None:
+            for producer in made:
+                producer._lost(cause)
+
+        async with opened(url, name, happened, lost) as (connection, wire):
+            made.append(Producer(connection, await _outbox(connection, wire)))
+            yield made[0]
+
+    def _lost(self, cause: str) -> None:
+        self._outbox.end(cause)
+        for inbox in self._inboxes:
+            inbox.put_nowait(outage(cause))
+
+    async def publish(
+        self,
+        body: bytes,
+        *,
+        headers: Mapping[str, object] | None = None,
+        push_id: str = "",
+        reply_to: str = "",
+        correlation_id: str = "",
+        app_id: str = "",
+        content_type: str = "application/json",
+        expiration: float | None = None,
+        timestamp: int | None = None,
+        routing_key: str = "bridge.producer",
+    ) -> None:
+        """Publish one request and await its confirm. See `publish_all`."""
+        await self.publish_all(
+            [
+                Outgoing(
+                    body,
+                    headers or {},
+                    push_id,
+                    reply_to,
+                    correlation_id,
+                    app_id,
+                    content_type,
+                    expiration,
+                    timestamp,
+                    routing_key,
+                )
+            ]
+        )
+
+    async def publish_all(self, requests: Sequence[Outgoing]) -> None:
+        """Publish all in one write and await the confirms.
+
+        Raises NotTaken when a request reached no queue, BrokerUnavailable when one was not confirmed: then
+        it may have arrived or not, and may be published again under the same id. Raises ValueError for
+        headers and properties that AMQP can't express.
+        """
+        failures = await self._outbox.publish([_message(request) for request in requests], CONFIRM_TIMEOUT)
+        for failure in failures.values():
+            raise _error(failure)
+
+    async def request(
+        self,
+        body: bytes,
+        timeout: float,  # noqa: ASYNC109 - it ends the wait, and is not an error
+        *,
+        expect: int | None = None,
+        headers: Mapping[str, object] | None = None,
+        push_id: str = "",
+    ) -> list[dict[str, Any]]:
+        """Publish one request and collect its receipts, in the order in which they came.
+
+        Returns when `expect` of them are final or tell that the push is kept and not on its way (by default
+        the number of users that the body names; for `all` that is unknown), or after `timeout` seconds with
+        what there is. Raises as `publish_all`, and BrokerUnavailable where the connection is lost while it
+        waits.
+        """
+        wanted = expect if expect is not None else expected(body)
+        inbox: asyncio.Queue[_Received] = asyncio.Queue()
+        receipts: list[dict[str, Any]] = []
+        rest = _Rest()
+        correlation_id = str(uuid.uuid4())
+        low = await channel(self._connection, confirms=False)
+
+        async def received(message: aiormq.abc.DeliveredMessage) -> None:
+            if message.header.properties.correlation_id == correlation_id:
+                inbox.put_nowait(json.loads(message.body))
+
+        self._inboxes.add(inbox)
+        try:
+            async with border("declare a reply queue", STEP_TIMEOUT):
+                declared = await low.queue_declare(exclusive=True, auto_delete=True)
+                queue = declared.queue or ""
+                await low.basic_consume(queue, received, no_ack=True)
+            await self.publish(
+                body,
+                headers=headers,
+                push_id=push_id,
+                reply_to=queue,
+                correlation_id=correlation_id,
+            )
+            try:
+                async with asyncio.timeout(timeout):
+                    while wanted is None or rest.count < wanted:
+                        receipts.append(_receipt(await inbox.get()))
+                        rest.heard(receipts[-1])
+            except TimeoutError:
+                return receipts
+            return receipts
+        finally:
+            self._inboxes.discard(inbox)
+            try:
+                async with border("close the reply channel", STEP_TIMEOUT):
+                    await low.close()
+            except BrokerUnavailable as gone:
+                self._outbox.end(gone.cause)
+
+
+async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, Any]]:
+    """Every receipt on push.outcomes whose routing key `<outcome>.<event>` matches, from now on.
+
+    Goes on until it is closed. Raises BrokerUnavailable when the broker can't be reached or goes away, also
+    where the exchange is not there yet.
+    """
+    inbox: asyncio.Queue[_Received] = asyncio.Queue()
+
+    async def received(message: aiormq.abc.DeliveredMessage) -> None:
+        inbox.put_nowait(json.loads(message.body))
+
+    def lost(cause: str) -> None:
+        inbox.put_nowait(outage(cause))
+
+    async with opened(url, "bridge tail", lambda events: None, lost) as (connection, _):
+        low = await channel(connection, confirms=False)
+        async with border("listen to push.outcomes", STEP_TIMEOUT):
+            declared = await low.queue_declare(exclusive=True, auto_delete=True)
+            queue = declared.queue or ""
+            await low.queue_bind(queue, OUTCOMES, binding_key)
+            await low.basic_consume(queue, received, no_ack=True)
+        while True:
+            yield _receipt(await inbox.get())
+
+
+def expected(body: bytes) -> int | None:
+    """How many final receipts a request brings: one for each user named, one for a session or a wrong one.
+
+    None where only the bridge can know: for everyone. A batch brings the sum over its elements.
+    """
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return 1
+    if not isinstance(document, list):
+        document = [document]
+    total = 0
+    for request in document:
+        to = request.get("to") if isinstance(request, dict) else None
+        if isinstance(to, dict) and to.get("all"):
+            return None
+        users = to.get("users") if isinstance(to, dict) else None
+        named = {user for user in users if isinstance(user, str)} if isinstance(users, list) else ()
+        total += max(1, len(named))
+    return max(1, total)
+
+
+class _Rest:
+    """Counts the receipts after which nothing more is to be expected soon."""
+
+    def __init__(self) -> None:
+        self._final = 0
+        self._ended: set[tuple[object, ...]] = set()
+        self._kept: set[tuple[object, ...]] = set()
+
+    @property
+    def count(self) -> int:
+        """Pushes that ended, and those kept for a user who is not here: tomorrow, perhaps."""
+        return self._final + len(self._kept)
+
+    def heard(self, receipt: Mapping[str, Any]) -> None:
+        """One more receipt came; that of the end may come before one that says that it is kept."""
+        key = receipt["tenant"], receipt["push_id"], receipt["user_id"]
+        if receipt["final"]:
+            self._final += 1
+            self._ended.add(key)
+        if key in self._ended or receipt["outcome"] != "stored" or receipt["reason"] == "awaiting_proof":
+            self._kept.discard(key)
+        else:
+            self._kept.add(key)
+
+
+def _receipt(received: _Received) -> dict[str, Any]:
+    if isinstance(received, BrokerUnavailable):
+        raise received
+    return received
+
+
+async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
+    low = await channel(connection, confirms=True)
+    wire.tap(low.number)
+    return Outbox(wire, low.number)
+
+
+def _message(request: Outgoing) -> Message:
+    headers = {**request.headers, "x-push-id": request.push_id} if request.push_id else request.headers
+    table = b""
+    if headers:
+        table, left_out = frames.table(headers)
+        if left_out:
+            raise ValueError(f"AMQP can't express these headers: {', '.join(left_out)}")
+    for name in ("reply_to", "correlation_id"):
+        if not frames.fits(getattr(request, name)):
+            raise ValueError(f"{name} has over {frames.SHORT_BYTES_MAX} bytes")
+    # Ours alone, and new each time: the broker's returns name a message by it.
+    message_id = str(uuid.uuid4())
+    properties = frames.properties(
+        content_type=request.content_type,
+        content_encoding=request.content_encoding,
+        headers=table,
+        correlation_id=request.correlation_id,
+        reply_to=request.reply_to,
+        expiration="" if request.expiration is None else str(max(0, round(request.expiration * 1000))),
+        message_id=message_id,
+        timestamp=request.timestamp,
+        app_id=request.app_id,
+    )
+    # What is cut of a key (of a user with a long name) costs nothing: the bridge goes by the body.
+    return Message(PUSH, frames.cut(request.routing_key), properties, request.body, message_id)
+
+
+def _error(failure: Failure) -> BridgeError:
+    return NotTaken(failure.why) if failure.returned else outage(failure.why)

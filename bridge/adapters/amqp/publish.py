@@ -1,0 +1,373 @@
+"""The publishing side of the broker: receipts and dead letters, a batch in one write, confirms counted.
+
+On a connection of its own: a broker under a memory or disk alarm stops reading from connections that
+publish, and the acks must not be stuck behind that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aio_pika
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.link import Link, LinkState, StateListener, Wire, channel
+from bridge.adapters.amqp.outbox import Failure, Message, Outbox
+from bridge.adapters.amqp.search import Kind, PublishRefused, Search
+from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode, ensure
+from bridge.core.contract.receipts import receipt_body
+from bridge.core.errors import BridgeError, BrokerUnavailable
+from bridge.core.model.outcomes import Outcome
+from bridge.core.model.pushes import Properties
+from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+
+CONFIRM_TIMEOUT = 2.0
+"""Seconds to wait for the confirms of one write."""
+SEND_TIMEOUT = 5.0
+"""Seconds for a whole `send` or `bury`: what was not begun by then is given back unsent."""
+WRITE_BYTES = 4 * 1024 * 1024
+"""Bytes of messages in one write; a larger batch takes several, each after the confirms of the last."""
+DETAIL_CHARS = 500
+QUEUE_NAME_BYTES = 255
+_NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
+"""Headers of a dead letter's original that are left out: the broker would route by the first two."""
+
+
+T = TypeVar("T")
+
+
+class ReplyQueueTooLong(BridgeError):
+    """A `reply_to` that no AMQP queue can have; its receipt is dropped."""
+
+    def __init__(self, push_id: str, size: int) -> None:
+        self.push_id = push_id
+        self.size = size
+        super().__init__(f"reply_to has {size} bytes, a queue's name has at most {QUEUE_NAME_BYTES}")
+
+
+class HeadersLeftOut(BridgeError):
+    """Headers of a dead letter that AMQP, or one frame, can't hold; it was buried without them."""
+
+    def __init__(self, push_id: str, names: Sequence[str]) -> None:
+        self.push_id = push_id
+        self.names = tuple(map(frames.legible, names))
+        super().__init__(
+            f"{len(names)} header(s) were left out of a dead letter: {', '.join(self.names)[:200]}"
+        )
+
+
+class Publisher:
+    """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        errors: ErrorHandler,
+        outcome_events: bool = True,
+        declare: DeclareMode = DeclareMode.ACTIVE,
+        on_state: StateListener | None = None,
+        name: str = "bridge publisher",
+        on_given_up: Callable[[int], None] = lambda events: None,
+        on_events_refused: Callable[[str], None] = lambda cause: None,
+    ) -> None:
+        """`on_given_up` is told of outcome events whose routing key the broker refuses: so many more are not sent
+        again. `on_events_refused` is told why it refuses all of them, and with an empty text that it takes them again:
+        meanwhile every receipt that is to be announced is owed."""
+        self._clock = clock
+        self._errors = errors
+        self._outcome_events = outcome_events
+        self._declare = declare
+        self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
+        self._outbox: Outbox | None = None
+        self._connection: tuple[aio_pika.Connection, Wire] | None = None
+        self._on_given_up = on_given_up
+        self._on_events_refused = on_events_refused
+        self._events_refused = False
+        self._search = Search(self._channel, clock, self._refused)
+        self._turn = asyncio.Lock()
+        """Held while something is published: of two at once nobody could tell which of them was refused."""
+
+    # --- Life ---
+
+    async def __aenter__(self) -> Self:
+        await self._link.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._link.__aexit__(kind, exc, tb)
+        self.lost("closed")
+
+    @property
+    def state(self) -> LinkState:
+        """Where the link to the broker is in its life."""
+        return self._link.state
+
+    @property
+    def cause(self) -> str:
+        """Why nothing can be published; empty when it can."""
+        return self._link.cause
+
+    # --- LinkUser ---
+
+    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+        """Make sure of the topology, then open the channel."""
+        await ensure(connection, self._declare)
+        self._outbox = await _outbox(connection, wire)
+        self._connection = connection, wire
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Confirms, and whatever ends the channel."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        outbox.happened(events)
+        if outbox.ended:
+            self._outbox = None
+            if outbox.refusal is None or self._connection is None or not self._turn.locked():
+                self._link.give_up(outbox.ended)
+            else:
+                # Whoever publishes now opens another.
+                self._connection[1].untap(outbox.number)
+
+    def lost(self, cause: str) -> None:
+        """The connection is gone: everything in flight has failed."""
+        outbox, self._outbox = self._outbox, None
+        self._connection = None
+        if outbox is not None:
+            outbox.end(cause)
+
+    async def _channel(self) -> Outbox | None:
+        """The open channel, or another one in its place; None where the connection does not give any."""
+        if self._outbox is not None or self._connection is None or self._link.state is not LinkState.OPEN:
+            return self._outbox
+        used = self._connection
+        try:
+            made = await _outbox(*used)
+        except BrokerUnavailable as gone:
+            self._link.give_up(gone.cause)
+            return None
+        if self._connection is used:
+            self._outbox = made
+        return self._outbox
+
+    def _refused(self, kind: Kind, cause: str) -> None:
+        error = PublishRefused(kind, cause, given_up=kind.exchange == OUTCOMES and kind.key is not None)
+        self._errors.handle(error, "broker.publish", {"exchange": kind.exchange})
+
+    # --- Receipts ---
+
+    @property
+    def blocked(self) -> bool:
+        """See the port: a memory or disk alarm, or the broker is away."""
+        return self._outbox is None or self._link.state is not LinkState.OPEN
+
+    async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """See the port."""
+        if self.blocked:
+            return receipts
+        return await self._publish(receipts, self._receipt)
+
+    def _receipt(self, receipt: Receipt) -> list[Message]:
+        row = receipt.row
+        messages: list[Message] = []
+        announce = receipt.announce and self._outcome_events
+        if not announce and not receipt.replies:
+            return messages
+        body = receipt_body(row)
+        headers = _receipt_headers(row)
+        if announce:
+            messages.append(
+                Message(
+                    OUTCOMES,
+                    outcome_key(row.outcome, row.event),
+                    _receipt_properties(row.key.push_id, headers, ""),
+                    body,
+                )
+            )
+        for reply in receipt.replies:
+            key = self._reply_key(row, reply)
+            if key:
+                properties = _receipt_properties(row.key.push_id, headers, reply.correlation_id)
+                told = receipt_body(row, differs=True) if reply.differs else body
+                messages.append(Message("", key, properties, told))
+        return messages
+
+    def _reply_key(self, row: Row, reply: Reply) -> bytes:
+        key = frames.octets(reply.queue)
+        if len(key) > QUEUE_NAME_BYTES:
+            error = ReplyQueueTooLong(row.key.push_id, len(key))
+            self._errors.handle(error, "receipts.send", {"push_id": row.key.push_id})
+            return b""
+        return key
+
+    # --- DeadLetters ---
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """See the port."""
+        if self.blocked:
+            return letters
+        return await self._publish(letters, self._letter)
+
+    def _letter(self, letter: DeadLetter) -> list[Message]:
+        outbox = self._outbox
+        original = letter.properties
+        ours = {
+            "x-push-reason": letter.reason.value,
+            "x-push-detail": letter.detail[:DETAIL_CHARS],
+            "x-push-id": letter.push_id,
+            "x-push-buried-at": rfc3339(self._clock.time()),
+        }
+        kept = {name: value for name, value in original.headers.items() if name not in _NOT_KEPT}
+        table, left_out = frames.table({**kept, **ours})
+        properties = _letter_properties(original, table)
+        if outbox is not None and len(properties) > outbox.properties_max:
+            table, _ = frames.table(ours)
+            properties = _letter_properties(original, table)
+            left_out = list(kept)
+        if left_out:
+            error = HeadersLeftOut(letter.push_id, left_out)
+            self._errors.handle(error, "dead_letters.bury", {"push_id": letter.push_id})
+        return [Message(DEAD, letter.reason.value.encode(), properties, letter.body)]
+
+    # --- Answers ---
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        """See the port."""
+        return not await self._publish([(reply, body)], self._answer)
+
+    def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
+        reply, body = answer
+        key = frames.octets(reply.queue)
+        if len(key) > QUEUE_NAME_BYTES:
+            self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
+            return []
+        properties = frames.properties(
+            content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
+        )
+        return [Message("", key, properties, body)]
+
+    # --- All ---
+
+    async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
+        """Publish in writes of a limited size; return the things of which any message was not confirmed.
+
+        But for outcome events whose routing key this user may not use: they are given up, since a row that owed them
+        could never be settled.
+        """
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + SEND_TIMEOUT
+            unconfirmed: list[T] = []
+            at = 0
+            while at < len(things):
+                if self.blocked or loop.time() >= deadline:
+                    unconfirmed += things[at:]
+                    break
+                messages: list[Message] = []
+                owners: list[int] = []
+                size = 0
+                while at < len(things) and size < WRITE_BYTES:
+                    made = encode(things[at])
+                    if not self._search.idle and any(self._waits(message) for message in made):
+                        unconfirmed.append(things[at])
+                        made = []
+                    for message in made:
+                        messages.append(message)
+                        owners.append(at)
+                        size += len(message.body)
+                    at += 1
+                failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
+                if failures or self._events_refused:
+                    given_up = self._given_up(messages, failures)
+                    if given_up:
+                        self._on_given_up(len(given_up))
+                    left = {owners[place] for place in failures.keys() - set(given_up)}
+                    unconfirmed += [things[i] for i in sorted(left)]
+            return unconfirmed
+
+    def _given_up(self, messages: Sequence[Message], failures: Mapping[int, Failure]) -> list[int]:
+        """The places of outcome events that are not owed, since only their routing keys are refused."""
+        refused = self._search.refuses_all(OUTCOMES)
+        if refused:
+            self._events_refused = True
+            self._on_events_refused(refused)
+            return []
+        events = [place for place, message in enumerate(messages) if message.exchange == OUTCOMES]
+        if self._events_refused and any(place not in failures for place in events):
+            self._events_refused = False
+            self._on_events_refused("")
+        return [place for place in events if place in failures and failures[place].refused]
+
+    def _waits(self, message: Message) -> bool:
+        """Whether this was refused a moment ago, and is owed all the same: what goes with it would go twice."""
+        if message.exchange == OUTCOMES:
+            return bool(self._search.refuses_all(OUTCOMES))
+        return self._search.known(message) is not None
+
+
+async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
+    opened = await channel(connection, confirms=True)
+    wire.tap(opened.number)
+    return Outbox(wire, opened.number)
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment as people and programs read it: UTC, to the second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+@lru_cache(maxsize=4096)
+def outcome_key(outcome: Outcome, event: str) -> bytes:
+    """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes as a key must be."""
+    return frames.cut(f"{outcome.value}.{event}")
+
+
+@lru_cache(maxsize=256)
+def _tenant_header(tenant: str) -> bytes:
+    return frames.table({"tenant": tenant})[0]
+
+
+def _receipt_headers(row: Row) -> bytes:
+    tenant = row.key.tenant
+    if row.traceparent:
+        given = {"traceparent": row.traceparent}
+        return frames.table({"tenant": tenant, **given} if tenant else given)[0]
+    return _tenant_header(tenant) if tenant else b""
+
+
+def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> bytes:
+    return frames.properties(
+        content_type="application/json",
+        headers=headers,
+        correlation_id=correlation_id,
+        # The body has it whole. A part of it would be the same for another push.
+        message_id=push_id if frames.fits(push_id) else "",
+        type="push.outcome",
+    )
+
+
+def _letter_properties(original: Properties, headers: bytes) -> bytes:
+    """The original's properties, but for those that the broker would act on: expiration and user_id."""
+    stamp = original.timestamp
+    return frames.properties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=headers,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        message_id=original.message_id,
+        timestamp=int(stamp) if stamp is not None and 0 <= stamp < 1 << 63 else None,
+        app_id=original.app_id,
+    )

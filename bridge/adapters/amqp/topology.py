@@ -1,0 +1,195 @@
+"""The exchanges, queues and bindings that the bridge lives on, and how they are made sure of."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import aio_pika
+import aiormq.abc
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.refusals import with_code
+from bridge.core.errors import BrokerUnavailable
+
+PUSH = "push"
+REQUESTS = "push.requests"
+FALLEN = "push.fallen"
+DEAD = "push.dead"
+OUTCOMES = "push.outcomes"
+CONTROL = "push.control"
+
+DELIVERY_LIMIT = 100
+"""The broker's own limit, a distant backstop: on 3.10 a closed channel raises the count of all it held."""
+NO_LIMIT = 1_000_000_000
+"""For queues that nothing may fall out of: RabbitMQ 4 would otherwise drop a message after 20 returns."""
+
+
+class DeclareMode(enum.StrEnum):
+    """What the bridge may do about the topology at each connect."""
+
+    ACTIVE = "active"
+    """Declare everything; idempotent."""
+    PASSIVE = "passive"
+    """Only look whether it is there: for brokers where somebody else creates it. Bindings can't be seen."""
+
+
+class Queue(NamedTuple):
+    """A durable queue."""
+
+    name: str
+    arguments: Mapping[str, str | int | bool]
+
+
+class Exchange(NamedTuple):
+    """A durable exchange."""
+
+    name: str
+    kind: str = "topic"
+
+
+class Binding(NamedTuple):
+    """A queue bound to an exchange."""
+
+    queue: str
+    exchange: str
+    key: str
+
+
+QUEUES: Sequence[Queue] = (
+    Queue(FALLEN, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}),
+    Queue(
+        REQUESTS,
+        {
+            "x-queue-type": "quorum",
+            "x-single-active-consumer": True,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": FALLEN,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+            "x-delivery-limit": DELIVERY_LIMIT,
+        },
+    ),
+    Queue(DEAD, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}),
+    Queue(
+        CONTROL,
+        {"x-queue-type": "quorum", "x-single-active-consumer": True, "x-delivery-limit": NO_LIMIT},
+    ),
+)
+EXCHANGES: Sequence[Exchange] = (
+    Exchange(PUSH),
+    Exchange(DEAD),
+    Exchange(OUTCOMES),
+    Exchange(CONTROL, "fanout"),
+)
+BINDINGS: Sequence[Binding] = (
+    Binding(REQUESTS, PUSH, "#"),
+    Binding(DEAD, DEAD, "#"),
+    Binding(CONTROL, CONTROL, ""),
+)
+"""Queues come before exchanges, and those before bindings, so that nothing is published into the void."""
+
+
+class TopologyError(BrokerUnavailable):
+    """The broker's topology is not what the bridge needs; somebody has to change it there.
+
+    `problems`: one sentence for each queue or exchange, which it names.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+        self.args = (f"the broker's queues and exchanges do not fit: {self.cause}",)
+
+
+async def ensure(connection: aio_pika.Connection, mode: DeclareMode) -> None:
+    """Declare the topology, or look whether it is there; idempotent. Takes channels of its own.
+
+    Raises TopologyError where something is missing, refused or different, else BrokerUnavailable.
+    """
+    if mode is DeclareMode.PASSIVE:
+        await _look(connection)
+    else:
+        await _declare(connection)
+
+
+async def _declare(connection: aio_pika.Connection) -> None:
+    low = await channel(connection, confirms=False)
+    for queue in QUEUES:
+        async with _named(f"queue {queue.name}"):
+            await low.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+    for exchange in EXCHANGES:
+        async with _named(f"exchange {exchange.name}"):
+            await low.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
+    for binding in BINDINGS:
+        async with _named(f"binding of {binding.queue} to {binding.exchange}"):
+            await low.queue_bind(binding.queue, binding.exchange, binding.key)
+    await _close(low)
+
+
+async def _look(connection: aio_pika.Connection) -> None:
+    """Look at everything before complaining, so that one sentence names all that is missing."""
+    problems: list[str] = []
+    low: aiormq.abc.AbstractChannel | None = None
+    names = [("queue", queue.name) for queue in QUEUES] + [("exchange", e.name) for e in EXCHANGES]
+    for kind, name in names:
+        low = low or await channel(connection, confirms=False)
+        try:
+            async with _named(f"{kind} {name}"):
+                if kind == "queue":
+                    await low.queue_declare(name, passive=True)
+                else:
+                    await low.exchange_declare(name, passive=True)
+        except TopologyError as error:
+            problems += error.problems
+            low = None  # the broker closes the channel on each error
+    if low is not None:
+        await _close(low)
+    if problems:
+        raise TopologyError(problems)
+
+
+async def _close(low: aiormq.abc.AbstractChannel) -> None:
+    async with border("close a channel", STEP_TIMEOUT):
+        await low.close()
+
+
+@asynccontextmanager
+async def _named(thing: str) -> AsyncIterator[None]:
+    """The border around one declare: errors of the channel become TopologyError, and name the thing."""
+    try:
+        async with border(f"declare {thing}", STEP_TIMEOUT):
+            yield
+    except BrokerUnavailable as error:
+        problem = problem_with(thing, error.__cause__)
+        if problem is None:
+            raise
+        raise TopologyError([problem]) from error.__cause__
+
+
+_DIFFERS = re.compile(
+    r"inequivalent arg '(?P<arg>[^']+)' for .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
+)
+
+
+def problem_with(thing: str, cause: BaseException | None) -> str | None:
+    """What an error of a declare means for this thing, in a sentence; None for an error of another kind."""
+    text = str(cause)
+    if isinstance(cause, ChannelNotFoundEntity):
+        return f"{thing} is missing"
+    if isinstance(cause, ChannelAccessRefused):
+        return f"{thing}: access refused: {with_code(text)}"
+    if isinstance(cause, ChannelPreconditionFailed):
+        differs = _DIFFERS.search(text)
+        if differs is None:
+            # Its own words: a limit of the vhost, a feature that it does not have.
+            return f"{thing}: the broker does not take it: {with_code(text)}"
+        return (
+            f"{thing} exists with another {differs['arg']}: the bridge needs {differs['ours']}, "
+            f"the broker has {differs['theirs']}; delete it when it is empty, or change its policy"
+        )
+    return None

@@ -1,0 +1,179 @@
+"""Which bridge takes: how a node knows that it is its turn to consume push.requests, and how another knows it is not.
+
+The queue has a single active consumer, and that is the fence: whatever is said here, the broker gives requests to one
+consumer at a time. But it never tells a consumer whether it is that one (AMQP 0-9-1 has no such message). So a node
+consumes only when it is its turn:
+
+1. nobody consumes push.requests. A passive declare tells, at no cost and without an error in the broker's log. A
+   bridge of an older version, which knows nothing of turns, is seen like this as well;
+2. it holds the lock: the exclusive queue `push.taker`, which lives as long as the connection that declared it
+   (AMQP 0-9-1, queue.declare, `exclusive`). It decides between two nodes that look in the same moment.
+
+A frozen process keeps both until the broker misses its heartbeats, and so does a connection of this very node that
+only the broker still believes in.
+
+| the broker says | then |
+|---|---|
+| somebody consumes | stand by, look again |
+| the same at the first look, and the lock is free | as before, but keep it, and say in the log who that may be |
+| nobody does, the lock is free | ACTIVE |
+| nobody does, the lock is held | the holder is about to consume: stand by, look again |
+| the same for `LOCK_PATIENCE` | the holder does not come to it: consume without the lock, UNKNOWN |
+| this user may not declare the lock | consume without it, UNKNOWN |
+| somebody has declared an ordinary queue of its name | consume without it, UNKNOWN, and say what mends it |
+
+UNKNOWN becomes ACTIVE with the first request: the broker gives it to the active consumer alone.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import shlex
+from collections.abc import Callable
+from typing import cast
+
+import aio_pika
+import aiormq
+import aiormq.abc
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+
+from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.topology import REQUESTS
+from bridge.core.errors import BrokerUnavailable
+from bridge.core.ports.clock import Clock
+
+log = logging.getLogger("bridge")
+
+LOCK = "push.taker"
+"""The exclusive queue that the active node holds. Nothing is ever published to it."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks of a node that stands by: what a takeover takes at most."""
+LOCK_PATIENCE = 5.0
+"""Seconds after which a lock is not waited for whose holder does not consume."""
+
+NO_LOCK = (
+    f"{LOCK} is an ordinary queue that somebody has declared, where the bridges want one that each declares for its "
+    "own connection: bridges that start at once can't say which one takes"
+)
+
+
+class Role(enum.StrEnum):
+    """What a node that is connected to the broker is to the others."""
+
+    ACTIVE = "active"
+    """It takes the pushes."""
+    STANDBY = "standby"
+    """Another consumer takes them; this node does when that one is gone."""
+    UNKNOWN = "unknown"
+    """It consumes, and whether the broker gives it the pushes will be known with the first one."""
+
+
+class Turn:
+    """One connection's place in the line. `held` is the channel that the lock was declared on."""
+
+    def __init__(self, connection: aio_pika.Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+        self.held: aiormq.abc.AbstractChannel | None = None
+        self._told = False
+
+    async def come(self, waiting: Callable[[], None], stopped: Callable[[], bool]) -> Role:
+        """Return ACTIVE or UNKNOWN when this node should consume; STANDBY only once `stopped`.
+
+        `waiting` is called each time when it turns out that it is another one's turn. Raises BrokerUnavailable.
+        """
+        looking = await channel(self._connection, confirms=False)
+        locked_since: float | None = None
+        first = True
+        while not stopped():
+            if await _consumers(looking):
+                locked_since = None
+                if first and await self._lock() is Role.ACTIVE:
+                    log.warning(
+                        "%s is consumed by somebody who does not hold the queue %s: a bridge of an older version, or "
+                        "none",
+                        REQUESTS,
+                        LOCK,
+                    )
+            else:
+                role = await self._lock()
+                now = self._clock.monotonic()
+                locked_since = now if locked_since is None else locked_since
+                if role is Role.STANDBY and now - locked_since >= LOCK_PATIENCE:
+                    log.warning(
+                        "%s is locked by a connection that does not consume: going on without it", LOCK
+                    )
+                    role = Role.UNKNOWN
+                if role is not Role.STANDBY:
+                    async with border("close a channel", STEP_TIMEOUT):
+                        await looking.close()
+                    return role
+            first = False
+            waiting()
+            await self._clock.sleep(LOOK_EVERY)
+        return Role.STANDBY
+
+    async def _lock(self) -> Role:
+        if self.held is not None:
+            return Role.ACTIVE
+        # A refusal costs the channel.
+        low = await channel(self._connection, confirms=False)
+        try:
+            async with border(f"declare {LOCK}", STEP_TIMEOUT):
+                await low.queue_declare(LOCK, exclusive=True, arguments={"x-queue-type": "classic"})
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelAccessRefused):
+                return Role.UNKNOWN
+            if isinstance(error.__cause__, ChannelPreconditionFailed | ChannelLockedResource):
+                return await self._refused_by_what()
+            raise
+        self.held = low
+        return Role.ACTIVE
+
+    async def _refused_by_what(self) -> Role:
+        """STANDBY where it is another connection's; UNKNOWN where it is an ordinary queue, which is nobody's.
+
+        The broker answers both with the same words. But it lets everybody look at an ordinary one.
+        """
+        low = await channel(self._connection, confirms=False)
+        try:
+            async with border(f"look at {LOCK}", STEP_TIMEOUT):
+                await low.queue_declare(LOCK, passive=True)
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelLockedResource | ChannelNotFoundEntity):
+                # It has it, or had it a moment ago.
+                return Role.STANDBY
+            raise
+        async with border("close a channel", STEP_TIMEOUT):
+            await low.close()
+        if not self._told:
+            self._told = True
+            log.warning("%s: %s", NO_LOCK, delete_command(self._connection))
+        return Role.UNKNOWN
+
+    async def give_up(self) -> None:
+        """Let the next one have its turn at once rather than when this connection ends. Raises BrokerUnavailable."""
+        held, self.held = self.held, None
+        if held is not None:
+            async with border(f"delete {LOCK}", STEP_TIMEOUT):
+                await held.queue_delete(LOCK)
+
+
+def delete_command(connection: aio_pika.Connection) -> str:
+    """What to run so that `NO_LOCK` is no longer so."""
+    assert connection.transport is not None
+    vhost = cast(aiormq.Connection, connection.transport.connection).vhost
+    return f"rabbitmqctl delete_queue -p {shlex.quote(vhost)} {LOCK}"
+
+
+async def _consumers(low: aiormq.abc.AbstractChannel) -> int:
+    """How many consume push.requests; a quorum queue counts the single active one only."""
+    async with border(f"look at {REQUESTS}", STEP_TIMEOUT):
+        declared = await low.queue_declare(REQUESTS, passive=True)
+    return declared.consumer_count or 0

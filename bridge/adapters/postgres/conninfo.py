@@ -1,0 +1,32 @@
+"""What a connection to Postgres is asked to be: one place, whatever the DSN, the environment or the role say."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import conninfo
+
+from bridge.core.errors import DatabaseUnsuitable
+
+
+def conninfo_of(dsn: str, application_name: str, **defaults: int) -> str:
+    """The connection string for a DSN; `defaults` are for what it does not say itself.
+
+    The encoding is always UTF8: the program has text as such, and `PGCLIENTENCODING=LATIN1` would make every user
+    whose name is not Latin an error. As a startup parameter it wins over what a role or a database has set.
+    """
+    given = conninfo.conninfo_to_dict(dsn)
+    missing = {name: value for name, value in defaults.items() if name not in given}
+    return conninfo.make_conninfo(dsn, application_name=application_name, client_encoding="UTF8", **missing)
+
+
+def check_encoding(conn: psycopg.Connection | psycopg.AsyncConnection) -> None:
+    """Raise DatabaseUnsuitable unless both sides speak UTF8. Ids may be any text, and are compared bytewise."""
+    server = conn.info.parameter_status("server_encoding")
+    if server != "UTF8":
+        raise DatabaseUnsuitable(
+            f"the database {conn.info.dbname} has the encoding {server}, wanted is UTF8: create it with"
+            " `create database NAME encoding 'UTF8' locale 'C.UTF-8' template template0`"
+        )
+    client = conn.info.parameter_status("client_encoding")
+    if client != "UTF8":
+        raise DatabaseUnsuitable(f"the connection has the encoding {client} though UTF8 was asked for")

@@ -1,0 +1,349 @@
+"""Rows as Postgres takes and gives them: array literals one way, records the other.
+
+The literals are built by hand because the driver's list dumpers, not the server, would be the limit.
+https://www.postgresql.org/docs/15/arrays.html#ARRAYS-IO
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, LiteralString
+
+import msgspec
+
+from bridge.core.errors import RowsRefused
+from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.pushes import Encoding
+from bridge.core.model.rows import Reply, Row, RowKey
+
+COLUMNS: tuple[LiteralString, ...] = (
+    "tenant", "push_id", "user_id", "outcome", "reason", "confirm", "sessions", "attempts",
+    "extract(epoch from published_at)::float8", "extract(epoch from taken_at)::float8",
+    "extract(epoch from written_at)::float8", "extract(epoch from proven_at)::float8",
+    "extract(epoch from finished_at)::float8",
+    "node", "boot", "event", "app_id", "detail", "traceparent",
+    "meta::text", "payload", "owed::text",
+    "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
+    "ack_within", "extract(epoch from late_at)::float8", "fingerprint",
+    "extract(epoch from differed_at)::float8",
+)  # fmt: skip
+"""What `row_of` reads, in its order, of a row of delivery_log."""
+META: LiteralString = (
+    "(case when {0}.content is null then {0}.meta else coalesce({0}.meta,"
+    " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)"
+)
+"""The meta of a record, wherever it is."""
+SHARE_BYTES = 256
+"""From so many bytes on, what several rows of a batch have in common is stored once."""
+
+
+# Calling an enum costs more than all the rest of a field.
+_OUTCOMES = {o.value: o for o in Outcome}
+_REASONS = {r.value: r for r in Reason}
+_ENCODINGS = {e.value: e for e in Encoding}
+_PROOFS = {p.value: p for p in Proof}
+
+
+def columns(
+    record: LiteralString, *, data: bool = False, excluded: bool = False, meta: bool = True
+) -> LiteralString:
+    """The COLUMNS of a record that an SQL expression names, such as `l` or `(r.log)`.
+
+    With `data` or `excluded` the record is one of whole(), and its payload, or its except list, is read; else the
+    row will have none. Without `meta` it will have none of that either.
+    """
+    here: dict[LiteralString, LiteralString] = {}
+    if not data:
+        here["payload"] = "null::bytea"
+        here["meta::text"] = f"{META.format(record)}::text" if meta else "null::text"
+    if not excluded:
+        here["excluded::text"] = "null::text"
+    return ", ".join(here.get(c) or _column(c, record) for c in COLUMNS)
+
+
+def _column(column: LiteralString, record: LiteralString) -> LiteralString:
+    if column.startswith("extract"):
+        return column.replace("(epoch from ", f"(epoch from {record}.")
+    return f"{record}.{column}"
+
+
+def row_of(record: Sequence[Any]) -> Row:
+    """The row that a record of COLUMNS holds."""
+    (
+        tenant, push_id, user_id, outcome, reason, confirm, sessions, attempts,
+        published_at, taken_at, written_at, proven_at, finished_at,
+        node, boot, event, app_id, detail, traceparent, meta, payload, owed,
+        day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at, fingerprint,
+        differed_at,
+    ) = record  # fmt: skip
+    return Row(
+        key=RowKey(tenant, push_id, user_id),
+        outcome=_OUTCOMES[outcome],
+        reason=_REASONS[reason],
+        node=node,
+        boot=boot,
+        published_at=published_at,
+        taken_at=taken_at,
+        detail=detail,
+        event=event,
+        app_id=app_id,
+        meta=b"" if meta is None else meta.encode(),
+        confirm=_PROOFS[confirm],
+        written_at=written_at,
+        proven_at=proven_at,
+        finished_at=finished_at,
+        sessions=sessions,
+        attempts=attempts,
+        payload=payload,
+        traceparent=traceparent,
+        owed=replies_of(owed),
+        day=day,
+        expires_at=expires_at,
+        position=position or 0,
+        encoding=Encoding.JSON if encoding is None else _ENCODINGS[encoding],
+        excluded=frozenset() if excluded is None else frozenset(msgspec.json.decode(excluded)),
+        collapse_key=collapse_key or "",
+        ack_within=ack_within or 0.0,
+        late_at=late_at,
+        fingerprint=fingerprint or 0,
+        differed_at=differed_at,
+    )
+
+
+# --- Array literals --------------------------------------------------------------------------------------
+
+
+def texts(values: Sequence[str]) -> str:
+    """A text[] literal. Every element is quoted, so `NULL`, commas and braces are themselves."""
+    if not values:
+        return "{}"
+    joined = '","'.join(values)
+    # Nearly always nothing is to be escaped; one look at the whole is cheaper than one at each.
+    if "\\" in joined or joined.count('"') != 2 * (len(values) - 1):
+        joined = '","'.join([v.replace("\\", "\\\\").replace('"', '\\"') for v in values])
+    return f'{{"{joined}"}}'
+
+
+def texts_or_none(values: Sequence[str]) -> str | None:
+    """A text[] literal, None where all are empty."""
+    return texts(values) if any(values) else None
+
+
+def nullable_texts(values: Sequence[str | None]) -> str | None:
+    """A literal of texts and nulls, None where all are null."""
+    if all(v is None for v in values):
+        return None
+    return "{" + ",".join(["NULL" if v is None else texts((v,))[1:-1] for v in values]) + "}"
+
+
+def numbers(values: Iterable[float]) -> str:
+    """An array literal of numbers; the shortest form that reads back as the same float."""
+    return f"{{{','.join(map(repr, values))}}}"
+
+
+def nullable_numbers(values: Sequence[float | None]) -> str:
+    """An array literal of numbers and nulls."""
+    return f"{{{','.join(map(repr, values))}}}".replace("None", "NULL")
+
+
+def booleans(values: Iterable[bool]) -> str:
+    """A boolean[] literal."""
+    return f"{{{','.join(map(repr, values))}}}"
+
+
+def key_params(rows: Iterable[RowKey]) -> tuple[str, str, str]:
+    """Three text[] literals, as every function of the schema takes keys: tenants, push ids, users."""
+    tenants, push_ids, users = zip(*rows, strict=True)
+    return texts(tenants), texts(push_ids), texts(users)
+
+
+def lock_order(key: RowKey) -> tuple[str, str, str]:
+    """The order of all writers, that of the columns in the primary key: two unsorted ones would deadlock."""
+    return key.push_id, key.user, key.tenant
+
+
+RECORD_PARAMS = 37
+"""How many parameters record_rows() has."""
+
+
+def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
+    """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
+    tenants, push_ids, users = key_params([r.key for r in rows])
+    # Lists of thousands, mostly the same one for all rows of a batch: each is turned into text once.
+    lists = {id(r.excluded): r.excluded for r in rows if r.excluded}
+    listed = {place: _json_array(ids) for place, ids in lists.items()}
+    shared = _Shared(rows, listed)
+    own = [r if c is None else _NOTHING for r, c in zip(rows, shared.of_row, strict=True)]
+    return (
+        tenants,
+        push_ids,
+        users,
+        texts([r.outcome for r in rows]),
+        texts([r.reason for r in rows]),
+        booleans([r.final for r in rows]),
+        numbers([r.confirm.value for r in rows]),
+        numbers([r.sessions for r in rows]),
+        numbers([r.attempts for r in rows]),
+        numbers([r.published_at for r in rows]),
+        numbers([r.taken_at for r in rows]),
+        nullable_numbers([r.written_at for r in rows]),
+        nullable_numbers([r.proven_at for r in rows]),
+        nullable_numbers([r.finished_at for r in rows]),
+        texts([r.node for r in rows]),
+        texts([r.boot for r in rows]),
+        texts([r.event for r in rows]),
+        texts([r.app_id for r in rows]),
+        texts_or_none([r.detail for r in rows]),
+        texts_or_none([r.traceparent for r in rows]),
+        nullable_texts([_meta(r.meta) for r in own]) if any(r.meta for r in own) else None,
+        _bytes([r.payload for r in own]),
+        nullable_texts([owed_text(r.owed) for r in rows]),
+        nullable_texts([None if r.day is None else r.day.isoformat() for r in rows]),
+        *_kept_params(rows, own, listed),
+        _bytes(shared.of_row),
+        *shared.params(),
+        nullable_numbers([r.fingerprint or None for r in rows]),
+    )
+
+
+def _kept_params(
+    rows: Sequence[Row], own: Sequence[Row], listed: Mapping[int, str]
+) -> tuple[str | None, ...]:
+    """Positions, ends, encodings, collapse keys, excluded sessions, acks within, bytes: null for what is not kept."""
+    kept = [r.expires_at is not None for r in rows]
+    if not any(kept) and not any(r.collapse_key for r in rows):
+        return (None,) * 7
+    sizes = [len(r.payload or b"") + len(listed.get(id(r.excluded), "")) for r in rows]
+    return (
+        nullable_numbers([r.position or None for r in rows]),
+        nullable_numbers([r.expires_at for r in rows]),
+        nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
+        nullable_texts([r.collapse_key or None for r in rows]),
+        nullable_texts([listed[id(r.excluded)] if r.excluded else None for r in own]),
+        nullable_numbers([r.ack_within or None for r in rows]),
+        nullable_numbers(
+            [n if k and r.payload is not None else None for r, k, n in zip(rows, kept, sizes, strict=True)]
+        ),
+    )
+
+
+class _Shared:
+    """What several rows of a batch have in common: their data, except list and meta, once each."""
+
+    def __init__(self, rows: Sequence[Row], listed: Mapping[int, str]) -> None:
+        self._listed = listed
+        self.of_row: list[bytes | None] = [None] * len(rows)
+        """The id of what a row shares; None: it has all in itself."""
+        self._found: dict[bytes, Row] = {}
+        # The rows of one request hold the very same objects, and stand next to each other.
+        alike: dict[tuple[int, int, int], list[int]] = {}
+        for place, row in enumerate(rows):
+            if row.payload or row.excluded or row.meta:
+                alike.setdefault((id(row.payload), id(row.excluded), id(row.meta)), []).append(place)
+        for places in alike.values():
+            if len(places) > 1:
+                self._share(rows[places[0]], places)
+
+    def _share(self, row: Row, places: Sequence[int]) -> None:
+        parts = (
+            b"" if row.payload is None else b"d" + row.payload,
+            self._listed.get(id(row.excluded), "").encode(),
+            row.meta,
+        )
+        if sum(map(len, parts)) < SHARE_BYTES:
+            return
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(b"%d:" % len(part))
+            digest.update(part)
+        content_id = digest.digest()[:16]
+        self._found[content_id] = row
+        for place in places:
+            self.of_row[place] = content_id
+
+    def params(self) -> tuple[str | None, ...]:
+        """Ids, payloads, except lists and metas, for push_content; null where nothing is shared."""
+        if not self._found:
+            return (None,) * 4
+        rows = self._found.values()
+        return (
+            _bytes(list(self._found)),
+            _bytes([r.payload for r in rows]) or _nulls(len(self._found)),
+            nullable_texts([self._listed.get(id(r.excluded)) for r in rows]) or _nulls(len(self._found)),
+            nullable_texts([_meta(r.meta) for r in rows]) or _nulls(len(self._found)),
+        )
+
+
+_NOTHING = Row(RowKey("", "", ""), Outcome.PENDING, Reason.AWAITING_PROOF, "", "", 0.0, 0.0)
+"""Stands for a row whose data, except list and meta are elsewhere."""
+
+
+def _nulls(count: int) -> str:
+    return f"{{{','.join(['NULL'] * count)}}}"
+
+
+def _bytes(values: Sequence[bytes | None]) -> str | None:
+    """A bytea[] literal with nulls, None where all are null."""
+    if not any(v is not None for v in values):
+        return None
+    return "{" + ",".join(["NULL" if v is None else f'"\\\\x{v.hex()}"' for v in values]) + "}"
+
+
+def _json_array(values: Iterable[str]) -> str:
+    return msgspec.json.encode(sorted(values)).decode()
+
+
+def _meta(meta: bytes) -> str | None:
+    if not meta:
+        return None
+    try:
+        return meta.decode()
+    except UnicodeDecodeError as error:
+        raise RowsRefused("22021", f"meta that is no UTF-8: {error.reason}") from error
+
+
+# --- Owed replies ----------------------------------------------------------------------------------------
+
+
+def owed_text(owed: tuple[Reply, ...] | None) -> str | None:
+    """What a row owes as JSON, None for nothing owed. Never refused by the database, whatever a peer sent."""
+    if owed is None:
+        return None
+    if not owed:
+        return "[]"
+    return msgspec.json.encode(
+        [
+            _field("queue", r.queue)
+            | _field("correlation_id", r.correlation_id)
+            | ({"repeat": "differs"} if r.differs else {})
+            for r in owed
+        ]
+    ).decode()
+
+
+def _field(name: str, value: str) -> dict[str, str]:
+    # jsonb has no NUL and no lone surrogates; AMQP short strings may hold either.
+    if "\0" not in value:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return {name: value}
+    return {f"{name}_hex": value.encode("utf-8", "surrogatepass").hex()}
+
+
+def replies_of(owed: str | None) -> tuple[Reply, ...] | None:
+    """What a row owes, from its JSON."""
+    if owed is None:
+        return None
+    return tuple(
+        Reply(_read(r, "queue"), _read(r, "correlation_id"), "repeat" in r) for r in msgspec.json.decode(owed)
+    )
+
+
+def _read(reply: Mapping[str, str], name: str) -> str:
+    if name in reply:
+        return reply[name]
+    return bytes.fromhex(reply[f"{name}_hex"]).decode("utf-8", "surrogatepass")

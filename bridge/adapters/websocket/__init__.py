@@ -1,0 +1,1 @@
+"""WebSocket: handshakes and sockets. The only package that knows websockets."""

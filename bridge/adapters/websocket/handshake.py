@@ -1,0 +1,293 @@
+"""What a client asks for when it comes to the WebSocket port, and the HTTP answer it gets.
+
+| request                                 | answer                                                             |
+|-----------------------------------------|--------------------------------------------------------------------|
+| GET or HEAD /livez                      | 200                                                                |
+| GET or HEAD /readyz                     | 200, or 503 with the causes, as JSON                               |
+| any other path but /ws                  | 404                                                                |
+| /ws, not a valid opening handshake      | 400, 405, 426 or 505 (RFC 6455 4.2.1)                              |
+| /ws, not accepting any more             | 503, Retry-After                                                   |
+| /ws, refused by the host                | the refusal's status; 401: WWW-Authenticate, 503: Retry-After      |
+| /ws, granted                            | 101, with the grant's subprotocol echoed, or none                  |
+| what is no HTTP, or goes on too early   | 400                                                                |
+| a request that is not there in time     | 408                                                                |
+| too long                                | 414, 431                                                           |
+| the oldest of too many unanswered ones  | 503, Retry-After                                                   |
+
+The path may be a whole URL (absolute-form, RFC 9112 3.2.2): what stands before its path does not matter here.
+
+No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
+is told of every handshake that is refused here, by the words of `WHYS`.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs
+
+from websockets.exceptions import (
+    HeaderLineTooLong,
+    InvalidHeader,
+    RequestLineTooLong,
+    TooManyHeaders,
+)
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
+
+from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
+from bridge.core.ports.sockets import SessionHost
+
+Readiness = Callable[[], tuple[bool, Sequence[str]]]
+"""Whether the service is ready, and one sentence for each cause why it is not."""
+
+RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
+"""Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
+QUERY_FIELDS_MAX: Final = 64
+
+LINE_BYTES_MAX: Final = 20 * 1024
+"""Bytes of the request line, and of each header line: a token of 16 KiB, as single sign-on makes them, and what is
+around it."""
+REQUEST_BYTES_MAX: Final = 40 * 1024
+"""Bytes of an opening request with its headers, give or take one read: a long token, and cookies of as much."""
+
+WHYS: Final = (
+    "path",
+    "method",
+    "no_upgrade",
+    "http_version",
+    "bad_header",
+    "bad_query",
+    "not_http",
+    "too_early",
+    "too_late",
+    "too_long",
+    "crowded",
+    "draining",
+)
+"""Why a handshake is refused before the host is asked, in metrics and logs."""
+
+
+class Early(NamedTuple):
+    """The answer to what never became a request: the library has none to it, or one that quotes."""
+
+    refusal: Refusal
+    answer: bytes
+
+
+def _early(status: http.HTTPStatus, why: str, text: str, *headers: str) -> Early:
+    lines = (
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        "Connection: close",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(text)}",
+        *headers,
+    )
+    return Early(Refusal(status.value, why, text), ("\r\n".join(lines) + "\r\n\r\n" + text).encode())
+
+
+_BAD, _LARGE = http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+MALFORMED: Final = _early(_BAD, "not_http", "This is not a valid HTTP request\n")
+TOO_EARLY: Final = _early(_BAD, "too_early", "Wait for the answer before you go on (RFC 6455 4.1)\n")
+TOO_LATE: Final = _early(
+    http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request was not there in time\n"
+)
+TOO_LONG: Final = _early(
+    _LARGE, "too_long", f"The opening request is too long: {REQUEST_BYTES_MAX} bytes are allowed\n"
+)
+CROWDED: Final = _early(
+    http.HTTPStatus.SERVICE_UNAVAILABLE,
+    "crowded",
+    "Too many are opening at once\n",
+    f"Retry-After: {RETRY_AFTER}",
+)
+_TOO_LONG: Final[Mapping[type[object], Early]] = {
+    RequestLineTooLong: _early(
+        http.HTTPStatus.REQUEST_URI_TOO_LONG,
+        "too_long",
+        f"The request line is too long: {LINE_BYTES_MAX} bytes are allowed\n",
+    ),
+    HeaderLineTooLong: _early(
+        _LARGE, "too_long", f"A header line is too long: {LINE_BYTES_MAX} bytes are allowed\n"
+    ),
+    TooManyHeaders: _early(_LARGE, "too_long", "The request has too many header lines\n"),
+}
+
+
+def refused_by_library(protocol: ServerProtocol) -> Early:
+    """The answer to what the library's parser would not take."""
+    return _TOO_LONG.get(type(protocol.handshake_exc), MALFORMED)
+
+
+class _LongLines(StreamReader):
+    """The library's reader with our bound for a line: its own is 8 KiB, for the whole process."""
+
+    def read_line(
+        self, m: int, too_long_exc_type: type[Exception] = RuntimeError
+    ) -> Generator[None, None, bytearray]:
+        return super().read_line(LINE_BYTES_MAX, too_long_exc_type)
+
+
+class Protocol(ServerProtocol):
+    """The library's protocol of a server, which reads lines as long as ours may be."""
+
+    def parse(self) -> Generator[None]:
+        """The parser; the constructor starts it."""
+        self.reader = _LongLines()
+        yield from super().parse()
+
+
+_NO_HANDSHAKE: Final = "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1)"
+_FAULTS: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("bad_header", f"{_NO_HANDSHAKE}.\n"),
+    405: ("method", "A WebSocket opening handshake is a GET request.\n"),
+    426: (
+        "no_upgrade",
+        "This is the address of a WebSocket: open it with a WebSocket client. (Where one did ask, a proxy on the way"
+        " has dropped the headers Connection and Upgrade.)\n",
+    ),
+    505: ("http_version", "A WebSocket opening handshake needs HTTP/1.1.\n"),
+}
+_NO_SUBPROTOCOLS: Final = (
+    f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol must list names with commas between, and names have no"
+    " spaces, quotes, / or = (a token in standard base64 can't be one). Offer bridge.v1.json or bridge.bare, or"
+    " leave the header out.\n"
+)
+_EMPTY_SUBPROTOCOLS: Final = (
+    f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol is empty. Offer bridge.v1.json or bridge.bare, or leave"
+    " the header out.\n"
+)
+
+
+class Doorway:
+    """Answers opening requests: the service's own pages, the handshake's form, the host's decision."""
+
+    def __init__(self, host: SessionHost, readiness: Readiness) -> None:
+        self._host = host
+        self._readiness = readiness
+        self.accepting = True
+        """False: opening handshakes get 503, and so does /readyz."""
+
+    def answer(self, protocol: ServerProtocol, request: Request) -> tuple[Response, Grant | None]:
+        """Decide on a request; the response is not sent yet. The grant is there with status 101 only."""
+        path, _, query = _origin_form(request.path).partition("?")
+        if path in ("/livez", "/readyz"):
+            return self._page(protocol, request, path), None
+        if path != "/ws":
+            elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.\n")
+            if request.headers.get_all("Upgrade"):
+                self._host.refused(elsewhere)
+            return self._refused(protocol, elsewhere), None
+        accepted = protocol.accept(request)
+        if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            return self._unacceptable(protocol, accepted), None
+        if not self.accepting:
+            self._host.refused(_DRAINING)
+            return self._refused(protocol, _DRAINING), None
+        handshake = _read(path, query, request)
+        if isinstance(handshake, Refusal):
+            self._host.refused(handshake)
+            return self._refused(protocol, handshake), None
+        decision = self._host.handshake(handshake)
+        if isinstance(decision, Refusal):
+            return self._refused(protocol, decision), None
+        if decision.subprotocol is not None:
+            accepted.headers["Sec-WebSocket-Protocol"] = decision.subprotocol
+        return accepted, decision
+
+    @staticmethod
+    def _refused(protocol: ServerProtocol, refusal: Refusal) -> Response:
+        response = protocol.reject(refusal.status, refusal.text)
+        if refusal.status == http.HTTPStatus.UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        elif refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            response.headers["Retry-After"] = RETRY_AFTER
+        return response
+
+    def _unacceptable(self, protocol: ServerProtocol, theirs: Response) -> Response:
+        # The library's own sentence quotes the header that is wrong, which may hold the token.
+        refusal = _fault(theirs.status_code, protocol.handshake_exc)
+        self._host.refused(refusal)
+        response = protocol.reject(refusal.status, refusal.text)
+        for name in ("Allow", "Upgrade"):
+            if name in theirs.headers:
+                response.headers[name] = theirs.headers[name]
+        return response
+
+    def _page(self, protocol: ServerProtocol, request: Request, path: str) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            response = protocol.reject(405, "Only GET and HEAD are possible here.\n")
+            response.headers["Allow"] = "GET, HEAD"
+            return response
+        if path == "/livez":
+            response = protocol.reject(200, "alive\n")
+        else:
+            ready, causes = self._readiness()
+            if not self.accepting:
+                ready, causes = False, [*causes, "no new sessions are accepted: the service is stopping"]
+            body = json.dumps({"ready": ready, "causes": list(causes)}) + "\n"
+            response = protocol.reject(200 if ready else 503, body)
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = "application/json"
+            if not ready:
+                response.headers["Retry-After"] = RETRY_AFTER
+        response.headers["Cache-Control"] = "no-store"
+        if request.method == "HEAD":
+            response.body = b""
+        return response
+
+
+def _origin_form(target: str) -> str:
+    """A request target without scheme and authority, where it has them (RFC 9112 3.2.2: servers must accept that)."""
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        return target
+    rest = target[absolute.end() :]
+    return rest if rest.startswith("/") else f"/{rest}"
+
+
+_ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?#]+", re.IGNORECASE)
+
+_DRAINING: Final = Refusal(503, "draining", "The service is stopping, come back in a moment.\n")
+
+
+def _fault(status: int, error: Exception | None) -> Refusal:
+    """What is wrong with a request that the library accepts as no handshake, in words that quote nothing of it."""
+    why, text = _FAULTS.get(status, ("bad_header", "The handshake failed.\n"))
+    if status == http.HTTPStatus.BAD_REQUEST and isinstance(error, InvalidHeader):
+        value = error.value or ""
+        if error.name == "Sec-WebSocket-Protocol":
+            # The library says where in the value the fault is, and then the value.
+            text = _EMPTY_SUBPROTOCOLS if value.endswith(" in ") else _NO_SUBPROTOCOLS
+        else:
+            state = "there more than once" if value == "multiple values" else "wrong" if value else "missing"
+            text = f"{_NO_HANDSHAKE}: the header {error.name} is {state}.\n"
+    return Refusal(status, why, text)
+
+
+def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
+    # Refused: something is there more often than it may be. The library has checked all else it names.
+    headers = request.headers
+    authorizations = headers.get_all("Authorization")
+    if len(authorizations) > 1:
+        text = f"{_NO_HANDSHAKE}: the header Authorization is there more than once.\n"
+        return Refusal(400, "bad_header", text)
+    try:
+        fields = parse_qs(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
+    except ValueError:
+        text = f"The query has too many fields: {QUERY_FIELDS_MAX} are allowed.\n"
+        return Refusal(400, "bad_query", text)
+    offered = [
+        entry.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for entry in value.split(",")
+    ]
+    return Handshake(
+        path=path,
+        query=fields,
+        origin=headers.get("Origin"),
+        authorization=authorizations[0] if authorizations else None,
+        subprotocols=tuple(entry for entry in offered if entry),
+    )

@@ -1,0 +1,249 @@
+"""`bridge dev`: private servers and the bridge on this machine, ready to be tried, and gone with Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bridge.cli.commands import run_loop
+from bridge.config import DEV_ENV_FILE, ENV_FILE, CommonSettings, Settings, env_name
+from bridge.core.errors import BridgeError
+from bridge.devservers import find_or_start
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from bridge.app.build import Running
+
+TOKEN_DAYS: Final = 7
+HOST: Final = "127.0.0.1"
+
+
+class Progress:
+    """A line for each slow step, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        """Print it now."""
+        print(f"{self.seconds:5.1f} s  {step}", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+
+def main(flags: Mapping[str, object], *, user: str) -> int:
+    """Serve until Ctrl-C or SIGTERM, then stop what was started; returns the exit code."""
+    from bridge.adapters import logs
+    from bridge.app import build as app
+
+    say = Progress()
+    with sigterm_interrupts():
+        root = Path(ENV_FILE).resolve().parent / ".dev"
+        settings = dev_settings(flags, root, say)
+        logs.setup(settings.log_level, settings.log_format)
+        given = settings.model_fields_set
+        try:
+            with find_or_start(
+                root / "servers",
+                amqp_url=settings.amqp_url if "amqp_url" in given else None,
+                postgres_dsn=settings.postgres_dsn if "postgres_dsn" in given else None,
+                say=say,
+            ) as found:
+                settings = settings.model_copy(
+                    update={"amqp_url": found.amqp_url, "postgres_dsn": found.postgres_dsn}
+                )
+                if settings.uses_postgres:
+                    upgrade(
+                        found.postgres_dsn, say, root / "servers" if "postgres_dsn" not in given else None
+                    )
+
+                def ready(running: Running) -> None:
+                    say("ready")
+                    print(banner(settings, running.ws_port, running.ops_port, user), flush=True)
+
+                async def serve() -> int:
+                    # The guard of the servers ends those; nobody else would remove the file.
+                    return await app.serve(
+                        settings, ready=ready, last=lambda: Path(DEV_ENV_FILE).unlink(missing_ok=True)
+                    )
+
+                with env_file(settings):
+                    code = run_loop(serve(), uvloop=settings.uvloop)
+                say("stopping")
+        except KeyboardInterrupt:
+            say("stopped")
+            return 130
+    say("stopped")
+    return code
+
+
+class StaleData(BridgeError):
+    """The data of private servers was made by another state of this program, and can't be upgraded."""
+
+    def __init__(self, directory: Path, problem: str) -> None:
+        self.directory = directory
+        super().__init__(f"{problem}; or begin anew: rm -r {shlex.quote(str(directory))}")
+
+
+def upgrade(dsn: str, say: Progress, private: Path | None) -> None:
+    """Bring the schema up to date; `private` is where the data is when the server is ours."""
+    from bridge.adapters.postgres import migrate
+
+    try:
+        applied = migrate.upgrade(dsn)
+    except migrate.MigrationChanged as error:
+        if private is None:
+            raise
+        raise StaleData(private, str(error)) from error
+    for name in applied:
+        say(f"applied {name}")
+
+
+def dev_settings(flags: Mapping[str, object], root: Path, say: Progress | None = None) -> Settings:
+    """The settings for a developer's machine; what the user gave wins over what is chosen here.
+
+    `.dev/env` of another `bridge dev` is left out. The ports are the usual ones, or the next free, which is told.
+    """
+    say = say or Progress()
+    base = {"dev": True, "_env_file": ENV_FILE}
+    given = Settings.load({**base, **flags}).model_fields_set
+    chosen: dict[str, object] = {"ws_host": HOST, "jwt_secret": kept_secret(root)}
+    taken: tuple[int, ...] = ()
+    for name, title in (("ws_port", "WebSockets"), ("ops_port", "the ops port and the demo page")):
+        if name not in given:
+            chosen[name] = usual_or_free(title, Settings.model_fields[name].default, taken, say)
+            taken = (int(str(chosen[name])),)
+    return Settings.load(
+        {**base, **{name: value for name, value in chosen.items() if name not in given}, **flags}
+    )
+
+
+def kept_secret(root: Path) -> str:
+    """The secret of the dev tokens, made once and kept, so that a page left open can come back."""
+    path = root / "jwt-secret"
+    try:
+        kept = path.read_text().strip()
+    except FileNotFoundError:
+        kept = ""
+    if not kept:
+        kept = secrets.token_urlsafe(48)
+        _write_private(path, kept + "\n")
+    return kept
+
+
+def usual_or_free(title: str, usual: int, taken: tuple[int, ...], say: Progress) -> int:
+    """The usual port, or the next one that is free: then people are told where to look."""
+    port = free_port(usual, taken)
+    if port != usual:
+        say(f"port {usual} is in use: {title} are on {port}")
+    return port
+
+
+def free_port(first: int, taken: tuple[int, ...]) -> int:
+    """The first port from `first` on that nobody listens on."""
+    for port in range(first, first + 1000):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    return 0
+
+
+@contextmanager
+def env_file(settings: CommonSettings) -> Iterator[None]:
+    """Let the other commands find the servers, from this directory, for as long as the block lasts."""
+    path = Path(DEV_ENV_FILE)
+    values = {"amqp_url": settings.amqp_url, "postgres_dsn": settings.postgres_dsn}
+    if isinstance(settings, Settings):
+        values["jwt_secret"] = settings.jwt_secret.get_secret_value()
+        values |= {name: str(getattr(settings, name)) for name in ("ws_port", "ops_port")}
+    lines = [f"{env_name(name)}='{_escaped(value)}'\n" for name, value in values.items()]
+    _write_private(path, "# Written by `bridge dev`, removed when it stops.\n" + "".join(lines))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, also while nothing but a `finally` would stop the servers."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
+    """What a newcomer needs next."""
+    from bridge.adapters.tokens import make_token
+
+    token = make_token(
+        settings.jwt_secret.get_secret_value(),
+        user,
+        TOKEN_DAYS * 86400,
+        algorithm=settings.jwt_algorithms[0],
+        iss=settings.jwt_issuer or None,
+        aud=settings.jwt_audience or None,
+    )
+    push = f'{our_command()} push --user {shlex.quote(user)} --data \'{{"hello": "world"}}\''
+    return f"""
+  WebSocket   ws://{HOST}:{ws_port}/ws?token=<token>
+  demo page   http://{HOST}:{ops_port}/
+  token       {token}
+              (user {user}, good for {TOKEN_DAYS} days)
+
+  Open the demo page and connect, then push something from another shell in this directory:
+
+    {push}
+
+  Ctrl-C stops the bridge and its servers.
+"""
+
+
+def our_command() -> str:
+    """How this program is called from a shell in this directory."""
+    called = Path(sys.argv[0])
+    if called.name != "bridge":
+        return f"{shlex.quote(sys.executable)} -m bridge.cli"
+    found = shutil.which("bridge")
+    if found and Path(found).resolve() == called.resolve():
+        return "bridge"
+    return shlex.quote(os.path.relpath(called))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)

@@ -1,0 +1,395 @@
+"""What the operator's commands do and print: dead, replay, why, audit. Each returns its exit code."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from bridge.adapters.amqp.depths import QueueDepth
+from bridge.adapters.amqp.frames import legible
+from bridge.config import CommonSettings
+from bridge.core.errors import BrokerUnavailable, SettingsError
+from bridge.core.ports.clock import Clock
+from bridge.operator import dead_letters, inquiry, story
+from bridge.operator import replay as replaying
+from bridge.operator.dead_letters import Letter
+from bridge.operator.inquiry import Books, Hour
+from bridge.operator.story import age, plain
+
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two lines of progress."""
+
+HOURS_MAX: Final = 10 * 366 * 24
+"""More than the longest retention."""
+
+# --- dead ------------------------------------------------------------------------------------------------
+
+
+def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
+    """Whether a letter is meant: by its id, by its reason; without either every letter is."""
+    if not ids and not reasons:
+        return lambda letter: True
+    return lambda letter: letter.id in ids or letter.reason in reasons
+
+
+async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: int, as_json: bool) -> int:
+    """A line for each letter, oldest first, and what there is of each reason."""
+    chosen = chooser((), reasons)
+    now = datetime.now(UTC)
+    counts: dict[str, int] = {}
+    looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if not chosen(letter):
+                continue
+            if not counts and not as_json:
+                print(f"{'id':<36}  {'reason':<16}  {'age':>6}  {'bytes':>7}  {'tenant/app':<20}  detail")
+            counts[letter.reason] = counts.get(letter.reason, 0) + 1
+            print(json.dumps(_summary(letter), ensure_ascii=False) if as_json else _letter_line(letter, now))
+        total = pile.total
+    if not as_json:
+        print(_count(counts))
+        _say_what_was_not_seen(looked_at, total)
+    return 0
+
+
+def _letter_line(letter: Letter, now: datetime) -> str:
+    owner = "/".join((letter.tenant or "-", letter.app_id or "-"))
+    old = age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
+    detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
+    return (
+        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {letter.size:>7}  "
+        f"{plain(owner, 20):<20}  {plain(detail, 120)}"
+    ).rstrip()
+
+
+def _count(counts: dict[str, int]) -> str:
+    if not counts:
+        return "no dead letters"
+    total = sum(counts.values())
+    parts = ", ".join(f"{number} {plain(reason) or 'of others'}" for reason, number in sorted(counts.items()))
+    return f"{total} dead letter{'s' if total != 1 else ''}: {parts}"
+
+
+def _say_what_was_not_seen(looked_at: int, total: int) -> None:
+    if total > looked_at:
+        print(
+            f"{looked_at} of {total} letters were looked at, the oldest: --limit N looks at more",
+            file=sys.stderr,
+        )
+
+
+async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_json: bool) -> int:
+    """Everything about the letters of one id; 1 where there is none."""
+    found = looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if letter.id != push_id:
+                continue
+            if found and not as_json:
+                print()
+            found += 1
+            print(json.dumps(_whole(letter), ensure_ascii=False) if as_json else _page(letter))
+        total = pile.total
+    if not found:
+        print(f"no letter {plain(push_id)} in push.dead; `bridge why` asks the delivery log", file=sys.stderr)
+        _say_what_was_not_seen(looked_at, total)
+    return 0 if found else 1
+
+
+def _summary(letter: Letter) -> dict[str, object]:
+    return {
+        "id": legible(letter.id),
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "buried_at": letter.buried_at.isoformat() if letter.buried_at else None,
+        "replayed_at": letter.replayed_at or None,
+        "bytes": letter.size,
+        "tenant": letter.tenant,
+        "app_id": letter.app_id,
+    }
+
+
+def _properties(letter: Letter) -> dict[str, object]:
+    given = {
+        "app_id": letter.app_id,
+        "message_id": letter.message_id,
+        "correlation_id": letter.correlation_id,
+        "reply_to": letter.reply_to,
+        "content_type": letter.content_type,
+        "content_encoding": letter.content_encoding,
+        "timestamp": letter.timestamp.isoformat() if letter.timestamp else "",
+    }
+    return {name: legible(value) for name, value in given.items() if value}
+
+
+def _whole(letter: Letter) -> dict[str, object]:
+    body: dict[str, object]
+    try:
+        body = {"body": letter.body.decode()}
+    except UnicodeDecodeError:
+        body = {"body": base64.b64encode(letter.body).decode(), "encoding": "base64"}
+    headers = {legible(name): _header(value) for name, value in letter.headers.items()}
+    return {**_summary(letter), "properties": _properties(letter), "headers": headers, **body}
+
+
+def _header(value: object) -> Any:
+    match value:
+        case dict():
+            return {legible(name): _header(inner) for name, inner in value.items()}
+        case list():
+            return [_header(inner) for inner in value]
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case _:
+            return value
+
+
+def _page(letter: Letter) -> str:
+    facts: dict[str, object] = {
+        "id": letter.id,
+        "reason": letter.reason or "none: the bridge did not put it there",
+        "detail": letter.detail,
+        "buried": letter.buried_at.astimezone().isoformat(" ") if letter.buried_at else "",
+        "replayed": letter.replayed_at,
+        "tenant": letter.tenant,
+        **_properties(letter),
+    }
+    lines = [f"{name:<16} {plain(str(value))}" for name, value in facts.items() if value]
+    ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
+    for name, value in letter.headers.items():
+        if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
+            shown = json.dumps(_header(value), ensure_ascii=False)
+            lines.append(f"{'header':<16} {plain(legible(name))}: {plain(shown)}")
+    lines.append(f"{'body':<16} {letter.size} bytes")
+    text = letter.body.decode("utf-8", "backslashreplace")
+    lines += ["    " + plain(line) for line in text.split("\n")]
+    return "\n".join(lines)
+
+
+async def dead_replay(
+    settings: CommonSettings,
+    ids: Sequence[str],
+    reasons: Sequence[str],
+    *,
+    limit: int,
+    new_ids: bool,
+    dry_run: bool,
+) -> int:
+    """Publish letters again; 1 where one that was asked for was not."""
+    done = await dead_letters.replay(
+        settings.amqp_url,
+        chooser(ids, reasons),
+        limit=limit,
+        now=time.time(),
+        new_ids=new_ids,
+        dry_run=dry_run,
+    )
+    verb = "would be replayed" if dry_run else "replayed"
+    for old, new in done.replayed:
+        print(f"{verb}: {plain(old)}" + (f" as {plain(new)}" if new != old else ""))
+    for push_id, why in done.refused:
+        print(f"kept: {plain(push_id) or '-'}: {why}")
+    seen = {push_id for push_id, _ in done.replayed} | {push_id for push_id, _ in done.refused}
+    absent = [push_id for push_id in ids if push_id not in seen]
+    for push_id in absent:
+        print(f"no letter {plain(push_id)} among the {done.looked_at} that were looked at", file=sys.stderr)
+    print(f"{len(done.replayed)} {verb}, {len(done.refused)} kept, {done.looked_at} looked at")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 1 if absent or done.refused else 0
+
+
+async def dead_purge(
+    settings: CommonSettings, ids: Sequence[str], reasons: Sequence[str], *, limit: int, yes: bool
+) -> int:
+    """Throw letters away; without `yes` say how many it would be and raise."""
+    done = await dead_letters.purge(settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes)
+    if not yes:
+        problem = f"is needed to delete {done.found} of {done.total} letters; nothing was deleted"
+        raise SettingsError("--yes", problem)
+    print(f"{done.found} deleted, {done.total - done.found} kept")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 0 if done.found or not ids else 1
+
+
+# --- replay ----------------------------------------------------------------------------------------------
+
+
+async def replay(
+    settings: CommonSettings,
+    conditions: Sequence[str],
+    *,
+    mark: str,
+    rate: float,
+    ttl: float | None,
+    dry_run: bool,
+    clock: Clock | None = None,
+) -> int:
+    """Count what matches, and publish again what can be; 1 where nothing matches, or something can't be."""
+    if clock is None:
+        from bridge.app.build import SystemClock
+
+        clock = SystemClock()
+    meant = replaying.where(conditions, datetime.fromtimestamp(clock.time(), UTC))
+    async with replaying.selected(settings.postgres_dsn, meant, replaying.checked_mark(mark)) as selection:
+        counts = await selection.count()
+        _print_verdicts(counts)
+        wanted = counts.get(replaying.AGAIN, 0)
+        if wanted and not dry_run:
+            confirmed = 0
+            said = clock.monotonic()
+            try:
+                async with aclosing(
+                    replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
+                ) as progress:
+                    async for confirmed in progress:
+                        if clock.monotonic() - said >= PROGRESS_EVERY:
+                            said = clock.monotonic()
+                            print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
+            except BaseException:
+                print(
+                    f"stopped after {confirmed} of {wanted}: the same command goes on from there",
+                    file=sys.stderr,
+                )
+                raise
+            print(f"{confirmed} replayed")
+    return 0 if counts and counts.keys() <= {replaying.AGAIN, *replaying.DONE} else 1
+
+
+def _print_verdicts(counts: Mapping[str, int]) -> None:
+    total = sum(counts.values())
+    print("no row matches" if not total else "1 row matches" if total == 1 else f"{total} rows match")
+    for verdict, words in replaying.VERDICTS.items():
+        if verdict in counts:
+            print(f"  {counts[verdict]:>7}  {words}")
+
+
+# --- why -------------------------------------------------------------------------------------------------
+
+
+async def why(
+    settings: CommonSettings, push_id: str, user: str | None, tenant: str | None, *, as_json: bool
+) -> int:
+    """Tell what became of a push; 1 where the log does not know it (for this user)."""
+    found = await inquiry.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant)
+    if as_json:
+        for row in found.rows:
+            print(msgspec.json.encode(row).decode())
+    elif found.endings:
+        for line in story.told(push_id, user, found):
+            print(line)
+    else:
+        for line in story.never_seen(push_id, found, await _waiting(settings)):
+            print(line)
+    return 0 if found.rows else 1
+
+
+async def _waiting(settings: CommonSettings) -> Sequence[QueueDepth] | str:
+    try:
+        return [d for d in await inquiry.queue_depths(settings.amqp_url) if d.name != "push.dead"]
+    except BrokerUnavailable as error:
+        return error.cause
+
+
+# --- audit -----------------------------------------------------------------------------------------------
+
+
+async def audit(settings: CommonSettings, hours: int) -> int:
+    """Print the hours and what should not be; 1 where something should not be."""
+    books = await inquiry.read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
+    depths = await inquiry.queue_depths(settings.amqp_url)
+    _print_hours(books)
+    print()
+    drift = False
+    for wrong, what, words in [*_log_checks(books), *_queue_checks(depths)]:
+        drift = drift or wrong
+        print(f"{'DRIFT' if wrong else 'ok':<5}  {what:<14} {words}")
+    return 1 if drift else 0
+
+
+def _print_hours(books: Books) -> None:
+    names = Hour._fields[1:]
+    print(f"{'hour':<16}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names))
+    for hour in books.hours:
+        cells = "".join(f"{getattr(hour, name):>{max(9, len(name) + 2)}}" for name in names)
+        print(f"{hour.hour.astimezone():%Y-%m-%d %H:%M}{cells}")
+    if not books.hours:
+        print("(no push was taken)")
+
+
+def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
+    """(whether it is drift, what was looked at, what was found)."""
+    found = books.irregular
+    nodes = ", ".join(found.nodes) or "none"
+    oldest = (
+        f", the oldest taken {found.oldest_pending.astimezone():%Y-%m-%d %H:%M:%S}"
+        if found.oldest_pending
+        else ""
+    )
+    for name, ended_at, begun, with_row, on_their_way in books.began:
+        until = "" if ended_at is None else f" until it ended at {ended_at.astimezone():%Y-%m-%d %H:%M:%S}"
+        yield (
+            begun != with_row + on_their_way,
+            "taken",
+            f"{begun} pushes by {name} since its start{until}: {with_row} with a row,"
+            f" {on_their_way} on their way",
+        )
+    absent = sum(max(0, hour.taken - hour.rows) for hour in books.hours)
+    strange = sum(max(0, hour.rows - hour.taken) for hour in books.hours)
+    yield (
+        absent + strange > 0,
+        "log",
+        f"{absent} of the rows that were written in these hours are gone"
+        + (f", {strange} are there that were not" if strange else ""),
+    )
+    yield (
+        found.orphans > 0,
+        "dead nodes",
+        f"{found.orphans} rows pending, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
+        + (f"{oldest}; nodes alive: {nodes}" if found.orphans else ""),
+    )
+    yield (
+        found.stuck > 0,
+        "stuck rows",
+        f"{found.stuck} rows pending for over {inquiry.STUCK_AFTER:g} s, though their process lives",
+    )
+    yield (
+        found.unexpired > 0,
+        "kept",
+        f"{found.unexpired} rows stored though their ttl ended over {inquiry.KEPT_AFTER:g} s ago",
+    )
+    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
+    wrong = sum(hour.wrong for hour in books.hours)
+    yield (
+        wrong > 0,
+        "rows",
+        f"{wrong} contradict themselves (proof, times, outcome and reason) in these hours",
+    )
+    missing = ", ".join(f"{day}" for day in found.missing_days)
+    yield (
+        bool(missing),
+        "partitions",
+        f"missing: {missing}" if missing else "there, for today and the next days",
+    )
+
+
+def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str]]:
+    for depth in depths:
+        if not depth.there:
+            yield True, depth.name, "the queue is missing"
+        elif depth.name == "push.dead":
+            yield False, depth.name, f"{depth.ready} ready, for people: bridge dead list"
+        elif depth.consumers == 0:
+            yield depth.ready > 0, depth.name, f"{depth.ready} ready, nobody takes them"
+        else:
+            yield False, depth.name, f"{depth.ready} ready, bridges take from it"

@@ -1,0 +1,198 @@
+"""Frames of a session, out and in: model to bytes and back. Pure: no I/O."""
+
+from __future__ import annotations
+
+import base64
+from typing import NamedTuple, TypeAlias, TypeGuard
+
+import msgspec
+from msgspec import Raw
+
+from bridge.core.contract import jsontext
+from bridge.core.contract.fields import Id, has_no_controls, is_id, kind
+from bridge.core.contract.jsontext import BAD_JSON, encode
+from bridge.core.model.pushes import Encoding, PushRequest
+from bridge.core.model.sessions import CloseReason
+from bridge.core.ports.sockets import Frame
+
+Ref: TypeAlias = str | int | None
+"""What a client put into `ref`, given back with the answer; None where it gave none that is usable."""
+
+
+def push_frame(request: PushRequest) -> Frame:
+    """A push in the envelope of `bridge.v1.json`; JSON data goes in byte for byte as it came.
+
+    The tenant is there where the push has one: ids are unique within their tenant.
+    """
+    of = b',"tenant":%b' % encode(request.tenant) if request.tenant else b""
+    head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
+    if request.encoding is Encoding.JSON:
+        return Frame(b"%b%b}" % (head, request.data))
+    if request.encoding is Encoding.TEXT:
+        return Frame(b"%b%b}" % (head, encode(request.data.decode())))
+    return Frame(b'%b"%b","encoding":"base64"}' % (head, base64.b64encode(request.data)))
+
+
+def bare_frame(request: PushRequest) -> Frame:
+    """Just the data: a JSON string as the text that it stands for, other JSON as its text, bytes as bytes."""
+    if request.encoding is Encoding.BYTES:
+        return Frame(request.data, binary=True)
+    if request.encoding is Encoding.JSON and request.data[:1] == b'"':
+        return Frame(jsontext.decode_str(request.data).encode())
+    return Frame(request.data)
+
+
+HEARTBEAT_EVERY = 10
+"""Seconds in which a session in envelope mode gets a frame: where nothing else is sent, a heartbeat. A browser
+hides pings from its page, which could not tell a quiet line from a dead one."""
+HEARTBEAT = Frame(b'{"type":"heartbeat"}')
+"""Says that the line is alive, and nothing else."""
+
+
+def welcome_frame(session: str, user: str, complete: bool) -> Frame:
+    """The first frame of a session.
+
+    `complete`: nothing that was kept is missing since the push it asked to resume from; true where it asked
+    for none. Where that turns out to be wrong while what is kept is sent, a second one says false.
+    """
+    said = {"type": "welcome", "session": session, "user": user, "complete": complete}
+    return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY}))
+
+
+def withdraw_frame(push_id: str, tenant: str = "") -> Frame:
+    """The push with this id was recalled: whoever shows it should not any longer."""
+    of = {"tenant": tenant} if tenant else {}
+    return Frame(encode({"type": "withdraw", "id": push_id, **of}))
+
+
+def error_frame(code: str, message: str, ref: Ref = None) -> Frame:
+    """The answer to a frame that was not carried out. `code` is a fixed word, `message` is for people."""
+    return Frame(encode({"type": "error", "code": code, "message": message, **_with_ref(ref)}))
+
+
+def ok_frame(ref: Ref = None) -> Frame:
+    """The answer to a frame that was carried out."""
+    return Frame(encode({"type": "ok", **_with_ref(ref)}))
+
+
+def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
+    """The last frame before a close. `retry_after`: seconds to wait before coming back."""
+    return Frame(
+        encode({"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after})
+    )
+
+
+def _with_ref(ref: Ref) -> dict[str, Ref]:
+    return {} if ref is None else {"ref": ref}
+
+
+class AckFrame(NamedTuple):
+    """The application has got the push with this id."""
+
+    id: str
+    tenant: str | None = None
+    """Of the push; empty for one without a tenant. None where the client does not say."""
+    ref: Ref = None
+
+
+class UnsupportedFrame(NamedTuple):
+    """A frame of the contract whose feature this version does not have."""
+
+    type: str
+    ref: Ref
+
+
+class BadFrame(NamedTuple):
+    """A message that is no frame of the contract."""
+
+    problem: str
+    ref: Ref
+
+
+ClientFrame: TypeAlias = AckFrame | UnsupportedFrame | BadFrame
+UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "refresh", "publish"))
+"""Types of frames that a later version takes."""
+_REF_INT_MAX = 2**53 - 1
+"""The largest integer that every client reads back as it was (RFC 8259 section 6)."""
+_NULL = Raw(b"null")
+
+
+class _Ack(msgspec.Struct, tag_field="type", tag="ack", gc=False):
+    id: Id
+    tenant: Id | msgspec.UnsetType | None = msgspec.UNSET
+    ref: str | int | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_Ack).decode
+
+
+class _Frame(msgspec.Struct, gc=False):
+    """What is looked at in a frame; other members are passed over, whatever they hold and however many they are."""
+
+    type: Raw = _NULL
+    id: Raw = _NULL
+    tenant: Raw = _NULL
+    ref: Raw = _NULL
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+
+
+def parse_client(data: str | bytes) -> ClientFrame:
+    """Read a client's message, from a text or a binary frame. Never raises; unknown members are ignored.
+
+    Takes no longer than it takes to pass over the text: the size of a message is its bound.
+    """
+    ack = _ack(data)
+    if ack is not None:
+        return ack
+    try:
+        text = data.encode() if isinstance(data, str) else data
+        text.decode()
+        jsontext.decode_raw(text)
+        frame = _decode_frame(text)
+    except RecursionError:
+        return BadFrame("nested too deep", None)
+    except msgspec.ValidationError:
+        got = kind(jsontext.plain(text.strip(jsontext.SPACE)))
+        return BadFrame(f"expected an object, got {got}", None)
+    except BAD_JSON:
+        return BadFrame("expected a JSON object in UTF-8", None)
+    given = jsontext.plain(bytes(frame.ref))
+    ref = given if _is_ref(given) else None
+    if given is not None and ref is None:
+        return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
+    what = jsontext.plain(bytes(frame.type))
+    if what == "ack":
+        push_id = jsontext.plain(bytes(frame.id))
+        if isinstance(push_id, str) and is_id(push_id):
+            tenant = jsontext.plain(bytes(frame.tenant))
+            return BadFrame(f"tenant: expected that of the push, got {kind(tenant)}", ref)
+        return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
+    if not isinstance(what, str):
+        return BadFrame(f"type: expected a string, got {kind(what)}", ref)
+    if what in UNSUPPORTED_FRAMES:
+        return UnsupportedFrame(what, ref)
+    return BadFrame(f"type: {jsontext.shown(what)} is not known", ref)
+
+
+def _ack(data: str | bytes) -> AckFrame | None:
+    """The ack frame that nearly every message is, or None for whatever else it is."""
+    try:
+        ack = _decode_ack(data)
+    except BAD_JSON:
+        return None
+    if not has_no_controls(ack.id):
+        return None
+    if ack.tenant is msgspec.UNSET and ack.ref is None:
+        return AckFrame(ack.id)
+    tenant = None if ack.tenant is msgspec.UNSET else ack.tenant or ""
+    if (tenant and not has_no_controls(tenant)) or not (ack.ref is None or _is_ref(ack.ref)):
+        return None
+    return AckFrame(ack.id, tenant, ack.ref)
+
+
+def _is_ref(value: object) -> TypeGuard[str | int]:
+    if isinstance(value, str):
+        return is_id(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _REF_INT_MAX

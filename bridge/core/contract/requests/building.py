@@ -1,0 +1,65 @@
+"""Push requests out: the body that a producer publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bridge.core.contract import jsontext
+from bridge.core.contract.requests.careful import check_body
+from bridge.core.contract.requests.terms import DEFAULT_LIMITS, Limits
+from bridge.core.contract.stepping import finish
+from bridge.core.errors import InvalidRequest
+from bridge.core.model.outcomes import Reason
+
+
+def request_body(
+    data: object,
+    *,
+    user: str | None = None,
+    users: Sequence[str] | None = None,
+    session: str | None = None,
+    everyone: bool = False,
+    excluded: Sequence[str] = (),
+    push_id: str | None = None,
+    event: str | None = None,
+    confirm: str | None = None,
+    tenant: str | None = None,
+    meta: Mapping[str, str] | None = None,
+    ttl: float | None = None,
+    collapse_key: str | None = None,
+    ack_within: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """Build the body of a push request; a `msgspec.Raw` as `data` is JSON text that goes in as it is.
+
+    Raises InvalidRequest where `decode` would reject it; `limits` are those of the bridge that takes it.
+    """
+    to = {
+        "user": user,
+        "users": users,
+        "session": session,
+        "all": True if everyone else None,
+        "except": excluded or None,
+    }
+    optional = {
+        "id": push_id,
+        "event": event,
+        "confirm": confirm,
+        "tenant": tenant,
+        "meta": meta,
+        "ttl": ttl,
+        "collapse_key": collapse_key,
+        "ack_within": ack_within,
+    }
+    try:
+        body = jsontext.encode(
+            {
+                **{name: value for name, value in optional.items() if value is not None},
+                "to": {name: value for name, value in to.items() if value is not None},
+                "data": data,
+            }
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(Reason.INVALID, "", f"this cannot be said in JSON: {error}") from error
+    finish(check_body(body, limits))
+    return body

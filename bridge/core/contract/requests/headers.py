@@ -1,0 +1,239 @@
+"""What AMQP headers say: about any message, and about one whose body is the data itself (payload-only mode)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from bridge.core.contract import fields, jsontext
+from bridge.core.contract.fields import CommaText
+from bridge.core.contract.jsontext import SPACE
+from bridge.core.contract.requests.careful import check_size
+from bridge.core.contract.requests.terms import Limits
+from bridge.core.contract.requests.wrong import Wrong
+from bridge.core.contract.stepping import PARTS_AT_ONCE, Steps
+from bridge.core.errors import InvalidRequest
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.pushes import Encoding, PushRequest, Timestamp
+from bridge.core.ports.broker import Arrival
+
+CLOCK_SKEW_MAX = 60.0
+"""Seconds that a producer's clock may be ahead of ours."""
+_MS_LEAST = 978_307_200_000
+"""The year 2001 began then. In seconds every time until the year 32,971 is less."""
+
+_CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
+_CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_DECIMAL_CHARS = 1024
+"""A longer one is out of range."""
+
+_PREFIX = "x-push-"
+_NAME_CHARS = 64
+"""No spelling of a header of ours is longer."""
+_NO_LETTER = re.compile("[^a-z]+")
+BOTH_MODES = frozenset(
+    (
+        "x-push-id",
+        "x-push-published-ms",
+        "x-push-reason",
+        "x-push-detail",
+        "x-push-buried-at",
+        "x-push-replayed-at",
+        "x-push-replay-of",
+    )
+)
+FIELD_OF: Mapping[str, str] = {
+    "x-push-id": "id",
+    "x-push-user": "to.user",
+    "x-push-users": "to.users",
+    "x-push-session": "to.session",
+    "x-push-topic": "to.topic",
+    "x-push-all": "to.all",
+    "x-push-except": "to.except",
+    "x-push-event": "event",
+    "x-push-confirm": "confirm",
+    "x-push-tenant": "tenant",
+    "x-push-meta": "meta",
+    "x-push-ttl": "ttl",
+    "x-push-ack-within": "ack_within",
+    "x-push-collapse-key": "collapse_key",
+    "x-push-fallback": "fallback",
+}
+HEADER_OF: Mapping[str, str] = {
+    **{field: f"header {header}" for header, field in FIELD_OF.items()},
+    "to": "headers x-push-user, -users, -session, -all",
+}
+
+
+_YES, _NO = frozenset(("true", "1")), frozenset(("false", "0"))
+"""In lower case, what clients write for a truth where they have strings only; Python's are `True` and `False`."""
+
+
+_KNOWN: Mapping[str, str] = {_NO_LETTER.sub("", name): name for name in (*FIELD_OF, *sorted(BOTH_MODES))}
+"""The names of our headers by their letters alone, in which all spellings of one agree."""
+
+
+def meant(name: str) -> str:
+    """The header of ours that this name is another spelling of; empty where it is none, or is spelt as it should be."""
+    # Ours begin so in every spelling.
+    if name[:1] not in ("x", "X") or len(name) > _NAME_CHARS:
+        return ""
+    known = _KNOWN.get(_NO_LETTER.sub("", name.lower()), "")
+    return known if known != name else ""
+
+
+def misspelt(headers: Mapping[str, object]) -> str:
+    """A sentence about headers whose names are other spellings of ours; empty where there are none."""
+    names = [(name, known) for name in headers if (known := meant(name))]
+    if not names:
+        return ""
+    name, known = names[0]
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"header {jsontext.shown(name)}{more}: {WRITE_SO.format(known)}"
+
+
+WRITE_SO = "no such header: write {} so, in lower case and with hyphens"
+
+
+def without_nulls(headers: Mapping[str, object]) -> Mapping[str, object]:
+    """These headers but for those without a value: many clients write one for what is not set."""
+    return {name: value for name, value in headers.items() if value is not None}
+
+
+def is_payload_only(headers: Mapping[str, object]) -> bool:
+    """Whether these headers make the body the data itself."""
+    return any(name.startswith(_PREFIX) and name not in BOTH_MODES for name in headers)
+
+
+def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[PushRequest]:
+    """Read a message whose body is the data; raises InvalidRequest."""
+    body = arrival.body
+    values: dict[str, object] = {}
+    wrong = Wrong()
+    for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
+        field = FIELD_OF.get(name)
+        if field is not None:
+            widened = _widened(field, value)
+            if widened is not False or field != "to.all":  # which says as little as no header
+                values[field] = widened
+        elif name not in BOTH_MODES:
+            if known := meant(name):
+                wrong.no_such("header {}".format, name, WRITE_SO.format(known))
+            elif name.startswith(_PREFIX):
+                wrong.no_such("header {}".format, name, "no such header")
+        if count % PARTS_AT_ONCE == 0:
+            yield
+    check_size(body, "", limits)
+    kind = _kind(arrival.properties.content_type)
+    encoding = _encoding(body, kind)
+    if encoding is Encoding.JSON:
+        if kind and not jsontext.is_json(body):
+            yield
+            yield from jsontext.check(body)
+        if not jsontext.has_few_brackets(body) and (yield from jsontext.too_deep(body)):
+            if kind:
+                raise InvalidRequest(Reason.INVALID, "", jsontext.TOO_DEEP)
+            encoding = Encoding.TEXT
+        else:
+            body = body.strip(SPACE)
+    return (
+        yield from wrong.built(
+            values,
+            HEADER_OF.__getitem__,
+            body,
+            encoding,
+            fallback_id,
+            arrival.arrived_at,
+            limits.max_ttl,
+            not wrong or any(f"to.{word}" in values for word in fields.TARGETS),
+        )
+    )
+
+
+def _widened(field: str, value: object) -> object:
+    """What a header means: more than its type says, for the sake of tools that can only set strings."""
+    if isinstance(value, str):
+        if field in ("to.users", "to.except"):
+            return CommaText(value)
+        if field == "to.all" and value.lower() in _YES | _NO:
+            return value.lower() in _YES
+        if field in ("ttl", "ack_within") and len(value) <= _DECIMAL_CHARS and _DECIMAL.fullmatch(value):
+            return float(value)
+    elif field == "to.all" and type(value) in (int, float) and value in (0, 1):
+        return value == 1
+    return value
+
+
+def _kind(content_type: str) -> str:
+    """What a content type says of a body: `json`, `text`, `bytes`, or nothing; raises InvalidRequest."""
+    said, _, parameters = content_type.partition(";")
+    said = said.strip().lower()
+    kind = "bytes" if said else ""
+    if said == "application/json" or said.endswith("+json"):
+        kind = "json"
+    elif said.startswith("text/"):
+        kind = "text"
+    charset = _CHARSET.search(parameters)
+    if charset and kind in ("json", "text") and charset[1].lower() not in _CHARSETS:
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            "property content_type",
+            f"expected the charset utf-8, got {jsontext.shown(charset[1])}",
+        )
+    return kind
+
+
+def _encoding(body: bytes, kind: str) -> Encoding:
+    """What a body is, or has to be, in payload-only mode; raises InvalidRequest."""
+    if kind == "json" or (not kind and jsontext.is_json(body)):
+        return Encoding.JSON
+    if kind == "bytes":
+        return Encoding.BYTES
+    if jsontext.is_utf8(body):
+        return Encoding.TEXT
+    if kind:
+        raise InvalidRequest(Reason.INVALID, "", "the content type says text, but it is not UTF-8")
+    return Encoding.BYTES
+
+
+def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: float) -> float:
+    """When a message was published, as far as a header says so; raises InvalidRequest."""
+    if "x-push-published-ms" not in headers:
+        return otherwise
+    ms = headers["x-push-published-ms"]
+    if isinstance(ms, Timestamp):  # AMQP 0-9-1 4.2.5.4: in seconds
+        return float(ms) if 0 < ms <= arrived_at + CLOCK_SKEW_MAX else otherwise
+    if isinstance(ms, str) and len(ms) < 20 and ms.isascii() and ms.isdecimal():
+        ms = int(ms)
+    if isinstance(ms, bool) or not isinstance(ms, int):
+        # No floats: some libraries write them with 32 bits, which is off by a minute.
+        raise InvalidRequest(
+            Reason.INVALID,
+            "header x-push-published-ms",
+            "expected milliseconds since 1970 as an integer, or a timestamp,"
+            f" got {fields.kind(ms)}{' that is no integer' * isinstance(ms, float)}",
+        )
+    if 0 < ms < _MS_LEAST:
+        raise InvalidRequest(
+            Reason.INVALID,
+            "header x-push-published-ms",
+            "expected milliseconds since 1970, got a time before 2001: this looks like seconds",
+        )
+    # Compared before it is divided: an integer may be too large for a float.
+    return ms / 1000 if 0 < ms <= (arrived_at + CLOCK_SKEW_MAX) * 1000 else otherwise
+
+
+def push_id(headers: Mapping[str, object], otherwise: str) -> str:
+    """The id of what has none of its own; raises InvalidRequest."""
+    if "x-push-id" not in headers:
+        return otherwise
+    return fields.checked_id(headers["x-push-id"], "header x-push-id")
+
+
+def traceparent(headers: Mapping[str, object]) -> str:
+    """The W3C trace context of a message, or empty."""
+    value = headers.get("traceparent")
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""

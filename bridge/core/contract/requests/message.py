@@ -1,0 +1,156 @@
+"""A message as a whole: one request, a batch, data with headers, or nothing that can be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bridge.core.contract import jsonparts
+from bridge.core.contract.jsontext import SPACE
+from bridge.core.contract.requests import headers as of_headers
+from bridge.core.contract.requests.batch import batch
+from bridge.core.contract.requests.careful import careful
+from bridge.core.contract.requests.coding import check_coding
+from bridge.core.contract.requests.headers import CLOCK_SKEW_MAX
+from bridge.core.contract.requests.rejecting import LastResort, strings, usable
+from bridge.core.contract.requests.straight import straight, straight_in_steps
+from bridge.core.contract.requests.terms import Decoded, Limits
+from bridge.core.contract.stepping import AT_ONCE, Steps, finish
+from bridge.core.errors import InvalidRequest
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.pushes import MESSAGE_BYTES_MAX, PushRequest, Rejected
+from bridge.core.ports.broker import Arrival
+
+
+def decode(arrival: Arrival, limits: Limits) -> Decoded:
+    """Read a message. Never raises, and answers the same for the same message but for made-up UUIDs.
+
+    Of a batch only the wrong elements are rejected; `Rejected.body` is then that element's bytes. May take a
+    second: where others wait, `decode_in_steps`.
+    """
+    decoded = begin(arrival, limits)
+    return decoded if isinstance(decoded, Decoded) else finish(decoded)
+
+
+def decode_in_steps(arrival: Arrival, limits: Limits) -> Steps[Decoded]:
+    """As `decode`, and with the same result, in steps of a few milliseconds at most."""
+    decoded = begin(arrival, limits)
+    return decoded if isinstance(decoded, Decoded) else (yield from decoded)
+
+
+def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
+    """Read what nearly every message is at once; of another one, the steps in which to go on."""
+    properties = arrival.properties
+    headers = properties.headers
+    if headers and None in headers.values():
+        headers = of_headers.without_nulls(headers)
+        properties = msgspec.structs.replace(properties, headers=headers)
+        arrival = msgspec.structs.replace(arrival, properties=properties)
+    body = arrival.body
+    size = len(body)
+    published_at = arrived_at = arrival.arrived_at
+    if properties.timestamp is not None and 0 < properties.timestamp <= arrived_at + CLOCK_SKEW_MAX:
+        published_at = properties.timestamp
+    traceparent = ""
+    fallback_id = properties.message_id
+    payload_only = False
+    try:
+        if headers:
+            traceparent = of_headers.traceparent(headers)
+            fallback_id = of_headers.push_id(headers, fallback_id)
+            published_at = of_headers.published_at(headers, published_at, arrived_at)
+            payload_only = of_headers.is_payload_only(headers)
+        if arrival.body_size > size or size > MESSAGE_BYTES_MAX:
+            raise InvalidRequest(
+                Reason.TOO_LARGE,
+                "",
+                f"the message has {arrival.body_size} bytes, {MESSAGE_BYTES_MAX} are allowed",
+            )
+        if properties.content_encoding or headers:
+            check_coding(properties.content_encoding, headers)
+        if arrival.reordered:
+            raise InvalidRequest(
+                Reason.UNSUPPORTED,
+                "property priority",
+                "this broker, RabbitMQ 4.0 or newer, gives out messages of priority 5 and more ahead of older ones,"
+                " which breaks the order of a user's pushes: publish without a priority",
+            )
+    except InvalidRequest as wrong:
+        return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
+    if payload_only or body[:1] != b"{" or size > AT_ONCE:
+        steps = _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
+    elif request := straight(body, fallback_id, limits, arrived_at):
+        return Decoded((request,), published_at, traceparent)
+    else:
+        steps = _one(arrival, limits, fallback_id, published_at, traceparent)
+    misspelt = of_headers.misspelt(headers) if headers and not payload_only else ""
+    return _hinted(steps, misspelt) if misspelt else steps
+
+
+def _hinted(steps: Steps[Decoded], hint: str) -> Steps[Decoded]:
+    """What is wrong may only be that a header has another name: so that is said first, of what is rejected."""
+    decoded = yield from steps
+    requests = tuple(
+        msgspec.structs.replace(request, detail=f"{hint}; {request.detail}")
+        if isinstance(request, Rejected)
+        else request
+        for request in decoded.requests
+    )
+    return decoded._replace(requests=requests)
+
+
+def _rest(
+    arrival: Arrival,
+    limits: Limits,
+    payload_only: bool,
+    fallback_id: str,
+    published_at: float,
+    traceparent: str,
+) -> Steps[Decoded]:
+    """Read what is not simply a small request."""
+    body = arrival.body
+    requests: Sequence[PushRequest | Rejected]
+    yield
+    try:
+        if payload_only:
+            requests = ((yield from of_headers.payload_only(arrival, fallback_id, limits)),)
+        elif body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
+            requests = yield from batch(arrival, fallback_id, limits)
+        else:
+            request = yield from straight_in_steps(body, fallback_id, limits, arrival.arrived_at)
+            if request is None:
+                return (yield from _one(arrival, limits, fallback_id, published_at, traceparent))
+            requests = (request,)
+    except InvalidRequest as wrong:
+        return (yield from _rejected(arrival, wrong, fallback_id, published_at, traceparent))
+    return Decoded(requests, published_at, traceparent)
+
+
+def _one(
+    arrival: Arrival, limits: Limits, fallback_id: str, published_at: float, traceparent: str
+) -> Steps[Decoded]:
+    """Read the one request of a message slowly."""
+    yield
+    request = yield from careful(
+        arrival.body, None, fallback_id, limits, arrival.arrived_at, LastResort(arrival)
+    )
+    return Decoded((request,), published_at, traceparent)
+
+
+def _rejected(
+    arrival: Arrival, wrong: InvalidRequest, fallback_id: str, published_at: float, traceparent: str
+) -> Steps[Decoded]:
+    """Reject a message as a whole, under the best id that can be found in what there is of it."""
+    yield
+    values = strings((yield from jsonparts.last_members(arrival.body)))
+    headers = arrival.properties.headers
+    request = Rejected(
+        usable(values, "id") or (yield from LastResort(arrival).id(arrival.body, None, fallback_id)),
+        Reason(wrong.reason),
+        wrong.detail,
+        arrival.body,
+        usable(headers, "x-push-tenant") or usable(values, "tenant"),
+        usable(headers, "x-push-event") or usable(values, "event"),
+    )
+    return Decoded((request,), published_at, traceparent)

@@ -1,0 +1,158 @@
+"""The straight pass over one JSON request: right in every point, or None. What is wrong, `careful` finds out."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from bridge.core.contract import fields, jsontext
+from bridge.core.contract.fields import Id, has_no_controls, is_id
+from bridge.core.contract.jsontext import BAD_JSON
+from bridge.core.contract.requests.terms import Limits
+from bridge.core.contract.stepping import AT_ONCE, PARTS_AT_ONCE, Steps, finish
+from bridge.core.model.outcomes import CONFIRM, Proof
+from bridge.core.model.pushes import (
+    USERS_MAX,
+    Encoding,
+    PushRequest,
+    Target,
+    ToAll,
+    ToSession,
+    ToUser,
+    ToUsers,
+)
+
+_Users: TypeAlias = Annotated[list[Id], msgspec.Meta(min_length=1, max_length=USERS_MAX)]
+_Sessions: TypeAlias = Annotated[list[Id], msgspec.Meta(max_length=USERS_MAX)]
+_Ttl: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_AckWithin: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=fields.ACK_WITHIN_MAX)]
+
+
+class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    user: Id = ""
+    session: Id = ""
+    users: _Users | UnsetType = UNSET
+    all: bool | UnsetType = UNSET
+    excluded: _Sessions | UnsetType = msgspec.field(default=UNSET, name="except")
+
+
+class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What nearly every request fits into; an empty string, or a zero, stands for an absent field."""
+
+    to: _To
+    data: Raw
+    id: Id = ""
+    event: Id = "message"
+    confirm: str = "received"
+    tenant: Id = ""
+    meta: Raw | UnsetType = UNSET
+    ttl: _Ttl = 0.0
+    collapse_key: Id = ""
+    ack_within: _AckWithin = 0.0
+
+
+class _Data(msgspec.Struct, gc=False):
+    """The part of a request that may be large and yet cost little."""
+
+    data: Raw = Raw(b"")
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_decode_data = msgspec.json.Decoder(_Data).decode
+_SHALLOW = 2 * jsontext.DEPTH_MAX
+
+
+def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -> PushRequest | None:
+    """Read a request of at most `AT_ONCE` bytes in one pass; None says that the careful pass must look at it."""
+    try:
+        request = _decode_request(raw)
+    except BAD_JSON:
+        return None
+    to = request.to
+    user, session, users, everyone = to.user, to.session, to.users, to.all
+    target: Target
+    if user:
+        if session or users is not UNSET or everyone is not UNSET:
+            return None
+        target = ToUser(user)
+    elif users is not UNSET:
+        if session or everyone is not UNSET or not has_no_controls("".join(users)):
+            return None
+        target = ToUsers(tuple(dict.fromkeys(users)))
+    elif session:
+        if everyone is not UNSET:
+            return None
+        target = ToSession(session)
+    elif everyone is True:
+        target = ToAll()
+    else:
+        return None
+    excluded: frozenset[str] = frozenset()
+    if to.excluded is not UNSET:
+        if not has_no_controls("".join(to.excluded)):
+            return None
+        excluded = frozenset(to.excluded)
+    data = bytes(request.data)
+    confirm = CONFIRM.get(request.confirm)
+    if confirm is None or request.ttl > limits.max_ttl or len(data) > limits.max_data_bytes:
+        return None
+    if request.ack_within and confirm is not Proof.ACKED:
+        return None
+    if not (data.isascii() or jsontext.is_utf8(data)):
+        return None
+    # Data over AT_ONCE is left to `straight_in_steps`.
+    is_wide = _SHALLOW < len(data) <= AT_ONCE and not jsontext.has_few_brackets(data)
+    if is_wide and finish(jsontext.too_deep(data)):
+        return None
+    push_id, event, tenant, collapse_key = request.id, request.event, request.tenant, request.collapse_key
+    # How long they are has been checked, and of all in one no character is another one.
+    if not has_no_controls(f"{user}{session}{push_id}{event}{tenant}{collapse_key}"):
+        return None
+    if not push_id and fallback_id:
+        push_id = fallback_id
+        if not is_id(push_id):
+            return None
+    meta = b""
+    if request.meta is not UNSET:
+        compact = fields.compact_meta(bytes(request.meta))
+        if compact is None:
+            return None
+        meta = compact
+    return PushRequest(
+        push_id or fields.uuid7(taken_at),
+        target,
+        data,
+        event,
+        Encoding.JSON,
+        confirm,
+        excluded,
+        tenant,
+        meta,
+        not push_id,
+        request.ttl,
+        collapse_key,
+        request.ack_within,
+    )
+
+
+def straight_in_steps(
+    raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
+) -> Steps[PushRequest | None]:
+    """As `straight`, for a request of any size."""
+    if len(raw) > AT_ONCE:
+        try:
+            data = bytes(_decode_data(raw).data)
+        except BAD_JSON:
+            return None
+        # Of everything but data, objects are made.
+        if bytes(raw).count(b",") - data.count(b",") > PARTS_AT_ONCE:
+            return None
+        yield
+    request = straight(raw, fallback_id, limits, taken_at)
+    if request is not None and len(request.data) > AT_ONCE:
+        yield
+        if (yield from jsontext.too_deep(request.data)):
+            return None
+    return request

@@ -1,0 +1,119 @@
+"""Which pushes have come before: the rows that the log has of them, asked for in bounded portions before they are sent.
+
+Only what may have come is asked for: what the broker gives out again, and ids that `Remembered` does not rule out.
+Everything else goes out without a query; the compare-and-set of its row has the last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
+from typing import TypeVar
+
+from bridge.core.errors import BridgeError, StatementFailed
+from bridge.core.model.pushes import PushKey
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler, Metrics
+from bridge.core.ports.store import Store
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.persistence import PARTS, Persistence
+
+LOOKUP_ROWS = 1000
+"""Rows that one statement looks for."""
+RETRY = 1.0
+"""Seconds until a look-up is tried again that failed alone: what may have come is not sent without it."""
+
+T = TypeVar("T")
+
+
+class Stopped(BridgeError):
+    """Taking ends; what was being looked up goes back to the queue."""
+
+    def __init__(self) -> None:
+        super().__init__("taking has ended")
+
+
+class Lookups:
+    """Asks the log. One call at a time; each waits while the database is down, unless `stop` ends it."""
+
+    def __init__(
+        self, store: Store, gate: Gate, clock: Clock, errors: ErrorHandler, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._errors = errors
+        self._metrics = metrics
+        self._persistence = Persistence(store, gate, clock, "look-ups")
+        self._asking: asyncio.Task[object] | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Whoever waits for an answer gets Stopped, now and from now on."""
+        self._stopped = True
+        if self._asking is not None:
+            self._asking.cancel()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is looked up any more."""
+        return self._stopped
+
+    async def rows(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """The rows that these keys have. Raises Stopped."""
+        found: dict[RowKey, Row] = {}
+        for at in range(0, len(keys), LOOKUP_ROWS):
+            for row in await self._unless_stopped(self._some(keys[at : at + LOOKUP_ROWS])):
+                found[row.key] = row
+        return found
+
+    async def of_push(self, push: PushKey, limit: int = LOOKUP_ROWS) -> AsyncIterator[Sequence[Row]]:
+        """All rows of a push, page by page. Raises Stopped."""
+        place: str | None = ""
+        while place is not None:
+            page = await self._unless_stopped(self._page(push, place, limit))
+            yield page[0]
+            place = page[1]
+
+    async def has_rows(self, push: PushKey) -> bool:
+        """Whether a push has any row. Raises Stopped."""
+        rows, _ = await self._unless_stopped(self._page(push, "", 1))
+        return bool(rows)
+
+    async def _some(self, keys: Sequence[RowKey]) -> list[Row]:
+        async def failed(key: RowKey, error: StatementFailed) -> Sequence[Row]:
+            self._errors.handle(error, "store.find", {"push_id": key.push_id})
+            await self._clock.sleep(RETRY)
+            return await self._some([key])
+
+        self._metrics.looked_up(len(keys))
+        return await self._persistence.in_parts(keys, self._store.find, failed)
+
+    async def _page(self, push: PushKey, place: str, limit: int) -> tuple[Sequence[Row], str | None]:
+        while True:
+            try:
+                page = await self._persistence.call(partial(self._store.find_push, push, place, limit))
+            except StatementFailed as failed:
+                self._errors.handle(failed, "store.find_push", {"push_id": push.push_id})
+                if limit == 1:
+                    await self._clock.sleep(RETRY)
+                limit = max(1, limit // PARTS)
+            else:
+                return page.rows, page.next_user
+
+    async def _unless_stopped(self, asking: Coroutine[object, object, T]) -> T:
+        if self._stopped:
+            asking.close()
+            raise Stopped
+        task = asyncio.create_task(asking, name="look-up")
+        self._asking = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.cancelled() and self.stopped:
+                raise Stopped from None
+            task.cancel()
+            raise
+        finally:
+            self._asking = None

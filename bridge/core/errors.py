@@ -1,0 +1,221 @@
+"""The errors of the core: each carries facts, and its sentence is derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+PROBLEMS_MAX: Final = 8
+"""Wrong fields of a request that are named."""
+PROBLEMS_CHARS: Final = 480
+"""Characters that their sentences have together, unless the first alone has more."""
+
+
+class BridgeError(Exception):
+    """The root of every error that the bridge raises on purpose."""
+
+
+class SettingsError(BridgeError):
+    """A setting is missing, malformed or unsafe; the start is refused.
+
+    `setting` is the name as the user writes it (`BRIDGE_JWT_SECRET`), `problem` says what was expected.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        self.setting = setting
+        self.problem = problem
+        super().__init__(f"{setting}: {problem}")
+
+
+class IllegalTransition(BridgeError):
+    """An event that the state table does not list; nothing was changed."""
+
+    def __init__(self, machine: str, state: str, event: str) -> None:
+        self.machine = machine
+        self.state = state
+        self.event = event
+        super().__init__(f"{machine}: {event} is not possible in state {state}")
+
+
+class InvalidRequest(BridgeError):
+    """A push request, or one element of a batch, that cannot be taken.
+
+    `reason` is the value of a `bridge.core.model.outcomes.Reason` that belongs to `rejected`; `path` names the wrong
+    field (`to.users[3]`, `header x-push-user`, empty for the whole body); `problem` says what was expected.
+    `others` are further fields that are wrong, and `uncounted` tells how many there are besides; where `stopped`,
+    at least so many, since nobody looked any further.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        path: str,
+        problem: str,
+        others: Sequence[InvalidRequest] = (),
+        uncounted: int = 0,
+        stopped: bool = False,
+    ) -> None:
+        self.reason = reason
+        self.path = path
+        self.problem = problem
+        self.others = others
+        self.uncounted = uncounted
+        self.stopped = stopped
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @property
+    def each(self) -> tuple[InvalidRequest, ...]:
+        """One for each wrong field."""
+        alone = InvalidRequest(self.reason, self.path, self.problem) if self.others else self
+        return (alone, *self.others)
+
+    @property
+    def detail(self) -> str:
+        """The sentences for people, as the `detail` column and the `push.dead` header show them.
+
+        At most `PROBLEMS_MAX` of them, and no further one where it would make more than `PROBLEMS_CHARS` characters.
+        """
+        said = f"{self.path}: {self.problem}" if self.path else self.problem
+        left = self.uncounted
+        for count, other in enumerate(self.others, 1):
+            more = f"; {other.detail}"
+            if count < PROBLEMS_MAX and len(said) + len(more) <= PROBLEMS_CHARS:
+                said += more
+            else:
+                left += 1
+        if self.stopped:
+            return f"{said}; and at least {left} more" if left else f"{said}; and more"
+        return f"{said}; and {left} more" if left else said
+
+
+def together(
+    problems: Sequence[InvalidRequest], uncounted: int = 0, *, stopped: bool = False
+) -> InvalidRequest:
+    """All these as one, whose reason is that of the first; see `InvalidRequest`. Each of them is about one field."""
+    first = problems[0]
+    if len(problems) == 1 and not uncounted and not stopped:
+        return first
+    return InvalidRequest(first.reason, first.path, first.problem, problems[1:], uncounted, stopped)
+
+
+class ControlRefused(BridgeError):
+    """A message on `push.control` that was not carried out; `problem` names the wrong field and what was expected."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"a control message was not carried out: {problem}")
+
+
+class StoreUnavailable(BridgeError):
+    """The database can't answer now: the root of all reasons for that, and one itself, where it did not answer or its
+    answer was lost. Then the write may or may not have happened.
+
+    Every write of the Store port is safe to run again, so the caller retries.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the database is away: {cause}")
+
+
+class StoreRefused(StoreUnavailable):
+    """The database answered, and lets this client not in: a wrong password, a role without the right, a full server."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the database refused the connection: {cause}")
+
+
+class StatementFailed(StoreUnavailable):
+    """The database is there, and this statement fails all the same: its time was over, or that for a lock.
+
+    Asked again it may fare the same. Whoever can ask for less does, and who can't sets aside what it was about. Who
+    does neither may take it for an outage.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"a statement failed: {cause}")
+
+
+class RowsRefused(StatementFailed):
+    """The database refused the data itself (SQLSTATE class 22, 23 or 54): nothing of the batch was written.
+
+    Running the same batch again gives the same answer; the caller halves it to find the culprit. A read that is refused
+    (an id that the database's encoding does not have) is a statement that failed to whoever only reads.
+    """
+
+    def __init__(self, sqlstate: str, problem: str) -> None:
+        self.sqlstate = sqlstate
+        self.problem = problem
+        self.cause = f"the data was refused: {problem} ({sqlstate})"
+        BridgeError.__init__(self, f"the database refused the rows ({sqlstate}): {problem}")
+
+
+class LogTakesNoRows(StoreUnavailable):
+    """The database is there, and its log takes no row at all: a trigger refuses or drops each one, a disk is full, a
+    lock is held. It is an outage like others, whatever the SQLSTATE."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the delivery log takes no rows: {cause}")
+
+
+class DatabaseUnsuitable(StoreUnavailable):
+    """The database is there and answers, and is not one that the bridge can work with; waiting mends nothing.
+
+    The start is refused with this sentence. To a bridge that runs it is an outage like others: somebody may be putting
+    the right one back.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, cause)
+
+
+class SchemaBehind(StoreUnavailable):
+    """The database's schema is older than this program's; `bridge db upgrade` mends it, also while the bridge runs."""
+
+    def __init__(self, have: int, want: int) -> None:
+        self.have = have
+        self.want = want
+        self.cause = f"the schema is at version {have}, this program needs {want}: run `bridge db upgrade`"
+        BridgeError.__init__(self, self.cause)
+
+
+class BrokerUnavailable(BridgeError):
+    """The broker cannot be reached, or the connection to it was lost."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the broker is away: {cause}")
+
+
+class BrokerRefused(BrokerUnavailable):
+    """The broker answered, and won't do it: a wrong password, a vhost or queue that is not there, no rights."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        BridgeError.__init__(self, f"the broker refused: {cause}")
+
+
+class NodeNameTaken(BridgeError):
+    """Another live bridge process has this node's name."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        super().__init__(f"another bridge named {node!r} is alive: give this one its own BRIDGE_NODE")
+
+
+class TokenRefused(BridgeError):
+    """A token that opens no session; `why` is one of a few fixed words for the 401 answer and the metrics.
+
+    `detail`: what is wrong, for people; a fixed sentence that quotes nothing of the token.
+    """
+
+    def __init__(self, why: str, detail: str = "") -> None:
+        self.why = why
+        self.detail = detail
+        super().__init__(f"token refused: {why}" + (f": {detail}" if detail else ""))

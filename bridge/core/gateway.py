@@ -1,0 +1,147 @@
+"""The core's side of the WebSocket server: handshakes, the session behind each socket, frames from clients."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
+from bridge.core.delivery.delivery import Delivery
+from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import Hooks, Metrics
+from bridge.core.ports.sockets import Frame, Socket
+from bridge.core.sessions.access import Access
+from bridge.core.sessions.session import AmbiguousAck, Session, SessionLimits
+
+log = logging.getLogger("bridge.handshake")
+
+
+class Gateway:
+    """Fills the SessionHost port: decides on handshakes and opens sessions."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        delivery: Delivery,
+        limits: SessionLimits,
+        hooks: Hooks,
+        metrics: Metrics,
+        clock: Clock,
+        new_session_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._access = access
+        self._delivery = delivery
+        self._limits = limits
+        self._hooks = hooks
+        self._metrics = metrics
+        self._clock = clock
+        self._new_session_id = new_session_id
+
+    def handshake(self, request: Handshake) -> Grant | Refusal:
+        """Decide on an opening handshake."""
+        started = self._clock.monotonic()
+        answer = self._access.decide(request)
+        seconds = self._clock.monotonic() - started
+        if isinstance(answer, Refusal):
+            self._refused(answer, seconds)
+        else:
+            self._metrics.handshake("opened", seconds)
+        return answer
+
+    def refused(self, refusal: Refusal) -> None:
+        """The adapter refused a handshake by itself."""
+        self._refused(refusal, 0.0)
+
+    def _refused(self, refusal: Refusal, seconds: float) -> None:
+        self._metrics.handshake(refusal.why, seconds)
+        log.debug(
+            "handshake refused: %s",
+            refusal.text.strip(),
+            extra={"why": refusal.why, "status": refusal.status},
+        )
+
+    def opened(self, grant: Grant, socket: Socket) -> Client:
+        """The handshake is done: welcome first, then what is kept for this user, then what is newer."""
+        session = Session(
+            self._new_session_id(),
+            grant.claims,
+            grant.mode,
+            socket,
+            self._limits,
+            opened_at=self._clock.time(),
+        )
+        self._delivery.session_opened(session, grant.last)
+        self._hooks.on_open(session.info)
+        return Client(self, session)
+
+    def _message(self, session: Session, data: str | bytes) -> None:
+        if session.mode is Mode.BARE:
+            # Bare mode is one way: whatever such a client says has no meaning here.
+            return
+        frame = parse_client(data)
+        if isinstance(frame, AckFrame):
+            self._acked(session, frame)
+        elif isinstance(frame, UnsupportedFrame):
+            problem = f"{frame.type} is not available here"
+            answer_to(session, error_frame("unsupported", problem, frame.ref))
+        else:
+            answer_to(session, error_frame("bad_frame", frame.problem, frame.ref))
+
+    def _acked(self, session: Session, ack: AckFrame) -> None:
+        """Most acks need no answer: the client that acks whatever it gets is in the right as well. With a `ref` it
+        wants to know."""
+        try:
+            counts = self._delivery.acked(session, ack.id, ack.tenant)
+        except AmbiguousAck:
+            problem = "tenant: required, pushes of several tenants with this id wait for their ack"
+            answer_to(session, error_frame("bad_frame", problem, ack.ref))
+            return
+        if ack.ref is None:
+            return
+        if counts:
+            answer = ok_frame(ack.ref)
+        else:
+            problem = "id: no push with this id waits for an ack of this session"
+            answer = error_frame("not_awaited", problem, ack.ref)
+        answer_to(session, answer)
+
+    def _closed(self, session: Session, code: int, reason: str) -> None:
+        self._delivery.session_closed(session)
+        word = session.close_reason.word if session.close_reason else "client"
+        self._metrics.closed(word)
+        self._hooks.on_close(session.info, code, reason or word)
+
+
+def answer_to(session: Session, frame: Frame) -> None:
+    """Answer a client's frame, unless it does not read its answers: those are not worth any memory."""
+    if session.socket.writable:
+        session.socket.write((frame,), None)
+
+
+class Client:
+    """Fills the SessionHandle port: one socket's events, on their way to the delivery."""
+
+    __slots__ = ("_gateway", "session")
+
+    def __init__(self, gateway: Gateway, session: Session) -> None:
+        self._gateway = gateway
+        self.session = session
+
+    def pong(self, payload: bytes) -> None:
+        """The peer answered a ping."""
+        self._gateway._delivery.pong(self.session, payload)
+
+    def resumed(self) -> None:
+        """The socket takes bytes again."""
+        self._gateway._delivery.resumed(self.session)
+
+    def message(self, data: str | bytes) -> None:
+        """The peer sent a data message."""
+        self._gateway._message(self.session, data)
+
+    def closed(self, code: int, reason: str) -> None:
+        """The connection is gone."""
+        self._gateway._closed(self.session, code, reason)

@@ -1,0 +1,136 @@
+"""Every push that is on its way: by key, by push id, by collapse key, and those of a user that have no row yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from bridge.core.inflight.flight import Flight
+from bridge.core.model.pushes import PushKey
+from bridge.core.model.rows import RowKey
+
+
+class Flights:
+    """At most one flight for each row; a flight leaves when its end, or its being stored, is committed."""
+
+    def __init__(self) -> None:
+        self._busy: dict[RowKey, Flight] = {}
+        self._resting: dict[RowKey, Flight] = {}
+        # Nearly every push goes to one user: then there is no dictionary for it.
+        self._of_push: dict[str, Flight | dict[RowKey, Flight]] = {}
+        self._unwritten: dict[str, dict[RowKey, Flight]] = {}
+        self._of_place: dict[tuple[str, str, str], dict[RowKey, Flight]] = {}
+        """By tenant, user and collapse key, those that have not ended when they came."""
+        self._newest: dict[tuple[str, str, str], Flight] = {}
+        self._roaming: dict[PushKey, dict[str, Flight]] = {}
+
+    def __iter__(self) -> Iterator[Flight]:
+        """Those whose message, or whose end, waits for something."""
+        return iter(list(self._busy.values()))
+
+    @property
+    def busy(self) -> int:
+        """Flights whose message, or whose end, waits for something: those that bound what is taken."""
+        return len(self._busy)
+
+    @property
+    def resting(self) -> int:
+        """Kept pushes whose row is stored, in memory for the sessions that have them and may still prove them."""
+        return len(self._resting)
+
+    def get(self, key: RowKey) -> Flight | None:
+        """The flight of this row, if there is one."""
+        return self._busy.get(key) or self._resting.get(key)
+
+    def of_push(self, push_id: str) -> Collection[Flight]:
+        """The flights of pushes with this id, of whatever tenant and user."""
+        found = self._of_push.get(push_id)
+        if found is None:
+            return ()
+        return list(found.values()) if isinstance(found, dict) else (found,)
+
+    def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
+        """The flights of a user's pushes with this collapse key, but those that had ended when they were taken."""
+        return list(self._of_place.get((tenant, user, collapse_key), {}).values())
+
+    def add(self, flight: Flight, *, roams: bool = False) -> Flight | None:
+        """Take in a flight whose key is not there. Returns the unfinished one that it replaces by its collapse
+        key, if any. `roams`: only the hub knew its user (the push is to a session, or to everyone)."""
+        key = flight.key
+        self._busy[key] = flight
+        self._index(flight)
+        if flight.kept is not None and not flight.parked:
+            self._unwritten.setdefault(key.user, {})[key] = flight
+        if roams:
+            self._roaming.setdefault(PushKey(key.tenant, key.push_id), {})[key.user] = flight
+        if not flight.collapse_key or flight.ended:
+            return None
+        place = (key.tenant, key.user, flight.collapse_key)
+        self._of_place.setdefault(place, {})[key] = flight
+        older = self._newest.get(place)
+        if older is not None and older.position > flight.position:
+            # A stored one that goes out again after a newer one was taken.
+            return None
+        self._newest[place] = flight
+        return older
+
+    def _index(self, flight: Flight) -> None:
+        push_id = flight.key.push_id
+        first = self._of_push.setdefault(push_id, flight)
+        if first is flight:
+            return
+        if isinstance(first, dict):
+            first[flight.key] = flight
+        else:
+            self._of_push[push_id] = {first.key: first, flight.key: flight}
+
+    def _leave(self, flight: Flight) -> None:
+        push_id = flight.key.push_id
+        found = self._of_push.get(push_id)
+        if isinstance(found, dict):
+            found.pop(flight.key, None)
+            if found:
+                return
+        del self._of_push[push_id]
+
+    def written(self, flight: Flight) -> None:
+        """It is kept, and its row is there; idempotent."""
+        of_user = self._unwritten.get(flight.key.user)
+        if of_user is not None and of_user.pop(flight.key, None) is not None and not of_user:
+            del self._unwritten[flight.key.user]
+
+    def rest(self, flight: Flight) -> None:
+        """Its row is stored, and nobody but its sessions waits for it; idempotent."""
+        if flight.kept is not None and self._busy.get(flight.key) is flight:
+            self._resting[flight.key] = self._busy.pop(flight.key)
+
+    def remove(self, flight: Flight) -> None:
+        """From now on the row answers for it; idempotent."""
+        key = flight.key
+        if self.get(key) is not flight:
+            return
+        self._busy.pop(key, None)
+        self._resting.pop(key, None)
+        self._leave(flight)
+        if flight.kept is not None:
+            self.written(flight)
+        if flight.collapse_key:
+            place = (key.tenant, key.user, flight.collapse_key)
+            if self._newest.get(place) is flight:
+                del self._newest[place]
+            of_place = self._of_place.get(place)
+            if of_place is not None and of_place.pop(key, None) is not None and not of_place:
+                del self._of_place[place]
+        if self._roaming:
+            push = PushKey(key.tenant, key.push_id)
+            roaming = self._roaming.get(push)
+            if roaming is not None and roaming.pop(key.user, None) is not None and not roaming:
+                del self._roaming[push]
+
+    def unwritten(self, user: str) -> Collection[Flight]:
+        """The flights of this user's pushes that have a ttl and no row yet, in the order they were taken."""
+        of_user = self._unwritten.get(user)
+        return list(of_user.values()) if of_user else ()
+
+    def roaming(self, push: PushKey) -> dict[str, Flight]:
+        """Flights of a push whose users only the hub knew, by user."""
+        return self._roaming.get(push, {})

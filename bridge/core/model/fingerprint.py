@@ -1,0 +1,45 @@
+"""What tells a repeat of a push from another request with the same id: a short checksum of what it asks for."""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+from typing import Final
+
+from bridge.core.model.outcomes import Proof
+from bridge.core.model.pushes import Encoding, PushRequest, Rejected
+
+NOT_KNOWN: Final = 0
+"""Stands for no fingerprint: it differs from none."""
+
+
+def fingerprint_of(request: PushRequest | Rejected) -> int:
+    """31 bits of what the user would see, and of how it is to be proven and kept; NOT_KNOWN without an id of its own.
+
+    That is event, data, confirm, ttl and collapse_key; data counts byte for byte. `meta` does not: some producers count
+    their tries in it. Of a rejected request its body counts. The checksum is CRC-32: one difference in two thousand
+    million goes unseen, and nothing but a warning hangs on it.
+    """
+    if isinstance(request, Rejected):
+        return _short(zlib.crc32(request.body, 1))
+    if request.generated_id:
+        return NOT_KNOWN
+    asked = _asked(request.event, request.encoding, request.confirm, request.ttl, request.collapse_key)
+    return _short(zlib.crc32(request.data, asked))
+
+
+def differ(one: int, other: int) -> bool:
+    """Whether two fingerprints are of different contents, as far as both are known."""
+    return one != other and one != NOT_KNOWN and other != NOT_KNOWN
+
+
+@lru_cache(1024)
+def _asked(event: str, encoding: Encoding, confirm: Proof, ttl: float, collapse_key: str) -> int:
+    """The checksum of all but the data, which many pushes have in common."""
+    text = f"{event}\0{encoding.value}\0{confirm}\0{ttl}\0{collapse_key}\0"
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def _short(checksum: int) -> int:
+    # Positive in a signed column of four bytes, and never NOT_KNOWN.
+    return checksum & 0x7FFF_FFFF or 1

@@ -1,0 +1,147 @@
+"""What is asked for: a push request, whom it is for, and the AMQP message that brought it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from bridge.core.model.outcomes import Proof, Reason
+
+ID_MAX = 128
+"""Characters in an id, user, session, topic, tenant, event or collapse key."""
+META_KEYS_MAX, META_KEY_CHARS, META_VALUE_CHARS = 16, 64, 256
+USERS_MAX = 10_000
+"""Users in one `to.users`, and (request, user) pairs that one message may name."""
+BATCH_MAX = 1_000
+"""Requests in one JSON array."""
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""Bytes of one AMQP message's body."""
+NO_USER = ""
+"""The user part of a key when no user was known; the `delivery` view shows it as null."""
+
+
+class PushKey(NamedTuple):
+    """The idempotency key of a request."""
+
+    tenant: str
+    push_id: str
+
+
+class ToUser(msgspec.Struct, frozen=True, gc=False):
+    """Every session of one user."""
+
+    user: str
+
+
+class ToUsers(msgspec.Struct, frozen=True, gc=False):
+    """Every session of several users; no user is in it twice."""
+
+    users: tuple[str, ...]
+
+
+class ToSession(msgspec.Struct, frozen=True, gc=False):
+    """One session."""
+
+    session: str
+
+
+class ToAll(msgspec.Struct, frozen=True, gc=False):
+    """Every session that is open when the push is taken."""
+
+
+Target: TypeAlias = ToUser | ToUsers | ToSession | ToAll
+
+
+class Encoding(enum.Enum):
+    """What `PushRequest.data` is."""
+
+    JSON = "json"
+    """UTF-8 JSON text, checked, exactly as it came."""
+    TEXT = "text"
+    """UTF-8 text, checked: a JSON string in the envelope, itself in bare mode."""
+    BYTES = "bytes"
+    """Any bytes: base64 with `"encoding": "base64"` in the envelope, a binary frame in bare mode."""
+
+
+class Timestamp(int):
+    """A header of AMQP's type timestamp: whole seconds since 1970. An integer of any other type is a plain int."""
+
+
+class Properties(msgspec.Struct, frozen=True, gc=False):
+    """The AMQP properties of a message that the bridge honours, and its headers as the broker gave them.
+
+    Header values are what AMQP tables hold: str, int, Timestamp, float, bool, bytes, None, lists and dicts of
+    these. Text that came as something else than UTF-8 holds its bytes as lone surrogates (PEP 383), so that a
+    correlation id goes back as it came; only `app_id`, which rows have, never does.
+    """
+
+    message_id: str = ""
+    correlation_id: str = ""
+    reply_to: str = ""
+    app_id: str = ""
+    user_id: str = ""
+    content_type: str = ""
+    content_encoding: str = ""
+    expiration: str = ""
+    timestamp: float | None = None
+    """Seconds; AMQP timestamps have no fraction."""
+    headers: Mapping[str, object] = {}
+    redelivered: bool = False
+    delivery_count: int = 0
+    """How often the broker has given this message out before (`x-delivery-count` of a quorum queue)."""
+    priority: int = 0
+
+
+class PushRequest(msgspec.Struct, frozen=True, gc=False):
+    """A checked push request v1. Whoever builds one has checked every field against the contract."""
+
+    id: str
+    target: Target
+    data: bytes
+    event: str = "message"
+    encoding: Encoding = Encoding.JSON
+    confirm: Proof = Proof.RECEIVED
+    excluded: frozenset[str] = frozenset()
+    """Session ids that do not get it."""
+    tenant: str = ""
+    meta: bytes = b""
+    """The JSON object `meta`, compact and without a key that occurs twice, or empty."""
+    generated_id: bool = False
+    """The producer gave no id: the push is at-least-once and outside of I1."""
+    ttl: float = 0.0
+    """Seconds after its publication for which it is kept for a user who is away or does not confirm."""
+    collapse_key: str = ""
+    """A newer push to the same user with this key replaces it while it is unproven; empty: none."""
+    ack_within: float = 0.0
+    """Seconds that an `acked` push waits for its ack; 0: BRIDGE_CONFIRM_TIMEOUT."""
+
+    @property
+    def key(self) -> PushKey:
+        """The idempotency key."""
+        return PushKey(self.tenant, self.id)
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """A request, or one element of a batch, that ends as a `rejected` row and a message in `push.dead`."""
+
+    id: str
+    """The request's own id where it had a usable one, else `sha256-<hex>` of body and properties."""
+    reason: Reason
+    detail: str
+    body: bytes
+    """What is published to `push.dead`: the element's or the message's bytes."""
+    tenant: str = ""
+    event: str = ""
+
+
+class Recall(msgspec.Struct, frozen=True, gc=False):
+    """A request to withdraw pushes: those of one id, or those of one user with one collapse key."""
+
+    tenant: str = ""
+    push_id: str = ""
+    """The push to withdraw, for every user; empty where `user` and `collapse_key` say which."""
+    user: str = ""
+    collapse_key: str = ""

@@ -1,0 +1,80 @@
+"""What is known of a client: its handshake, its token, and why its session is closed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+
+class CloseReason(enum.Enum):
+    """Why a session is closed: (code, word, may the client reconnect, seconds it should wait at least).
+
+    Codes 1000-2999 are RFC 6455 7.4.1 and its registry, 4400-4499 are ours: private use.
+    """
+
+    GOING_AWAY = (1001, "going_away", True, 1.0)
+    RESTART = (1012, "restart", True, 1.0)
+    TRY_LATER = (1013, "try_later", True, 10.0)
+    TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
+    TOO_SLOW = (4408, "too_slow", True, 5.0)
+    VANISHED = (1006, "vanished", True, 0.0)
+
+    def __init__(self, code: int, word: str, reconnect: bool, retry_after: float) -> None:
+        self.code = code
+        self.word = word
+        self.reconnect = reconnect
+        """Whether the same client with the same token may come back."""
+        self.retry_after = retry_after
+        """Seconds; the bridge spreads them out where many sessions close at once."""
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a checked token says."""
+
+    user: str
+    expires_at: float
+    token_id: str = ""
+    """The token's `jti`, empty where it has none."""
+    issued_at: float | None = None
+
+
+class Mode(enum.StrEnum):
+    """How a session's frames look."""
+
+    ENVELOPE = "bridge.v1.json"
+    """The subprotocol with typed JSON frames, acks and a welcome."""
+    BARE = "bridge.bare"
+    """Each push is a frame with just its data; also where the client offers no subprotocol at all."""
+
+
+class Handshake(msgspec.Struct, frozen=True):
+    """What a client asked for in its opening handshake (RFC 6455 4.2.1), as the adapter read it."""
+
+    path: str
+    query: Mapping[str, Sequence[str]]
+    origin: str | None
+    authorization: str | None
+    subprotocols: tuple[str, ...]
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A handshake that opens a session."""
+
+    claims: Claims
+    mode: Mode
+    subprotocol: str | None
+    """What is echoed to the client; None where it offered none."""
+    last: str | None = None
+    """The id of the last push the client has seen, where it asked to resume."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A handshake that is answered with an HTTP status before any upgrade."""
+
+    status: int
+    why: str
+    """A fixed word for metrics and logs."""
+    text: str
+    """The body for people, and the line of the log: it quotes nothing that the client sent."""

@@ -1,0 +1,115 @@
+"""What the core asks of the broker, and what the broker brings."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from bridge.core.model.pushes import Properties
+from bridge.core.model.rows import DeadLetter, Receipt, Reply
+
+
+class AckToken(NamedTuple):
+    """What acknowledges one message: only good for the channel incarnation that delivered it."""
+
+    incarnation: int
+    tag: int
+
+
+class Source(enum.Enum):
+    """The queue a message came from."""
+
+    REQUESTS = "push.requests"
+    FALLEN = "push.fallen"
+    """Given up by the broker: delivery limit, expiration."""
+    CONTROL = "push.control"
+    """Not pushes, but what is to be done about pushes: recalls."""
+
+
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """One message as the broker delivered it."""
+
+    token: AckToken
+    source: Source
+    body: bytes
+    """At most `MESSAGE_BYTES_MAX` bytes; of a larger body only the first 4,096 bytes."""
+    body_size: int
+    """Bytes of the body as published; more than `len(body)` where it was cut."""
+    properties: Properties
+    arrived_at: float
+    """Wall-clock seconds."""
+    reordered: bool = False
+    """The broker may have given it out ahead of older messages, because of its priority."""
+
+
+class Intake(Protocol):
+    """The core's side of the taking port; the broker adapter calls it from the event loop."""
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        """Take what one read of the broker's socket brought, in queue order. Never raises."""
+        ...
+
+    def channel_lost(self, incarnation: int) -> None:
+        """Every token of this incarnation is dead: the broker will deliver its messages again."""
+        ...
+
+
+class Acks(Protocol):
+    """The adapter's side of the taking port."""
+
+    def ack(self, tokens: Iterable[AckToken]) -> None:
+        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are thrown away. Never raises.
+
+        The adapter sends `multiple` only for a finished prefix, the others one by one in one write.
+        """
+        ...
+
+    def requeue(self, tokens: Iterable[AckToken]) -> None:
+        """Give messages back (AMQP basic.nack with requeue). Stale tokens are thrown away. Never raises."""
+        ...
+
+    def widen(self) -> None:
+        """What has come can be handled: from now on give out as many requests at a time as there may be.
+
+        Until then, on every new channel, one is given out at a time. A broker may count each return of a message,
+        handled or not: a message that kills the process must not have its neighbours counted along with it.
+        Idempotent. Never raises.
+        """
+        ...
+
+
+class Receipts(Protocol):
+    """Outcomes sent back over AMQP, with publisher confirms."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether publishing is known to be impossible now (memory alarm, connection lost)."""
+        ...
+
+    async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """Publish and await the confirms; return those that were NOT confirmed (empty: all are).
+
+        A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens; a
+        receipt may be sent twice, its consumer knows it by push id and user. Never raises for a broker
+        that is away: then everything is returned.
+        """
+        ...
+
+
+class DeadLetters(Protocol):
+    """The exchange for what people must look at."""
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """Publish to `push.dead` and await the confirms; return those NOT confirmed. As `Receipts.send`."""
+        ...
+
+
+class Answers(Protocol):
+    """Answers to control messages."""
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        """Publish a JSON body to a queue; False where it was not confirmed. Not tried again. Never raises."""
+        ...

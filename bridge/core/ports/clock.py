@@ -1,0 +1,21 @@
+"""Time, injected so that tests decide what it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Time, injected so that tests decide what it is."""
+
+    def time(self) -> float:
+        """Seconds since the epoch (UTC); may step."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since any fixed moment; never goes back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after at least `seconds` of monotonic time."""
+        ...

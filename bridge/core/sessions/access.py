@@ -1,0 +1,101 @@
+"""Who may open a session: the opening handshake from its request to a grant or a refusal.
+
+| what the client did                               | answer                     | why in metrics    |
+|---------------------------------------------------|----------------------------|-------------------|
+| the service is draining                           | 503, Retry-After           | `draining`        |
+| its Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
+| offered subprotocols, none of which we speak      | 400                        | `subprotocol`     |
+| no token, or tokens that differ                   | 401                        | `missing`, `many` |
+| a token that the verifier refuses                 | 401                        | the verifier's why|
+| offered no subprotocol                            | granted, bare mode         | `opened`          |
+
+A browser fails a connection that is granted without one of the subprotocols it offered (RFC 6455 4.1), and
+tells its page 1006 and nothing else. So such a client is told by an answer that its developer can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bridge.core.errors import TokenRefused
+from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
+from bridge.core.ports.plugins import TokenVerifier
+
+TOKEN_ENTRY = "bridge.token."
+"""A subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
+
+_AS_BASE64URL = str.maketrans("+/", "-_")
+
+
+class Access:
+    """Decides on handshakes; holds no sessions."""
+
+    def __init__(self, verifier: TokenVerifier, origins: Collection[str]) -> None:
+        self._verifier = verifier
+        self._origins = frozenset(origins)
+        self.draining = False
+        """While True every handshake is refused with 503."""
+
+    def decide(self, request: Handshake) -> Grant | Refusal:
+        """Answer a handshake; never raises. The first line of the module's table that fits is taken."""
+        if self.draining:
+            return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
+        if self._origins and request.origin is not None and request.origin not in self._origins:
+            return Refusal(
+                403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS.\n"
+            )
+        spoken = _spoken(request.subprotocols)
+        if spoken is None and request.subprotocols:
+            return _not_spoken(request.subprotocols)
+        tokens = _tokens(request)
+        if not tokens:
+            return _no_token(request)
+        if len(tokens) > 1:
+            return Refusal(401, "many", "More than one token was given, and they differ.\n")
+        try:
+            claims = self._verifier.verify(tokens.pop())
+        except TokenRefused as refused:
+            detail = f" ({refused.detail})" if refused.detail else ""
+            return Refusal(401, refused.why, f"The token was refused: {refused.why}{detail}.\n")
+        last = request.query.get("last")
+        return Grant(claims, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+
+
+def _tokens(request: Handshake) -> set[str]:
+    """The tokens of all carriers; one that came twice counts once, in whichever base64 it was written."""
+    # A raw `+` of a query reads as a space, and no token has one.
+    given = [token.strip("\t\r\n").replace(" ", "+") for token in request.query.get("token", ())]
+    scheme, *credentials = (request.authorization or "").split(None, 1)[:2] or [""]
+    if scheme.lower() == "bearer":
+        given.extend(token.strip() for token in credentials)
+    given.extend(entry[len(TOKEN_ENTRY) :] for entry in request.subprotocols if entry.startswith(TOKEN_ENTRY))
+    return set({_canonical(token): token for token in given if token}.values())
+
+
+def _canonical(token: str) -> str:
+    return ".".join(part.rstrip("=") for part in token.translate(_AS_BASE64URL).split("."))
+
+
+def _spoken(subprotocols: Collection[str]) -> Mode | None:
+    """The first of them that we speak: their order is the client's preference."""
+    for entry in subprotocols:
+        if entry in (Mode.ENVELOPE.value, Mode.BARE.value):
+            return Mode(entry)
+    return None
+
+
+def _not_spoken(subprotocols: Collection[str]) -> Refusal:
+    if any(entry.startswith(TOKEN_ENTRY) for entry in subprotocols):
+        text = "The subprotocol that carries the token can't be spoken: offer bridge.v1.json or bridge.bare too.\n"
+    else:
+        text = "None of these subprotocols is spoken here: offer bridge.v1.json or bridge.bare too.\n"
+    return Refusal(400, "subprotocol", text)
+
+
+def _no_token(request: Handshake) -> Refusal:
+    # In words that the log's redaction does not take for a token.
+    ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
+    if request.authorization is not None:
+        text = f"The header Authorization has no Bearer token in it. One is required: {ways}.\n"
+        return Refusal(401, "missing", text)
+    return Refusal(401, "missing", f"A token is required: {ways} (bridge.token. and the JWT).\n")

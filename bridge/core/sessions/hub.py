@@ -1,0 +1,160 @@
+"""This process's sessions: by id, by user, on the wheel of pings, and in the order their tokens expire."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bridge.core.contract.frames import HEARTBEAT_EVERY
+from bridge.core.model.sessions import Mode
+from bridge.core.sessions.session import Session
+
+PING_EVERY = 20
+"""Seconds: every open session is pinged at least this often."""
+
+PLACES_A_SECOND = 10
+"""Places of the wheel that have their turn in one second. Each place has as many sessions as any other, also where
+all of them opened at once: pings, and the pongs that come back, must not hold the event loop together."""
+
+HEARTBEAT_LOOK = HEARTBEAT_EVERY // 2
+"""Seconds between two looks whether a session was sent anything: it has its place on the wheel for them, too. At a
+look a heartbeat is due where the next one would be too late, so a session without traffic gets one at every
+second look, and nobody waits longer than HEARTBEAT_EVERY."""
+
+_PLACES = PING_EVERY * PLACES_A_SECOND
+_LOOK = HEARTBEAT_LOOK * PLACES_A_SECOND
+
+EXPIRIES_SPARED = 1000
+"""Ends of tokens that are kept in mind, of sessions that have left, before they are looked for."""
+
+
+class Turn(NamedTuple):
+    """The sessions of which one place of the wheel takes care."""
+
+    at: float
+    """Monotonic seconds for which it was planned: between two turns of a session lies a whole number of looks,
+    however late the caller was."""
+    to_ping: list[Session]
+    quiet: list[Session]
+    """Those in envelope mode that would be without a frame for too long before they are looked at again."""
+
+
+class Hub:
+    """Decides synchronously and returns what is to be done; it closes nothing itself."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._users: dict[str, list[Session]] = {}
+        self._wheel: list[set[Session]] = [set() for _ in range(_PLACES)]
+        self._turned = 0
+        """The last turn that was given out; 0 before the first."""
+        self._opened = 0
+        self._expiries: list[tuple[float, str]] = []
+        self.backlogged: set[Session] = set()
+        """Sessions with frames that their socket did not take yet, or that wait for the end of a replay."""
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    @property
+    def users(self) -> int:
+        """Users with at least one session."""
+        return len(self._users)
+
+    def register(self, session: Session, now: float) -> None:
+        """A session opened; `now` is monotonic seconds."""
+        self._sessions[session.id] = session
+        self._users.setdefault(session.user, []).append(session)
+        session.place = self._place(now)
+        self._wheel[session.place].add(session)
+        heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
+        if len(self._expiries) > 2 * len(self._sessions) + EXPIRIES_SPARED:
+            # Tokens may be good for weeks, and most sessions leave long before.
+            self._expiries = [(s.claims.expires_at, s.id) for s in self._sessions.values()]
+            heapq.heapify(self._expiries)
+
+    def _place(self, now: float) -> int:
+        """Another for each session, and such that one that is sent nothing gets its heartbeats with its pings.
+
+        Its first heartbeat is due at the second look, one to two looks from now; from then on at every second one, as
+        its ping is at every fourth.
+        """
+        self._opened += 1
+        rounds, look = divmod(self._opened, _LOOK)
+        return (_turn(now) + _LOOK + 1 + look + rounds % 2 * 2 * _LOOK) % _PLACES
+
+    def unregister(self, session: Session) -> None:
+        """A session is gone; idempotent."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        of_user = self._users[session.user]
+        of_user.remove(session)
+        if not of_user:
+            del self._users[session.user]
+        self._wheel[session.place].discard(session)
+        self.backlogged.discard(session)
+
+    def session(self, session_id: str) -> Session | None:
+        """The session of this id, if it is here."""
+        return self._sessions.get(session_id)
+
+    def of_user(self, user: str) -> Sequence[Session]:
+        """The open sessions of a user, oldest first."""
+        return self._users.get(user, ())
+
+    def everyone(self) -> list[str]:
+        """Every user with a session, at this moment."""
+        return list(self._users)
+
+    def turns(self, now: float) -> Iterator[Turn]:
+        """The places whose turn has come since the last call; `now` is monotonic seconds.
+
+        To be called PLACES_A_SECOND times a second. After a pause they are caught up with, those of one second in a
+        call: a session has one turn for all that it missed.
+        """
+        current = _turn(now)
+        first = max(self._turned + 1, current - _PLACES + 1) if self._turned else current
+        self._turned = min(current, first + PLACES_A_SECOND - 1)
+        for turn in range(first, self._turned + 1):
+            at = turn / PLACES_A_SECOND
+            quiet = [
+                session
+                for place in self._wheel[turn % _LOOK :: _LOOK]
+                for session in place
+                if session.mode is Mode.ENVELOPE and session.quiet(at, HEARTBEAT_LOOK)
+            ]
+            yield Turn(at, list(self._wheel[turn % _PLACES]), quiet)
+
+    def expired(self, now: float) -> list[Session]:
+        """The sessions whose token has expired by `now` (wall-clock seconds); each is returned once."""
+        gone: list[Session] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            _, session_id = heapq.heappop(self._expiries)
+            session = self._sessions.get(session_id)
+            if session is not None:
+                gone.append(session)
+        return gone
+
+    def stalled(self, now: float, deadline: float) -> list[Session]:
+        """The sessions that took nothing for `deadline` seconds though frames wait for them."""
+        return [
+            s for s in self.backlogged if s.stalled_since is not None and now - s.stalled_since > deadline
+        ]
+
+    def fullest(self) -> Session | None:
+        """The session with the most bytes waiting."""
+        return max(self.backlogged, key=lambda s: s.waiting_bytes, default=None)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of frames that wait, over all sessions."""
+        return sum(s.waiting_bytes for s in self.backlogged)
+
+
+def _turn(now: float) -> int:
+    """Turns of the wheel until then, by one place each; `now` is monotonic seconds."""
+    return int(now * PLACES_A_SECOND)

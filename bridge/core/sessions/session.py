@@ -1,0 +1,426 @@
+"""One open WebSocket: its bounded queue, what it has been handed and not yet proven, and its state.
+
+While it is REPLAYING, what is kept for its user goes into the queue, in order, and what is newer is held
+until that has gone out.
+
+The barrier (design: proof `received`): one ping at a time is outstanding; it is sent after a frame, so its
+pong proves every frame before it (RFC 6455 5.5.3). What is handed over meanwhile is covered by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from bridge.core.inflight.flight import Flight
+from bridge.core.model.outcomes import Proof
+from bridge.core.model.rows import RowKey
+from bridge.core.model.sessions import Claims, CloseReason, Mode
+from bridge.core.model.states import SessionEvent, SessionState, next_session_state
+from bridge.core.ports.plugins import SessionInfo
+from bridge.core.ports.sockets import Frame, Socket
+
+WRITE_CHUNK = 64 * 1024
+"""Bytes of frames given to the socket in one write before asking again whether it still takes more."""
+
+_ROUNDING = 1e-6
+"""Seconds: two times that lie a whole number of seconds apart may seem further apart than that."""
+
+UNPROVEN_MAX = 4096
+"""Frames handed over and not yet proven; over it the rest waits in the bounded queue."""
+
+
+class AmbiguousAck(Exception):
+    """Pushes of several tenants with this id wait for their ack, and it does not say which it means."""
+
+
+class SessionLimits(NamedTuple):
+    """The bounds of one session's queue."""
+
+    frames: int
+    """Frames that wait for the socket."""
+    total_bytes: int
+    """Bytes of those frames, and of what the transport still buffers."""
+
+
+class Replay:
+    """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
+
+    __slots__ = ("after", "again", "asked", "began", "full", "last", "missed", "resumed", "seen", "until")
+
+    def __init__(
+        self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
+    ) -> None:
+        self.after = after
+        """What is up to here was offered."""
+        self.until = until
+        """What was taken after this is not read but held."""
+        self.seen = seen
+        """See `MailboxAsk.seen`."""
+        self.last = last
+        """The push the client has seen last, while it is not yet known where in the mailbox that is."""
+        self.again = again
+        """A round for pushes that this session was handed before and did not prove."""
+        self.asked = False
+        """Its next page was asked for, and has not come yet."""
+        self.full = False
+        """There was no room for all of the last page: the next is of no use before the socket takes bytes."""
+        self.missed: int | None = None
+        """The position of the first push that could not be held: another round begins with it."""
+        self.resumed: int | None = None
+        """The position of the push it resumed after, where its client was told that everything since will come."""
+        self.began = 0.0
+        """Monotonic seconds of the session's opening, where the client resumes."""
+
+
+class Session:
+    """One authenticated WebSocket. All methods are synchronous; `now` is monotonic seconds."""
+
+    __slots__ = (
+        "_acks",
+        "_covered",
+        "_held",
+        "_held_bytes",
+        "_limits",
+        "_ping",
+        "_queue",
+        "_unproven",
+        "claims",
+        "close_reason",
+        "forgotten",
+        "id",
+        "mode",
+        "next_round",
+        "opened_at",
+        "owing_since",
+        "place",
+        "queued_bytes",
+        "replay",
+        "socket",
+        "spoken_at",
+        "stalled_since",
+        "state",
+        "user",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        claims: Claims,
+        mode: Mode,
+        socket: Socket,
+        limits: SessionLimits,
+        *,
+        opened_at: float,
+    ) -> None:
+        self.id = session_id
+        self.claims = claims
+        self.user = claims.user
+        self.mode = mode
+        self.socket = socket
+        self.opened_at = opened_at
+        self.state = SessionState.LIVE
+        self.place = 0
+        """Its place on the hub's wheel of pings."""
+        self.close_reason: CloseReason | None = None
+        """Why we closed it; None while it is open and when the peer left by itself."""
+        self.owing_since: float | None = None
+        """When the ping was sent that the peer has not answered yet."""
+        self.stalled_since: float | None = None
+        """Since when frames wait and none could be handed over."""
+        self.spoken_at: float | None = None
+        """When it was sent a frame last, or when that was due where it was a heartbeat; None before its welcome. In
+        bare mode nobody asks."""
+        self.queued_bytes = 0
+        self.replay: Replay | None = None
+        """None while it is not REPLAYING."""
+        self.next_round = 0.0
+        """Monotonic seconds before which it is sent nothing again."""
+        self._limits = limits
+        self._queue: list[tuple[Frame, Flight | None]] = []
+        self._held: list[tuple[Frame, Flight | None]] = []
+        self._held_bytes = 0
+        # Handed over, awaiting a pong; the first `_covered` of them are covered by the outstanding ping.
+        self._unproven: list[Flight] = []
+        self._covered = 0
+        self._ping: bytes | None = None
+        self._acks: dict[str, list[Flight]] | None = None
+        self.forgotten: list[Flight] = []
+        """Handed over, and their acks are no longer waited for here: there were too many. For the caller of
+        `flush` to take."""
+
+    @property
+    def info(self) -> SessionInfo:
+        """What hooks may know of it."""
+        return SessionInfo(self.id, self.user, self.mode.value, self.opened_at)
+
+    @property
+    def queued(self) -> int:
+        """Frames that wait for the socket."""
+        return len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for the socket, or for the end of the replay."""
+        return len(self._queue) + len(self._held)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of those."""
+        return self.queued_bytes + self._held_bytes
+
+    @property
+    def unproven(self) -> int:
+        """Frames handed over whose pong is awaited."""
+        return len(self._unproven)
+
+    def suspect(self, now: float, after: float) -> bool:
+        """Whether the peer owes a pong for longer than `after` seconds."""
+        return self.owing_since is not None and now - self.owing_since > after
+
+    @property
+    def takes_pushes(self) -> bool:
+        """Whether pushes may be offered to it."""
+        return self.state is SessionState.LIVE or self.state is SessionState.REPLAYING
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything was handed over and its pong has come."""
+        return not self._queue and not self._unproven
+
+    # --- what is kept for its user ---
+
+    def begin_replay(self, replay: Replay) -> None:
+        """From now on what is offered is held, until `end_replay`."""
+        self.state = next_session_state(self.state, SessionEvent.REPLAY)
+        self.replay = replay
+
+    def release_held(self) -> bool:
+        """Queue what was held, as far as there is room: all that is kept was offered. False where some is left."""
+        released = 0
+        for frame, flight in self._held:
+            if flight is not None and not self._enqueue(frame, flight):
+                break
+            if flight is None:
+                self._queue.append((frame, None))
+                self.queued_bytes += len(frame.payload)
+            self._held_bytes -= len(frame.payload)
+            released += 1
+        del self._held[:released]
+        return not self._held
+
+    def end_replay(self, now_position: int) -> bool:
+        """All that was held is released. False where some could not be held: then the next round, up to
+        `now_position`, has begun."""
+        assert self.replay is not None
+        assert not self._held
+        missed = self.replay.missed
+        if missed is not None:
+            # Delivered elsewhere meanwhile or not: this session has not had them.
+            again = Replay(after=missed - 1, until=now_position, seen=missed - 1)
+            again.resumed = self.replay.resumed
+            self.replay = again
+            return False
+        self.replay = None
+        self.state = next_session_state(self.state, SessionEvent.REPLAYED)
+        return True
+
+    def offer_kept(self, frame: Frame, flight: Flight | None) -> bool:
+        """Queue what is kept, or was delivered elsewhere (no flight). False: no room, ask again when idle."""
+        return self._enqueue(frame, flight)
+
+    def waiting_keys(self) -> set[RowKey]:
+        """The pushes that it was offered and not yet handed."""
+        return {f.key for _, f in (*self._queue, *self._held) if f is not None}
+
+    def handed_keys(self) -> set[RowKey]:
+        """The pushes that it was handed and has not proven as far as they want."""
+        awaited = {f.key for flights in (self._acks or {}).values() for f in flights}
+        return awaited.union(f.key for f in self._unproven)
+
+    def tell(self, frame: Frame) -> None:
+        """Queue a frame that is no push, behind all that was offered before, and what is kept. It is small, and
+        there is always room for it: what it says of a push must not be lost where the push was not."""
+        size = len(frame.payload)
+        if self.replay is None:
+            self._queue.append((frame, None))
+            self.queued_bytes += size
+        else:
+            self._held.append((frame, None))
+            self._held_bytes += size
+
+    # --- pushes ---
+
+    def offer(self, frame: Frame, flight: Flight) -> bool:
+        """Queue a push for the next flush, or hold it until the replay is over. False when that is over its
+        bounds: nothing was taken. A frame is always taken into an empty queue with nothing buffered."""
+        if self.replay is None:
+            return self._enqueue(frame, flight)
+        if self.replay.missed is not None:
+            return False
+        size = len(frame.payload)
+        # However many they are: it is not the peer that is slow.
+        if self._held and self._held_bytes + size > self._limits.total_bytes:
+            return False
+        self._held.append((frame, flight))
+        self._held_bytes += size
+        return True
+
+    def hold(self, frame: Frame, flight: Flight) -> None:
+        """Hold a push that waited for its user, who has just come back, until the replay is over. There is always
+        room: it has been in memory since our start, and its user had no way to read it."""
+        assert self.replay is not None
+        self._held.append((frame, flight))
+        self._held_bytes += len(frame.payload)
+
+    def _enqueue(self, frame: Frame, flight: Flight | None) -> bool:
+        size = len(frame.payload)
+        if self._queue:
+            if len(self._queue) >= self._limits.frames:
+                return False
+            if self.queued_bytes + size + self.socket.buffered > self._limits.total_bytes:
+                return False
+        elif (buffered := self.socket.buffered) and buffered + size > self._limits.total_bytes:
+            return False
+        self._queue.append((frame, flight))
+        self.queued_bytes += size
+        return True
+
+    def flush(self, now: float) -> list[Flight]:
+        """Hand over what the socket takes; returns the flights that were handed over, in order."""
+        handed: list[Flight] = []
+        while self._queue and len(self._unproven) < UNPROVEN_MAX and self.socket.writable:
+            frames: list[Frame] = []
+            flights: list[Flight] = []
+            taken = size = 0
+            for frame, flight in self._queue:
+                taken += 1
+                self.queued_bytes -= len(frame.payload)
+                if flight is not None:
+                    if flight.withdrawn:
+                        continue
+                    flights.append(flight)
+                frames.append(frame)
+                size += len(frame.payload)
+                if size >= WRITE_CHUNK:
+                    break
+            owed = [f for f in flights if f.confirm > Proof.WRITTEN]
+            ping = os.urandom(4) if owed and self._ping is None else None
+            if frames and not self.socket.write(frames, ping):
+                # The connection is closing: `close` will hand these back as never handed over.
+                self.queued_bytes += sum(len(frame.payload) for frame, _ in self._queue[:taken])
+                return handed
+            del self._queue[:taken]
+            self._unproven.extend(owed)
+            if ping is not None:
+                self._ping = ping
+                self._covered = len(self._unproven)
+                self.owing_since = now
+            for flight in owed:
+                if flight.confirm is Proof.ACKED:
+                    self._await_ack(flight)
+            handed.extend(flights)
+            self.stalled_since = self.spoken_at = now
+        if not self._queue:
+            self.stalled_since = None
+        elif self.stalled_since is None:
+            self.stalled_since = now
+        return handed
+
+    def _await_ack(self, flight: Flight) -> None:
+        if self._acks is None:
+            self._acks = {}
+        elif len(self._acks) >= UNPROVEN_MAX:
+            # The oldest has been waiting through thousands of others; its deadline is long over.
+            self.forgotten.extend(self._acks.pop(next(iter(self._acks))))
+        flights = self._acks.setdefault(flight.key.push_id, [])
+        if flight not in flights:
+            flights.append(flight)
+
+    def pong(self, payload: bytes, now: float) -> list[Flight]:
+        """The peer answered; returns the flights that this proves received. A stray pong proves nothing."""
+        if payload != self._ping:
+            return []
+        proven = self._unproven[: self._covered]
+        del self._unproven[: self._covered]
+        self._covered = 0
+        self._ping = None
+        self.owing_since = None
+        if self._unproven:
+            self.ping(now)
+        return proven
+
+    def ping(self, now: float, heartbeat: Frame | None = None, due_at: float = 0.0) -> None:
+        """Send a ping unless one is outstanding: a sign of life, and a barrier for all that is unproven. A
+        heartbeat that was due at `due_at` goes out in the same write."""
+        if self._ping is not None:
+            return
+        ping = os.urandom(4)
+        frames = () if heartbeat is None or not self.socket.writable else (heartbeat,)
+        if self.socket.write(frames, ping):
+            if frames:
+                self.spoken_at = due_at
+            self._ping = ping
+            self._covered = len(self._unproven)
+            self.owing_since = now
+
+    def quiet(self, now: float, seconds: int) -> bool:
+        """Whether it was welcomed and was sent no frame since for more than so many seconds."""
+        return self.spoken_at is not None and now - self.spoken_at > seconds + _ROUNDING
+
+    def beat(self, frame: Frame, due_at: float) -> None:
+        """Send a heartbeat, unless it went out with a ping just now, or the peer does not read: it proves nothing,
+        and is not worth any memory."""
+        if self.spoken_at != due_at and self.socket.writable and self.socket.write((frame,), None):
+            self.spoken_at = due_at
+
+    def ack(self, push_id: str, tenant: str | None = None) -> Flight | None:
+        """The application acknowledged this push; returns the oldest flight that waited for it here.
+
+        `tenant`: of the push; None where the client does not say, which is enough while it has no two of one id.
+        Raises AmbiguousAck.
+        """
+        flights = self._acks.get(push_id, ()) if self._acks else ()
+        meant = [f for f in flights if tenant is None or f.key.tenant == tenant]
+        if not meant:
+            return None
+        if tenant is None and len({f.key.tenant for f in meant}) > 1:
+            raise AmbiguousAck
+        assert self._acks is not None
+        self._acks[push_id].remove(meant[0])
+        if not self._acks[push_id]:
+            del self._acks[push_id]
+        return meant[0]
+
+    # --- its life ---
+
+    def drain(self) -> list[Flight]:
+        """Take no more pushes; what is unproven may still be proven. Returns those never handed over."""
+        self.state = next_session_state(self.state, SessionEvent.DRAIN)
+        return self._empty_queue()
+
+    def _empty_queue(self) -> list[Flight]:
+        # What is sent a second time has been handed over once: it is given back as that, when the socket goes.
+        handed = self.handed_keys()
+        queued = [f for _, f in (*self._queue, *self._held) if f is not None and f.key not in handed]
+        self._queue = []
+        self._held = []
+        self.queued_bytes = self._held_bytes = 0
+        self.replay = None
+        self.stalled_since = None
+        return queued
+
+    def close(self) -> tuple[list[Flight], list[Flight]]:
+        """It is gone. Returns (never handed over, handed over and unproven here); idempotent."""
+        self.state = next_session_state(self.state, SessionEvent.CLOSE)
+        queued = self._empty_queue()
+        # A flight that waits for its ack may have left `_unproven` by its pong: it is still owed here.
+        unproven = {id(f): f for f in self._unproven}
+        for flights in (self._acks or {}).values():
+            unproven.update((id(f), f) for f in flights)
+        self._unproven = []
+        self._acks = None
+        self._covered = 0
+        self._ping = None
+        self.owing_since = None
+        return queued, list(unproven.values())

@@ -1,0 +1,290 @@
+"""Publishing logged pushes again: which rows are meant, which of them can be, and the messages they become.
+
+A push becomes `<id>/replay-<mark>`, the same each time, so what was replayed under a mark is known: by its row,
+for as long as the log keeps that, and to the bridge that takes it. A replay of a replay is one of the push that
+both repeat. The messages are payload-only: the body is the data exactly as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, LiteralString
+
+import msgspec
+
+from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.postgres.pool import Connection
+from bridge.adapters.postgres.reading import ask, reading
+from bridge.adapters.postgres.rows import META
+from bridge.core.errors import SettingsError
+from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.pushes import ID_MAX, NO_USER, Encoding
+from bridge.core.ports.clock import Clock
+
+PAGE_ROWS: Final = 50
+"""Rows read, published and confirmed together: what an interruption may repeat, and the memory it takes."""
+PAGES_PER_SECOND: Final = 5
+"""At a low rate pages are smaller instead, so that it is even."""
+QUERY_TIMEOUT: Final = 600.0
+"""Seconds for counting, or to find the next page: both may have to read all of the log."""
+NAME_BYTES_MAX: Final = 255
+"""Bytes of a header's name in AMQP, and so of a key of `meta`."""
+
+_MARK = re.compile(r"[A-Za-z0-9._-]{1,16}")
+_AGE = re.compile(r"([0-9]{1,9})(s|m|min|h|d)")
+_UNITS: Final[Mapping[str, int]] = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_CONTENT_TYPES: Final[Mapping[str, str]] = {
+    Encoding.JSON.value: "application/json",
+    Encoding.TEXT.value: "text/plain",
+    Encoding.BYTES.value: "application/octet-stream",
+}
+
+
+# --- Which rows are meant --------------------------------------------------------------------------------
+
+
+class Where(msgspec.Struct, frozen=True):
+    """A choice of rows: those that fit every field; empty, or None, fits all."""
+
+    push: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    event: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
+    reason: tuple[str, ...] = ()
+    tenant: tuple[str, ...] = ()
+    since: datetime | None = None
+    """When the push was taken; this moment is in."""
+    until: datetime | None = None
+    """This moment is out."""
+
+
+KEYS: Final = Where.__struct_fields__
+_WORDS: Final[Mapping[str, frozenset[str]]] = {
+    "outcome": frozenset(o.value for o in Outcome),
+    "reason": frozenset(r.value for r in Reason),
+}
+
+
+def where(conditions: Sequence[str], now: datetime) -> Where:
+    """Read `key=value` conditions: values of one key are alternatives, keys must all fit.
+
+    A time is ISO 8601 (local where it names no zone) or an age such as `90s`, `30min`, `2h`, `7d`. Raises
+    SettingsError.
+    """
+    words: dict[str, list[str]] = {}
+    times: dict[str, datetime] = {}
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if key not in KEYS or not equals:
+            raise SettingsError("--where", f"key=value expected, not {condition!r}; keys: {', '.join(KEYS)}")
+        if key in ("since", "until"):
+            if key in times:
+                raise SettingsError("--where", f"{key} can be given once")
+            times[key] = _moment(key, value, now)
+            continue
+        if not value and key != "tenant":
+            raise SettingsError("--where", f"{key} needs a value")
+        known = _WORDS.get(key)
+        if known is not None and value not in known:
+            raise SettingsError("--where", f"no {key} {value!r}; there are {', '.join(sorted(known))}")
+        words.setdefault(key, []).append(value)
+    if "since" in times and times["since"] >= times.get("until", now):
+        raise SettingsError("--where", "since is not before until, or is still to come")
+    fields: dict[str, Any] = {**{key: tuple(values) for key, values in words.items()}, **times}
+    return Where(**fields)
+
+
+def _moment(key: str, text: str, now: datetime) -> datetime:
+    age = _AGE.fullmatch(text)
+    try:
+        if age:
+            return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+        # Without a zone it is local time, which `astimezone` assumes.
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise SettingsError(
+            "--where", f"{key}: a time such as 2026-11-22T18:30 or an age such as 2h expected, not {text!r}"
+        ) from error
+
+
+def checked_mark(mark: str) -> str:
+    """The mark where it may be part of an id; raises SettingsError."""
+    if not _MARK.fullmatch(mark):
+        raise SettingsError("--mark", f"1 to 16 of letters, digits, `.`, `_` and `-` expected, not {mark!r}")
+    return mark
+
+
+# --- Which of them can be replayed -----------------------------------------------------------------------
+
+AGAIN: Final = "again"
+"""The verdict on a row that can be published again, and has not been under this mark."""
+DONE: Final = frozenset(("done", "own"))
+"""Verdicts on rows for which nothing is left to do."""
+VERDICTS: Final[Mapping[str, str]] = {
+    AGAIN: "can be replayed",
+    "done": "replayed before: the log has the row of it",
+    "own": "are rows of this replay themselves",
+    "open": "have not ended: the bridge still delivers them",
+    "rejected": "were rejected: their messages are in push.dead, see `bridge dead replay`",
+    "nobody": "name no user: they went to a session or to everyone, and reached nobody",
+    "not_kept": "can't be: their data is not kept (only that of pushes with a ttl is)",
+    "meta": f"can't be: a key of their meta has over {NAME_BYTES_MAX} bytes, too long for a header",
+}
+"""What becomes of a row that is meant, and what people are told of it."""
+
+# `since` and `until` by the time of taking, which has an index; as have user (by this expression) and push.
+_MEANT: LiteralString = """
+    (%(push)s::text[] is null or l.push_id = any(%(push)s))
+    and (%(user)s::text[] is null or nullif(l.user_id, '') = any(%(user)s))
+    and (%(event)s::text[] is null or l.event = any(%(event)s))
+    and (%(outcome)s::text[] is null or l.outcome = any(%(outcome)s))
+    and (%(reason)s::text[] is null or l.reason = any(%(reason)s))
+    and (%(tenant)s::text[] is null or l.tenant = any(%(tenant)s))
+    and (%(since)s::timestamptz is null or l.taken_at >= %(since)s)
+    and l.taken_at < %(until)s
+    """
+_FROM: LiteralString = f"""
+    from delivery_log l
+    cross join lateral (select regexp_replace(l.push_id, '/replay-[A-Za-z0-9._-]{{1,16}}$', '') as base) b
+    cross join lateral (
+        select (case when char_length(b.base) + char_length(%(suffix)s) <= {ID_MAX} then b.base
+                     else 'sha256-' || encode(sha256(convert_to(b.base, 'UTF8')), 'hex')
+                end || %(suffix)s) collate "C" as new_id) i
+    cross join lateral (
+        select case
+            when l.outcome = 'rejected' then 'rejected'
+            when l.user_id = '{NO_USER}' then 'nobody'
+            when not l.final then 'open'
+            when l.push_id = i.new_id then 'own'
+            when (l.payload is null and l.content is null) or l.encoding is null then 'not_kept'
+            when exists (select from jsonb_object_keys({META.format("l")}) k
+                         where octet_length(k) > {NAME_BYTES_MAX}) then 'meta'
+            when exists (select from delivery_log r
+                         where r.push_id = i.new_id and r.user_id = l.user_id and r.tenant = l.tenant
+                           and r.day >= l.day) then 'done'
+            else '{AGAIN}' end as verdict) v
+    """
+_COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_MEANT} group by 1"
+_PAGE: LiteralString = f"""
+    select l.tenant, l.push_id, l.user_id, i.new_id, l.event, l.app_id, l.confirm, l.encoding,
+           {META.format("l")} as meta,
+           coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content))
+               as payload,
+           l.ack_within, l.taken_at, extract(epoch from l.expires_at - l.published_at)::float8 as ttl
+    {_FROM}
+    where {_MEANT} and v.verdict = '{AGAIN}'
+      and (%(after)s::timestamptz is null
+           or (l.taken_at >= %(after)s
+               and (l.taken_at, l.push_id, l.user_id, l.tenant)
+                   > (%(after)s, %(after_push)s, %(after_user)s, %(after_tenant)s)))
+    order by l.taken_at, l.push_id, l.user_id, l.tenant
+    limit %(limit)s
+    """
+
+
+class Selection:
+    """The rows that are meant, on one connection that only reads; made by `selected`."""
+
+    def __init__(self, conn: Connection, meant: Where, mark: str, until: datetime) -> None:
+        self._conn = conn
+        self._params: dict[str, object] = {
+            **{name: list(getattr(meant, name)) or None for name in KEYS if name not in ("since", "until")},
+            "since": meant.since,
+            # What comes while this runs, the rows of the replays among it, is not meant.
+            "until": meant.until or until,
+            "suffix": f"/replay-{mark}",
+        }
+
+    async def count(self) -> dict[str, int]:
+        """How many rows each verdict has. Raises psycopg's errors, which `selected` translates."""
+        return {
+            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, QUERY_TIMEOUT)
+        }
+
+    async def pages(self, rows: int) -> AsyncIterator[list[dict[str, Any]]]:
+        """The rows that can be replayed, in the order in which they were taken, so many at a time.
+
+        Each page is a statement of its own: a replay that takes hours holds no snapshot and no partition.
+        """
+        after: dict[str, object] = dict.fromkeys(("after", "after_push", "after_user", "after_tenant"))
+        while True:
+            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, QUERY_TIMEOUT)
+            if not page:
+                return
+            last = page[-1]
+            after = {
+                "after": last["taken_at"],
+                "after_push": last["push_id"],
+                "after_user": last["user_id"],
+                "after_tenant": last["tenant"],
+            }
+            yield page
+
+
+@asynccontextmanager
+async def selected(dsn: str, meant: Where, mark: str) -> AsyncIterator[Selection]:
+    """Look at the rows that are meant, up to now. Raises StoreUnavailable."""
+    async with reading(dsn, "bridge replay", QUERY_TIMEOUT) as conn:
+        (now,) = await ask(conn, "select clock_timestamp() as now", {}, QUERY_TIMEOUT)
+        yield Selection(conn, meant, mark, now["now"])
+
+
+# --- Publishing ------------------------------------------------------------------------------------------
+
+
+async def publish(
+    selection: Selection, url: str, *, rate: float, ttl: float | None, clock: Clock
+) -> AsyncGenerator[int, None]:
+    """Publish what can be replayed, at most `rate` a second, and yield how many are confirmed, page by page.
+
+    To the same user, with the same event, data, tenant, meta, confirm and publisher, and with its old ttl unless
+    one is given; without its collapse key, or an old push would replace a newer one. It may be stopped at any
+    time and run again: at most a page is published a second time, under the same ids. Raises BrokerUnavailable,
+    NotTaken, and what the selection raises.
+    """
+    rows = max(1, min(PAGE_ROWS, round(rate / PAGES_PER_SECOND)))
+    began = clock.monotonic()
+    confirmed = 0
+    async with Producer.connect(url, name="bridge replay") as producer:
+        async for page in selection.pages(rows):
+            await producer.publish_all([outgoing(row, ttl) for row in page])
+            confirmed += len(page)
+            yield confirmed
+            ahead = began + confirmed / rate - clock.monotonic()
+            if ahead > 0:
+                await clock.sleep(ahead)
+
+
+def outgoing(row: Mapping[str, Any], ttl: float | None) -> Outgoing:
+    """The message that replays a row."""
+    headers: dict[str, object] = {
+        "x-push-id": row["new_id"],
+        "x-push-replay-of": row["push_id"],
+        "x-push-user": row["user_id"],
+        "x-push-event": row["event"],
+        "x-push-confirm": Proof(row["confirm"]).name.lower(),
+    }
+    if row["tenant"]:
+        headers["x-push-tenant"] = row["tenant"]
+    if row["meta"]:
+        headers["x-push-meta"] = row["meta"]
+    kept = row["ttl"] or 0.0 if ttl is None else ttl
+    if kept > 0:
+        headers["x-push-ttl"] = _decimal(kept)
+    if row["ack_within"] and row["confirm"] == Proof.ACKED:
+        headers["x-push-ack-within"] = _decimal(row["ack_within"])
+    return Outgoing(
+        row["payload"],
+        headers,
+        app_id=row["app_id"],
+        content_type=_CONTENT_TYPES[row["encoding"]],
+        routing_key=f"user.{row['user_id']}",
+    )
+
+
+def _decimal(seconds: float) -> str:
+    # As text: a float of AMQP may travel with 32 bits, and an integer would lose the fraction.
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")

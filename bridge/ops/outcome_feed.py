@@ -1,0 +1,107 @@
+"""Outcomes as they happen: every committed row, passed on to whoever reads, bounded for each reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from bridge.core.model.rows import Row
+from bridge.core.ports.plugins import SessionInfo
+
+BACKLOG_ROWS: Final = 1_000
+"""Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
+
+
+class Missed(NamedTuple):
+    """So many rows were left out, since their reader was behind."""
+
+    rows: int
+
+
+class Subscription:
+    """One reader's view of the outcomes, bounded."""
+
+    def __init__(self, user: str | None, push_id: str | None) -> None:
+        self._user = user
+        self._push_id = push_id
+        self._rows: deque[Row] = deque()
+        self._missed = 0
+        self._closed = False
+        self._wake = asyncio.Event()
+
+    def offer(self, row: Row) -> None:
+        """Keep this row if the reader wants it and has room for it."""
+        if self._user is not None and row.key.user != self._user:
+            return
+        if self._push_id is not None and row.key.push_id != self._push_id:
+            return
+        if len(self._rows) >= BACKLOG_ROWS:
+            self._missed += 1
+        else:
+            self._rows.append(row)
+        self._wake.set()
+
+    def close(self) -> None:
+        """There will be no more rows."""
+        self._closed = True
+        self._wake.set()
+
+    async def next(self) -> Sequence[Row | Missed]:
+        """What came since the last call, oldest first; waits for it. Empty once there will be no more."""
+        await self._wake.wait()
+        batch: list[Row | Missed] = [*self._rows]
+        self._rows.clear()
+        if self._missed:
+            batch.append(Missed(self._missed))
+            self._missed = 0
+        if not self._closed:
+            self._wake.clear()
+        return batch
+
+
+class OutcomeFeed:
+    """Fills the Hooks port, and passes every committed row on to whoever reads."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+        self._closed = False
+
+    @property
+    def readers(self) -> int:
+        """How many read now."""
+        return len(self._subscriptions)
+
+    @contextmanager
+    def subscribe(self, user: str | None = None, push_id: str | None = None) -> Iterator[Subscription]:
+        """Read rows from now on: all of them, or those of a user, or of a push."""
+        subscription = Subscription(user, push_id)
+        if self._closed:
+            subscription.close()
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+
+    def close(self) -> None:
+        """End every stream, so that a stop need not wait for its reader."""
+        self._closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
+
+    def on_open(self, session: SessionInfo) -> None:
+        """Of no interest here."""
+
+    def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
+        """Of no interest here."""
+
+    def on_outcome(self, row: Row) -> None:
+        """A row was committed."""
+        for subscription in self._subscriptions:
+            subscription.offer(row)
+
+    def on_error(self, error: BaseException, where: str) -> None:
+        """Of no interest here."""

@@ -1,0 +1,122 @@
+"""What is around the bridge, for the metrics: its queues and its log, looked at now and then, never by a scrape.
+
+A figure that could not be read is not there: an old one would say that all is well while nobody knows.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+
+from bridge import __version__
+from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.topology import DEAD
+from bridge.adapters.postgres.figures import STORED_MAX, LogFigures, PostgresFigures
+from bridge.core.errors import BrokerUnavailable, StoreUnavailable
+from bridge.core.ports.clock import Clock
+
+QUEUES_EVERY: Final = 15.0
+"""Seconds between looks at the queues."""
+LOG_EVERY: Final = 60.0
+"""Seconds between looks at the log."""
+AGAIN: Final = 3.0
+"""Seconds after a look that failed."""
+
+
+class Surroundings:
+    """Looks, and keeps what it saw until the next look. `watch_queues` and `watch_log` run until cancelled."""
+
+    def __init__(self, consumer: Consumer, log: PostgresFigures | None, clock: Clock) -> None:
+        self._consumer = consumer
+        self._log = log
+        self._clock = clock
+        self.ready: Mapping[str, int] = {}
+        """Messages ready, by queue; without those that could not be read."""
+        self.figures: LogFigures | None = None
+
+    async def watch_queues(self) -> None:
+        """Look at the queues again and again."""
+        while True:
+            try:
+                found = await self._consumer.depths()
+                self.ready = {depth.name: depth.ready for depth in found if depth.there}
+            except BrokerUnavailable:
+                # The link reports its own loss.
+                self.ready = {}
+            await self._clock.sleep(QUEUES_EVERY if self.ready else AGAIN)
+
+    async def watch_log(self) -> None:
+        """Look at the log again and again, where it can be asked."""
+        while self._log is not None:
+            try:
+                self.figures = await self._log.read()
+            except StoreUnavailable:
+                # The lease decides whether the database is down, and says so.
+                self.figures = None
+            await self._clock.sleep(LOG_EVERY if self.figures else AGAIN)
+
+    def families(self) -> Iterator[Metric]:
+        """What a scrape gets of it."""
+        return families(self.ready, self._consumer.unacked, self.figures, self._clock.time())
+
+
+def families(
+    ready: Mapping[str, int], unacked: Mapping[str, int], figures: LogFigures | None, now: float
+) -> Iterator[Metric]:
+    """The metrics of these figures; `now` is seconds since the epoch."""
+    info = GaugeMetricFamily(
+        "bridge_build_info", "1, with what is running as its labels.", labels=("version", "python")
+    )
+    info.add_metric((__version__, platform.python_version()), 1.0)
+    yield info
+    waiting = GaugeMetricFamily(
+        "bridge_queue_ready",
+        f"Messages that wait in a queue, given out to nobody; looked at every {QUEUES_EVERY:g} s.",
+        labels=("queue",),
+    )
+    for queue, count in ready.items():
+        waiting.add_metric((queue,), float(count))
+    yield waiting
+    out = GaugeMetricFamily(
+        "bridge_queue_unacked",
+        "Messages that this node was given from a queue and has not acknowledged. The sum over all nodes is all that "
+        "bridges hold.",
+        labels=("queue",),
+    )
+    for queue, count in unacked.items():
+        out.add_metric((queue,), float(count))
+    yield out
+    if DEAD in ready:
+        yield GaugeMetricFamily(
+            "bridge_dead_letters",
+            f"Messages in {DEAD}, for people; fewer while `bridge dead` looks at them.",
+            value=float(ready[DEAD]),
+        )
+    if figures is None:
+        return
+    yield GaugeMetricFamily(
+        "bridge_stored_rows",
+        f"Pushes that are kept for users who are away; looked at every {LOG_EVERY:g} s. Of each day only the first "
+        f"{STORED_MAX:,} are counted, so it goes flat there: there are more while bridge_stored_days_over is not 0.",
+        value=float(figures.stored),
+    )
+    yield GaugeMetricFamily(
+        "bridge_stored_days_over",
+        f"Days with more kept pushes than the {STORED_MAX:,} that bridge_stored_rows counts of each.",
+        value=float(figures.days_over),
+    )
+    if figures.oldest_taken_at is not None:
+        yield GaugeMetricFamily(
+            "bridge_stored_oldest_seconds",
+            "How long ago the oldest of them was taken; not there without any.",
+            value=max(0.0, now - figures.oldest_taken_at),
+        )
+    yield GaugeMetricFamily(
+        "bridge_partitions_ahead",
+        "Days after today for which the log has a partition. It needs one by midnight UTC.",
+        value=float(figures.partitions_ahead),
+    )

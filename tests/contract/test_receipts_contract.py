@@ -1,0 +1,220 @@
+"""What Receipts and DeadLetters must do, run against each implementation: in memory, and a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import pytest
+
+from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.topology import DEAD, OUTCOMES
+from bridge.core.contract.receipts import receipt_body
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.rows import Receipt, Reply
+from bridge.core.ports.broker import DeadLetters, Receipts
+from bridge.devservers import Servers
+from tests.support.amqp import CLOCK, declare, listening, memory_alarm
+from tests.support.core import RecordingErrors, until
+from tests.support.memory_broker import MemoryBroker
+from tests.support.rows import letter, row
+
+REPLY_QUEUE = "answers"
+
+
+class House(Protocol):
+    """One implementation, and a look at what comes out of it."""
+
+    receipts: Receipts
+    letters: DeadLetters
+
+    async def outcome(self) -> tuple[str, bytes]:
+        """The next receipt on push.outcomes: its routing key and body."""
+
+    async def reply(self) -> tuple[str, bytes]:
+        """The next receipt in the reply queue: its correlation id and body."""
+
+    async def buried(self) -> tuple[str, str, str, bytes]:
+        """The next dead letter: push id, reason, detail, body."""
+
+    async def silent(self) -> bool:
+        """Whether there is nothing more on push.outcomes and in the reply queue."""
+
+    async def block(self) -> None:
+        """Make publishing impossible, so that the implementation knows it."""
+
+    async def unblock(self) -> None: ...
+
+
+class MemoryHouse:
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.receipts: Receipts = self.broker
+        self.letters: DeadLetters = self.broker
+
+    async def outcome(self) -> tuple[str, bytes]:
+        published = self.broker.outcomes.pop(0)
+        return published.routing_key, published.body
+
+    async def reply(self) -> tuple[str, bytes]:
+        published = next(p for p in self.broker.replies if p.routing_key == REPLY_QUEUE)
+        self.broker.replies.remove(published)
+        return published.correlation_id, published.body
+
+    async def buried(self) -> tuple[str, str, str, bytes]:
+        letter = self.broker.buried.pop(0)
+        return letter.push_id, letter.reason.value, letter.detail, letter.body
+
+    async def silent(self) -> bool:
+        return not self.broker.outcomes and not [
+            p for p in self.broker.replies if p.routing_key == REPLY_QUEUE
+        ]
+
+    async def block(self) -> None:
+        self.broker.blocked = True
+
+    async def unblock(self) -> None:
+        self.broker.blocked = False
+
+
+class RabbitHouse:
+    def __init__(
+        self,
+        publisher: Publisher,
+        servers: Servers,
+        outcomes: asyncio.Queue[Mapping[str, object]],
+        replies: asyncio.Queue[Mapping[str, object]],
+        dead: asyncio.Queue[Mapping[str, object]],
+    ) -> None:
+        self.receipts: Receipts = publisher
+        self.letters: DeadLetters = publisher
+        self._publisher = publisher
+        self._servers = servers
+        self._outcomes = outcomes
+        self._replies = replies
+        self._dead = dead
+
+    async def outcome(self) -> tuple[str, bytes]:
+        seen = await _next(self._outcomes)
+        return str(seen["routing_key"]), _bytes(seen["body"])
+
+    async def reply(self) -> tuple[str, bytes]:
+        seen = await _next(self._replies)
+        return str(seen["correlation_id"]), _bytes(seen["body"])
+
+    async def buried(self) -> tuple[str, str, str, bytes]:
+        seen = await _next(self._dead)
+        headers = seen["headers"]
+        assert isinstance(headers, dict)
+        return headers["x-push-id"], headers["x-push-reason"], headers["x-push-detail"], _bytes(seen["body"])
+
+    async def silent(self) -> bool:
+        """A receipt sent after all others is the next to be seen, if there is nothing before it."""
+        last = Receipt(row("last"), (Reply(REPLY_QUEUE, "last"),))
+        assert not await self.receipts.send([last])
+        announced = json.loads((await self.outcome())[1])["push_id"]
+        return announced == "last" and (await self.reply())[0] == "last"
+
+    async def block(self) -> None:
+        self._servers.rabbit.evaluate(memory_alarm(True))
+        # RabbitMQ tells a connection that it is blocked when that tries to publish: before the confirm, or behind it.
+        probe = Receipt(row("probe"), (Reply("nowhere"),), announce=False)
+        assert list(await self.receipts.send([probe])) in ([probe], [])
+        await until(lambda: self.receipts.blocked)
+
+    async def unblock(self) -> None:
+        self._servers.rabbit.evaluate(memory_alarm(False))
+        await until(lambda: not self._publisher.blocked)
+
+
+async def _next(queue: asyncio.Queue[Mapping[str, object]]) -> Mapping[str, object]:
+    async with asyncio.timeout(10):
+        return await queue.get()
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+@pytest.fixture(params=["memory", "rabbitmq"])
+async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    if request.param == "memory":
+        yield MemoryHouse()
+        return
+    url: str = request.getfixturevalue("vhost")
+    servers: Servers = request.getfixturevalue("servers")
+    await declare(url)
+    errors = RecordingErrors()
+    async with AsyncExitStack() as stack:
+        outcomes = await stack.enter_async_context(listening(url, OUTCOMES))
+        replies = await stack.enter_async_context(listening(url, name=REPLY_QUEUE))
+        dead = await stack.enter_async_context(listening(url, DEAD))
+        publisher = await stack.enter_async_context(Publisher(url, clock=CLOCK, errors=errors))
+        await until(lambda: not publisher.blocked)
+        stack.callback(servers.rabbit.evaluate, memory_alarm(False))
+        yield RabbitHouse(publisher, servers, outcomes, replies, dead)
+    assert errors.seen == []
+
+
+async def test_a_receipt_goes_to_push_outcomes_by_outcome_and_event_and_to_every_reply(house: House) -> None:
+    ended = row()
+    replies = (Reply(REPLY_QUEUE, "c1"), Reply(REPLY_QUEUE, "c2"))
+    assert list(await house.receipts.send([Receipt(ended, replies)])) == []
+    assert await house.outcome() == ("received.order.paid", receipt_body(ended))
+    assert await house.reply() == ("c1", receipt_body(ended))
+    assert await house.reply() == ("c2", receipt_body(ended))
+    assert await house.silent()
+
+
+async def test_receipts_keep_their_order(house: House) -> None:
+    rows = [row(f"p{n}") for n in range(50)]
+    assert not await house.receipts.send([Receipt(r) for r in rows])
+    for expected in rows:
+        assert (await house.outcome())[1] == receipt_body(expected)
+
+
+async def test_the_answer_to_a_repeat_is_not_announced_again(house: House) -> None:
+    assert not await house.receipts.send([Receipt(row(), (Reply(REPLY_QUEUE, "c1"),), announce=False)])
+    assert (await house.reply())[0] == "c1"
+    assert await house.silent()
+
+
+async def test_a_receipt_that_nobody_wants_counts_as_sent(house: House) -> None:
+    nobody = Receipt(row(), (Reply("no-such-queue", "c1"),), announce=False)
+    assert not await house.receipts.send([nobody, Receipt(row(), announce=False)])
+    assert await house.silent()
+
+
+async def test_nothing_to_send_is_sent(house: House) -> None:
+    assert list(await house.receipts.send([])) == []
+    assert list(await house.letters.bury([])) == []
+
+
+def blocked(house: House) -> bool:
+    return house.receipts.blocked
+
+
+async def test_while_blocked_everything_is_given_back_and_later_it_goes_on(house: House) -> None:
+    receipts = [Receipt(row("p1")), Receipt(row("p2"), (Reply(REPLY_QUEUE, "c2"),))]
+    letters = [letter()]
+    assert not blocked(house)
+    await house.block()
+    assert blocked(house)
+    assert list(await house.receipts.send(receipts)) == receipts
+    assert list(await house.letters.bury(letters)) == letters
+    await house.unblock()
+    assert not blocked(house)
+    assert not await house.receipts.send(receipts)
+    assert not await house.letters.bury(letters)
+    assert json.loads((await house.outcome())[1])["push_id"] == "p1"
+    assert (await house.buried())[0] == "p1"
+
+
+async def test_a_dead_letter_is_buried_with_its_reason_and_its_body_as_it_was(house: House) -> None:
+    assert not await house.letters.bury([letter("p1"), letter("p2", reason=Reason.POISON, body=b"\x00\xff")])
+    assert await house.buried() == ("p1", "invalid", "to.user: expected a string", b'{"to":{"user":1}}')
+    assert await house.buried() == ("p2", "poison", "to.user: expected a string", b"\x00\xff")

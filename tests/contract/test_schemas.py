@@ -1,0 +1,473 @@
+"""The contracts in schemas/ and the code say the same, in both directions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, note, settings
+from jsonschema import Draft202012Validator
+
+from bridge.core.contract import fields
+from bridge.core.contract import requests as decoding
+from bridge.core.contract.control import control_error, control_reply, decode_control
+from bridge.core.contract.frames import (
+    HEARTBEAT,
+    AckFrame,
+    bye_frame,
+    error_frame,
+    ok_frame,
+    parse_client,
+    push_frame,
+    welcome_frame,
+    withdraw_frame,
+)
+from bridge.core.contract.receipts import receipt_body
+from bridge.core.contract.requests import decode
+from bridge.core.contract.requests import headers as of_headers
+from bridge.core.model.outcomes import CONFIRM, ENDINGS, Outcome, Proof, Reason
+from bridge.core.model.pushes import (
+    BATCH_MAX,
+    ID_MAX,
+    META_KEY_CHARS,
+    META_KEYS_MAX,
+    META_VALUE_CHARS,
+    NO_USER,
+    USERS_MAX,
+    Encoding,
+    PushRequest,
+    Recall,
+    Rejected,
+    ToUser,
+)
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.sessions import CloseReason
+from tests.support.core import arrival
+from tests.support.dice import DICE, LIMITS, NOW, Dice
+from tests.support.schemas import FOLDER, HEADERS, RECEIPT, REQUEST, SCHEMAS, validator
+
+ASYNCAPI: dict[str, Any] = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
+
+
+def check(schema: Draft202012Validator, value: object) -> None:
+    problems = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(value)]
+    assert not problems
+
+
+def sample(schema: str, index: int = 0) -> Any:
+    return SCHEMAS[schema]["examples"][index]
+
+
+# --- the schemas by themselves ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_each_schema_is_one_and_its_examples_fit(name: str) -> None:
+    schema = SCHEMAS[name]
+    Draft202012Validator.check_schema(schema)
+    assert schema["title"]
+    assert schema["description"]
+    assert schema["examples"]
+    for example in schema["examples"]:
+        check(validator(name), example)
+
+
+# --- push requests ---------------------------------------------------------------------------------------
+
+
+def decoded(body: bytes, **properties: Any) -> list[PushRequest | Rejected]:
+    return list(decode(arrival(body, **properties), LIMITS).requests)
+
+
+def encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("example", sample("push-request.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_request_is_taken(example: object) -> None:
+    (only,) = decoded(encoded(example))
+    assert isinstance(only, PushRequest), only
+
+
+@pytest.mark.parametrize("example", sample("push-batch.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_batch_is_taken(example: list[object]) -> None:
+    requests = decoded(encoded(example))
+    assert len(requests) == len(example)
+    assert all(isinstance(r, PushRequest) for r in requests)
+
+
+@pytest.mark.parametrize("example", sample("push-headers.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
+    (only,) = decoded(b"data", headers=example)
+    assert isinstance(only, PushRequest), only
+
+
+def beyond_a_schema(value: object) -> bool:
+    """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
+
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl over what
+    BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES,
+    nested over 128 levels, messages over 1 MiB, 10,000 users over a whole batch, and, the other way round,
+    more than 10,000 entries of `users` or `except` of which some repeat.
+    """
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        return True
+    return isinstance(value, dict) and is_over(value.get("ttl"), LIMITS.max_ttl)
+
+
+def is_over(value: object, most: float) -> bool:
+    """Whether this is a number, or a string that stands for one, and more than `most`."""
+    if isinstance(value, str):
+        return bool(re.fullmatch("[0-9]+([.][0-9]+)?", value)) and float(value) > most
+    return isinstance(value, (int, float)) and value > most
+
+
+@settings(max_examples=2000, deadline=None, database=None)
+@given(DICE)
+def test_a_request_is_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    value = dice.request()
+    note(repr(value))
+    (only,) = decoded(encoded(value))
+    expected = REQUEST.is_valid(value) and not beyond_a_schema(value)
+    assert isinstance(only, PushRequest) == expected, only
+
+
+IGNORED = ("x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at", "x-push-replay-of")
+"""Headers that the bridge itself adds, and that say nothing to it."""
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    headers: dict[str, Any] = {"x-push-user": "u1", **dice.headers(), **dice.headers()}
+    for name, value in list(headers.items()):
+        # JSON has no bytes, and the schema leaves it to the code what stands between commas.
+        if (
+            isinstance(value, (bytes, list))
+            or name in ("x-push-users", "x-push-except", "x-push-meta")
+            or value is None
+        ):
+            del headers[name]
+    note(repr(headers))
+    (only,) = decoded(b"data", headers=headers)
+    if "x-push-user" not in headers and not decoding.is_payload_only(headers):
+        return
+    valid = HEADERS.is_valid(headers) and not any(
+        (isinstance(value, str) and not is_utf8(value))
+        or value != value
+        # To JSON Schema 2.0 is an integer, to AMQP it is a float.
+        or (name == "x-push-published-ms" and isinstance(value, float))
+        or (
+            name == "x-push-published-ms"
+            and isinstance(value, str)
+            and value.isdecimal()
+            and 0 < int(value) < 978307200000
+        )
+        # The schema has words for the range of a number, not for that of a string.
+        or (name == "x-push-ttl" and is_over(value, LIMITS.max_ttl))
+        or (name == "x-push-published-ms" and value in ("60", "007"))
+        or (name == "x-push-ack-within" and (value == "0" or is_over(value, fields.ACK_WITHIN_MAX)))
+        for name, value in headers.items()
+        if name.startswith("x-push-") and name not in IGNORED
+    )
+    assert isinstance(only, PushRequest) == valid, only
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def test_the_fields_of_a_request_are_those_of_the_schema() -> None:
+    later = {name for name in fields.LATER if "." not in name}
+    assert set(SCHEMAS["push-request.json"]["properties"]) == fields.FIELDS - later
+    to = SCHEMAS["push-request.json"]["properties"]["to"]
+    assert set(to["properties"]) == fields.TO_FIELDS - {"topic"}
+    assert [alternative["required"] for alternative in to["oneOf"]] == [[name] for name in fields.TARGETS]
+
+
+def test_the_headers_are_those_of_the_schema() -> None:
+    later = {of_headers.HEADER_OF[name].removeprefix("header ") for name in fields.LATER}
+    known = (set(of_headers.FIELD_OF) | of_headers.BOTH_MODES) - later
+    assert set(SCHEMAS["push-headers.json"]["properties"]) == known
+    assert set(SCHEMAS["push-headers.json"]["propertyNames"]["then"]["enum"]) == known
+
+
+def test_the_limits_are_those_of_the_schemas() -> None:
+    properties = SCHEMAS["push-request.json"]["properties"]
+    assert SCHEMAS["id.json"]["maxLength"] == ID_MAX
+    assert properties["to"]["properties"]["users"]["maxItems"] == USERS_MAX
+    assert SCHEMAS["push-batch.json"]["maxItems"] == BATCH_MAX
+    assert properties["meta"]["maxProperties"] == META_KEYS_MAX
+    assert properties["meta"]["propertyNames"]["maxLength"] == META_KEY_CHARS
+    assert properties["meta"]["additionalProperties"]["maxLength"] == META_VALUE_CHARS
+    for schema, name in (("push-request.json", "ack_within"), ("push-headers.json", "x-push-ack-within")):
+        number = SCHEMAS[schema]["properties"][name]
+        number = number.get("anyOf", [number])[0]
+        assert (number["exclusiveMinimum"], number["maximum"]) == (0, fields.ACK_WITHIN_MAX)
+
+
+def test_the_proofs_to_ask_for_are_those_of_the_schemas() -> None:
+    for schema, name in (("push-request.json", "confirm"), ("push-headers.json", "x-push-confirm")):
+        confirm = SCHEMAS[schema]["properties"][name]
+        assert confirm["enum"] == list(CONFIRM)
+        assert CONFIRM[confirm["default"]] is PushRequest("p", ToUser("u"), b"1").confirm
+
+
+# --- receipts and dead letters ---------------------------------------------------------------------------
+
+
+def test_outcomes_and_reasons_are_those_of_the_schema() -> None:
+    schema = SCHEMAS["receipt.json"]
+    assert schema["properties"]["outcome"]["enum"] == [o.value for o in Outcome]
+    assert schema["properties"]["reason"]["enum"] == [r.value for r in Reason]
+    lines = {
+        (case["properties"]["outcome"]["const"], reason, case["properties"]["final"]["const"])
+        for case in schema["oneOf"]
+        for reason in case["properties"]["reason"]["enum"]
+    }
+    assert lines == {(e.outcome.value, e.reason.value, e.final) for e in ENDINGS}
+
+
+def row(outcome: Outcome, reason: Reason, **changes: Any) -> Row:
+    plain = Row(RowKey("", "p1", NO_USER), outcome, reason, "n1", "b1", NOW, NOW)
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda e: f"{e.outcome}-{e.reason}")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "key": RowKey("shop", "p1", "u1"),
+            "event": "e",
+            "detail": "why",
+            "confirm": Proof.ACKED,
+            "written_at": NOW + 0.1,
+            "proven_at": NOW + 0.2,
+            "finished_at": NOW + 0.000001,
+            "sessions": 2,
+            "attempts": 3,
+        },
+    ],
+)
+def test_every_receipt_that_we_write_fits_its_schema(ending: Any, changes: dict[str, Any]) -> None:
+    receipt = json.loads(receipt_body(row(ending.outcome, ending.reason, **changes)))
+    check(RECEIPT, receipt)
+    assert set(receipt) | {"detail", "repeat"} == set(SCHEMAS["receipt.json"]["properties"])
+    differs = json.loads(receipt_body(row(ending.outcome, ending.reason, **changes), differs=True))
+    check(RECEIPT, differs)
+    assert differs == receipt | {"repeat": "differs"}
+
+
+def test_a_receipt_that_contradicts_itself_does_not_fit() -> None:
+    receipt = {**sample("receipt.json"), "reason": "no_session"}
+    assert not RECEIPT.is_valid(receipt)
+
+
+def test_the_reasons_of_dead_letters_are_those_that_bury() -> None:
+    buried = {e.reason.value for e in ENDINGS if e.outcome is Outcome.REJECTED}
+    buried.add(Reason.QUEUE_EXPIRATION.value)
+    assert set(SCHEMAS["dead-letter-headers.json"]["properties"]["x-push-reason"]["enum"]) == buried
+
+
+def test_a_dead_letter_of_a_request_may_be_published_again() -> None:
+    body = encoded(sample("push-request.json"))
+    (only,) = decoded(body, headers=sample("dead-letter-headers.json"))
+    assert isinstance(only, PushRequest)
+    assert only.id == sample("dead-letter-headers.json")["x-push-id"]
+
+
+# --- frames ----------------------------------------------------------------------------------------------
+
+OURS: dict[str, list[Callable[[], Any]]] = {
+    "welcome": [
+        lambda: welcome_frame("s1", "u1", complete=True),
+        lambda: welcome_frame("s1", "u1", complete=False),
+    ],
+    "push": [
+        lambda: push_frame(PushRequest("p1", ToUser("u1"), b'{"a":1}')),
+        lambda: push_frame(PushRequest("p1", ToUser("u1"), b"text", encoding=Encoding.TEXT)),
+        lambda: push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
+    ],
+    "heartbeat": [lambda: HEARTBEAT],
+    "withdraw": [lambda: withdraw_frame('p"1')],
+    "error": [
+        lambda: error_frame("unsupported", "not here", 7),
+        lambda: error_frame("bad_frame", "not a frame"),
+    ],
+    "ok": [lambda: ok_frame("r"), ok_frame],
+    "bye": [
+        lambda reason=reason: bye_frame(reason, reason.retry_after)  # type: ignore[misc]
+        for reason in CloseReason
+        if reason is not CloseReason.VANISHED
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_every_frame_that_we_write_fits_its_schema(kind: str) -> None:
+    for make in OURS[kind]:
+        check(validator(f"frame-{kind}.json"), json.loads(make().payload))
+
+
+def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
+    there = {
+        name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
+    }
+    assert there == {*OURS, "ack"}
+
+
+def test_every_ack_of_the_schema_is_understood() -> None:
+    for example in sample("frame-ack.json", slice(None)):  # type: ignore[arg-type]
+        tenant = (example["tenant"] or "") if "tenant" in example else None
+        ack = AckFrame(example["id"], tenant, example.get("ref"))
+        assert parse_client(encoded(example)) == ack
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(DICE)
+def test_a_frame_is_an_ack_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    frame = {"type": dice.pick(("ack", "ack", "ack", "push", 1)), "id": dice.pick((dice.junk(), "p1", "p1"))}
+    for name in ("tenant", "ref"):
+        if dice.pick((True, False)):
+            frame[name] = dice.pick((dice.junk(), "t1", None, 2**53 - 1, -(2**53)))
+    note(repr(frame))
+    understood = isinstance(parse_client(encoded(frame)), AckFrame)
+    expected = validator("frame-ack.json").is_valid(frame) and not beyond_a_schema(frame)
+    assert understood == expected
+
+
+def test_close_codes_are_those_of_the_schema() -> None:
+    schema = SCHEMAS["frame-bye.json"]
+    # 1006 is what a peer makes of a connection that broke; it is never sent (RFC 6455 7.4.1).
+    sent = [reason for reason in CloseReason if reason.code != 1006]
+    assert schema["properties"]["code"]["enum"] == [reason.code for reason in sent]
+    assert schema["properties"]["reason"]["enum"] == [reason.word for reason in sent]
+    pairs = [(c["properties"]["code"]["const"], c["properties"]["reason"]["const"]) for c in schema["oneOf"]]
+    assert pairs == [(reason.code, reason.word) for reason in sent]
+
+
+# --- control ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", sample("control-recall.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_recall_is_understood(example: dict[str, str]) -> None:
+    assert decode_control(encoded(example)) == Recall(**{k: v for k, v in example.items() if k != "type"})
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_a_control_message_is_understood_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    message = dice.control()
+    note(repr(message))
+    understood = decode_control(encoded(message))
+    expected = validator("control-recall.json").is_valid(message) and not beyond_a_schema(message)
+    assert isinstance(understood, Recall) == expected, understood
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        control_reply("recall", "n1", 2, 0.25, 1),
+        control_reply("recall", "n1", 0, 0, 0),
+        control_error("n1", "type: expected a string, got null"),
+    ],
+)
+def test_every_reply_to_a_control_message_fits_its_schema(reply: bytes) -> None:
+    check(validator("control-reply.json"), json.loads(reply))
+
+
+# --- AsyncAPI --------------------------------------------------------------------------------------------
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def resolve(reference: str) -> Any:
+    target, _, pointer = reference.partition("#")
+    if target:
+        assert (FOLDER / target).is_file(), reference
+        return SCHEMAS[Path(target).name]
+    found: Any = ASYNCAPI
+    for step in pointer.strip("/").split("/"):
+        assert step in found, reference
+        found = found[step]
+    return found
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
+    for reference in references(ASYNCAPI):
+        resolve(reference)
+
+
+def test_every_schema_is_part_of_the_asyncapi_document() -> None:
+    used = {Path(r).name for r in references(ASYNCAPI) if not r.startswith("#")}
+    assert used == {name for name in SCHEMAS if name != "id.json"}
+
+
+def test_the_asyncapi_document_has_the_shape_of_version_3() -> None:
+    assert ASYNCAPI["asyncapi"] == "3.0.0"
+    assert {"title", "version"} <= set(ASYNCAPI["info"])
+    assert set(ASYNCAPI) <= {
+        "asyncapi",
+        "id",
+        "info",
+        "servers",
+        "defaultContentType",
+        "channels",
+        "operations",
+        "components",
+    }
+    for server in ASYNCAPI["servers"].values():
+        assert {"host", "protocol"} <= set(server)
+    for name, channel in ASYNCAPI["channels"].items():
+        assert "address" in channel
+        parameters = set(channel.get("parameters", ()))
+        assert parameters == {p for p in ("outcome", "event") if f"{{{p}}}" in (channel["address"] or "")}
+        assert channel["messages"]
+        for message in channel["messages"].values():
+            assert "payload" in resolve(message["$ref"]), name
+    for operation in ASYNCAPI["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        channel = operation["channel"]["$ref"]
+        for message in operation["messages"]:
+            # A message of an operation is one of its channel's (AsyncAPI 3.0, Operation Object).
+            assert message["$ref"].startswith(f"{channel}/messages/")
+        if "reply" in operation:
+            reply = operation["reply"]
+            assert resolve(reply["channel"]["$ref"])["address"] is None
+            assert reply["address"]["location"].startswith("$message.")
+
+
+def test_the_asyncapi_document_names_what_outsiders_rely_on() -> None:
+    channels = ASYNCAPI["channels"]
+    assert channels["push"]["bindings"]["amqp"]["exchange"]["name"] == "push"
+    assert channels["outcomes"]["bindings"]["amqp"]["exchange"]["name"] == "push.outcomes"
+    assert channels["dead"]["bindings"]["amqp"]["queue"]["name"] == "push.dead"
+    control = channels["control"]["bindings"]["amqp"]["exchange"]
+    assert (control["name"], control["type"]) == ("push.control", "fanout")
+    assert channels["ws"]["address"] == "/ws"
+    assert channels["ws"]["bindings"]["ws"]["query"]["properties"]["last"]["maxLength"] == ID_MAX
+    assert channels["outcomes"]["parameters"]["outcome"]["enum"] == [o.value for o in Outcome]
+    frames = {name for name in SCHEMAS if name.startswith("frame-")}
+    assert {f"frame-{name}.json" for name in channels["ws"]["messages"]} == frames

@@ -1,0 +1,188 @@
+"""How a push to one user ends: every rule of `bridge.core.inflight.flight`, one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.inflight.flight import Effect, Flight, Message, merged
+from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
+from bridge.core.model.pushes import Properties, PushRequest, Rejected, ToUser
+from bridge.core.model.rows import Reply
+from bridge.core.ports.broker import AckToken
+
+
+def message(reply_to: str = "", correlation_id: str = "") -> Message:
+    properties = Properties(reply_to=reply_to, correlation_id=correlation_id, app_id="shop")
+    return Message(AckToken(1, 1), properties, published_at=10.0, taken_at=11.0)
+
+
+def flight(confirm: Proof = Proof.RECEIVED, sessions: int = 1) -> Flight:
+    request = PushRequest(id="p1", target=ToUser("u1"), data=b"1", confirm=confirm)
+    made = Flight.of(request, "u1", message(), taken_mono=0.0)
+    made.addressed(sessions)
+    return made
+
+
+def ended(f: Flight) -> tuple[Outcome | None, Reason | None]:
+    return f.outcome, f.reason
+
+
+def test_written_is_the_end_only_where_no_more_was_asked_for() -> None:
+    f = flight(Proof.WRITTEN)
+    assert f.handed(12.0) is Effect.ENDED
+    assert ended(f) == (Outcome.WRITTEN, Reason.HANDED_OVER)
+    g = flight(Proof.RECEIVED)
+    assert g.handed(12.0) is Effect.NOTHING
+    assert not g.ended
+
+
+def test_a_pong_ends_a_push_that_asked_for_received() -> None:
+    f = flight()
+    f.handed(12.0)
+    assert f.received(13.0) is Effect.ENDED
+    assert ended(f) == (Outcome.RECEIVED, Reason.PONG)
+    assert (f.written_at, f.proven_at, f.finished_at) == (12.0, 13.0, 13.0)
+
+
+def test_an_ack_ends_a_push_that_asked_for_it_and_a_pong_does_not() -> None:
+    f = flight(Proof.ACKED)
+    f.handed(12.0)
+    assert f.received(13.0) is Effect.NOTHING
+    assert f.acked(14.0) is Effect.ENDED
+    assert ended(f) == (Outcome.ACKED, Reason.ACK_FRAME)
+    assert f.proven_at == 14.0
+
+
+def test_the_first_session_that_gives_the_proof_ends_it_and_later_ones_change_nothing() -> None:
+    f = flight(sessions=2)
+    f.handed(12.0)
+    f.handed(12.1)
+    assert f.received(13.0) is Effect.ENDED
+    assert f.received(14.0) is Effect.NOTHING
+    assert f.lost(15.0, handed=True) is Effect.NOTHING
+    assert (f.proven_at, f.finished_at, f.attempts) == (13.0, 13.0, 2)
+
+
+def test_a_connection_that_dies_after_the_hand_over_leaves_it_unknown_when_it_was_the_last() -> None:
+    f = flight(sessions=2)
+    f.handed(12.0)
+    assert f.lost(13.0, handed=True) is Effect.NOTHING
+    assert f.lost(14.0, handed=False) is Effect.ENDED
+    assert ended(f) == (Outcome.UNKNOWN, Reason.CONNECTION_LOST)
+
+
+def test_a_session_that_left_before_the_hand_over_makes_it_offline() -> None:
+    f = flight()
+    assert f.lost(13.0, handed=False) is Effect.ENDED
+    assert ended(f) == (Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND)
+    assert f.withdrawn
+
+
+def test_a_slow_session_drops_what_was_never_handed_over() -> None:
+    f = flight()
+    f.lost(13.0, handed=False, why=Reason.SLOW_CONSUMER)
+    assert ended(f) == (Outcome.DROPPED, Reason.SLOW_CONSUMER)
+    assert f.withdrawn
+
+
+def test_a_received_push_whose_ack_can_no_longer_come_is_received_not_acked() -> None:
+    f = flight(Proof.ACKED)
+    f.handed(12.0)
+    f.received(13.0)
+    assert f.lost(14.0, handed=True) is Effect.ENDED
+    assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
+    assert f.proven_at == 13.0
+
+
+@pytest.mark.parametrize(
+    ("confirm", "steps", "outcome", "reason"),
+    [
+        (Proof.RECEIVED, ["handed"], Outcome.UNKNOWN, Reason.NO_PROOF),
+        (Proof.ACKED, ["handed", "received"], Outcome.RECEIVED, Reason.NOT_ACKED),
+        (Proof.RECEIVED, [], Outcome.DROPPED, Reason.SLOW_CONSUMER),
+    ],
+)
+def test_at_the_deadline_the_best_proof_held_decides(
+    confirm: Proof, steps: list[str], outcome: Outcome, reason: Reason
+) -> None:
+    f = flight(confirm)
+    for step in steps:
+        getattr(f, step)(12.0)
+    assert f.timed_out(17.0) is Effect.ENDED
+    assert ended(f) == (outcome, reason)
+
+
+def test_a_push_that_never_found_a_session_is_offline_at_the_deadline() -> None:
+    f = flight(sessions=0)
+    f.timed_out(17.0)
+    assert ended(f) == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+def test_proof_after_the_end_fills_a_time_and_changes_no_outcome() -> None:
+    f = flight()
+    f.handed(12.0)
+    f.timed_out(17.0)
+    assert f.received(18.0) is Effect.LATE
+    assert ended(f) == (Outcome.UNKNOWN, Reason.NO_PROOF)
+    assert (f.proven_at, f.finished_at) == (None, 17.0)
+    assert f.received(19.0) is Effect.NOTHING
+    assert f.acked(20.0) is Effect.LATE, "that is better proof still"
+    assert f.acked(21.0) is Effect.NOTHING
+
+
+def test_an_ack_after_the_end_is_late_where_the_outcome_claims_less() -> None:
+    f = flight(confirm=Proof.ACKED)
+    f.handed(12.0)
+    f.received(13.0)
+    f.timed_out(17.0)
+    assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
+    assert f.acked(18.0) is Effect.LATE
+    assert (ended(f), f.proven_at) == ((Outcome.RECEIVED, Reason.NOT_ACKED), 13.0)
+    proven = flight()
+    proven.handed(12.0)
+    proven.received(13.0)
+    assert proven.acked(14.0) is Effect.NOTHING, "no more was asked for"
+
+
+def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts() -> None:
+    request = PushRequest(id="p1", target=ToUser("u1"), data=b"1")
+    f = Flight.of(request, "u1", message("answers", "c1"), taken_mono=0.0)
+    f.addressed(1)
+    f.handed(12.0)
+    row = f.row("n", "b")
+    assert (row.outcome, row.reason, row.final) == (Outcome.PENDING, Reason.AWAITING_PROOF, False)
+    assert row.owed == (Reply("answers", "c1"),)
+    f.received(13.0)
+    row = f.row("n", "b")
+    assert (row.final, row.owed, row.app_id) == (True, None, "shop")
+
+
+def test_a_rejected_request_keeps_its_body_cut_and_says_so() -> None:
+    f = Flight.rejected(Rejected("p9", Reason.INVALID, "to: missing", b"x" * 5000), message(), 12.0)
+    row = f.row("n", "b")
+    assert (row.outcome, row.key.user, len(row.payload or b"")) == (Outcome.REJECTED, "", 4096)
+    assert row.detail == "to: missing (payload cut at 4096 of 5000 bytes)"
+
+
+def test_every_ending_a_flight_can_have_is_in_the_table() -> None:
+    table = {(e.outcome, e.reason) for e in ENDINGS}
+    seen = set()
+    for confirm in (Proof.WRITTEN, Proof.RECEIVED, Proof.ACKED):
+        for sessions in (0, 1):
+            for steps in ([], ["handed"], ["handed", "received"], ["handed", "received", "acked"]):
+                for last in ("timed_out", "lost", "slow"):
+                    f = flight(confirm, sessions)
+                    for step in steps:
+                        getattr(f, step)(12.0)
+                    if last == "timed_out":
+                        f.timed_out(20.0)
+                    else:
+                        f.lost(20.0, handed=bool(steps), why=Reason.SLOW_CONSUMER if last == "slow" else None)
+                    assert f.ended
+                    seen.add(ended(f))
+    assert seen <= table
+
+
+def test_replies_are_merged_in_order_and_once() -> None:
+    a, b = Reply("q1", "1"), Reply("q2", "2")
+    assert merged((a,), (b, a), ()) == (a, b)

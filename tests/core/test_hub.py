@@ -1,0 +1,167 @@
+"""The hub's registers: who is here, whose turn it is, whose token is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from bridge.core.contract.frames import HEARTBEAT_EVERY
+from bridge.core.delivery.routing import Address, address, users_of
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
+from bridge.core.model.sessions import Mode
+from bridge.core.sessions.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, Turn
+from bridge.core.sessions.session import Session, SessionLimits
+from tests.support.core import RecordingSocket, claims, session
+
+
+def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
+    return PushRequest(id="p1", target=target, data=b"1", excluded=frozenset(excluded))
+
+
+def addresses(hub: Hub, asked: PushRequest) -> list[Address]:
+    return [address(hub, asked, user) for user in users_of(hub, asked)]
+
+
+def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:
+    hub = Hub()
+    made = {}
+    for user, session_id in names:
+        s, _ = session(user, session_id=session_id)
+        hub.register(s, 0.0)
+        made[session_id] = s
+    return hub, made
+
+
+def test_a_user_has_every_session_it_opened_and_none_that_closed() -> None:
+    hub, s = hub_with(("u1", "a"), ("u1", "b"), ("u2", "c"))
+    assert [x.id for x in hub.of_user("u1")] == ["a", "b"]
+    hub.unregister(s["a"])
+    hub.unregister(s["a"])
+    assert [x.id for x in hub.of_user("u1")] == ["b"]
+    hub.unregister(s["b"])
+    assert (len(hub), hub.users, hub.of_user("u1")) == (1, 1, ())
+
+
+def test_each_target_reaches_exactly_its_sessions() -> None:
+    hub, s = hub_with(("u1", "a"), ("u1", "b"), ("u2", "c"))
+
+    def reached(target: Target, *excluded: str) -> list[tuple[str, list[str], Reason | None]]:
+        return [
+            (x.user, [y.id for y in x.sessions], None if x.sessions else x.nobody)
+            for x in addresses(hub, request(target, excluded))
+        ]
+
+    assert reached(ToUser("u1")) == [("u1", ["a", "b"], None)]
+    assert reached(ToUser("u1"), "a") == [("u1", ["b"], None)]
+    assert reached(ToUser("u1"), "a", "b") == [("u1", [], Reason.EXCLUDED)]
+    assert reached(ToUser("u9")) == [("u9", [], Reason.NO_SESSION)]
+    assert reached(ToUsers(("u2", "u9"))) == [("u2", ["c"], None), ("u9", [], Reason.NO_SESSION)]
+    assert reached(ToSession("c")) == [("u2", ["c"], None)]
+    assert reached(ToSession("c"), "c") == [("u2", [], Reason.EXCLUDED)]
+    assert reached(ToSession("z")) == [("", [], Reason.NO_SESSION)]
+    assert reached(ToAll()) == [("u1", ["a", "b"], None), ("u2", ["c"], None)]
+    s["c"].drain()
+    assert reached(ToUser("u2")) == [("u2", [], Reason.NO_SESSION)]
+
+
+def test_everyone_is_nobody_when_nobody_is_here() -> None:
+    assert addresses(Hub(), request(ToAll())) == [Address("", (), Reason.NOBODY)]
+
+
+def opened_at_once(hub: Hub, count: int, now: float) -> list[Session]:
+    made = [session(f"u{i}", session_id=f"s{i}", mode=Mode.ENVELOPE)[0] for i in range(count)]
+    for s in made:
+        hub.register(s, now)
+        s.spoken_at = now
+    return made
+
+
+def turns(hub: Hub, since: float, seconds: int) -> Iterator[Turn]:
+    """What ticks ten times a second bring for so long, each of them a little late."""
+    for n in range(1, seconds * PLACES_A_SECOND + 1):
+        yield from hub.turns(since + (n + 0.3 * (n % 3)) / PLACES_A_SECOND)
+
+
+def test_every_session_has_its_turn_on_the_wheel_once_in_a_round() -> None:
+    hub = Hub()
+    for i in range(100):
+        s, _ = session(f"u{i}", session_id=f"s{i}")
+        hub.register(s, 100.0 + i * 0.37)
+    list(hub.turns(200.0))
+    seen = [s.id for turn in turns(hub, 200.0, PING_EVERY) for s in turn.to_ping]
+    assert sorted(seen) == sorted(f"s{i}" for i in range(100))
+
+
+def test_sessions_that_open_at_once_have_their_turns_apart() -> None:
+    hub = Hub()
+    opened_at_once(hub, 10_000, 200.0)
+    list(hub.turns(200.0))
+    for turn in turns(hub, 200.0, 3 * PING_EVERY):
+        assert len(turn.to_ping) <= 100, "two rounds of fifty places"
+        for s in turn.quiet:
+            s.spoken_at = turn.at
+        assert len(turn.quiet) <= 200
+
+
+def test_who_hears_nothing_gets_its_heartbeats_with_its_pings_and_as_many_again_between_them() -> None:
+    hub = Hub()
+    heard = {s.id: [200.04] for s in opened_at_once(hub, 500, 200.04)}
+    list(hub.turns(200.04))
+    for turn in turns(hub, 200.0, 5 * PING_EVERY):
+        assert set(turn.to_ping) <= set(turn.quiet)
+        for s in turn.quiet:
+            s.spoken_at = turn.at
+            heard[s.id].append(turn.at)
+    for times in heard.values():
+        assert 10 <= len(times) <= 11
+        assert HEARTBEAT_LOOK < times[1] - times[0] <= HEARTBEAT_EVERY
+        assert [b - a for a, b in pairwise(times[1:])] == pytest.approx([HEARTBEAT_EVERY] * (len(times) - 2))
+
+
+def test_nobody_hears_a_heartbeat_before_its_welcome() -> None:
+    hub = Hub()
+    welcomed, waiting = opened_at_once(hub, 2, 200.0)
+    waiting.spoken_at = None
+    list(hub.turns(200.0))
+    assert {s for turn in turns(hub, 200.0, 15) for s in turn.quiet} == {welcomed}
+
+
+def test_a_late_turn_of_the_wheel_misses_nobody_and_is_caught_up_with_in_portions() -> None:
+    hub = Hub()
+    opened_at_once(hub, 2_000, 200.0)
+    list(hub.turns(200.0))
+    late = 200.0 + 3 * PING_EVERY
+    seen: list[str] = []
+    for _ in range(PING_EVERY):
+        found = [s.id for turn in hub.turns(late) for s in turn.to_ping]
+        assert len(found) <= 200
+        seen += found
+    assert sorted(seen) == sorted(f"s{i}" for i in range(2_000))
+    assert list(hub.turns(late)) == []
+
+
+def test_sessions_are_given_out_once_when_their_token_is_over() -> None:
+    hub = Hub()
+    for name, expires in (("a", 50.0), ("b", 40.0), ("c", 60.0)):
+        made = Session(
+            name, claims(name, expires), Mode.BARE, RecordingSocket(), SessionLimits(1, 1), opened_at=0.0
+        )
+        hub.register(made, 0.0)
+    assert [s.id for s in hub.expired(55.0)] == ["b", "a"]
+    assert hub.expired(55.0) == []
+
+
+def test_the_ends_of_tokens_of_sessions_that_left_are_not_kept_for_weeks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.core.sessions.hub.EXPIRIES_SPARED", 10)
+    hub, s = hub_with(("u1", "stays"))
+    for n in range(100):
+        gone, _ = session("u2", session_id=f"gone{n}")
+        hub.register(gone, 0.0)
+        hub.unregister(gone)
+    assert len(hub._expiries) < 20
+    assert hub.expired(s["stays"].claims.expires_at) == [s["stays"]]

@@ -1,0 +1,367 @@
+"""Row, receipt, dead letter, ack: in this order, whatever fails between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from bridge.core.errors import RowsRefused, StoreUnavailable
+from bridge.core.inflight.flight import Flight
+from bridge.core.model.fingerprint import NOT_KNOWN
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Rejected
+from bridge.core.model.rows import DeadLetter, LateProof, Reply, Row, RowKey
+from bridge.core.ports.broker import AckToken
+from bridge.core.ports.store import Written
+from bridge.core.settlement.persistence import SUSPECT_AFTER, SWEEP_ROWS
+from tests.support.core import until
+from tests.support.settlement_house import House, house
+
+
+async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
+    async with house() as h:
+        message = h.message("answers")
+        flight = h.flight("p1", message)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").outcome is Outcome.RECEIVED
+        assert [(r.row.key.push_id, r.replies, r.announce) for r in h.publisher.sent] == [
+            ("p1", (Reply("answers", "c"),), True)
+        ]
+        assert h.publisher.acked_before == [0], "the receipt is confirmed before the ack"
+        assert h.settled == [flight]
+
+
+async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
+    async with house() as h:
+        message = h.message()
+        first, second = h.flight("p1", message, "u1"), h.flight("p1", message, "u2")
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: RowKey("", "p1", "u1") in h.store.rows)
+        await h.settlement.idle()
+        assert h.acks.acked == []
+        second.received(h.clock.now)
+        h.settlement.due(second)
+        await until(lambda: h.acks.acked)
+
+
+async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() -> None:
+    async with house() as h:
+        message = h.message("answers")
+        flight = h.flight("p1", message)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").outcome is Outcome.PENDING
+        assert h.row("p1").owed == (Reply("answers", "c"),)
+        assert h.publisher.sent == []
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.publisher.sent)
+        await until(lambda: h.row("p1").owed is None)
+        assert h.publisher.sent[0].replies == (Reply("answers", "c"),)
+
+
+async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays_it() -> None:
+    async with house() as h:
+        h.publisher.refusing = True
+        flight = h.flight("p1", h.message("answers"))
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert h.row("p1").owed == (Reply("answers", "c"),)
+        h.settlement.sweep()
+        await h.settlement.idle()
+        assert h.row("p1").owed is not None
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").owed is None)
+        assert len(h.publisher.sent) == 1
+
+
+async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut() -> None:
+    async with house() as h:
+        h.store.fail_with = StoreUnavailable("stopped")
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: not h.gate.is_open)
+        assert (h.acks.acked, h.publisher.sent) == ([], [])
+        h.store.fail_with = None
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert h.gate.is_open
+        assert len(h.publisher.sent) == 1
+
+
+def lose_the_next_answer(h: House, times: int = 1) -> None:
+    """The next writes are committed, and reported as failed."""
+    record = h.store.record
+
+    async def lost(rows: Sequence[Row]) -> Sequence[Written]:
+        nonlocal times
+        written = await record(rows)
+        times -= 1
+        if times < 0:
+            return written
+        raise StoreUnavailable("cut during COMMIT")
+
+    h.store.record = lost  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("times", [1, SUSPECT_AFTER, 3 * SUSPECT_AFTER])
+async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: int) -> None:
+    async with house() as h:
+        lose_the_next_answer(h, times)
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        for _ in range(100):
+            h.clock.advance(1)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert len(h.acks.acked) == 1
+        assert [r.announce for r in h.publisher.sent] == [True]
+        assert [row.outcome for row in h.hooks.outcomes] == [Outcome.RECEIVED]
+
+
+async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began() -> None:
+    async with house() as h:
+        begun = h.flight("p1", h.message()).row("n1", "an older boot")
+        begun = msgspec.structs.replace(begun, taken_at=h.clock.now - 60)
+        assert not begun.final
+        await h.store.record([begun])
+        lose_the_next_answer(h)
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        assert [r.announce for r in h.publisher.sent] == [True]
+
+
+async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        again = h.flight("p1", h.message("answers"))
+        again.lost(h.clock.now, handed=True)
+        h.clock.advance(1.0)
+        again.taken_at = h.clock.now
+        h.settlement.due(again)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").outcome is Outcome.RECEIVED
+        assert h.publisher.sent[1].row.outcome is Outcome.RECEIVED
+        assert h.publisher.sent[1].announce is False
+        assert len(h.hooks.outcomes) == 1
+
+
+async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_lost() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        message = h.message(redelivered=True)
+        message.open += 1
+        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert [r.announce for r in h.publisher.sent] == [True, True]
+
+
+async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 1)
+        message = h.message("second")
+        message.open += 1
+        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        joining = h.message("second")
+        joining.open += 1
+        flight.messages.append(joining)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.publisher.sent[0].replies == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_row_owes_it_too() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message("first"))
+        joining = h.message("second")
+        record = h.store.record
+
+        async def joined(rows: Sequence[Row]) -> Sequence[Written]:
+            h.store.record = record  # type: ignore[method-assign]
+            written = await record(rows)
+            joining.open += 1
+            flight.messages.append(joining)
+            return written
+
+        h.store.record = joined  # type: ignore[method-assign]
+        h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
+
+
+async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_again() -> None:
+    async with house() as h:
+        first = h.flight("p1", h.message())
+        first.received(h.clock.now)
+        h.settlement.due(first)
+        await until(lambda: len(h.acks.acked) == 1)
+        h.clock.advance(1.0)
+        again = h.flight("p1", h.message(redelivered=True))
+        again.received(h.clock.now)
+        h.settlement.due(again)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert [r.announce for r in h.publisher.sent] == [True, True]
+
+
+async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_before_its_ack() -> None:
+    async with house() as h:
+        message = h.message()
+        flight = Flight.rejected(Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.clock.now)
+        message.open += 1
+        message.letters.append(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
+        h.publisher.refusing = True
+        h.settlement.due(flight)
+        await until(lambda: RowKey("", "p1", "") in h.store.rows)
+        await h.settlement.idle()
+        assert h.acks.acked == [], "not buried, not acked"
+        h.publisher.refusing = False
+        h.settlement.sweep()
+        await until(lambda: h.acks.acked)
+        assert [letter.push_id for letter in h.publisher.buried] == ["p1"]
+
+
+async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() -> None:
+    async with house() as h:
+        record = h.store.record
+
+        async def picky(rows: Sequence[Row]) -> Sequence[Written]:
+            if any(row.meta == b"bad" for row in rows):
+                raise RowsRefused("22P05", "no such character")
+            return await record(rows)
+
+        h.store.record = picky  # type: ignore[method-assign]
+        for i in range(9):
+            flight = h.flight(f"p{i}", h.message())
+            flight.meta = b"bad" if i == 4 else b""
+            flight.received(h.clock.now)
+            h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 9)
+        assert {h.row(f"p{i}").outcome for i in range(9)} == {Outcome.RECEIVED}
+        assert h.row("p4").detail == "left out what the database refused (22P05): meta"
+        assert len(h.errors.seen) == 1
+
+
+async def test_a_message_without_open_rows_is_acked_when_it_is_released() -> None:
+    async with house() as h:
+        message = h.message()
+        message.open = 1
+        h.settlement.release(message)
+        await until(lambda: h.acks.acked == [AckToken(1, 1)])
+
+
+async def test_a_message_given_back_is_never_acked() -> None:
+    async with house() as h:
+        message = h.message()
+        flight = h.flight("p1", message)
+        h.settlement.give_back(message)
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.settled)
+        await h.settlement.idle()
+        assert (h.acks.acked, h.acks.requeued) == ([], [AckToken(1, 1)])
+
+
+async def test_late_proof_fills_a_time_only() -> None:
+    async with house() as h:
+        flight = h.flight("p1", h.message())
+        flight.timed_out(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.acks.acked)
+        h.settlement.late(LateProof(flight.key, h.clock.now + 7))
+        h.settlement.sweep()
+        await until(lambda: h.row("p1").proven_at is not None)
+        assert h.row("p1").outcome is Outcome.UNKNOWN
+
+
+async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
+    class Log:
+        def __init__(self) -> None:
+            self.rows: list[Row] = []
+            self.broken = True
+
+        async def record(self, rows: Sequence[Row]) -> None:
+            if self.broken:
+                raise OSError("disk full")
+            self.rows.extend(rows)
+
+    async with house() as h:
+        log = Log()
+        h.settlement._logs = (log,)
+        flight = h.flight("p1", h.message())
+        flight.received(h.clock.now)
+        h.settlement.due(flight)
+        await until(lambda: h.errors.seen)
+        assert h.acks.acked == []
+        log.broken = False
+        h.clock.advance(5.0)
+        await until(lambda: h.acks.acked)
+        assert [row.key.push_id for row in log.rows] == ["p1"]
+
+
+@pytest.mark.parametrize("count", [1, 499, 1201])
+async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
+    async with house() as h:
+        for i in range(count):
+            flight = h.flight(f"p{i}", h.message())
+            flight.received(h.clock.now)
+            h.settlement.due(flight)
+        async with asyncio.timeout(10):
+            while len(h.acks.acked) < count:
+                h.clock.advance(0.01)
+                await asyncio.sleep(0)
+        assert len(h.store.rows) == count
+        assert len(h.publisher.sent) == count
+
+
+async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
+    async with house() as h:
+        at = h.clock.time()
+        rows = [
+            Row(RowKey("", f"p{n}", "u1"), Outcome.RECEIVED, Reason.PONG, "n1", "b0", at, at, proven_at=at)
+            for n in range(SWEEP_ROWS * 2 + 7)
+        ]
+        await h.store.record(rows)
+        await h.store.owe({r.key: () for r in rows})
+        h.settlement.sweep()
+        await until(lambda: len(h.publisher.sent) == len(rows))
+        await h.settlement.idle()
+        assert await h.store.owing(10) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before(first: bool) -> None:
+    async with house() as h:
+        before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
+        proven.received(h.clock.now)
+        for flight in (proven, before) if first else (before, proven):
+            h.settlement.due(flight)
+        await until(lambda: len(h.acks.acked) == 2)
+        assert h.row("p1").outcome is Outcome.RECEIVED

@@ -1,0 +1,1 @@
+"""Docs, samples, benches and faults are what they say."""

@@ -1,0 +1,36 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.support.reference import OUTCOMES, TABLES, outcomes_page, tables_page
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_page_of_outcomes_is_the_code() -> None:
+    assert OUTCOMES.read_text() == outcomes_page(), "run: python -m tests.support.reference"
+
+
+def test_the_page_of_tables_is_the_schema(database: str) -> None:
+    assert TABLES.read_text() == tables_page(database), "run: python -m tests.support.reference DSN"
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    broken = []
+    for page in [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        ROOT / "benchmarks" / "README.md",
+    ]:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+    assert broken == []
+
+
+def test_the_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(p.name[:4]) for p in sorted((ROOT / "docs" / "adr").glob("*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))

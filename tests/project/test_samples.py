@@ -1,0 +1,84 @@
+"""The samples of the documents do what they say: each is run as it stands there, on a real bridge."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge.adapters.tokens import JwtVerifier
+from bridge.app.build import SystemClock
+from tests.support.clients import client
+from tests.support.house import SECONDS, SECRET, bridge, final_rows, token
+
+ROOT = Path(__file__).parent.parent.parent
+LANGUAGES = {
+    "python": (sys.executable, "make_token.py"),
+    "js": ("node", "token.cjs"),
+    "php": ("php", "token.php"),
+    "java": ("java", "Token.java"),
+    "go": ("go", "token.go"),
+}
+"""The languages of the page of tokens: what runs a sample, and the file that it wants."""
+
+
+def samples(page: str, language: str) -> list[str]:
+    """The blocks of a language on a page of the documents."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+async def run(file: Path, *words: str, **variables: str) -> str:
+    """Run a sample to its end, and return what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        cwd=file.parent,
+        env={**os.environ, **variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(SECONDS * 2):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode().strip()
+
+
+def test_the_page_of_tokens_has_one_sample_for_each_language() -> None:
+    for language in LANGUAGES:
+        (sample,) = samples("docs/tokens.md", language)
+        for word in ("sub", "exp", "HS256", "BRIDGE_JWT_SECRET", "600"):
+            assert word in sample, f"{language}: {word}"
+
+
+@pytest.mark.parametrize(
+    "language", [name for name, (runner, _) in LANGUAGES.items() if shutil.which(runner)]
+)
+async def test_a_token_of_a_sample_opens_a_session(language: str, tmp_path: Path) -> None:
+    runner, name = LANGUAGES[language]
+    file = tmp_path / name
+    file.write_text(samples("docs/tokens.md", language)[0])
+    words = (runner, "run", str(file), "u42") if language == "go" else (runner, str(file), "u42")
+    made = await run(file, *words, BRIDGE_JWT_SECRET=SECRET)
+    claims = JwtVerifier(SECRET, clock=SystemClock()).verify(made)
+    assert claims.user == "u42"
+    assert 500 < claims.expires_at - SystemClock().time() <= 600
+
+
+async def test_the_first_sample_of_the_readme_publishes_and_reads_the_receipt(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "publish.py"
+    sample = samples("README.md", "python")[0]
+    assert "amqp://guest:guest@127.0.0.1:5672/" in sample
+    file.write_text(sample.replace("amqp://guest:guest@127.0.0.1:5672/", vhost))
+    async with bridge(vhost, database) as made, client(made.ws_port, token("u42")):
+        first = await run(file, sys.executable, str(file))
+        second = await run(file, sys.executable, str(file))
+    assert (first, second) == ("received pong", "received pong")
+    assert len({row["push_id"] for row in await final_rows(database, 2)}) == 2, (
+        "each run is a push of its own"
+    )

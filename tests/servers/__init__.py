@@ -1,0 +1,1 @@
+"""On real RabbitMQ, Postgres and sockets."""

@@ -1,0 +1,265 @@
+"""Messages as other clients write them, byte by byte, through a real broker into the log.
+
+The types that a client gives to a header: pika, kombu (py-amqp), php-amqplib, amqp091-go, amqplib of Node and the Java
+client, each as its encoder writes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import struct
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from bridge.adapters.amqp import frames
+from bridge.adapters.amqp.broker import reorders_by_priority
+from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.link import channel, opened
+from tests.support import house
+
+NOW = int(time.time()) - 1
+MS = NOW * 1000
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return b"S" + struct.pack(">L", len(raw)) + raw
+
+
+def header(name: str, value: bytes) -> bytes:
+    return bytes((len(name),)) + name.encode() + value
+
+
+def properties(
+    *headers: bytes,
+    content_type: str = "application/json",
+    content_encoding: str = "",
+    priority: int | None = None,
+    timestamp: int | None = None,
+) -> bytes:
+    """The payload of a content header from its flags on (AMQP 0-9-1 4.2.6.1)."""
+    flags, parts = 0, []
+    for flag, value in ((15, content_type), (14, content_encoding)):
+        if value:
+            flags |= 1 << flag
+            parts.append(bytes((len(value),)) + value.encode())
+    if headers:
+        flags |= 1 << 13
+        table = b"".join(headers)
+        parts.append(struct.pack(">L", len(table)) + table)
+    if priority is not None:
+        flags |= 1 << 11
+        parts.append(bytes((priority,)))
+    if timestamp is not None:
+        flags |= 1 << 6
+        parts.append(struct.pack(">Q", timestamp))
+    return struct.pack(">H", flags) + b"".join(parts)
+
+
+async def publish(url: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+    """Publish bodies with raw properties; returns once the broker has confirmed them."""
+    confirmed = asyncio.Event()
+
+    def happened(events: Sequence[Event]) -> None:
+        if any(getattr(event, "tag", 0) == len(messages) for event in events):
+            confirmed.set()
+
+    async with opened(url, "a foreign client", happened, lambda cause: None) as (connection, wire):
+        low = await channel(connection, confirms=True)
+        wire.tap(low.number)
+        for raw, body in messages:
+            method = frames.publish_method(low.number, "push", b"user.u1", False)
+            wire.write(method + frames.content(low.number, raw, body, 131072))
+        async with asyncio.timeout(house.SECONDS):
+            await confirmed.wait()
+
+
+def body(push_id: str) -> bytes:
+    return json.dumps(house.request("u1", push_id)).encode()
+
+
+TAKEN = {
+    # kombu: bytes, strings, datetimes; a priority of 0 beside every message
+    "kombu-binary": properties(content_encoding="binary", priority=0),
+    "kombu-utf8": properties(content_encoding="utf-8", priority=0),
+    "kombu-datetime": properties(header("x-push-published-ms", b"T" + struct.pack(">Q", NOW))),
+    # pika: long integers as `l`, None as void, datetime as `T`
+    "pika-int": properties(header("x-push-published-ms", b"l" + struct.pack(">q", MS))),
+    "pika-none": properties(
+        header("x-push-published-ms", b"V"), header("x-push-id", b"V"), header("x-push-user", b"V")
+    ),
+    # php-amqplib: 64-bit integers as `L` or `l`, null as void, DateTime as `T`
+    "php-int": properties(header("x-push-published-ms", b"L" + struct.pack(">q", MS))),
+    "php-string": properties(header("x-push-published-ms", text(str(MS)))),
+    # amqp091-go: int64 as `l`, time.Time as `T`
+    "go-time": properties(header("x-push-published-ms", b"T" + struct.pack(">Q", NOW))),
+    # Java: Long as `l`, Date as `T`, the encoding as a charset
+    "java-date": properties(
+        header("x-push-published-ms", b"T" + struct.pack(">Q", NOW)), content_encoding="UTF-8"
+    ),
+    # amqplib of Node: integers as `l`, {"!": "timestamp"} as `T`
+    "node-int": properties(header("x-push-published-ms", b"l" + struct.pack(">q", MS))),
+    "smtp-like": properties(content_encoding="8bit", timestamp=NOW),
+    "ascii": properties(content_encoding="US-ASCII", timestamp=NOW),
+}
+
+
+async def test_what_other_clients_write_means_what_they_meant(vhost: str, database: str) -> None:
+    # The times were read when this file was: a while before this test in a long run.
+    async with house.bridge(vhost, database, max_age=3600):
+        await publish(vhost, [(raw, body(push_id)) for push_id, raw in TAKEN.items()])
+        found = {row["push_id"]: row for row in await house.final_rows(database, len(TAKEN))}
+    assert {push_id: row["outcome"] for push_id, row in found.items()} == dict.fromkeys(TAKEN, "offline")
+    without_time = {"kombu-binary", "kombu-utf8", "pika-none"}
+    published = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    assert {i for i, row in found.items() if row["published_at"] != published} == without_time
+
+
+async def test_truths_are_read_as_clients_without_a_boolean_write_them(vhost: str, database: str) -> None:
+    truths = {
+        "java-boolean": b"t\x01",
+        "python-str": text("True"),
+        "shell": text("true"),
+        "go-int32": b"I" + struct.pack(">i", 1),
+        "node-int8": b"b\x01",
+        "digit": text("1"),
+    }
+    async with house.bridge(vhost, database):
+        messages = [
+            (properties(header("x-push-all", value), header("x-push-id", text(push_id))), b"1")
+            for push_id, value in truths.items()
+        ]
+        await publish(vhost, messages)
+        found = await house.final_rows(database, len(truths))
+    assert {row["push_id"]: row["reason"] for row in found} == dict.fromkeys(truths, "nobody")
+
+
+REFUSED = {
+    "seconds": (
+        properties(header("x-push-published-ms", b"l" + struct.pack(">q", NOW))),
+        "invalid",
+        "header x-push-published-ms: expected milliseconds since 1970, got a time before 2001: "
+        "this looks like seconds",
+    ),
+    "seconds-of-32-bits": (
+        properties(header("x-push-published-ms", b"i" + struct.pack(">L", NOW))),
+        "invalid",
+        "header x-push-published-ms: expected milliseconds since 1970, got a time before 2001: "
+        "this looks like seconds",
+    ),
+    "double": (
+        properties(header("x-push-published-ms", b"d" + struct.pack(">d", MS))),
+        "invalid",
+        "header x-push-published-ms: expected milliseconds since 1970 as an integer, or a timestamp, "
+        "got a number that is no integer",
+    ),
+    "packed": (
+        properties(content_encoding="gzip"),
+        "unsupported",
+        "property content_encoding: the body is compressed (gzip) and nothing is unpacked here: publish it as it is",
+    ),
+    "kombu-packed": (
+        properties(header("compression", text("application/x-bz2")), content_encoding="binary"),
+        "unsupported",
+        "header compression: the body is compressed (application/x-bz2) and nothing is unpacked here: "
+        "publish it as it is",
+    ),
+}
+
+
+async def test_what_would_be_misread_is_rejected_with_what_to_do(vhost: str, database: str) -> None:
+    async with house.bridge(vhost, database):
+        await publish(vhost, [(raw, body(push_id)) for push_id, (raw, _, _) in REFUSED.items()])
+        found = await house.final_rows(database, len(REFUSED))
+    told = {row["push_id"]: (row["reason"], row["detail"]) for row in found}
+    assert told == {push_id: (reason, detail) for push_id, (_, reason, detail) in REFUSED.items()}
+
+
+# --- priority --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "reorders"),
+    [
+        ("3.10.8", False),
+        ("3.13.7", False),
+        ("4.0.0", True),
+        ("4.3.1", True),
+        ("10.1", True),
+        ("", False),
+        ("x", False),
+    ],
+)
+def test_rabbitmq_reorders_quorum_queues_by_priority_from_4_0_on(version: str, reorders: bool) -> None:
+    assert reorders_by_priority(version) is reorders
+
+
+async def test_a_priority_is_nothing_where_the_broker_does_not_reorder_by_it(
+    vhost: str, database: str
+) -> None:
+    async with house.bridge(vhost, database):
+        await publish(vhost, [(properties(priority=9), body("p1"))])
+        (row,) = await house.final_rows(database, 1)
+    assert row["outcome"] == "offline"
+
+
+async def test_a_priority_is_rejected_by_name_where_the_broker_reorders_by_it(
+    vhost: str, database: str
+) -> None:
+    async with newer_broker(vhost) as url, house.bridge(url, database):
+        await publish(vhost, [(properties(priority=p), body(f"p{p}")) for p in (0, 4, 5, 9)])
+        found = await house.final_rows(database, 4)
+    assert {row["push_id"]: row["outcome"] for row in found} == {
+        "p0": "offline",
+        "p4": "offline",
+        "p5": "rejected",
+        "p9": "rejected",
+    }
+    assert {row["detail"].partition(":")[0] for row in found if row["outcome"] == "rejected"} == {
+        "property priority"
+    }
+
+
+@asynccontextmanager
+async def newer_broker(url: str) -> AsyncIterator[str]:
+    """The broker behind `url`, as long as it lives, claiming to be of a newer version."""
+    parts = urlsplit(url)
+    copying: set[asyncio.Task[None]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool) -> None:
+        try:
+            while data := await reader.read(65536):
+                if first:
+                    at = data.index(b"versionS") + 12
+                    data, first = data[:at] + b"4" + data[at + 1 :], False
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port or 5672)
+        for task in (
+            asyncio.create_task(copy(reader, back, False)),
+            asyncio.create_task(copy(there, writer, True)),
+        ):
+            copying.add(task)
+            task.add_done_callback(copying.discard)
+
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        host = parts.netloc.rpartition("@")[0]
+        yield urlunsplit(parts._replace(netloc=f"{host}@127.0.0.1:{port}"))
+        server.close()
+    for task in list(copying):
+        task.cancel()
+    await asyncio.gather(*copying, return_exceptions=True)

@@ -1,0 +1,238 @@
+"""What the core's tests stand on: a clock that only moves when told, a socket that records, a broker's ear."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from bridge.core.model.outcomes import Outcome
+from bridge.core.model.pushes import Properties
+from bridge.core.model.rows import Row
+from bridge.core.model.sessions import Claims, CloseReason, Mode
+from bridge.core.ports.broker import AckToken, Arrival, Source
+from bridge.core.ports.plugins import SessionInfo
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.session import Session, SessionLimits
+
+
+class ManualClock:
+    """Time that stands still until `advance`; sleepers wake in order."""
+
+    def __init__(self, start: float = 1_800_000_000.0) -> None:
+        self.now = start
+        self.mono = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._sleepers, (self.mono + seconds, self._count, future))
+        await future
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.mono += seconds
+        while self._sleepers and self._sleepers[0][0] <= self.mono:
+            _, _, future = heapq.heappop(self._sleepers)
+            if not future.done():
+                future.set_result(None)
+
+
+class RecordingSocket:
+    """Fills the Socket port: keeps what was handed to it, and can be stuffed or cut."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.read_by_ping: list[int] = []
+        """For each ping, how many frames went out before it."""
+        self.pings: list[bytes] = []
+        self.writes = 0
+        self.closed_with: CloseReason | None = None
+        self.aborted = False
+        self.open = True
+        self.stuffed = False
+        self.buffered_bytes = 0
+
+    @property
+    def writable(self) -> bool:
+        return self.open and not self.stuffed
+
+    @property
+    def buffered(self) -> int:
+        return self.buffered_bytes
+
+    def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
+        if not self.open:
+            return False
+        self.writes += 1
+        self.frames.extend(frames)
+        if ping is not None:
+            self.pings.append(ping)
+            self.read_by_ping.append(len(self.frames))
+        return True
+
+    def close(self, reason: CloseReason) -> None:
+        self.closed_with = self.closed_with or reason
+        self.open = False
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.open = False
+
+    @property
+    def texts(self) -> list[bytes]:
+        return [f.payload for f in self.frames]
+
+
+class RecordingAcks:
+    """Fills the Acks port."""
+
+    def __init__(self) -> None:
+        self.acked: list[AckToken] = []
+        self.requeued: list[AckToken] = []
+        self.wide = False
+        self.changed = asyncio.Event()
+
+    def ack(self, tokens: Iterable[AckToken]) -> None:
+        self.acked.extend(tokens)
+        self.changed.set()
+
+    def requeue(self, tokens: Iterable[AckToken]) -> None:
+        self.requeued.extend(tokens)
+        self.changed.set()
+
+    def widen(self) -> None:
+        self.wide = True
+
+
+class RecordingErrors:
+    """Fills the ErrorHandler port."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[BaseException, str]] = []
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        self.seen.append((error, where))
+
+
+def claims(user: str, expires_at: float = 4e9) -> Claims:
+    return Claims(user=user, expires_at=expires_at)
+
+
+def session(
+    user: str = "u1",
+    *,
+    session_id: str = "s1",
+    mode: Mode = Mode.BARE,
+    frames: int = 256,
+    total_bytes: int = 1 << 20,
+    socket: RecordingSocket | None = None,
+) -> tuple[Session, RecordingSocket]:
+    sock = socket or RecordingSocket()
+    made = Session(session_id, claims(user), mode, sock, SessionLimits(frames, total_bytes), opened_at=0.0)
+    return made, sock
+
+
+_tags = iter(range(1, 1 << 60))
+
+
+def arrival(
+    body: bytes,
+    *,
+    incarnation: int = 1,
+    tag: int | None = None,
+    source: Source = Source.REQUESTS,
+    arrived_at: float = 1_800_000_000.0,
+    **properties: object,
+) -> Arrival:
+    return Arrival(
+        token=AckToken(incarnation, tag if tag is not None else next(_tags)),
+        source=source,
+        body=body,
+        body_size=len(body),
+        properties=Properties(**properties),  # type: ignore[arg-type]
+        arrived_at=arrived_at,
+    )
+
+
+class QuietHooks:
+    """Fills the Hooks port; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.opened: list[SessionInfo] = []
+        self.closed: list[tuple[SessionInfo, int, str]] = []
+        self.outcomes: list[Row] = []
+
+    def on_open(self, session: SessionInfo) -> None:
+        self.opened.append(session)
+
+    def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
+        self.closed.append((session, code, reason))
+
+    def on_outcome(self, row: Row) -> None:
+        self.outcomes.append(row)
+
+    def on_error(self, error: BaseException, where: str) -> None:
+        raise AssertionError("the core reports errors to the ErrorHandler")
+
+
+class QuietMetrics:
+    """Fills the Metrics port and counts messages, repeats and late proofs."""
+
+    def __init__(self) -> None:
+        self.repeats = 0
+        self.late = 0
+        self.differing = 0
+        self.takings = 0
+        self.looked = 0
+
+    def taken(self, messages: int, requests: int) -> None:
+        self.takings += messages
+
+    def outcome(self, row: Row) -> None: ...
+
+    def looked_up(self, rows: int) -> None:
+        self.looked += rows
+
+    def repeat(self, outcome: Outcome) -> None:
+        self.repeats += 1
+
+    def repeat_differs(self) -> None:
+        self.differing += 1
+
+    def proof_late(self, count: int) -> None:
+        self.late += count
+
+    def recorded(self, rows: int, seconds: float) -> None: ...
+
+    def receipts(self, sent: int, owed: int, seconds: float) -> None: ...
+
+    def handed(self, pushes: int) -> None: ...
+
+    def handshake(self, result: str, seconds: float) -> None: ...
+
+    def closed(self, reason: str) -> None: ...
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Let the loop run until the condition holds; a failure after `seconds` of real time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def turns(count: int = 50) -> None:
+    """Let everything that waits for nothing else go on."""
+    for _ in range(count):
+        await asyncio.sleep(0)

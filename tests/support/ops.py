@@ -1,0 +1,200 @@
+"""What the tests of the ops port and of its page stand on: a context whose every part a test can turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import aiohttp
+import msgspec
+
+from bridge.adapters.metrics import Gauges, PrometheusMetrics
+from bridge.core.contract.receipts import receipt_body
+from bridge.core.contract.requests import Limits
+from bridge.core.mailbox.mailbox import Recalled
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.plugins import SessionInfo
+from bridge.operator.inquiry import Found
+from bridge.ops.outcome_feed import OutcomeFeed
+from bridge.ops.server import LookUp, OpsContext, OpsServer, listen
+from tests.support.core import ManualClock
+
+GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True, True, True)
+
+
+def row(
+    push_id: str = "p1",
+    user: str = "u1",
+    outcome: Outcome = Outcome.RECEIVED,
+    reason: Reason = Reason.PONG,
+    **more: object,
+) -> Row:
+    """A committed row, taken a millisecond after it was published and proven three later."""
+    at = 1_800_000_000.0
+    facts: dict[str, object] = {"event": "message", "finished_at": at + 0.004}
+    if outcome in (Outcome.RECEIVED, Outcome.ACKED):
+        facts |= {"written_at": at + 0.002, "proven_at": at + 0.004}
+    if outcome is Outcome.PENDING:
+        facts |= {"written_at": at + 0.002, "finished_at": None}
+    facts |= more
+    return Row(RowKey("", push_id, user), outcome, reason, "n1", "b1", at, at + 0.001, **facts)  # type: ignore[arg-type]
+
+
+def receipt(row: Row) -> dict[str, object]:
+    """What a producer gets to read of a row."""
+    made: dict[str, object] = msgspec.json.decode(receipt_body(row))
+    return made
+
+
+@dataclass
+class Published:
+    """One call of the publisher."""
+
+    body: bytes
+    push_id: str
+    headers: Mapping[str, object]
+    expected: int | None = None
+    wait: float | None = None
+
+
+@dataclass
+class FakePublisher:
+    """Fills the Publisher port: notes what was published, answers `request` with `receipts`."""
+
+    calls: list[Published] = field(default_factory=list)
+    receipts: Sequence[Mapping[str, object]] = ()
+    error: Exception | None = None
+
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
+        self.calls.append(Published(body, push_id, headers))
+        if self.error is not None:
+            raise self.error
+
+    async def request(
+        self,
+        body: bytes,
+        *,
+        push_id: str,
+        headers: Mapping[str, object],
+        expected: int | None,
+        wait: float,
+    ) -> Sequence[Mapping[str, object]]:
+        self.calls.append(Published(body, push_id, headers, expected, wait))
+        if self.error is not None:
+            raise self.error
+        return self.receipts
+
+
+@dataclass
+class FakeRecall:
+    """Fills the RecallPushes port: notes what was recalled."""
+
+    calls: list[Recall] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        self.calls.append(recall)
+        if self.error is not None:
+            raise self.error
+        return Recalled(ended=2, sessions=1)
+
+
+async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
+    """Fills the LookUp port with an empty log."""
+    return Found((), (), datetime.now(UTC), None)
+
+
+class NotedErrors:
+    """Fills the ErrorHandler port."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[BaseException, str, Mapping[str, object]]] = []
+
+    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
+        self.noted.append((error, where, facts))
+
+
+@dataclass
+class Parts:
+    """Everything that the ops port is given, to be changed by a test while it runs."""
+
+    publisher: FakePublisher = field(default_factory=FakePublisher)
+    feed: OutcomeFeed = field(default_factory=OutcomeFeed)
+    errors: NotedErrors = field(default_factory=NotedErrors)
+    clock: ManualClock = field(default_factory=ManualClock)
+    metrics: PrometheusMetrics = field(default_factory=lambda: PrometheusMetrics(process=False))
+    causes: list[str] = field(default_factory=list)
+    sessions: list[SessionInfo] = field(default_factory=list)
+    ws_port: int = 8181
+    dev: bool = True
+    metrics_error: Exception | None = None
+    look_up: LookUp | None = None
+    recall: FakeRecall = field(default_factory=FakeRecall)
+
+    def context(self) -> OpsContext:
+        """What `listen` wants."""
+
+        def metrics_page() -> bytes:
+            if self.metrics_error is not None:
+                raise self.metrics_error
+            return self.metrics.page()
+
+        return OpsContext(
+            node="n1",
+            boot="b1",
+            version="1.2.3",
+            started_at=self.clock.time(),
+            ws_port=lambda: self.ws_port,
+            readiness=lambda: (not self.causes, self.causes),
+            role=lambda: "active",
+            gauges=lambda: GAUGES._replace(sessions=len(self.sessions)).known(),
+            sessions=lambda most: self.sessions[:most],
+            metrics_page=metrics_page,
+            publisher=self.publisher,
+            recall=self.recall,
+            feed=self.feed,
+            limits=Limits(),
+            errors=self.errors,
+            clock=self.clock,
+            dev_token=(lambda user, seconds: f"token-of.{user}.x") if self.dev else None,
+            look_up=self.look_up,
+        )
+
+
+@dataclass
+class Running:
+    """A server on a port of its own, and a client of it."""
+
+    server: OpsServer
+    client: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.server.port}"
+
+
+@asynccontextmanager
+async def ops(parts: Parts, *, host: str = "127.0.0.1", token: str = "") -> AsyncIterator[Running]:
+    """Serve `parts`."""
+    async with (
+        listen(parts.context(), host=host, port=0, token=token) as server,
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client,
+    ):
+        yield Running(server, client)
+
+
+async def until(condition: object, what: str) -> None:
+    """Wait until `condition()` is true, for 15 seconds at most."""
+    assert callable(condition)
+    try:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"not within 15 s: {what}") from None
