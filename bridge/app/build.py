@@ -58,8 +58,10 @@ from bridge.core.errors import (
     StoreUnavailable,
 )
 from bridge.core.gateway import Gateway
+from bridge.core.inflight.flights import Flights
 from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, SessionInfo
 from bridge.core.ports.store import Lease, Store
@@ -69,6 +71,7 @@ from bridge.core.sessions.session import SessionLimits
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import SWEEP_ROWS
 from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
 from bridge.operator import inquiry
 from bridge.operator.auditor import Auditor, Look
 from bridge.ops import server as http
@@ -164,9 +167,9 @@ class Running:
     async def _settle(self) -> None:
         core = self._core
         await core.delivery.stop()
-        while core.delivery.in_flight or core.settlement.rows_waiting:
+        while core.delivery.in_flight or core.worklist.rows_waiting:
             await core.clock.sleep(TICK / 2)
-        await core.settlement.idle()
+        await core.worklist.idle()
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
         working = asyncio.create_task(work, name="settling the rest")
@@ -203,7 +206,7 @@ class Running:
             core.clock.monotonic() - self._stopping_since,
             self._given_back,
             core.delivery.in_flight - core.delivery.account().on_their_way,
-            core.mailbox.flights.resting,
+            core.flights.resting,
             self._closed,
         )
 
@@ -231,24 +234,15 @@ class Core:
         self._keeps = keeps = rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
         self.wire_limits = Limits(settings.max_data_bytes, max_ttl)
-        self.settlement = Settlement(
-            store=rows.store,
-            logs=rows.logs,
-            receipts=publisher,
-            dead_letters=publisher,
-            acks=consumer,
-            hooks=hooks,
-            metrics=metrics,
-            errors=errors,
-            clock=self.clock,
-            gate=self.gate,
-            node=settings.node,
-            boot=boot,
-        )
+        self.flights = Flights()
+        self.worklist = Worklist(metrics=metrics, clock=self.clock)
+        self.outgoing = Outgoing(hub=self.hub, worklist=self.worklist, metrics=metrics, clock=self.clock)
         self.mailbox = Mailbox(
             store=rows.store,
             hub=self.hub,
-            settlement=self.settlement,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
             clock=self.clock,
             gate=self.gate,
             errors=errors,
@@ -264,7 +258,9 @@ class Core:
         self.delivery = Delivery(
             hub=self.hub,
             store=rows.store,
-            settlement=self.settlement,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
             mailbox=self.mailbox,
             acks=consumer,
             metrics=metrics,
@@ -281,6 +277,24 @@ class Core:
                 max_attempts=settings.max_attempts,
                 total_bytes=settings.total_bytes,
             ),
+        )
+        self.settlement = Settlement(
+            worklist=self.worklist,
+            store=rows.store,
+            logs=rows.logs,
+            receipts=publisher,
+            dead_letters=publisher,
+            acks=consumer,
+            hooks=hooks,
+            metrics=metrics,
+            errors=errors,
+            clock=self.clock,
+            gate=self.gate,
+            node=settings.node,
+            boot=boot,
+            on_settled=self.delivery.settled,
+            on_stored=self.mailbox.stored,
+            on_superseded=self.mailbox.ended_in_store,
         )
         self.control = Control(
             store=rows.store,
@@ -343,15 +357,15 @@ class Core:
             inbox=self.delivery.inbox,
             in_flight=self.delivery.in_flight,
             parked=self.delivery.parked,
-            resting=self.mailbox.flights.resting,
+            resting=self.flights.resting,
             replaying=self.mailbox.replaying,
             ids_remembered=self.remembered.added,
             ids_whole=self.remembered.complete,
-            rows_set_aside=self.settlement.set_aside,
+            rows_set_aside=self.worklist.set_aside,
             unproven=sum(s.unproven for s in sessions),
             queued_frames=sum(s.waiting for s in self.hub.backlogged),
             queued_bytes=self.hub.queued_bytes,
-            rows_waiting=self.settlement.rows_waiting,
+            rows_waiting=self.worklist.rows_waiting,
             receipts_waiting=self.settlement.payments_waiting,
             ready=self.gate.is_open,
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
@@ -619,7 +633,7 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
         await core.clock.sleep(SWEEP_EVERY)
         if "starting" in core.gate or "database" in core.gate:
             continue
-        core.settlement.sweep()
+        core.worklist.sweep()
         try:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
@@ -633,7 +647,7 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
         else:
             limit = SWEEP_ROWS
             if ended:
-                core.settlement.ended_by_sweep(ended)
+                core.worklist.ended_by_sweep(ended)
 
 
 async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:

@@ -128,7 +128,7 @@ async def test_an_ack_that_comes_after_the_end_is_noted_as_late_and_changes_noth
         h.advance(6.0)
         await h.settled(1)
         peer.client.message('{"type":"ack","id":"p1"}')
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").late_at is not None)
         row = h.row("p1")
         assert h.end("p1") == (Outcome.RECEIVED, Reason.NOT_ACKED)
@@ -147,7 +147,7 @@ async def test_users_get_a_row_each_and_the_message_is_acked_once_after_the_last
         a, b = h.connect("a"), h.connect("b")
         await h.push({"id": "p1", "to": {"users": ["a", "b", "c", "a"]}, "data": 1})
         a.answer()
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert h.acks.acked == []
         b.answer()
         await h.settled(1)
@@ -201,7 +201,7 @@ async def test_a_push_without_proof_is_parked_after_a_second_and_unknown_at_the_
         assert [r.queue for r in h.publisher.sent[0].replies] == ["answers"]
         peer.answer()
         assert h.metrics.late == 1
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").proven_at is not None)
         assert h.end("p1")[0] is Outcome.UNKNOWN
 
@@ -415,7 +415,7 @@ async def test_a_redelivered_message_delivers_only_to_users_without_a_row() -> N
         await h.push(request)
         a.answer()
         await until(lambda: RowKey("", "p1", "a") in h.store.rows)
-        await h.settlement.idle()
+        await h.worklist.idle()
         # The process dies here: a new one knows only the rows.
         async with house() as h2:
             h2.store.rows.update(h.store.rows)
@@ -541,7 +541,7 @@ def answers(h: House) -> list[tuple[str, bool]]:
 
 async def noted(h: House, push_id: str = "p1", user: str = "u1") -> None:
     """Wait until its row tells of a repeat with other content."""
-    h.settlement.sweep()
+    h.worklist.sweep()
     await until(lambda: h.row(push_id, user).differed_at is not None)
 
 
@@ -572,8 +572,8 @@ async def test_of_repeats_in_the_air_only_those_with_other_content_are_told_so()
         peer = h.connect("u1")
         await h.push(to("u1"), reply_to="first")
         await h.push(to("u1", data=2), reply_to="differs")
-        h.settlement.sweep()
-        await h.settlement.idle()
+        h.worklist.sweep()
+        await h.worklist.idle()
         assert h.store.rows == {}, "there is no row yet that could be marked"
         await h.push(to("u1"), reply_to="same")
         h.advance(1.1)
@@ -956,7 +956,7 @@ async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
         h.delivery.arrived([arrival(json.dumps(to("u1", "p2")).encode())])
         peer.answer()
         await h.settled(1)
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert [p["id"] for p in peer.pushes] == ["p1"]
         assert len(h.acks.acked) == 1
 
@@ -1053,7 +1053,7 @@ async def test_a_dead_letter_that_cannot_be_published_holds_up_nobody_else() -> 
         await until(lambda: peer.pushes)
         assert bad.token not in h.acks.acked
         h.publisher.refusing = False
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: bad.token in h.acks.acked)
         assert [letter.push_id for letter in h.publisher.buried] == ["bad"]
 

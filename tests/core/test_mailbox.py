@@ -150,7 +150,7 @@ async def test_two_devices_that_open_at_once_share_the_mailbox_and_each_push_end
         for n in range(50):
             await is_(h, f"p{n:02}", Outcome.RECEIVED, Reason.PONG)
             assert h.row(f"p{n:02}").sessions == 2
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert h.publisher.final_receipts() == 50
 
 
@@ -259,8 +259,8 @@ async def test_a_repeat_of_a_stored_push_is_acked_and_makes_no_second_row() -> N
         peer = await h.live("u1")
         peer.answer()
         await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
-        h.settlement.sweep()
-        await h.settlement.idle()
+        h.worklist.sweep()
+        await h.worklist.idle()
         assert {reply.queue for reply in h.publisher.replies_of("p1", Outcome.RECEIVED)} == {"q1", "q2"}
         assert {reply.queue for reply in h.publisher.replies_of("p1", Outcome.STORED)} == {"q1"}
         assert h.row("p1").owed is None
@@ -339,7 +339,7 @@ async def test_an_ack_after_the_end_fills_a_time_and_changes_nothing() -> None:
         h.advance(1.3)
         await is_(h, "p1", Outcome.UNKNOWN, Reason.NO_PROOF)
         peer.client.message('{"type":"ack","id":"p1"}')
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").proven_at is not None)
         assert h.end("p1") == (Outcome.UNKNOWN, Reason.NO_PROOF)
 
@@ -357,8 +357,8 @@ async def test_a_push_ends_at_its_ttl_though_nobody_looks() -> None:
         h.clock.advance(1.5)
         await h.mailbox.sweep()
         assert h.end("p1") == (Outcome.EXPIRED, Reason.TTL)
-        h.settlement.sweep()
-        await h.settlement.idle()
+        h.worklist.sweep()
+        await h.worklist.idle()
         assert [r.queue for r in h.publisher.replies_of("p1", Outcome.EXPIRED)] == ["q"]
         assert h.row("p1").owed is None
         assert ids(await h.live("u1")) == []
@@ -401,8 +401,8 @@ async def test_a_newer_push_with_its_collapse_key_replaces_a_stored_one() -> Non
             await is_(h, f"p{n}", Outcome.SUPERSEDED, Reason.COLLAPSED)
         peer = await h.live("u1")
         assert ids(peer) == ["p2", "other"]
-        h.settlement.sweep()
-        await h.settlement.idle()
+        h.worklist.sweep()
+        await h.worklist.idle()
         assert h.row("p0").owed is None
 
 
@@ -657,7 +657,7 @@ async def test_a_kept_push_with_text_that_the_database_refuses_keeps_its_data_an
         assert peer.pushes[0]["data"] == {"n": 1}
         peer.answer()
         await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
-        await h.settlement.idle()
+        await h.worklist.idle()
         for outcome in (Outcome.STORED, Outcome.RECEIVED):
             assert h.publisher.replies_of("p1", outcome) == [Reply("answers", "")]
 

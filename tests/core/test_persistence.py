@@ -117,7 +117,7 @@ def refuse(h: House, bad: Callable[[Row], bool]) -> list[int]:
 def received(h: House, push_id: str, reply_to: str = "") -> Flight:
     flight = h.flight(push_id, h.message(reply_to))
     flight.received(h.clock.now)
-    h.settlement.due(flight)
+    h.worklist.due(flight)
     return flight
 
 
@@ -128,7 +128,7 @@ async def test_a_row_that_can_not_be_written_is_set_aside_and_the_others_are_ack
             received(h, f"p{n}")
         await until(lambda: len(h.acks.acked) == 8)
         assert h.gate.is_open
-        assert (h.settlement.set_aside, h.settlement.rows_waiting) == (1, 1)
+        assert (h.worklist.set_aside, h.worklist.rows_waiting) == (1, 1)
         assert [error for error, where in h.errors.seen if where == "store.record"]
         before = len(failed)
         received(h, "p9")
@@ -138,7 +138,7 @@ async def test_a_row_that_can_not_be_written_is_set_aside_and_the_others_are_ack
         h.clock.advance(60)
         await until(lambda: len(h.acks.acked) == 10)
         assert h.row("p4").outcome is Outcome.RECEIVED
-        assert h.settlement.set_aside == 0
+        assert h.worklist.set_aside == 0
 
 
 async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_came_in_between() -> None:
@@ -151,17 +151,17 @@ async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_
 
         h.store.record = holding  # type: ignore[method-assign]
         flight = h.flight("p1", h.message())
-        h.settlement.due(flight)
-        await until(lambda: h.settlement.set_aside)
+        h.worklist.due(flight)
+        await until(lambda: h.worklist.set_aside)
         h.clock.advance(0.2)
         await asyncio.sleep(0)
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         held = False
         h.clock.advance(60)
         await until(lambda: h.acks.acked)
         assert h.row("p1").outcome is Outcome.RECEIVED
-        assert not h.settlement.set_aside
+        assert not h.worklist.set_aside
 
 
 async def test_a_row_that_is_set_aside_again_and_again_is_tried_ever_less_often() -> None:
@@ -186,8 +186,6 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
             return await supersede(newer, limit)
 
         h.store.supersede = failing  # type: ignore[method-assign]
-        ended: list[Row] = []
-        h.settlement.on_superseded = ended.extend
         for push_id, user, position in (("a", "u1", 1), ("a", "u2", 1)):
             key = RowKey("", push_id, user)
             flight = h.flight(push_id, h.message(), user)
@@ -200,12 +198,12 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
             flight = h.flight("b", h.message(), user)
             flight.collapse_key, flight.position = "k", 9
             flight.received(h.clock.now)
-            h.settlement.due(flight)
+            h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
-        assert [row.key.user for row in ended] == ["u2"]
+        assert [row.key.user for row in h.superseded] == ["u2"]
         stuck = False
-        h.settlement.sweep()
-        await until(lambda: len(ended) == 2)
+        h.worklist.sweep()
+        await until(lambda: len(h.superseded) == 2)
 
 
 # --- debts -----------------------------------------------------------------------------------------------
@@ -230,7 +228,7 @@ def repeat(h: House, row: Row, correlation_id: str) -> Message:
     properties = Properties(reply_to="q", correlation_id=correlation_id)
     message = Message(AckToken(1, next(h._tags)), properties, published_at=h.clock.now, taken_at=h.clock.now)
     message.open = 1
-    h.settlement.answer(message, row, NOT_KNOWN)
+    h.worklist.answer(message, row, NOT_KNOWN)
     return message
 
 
@@ -245,7 +243,7 @@ async def test_a_row_that_owes_enough_answers_at_once_and_before_the_ack() -> No
         assert len(h.row("p1").owed or ()) == OWED_MAX
         assert [r.correlation_id for r in h.row("p1").owed or ()][-1] == "last"
         h.publisher.refusing = False
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: len(h.acks.acked) == 3)
         [answer] = h.publisher.sent
         assert (answer.row.outcome, answer.row.final, answer.announce) == (Outcome.STORED, False, False)
@@ -267,7 +265,7 @@ async def test_a_debt_that_can_not_be_noted_keeps_its_message_and_no_other() -> 
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").owed == ()
         stuck = False
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: len(h.acks.acked) == 3)
         assert h.row("p1").owed == (Reply("q", "c"),)
 
@@ -279,7 +277,7 @@ async def test_a_row_with_very_many_debts_is_paid_in_parts_that_are_confirmed_on
         h.store.rows[row.key] = msgspec.structs.replace(
             row, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=h.clock.now
         )
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").owed is None)
         assert max(len(r.replies) for r in h.publisher.sent) == OWED_MAX
         assert len({reply for r in h.publisher.sent for reply in r.replies}) == many
@@ -301,13 +299,13 @@ async def test_a_debt_that_is_paid_and_can_not_be_settled_is_not_paid_again_each
             row, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=h.clock.now
         )
         for _ in range(5):
-            h.settlement.sweep()
+            h.worklist.sweep()
             h.clock.advance(1)
-            await h.settlement.idle()
+            await h.worklist.idle()
         assert len(h.publisher.sent) == 1
         stuck = False
         h.clock.advance(60)
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").owed is None)
 
 
@@ -320,8 +318,8 @@ async def test_proof_is_noted_on_a_row_that_another_process_has_ended_without_it
         h.store.rows[ended.key] = ended
         h.clock.advance(1)
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").late_at is not None)
         assert (h.row("p1").outcome, h.row("p1").proven_at) == (Outcome.UNKNOWN, flight.proven_at)

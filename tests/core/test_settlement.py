@@ -26,7 +26,7 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
         message = h.message("answers")
         flight = h.flight("p1", message)
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert h.row("p1").outcome is Outcome.RECEIVED
         assert [(r.row.key.push_id, r.replies, r.announce) for r in h.publisher.sent] == [
@@ -41,12 +41,12 @@ async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
         message = h.message()
         first, second = h.flight("p1", message, "u1"), h.flight("p1", message, "u2")
         first.received(h.clock.now)
-        h.settlement.due(first)
+        h.worklist.due(first)
         await until(lambda: RowKey("", "p1", "u1") in h.store.rows)
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert h.acks.acked == []
         second.received(h.clock.now)
-        h.settlement.due(second)
+        h.worklist.due(second)
         await until(lambda: h.acks.acked)
 
 
@@ -54,13 +54,13 @@ async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() 
     async with house() as h:
         message = h.message("answers")
         flight = h.flight("p1", message)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert h.row("p1").outcome is Outcome.PENDING
         assert h.row("p1").owed == (Reply("answers", "c"),)
         assert h.publisher.sent == []
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.publisher.sent)
         await until(lambda: h.row("p1").owed is None)
         assert h.publisher.sent[0].replies == (Reply("answers", "c"),)
@@ -71,14 +71,14 @@ async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays
         h.publisher.refusing = True
         flight = h.flight("p1", h.message("answers"))
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert h.row("p1").owed == (Reply("answers", "c"),)
-        h.settlement.sweep()
-        await h.settlement.idle()
+        h.worklist.sweep()
+        await h.worklist.idle()
         assert h.row("p1").owed is not None
         h.publisher.refusing = False
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.row("p1").owed is None)
         assert len(h.publisher.sent) == 1
 
@@ -88,7 +88,7 @@ async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut(
         h.store.fail_with = StoreUnavailable("stopped")
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: not h.gate.is_open)
         assert (h.acks.acked, h.publisher.sent) == ([], [])
         h.store.fail_with = None
@@ -119,7 +119,7 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: 
         lose_the_next_answer(h, times)
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         for _ in range(100):
             h.clock.advance(1)
             for _ in range(20):
@@ -138,7 +138,7 @@ async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began(
         lose_the_next_answer(h)
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert [r.announce for r in h.publisher.sent] == [True]
 
@@ -147,13 +147,13 @@ async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> 
     async with house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
-        h.settlement.due(first)
+        h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         again = h.flight("p1", h.message("answers"))
         again.lost(h.clock.now, handed=True)
         h.clock.advance(1.0)
         again.taken_at = h.clock.now
-        h.settlement.due(again)
+        h.worklist.due(again)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").outcome is Outcome.RECEIVED
         assert h.publisher.sent[1].row.outcome is Outcome.RECEIVED
@@ -165,11 +165,11 @@ async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_
     async with house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
-        h.settlement.due(first)
+        h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         message = h.message(redelivered=True)
         message.open += 1
-        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
+        h.worklist.answer(message, h.row("p1"), NOT_KNOWN)
         await until(lambda: len(h.acks.acked) == 2)
         assert [r.announce for r in h.publisher.sent] == [True, True]
 
@@ -177,11 +177,11 @@ async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_
 async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row() -> None:
     async with house() as h:
         flight = h.flight("p1", h.message("first"))
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 1)
         message = h.message("second")
         message.open += 1
-        h.settlement.answer(message, h.row("p1"), NOT_KNOWN)
+        h.worklist.answer(message, h.row("p1"), NOT_KNOWN)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
 
@@ -193,7 +193,7 @@ async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> 
         joining.open += 1
         flight.messages.append(joining)
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.publisher.sent[0].replies == (Reply("first", "c"), Reply("second", "c"))
 
@@ -212,7 +212,7 @@ async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_
             return written
 
         h.store.record = joined  # type: ignore[method-assign]
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").owed == (Reply("first", "c"), Reply("second", "c"))
 
@@ -221,12 +221,12 @@ async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_a
     async with house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
-        h.settlement.due(first)
+        h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         h.clock.advance(1.0)
         again = h.flight("p1", h.message(redelivered=True))
         again.received(h.clock.now)
-        h.settlement.due(again)
+        h.worklist.due(again)
         await until(lambda: len(h.acks.acked) == 2)
         assert [r.announce for r in h.publisher.sent] == [True, True]
 
@@ -238,12 +238,12 @@ async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_bef
         message.open += 1
         message.letters.append(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
         h.publisher.refusing = True
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: RowKey("", "p1", "") in h.store.rows)
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert h.acks.acked == [], "not buried, not acked"
         h.publisher.refusing = False
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: h.acks.acked)
         assert [letter.push_id for letter in h.publisher.buried] == ["p1"]
 
@@ -262,7 +262,7 @@ async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() ->
             flight = h.flight(f"p{i}", h.message())
             flight.meta = b"bad" if i == 4 else b""
             flight.received(h.clock.now)
-            h.settlement.due(flight)
+            h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 9)
         assert {h.row(f"p{i}").outcome for i in range(9)} == {Outcome.RECEIVED}
         assert h.row("p4").detail == "left out what the database refused (22P05): meta"
@@ -273,7 +273,7 @@ async def test_a_message_without_open_rows_is_acked_when_it_is_released() -> Non
     async with house() as h:
         message = h.message()
         message.open = 1
-        h.settlement.release(message)
+        h.worklist.release(message)
         await until(lambda: h.acks.acked == [AckToken(1, 1)])
 
 
@@ -281,22 +281,22 @@ async def test_a_message_given_back_is_never_acked() -> None:
     async with house() as h:
         message = h.message()
         flight = h.flight("p1", message)
-        h.settlement.give_back(message)
+        message.token = None  # whoever handled it gave it back
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.settled)
-        await h.settlement.idle()
-        assert (h.acks.acked, h.acks.requeued) == ([], [AckToken(1, 1)])
+        await h.worklist.idle()
+        assert h.acks.acked == []
 
 
 async def test_late_proof_fills_a_time_only() -> None:
     async with house() as h:
         flight = h.flight("p1", h.message())
         flight.timed_out(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.acks.acked)
-        h.settlement.late(LateProof(flight.key, h.clock.now + 7))
-        h.settlement.sweep()
+        h.worklist.late(LateProof(flight.key, h.clock.now + 7))
+        h.worklist.sweep()
         await until(lambda: h.row("p1").proven_at is not None)
         assert h.row("p1").outcome is Outcome.UNKNOWN
 
@@ -317,7 +317,7 @@ async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
         h.settlement._logs = (log,)
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
-        h.settlement.due(flight)
+        h.worklist.due(flight)
         await until(lambda: h.errors.seen)
         assert h.acks.acked == []
         log.broken = False
@@ -332,7 +332,7 @@ async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
         for i in range(count):
             flight = h.flight(f"p{i}", h.message())
             flight.received(h.clock.now)
-            h.settlement.due(flight)
+            h.worklist.due(flight)
         async with asyncio.timeout(10):
             while len(h.acks.acked) < count:
                 h.clock.advance(0.01)
@@ -350,9 +350,9 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
         ]
         await h.store.record(rows)
         await h.store.owe({r.key: () for r in rows})
-        h.settlement.sweep()
+        h.worklist.sweep()
         await until(lambda: len(h.publisher.sent) == len(rows))
-        await h.settlement.idle()
+        await h.worklist.idle()
         assert await h.store.owing(10) == []
 
 
@@ -362,6 +362,6 @@ async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push
         before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
         proven.received(h.clock.now)
         for flight in (proven, before) if first else (before, proven):
-            h.settlement.due(flight)
+            h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.row("p1").outcome is Outcome.RECEIVED

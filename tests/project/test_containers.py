@@ -129,7 +129,7 @@ class Day:
         for _ in range(60):
             h.advance(1, step=0.5)
             h.delivery.every_second()
-            h.settlement.sweep()
+            h.worklist.sweep()
             await asyncio.sleep(0)
         await h.mailbox.sweep()
         for peer in (reader, resuming, bare, mute):
@@ -172,7 +172,7 @@ async def test_after_a_day_of_traffic_everything_is_as_small_as_after_an_hour() 
             for _ in range(200):
                 h.advance(10, step=5)
                 h.delivery.every_second()
-                h.settlement.sweep()
+                h.worklist.sweep()
                 await h.mailbox.sweep()
                 for _ in range(10):
                     await asyncio.sleep(0)

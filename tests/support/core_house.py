@@ -12,8 +12,10 @@ from bridge.adapters.memory import MemoryStore
 from bridge.core.delivery.delivery import Delivery, DeliveryLimits
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.gateway import Client, Gateway
+from bridge.core.inflight.flights import Flights
 from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Claims, Grant, Mode
@@ -23,6 +25,7 @@ from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import SessionLimits
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
 from tests.support.core import (
     ManualClock,
     QuietHooks,
@@ -114,24 +117,15 @@ class House:
         self.metrics = QuietMetrics()
         self.gate = Gate()
         self.hub = Hub()
-        self.settlement = Settlement(
-            store=self.store,
-            logs=(),
-            receipts=self.publisher,
-            dead_letters=self.publisher,
-            acks=self.acks,
-            hooks=self.hooks,
-            metrics=self.metrics,
-            errors=self.errors,
-            clock=self.clock,
-            gate=self.gate,
-            node="n1",
-            boot=boot,
-        )
+        self.flights = Flights()
+        self.worklist = Worklist(metrics=self.metrics, clock=self.clock)
+        self.outgoing = Outgoing(hub=self.hub, worklist=self.worklist, metrics=self.metrics, clock=self.clock)
         self.mailbox = Mailbox(
             store=self.store,
             hub=self.hub,
-            settlement=self.settlement,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
             clock=self.clock,
             gate=self.gate,
             errors=self.errors,
@@ -147,7 +141,9 @@ class House:
         self.delivery = Delivery(
             hub=self.hub,
             store=self.store,
-            settlement=self.settlement,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
             mailbox=self.mailbox,
             acks=self.acks,
             metrics=self.metrics,
@@ -157,6 +153,24 @@ class House:
             remembered=self.remembered,
             recollection=self.recollection,
             limits=limits,
+        )
+        self.settlement = Settlement(
+            worklist=self.worklist,
+            store=self.store,
+            logs=(),
+            receipts=self.publisher,
+            dead_letters=self.publisher,
+            acks=self.acks,
+            hooks=self.hooks,
+            metrics=self.metrics,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            node="n1",
+            boot=boot,
+            on_settled=self.delivery.settled,
+            on_stored=self.mailbox.stored,
+            on_superseded=self.mailbox.ended_in_store,
         )
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(

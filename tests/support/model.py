@@ -558,8 +558,8 @@ class World:
         else:
             self.house.gate.clear("database")
             if ended:
-                self.house.settlement.ended_by_sweep(ended)
-            self.house.settlement.sweep()
+                self.house.worklist.ended_by_sweep(ended)
+            self.house.worklist.sweep()
         await self._settle_down(10)
         # A socket that the bridge closed goes away some time.
         for peer in [p for p in self.peers if p.socket.closed_with is not None]:
@@ -590,12 +590,12 @@ class World:
     # --- the end ---
 
     async def heal(self) -> None:
-        """Everything comes back, and enough time passes for every deadline."""
+        """Everything comes back, and enough time passes: where bounds are tight, few pushes go out at once."""
         self.database_back(0, 0)
         self.database_quick(0, 0)
         self.receipts_taken(0, 0)
         self.receipts_heard(0, 0)
-        for round_ in range(60):
+        for round_ in range(400):
             if round_ % 20 == 0:
                 # Whose ack a session has forgotten, behind thousands of others, waits for the next session.
                 for peer in list(self.peers):
@@ -702,8 +702,8 @@ class World:
         house = self.house
         if not self._all_live():
             yield f"sessions at rest: {[p.client.session.state for p in self.peers if p.socket.open]}"
-        if house.delivery.in_flight or house.mailbox.flights.resting:
-            yield f"flights at rest: {[f.key for f in house.mailbox.flights]}"
+        if house.delivery.in_flight or house.flights.resting:
+            yield f"flights at rest: {[f.key for f in house.flights]}"
         if house.settlement._paying:
             yield f"paid, and nobody knows: {house.settlement._paying}"
         if not all(recall.done() for recall in self.recalls):

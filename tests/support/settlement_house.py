@@ -14,6 +14,7 @@ from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row, RowKey
 from bridge.core.ports.broker import AckToken
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
 from tests.support.core import ManualClock, QuietHooks, QuietMetrics, RecordingAcks, RecordingErrors
 
 
@@ -69,21 +70,27 @@ class House:
         self.hooks = QuietHooks()
         self.gate = Gate()
         self.settled: list[Flight] = []
+        metrics = QuietMetrics()
+        self.superseded: list[Row] = []
+        self.worklist = Worklist(metrics=metrics, clock=self.clock)
         self.settlement = Settlement(
+            worklist=self.worklist,
             store=self.store,
             logs=(),
             receipts=self.publisher,
             dead_letters=self.publisher,
             acks=self.acks,
             hooks=self.hooks,
-            metrics=QuietMetrics(),
+            metrics=metrics,
             errors=self.errors,
             clock=self.clock,
             gate=self.gate,
             node="n1",
             boot="b1",
+            on_settled=lambda flight, row: self.settled.append(flight),
+            on_stored=lambda flight, row: None,
+            on_superseded=self.superseded.extend,
         )
-        self.settlement.on_settled = lambda flight, row: self.settled.append(flight)
         self._tags = iter(range(1, 100_000))
 
     def message(self, reply_to: str = "", *, redelivered: bool = False) -> Message:

@@ -25,12 +25,14 @@ from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups, Stopped
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.routing import Address, address, named_users, roams, users_of
 from bridge.core.inflight.deadlines import Deadlines
-from bridge.core.inflight.flight import Effect, Flight, Message
+from bridge.core.inflight.flight import Flight, Message
+from bridge.core.inflight.flights import Flights
 from bridge.core.mailbox.mailbox import Mailbox
+from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import NO_USER, PushKey, PushRequest, Rejected, ToSession, ToUser, ToUsers
-from bridge.core.model.rows import DeadLetter, LateProof, Row, RowKey
+from bridge.core.model.rows import DeadLetter, Row, RowKey
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.model.states import SessionState
 from bridge.core.ports.broker import Acks, Arrival, Source
@@ -41,7 +43,7 @@ from bridge.core.ports.store import Account, Store
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
 
 FLIGHTS_MAX = 50_000
 """Flights that may be on their way at once; over it no more messages are taken (rows bound memory)."""
@@ -102,7 +104,9 @@ class Delivery:
         *,
         hub: Hub,
         store: Store,
-        settlement: Settlement,
+        flights: Flights,
+        worklist: Worklist,
+        outgoing: Outgoing,
         mailbox: Mailbox,
         acks: Acks,
         metrics: Metrics,
@@ -114,11 +118,10 @@ class Delivery:
         limits: DeliveryLimits,
     ) -> None:
         self._hub = hub
-        self._settlement = settlement
-        settlement.on_settled = self._settled
-        self._flights = mailbox.flights
+        self._worklist = worklist
+        self._outgoing = outgoing
+        self._flights = flights
         self._mailbox = mailbox
-        mailbox.flush = self._flush_session
         self._acks = acks
         self._metrics = metrics
         self._errors = errors
@@ -247,7 +250,7 @@ class Delivery:
     @property
     def _full(self) -> bool:
         """Whether so much is on its way that nothing more is taken."""
-        return self._flights.busy + self._settlement.answers_waiting > FLIGHTS_MAX
+        return self._flights.busy + self._worklist.answers_waiting > FLIGHTS_MAX
 
     async def _take_message(
         self, arrival: Arrival, taking: Decoded, known: _Known | None, touched: set[Session]
@@ -277,7 +280,7 @@ class Delivery:
             raise
         except Exception as error:  # a defect must cost one message, not the service
             self._failed(arrival, message, error)
-        self._settlement.release(message)
+        self._worklist.release(message)
         if alone and message.done is not None:
             self._flush(touched)
             await message.done.wait()
@@ -363,7 +366,15 @@ class Delivery:
             "delivery.take",
             {"delivery_count": arrival.properties.delivery_count, "bytes": arrival.body_size},
         )
-        self._settlement.give_back(message)
+        self._give_back(message)
+
+    def _give_back(self, message: Message) -> None:
+        """Back to the queue. Flights that it has begun end without it."""
+        if message.token is not None:
+            self._acks.requeue([message.token])
+            message.token = None
+            if message.done is not None:
+                message.done.set()
 
     async def _take(
         self,
@@ -456,14 +467,14 @@ class Delivery:
                 self._unclaimed.popleft()
                 if not reached:
                     flight.end(outcome, reason, self._clock.time())
-                    self._settlement.due(flight)
+                    self._worklist.due(flight)
                     continue
                 self._forget(flight)
                 for message in flight.messages:
                     await self._join_earlier(
                         key, message, flight.fingerprint_of(message), frozenset(), touched
                     )
-                    self._settlement.release(message)
+                    self._worklist.release(message)
         except Stopped:
             # What was not acked goes back to the queue with the channel.
             return
@@ -502,17 +513,17 @@ class Delivery:
             for row in rows:
                 if row.key.user not in joined:
                     message.open += 1
-                    self._settlement.answer(message, row, fingerprint)
-            while self._settlement.answers_waiting > ANSWERS_MAX:
+                    self._worklist.answer(message, row, fingerprint)
+            while self._worklist.answers_waiting > ANSWERS_MAX:
                 await self._clock.sleep(SLICE)
             await self._give_a_turn(touched)
 
     def _join(self, flying: Flight, message: Message, fingerprint: int) -> None:
         if flying.joined(message, fingerprint):
-            self._settlement.differs(flying.key, flying)
+            self._worklist.differs(flying.key, flying)
         if flying.parked and not flying.ended:
             # Its row is there; written once more, it owes this message's receipt as well.
-            self._settlement.due(flying)
+            self._worklist.due(flying)
 
     def _given_up(self, arrival: Arrival) -> tuple[Outcome, Reason, str] | None:
         """How a message ends that the broker, or this bridge, has given up; None for any other."""
@@ -539,20 +550,20 @@ class Delivery:
             self._join(flying, message, flight.fingerprint)
             return False
         if row is not None:
-            self._settlement.answer(message, row, flight.fingerprint)
+            self._worklist.answer(message, row, flight.fingerprint)
             return False
         older = self._flights.add(flight, roams=roams)
         if older is not None:
             self._replace(older)
         self._begun += 1
         if flight.ended:
-            self._settlement.due(flight)
+            self._worklist.due(flight)
         return True
 
     def _replace(self, older: Flight) -> None:
         """A newer push with its collapse key was taken: what was not handed over yet never will be."""
         if older.withdrawable:
-            self._note(older, older.end(Outcome.SUPERSEDED, Reason.COLLAPSED, self._clock.time()))
+            self._outgoing.note(older, older.end(Outcome.SUPERSEDED, Reason.COLLAPSED, self._clock.time()))
         elif older.kept is not None:
             older.kept.collapsed = True
 
@@ -571,13 +582,15 @@ class Delivery:
         alone = flight.messages[0].done is not None
         if not address.sessions:
             if flight.kept is not None:
-                self._note(flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time()))
+                self._outgoing.note(
+                    flight, flight.failed(Outcome.OFFLINE, address.nobody, self._clock.time())
+                )
             elif self._may_come_back(request, address, now):
                 self._awaited.setdefault(address.user, []).append((flight, request))
                 self._wait(flight, parked=alone)
             else:
                 flight.end(Outcome.OFFLINE, address.nobody, self._clock.time())
-                self._settlement.due(flight)
+                self._worklist.due(flight)
             return
         self._offer(flight, request, address.sessions, frames, touched)
         if flight.ended:
@@ -603,9 +616,9 @@ class Delivery:
         """
         if flight.kept is not None:
             for earlier in self._flights.unwritten(flight.key.user):
-                if not self._settlement.is_due(earlier):
-                    self._settlement.due(earlier)
-        self._settlement.due(flight)
+                if not self._worklist.is_due(earlier):
+                    self._worklist.due(earlier)
+        self._worklist.due(flight)
 
     def _may_come_back(self, request: PushRequest, address: Address, now: float) -> bool:
         """Whether a user without a session may still be reconnecting after our start."""
@@ -637,7 +650,7 @@ class Delivery:
                     continue
                 replay = session.replay
                 why = Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW
-                self._note(flight, flight.lost(self._clock.time(), handed=False, why=why))
+                self._outgoing.note(flight, flight.lost(self._clock.time(), handed=False, why=why))
                 if replay is None:
                     self.close_session(session, CloseReason.TOO_SLOW)
                 elif flight.kept is not None and replay.missed is None:
@@ -655,28 +668,13 @@ class Delivery:
         touched.clear()
 
     def _flush_session(self, session: Session) -> None:
-        handed = session.flush(self._clock.monotonic())
-        if session.waiting:
-            self._hub.backlogged.add(session)
-        else:
-            self._hub.backlogged.discard(session)
-        if handed:
-            now = self._clock.time()
-            self._metrics.handed(len(handed))
-            for flight in handed:
-                self._note(flight, flight.handed(now))
-        if session.forgotten:
-            forgotten, session.forgotten = session.forgotten, []
-            now = self._clock.time()
-            for flight in forgotten:
-                self._note(flight, flight.lost(now, handed=True))
-        self._mailbox.more(session)
+        self._mailbox.flush(session)
 
     def pong(self, session: Session, payload: bytes) -> None:
         """A peer answered a ping: everything sent before it is received."""
         now = self._clock.time()
         for flight in session.pong(payload, self._clock.monotonic()):
-            self._note(flight, flight.received(now), now)
+            self._outgoing.note(flight, flight.received(now), now)
         if session.queued or session.replay is not None:
             self._flush_session(session)
 
@@ -693,18 +691,8 @@ class Delivery:
         if flight is None:
             return False
         now = self._clock.time()
-        self._note(flight, flight.acked(now), now)
+        self._outgoing.note(flight, flight.acked(now), now)
         return True
-
-    def _note(self, flight: Flight, effect: Effect, proven: float = 0.0) -> None:
-        """Carry on with what an event did to a flight; of a proof, when it came."""
-        if effect is Effect.ENDED:
-            self._settlement.due(flight)
-        elif effect is Effect.KEPT:
-            self._mailbox.kept(flight)
-        elif effect is Effect.LATE:
-            self._metrics.proof_late(1)
-            self._settlement.late(LateProof(flight.key, proven))
 
     # --- 5. sessions come and go -----------------------------------------------------------------------
 
@@ -719,7 +707,7 @@ class Delivery:
                 continue
             if session.id in request.excluded:
                 flight.end(Outcome.OFFLINE, Reason.EXCLUDED, self._clock.time())
-                self._settlement.due(flight)
+                self._worklist.due(flight)
                 continue
             flight.addressed(1)
             session.hold(build(request), flight)
@@ -740,7 +728,7 @@ class Delivery:
         why = Reason.SLOW_CONSUMER if reason is CloseReason.TOO_SLOW else None
         now = self._clock.time()
         for flight in session.drain():
-            self._note(flight, flight.lost(now, handed=False, why=why))
+            self._outgoing.note(flight, flight.lost(now, handed=False, why=why))
         if session.mode is Mode.ENVELOPE:
             session.socket.write(
                 (bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None
@@ -754,16 +742,16 @@ class Delivery:
         now = self._clock.time()
         queued, unproven = session.close()
         for flight in queued:
-            self._note(flight, flight.lost(now, handed=False))
+            self._outgoing.note(flight, flight.lost(now, handed=False))
         for flight in unproven:
-            self._note(flight, flight.lost(now, handed=True))
+            self._outgoing.note(flight, flight.lost(now, handed=True))
 
     # --- 6. time passes ---------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Called about ten times a second: park what waits for a proof, end what has waited long enough."""
         now = self._clock.monotonic()
-        if self._flights.busy + self._settlement.answers_waiting <= FLIGHTS_MAX // 2:
+        if self._flights.busy + self._worklist.answers_waiting <= FLIGHTS_MAX // 2:
             self._room.set()
         for session in self._hub.stalled(now, self._limits.confirm_timeout):
             self.close_session(session, CloseReason.TOO_SLOW)
@@ -802,13 +790,13 @@ class Delivery:
     def _time_out(self, flight: Flight) -> None:
         """Its time is over, unless it has left: for the log where it has ended, or where nobody has it."""
         if self._flights.get(flight.key) is flight:
-            self._note(flight, flight.timed_out(self._clock.time()))
+            self._outgoing.note(flight, flight.timed_out(self._clock.time()))
 
     def _end_grace(self) -> None:
         now = self._clock.time()
         for waiting in self._awaited.values():
             for flight, _ in waiting:
-                self._note(flight, flight.end(Outcome.OFFLINE, Reason.NO_SESSION, now))
+                self._outgoing.note(flight, flight.end(Outcome.OFFLINE, Reason.NO_SESSION, now))
         self._awaited.clear()
 
     def every_second(self) -> None:
@@ -821,7 +809,7 @@ class Delivery:
 
     # --- 7. settled -------------------------------------------------------------------------------------
 
-    def _settled(self, flight: Flight, row: Row) -> None:
+    def settled(self, flight: Flight, row: Row) -> None:
         """Its final row is committed: from now on the row answers for it."""
         if self._handling.locked():
             self._settled_meanwhile[row.key] = row
@@ -834,7 +822,7 @@ class Delivery:
         """What an audit compares: begun = with a row + on their way, or a push was lost."""
         now = self._clock.monotonic()
         ages = [now - flight.taken_mono for flight in self._flights if not flight.parked]
-        return Account(self._begun, self._settlement.first_rows, len(ages), ages)
+        return Account(self._begun, self._worklist.first_rows, len(ages), ages)
 
     @property
     def inbox(self) -> int:

@@ -24,6 +24,7 @@ from bridge.core.inflight.deadlines import Appointments
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.flights import Flights
 from bridge.core.mailbox.measuring import MailboxLimits, Measuring
+from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushRequest, Recall, ToUser
 from bridge.core.model.rows import Row, RowKey
@@ -37,7 +38,7 @@ from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Replay, Session
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
-from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
 
 READ_SESSIONS = 50
 """Sessions whose pages are read in one statement."""
@@ -81,7 +82,9 @@ class Mailbox:
         *,
         store: Store,
         hub: Hub,
-        settlement: Settlement,
+        flights: Flights,
+        worklist: Worklist,
+        outgoing: Outgoing,
         clock: Clock,
         gate: Gate,
         errors: ErrorHandler,
@@ -91,12 +94,10 @@ class Mailbox:
         limits: MailboxLimits,
     ) -> None:
         self._store = store
-        self.flights = self._flights = Flights()
-        """Every push on its way, of all kinds: shared with the delivery."""
+        self._flights = flights
         self._hub = hub
-        self._settlement = settlement
-        settlement.on_stored = self._stored
-        settlement.on_superseded = self.ended_in_store
+        self._worklist = worklist
+        self._outgoing = outgoing
         self._clock = clock
         self._errors = errors
         self._persistence = Persistence(store, gate, clock, "mailboxes")
@@ -105,8 +106,6 @@ class Mailbox:
         self._patience = patience
         self._park_after = park_after
         self._limits = limits
-        self.flush: Callable[[Session], None] = lambda session: None
-        """Hands over what was offered to a session; set by who owns the sockets' events."""
         self._position = 0
         self._begun = asyncio.Event()
         self._wake = asyncio.Event()
@@ -165,6 +164,11 @@ class Mailbox:
             self._resuming[session] = None
         self._want(session)
 
+    def flush(self, session: Session) -> None:
+        """Hand over what was offered to a session, and go on with its replay where that made room."""
+        self._outgoing.flush(session)
+        self.more(session)
+
     def more(self, session: Session) -> None:
         """The session has handed something over, or proven it: it may have room for its next page."""
         replay = session.replay
@@ -196,8 +200,8 @@ class Mailbox:
         unwritten = [f for f in self._flights.unwritten(session.user) if f.position <= replay.until]
         if unwritten:
             for flight in unwritten:
-                if not self._settlement.is_due(flight):
-                    self._settlement.due(flight)
+                if not self._worklist.is_due(flight):
+                    self._worklist.due(flight)
             self._blocked.setdefault(session.user, set()).add(session)
             return
         self._asked[session] = None
@@ -408,12 +412,6 @@ class Mailbox:
 
     # --- what comes to nothing for now, and is sent again ---
 
-    def kept(self, flight: Flight) -> None:
-        """A push was not proven in time, or its sessions went: it is stored, and sent again where it can be."""
-        self._settlement.due(flight)
-        if flight.open > 0:
-            self._look_later(flight, 0.0)
-
     def _look_later(self, flight: Flight, seconds: float | None = None) -> None:
         kept = flight.kept
         now = self._clock.monotonic()
@@ -425,6 +423,8 @@ class Mailbox:
     def tick(self) -> None:
         """Called about ten times a second: send again what was not proven, welcome who waited too long."""
         now = self._clock.monotonic()
+        for flight in self._outgoing.take_kept():
+            self._look_later(flight, 0.0)
         for session in [s for s, at in self._postponed.items() if at <= now]:
             del self._postponed[session]
             self._want(session)
@@ -444,7 +444,7 @@ class Mailbox:
                 continue
             before = kept.reason
             if flight.timed_out(self._clock.time()) is Effect.ENDED or kept.reason is not before:
-                self._settlement.due(flight)
+                self._worklist.due(flight)
             if flight.outcome is None and kept.resent < RESENDS:
                 due.setdefault(flight.key.user, []).append(flight)
         for user, flights in due.items():
@@ -468,7 +468,7 @@ class Mailbox:
 
     # --- rows and flights ---
 
-    def _stored(self, flight: Flight, row: Row) -> None:
+    def stored(self, flight: Flight, row: Row) -> None:
         """Its row is committed and says `stored`."""
         if flight.kept is not None:
             flight.kept.data = None
@@ -477,7 +477,7 @@ class Mailbox:
         size = 0 if flight.kept is None else flight.kept.size
         self._measuring.stored(flight.key.user, size, self._clock.monotonic())
         if not flight.messages:
-            if (flight.ended or flight.open <= 0) and not self._settlement.is_due(flight):
+            if (flight.ended or flight.open <= 0) and not self._worklist.is_due(flight):
                 # No session has it, or it was just ended in the store: the row alone stands for it.
                 self._flights.remove(flight)
             else:
@@ -505,10 +505,10 @@ class Mailbox:
             flight.end(row.outcome, row.reason, row.finished_at or self._clock.time())
             if flight.messages:
                 # They wait for this row: what it says now is read, and answered, by a write that changes nothing.
-                self._settlement.due(flight)
-            elif not self._settlement.is_due(flight):
+                self._worklist.due(flight)
+            elif not self._worklist.is_due(flight):
                 self._flights.remove(flight)
-        self._settlement.ended_by_sweep(rows)
+        self._worklist.ended_by_sweep(rows)
 
     def every_second(self) -> None:
         """Ask again for sessions whose room nobody has told of: their sockets had taken something in between."""
@@ -592,7 +592,7 @@ class Mailbox:
                 continue  # its row ends, with all that the store keeps
             if flight.end(Outcome.RECALLED, Reason.WITHDRAWN, now) is Effect.ENDED:
                 ended.add(flight.key)
-                self._settlement.due(flight)
+                self._worklist.due(flight)
             if flight.outcome is Outcome.RECALLED:
                 loop = asyncio.get_running_loop()
                 uncommitted.append(self._recalling.setdefault(flight.key, loop.create_future()))

@@ -28,6 +28,7 @@ from bridge.core.ports.store import Collapse, Store, Superseded, Written
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, RETRY_FIRST, RETRY_MOST, SWEEP_ROWS, Persistence
 from bridge.core.settlement.recording import UNTRIED, Recorder
+from bridge.core.settlement.worklist import Aside, Worklist, to_be_written
 
 BATCH_ROWS = 500
 """Rows in one statement: beyond it figures gain little and a redelivery repeats more."""
@@ -46,8 +47,6 @@ ASIDE_MANY = 1000
 REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
 """How often it is tried at once to end what is replaced, and the seconds in between."""
 DAY = 86_400.0
-LATE_MAX = 100_000
-"""Late proofs, and differences, that wait to be noted: over it the oldest are not."""
 
 
 _Place: TypeAlias = tuple[str, str, str]
@@ -71,21 +70,6 @@ class _Payment(NamedTuple):
     sweep: bool = False
 
 
-class _Aside:
-    """A flight whose row could not be written with the others."""
-
-    __slots__ = ("again", "at", "flight", "wait")
-
-    def __init__(self, flight: Flight, at: float, wait: float) -> None:
-        self.flight = flight
-        self.at = at
-        """Monotonic seconds of the next try."""
-        self.wait = wait
-        """Seconds that were waited for it."""
-        self.again = False
-        """More has become of it while it was written."""
-
-
 class _Note(NamedTuple):
     """A debt that could not be noted in its row; the message stays unacked until it is."""
 
@@ -100,6 +84,7 @@ class Settlement:
     def __init__(
         self,
         *,
+        worklist: Worklist,
         store: Store,
         logs: Sequence[DeliveryLog],
         receipts: Receipts,
@@ -112,7 +97,14 @@ class Settlement:
         gate: Gate,
         node: str,
         boot: str,
+        on_settled: Callable[[Flight, Row], None],
+        on_stored: Callable[[Flight, Row], None],
+        on_superseded: Callable[[Sequence[Row]], None],
     ) -> None:
+        """`on_settled` is told of each flight whose final row is committed, before anything else is done about it;
+        `on_stored` of each whose row is committed and says `stored`; `on_superseded` of stored rows that newer pushes
+        have just ended."""
+        self._work = worklist
         self._store = store
         self._writing_persistence = Persistence(store, gate, clock, "rows")
         self._recorder = Recorder(store, self._writing_persistence, errors)
@@ -128,136 +120,25 @@ class Settlement:
         self._gate = gate
         self._node = node
         self._boot = boot
-        self.on_settled: Callable[[Flight, Row], None] | None = None
-        """Told of each flight whose final row is committed, before anything else is done about it."""
-        self.on_stored: Callable[[Flight, Row], None] | None = None
-        """Told of each flight whose row is committed and says `stored`."""
-        self.on_superseded: Callable[[Sequence[Row]], None] | None = None
-        """Told of stored rows that newer pushes have just ended."""
-        self.first_rows = 0
-        """Flights whose first row, final or not, is committed; for the audit."""
-        self._due: dict[RowKey, Flight] = {}
-        self._aside: dict[RowKey, _Aside] = {}
-        """Flights whose rows could not be written with the others, and are tried alone."""
-        self._aside_wake = asyncio.Event()
+        self._on_settled = on_settled
+        self._on_stored = on_stored
+        self._on_superseded = on_superseded
         self._unreplaced: dict[_Place, Collapse] = {}
         """Of pushes whose older ones could not be ended the newest, by tenant, user and key."""
-        self._replace_wake = asyncio.Event()
         self._rested: dict[RowKey, tuple[float, float]] = {}
         """Rows whose debts are paid and could not be settled: until when (monotonic) they are not paid again, and for
         how many seconds that is."""
-        self._answers: list[tuple[Message, Row, int]] = []
-        self._released: list[Message] = []
-        self._late: list[LateProof] = []
-        self._differences: list[tuple[Difference, Flight | None]] = []
-        self._ended: list[Row] = []
         self._unfinished: list[Message] = []
         """Settled, but for a dead letter or an answer that the broker has not confirmed."""
         self._unnoted: list[_Note] = []
         self._sweep_rows = SWEEP_ROWS
-        self._wake = asyncio.Event()
         self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
         self._paying: set[RowKey] = set()
-        self._writing: dict[RowKey, Flight] = {}
-        self._sweep_due = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    # --- what others say to it; all synchronous ---
-
-    def due(self, flight: Flight) -> None:
-        """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
-        aside = self._aside.get(flight.key)
-        if aside is not None:
-            # It is written as it will be when its turn comes, and once more where that is now.
-            aside.flight = _to_be_written(flight, aside.flight)
-            aside.again = True
-        else:
-            self._due[flight.key] = _to_be_written(flight, self._due.get(flight.key))
-            self._stir()
-
-    def is_due(self, flight: Flight) -> bool:
-        """Whether this flight's row waits to be written, or is being written."""
-        key = flight.key
-        aside = self._aside.get(key)
-        return (
-            self._due.get(key) is flight
-            or self._writing.get(key) is flight
-            or (aside is not None and aside.flight is flight)
-        )
-
-    def answer(self, message: Message, row: Row, fingerprint: int) -> None:
-        """A request came again whose row is there: answer it from the row. `message.open` counts it; `fingerprint` is
-        that of what it asks for now."""
-        self._answers.append((message, row, fingerprint))
-        self._stir()
-
-    def differs(self, key: RowKey, flight: Flight | None = None) -> None:
-        """A request came with this id and other content; `flight` where the row may still be to come."""
-        self._metrics.repeat_differs()
-        self._differences.append((Difference(key, self._clock.time()), flight))
-        if len(self._differences) > LATE_MAX:
-            del self._differences[: LATE_MAX // 10]
-
-    def release(self, message: Message) -> None:
-        """The caller has named every row of this message; ack it if all of them are settled already."""
-        message.open -= 1
-        if message.open == 0:
-            self._released.append(message)
-            self._stir()
-
-    def give_back(self, message: Message) -> None:
-        """Handling this message failed: back to the queue. Flights it has begun end without it."""
-        if message.token is not None:
-            self._acks.requeue([message.token])
-            message.token = None
-            if message.done is not None:
-                message.done.set()
-
-    def late(self, proof: LateProof) -> None:
-        """Proof came after the end: it fills a time column only."""
-        self._late.append(proof)
-        if len(self._late) > LATE_MAX:
-            del self._late[: LATE_MAX // 10]
-
-    def ended_by_sweep(self, rows: Sequence[Row]) -> None:
-        """The store has ended these rows of a dead boot: tell the logs, hooks and metrics; the sweep pays."""
-        self._ended.extend(rows)
-        self._stir()
-
-    def sweep(self) -> None:
-        """Pay debts and note late proofs, once, when the payer gets to it. Called every second."""
-        self._sweep_due = True
-        self._replace_wake.set()
-        self._stir()
-
-    def _stir(self) -> None:
-        self._idle.clear()
-        self._wake.set()
-
-    @property
-    def rows_waiting(self) -> int:
-        """Rows that wait for the writer or are being written."""
-        return len(self._due) + len(self._writing) + len(self._aside)
-
-    @property
-    def set_aside(self) -> int:
-        """Rows that could not be written with the others: each is tried alone, again and again."""
-        return len(self._aside)
-
-    @property
-    def answers_waiting(self) -> int:
-        """Repeats that wait to be answered."""
-        return len(self._answers)
 
     @property
     def payments_waiting(self) -> int:
         """Batches whose receipts wait for the payer."""
         return self._payments.qsize()
-
-    async def idle(self) -> None:
-        """Return when all that is due now is written, paid and acked."""
-        await self._idle.wait()
 
     # --- the tasks ---
 
@@ -272,32 +153,32 @@ class Settlement:
     async def _write_forever(self) -> None:
         busy = False
         while True:
-            await self._wake.wait()
-            if busy and len(self._due) < LINGER_ROWS:
+            await self._work.wake.wait()
+            if busy and len(self._work.flights) < LINGER_ROWS:
                 await self._clock.sleep(LINGER)
-            self._wake.clear()
+            self._work.wake.clear()
             flights = self._next_batch()
             busy = len(flights) >= LINGER_ROWS // 2
-            answers = self._answers[:BATCH_ANSWERS]
-            del self._answers[:BATCH_ANSWERS]
-            ended = self._ended[:BATCH_ANSWERS]
-            del self._ended[:BATCH_ANSWERS]
-            if self._due or self._answers or self._ended:
-                self._wake.set()
-            sweep, self._sweep_due = self._sweep_due, False
+            answers = self._work.answers[:BATCH_ANSWERS]
+            del self._work.answers[:BATCH_ANSWERS]
+            ended = self._work.ended[:BATCH_ANSWERS]
+            del self._work.ended[:BATCH_ANSWERS]
+            if self._work.flights or self._work.answers or self._work.ended:
+                self._work.wake.set()
+            sweep, self._work.sweep_due = self._work.sweep_due, False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)
-            self._writing = {f.key: f for f in flights}
+            self._work.writing = {f.key: f for f in flights}
             started = self._clock.monotonic()
             payment = _Payment([], set(), {}, ended, [], [], sweep)
             written = await self._record(flights, self._recorder, self._writing_persistence)
             await self._supersede(
                 [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
             )
-            self._writing = {}
+            self._work.writing = {}
             if flights:
                 self._metrics.recorded(len(flights), self._clock.monotonic() - started)
-            released, self._released = self._released, []
+            released, self._work.released = self._work.released, []
             payment.released.extend(released)
             for row in ended:
                 self._tell(row)
@@ -315,7 +196,7 @@ class Settlement:
         flights: list[Flight] = []
         size = 0
         carried: set[int] = set()
-        for flight in itertools.islice(self._due.values(), BATCH_ROWS):
+        for flight in itertools.islice(self._work.flights.values(), BATCH_ROWS):
             if flight.light:
                 flights.append(flight)
                 continue
@@ -329,7 +210,7 @@ class Settlement:
                 break
             flights.append(flight)
         for flight in flights:
-            del self._due[flight.key]
+            del self._work.flights[flight.key]
         return flights
 
     async def _record(
@@ -349,38 +230,38 @@ class Settlement:
     def _set_aside(self, flight: Flight) -> None:
         """Its row can't be written now, and the others must not wait for it."""
         key = flight.key
-        flight = _to_be_written(flight, self._due.pop(key, None))
-        aside = self._aside.get(key)
+        flight = to_be_written(flight, self._work.flights.pop(key, None))
+        aside = self._work.aside.get(key)
         wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
-        self._aside[key] = _Aside(flight, self._clock.monotonic() + wait, wait)
-        if len(self._aside) > ASIDE_MANY:
+        self._work.aside[key] = Aside(flight, self._clock.monotonic() + wait, wait)
+        if len(self._work.aside) > ASIDE_MANY:
             self._gate.shut(
-                "rows set aside", f"{len(self._aside)} rows can't be written; see the log of errors"
+                "rows set aside", f"{len(self._work.aside)} rows can't be written; see the log of errors"
             )
-        self._aside_wake.set()
+        self._work.aside_wake.set()
 
     async def _write_aside_forever(self) -> None:
         """Write what was set aside, one row after the other, each when its time has come."""
         persistence = Persistence(self._store, self._gate, self._clock, "rows tried again")
         recorder = Recorder(self._store, persistence, self._errors)
         while True:
-            if not self._aside:
-                self._aside_wake.clear()
-                await self._aside_wake.wait()
-            key = min(self._aside, key=lambda k: self._aside[k].at)
-            aside = self._aside[key]
+            if not self._work.aside:
+                self._work.aside_wake.clear()
+                await self._work.aside_wake.wait()
+            key = min(self._work.aside, key=lambda k: self._work.aside[k].at)
+            aside = self._work.aside[key]
             await self._clock.sleep(aside.at - self._clock.monotonic())
             aside.again = False
             [written] = await self._record([aside.flight], recorder, persistence, tried=True)
             if written is None:
                 self._set_aside(aside.flight)
                 continue
-            del self._aside[key]
-            if len(self._aside) <= ASIDE_MANY // 2:
+            del self._work.aside[key]
+            if len(self._work.aside) <= ASIDE_MANY // 2:
                 self._gate.clear("rows set aside")
             if aside.again:
                 # Before others hear of the row: it must not pass for one whose flight is over.
-                self.due(aside.flight)
+                self._work.due(aside.flight)
             payment = _Payment([], set(), {}, [], [], [])
             self._committed(aside.flight, written, payment)
             await self._payments.put(payment)
@@ -431,8 +312,8 @@ class Settlement:
                 held = {
                     (row.key.tenant, row.key.user, row.collapse_key) for step in steps for row in step.held
                 }
-                if ended and self.on_superseded is not None:
-                    self.on_superseded(ended)
+                if ended:
+                    self._on_superseded(ended)
                 newer = [one for one in newer if _place(one) not in self._unreplaced]
                 more = bool(ended)
             newer = [one for one in newer if _place(one) in held] if newer else []
@@ -443,8 +324,8 @@ class Settlement:
     async def _replace_later_forever(self) -> None:
         """Try again, each second, to end what newer pushes have replaced."""
         while True:
-            await self._replace_wake.wait()
-            self._replace_wake.clear()
+            await self._work.replace_wake.wait()
+            self._work.replace_wake.clear()
             later, self._unreplaced = self._unreplaced, {}
             if later:
                 await self._replace(list(later.values()))
@@ -454,7 +335,7 @@ class Settlement:
         row = written.row
         first = not flight.parked
         if first:
-            self.first_rows += 1
+            self._work.first_rows += 1
             flight.parked = True
         messages, flight.messages = flight.messages, []
         if written.applied and (first or row.final):
@@ -464,11 +345,10 @@ class Settlement:
             self._parked(flight, row, messages, payment)
             return
         flight.end(row.outcome, row.reason, row.finished_at or row.taken_at)
-        if self._due.get(row.key) is flight:
+        if self._work.flights.get(row.key) is flight:
             # Named once more while it was written: written again it would be announced again, or not be found.
-            del self._due[row.key]
-        if self.on_settled is not None:
-            self.on_settled(flight, row)
+            del self._work.flights[row.key]
+        self._on_settled(flight, row)
         replies = merged(*(flight.replies_to(m, row.fingerprint) for m in messages))
         if written.applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
@@ -481,12 +361,12 @@ class Settlement:
             for message in messages:
                 self._metrics.repeat(row.outcome)
                 if differ(flight.fingerprint_of(message), row.fingerprint):
-                    self.differs(row.key)
+                    self._work.differs(row.key)
             again = any(m.redelivered for m in messages)
             if replies or again:
                 payment.receipts.append(Receipt(row, replies, announce=again))
             if flight.proof >= Proof.RECEIVED and flight.proven_at and row.outcome not in DELIVERED:
-                self.late(LateProof(row.key, flight.proven_at))
+                self._work.late(LateProof(row.key, flight.proven_at))
         payment.messages.extend((m, row.key) for m in messages)
 
     def _parked(self, flight: Flight, row: Row, messages: Sequence[Message], payment: _Payment) -> None:
@@ -508,20 +388,19 @@ class Settlement:
                 flight.messages.append(message)
         self._paying.discard(row.key)
         if flight.messages:
-            self.due(flight)
+            self._work.due(flight)
         if flight.kept is not None:
             if row.reason is not Reason.AWAITING_PROOF and not flight.kept.told:
                 # Not final, and not owed: who wants to know that it is kept may hear of it.
                 flight.kept.told = True
                 payment.receipts.append(Receipt(row, row.owed or ()))
-            if self.on_stored is not None:
-                self.on_stored(flight, row)
+            self._on_stored(flight, row)
 
     def _answered(self, message: Message, row: Row, fingerprint: int, payment: _Payment) -> None:
         self._metrics.repeat(row.outcome)
         differs = differ(fingerprint, row.fingerprint)
         if differs:
-            self.differs(row.key)
+            self._work.differs(row.key)
         replies = message.replies_where(differs)
         owed = row.owed or ()
         if row.final:
@@ -557,8 +436,10 @@ class Settlement:
             await self._settle_messages(payment, unnoted)
             if payment.sweep:
                 await self._sweep()
-            if self._payments.empty() and not (self._due or self._writing or self._wake.is_set()):
-                self._idle.set()
+            if self._payments.empty() and not (
+                self._work.flights or self._work.writing or self._work.wake.is_set()
+            ):
+                self._work.all_done.set()
 
     async def _told(self, rows: Sequence[Row]) -> None:
         """Tell the logs; each until it has the rows, since the ack follows."""
@@ -707,7 +588,11 @@ class Settlement:
     async def _prove_late(self) -> None:
         # Of rows that are written: what is yet to end would not be found.
         def unwritten(proof: LateProof) -> bool:
-            return proof.key in self._due or proof.key in self._writing or proof.key in self._aside
+            return (
+                proof.key in self._work.flights
+                or proof.key in self._work.writing
+                or proof.key in self._work.aside
+            )
 
         async def prove(proofs: Sequence[LateProof]) -> Sequence[LateProof]:
             held = await self._store.prove_late(proofs)
@@ -717,10 +602,12 @@ class Settlement:
             self._errors.handle(error, "store.prove_late", {"push_id": proof.key.push_id})
             return (proof,)
 
-        late = [p for p in self._late if not unwritten(p)]
-        self._late = [p for p in self._late if unwritten(p)]
+        late = [p for p in self._work.late_proofs if not unwritten(p)]
+        self._work.late_proofs = [p for p in self._work.late_proofs if unwritten(p)]
         for at in range(0, len(late), SWEEP_ROWS):
-            self._late += await self._paying_persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+            self._work.late_proofs += await self._paying_persistence.in_parts(
+                late[at : at + SWEEP_ROWS], prove, failed
+            )
 
     async def _note_differences(self) -> None:
         def unwritten(flight: Flight | None) -> bool:
@@ -734,11 +621,13 @@ class Settlement:
             self._errors.handle(error, "store.differing", {"push_id": one.key.push_id})
             return (one,)
 
-        now = [one for one, flight in self._differences if not unwritten(flight)]
-        self._differences = [(one, flight) for one, flight in self._differences if unwritten(flight)]
+        now = [one for one, flight in self._work.differences if not unwritten(flight)]
+        self._work.differences = [
+            (one, flight) for one, flight in self._work.differences if unwritten(flight)
+        ]
         for at in range(0, len(now), SWEEP_ROWS):
             left = await self._paying_persistence.in_parts(now[at : at + SWEEP_ROWS], note, failed)
-            self._differences += [(one, None) for one in left]
+            self._work.differences += [(one, None) for one in left]
 
     async def _pay_debts(self) -> None:
         try:
@@ -763,7 +652,7 @@ class Settlement:
         self._unnoted.extend(unnoted)
         if more and all_sent:
             # There are more; what has come to be paid meanwhile goes first.
-            self.sweep()
+            self._work.sweep()
 
 
 def _parts(receipt: Receipt) -> Sequence[Receipt]:
@@ -775,21 +664,6 @@ def _parts(receipt: Receipt) -> Sequence[Receipt]:
         Receipt(receipt.row, replies[at : at + OWED_MAX], announce=receipt.announce and at == 0)
         for at in range(0, len(replies), OWED_MAX)
     ]
-
-
-def _to_be_written(flight: Flight, other: Flight | None) -> Flight:
-    """Of two flights for one row the one whose end is known; it takes over the messages of both.
-
-    They are of sessions that had the push one after the other.
-    """
-    if other is None or other is flight:
-        return flight
-    kept, left = (other, flight) if other.ended and not flight.ended else (flight, other)
-    kept.messages.extend(left.messages)
-    left.messages = []
-    if left.differing is not None:
-        kept.differing = left.differing | (kept.differing or {})
-    return kept
 
 
 def _place(one: Collapse) -> _Place:

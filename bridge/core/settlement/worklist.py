@@ -1,0 +1,155 @@
+"""What is to be settled: others put it here, and the settlement takes it away. Nothing here waits or does I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from bridge.core.inflight.flight import Flight, Message
+from bridge.core.model.rows import Difference, LateProof, Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import Metrics
+
+LATE_MAX = 100_000
+"""Late proofs, and differences, that wait to be noted: over it the oldest are not."""
+
+
+class Aside:
+    """A flight whose row could not be written with the others."""
+
+    __slots__ = ("again", "at", "flight", "wait")
+
+    def __init__(self, flight: Flight, at: float, wait: float) -> None:
+        self.flight = flight
+        self.at = at
+        """Monotonic seconds of the next try."""
+        self.wait = wait
+        """Seconds that were waited for it."""
+        self.again = False
+        """More has become of it while it was written."""
+
+
+class Worklist:
+    """Written to by whoever knows of an end, and by the settlement, which owns what is on it from then on."""
+
+    def __init__(self, *, metrics: Metrics, clock: Clock) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self.flights: dict[RowKey, Flight] = {}
+        """Those whose rows are to be written."""
+        self.writing: dict[RowKey, Flight] = {}
+        """Those whose rows are being written."""
+        self.aside: dict[RowKey, Aside] = {}
+        """Those whose rows could not be written with the others, and are tried alone."""
+        self.aside_wake = asyncio.Event()
+        self.answers: list[tuple[Message, Row, int]] = []
+        """Repeats, the rows that answer them, and the fingerprints of what they ask for."""
+        self.released: list[Message] = []
+        """Messages whose rows were all settled before the last of them was named."""
+        self.late_proofs: list[LateProof] = []
+        self.differences: list[tuple[Difference, Flight | None]] = []
+        self.ended: list[Row] = []
+        """Rows that the store has ended by itself."""
+        self.sweep_due = False
+        self.replace_wake = asyncio.Event()
+        self.wake = asyncio.Event()
+        self.all_done = asyncio.Event()
+        self.all_done.set()
+        self.first_rows = 0
+        """Flights whose first row, final or not, is committed; for the audit."""
+
+    def due(self, flight: Flight) -> None:
+        """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
+        aside = self.aside.get(flight.key)
+        if aside is not None:
+            # It is written as it will be when its turn comes, and once more where that is now.
+            aside.flight = to_be_written(flight, aside.flight)
+            aside.again = True
+        else:
+            self.flights[flight.key] = to_be_written(flight, self.flights.get(flight.key))
+            self._stir()
+
+    def is_due(self, flight: Flight) -> bool:
+        """Whether this flight's row waits to be written, or is being written."""
+        key = flight.key
+        aside = self.aside.get(key)
+        return (
+            self.flights.get(key) is flight
+            or self.writing.get(key) is flight
+            or (aside is not None and aside.flight is flight)
+        )
+
+    def answer(self, message: Message, row: Row, fingerprint: int) -> None:
+        """A request came again whose row is there: answer it from the row. `message.open` counts it; `fingerprint` is
+        that of what it asks for now."""
+        self.answers.append((message, row, fingerprint))
+        self._stir()
+
+    def differs(self, key: RowKey, flight: Flight | None = None) -> None:
+        """A request came with this id and other content; `flight` where the row may still be to come."""
+        self._metrics.repeat_differs()
+        self.differences.append((Difference(key, self._clock.time()), flight))
+        if len(self.differences) > LATE_MAX:
+            del self.differences[: LATE_MAX // 10]
+
+    def release(self, message: Message) -> None:
+        """The caller has named every row of this message; ack it if all of them are settled already."""
+        message.open -= 1
+        if message.open == 0:
+            self.released.append(message)
+            self._stir()
+
+    def late(self, proof: LateProof) -> None:
+        """Proof came after the end: it fills a time column only."""
+        self.late_proofs.append(proof)
+        if len(self.late_proofs) > LATE_MAX:
+            del self.late_proofs[: LATE_MAX // 10]
+
+    def ended_by_sweep(self, rows: Sequence[Row]) -> None:
+        """The store has ended these rows: tell the logs, hooks and metrics; the sweep pays."""
+        self.ended.extend(rows)
+        self._stir()
+
+    def sweep(self) -> None:
+        """Pay debts and note late proofs, once, when the payer gets to it. Called every second."""
+        self.sweep_due = True
+        self.replace_wake.set()
+        self._stir()
+
+    def _stir(self) -> None:
+        self.all_done.clear()
+        self.wake.set()
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that wait for the writer or are being written."""
+        return len(self.flights) + len(self.writing) + len(self.aside)
+
+    @property
+    def set_aside(self) -> int:
+        """Rows that could not be written with the others: each is tried alone, again and again."""
+        return len(self.aside)
+
+    @property
+    def answers_waiting(self) -> int:
+        """Repeats that wait to be answered."""
+        return len(self.answers)
+
+    async def idle(self) -> None:
+        """Return when all that is due now is written, paid and acked."""
+        await self.all_done.wait()
+
+
+def to_be_written(flight: Flight, other: Flight | None) -> Flight:
+    """Of two flights for one row the one whose end is known; it takes over the messages of both.
+
+    They are of sessions that had the push one after the other.
+    """
+    if other is None or other is flight:
+        return flight
+    kept, left = (other, flight) if other.ended and not flight.ended else (flight, other)
+    kept.messages.extend(left.messages)
+    left.messages = []
+    if left.differing is not None:
+        kept.differing = left.differing | (kept.differing or {})
+    return kept
