@@ -462,10 +462,13 @@ async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(t
             assert [(r.row.key.user, r.announce) for r in h2.publisher.sent] == [("u1", True)]
 
 
-async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_ends_once() -> None:
+@pytest.mark.parametrize("given_out", [1, SUSPECT_ATTEMPTS], ids=["once", "so often that it is taken alone"])
+async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_ends_once(
+    given_out: int,
+) -> None:
     async with house() as h:
         body = json.dumps({"id": "p1", "to": {"session": "elsewhere"}, "data": 1}).encode()
-        again = arrival(body, redelivered=True, delivery_count=1, reply_to="caller")
+        again = arrival(body, redelivered=True, delivery_count=given_out, reply_to="caller")
         await h.take(again)
         h.advance(1.0)
         assert h.store.rows == {}, "the other bridge may be about to write its row"
@@ -510,6 +513,19 @@ async def test_a_push_to_a_session_that_is_nowhere_ends_when_another_bridge_had_
         await h.settled(2)
         assert h.end("p1", "") == (Outcome.OFFLINE, Reason.NO_SESSION)
         assert set(h.acks.acked) == {first.token, second.token}
+
+
+async def test_a_push_taken_alone_to_a_session_that_is_nowhere_ends_when_another_bridge_had_its_time() -> (
+    None
+):
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "gone"}, "data": 1}).encode()
+        await h.take(arrival(body, redelivered=True, delivery_count=SUSPECT_ATTEMPTS))
+        h.advance(1.0)
+        assert h.store.rows == {}
+        h.advance(1.5)
+        await h.settled(1)
+        assert h.end("p1", "") == (Outcome.OFFLINE, Reason.NO_SESSION)
 
 
 async def test_a_stop_leaves_a_push_to_a_session_of_another_bridge_to_the_queue() -> None:

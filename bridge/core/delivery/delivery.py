@@ -144,6 +144,8 @@ class Delivery:
         # Rows that were settled while a batch is being taken: younger than what was looked up for it.
         self._settled_meanwhile: dict[RowKey, Row] = {}
         self._deadlines = Deadlines(limits.park_after, limits.confirm_timeout)
+        # By then the bridge that has such a session, if there is one, has parked the push and written its row.
+        self._claim_after = 2 * limits.park_after
         self._awaited: dict[str, list[tuple[Flight, PushRequest]]] = {}
         self._unclaimed: deque[_Unclaimed] = deque()
         self._grace_until = 0.0
@@ -420,9 +422,17 @@ class Delivery:
         age = now - message.published_at
         too_old = age > self._limits.max_age if request.ttl == 0 else age >= request.ttl
         is_elsewhere = isinstance(request.target, ToSession) and users == (NO_USER,)
-        if is_elsewhere and came_before and message.done is None and ending is None:
-            self._claim_later(request, message, position, too_old)
-            return
+        if is_elsewhere and came_before and ending is None:
+            if message.done is None:
+                self._claim_later(request, message, position, too_old)
+                return
+            # It is handled alone, and holds up all others in any case: the other bridge is waited for here.
+            await self._clock.sleep(self._claim_after)
+            if await self._lookups.has_rows(request.key):
+                self._remember(request)
+                await self._join_earlier(request.key, message, fingerprint, frozenset(), touched)
+                return
+            users = users_of(self._hub, request)
         frames: dict[Mode, Frame] = {}
         for at in range(0, len(users), LOOKUP_ROWS):
             some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
@@ -456,7 +466,7 @@ class Delivery:
         if too_old:
             end = (Outcome.EXPIRED, Reason.MAX_AGE if request.ttl == 0 else Reason.TTL)
         if self._enter(flight, message, {}, roams=True):
-            self._unclaimed.append(_Unclaimed(now + 2 * self._limits.park_after, flight, request.key, *end))
+            self._unclaimed.append(_Unclaimed(now + self._claim_after, flight, request.key, *end))
 
     async def _look_again(self) -> None:
         touched: set[Session] = set()
