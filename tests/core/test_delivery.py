@@ -989,7 +989,8 @@ async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done(
         await turns()
         assert (peer.pushes, h.delivery.inbox) == ([], 1)
         busy.answer()
-        await until(lambda: not h.delivery.in_flight)
+        await h.settled(5)
+        await h.worklist.idle()
         h.delivery.tick()
         await until(lambda: peer.pushes)
 

@@ -13,7 +13,7 @@ from bridge.core.inflight.flight import Flight
 from bridge.core.model.fingerprint import NOT_KNOWN
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Rejected
-from bridge.core.model.rows import DeadLetter, LateProof, Reply, Row, RowKey
+from bridge.core.model.rows import DeadLetter, LateProof, Receipt, Reply, Row, RowKey
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Written
 from bridge.core.settlement.persistence import SUSPECT_AFTER, SWEEP_ROWS
@@ -34,6 +34,28 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
         ]
         assert h.publisher.acked_before == [0], "the receipt is confirmed before the ack"
         assert h.settled == [flight]
+
+
+async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_answers() -> None:
+    async with house() as h:
+        send, heard = h.publisher.send, asyncio.Event()
+
+        async def silent(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+            await heard.wait()
+            return await send(receipts)
+
+        h.publisher.send = silent  # type: ignore[method-assign]
+        for n in range(20):
+            flight = h.flight(f"p{n}", h.message())
+            flight.received(h.clock.now)
+            h.worklist.due(flight)
+            h.worklist.sweep()
+            await until(lambda n=n: len(h.store.rows) == n + 1)  # type: ignore[misc]
+        assert (h.acks.acked, h.worklist.unpaid) == ([], 20)
+        heard.set()
+        await until(lambda: len(h.acks.acked) == 20)
+        await h.worklist.idle()
+        assert h.worklist.unpaid == 0
 
 
 async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:

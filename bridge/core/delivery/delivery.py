@@ -252,7 +252,12 @@ class Delivery:
     @property
     def _full(self) -> bool:
         """Whether so much is on its way that nothing more is taken."""
-        return self._flights.busy + self._worklist.answers_waiting > FLIGHTS_MAX
+        return self._in_hand > FLIGHTS_MAX
+
+    @property
+    def _in_hand(self) -> int:
+        """What keeps something of a push in memory, from its taking to its ack."""
+        return self._flights.busy + self._worklist.answers_waiting + self._worklist.unpaid
 
     async def _take_message(
         self, arrival: Arrival, taking: Decoded, known: _Known | None, touched: set[Session]
@@ -761,7 +766,7 @@ class Delivery:
     def tick(self) -> None:
         """Called about ten times a second: park what waits for a proof, end what has waited long enough."""
         now = self._clock.monotonic()
-        if self._flights.busy + self._worklist.answers_waiting <= FLIGHTS_MAX // 2:
+        if self._in_hand <= FLIGHTS_MAX // 2:
             self._room.set()
         for session in self._hub.stalled(now, self._limits.confirm_timeout):
             self.close_session(session, CloseReason.TOO_SLOW)

@@ -68,6 +68,8 @@ class _Payment(NamedTuple):
     released: list[Message]
     """Messages whose rows were all settled before the last of them was named."""
     sweep: bool = False
+    rows: int = 0
+    """How many it is about; see `Worklist.unpaid`."""
 
 
 class _Note(NamedTuple):
@@ -132,7 +134,10 @@ class Settlement:
         """Settled, but for a dead letter or an answer that the broker has not confirmed."""
         self._unnoted: list[_Note] = []
         self._sweep_rows = SWEEP_ROWS
-        self._payments: asyncio.Queue[_Payment] = asyncio.Queue(maxsize=4)
+        # Without a bound of its own: a row is never to wait for a broker that is silent. `Worklist.unpaid` is bounded.
+        self._payments: asyncio.Queue[_Payment] = asyncio.Queue()
+        self._sweeps = False
+        """A sweep is among the payments."""
         self._paying: set[RowKey] = set()
 
     @property
@@ -165,12 +170,17 @@ class Settlement:
             del self._work.ended[:BATCH_ANSWERS]
             if self._work.flights or self._work.answers or self._work.ended:
                 self._work.wake.set()
-            sweep, self._work.sweep_due = self._work.sweep_due, False
+            # One that waits for its turn is enough, however long the payer takes.
+            sweep = self._work.sweep_due and not self._sweeps
+            self._sweeps |= sweep
+            self._work.sweep_due = False
             # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
             self._paying.update(f.key for f in flights if f.parked)
             self._work.writing = {f.key: f for f in flights}
             started = self._clock.monotonic()
-            payment = _Payment([], set(), {}, ended, [], [], sweep)
+            rows = len(flights) + len(answers) + len(ended)
+            self._work.unpaid += rows
+            payment = _Payment([], set(), {}, ended, [], [], sweep, rows)
             written = await self._record(flights, self._recorder, self._writing_persistence)
             await self._supersede(
                 [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
@@ -189,7 +199,7 @@ class Settlement:
                     self._committed(flight, result, payment)
             for message, row, fingerprint in answers:
                 self._answered(message, row, fingerprint, payment)
-            await self._payments.put(payment)
+            self._payments.put_nowait(payment)
 
     def _next_batch(self) -> list[Flight]:
         """The flights that are written next, bounded in rows and in what they carry."""
@@ -262,9 +272,10 @@ class Settlement:
             if aside.again:
                 # Before others hear of the row: it must not pass for one whose flight is over.
                 self._work.due(aside.flight)
-            payment = _Payment([], set(), {}, [], [], [])
+            self._work.unpaid += 1
+            payment = _Payment([], set(), {}, [], [], [], rows=1)
             self._committed(aside.flight, written, payment)
-            await self._payments.put(payment)
+            self._payments.put_nowait(payment)
 
     async def _supersede(self, rows: Sequence[Row]) -> None:
         """End what these pushes replace: after their own rows are there, and before their messages are acked.
@@ -434,7 +445,9 @@ class Settlement:
                 unnoted += await self._note(notes)
                 payment.messages.extend((m, key) for key, asking in payment.notes.items() for m, _ in asking)
             await self._settle_messages(payment, unnoted)
+            self._work.unpaid -= payment.rows
             if payment.sweep:
+                self._sweeps = False
                 await self._sweep()
             if self._payments.empty() and not (
                 self._work.flights or self._work.writing or self._work.wake.is_set()

@@ -55,6 +55,8 @@ class Worklist:
         self.wake = asyncio.Event()
         self.all_done = asyncio.Event()
         self.all_done.set()
+        self.unpaid = 0
+        """Rows that are written, and answers, whose receipts and acks are not done with."""
         self.first_rows = 0
         """Flights whose first row, final or not, is committed; for the audit."""
 
