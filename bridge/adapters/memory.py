@@ -16,10 +16,9 @@ from typing import TypeVar
 import msgspec
 
 from bridge.core.errors import BridgeError, NodeNameTaken, RowsRefused
-from bridge.core.inflight.flight import merged
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
-from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
+from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey, merged
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import (
     LEASE_SECONDS,

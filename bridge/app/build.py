@@ -46,10 +46,11 @@ from bridge.adapters.websocket import server as websocket
 from bridge.app.standing import Standing, TakingLog
 from bridge.app.stopping import Left, stop_signals
 from bridge.config import Settings
+from bridge.core.assembly import Core as Parts
+from bridge.core.assembly import CoreLimits, Ports
 from bridge.core.contract.requests import Limits
-from bridge.core.control import Control, Switch
-from bridge.core.delivery.delivery import Delivery, DeliveryLimits
-from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.control import Switch
+from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import (
     BridgeError,
     DatabaseUnsuitable,
@@ -58,20 +59,14 @@ from bridge.core.errors import (
     StoreUnavailable,
 )
 from bridge.core.gateway import Gateway
-from bridge.core.inflight.flights import Flights
-from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.mailbox.measuring import MailboxLimits
-from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, SessionInfo
 from bridge.core.ports.store import Lease, Store
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import SessionLimits
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import SWEEP_ROWS
-from bridge.core.settlement.settlement import Settlement
-from bridge.core.settlement.worklist import Worklist
 from bridge.operator import inquiry
 from bridge.operator.auditor import Auditor, Look
 from bridge.ops import server as http
@@ -166,10 +161,10 @@ class Running:
 
     async def _settle(self) -> None:
         core = self._core
-        await core.delivery.stop()
-        while core.delivery.in_flight or core.worklist.rows_waiting:
+        await core.parts.intake.stop()
+        while core.parts.inflight.busy or core.parts.worklist.rows_waiting:
             await core.clock.sleep(TICK / 2)
-        await core.worklist.idle()
+        await core.parts.worklist.idle()
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
         working = asyncio.create_task(work, name="settling the rest")
@@ -186,13 +181,13 @@ class Running:
     async def _close_sessions(self, seconds: float) -> None:
         """Close every session with 1012, spread out, each told to come back at a moment of its own."""
         core = self._core
-        sessions = list(core.hub)
+        sessions = list(core.parts.hub)
         self._closed = len(sessions)
         spread = min(CLOSE_SPREAD, seconds / 2, len(sessions) / 500)
         began = core.clock.monotonic()
         for index, session in enumerate(sessions):
             retry_after = CloseReason.RESTART.retry_after + random.uniform(0, CLOSE_SPREAD)
-            core.delivery.close_session(session, CloseReason.RESTART, retry_after)
+            core.parts.presence.close(session, CloseReason.RESTART, retry_after)
             ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
             if ahead > 0.01 and not self.hurry.is_set():
                 await core.clock.sleep(ahead)
@@ -205,8 +200,8 @@ class Running:
         return Left(
             core.clock.monotonic() - self._stopping_since,
             self._given_back,
-            core.delivery.in_flight - core.delivery.account().on_their_way,
-            core.flights.resting,
+            core.parts.inflight.busy - core.parts.inflight.account().on_their_way,
+            core.parts.inflight.resting,
             self._closed,
         )
 
@@ -230,81 +225,37 @@ class Core:
         self.clock = clock
         self.gate = gate
         self.consumer = consumer
-        self.hub = Hub()
         self._keeps = keeps = rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if keeps else 0.0
-        self.wire_limits = Limits(settings.max_data_bytes, max_ttl)
-        self.flights = Flights()
-        self.worklist = Worklist(metrics=metrics, clock=self.clock)
-        self.outgoing = Outgoing(hub=self.hub, worklist=self.worklist, metrics=metrics, clock=self.clock)
-        self.mailbox = Mailbox(
-            store=rows.store,
-            hub=self.hub,
-            flights=self.flights,
-            worklist=self.worklist,
-            outgoing=self.outgoing,
-            clock=self.clock,
-            gate=self.gate,
-            errors=errors,
-            boot=boot,
-            patience=settings.confirm_timeout,
-            park_after=DeliveryLimits().park_after,
-            limits=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
-        )
-        self.remembered = Remembered(settings.id_memory_bytes, clock.monotonic())
-        self.recollection = Recollection(
-            self.remembered, store=rows.store, errors=errors, clock=clock, boot=boot
-        )
-        self.delivery = Delivery(
-            hub=self.hub,
-            store=rows.store,
-            flights=self.flights,
-            worklist=self.worklist,
-            outgoing=self.outgoing,
-            mailbox=self.mailbox,
-            acks=consumer,
-            metrics=metrics,
-            errors=errors,
-            clock=self.clock,
-            gate=self.gate,
-            remembered=self.remembered,
-            recollection=self.recollection,
-            limits=DeliveryLimits(
-                wire=self.wire_limits,
-                confirm_timeout=settings.confirm_timeout,
-                max_age=settings.max_age,
-                start_grace=settings.start_grace,
-                max_attempts=settings.max_attempts,
-                total_bytes=settings.total_bytes,
+        self.request_limits = Limits(settings.max_data_bytes, max_ttl)
+        self.parts = Parts(
+            Ports(
+                store=rows.store,
+                logs=rows.logs,
+                acks=consumer,
+                receipts=publisher,
+                dead_letters=publisher,
+                answers=publisher,
+                hooks=hooks,
+                metrics=metrics,
+                errors=errors,
+                clock=clock,
             ),
-        )
-        self.settlement = Settlement(
-            worklist=self.worklist,
-            store=rows.store,
-            logs=rows.logs,
-            receipts=publisher,
-            dead_letters=publisher,
-            acks=consumer,
-            hooks=hooks,
-            metrics=metrics,
-            errors=errors,
-            clock=self.clock,
-            gate=self.gate,
+            CoreLimits(
+                delivery=DeliveryLimits(
+                    requests=self.request_limits,
+                    confirm_timeout=settings.confirm_timeout,
+                    max_age=settings.max_age,
+                    start_grace=settings.start_grace,
+                    max_attempts=settings.max_attempts,
+                    total_bytes=settings.total_bytes,
+                ),
+                mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
+                id_memory_bytes=settings.id_memory_bytes,
+            ),
+            gate=gate,
             node=settings.node,
             boot=boot,
-            on_settled=self.delivery.settled,
-            on_stored=self.mailbox.stored,
-            on_superseded=self.mailbox.ended_in_store,
-        )
-        self.control = Control(
-            store=rows.store,
-            mailbox=self.mailbox,
-            acks=consumer,
-            answers=publisher,
-            errors=errors,
-            clock=self.clock,
-            gate=self.gate,
-            node=settings.node,
         )
         self.access = Access(
             JwtVerifier(
@@ -319,7 +270,8 @@ class Core:
         )
         self.gateway = Gateway(
             access=self.access,
-            delivery=self.delivery,
+            presence=self.parts.presence,
+            proofs=self.parts.proofs,
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=hooks,
             metrics=metrics,
@@ -328,7 +280,7 @@ class Core:
 
     def sessions(self, limit: int) -> list[SessionInfo]:
         """At most so many of the open sessions."""
-        return [session.info for _, session in zip(range(limit), self.hub, strict=False)]
+        return [session.info for _, session in zip(range(limit), self.parts.hub, strict=False)]
 
     def role(self) -> Role | None:
         """What this node is to the others; None while it is not connected to the broker."""
@@ -349,24 +301,24 @@ class Core:
 
     def gauges(self, ws: websocket.WebSocketServer) -> Gauges:
         """How much there is of everything now."""
-        sessions = list(self.hub)
+        sessions = list(self.parts.hub)
         return Gauges(
             sessions=len(sessions),
-            users=self.hub.users,
+            users=self.parts.hub.users,
             handshakes_in_progress=ws.handshakes_in_progress,
-            inbox=self.delivery.inbox,
-            in_flight=self.delivery.in_flight,
-            parked=self.delivery.parked,
-            resting=self.flights.resting,
-            replaying=self.mailbox.replaying,
-            ids_remembered=self.remembered.added,
-            ids_whole=self.remembered.complete,
-            rows_set_aside=self.worklist.set_aside,
+            inbox=self.parts.intake.waiting,
+            in_flight=self.parts.inflight.busy,
+            parked=self.parts.inflight.parked,
+            resting=self.parts.inflight.resting,
+            replaying=self.parts.pages.replaying,
+            ids_remembered=self.parts.remembered.added,
+            ids_whole=self.parts.remembered.complete,
+            rows_set_aside=self.parts.worklist.set_aside,
             unproven=sum(s.unproven for s in sessions),
-            queued_frames=sum(s.waiting for s in self.hub.backlogged),
-            queued_bytes=self.hub.queued_bytes,
-            rows_waiting=self.worklist.rows_waiting,
-            receipts_waiting=self.settlement.payments_waiting,
+            queued_frames=sum(s.waiting for s in self.parts.hub.backlogged),
+            queued_bytes=self.parts.hub.queued_bytes,
+            rows_waiting=self.parts.worklist.rows_waiting,
+            receipts_waiting=self.parts.settlement.payments_waiting,
             ready=self.gate.is_open,
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
             broker_up=self.role() is not None,
@@ -445,9 +397,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                     sessions=core.sessions,
                     metrics_page=metrics.page,
                     publisher=producer,
-                    recall=core.mailbox.recall,
+                    recall=core.parts.recalls.recall,
                     feed=feed,
-                    limits=core.wire_limits,
+                    limits=core.request_limits,
                     errors=errors,
                     clock=clock,
                     dev_token=_dev_token(settings) if settings.dev else None,
@@ -458,16 +410,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 token=settings.ops_token.get_secret_value(),
             )
         )
-        await stack.enter_async_context(consumer.taking(Switch(core.delivery, core.control)))
+        await stack.enter_async_context(consumer.taking(Switch(core.parts.intake, core.parts.control)))
 
         async with _first_error(), asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(work, name=name)
                 for name, work in (
-                    ("settlement", core.settlement.run()),
-                    ("delivery", core.delivery.run()),
-                    ("mailbox", core.mailbox.run()),
-                    ("control", core.control.run()),
+                    ("settlement", core.parts.settlement.run()),
+                    ("delivery", core.parts.intake.run()),
+                    ("mailbox", core.parts.pages.run()),
+                    ("control", core.parts.control.run()),
                     ("ticker", _tick(core)),
                     ("start", _start(core, rows)),
                     ("lease", _hold_lease(core, rows)),
@@ -583,7 +535,7 @@ async def _start(core: Core, rows: Rows) -> None:
             await rows.lease.claim()
             # A log that takes no row could not say how a push ended: nothing is sent before it does.
             await rows.store.try_writing()
-            core.mailbox.begin(await rows.store.last_position())
+            core.parts.begin(await rows.store.last_position())
         except DatabaseUnsuitable:
             # No waiting mends it: the start is refused.
             raise
@@ -592,7 +544,7 @@ async def _start(core: Core, rows: Rows) -> None:
             await core.clock.sleep(START_RETRY)
         else:
             break
-    core.delivery.begin_grace()
+    core.parts.grace.begin()
     core.gate.clear("starting")
 
 
@@ -600,11 +552,11 @@ async def _tick(core: Core) -> None:
     second = core.clock.monotonic()
     taking = TakingLog(core.gate)
     while True:
-        core.delivery.tick()
+        core.parts.tick()
         now = core.clock.monotonic()
         if now - second >= 1.0:
             second = now
-            core.delivery.every_second()
+            core.parts.every_second()
             taking.every_second(now)
         await core.clock.sleep(TICK)
 
@@ -619,7 +571,7 @@ async def _hold_lease(core: Core, rows: Rows) -> None:
         if "starting" in core.gate:
             continue
         try:
-            await rows.lease.renew(core.delivery.account())
+            await rows.lease.renew(core.parts.inflight.account())
         except StoreUnavailable as away:
             core.gate.shut("database", str(away), database=True)
         else:
@@ -633,7 +585,7 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
         await core.clock.sleep(SWEEP_EVERY)
         if "starting" in core.gate or "database" in core.gate:
             continue
-        core.worklist.sweep()
+        core.parts.worklist.sweep()
         try:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
@@ -647,7 +599,7 @@ async def _sweep_log(core: Core, rows: Rows, errors: ErrorHandler) -> None:
         else:
             limit = SWEEP_ROWS
             if ended:
-                core.worklist.ended_by_sweep(ended)
+                core.parts.worklist.ended_by_sweep(ended)
 
 
 async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
@@ -656,7 +608,7 @@ async def _sweep_mailboxes(core: Core, errors: ErrorHandler) -> None:
         await core.clock.sleep(SWEEP_EVERY)
         if "starting" not in core.gate and "database" not in core.gate:
             try:
-                await core.mailbox.sweep()
+                await core.parts.mailbox_sweep.sweep()
             except StoreUnavailable as away:
                 errors.handle(away, "mailbox.sweep", {})
 
@@ -665,7 +617,7 @@ async def _recollect(core: Core) -> None:
     """Fill the memory of ids once the log can be read."""
     while "starting" in core.gate:
         await core.clock.sleep(START_RETRY)
-    await core.recollection.run()
+    await core.parts.recollection.run()
 
 
 async def _watch_log(core: Core, around: Surroundings) -> None:
@@ -710,7 +662,7 @@ async def _audit(core: Core, auditor: Auditor, errors: ErrorHandler) -> None:
     while True:
         await core.clock.sleep(AUDIT_EVERY)
         try:
-            await auditor.run(core.delivery.account(), gate_open=core.gate.is_open)
+            await auditor.run(core.parts.inflight.account(), gate_open=core.gate.is_open)
         except BridgeError as error:
             # Mostly the database is away, or there is something in the log that it should not hold.
             errors.handle(error, "audit", {})

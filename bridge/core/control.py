@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bridge.core.contract.control import BadControl, control_error, control_reply, decode_control
 from bridge.core.errors import ControlRefused, StatementFailed
-from bridge.core.mailbox.mailbox import Mailbox, Recalled
+from bridge.core.mailbox.recalls import Recalled, Recalls
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Reply
 from bridge.core.ports.broker import Acks, Answers, Arrival, Intake, Source
@@ -31,7 +31,7 @@ class Control:
         self,
         *,
         store: Store,
-        mailbox: Mailbox,
+        recalls: Recalls,
         acks: Acks,
         answers: Answers,
         errors: ErrorHandler,
@@ -39,7 +39,7 @@ class Control:
         gate: Gate,
         node: str,
     ) -> None:
-        self._mailbox = mailbox
+        self._recalls = recalls
         self._acks = acks
         self._answers = answers
         self._errors = errors
@@ -103,7 +103,7 @@ class Control:
 
     async def _recall(self, recall: Recall) -> Recalled:
         await self._gate.opened()
-        return await self._persistence.call(lambda: self._mailbox.recall(recall))
+        return await self._persistence.call(lambda: self._recalls.recall(recall))
 
 
 class Switch:

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Callable
 
 from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
-from bridge.core.delivery.delivery import Delivery
+from bridge.core.delivery.presence import Presence
+from bridge.core.delivery.proof import Proofs
 from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
@@ -25,7 +26,8 @@ class Gateway:
         self,
         *,
         access: Access,
-        delivery: Delivery,
+        presence: Presence,
+        proofs: Proofs,
         limits: SessionLimits,
         hooks: Hooks,
         metrics: Metrics,
@@ -33,7 +35,8 @@ class Gateway:
         new_session_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._access = access
-        self._delivery = delivery
+        self._presence = presence
+        self._proofs = proofs
         self._limits = limits
         self._hooks = hooks
         self._metrics = metrics
@@ -73,7 +76,7 @@ class Gateway:
             self._limits,
             opened_at=self._clock.time(),
         )
-        self._delivery.session_opened(session, grant.last)
+        self._presence.opened(session, grant.last)
         self._hooks.on_open(session.info)
         return Client(self, session)
 
@@ -94,7 +97,7 @@ class Gateway:
         """Most acks need no answer: the client that acks whatever it gets is in the right as well. With a `ref` it
         wants to know."""
         try:
-            counts = self._delivery.acked(session, ack.id, ack.tenant)
+            counts = self._proofs.acked(session, ack.id, ack.tenant)
         except AmbiguousAck:
             problem = "tenant: required, pushes of several tenants with this id wait for their ack"
             answer_to(session, error_frame("bad_frame", problem, ack.ref))
@@ -109,7 +112,7 @@ class Gateway:
         answer_to(session, answer)
 
     def _closed(self, session: Session, code: int, reason: str) -> None:
-        self._delivery.session_closed(session)
+        self._presence.closed(session)
         word = session.close_reason.word if session.close_reason else "client"
         self._metrics.closed(word)
         self._hooks.on_close(session.info, code, reason or word)
@@ -132,11 +135,11 @@ class Client:
 
     def pong(self, payload: bytes) -> None:
         """The peer answered a ping."""
-        self._gateway._delivery.pong(self.session, payload)
+        self._gateway._proofs.pong(self.session, payload)
 
     def resumed(self) -> None:
         """The socket takes bytes again."""
-        self._gateway._delivery.resumed(self.session)
+        self._gateway._proofs.writable(self.session)
 
     def message(self, data: str | bytes) -> None:
         """The peer sent a data message."""

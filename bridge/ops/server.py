@@ -70,7 +70,7 @@ from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits, decode_in_steps
 from bridge.core.contract.stepping import in_turns
 from bridge.core.errors import BrokerUnavailable, SettingsError, StoreUnavailable
-from bridge.core.mailbox.mailbox import Recalled
+from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof
 from bridge.core.model.pushes import (
     ID_MAX,

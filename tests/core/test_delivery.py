@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from bridge.core.delivery.delivery import SUSPECT_ATTEMPTS, DeliveryLimits
 
 from bridge.core.contract import requests
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.contract.requests import Decoded, Limits
 from bridge.core.contract.stepping import Steps
 from bridge.core.delivery import delivery as deciding
-from bridge.core.delivery.delivery import SUSPECT_ATTEMPTS, DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, Row, RowKey

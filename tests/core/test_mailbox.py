@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 
 import pytest
-
 from bridge.core.delivery.delivery import DeliveryLimits
-from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.mailbox import MICRO, RESENDS, Recalled
+
+from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import PATIENCE, SHARE, MailboxLimits
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall

@@ -8,10 +8,10 @@ from bridge.core.errors import IllegalTransition
 from bridge.core.inflight.flight import Flight, Message
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.pushes import Properties, PushRequest, ToUser
-from bridge.core.model.states import SessionState
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.session import UNPROVEN_MAX
+from bridge.core.sessions.states import SessionState
 from tests.support.core import session
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from bridge.core.delivery.delivery import Delivery
 
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.app import build as app
-from bridge.core.delivery.delivery import Delivery
 from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Outcome, Reason

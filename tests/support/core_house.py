@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bridge.adapters.memory import MemoryStore
 from bridge.core.delivery.delivery import Delivery, DeliveryLimits
-from bridge.core.delivery.remembered import Recollection, Remembered
-from bridge.core.gateway import Client, Gateway
 from bridge.core.inflight.flights import Flights
 from bridge.core.mailbox.mailbox import Mailbox
-from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.mailbox.outgoing import Outgoing
+
+from bridge.adapters.memory import MemoryStore
+from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.gateway import Client, Gateway
+from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Claims, Grant, Mode

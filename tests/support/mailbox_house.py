@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from bridge.adapters.memory import MemoryStore
 from bridge.core.delivery.delivery import DeliveryLimits
+
+from bridge.adapters.memory import MemoryStore
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row

@@ -18,18 +18,17 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+from bridge.core.delivery.delivery import DeliveryLimits
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
-from bridge.core.delivery.delivery import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
 from bridge.core.model.sessions import Mode
-from bridge.core.model.states import SessionState
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import (
     Collapse,
@@ -42,6 +41,7 @@ from bridge.core.ports.store import (
     Written,
 )
 from bridge.core.sessions.session import SessionLimits
+from bridge.core.sessions.states import SessionState
 from tests.support.core import ManualClock, arrival
 from tests.support.core_house import House, Peer
 

@@ -1,4 +1,5 @@
-"""The way of one push, from the queue to its end. Read `delivery` first: it tells of all others.
+"""The way of one push, from the queue to its end. A file for each verb: read `intake` first, it says how to go on.
 
-May import everything of the core but `gateway` and `control`, which use it.
+May import the mailbox and what is below it. Must not know what a message looks like at the broker, or a row in the
+database.
 """

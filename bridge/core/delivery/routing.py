@@ -1,63 +1,69 @@
-"""Resolve a target to users and sessions, by what the hub holds now."""
+"""Send a push on its way to one user: to the sessions, to the log, or to wait for the user to come back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from bridge.core.model.outcomes import Reason
-from bridge.core.model.pushes import NO_USER, PushRequest, ToAll, ToSession, ToUser, ToUsers
+from bridge.core.delivery.dispatch import Dispatcher
+from bridge.core.delivery.grace import Grace
+from bridge.core.delivery.targets import Resolver, address
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import PushRequest
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
-from bridge.core.sessions.session import Session
 
 
-class Address(NamedTuple):
-    """One user of a request. With no sessions, `nobody` says which kind of `offline` it is."""
+class Router:
+    """Decides where a push goes that was just taken."""
 
-    user: str
-    sessions: Sequence[Session]
-    nobody: Reason = Reason.NO_SESSION
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        inflight: InFlight,
+        dispatcher: Dispatcher,
+        grace: Grace,
+        clock: Clock,
+        suspect_after: float,
+    ) -> None:
+        """`suspect_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
+        self._hub = hub
+        self._inflight = inflight
+        self._dispatcher = dispatcher
+        self._grace = grace
+        self._clock = clock
+        self._suspect_after = suspect_after
 
+    def route(
+        self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
+    ) -> None:
+        """Send it on its way. What is handled alone holds up the whole queue: its row waits for nothing."""
+        now = self._clock.monotonic()
+        alone = flight.messages[0].alone
+        to = address(self._hub, request, resolver, flight.key.user)
+        if not to.sessions:
+            self._nobody(flight, request, resolver, to.nobody, now, alone)
+            return
+        self._dispatcher.offer(flight, request, to.sessions, frames)
+        if flight.ended:
+            return
+        self._inflight.limit(flight, now)
+        suspect = any(s.suspect(now, self._suspect_after) for s in to.sessions)
+        self._wait(flight, parked=alone or suspect)
 
-def roams(request: PushRequest) -> bool:
-    """Whether only the hub knows the users of a request."""
-    return isinstance(request.target, (ToAll, ToSession))
+    def _nobody(
+        self, flight: Flight, request: PushRequest, resolver: Resolver, why: Reason, now: float, alone: bool
+    ) -> None:
+        if flight.kept is None and resolver.waits and why is Reason.NO_SESSION and self._grace.lasts(now):
+            self._grace.wait(flight, request)
+            self._wait(flight, parked=alone)
+        else:
+            flight.undeliverable(Outcome.OFFLINE, why, self._clock.time())
 
-
-def users_of(hub: Hub, request: PushRequest) -> Sequence[str]:
-    """The users of a request, each once, in its order; NO_USER where only the hub could know one and knows none."""
-    target = request.target
-    if isinstance(target, ToUser):
-        return (target.user,)
-    if isinstance(target, ToUsers):
-        return target.users
-    if isinstance(target, ToSession):
-        session = hub.session(target.session)
-        return (NO_USER,) if session is None or not session.takes_pushes else (session.user,)
-    return hub.everyone() or (NO_USER,)
-
-
-def address(hub: Hub, request: PushRequest, user: str) -> Address:
-    """Where this user of a request is now; to be used before anything else happens."""
-    target = request.target
-    if user == NO_USER:
-        return Address(user, (), Reason.NOBODY if isinstance(target, ToAll) else Reason.NO_SESSION)
-    if isinstance(target, ToSession):
-        session = hub.session(target.session)
-        live = [session] if session is not None and session.takes_pushes else []
-    else:
-        live = [s for s in hub.of_user(user) if s.takes_pushes]
-    if not request.excluded:
-        return Address(user, live)
-    chosen = [s for s in live if s.id not in request.excluded]
-    return Address(user, chosen, Reason.EXCLUDED if live and not chosen else Reason.NO_SESSION)
-
-
-def named_users(request: PushRequest) -> Sequence[str]:
-    """The users that the request itself names, for rows that are written without looking at the hub."""
-    target = request.target
-    if isinstance(target, ToUser):
-        return (target.user,)
-    if isinstance(target, ToUsers):
-        return target.users
-    return (NO_USER,)
+    def _wait(self, flight: Flight, *, parked: bool) -> None:
+        if parked:
+            self._inflight.park(flight, at_once=True)
+        else:
+            self._inflight.wait(flight)

@@ -1,4 +1,5 @@
-"""A push on its way to a user: its state, its indexes and its deadlines.
+"""A push on its way to a user: its state, its indexes, its deadlines, and the one owner of all that.
 
-May import the contract and what is below it. Must not know of sessions, rows in a database or the broker.
+Read `transitions` first, then `flight`, then `inflight`. May import the contract and what is below it. Must not know of
+sessions, of rows in a database, or of the broker.
 """

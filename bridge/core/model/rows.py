@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -128,3 +129,8 @@ class Difference(NamedTuple):
 
     key: RowKey
     at: float
+
+
+def merged(*lists: Iterable[Reply]) -> tuple[Reply, ...]:
+    """These replies in order, each once."""
+    return tuple(dict.fromkeys(reply for replies in lists for reply in replies))

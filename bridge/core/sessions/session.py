@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.offered import Offered
 from bridge.core.model.outcomes import Proof
 from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Mode
-from bridge.core.model.states import SessionEvent, SessionState, next_session_state
 from bridge.core.ports.plugins import SessionInfo
 from bridge.core.ports.sockets import Frame, Socket
+from bridge.core.sessions.replay import Replay
+from bridge.core.sessions.states import SessionEvent, SessionState, next_session_state
 
 WRITE_CHUNK = 64 * 1024
 """Bytes of frames given to the socket in one write before asking again whether it still takes more."""
@@ -41,36 +42,6 @@ class SessionLimits(NamedTuple):
     """Frames that wait for the socket."""
     total_bytes: int
     """Bytes of those frames, and of what the transport still buffers."""
-
-
-class Replay:
-    """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
-
-    __slots__ = ("after", "again", "asked", "began", "full", "last", "missed", "resumed", "seen", "until")
-
-    def __init__(
-        self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
-    ) -> None:
-        self.after = after
-        """What is up to here was offered."""
-        self.until = until
-        """What was taken after this is not read but held."""
-        self.seen = seen
-        """See `MailboxAsk.seen`."""
-        self.last = last
-        """The push the client has seen last, while it is not yet known where in the mailbox that is."""
-        self.again = again
-        """A round for pushes that this session was handed before and did not prove."""
-        self.asked = False
-        """Its next page was asked for, and has not come yet."""
-        self.full = False
-        """There was no room for all of the last page: the next is of no use before the socket takes bytes."""
-        self.missed: int | None = None
-        """The position of the first push that could not be held: another round begins with it."""
-        self.resumed: int | None = None
-        """The position of the push it resumed after, where its client was told that everything since will come."""
-        self.began = 0.0
-        """Monotonic seconds of the session's opening, where the client resumes."""
 
 
 class Session:
@@ -137,15 +108,15 @@ class Session:
         self.next_round = 0.0
         """Monotonic seconds before which it is sent nothing again."""
         self._limits = limits
-        self._queue: list[tuple[Frame, Flight | None]] = []
-        self._held: list[tuple[Frame, Flight | None]] = []
+        self._queue: list[tuple[Frame, Offered | None]] = []
+        self._held: list[tuple[Frame, Offered | None]] = []
         self._held_bytes = 0
         # Handed over, awaiting a pong; the first `_covered` of them are covered by the outstanding ping.
-        self._unproven: list[Flight] = []
+        self._unproven: list[Offered] = []
         self._covered = 0
         self._ping: bytes | None = None
-        self._acks: dict[str, list[Flight]] | None = None
-        self.forgotten: list[Flight] = []
+        self._acks: dict[str, list[Offered]] | None = None
+        self.forgotten: list[Offered] = []
         """Handed over, and their acks are no longer waited for here: there were too many. For the caller of
         `flush` to take."""
 
@@ -198,10 +169,10 @@ class Session:
     def release_held(self) -> bool:
         """Queue what was held, as far as there is room: all that is kept was offered. False where some is left."""
         released = 0
-        for frame, flight in self._held:
-            if flight is not None and not self._enqueue(frame, flight):
+        for frame, push in self._held:
+            if push is not None and not self._enqueue(frame, push):
                 break
-            if flight is None:
+            if push is None:
                 self._queue.append((frame, None))
                 self.queued_bytes += len(frame.payload)
             self._held_bytes -= len(frame.payload)
@@ -225,9 +196,9 @@ class Session:
         self.state = next_session_state(self.state, SessionEvent.REPLAYED)
         return True
 
-    def offer_kept(self, frame: Frame, flight: Flight | None) -> bool:
-        """Queue what is kept, or was delivered elsewhere (no flight). False: no room, ask again when idle."""
-        return self._enqueue(frame, flight)
+    def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
+        """Queue what is kept, or was delivered elsewhere (no push). False: no room, ask again when idle."""
+        return self._enqueue(frame, push)
 
     def waiting_keys(self) -> set[RowKey]:
         """The pushes that it was offered and not yet handed."""
@@ -235,7 +206,7 @@ class Session:
 
     def handed_keys(self) -> set[RowKey]:
         """The pushes that it was handed and has not proven as far as they want."""
-        awaited = {f.key for flights in (self._acks or {}).values() for f in flights}
+        awaited = {f.key for pushes in (self._acks or {}).values() for f in pushes}
         return awaited.union(f.key for f in self._unproven)
 
     def tell(self, frame: Frame) -> None:
@@ -251,29 +222,29 @@ class Session:
 
     # --- pushes ---
 
-    def offer(self, frame: Frame, flight: Flight) -> bool:
+    def offer(self, frame: Frame, push: Offered) -> bool:
         """Queue a push for the next flush, or hold it until the replay is over. False when that is over its
         bounds: nothing was taken. A frame is always taken into an empty queue with nothing buffered."""
         if self.replay is None:
-            return self._enqueue(frame, flight)
+            return self._enqueue(frame, push)
         if self.replay.missed is not None:
             return False
         size = len(frame.payload)
         # However many they are: it is not the peer that is slow.
         if self._held and self._held_bytes + size > self._limits.total_bytes:
             return False
-        self._held.append((frame, flight))
+        self._held.append((frame, push))
         self._held_bytes += size
         return True
 
-    def hold(self, frame: Frame, flight: Flight) -> None:
+    def hold(self, frame: Frame, push: Offered) -> None:
         """Hold a push that waited for its user, who has just come back, until the replay is over. There is always
         room: it has been in memory since our start, and its user had no way to read it."""
         assert self.replay is not None
-        self._held.append((frame, flight))
+        self._held.append((frame, push))
         self._held_bytes += len(frame.payload)
 
-    def _enqueue(self, frame: Frame, flight: Flight | None) -> bool:
+    def _enqueue(self, frame: Frame, push: Offered | None) -> bool:
         size = len(frame.payload)
         if self._queue:
             if len(self._queue) >= self._limits.frames:
@@ -282,29 +253,29 @@ class Session:
                 return False
         elif (buffered := self.socket.buffered) and buffered + size > self._limits.total_bytes:
             return False
-        self._queue.append((frame, flight))
+        self._queue.append((frame, push))
         self.queued_bytes += size
         return True
 
-    def flush(self, now: float) -> list[Flight]:
-        """Hand over what the socket takes; returns the flights that were handed over, in order."""
-        handed: list[Flight] = []
+    def flush(self, now: float) -> list[Offered]:
+        """Hand over what the socket takes; returns the pushes that were handed over, in order."""
+        handed: list[Offered] = []
         while self._queue and len(self._unproven) < UNPROVEN_MAX and self.socket.writable:
             frames: list[Frame] = []
-            flights: list[Flight] = []
+            pushes: list[Offered] = []
             taken = size = 0
-            for frame, flight in self._queue:
+            for frame, push in self._queue:
                 taken += 1
                 self.queued_bytes -= len(frame.payload)
-                if flight is not None:
-                    if flight.withdrawn:
+                if push is not None:
+                    if push.withdrawn:
                         continue
-                    flights.append(flight)
+                    pushes.append(push)
                 frames.append(frame)
                 size += len(frame.payload)
                 if size >= WRITE_CHUNK:
                     break
-            owed = [f for f in flights if f.confirm > Proof.WRITTEN]
+            owed = [f for f in pushes if f.confirm > Proof.WRITTEN]
             ping = os.urandom(4) if owed and self._ping is None else None
             if frames and not self.socket.write(frames, ping):
                 # The connection is closing: `close` will hand these back as never handed over.
@@ -316,10 +287,10 @@ class Session:
                 self._ping = ping
                 self._covered = len(self._unproven)
                 self.owing_since = now
-            for flight in owed:
-                if flight.confirm is Proof.ACKED:
-                    self._await_ack(flight)
-            handed.extend(flights)
+            for push in owed:
+                if push.confirm is Proof.ACKED:
+                    self._await_ack(push)
+            handed.extend(pushes)
             self.stalled_since = self.spoken_at = now
         if not self._queue:
             self.stalled_since = None
@@ -327,18 +298,18 @@ class Session:
             self.stalled_since = now
         return handed
 
-    def _await_ack(self, flight: Flight) -> None:
+    def _await_ack(self, push: Offered) -> None:
         if self._acks is None:
             self._acks = {}
         elif len(self._acks) >= UNPROVEN_MAX:
             # The oldest has been waiting through thousands of others; its deadline is long over.
             self.forgotten.extend(self._acks.pop(next(iter(self._acks))))
-        flights = self._acks.setdefault(flight.key.push_id, [])
-        if flight not in flights:
-            flights.append(flight)
+        pushes = self._acks.setdefault(push.key.push_id, [])
+        if push not in pushes:
+            pushes.append(push)
 
-    def pong(self, payload: bytes, now: float) -> list[Flight]:
-        """The peer answered; returns the flights that this proves received. A stray pong proves nothing."""
+    def pong(self, payload: bytes, now: float) -> list[Offered]:
+        """The peer answered; returns the pushes that this proves received. A stray pong proves nothing."""
         if payload != self._ping:
             return []
         proven = self._unproven[: self._covered]
@@ -374,14 +345,14 @@ class Session:
         if self.spoken_at != due_at and self.socket.writable and self.socket.write((frame,), None):
             self.spoken_at = due_at
 
-    def ack(self, push_id: str, tenant: str | None = None) -> Flight | None:
-        """The application acknowledged this push; returns the oldest flight that waited for it here.
+    def ack(self, push_id: str, tenant: str | None = None) -> Offered | None:
+        """The application acknowledged this push; returns the oldest push that waited for it here.
 
         `tenant`: of the push; None where the client does not say, which is enough while it has no two of one id.
         Raises AmbiguousAck.
         """
-        flights = self._acks.get(push_id, ()) if self._acks else ()
-        meant = [f for f in flights if tenant is None or f.key.tenant == tenant]
+        pushes = self._acks.get(push_id, ()) if self._acks else ()
+        meant = [f for f in pushes if tenant is None or f.key.tenant == tenant]
         if not meant:
             return None
         if tenant is None and len({f.key.tenant for f in meant}) > 1:
@@ -394,12 +365,12 @@ class Session:
 
     # --- its life ---
 
-    def drain(self) -> list[Flight]:
+    def drain(self) -> list[Offered]:
         """Take no more pushes; what is unproven may still be proven. Returns those never handed over."""
         self.state = next_session_state(self.state, SessionEvent.DRAIN)
         return self._empty_queue()
 
-    def _empty_queue(self) -> list[Flight]:
+    def _empty_queue(self) -> list[Offered]:
         # What is sent a second time has been handed over once: it is given back as that, when the socket goes.
         handed = self.handed_keys()
         queued = [f for _, f in (*self._queue, *self._held) if f is not None and f.key not in handed]
@@ -410,14 +381,14 @@ class Session:
         self.stalled_since = None
         return queued
 
-    def close(self) -> tuple[list[Flight], list[Flight]]:
+    def close(self) -> tuple[list[Offered], list[Offered]]:
         """It is gone. Returns (never handed over, handed over and unproven here); idempotent."""
         self.state = next_session_state(self.state, SessionEvent.CLOSE)
         queued = self._empty_queue()
-        # A flight that waits for its ack may have left `_unproven` by its pong: it is still owed here.
+        # A push that waits for its ack may have left `_unproven` by its pong: it is still owed here.
         unproven = {id(f): f for f in self._unproven}
-        for flights in (self._acks or {}).values():
-            unproven.update((id(f), f) for f in flights)
+        for pushes in (self._acks or {}).values():
+            unproven.update((id(f), f) for f in pushes)
         self._unproven = []
         self._acks = None
         self._covered = 0

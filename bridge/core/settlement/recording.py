@@ -8,7 +8,6 @@ from functools import partial
 import msgspec
 
 from bridge.core.errors import RowsRefused, StatementFailed
-from bridge.core.model.outcomes import Reason
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store, Written
@@ -26,9 +25,20 @@ class Recorder:
         self._persistence = persistence
         self._errors = errors
 
-    async def record(self, rows: Sequence[Row]) -> list[Written | None]:
+    async def record(self, rows: Sequence[Row], *, tried: bool = False) -> list[Written | None]:
         """Write these rows, one per key; None for one that fails alone, or that somebody else holds, and for those
-        that are left when nothing goes through any more."""
+        that are left when nothing goes through any more. `tried`: these writes may have been carried out before."""
+        self._persistence.unsure = tried
+        written = await self._write(rows)
+        if self._persistence.unsure:
+            # An earlier try of this very write may have been committed though its answer was lost.
+            written = [
+                Written(w.row, applied=True) if w is not None and not w.applied and w.row.ended_by(row) else w
+                for row, w in zip(rows, written, strict=True)
+            ]
+        return written
+
+    async def _write(self, rows: Sequence[Row]) -> list[Written | None]:
         results: list[Written | None] = [None] * len(rows)
         failures = 0
         waiting: list[Sequence[int]] = [range(len(rows))] if rows else []
@@ -93,9 +103,3 @@ def _without(row: Row, names: Sequence[str]) -> Row:
         "published_at": row.taken_at,
     }
     return msgspec.structs.replace(row, **{name: empty[name] for name in names})
-
-
-UNTRIED = frozenset(
-    (Reason.QUEUE_EXPIRATION, Reason.MAX_AGE, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP)
-)
-"""Why a push ends that was dead on arrival."""

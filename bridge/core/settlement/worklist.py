@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from bridge.core.inflight.flight import Flight, Message
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
 from bridge.core.model.rows import Difference, LateProof, Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
@@ -42,9 +43,9 @@ class Worklist:
         self.aside: dict[RowKey, Aside] = {}
         """Those whose rows could not be written with the others, and are tried alone."""
         self.aside_wake = asyncio.Event()
-        self.answers: list[tuple[Message, Row, int]] = []
+        self.answers: list[tuple[HeldMessage, Row, int]] = []
         """Repeats, the rows that answer them, and the fingerprints of what they ask for."""
-        self.released: list[Message] = []
+        self.released: list[HeldMessage] = []
         """Messages whose rows were all settled before the last of them was named."""
         self.late_proofs: list[LateProof] = []
         self.differences: list[tuple[Difference, Flight | None]] = []
@@ -81,7 +82,7 @@ class Worklist:
             or (aside is not None and aside.flight is flight)
         )
 
-    def answer(self, message: Message, row: Row, fingerprint: int) -> None:
+    def answer(self, message: HeldMessage, row: Row, fingerprint: int) -> None:
         """A request came again whose row is there: answer it from the row. `message.open` counts it; `fingerprint` is
         that of what it asks for now."""
         self.answers.append((message, row, fingerprint))
@@ -94,7 +95,7 @@ class Worklist:
         if len(self.differences) > LATE_MAX:
             del self.differences[: LATE_MAX // 10]
 
-    def release(self, message: Message) -> None:
+    def release(self, message: HeldMessage) -> None:
         """The caller has named every row of this message; ack it if all of them are settled already."""
         message.open -= 1
         if message.open == 0:
@@ -102,7 +103,8 @@ class Worklist:
             self._stir()
 
     def late(self, proof: LateProof) -> None:
-        """Proof came after the end: it fills a time column only."""
+        """Proof came after the outcome was decided: it fills a time column only."""
+        self._metrics.proof_late(1)
         self.late_proofs.append(proof)
         if len(self.late_proofs) > LATE_MAX:
             del self.late_proofs[: LATE_MAX // 10]

@@ -1,4 +1,4 @@
-"""Every push that is on its way: by key, by push id, by collapse key, and those of a user that have no row yet."""
+"""Find a push on its way: by key, by push id, by collapse key, by user where it has no row yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import RowKey
 
 
-class Flights:
+class Index:
     """At most one flight for each row; a flight leaves when its end, or its being stored, is committed."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The transition tables: what may follow what, for a row of the log and for a session."""
+"""The state table of a session: what may follow what."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import enum
 from collections.abc import Mapping
 
 from bridge.core.errors import IllegalTransition
-from bridge.core.model.outcomes import FINAL, Outcome
-
-ROW_TRANSITIONS: Mapping[Outcome | None, frozenset[Outcome]] = {
-    None: frozenset(Outcome),
-    Outcome.PENDING: frozenset(o for o in Outcome if FINAL[o]),
-    Outcome.STORED: frozenset((*(o for o in Outcome if FINAL[o]), Outcome.STORED)),
-    **{o: frozenset() for o in Outcome if FINAL[o]},
-}
-"""From the outcome that a row has (None: there is no row) to those it may get. A final row has no next."""
 
 
 class SessionState(enum.Enum):
@@ -58,8 +49,3 @@ def next_session_state(state: SessionState, event: SessionEvent) -> SessionState
         return SESSION_TRANSITIONS[state, event]
     except KeyError:
         raise IllegalTransition("session", state.value, event.value) from None
-
-
-def row_may_become(have: Outcome | None, want: Outcome) -> bool:
-    """Whether a row may go from `have` (None: no row) to `want`: the rule of every compare-and-set."""
-    return want in ROW_TRANSITIONS[have]

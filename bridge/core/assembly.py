@@ -1,0 +1,241 @@
+"""The core, put together from its ports: what is made before what, and which part is told by which.
+
+A part is given those that it uses; nothing is assigned into a part afterwards. The order is that of the floors: what is
+in flight, sessions, mailbox, delivery, settlement, control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bridge.core.control import Control
+from bridge.core.delivery.claims import Claims
+from bridge.core.delivery.dispatch import Dispatcher
+from bridge.core.delivery.grace import Grace
+from bridge.core.delivery.intake import Intake
+from bridge.core.delivery.known import KnownRows
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.delivery.liveness import Liveness
+from bridge.core.delivery.load import Load
+from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.presence import Presence
+from bridge.core.delivery.proof import Proofs
+from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.delivery.repeats import Repeats
+from bridge.core.delivery.routing import Router
+from bridge.core.delivery.take import TakeParts, Taker
+from bridge.core.delivery.turns import Turns
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.pages import Pages
+from bridge.core.mailbox.recalls import Recalls
+from bridge.core.mailbox.resends import Resends
+from bridge.core.mailbox.sweep import MailboxSweep
+from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
+from bridge.core.ports.store import Store
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.outgoing import Outgoing
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.settlement import Settlement, SettlementPorts
+from bridge.core.settlement.worklist import Worklist
+
+
+class Ports(NamedTuple):
+    """What the core needs of the world."""
+
+    store: Store
+    logs: Sequence[DeliveryLog]
+    """The logs that are not the store."""
+    acks: Acks
+    receipts: Receipts
+    dead_letters: DeadLetters
+    answers: Answers
+    hooks: Hooks
+    metrics: Metrics
+    errors: ErrorHandler
+    clock: Clock
+
+
+class CoreLimits(NamedTuple):
+    """The bounds that settings give."""
+
+    delivery: DeliveryLimits
+    mailbox: MailboxLimits
+    id_memory_bytes: int
+
+
+class Core:
+    """The parts that decide. Who drives them: `run` of intake, pages, settlement, control and recollection are tasks of
+    their own; `tick` is called about ten times a second, `every_second` each second."""
+
+    def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
+        self.ports = ports
+        self.gate = gate
+        clock, errors, delivery = ports.clock, ports.errors, limits.delivery
+        self.hub = Hub()
+        self.worklist = Worklist(metrics=ports.metrics, clock=clock)
+        self.inflight = InFlight(
+            ends=self.worklist,
+            clock=clock,
+            park_after=delivery.park_after,
+            confirm_timeout=delivery.confirm_timeout,
+        )
+        self._make_mailbox(limits, boot)
+        self.grace = Grace(self.inflight, clock, delivery.start_grace)
+        self.presence = Presence(hub=self.hub, pages=self.pages, grace=self.grace, clock=clock)
+        self.proofs = Proofs(pages=self.pages, clock=clock)
+        self.liveness = Liveness(
+            hub=self.hub,
+            presence=self.presence,
+            clock=clock,
+            confirm_timeout=delivery.confirm_timeout,
+            total_bytes=delivery.total_bytes,
+        )
+        self.remembered = Remembered(limits.id_memory_bytes, clock.monotonic())
+        self.recollection = Recollection(
+            self.remembered, store=ports.store, errors=errors, clock=clock, boot=boot
+        )
+        self._make_taking(delivery)
+        self.settlement = Settlement(
+            SettlementPorts(
+                ports.store,
+                ports.logs,
+                ports.receipts,
+                ports.dead_letters,
+                ports.acks,
+                ports.hooks,
+                ports.metrics,
+                errors,
+                clock,
+            ),
+            worklist=self.worklist,
+            inflight=self.inflight,
+            gate=gate,
+            node=node,
+            boot=boot,
+            on_stored=self.mailbox_sweep.stored,
+            on_written=self.pages.row_written,
+        )
+        self.control = Control(
+            store=ports.store,
+            recalls=self.recalls,
+            acks=ports.acks,
+            answers=ports.answers,
+            errors=errors,
+            clock=clock,
+            gate=gate,
+            node=node,
+        )
+
+    def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
+        ports, clock = self.ports, self.ports.clock
+        self.pages = Pages(
+            store=ports.store,
+            hub=self.hub,
+            inflight=self.inflight,
+            outgoing=Outgoing(hub=self.hub, metrics=ports.metrics, clock=clock),
+            clock=clock,
+            gate=self.gate,
+            errors=ports.errors,
+            boot=boot,
+            patience=limits.delivery.confirm_timeout,
+        )
+        self.resends = Resends(
+            hub=self.hub,
+            inflight=self.inflight,
+            pages=self.pages,
+            clock=clock,
+            suspect_after=limits.delivery.park_after,
+        )
+        self.mailbox_sweep = MailboxSweep(
+            store=ports.store,
+            inflight=self.inflight,
+            clock=clock,
+            gate=self.gate,
+            errors=ports.errors,
+            limits=limits.mailbox,
+        )
+        self.recalls = Recalls(
+            store=ports.store, hub=self.hub, inflight=self.inflight, pages=self.pages, clock=clock
+        )
+
+    def _make_taking(self, limits: DeliveryLimits) -> None:
+        ports, clock = self.ports, self.ports.clock
+        inflight, worklist = self.inflight, self.worklist
+        lookups = Lookups(ports.store, self.gate, clock, ports.errors, ports.metrics)
+        dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
+        turns = Turns(clock, dispatcher.flush)
+        repeats = Repeats(inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock)
+        claims = Claims(
+            inflight=inflight,
+            worklist=worklist,
+            lookups=lookups,
+            repeats=repeats,
+            clock=clock,
+            park_after=limits.park_after,
+        )
+        load = Load(inflight, worklist)
+        router = Router(
+            hub=self.hub,
+            inflight=inflight,
+            dispatcher=dispatcher,
+            grace=self.grace,
+            clock=clock,
+            suspect_after=limits.park_after,
+        )
+        known = KnownRows(inflight=inflight, lookups=lookups, remembered=self.remembered, turns=turns)
+        taker = Taker(
+            TakeParts(
+                hub=self.hub,
+                inflight=inflight,
+                worklist=worklist,
+                router=router,
+                dispatcher=dispatcher,
+                known=known,
+                lookups=lookups,
+                repeats=repeats,
+                claims=claims,
+                remembered=self.remembered,
+                turns=turns,
+                load=load,
+                acks=ports.acks,
+                metrics=ports.metrics,
+                errors=ports.errors,
+                clock=clock,
+            ),
+            limits,
+        )
+        self.intake = Intake(
+            taker=taker,
+            claims=claims,
+            lookups=lookups,
+            recollection=self.recollection,
+            load=load,
+            clock=clock,
+            gate=self.gate,
+        )
+
+    def begin(self, last_position: int) -> None:
+        """The store can be read; positions go on above the highest that it has. Kept pushes are read from now on."""
+        self.inflight.above(last_position)
+        self.pages.begin()
+
+    def tick(self) -> None:
+        """Called about ten times a second: what waits for time to pass."""
+        now = self.ports.clock.monotonic()
+        self.intake.tick(now)
+        self.liveness.close_slow(now)
+        self.grace.tick(now)
+        self.inflight.tick(now)
+        self.pages.tick(now)
+        self.resends.tick(now)
+        self.liveness.show_life(now)
+
+    def every_second(self) -> None:
+        """Tokens that expire, mailboxes whose room nobody told of, and the age of what is remembered."""
+        self.liveness.close_expired()
+        self.pages.every_second()
+        self.remembered.every_second(self.ports.clock.monotonic())

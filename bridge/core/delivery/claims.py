@@ -1,0 +1,89 @@
+"""A push to a session came again, the session is not here, and the log has no row: another bridge may have it.
+
+That one lost its channel and not its sessions. Its row, which tells whose the session is, comes within `park_after`.
+So nothing is decided before the log was asked once more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from bridge.core.delivery.lookups import Lookups, Stopped
+from bridge.core.delivery.repeats import Repeats
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import PushKey
+from bridge.core.ports.clock import Clock
+from bridge.core.settlement.worklist import Worklist
+
+
+class _Claim(NamedTuple):
+    look_at: float
+    """Monotonic seconds at which the log is asked once more."""
+    flight: Flight
+    key: PushKey
+    outcome: Outcome
+    """How it ends where the log has no row then, and why."""
+    reason: Reason
+
+
+class Claims:
+    """Pushes that are ours unless another bridge has them."""
+
+    def __init__(
+        self,
+        *,
+        inflight: InFlight,
+        worklist: Worklist,
+        lookups: Lookups,
+        repeats: Repeats,
+        clock: Clock,
+        park_after: float,
+    ) -> None:
+        self._inflight = inflight
+        self._worklist = worklist
+        self._lookups = lookups
+        self._repeats = repeats
+        self._clock = clock
+        self._unclaimed: deque[_Claim] = deque()
+        self.seconds = 2 * park_after
+        """By then the bridge that has such a session, if there is one, has parked the push and written its row."""
+
+    def add(self, flight: Flight, key: PushKey, outcome: Outcome, reason: Reason) -> None:
+        """Ask the log once more for a push that is in flight, and end it like this where it has no row then."""
+        self._unclaimed.append(_Claim(self._clock.monotonic() + self.seconds, flight, key, outcome, reason))
+
+    def due(self, now: float) -> bool:
+        """Whether there is one to be looked at; `now` is monotonic seconds."""
+        return bool(self._unclaimed) and self._unclaimed[0].look_at <= now
+
+    async def look_again(self) -> None:
+        """Ask the log for those whose time has come. Ends early where taking ends."""
+        try:
+            while self.due(self._clock.monotonic()):
+                claim = self._unclaimed[0]
+                reached = await self._lookups.has_rows(claim.key)
+                self._unclaimed.popleft()
+                await self._decide(claim, reached)
+        except Stopped:
+            # What was not acked goes back to the queue with the channel.
+            return
+
+    async def _decide(self, claim: _Claim, reached: bool) -> None:
+        flight = claim.flight
+        if not reached:
+            if not flight.ended:
+                flight.decided(claim.outcome, claim.reason, self._clock.time())
+            return
+        self._inflight.forget(flight)
+        for message in flight.messages:
+            await self._repeats.join_earlier(claim.key, message, flight.fingerprint_of(message))
+            self._worklist.release(message)
+
+    def drop(self) -> None:
+        """Taking ends: their messages go back to the queue."""
+        for claim in self._unclaimed:
+            self._inflight.forget(claim.flight)
+        self._unclaimed.clear()

@@ -1,0 +1,63 @@
+"""Offer a push to each session of its user, and hand over to sockets what was offered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge.core.contract.frames import bare_frame, push_frame
+from bridge.core.delivery.presence import Presence
+from bridge.core.inflight.flight import Flight
+from bridge.core.mailbox.pages import Pages
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.pushes import PushRequest
+from bridge.core.model.sessions import CloseReason, Mode
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.session import Session
+
+
+class Dispatcher:
+    """Collects what a batch has for each session, so that it leaves in one write."""
+
+    def __init__(self, *, presence: Presence, pages: Pages, clock: Clock) -> None:
+        self._presence = presence
+        self._pages = pages
+        self._clock = clock
+        self._touched: set[Session] = set()
+        """Sessions with something that was not flushed since."""
+
+    def offer(
+        self, flight: Flight, request: PushRequest, sessions: Sequence[Session], frames: dict[Mode, Frame]
+    ) -> None:
+        """Offer a push to these sessions. `frames` keeps the frames of a request from one user to the next."""
+        flight.addressed(len(sessions))
+        for session in sessions:
+            frame = frames.get(session.mode)
+            if frame is None:
+                build = bare_frame if session.mode is Mode.BARE else push_frame
+                frame = frames[session.mode] = build(request)
+            if session.offer(frame, flight):
+                self._touched.add(session)
+                continue
+            # Full of this very batch, perhaps: a socket that takes bytes makes room.
+            self._pages.flush(session)
+            if session.offer(frame, flight):
+                self._touched.add(session)
+            else:
+                self._no_room(flight, session)
+
+    def _no_room(self, flight: Flight, session: Session) -> None:
+        replay = session.replay
+        why = Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW
+        flight.lost(self._clock.time(), handed=False, why=why)
+        if replay is None:
+            self._presence.close(session, CloseReason.TOO_SLOW)
+        elif flight.kept is not None and replay.missed is None:
+            # It is not slow, it is still being sent what is older: what is kept comes from the mailbox.
+            replay.missed = flight.position
+
+    def flush(self) -> None:
+        """Hand over what was offered: one write for each session, whatever number of pushes it got."""
+        for session in self._touched:
+            self._pages.flush(session)
+        self._touched.clear()

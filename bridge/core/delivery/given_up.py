@@ -1,0 +1,31 @@
+"""How a message ends that the broker, or this bridge, has given up."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.ports.broker import Arrival, Source
+
+
+class GivenUp(NamedTuple):
+    """The outcome of every push that the message names."""
+
+    outcome: Outcome
+    reason: Reason
+    detail: str
+
+
+def given_up(arrival: Arrival, max_attempts: int) -> GivenUp | None:
+    """Its outcome; None for a message that is to be handled. `max_attempts`: how often it may be given out."""
+    if arrival.source is Source.REQUESTS:
+        count = arrival.properties.delivery_count
+        if count < max_attempts:
+            return None
+        return GivenUp(Outcome.REJECTED, Reason.POISON, f"given out {count} times and never settled")
+    why = str(arrival.properties.headers.get("x-first-death-reason", "unknown"))
+    if why == "expired":
+        return GivenUp(Outcome.EXPIRED, Reason.QUEUE_EXPIRATION, "its AMQP expiration ran out in the queue")
+    if why == "delivery_limit":
+        return GivenUp(Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached")
+    return GivenUp(Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}")

@@ -1,0 +1,123 @@
+"""What the broker brings waits here, in the order of the queue, until it is taken. The way of one push begins here.
+
+    arrived ──> taken ──> routed ──> handed to sockets ──> proven ──> settled (row, receipt, ack)
+                  │          │              │                 │
+               rejected   offline        dropped      pending, then unknown
+                             └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
+
+Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
+all that time, and `bridge.core.settlement`. Beside the way: `known`, `lookups`, `remembered`, `repeats` and `claims`
+(what came before), `targets`, `given_up`, `grace` (after a start), `presence` and `liveness` (sessions), `turns` and
+`load` (bounds).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from bridge.core.delivery.claims import Claims
+from bridge.core.delivery.load import Load
+from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.remembered import Recollection
+from bridge.core.delivery.take import Taker
+from bridge.core.ports.broker import Arrival, Source
+from bridge.core.ports.clock import Clock
+from bridge.core.settlement.gate import Gate
+
+BATCH = 200
+"""Messages taken together: what they have for a session leaves in one write."""
+
+
+class Intake:
+    """Fills the Intake port: gives messages to the taker while nothing holds the bridge back."""
+
+    def __init__(
+        self,
+        *,
+        taker: Taker,
+        claims: Claims,
+        lookups: Lookups,
+        recollection: Recollection,
+        load: Load,
+        clock: Clock,
+        gate: Gate,
+    ) -> None:
+        self._taker = taker
+        self._claims = claims
+        self._lookups = lookups
+        self._recollection = recollection
+        self._load = load
+        self._clock = clock
+        self._gate = gate
+        self._inbox: deque[Arrival] = deque()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._stopping = False
+        self._handling = asyncio.Lock()
+
+    def arrived(self, batch: Sequence[Arrival]) -> None:
+        """What one read of the broker's socket brought, in the order of the queue."""
+        # What fell out of the queue comes to any bridge: only requests show that no other one takes now.
+        if not self._recollection.taking and any(a.source is Source.REQUESTS for a in batch):
+            self._recollection.began()
+        self._inbox.extend(batch)
+        self._wake.set()
+
+    def channel_lost(self, incarnation: int) -> None:
+        """Messages of this channel will come again: those not yet taken are forgotten here."""
+        self._taker.channel_lost(incarnation)
+        self._recollection.doubt()
+        self._inbox = deque(a for a in self._inbox if not self._taker.is_lost(a))
+
+    async def run(self) -> None:
+        """Take messages while nothing holds the bridge back, until `stop`."""
+        while not self._stopping:
+            await self._wake.wait()
+            await self._gate.opened()
+            await self._room.wait()
+            async with self._handling:
+                # Looked at again: a stop or a shut gate may have come while this waited.
+                if self._gate.is_open and not self._stopping:
+                    if self._inbox:
+                        batch = self._next_batch()
+                        taken = await self._taker.take(batch)
+                        self._inbox.extendleft(reversed(batch[taken:]))
+                    await self._claims.look_again()
+            if not self._inbox:
+                self._wake.clear()
+            if self._load.full:
+                self._room.clear()  # until a tick finds half of it gone
+            # Pongs, and sockets that take bytes again, get their turn between two batches.
+            await self._clock.sleep(0)
+
+    def _next_batch(self) -> list[Arrival]:
+        batch: list[Arrival] = []
+        while self._inbox and len(batch) < BATCH:
+            if self._taker.is_suspect(self._inbox[0]):
+                if not batch:
+                    batch.append(self._inbox.popleft())
+                break
+            batch.append(self._inbox.popleft())
+        return batch
+
+    def tick(self, now: float) -> None:
+        """Called about ten times a second; `now` is monotonic seconds."""
+        if self._load.light:
+            self._room.set()
+        if self._claims.due(now):
+            self._wake.set()
+
+    async def stop(self) -> None:
+        """Take no more messages; returns when none is being taken. The rest stays unacked: it goes back."""
+        self._stopping = True
+        self._lookups.stop()
+        async with self._handling:
+            self._claims.drop()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that arrived and are not taken yet."""
+        return len(self._inbox)

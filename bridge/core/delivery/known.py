@@ -1,0 +1,122 @@
+"""What is known of requests before they are taken: which may have come before, and the rows that they have.
+
+It is looked up for many messages in one statement, and for a large message part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+from bridge.core.contract.requests import Decoded
+from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups
+from bridge.core.delivery.remembered import Remembered
+from bridge.core.delivery.targets import resolver_of
+from bridge.core.delivery.turns import Turns
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.broker import Arrival, Source
+
+DecodedMessage: TypeAlias = tuple[Arrival, Decoded]
+
+
+class Known(NamedTuple):
+    """What was found out about the requests of a few messages."""
+
+    came: set[int]
+    """Identities of those that may have come before."""
+    rows: dict[RowKey, Row]
+    """The rows that they have."""
+
+
+class KnownRows:
+    """Asks the log for the taker. What is settled after the answer comes first."""
+
+    def __init__(self, *, inflight: InFlight, lookups: Lookups, remembered: Remembered, turns: Turns) -> None:
+        self._inflight = inflight
+        self._lookups = lookups
+        self._remembered = remembered
+        self._turns = turns
+        self._settled: dict[RowKey, Row] = {}
+        """Rows that were settled since the last look-up: younger than what it has found."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """For the length of the block, see what is settled after a look-up."""
+        with self._inflight.watching() as self._settled:
+            yield
+
+    def settled(self, key: RowKey) -> Row | None:
+        """The row that was settled since the last look-up, if it was."""
+        return self._settled.get(key)
+
+    def may_have_come(self, arrival: Arrival, request: PushRequest | Rejected) -> bool:
+        """Whether a push may have come before: the broker says so, or its id is remembered."""
+        properties = arrival.properties
+        return (
+            properties.redelivered
+            or properties.delivery_count > 0
+            or arrival.source is Source.FALLEN
+            or request.id in self._remembered
+        )
+
+    async def find(self, portion: Sequence[DecodedMessage]) -> Known | None:
+        """What is known of the requests of these messages; None where they name too many users for one look: then
+        parts of the message, or of a request, are looked for by themselves. Raises Stopped."""
+        if len(portion) == 1 and _rows_named(portion[0][1]) > LOOKUP_ROWS:
+            return None
+        came: set[int] = set()
+        keys: dict[RowKey, None] = {}
+        for arrival, taking in portion:
+            for request in taking.requests:
+                if self.may_have_come(arrival, request):
+                    came.add(id(request))
+                    for user in _named_users(request):
+                        keys[RowKey(request.tenant, request.id, user)] = None
+        return Known(came, await self.look_up(list(keys)) if keys else self._nothing())
+
+    async def look_up(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """The rows that these keys have. Raises Stopped."""
+        self._settled.clear()
+        rows = await self._lookups.rows(keys)
+        self._turns.begin()
+        return rows
+
+    def _nothing(self) -> dict[RowKey, Row]:
+        self._settled.clear()
+        return {}
+
+
+def _named_users(request: PushRequest | Rejected) -> Sequence[str]:
+    return (NO_USER,) if isinstance(request, Rejected) else resolver_of(request).named(request.target)
+
+
+def _rows_named(taking: Decoded) -> int:
+    """Rows that the requests of a message name; too many to look up where only the hub knows the users."""
+    rows = 0
+    for request in taking.requests:
+        if isinstance(request, Rejected):
+            rows += 1
+            continue
+        resolver = resolver_of(request)
+        if resolver.roams:
+            return LOOKUP_ROWS + 1
+        rows += len(resolver.named(request.target))
+    return rows
+
+
+def portions(decoded: Sequence[DecodedMessage]) -> Iterator[Sequence[DecodedMessage]]:
+    """Messages whose rows can be looked up in one statement; one that is too large for that stands alone."""
+    portion: list[DecodedMessage] = []
+    rows = 0
+    for one in decoded:
+        size = _rows_named(one[1])
+        if portion and rows + size > LOOKUP_ROWS:
+            yield portion
+            portion, rows = [], 0
+        portion.append(one)
+        rows += size
+    if portion:
+        yield portion

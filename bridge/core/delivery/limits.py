@@ -1,0 +1,19 @@
+"""The bounds of the way of one push, as the settings of the same names give them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bridge.core.contract.requests import Limits
+
+
+class DeliveryLimits(msgspec.Struct, frozen=True):
+    """Times in seconds."""
+
+    requests: Limits = Limits()
+    confirm_timeout: float = 5.0
+    park_after: float = 1.0
+    max_age: float = 60.0
+    start_grace: float = 2.0
+    max_attempts: int = 20
+    total_bytes: int = 256 * 1024 * 1024

@@ -1,0 +1,51 @@
+"""Keep sessions alive, and close those whose peer is gone, does not read, or has a token that has expired."""
+
+from __future__ import annotations
+
+from bridge.core.contract.frames import HEARTBEAT
+from bridge.core.delivery.presence import Presence
+from bridge.core.model.sessions import CloseReason
+from bridge.core.ports.clock import Clock
+from bridge.core.sessions.hub import Hub
+
+
+class Liveness:
+    """Looks at sessions as time passes."""
+
+    def __init__(
+        self, *, hub: Hub, presence: Presence, clock: Clock, confirm_timeout: float, total_bytes: int
+    ) -> None:
+        """`total_bytes`: of frames that wait for all sockets together; over it the fullest session is closed."""
+        self._hub = hub
+        self._presence = presence
+        self._clock = clock
+        self._confirm_timeout = confirm_timeout
+        self._total_bytes = total_bytes
+
+    def close_slow(self, now: float) -> None:
+        """Close sessions that take nothing; `now` is monotonic seconds."""
+        for session in self._hub.stalled(now, self._confirm_timeout):
+            self._presence.close(session, CloseReason.TOO_SLOW)
+        while self._hub.queued_bytes > self._total_bytes:
+            fullest = self._hub.fullest()
+            if fullest is None:
+                break
+            self._presence.close(fullest, CloseReason.TOO_SLOW)
+
+    def show_life(self, now: float) -> None:
+        """Send the pings and heartbeats whose turn it is, and close sessions whose peer owes a pong for too long."""
+        for turn in self._hub.turns(now):
+            quiet = dict.fromkeys(turn.quiet, HEARTBEAT)
+            for session in turn.to_ping:
+                if session.suspect(now, self._confirm_timeout * 2):
+                    self._presence.close(session, CloseReason.VANISHED)
+                else:
+                    session.ping(now, quiet.get(session), turn.at)
+            for session, heartbeat in quiet.items():
+                if session.close_reason is None:
+                    session.beat(heartbeat, turn.at)
+
+    def close_expired(self) -> None:
+        """Close sessions whose token has expired."""
+        for session in self._hub.expired(self._clock.time()):
+            self._presence.close(session, CloseReason.TOKEN_EXPIRED)

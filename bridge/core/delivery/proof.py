@@ -1,0 +1,38 @@
+"""What peers prove: a pong proves every push that was handed over before its ping, an ack frame one push."""
+
+from __future__ import annotations
+
+from bridge.core.mailbox.pages import Pages
+from bridge.core.ports.clock import Clock
+from bridge.core.sessions.session import Session
+
+
+class Proofs:
+    """Reports proof to the pushes, and hands over what has become possible by it."""
+
+    def __init__(self, *, pages: Pages, clock: Clock) -> None:
+        self._pages = pages
+        self._clock = clock
+
+    def pong(self, session: Session, payload: bytes) -> None:
+        """A peer answered a ping: everything sent before it is received (RFC 6455 section 5.5.3)."""
+        now = self._clock.time()
+        for push in session.pong(payload, self._clock.monotonic()):
+            push.received(now)
+        if session.queued or session.replay is not None:
+            self._pages.flush(session)
+
+    def acked(self, session: Session, push_id: str, tenant: str | None = None) -> bool:
+        """An application acknowledged a push; False where no such push waits for an ack of this session.
+
+        Raises AmbiguousAck: see `Session.ack`.
+        """
+        push = session.ack(push_id, tenant)
+        if push is None:
+            return False
+        push.acked(self._clock.time())
+        return True
+
+    def writable(self, session: Session) -> None:
+        """A socket takes bytes again."""
+        self._pages.flush(session)

@@ -1,0 +1,66 @@
+"""A push that came before: its message joins the flight that is on its way, or is answered from the row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.turns import SLICE, Turns
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.pushes import PushKey
+from bridge.core.model.rows import Row
+from bridge.core.ports.clock import Clock
+from bridge.core.settlement.worklist import Worklist
+
+ANSWERS_MAX = 10_000
+"""Repeats that wait to be answered, over which no more rows are read for others."""
+
+
+class Repeats:
+    """Has each repeat wait for, or be told, what became of the push that it repeats."""
+
+    def __init__(
+        self, *, inflight: InFlight, worklist: Worklist, lookups: Lookups, turns: Turns, clock: Clock
+    ) -> None:
+        self._inflight = inflight
+        self._worklist = worklist
+        self._lookups = lookups
+        self._turns = turns
+        self._clock = clock
+
+    def join(self, flight: Flight, message: HeldMessage, fingerprint: int) -> None:
+        """The push is in flight. `message.open` counts it."""
+        if flight.joined(message, fingerprint):
+            self._worklist.differs(flight.key, flight)
+        if flight.parked and not flight.ended:
+            # Its row is there; written once more, it owes this message's receipt as well.
+            self._worklist.due(flight)
+
+    def answer(self, row: Row, message: HeldMessage, fingerprint: int) -> None:
+        """The push has a row. `message.open` counts it."""
+        self._worklist.answer(message, row, fingerprint)
+
+    async def join_earlier(
+        self, key: PushKey, message: HeldMessage, fingerprint: int, addressed: Collection[str] = ()
+    ) -> None:
+        """A push to a session or to everyone came again: take care of the users that it reached before, besides these.
+
+        Their outcomes are this message's as well: it waits for those in flight, and answers for the others, whose
+        receipts may have been lost with the process or the connection. Raises Stopped.
+        """
+        joined = set(addressed)
+        for user, flight in list(self._inflight.roaming(key).items()):
+            if user not in joined:
+                joined.add(user)
+                message.open += 1
+                self.join(flight, message, fingerprint)
+        async for rows in self._lookups.of_push(key):
+            for row in rows:
+                if row.key.user not in joined:
+                    message.open += 1
+                    self.answer(row, message, fingerprint)
+            while self._worklist.answers_waiting > ANSWERS_MAX:
+                await self._clock.sleep(SLICE)
+            await self._turns.give()

@@ -1,0 +1,361 @@
+"""Take messages: decode them, answer what came before from its row, and send everything else on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bridge.core.contract.requests import Decoded, begin
+from bridge.core.delivery.claims import Claims
+from bridge.core.delivery.dispatch import Dispatcher
+from bridge.core.delivery.given_up import GivenUp, given_up
+from bridge.core.delivery.known import DecodedMessage, Known, KnownRows, portions
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.delivery.load import Load
+from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups, Stopped
+from bridge.core.delivery.remembered import Remembered
+from bridge.core.delivery.repeats import Repeats
+from bridge.core.delivery.routing import Router
+from bridge.core.delivery.targets import Resolver, resolver_of
+from bridge.core.delivery.turns import Turns
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.making import flight_of, flight_of_rejected
+from bridge.core.model.fingerprint import fingerprint_of
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected
+from bridge.core.model.rows import DeadLetter, Row, RowKey
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.broker import Acks, Arrival, Source
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler, Metrics
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.hub import Hub
+from bridge.core.settlement.worklist import Worklist
+
+SUSPECT_ATTEMPTS = 5
+"""From this delivery count on a message is taken and handled alone: what kills the process must not take its
+neighbours along, nor have their deliveries counted with its own."""
+
+
+class _Taking(NamedTuple):
+    """One request while it is taken."""
+
+    message: HeldMessage
+    request: PushRequest
+    resolver: Resolver
+    fingerprint: int
+    came_before: bool
+    known: Known | None
+    ending: GivenUp | None
+    """Its outcome, where the broker or this bridge has given it up."""
+
+
+class TakeParts(NamedTuple):
+    """What taking works with."""
+
+    hub: Hub
+    inflight: InFlight
+    worklist: Worklist
+    router: Router
+    dispatcher: Dispatcher
+    lookups: Lookups
+    known: KnownRows
+    repeats: Repeats
+    claims: Claims
+    remembered: Remembered
+    turns: Turns
+    load: Load
+    acks: Acks
+    metrics: Metrics
+    errors: ErrorHandler
+    clock: Clock
+
+
+class Taker:
+    """Takes batches of messages, one batch at a time."""
+
+    def __init__(self, parts: TakeParts, limits: DeliveryLimits) -> None:
+        self._hub = parts.hub
+        self._inflight = parts.inflight
+        self._worklist = parts.worklist
+        self._router = parts.router
+        self._dispatcher = parts.dispatcher
+        self._lookups = parts.lookups
+        self._known = parts.known
+        self._repeats = parts.repeats
+        self._claims = parts.claims
+        self._remembered = parts.remembered
+        self._turns = parts.turns
+        self._load = parts.load
+        self._acks = parts.acks
+        self._metrics = parts.metrics
+        self._errors = parts.errors
+        self._clock = parts.clock
+        self._limits = limits
+        # Where few attempts are allowed, some of them must be alone all the same.
+        self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
+        self._lost_incarnation = -1
+
+    def is_suspect(self, arrival: Arrival) -> bool:
+        """Whether a message was given out so often that handling it may be what ended the process."""
+        return arrival.properties.delivery_count >= self._suspect_from
+
+    def channel_lost(self, incarnation: int) -> None:
+        """Messages of this channel, and of those before it, will come again."""
+        self._lost_incarnation = max(self._lost_incarnation, incarnation)
+
+    def is_lost(self, arrival: Arrival) -> bool:
+        """Whether a message is of a channel that is lost."""
+        return arrival.token.incarnation <= self._lost_incarnation
+
+    async def take(self, batch: Sequence[Arrival]) -> int:
+        """Take these messages. Returns how many it has dealt with: less than all where too much is in hand."""
+        self._turns.begin()
+        decoded: list[DecodedMessage] = []
+        for arrival in batch:
+            decoded.append((arrival, await self._decode(arrival)))
+            if self._turns.is_late:
+                await self._turns.give()
+        self._turns.begin_count()
+        messages = requests = 0
+        try:
+            with self._known.watching():
+                for portion in portions(decoded):
+                    known = await self._known.find(portion)
+                    for arrival, taking in portion:
+                        if messages and self._load.full:
+                            return messages
+                        messages += 1
+                        if self.is_lost(arrival):
+                            continue
+                        requests += len(taking.requests)
+                        await self._take_message(arrival, taking, known)
+        except Stopped:
+            # What was not acked goes back to the queue with the channel.
+            return len(batch)
+        finally:
+            self._dispatcher.flush()
+            self._metrics.taken(messages, requests)
+        if any(arrival.source is Source.REQUESTS and not self.is_suspect(arrival) for arrival in batch):
+            self._acks.widen()
+        return messages
+
+    # --- a message ---
+
+    async def _decode(self, arrival: Arrival) -> Decoded:
+        try:
+            decoded = begin(arrival, self._limits.requests)
+            while not isinstance(decoded, Decoded):
+                try:
+                    next(decoded)
+                except StopIteration as end:
+                    decoded = end.value
+                if self._turns.is_late:
+                    await self._turns.give()
+            return decoded
+        except Exception as error:  # a defect in decoding would come again with every redelivery
+            self._errors.handle(error, "wire.decode", {"bytes": arrival.body_size})
+            push_id = f"sha256-{hashlib.sha256(arrival.body).hexdigest()}"
+            rejected = Rejected(push_id, Reason.POISON, "decoding it failed", arrival.body)
+            return Decoded((rejected,), arrival.arrived_at, "")
+
+    async def _take_message(self, arrival: Arrival, taking: Decoded, known: Known | None) -> None:
+        message = HeldMessage(
+            arrival.token,
+            arrival.properties,
+            published_at=taking.published_at,
+            taken_at=self._clock.time(),
+            traceparent=taking.traceparent,
+        )
+        if arrival.source is Source.FALLEN:
+            # Taken before, as often as the broker allows: receipts of then may have been lost.
+            message.redelivered = True
+        # Held open until every request has been looked at, whatever is settled meanwhile.
+        message.open = 1
+        if self.is_suspect(arrival):
+            message.done = asyncio.Event()
+        try:
+            if known is not None or len(taking.requests) == 1:
+                for place, request in enumerate(taking.requests):
+                    await self._take_element(arrival, message, place, request, known)
+            else:
+                await self._take_in_parts(arrival, taking, message)
+        except Stopped:
+            raise
+        except Exception as error:  # a defect must cost one message, not the service
+            self._failed(arrival, message, error)
+        self._worklist.release(message)
+        if message.done is not None:
+            self._dispatcher.flush()
+            await message.done.wait()
+
+    async def _take_in_parts(self, arrival: Arrival, taking: Decoded, message: HeldMessage) -> None:
+        """Take a batch of requests whose rows are too many for one look."""
+        place = 0
+        for part in portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests]):
+            known = await self._known.find(part)
+            for _, one in part:
+                await self._take_element(arrival, message, place, one.requests[0], known)
+                place += 1
+
+    def _failed(self, arrival: Arrival, message: HeldMessage, error: Exception) -> None:
+        """Handling a message failed: it goes back to the queue, until it has failed too often. Flights that it has
+        begun end without it."""
+        context = {"delivery_count": arrival.properties.delivery_count, "bytes": arrival.body_size}
+        self._errors.handle(error, "delivery.take", context)
+        if message.token is not None:
+            self._acks.requeue([message.token])
+            message.token = None
+            if message.done is not None:
+                message.done.set()
+
+    async def _rows_of(self, taking: _Taking, users: Sequence[str]) -> dict[RowKey, Row]:
+        """The rows that a request has for these users, by a look of its own."""
+        if not taking.came_before:
+            return {}
+        request = taking.request
+        return await self._known.look_up([RowKey(request.tenant, request.id, user) for user in users])
+
+    def _enter(
+        self, flight: Flight, message: HeldMessage, rows: dict[RowKey, Row], *, roams: bool = False
+    ) -> bool:
+        """Take in a new flight. False where its push is known: the message joins it, or is answered from its row."""
+        message.open += 1
+        row = self._known.settled(flight.key) or rows.get(flight.key)
+        flying = self._inflight.get(flight.key)
+        if flying is not None:
+            self._repeats.join(flying, message, flight.fingerprint)
+            return False
+        if row is not None:
+            self._repeats.answer(row, message, flight.fingerprint)
+            return False
+        self._inflight.add(flight, roams=roams)
+        return True
+
+    # --- a request ---
+
+    async def _take_element(
+        self,
+        arrival: Arrival,
+        message: HeldMessage,
+        place: int,
+        request: PushRequest | Rejected,
+        known: Known | None,
+    ) -> None:
+        """Take the request at a place of a message."""
+        came_before = (
+            self._known.may_have_come(arrival, request) if known is None else id(request) in known.came
+        )
+        if isinstance(request, Rejected):
+            message.letters.append(_letter(arrival, request.id, request.reason, request.detail, request.body))
+            await self._take_rejected(message, request, came_before, known)
+            return
+        ending = given_up(arrival, self._limits.max_attempts)
+        if ending is not None and place == 0:
+            message.letters.append(_letter(arrival, request.id, ending.reason, ending.detail, arrival.body))
+        resolver = resolver_of(request)
+        taking = _Taking(message, request, resolver, fingerprint_of(request), came_before, known, ending)
+        users = (
+            resolver.users(self._hub, request.target) if ending is None else resolver.named(request.target)
+        )
+        if resolver.roams and came_before:
+            await self._take_again(taking, users)
+        else:
+            await self._take_for(taking, users, self._inflight.take_position())
+
+    async def _take_rejected(
+        self, message: HeldMessage, request: Rejected, came_before: bool, known: Known | None
+    ) -> None:
+        flight = flight_of_rejected(request, message, self._inflight, message.taken_at)
+        rows = {} if known is None else known.rows
+        if known is None and came_before:
+            rows = await self._known.look_up([flight.key])
+        self._remembered.add(request.id)
+        self._enter(flight, message, rows)
+        if self._turns.is_due():
+            await self._turns.give()
+
+    async def _take_again(self, taking: _Taking, users: Sequence[str]) -> None:
+        """Take a push that may have come before, when it may have been for others than now."""
+        request, message = taking.request, taking.message
+        # A session has one user: whatever became of the push at an earlier taking, also that nobody had it, is final.
+        final = taking.ending is not None or users == (NO_USER,) or taking.resolver.one_session
+        if final and (self._inflight.roaming(request.key) or await self._lookups.has_rows(request.key)):
+            # Whom it was for at an earlier taking has left since, or does not matter; what became of it there stands.
+            self._remember(request)
+            await self._repeats.join_earlier(request.key, message, taking.fingerprint)
+            return
+        position = self._inflight.take_position()
+        if taking.resolver.one_session and users == (NO_USER,) and taking.ending is None:
+            if not message.alone:
+                self._claim(taking, position)
+                return
+            # It is handled alone, and holds up all others in any case: the other bridge is waited for here.
+            await self._clock.sleep(self._claims.seconds)
+            if await self._lookups.has_rows(request.key):
+                self._remember(request)
+                await self._repeats.join_earlier(request.key, message, taking.fingerprint)
+                return
+            users = taking.resolver.users(self._hub, request.target)
+        await self._take_for(taking, users, position)
+        await self._repeats.join_earlier(request.key, message, taking.fingerprint, frozenset(users))
+
+    def _claim(self, taking: _Taking, position: int) -> None:
+        """The session is not here. Decide nothing before another bridge, which may have it, has written its row."""
+        request, message = taking.request, taking.message
+        flight = flight_of(
+            request, NO_USER, message, self._inflight, self._clock.monotonic(), position, taking.fingerprint
+        )
+        self._remember(request)
+        end = self._too_old(taking) or (Outcome.OFFLINE, Reason.NO_SESSION)
+        if self._enter(flight, message, {}, roams=True):
+            self._claims.add(flight, request.key, *end)
+
+    async def _take_for(self, taking: _Taking, users: Sequence[str], position: int) -> None:
+        """Take a push for these users."""
+        _, request, resolver, _, _, _, ending = taking
+        too_old = None if ending is not None else self._too_old(taking)
+        frames: dict[Mode, Frame] = {}
+        for at in range(0, len(users), LOOKUP_ROWS):
+            some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
+            rows = taking.known.rows if taking.known is not None else await self._rows_of(taking, some)
+            for user in some:
+                flight = flight_of(
+                    request,
+                    user,
+                    taking.message,
+                    self._inflight,
+                    self._clock.monotonic(),
+                    position,
+                    taking.fingerprint,
+                )
+                if ending is not None:
+                    flight.detail = ending.detail
+                    flight.born_ended(ending.outcome, ending.reason, taking.message.taken_at)
+                elif too_old is not None:
+                    flight.born_ended(*too_old, taking.message.taken_at)
+                if self._enter(flight, taking.message, rows, roams=resolver.roams) and not flight.ended:
+                    self._router.route(flight, request, resolver, frames)
+                if self._turns.is_due():
+                    await self._turns.give()
+        self._remember(request)
+
+    def _too_old(self, taking: _Taking) -> tuple[Outcome, Reason] | None:
+        """How a push ends whose time was over when it was taken; None for any other."""
+        age = taking.message.taken_at - taking.message.published_at
+        ttl = taking.request.ttl
+        if ttl == 0:
+            return (Outcome.EXPIRED, Reason.MAX_AGE) if age > self._limits.max_age else None
+        return (Outcome.EXPIRED, Reason.TTL) if age >= ttl else None
+
+    def _remember(self, request: PushRequest) -> None:
+        if not request.generated_id:
+            self._remembered.add(request.id)
+
+
+def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:
+    return DeadLetter(push_id, reason, detail, body, arrival.properties)

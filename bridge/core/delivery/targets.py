@@ -1,0 +1,122 @@
+"""Resolve a target to users and sessions, by what the hub holds now.
+
+A kind of target is one class and one line in `RESOLVERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from bridge.core.model.outcomes import Reason
+from bridge.core.model.pushes import NO_USER, PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session
+
+
+class Address(NamedTuple):
+    """One user of a request. With no sessions, `nobody` says which kind of `offline` it is."""
+
+    user: str
+    sessions: Sequence[Session]
+    nobody: Reason = Reason.NO_SESSION
+
+
+class Resolver(Protocol):
+    """What one kind of target means."""
+
+    roams: bool
+    """Whether only the hub knows the users of such a push: at another time, or on another node, it is for others."""
+    waits: bool
+    """Whether such a push waits for an absent user who may be reconnecting after our start."""
+    one_session: bool
+    """Whether it is for one session, which has one user at all times."""
+    nobody: Reason
+    """Why it is `offline` where the hub knows no user for it."""
+
+    def named(self, target: Target) -> Sequence[str]:
+        """The users that the target itself names; NO_USER alone where it names none."""
+        ...
+
+    def users(self, hub: Hub, target: Target) -> Sequence[str]:
+        """The users that it is for now, each once; NO_USER alone where only the hub could know one and knows none."""
+        ...
+
+    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        """The sessions of one of those users that it is for."""
+        ...
+
+
+class _User:
+    roams, waits, one_session, nobody = False, True, False, Reason.NO_SESSION
+
+    def named(self, target: Target) -> Sequence[str]:
+        assert isinstance(target, ToUser)
+        return (target.user,)
+
+    def users(self, hub: Hub, target: Target) -> Sequence[str]:
+        return self.named(target)
+
+    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        return hub.of_user(user)
+
+
+class _Users(_User):
+    def named(self, target: Target) -> Sequence[str]:
+        assert isinstance(target, ToUsers)
+        return target.users
+
+
+class _Session:
+    roams, waits, one_session, nobody = True, False, True, Reason.NO_SESSION
+
+    def named(self, target: Target) -> Sequence[str]:
+        return (NO_USER,)
+
+    def users(self, hub: Hub, target: Target) -> Sequence[str]:
+        assert isinstance(target, ToSession)
+        session = hub.session(target.session)
+        return (NO_USER,) if session is None or not session.takes_pushes else (session.user,)
+
+    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        assert isinstance(target, ToSession)
+        session = hub.session(target.session)
+        return () if session is None else (session,)
+
+
+class _All:
+    roams, waits, one_session, nobody = True, False, False, Reason.NOBODY
+
+    def named(self, target: Target) -> Sequence[str]:
+        return (NO_USER,)
+
+    def users(self, hub: Hub, target: Target) -> Sequence[str]:
+        return hub.everyone() or (NO_USER,)
+
+    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        return hub.of_user(user)
+
+
+RESOLVERS: Mapping[type[Target], Resolver] = {
+    ToUser: _User(),
+    ToUsers: _Users(),
+    ToSession: _Session(),
+    ToAll: _All(),
+}
+"""By the kind of a target, what it means."""
+
+
+def resolver_of(request: PushRequest) -> Resolver:
+    """What the target of a request means."""
+    return RESOLVERS[type(request.target)]
+
+
+def address(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Address:
+    """Where this user of a request is now; to be used before anything else happens."""
+    if user == NO_USER:
+        return Address(user, (), resolver.nobody)
+    live = [s for s in resolver.sessions(hub, request.target, user) if s.takes_pushes]
+    if not request.excluded:
+        return Address(user, live)
+    chosen = [s for s in live if s.id not in request.excluded]
+    return Address(user, chosen, Reason.EXCLUDED if live and not chosen else Reason.NO_SESSION)

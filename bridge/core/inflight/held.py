@@ -1,0 +1,66 @@
+"""One AMQP message between its taking and its ack: it is held until every row that it names is settled."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bridge.core.model.pushes import Properties
+from bridge.core.model.rows import DeadLetter, Receipt, Reply
+from bridge.core.ports.broker import AckToken
+
+
+class HeldMessage:
+    """What the bridge keeps of a message: its ack token, what it asked for, and what goes out before its ack."""
+
+    __slots__ = (
+        "answers",
+        "done",
+        "letters",
+        "open",
+        "properties",
+        "published_at",
+        "redelivered",
+        "replies",
+        "taken_at",
+        "token",
+        "traceparent",
+    )
+
+    def __init__(
+        self,
+        token: AckToken,
+        properties: Properties,
+        *,
+        published_at: float,
+        taken_at: float,
+        traceparent: str = "",
+    ) -> None:
+        self.token: AckToken | None = token
+        """None once it was acked or given back."""
+        self.properties = properties
+        self.published_at = published_at
+        self.taken_at = taken_at
+        self.traceparent = traceparent
+        self.redelivered = properties.redelivered or properties.delivery_count > 0
+        self.replies: tuple[Reply, ...] = (
+            (Reply(properties.reply_to, properties.correlation_id),) if properties.reply_to else ()
+        )
+        self.open = 0
+        """Rows that must still be settled before the message may be acked."""
+        self.done: asyncio.Event | None = None
+        """Set when the message is acked or given back, where it is handled alone and something waits for it."""
+        self.letters: list[DeadLetter] = []
+        """What goes to `push.dead` after the rows and before the ack."""
+        self.answers: list[Receipt] = []
+        """What its publisher is told before the ack, since no row will tell it."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other message is handled until this one is acked or given back."""
+        return self.done is not None
+
+    def replies_where(self, differs: bool) -> tuple[Reply, ...]:
+        """The replies that it asked for; `differs`: its row holds other content than it has."""
+        if not differs:
+            return self.replies
+        return tuple(Reply(r.queue, r.correlation_id, differs=True) for r in self.replies)

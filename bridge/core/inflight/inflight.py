@@ -1,0 +1,285 @@
+"""The one owner of every push on its way: makes room for it, finds it, and acts on what each event has done to it.
+
+Whoever has a flight sends it events; the flight tells this owner what they did, and the owner passes on what the
+settlement has to write. All indexes, deadlines and positions of flights are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from bridge.core.inflight.deadlines import Appointments, Deadlines
+from bridge.core.inflight.flight import Effect, Flight
+from bridge.core.inflight.index import Index
+from bridge.core.model.pushes import PushKey
+from bridge.core.model.rows import LateProof, Row, RowKey
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.store import Account
+
+RESENDS = 3
+"""How often a kept push is resent to the sessions that have it; then it waits for the next session."""
+MICRO = 1_000_000
+
+
+class Ends(Protocol):
+    """Where rows that are to be written go: the settlement's worklist."""
+
+    def due(self, flight: Flight) -> None:
+        """Its row is to be written as the flight stands by then. Idempotent until it is written."""
+        ...
+
+    def is_due(self, flight: Flight) -> bool:
+        """Whether its row waits to be written, or is being written."""
+        ...
+
+    def late(self, proof: LateProof) -> None:
+        """Better proof has come than the row claims."""
+        ...
+
+    def ended_by_sweep(self, rows: Sequence[Row]) -> None:
+        """The store has ended these rows."""
+        ...
+
+
+class InFlight:
+    """Every push on its way, at most one flight for each row."""
+
+    def __init__(self, *, ends: Ends, clock: Clock, park_after: float, confirm_timeout: float) -> None:
+        """`park_after`, `confirm_timeout`: seconds until a push without proof gets its row, and until its time for a
+        proof is over."""
+        self._ends = ends
+        self._clock = clock
+        self._patience = confirm_timeout
+        self._index = Index()
+        self._deadlines = Deadlines(park_after, confirm_timeout)
+        self._looks = Appointments(lambda flight: self._index.get(flight.key) is flight)
+        self._position = 0
+        self._begun = 0
+        self._first_rows = 0
+        self._watches: list[tuple[Collection[str] | None, dict[RowKey, Row]]] = []
+        self._settling: dict[RowKey, asyncio.Future[None]] = {}
+        """Pushes whose final row somebody waits for."""
+
+    # --- taken, and found ---
+
+    def add(self, flight: Flight, *, roams: bool = False) -> None:
+        """Take in the flight of a push that was just taken, and whose key is not there. An older one with its collapse
+        key is told. `roams`: only the hub knew its user (the push is to a session, or to everyone)."""
+        older = self._index.add(flight, roams=roams)
+        if older is not None:
+            older.superseded(self._clock.time())
+        self._begun += 1
+        if flight.ended:
+            self._ends.due(flight)
+
+    def add_stored(self, flight: Flight) -> None:
+        """Take in the flight of a stored row, which a session has."""
+        self._index.add(flight)
+        self._index.rest(flight)
+
+    def forget(self, flight: Flight) -> None:
+        """It has no row of its own, and gets none: another bridge has the push."""
+        self._index.remove(flight)
+        self._begun -= 1
+
+    def get(self, key: RowKey) -> Flight | None:
+        """The flight of this row, if there is one."""
+        return self._index.get(key)
+
+    def of_push(self, push_id: str) -> Collection[Flight]:
+        """The flights of pushes with this id, of whatever tenant and user."""
+        return self._index.of_push(push_id)
+
+    def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
+        """The flights of a user's pushes with this collapse key, except those that had ended when they were taken."""
+        return self._index.of_collapse_key(tenant, user, collapse_key)
+
+    def roaming(self, push: PushKey) -> dict[str, Flight]:
+        """Flights of a push whose users only the hub knew, by user."""
+        return self._index.roaming(push)
+
+    # --- what an event has done ---
+
+    def carry_on(self, flight: Flight, effect: Effect, now: float) -> None:
+        """See `Owner`: a flight has had an event, and this is what it did."""
+        if effect is Effect.LATE:
+            self._ends.late(LateProof(flight.key, now))
+            return
+        self._ends.due(flight)
+        if effect is Effect.KEPT and flight.open > 0:
+            self.look_later(flight, 0.0)
+
+    # --- time ---
+
+    def wait(self, flight: Flight) -> None:
+        """It waits for a proof, or for its user. Its message waits with it, until its row is due."""
+        self._deadlines.wait(flight)
+
+    def park(self, flight: Flight, *, at_once: bool = False) -> None:
+        """Its row is written as it stands, and its message waits no longer. `at_once`: it has not waited before.
+
+        Of a kept push, the user's earlier ones get their rows first: whoever reads the mailbox must not find the later
+        one alone.
+        """
+        if flight.kept is not None:
+            self.write_unwritten(flight.key.user, flight.position)
+        self._ends.due(flight)
+        self._deadlines.park(flight, at_once=at_once)
+
+    def limit(self, flight: Flight, now: float) -> None:
+        """It was offered now (monotonic seconds). Where it has a time for its proof of its own, that begins."""
+        if flight.ack_within:
+            self._deadlines.limit(flight, now)
+
+    def tick(self, now: float) -> None:
+        """Park what waits for a proof, and decide what has waited long enough; `now` is monotonic seconds.
+
+        One that left was stored. It may be on its way again as another flight, and its row is up to that one.
+        """
+        for flight in self._deadlines.rows_due(now):
+            if self._index.get(flight.key) is flight:
+                self.park(flight)
+        for flight in self._deadlines.over(now):
+            if self._index.get(flight.key) is flight:
+                flight.timed_out(self._clock.time())
+
+    def look_later(self, flight: Flight, seconds: float | None = None) -> None:
+        """Look for the proof of a kept push so many seconds from now; None: after the time that it has for a proof."""
+        kept = flight.kept
+        now = self._clock.monotonic()
+        if kept is None or kept.look_at > now:
+            return
+        kept.look_at = now + ((flight.ack_within or self._patience) if seconds is None else seconds)
+        self._looks.push(kept.look_at, flight)
+
+    def overdue(self, now: float) -> Iterator[Flight]:
+        """The kept pushes that sessions have and did not prove in time, and that may be resent to them."""
+        for flight in self._looks.due(now):
+            kept = flight.kept
+            if kept is None or flight.ended or flight.open <= 0:
+                continue
+            before = kept.reason
+            if flight.looked_at(self._clock.time()) is Effect.ENDED or kept.reason is not before:
+                self._ends.due(flight)
+            if flight.outcome is None and kept.resent < RESENDS:
+                yield flight
+
+    # --- rows ---
+
+    def unwritten(self, user: str, until: int) -> Sequence[Flight]:
+        """The user's pushes up to this position that have a ttl and no row yet, in the order they were taken."""
+        return [f for f in self._index.unwritten(user) if f.position <= until]
+
+    def write_unwritten(self, user: str, until: int) -> bool:
+        """Have the rows of those written; whether there are any."""
+        unwritten = self.unwritten(user, until)
+        for flight in unwritten:
+            if not self._ends.is_due(flight):
+                self._ends.due(flight)
+        return bool(unwritten)
+
+    def committed(self, flight: Flight) -> bool:
+        """A row of it is committed, final or not. Whether that is its first."""
+        if flight.parked:
+            return False
+        self._first_rows += 1
+        flight.parked = True
+        return True
+
+    def stored(self, flight: Flight) -> None:
+        """Its row is committed and says `stored`. It leaves memory where no session has it and no message waits."""
+        if flight.kept is not None:
+            flight.kept.data = None
+            flight.kept.excluded = frozenset()
+        self._index.written(flight)
+        if flight.messages:
+            return
+        if (flight.ended or flight.open <= 0) and not self._ends.is_due(flight):
+            # No session has it, or it was just ended in the store: the row alone stands for it.
+            self._index.remove(flight)
+        else:
+            self._index.rest(flight)
+
+    def settled(self, flight: Flight, row: Row) -> None:
+        """Its final row is committed: from now on the row answers for it."""
+        flight.logged(row.outcome, row.reason, row.finished_at or row.taken_at)
+        self._watched(row)
+        self._index.remove(flight)
+        waiting = self._settling.pop(flight.key, None)
+        if waiting is not None:
+            waiting.set_result(None)
+
+    def ended_in_store(self, rows: Sequence[Row]) -> None:
+        """The store has ended these stored rows: sessions must not send them any more."""
+        for row in rows:
+            self._watched(row)
+            flight = self._index.get(row.key)
+            if flight is None:
+                continue
+            flight.logged(row.outcome, row.reason, row.finished_at or self._clock.time())
+            if flight.messages:
+                # They wait for this row. A write that changes nothing reads it, and they are answered.
+                self._ends.due(flight)
+            elif not self._ends.is_due(flight):
+                self._index.remove(flight)
+        if rows:
+            self._ends.ended_by_sweep(rows)
+
+    def until_settled(self, flight: Flight) -> asyncio.Future[None]:
+        """Done when its final row is committed."""
+        return self._settling.setdefault(flight.key, asyncio.get_running_loop().create_future())
+
+    @contextmanager
+    def watching(self, users: Collection[str] | None = None) -> Iterator[dict[RowKey, Row]]:
+        """The rows of these users (None: of all) that become final during the block: whoever reads the log meanwhile
+        may see them as they were. The dictionary is the caller's, who may empty it."""
+        rows: dict[RowKey, Row] = {}
+        watch = (users, rows)
+        self._watches.append(watch)
+        try:
+            yield rows
+        finally:
+            self._watches = [other for other in self._watches if other is not watch]
+
+    def _watched(self, row: Row) -> None:
+        for users, rows in self._watches:
+            if users is None or row.key.user in users:
+                rows[row.key] = row
+
+    # --- positions ---
+
+    def take_position(self) -> int:
+        """A position higher than any before: microseconds since the epoch, where the clock allows."""
+        self._position = max(self._position + 1, int(self._clock.time() * MICRO))
+        return self._position
+
+    def above(self, position: int) -> None:
+        """Positions go on above this one, which the log or another node has. (Lamport's clock.)"""
+        self._position = max(self._position, position)
+
+    # --- for people ---
+
+    def account(self) -> Account:
+        """What an audit compares: begun = with a row + on their way, or a push was lost."""
+        now = self._clock.monotonic()
+        ages = [now - flight.taken_mono for flight in self._index if not flight.parked]
+        return Account(self._begun, self._first_rows, len(ages), ages)
+
+    @property
+    def busy(self) -> int:
+        """Pushes whose message, or whose outcome, waits for something, parked ones included: these bound what is
+        taken."""
+        return self._index.busy
+
+    @property
+    def resting(self) -> int:
+        """Kept pushes whose row is stored, in memory for the sessions that have them and may still prove them."""
+        return self._index.resting
+
+    @property
+    def parked(self) -> int:
+        """Pushes whose proof is overdue and whose message is acked."""
+        return self._deadlines.parked

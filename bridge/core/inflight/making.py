@@ -1,0 +1,104 @@
+"""Make the flight of a request, of a rejected request, and of a stored row."""
+
+from __future__ import annotations
+
+from bridge.core.inflight.flight import Flight, Kept, Owner
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.transitions import State
+from bridge.core.model.fingerprint import NOT_KNOWN, fingerprint_of
+from bridge.core.model.outcomes import Outcome, Proof
+from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.broker import AckToken
+
+PAYLOAD_KEPT = 4096
+"""Bytes of a rejected body that its row keeps."""
+
+_NO_TOKEN = AckToken(-1, 0)
+
+
+def flight_of(
+    request: PushRequest,
+    user: str,
+    message: HeldMessage,
+    owner: Owner,
+    taken_mono: float,
+    position: int = 0,
+    fingerprint: int = NOT_KNOWN,
+) -> Flight:
+    """The flight of a request to one of its users. A push that names no user who is here is never kept."""
+    flight = Flight(
+        RowKey(request.tenant, request.id, user),
+        message,
+        owner,
+        event=request.event,
+        meta=request.meta,
+        confirm=request.confirm,
+        taken_mono=taken_mono,
+        ack_within=request.ack_within,
+        position=position,
+        collapse_key=request.collapse_key,
+        fingerprint=fingerprint,
+    )
+    if request.ttl > 0 and user != NO_USER:
+        flight.kept = Kept(
+            message.published_at + request.ttl,
+            request.data,
+            request.encoding,
+            request.excluded,
+        )
+    return flight
+
+
+def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flight:
+    """The flight of a stored row that goes out again. No message waits for it."""
+    properties = Properties(app_id=row.app_id)
+    flight = Flight(
+        row.key,
+        HeldMessage(_NO_TOKEN, properties, published_at=row.published_at, taken_at=row.taken_at),
+        owner,
+        event=row.event,
+        meta=row.meta,
+        confirm=row.confirm,
+        taken_mono=now_mono,
+        ack_within=row.ack_within,
+        position=row.position,
+        collapse_key=row.collapse_key,
+        fingerprint=row.fingerprint,
+    )
+    assert row.expires_at is not None
+    flight.messages = []
+    flight.traceparent = row.traceparent
+    flight.day = row.day
+    flight.sessions = row.sessions
+    flight.parked = True
+    # The log adds up what different boots have handed over, and takes the highest number that one of them says.
+    flight.attempts = row.attempts if row.boot == boot else 0
+    flight.written_at = row.written_at
+    flight.proven_at = row.proven_at
+    if row.proven_at is not None:
+        flight.proof = Proof.RECEIVED
+        flight.state = State.RECEIVED
+    flight.owes = len(row.owed or ())
+    flight.kept = Kept(row.expires_at, None, row.encoding, frozenset())
+    flight.kept.size = len(row.payload or b"")
+    flight.kept.reason = row.reason
+    flight.kept.stored_announced = True
+    return flight
+
+
+def flight_of_rejected(rejected: Rejected, message: HeldMessage, owner: Owner, now: float) -> Flight:
+    """The flight of a request that nobody gets: its user is not known, its body is kept (cut) for people."""
+    flight = Flight(
+        RowKey(rejected.tenant, rejected.id, NO_USER),
+        message,
+        owner,
+        event=rejected.event,
+        fingerprint=fingerprint_of(rejected),
+    )
+    flight.detail = rejected.detail
+    flight.payload = rejected.body[:PAYLOAD_KEPT]
+    if len(rejected.body) > PAYLOAD_KEPT:
+        flight.detail += f" (payload cut at {PAYLOAD_KEPT} of {len(rejected.body)} bytes)"
+    flight.born_ended(Outcome.REJECTED, rejected.reason, now)
+    return flight

@@ -1,0 +1,43 @@
+"""A push as a session sees it: what it sends, and to whom it reports, whoever owns the push."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from bridge.core.model.outcomes import Proof, Reason
+from bridge.core.model.rows import RowKey
+
+
+class Offered(ABC):
+    """What sessions report to. A report never raises for a push that has ended meanwhile.
+
+    `now` is wall-clock seconds, read once for a whole batch.
+    """
+
+    __slots__ = ("confirm", "key")
+
+    key: RowKey
+    confirm: Proof
+    """The proof that was asked for."""
+
+    @property
+    @abstractmethod
+    def withdrawn(self) -> bool:
+        """Whether it must not be sent any more: it has ended without having been delivered."""
+
+    @abstractmethod
+    def handed(self, now: float) -> object:
+        """A session has handed it to its socket."""
+
+    @abstractmethod
+    def received(self, now: float) -> object:
+        """A peer has answered a ping that was sent after it (RFC 6455 section 5.5.3)."""
+
+    @abstractmethod
+    def acked(self, now: float) -> object:
+        """An application has sent the ack frame for it."""
+
+    @abstractmethod
+    def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> object:
+        """A session that it was offered to will not prove it any more. `handed`: the session had handed it over; if
+        not, `why` says what was wrong with the session's queue, where that was to blame."""

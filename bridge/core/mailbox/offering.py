@@ -1,0 +1,93 @@
+"""Offer the push of a row that was read from the log to a session: once, and in the state that it has by now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from bridge.core.contract.frames import bare_frame, push_frame
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.inflight import RESENDS, InFlight
+from bridge.core.inflight.making import flight_of_stored
+from bridge.core.model.outcomes import DELIVERED
+from bridge.core.model.pushes import PushRequest, ToUser
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.session import Session
+
+
+class Offering:
+    """Finds the flight of a stored row, or makes one, and addresses it to the session."""
+
+    def __init__(self, inflight: InFlight, clock: Clock, boot: str) -> None:
+        self._inflight = inflight
+        self._clock = clock
+        self._boot = boot
+
+    def offer(
+        self,
+        session: Session,
+        row: Row,
+        *,
+        again: bool,
+        waiting: Collection[RowKey],
+        handed: Collection[RowKey],
+        gone: Mapping[RowKey, Row],
+    ) -> bool:
+        """Offer one row's push to a session that may want it; False where the session has no room for it now.
+
+        `again`: the session may have it; `waiting` and `handed` are what it was offered and handed. `gone`: rows that
+        became final since the page was read.
+        """
+        key = row.key
+        if key in waiting:
+            return True
+        if row.final:
+            return session.offer_kept(_frame(session.mode, row), None)
+        flight = self._inflight.get(key)
+        if flight is None:
+            if key in gone:
+                # Delivered elsewhere just now: who resumes gets it all the same.
+                resumes = session.replay is not None and session.replay.seen is not None
+                if resumes and gone[key].outcome in DELIVERED:
+                    return session.offer_kept(_frame(session.mode, row), None)
+                return True
+            flight = flight_of_stored(row, self._boot, self._inflight, self._clock.monotonic())
+            if not session.offer_kept(_frame(session.mode, row), flight):
+                return False
+            self._inflight.add_stored(flight)
+        elif flight.ended:
+            if flight.outcome in DELIVERED and not again:
+                return session.offer_kept(_frame(session.mode, row), None)
+            return True
+        elif key in handed:
+            return self._offer_again(session, row, flight)
+        elif not session.offer_kept(_frame(session.mode, row), flight):
+            return False
+        flight.addressed(1)
+        self._inflight.look_later(flight)
+        return True
+
+    def _offer_again(self, session: Session, row: Row, flight: Flight) -> bool:
+        kept = flight.kept
+        now = self._clock.monotonic()
+        if kept is None or kept.resent >= RESENDS or kept.look_at > now:
+            return True
+        if not session.offer_kept(_frame(session.mode, row), flight):
+            return False
+        kept.resent += 1
+        self._inflight.look_later(flight)
+        return True
+
+
+def _frame(mode: Mode, row: Row) -> Frame:
+    request = PushRequest(
+        id=row.key.push_id,
+        target=ToUser(row.key.user),
+        data=row.payload or b"",
+        event=row.event,
+        encoding=row.encoding,
+        tenant=row.key.tenant,
+    )
+    return bare_frame(request) if mode is Mode.BARE else push_frame(request)

@@ -1,0 +1,301 @@
+"""Send a session what is kept for its user, in pages, oldest first; what is newer waits until all of that has gone out.
+
+    stored (a row) ──> a session opens ──> read in pages, oldest first ──> offered ──> proven ──> settled
+         │                                                     what is newer is held ──┘
+         └──> expired, superseded, dropped (mailbox full), recalled
+
+A session is REPLAYING until it was offered all that was taken before it opened; `Session` holds what comes
+meanwhile. The next page is read when the peer has proven the last one, so replay never trips the bounds of a
+queue. Nothing of a user is read while an older push of that user is in flight without a row: its row is written
+first, so that no page misses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+
+from bridge.core.contract.fields import is_id
+from bridge.core.contract.frames import welcome_frame
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.offering import Offering
+from bridge.core.mailbox.resuming import Resuming
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.store import MailboxAsk, MailboxPage, Store
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.outgoing import Outgoing
+from bridge.core.sessions.replay import Replay
+from bridge.core.sessions.session import Session
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.persistence import Persistence
+
+READ_SESSIONS = 50
+"""Sessions whose pages are read in one statement."""
+READ_ROWS, PAGE_ROWS, PAGE_ROWS_LEAST = 1000, 200, 20
+"""Rows of one statement, shared among its sessions: at most, and at least, so many for each."""
+READ_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST = 4 * 1024 * 1024, 256 * 1024, 64 * 1024
+"""Bytes of data likewise."""
+POSTPONED = 30.0
+"""Seconds until a session is read for again whose page could not be read though the database is there."""
+SKEW = 60_000_000
+"""Microseconds by which the clock of another node may be ahead: what it has stored is read all the same."""
+
+
+class Pages:
+    """Owns the replay of each session."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hub: Hub,
+        inflight: InFlight,
+        outgoing: Outgoing,
+        clock: Clock,
+        gate: Gate,
+        errors: ErrorHandler,
+        boot: str,
+        patience: float,
+    ) -> None:
+        """`patience`: seconds after which a session is welcomed though it is not known whether anything is missing, and
+        between two rounds of one session."""
+        self._store = store
+        self._hub = hub
+        self._inflight = inflight
+        self._outgoing = outgoing
+        self._clock = clock
+        self._errors = errors
+        self._persistence = Persistence(store, gate, clock, "mailboxes")
+        self._offering = Offering(inflight, clock, boot)
+        self._resuming = Resuming(
+            store=store,
+            persistence=self._persistence,
+            inflight=inflight,
+            errors=errors,
+            welcome=self._welcome,
+        )
+        self._boot = boot
+        self._patience = patience
+        self._begun = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._asked: dict[Session, None] = {}
+        """Sessions whose next page is to be read, in the order they asked."""
+        self._blocked: dict[str, set[Session]] = {}
+        """Sessions, by user, that wait for rows of older pushes."""
+        self._replaying: dict[Session, None] = {}
+        self._unwelcomed: dict[Session, None] = {}
+        """Sessions that wait for their welcome, oldest first."""
+        self._postponed: dict[Session, float] = {}
+        """Sessions whose page could not be read: monotonic seconds of the next try."""
+
+    def begin(self) -> None:
+        """The store can be read, and positions go on above all that it has."""
+        for session in self._replaying:
+            if session.replay is not None:
+                session.replay.until = self._inflight.take_position()
+        self._begun.set()
+
+    def opened(self, session: Session, last: str | None) -> None:
+        """A session opened; `last` is the push that its client says it has seen. It is welcomed at once,
+        where it resumes once it is known whether anything is missing."""
+        replay = Replay(after=0, until=self._inflight.take_position(), last=last)
+        replay.began = self._clock.monotonic()
+        self._hold(session, replay)
+        if last is None:
+            self._welcome(session, True)
+        elif not is_id(last):
+            # No push has such an id, and no database need be asked.
+            replay.last = None
+            self._welcome(session, False)
+        else:
+            self._unwelcomed[session] = None
+        self._want(session)
+
+    def begin_replay(self, session: Session, replay: Replay) -> None:
+        """Read for a session that is LIVE, from a place of its own."""
+        self._hold(session, replay)
+        self._want(session)
+
+    def _hold(self, session: Session, replay: Replay) -> None:
+        session.begin_replay(replay)
+        self._replaying[session] = None
+
+    def flush(self, session: Session) -> None:
+        """Hand over what was offered to a session, and go on with its replay where that made room."""
+        self._outgoing.flush(session)
+        self.more(session)
+
+    def more(self, session: Session) -> None:
+        """The session has handed something over, or proven it: it may have room for its next page."""
+        replay = session.replay
+        if replay is None or replay.asked or not session.idle:
+            return
+        if replay.full and not session.socket.writable:
+            # It has taken nothing since its last page found no room.
+            return
+        self._want(session)
+
+    def closed(self, session: Session) -> None:
+        """The session is gone, or gets no more pushes; idempotent."""
+        self._replaying.pop(session, None)
+        self._unwelcomed.pop(session, None)
+        self._asked.pop(session, None)
+        self._postponed.pop(session, None)
+        blocked = self._blocked.get(session.user)
+        if blocked is not None:
+            blocked.discard(session)
+            if not blocked:
+                del self._blocked[session.user]
+
+    def _want(self, session: Session) -> None:
+        """Read the next page, once every older push of this user that is in the air has its row."""
+        replay = session.replay
+        if replay is None:
+            return
+        replay.asked = True
+        if self._inflight.write_unwritten(session.user, replay.until):
+            self._blocked.setdefault(session.user, set()).add(session)
+            return
+        self._asked[session] = None
+        self._wake.set()
+
+    def row_written(self, user: str) -> None:
+        """A row of this user was committed: sessions that waited for it may go on."""
+        if user in self._blocked:
+            for session in self._blocked.pop(user):
+                self._want(session)
+
+    def _welcome(self, session: Session, complete: bool) -> None:
+        self._unwelcomed.pop(session, None)
+        if session.mode is Mode.ENVELOPE:
+            session.socket.write((welcome_frame(session.id, session.user, complete),), None)
+            session.spoken_at = self._clock.monotonic()
+
+    async def run(self) -> None:
+        """Read pages for whoever asked, until cancelled."""
+        await self._begun.wait()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asked:
+                sessions = list(itertools.islice(self._asked, READ_SESSIONS))
+                for session in sessions:
+                    del self._asked[session]
+                await self._read([s for s in sessions if s.replay is not None])
+
+    async def _read(self, sessions: list[Session]) -> None:
+        with self._inflight.watching({session.user for session in sessions}) as gone:
+            await self._resuming.find(sessions)
+            reading = {ask: s for s in sessions if (ask := _ask(s, len(sessions))) is not None}
+            pages = await self._persistence.in_parts(list(reading), self._pages, self._not_read)
+            read = [(reading[ask], ask, page) for ask, page in pages]
+            await self._resuming.look_for_gaps([session for session, _, page in read if not page.more])
+            for session, _, page in read:
+                self._page(session, page, gone)
+                # A page may hold hundreds of pushes; pongs get their turn in between.
+                await self._clock.sleep(0)
+
+    async def _pages(self, asks: Sequence[MailboxAsk]) -> Sequence[tuple[MailboxAsk, MailboxPage]]:
+        return list(zip(asks, await self._store.mailbox(asks), strict=True))
+
+    async def _not_read(
+        self, ask: MailboxAsk, error: StatementFailed
+    ) -> Sequence[tuple[MailboxAsk, MailboxPage]]:
+        """One session's page can't be read: the others do not wait for it."""
+        self._errors.handle(error, "mailbox.read", {"session": ask.session})
+        session = self._hub.session(ask.session)
+        if session is not None and session.replay is not None:
+            self._postponed[session] = self._clock.monotonic() + POSTPONED
+        return ()
+
+    def _page(self, session: Session, page: MailboxPage, gone: Mapping[RowKey, Row]) -> None:
+        replay = session.replay
+        if replay is None:
+            return
+        replay.asked = replay.full = False
+        waiting = session.waiting_keys() if replay.again else set()
+        handed = session.handed_keys() if replay.again else set()
+        for row in page.rows:
+            # What is taken here from now on is behind what was seen of other nodes.
+            self._inflight.above(row.position)
+            if row.position > replay.until and row.boot == self._boot:
+                # Taken here after the session opened, so it was offered to it.
+                replay.after = row.position
+                continue
+            if not self._offering.offer(
+                session, row, again=replay.again, waiting=waiting, handed=handed, gone=gone
+            ):
+                # No room: the rest is read again when there is some.
+                replay.full = True
+                break
+            replay.after = row.position
+        else:
+            replay.after = max(replay.after, page.reached if page.more else replay.after)
+            if (
+                not page.more
+                and self._released(session)
+                and session.end_replay(self._inflight.take_position())
+            ):
+                self._replaying.pop(session, None)
+                session.next_round = self._clock.monotonic() + self._patience
+        self.flush(session)
+
+    def _released(self, session: Session) -> bool:
+        """Whether all that was held is queued; what finds no room waits until the peer has proven the rest."""
+        while not session.release_held():
+            before = session.waiting
+            self.flush(session)
+            if session.waiting == before:
+                return False
+        return True
+
+    def tick(self, now: float) -> None:
+        """Called about ten times a second; `now` is monotonic seconds. Read again for sessions whose page could not be
+        read, and welcome those that have waited too long to know whether anything is missing."""
+        for session in [s for s, at in self._postponed.items() if at <= now]:
+            del self._postponed[session]
+            self._want(session)
+        while self._unwelcomed:
+            session = next(iter(self._unwelcomed))
+            replay = session.replay
+            if replay is not None and replay.last is not None and now - replay.began < self._patience:
+                break
+            if replay is not None:
+                # The database is down: what is kept follows when it is back, and the client is told the truth.
+                replay.last = None
+            self._welcome(session, False)
+
+    def every_second(self) -> None:
+        """Ask again for sessions whose room nobody has told of: their sockets had taken something in between."""
+        for session in list(self._replaying):
+            if session.replay is not None:
+                session.replay.full = False
+            self.more(session)
+
+    # --- for people ---
+
+    @property
+    def replaying(self) -> int:
+        """Sessions that are being sent what is kept."""
+        return len(self._replaying)
+
+
+def _ask(session: Session, sessions: int) -> MailboxAsk | None:
+    """The next page of a session, which shares a statement with so many."""
+    replay = session.replay
+    if replay is None:
+        return None
+    return MailboxAsk(
+        session.user,
+        replay.after,
+        replay.until + SKEW,
+        replay.seen,
+        session.id,
+        min(PAGE_ROWS, max(PAGE_ROWS_LEAST, READ_ROWS // sessions)),
+        min(PAGE_BYTES, max(PAGE_BYTES_LEAST, READ_BYTES // sessions)),
+    )

@@ -1,0 +1,117 @@
+"""Withdraw pushes that are not proven, and tell the sessions that may have them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import NamedTuple
+
+from bridge.core.contract.frames import withdraw_frame
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.flight import Effect, Flight
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.pages import Pages
+from bridge.core.model.outcomes import Outcome
+from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import RowKey
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.store import RecallPlace, Store
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session
+from bridge.core.settlement.persistence import SWEEP_ROWS
+
+RECALL_TRIES, RECALL_WAIT = 5, 0.1
+"""How often a recall is begun again while others hold rows that it names, and the seconds in between."""
+
+
+class Recalled(NamedTuple):
+    """What a recall did."""
+
+    ended: int
+    """Pushes, counted once per user, that ended by it."""
+    sessions: int
+    """Sessions that were told to withdraw a push."""
+
+
+class Recalls:
+    """Carries out recalls: pushes in flight first, then what is stored."""
+
+    def __init__(self, *, store: Store, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock) -> None:
+        self._store = store
+        self._hub = hub
+        self._inflight = inflight
+        self._pages = pages
+        self._clock = clock
+
+    async def recall(self, recall: Recall) -> Recalled:
+        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
+
+        Returns when all of it is committed: what was in the air would come again with its message. Many rows are
+        ended step by step, and the sessions told with each. Raises StoreUnavailable: then it is to
+        be called again.
+        """
+        now = self._clock.time()
+        ended: set[RowKey] = set()
+        told: set[Session] = set()
+        uncommitted: list[asyncio.Future[None]] = []
+        flying: dict[tuple[str, str], None] = {}
+        for flight in self._named(recall):
+            flying[flight.key.user, flight.key.push_id] = None
+            if flight.parked and flight.kept is not None:
+                continue  # its row ends, with all that the store keeps
+            if flight.recalled(now) is Effect.ENDED:
+                ended.add(flight.key)
+            if flight.outcome is Outcome.RECALLED:
+                uncommitted.append(self._inflight.until_settled(flight))
+        place: RecallPlace | None = RecallPlace()
+        rows = SWEEP_ROWS
+        count = len(ended)
+        held = tries = 0
+        while place is not None:
+            try:
+                page = await self._store.recall(recall, place, rows)
+            except StatementFailed:
+                if rows == 1:
+                    raise
+                rows = max(1, rows // 4)
+                continue
+            self._inflight.ended_in_store([w.row for w in page.written if w.applied])
+            count += sum(1 for w in page.written if w.applied and w.row.key not in ended)
+            of_page = dict.fromkeys((w.row.key.user, w.row.key.push_id) for w in page.written)
+            for push in of_page:
+                flying.pop(push, None)
+            self._withdraw(of_page, recall.tenant, told)
+            held += sum(1 for w in page.written if w.applied is None)
+            place = page.next
+            await self._clock.sleep(0)
+            if place is None and held:
+                # It is begun again until nobody holds any of them.
+                tries += 1
+                if tries == RECALL_TRIES:
+                    raise StatementFailed(f"{held} rows are held by somebody else")
+                await self._clock.sleep(RECALL_WAIT)
+                held, place = 0, RecallPlace()
+        # Told when they have ended, so that nothing is sent behind it.
+        self._withdraw(flying, recall.tenant, told)
+        if uncommitted:
+            await asyncio.wait(uncommitted)
+        return Recalled(count, len(told))
+
+    def _named(self, recall: Recall) -> Collection[Flight]:
+        """The flights that a recall is about."""
+        if recall.push_id:
+            return [f for f in self._inflight.of_push(recall.push_id) if f.key.tenant == recall.tenant]
+        return self._inflight.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)
+
+    def _withdraw(self, pushes: Collection[tuple[str, str]], tenant: str, told: set[Session]) -> None:
+        """Tell the sessions of these users that these pushes, by id, are withdrawn."""
+        flushed: set[Session] = set()
+        for user, push_id in pushes:
+            for session in self._hub.of_user(user):
+                if session.mode is Mode.ENVELOPE and session.takes_pushes:
+                    session.tell(withdraw_frame(push_id, tenant))
+                    flushed.add(session)
+        for session in flushed:
+            self._pages.flush(session)
+        told |= flushed

@@ -1,0 +1,106 @@
+"""Once a second: end kept pushes whose ttl is over, and the oldest of mailboxes that are too full."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.measuring import MailboxLimits, Measuring
+from bridge.core.model.rows import Row
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.store import Store
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
+
+SWEEP_STATEMENTS = 20
+"""Statements of one kind in one sweep; what is left waits a second."""
+TRIM_USERS = 20
+"""Mailboxes that one statement measures."""
+PATROL_USERS = 20
+"""Mailboxes that the patrol measures each second, whether they have grown or not."""
+
+
+class MailboxSweep:
+    """Ends stored rows that nobody proved. Of mailboxes it measures those that grew, and each in its turn."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        inflight: InFlight,
+        clock: Clock,
+        gate: Gate,
+        errors: ErrorHandler,
+        limits: MailboxLimits,
+    ) -> None:
+        self._store = store
+        self._inflight = inflight
+        self._clock = clock
+        self._errors = errors
+        self._persistence = Persistence(store, gate, clock, "mailbox sweeps")
+        self._limits = limits
+        self._measuring = Measuring(limits)
+        self._patrol = ""
+        """The user whose mailbox the patrol has measured last."""
+        self._sweep_rows = SWEEP_ROWS
+
+    def stored(self, user: str, payload_bytes: int) -> None:
+        """A push of this user was stored, or stored once more: the mailbox may have grown."""
+        self._measuring.stored(user, payload_bytes, self._clock.monotonic())
+
+    async def sweep(self) -> None:
+        """Called every second: end what has expired, and what is over the bounds of its mailbox.
+
+        Waits while the database is down. A statement that fails all the same is made smaller, and what fails alone is
+        left until it grows again, or the patrol comes by.
+        """
+        await self._expire()
+        for _ in range(SWEEP_STATEMENTS):
+            users = self._measuring.take(TRIM_USERS, self._clock.monotonic())
+            if not users:
+                break
+            await self._trim(users)
+        try:
+            patrolled = await self._persistence.call(
+                lambda: self._store.users_with_mail(self._patrol, PATROL_USERS)
+            )
+        except StatementFailed as failed:
+            self._errors.handle(failed, "mailbox.patrol", {})
+            return
+        self._patrol = patrolled[-1] if len(patrolled) == PATROL_USERS else ""
+        await self._trim(patrolled)
+
+    async def _expire(self) -> None:
+        for _ in range(SWEEP_STATEMENTS):
+            ended = await self._ended_by(self._store.expire)
+            if not ended:
+                return
+
+    async def _trim(self, users: Sequence[str]) -> None:
+        """Measure these mailboxes, and end what is over their bounds, the oldest first."""
+
+        async def measure(some: Sequence[str]) -> Sequence[tuple[str, int]]:
+            return await self._store.overfull(some, self._limits.pushes, self._limits.total_bytes)
+
+        async def failed(user: str, error: StatementFailed) -> Sequence[tuple[str, int]]:
+            self._errors.handle(error, "mailbox.measure", {})
+            return ()
+
+        over = await self._persistence.in_parts(users, measure, failed)
+        while over and await self._ended_by(lambda limit: self._store.trim(over, limit)):
+            await self._clock.sleep(0)
+
+    async def _ended_by(self, statement: Callable[[int], Awaitable[Sequence[Row]]]) -> bool:
+        """Run a statement that ends so many rows at most; whether there may be more."""
+        try:
+            ended = await self._persistence.call(lambda: statement(self._sweep_rows))
+        except StatementFailed as failed:
+            self._errors.handle(failed, "mailbox.sweep", {"rows": self._sweep_rows})
+            alone = self._sweep_rows == 1
+            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            return not alone
+        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        self._inflight.ended_in_store(ended)
+        return bool(ended)

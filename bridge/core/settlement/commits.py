@@ -1,0 +1,136 @@
+"""Take in what a row has become once it is committed. Synchronous: a repeat joins the flight, or finds the row.
+
+The row is the truth: what `Store.record` returns, and nothing else, causes receipts and acks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.row_of import OWED_MAX
+from bridge.core.model.fingerprint import differ
+from bridge.core.model.outcomes import DELIVERED, Proof, Reason
+from bridge.core.model.rows import LateProof, Receipt, Row, merged
+from bridge.core.ports.plugins import Hooks, Metrics
+from bridge.core.ports.store import Written
+from bridge.core.settlement.payments import Payment, Payments
+from bridge.core.settlement.worklist import Worklist
+
+DAY = 86_400.0
+
+
+class Commits:
+    """Decides what is owed for each row that is committed, and what the messages that wait for it still wait for."""
+
+    def __init__(
+        self,
+        worklist: Worklist,
+        inflight: InFlight,
+        payments: Payments,
+        *,
+        hooks: Hooks,
+        metrics: Metrics,
+        on_stored: Callable[[str, int], None],
+        on_written: Callable[[str], None],
+    ) -> None:
+        """`on_stored` is told the user and the bytes of each push whose row says `stored`, `on_written` the user of
+        each row that was committed, once the flight is settled or stored."""
+        self._worklist = worklist
+        self._inflight = inflight
+        self._payments = payments
+        self._hooks = hooks
+        self._metrics = metrics
+        self._on_stored = on_stored
+        self._on_written = on_written
+
+    def committed(self, flight: Flight, written: Written, payment: Payment) -> None:
+        """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
+        row = written.row
+        first = self._inflight.committed(flight)
+        messages, flight.messages = flight.messages, []
+        if written.applied and (first or row.final):
+            self.tell(row)
+            payment.for_logs.append(row)
+        if not row.final:
+            self._parked(flight, row, messages, payment)
+            return
+        if self._worklist.flights.get(row.key) is flight:
+            # Named once more while it was written: written again it would be announced again, or not be found.
+            del self._worklist.flights[row.key]
+        self._inflight.settled(flight, row)
+        self._on_written(row.key.user)
+        replies = merged(*(flight.replies_to(m, row.fingerprint) for m in messages))
+        if written.applied:
+            payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))
+            if row.owed is not None:
+                payment.owed_by_row.add(row.key)
+                self._payments.being_paid.add(row.key)
+        else:
+            # Ended by somebody else: what that row owes is the sweep's.
+            self._payments.being_paid.discard(row.key)
+            for message in messages:
+                self._metrics.repeat(row.outcome)
+                if differ(flight.fingerprint_of(message), row.fingerprint):
+                    self._worklist.differs(row.key)
+            again = any(m.redelivered for m in messages)
+            if replies or again:
+                payment.receipts.append(Receipt(row, replies, announce=again))
+            if flight.proof >= Proof.RECEIVED and flight.proven_at and row.outcome not in DELIVERED:
+                self._worklist.late(LateProof(row.key, flight.proven_at))
+        payment.messages.extend((m, row.key) for m in messages)
+
+    def _parked(self, flight: Flight, row: Row, messages: Sequence[HeldMessage], payment: Payment) -> None:
+        """Its row is there and not final: its messages need not wait for the end, if the row owes their receipts."""
+        # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
+        # was taken, since that was by another clock.) A write that says so does not insert, and so waits for nobody.
+        flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
+        owed = set(row.owed or ())
+        flight.owes = len(owed)
+        for message in messages:
+            replies = flight.replies_to(message)
+            if owed.issuperset(replies):
+                payment.messages.append((message, row.key))
+            elif flight.owes >= OWED_MAX:
+                message.answers.append(Receipt(row, replies, announce=False))
+                payment.messages.append((message, row.key))
+            else:
+                # It joined while the row was written.
+                flight.messages.append(message)
+        self._payments.being_paid.discard(row.key)
+        if flight.messages:
+            self._worklist.due(flight)
+        if flight.kept is not None:
+            if row.reason is not Reason.AWAITING_PROOF and not flight.kept.stored_announced:
+                # Not final, and not owed: who wants to know that it is kept may hear of it.
+                flight.kept.stored_announced = True
+                payment.receipts.append(Receipt(row, row.owed or ()))
+            self._inflight.stored(flight)
+            self._on_stored(row.key.user, flight.kept.size)
+            self._on_written(row.key.user)
+
+    def answered(self, message: HeldMessage, row: Row, fingerprint: int, payment: Payment) -> None:
+        self._metrics.repeat(row.outcome)
+        differs = differ(fingerprint, row.fingerprint)
+        if differs:
+            self._worklist.differs(row.key)
+        replies = message.replies_where(differs)
+        owed = row.owed or ()
+        if row.final:
+            # Redelivered: the receipt may have been lost with the connection, so it is announced again.
+            if replies or message.redelivered:
+                payment.receipts.append(Receipt(row, replies, announce=message.redelivered))
+        elif any(reply not in owed for reply in replies):
+            noting = payment.notes.setdefault(row.key, [])
+            if len(owed) + len(noting) < OWED_MAX:
+                noting.append((message, replies))
+                return
+            message.answers.append(Receipt(row, replies, announce=False))
+        payment.messages.append((message, row.key))
+
+    def tell(self, row: Row) -> None:
+        self._metrics.outcome(row)
+        self._hooks.on_outcome(row)

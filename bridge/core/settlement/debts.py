@@ -1,0 +1,123 @@
+"""Once a second: pay the debts of rows, note late proofs and differing repeats, try again what could not be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge.core.errors import StatementFailed
+from bridge.core.inflight.flight import Flight
+from bridge.core.model.rows import Difference, LateProof, Receipt
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.store import Store
+from bridge.core.settlement.paying import Paying
+from bridge.core.settlement.payments import Payments, payment_of
+from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
+from bridge.core.settlement.worklist import Worklist
+
+
+class Debts:
+    """Used by the payer alone, between two payments."""
+
+    def __init__(
+        self,
+        worklist: Worklist,
+        payments: Payments,
+        paying: Paying,
+        store: Store,
+        persistence: Persistence,
+        errors: ErrorHandler,
+        clock: Clock,
+    ) -> None:
+        self._worklist = worklist
+        self._payments = payments
+        self._paying = paying
+        self._store = store
+        self._persistence = persistence
+        self._errors = errors
+        self._clock = clock
+        self._sweep_rows = SWEEP_ROWS
+
+    async def sweep(self) -> None:
+        """Pay debts of rows whose messages are acked, note late proofs, and try again what could not be done."""
+        await self._prove_late()
+        await self._note_differences()
+        unnoted, self._paying.unnoted = self._paying.unnoted, []
+        if unnoted:
+            messages = [(n.message, n.key) for n in unnoted if n.message is not None]
+            payment = payment_of(messages=messages)
+            await self._paying.settle_messages(payment, await self._paying.note(unnoted))
+        if self._paying.blocked:
+            return
+        unfinished, self._paying.unfinished = self._paying.unfinished, []
+        await self._paying.finish(unfinished)
+        await self._pay_debts()
+
+    async def _prove_late(self) -> None:
+        # Of rows that are written: what is yet to end would not be found.
+        def unwritten(proof: LateProof) -> bool:
+            return (
+                proof.key in self._worklist.flights
+                or proof.key in self._worklist.writing
+                or proof.key in self._worklist.aside
+            )
+
+        async def prove(proofs: Sequence[LateProof]) -> Sequence[LateProof]:
+            held = await self._store.prove_late(proofs)
+            return [proof for proof in proofs if proof.key in held]
+
+        async def failed(proof: LateProof, error: StatementFailed) -> Sequence[LateProof]:
+            self._errors.handle(error, "store.prove_late", {"push_id": proof.key.push_id})
+            return (proof,)
+
+        late = [p for p in self._worklist.late_proofs if not unwritten(p)]
+        self._worklist.late_proofs = [p for p in self._worklist.late_proofs if unwritten(p)]
+        for at in range(0, len(late), SWEEP_ROWS):
+            self._worklist.late_proofs += await self._persistence.in_parts(
+                late[at : at + SWEEP_ROWS], prove, failed
+            )
+
+    async def _note_differences(self) -> None:
+        def unwritten(flight: Flight | None) -> bool:
+            return flight is not None and not flight.parked
+
+        async def note(differences: Sequence[Difference]) -> Sequence[Difference]:
+            held = await self._store.differing(differences)
+            return [one for one in differences if one.key in held]
+
+        async def failed(one: Difference, error: StatementFailed) -> Sequence[Difference]:
+            self._errors.handle(error, "store.differing", {"push_id": one.key.push_id})
+            return (one,)
+
+        now = [one for one, flight in self._worklist.differences if not unwritten(flight)]
+        self._worklist.differences = [
+            (one, flight) for one, flight in self._worklist.differences if unwritten(flight)
+        ]
+        for at in range(0, len(now), SWEEP_ROWS):
+            left = await self._persistence.in_parts(now[at : at + SWEEP_ROWS], note, failed)
+            self._worklist.differences += [(one, None) for one in left]
+
+    async def _pay_debts(self) -> None:
+        try:
+            found = await self._persistence.call(lambda: self._store.owing(self._sweep_rows))
+        except StatementFailed as failed:
+            self._errors.handle(failed, "store.owing", {"rows": self._sweep_rows})
+            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            return
+        now = self._clock.monotonic()
+        resting = {key for key, (until, _) in self._paying.rested.items() if until > now}
+        # What was not found again within as long has been settled by others.
+        self._paying.rested = {
+            key: (until, wait) for key, (until, wait) in self._paying.rested.items() if until + wait > now
+        }
+        owing = [r for r in found if r.key not in self._payments.being_paid and r.key not in resting]
+        more = len(found) == self._sweep_rows
+        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        if not owing:
+            return
+        receipts = [Receipt(r, r.owed or ()) for r in owing]
+        all_sent, unnoted = await self._paying.send(payment_of(receipts, {r.key for r in owing}))
+        self._paying.unnoted.extend(unnoted)
+        if more and all_sent:
+            # There are more; what has come to be paid meanwhile goes first.
+            self._worklist.sweep()

@@ -1,0 +1,174 @@
+"""Write rows, with one compare-and-set for each batch. What fails there is set aside, and tried alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.row_of import carried_by, is_light, row_of
+from bridge.core.model.rows import Row
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import Metrics
+from bridge.core.settlement.commits import Commits
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.payments import Payments, payment_of
+from bridge.core.settlement.recording import Recorder
+from bridge.core.settlement.replacing import Replacer
+from bridge.core.settlement.worklist import Aside, Worklist, to_be_written
+
+BATCH_ROWS = 500
+"""Rows in one statement: beyond it figures gain little and a redelivery repeats more."""
+BATCH_BYTES = 1024 * 1024
+"""Bytes of data, except lists and meta after which a batch ends; what several rows share counts once."""
+BATCH_ANSWERS = 1000
+"""Repeats that are answered, and rows ended by sweeps that are told, with one batch."""
+LINGER = 0.005
+"""Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
+LINGER_ROWS = 100
+"""A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
+ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
+"""Seconds until a row that could not be written is tried again: doubled from the first to the most."""
+ASIDE_MANY = 1000
+"""Rows set aside over which nothing more is taken: that is no single row's fault any more."""
+
+
+class Writer:
+    """Takes what is due from the worklist, writes it, and leaves the rest of the settlement to the payer."""
+
+    def __init__(
+        self,
+        worklist: Worklist,
+        payments: Payments,
+        commits: Commits,
+        replacer: Replacer,
+        recorder: Recorder,
+        recorder_aside: Recorder,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        gate: Gate,
+        node: str,
+        boot: str,
+    ) -> None:
+        self._worklist = worklist
+        self._payments = payments
+        self._commits = commits
+        self._replacer = replacer
+        self._recorder = recorder
+        self._recorder_aside = recorder_aside
+        self._metrics = metrics
+        self._clock = clock
+        self._gate = gate
+        self._node = node
+        self._boot = boot
+
+    async def run(self) -> None:
+        """Write batches until cancelled."""
+        busy = False
+        while True:
+            await self._worklist.wake.wait()
+            if busy and len(self._worklist.flights) < LINGER_ROWS:
+                await self._clock.sleep(LINGER)
+            self._worklist.wake.clear()
+            flights = self._next_batch()
+            busy = len(flights) >= LINGER_ROWS // 2
+            answers = self._worklist.answers[:BATCH_ANSWERS]
+            del self._worklist.answers[:BATCH_ANSWERS]
+            ended = self._worklist.ended[:BATCH_ANSWERS]
+            del self._worklist.ended[:BATCH_ANSWERS]
+            if self._worklist.flights or self._worklist.answers or self._worklist.ended:
+                self._worklist.wake.set()
+            # One that waits for its turn is enough, however long the payer takes.
+            sweep = self._worklist.sweep_due and not self._payments.sweep_waits
+            self._payments.sweep_waits |= sweep
+            self._worklist.sweep_due = False
+            # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
+            self._payments.being_paid.update(f.key for f in flights if f.parked)
+            self._worklist.writing = {f.key: f for f in flights}
+            started = self._clock.monotonic()
+            rows = len(flights) + len(answers) + len(ended)
+            self._worklist.unpaid += rows
+            payment = payment_of(for_logs=ended, sweep=sweep, rows=rows)
+            written = await self._recorder.record(self._rows(flights))
+            await self._replacer.supersede(
+                [*(w.row for w in written if w is not None), *(row for _, row, _ in answers)]
+            )
+            self._worklist.writing = {}
+            if flights:
+                self._metrics.recorded(len(flights), self._clock.monotonic() - started)
+            released, self._worklist.released = self._worklist.released, []
+            payment.released.extend(released)
+            for row in ended:
+                self._commits.tell(row)
+            for flight, result in zip(flights, written, strict=True):
+                if result is None:
+                    self._set_aside(flight)
+                else:
+                    self._commits.committed(flight, result, payment)
+            for message, row, fingerprint in answers:
+                self._commits.answered(message, row, fingerprint, payment)
+            self._payments.put(payment)
+
+    def _next_batch(self) -> list[Flight]:
+        """The flights that are written next, bounded in rows and in what they carry."""
+        flights: list[Flight] = []
+        size = 0
+        carried: set[int] = set()
+        for flight in itertools.islice(self._worklist.flights.values(), BATCH_ROWS):
+            if is_light(flight):
+                flights.append(flight)
+                continue
+            before = size
+            for part, part_bytes in carried_by(flight):
+                # The flights of one request hold the same objects, which are written once.
+                if id(part) not in carried:
+                    carried.add(id(part))
+                    size += part_bytes
+            if flights and size > BATCH_BYTES and size > before:
+                break
+            flights.append(flight)
+        for flight in flights:
+            del self._worklist.flights[flight.key]
+        return flights
+
+    def _rows(self, flights: Sequence[Flight]) -> list[Row]:
+        return [row_of(flight, self._node, self._boot) for flight in flights]
+
+    def _set_aside(self, flight: Flight) -> None:
+        """Its row can't be written now, and the others must not wait for it."""
+        key = flight.key
+        flight = to_be_written(flight, self._worklist.flights.pop(key, None))
+        aside = self._worklist.aside.get(key)
+        wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
+        self._worklist.aside[key] = Aside(flight, self._clock.monotonic() + wait, wait)
+        if len(self._worklist.aside) > ASIDE_MANY:
+            self._gate.shut(
+                "rows set aside", f"{len(self._worklist.aside)} rows can't be written; see the log of errors"
+            )
+        self._worklist.aside_wake.set()
+
+    async def run_aside(self) -> None:
+        """Write what was set aside, one row after the other, each when its time has come."""
+        while True:
+            if not self._worklist.aside:
+                self._worklist.aside_wake.clear()
+                await self._worklist.aside_wake.wait()
+            key = min(self._worklist.aside, key=lambda k: self._worklist.aside[k].at)
+            aside = self._worklist.aside[key]
+            await self._clock.sleep(aside.at - self._clock.monotonic())
+            aside.again = False
+            [written] = await self._recorder_aside.record(self._rows([aside.flight]), tried=True)
+            if written is None:
+                self._set_aside(aside.flight)
+                continue
+            del self._worklist.aside[key]
+            if len(self._worklist.aside) <= ASIDE_MANY // 2:
+                self._gate.clear("rows set aside")
+            if aside.again:
+                # Before others hear of the row: it must not pass for one whose flight is over.
+                self._worklist.due(aside.flight)
+            self._worklist.unpaid += 1
+            payment = payment_of(rows=1)
+            self._commits.committed(aside.flight, written, payment)
+            self._payments.put(payment)
