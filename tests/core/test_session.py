@@ -5,23 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.errors import IllegalTransition
-from bridge.core.inflight.flight import Flight, Message
 from bridge.core.model.outcomes import Outcome, Proof, Reason
-from bridge.core.model.pushes import Properties, PushRequest, ToUser
 from bridge.core.model.states import SessionState
-from bridge.core.ports.broker import AckToken
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.session import UNPROVEN_MAX
-from tests.support.core import session
-
-
-def flight(push_id: str = "p1", confirm: Proof = Proof.RECEIVED) -> Flight:
-    request = PushRequest(id=push_id, target=ToUser("u1"), data=b"1", confirm=confirm)
-    message = Message(AckToken(1, 1), Properties(), published_at=1.0, taken_at=1.0)
-    made = Flight.of(request, "u1", message, 0.0)
-    made.addressed(1)
-    return made
-
+from tests.support.house import flight, session
 
 FRAME = Frame(b"x" * 10)
 
@@ -123,7 +111,7 @@ def test_what_a_closing_socket_refuses_is_given_back_as_never_handed_over() -> N
 
 def test_closing_tells_apart_what_was_handed_over_and_what_was_not() -> None:
     s, socket = session()
-    handed, acked_one, waiting = flight("a"), flight("b", Proof.ACKED), flight("c")
+    handed, acked_one, waiting = flight("a"), flight("b", confirm=Proof.ACKED), flight("c")
     s.offer(FRAME, handed)
     s.offer(FRAME, acked_one)
     s.flush(1.0)
@@ -136,7 +124,7 @@ def test_closing_tells_apart_what_was_handed_over_and_what_was_not() -> None:
 
 def test_a_push_received_but_not_acked_is_still_owed_when_the_session_closes() -> None:
     s, socket = session()
-    f = flight("a", Proof.ACKED)
+    f = flight("a", confirm=Proof.ACKED)
     s.offer(FRAME, f)
     s.flush(1.0)
     assert s.pong(socket.pings[0], 1.1) == [f]
@@ -145,7 +133,7 @@ def test_a_push_received_but_not_acked_is_still_owed_when_the_session_closes() -
 
 def test_an_ack_finds_its_push_once_and_only_by_its_own_id() -> None:
     s, _ = session()
-    f = flight("a", Proof.ACKED)
+    f = flight("a", confirm=Proof.ACKED)
     s.offer(FRAME, f)
     s.flush(1.0)
     assert s.ack("other") is None

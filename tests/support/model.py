@@ -42,8 +42,8 @@ from bridge.core.ports.store import (
     Written,
 )
 from bridge.core.sessions.session import SessionLimits
-from tests.support.core import ManualClock, arrival
-from tests.support.core_house import House, Peer
+from tests.support.house import House, Peer, start
+from tests.support.ports import ManualClock, arrival
 
 USERS = ("a", "b", "c")
 CONFIRMS = ("written", "received", "acked")
@@ -238,12 +238,7 @@ class World:
         await self.lease.claim()
         house.mailbox.begin(await self.store.last_position())
         self.store.fail_with = failing
-        self.tasks = [
-            asyncio.create_task(house.settlement.run(), name="settlement"),
-            asyncio.create_task(house.delivery.run(), name="delivery"),
-            asyncio.create_task(house.mailbox.run(), name="mailbox"),
-            asyncio.create_task(house.recollection.run(), name="recollection"),
-        ]
+        self.tasks = start(*house.parts, house.recollection)
         self.peers = []
         self._deliver_all()
 
