@@ -22,7 +22,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from bridge.app import build as app
-from tests.support import house
+from tests.support import bridges
 from tests.support.browser import launched, opened
 from tests.support.clients import client
 from tests.support.silent_proxy import silent_proxy
@@ -151,12 +151,12 @@ class Peer:
 
     async def frame(self) -> object:
         """The next frame of the library."""
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             return json.loads(await self.socket.recv())
 
     async def closed(self) -> int | None:
         """Wait until the library has closed; the code."""
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             await self.socket.wait_closed()
         return self.socket.close_code
 
@@ -198,7 +198,7 @@ class Script:
 
     async def peer(self) -> Peer:
         """The next connection."""
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             return await self._peers.get()
 
     @property
@@ -1462,7 +1462,7 @@ async def test_it_runs_in_node_too_and_an_error_handler_that_fails_stops_nothing
     again = await (await script.peer()).welcome()
     assert again.last == "p1"
     await again.push("p1", "p2")
-    async with asyncio.timeout(house.SECONDS):
+    async with asyncio.timeout(bridges.SECONDS):
         printed, _ = await process.communicate()
     assert (printed.split(), process.returncode) == ([b"p0", b"uncaught", b"p1", b"p2"], 0)
 
@@ -1472,49 +1472,49 @@ async def test_it_runs_in_node_too_and_an_error_handler_that_fails_stops_nothing
 
 def kept(*ids: str, **more: object) -> list[dict[str, object]]:
     """Requests that wait for alice for a minute, and for her ack."""
-    return [house.request("alice", push_id, ttl=60, confirm="acked", **more) for push_id in ids]
+    return [bridges.request("alice", push_id, ttl=60, confirm="acked", **more) for push_id in ids]
 
 
 async def test_over_a_restart_and_a_kill_each_push_comes_once_and_in_order(
     page: Page, vhost: str, database: str
 ) -> None:
-    async with house.process(vhost, database) as bridge:
-        token = house.token("alice")
+    async with bridges.process(vhost, database) as bridge:
+        token = bridges.token("alice")
         await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=token, autoAck=True, impatient=False)
         await phase(page, "open")
-        await house.publish(vhost, *kept("p1", "p2"))
+        await bridges.publish(vhost, *kept("p1", "p2"))
         await told(page, *pushes("p1", "p2"))
-        await house.final_rows(database, 2)
+        await bridges.final_rows(database, 2)
 
         assert await bridge.stop() == 0
         assert (await phase(page, "waiting"))["reason"] == "restart"
-        await house.publish(vhost, *kept("p3", "p4"))
+        await bridges.publish(vhost, *kept("p3", "p4"))
         await bridge.start()
         await bridge.ready()
         await page.evaluate("elapse()")
         await told(page, *pushes("p3", "p4"))
-        await house.final_rows(database, 4)
+        await bridges.final_rows(database, 4)
 
         await bridge.kill()
         assert (await phase(page, "waiting"))["code"] == 1006
         await bridge.start()
         await bridge.ready()
-        await house.publish(vhost, *kept("p5"))
-        async with asyncio.timeout(house.SECONDS):
-            while (await house.rows(database))[-1]["outcome"] != "stored":
+        await bridges.publish(vhost, *kept("p5"))
+        async with asyncio.timeout(bridges.SECONDS):
+            while (await bridges.rows(database))[-1]["outcome"] != "stored":
                 await asyncio.sleep(0.02)
         await page.evaluate("elapse()")
         await told(page, *pushes("p5"))
-        await house.publish(vhost, *kept("p6"))
+        await bridges.publish(vhost, *kept("p6"))
         await told(page, *pushes("p6"))
-        ends = house.endings(await house.final_rows(database, 6))
+        ends = bridges.endings(await bridges.final_rows(database, 6))
     assert ends == {(f"p{n}", "alice"): ("acked", "ack_frame") for n in range(1, 7)}
 
 
 @asynccontextmanager
 async def living(page: Page, vhost: str, database: str) -> AsyncIterator[app.Running]:
     """A bridge; the library in the page is closed before it stops, or it would go on trying."""
-    async with house.bridge(vhost, database) as bridge:
+    async with bridges.bridge(vhost, database) as bridge:
         yield bridge
         await page.evaluate("client.close()")
 
@@ -1523,26 +1523,26 @@ async def test_after_a_reload_it_gets_what_another_device_took_meanwhile(
     page: Page, vhost: str, database: str
 ) -> None:
     async with living(page, vhost, database) as bridge:
-        options = {"token": house.token("alice"), "autoAck": True, "storage": "localStorage"}
+        options = {"token": bridges.token("alice"), "autoAck": True, "storage": "localStorage"}
         address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
         await begin(page, address, **options)
         await phase(page, "open")
-        await house.publish(vhost, *kept("p1", "p2"))
+        await bridges.publish(vhost, *kept("p1", "p2"))
         await told(page, *pushes("p1", "p2"))
-        await house.final_rows(database, 2)
+        await bridges.final_rows(database, 2)
         await page.reload()
-        async with client(bridge.ws_port, house.token("alice"), subprotocols=["bridge.v1.json"]) as phone:
-            await house.publish(vhost, *kept("p3"))
+        async with client(bridge.ws_port, bridges.token("alice"), subprotocols=["bridge.v1.json"]) as phone:
+            await bridges.publish(vhost, *kept("p3"))
             frames = [await phone.read_json() for _ in range(2)]
             assert [frame["type"] for frame in frames] == ["welcome", "push"]
             await phone.send_json({"type": "ack", "id": "p3"})
-            await house.final_rows(database, 3)
+            await bridges.final_rows(database, 3)
         await begin(page, address, **options)
         await phase(page, "open")
-        await house.publish(vhost, *kept("p4"))
+        await bridges.publish(vhost, *kept("p4"))
         await told(page, *pushes("p3", "p4"))
         assert await page.evaluate("client.duplicates") == 2  # p1 and p2: from a little before the last one
-        await house.final_rows(database, 4)
+        await bridges.final_rows(database, 4)
 
 
 async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, database: str) -> None:
@@ -1550,10 +1550,10 @@ async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, 
         address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
         stored = json.dumps({"last": "long ago", "ids": []})
         await page.evaluate("(entry) => localStorage.setItem(...entry)", [f"bridge {address} alice", stored])
-        await house.publish(vhost, *kept("p1"))
-        await begin(page, address, token=house.token("alice"), autoAck=True, storage="localStorage")
+        await bridges.publish(vhost, *kept("p1"))
+        await begin(page, address, token=bridges.token("alice"), autoAck=True, storage="localStorage")
         await told(page, ("gap",), *pushes("p1"))
-        await house.final_rows(database, 1)
+        await bridges.final_rows(database, 1)
 
 
 async def test_who_is_named_another_than_read_resumes_all_the_same(
@@ -1563,56 +1563,58 @@ async def test_who_is_named_another_than_read_resumes_all_the_same(
         address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
         options = {"storage": "localStorage", "autoAck": True}
         for user in (ODD, EVEN):
-            await begin(page, address, token=house.token(str(user)), **options)
+            await begin(page, address, token=bridges.token(str(user)), **options)
             await phase(page, "open")
-            await house.publish(vhost, house.request(str(user), f"first of {user}", ttl=60, confirm="acked"))
+            await bridges.publish(
+                vhost, bridges.request(str(user), f"first of {user}", ttl=60, confirm="acked")
+            )
             await told(page, *pushes(f"first of {user}"))
-            await house.final_rows(database, 1 if user == ODD else 2)
+            await bridges.final_rows(database, 1 if user == ODD else 2)
             await page.reload()
-        async with client(bridge.ws_port, house.token(str(ODD)), subprotocols=["bridge.v1.json"]) as phone:
-            await house.publish(vhost, house.request(str(ODD), "p2", ttl=60, confirm="acked"))
+        async with client(bridge.ws_port, bridges.token(str(ODD)), subprotocols=["bridge.v1.json"]) as phone:
+            await bridges.publish(vhost, bridges.request(str(ODD), "p2", ttl=60, confirm="acked"))
             assert [(await phone.read_json())["type"] for _ in range(2)] == ["welcome", "push"]
             await phone.send_json({"type": "ack", "id": "p2"})
-            await house.final_rows(database, 3)
+            await bridges.final_rows(database, 3)
         await page.evaluate(ROUNDED)
-        await begin(page, address, token=house.token("", sub=None, uid=ODD), **options)
+        await begin(page, address, token=bridges.token("", sub=None, uid=ODD), **options)
         await told(page, *pushes("p2"))
         assert (await phase(page, "open"))["user"] == str(ODD)
-        await house.publish(vhost, house.request(str(ODD), "p3", ttl=60, confirm="acked"))
+        await bridges.publish(vhost, bridges.request(str(ODD), "p3", ttl=60, confirm="acked"))
         await told(page, *pushes("p3"))
-        ends = house.endings(await house.final_rows(database, 4))
+        ends = bridges.endings(await bridges.final_rows(database, 4))
     assert set(ends.values()) == {("acked", "ack_frame")}
 
 
 async def test_a_recalled_push_is_withdrawn(page: Page, vhost: str, database: str) -> None:
     async with living(page, vhost, database) as bridge, await aio_pika.connect(vhost) as connection:
-        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=house.token("alice"))
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=bridges.token("alice"))
         await phase(page, "open")
-        await house.publish(vhost, *kept("p1"))
+        await bridges.publish(vhost, *kept("p1"))
         await told(page, *pushes("p1"))
         exchange = await (await connection.channel()).get_exchange("push.control")
         await exchange.publish(aio_pika.Message(b'{"type": "recall", "push_id": "p1"}'), "")
         await told(page, ("withdraw", "p1"))
-        ends = house.endings(await house.final_rows(database, 1))
+        ends = bridges.endings(await bridges.final_rows(database, 1))
     assert ends == {("p1", "alice"): ("recalled", "withdrawn")}
 
 
 async def test_a_session_outlives_its_token(page: Page, vhost: str, database: str) -> None:
     async with living(page, vhost, database) as bridge:
-        await house.publish(vhost, *kept("p1"))
-        short, long = house.token("alice", 5), house.token("alice")
+        await bridges.publish(vhost, *kept("p1"))
+        short, long = bridges.token("alice", 5), bridges.token("alice")
         await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", tokens=[short, long], autoAck=True)
         await told(page, ("token", short), *pushes("p1"), ("token", long))
-        await house.publish(vhost, *kept("p2"))
+        await bridges.publish(vhost, *kept("p2"))
         await told(page, *pushes("p2"))
-        await house.final_rows(database, 2)
+        await bridges.final_rows(database, 2)
 
 
 async def test_behind_a_proxy_that_falls_silent_the_page_knows_within_thirty_seconds_and_loses_nothing(
     browser: Browser, script: Script, vhost: str, database: str
 ) -> None:
     async with (
-        house.bridge(vhost, database) as bridge,
+        bridges.bridge(vhost, database) as bridge,
         silent_proxy(bridge.ws_port) as proxy,
         opened(browser, f"http://{script.url}/") as page,
     ):
@@ -1621,12 +1623,12 @@ async def test_behind_a_proxy_that_falls_silent_the_page_knows_within_thirty_sec
                 window.client = connect({ url, token, autoAck: true, onPush: ({ id }) => tell("push", id),
                     onState: ({ phase, reason }) => tell(phase, reason ?? null) });
             })""",
-            [f"ws://127.0.0.1:{proxy.port}/ws", house.token("alice")],
+            [f"ws://127.0.0.1:{proxy.port}/ws", bridges.token("alice")],
         )
         await told(page, ("connecting", None), ("open", None))
         proxy.fall_silent()
         silent_since = asyncio.get_running_loop().time()
-        await house.publish(vhost, *kept("p1"))
+        await bridges.publish(vhost, *kept("p1"))
         await page.wait_for_function("client.state.phase === 'waiting'", timeout=30_000)
         assert asyncio.get_running_loop().time() - silent_since < 30
         await told(page, ("waiting", "silent"), ("connecting", None), ("open", None), ("push", "p1"))

@@ -22,7 +22,7 @@ from bridge.core.errors import BrokerUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.plugins import SessionInfo
 from bridge.ops.outcome_feed import BACKLOG_ROWS
-from tests.support import house
+from tests.support import bridges
 from tests.support.browser import launched, opened
 from tests.support.ops import FakePublisher, Parts, ops, receipt, row, until
 
@@ -406,7 +406,7 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
 ) -> None:
     began = datetime.now(UTC)
     async with (
-        house.bridge(vhost, database, dev=True) as bridge,
+        bridges.bridge(vhost, database, dev=True) as bridge,
         opened(browser, f"http://127.0.0.1:{bridge.ops_port}") as page,
     ):
         await expect(page.locator("#ready")).to_have_text("ready")
@@ -429,7 +429,7 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
         await expect(newest.locator(".meaning")).to_contain_text("to.user")
 
         async with Producer.connect(vhost) as producer:
-            await producer.publish(json.dumps(house.request("alice", "from-a-backend")).encode())
+            await producer.publish(json.dumps(bridges.request("alice", "from-a-backend")).encode())
         await expect(newest.locator(".id")).to_have_text("from-a-backend")
         await expect(newest.locator(".outcome")).to_have_text("received")
 
@@ -442,14 +442,14 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
         ]
         await page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert len(shown) == 5
-    logged = [row for row in await house.rows(database) if row["final"]]
+    logged = [row for row in await bridges.rows(database) if row["final"]]
     assert all(began <= row["published_at"] <= row["taken_at"] for row in logged)
     assert sorted(shown) == sorted((row["push_id"], row["outcome"]) for row in logged)
 
 
 async def test_receipts_come_back_over_http_for_each_user_of_a_push(vhost: str, database: str) -> None:
     async with (
-        house.bridge(vhost, database, dev=True) as bridge,
+        bridges.bridge(vhost, database, dev=True) as bridge,
         aiohttp.ClientSession(f"http://127.0.0.1:{bridge.ops_port}") as client,
     ):
         body = {"id": "p1", "to": {"users": ["a", "b"]}, "data": 1}

@@ -17,8 +17,8 @@ from bridge.core.contract.stepping import TURN, Steps, finish, in_turns
 from bridge.core.model.pushes import BATCH_MAX, MESSAGE_BYTES_MAX, PushRequest, Rejected
 from bridge.core.ports.broker import Arrival
 from tests.support import costly
-from tests.support.core import ManualClock, arrival
 from tests.support.costly import Costly
+from tests.support.ports import ManualClock, arrival
 
 STEP_MAX = 0.020
 """Seconds of CPU that no step may take. On the machine where this was written the worst takes a quarter of it."""

@@ -18,8 +18,8 @@ from bridge.core.model.rows import Receipt, Reply
 from bridge.core.ports.broker import DeadLetters, Receipts
 from bridge.devservers import Servers
 from tests.support.amqp import CLOCK, declare, listening, memory_alarm
-from tests.support.core import RecordingErrors, until
 from tests.support.memory_broker import MemoryBroker
+from tests.support.ports import RecordingErrors, until
 from tests.support.rows import letter, row
 
 REPLY_QUEUE = "answers"

@@ -19,8 +19,8 @@ from bridge.adapters.websocket.server import listen
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import raw_client
-from tests.support.core import RecordingSocket
 from tests.support.loops import LoopFactory
+from tests.support.ports import RecordingSocket
 from tests.support.websocket_host import Host
 
 Message = tuple[str, bytes]

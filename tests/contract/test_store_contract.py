@@ -29,7 +29,7 @@ from bridge.core.ports.store import (
     Store,
     Superseded,
 )
-from tests.support.core import ManualClock
+from tests.support.ports import ManualClock
 from tests.support.stored import EVER, LATER, NOON, ids, kept, light, recalled, row, trimmed, undated
 
 

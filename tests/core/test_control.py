@@ -17,10 +17,8 @@ from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Reply
 from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.store import RecallPage, RecallPlace
-from tests.support.answers import RecordingAnswers
-from tests.support.core import arrival, until
-from tests.support.core_house import House
-from tests.support.mailbox_house import house, is_, kept
+from tests.support.house import House, house, kept
+from tests.support.ports import RecordingAnswers, arrival, until
 
 
 def asking(tag: int = 1, reply_to: str = "q", **message: object) -> Arrival:
@@ -31,23 +29,8 @@ def asking(tag: int = 1, reply_to: str = "q", **message: object) -> Arrival:
 @asynccontextmanager
 async def controlled() -> AsyncIterator[tuple[House, Control, RecordingAnswers]]:
     async with house() as h:
-        answers = RecordingAnswers()
-        control = Control(
-            mailbox=h.mailbox,
-            acks=h.acks,
-            answers=answers,
-            errors=h.errors,
-            clock=h.clock,
-            gate=h.gate,
-            store=h.store,
-            node="n1",
-        )
-        task = asyncio.create_task(control.run(), name="control")
-        try:
-            yield h, control, answers
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        async with h.running(h.control):
+            yield h, h.control, h.answers
 
 
 async def test_recalls_are_carried_out_in_their_order_answered_and_acked() -> None:
@@ -57,7 +40,7 @@ async def test_recalls_are_carried_out_in_their_order_answered_and_acked() -> No
         asked = [asking(11, type="recall", push_id="p1"), asking(12, type="recall", push_id="p1")]
         control.arrived(asked)
         await h.settled(3)
-        await is_(h, "p1", Outcome.RECALLED, Reason.WITHDRAWN)
+        await h.ends("p1", Outcome.RECALLED, Reason.WITHDRAWN)
         assert [(reply.correlation_id, said["ended"]) for reply, said in answers.given] == [
             ("c11", 1),
             ("c12", 0),
@@ -84,7 +67,7 @@ async def test_a_recall_of_which_only_the_beginning_came_is_not_carried_out() ->
             [msgspec.structs.replace(asking(11, type="recall", push_id="p1"), body_size=2_000_000)]
         )
         await h.settled(2)
-        await is_(h, "p1", Outcome.STORED, Reason.NO_SESSION)
+        await h.ends("p1", Outcome.STORED, Reason.NO_SESSION)
         assert [said["problem"] for _, said in answers.given] == [
             "the message has 2000000 bytes, 8192 are allowed"
         ]
@@ -101,7 +84,7 @@ async def test_while_the_database_is_away_a_recall_waits_and_is_acked_when_it_is
         h.store.fail_with = None
         h.advance(2)
         await h.settled(2)
-        await is_(h, "p1", Outcome.RECALLED, Reason.WITHDRAWN)
+        await h.ends("p1", Outcome.RECALLED, Reason.WITHDRAWN)
         assert len(answers.given) == 1
 
 

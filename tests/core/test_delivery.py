@@ -19,13 +19,12 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import Arrival, Source
-from tests.support.core import (
-    RecordingSocket,
+from tests.support.house import House, Peer, house, to
+from tests.support.ports import (
     arrival,
     turns,
     until,
 )
-from tests.support.core_house import House, Peer, house, to
 
 # --- to the screen -----------------------------------------------------------------------------------
 
@@ -367,13 +366,11 @@ async def test_no_heartbeat_in_bare_mode_nor_for_who_does_not_read() -> None:
 
 async def test_a_session_closes_when_its_token_expires_and_gets_nothing_after() -> None:
     async with house() as h:
-        socket = RecordingSocket()
-        grant = Grant(Claims("u1", h.clock.now + 30), Mode.ENVELOPE, None)
-        peer = Peer(h.gateway.opened(grant, socket), socket)
+        peer = h.open(Grant(Claims("u1", h.clock.now + 30), Mode.ENVELOPE, None))
         h.clock.advance(31.0)
         h.delivery.every_second()
-        assert socket.closed_with is CloseReason.TOKEN_EXPIRED
-        assert json.loads(socket.texts[-1])["type"] == "bye"
+        assert peer.socket.closed_with is CloseReason.TOKEN_EXPIRED
+        assert json.loads(peer.socket.texts[-1])["type"] == "bye"
         await h.push(to("u1"))
         await h.settled(1)
         assert peer.pushes == []

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.inflight.flight import Effect, Flight, Message, merged
+from bridge.core.inflight.flight import Effect, Flight, merged
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
-from bridge.core.model.pushes import Properties, PushRequest, Rejected, ToUser
+from bridge.core.model.pushes import Rejected
 from bridge.core.model.rows import Reply
-from bridge.core.ports.broker import AckToken
-
-
-def message(reply_to: str = "", correlation_id: str = "") -> Message:
-    properties = Properties(reply_to=reply_to, correlation_id=correlation_id, app_id="shop")
-    return Message(AckToken(1, 1), properties, published_at=10.0, taken_at=11.0)
-
-
-def flight(confirm: Proof = Proof.RECEIVED, sessions: int = 1) -> Flight:
-    request = PushRequest(id="p1", target=ToUser("u1"), data=b"1", confirm=confirm)
-    made = Flight.of(request, "u1", message(), taken_mono=0.0)
-    made.addressed(sessions)
-    return made
+from tests.support.house import flight, message
 
 
 def ended(f: Flight) -> tuple[Outcome | None, Reason | None]:
@@ -28,10 +16,10 @@ def ended(f: Flight) -> tuple[Outcome | None, Reason | None]:
 
 
 def test_written_is_the_end_only_where_no_more_was_asked_for() -> None:
-    f = flight(Proof.WRITTEN)
+    f = flight(confirm=Proof.WRITTEN)
     assert f.handed(12.0) is Effect.ENDED
     assert ended(f) == (Outcome.WRITTEN, Reason.HANDED_OVER)
-    g = flight(Proof.RECEIVED)
+    g = flight(confirm=Proof.RECEIVED)
     assert g.handed(12.0) is Effect.NOTHING
     assert not g.ended
 
@@ -45,7 +33,7 @@ def test_a_pong_ends_a_push_that_asked_for_received() -> None:
 
 
 def test_an_ack_ends_a_push_that_asked_for_it_and_a_pong_does_not() -> None:
-    f = flight(Proof.ACKED)
+    f = flight(confirm=Proof.ACKED)
     f.handed(12.0)
     assert f.received(13.0) is Effect.NOTHING
     assert f.acked(14.0) is Effect.ENDED
@@ -86,7 +74,7 @@ def test_a_slow_session_drops_what_was_never_handed_over() -> None:
 
 
 def test_a_received_push_whose_ack_can_no_longer_come_is_received_not_acked() -> None:
-    f = flight(Proof.ACKED)
+    f = flight(confirm=Proof.ACKED)
     f.handed(12.0)
     f.received(13.0)
     assert f.lost(14.0, handed=True) is Effect.ENDED
@@ -105,7 +93,7 @@ def test_a_received_push_whose_ack_can_no_longer_come_is_received_not_acked() ->
 def test_at_the_deadline_the_best_proof_held_decides(
     confirm: Proof, steps: list[str], outcome: Outcome, reason: Reason
 ) -> None:
-    f = flight(confirm)
+    f = flight(confirm=confirm)
     for step in steps:
         getattr(f, step)(12.0)
     assert f.timed_out(17.0) is Effect.ENDED
@@ -145,9 +133,7 @@ def test_an_ack_after_the_end_is_late_where_the_outcome_claims_less() -> None:
 
 
 def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts() -> None:
-    request = PushRequest(id="p1", target=ToUser("u1"), data=b"1")
-    f = Flight.of(request, "u1", message("answers", "c1"), taken_mono=0.0)
-    f.addressed(1)
+    f = flight(of=message(reply_to="answers", correlation_id="c1", app_id="shop"))
     f.handed(12.0)
     row = f.row("n", "b")
     assert (row.outcome, row.reason, row.final) == (Outcome.PENDING, Reason.AWAITING_PROOF, False)
@@ -171,7 +157,7 @@ def test_every_ending_a_flight_can_have_is_in_the_table() -> None:
         for sessions in (0, 1):
             for steps in ([], ["handed"], ["handed", "received"], ["handed", "received", "acked"]):
                 for last in ("timed_out", "lost", "slow"):
-                    f = flight(confirm, sessions)
+                    f = flight(confirm=confirm, sessions=sessions)
                     for step in steps:
                         getattr(f, step)(12.0)
                     if last == "timed_out":

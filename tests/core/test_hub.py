@@ -13,8 +13,8 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.core.model.sessions import Mode
 from bridge.core.sessions.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, Turn
-from bridge.core.sessions.session import Session, SessionLimits
-from tests.support.core import RecordingSocket, claims, session
+from bridge.core.sessions.session import Session
+from tests.support.house import session
 
 
 def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
@@ -146,9 +146,7 @@ def test_a_late_turn_of_the_wheel_misses_nobody_and_is_caught_up_with_in_portion
 def test_sessions_are_given_out_once_when_their_token_is_over() -> None:
     hub = Hub()
     for name, expires in (("a", 50.0), ("b", 40.0), ("c", 60.0)):
-        made = Session(
-            name, claims(name, expires), Mode.BARE, RecordingSocket(), SessionLimits(1, 1), opened_at=0.0
-        )
+        made, _ = session(name, session_id=name, expires_at=expires)
         hub.register(made, 0.0)
     assert [s.id for s in hub.expired(55.0)] == ["b", "a"]
     assert hub.expired(55.0) == []

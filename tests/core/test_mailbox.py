@@ -18,9 +18,8 @@ from bridge.core.model.rows import Reply, Row
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.broker import Source
 from bridge.core.ports.store import Written
-from tests.support.core import ManualClock, arrival, turns, until
-from tests.support.core_house import House, Peer, to
-from tests.support.mailbox_house import GatedStore, house, is_, kept
+from tests.support.house import House, Peer, house, kept, to
+from tests.support.ports import GatedStore, ManualClock, arrival, turns, until
 from tests.support.rows import row
 
 DAY = 86400.0
@@ -54,7 +53,7 @@ async def test_a_push_for_a_user_who_is_away_is_acked_and_waits_for_the_session_
         peer = await h.live("u1")
         assert peer.pushes == [{"type": "push", "id": "p1", "event": "message", "data": {"n": 1}}]
         peer.answer()
-        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
         assert len(h.store.rows) == 1
         assert (h.row("p1").sessions, h.row("p1").attempts) == (1, 1)
 
@@ -78,7 +77,7 @@ async def test_the_stored_are_sent_in_order_and_before_anything_newer() -> None:
             peer.answer()
             await turns(3)
         assert ids(peer) == [*(f"k{n:03}" for n in range(700)), "live", "newer"]
-        await is_(h, "newer", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("newer", Outcome.RECEIVED, Reason.PONG)
         assert all(row.outcome is Outcome.RECEIVED for row in h.store.rows.values())
 
 
@@ -91,10 +90,10 @@ async def test_a_push_without_proof_in_time_is_kept_and_a_late_pong_still_ends_i
         assert h.acks.acked == [message.token]
         assert h.end("p1") == (Outcome.STORED, Reason.AWAITING_PROOF)
         h.advance(5)
-        await is_(h, "p1", Outcome.STORED, Reason.NO_PROOF)
+        await h.ends("p1", Outcome.STORED, Reason.NO_PROOF)
         assert h.delivery.in_flight == 0
         peer.answer()
-        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
 
 
 async def test_what_a_lost_connection_left_unproven_is_sent_to_the_next() -> None:
@@ -104,12 +103,12 @@ async def test_what_a_lost_connection_left_unproven_is_sent_to_the_next() -> Non
             await h.push(kept("u1", f"p{n}"))
         peer.leave()
         for n in range(3):
-            await is_(h, f"p{n}", Outcome.STORED, Reason.CONNECTION_LOST)
+            await h.ends(f"p{n}", Outcome.STORED, Reason.CONNECTION_LOST)
         second = await h.live("u1", Mode.BARE)
         assert len(second.socket.texts) == 3
         second.answer()
         for n in range(3):
-            await is_(h, f"p{n}", Outcome.RECEIVED, Reason.PONG)
+            await h.ends(f"p{n}", Outcome.RECEIVED, Reason.PONG)
             assert h.row(f"p{n}").attempts == 2
 
 
@@ -134,7 +133,7 @@ async def test_a_push_in_the_air_to_one_device_is_not_missed_by_another_that_ope
         second = await h.live("u1")
         assert ids(second) == ["a"]
         second.answer()
-        await is_(h, "a", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("a", Outcome.RECEIVED, Reason.PONG)
         assert ids(frozen) == ["a"]
 
 
@@ -148,7 +147,7 @@ async def test_two_devices_that_open_at_once_share_the_mailbox_and_each_push_end
         first.answer()
         second.answer()
         for n in range(50):
-            await is_(h, f"p{n:02}", Outcome.RECEIVED, Reason.PONG)
+            await h.ends(f"p{n:02}", Outcome.RECEIVED, Reason.PONG)
             assert h.row(f"p{n:02}").sessions == 2
         await h.worklist.idle()
         assert h.publisher.final_receipts() == 50
@@ -213,20 +212,20 @@ async def test_what_a_node_has_stored_whose_clock_is_ahead_reaches_every_session
         first = await h.live("u1")
         assert ids(first) == ["ours", "theirs"]
         first.leave()
-        await is_(h, "theirs", Outcome.STORED, Reason.CONNECTION_LOST)
+        await h.ends("theirs", Outcome.STORED, Reason.CONNECTION_LOST)
         await h.push(kept("u1", "later"))
         await h.settled(2)
         second = await h.live("u1")
         assert ids(second) == ["ours", "theirs", "later"], "what is taken after it was seen comes behind it"
         second.answer()
-        await is_(h, "theirs", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("theirs", Outcome.RECEIVED, Reason.PONG)
 
 
 async def test_a_push_meant_for_all_but_one_session_waits_for_another() -> None:
     async with house() as h:
         sender = await h.live("u1")
         await h.push({"id": "p1", "to": {"user": "u1", "except": [sender.session_id]}, "data": 1, "ttl": 60})
-        await is_(h, "p1", Outcome.STORED, Reason.EXCLUDED)
+        await h.ends("p1", Outcome.STORED, Reason.EXCLUDED)
         other = await h.live("u1")
         assert (ids(sender), ids(other)) == ([], ["p1"])
 
@@ -245,7 +244,7 @@ async def test_pushes_survive_the_process_and_go_on_in_order_behind_it() -> None
         peer = await h.live("u1")
         assert ids(peer) == [f"p{n}" for n in range(6)]
         peer.answer()
-        await is_(h, "p5", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p5", Outcome.RECEIVED, Reason.PONG)
         assert h.row("p0").attempts == 1
 
 
@@ -258,7 +257,7 @@ async def test_a_repeat_of_a_stored_push_is_acked_and_makes_no_second_row() -> N
         assert len(h.store.rows) == 1
         peer = await h.live("u1")
         peer.answer()
-        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
         h.worklist.sweep()
         await h.worklist.idle()
         assert {reply.queue for reply in h.publisher.replies_of("p1", Outcome.RECEIVED)} == {"q1", "q2"}
@@ -282,7 +281,7 @@ async def test_what_is_not_acked_is_sent_again_a_few_times_and_then_waits_for_th
         second = await h.live("u1")
         assert ids(second) == ["p1"]
         second.client.message('{"type":"ack","id":"p1"}')
-        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        await h.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
         assert h.row("p1").attempts == 2 + RESENDS
 
 
@@ -296,7 +295,7 @@ async def test_an_ack_of_any_sending_ends_it() -> None:
             await turns()
         assert ids(peer) == ["p1", "p1"]
         peer.client.message('{"type":"ack","id":"p1"}')
-        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        await h.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
         for _ in range(40):
             peer.answer()
             h.advance(0.5)
@@ -321,13 +320,13 @@ async def test_the_wait_for_an_ack_is_as_long_as_the_push_says() -> None:
         await h.push(to("u1", "long", confirm="acked", ack_within=30))
         peer.answer()
         h.advance(2.2)
-        await is_(h, "short", Outcome.RECEIVED, Reason.NOT_ACKED)
+        await h.ends("short", Outcome.RECEIVED, Reason.NOT_ACKED)
         h.advance(20)
         await turns()
         assert h.end("long") == (Outcome.PENDING, Reason.AWAITING_PROOF)
         peer.client.message('{"type":"ack","id":"long"}')
         peer.client.message('{"type":"ack","id":"short"}')
-        await is_(h, "long", Outcome.ACKED, Reason.ACK_FRAME)
+        await h.ends("long", Outcome.ACKED, Reason.ACK_FRAME)
         assert h.end("short") == (Outcome.RECEIVED, Reason.NOT_ACKED), "an end never changes"
         assert h.metrics.late == 1
 
@@ -337,7 +336,7 @@ async def test_an_ack_after_the_end_fills_a_time_and_changes_nothing() -> None:
         peer = await h.live("u1")
         await h.push(to("u1", confirm="acked", ack_within=1))
         h.advance(1.3)
-        await is_(h, "p1", Outcome.UNKNOWN, Reason.NO_PROOF)
+        await h.ends("p1", Outcome.UNKNOWN, Reason.NO_PROOF)
         peer.client.message('{"type":"ack","id":"p1"}')
         h.worklist.sweep()
         await until(lambda: h.row("p1").proven_at is not None)
@@ -370,7 +369,7 @@ async def test_a_push_taken_after_its_ttl_is_expired_at_once_and_a_long_ttl_outl
         late = {"x-push-published-ms": int((h.clock.now - 100) * 1000)}
         await h.push(kept("u1", "short", ttl=50), headers=late)
         await h.push(kept("u1", "long", ttl=500), headers=late)
-        await is_(h, "short", Outcome.EXPIRED, Reason.TTL)
+        await h.ends("short", Outcome.EXPIRED, Reason.TTL)
         assert ids(peer) == ["long"]
 
 
@@ -398,7 +397,7 @@ async def test_a_newer_push_with_its_collapse_key_replaces_a_stored_one() -> Non
         await h.push(kept("u2", "p3", collapse_key="score"))
         await h.settled(5)
         for n in range(2):
-            await is_(h, f"p{n}", Outcome.SUPERSEDED, Reason.COLLAPSED)
+            await h.ends(f"p{n}", Outcome.SUPERSEDED, Reason.COLLAPSED)
         peer = await h.live("u1")
         assert ids(peer) == ["p2", "other"]
         h.worklist.sweep()
@@ -425,8 +424,8 @@ async def test_a_newer_push_replaces_one_that_is_queued_for_a_slow_session() -> 
         await h.push(to("u1", "now or never", collapse_key="k"))
         await h.push(kept("u1", "old", collapse_key="k"))
         await h.push(kept("u1", "new", collapse_key="k"))
-        await is_(h, "now or never", Outcome.SUPERSEDED, Reason.COLLAPSED)
-        await is_(h, "old", Outcome.SUPERSEDED, Reason.COLLAPSED)
+        await h.ends("now or never", Outcome.SUPERSEDED, Reason.COLLAPSED)
+        await h.ends("old", Outcome.SUPERSEDED, Reason.COLLAPSED)
         peer.socket.stuffed = False
         peer.client.resumed()
         assert ids(peer) == ["new"]
@@ -439,10 +438,10 @@ async def test_a_push_that_was_handed_over_before_a_newer_one_came_ends_by_its_p
             await h.push(kept(user, f"old-{user}", collapse_key="k"))
             await h.push(kept(user, f"new-{user}", collapse_key="k"))
         proven.answer()
-        await is_(h, "old-u1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("old-u1", Outcome.RECEIVED, Reason.PONG)
         silent.leave()
-        await is_(h, "old-u2", Outcome.SUPERSEDED, Reason.COLLAPSED, "u2")
-        await is_(h, "new-u2", Outcome.STORED, Reason.CONNECTION_LOST, "u2")
+        await h.ends("old-u2", Outcome.SUPERSEDED, Reason.COLLAPSED, "u2")
+        await h.ends("new-u2", Outcome.STORED, Reason.CONNECTION_LOST, "u2")
 
 
 async def test_what_waits_behind_a_replay_counts_among_what_all_sessions_may_hold() -> None:
@@ -458,7 +457,7 @@ async def test_what_waits_behind_a_replay_counts_among_what_all_sessions_may_hol
         assert peer.socket.closed_with is CloseReason.TOO_SLOW
         assert h.hub.queued_bytes == 0
         for n in range(5):
-            await is_(h, f"p{n}", Outcome.STORED, Reason.SLOW_CONSUMER)
+            await h.ends(f"p{n}", Outcome.STORED, Reason.SLOW_CONSUMER)
         h.store.reading.set()  # type: ignore[attr-defined]
         again = await h.live("u1")
         assert len(ids(again)) == 5
@@ -469,7 +468,7 @@ async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_res
         first = await h.live("u1")
         await h.push(kept("u1", "seen"))
         first.answer()
-        await is_(h, "seen", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("seen", Outcome.RECEIVED, Reason.PONG)
         first.leave()
         for n in range(5):
             await h.push(kept("u1", f"p{n}"))
@@ -487,7 +486,7 @@ async def test_who_was_promised_everything_is_told_when_something_is_dropped_bef
         first = await h.live("u1")
         await h.push(kept("u1", "seen"))
         first.answer()
-        await is_(h, "seen", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("seen", Outcome.RECEIVED, Reason.PONG)
         first.leave()
         await h.push([kept("u1", f"p{n}") for n in range(8)])
         await h.settled(2)
@@ -546,7 +545,7 @@ async def test_a_sweep_waits_for_the_database_and_goes_on_where_it_was() -> None
         h.advance(3)
         await sweeping
         assert not h.gate.causes
-        await is_(h, "p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
+        await h.ends("p1", Outcome.DROPPED, Reason.MAILBOX_FULL)
 
 
 async def test_a_page_for_a_peer_that_takes_nothing_is_not_read_over_and_over() -> None:
@@ -641,10 +640,10 @@ async def test_a_push_that_a_session_has_for_days_keeps_its_one_row(acks: bool) 
             await store.last_position()  # the log's day rolls over
         if acks:
             peer.client.message('{"type":"ack","id":"p1"}')
-            await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+            await h.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
         else:
             peer.leave()
-            await is_(h, "p1", Outcome.STORED, Reason.NOT_ACKED)
+            await h.ends("p1", Outcome.STORED, Reason.NOT_ACKED)
         assert len(store.rows) == 1
 
 
@@ -656,7 +655,7 @@ async def test_a_kept_push_with_text_that_the_database_refuses_keeps_its_data_an
         peer = await h.live("u1")
         assert peer.pushes[0]["data"] == {"n": 1}
         peer.answer()
-        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
         await h.worklist.idle()
         for outcome in (Outcome.STORED, Outcome.RECEIVED):
             assert h.publisher.replies_of("p1", outcome) == [Reply("answers", "")]
@@ -732,13 +731,13 @@ async def test_a_client_that_resumes_gets_what_another_device_took_meanwhile() -
         phone, laptop = await h.live("u1"), await h.live("u1")
         await h.push(kept("u1", "p0"))
         phone.answer()
-        await is_(h, "p0", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p0", Outcome.RECEIVED, Reason.PONG)
         laptop.leave()
         h.clock.advance(60)
         for n in range(1, 4):
             await h.push(kept("u1", f"p{n}"))
             phone.answer()
-            await is_(h, f"p{n}", Outcome.RECEIVED, Reason.PONG)
+            await h.ends(f"p{n}", Outcome.RECEIVED, Reason.PONG)
         back = await h.live("u1", last="p0")
         assert frames(back, "welcome")[0]["complete"] is True
         assert [i for i in ids(back) if i != "p0"] == ["p1", "p2", "p3"]
@@ -752,7 +751,7 @@ async def test_who_resumes_gets_what_another_device_took_while_the_page_was_read
         phone = await h.live("u1")
         await h.push(kept("u1", "p0"))
         phone.answer()
-        await is_(h, "p0", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p0", Outcome.RECEIVED, Reason.PONG)
         phone.leave()
         await h.push(kept("u1", "p1"))
         await h.settled(2)
@@ -763,7 +762,7 @@ async def test_who_resumes_gets_what_another_device_took_while_the_page_was_read
         back, new = h.connect("u1", last="p0"), h.connect("u1")
         await until(lambda: store.reads > read)
         laptop.answer()
-        await is_(h, "p1", Outcome.RECEIVED, Reason.PONG)
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
         store.reading.set()
         await until(lambda: back.client.session.replay is None and new.client.session.replay is None)
         assert frames(back, "welcome")[0]["complete"] is True
@@ -829,7 +828,7 @@ async def test_a_proof_is_not_undone_by_the_flight_that_an_earlier_session_lost(
         peer = await h.live("u1")
         await h.push(kept("u1", "p1", confirm="acked"))
         peer.leave()
-        await is_(h, "p1", Outcome.STORED, Reason.CONNECTION_LOST)
+        await h.ends("p1", Outcome.STORED, Reason.CONNECTION_LOST)
         peer = await h.live("u1")
         assert ids(peer) == ["p1"]
         # The writer is busy with another push when the ack comes, and when the first flight would have been parked.
@@ -840,7 +839,7 @@ async def test_a_proof_is_not_undone_by_the_flight_that_an_earlier_session_lost(
         peer.client.message(json.dumps({"type": "ack", "id": "p1"}))
         h.advance(2)
         store.writing.set()
-        await is_(h, "p1", Outcome.ACKED, Reason.ACK_FRAME)
+        await h.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
 
 
 # --- recall ----------------------------------------------------------------------------------------------
@@ -890,7 +889,7 @@ async def test_who_resumes_is_not_shown_what_was_recalled_meanwhile() -> None:
         for push_id in ("p0", "p1", "p2"):
             await h.push(kept("u1", push_id))
             phone.answer()
-            await is_(h, push_id, Outcome.RECEIVED, Reason.PONG)
+            await h.ends(push_id, Outcome.RECEIVED, Reason.PONG)
             laptop.leave() if push_id == "p0" else None
         assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
         back = await h.live("u1", last="p0")

@@ -13,14 +13,12 @@ from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.inflight.flight import OWED_MAX, Flight, Message
 from bridge.core.model.fingerprint import NOT_KNOWN
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import Reply, Row, RowKey
-from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Collapse, Superseded, Written
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, SUSPECT_AFTER, Persistence
-from tests.support.core import ManualClock, until
-from tests.support.settlement_house import House, house
+from tests.support.house import House, settlement_house
+from tests.support.ports import ManualClock, until
 
 
 class Parts:
@@ -122,7 +120,7 @@ def received(h: House, push_id: str, reply_to: str = "") -> Flight:
 
 
 async def test_a_row_that_can_not_be_written_is_set_aside_and_the_others_are_acked() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         failed = refuse(h, lambda row: row.key.push_id == "p4")
         for n in range(9):
             received(h, f"p{n}")
@@ -142,7 +140,7 @@ async def test_a_row_that_can_not_be_written_is_set_aside_and_the_others_are_ack
 
 
 async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_came_in_between() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         held = True
         record = h.store.record
 
@@ -165,7 +163,7 @@ async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_
 
 
 async def test_a_row_that_is_set_aside_again_and_again_is_tried_ever_less_often() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         failed = refuse(h, lambda row: True)
         received(h, "p1")
         await until(lambda: failed)
@@ -177,7 +175,7 @@ async def test_a_row_that_is_set_aside_again_and_again_is_tried_ever_less_often(
 
 
 async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         supersede, stuck = h.store.supersede, True
 
         async def failing(newer: Sequence[Collapse], limit: int) -> Superseded:
@@ -200,10 +198,10 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
             flight.received(h.clock.now)
             h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
-        assert [row.key.user for row in h.superseded] == ["u2"]
+        assert [row.key.user for row in h.reports.superseded] == ["u2"]
         stuck = False
         h.worklist.sweep()
-        await until(lambda: len(h.superseded) == 2)
+        await until(lambda: len(h.reports.superseded) == 2)
 
 
 # --- debts -----------------------------------------------------------------------------------------------
@@ -225,15 +223,14 @@ def stored_row(h: House, push_id: str, owes: int) -> Row:
 
 
 def repeat(h: House, row: Row, correlation_id: str) -> Message:
-    properties = Properties(reply_to="q", correlation_id=correlation_id)
-    message = Message(AckToken(1, next(h._tags)), properties, published_at=h.clock.now, taken_at=h.clock.now)
+    message = h.message("q", correlation_id)
     message.open = 1
     h.worklist.answer(message, row, NOT_KNOWN)
     return message
 
 
 async def test_a_row_that_owes_enough_answers_at_once_and_before_the_ack() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         row = stored_row(h, "p1", OWED_MAX - 1)
         h.publisher.refusing = True
         repeat(h, row, "last")
@@ -251,7 +248,7 @@ async def test_a_row_that_owes_enough_answers_at_once_and_before_the_ack() -> No
 
 
 async def test_a_debt_that_can_not_be_noted_keeps_its_message_and_no_other() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         owe, stuck = h.store.owe, True
 
         async def failing(debts: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
@@ -271,7 +268,7 @@ async def test_a_debt_that_can_not_be_noted_keeps_its_message_and_no_other() -> 
 
 
 async def test_a_row_with_very_many_debts_is_paid_in_parts_that_are_confirmed_one_by_one() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         many = 3 * OWED_MAX + 7
         row = stored_row(h, "p1", many)
         h.store.rows[row.key] = msgspec.structs.replace(
@@ -285,7 +282,7 @@ async def test_a_row_with_very_many_debts_is_paid_in_parts_that_are_confirmed_on
 
 
 async def test_a_debt_that_is_paid_and_can_not_be_settled_is_not_paid_again_each_second() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         settle, stuck = h.store.settle, True
 
         async def failing(paid: Mapping[RowKey, tuple[Reply, ...]]) -> Collection[RowKey]:
@@ -310,7 +307,7 @@ async def test_a_debt_that_is_paid_and_can_not_be_settled_is_not_paid_again_each
 
 
 async def test_proof_is_noted_on_a_row_that_another_process_has_ended_without_it() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         flight = h.flight("p1", h.message())
         ended = msgspec.structs.replace(
             flight.row("n1", "b0"), outcome=Outcome.UNKNOWN, reason=Reason.NODE_DIED, finished_at=h.clock.now

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.adapters.memory import MemoryStore
-from bridge.core.delivery.remembered import GENERATION, PAGE_ROWS, Filter, Recollection, Remembered
+from bridge.core.delivery.remembered import GENERATION, PAGE_ROWS, Filter, Remembered
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.ports.store import IdPage, IdPlace, OthersRows
-from tests.support.core import ManualClock, RecordingErrors, until
+from tests.support.house import House
+from tests.support.ports import ManualClock, turns, until
 from tests.support.stored import row
 
 
@@ -81,101 +82,86 @@ class Log(MemoryStore):
         return await super().rows_of_others(boot)
 
 
-class House:
-    def __init__(self, boot: str = "b1") -> None:
-        self.clock = ManualClock()
-        self.store = Log(self.clock)
-        self.errors = RecordingErrors()
-        self.memory = Remembered(1 << 16, self.clock.monotonic())
-        self.recollection = Recollection(
-            self.memory, store=self.store, errors=self.errors, clock=self.clock, boot=boot
-        )
-
-
 @asynccontextmanager
-async def recollecting(*ids: str) -> AsyncIterator[House]:
-    house = House()
-    await house.store.record([row(i, boot="b0") for i in ids])
-    task = asyncio.create_task(house.recollection.run())
-    yield house
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def turns() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
+async def recollecting(*ids: str) -> AsyncIterator[tuple[House, Log]]:
+    """A house that reads the ids of a log in which another process has written these."""
+    clock = ManualClock()
+    log = Log(clock)
+    await log.record([row(i, boot="b0") for i in ids])
+    h = House(clock=clock, store=log)
+    async with h.running(h.recollection):
+        yield h, log
 
 
 async def test_what_the_log_knows_is_read_at_the_start_and_trusted_once_messages_come() -> None:
-    async with recollecting("p1", "p2") as h:
-        await until(lambda: h.store.pages)
+    async with recollecting("p1", "p2") as (h, log):
+        await until(lambda: log.pages)
         await turns()
-        assert not h.memory.complete, "another process may be taking"
+        assert not h.remembered.complete, "another process may be taking"
         h.recollection.began()
-        await until(lambda: h.memory.complete)
-        assert "p1" in h.memory
-        assert "p3" not in h.memory
-        assert len(h.store.pages) == 1, "nobody has written meanwhile"
+        await until(lambda: h.remembered.complete)
+        assert "p1" in h.remembered
+        assert "p3" not in h.remembered
+        assert len(log.pages) == 1, "nobody has written meanwhile"
 
 
 async def test_who_stood_by_reads_what_the_other_has_taken_before_it_trusts_its_memory() -> None:
-    async with recollecting("p1") as h:
-        await until(lambda: h.store.counts == 1)
+    async with recollecting("p1") as (h, log):
+        await until(lambda: log.counts == 1)
         await turns()
-        await h.store.record([row("p2", boot="other")])
+        await log.record([row("p2", boot="other")])
         h.recollection.began()
-        await until(lambda: h.memory.complete)
-        assert "p2" in h.memory
+        await until(lambda: h.remembered.complete)
+        assert "p2" in h.remembered
 
 
 async def test_after_a_lost_channel_nothing_is_trusted_before_the_next_message() -> None:
-    async with recollecting("p1") as h:
+    async with recollecting("p1") as (h, log):
         h.recollection.began()
-        await until(lambda: h.memory.complete)
+        await until(lambda: h.remembered.complete)
         h.recollection.doubt()
-        assert "p9" in h.memory
+        assert "p9" in h.remembered
         await turns()
-        assert not h.memory.complete
-        await h.store.record([row("p2", boot="other"), row("mine", boot="b1")])
+        assert not h.remembered.complete
+        await log.record([row("p2", boot="other"), row("mine", boot="b1")])
         h.recollection.began()
-        await until(lambda: h.memory.complete)
-        assert "p2" in h.memory
+        await until(lambda: h.remembered.complete)
+        assert "p2" in h.remembered
 
 
 async def test_a_channel_that_is_lost_while_the_log_is_read_is_doubted() -> None:
-    async with recollecting("p1") as h:
-        h.store.reading.clear()
+    async with recollecting("p1") as (h, log):
+        log.reading.clear()
         h.recollection.began()
-        await until(lambda: h.store.pages)
+        await until(lambda: log.pages)
         h.recollection.doubt()
-        await h.store.record([row("p2", boot="other")])
-        h.store.reading.set()
+        await log.record([row("p2", boot="other")])
+        log.reading.set()
         await turns()
-        assert not h.memory.complete
+        assert not h.remembered.complete
         h.recollection.began()
-        await until(lambda: h.memory.complete)
-        assert "p2" in h.memory
+        await until(lambda: h.remembered.complete)
+        assert "p2" in h.remembered
 
 
 async def test_a_page_that_takes_too_long_is_read_in_smaller_ones() -> None:
-    async with recollecting(*(f"p{n}" for n in range(3000))) as h:
-        h.store.too_slow_above = PAGE_ROWS // 16
+    async with recollecting(*(f"p{n}" for n in range(3000))) as (h, log):
+        log.too_slow_above = PAGE_ROWS // 16
         h.recollection.began()
         for _ in range(20):
             await turns()
             h.clock.advance(1)
-        assert h.memory.complete
-        assert all(f"p{n}" in h.memory for n in range(3000))
+        assert h.remembered.complete
+        assert all(f"p{n}" in h.remembered for n in range(3000))
         assert h.errors.seen == []
 
 
 async def test_a_log_that_can_not_be_read_is_asked_again_and_everything_is_looked_up_meanwhile() -> None:
-    async with recollecting("p1") as h:
-        h.store.fail_with = StoreUnavailable("stopped")
+    async with recollecting("p1") as (h, log):
+        log.fail_with = StoreUnavailable("stopped")
         h.recollection.began()
         await until(lambda: h.errors.seen)
-        assert "p9" in h.memory
-        h.store.fail_with = None
+        assert "p9" in h.remembered
+        log.fail_with = None
         h.clock.advance(2)
-        await until(lambda: h.memory.complete)
+        await until(lambda: h.remembered.complete)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.errors import IllegalTransition
-from bridge.core.inflight.flight import Flight, Message
 from bridge.core.model.outcomes import Outcome, Proof, Reason
+<<<<<<< HEAD
 from bridge.core.model.pushes import Properties, PushRequest, ToUser
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.sockets import Frame
@@ -22,6 +22,12 @@ def flight(push_id: str = "p1", confirm: Proof = Proof.RECEIVED) -> Flight:
     made.addressed(1)
     return made
 
+=======
+from bridge.core.model.states import SessionState
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.session import UNPROVEN_MAX
+from tests.support.house import flight, session
+>>>>>>> w-tests
 
 FRAME = Frame(b"x" * 10)
 
@@ -123,7 +129,7 @@ def test_what_a_closing_socket_refuses_is_given_back_as_never_handed_over() -> N
 
 def test_closing_tells_apart_what_was_handed_over_and_what_was_not() -> None:
     s, socket = session()
-    handed, acked_one, waiting = flight("a"), flight("b", Proof.ACKED), flight("c")
+    handed, acked_one, waiting = flight("a"), flight("b", confirm=Proof.ACKED), flight("c")
     s.offer(FRAME, handed)
     s.offer(FRAME, acked_one)
     s.flush(1.0)
@@ -136,7 +142,7 @@ def test_closing_tells_apart_what_was_handed_over_and_what_was_not() -> None:
 
 def test_a_push_received_but_not_acked_is_still_owed_when_the_session_closes() -> None:
     s, socket = session()
-    f = flight("a", Proof.ACKED)
+    f = flight("a", confirm=Proof.ACKED)
     s.offer(FRAME, f)
     s.flush(1.0)
     assert s.pong(socket.pings[0], 1.1) == [f]
@@ -145,7 +151,7 @@ def test_a_push_received_but_not_acked_is_still_owed_when_the_session_closes() -
 
 def test_an_ack_finds_its_push_once_and_only_by_its_own_id() -> None:
     s, _ = session()
-    f = flight("a", Proof.ACKED)
+    f = flight("a", confirm=Proof.ACKED)
     s.offer(FRAME, f)
     s.flush(1.0)
     assert s.ack("other") is None

@@ -17,12 +17,12 @@ from bridge.core.model.rows import DeadLetter, LateProof, Receipt, Reply, Row, R
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Written
 from bridge.core.settlement.persistence import SUSPECT_AFTER, SWEEP_ROWS
-from tests.support.core import until
-from tests.support.settlement_house import House, house
+from tests.support.house import House, settlement_house
+from tests.support.ports import until
 
 
 async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message("answers")
         flight = h.flight("p1", message)
         flight.received(h.clock.now)
@@ -33,11 +33,11 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
             ("p1", (Reply("answers", "c"),), True)
         ]
         assert h.publisher.acked_before == [0], "the receipt is confirmed before the ack"
-        assert h.settled == [flight]
+        assert h.reports.settled == [flight]
 
 
 async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_answers() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         send, heard = h.publisher.send, asyncio.Event()
 
         async def silent(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
@@ -59,7 +59,7 @@ async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_ans
 
 
 async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message()
         first, second = h.flight("p1", message, "u1"), h.flight("p1", message, "u2")
         first.received(h.clock.now)
@@ -73,7 +73,7 @@ async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
 
 
 async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message("answers")
         flight = h.flight("p1", message)
         h.worklist.due(flight)
@@ -89,7 +89,7 @@ async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() 
 
 
 async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays_it() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         h.publisher.refusing = True
         flight = h.flight("p1", h.message("answers"))
         flight.received(h.clock.now)
@@ -106,7 +106,7 @@ async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays
 
 
 async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         h.store.fail_with = StoreUnavailable("stopped")
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
@@ -137,7 +137,7 @@ def lose_the_next_answer(h: House, times: int = 1) -> None:
 
 @pytest.mark.parametrize("times", [1, SUSPECT_AFTER, 3 * SUSPECT_AFTER])
 async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: int) -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         lose_the_next_answer(h, times)
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
@@ -152,7 +152,7 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: 
 
 
 async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         begun = h.flight("p1", h.message()).row("n1", "an older boot")
         begun = msgspec.structs.replace(begun, taken_at=h.clock.now - 60)
         assert not begun.final
@@ -166,7 +166,7 @@ async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began(
 
 
 async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
         h.worklist.due(first)
@@ -184,7 +184,7 @@ async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> 
 
 
 async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_lost() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
         h.worklist.due(first)
@@ -197,7 +197,7 @@ async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_
 
 
 async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         flight = h.flight("p1", h.message("first"))
         h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 1)
@@ -209,7 +209,7 @@ async def test_a_repeat_of_an_unfinished_row_leaves_its_reply_queue_with_the_row
 
 
 async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         flight = h.flight("p1", h.message("first"))
         joining = h.message("second")
         joining.open += 1
@@ -221,7 +221,7 @@ async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> 
 
 
 async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_row_owes_it_too() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         flight = h.flight("p1", h.message("first"))
         joining = h.message("second")
         record = h.store.record
@@ -240,7 +240,7 @@ async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_
 
 
 async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_again() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         first = h.flight("p1", h.message())
         first.received(h.clock.now)
         h.worklist.due(first)
@@ -254,7 +254,7 @@ async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_a
 
 
 async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_before_its_ack() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message()
         flight = Flight.rejected(Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.clock.now)
         message.open += 1
@@ -271,7 +271,7 @@ async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_bef
 
 
 async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         record = h.store.record
 
         async def picky(rows: Sequence[Row]) -> Sequence[Written]:
@@ -292,7 +292,7 @@ async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() ->
 
 
 async def test_a_message_without_open_rows_is_acked_when_it_is_released() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message()
         message.open = 1
         h.worklist.release(message)
@@ -300,19 +300,19 @@ async def test_a_message_without_open_rows_is_acked_when_it_is_released() -> Non
 
 
 async def test_a_message_given_back_is_never_acked() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         message = h.message()
         flight = h.flight("p1", message)
         message.token = None  # whoever handled it gave it back
         flight.received(h.clock.now)
         h.worklist.due(flight)
-        await until(lambda: h.settled)
+        await until(lambda: h.reports.settled)
         await h.worklist.idle()
         assert h.acks.acked == []
 
 
 async def test_late_proof_fills_a_time_only() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         flight = h.flight("p1", h.message())
         flight.timed_out(h.clock.now)
         h.worklist.due(flight)
@@ -334,7 +334,7 @@ async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
                 raise OSError("disk full")
             self.rows.extend(rows)
 
-    async with house() as h:
+    async with settlement_house() as h:
         log = Log()
         h.settlement._logs = (log,)
         flight = h.flight("p1", h.message())
@@ -350,7 +350,7 @@ async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
 
 @pytest.mark.parametrize("count", [1, 499, 1201])
 async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         for i in range(count):
             flight = h.flight(f"p{i}", h.message())
             flight.received(h.clock.now)
@@ -364,7 +364,7 @@ async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
 
 
 async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         at = h.clock.time()
         rows = [
             Row(RowKey("", f"p{n}", "u1"), Outcome.RECEIVED, Reason.PONG, "n1", "b0", at, at, proven_at=at)
@@ -380,7 +380,7 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before(first: bool) -> None:
-    async with house() as h:
+    async with settlement_house() as h:
         before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
         proven.received(h.clock.now)
         for flight in (proven, before) if first else (before, proven):

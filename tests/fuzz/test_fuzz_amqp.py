@@ -21,10 +21,10 @@ from bridge.adapters.amqp.topology import DEAD, PUSH
 from bridge.core.contract.requests import Limits, decode
 from bridge.core.model.pushes import Rejected, ToUser, ToUsers
 from tests.support.amqp import at_rest, outbox, raw_deliveries
+from tests.support.bridges import bridge, get, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.core import arrival
 from tests.support.dice import Dice
-from tests.support.house import bridge, get, publish, request, rows, token
+from tests.support.ports import arrival
 
 MESSAGES = 10_000
 SEED = 20261122

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from bridge.core.control import Control
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.broker import Source
-from tests.support.answers import RecordingAnswers
+from tests.support.bridges import bridge, counted, publish, request, token
 from tests.support.clients import client
-from tests.support.core import arrival, until
-from tests.support.core_house import House, house
-from tests.support.house import bridge, counted, publish, request, token
+from tests.support.house import House, house
+from tests.support.ports import arrival, until
 
 ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
@@ -84,9 +82,8 @@ async def test_every_container_of_a_running_bridge_is_listed_and_every_listed_on
 class Day:
     """Traffic of all kinds in a house whose clock runs fast."""
 
-    def __init__(self, house: House, control: Control) -> None:
+    def __init__(self, house: House) -> None:
         self.house = house
-        self.control = control
         self.n = 0
         self.tags = itertools.count(1)
 
@@ -121,7 +118,9 @@ class Day:
             )
         )  # fmt: skip
         recall = json.dumps({"type": "recall", "push_id": f"k{self.n - 1}"}).encode()
-        self.control.arrived([arrival(recall, source=Source.CONTROL, tag=next(self.tags), reply_to="q")])
+        self.house.control.arrived(
+            [arrival(recall, source=Source.CONTROL, tag=next(self.tags), reply_to="q")]
+        )
         for peer in (reader, resuming, bare):
             peer.answer()
         for push in reader.pushes:
@@ -141,7 +140,7 @@ class Day:
         """How much is in each container now, the largest of each kind."""
         h = self.house
         core: list[object] = [
-            h.hub, h.settlement, h.mailbox, h.delivery, h.gate, self.control, h.mailbox._measuring,
+            h.hub, h.settlement, h.mailbox, h.delivery, h.gate, h.control, h.mailbox._measuring,
             h.mailbox._flights, h.mailbox._looks, h.delivery._deadlines, h.delivery._deadlines._own,
         ]  # fmt: skip
         found: dict[str, int] = {}
@@ -152,12 +151,8 @@ class Day:
 
 async def test_after_a_day_of_traffic_everything_is_as_small_as_after_an_hour() -> None:
     async with house() as h:
-        control = Control(
-            store=h.store, mailbox=h.mailbox, acks=h.acks, answers=RecordingAnswers(), errors=h.errors,
-            clock=h.clock, gate=h.gate, node="n1",
-        )  # fmt: skip
-        running = [asyncio.create_task(control.run()), asyncio.create_task(h.recollection.run())]
-        day = Day(h, control)
+        running = [asyncio.create_task(h.control.run()), asyncio.create_task(h.recollection.run())]
+        day = Day(h)
         with mock.patch.object(h.mailbox._measuring, "_users_max", 100):
             for _ in range(60):
                 await day.minute()

@@ -13,8 +13,8 @@ import pytest
 
 from bridge.adapters.tokens import JwtVerifier
 from bridge.app.build import SystemClock
+from tests.support.bridges import SECONDS, SECRET, bridge, final_rows, token
 from tests.support.clients import client
-from tests.support.house import SECONDS, SECRET, bridge, final_rows, token
 
 ROOT = Path(__file__).parent.parent.parent
 LANGUAGES = {

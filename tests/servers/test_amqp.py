@@ -56,7 +56,7 @@ from tests.support.amqp import (
     outbox,
     publish,
 )
-from tests.support.core import RecordingErrors, until
+from tests.support.ports import RecordingErrors, until
 from tests.support.rows import row
 
 

@@ -33,7 +33,7 @@ from tests.support.amqp import (
     publish,
     raw_deliveries,
 )
-from tests.support.core import RecordingErrors, until
+from tests.support.ports import RecordingErrors, until
 from tests.support.publishers import publisher
 from tests.support.quiet import quiet_loop
 from tests.support.rows import letter, row

@@ -17,9 +17,9 @@ from bridge.core.model.outcomes import ENDINGS, Outcome, Reason
 from bridge.core.model.rows import RowKey
 from bridge.core.ports.store import Account
 from tests.support.amqp import declare, publish
+from tests.support.bridges import bridge, final_rows, request, token
+from tests.support.bridges import publish as push
 from tests.support.clients import client
-from tests.support.house import bridge, final_rows, request, token
-from tests.support.house import publish as push
 from tests.support.queues import channel
 from tests.support.rows import row
 from tests.support.sessions_of_postgres import eventually

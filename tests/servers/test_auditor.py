@@ -23,10 +23,10 @@ from bridge.core.ports.store import Account
 from bridge.operator import auditor, inquiry
 from bridge.operator.auditor import CHECKS, SETTLE, SLICE, Auditor
 from bridge.operator.inquiry import Irregular, Stretch
+from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.core import ManualClock
-from tests.support.house import bridge, final_rows, get, publish, request, token
 from tests.support.ops import row
+from tests.support.ports import ManualClock
 from tests.support.rows import row as logged
 
 ALL_WELL = Account(begun=0, with_row=0, on_their_way=0, ages=())

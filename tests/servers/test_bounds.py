@@ -19,9 +19,9 @@ from bridge.app import build as app
 from bridge.core.inflight.flight import OWED_MAX
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.ports.store import MailboxAsk
+from tests.support.bridges import bridge, counted, publish, token
 from tests.support.clients import Client, client
-from tests.support.core import until
-from tests.support.house import bridge, counted, publish, token
+from tests.support.ports import until
 from tests.support.sessions_of_postgres import ask, eventually, transaction
 from tests.support.stored import EVER, NOON, kept, recalled, row, trimmed
 

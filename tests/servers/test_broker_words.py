@@ -18,7 +18,7 @@ from bridge.app import build as app
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 from bridge.devservers import Servers
 from bridge.operator import dead_letters, inquiry
-from tests.support import house
+from tests.support import bridges
 
 PASSWORD = "p w/%"
 WRITTEN = "p%20w%2F%25"
@@ -127,8 +127,8 @@ async def test_a_bridge_without_rights_says_which_in_the_brokers_words(
     url = f"amqp://{users.add(rights=rights)}:{WRITTEN}@{users.place}/{users.vhost}"
     error = await refusal(url)
     assert isinstance(error, TopologyError)
-    async with app.running(house.settings(url, database)) as running:
-        async with asyncio.timeout(house.SECONDS):
+    async with app.running(bridges.settings(url, database)) as running:
+        async with asyncio.timeout(bridges.SECONDS):
             while not any("ACCESS_REFUSED" in cause for cause in running.gate.causes):
                 await asyncio.sleep(0.02)
         (cause,) = [c for c in running.gate.causes if c.startswith("broker: ")]
@@ -169,10 +169,10 @@ async def test_vhosts_with_a_slash_and_with_a_percent_sign_are_two(
         urls = {slash: f"{base}/{percent}", percent: f"{base}/{percent.replace('%', '%25')}"}
         for name, url in urls.items():
             # Taken by a bridge of this vhost, and answered through it: every part reaches it.
-            async with house.bridge(url, database, node=f"n{len(name)}"):
+            async with bridges.bridge(url, database, node=f"n{len(name)}"):
                 async with Producer.connect(url) as producer:
                     (receipt,) = await producer.request(
-                        b'{"id": "%s", "to": {"user": "u"}, "data": 1}' % name.encode(), house.SECONDS
+                        b'{"id": "%s", "to": {"user": "u"}, "data": 1}' % name.encode(), bridges.SECONDS
                     )
                 assert (receipt["push_id"], receipt["outcome"]) == (name, "offline")
             queues = f'[element(4, element(2, Q)) || Q <- rabbit_amqqueue:list(<<"{name}">>)]'

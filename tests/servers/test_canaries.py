@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 from bridge.cli import parser as cli
 from bridge.core import redaction
 from bridge.devservers import Servers
-from tests.support import house
+from tests.support import bridges
 from tests.support.clients import client
 
 CANARY = "c4nary"
@@ -67,7 +67,7 @@ async def answer(port: int, request: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request.encode())
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             return await reader.read()
     except ConnectionResetError:
         return b""
@@ -124,10 +124,10 @@ async def test_no_canary_leaves_a_bridge_that_works(
     guarded: tuple[str, str], database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     url, dsn = guarded
-    monkeypatch.setattr(house, "SECRET", JWT_SECRET)
+    monkeypatch.setattr(bridges, "SECRET", JWT_SECRET)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent.parent))
     log = tmp_path / "log"
-    token = house.token("u1")
+    token = bridges.token("u1")
     answers: list[bytes] = []
     more: dict[str, object] = {
         "log_level": "debug",
@@ -136,16 +136,16 @@ async def test_no_canary_leaves_a_bridge_that_works(
         "error_handler": "tests.support.leaky:Errors",
         "log": log,
     }
-    async with house.process(url, dsn, **more) as p:
+    async with bridges.process(url, dsn, **more) as p:
         async with client(p.ws_port, token) as opened:
-            await house.publish(url, house.request("u1", "p1"), {"id": "p2", "to": {"user": 7}})
+            await bridges.publish(url, bridges.request("u1", "p1"), {"id": "p2", "to": {"user": 7}})
             await opened.read()
             for given in (f"{CANARY}.{CANARY}.x", token[:-2], "x"):
                 with pytest.raises(InvalidStatus) as refused:
                     async with client(p.ws_port, f"{given}&access_token={CANARY}"):
                         pass
                 answers.append(bytes(refused.value.response.body or b""))
-            await house.final_rows(database, 2)
+            await bridges.final_rows(database, 2)
         for port in (p.ws_port, p.ops_port):
             for given in (OPS_TOKEN, token, f"{CANARY}-other"):
                 for request in requests(given):
@@ -171,15 +171,15 @@ async def test_no_canary_leaves_a_bridge_that_cannot_start(
         broker, db = urlsplit(vhost), urlsplit(database)
         url = f"amqp://{written}@{broker.hostname}:{broker.port}/v"
         dsn = f"postgresql://{written}@{db.hostname}:{db.port}{db.path}"
-    p = house.Process(url, dsn, log_level="debug", log=log)
+    p = bridges.Process(url, dsn, log_level="debug", log=log)
     await p.start()
     try:
         causes = await p.ready(503)
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             while "not answered" in causes[0] or "connecting" in causes[1]:
                 causes = await p.ready(503)
-        public = await house.get(p.ws_port, "/readyz")
-        ops = await house.get(p.ops_port, "/status")
+        public = await bridges.get(p.ws_port, "/readyz")
+        ops = await bridges.get(p.ops_port, "/status")
     finally:
         assert await p.stop() == 0
     if broken == "refused":

@@ -19,9 +19,9 @@ from bridge.adapters.amqp.topology import DeclareMode
 from bridge.cli import main
 from bridge.devservers import Servers
 from tests.support.amqp import declare, listening, memory_alarm
+from tests.support.bridges import final_rows, process, publish, request
 from tests.support.broker_rights import topic_permissions
 from tests.support.checks import found, names, run
-from tests.support.house import final_rows, process, publish, request
 from tests.support.queues import ready_messages
 
 

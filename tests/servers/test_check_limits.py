@@ -14,8 +14,8 @@ from bridge.adapters.amqp.topology import QUEUES
 from bridge.adapters.finding import Finding
 from bridge.devservers import Servers
 from tests.support.amqp import declare
+from tests.support.bridges import Process, get, process, publish, request
 from tests.support.checks import found, names, run
-from tests.support.house import Process, get, process, publish, request
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from bridge.adapters.postgres import limits as postgres_limits
 from bridge.adapters.postgres import rights as postgres_rights
 from bridge.adapters.postgres.check import findings
 from bridge.adapters.postgres.pool import CONNECTIONS, CONNECTIONS_NEEDED
+from tests.support.bridges import final_rows, get, process, publish, request, token
 from tests.support.checks import run
 from tests.support.clients import client
-from tests.support.house import final_rows, get, process, publish, request, token
 from tests.support.pooler import pgbouncer
 
 Say = Callable[[str], None]

@@ -14,8 +14,8 @@ from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import Producer, outcomes
 from bridge.adapters.amqp.topology import PUSH
 from tests.support.amqp import outbox, raw_deliveries
+from tests.support.bridges import bridge, counted, endings, final_rows, get, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.house import bridge, counted, endings, final_rows, get, publish, request, rows, token
 from tests.support.queues import ENVELOPE, channel, ready_messages
 
 

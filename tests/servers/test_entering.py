@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import checking
+from tests.support.bridges import Process, final_rows, publish, request
 from tests.support.checks import run
-from tests.support.house import Process, final_rows, publish, request
 
 PLUGINS = """
 import asyncio

@@ -12,8 +12,7 @@ from benchmarks.ports import reserved_port
 from bridge.adapters.amqp.producer import Producer
 from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers
-from tests.support.clients import client
-from tests.support.house import (
+from tests.support.bridges import (
     Process,
     bridge,
     endings,
@@ -26,6 +25,7 @@ from tests.support.house import (
     settings,
     token,
 )
+from tests.support.clients import client
 from tests.support.queues import ENVELOPE, ready_messages
 
 QUORUM_SETTLES = 1.0

@@ -20,9 +20,9 @@ from bridge.app.build import Running
 from bridge.devservers import Servers
 from bridge.ops import surroundings
 from tests.support.amqp import RecordingIntake, consumer, declare
+from tests.support.bridges import bridge, counted, final_rows, get, publish, request, token
 from tests.support.clients import client
 from tests.support.exposition import samples
-from tests.support.house import bridge, counted, final_rows, get, publish, request, token
 from tests.support.stored import kept
 
 Page = dict[tuple[str, ...], float]

@@ -21,7 +21,7 @@ from bridge.adapters.amqp import frames
 from bridge.adapters.amqp.broker import reorders_by_priority
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.link import channel, opened
-from tests.support import house
+from tests.support import bridges
 
 NOW = int(time.time()) - 1
 MS = NOW * 1000
@@ -76,12 +76,12 @@ async def publish(url: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
         for raw, body in messages:
             method = frames.publish_method(low.number, "push", b"user.u1", False)
             wire.write(method + frames.content(low.number, raw, body, 131072))
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             await confirmed.wait()
 
 
 def body(push_id: str) -> bytes:
-    return json.dumps(house.request("u1", push_id)).encode()
+    return json.dumps(bridges.request("u1", push_id)).encode()
 
 
 TAKEN = {
@@ -112,9 +112,9 @@ TAKEN = {
 
 async def test_what_other_clients_write_means_what_they_meant(vhost: str, database: str) -> None:
     # The times were read when this file was: a while before this test in a long run.
-    async with house.bridge(vhost, database, max_age=3600):
+    async with bridges.bridge(vhost, database, max_age=3600):
         await publish(vhost, [(raw, body(push_id)) for push_id, raw in TAKEN.items()])
-        found = {row["push_id"]: row for row in await house.final_rows(database, len(TAKEN))}
+        found = {row["push_id"]: row for row in await bridges.final_rows(database, len(TAKEN))}
     assert {push_id: row["outcome"] for push_id, row in found.items()} == dict.fromkeys(TAKEN, "offline")
     without_time = {"kombu-binary", "kombu-utf8", "pika-none"}
     published = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
@@ -130,13 +130,13 @@ async def test_truths_are_read_as_clients_without_a_boolean_write_them(vhost: st
         "node-int8": b"b\x01",
         "digit": text("1"),
     }
-    async with house.bridge(vhost, database):
+    async with bridges.bridge(vhost, database):
         messages = [
             (properties(header("x-push-all", value), header("x-push-id", text(push_id))), b"1")
             for push_id, value in truths.items()
         ]
         await publish(vhost, messages)
-        found = await house.final_rows(database, len(truths))
+        found = await bridges.final_rows(database, len(truths))
     assert {row["push_id"]: row["reason"] for row in found} == dict.fromkeys(truths, "nobody")
 
 
@@ -174,9 +174,9 @@ REFUSED = {
 
 
 async def test_what_would_be_misread_is_rejected_with_what_to_do(vhost: str, database: str) -> None:
-    async with house.bridge(vhost, database):
+    async with bridges.bridge(vhost, database):
         await publish(vhost, [(raw, body(push_id)) for push_id, (raw, _, _) in REFUSED.items()])
-        found = await house.final_rows(database, len(REFUSED))
+        found = await bridges.final_rows(database, len(REFUSED))
     told = {row["push_id"]: (row["reason"], row["detail"]) for row in found}
     assert told == {push_id: (reason, detail) for push_id, (_, reason, detail) in REFUSED.items()}
 
@@ -203,18 +203,18 @@ def test_rabbitmq_reorders_quorum_queues_by_priority_from_4_0_on(version: str, r
 async def test_a_priority_is_nothing_where_the_broker_does_not_reorder_by_it(
     vhost: str, database: str
 ) -> None:
-    async with house.bridge(vhost, database):
+    async with bridges.bridge(vhost, database):
         await publish(vhost, [(properties(priority=9), body("p1"))])
-        (row,) = await house.final_rows(database, 1)
+        (row,) = await bridges.final_rows(database, 1)
     assert row["outcome"] == "offline"
 
 
 async def test_a_priority_is_rejected_by_name_where_the_broker_reorders_by_it(
     vhost: str, database: str
 ) -> None:
-    async with newer_broker(vhost) as url, house.bridge(url, database):
+    async with newer_broker(vhost) as url, bridges.bridge(url, database):
         await publish(vhost, [(properties(priority=p), body(f"p{p}")) for p in (0, 4, 5, 9)])
-        found = await house.final_rows(database, 4)
+        found = await bridges.final_rows(database, 4)
     assert {row["push_id"]: row["outcome"] for row in found} == {
         "p0": "offline",
         "p4": "offline",

@@ -10,14 +10,14 @@ import jwt
 import pytest
 
 from bridge.core.redaction import redact
-from tests.support import house
+from tests.support import bridges
 from tests.support.clients import client, opening, raw_client
 
 FAR = 4_000_000_000
 
 
 def signed(**claims: object) -> str:
-    return jwt.encode({"exp": FAR, **claims}, house.SECRET, algorithm="HS256")
+    return jwt.encode({"exp": FAR, **claims}, bridges.SECRET, algorithm="HS256")
 
 
 async def refusal(port: int, request: bytes) -> str:
@@ -47,9 +47,9 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
         "too_early": opening(f"/ws?token={good}") + b"\x81\x80\0\0\0\0",
     }
     caplog.set_level(logging.DEBUG, "bridge.handshake")
-    async with house.bridge(vhost, database, origins="https://app.example") as b:
+    async with bridges.bridge(vhost, database, origins="https://app.example") as b:
         answers = {why: await refusal(b.ws_port, request) for why, request in requests.items()}
-        _, page = await house.get(b.ops_port, "/metrics")
+        _, page = await bridges.get(b.ops_port, "/metrics")
     lines = [record for record in caplog.records if record.name == "bridge.handshake"]
     assert [vars(line)["why"] for line in lines] == list(requests)
     assert {line.levelno for line in lines} == {logging.DEBUG}
@@ -66,9 +66,11 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
 async def test_a_user_whose_token_has_a_number_for_sub_gets_the_pushes_for_that_number(
     vhost: str, database: str
 ) -> None:
-    token = jwt.PyJWS().encode(json.dumps({"sub": 42, "exp": FAR}).encode(), house.SECRET, algorithm="HS256")
-    async with house.bridge(vhost, database) as b, client(b.ws_port, token) as c:
-        await house.publish(vhost, house.request("42", "p1"))
+    token = jwt.PyJWS().encode(
+        json.dumps({"sub": 42, "exp": FAR}).encode(), bridges.SECRET, algorithm="HS256"
+    )
+    async with bridges.bridge(vhost, database) as b, client(b.ws_port, token) as c:
+        await bridges.publish(vhost, bridges.request("42", "p1"))
         assert json.loads(await c.read()) == {"n": "p1"}
 
 
@@ -80,7 +82,7 @@ async def test_a_token_in_standard_base64_opens_a_session_raw_and_percent_encode
         base64.b64encode(base64.urlsafe_b64decode(p + "=" * (-len(p) % 4))).decode() for p in parts
     )
     assert "=" in token
-    async with house.bridge(vhost, database) as b:
+    async with bridges.bridge(vhost, database) as b:
         for written in (token, token.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")):
             async with client(b.ws_port, written, subprotocols=["bridge.v1.json"]) as c:
                 assert (await c.read_json())["user"] == "u1"
@@ -90,7 +92,7 @@ async def test_a_token_in_standard_base64_opens_a_session_raw_and_percent_encode
 async def test_a_large_token_opens_a_session_in_each_carrier(vhost: str, database: str, size: int) -> None:
     token = signed(sub="u1", groups="g" * (size * 3 // 4 - 100))
     assert size - 200 < len(token) <= 16 * 1024
-    async with house.bridge(vhost, database) as b:
+    async with bridges.bridge(vhost, database) as b:
         async with client(b.ws_port, token, subprotocols=["bridge.v1.json"]) as c:
             assert (await c.read_json())["user"] == "u1"
         bearer = {"Authorization": f"bearer  {token}"}

@@ -14,8 +14,8 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 
 from bridge.adapters.amqp.producer import Producer
+from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import Client, client
-from tests.support.house import bridge, endings, final_rows, process, publish, request, rows, token
 from tests.support.queues import ENVELOPE, ready_messages
 
 

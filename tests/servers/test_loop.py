@@ -10,8 +10,8 @@ from itertools import islice
 from bridge.adapters.amqp.producer import Outgoing, Producer
 from bridge.adapters.loop_watch import watch
 from tests.support import costly
+from tests.support.bridges import counted, get, process, publish, request, token
 from tests.support.clients import client
-from tests.support.house import counted, get, process, publish, request, token
 
 HELD_MAX = 0.05
 """Seconds. A step takes 20 ms at most; the loop may come to two of them in one turn, and the collector to its own."""

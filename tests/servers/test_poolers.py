@@ -18,8 +18,8 @@ from bridge.adapters.postgres.store import PostgresStore
 from bridge.cli import main
 from bridge.core.errors import DatabaseUnsuitable
 from bridge.operator import inquiry, replay
+from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.house import bridge, final_rows, get, publish, request, token
 from tests.support.pooler import pgbouncer
 from tests.support.sessions_of_postgres import eventually
 from tests.support.stored import row

@@ -12,7 +12,7 @@ from bridge.adapters.amqp.producer import NotTaken, Outgoing, Producer, expected
 from bridge.core.errors import BrokerUnavailable
 from tests.support.amqp import Proxy, RecordingIntake, consumer, declare, drained
 from tests.support.answering import KEPT, PARKED, PENDING, RECEIVED, answering
-from tests.support.core import until
+from tests.support.ports import until
 from tests.support.quiet import quiet_loop
 
 __all__ = ["quiet_loop"]

@@ -17,10 +17,10 @@ from bridge.adapters.amqp.topology import DEAD, OUTCOMES
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.rows import Receipt, Reply
 from bridge.devservers import Servers
-from tests.support import house
+from tests.support import bridges
 from tests.support.amqp import at_rest, declare, drained, listening
 from tests.support.broker_rights import permissions, topic_permissions
-from tests.support.core import RecordingErrors
+from tests.support.ports import RecordingErrors
 from tests.support.publishers import publisher
 from tests.support.quiet import quiet_loop
 from tests.support.rows import letter, row
@@ -40,7 +40,7 @@ def refusals(errors: RecordingErrors) -> list[PublishRefused]:
 async def taken(queue: asyncio.Queue[Mapping[str, object]], name: str, count: int) -> list[object]:
     """This property of messages of a queue, until so many different ones have come."""
     found: list[object] = []
-    async with asyncio.timeout(house.SECONDS):
+    async with asyncio.timeout(bridges.SECONDS):
         while len(set(found)) < count:
             found.append((await queue.get())[name])
     return found
@@ -120,7 +120,7 @@ async def test_an_event_goes_out_again_once_its_right_is_back(
             while events.empty():
                 assert not await out.send([Receipt(row("p2"))])
 
-        await asyncio.wait_for(announced(), house.SECONDS)
+        await asyncio.wait_for(announced(), bridges.SECONDS)
         assert (await events.get())["message_id"] == "p2"
 
 
@@ -152,7 +152,7 @@ async def test_where_no_event_may_be_published_none_is_lost_and_they_go_out_once
             while left:
                 left = await out.send(left)
 
-        await asyncio.wait_for(all_announced(), house.SECONDS)
+        await asyncio.wait_for(all_announced(), bridges.SECONDS)
         assert set(await taken(events, "message_id", 200)) == {f"p{n}" for n in range(200)}
         assert causes[-1] == ""
     assert not given_up
@@ -163,21 +163,21 @@ async def test_a_bridge_that_may_publish_no_event_takes_no_pushes_until_it_may(
 ) -> None:
     await declare(vhost)
     monkeypatch.setattr("bridge.adapters.amqp.search.REST", 0.2)
-    async with house.bridge(vhost, database) as made:
+    async with bridges.bridge(vhost, database) as made:
         permissions(servers, vhost, NO_EVENTS)
         # What the broker knows of an open channel it knows for a while; a new one asks.
         servers.rabbit.evaluate('rabbit_networking:close_all_user_connections(<<"bridge">>, <<"test">>).')
-        async with asyncio.timeout(house.SECONDS):
-            await house.publish(vhost, house.request("u1", "p1"))
+        async with asyncio.timeout(bridges.SECONDS):
+            await bridges.publish(vhost, bridges.request("u1", "p1"))
             while "outcome events" not in made.gate:
                 await asyncio.sleep(0.05)
-        status, body = await house.get(made.ops_port, "/readyz")
+        status, body = await bridges.get(made.ops_port, "/readyz")
         assert status == 503
         assert b"BRIDGE_OUTCOME_EVENTS" in body
         permissions(servers, vhost, ".*")
-        await asyncio.wait_for(made.ready(), house.SECONDS)
-        await house.counted(database, "push_id = 'p1' and final and proven_at is null", 1)
-        async with asyncio.timeout(house.SECONDS), await psycopg.AsyncConnection.connect(database) as conn:
+        await asyncio.wait_for(made.ready(), bridges.SECONDS)
+        await bridges.counted(database, "push_id = 'p1' and final and proven_at is null", 1)
+        async with asyncio.timeout(bridges.SECONDS), await psycopg.AsyncConnection.connect(database) as conn:
             await conn.set_autocommit(True)
             while (await (await conn.execute(OWED)).fetchone()) != (0,):
                 await asyncio.sleep(0.05)
@@ -217,7 +217,7 @@ async def test_replies_that_are_refused_stay_owed_and_are_not_announced_each_tim
         for _ in range(5):
             assert await out.send(receipts) == receipts[:1]
         names: list[object] = []
-        async with asyncio.timeout(house.SECONDS):
+        async with asyncio.timeout(bridges.SECONDS):
             while names.count("p2") < 5:
                 names.append((await events.get())["message_id"])
         assert names.count("p1") <= 2
@@ -290,18 +290,18 @@ async def test_a_whole_bridge_pays_its_replies_and_owes_nothing_where_one_event_
 ) -> None:
     await declare(vhost)
     topic_permissions(servers, vhost, OUTCOMES, "^offline[.]allowed$")
-    async with listening(vhost, name="answers") as replies, house.bridge(vhost, database) as made:
-        requests = [house.request("u1", f"p{n}", event="secret" if n % 2 else "allowed") for n in range(40)]
-        await house.publish(vhost, *requests, reply_to="answers")
-        await house.final_rows(database, 40)
+    async with listening(vhost, name="answers") as replies, bridges.bridge(vhost, database) as made:
+        requests = [bridges.request("u1", f"p{n}", event="secret" if n % 2 else "allowed") for n in range(40)]
+        await bridges.publish(vhost, *requests, reply_to="answers")
+        await bridges.final_rows(database, 40)
         await taken(replies, "message_id", 40)
-        async with asyncio.timeout(house.SECONDS), await psycopg.AsyncConnection.connect(database) as conn:
+        async with asyncio.timeout(bridges.SECONDS), await psycopg.AsyncConnection.connect(database) as conn:
             await conn.set_autocommit(True)
             while (await (await conn.execute(OWED)).fetchone()) != (0,):
                 await asyncio.sleep(0.05)
-        _, page = await house.get(made.ops_port, "/metrics")
+        _, page = await bridges.get(made.ops_port, "/metrics")
         assert b'bridge_receipts_total{result="refused"} 20.0' in page
-        assert await house.get(made.ops_port, "/readyz") == (200, ANY)
+        assert await bridges.get(made.ops_port, "/readyz") == (200, ANY)
     assert await at_rest(vhost)
 
 

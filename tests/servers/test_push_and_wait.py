@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support import house
+from tests.support import bridges
 from tests.support.clients import client
 
 
@@ -20,16 +20,16 @@ async def pushed(port: int, body: object) -> tuple[int, dict[str, Any]]:
 async def test_a_push_for_nobody_who_is_here_ends_the_wait_and_is_not_complete(
     vhost: str, database: str
 ) -> None:
-    async with house.bridge(vhost, database) as bridge:
+    async with bridges.bridge(vhost, database) as bridge:
         started = time.monotonic()
-        status, said = await pushed(bridge.ops_port, house.request("u1", "p1", ttl=60))
+        status, said = await pushed(bridge.ops_port, bridges.request("u1", "p1", ttl=60))
         assert time.monotonic() - started < 15, "it waited for somebody who is away"
     assert (status, said["complete"], said["stored"]) == (202, False, 1)
     assert [(r["outcome"], r["final"]) for r in said["receipts"]] == [("stored", False)]
 
 
 async def test_what_is_complete_is_final(vhost: str, database: str) -> None:
-    async with house.bridge(vhost, database) as bridge, client(bridge.ws_port, house.token("u1")):
-        status, said = await pushed(bridge.ops_port, house.request("u1", "p1", ttl=60))
+    async with bridges.bridge(vhost, database) as bridge, client(bridge.ws_port, bridges.token("u1")):
+        status, said = await pushed(bridge.ops_port, bridges.request("u1", "p1", ttl=60))
     assert (status, said["complete"], said["stored"]) == (200, True, 0)
     assert said["receipts"][-1]["final"] is True

@@ -18,9 +18,9 @@ from bridge.core.model.rows import Reply, RowKey
 from bridge.operator import inquiry
 from bridge.operator.inquiry import Found
 from bridge.ops import server as http
-from tests.support.house import bridge, final_rows, get
-from tests.support.house import publish as push
-from tests.support.house import request as push_request
+from tests.support.bridges import bridge, final_rows, get
+from tests.support.bridges import publish as push
+from tests.support.bridges import request as push_request
 from tests.support.ops import Parts, Running, ops
 from tests.support.told import T, log, to
 

@@ -19,8 +19,8 @@ from benchmarks.ports import reserved_port
 from bridge.adapters.tokens import make_token
 from bridge.core import redaction
 from bridge.devservers import Servers
+from tests.support.bridges import SECRET, get, publish, request, rows
 from tests.support.clients import SECONDS, client
-from tests.support.house import SECRET, get, publish, request, rows
 
 PASSWORD = "c4nary/P@ss w%rd"
 """The password of both servers."""

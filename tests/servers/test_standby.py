@@ -22,9 +22,9 @@ from bridge.app.standing import STANDBY
 from bridge.devservers import Servers
 from tests.support.amqp import CLOCK, RecordingIntake, consumer, declare
 from tests.support.amqp import publish as publish_bodies
+from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
 from tests.support.clients import client
-from tests.support.core import RecordingErrors, until
-from tests.support.house import Process, bridge, endings, final_rows, get, process, publish, request, token
+from tests.support.ports import RecordingErrors, until
 
 NUMBERED = [b"0", b"1", b"2"]
 

@@ -15,8 +15,8 @@ from bridge.app.standing import STANDBY, TakingLog
 from bridge.app.stopping import Left
 from bridge.core.settlement.gate import Gate
 from bridge.devservers import Servers
+from tests.support.bridges import counted, endings, final_rows, get, process, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.house import counted, endings, final_rows, get, process, publish, request, rows, token
 from tests.support.queues import ready_messages
 
 

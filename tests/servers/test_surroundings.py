@@ -24,8 +24,8 @@ from bridge.core.errors import StatementFailed
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.store import MailboxAsk, ResumeAsk
 from bridge.operator import inquiry
+from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.house import bridge, final_rows, get, publish, request, token
 from tests.support.stored import EVER, NOON, kept, row
 
 DAY = datetime.timedelta(days=1)

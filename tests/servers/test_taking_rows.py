@@ -12,8 +12,8 @@ import pytest
 
 from bridge.adapters.finding import Finding
 from bridge.adapters.postgres.check import findings
+from tests.support.bridges import Process, bridge, final_rows, get, process, publish, request
 from tests.support.checks import run
-from tests.support.house import Process, bridge, final_rows, get, process, publish, request
 
 SQLSTATES = (
     "23514", "22023", "54000", "P0001", "P0B01", "0A000", "42501", "42P01", "40001", "55P03", "57014", "57P01", "53100",

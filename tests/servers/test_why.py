@@ -14,9 +14,9 @@ from bridge.config import CommonSettings
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import Difference, LateProof, Reply, RowKey
 from tests.support.amqp import declare, publish
+from tests.support.bridges import bridge, final_rows, request, token
+from tests.support.bridges import publish as push
 from tests.support.clients import client
-from tests.support.house import bridge, final_rows, request, token
-from tests.support.house import publish as push
 from tests.support.queues import ENVELOPE
 from tests.support.told import T, log, to
 

@@ -23,7 +23,7 @@ from bridge.core.ports.plugins import Hooks, SessionInfo
 from bridge.ops import server as http
 from bridge.ops.outcome_feed import BACKLOG_ROWS, Missed, OutcomeFeed
 from bridge.ops.server import SUBSCRIBERS_MAX, OpsServer, listen
-from tests.support import house
+from tests.support import bridges
 from tests.support.ops import Parts, Running, nothing_known, ops, receipt, row, until
 
 PUSH = {"id": "p1", "to": {"user": "u1"}, "data": {"hi": 1}}
@@ -51,7 +51,7 @@ async def test_livez_answers_whatever_else_is_wrong(running: Running, parts: Par
 
 async def test_a_request_target_may_be_a_whole_url(running: Running) -> None:
     for path, wanted in (("/livez", 200), ("/readyz?x=1", 200), ("/nothing", 404)):
-        status, _ = await house.get(running.server.port, f"{running.url}{path}")
+        status, _ = await bridges.get(running.server.port, f"{running.url}{path}")
         assert status == wanted
 
 

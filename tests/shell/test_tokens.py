@@ -16,7 +16,7 @@ from bridge.adapters.tokens import LEEWAY, WHYS, JwtVerifier, make_token
 from bridge.core.errors import SettingsError, TokenRefused
 from bridge.core.model.sessions import Claims
 from bridge.core.ports.plugins import TokenVerifier
-from tests.support.core import ManualClock
+from tests.support.ports import ManualClock
 
 SECRET = "correct horse battery staple, and then some"
 NOW = 1_800_000_000.0

@@ -21,8 +21,8 @@ from bridge.adapters.websocket.server import READ_CHUNK, WRITE_HIGH, WebSocketSe
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
-from tests.support.core import until
 from tests.support.loops import on_both_loops
+from tests.support.ports import until
 from tests.support.websocket_faults import FAULTS
 from tests.support.websocket_host import Host, Seen
 

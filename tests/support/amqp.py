@@ -23,7 +23,7 @@ from bridge.adapters.amqp.outbox import Message, Outbox
 from bridge.adapters.amqp.topology import DEAD, FALLEN, PUSH, REQUESTS, DeclareMode, ensure
 from bridge.app.build import SystemClock
 from bridge.core.ports.broker import AckToken, Arrival
-from tests.support.core import RecordingErrors, until
+from tests.support.ports import RecordingErrors, until
 
 CLOCK = SystemClock()
 MARKER = b"the last message"

@@ -12,7 +12,7 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
 from tests.support.amqp import CLOCK, RecordingIntake, consumer
-from tests.support.core import RecordingErrors, until
+from tests.support.ports import RecordingErrors, until
 from tests.support.rows import row
 
 PENDING = (Outcome.PENDING, Reason.AWAITING_PROOF)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bridge.adapters.amqp.producer import Producer
 from bridge.app import build as app
-from tests.support import house
+from tests.support import bridges
 from tests.support.clients import Client, client
 from tests.support.ops import NotedErrors
 
@@ -34,7 +34,7 @@ def noted() -> NotedErrors:
 async def bridge(amqp_url: str, postgres_dsn: str, **more: object) -> AsyncIterator[app.Running]:
     """A bridge in this process. Fails at the end where its error handler was told of anything."""
     NOTED.noted.clear()
-    async with house.bridge(amqp_url, postgres_dsn, error_handler=f"{__name__}:noted", **more) as made:
+    async with bridges.bridge(amqp_url, postgres_dsn, error_handler=f"{__name__}:noted", **more) as made:
         yield made
         assert NOTED.noted == []
 
@@ -91,7 +91,7 @@ async def for_each(strategy: st.SearchStrategy[T], count: int, check: Callable[[
 
 async def in_time(awaitable: Awaitable[T]) -> T:
     """Await it, for as long as anything may take."""
-    async with asyncio.timeout(house.SECONDS):
+    async with asyncio.timeout(bridges.SECONDS):
         return await awaitable
 
 
@@ -108,8 +108,8 @@ class Neighbour:
         loop = asyncio.get_running_loop()
         push_id = f"well-{uuid.uuid4().hex}"
         began = loop.time()
-        body = json.dumps(house.request(self.user, push_id)).encode()
-        [receipt] = await self._producer.request(body, house.SECONDS)
+        body = json.dumps(bridges.request(self.user, push_id)).encode()
+        [receipt] = await self._producer.request(body, bridges.SECONDS)
         seconds = loop.time() - began
         assert (receipt["push_id"], receipt["outcome"]) == (push_id, "received")
         assert (await self.screen.read_json())["id"] == push_id
@@ -120,7 +120,7 @@ class Neighbour:
 async def neighbour(port: int, amqp_url: str, user: str = "neighbour") -> AsyncIterator[Neighbour]:
     """A session of this user that reads all it gets; at the end one more push to it arrives and is proven."""
     async with (
-        client(port, house.token(user), subprotocols=("bridge.v1.json",)) as screen,
+        client(port, bridges.token(user), subprotocols=("bridge.v1.json",)) as screen,
         Producer.connect(amqp_url) as producer,
     ):
         assert (await screen.read_json())["type"] == "welcome"

@@ -9,7 +9,7 @@ from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.finding import Finding
 from bridge.cli import main
 from bridge.devservers import Servers
-from tests.support.house import SECRET
+from tests.support.bridges import SECRET
 
 
 def run(vhost: str, database: str, *words: str) -> int:

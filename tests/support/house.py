@@ -1,244 +1,421 @@
-"""A whole bridge for tests: in this process, or as a process of its own that may be killed."""
+"""The core put together for tests, as `bridge.app.build` does it: ports in memory, time in the test's hands.
+
+Nothing else under tests/ calls the constructors of the core's objects, so that a change of one is a change here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import psycopg
+from bridge.adapters.memory import MemoryStore
+from bridge.core.control import Control
+from bridge.core.delivery.delivery import Delivery, DeliveryLimits
+from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.gateway import Client, Gateway
+from bridge.core.inflight.flight import Flight, Message
+from bridge.core.inflight.flights import Flights
+from bridge.core.mailbox.mailbox import Mailbox
+from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.outgoing import Outgoing
+from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.pushes import Properties, PushRequest, ToUser
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.sessions import Grant, Mode
+from bridge.core.ports.broker import AckToken, Arrival
+from bridge.core.sessions.access import Access
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session, SessionLimits
+from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.worklist import Worklist
+from tests.support.ports import (
+    AnyToken,
+    CountingMetrics,
+    GatedStore,
+    ManualClock,
+    RecordingAcks,
+    RecordingAnswers,
+    RecordingErrors,
+    RecordingHooks,
+    RecordingPublisher,
+    RecordingSocket,
+    arrival,
+    claims,
+    until,
+)
 
-from benchmarks.ports import reserved_port
-from bridge.adapters.amqp.producer import Outgoing, Producer
-from bridge.adapters.tokens import make_token
-from bridge.app import build as app
-from bridge.config import Settings
-
-SECRET = "a secret for tests only, 0123456789"
-SECONDS = 20.0
-"""How long anything may take before a test fails."""
-
-
-def settings(amqp_url: str, postgres_dsn: str, **more: object) -> Settings:
-    """Settings for a bridge on these servers, on free ports, without the grace of a start."""
-    values: dict[str, object] = {
-        "amqp_url": amqp_url,
-        "postgres_dsn": postgres_dsn,
-        "node": "n1",
-        "ws_host": "127.0.0.1",
-        "ws_port": 0,
-        "ops_port": 0,
-        "jwt_secret": SECRET,
-        "start_grace": 0.0,
-        "_env_file": None,
-    }
-    return Settings(**{**values, **more})
-
-
-@asynccontextmanager
-async def bridge(amqp_url: str, postgres_dsn: str, **more: object) -> AsyncIterator[app.Running]:
-    """A bridge in this process, ready to take pushes."""
-    async with app.running(settings(amqp_url, postgres_dsn, **more)) as made:
-        async with asyncio.timeout(SECONDS):
-            await made.ready()
-        yield made
-
-
-def token(user: str, ttl: float = 3600, **claims: object) -> str:
-    """A token that every bridge of the tests accepts."""
-    return make_token(SECRET, user, ttl, **claims)  # type: ignore[arg-type]
+# --- single objects ----------------------------------------------------------------------------------------
 
 
-def request(user: str, push_id: str, **more: object) -> dict[str, object]:
-    """A push request to one user."""
-    return {"id": push_id, "to": {"user": user}, "data": {"n": push_id}, **more}
+def session(
+    user: str = "u1",
+    *,
+    session_id: str = "s1",
+    mode: Mode = Mode.BARE,
+    frames: int = 256,
+    total_bytes: int = 1 << 20,
+    expires_at: float = 4e9,
+    socket: RecordingSocket | None = None,
+) -> tuple[Session, RecordingSocket]:
+    """A session on a recording socket."""
+    sock = socket or RecordingSocket()
+    limits = SessionLimits(frames, total_bytes)
+    return Session(session_id, claims(user, expires_at), mode, sock, limits, opened_at=0.0), sock
 
 
-async def publish(amqp_url: str, *requests: object, **properties: Any) -> None:
-    """Publish requests, one message each, with confirms."""
-    async with Producer.connect(amqp_url) as producer:
-        await producer.publish_all([Outgoing(json.dumps(r).encode(), **properties) for r in requests])
+def message(
+    *, tag: int = 1, published_at: float = 10.0, taken_at: float = 11.0, **properties: Any
+) -> Message:
+    """A message that was taken."""
+    return Message(AckToken(1, tag), Properties(**properties), published_at=published_at, taken_at=taken_at)
 
 
-async def rows(dsn: str) -> list[dict[str, Any]]:
-    """The view `delivery`, as an analyst sees it."""
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
-        await cursor.execute("select * from delivery order by push_id, user_id")
-        return await cursor.fetchall()
-
-
-async def counted(dsn: str, where: str, rows: int, seconds: float = 120.0) -> None:
-    """Wait until so many rows of the view fit."""
-    async with asyncio.timeout(seconds), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        while True:
-            found = await (
-                await conn.execute(f"select count(*) from delivery where {where}".encode())
-            ).fetchone()
-            if found is not None and found[0] == rows:
-                return
-            await asyncio.sleep(0.05)
-
-
-async def final_rows(dsn: str, count: int, seconds: float = SECONDS) -> list[dict[str, Any]]:
-    """Wait until there are so many final rows, and return them all."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = await rows(dsn)
-            if sum(row["final"] for row in found) >= count:
-                return found
-            await asyncio.sleep(0.02)
-
-
-def endings(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str | None], tuple[str, str]]:
-    """(push, user) to (outcome, reason); fails where a key has two rows."""
-    made: dict[tuple[str, str | None], tuple[str, str]] = {}
-    for row in found:
-        key = (row["push_id"], row["user_id"])
-        assert key not in made, f"two rows for {key}"
-        made[key] = (row["outcome"], row["reason"])
+def flight(
+    push_id: str = "p1",
+    user: str = "u1",
+    *,
+    confirm: Proof = Proof.RECEIVED,
+    sessions: int = 1,
+    of: Message | None = None,
+    taken_mono: float = 0.0,
+) -> Flight:
+    """A push on its way to this many sessions of a user, handed to none of them yet."""
+    request = PushRequest(id=push_id, target=ToUser(user), data=b"1", confirm=confirm)
+    made = Flight.of(request, user, of or message(), taken_mono)
+    made.addressed(sessions)
     return made
 
 
-class Process:
-    """`bridge serve` as a user runs it."""
+# --- the whole core ----------------------------------------------------------------------------------------
+
+
+class Runs(Protocol):
+    """A part of the core with a task of its own."""
+
+    def run(self) -> Coroutine[Any, Any, None]: ...
+
+
+class Reports:
+    """Keeps what settlement reports, in place of delivery and the mailbox."""
+
+    def __init__(self) -> None:
+        self.settled: list[Flight] = []
+        self.superseded: list[Row] = []
+
+    def on_settled(self, flight: Flight, row: Row | None) -> None:
+        self.settled.append(flight)
+
+    def on_stored(self, flight: Flight, row: Row) -> None: ...
+
+    def on_superseded(self, rows: Sequence[Row]) -> None:
+        self.superseded.extend(rows)
+
+
+class Peer:
+    """A client on a recording socket."""
+
+    def __init__(self, client: Client, socket: RecordingSocket) -> None:
+        self.client = client
+        self.socket = socket
+        self._answered = 0
+        self._read: list[dict[str, object]] = []
+
+    @property
+    def session_id(self) -> str:
+        return self.client.session.id
+
+    def answer(self) -> None:
+        """Answer every ping that was not answered yet, as any WebSocket endpoint does."""
+        while self._answered < len(self.socket.pings):
+            self._answered += 1
+            self.client.pong(self.socket.pings[self._answered - 1])
+
+    @property
+    def unanswered(self) -> int:
+        """Pings that were not answered yet."""
+        return len(self.socket.pings) - self._answered
+
+    def next_read(self) -> int:
+        """How many frames this peer has read when it answers its oldest unanswered ping."""
+        return self.socket.read_by_ping[self._answered] if self._answered < len(self.socket.pings) else 0
+
+    def answer_one(self) -> None:
+        """Answer the oldest unanswered ping only."""
+        if self._answered < len(self.socket.pings):
+            self._answered += 1
+            self.client.pong(self.socket.pings[self._answered - 1])
+
+    def leave(self, code: int = 1001) -> None:
+        self.socket.open = False
+        self.client.closed(code, "")
+
+    @property
+    def pushes(self) -> list[dict[str, object]]:
+        return self.first(len(self.socket.frames))
+
+    def first(self, count: int) -> list[dict[str, object]]:
+        """The pushes among the first `count` frames."""
+        self._read.extend(json.loads(f.payload) for f in self.socket.frames[len(self._read) :])
+        return [f for f in self._read[:count] if f["type"] == "push"]
+
+
+class House:
+    """The whole core, with ports in memory and time in the test's hands."""
 
     def __init__(
         self,
-        amqp_url: str,
-        postgres_dsn: str,
+        limits: DeliveryLimits | None = None,
+        session_limits: SessionLimits | None = None,
         *,
-        log: Path | None = None,
-        variables: Mapping[str, str] | None = None,
-        **more: object,
+        clock: ManualClock | None = None,
+        store: MemoryStore | None = None,
+        boot: str = "b1",
+        mailbox_limits: MailboxLimits | None = None,
+        settlement_only: bool = False,
     ) -> None:
-        """`log`: the file that its log goes to; it goes nowhere without one. `variables`: of its environment."""
-        self._log = log
-        self.ws_port = int(str(more.pop("ws_port", 0))) or reserved_port()
-        self.ops_port = reserved_port()
-        values = {
-            "amqp_url": amqp_url,
-            "postgres_dsn": postgres_dsn,
-            "node": "n1",
-            "ws_host": "127.0.0.1",
-            "ws_port": self.ws_port,
-            "ops_port": self.ops_port,
-            "jwt_secret": SECRET,
-            "start_grace": 0,
-            "log_format": "json",
-            **more,
-        }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
-        inherited.update(variables or {})
-        self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
-        self._process: asyncio.subprocess.Process | None = None
+        """`settlement_only`: settlement reports to `reports`, and not to delivery and the mailbox."""
+        limits = limits or DeliveryLimits(start_grace=0.0)
+        self.clock = clock or ManualClock()
+        self.store = store or GatedStore(self.clock)
+        self.acks = RecordingAcks()
+        self.publisher = RecordingPublisher(self.acks)
+        self.answers = RecordingAnswers()
+        self.errors = RecordingErrors()
+        self.hooks = RecordingHooks()
+        self.metrics = CountingMetrics()
+        self.reports = Reports()
+        self.gate = Gate()
+        self.hub = Hub()
+        self.flights = Flights()
+        self.worklist = Worklist(metrics=self.metrics, clock=self.clock)
+        self.outgoing = Outgoing(hub=self.hub, worklist=self.worklist, metrics=self.metrics, clock=self.clock)
+        self.mailbox = Mailbox(
+            store=self.store,
+            hub=self.hub,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
+            clock=self.clock,
+            gate=self.gate,
+            errors=self.errors,
+            boot=boot,
+            patience=limits.confirm_timeout,
+            park_after=limits.park_after,
+            limits=mailbox_limits or MailboxLimits(),
+        )
+        self.remembered = Remembered(1 << 16, self.clock.monotonic())
+        self.recollection = Recollection(
+            self.remembered, store=self.store, errors=self.errors, clock=self.clock, boot=boot
+        )
+        self.delivery = Delivery(
+            hub=self.hub,
+            store=self.store,
+            flights=self.flights,
+            worklist=self.worklist,
+            outgoing=self.outgoing,
+            mailbox=self.mailbox,
+            acks=self.acks,
+            metrics=self.metrics,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            remembered=self.remembered,
+            recollection=self.recollection,
+            limits=limits,
+        )
+        self.settlement = Settlement(
+            worklist=self.worklist,
+            store=self.store,
+            logs=(),
+            receipts=self.publisher,
+            dead_letters=self.publisher,
+            acks=self.acks,
+            hooks=self.hooks,
+            metrics=self.metrics,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            node="n1",
+            boot=boot,
+            on_settled=self.reports.on_settled if settlement_only else self.delivery.settled,
+            on_stored=self.reports.on_stored if settlement_only else self.mailbox.stored,
+            on_superseded=self.reports.on_superseded if settlement_only else self.mailbox.ended_in_store,
+        )
+        self.control = Control(
+            store=self.store,
+            mailbox=self.mailbox,
+            acks=self.acks,
+            answers=self.answers,
+            errors=self.errors,
+            clock=self.clock,
+            gate=self.gate,
+            node="n1",
+        )
+        ids = iter(range(1, 100_000))
+        self.gateway = Gateway(
+            access=Access(AnyToken(), ()),
+            delivery=self.delivery,
+            limits=session_limits or SessionLimits(256, 1 << 20),
+            hooks=self.hooks,
+            metrics=self.metrics,
+            clock=self.clock,
+            new_session_id=lambda: f"s{next(ids)}",
+        )
+        self._tags = iter(range(1, 100_000))
 
-    async def start(self) -> None:
-        """Start it; returns at once."""
-        with open(self._log or os.devnull, "ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-            )
-
-    def logged(self) -> list[str]:
-        """The messages of its log so far."""
-        assert self._log is not None
-        return [json.loads(line)["message"] for line in self._log.read_text().splitlines()]
-
-    async def says(self, words: str) -> str:
-        """Wait until a message begins with these words, and return it."""
-        async with asyncio.timeout(SECONDS):
-            while True:
-                for message in self.logged():
-                    if message.startswith(words):
-                        return message
-                await asyncio.sleep(0.02)
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    async def ready(self, wanted: int = 200) -> list[str]:
-        """Wait until /readyz answers with this status; returns the causes that it names."""
-        async with asyncio.timeout(SECONDS * 2):
-            while True:
-                assert self._process is not None
-                assert self._process.returncode is None, f"it exited with {self._process.returncode}"
-                try:
-                    status, body = await get(self.ops_port, "/readyz")
-                except OSError:
-                    status, body = 0, b"{}"
-                if status == wanted:
-                    causes = json.loads(body)["causes"]
-                    assert isinstance(causes, list)
-                    return causes
-                await asyncio.sleep(0.05)
-
-    async def kill(self) -> None:
-        """SIGKILL, and wait for its end."""
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
-
-    async def stop(self) -> int:
-        """SIGTERM, and return its exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(SECONDS):
-            return await self._process.wait()
-
-    async def exited(self) -> int:
-        """Wait until it ends by itself; returns the exit code."""
-        assert self._process is not None
-        async with asyncio.timeout(SECONDS):
-            return await self._process.wait()
+    # --- its tasks ---
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None
-        return self._process.pid
+    def parts(self) -> tuple[Runs, ...]:
+        """What runs in every bridge."""
+        return self.settlement, self.delivery, self.mailbox
 
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.returncode is None
+    @asynccontextmanager
+    async def running(self, *parts: Runs) -> AsyncIterator[None]:
+        """Run these parts for the length of the block; each must end by being cancelled, or by itself."""
+        tasks = start(*parts)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+
+    # --- what comes in ---
+
+    def connect(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
+        """Open a session for a user."""
+        return self.open(Grant(claims(user), mode, mode.value, last))
+
+    def open(self, grant: Grant) -> Peer:
+        """Open the session that a handshake was granted."""
+        socket = RecordingSocket()
+        return Peer(self.gateway.opened(grant, socket), socket)
+
+    async def live(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
+        """Connect, and wait until the session was sent what is kept for its user."""
+        peer = self.connect(user, mode, last)
+        await until(lambda: peer.client.session.replay is None)
+        return peer
+
+    async def take(self, *arrivals: Arrival) -> None:
+        """Let the core take these, and what it does at once."""
+        self.delivery.arrived(arrivals)
+        await until(lambda: not self.delivery.inbox)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def push(self, body: dict[str, object] | Sequence[object], **properties: Any) -> Arrival:
+        """Let the core take this request."""
+        made = arrival(json.dumps(body).encode(), arrived_at=self.clock.now, **properties)
+        await self.take(made)
+        return made
+
+    def message(self, reply_to: str = "", correlation_id: str = "c", *, redelivered: bool = False) -> Message:
+        """A message that was taken now, for a settlement that is tested alone."""
+        return message(
+            tag=next(self._tags),
+            published_at=self.clock.now,
+            taken_at=self.clock.now,
+            reply_to=reply_to,
+            correlation_id=correlation_id,
+            redelivered=redelivered,
+        )
+
+    def flight(self, push_id: str, of: Message, user: str = "u1") -> Flight:
+        """A push of this message that was handed to one session, for a settlement that is tested alone."""
+        made = flight(push_id, user, of=of, taken_mono=self.clock.mono)
+        made.handed(self.clock.now)
+        of.open += 1
+        return made
+
+    def advance(self, seconds: float, step: float = 0.1) -> None:
+        """Let time pass as the service's ticker sees it."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            self.delivery.tick()
+
+    # --- what comes of it ---
+
+    async def settled(self, count: int) -> None:
+        """Wait until so many messages are acked."""
+        async with asyncio.timeout(10):
+            while len(self.acks.acked) < count:
+                self.clock.advance(0.001)
+                await asyncio.sleep(0)
+
+    def row(self, push_id: str, user: str = "u1") -> Row:
+        """The row of a push to a user."""
+        return self.store.rows[RowKey("", push_id, user)]
+
+    def end(self, push_id: str, user: str = "u1") -> tuple[Outcome, Reason]:
+        """What the row of a push to a user says."""
+        row = self.row(push_id, user)
+        return row.outcome, row.reason
+
+    async def ends(self, push_id: str, outcome: Outcome, reason: Reason, user: str = "u1") -> None:
+        """Wait until the row of a push to a user says so."""
+        try:
+            await until(lambda: self._says(push_id, user) == (outcome, reason))
+        except TimeoutError:
+            raise AssertionError(f"{push_id} for {user} is {self._says(push_id, user)}") from None
+
+    def _says(self, push_id: str, user: str) -> tuple[Outcome, Reason] | None:
+        try:
+            return self.end(push_id, user)
+        except KeyError:
+            return None
+
+
+def start(*parts: Runs) -> list[asyncio.Task[None]]:
+    """A task for each part, by its name."""
+    return [asyncio.create_task(part.run(), name=type(part).__name__.lower()) for part in parts]
 
 
 @asynccontextmanager
-async def process(amqp_url: str, postgres_dsn: str, **more: Any) -> AsyncIterator[Process]:
-    """A bridge of its own, ready; killed at the end if it still runs."""
-    made = Process(amqp_url, postgres_dsn, **more)
-    await made.start()
-    try:
-        await made.ready()
-        yield made
-    finally:
-        if made.alive:
-            await made.kill()
+async def house(
+    *,
+    frames: int = 256,
+    total_bytes: int = 1 << 20,
+    clock: ManualClock | None = None,
+    store: MemoryStore | None = None,
+    boot: str = "b1",
+    mailbox: MailboxLimits | None = None,
+    start_grace: float = 0.0,
+    **limits: Any,
+) -> AsyncIterator[House]:
+    """A running house; `limits` are those of `DeliveryLimits`."""
+    built = House(
+        DeliveryLimits(start_grace=start_grace, **limits),
+        SessionLimits(frames, total_bytes),
+        clock=clock,
+        store=store,
+        boot=boot,
+        mailbox_limits=mailbox,
+    )
+    async with built.running(*built.parts):
+        built.mailbox.begin(await built.store.last_position())
+        yield built
 
 
-async def get(port: int, path: str) -> tuple[int, bytes]:
-    """GET over HTTP/1.1; status and body."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
-        async with asyncio.timeout(SECONDS):
-            answer = await reader.read()
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), body
+@asynccontextmanager
+async def settlement_house() -> AsyncIterator[House]:
+    """A house in which settlement alone runs, and reports to `reports`."""
+    built = House(settlement_only=True)
+    async with built.running(built.settlement):
+        yield built
+
+
+def to(user: str, push_id: str = "p1", **more: object) -> dict[str, object]:
+    """A push request to a user."""
+    return {"id": push_id, "to": {"user": user}, "data": {"n": 1}, **more}
+
+
+def kept(user: str, push_id: str = "p1", ttl: float = 3600, **more: object) -> dict[str, object]:
+    """A push request to a user, kept for an hour."""
+    return to(user, push_id, ttl=ttl, **more)

@@ -18,17 +18,18 @@ from typing import Any
 from unittest import mock
 
 import msgspec
-from bridge.core.delivery.delivery import DeliveryLimits
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.core.delivery.delivery import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
 from bridge.core.model.sessions import Mode
+from bridge.core.model.states import SessionState
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import (
     Collapse,
@@ -41,9 +42,8 @@ from bridge.core.ports.store import (
     Written,
 )
 from bridge.core.sessions.session import SessionLimits
-from bridge.core.sessions.states import SessionState
-from tests.support.core import ManualClock, arrival
-from tests.support.core_house import House, Peer
+from tests.support.house import House, Peer, start
+from tests.support.ports import ManualClock, arrival
 
 USERS = ("a", "b", "c")
 CONFIRMS = ("written", "received", "acked")
@@ -238,12 +238,7 @@ class World:
         await self.lease.claim()
         house.mailbox.begin(await self.store.last_position())
         self.store.fail_with = failing
-        self.tasks = [
-            asyncio.create_task(house.settlement.run(), name="settlement"),
-            asyncio.create_task(house.delivery.run(), name="delivery"),
-            asyncio.create_task(house.mailbox.run(), name="mailbox"),
-            asyncio.create_task(house.recollection.run(), name="recollection"),
-        ]
+        self.tasks = start(*house.parts, house.recollection)
         self.peers = []
         self._deliver_all()
 

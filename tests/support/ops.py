@@ -22,7 +22,7 @@ from bridge.core.ports.plugins import SessionInfo
 from bridge.operator.inquiry import Found
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import LookUp, OpsContext, OpsServer, listen
-from tests.support.core import ManualClock
+from tests.support.ports import ManualClock
 
 GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True, True, True)
 

@@ -9,7 +9,7 @@ from bridge.adapters.amqp.publish import Publisher
 from tests.support.amqp import (
     CLOCK,
 )
-from tests.support.core import RecordingErrors, until
+from tests.support.ports import RecordingErrors, until
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.core import until
+from tests.support.ports import until
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,21 @@
-"""What the core's tests stand on: a clock that only moves when told, a socket that records, a broker's ear."""
+"""The core's ports for its tests: a clock that moves only when told, and ports that record what they are given."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from bridge.adapters.memory import MemoryStore
 from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import Properties
-from bridge.core.model.rows import Row
-from bridge.core.model.sessions import Claims, CloseReason, Mode
+from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
+from bridge.core.model.sessions import Claims, CloseReason
 from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.core.ports.plugins import SessionInfo
 from bridge.core.ports.sockets import Frame
-from bridge.core.sessions.session import Session, SessionLimits
+from bridge.core.ports.store import MailboxAsk, MailboxPage, Written
 
 
 class ManualClock:
@@ -130,20 +132,6 @@ def claims(user: str, expires_at: float = 4e9) -> Claims:
     return Claims(user=user, expires_at=expires_at)
 
 
-def session(
-    user: str = "u1",
-    *,
-    session_id: str = "s1",
-    mode: Mode = Mode.BARE,
-    frames: int = 256,
-    total_bytes: int = 1 << 20,
-    socket: RecordingSocket | None = None,
-) -> tuple[Session, RecordingSocket]:
-    sock = socket or RecordingSocket()
-    made = Session(session_id, claims(user), mode, sock, SessionLimits(frames, total_bytes), opened_at=0.0)
-    return made, sock
-
-
 _tags = iter(range(1, 1 << 60))
 
 
@@ -166,8 +154,8 @@ def arrival(
     )
 
 
-class QuietHooks:
-    """Fills the Hooks port; keeps what it was told."""
+class RecordingHooks:
+    """Fills the Hooks port; keeps what it is told."""
 
     def __init__(self) -> None:
         self.opened: list[SessionInfo] = []
@@ -187,7 +175,7 @@ class QuietHooks:
         raise AssertionError("the core reports errors to the ErrorHandler")
 
 
-class QuietMetrics:
+class CountingMetrics:
     """Fills the Metrics port and counts messages, repeats and late proofs."""
 
     def __init__(self) -> None:
@@ -223,6 +211,86 @@ class QuietMetrics:
     def handshake(self, result: str, seconds: float) -> None: ...
 
     def closed(self, reason: str) -> None: ...
+
+
+class RecordingPublisher:
+    """Fills Receipts and DeadLetters: keeps what it is given, refuses while `refusing`."""
+
+    def __init__(self, acks: RecordingAcks) -> None:
+        self.sent: list[Receipt] = []
+        self.buried: list[DeadLetter] = []
+        self.refusing = False
+        self.blocked = False
+        self._acks = acks
+        self.acked_before: list[int] = []
+
+    async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        self.acked_before.append(len(self._acks.acked))
+        await asyncio.sleep(0)
+        if self.refusing:
+            return receipts
+        self.sent.extend(receipts)
+        return ()
+
+    def final_receipts(self) -> int:
+        """How many ends were announced."""
+        return sum(r.row.final for r in self.sent)
+
+    def replies_of(self, push_id: str, outcome: Outcome) -> list[Reply]:
+        """To whom it was said that a push has this outcome."""
+        return [
+            reply
+            for r in self.sent
+            if r.row.key.push_id == push_id and r.row.outcome is outcome
+            for reply in r.replies
+        ]
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        await asyncio.sleep(0)
+        if self.refusing:
+            return letters
+        self.buried.extend(letters)
+        return ()
+
+
+class RecordingAnswers:
+    """Fills the Answers port."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Reply, dict[str, object]]] = []
+
+    async def answer(self, reply: Reply, body: bytes) -> bool:
+        self.given.append((reply, json.loads(body)))
+        return True
+
+
+class GatedStore(MemoryStore):
+    """Lets a test stop the writer, or the reader of the mailbox, before it does anything."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.writing = asyncio.Event()
+        self.reading = asyncio.Event()
+        self.writing.set()
+        self.reading.set()
+        self.reads = 0
+
+    async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
+        await self.writing.wait()
+        return await super().record(rows)
+
+    async def mailbox(self, asks: Sequence[MailboxAsk]) -> Sequence[MailboxPage]:
+        pages = await super().mailbox(asks)
+        self.reads += 1
+        await self.reading.wait()
+        return pages
+
+
+class AnyToken:
+    """Fills the TokenVerifier port: the token is the user."""
+
+    def verify(self, token: str) -> Claims:
+        return claims(token)
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
