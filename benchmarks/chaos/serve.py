@@ -24,9 +24,8 @@ from bridge.adapters.postgres.pool import Connections
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.websocket.server import _Connection
 from bridge.app import build as app
-from bridge.core.delivery import delivery
-from bridge.core.delivery.routing import users_of
-from bridge.core.model.pushes import PushRequest, ToUser
+from bridge.core.delivery.targets import RESOLVERS
+from bridge.core.model.pushes import Target, ToUser
 from bridge.core.sessions.hub import Hub
 
 FLUSH: Final = 0.002
@@ -154,12 +153,15 @@ def _limit_pool(most: int) -> None:
 
 
 def _die_of_pushes_to(user: str) -> None:
-    def deadly(hub: Hub, request: PushRequest) -> Sequence[str]:
-        if isinstance(request.target, ToUser) and request.target.user == user:
-            die()
-        return users_of(hub, request)
+    resolver = RESOLVERS[ToUser]
+    users = resolver.users
 
-    vars(delivery)["users_of"] = deadly
+    def deadly(hub: Hub, target: Target) -> Sequence[str]:
+        if isinstance(target, ToUser) and target.user == user:
+            die()
+        return users(hub, target)
+
+    resolver.users = deadly  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The way of one push, on the real core with its ports in memory: every path of `bridge.core.delivery.delivery`."""
+"""The way of one push, on the real core with its ports in memory: every path of `bridge.core.delivery`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from bridge.core.delivery.delivery import SUSPECT_ATTEMPTS, DeliveryLimits
 
 from bridge.core.contract import requests
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.contract.requests import Decoded, Limits
 from bridge.core.contract.stepping import Steps
-from bridge.core.delivery import delivery as deciding
+from bridge.core.delivery import take as deciding
+from bridge.core.delivery.take import SUSPECT_ATTEMPTS
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, Row, RowKey
@@ -269,8 +269,7 @@ async def test_a_session_that_takes_nothing_for_the_deadline_is_closed() -> None
 
 
 async def test_the_fullest_session_goes_when_all_together_hold_too_much() -> None:
-    async with house(total_bytes=1 << 20) as h:
-        h.delivery._limits = DeliveryLimits(start_grace=0.0, total_bytes=4000)
+    async with house(total_bytes=1 << 20, all_bytes=4000) as h:
         big, small = h.connect("big"), h.connect("small")
         for peer in (big, small):
             peer.socket.stuffed = True
@@ -368,7 +367,7 @@ async def test_a_session_closes_when_its_token_expires_and_gets_nothing_after() 
     async with house() as h:
         peer = h.open(Grant(Claims("u1", h.clock.now + 30), Mode.ENVELOPE, None))
         h.clock.advance(31.0)
-        h.delivery.every_second()
+        h.core.every_second()
         assert peer.socket.closed_with is CloseReason.TOKEN_EXPIRED
         assert json.loads(peer.socket.texts[-1])["type"] == "bye"
         await h.push(to("u1"))
@@ -431,7 +430,7 @@ async def test_a_session_that_left_before_its_turn_to_be_closed_is_left_alone() 
         everyone = list(h.hub)
         leaves.leave()
         for session in everyone:
-            h.delivery.close_session(session, CloseReason.RESTART)
+            h.core.presence.close(session, CloseReason.RESTART)
         assert (stays.socket.closed_with, leaves.socket.closed_with) == (CloseReason.RESTART, None)
 
 
@@ -442,7 +441,7 @@ async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(t
         to_whom = {"session": peer.session_id} if target == "session" else {"all": True}
         body = json.dumps({"id": "p1", "to": to_whom, "data": 1}).encode()
         await h.take(arrival(body, incarnation=1))
-        h.delivery.channel_lost(1)
+        h.intake.channel_lost(1)
         peer.socket.open = False
         h.hub.unregister(peer.client.session)
         # It comes again while the first taking is in the air, and its user is gone.
@@ -480,7 +479,7 @@ async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_end
         await h.settled(1)
         assert set(h.store.rows) == {RowKey("", "p1", "u1")}
         assert [(r.row.key.user, r.row.outcome) for r in h.publisher.sent] == [("u1", Outcome.RECEIVED)]
-        account = h.delivery.account()
+        account = h.inflight.account()
         assert account.begun == account.with_row + account.on_their_way
 
 
@@ -529,8 +528,8 @@ async def test_a_stop_leaves_a_push_to_a_session_of_another_bridge_to_the_queue(
     async with house() as h:
         body = json.dumps({"id": "p1", "to": {"session": "elsewhere"}, "data": 1}).encode()
         await h.take(arrival(body, redelivered=True, delivery_count=1))
-        await h.delivery.stop()
-        assert (h.delivery.in_flight, h.store.rows, h.acks.acked) == (0, {}, [])
+        await h.intake.stop()
+        assert (h.inflight.busy, h.store.rows, h.acks.acked) == (0, {}, [])
 
 
 async def test_a_repeat_of_a_parked_push_is_acked_at_once_and_its_reply_queue_remembered() -> None:
@@ -659,9 +658,9 @@ async def test_messages_of_a_lost_channel_that_were_not_taken_are_forgotten() ->
     async with house() as h:
         peer = h.connect("u1")
         h.gate.shut("test", "hold")
-        h.delivery.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=1)])
-        h.delivery.channel_lost(1)
-        h.delivery.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=2, redelivered=True)])
+        h.intake.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=1)])
+        h.intake.channel_lost(1)
+        h.intake.arrived([arrival(json.dumps(to("u1")).encode(), incarnation=2, redelivered=True)])
         h.gate.clear("test")
         await until(lambda: peer.pushes)
         peer.answer()
@@ -679,7 +678,7 @@ async def test_a_repeat_whose_row_is_written_while_it_is_looked_up_is_not_sent_a
         async def slow(keys: Sequence[RowKey]) -> Sequence[Row]:
             found = await find(keys)
             peer.answer()
-            await until(lambda: RowKey("", "p1", "u1") in h.store.rows and not h.delivery.in_flight)
+            await until(lambda: RowKey("", "p1", "u1") in h.store.rows and not h.inflight.busy)
             return found
 
         h.store.find = slow  # type: ignore[method-assign]
@@ -714,7 +713,7 @@ async def test_what_a_lost_channel_brought_is_dropped_even_while_it_is_looked_up
         find = h.store.find
 
         async def losing(keys: Sequence[RowKey]) -> Sequence[Row]:
-            h.delivery.channel_lost(1)
+            h.intake.channel_lost(1)
             return await find(keys)
 
         h.store.find = losing  # type: ignore[method-assign]
@@ -773,7 +772,7 @@ async def test_what_the_broker_gave_up_gets_its_row_and_goes_to_the_dead_letters
 
 async def test_only_a_request_shows_that_no_other_process_takes() -> None:
     async with house() as h:
-        h.delivery.channel_lost(0)
+        h.intake.channel_lost(0)
         await h.push(to("u1"), source=Source.FALLEN, headers={"x-first-death-reason": "expired"})
         await h.settled(1)
         assert not h.recollection.taking, "push.fallen has no single active consumer"
@@ -843,7 +842,7 @@ async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() 
             json.dumps(to("u1", "p1")).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS
         )
         second = arrival(json.dumps(to("u1", "p2")).encode())
-        h.delivery.arrived([first, second])
+        h.intake.arrived([first, second])
         await until(lambda: peer.pushes)
         assert [p["id"] for p in peer.pushes] == ["p1"]
         peer.answer()
@@ -896,7 +895,7 @@ async def test_where_few_attempts_are_allowed_the_last_of_them_are_alone() -> No
 async def test_more_than_one_message_is_not_asked_for_while_nothing_can_be_handled() -> None:
     async with house() as h:
         h.gate.shut("database", "away")
-        h.delivery.arrived([arrival(json.dumps(to("u1")).encode())])
+        h.intake.arrived([arrival(json.dumps(to("u1")).encode())])
         for _ in range(50):
             await asyncio.sleep(0)
         assert not h.acks.wide
@@ -911,10 +910,10 @@ async def test_nothing_is_taken_while_the_gate_is_shut_and_everything_after() ->
     async with house() as h:
         peer = h.connect("u1")
         h.gate.shut("broker", "away")
-        h.delivery.arrived([arrival(json.dumps(to("u1")).encode())])
+        h.intake.arrived([arrival(json.dumps(to("u1")).encode())])
         for _ in range(50):
             await asyncio.sleep(0)
-        assert (peer.pushes, h.delivery.inbox) == ([], 1)
+        assert (peer.pushes, h.intake.waiting) == ([], 1)
         h.gate.clear("broker")
         await until(lambda: peer.pushes)
 
@@ -924,7 +923,7 @@ async def test_a_lookup_that_fails_loses_nothing_and_keeps_the_order() -> None:
         peer = await h.live("u1")
         h.store.fail_with = StoreUnavailable("stopped")
         bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
-        h.delivery.arrived([arrival(b, redelivered=True, delivery_count=1) for b in bodies])
+        h.intake.arrived([arrival(b, redelivered=True, delivery_count=1) for b in bodies])
         await until(lambda: not h.gate.is_open)
         assert peer.pushes == []
         h.store.fail_with = None
@@ -965,8 +964,8 @@ async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
     async with house() as h:
         peer = h.connect("u1")
         await h.push(to("u1", "p1"))
-        await h.delivery.stop()
-        h.delivery.arrived([arrival(json.dumps(to("u1", "p2")).encode())])
+        await h.intake.stop()
+        h.intake.arrived([arrival(json.dumps(to("u1", "p2")).encode())])
         peer.answer()
         await h.settled(1)
         await h.worklist.idle()
@@ -977,35 +976,35 @@ async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
 async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.core.delivery.delivery.FLIGHTS_MAX", 4)
+    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 4)
     async with house() as h:
         busy, peer = await h.live("busy"), await h.live("u1")
         for n in range(5):
             await h.push(to("busy", f"p{n}"))
-        h.delivery.arrived([arrival(json.dumps(to("u1", "last")).encode())])
+        h.intake.arrived([arrival(json.dumps(to("u1", "last")).encode())])
         await turns()
-        assert (peer.pushes, h.delivery.inbox) == ([], 1)
+        assert (peer.pushes, h.intake.waiting) == ([], 1)
         busy.answer()
         await h.settled(5)
         await h.worklist.idle()
-        h.delivery.tick()
+        h.core.tick()
         await until(lambda: peer.pushes)
 
 
 async def test_a_batch_stops_where_too_many_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.core.delivery.delivery.FLIGHTS_MAX", 10)
+    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 10)
     async with house() as h:
         peers = [await h.live(f"u{n}") for n in range(8)]
         users = [f"u{n}" for n in range(8)]
-        h.delivery.arrived(
+        h.intake.arrived(
             [
                 arrival(json.dumps({"id": f"p{n}", "to": {"users": users}, "data": 1}).encode())
                 for n in range(6)
             ]
         )
         await turns()
-        assert (h.delivery.in_flight, h.delivery.inbox) == (16, 4), "the rest waits, in its order"
-        while h.delivery.inbox or h.delivery.in_flight:
+        assert (h.inflight.busy, h.intake.waiting) == (16, 4), "the rest waits, in its order"
+        while h.intake.waiting or h.inflight.busy:
             for peer in peers:
                 peer.answer()
             h.advance(0.1)
@@ -1017,15 +1016,15 @@ async def test_a_batch_stops_where_too_many_are_on_their_way(monkeypatch: pytest
 async def test_kept_pushes_that_leave_memory_for_the_mailbox_make_room_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bridge.core.delivery.delivery.FLIGHTS_MAX", 10)
+    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 10)
     async with house() as h:
         peer = await h.live("u1")
         away = {"users": [f"away{n}" for n in range(12)]}
-        h.delivery.arrived([arrival(json.dumps({"id": "kept", "to": away, "data": 1, "ttl": 60}).encode())])
+        h.intake.arrived([arrival(json.dumps({"id": "kept", "to": away, "data": 1, "ttl": 60}).encode())])
         await h.settled(1)
-        h.delivery.arrived([arrival(json.dumps(to("u1", "live")).encode())])
+        h.intake.arrived([arrival(json.dumps(to("u1", "live")).encode())])
         await turns()
-        h.delivery.tick()
+        h.core.tick()
         await until(lambda: peer.pushes)
 
 
@@ -1051,7 +1050,7 @@ async def test_pushes_that_were_acked_long_before_their_deadline_leave_memory(
             await h.push(to("good", f"p{n}", confirm="acked", ack_within=3600))
             good.client.message(json.dumps({"type": "ack", "id": f"p{n}"}))
         await h.settled(200)
-        assert len(h.delivery._deadlines._own) <= 50
+        assert len(h.inflight._deadlines._own) <= 50
         lazy.answer()
         h.advance(3600.0, step=100.0)
         await h.settled(201)
@@ -1063,7 +1062,7 @@ async def test_a_dead_letter_that_cannot_be_published_holds_up_nobody_else() -> 
         peer = await h.live("u1")
         h.publisher.refusing = True
         bad = arrival(b'{"id":"bad","to":{},"data":1}', delivery_count=6)
-        h.delivery.arrived([bad, arrival(json.dumps(to("u1", "live")).encode())])
+        h.intake.arrived([bad, arrival(json.dumps(to("u1", "live")).encode())])
         await until(lambda: peer.pushes)
         assert bad.token not in h.acks.acked
         h.publisher.refusing = False
@@ -1117,7 +1116,7 @@ async def test_a_message_that_is_handled_alone_does_not_wait_for_its_proof() -> 
     async with house() as h:
         peer = h.connect("u1")
         bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
-        h.delivery.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
+        h.intake.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
         await h.settled(3)
         assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
         assert h.end("p2") == (Outcome.PENDING, Reason.AWAITING_PROOF)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.inflight.flight import Effect, Flight, merged
+from bridge.core.inflight.flight import Effect, Flight
+from bridge.core.inflight.making import flight_of_rejected
+from bridge.core.inflight.row_of import row_of
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
 from bridge.core.model.pushes import Rejected
-from bridge.core.model.rows import Reply
-from tests.support.house import flight, message
+from bridge.core.model.rows import Reply, merged
+from tests.support.house import Recorder, flight, message
 
 
 def ended(f: Flight) -> tuple[Outcome | None, Reason | None]:
@@ -135,17 +137,19 @@ def test_an_ack_after_the_end_is_late_where_the_outcome_claims_less() -> None:
 def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts() -> None:
     f = flight(of=message(reply_to="answers", correlation_id="c1", app_id="shop"))
     f.handed(12.0)
-    row = f.row("n", "b")
+    row = row_of(f, "n", "b")
     assert (row.outcome, row.reason, row.final) == (Outcome.PENDING, Reason.AWAITING_PROOF, False)
     assert row.owed == (Reply("answers", "c1"),)
     f.received(13.0)
-    row = f.row("n", "b")
+    row = row_of(f, "n", "b")
     assert (row.final, row.owed, row.app_id) == (True, None, "shop")
 
 
 def test_a_rejected_request_keeps_its_body_cut_and_says_so() -> None:
-    f = Flight.rejected(Rejected("p9", Reason.INVALID, "to: missing", b"x" * 5000), message(), 12.0)
-    row = f.row("n", "b")
+    f = flight_of_rejected(
+        Rejected("p9", Reason.INVALID, "to: missing", b"x" * 5000), message(), Recorder(), 12.0
+    )
+    row = row_of(f, "n", "b")
     assert (row.outcome, row.key.user, len(row.payload or b"")) == (Outcome.REJECTED, "", 4096)
     assert row.detail == "to: missing (payload cut at 4096 of 5000 bytes)"
 

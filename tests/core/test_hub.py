@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from bridge.core.contract.frames import HEARTBEAT_EVERY
-from bridge.core.delivery.routing import Address, address, users_of
+from bridge.core.delivery.targets import Address, address, resolver_of
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.core.model.sessions import Mode
@@ -22,7 +22,8 @@ def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
 
 
 def addresses(hub: Hub, asked: PushRequest) -> list[Address]:
-    return [address(hub, asked, user) for user in users_of(hub, asked)]
+    resolver = resolver_of(asked)
+    return [address(hub, asked, resolver, user) for user in resolver.users(hub, asked.target)]
 
 
 def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:

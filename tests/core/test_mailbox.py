@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Sequence
 
 import pytest
-from bridge.core.delivery.delivery import DeliveryLimits
-from bridge.core.mailbox.mailbox import MICRO, RESENDS, Recalled
 
 from bridge.core.errors import StoreUnavailable
+from bridge.core.inflight.inflight import MICRO, RESENDS
 from bridge.core.mailbox.measuring import PATIENCE, SHARE, MailboxLimits
+from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Reply, Row
@@ -49,7 +49,7 @@ async def test_a_push_for_a_user_who_is_away_is_acked_and_waits_for_the_session_
         await h.push(kept("u1"))
         await h.settled(1)
         assert h.end("p1") == (Outcome.STORED, Reason.NO_SESSION)
-        assert h.delivery.in_flight == 0, "nothing of it is in memory"
+        assert h.inflight.busy == 0, "nothing of it is in memory"
         peer = await h.live("u1")
         assert peer.pushes == [{"type": "push", "id": "p1", "event": "message", "data": {"n": 1}}]
         peer.answer()
@@ -91,7 +91,7 @@ async def test_a_push_without_proof_in_time_is_kept_and_a_late_pong_still_ends_i
         assert h.end("p1") == (Outcome.STORED, Reason.AWAITING_PROOF)
         h.advance(5)
         await h.ends("p1", Outcome.STORED, Reason.NO_PROOF)
-        assert h.delivery.in_flight == 0
+        assert h.inflight.busy == 0
         peer.answer()
         await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
 
@@ -351,10 +351,10 @@ async def test_a_push_ends_at_its_ttl_though_nobody_looks() -> None:
         await h.push(kept("u1", ttl=30), reply_to="q")
         await h.settled(1)
         h.clock.advance(29)
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
         assert h.end("p1") == (Outcome.STORED, Reason.NO_SESSION)
         h.clock.advance(1.5)
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
         assert h.end("p1") == (Outcome.EXPIRED, Reason.TTL)
         h.worklist.sweep()
         await h.worklist.idle()
@@ -382,7 +382,7 @@ async def test_what_expires_while_it_is_queued_is_not_sent_any_more() -> None:
         h.advance(1.2)
         await h.settled(2)
         h.clock.advance(2)
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
         peer.socket.stuffed = False
         peer.client.resumed()
         assert ids(peer) == ["lives"]
@@ -445,15 +445,14 @@ async def test_a_push_that_was_handed_over_before_a_newer_one_came_ends_by_its_p
 
 
 async def test_what_waits_behind_a_replay_counts_among_what_all_sessions_may_hold() -> None:
-    async with house() as h:
-        h.delivery._limits = DeliveryLimits(start_grace=0.0, total_bytes=5000)
+    async with house(all_bytes=5000) as h:
         h.store.reading.clear()  # type: ignore[attr-defined]
         peer = h.connect("u1")
         for n in range(5):
             assert peer.socket.closed_with is None
             await h.push(kept("u1", f"p{n}", data="x" * 1000))
             assert h.hub.queued_bytes > n * 1000
-            h.delivery.tick()
+            h.core.tick()
         assert peer.socket.closed_with is CloseReason.TOO_SLOW
         assert h.hub.queued_bytes == 0
         for n in range(5):
@@ -473,7 +472,7 @@ async def test_over_its_bounds_a_mailbox_drops_its_oldest_and_says_so_to_who_res
         for n in range(5):
             await h.push(kept("u1", f"p{n}"))
         await h.settled(6)
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
         for n in range(2):
             assert h.end(f"p{n}") == (Outcome.DROPPED, Reason.MAILBOX_FULL)
         peer = await h.live("u1", last="seen")
@@ -524,12 +523,12 @@ async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_
         await h.push([kept("often", f"p{n}") for n in range(3)])
         await h.push([kept("big", "p4", data="x" * 1000), kept("seldom", "p5")])
         await h.settled(2)
-        await h.mailbox.sweep()
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
+        await h.core.mailbox_sweep.sweep()
         assert measured == [["big", "often"]]
         h.advance(PATIENCE)
-        await h.mailbox.sweep()
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
+        await h.core.mailbox_sweep.sweep()
         assert measured == [["big", "often"], ["seldom"]]
 
 
@@ -538,7 +537,7 @@ async def test_a_sweep_waits_for_the_database_and_goes_on_where_it_was() -> None
         await h.push([kept("u1", "p1"), kept("u1", "p2")])
         await h.settled(1)
         h.store.fail_with = StoreUnavailable("away")
-        sweeping = asyncio.create_task(h.mailbox.sweep())
+        sweeping = asyncio.create_task(h.core.mailbox_sweep.sweep())
         await turns()
         assert h.gate.causes
         h.store.fail_with = None
@@ -558,12 +557,12 @@ async def test_a_page_for_a_peer_that_takes_nothing_is_not_read_over_and_over() 
         store = h.store
         assert isinstance(store, GatedStore)
         for _ in range(100):
-            h.delivery.resumed(peer.client.session)
+            h.core.proofs.writable(peer.client.session)
             await turns(3)
         assert store.reads <= 2
         assert ids(peer) == []
         peer.socket.buffered_bytes, peer.socket.stuffed = 0, False
-        h.delivery.resumed(peer.client.session)
+        h.core.proofs.writable(peer.client.session)
         await until(lambda: len(ids(peer)) == 4)
 
 
@@ -852,13 +851,13 @@ async def test_a_recall_is_over_when_what_it_ended_in_the_air_is_committed() -> 
         await h.live("u1")
         await h.push(kept("u1", "p1"))
         store.writing.clear()
-        recalling = asyncio.create_task(h.mailbox.recall(Recall(push_id="p1")))
+        recalling = asyncio.create_task(h.core.recalls.recall(Recall(push_id="p1")))
         await turns()
         assert not recalling.done(), "a process that died now would find the push in the queue again"
         store.writing.set()
         assert await recalling == Recalled(ended=1, sessions=1)
         assert h.end("p1") == (Outcome.RECALLED, Reason.WITHDRAWN)
-        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+        assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
 
 
 async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:
@@ -872,7 +871,7 @@ async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:
         h.store.reading.clear()  # type: ignore[attr-defined]
         replaying = h.connect("u1")
         await turns()
-        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=1, sessions=2)
+        assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(ended=1, sessions=2)
         h.store.reading.set()  # type: ignore[attr-defined]
         stuffed.socket.stuffed = False
         stuffed.client.resumed()
@@ -891,7 +890,7 @@ async def test_who_resumes_is_not_shown_what_was_recalled_meanwhile() -> None:
             phone.answer()
             await h.ends(push_id, Outcome.RECEIVED, Reason.PONG)
             laptop.leave() if push_id == "p0" else None
-        assert await h.mailbox.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
+        assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(ended=0, sessions=1)
         back = await h.live("u1", last="p0")
         assert "p2" in ids(back)
         assert "p1" not in ids(back)
@@ -905,7 +904,7 @@ async def test_a_recall_by_collapse_key_withdraws_what_a_screen_shows_as_well() 
         peer.answer()
         await until(lambda: all(row.final for row in h.store.rows.values()) and h.store.rows)
         recall = Recall(tenant="t", user="u1", collapse_key="k")
-        assert await h.mailbox.recall(recall) == Recalled(ended=0, sessions=1)
+        assert await h.core.recalls.recall(recall) == Recalled(ended=0, sessions=1)
         assert frames(peer, "withdraw") == [{"type": "withdraw", "id": "p1", "tenant": "t"}]
 
 
@@ -918,9 +917,9 @@ async def test_a_recall_that_is_repeated_waits_for_what_the_first_try_has_ended(
         store.writing.clear()
         store.fail_with = StoreUnavailable("stopped")
         with pytest.raises(StoreUnavailable):
-            await h.mailbox.recall(Recall(push_id="p1"))
+            await h.core.recalls.recall(Recall(push_id="p1"))
         store.fail_with = None
-        again = asyncio.create_task(h.mailbox.recall(Recall(push_id="p1")))
+        again = asyncio.create_task(h.core.recalls.recall(Recall(push_id="p1")))
         await turns()
         assert not again.done()
         store.writing.set()

@@ -26,14 +26,14 @@ def test_a_lie_is_found() -> None:
     from bridge.core.inflight.flight import Flight
     from bridge.core.model.outcomes import Outcome, Reason
 
-    end = Flight.end
+    end = Flight._end
 
     def lying(self: Flight, outcome: Outcome, reason: Reason, now: float) -> object:
         return end(self, Outcome.RECEIVED, Reason.PONG, now)
 
-    Flight.end = lying  # type: ignore[method-assign,assignment]
+    Flight._end = lying  # type: ignore[method-assign,assignment]
     try:
         broken = asyncio.run(play([Step("publish", 1, 1), Step("pass_time", 8)]))
     finally:
-        Flight.end = end  # type: ignore[method-assign]
+        Flight._end = end  # type: ignore[method-assign]
     assert any("received without proof" in line for line in broken)

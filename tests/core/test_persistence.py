@@ -10,7 +10,9 @@ import pytest
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.errors import StatementFailed, StoreUnavailable
-from bridge.core.inflight.flight import OWED_MAX, Flight, Message
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.row_of import OWED_MAX, row_of
 from bridge.core.model.fingerprint import NOT_KNOWN
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, Row, RowKey
@@ -187,7 +189,7 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
         for push_id, user, position in (("a", "u1", 1), ("a", "u2", 1)):
             key = RowKey("", push_id, user)
             flight = h.flight(push_id, h.message(), user)
-            old = flight.row("n1", "b1")
+            old = row_of(flight, "n1", "b1")
             h.store.rows[key] = Row(
                 key, Outcome.STORED, old.reason, "n1", "b1", h.clock.now, h.clock.now,
                 expires_at=h.clock.now + 99, collapse_key="k", position=position, payload=b"1",
@@ -198,10 +200,10 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
             flight.received(h.clock.now)
             h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
-        assert [row.key.user for row in h.reports.superseded] == ["u2"]
+        assert [key.user for key, row in h.final_rows.items() if row.outcome is Outcome.SUPERSEDED] == ["u2"]
         stuck = False
         h.worklist.sweep()
-        await until(lambda: len(h.reports.superseded) == 2)
+        await until(lambda: sum(row.outcome is Outcome.SUPERSEDED for row in h.final_rows.values()) == 2)
 
 
 # --- debts -----------------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def stored_row(h: House, push_id: str, owes: int) -> Row:
     """A row that waits for its user and owes so many replies."""
     flight = h.flight(push_id, h.message())
     made = msgspec.structs.replace(
-        flight.row("n1", "b1"),
+        row_of(flight, "n1", "b1"),
         outcome=Outcome.STORED,
         reason=Reason.NO_SESSION,
         expires_at=h.clock.now + 99,
@@ -222,7 +224,7 @@ def stored_row(h: House, push_id: str, owes: int) -> Row:
     return made
 
 
-def repeat(h: House, row: Row, correlation_id: str) -> Message:
+def repeat(h: House, row: Row, correlation_id: str) -> HeldMessage:
     message = h.message("q", correlation_id)
     message.open = 1
     h.worklist.answer(message, row, NOT_KNOWN)
@@ -310,7 +312,10 @@ async def test_proof_is_noted_on_a_row_that_another_process_has_ended_without_it
     async with settlement_house() as h:
         flight = h.flight("p1", h.message())
         ended = msgspec.structs.replace(
-            flight.row("n1", "b0"), outcome=Outcome.UNKNOWN, reason=Reason.NODE_DIED, finished_at=h.clock.now
+            row_of(flight, "n1", "b0"),
+            outcome=Outcome.UNKNOWN,
+            reason=Reason.NODE_DIED,
+            finished_at=h.clock.now,
         )
         h.store.rows[ended.key] = ended
         h.clock.advance(1)

@@ -5,29 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.errors import IllegalTransition
-from bridge.core.model.outcomes import Outcome, Proof, Reason
-<<<<<<< HEAD
-from bridge.core.model.pushes import Properties, PushRequest, ToUser
-from bridge.core.ports.broker import AckToken
+from bridge.core.model.outcomes import Proof, Reason
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.session import UNPROVEN_MAX
 from bridge.core.sessions.states import SessionState
-from tests.support.core import session
-
-
-def flight(push_id: str = "p1", confirm: Proof = Proof.RECEIVED) -> Flight:
-    request = PushRequest(id=push_id, target=ToUser("u1"), data=b"1", confirm=confirm)
-    message = Message(AckToken(1, 1), Properties(), published_at=1.0, taken_at=1.0)
-    made = Flight.of(request, "u1", message, 0.0)
-    made.addressed(1)
-    return made
-
-=======
-from bridge.core.model.states import SessionState
-from bridge.core.ports.sockets import Frame
-from bridge.core.sessions.session import UNPROVEN_MAX
 from tests.support.house import flight, session
->>>>>>> w-tests
 
 FRAME = Frame(b"x" * 10)
 
@@ -111,7 +93,7 @@ def test_a_push_that_ended_undelivered_is_not_sent_any_more() -> None:
     gone, kept = flight("gone"), flight("kept")
     s.offer(FRAME, gone)
     s.offer(FRAME, kept)
-    gone.end(Outcome.DROPPED, Reason.SLOW_CONSUMER, 1.0)
+    gone.lost(1.0, handed=False, why=Reason.SLOW_CONSUMER)
     socket.stuffed = False
     assert s.flush(2.0) == [kept]
     assert len(socket.frames) == 1

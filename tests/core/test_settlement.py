@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from bridge.core.errors import RowsRefused, StoreUnavailable
-from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.making import flight_of_rejected
+from bridge.core.inflight.row_of import row_of
 from bridge.core.model.fingerprint import NOT_KNOWN
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Rejected
@@ -33,7 +34,7 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
             ("p1", (Reply("answers", "c"),), True)
         ]
         assert h.publisher.acked_before == [0], "the receipt is confirmed before the ack"
-        assert h.reports.settled == [flight]
+        assert flight.key in h.final_rows
 
 
 async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_answers() -> None:
@@ -153,7 +154,7 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: 
 
 async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began() -> None:
     async with settlement_house() as h:
-        begun = h.flight("p1", h.message()).row("n1", "an older boot")
+        begun = row_of(h.flight("p1", h.message()), "n1", "an older boot")
         begun = msgspec.structs.replace(begun, taken_at=h.clock.now - 60)
         assert not begun.final
         await h.store.record([begun])
@@ -256,7 +257,9 @@ async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_a
 async def test_a_rejected_message_goes_to_the_dead_letters_after_its_row_and_before_its_ack() -> None:
     async with settlement_house() as h:
         message = h.message()
-        flight = Flight.rejected(Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.clock.now)
+        flight = flight_of_rejected(
+            Rejected("p1", Reason.INVALID, "to: missing", b"{}"), message, h.inflight, h.clock.now
+        )
         message.open += 1
         message.letters.append(DeadLetter("p1", Reason.INVALID, "to: missing", b"{}", message.properties))
         h.publisher.refusing = True
@@ -306,7 +309,7 @@ async def test_a_message_given_back_is_never_acked() -> None:
         message.token = None  # whoever handled it gave it back
         flight.received(h.clock.now)
         h.worklist.due(flight)
-        await until(lambda: h.reports.settled)
+        await until(lambda: h.final_rows)
         await h.worklist.idle()
         assert h.acks.acked == []
 
@@ -334,9 +337,8 @@ async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
                 raise OSError("disk full")
             self.rows.extend(rows)
 
-    async with settlement_house() as h:
-        log = Log()
-        h.settlement._logs = (log,)
+    log = Log()
+    async with settlement_house(log) as h:
         flight = h.flight("p1", h.message())
         flight.received(h.clock.now)
         h.worklist.due(flight)

@@ -34,7 +34,7 @@ from benchmarks.chaos.faults_process import deadly
 from benchmarks.chaos.proxy import Link, Proxy
 from benchmarks.chaos.stage import SHORT, Stage, play
 from benchmarks.chaos.stories import tell
-from bridge.core.settlement.settlement import Settlement
+from bridge.core.settlement.paying import Paying
 from bridge.devservers import Servers
 
 SEED = 7
@@ -639,10 +639,10 @@ def test_stories_are_told_and_counted_by_the_seed() -> None:
 def test_a_story_that_breaks_a_promise_is_cut_down_to_the_steps_that_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(self: Settlement, *_: object) -> None:
+    async def never(self: Paying, *_: object) -> None:
         """No message is acked, so that whatever is published breaks a promise, whenever it is."""
 
-    monkeypatch.setattr(Settlement, "_settle_messages", never)
+    monkeypatch.setattr(Paying, "settle_messages", never)
     told = tell(50, SEED)
     steps = [line.strip() for line in told.story.splitlines() if "broken: " not in line]
     assert len(steps) == 1, told.story

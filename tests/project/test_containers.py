@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from bridge.core.assembly import Core
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.broker import Source
 from tests.support.bridges import bridge, counted, publish, request, token
@@ -23,7 +24,7 @@ ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
 MADE_ONCE = frozenset(
     (
-        "JwtVerifier._algorithms", "OpsServer._static", "Settlement._logs", "Splitter._tapped", "Hub._wheel",
+        "JwtVerifier._algorithms", "OpsServer._static", "Payer._logs", "Splitter._tapped", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_Connection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",
@@ -51,6 +52,18 @@ def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, i
             if isinstance(held, GROWS):
                 size = held.qsize() if isinstance(held, asyncio.Queue) else len(held)
                 yield f"{kind.__name__}.{name}", size
+
+
+def parts_of(core: Core) -> list[object]:
+    """The objects of the core that it is made of."""
+    found: dict[int, object] = {id(core): core}
+    waiting: list[object] = [core]
+    while waiting:
+        for part in getattr(waiting.pop(), "__dict__", {}).values():
+            if type(part).__module__.startswith("bridge.core.") and id(part) not in found:
+                found[id(part)] = part
+                waiting.append(part)
+    return list(found.values())
 
 
 def listed() -> set[str]:
@@ -127,10 +140,10 @@ class Day:
             h.gateway._message(reader.client.session, json.dumps({"type": "ack", "id": push["id"]}))
         for _ in range(60):
             h.advance(1, step=0.5)
-            h.delivery.every_second()
+            h.core.every_second()
             h.worklist.sweep()
             await asyncio.sleep(0)
-        await h.mailbox.sweep()
+        await h.core.mailbox_sweep.sweep()
         for peer in (reader, resuming, bare, mute):
             peer.leave()
         for _ in range(30):
@@ -138,13 +151,8 @@ class Day:
 
     def sizes(self) -> dict[str, int]:
         """How much is in each container now, the largest of each kind."""
-        h = self.house
-        core: list[object] = [
-            h.hub, h.settlement, h.mailbox, h.delivery, h.gate, h.control, h.mailbox._measuring,
-            h.mailbox._flights, h.mailbox._looks, h.delivery._deadlines, h.delivery._deadlines._own,
-        ]  # fmt: skip
         found: dict[str, int] = {}
-        for name, size in containers(core):
+        for name, size in containers(parts_of(self.house.core)):
             found[name] = max(size, found.get(name, 0))
         return found
 
@@ -153,7 +161,7 @@ async def test_after_a_day_of_traffic_everything_is_as_small_as_after_an_hour() 
     async with house() as h:
         running = [asyncio.create_task(h.control.run()), asyncio.create_task(h.recollection.run())]
         day = Day(h)
-        with mock.patch.object(h.mailbox._measuring, "_users_max", 100):
+        with mock.patch.object(h.core.mailbox_sweep._measuring, "_users_max", 100):
             for _ in range(60):
                 await day.minute()
             hour = day.sizes()
@@ -166,12 +174,12 @@ async def test_after_a_day_of_traffic_everything_is_as_small_as_after_an_hour() 
             # At rest nothing is left but what is there for good.
             for _ in range(200):
                 h.advance(10, step=5)
-                h.delivery.every_second()
+                h.core.every_second()
                 h.worklist.sweep()
-                await h.mailbox.sweep()
+                await h.core.mailbox_sweep.sweep()
                 for _ in range(10):
                     await asyncio.sleep(0)
-            await until(lambda: not h.delivery.in_flight)
+            await until(lambda: not h.inflight.busy)
             left = {name: size for name, size in day.sizes().items() if size and name not in MADE_ONCE}
             assert left.keys() <= LET_GO_OF_IN_THOUSANDS, left
             assert sum(left.values()) <= 2000

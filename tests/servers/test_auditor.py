@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from bridge.core.delivery.delivery import Delivery
 
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.app import build as app
+from bridge.core.delivery.routing import Router
 from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Outcome, Reason
@@ -243,15 +243,15 @@ async def test_rows_that_vanish_from_the_log_show(vhost: str, database: str) -> 
 async def test_a_push_that_the_bridge_loses_shows(
     vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Any = Delivery._route
+    real: Any = Router.route
 
-    def lose(self: Delivery, flight: Flight, *rest: object) -> None:
+    def lose(self: Router, flight: Flight, *rest: object) -> None:
         if flight.key.push_id == "p2":
             self._flights.remove(flight)
         else:
             real(self, flight, *rest)
 
-    monkeypatch.setattr(Delivery, "_route", lose)
+    monkeypatch.setattr(Router, "route", lose)
     async with bridge(vhost, database, drain_timeout=1.0) as b:
         await publish(vhost, request("u1", "p1"), request("u1", "p2"))
         await final_rows(database, 1)

@@ -16,7 +16,7 @@ import pytest
 from bridge.adapters.amqp.producer import Outgoing, Producer
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.app import build as app
-from bridge.core.inflight.flight import OWED_MAX
+from bridge.core.inflight.row_of import OWED_MAX
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.ports.store import MailboxAsk
 from tests.support.bridges import bridge, counted, publish, token

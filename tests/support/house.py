@@ -8,30 +8,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from bridge.adapters.memory import MemoryStore
-from bridge.core.control import Control
-from bridge.core.delivery.delivery import Delivery, DeliveryLimits
-from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.assembly import Core, CoreLimits, Ports
+from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Client, Gateway
-from bridge.core.inflight.flight import Flight, Message
-from bridge.core.inflight.flights import Flights
-from bridge.core.mailbox.mailbox import Mailbox
+from bridge.core.inflight.flight import Effect, Flight, Owner
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.making import flight_of
 from bridge.core.mailbox.measuring import MailboxLimits
-from bridge.core.mailbox.outgoing import Outgoing
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.pushes import Properties, PushRequest, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
+from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session, SessionLimits
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.settlement import Settlement
-from bridge.core.settlement.worklist import Worklist
 from tests.support.ports import (
     AnyToken,
     CountingMetrics,
@@ -69,9 +65,21 @@ def session(
 
 def message(
     *, tag: int = 1, published_at: float = 10.0, taken_at: float = 11.0, **properties: Any
-) -> Message:
+) -> HeldMessage:
     """A message that was taken."""
-    return Message(AckToken(1, tag), Properties(**properties), published_at=published_at, taken_at=taken_at)
+    return HeldMessage(
+        AckToken(1, tag), Properties(**properties), published_at=published_at, taken_at=taken_at
+    )
+
+
+class Recorder:
+    """Owns flights that nothing else owns, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+
+    def carry_on(self, flight: Flight, effect: Effect, now: float) -> None:
+        self.effects.append(effect)
 
 
 def flight(
@@ -80,12 +88,13 @@ def flight(
     *,
     confirm: Proof = Proof.RECEIVED,
     sessions: int = 1,
-    of: Message | None = None,
+    of: HeldMessage | None = None,
+    owner: Owner | None = None,
     taken_mono: float = 0.0,
 ) -> Flight:
     """A push on its way to this many sessions of a user, handed to none of them yet."""
     request = PushRequest(id=push_id, target=ToUser(user), data=b"1", confirm=confirm)
-    made = Flight.of(request, user, of or message(), taken_mono)
+    made = flight_of(request, user, of or message(), owner or Recorder(), taken_mono)
     made.addressed(sessions)
     return made
 
@@ -97,22 +106,6 @@ class Runs(Protocol):
     """A part of the core with a task of its own."""
 
     def run(self) -> Coroutine[Any, Any, None]: ...
-
-
-class Reports:
-    """Keeps what settlement reports, in place of delivery and the mailbox."""
-
-    def __init__(self) -> None:
-        self.settled: list[Flight] = []
-        self.superseded: list[Row] = []
-
-    def on_settled(self, flight: Flight, row: Row | None) -> None:
-        self.settled.append(flight)
-
-    def on_stored(self, flight: Flight, row: Row) -> None: ...
-
-    def on_superseded(self, rows: Sequence[Row]) -> None:
-        self.superseded.extend(rows)
 
 
 class Peer:
@@ -175,9 +168,8 @@ class House:
         store: MemoryStore | None = None,
         boot: str = "b1",
         mailbox_limits: MailboxLimits | None = None,
-        settlement_only: bool = False,
+        logs: Sequence[DeliveryLog] = (),
     ) -> None:
-        """`settlement_only`: settlement reports to `reports`, and not to delivery and the mailbox."""
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
         self.store = store or GatedStore(self.clock)
@@ -187,78 +179,41 @@ class House:
         self.errors = RecordingErrors()
         self.hooks = RecordingHooks()
         self.metrics = CountingMetrics()
-        self.reports = Reports()
         self.gate = Gate()
-        self.hub = Hub()
-        self.flights = Flights()
-        self.worklist = Worklist(metrics=self.metrics, clock=self.clock)
-        self.outgoing = Outgoing(hub=self.hub, worklist=self.worklist, metrics=self.metrics, clock=self.clock)
-        self.mailbox = Mailbox(
-            store=self.store,
-            hub=self.hub,
-            flights=self.flights,
-            worklist=self.worklist,
-            outgoing=self.outgoing,
-            clock=self.clock,
-            gate=self.gate,
-            errors=self.errors,
-            boot=boot,
-            patience=limits.confirm_timeout,
-            park_after=limits.park_after,
-            limits=mailbox_limits or MailboxLimits(),
-        )
-        self.remembered = Remembered(1 << 16, self.clock.monotonic())
-        self.recollection = Recollection(
-            self.remembered, store=self.store, errors=self.errors, clock=self.clock, boot=boot
-        )
-        self.delivery = Delivery(
-            hub=self.hub,
-            store=self.store,
-            flights=self.flights,
-            worklist=self.worklist,
-            outgoing=self.outgoing,
-            mailbox=self.mailbox,
-            acks=self.acks,
-            metrics=self.metrics,
-            errors=self.errors,
-            clock=self.clock,
-            gate=self.gate,
-            remembered=self.remembered,
-            recollection=self.recollection,
-            limits=limits,
-        )
-        self.settlement = Settlement(
-            worklist=self.worklist,
-            store=self.store,
-            logs=(),
-            receipts=self.publisher,
-            dead_letters=self.publisher,
-            acks=self.acks,
-            hooks=self.hooks,
-            metrics=self.metrics,
-            errors=self.errors,
-            clock=self.clock,
+        self.core = Core(
+            Ports(
+                store=self.store,
+                logs=logs,
+                acks=self.acks,
+                receipts=self.publisher,
+                dead_letters=self.publisher,
+                answers=self.answers,
+                hooks=self.hooks,
+                metrics=self.metrics,
+                errors=self.errors,
+                clock=self.clock,
+            ),
+            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16),
             gate=self.gate,
             node="n1",
             boot=boot,
-            on_settled=self.reports.on_settled if settlement_only else self.delivery.settled,
-            on_stored=self.reports.on_stored if settlement_only else self.mailbox.stored,
-            on_superseded=self.reports.on_superseded if settlement_only else self.mailbox.ended_in_store,
         )
-        self.control = Control(
-            store=self.store,
-            mailbox=self.mailbox,
-            acks=self.acks,
-            answers=self.answers,
-            errors=self.errors,
-            clock=self.clock,
-            gate=self.gate,
-            node="n1",
-        )
+        self.hub = self.core.hub
+        self.worklist = self.core.worklist
+        self.inflight = self.core.inflight
+        self.intake = self.core.intake
+        self.settlement = self.core.settlement
+        self.control = self.core.control
+        self.remembered = self.core.remembered
+        self.recollection = self.core.recollection
+        self._watch = ExitStack()
+        self.final_rows = self._watch.enter_context(self.inflight.watching())
+        """Rows that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
             access=Access(AnyToken(), ()),
-            delivery=self.delivery,
+            presence=self.core.presence,
+            proofs=self.core.proofs,
             limits=session_limits or SessionLimits(256, 1 << 20),
             hooks=self.hooks,
             metrics=self.metrics,
@@ -272,7 +227,7 @@ class House:
     @property
     def parts(self) -> tuple[Runs, ...]:
         """What runs in every bridge."""
-        return self.settlement, self.delivery, self.mailbox
+        return self.settlement, self.intake, self.core.pages
 
     @asynccontextmanager
     async def running(self, *parts: Runs) -> AsyncIterator[None]:
@@ -305,8 +260,8 @@ class House:
 
     async def take(self, *arrivals: Arrival) -> None:
         """Let the core take these, and what it does at once."""
-        self.delivery.arrived(arrivals)
-        await until(lambda: not self.delivery.inbox)
+        self.intake.arrived(arrivals)
+        await until(lambda: not self.intake.waiting)
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -316,7 +271,9 @@ class House:
         await self.take(made)
         return made
 
-    def message(self, reply_to: str = "", correlation_id: str = "c", *, redelivered: bool = False) -> Message:
+    def message(
+        self, reply_to: str = "", correlation_id: str = "c", *, redelivered: bool = False
+    ) -> HeldMessage:
         """A message that was taken now, for a settlement that is tested alone."""
         return message(
             tag=next(self._tags),
@@ -327,9 +284,9 @@ class House:
             redelivered=redelivered,
         )
 
-    def flight(self, push_id: str, of: Message, user: str = "u1") -> Flight:
+    def flight(self, push_id: str, of: HeldMessage, user: str = "u1") -> Flight:
         """A push of this message that was handed to one session, for a settlement that is tested alone."""
-        made = flight(push_id, user, of=of, taken_mono=self.clock.mono)
+        made = flight(push_id, user, of=of, owner=self.inflight, taken_mono=self.clock.mono)
         made.handed(self.clock.now)
         of.open += 1
         return made
@@ -338,7 +295,7 @@ class House:
         """Let time pass as the service's ticker sees it."""
         for _ in range(round(seconds / step)):
             self.clock.advance(step)
-            self.delivery.tick()
+            self.core.tick()
 
     # --- what comes of it ---
 
@@ -387,11 +344,12 @@ async def house(
     boot: str = "b1",
     mailbox: MailboxLimits | None = None,
     start_grace: float = 0.0,
+    all_bytes: int = 256 * 1024 * 1024,
     **limits: Any,
 ) -> AsyncIterator[House]:
-    """A running house; `limits` are those of `DeliveryLimits`."""
+    """A running house; `limits` are those of `DeliveryLimits`, and `all_bytes` its `total_bytes`."""
     built = House(
-        DeliveryLimits(start_grace=start_grace, **limits),
+        DeliveryLimits(start_grace=start_grace, total_bytes=all_bytes, **limits),
         SessionLimits(frames, total_bytes),
         clock=clock,
         store=store,
@@ -399,14 +357,14 @@ async def house(
         mailbox_limits=mailbox,
     )
     async with built.running(*built.parts):
-        built.mailbox.begin(await built.store.last_position())
+        built.core.begin(await built.store.last_position())
         yield built
 
 
 @asynccontextmanager
-async def settlement_house() -> AsyncIterator[House]:
-    """A house in which settlement alone runs, and reports to `reports`."""
-    built = House(settlement_only=True)
+async def settlement_house(*logs: DeliveryLog) -> AsyncIterator[House]:
+    """A house in which settlement alone runs, with these logs besides the store."""
+    built = House(logs=logs)
     async with built.running(built.settlement):
         yield built
 

@@ -22,14 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
-from bridge.core.delivery.delivery import DeliveryLimits
+from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
 from bridge.core.model.sessions import Mode
-from bridge.core.model.states import SessionState
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import (
     Collapse,
@@ -42,6 +41,7 @@ from bridge.core.ports.store import (
     Written,
 )
 from bridge.core.sessions.session import SessionLimits
+from bridge.core.sessions.states import SessionState
 from tests.support.house import House, Peer, start
 from tests.support.ports import ManualClock, arrival
 
@@ -72,18 +72,17 @@ class Step:
 
 
 TIGHT: Mapping[str, Mapping[str, object]] = {
-    "bridge.core.delivery.delivery": {"FLIGHTS_MAX": 6, "LOOKUP_ROWS": 2},
+    "bridge.core.delivery.load": {"IN_HAND_MAX": 6},
+    "bridge.core.delivery.take": {"LOOKUP_ROWS": 2},
+    "bridge.core.delivery.known": {"LOOKUP_ROWS": 2},
     "bridge.core.delivery.lookups": {"LOOKUP_ROWS": 2},
-    "bridge.core.mailbox.mailbox": {
-        "PAGE_ROWS": 2,
-        "PAGE_ROWS_LEAST": 2,
-        "READ_SESSIONS": 2,
-        "SWEEP_ROWS": 2,
-        "PATROL_USERS": 1,
-    },
+    "bridge.core.mailbox.pages": {"PAGE_ROWS": 2, "PAGE_ROWS_LEAST": 2, "READ_SESSIONS": 2},
+    "bridge.core.mailbox.recalls": {"SWEEP_ROWS": 2},
+    "bridge.core.mailbox.sweep": {"SWEEP_ROWS": 2, "PATROL_USERS": 1},
     "bridge.core.delivery.remembered": {"PAGE_ROWS": 2, "SLICE": 1},
     "bridge.core.sessions.session": {"UNPROVEN_MAX": 3, "WRITE_CHUNK": 60},
-    "bridge.core.settlement.settlement": {"BATCH_ROWS": 2},
+    "bridge.core.settlement.writer": {"BATCH_ROWS": 2},
+    "bridge.core.settlement.replacing": {"REPLACE_ROWS": 2},
     "bridge.core.inflight.deadlines": {"PRUNE_FROM": 4},
 }
 """Bounds so small that a story of a few pushes meets them: by module and name."""
@@ -236,7 +235,7 @@ class World:
         self.store.nodes.clear()
         failing, self.store.fail_with = self.store.fail_with, None
         await self.lease.claim()
-        house.mailbox.begin(await self.store.last_position())
+        house.core.begin(await self.store.last_position())
         self.store.fail_with = failing
         self.tasks = start(*house.parts, house.recollection)
         self.peers = []
@@ -283,7 +282,7 @@ class World:
             )
             message.deliveries += 1
         if batch:
-            self.house.delivery.arrived(batch)
+            self.house.intake.arrived(batch)
 
     # --- the ports that the world fills ---
 
@@ -394,7 +393,7 @@ class World:
 
     async def _recall(self, what: Recall) -> None:
         try:
-            await self.house.mailbox.recall(what)
+            await self.house.core.recalls.recall(what)
         except StoreUnavailable:
             pass  # answered with an error, and asked again by whoever wants it
 
@@ -535,19 +534,19 @@ class World:
         self.silent = False
 
     def channel_lost(self, n: int, m: int) -> None:
-        self.house.delivery.channel_lost(self.incarnation)
+        self.house.intake.channel_lost(self.incarnation)
         self._deliver_all()
 
     async def pass_time(self, seconds: float) -> None:
         for _ in range(max(1, round(seconds / 0.25))):
             self.clock.advance(0.25)
-            self.house.delivery.tick()
+            self.house.core.tick()
             await self._settle_down(5)
-        self.house.delivery.every_second()
+        self.house.core.every_second()
         try:
             await self.lease.renew()
             ended = await self.lease.end_dead(100)
-            await self.house.mailbox.sweep()
+            await self.house.core.mailbox_sweep.sweep()
         except StoreUnavailable:
             self.house.gate.shut("database", "the model says so")
         else:
@@ -578,7 +577,7 @@ class World:
             handler: Callable[[int, int], None] = getattr(self, step.kind)
             handler(step.n, step.m)
         await self._settle_down(step.m % 8)
-        begun, with_row, on_their_way, _ = self.house.delivery.account()
+        begun, with_row, on_their_way, _ = self.house.inflight.account()
         if begun != with_row + on_their_way:
             self.violations.append(f"{begun} begun, {with_row} with a row, {on_their_way} on their way")
 
@@ -607,7 +606,7 @@ class World:
                     peer.client.resumed()
             await self.pass_time(1.0)
             done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
-            if round_ > 12 and done and not self.house.delivery.in_flight and self._all_live():
+            if round_ > 12 and done and not self.house.inflight.busy and self._all_live():
                 break
         await self.pass_time(2.0)
         for peer in self.peers:
@@ -697,10 +696,10 @@ class World:
         house = self.house
         if not self._all_live():
             yield f"sessions at rest: {[p.client.session.state for p in self.peers if p.socket.open]}"
-        if house.delivery.in_flight or house.flights.resting:
-            yield f"flights at rest: {[f.key for f in house.flights]}"
-        if house.settlement._paying:
-            yield f"paid, and nobody knows: {house.settlement._paying}"
+        if house.inflight.busy or house.inflight.resting:
+            yield f"in flight at rest: {house.inflight.busy} and {house.inflight.resting}"
+        if house.settlement.being_paid:
+            yield f"paid, and nobody knows: {house.settlement.being_paid}"
         if not all(recall.done() for recall in self.recalls):
             yield "a recall has no end"
 

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
-from bridge.core.mailbox.mailbox import Recalled
 
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits
+from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Row, RowKey
