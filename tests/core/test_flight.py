@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from bridge.core.errors import IllegalTransition
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.making import flight_of_rejected
 from bridge.core.inflight.row_of import row_of
+from bridge.core.inflight.transitions import STEPS, Event, State
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
 from bridge.core.model.pushes import Rejected
 from bridge.core.model.rows import Reply, merged
@@ -176,3 +180,59 @@ def test_every_ending_a_flight_can_have_is_in_the_table() -> None:
 def test_replies_are_merged_in_order_and_once() -> None:
     a, b = Reply("q1", "1"), Reply("q2", "2")
     assert merged((a,), (b, a), ()) == (a, b)
+
+
+EVENTS: dict[Event, Callable[[Flight], object]] = {
+    Event.ADDRESSED: lambda f: f.addressed(1),
+    Event.HANDED: lambda f: f.handed(50.0),
+    Event.RECEIVED: lambda f: f.received(50.0),
+    Event.ACKED: lambda f: f.acked(50.0),
+    Event.LOST: lambda f: f.lost(50.0, handed=False),
+    Event.TIMED_OUT: lambda f: f.timed_out(50.0),
+    Event.UNDELIVERABLE: lambda f: f.undeliverable(Outcome.OFFLINE, Reason.NO_SESSION, 50.0),
+    Event.SUPERSEDED: lambda f: f.superseded(50.0),
+    Event.RECALLED: lambda f: f.recalled(50.0),
+    Event.DECIDED: lambda f: f.decided(Outcome.OFFLINE, Reason.EXCLUDED, 50.0),
+    Event.LOGGED: lambda f: f.logged(Outcome.UNKNOWN, Reason.NODE_DIED, 50.0),
+}
+"""How each event is sent."""
+
+
+def in_state(state: State) -> tuple[Flight, Recorder]:
+    """A push that asks for an ack, in this state."""
+    owner = Recorder()
+    made = flight(confirm=Proof.ACKED, owner=owner)
+    steps = [made.handed, made.received, made.acked][: int(state)]
+    for step in steps:
+        step(12.0)
+    assert made.state is state
+    owner.effects.clear()
+    return made, owner
+
+
+def facts(f: Flight) -> dict[str, object]:
+    return {name: getattr(f, name) for name in Flight.__slots__}
+
+
+@pytest.mark.parametrize("event", Event, ids=lambda e: e.name.lower())
+@pytest.mark.parametrize("state", State, ids=lambda s: s.name.lower())
+def test_each_event_does_what_the_table_says_and_without_a_line_raises_and_changes_nothing(
+    state: State, event: Event
+) -> None:
+    made, owner = in_state(state)
+    line = STEPS.get((state, event))
+    before = facts(made)
+    if line is None:
+        with pytest.raises(IllegalTransition, match=event.name.lower()):
+            EVENTS[event](made)
+        assert (facts(made), owner.effects) == (before, [])
+        return
+    EVENTS[event](made)
+    if state is State.ENDED:
+        assert (made.state, ended(made)) == (State.ENDED, (before["outcome"], before["reason"]))
+    elif made.state is State.ENDED:
+        decided_by_sender = event in (Event.UNDELIVERABLE, Event.DECIDED, Event.LOGGED)
+        assert decided_by_sender or ended(made) == (line.outcome, line.reason)
+        assert owner.effects == ([] if event is Event.LOGGED else [Effect.ENDED]), "the owner hears of it"
+    else:
+        assert (made.state, ended(made), owner.effects) == (line.to, (None, None), [])
