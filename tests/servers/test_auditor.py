@@ -247,7 +247,7 @@ async def test_a_push_that_the_bridge_loses_shows(
 
     def lose(self: Router, flight: Flight, *rest: object) -> None:
         if flight.key.push_id == "p2":
-            self._flights.remove(flight)
+            self._inflight._index.remove(flight)
         else:
             real(self, flight, *rest)
 
