@@ -214,26 +214,36 @@ class CountingMetrics:
 
 
 class RecordingPublisher:
-    """Fills Receipts and DeadLetters: keeps what it is given, refuses while `refusing`."""
+    """Fills Receipts and DeadLetters: keeps what it is given, and takes nothing while `blocked` or `refusing`."""
 
-    def __init__(self, acks: RecordingAcks) -> None:
+    def __init__(self, acks: RecordingAcks | None = None) -> None:
         self.sent: list[Receipt] = []
         self.buried: list[DeadLetter] = []
-        self.refusing = False
         self.blocked = False
-        self._acks = acks
+        """The broker takes no publishes, and has said so."""
+        self.refusing = False
+        """The broker refuses what is published."""
         self.acked_before: list[int] = []
+        """For each call of `send`, how many messages were acked before it."""
+        self._acks = acks or RecordingAcks()
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
         self.acked_before.append(len(self._acks.acked))
         await asyncio.sleep(0)
-        if self.refusing:
+        if self.blocked or self.refusing:
             return receipts
         self.sent.extend(receipts)
         return ()
 
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        await asyncio.sleep(0)
+        if self.blocked or self.refusing:
+            return letters
+        self.buried.extend(letters)
+        return ()
+
     def final_receipts(self) -> int:
-        """How many ends were announced."""
+        """How many receipts say how a push ended."""
         return sum(r.row.final for r in self.sent)
 
     def replies_of(self, push_id: str, outcome: Outcome) -> list[Reply]:
@@ -244,13 +254,6 @@ class RecordingPublisher:
             if r.row.key.push_id == push_id and r.row.outcome is outcome
             for reply in r.replies
         ]
-
-    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
-        await asyncio.sleep(0)
-        if self.refusing:
-            return letters
-        self.buried.extend(letters)
-        return ()
 
 
 class RecordingAnswers:
