@@ -19,7 +19,7 @@ from bridge.adapters.stdout import JsonLinesLog, LogUnwritable, line_of
 from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import Outcome
 from bridge.core.ports.plugins import DeliveryLog
-from tests.support.stored import NOON, row
+from tests.support.rows import NOON, row
 
 
 class Subject(Protocol):

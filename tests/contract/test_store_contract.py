@@ -30,7 +30,7 @@ from bridge.core.ports.store import (
     Superseded,
 )
 from tests.support.ports import ManualClock
-from tests.support.stored import EVER, LATER, NOON, ids, kept, light, recalled, row, trimmed, undated
+from tests.support.rows import EVER, LATER, NOON, ids, kept_row, light, recalled, row, trimmed, undated
 
 
 def undateds(written: Iterable[Row]) -> list[Row]:
@@ -525,7 +525,12 @@ async def test_ids_of_two_days_come_in_pages_that_look_at_so_many_rows(
     await subject.pass_midnight()
     await store.record(
         [row(f"p{i}", user=f"u{u}") for i in range(7) for u in range(5)]
-        + [row("q", outcome=Outcome.PENDING), kept("r"), row("s", user=""), row(key=RowKey("t", "p1", "u"))]
+        + [
+            row("q", outcome=Outcome.PENDING),
+            kept_row("r"),
+            row("s", user=""),
+            row(key=RowKey("t", "p1", "u")),
+        ]
     )
     everything = ["before", "p0", "p1", "p2", "p3", "p4", "p5", "p6", "q", "r", "s"]
     for limit in (1, 3, 5, 1000):
@@ -555,7 +560,7 @@ async def test_as_many_rows_of_others_on_a_later_day_are_not_the_same_rows(
 
 
 async def test_rows_are_found_by_their_keys_and_carry_no_data(store: Store, subject: Subject) -> None:
-    await store.record([kept("p", user=u, meta=b'{"a":"b"}', excluded=frozenset("s")) for u in "abc"])
+    await store.record([kept_row("p", user=u, meta=b'{"a":"b"}', excluded=frozenset("s")) for u in "abc"])
     await store.record([row("q"), row(key=RowKey("t", "p", "a"))])
     keys = [RowKey("", "p", "a"), RowKey("", "p", "c"), RowKey("", "q", "u"), RowKey("", "q", "nobody")]
     found = {r.key: r for r in await store.find([*keys, keys[0]])}
@@ -594,10 +599,10 @@ async def test_what_many_rows_have_in_common_is_the_same_for_each(
     data, excluded = b"x" * 5000, frozenset(f"s{i}" for i in range(500))
     meta = b'{"campaign": "%s"}' % (b"y" * 250)
     shared = [
-        kept("p", user=f"u{i}", payload=data, excluded=excluded, meta=meta, confirm=confirm)
+        kept_row("p", user=f"u{i}", payload=data, excluded=excluded, meta=meta, confirm=confirm)
         for i in range(40)
     ]
-    others = [kept("q", payload=data), kept("r", payload=data, meta=meta), row("s", meta=meta)]
+    others = [kept_row("q", payload=data), kept_row("r", payload=data, meta=meta), row("s", meta=meta)]
     await store.record([*shared, *others])
     found = {r.key: undated(r) for r in await subject.all_rows()}
     assert found == {r.key: r for r in (*shared, *others)}
@@ -626,11 +631,11 @@ async def ask(
 
 
 async def test_a_kept_row_comes_back_as_it_was_written(store: Store, subject: Subject) -> None:
-    full = kept(
+    full = kept_row(
         position=2**53 + 1, encoding=Encoding.BYTES, payload=b"\x00\xff", excluded=frozenset(("s1", 's"2')),
         collapse_key="score", ack_within=7.5, confirm=Proof.ACKED, meta=b'{"a": "b"}', owed=(Reply("q", "1"),),
     )  # fmt: skip
-    text = kept("t", encoding=Encoding.TEXT, payload=b"")
+    text = kept_row("t", encoding=Encoding.TEXT, payload=b"")
     [written, _] = await store.record([full, text])
     assert (written.applied, undated(written.row)) == (True, full)
     assert undateds([*await of_push(subject, "p"), *await of_push(subject, "t")]) == [full, text]
@@ -640,13 +645,13 @@ async def test_a_kept_row_comes_back_as_it_was_written(store: Store, subject: Su
 
 
 async def test_an_update_keeps_what_only_a_kept_push_has(store: Store, subject: Subject) -> None:
-    first = kept(
+    first = kept_row(
         excluded=frozenset(("s",)), collapse_key="k", ack_within=2.0, encoding=Encoding.TEXT,
         owed=(Reply("q", "1"),), taken_at=NOON - 9,
     )  # fmt: skip
     await store.record([first])
     bare = row(outcome=Outcome.STORED, reason=Reason.NO_PROOF, proven_at=None, finished_at=None, owed=None)
-    other = kept(
+    other = kept_row(
         position=9, excluded=frozenset(("t",)), collapse_key="l", ack_within=3.0, expires_at=LATER + 1,
         payload=b"other", owed=(Reply("q", "2"),), reason=Reason.AWAITING_PROOF, published_at=NOON + 3,
     )  # fmt: skip
@@ -655,35 +660,35 @@ async def test_an_update_keeps_what_only_a_kept_push_has(store: Store, subject: 
         assert written.applied
         now = written.row
         assert (now.outcome, now.reason, now.finished_at) == (new.outcome, new.reason, new.finished_at)
-        [kept_row] = await of_push(subject, "p")
-        assert light(kept_row) == now
+        [whole] = await of_push(subject, "p")
+        assert light(whole) == now
         for name in (
             "payload", "position", "expires_at", "encoding", "excluded", "collapse_key", "ack_within",
             "published_at", "taken_at",
         ):  # fmt: skip
-            assert getattr(kept_row, name) == getattr(first, name), name
+            assert getattr(whole, name) == getattr(first, name), name
     assert now.owed == (Reply("q", "1"), Reply("q", "2"))
     assert [light(r) for r in await of_push(subject, "p")] == [now]
 
 
 async def test_a_pending_row_may_become_a_kept_one(store: Store, subject: Subject) -> None:
     await store.record([row(outcome=Outcome.PENDING)])
-    [written] = await store.record([kept(position=5, collapse_key="k")])
+    [written] = await store.record([kept_row(position=5, collapse_key="k")])
     assert (written.row.position, written.row.collapse_key) == (5, "k")
     assert [r.payload for r in await of_push(subject, "p")] == [b'{"n": 1}']
     assert await ask(store) == ["p"]
 
 
 async def test_the_mailbox_gives_stored_rows_in_the_order_of_their_positions(store: Store) -> None:
-    await store.record([kept(f"p{i}", position=10 + (i * 7) % 10) for i in range(10)])
-    await store.record([kept("other", user="v"), kept("other tenant", position=15)])
+    await store.record([kept_row(f"p{i}", position=10 + (i * 7) % 10) for i in range(10)])
+    await store.record([kept_row("other", user="v"), kept_row("other tenant", position=15)])
     await store.record([row("plain", outcome=Outcome.PENDING), row("ended")])
     expected = sorted(range(10), key=lambda i: (i * 7) % 10)
     assert [i for i in await ask(store) if i != "other tenant"] == [f"p{i}" for i in expected]
 
 
 async def test_a_page_is_cut_by_positions_rows_and_bytes_and_the_next_goes_on(store: Store) -> None:
-    await store.record([kept(f"p{i}", position=i, payload=b"x" * 10 * i) for i in range(1, 9)])
+    await store.record([kept_row(f"p{i}", position=i, payload=b"x" * 10 * i) for i in range(1, 9)])
     assert await ask(store, after=3, until=6) == ["p4", "p5", "p6"]
     assert await ask(store, after=2, rows=3) == ["p3", "p4", "p5"]
     # 10 + 20 + 30: the row that reaches the bound is the last, and one that is larger comes alone.
@@ -695,7 +700,7 @@ async def test_a_page_is_cut_by_positions_rows_and_bytes_and_the_next_goes_on(st
 
 
 async def test_a_page_never_ends_between_two_rows_of_one_position(store: Store) -> None:
-    await store.record([kept(f"p{i}", position=5 + i // 3) for i in range(7)])
+    await store.record([kept_row(f"p{i}", position=5 + i // 3) for i in range(7)])
     whole = [f"p{i}" for i in range(6)]
     assert sorted(await ask(store, rows=4)) == whole
     assert sorted(await ask(store, payload_bytes=4 * 8)) == whole
@@ -703,9 +708,11 @@ async def test_a_page_never_ends_between_two_rows_of_one_position(store: Store) 
 
 
 async def test_pages_come_in_the_order_of_the_asks(store: Store, subject: Subject) -> None:
-    await store.record([kept(f"{u}{i}", user=f"u{u}", position=i) for u in range(50) for i in range(1, 4)])
+    await store.record(
+        [kept_row(f"{u}{i}", user=f"u{u}", position=i) for u in range(50) for i in range(1, 4)]
+    )
     await subject.pass_midnight()
-    await store.record([kept(f"{u}4", user=f"u{u}", position=4) for u in range(50)])
+    await store.record([kept_row(f"{u}4", user=f"u{u}", position=4) for u in range(50)])
     asks = [MailboxAsk(f"u{u}", u % 4, EVER, rows=3) for u in reversed(range(50))] + [
         MailboxAsk("nobody", 0, 9)
     ]
@@ -719,7 +726,7 @@ async def test_pages_come_in_the_order_of_the_asks(store: Store, subject: Subjec
 
 async def test_a_mailbox_goes_over_all_days_by_position(store: Store, subject: Subject) -> None:
     for day in range(4):
-        await store.record([kept(f"d{day}", position=10 - day), kept(f"e{day}", position=20 + day)])
+        await store.record([kept_row(f"d{day}", position=10 - day), kept_row(f"e{day}", position=20 + day)])
         await subject.pass_midnight()
     assert await ask(store) == ["d3", "d2", "d1", "d0", "e0", "e1", "e2", "e3"]
     assert await ask(store, after=8, rows=4) == ["d1", "d0", "e0", "e1"]
@@ -727,7 +734,11 @@ async def test_a_mailbox_goes_over_all_days_by_position(store: Store, subject: S
 
 async def test_a_row_whose_ttl_has_ended_is_in_no_mailbox(store: Store, subject: Subject) -> None:
     await store.record(
-        [kept("over", expires_at=subject.now - 1), kept("there"), kept("seen", expires_at=subject.now - 1)]
+        [
+            kept_row("over", expires_at=subject.now - 1),
+            kept_row("there"),
+            kept_row("seen", expires_at=subject.now - 1),
+        ]
     )
     await store.record([row("seen")])
     assert await ask(store) == ["there"]
@@ -737,13 +748,13 @@ async def test_a_row_whose_ttl_has_ended_is_in_no_mailbox(store: Store, subject:
 async def test_who_resumes_gets_what_was_delivered_since_as_well(store: Store) -> None:
     delivered = [Outcome.ACKED, Outcome.RECEIVED, Outcome.WRITTEN]
     others = [Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.DROPPED, Outcome.RECALLED, Outcome.REJECTED]
-    await store.record([kept(o, position=10 + i, outcome=o) for i, o in enumerate([*delivered, *others])])
+    await store.record([kept_row(o, position=10 + i, outcome=o) for i, o in enumerate([*delivered, *others])])
     await store.record(
         [
-            kept("before", position=2),
-            kept("seen", position=9, outcome=Outcome.ACKED),
-            kept("bare", position=30, outcome=Outcome.ACKED, payload=None),
-            kept("after", position=40),
+            kept_row("before", position=2),
+            kept_row("seen", position=9, outcome=Outcome.ACKED),
+            kept_row("bare", position=30, outcome=Outcome.ACKED, payload=None),
+            kept_row("after", position=40),
             row("plain"),
         ]
     )
@@ -756,10 +767,10 @@ async def test_who_resumes_gets_what_was_delivered_since_as_well(store: Store) -
 async def test_a_resume_begins_at_the_position_of_the_push_last_seen(store: Store, subject: Subject) -> None:
     await store.record(
         [
-            kept("a", position=5),
-            kept("a", user="v", position=7),
-            kept("a", position=6, key=RowKey("t", "a", "u")),
-            kept("ended", position=8, outcome=Outcome.EXPIRED),
+            kept_row("a", position=5),
+            kept_row("a", user="v", position=7),
+            kept_row("a", position=6, key=RowKey("t", "a", "u")),
+            kept_row("ended", position=8, outcome=Outcome.EXPIRED),
             row("plain", taken_at=NOON + 0.000001),
         ]
     )
@@ -774,7 +785,7 @@ async def test_a_resume_begins_at_the_position_of_the_push_last_seen(store: Stor
 
 
 async def test_a_resume_knows_whether_something_newer_was_dropped(store: Store) -> None:
-    await store.record([kept(f"p{i}", position=i) for i in range(1, 6)])
+    await store.record([kept_row(f"p{i}", position=i) for i in range(1, 6)])
     assert await store.dropped_since([("u", 0)]) == [False]
     assert sorted(ids(await trimmed(store, ["u"], 2, 999))) == ["p1", "p2", "p3"]
     places = [("u", 2), ("u", 3), ("v", 0), ("u", 0)]
@@ -782,7 +793,7 @@ async def test_a_resume_knows_whether_something_newer_was_dropped(store: Store) 
     assert await store.dropped_since([]) == []
     points = await store.resume_points([ResumeAsk("u", f"p{i}") for i in range(1, 6)])
     assert points == [ResumePoint(i, cut=i < 3) for i in range(1, 6)]
-    await store.record([kept("other", user="v", position=1), row("slow", outcome=Outcome.DROPPED)])
+    await store.record([kept_row("other", user="v", position=1), row("slow", outcome=Outcome.DROPPED)])
     assert await store.resume_points([ResumeAsk("v", "other")]) == [ResumePoint(1, False)]
 
 
@@ -790,11 +801,13 @@ async def test_what_is_over_its_ttl_ends_the_earliest_first_and_no_more_than_ask
     store: Store, subject: Subject
 ) -> None:
     now = subject.now
-    due = [kept(f"p{i}", position=i, expires_at=now - 10 + i, owed=(Reply("q", str(i)),)) for i in range(5)]
-    await store.record([*due, kept("later"), row("pending", outcome=Outcome.PENDING), row("plain")])
+    due = [
+        kept_row(f"p{i}", position=i, expires_at=now - 10 + i, owed=(Reply("q", str(i)),)) for i in range(5)
+    ]
+    await store.record([*due, kept_row("later"), row("pending", outcome=Outcome.PENDING), row("plain")])
     await subject.pass_midnight()
     await store.record(
-        [kept("young", expires_at=now - 30), kept("proven", expires_at=now - 20, proven_at=NOON)]
+        [kept_row("young", expires_at=now - 30), kept_row("proven", expires_at=now - 20, proven_at=NOON)]
     )
     first = await store.expire(4)
     assert sorted(ids(first)) == ["p0", "p1", "proven", "young"]
@@ -815,9 +828,9 @@ async def test_what_is_over_its_ttl_ends_the_earliest_first_and_no_more_than_ask
 
 
 async def test_a_mailbox_is_trimmed_by_count_the_oldest_first(store: Store, subject: Subject) -> None:
-    await store.record([kept(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(1, 4)])
+    await store.record([kept_row(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(1, 4)])
     await subject.pass_midnight()
-    await store.record([kept(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(4, 7)])
+    await store.record([kept_row(f"{u}{i}", user=u, position=i) for u in "abc" for i in range(4, 7)])
     await store.record([row("a6", user="a")])
     ended = await trimmed(store, ["c", "a", "nobody", "a"], 4, 10**6)
     assert sorted(ids(ended)) == ["a1", "c1", "c2"]
@@ -832,23 +845,23 @@ async def test_a_mailbox_is_trimmed_by_count_the_oldest_first(store: Store, subj
 
 
 async def test_a_mailbox_is_trimmed_by_the_bytes_of_its_payloads(store: Store) -> None:
-    await store.record([kept(f"p{i}", position=i, payload=b"x" * 10) for i in range(1, 6)])
+    await store.record([kept_row(f"p{i}", position=i, payload=b"x" * 10) for i in range(1, 6)])
     assert sorted(ids(await trimmed(store, ["u"], 99, 39))) == ["p1", "p2"]
     assert await trimmed(store, ["u"], 99, 30) == []
     assert sorted(ids(await trimmed(store, ["u"], 99, 9))) == ["p3", "p4", "p5"]
 
 
 async def test_a_newer_push_supersedes_the_older_ones_with_its_key(store: Store, subject: Subject) -> None:
-    await store.record([kept(f"p{i}", position=i, collapse_key="k") for i in range(1, 5)])
+    await store.record([kept_row(f"p{i}", position=i, collapse_key="k") for i in range(1, 5)])
     await subject.pass_midnight()
     await store.record(
         [
-            kept("x", key=RowKey("t", "x", "u"), collapse_key="k"),
-            kept("y", user="v", collapse_key="k"),
-            kept("z", collapse_key="l"),
-            kept("done", outcome=Outcome.RECEIVED, reason=Reason.PONG, collapse_key="k"),
-            kept("q", user="w", position=5, collapse_key="k"),
-            kept("plain"),
+            kept_row("x", key=RowKey("t", "x", "u"), collapse_key="k"),
+            kept_row("y", user="v", collapse_key="k"),
+            kept_row("z", collapse_key="l"),
+            kept_row("done", outcome=Outcome.RECEIVED, reason=Reason.PONG, collapse_key="k"),
+            kept_row("q", user="w", position=5, collapse_key="k"),
+            kept_row("plain"),
         ]
     )
     newer = [Collapse("", "u", "k", 3), Collapse("", "w", "k", 5), Collapse("", "u", "k", 2)]
@@ -867,12 +880,12 @@ async def test_a_recall_by_id_ends_what_is_stored_and_tells_of_the_others(
     store: Store, subject: Subject
 ) -> None:
     mine = [
-        kept("p", user="a"),
-        kept("p", user="b", owed=(Reply("q", "1"),)),
-        kept("p", user="c", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
+        kept_row("p", user="a"),
+        kept_row("p", user="b", owed=(Reply("q", "1"),)),
+        kept_row("p", user="c", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
         row("p", user="d", outcome=Outcome.PENDING),
     ]
-    await store.record([*mine, kept("p", key=RowKey("t", "p", "a")), kept("other", user="a")])
+    await store.record([*mine, kept_row("p", key=RowKey("t", "p", "a")), kept_row("other", user="a")])
     for _ in range(3):
         await subject.pass_midnight()
     answer = {w.row.key.user: w for w in await recalled(store, Recall(push_id="p"))}
@@ -897,12 +910,12 @@ async def test_a_recall_by_id_ends_what_is_stored_and_tells_of_the_others(
 async def test_a_recall_by_collapse_key_ends_what_is_stored_for_that_user(store: Store) -> None:
     await store.record(
         [
-            kept("a", position=1, collapse_key="k"),
-            kept("b", position=2, collapse_key="k"),
-            kept("c", position=3, collapse_key="l"),
-            kept("d", position=4, collapse_key="k", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
-            kept("e", user="v", collapse_key="k"),
-            kept("f", position=5, collapse_key="k", key=RowKey("t", "f", "u")),
+            kept_row("a", position=1, collapse_key="k"),
+            kept_row("b", position=2, collapse_key="k"),
+            kept_row("c", position=3, collapse_key="l"),
+            kept_row("d", position=4, collapse_key="k", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME),
+            kept_row("e", user="v", collapse_key="k"),
+            kept_row("f", position=5, collapse_key="k", key=RowKey("t", "f", "u")),
         ]
     )
     answer = await recalled(store, Recall(user="u", collapse_key="k"))
@@ -919,28 +932,30 @@ async def test_the_last_position_is_that_of_the_newest_kept_push(store: Store, s
     assert await store.last_position() == 0
     await store.record([row("plain"), row("open", outcome=Outcome.PENDING)])
     assert await store.last_position() == 0
-    await store.record([kept("a", position=2**53 + 1), kept("b", user="v", position=7)])
-    await store.record([kept("a", outcome=Outcome.EXPIRED), row("later", taken_at=NOON + 60)])
+    await store.record([kept_row("a", position=2**53 + 1), kept_row("b", user="v", position=7)])
+    await store.record([kept_row("a", outcome=Outcome.EXPIRED), row("later", taken_at=NOON + 60)])
     assert await store.last_position() == 2**53 + 1
     await subject.pass_midnight()
-    await store.record([kept("c", position=2**53), row("plain2")])
+    await store.record([kept_row("c", position=2**53), row("plain2")])
     assert await store.last_position() == 2**53 + 1
 
 
 async def test_a_row_stored_days_ago_is_found_and_finished_by_its_day(store: Store, subject: Subject) -> None:
-    await store.record([kept(owed=(Reply("q", "1"),)), kept("q", position=2)])
+    await store.record([kept_row(owed=(Reply("q", "1"),)), kept_row("q", position=2)])
     for _ in range(5):
         await subject.pass_midnight()
     [page] = await store.mailbox([MailboxAsk("u", 0, EVER)])
     first, second = page.rows
     assert undateds(await of_push(subject, "p")) == undateds([first])
     end = row(day=first.day, boot="b2")
-    [written, fresh, again] = await store.record([end, row("fresh"), kept("q", day=second.day, boot="b3")])
+    [written, fresh, again] = await store.record(
+        [end, row("fresh"), kept_row("q", day=second.day, boot="b3")]
+    )
     assert (written.applied, written.row.day, written.row.final) == (True, first.day, True)
     assert written.row.owed == (Reply("q", "1"),)
     assert [r.payload for r in await of_push(subject, "p")] == [b'{"n": 1}']
     assert (fresh.applied, again.applied, again.row.day) == (True, True, second.day)
-    for repeat in (end, kept(day=first.day)):
+    for repeat in (end, kept_row(day=first.day)):
         [known] = await store.record([repeat])
         assert (known.applied, known.row) == (False, written.row)
     assert sorted(ids(await subject.all_rows())) == ["fresh", "p", "q"]
@@ -1032,7 +1047,9 @@ async def test_rows_of_an_earlier_boot_of_this_name_end_at_once(subject: Subject
 
 
 async def test_a_stored_row_of_a_dead_boot_waits_for_its_user(subject: Subject) -> None:
-    await subject.store.record([kept(boot="b1"), kept("q", node="n2"), row("r", outcome=Outcome.PENDING)])
+    await subject.store.record(
+        [kept_row(boot="b1"), kept_row("q", node="n2"), row("r", outcome=Outcome.PENDING)]
+    )
     lease = subject.lease("n1", "b2")
     await lease.claim()
     for _ in range(4):

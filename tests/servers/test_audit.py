@@ -56,10 +56,13 @@ async def log(dsn: str, outcome: Outcome, reason: Reason, age: float, **more: ob
         "published_at": taken,
         "taken_at": taken,
         "written_at": taken,
+        "proven_at": None,
         "finished_at": taken + 0.1,
+        "node": "n",
+        "boot": "b",
     }
     store = PostgresStore(dsn)
-    await store.record([row("p", outcome, **(facts | more))])  # type: ignore[arg-type]
+    await store.record([row("p", outcome=outcome, **(facts | more))])  # type: ignore[arg-type]
     await store.close()
 
 
