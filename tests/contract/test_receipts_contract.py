@@ -17,9 +17,12 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.rows import Receipt, Reply
 from bridge.core.ports.broker import DeadLetters, Receipts
 from bridge.devservers import Servers
-from tests.support.amqp import CLOCK, declare, listening, memory_alarm
-from tests.support.ports import RecordingErrors, RecordingPublisher, until
+from tests.support.amqp import CLOCK, declare
+from tests.support.broker_settings import memory_alarm
+from tests.support.ports import RecordingErrors, RecordingPublisher
+from tests.support.queues import listening
 from tests.support.rows import letter, row
+from tests.support.waiting import until
 
 REPLY_QUEUE = "answers"
 

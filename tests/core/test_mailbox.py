@@ -19,8 +19,9 @@ from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.broker import Source
 from bridge.core.ports.store import Written
 from tests.support.house import House, Peer, house, kept, to
-from tests.support.ports import GatedStore, ManualClock, arrival, turns, until
+from tests.support.ports import GatedStore, ManualClock, arrival
 from tests.support.rows import kept_row
+from tests.support.waiting import turns, until
 
 DAY = 86400.0
 

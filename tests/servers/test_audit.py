@@ -20,9 +20,9 @@ from tests.support.amqp import declare, publish
 from tests.support.bridges import bridge, final_rows, request, token
 from tests.support.bridges import publish as push
 from tests.support.clients import client
+from tests.support.other_sessions import eventually
 from tests.support.queues import channel
 from tests.support.rows import row
-from tests.support.sessions_of_postgres import eventually
 
 
 def at(url: str, dsn: str) -> CommonSettings:

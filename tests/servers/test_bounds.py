@@ -21,9 +21,9 @@ from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.ports.store import MailboxAsk
 from tests.support.bridges import bridge, counted, publish, token
 from tests.support.clients import Client, client
-from tests.support.ports import until
+from tests.support.other_sessions import ask, eventually, transaction
 from tests.support.rows import EVER, NOON, kept_row, recalled, row, trimmed
-from tests.support.sessions_of_postgres import ask, eventually, transaction
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -22,7 +22,7 @@ from bridge.ops import surroundings
 from tests.support.amqp import RecordingIntake, consumer, declare
 from tests.support.bridges import bridge, counted, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.exposition import samples
+from tests.support.metrics_page import samples
 from tests.support.rows import kept_row
 
 Page = dict[tuple[str, ...], float]

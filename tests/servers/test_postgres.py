@@ -36,8 +36,8 @@ from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import LateProof, Reply, Row, RowKey
 from bridge.core.ports.store import Collapse, RecallPlace
 from bridge.devservers import Servers
+from tests.support.other_sessions import ask, eventually, transaction
 from tests.support.rows import EVER, LATER, NOON, kept_row, recalled, row, trimmed, undated
-from tests.support.sessions_of_postgres import ask, eventually, transaction
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)

@@ -45,8 +45,8 @@ from tests.support.ports import (
     RecordingSocket,
     arrival,
     claims,
-    until,
 )
+from tests.support.waiting import until
 
 # --- single objects ----------------------------------------------------------------------------------------
 

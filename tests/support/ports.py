@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.model.outcomes import Outcome
@@ -294,16 +294,3 @@ class AnyToken:
 
     def verify(self, token: str) -> Claims:
         return claims(token)
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Let the loop run until the condition holds; a failure after `seconds` of real time."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def turns(count: int = 50) -> None:
-    """Let everything that waits for nothing else go on."""
-    for _ in range(count):
-        await asyncio.sleep(0)
