@@ -25,7 +25,7 @@ from bridge.app import build as app
 from tests.support import bridges
 from tests.support.browser import launched, opened
 from tests.support.clients import client
-from tests.support.silent_proxy import silent_proxy
+from tests.support.proxies import silent_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,8 +16,8 @@ from bridge.core.contract.requests import Decoded, Limits, decode, decode_in_ste
 from bridge.core.contract.stepping import TURN, Steps, finish, in_turns
 from bridge.core.model.pushes import BATCH_MAX, MESSAGE_BYTES_MAX, PushRequest, Rejected
 from bridge.core.ports.broker import Arrival
-from tests.support import costly
-from tests.support.costly import Costly
+from tests.support import costly_messages as costly
+from tests.support.costly_messages import Costly
 from tests.support.ports import ManualClock, arrival
 
 STEP_MAX = 0.020
@@ -66,7 +66,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize(
     ("messages", "every"),
-    [(costly.requests(), 8), (costly.batches(), 61), (costly.with_headers(), 5), (costly.damaged(), 131)],
+    [
+        (costly.requests(), 8),
+        (costly.batches(), 61),
+        (costly.with_headers(), 5),
+        (costly.damaged(), 131),
+    ],
     ids=["requests", "batches", "with headers", "damaged"],
 )
 def test_no_step_of_reading_a_message_takes_long(messages: Iterable[Costly], every: int) -> None:

@@ -19,10 +19,10 @@ from bridge.adapters.stdout import JsonLinesLog, LogUnwritable, line_of
 from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import Outcome
 from bridge.core.ports.plugins import DeliveryLog
-from tests.support.stored import NOON, row
+from tests.support.rows import NOON, row
 
 
-class House(Protocol):
+class Subject(Protocol):
     """One implementation, and what it has kept."""
 
     @property
@@ -45,46 +45,46 @@ class OnStream:
 
 
 @pytest.fixture(params=["stdout"])
-def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     made = OnStream(tmp_path / "log.jsonl")
     yield made
     made.stream.close()
 
 
-async def test_rows_are_durable_when_the_call_returns(house: House) -> None:
-    await house.log.record([row("a"), row("b", outcome=Outcome.PENDING)])
-    assert [(r["push_id"], r["outcome"], r["final"]) for r in house.kept()] == [
+async def test_rows_are_durable_when_the_call_returns(subject: Subject) -> None:
+    await subject.log.record([row("a"), row("b", outcome=Outcome.PENDING)])
+    assert [(r["push_id"], r["outcome"], r["final"]) for r in subject.kept()] == [
         ("a", "received", True),
         ("b", "pending", False),
     ]
 
 
-async def test_every_transition_of_a_row_is_kept(house: House) -> None:
-    await house.log.record([row("a", outcome=Outcome.PENDING)])
-    await house.log.record([row("a")])
-    assert [r["outcome"] for r in house.kept()][-1] == "received"
+async def test_every_transition_of_a_row_is_kept(subject: Subject) -> None:
+    await subject.log.record([row("a", outcome=Outcome.PENDING)])
+    await subject.log.record([row("a")])
+    assert [r["outcome"] for r in subject.kept()][-1] == "received"
 
 
-async def test_an_empty_batch_is_nothing_to_do(house: House) -> None:
-    await house.log.record([])
-    assert house.kept() == []
+async def test_an_empty_batch_is_nothing_to_do(subject: Subject) -> None:
+    await subject.log.record([])
+    assert subject.kept() == []
 
 
-async def test_recording_again_is_allowed(house: House) -> None:
+async def test_recording_again_is_allowed(subject: Subject) -> None:
     for _ in range(2):
-        await house.log.record([row("a")])
-    assert {r["push_id"] for r in house.kept()} == {"a"}
+        await subject.log.record([row("a")])
+    assert {r["push_id"] for r in subject.kept()} == {"a"}
 
 
-async def test_text_of_every_kind_is_kept(house: House) -> None:
+async def test_text_of_every_kind_is_kept(subject: Subject) -> None:
     odd = 'quote " backslash \\ line\nbreak \u2028\u2029\x85 日本語 😀'
-    await house.log.record([row("a", event=odd, detail=odd), row("b")])
-    assert [r["event"] for r in house.kept()] == [odd, "order.paid"]
+    await subject.log.record([row("a", event=odd, detail=odd), row("b")])
+    assert [r["event"] for r in subject.kept()] == [odd, "order.paid"]
 
 
-async def test_batches_at_once_do_not_mix(house: House) -> None:
-    await asyncio.gather(*(house.log.record([row(f"{i}-{n}") for n in range(50)]) for i in range(10)))
-    assert len({r["push_id"] for r in house.kept()}) == 500
+async def test_batches_at_once_do_not_mix(subject: Subject) -> None:
+    await asyncio.gather(*(subject.log.record([row(f"{i}-{n}") for n in range(50)]) for i in range(10)))
+    assert len({r["push_id"] for r in subject.kept()}) == 500
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from bridge.core.contract import jsonparts, jsontext
 from bridge.core.contract.jsontext import ArrayText, ObjectText
 from bridge.core.contract.stepping import finish
 from bridge.core.errors import InvalidRequest
-from tests.support.dice import DICE, Dice
+from tests.support.random_requests import DICE, Dice
 
 SETTINGS = settings(max_examples=1000, deadline=None, database=None)
 BLOCKS = st.sampled_from((24, 25, 31, 64))

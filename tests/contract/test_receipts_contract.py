@@ -17,15 +17,17 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.rows import Receipt, Reply
 from bridge.core.ports.broker import DeadLetters, Receipts
 from bridge.devservers import Servers
-from tests.support.amqp import CLOCK, declare, listening, memory_alarm
-from tests.support.memory_broker import MemoryBroker
-from tests.support.ports import RecordingErrors, until
+from tests.support.amqp import CLOCK, declare
+from tests.support.broker_settings import memory_alarm
+from tests.support.ports import RecordingErrors, RecordingPublisher
+from tests.support.queues import listening
 from tests.support.rows import letter, row
+from tests.support.waiting import until
 
 REPLY_QUEUE = "answers"
 
 
-class House(Protocol):
+class Subject(Protocol):
     """One implementation, and a look at what comes out of it."""
 
     receipts: Receipts
@@ -49,38 +51,51 @@ class House(Protocol):
     async def unblock(self) -> None: ...
 
 
-class MemoryHouse:
+class InMemory:
     def __init__(self) -> None:
-        self.broker = MemoryBroker()
-        self.receipts: Receipts = self.broker
-        self.letters: DeadLetters = self.broker
+        self._publisher = RecordingPublisher()
+        self.receipts: Receipts = self._publisher
+        self.letters: DeadLetters = self._publisher
+        self._outcomes: list[tuple[str, bytes]] = []
+        self._replies: list[tuple[str, bytes]] = []
+
+    def _read(self) -> None:
+        """Put what was sent where its readers look for it."""
+        for receipt in self._publisher.sent:
+            if receipt.announce:
+                key = f"{receipt.row.outcome.value}.{receipt.row.event}"
+                self._outcomes.append((key, receipt_body(receipt.row)))
+            self._replies += [
+                (reply.correlation_id, receipt_body(receipt.row, differs=reply.differs))
+                for reply in receipt.replies
+                if reply.queue == REPLY_QUEUE
+            ]
+        self._publisher.sent.clear()
 
     async def outcome(self) -> tuple[str, bytes]:
-        published = self.broker.outcomes.pop(0)
-        return published.routing_key, published.body
+        self._read()
+        return self._outcomes.pop(0)
 
     async def reply(self) -> tuple[str, bytes]:
-        published = next(p for p in self.broker.replies if p.routing_key == REPLY_QUEUE)
-        self.broker.replies.remove(published)
-        return published.correlation_id, published.body
+        self._read()
+        return self._replies.pop(0)
 
     async def buried(self) -> tuple[str, str, str, bytes]:
-        letter = self.broker.buried.pop(0)
+        letter = self._publisher.buried.pop(0)
         return letter.push_id, letter.reason.value, letter.detail, letter.body
 
     async def silent(self) -> bool:
-        return not self.broker.outcomes and not [
-            p for p in self.broker.replies if p.routing_key == REPLY_QUEUE
-        ]
+        self._read()
+        return not self._outcomes and not self._replies
 
     async def block(self) -> None:
-        self.broker.blocked = True
+        self._publisher.blocked = True
 
     async def unblock(self) -> None:
-        self.broker.blocked = False
+        self._publisher.blocked = False
 
 
-class RabbitHouse:
+class OnRabbitMQ:
     def __init__(
         self,
         publisher: Publisher,
@@ -141,9 +156,9 @@ def _bytes(value: object) -> bytes:
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
-async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     if request.param == "memory":
-        yield MemoryHouse()
+        yield InMemory()
         return
     url: str = request.getfixturevalue("vhost")
     servers: Servers = request.getfixturevalue("servers")
@@ -156,65 +171,69 @@ async def house(request: pytest.FixtureRequest) -> AsyncIterator[House]:
         publisher = await stack.enter_async_context(Publisher(url, clock=CLOCK, errors=errors))
         await until(lambda: not publisher.blocked)
         stack.callback(servers.rabbit.evaluate, memory_alarm(False))
-        yield RabbitHouse(publisher, servers, outcomes, replies, dead)
+        yield OnRabbitMQ(publisher, servers, outcomes, replies, dead)
     assert errors.seen == []
 
 
-async def test_a_receipt_goes_to_push_outcomes_by_outcome_and_event_and_to_every_reply(house: House) -> None:
+async def test_a_receipt_goes_to_push_outcomes_by_outcome_and_event_and_to_every_reply(
+    subject: Subject,
+) -> None:
     ended = row()
     replies = (Reply(REPLY_QUEUE, "c1"), Reply(REPLY_QUEUE, "c2"))
-    assert list(await house.receipts.send([Receipt(ended, replies)])) == []
-    assert await house.outcome() == ("received.order.paid", receipt_body(ended))
-    assert await house.reply() == ("c1", receipt_body(ended))
-    assert await house.reply() == ("c2", receipt_body(ended))
-    assert await house.silent()
+    assert list(await subject.receipts.send([Receipt(ended, replies)])) == []
+    assert await subject.outcome() == ("received.order.paid", receipt_body(ended))
+    assert await subject.reply() == ("c1", receipt_body(ended))
+    assert await subject.reply() == ("c2", receipt_body(ended))
+    assert await subject.silent()
 
 
-async def test_receipts_keep_their_order(house: House) -> None:
+async def test_receipts_keep_their_order(subject: Subject) -> None:
     rows = [row(f"p{n}") for n in range(50)]
-    assert not await house.receipts.send([Receipt(r) for r in rows])
+    assert not await subject.receipts.send([Receipt(r) for r in rows])
     for expected in rows:
-        assert (await house.outcome())[1] == receipt_body(expected)
+        assert (await subject.outcome())[1] == receipt_body(expected)
 
 
-async def test_the_answer_to_a_repeat_is_not_announced_again(house: House) -> None:
-    assert not await house.receipts.send([Receipt(row(), (Reply(REPLY_QUEUE, "c1"),), announce=False)])
-    assert (await house.reply())[0] == "c1"
-    assert await house.silent()
+async def test_the_answer_to_a_repeat_is_not_announced_again(subject: Subject) -> None:
+    assert not await subject.receipts.send([Receipt(row(), (Reply(REPLY_QUEUE, "c1"),), announce=False)])
+    assert (await subject.reply())[0] == "c1"
+    assert await subject.silent()
 
 
-async def test_a_receipt_that_nobody_wants_counts_as_sent(house: House) -> None:
+async def test_a_receipt_that_nobody_wants_counts_as_sent(subject: Subject) -> None:
     nobody = Receipt(row(), (Reply("no-such-queue", "c1"),), announce=False)
-    assert not await house.receipts.send([nobody, Receipt(row(), announce=False)])
-    assert await house.silent()
+    assert not await subject.receipts.send([nobody, Receipt(row(), announce=False)])
+    assert await subject.silent()
 
 
-async def test_nothing_to_send_is_sent(house: House) -> None:
-    assert list(await house.receipts.send([])) == []
-    assert list(await house.letters.bury([])) == []
+async def test_nothing_to_send_is_sent(subject: Subject) -> None:
+    assert list(await subject.receipts.send([])) == []
+    assert list(await subject.letters.bury([])) == []
 
 
-def blocked(house: House) -> bool:
-    return house.receipts.blocked
+def blocked(subject: Subject) -> bool:
+    return subject.receipts.blocked
 
 
-async def test_while_blocked_everything_is_given_back_and_later_it_goes_on(house: House) -> None:
+async def test_while_blocked_everything_is_given_back_and_later_it_goes_on(subject: Subject) -> None:
     receipts = [Receipt(row("p1")), Receipt(row("p2"), (Reply(REPLY_QUEUE, "c2"),))]
     letters = [letter()]
-    assert not blocked(house)
-    await house.block()
-    assert blocked(house)
-    assert list(await house.receipts.send(receipts)) == receipts
-    assert list(await house.letters.bury(letters)) == letters
-    await house.unblock()
-    assert not blocked(house)
-    assert not await house.receipts.send(receipts)
-    assert not await house.letters.bury(letters)
-    assert json.loads((await house.outcome())[1])["push_id"] == "p1"
-    assert (await house.buried())[0] == "p1"
+    assert not blocked(subject)
+    await subject.block()
+    assert blocked(subject)
+    assert list(await subject.receipts.send(receipts)) == receipts
+    assert list(await subject.letters.bury(letters)) == letters
+    await subject.unblock()
+    assert not blocked(subject)
+    assert not await subject.receipts.send(receipts)
+    assert not await subject.letters.bury(letters)
+    assert json.loads((await subject.outcome())[1])["push_id"] == "p1"
+    assert (await subject.buried())[0] == "p1"
 
 
-async def test_a_dead_letter_is_buried_with_its_reason_and_its_body_as_it_was(house: House) -> None:
-    assert not await house.letters.bury([letter("p1"), letter("p2", reason=Reason.POISON, body=b"\x00\xff")])
-    assert await house.buried() == ("p1", "invalid", "to.user: expected a string", b'{"to":{"user":1}}')
-    assert await house.buried() == ("p2", "poison", "to.user: expected a string", b"\x00\xff")
+async def test_a_dead_letter_is_buried_with_its_reason_and_its_body_as_it_was(subject: Subject) -> None:
+    assert not await subject.letters.bury(
+        [letter("p1"), letter("p2", reason=Reason.POISON, body=b"\x00\xff")]
+    )
+    assert await subject.buried() == ("p1", "invalid", "to.user: expected a string", b'{"to":{"user":1}}')
+    assert await subject.buried() == ("p2", "poison", "to.user: expected a string", b"\x00\xff")

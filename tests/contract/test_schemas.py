@@ -47,8 +47,8 @@ from bridge.core.model.pushes import (
 )
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
-from tests.support.dice import DICE, LIMITS, NOW, Dice
 from tests.support.ports import arrival
+from tests.support.random_requests import DICE, LIMITS, NOW, Dice
 from tests.support.schemas import FOLDER, HEADERS, RECEIPT, REQUEST, SCHEMAS, validator
 
 ASYNCAPI: dict[str, Any] = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))

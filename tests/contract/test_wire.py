@@ -65,8 +65,8 @@ from bridge.core.model.pushes import (
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.broker import Arrival, Source
-from tests.support.dice import DICE, LIMITS, NOW, Dice
 from tests.support.ports import arrival
+from tests.support.random_requests import DICE, LIMITS, NOW, Dice
 
 
 def dumps(value: object) -> bytes:

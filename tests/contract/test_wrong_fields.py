@@ -11,8 +11,8 @@ from bridge.core.contract.requests import Limits, decode
 from bridge.core.errors import PROBLEMS_CHARS, PROBLEMS_MAX
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import Rejected
-from tests.support.dice import LIMITS
 from tests.support.ports import arrival
+from tests.support.random_requests import LIMITS
 
 
 def detail(body: object, **properties: Any) -> str:

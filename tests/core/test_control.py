@@ -18,7 +18,8 @@ from bridge.core.model.rows import Reply
 from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.store import RecallPage, RecallPlace
 from tests.support.house import House, house, kept
-from tests.support.ports import RecordingAnswers, arrival, until
+from tests.support.ports import RecordingAnswers, arrival
+from tests.support.waiting import until
 
 
 def asking(tag: int = 1, reply_to: str = "q", **message: object) -> Arrival:

@@ -20,11 +20,8 @@ from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import Arrival, Source
 from tests.support.house import House, Peer, house, to
-from tests.support.ports import (
-    arrival,
-    turns,
-    until,
-)
+from tests.support.ports import arrival
+from tests.support.waiting import turns, until
 
 # --- to the screen -----------------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.broker import Source
 from bridge.core.ports.store import Written
 from tests.support.house import House, Peer, house, kept, to
-from tests.support.ports import GatedStore, ManualClock, arrival, turns, until
-from tests.support.rows import row
+from tests.support.ports import GatedStore, ManualClock, arrival
+from tests.support.rows import kept_row
+from tests.support.waiting import turns, until
 
 DAY = 86400.0
 
@@ -200,14 +201,7 @@ async def test_what_a_node_has_stored_whose_clock_is_ahead_reaches_every_session
         await h.push(kept("u1", "ours"))
         await h.settled(1)
         ahead = h.clock.time() + 30
-        theirs = row(
-            "theirs",
-            Outcome.STORED,
-            reason=Reason.NO_SESSION,
-            position=int(ahead * MICRO),
-            expires_at=ahead + 3600,
-            payload=b"1",
-        )
+        theirs = kept_row("theirs", "u1", int(ahead * MICRO), expires_at=ahead + 3600, boot="b2")
         await h.store.record([theirs])
         first = await h.live("u1")
         assert ids(first) == ["ours", "theirs"]

@@ -20,7 +20,8 @@ from bridge.core.ports.store import Collapse, Superseded, Written
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, SUSPECT_AFTER, Persistence
 from tests.support.house import House, settlement_house
-from tests.support.ports import ManualClock, until
+from tests.support.ports import ManualClock
+from tests.support.waiting import until
 
 
 class Parts:

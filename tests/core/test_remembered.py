@@ -14,8 +14,9 @@ from bridge.core.delivery.remembered import GENERATION, PAGE_ROWS, Filter, Remem
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.ports.store import IdPage, IdPlace, OthersRows
 from tests.support.house import House
-from tests.support.ports import ManualClock, turns, until
-from tests.support.stored import row
+from tests.support.ports import ManualClock
+from tests.support.rows import row
+from tests.support.waiting import turns, until
 
 
 @given(st.lists(st.text(min_size=1, max_size=40)), st.sampled_from([8, 64, 4096]))

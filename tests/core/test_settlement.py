@@ -19,7 +19,7 @@ from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Written
 from bridge.core.settlement.persistence import SUSPECT_AFTER, SWEEP_ROWS
 from tests.support.house import House, settlement_house
-from tests.support.ports import until
+from tests.support.waiting import until
 
 
 async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:

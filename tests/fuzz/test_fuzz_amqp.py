@@ -20,11 +20,12 @@ from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.topology import DEAD, PUSH
 from bridge.core.contract.requests import Limits, decode
 from bridge.core.model.pushes import Rejected, ToUser, ToUsers
-from tests.support.amqp import at_rest, outbox, raw_deliveries
+from tests.support.amqp import outbox
 from tests.support.bridges import bridge, get, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.dice import Dice
 from tests.support.ports import arrival
+from tests.support.queues import at_rest, raw_deliveries
+from tests.support.random_requests import Dice
 
 MESSAGES = 10_000
 SEED = 20261122

@@ -29,8 +29,8 @@ from bridge.devservers import Servers
 from bridge.ops import server as http
 from bridge.ops.outcome_feed import OutcomeFeed
 from tests.conftest import TEMPLATE, Databases
-from tests.support.bad_input import NOTED, bridge_in_a_thread
 from tests.support.bridges import SECONDS
+from tests.support.fuzzing import NOTED, bridge_in_a_thread
 from tests.support.schemas import REQUEST
 
 OPENAPI = Path(__file__).parent.parent.parent / "schemas" / "openapi.json"

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from bridge.adapters.websocket import server as websocket
 from bridge.core.contract.frames import AckFrame, parse_client
-from tests.support.bad_input import bridge, for_each, neighbour
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import Client, RawClient, client, masked, opening, raw_client
-from tests.support.ports import until
+from tests.support.fuzzing import bridge, for_each, neighbour
 from tests.support.schemas import validator
+from tests.support.waiting import until
 from tests.support.websocket_faults import FAULTS
 
 ENVELOPE = ("bridge.v1.json",)

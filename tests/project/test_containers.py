@@ -18,7 +18,8 @@ from bridge.core.ports.broker import Source
 from tests.support.bridges import bridge, counted, publish, request, token
 from tests.support.clients import client
 from tests.support.house import House, house
-from tests.support.ports import arrival, until
+from tests.support.ports import arrival
+from tests.support.waiting import until
 
 ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)

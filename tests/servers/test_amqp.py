@@ -45,19 +45,12 @@ from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.model.rows import Receipt, Reply
 from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.devservers import Servers
-from tests.support.amqp import (
-    CLOCK,
-    Proxy,
-    RecordingIntake,
-    at_rest,
-    consumer,
-    declare,
-    drained,
-    outbox,
-    publish,
-)
-from tests.support.ports import RecordingErrors, until
+from tests.support.amqp import CLOCK, RecordingIntake, consumer, declare, outbox, publish
+from tests.support.ports import RecordingErrors
+from tests.support.proxies import AmqpProxy
+from tests.support.queues import at_rest, drained
 from tests.support.rows import row
+from tests.support.waiting import until
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:
@@ -246,7 +239,7 @@ async def test_a_paused_reader_still_notices_that_the_broker_is_gone(
     monkeypatch.setattr(amqp_link, "SIP", 0.1)
     await declare(vhost)
     await publish(vhost, [b"x" * 20_000] * 100)
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         intake = RecordingIntake()
         taker = consumer(proxy.url, held_bytes=50_000)
         async with taker.taking(intake):
@@ -390,7 +383,7 @@ async def test_tokens_of_a_lost_connection_are_stale_and_its_messages_come_again
     await declare(vhost)
     await publish(vhost, numbered(3))
     intake, errors = RecordingIntake(), RecordingErrors()
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         told: list[tuple[bool, str]] = []
         taker = consumer(proxy.url, errors, on_state=lambda ok, cause: told.append((ok, cause)))
         async with taker.taking(intake):
@@ -453,7 +446,7 @@ async def test_a_broker_killed_and_started_again_is_come_back_to(own_servers: Se
 
 
 async def test_a_broker_that_is_away_at_the_start_is_waited_for(vhost: str) -> None:
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         proxy.refuse()
         intake, errors = RecordingIntake(), RecordingErrors()
         told: list[tuple[bool, str]] = []
@@ -477,7 +470,7 @@ async def test_nobody_listening_is_a_cause_in_words() -> None:
 
 
 async def test_a_wrong_password_is_a_cause_in_words(vhost: str) -> None:
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         errors = RecordingErrors()
         right = urlsplit(proxy.url).password or ""
         taker = consumer(proxy.url.replace(right, "wrong"), errors)
@@ -490,7 +483,7 @@ async def test_a_silent_broker_is_given_up_within_the_time_limits(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 0.3)
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         proxy.freeze()
         errors = RecordingErrors()
         taker = consumer(proxy.url, errors)
@@ -539,7 +532,7 @@ async def test_a_deleted_queue_is_declared_and_consumed_again(vhost: str, queue:
 async def test_a_consumer_that_the_broker_cancels_is_made_anew(vhost: str) -> None:
     await declare(vhost)
     intake = RecordingIntake()
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url)
         async with taker.taking(intake):
             await until(lambda: taker.state is LinkState.OPEN)
@@ -552,7 +545,7 @@ async def test_a_channel_that_the_broker_closes_is_opened_anew(vhost: str) -> No
     await declare(vhost)
     await publish(vhost, numbered(1))
     intake, errors = RecordingIntake(), RecordingErrors()
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url, errors)
         async with taker.taking(intake):
             await intake.has(1)
@@ -570,7 +563,7 @@ async def test_bytes_that_break_the_grammar_cost_the_connection_and_no_message(v
     await declare(vhost)
     await publish(vhost, numbered(1))
     intake, errors = RecordingIntake(), RecordingErrors()
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url, errors)
         async with taker.taking(intake):
             await intake.has(1)
@@ -586,7 +579,7 @@ async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: 
     await declare(vhost)
     await publish(vhost, numbered(20), frames.properties(headers=frames.table({"k": "v"})[0]))
     intake, errors = RecordingIntake(), RecordingErrors()
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         proxy.most = 5
         taker = consumer(proxy.url, errors)
         intake.acks = taker
@@ -603,7 +596,7 @@ async def test_a_connection_that_falls_silent_is_given_up_by_its_heartbeats(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url)
         async with taker.taking(RecordingIntake()):
             await until(lambda: taker.state is LinkState.OPEN)
@@ -637,7 +630,7 @@ async def test_a_broker_that_sends_nothing_but_deliveries_is_not_taken_for_dead(
 async def test_taking_acking_publishing_and_recovery_over_tls(vhost: str, tmp_path: Path) -> None:
     await declare(vhost)
     context = certified(tmp_path / "ca.pem")
-    async with Proxy(vhost, tls=context) as proxy:
+    async with AmqpProxy(vhost, tls=context) as proxy:
         url = f"{proxy.url}?cafile={tmp_path / 'ca.pem'}"
         await the_whole_story(url, proxy)
         errors = RecordingErrors()
@@ -647,7 +640,7 @@ async def test_taking_acking_publishing_and_recovery_over_tls(vhost: str, tmp_pa
     assert await at_rest(vhost)
 
 
-async def the_whole_story(url: str, proxy: Proxy) -> None:
+async def the_whole_story(url: str, proxy: AmqpProxy) -> None:
     """Publish, take, pause, lose the connection, take again, ack."""
     big = [b"%d" % n + b"x" * 50_000 for n in range(40)]
     intake = RecordingIntake()
@@ -669,7 +662,7 @@ async def the_whole_story(url: str, proxy: Proxy) -> None:
 
 def test_the_whole_story_on_uvloop(vhost: str) -> None:
     async def story() -> None:
-        async with Proxy(vhost) as proxy:
+        async with AmqpProxy(vhost) as proxy:
             await declare(vhost)
             await the_whole_story(proxy.url, proxy)
             assert await at_rest(vhost)
@@ -736,7 +729,7 @@ async def test_stopping_writes_the_acks_first_and_hands_nothing_over_afterwards(
 
 
 async def test_stopping_while_the_broker_is_away_returns(vhost: str) -> None:
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url)
         async with taker.taking(RecordingIntake()):
             await until(lambda: taker.state is LinkState.OPEN)

@@ -20,25 +20,16 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row, RowKey
 from bridge.devservers import Servers
-from tests.support.amqp import (
-    CLOCK,
-    Proxy,
-    RecordingIntake,
-    at_rest,
-    consumer,
-    declare,
-    drained,
-    listening,
-    memory_alarm,
-    publish,
-    raw_deliveries,
-)
-from tests.support.ports import RecordingErrors, until
-from tests.support.publishers import publisher
-from tests.support.quiet import quiet_loop
+from tests.support.amqp import CLOCK, RecordingIntake, consumer, declare, publish, publisher
+from tests.support.broker_settings import memory_alarm
+from tests.support.loops import nothing_left_behind
+from tests.support.ports import RecordingErrors
+from tests.support.proxies import AmqpProxy
+from tests.support.queues import at_rest, drained, listening, raw_deliveries
 from tests.support.rows import letter, row
+from tests.support.waiting import until
 
-__all__ = ["quiet_loop"]
+__all__ = ["nothing_left_behind"]
 
 
 async def test_a_receipt_is_a_persistent_json_message_that_names_its_push(vhost: str) -> None:
@@ -255,7 +246,7 @@ async def test_what_a_consumer_got_can_be_buried_as_it_is(vhost: str) -> None:
 
 
 async def test_before_it_is_connected_it_is_blocked_and_gives_everything_back_at_once(vhost: str) -> None:
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         proxy.refuse()
         errors = RecordingErrors()
         async with Publisher(proxy.url, clock=CLOCK, errors=errors) as out:
@@ -270,7 +261,7 @@ async def test_before_it_is_connected_it_is_blocked_and_gives_everything_back_at
 
 
 async def test_what_was_in_flight_when_the_connection_went_is_given_back(vhost: str) -> None:
-    async with Proxy(vhost) as proxy, publisher(proxy.url) as out:
+    async with AmqpProxy(vhost) as proxy, publisher(proxy.url) as out:
         proxy.freeze()
         receipts = [Receipt(row("p1")), Receipt(row("p2"))]
         sending = asyncio.create_task(out.send(receipts))
@@ -287,7 +278,7 @@ async def test_a_broker_that_does_not_confirm_is_waited_for_within_a_limit(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 0.2)
-    async with Proxy(vhost) as proxy, publisher(proxy.url) as out:
+    async with AmqpProxy(vhost) as proxy, publisher(proxy.url) as out:
         proxy.freeze()
         receipts = [Receipt(row("p1"))]
         assert list(await out.send(receipts)) == receipts
@@ -319,7 +310,7 @@ async def test_a_queue_that_refuses_is_an_unconfirmed_receipt(vhost: str) -> Non
 
 
 async def test_being_cancelled_while_waiting_for_confirms_leaves_the_publisher_usable(vhost: str) -> None:
-    async with Proxy(vhost) as proxy, publisher(proxy.url) as out:
+    async with AmqpProxy(vhost) as proxy, publisher(proxy.url) as out:
         proxy.freeze()
         sending = asyncio.create_task(out.send([Receipt(row("p1"))]))
         await asyncio.sleep(0)

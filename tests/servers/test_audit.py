@@ -20,9 +20,9 @@ from tests.support.amqp import declare, publish
 from tests.support.bridges import bridge, final_rows, request, token
 from tests.support.bridges import publish as push
 from tests.support.clients import client
+from tests.support.other_sessions import eventually
 from tests.support.queues import channel
 from tests.support.rows import row
-from tests.support.sessions_of_postgres import eventually
 
 
 def at(url: str, dsn: str) -> CommonSettings:
@@ -56,10 +56,13 @@ async def log(dsn: str, outcome: Outcome, reason: Reason, age: float, **more: ob
         "published_at": taken,
         "taken_at": taken,
         "written_at": taken,
+        "proven_at": None,
         "finished_at": taken + 0.1,
+        "node": "n",
+        "boot": "b",
     }
     store = PostgresStore(dsn)
-    await store.record([row("p", outcome, **(facts | more))])  # type: ignore[arg-type]
+    await store.record([row("p", outcome=outcome, **(facts | more))])  # type: ignore[arg-type]
     await store.close()
 
 

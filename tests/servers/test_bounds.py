@@ -21,9 +21,9 @@ from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.ports.store import MailboxAsk
 from tests.support.bridges import bridge, counted, publish, token
 from tests.support.clients import Client, client
-from tests.support.ports import until
-from tests.support.sessions_of_postgres import ask, eventually, transaction
-from tests.support.stored import EVER, NOON, kept, recalled, row, trimmed
+from tests.support.other_sessions import ask, eventually, transaction
+from tests.support.rows import EVER, NOON, kept_row, recalled, row, trimmed
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -164,7 +164,7 @@ async def test_ids_are_read_in_pages_and_a_push_of_many_rows_is_one_step(databas
 async def test_a_page_looks_at_so_many_rows_and_goes_on_behind_those_that_nobody_wants(database: str) -> None:
     await fill(database, stored(5000, expires="now() - interval '1 h'"))
     store = PostgresStore(database)
-    await store.record([kept("wanted", user="u1", position=EVER - 1)])
+    await store.record([kept_row("wanted", user="u1", position=EVER - 1)])
     after, pages = 0, 0
     while True:
         [page] = await store.mailbox([MailboxAsk("u1", after, EVER)])
@@ -231,7 +231,7 @@ async def test_mailboxes_that_are_far_over_a_lowered_bound_are_trimmed_step_by_s
 
 async def test_a_step_of_a_trim_ends_no_more_than_asked(database: str) -> None:
     store = PostgresStore(database)
-    await store.record([kept(f"p{n}", user=f"u{n % 3}", position=n + 1) for n in range(300)])
+    await store.record([kept_row(f"p{n}", user=f"u{n % 3}", position=n + 1) for n in range(300)])
     over = await store.overfull(["u0", "u1", "u2", "u3"], 10, 1 << 30)
     assert {user for user, _ in over} == {"u0", "u1", "u2"}
     assert len(await store.trim(over, 7)) == 7
@@ -384,7 +384,7 @@ async def test_a_day_that_an_operator_locks_holds_the_bridge_up_and_does_not_end
 async def test_positions_never_go_back_however_many_ordinary_rows_came_since(database: str) -> None:
     store = PostgresStore(database)
     ahead = int((time.time() + 3600) * 1e6)
-    await store.record([kept("ahead", position=ahead, taken_at=NOON)])
+    await store.record([kept_row("ahead", position=ahead, taken_at=NOON)])
     await store.record([row(f"p{n}", taken_at=NOON + 1 + n / 1000) for n in range(500)])
     await fill(
         database,

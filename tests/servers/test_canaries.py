@@ -132,8 +132,8 @@ async def test_no_canary_leaves_a_bridge_that_works(
     more: dict[str, object] = {
         "log_level": "debug",
         "ops_token": OPS_TOKEN,
-        "hooks": "tests.support.leaky:Hooks",
-        "error_handler": "tests.support.leaky:Errors",
+        "hooks": "tests.support.leaky_plugins:Hooks",
+        "error_handler": "tests.support.leaky_plugins:Errors",
         "log": log,
     }
     async with bridges.process(url, dsn, **more) as p:

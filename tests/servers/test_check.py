@@ -18,11 +18,11 @@ from bridge.adapters.amqp.check import findings
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.cli import main
 from bridge.devservers import Servers
-from tests.support.amqp import declare, listening, memory_alarm
+from tests.support.amqp import declare
 from tests.support.bridges import final_rows, process, publish, request
-from tests.support.broker_rights import topic_permissions
-from tests.support.checks import found, names, run
-from tests.support.queues import ready_messages
+from tests.support.broker_settings import memory_alarm, topic_permissions
+from tests.support.check_command import broker_findings, broker_objects, run_check
+from tests.support.queues import listening, ready_messages
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def on(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
 async def test_a_queue_of_another_type_is_a_failure_with_the_command_that_mends_it(vhost: str) -> None:
     async with on(vhost) as channel:
         await channel.declare_queue("push.requests", durable=True)
-    (failure,) = await found(vhost)
+    (failure,) = await broker_findings(vhost)
     assert failure.level == "fail"
     assert failure.words.startswith("queue push.requests exists with another x-")
     assert f"rabbitmqctl delete_queue -p {urlsplit(vhost).path[1:]} push.requests" in failure.words
@@ -43,7 +43,7 @@ async def test_a_queue_of_another_type_is_a_failure_with_the_command_that_mends_
 async def test_an_exchange_of_another_type_is_a_failure_with_the_command_that_mends_it(vhost: str) -> None:
     async with on(vhost) as channel:
         await channel.declare_exchange("push", "direct", durable=True)
-    (failure,) = await found(vhost)
+    (failure,) = await broker_findings(vhost)
     assert "exchange push exists with another type" in failure.words
     assert "delete exchange name=push" in failure.words
 
@@ -55,20 +55,20 @@ async def test_a_user_who_may_not_configure_is_told_the_permissions_that_are_nee
     if declared:
         await declare(vhost)
     _permit(servers, vhost, "^$", ".*", ".*")
-    failures = await found(vhost)
+    failures = await broker_findings(vhost)
     assert all(f.level == "fail" for f in failures if "push.taker" not in f.words)
     named = " ".join(f.words for f in failures)
     for name in ("push.requests", "push.fallen", "push.dead", "push.control", "push.outcomes", "push.taker"):
         assert name in named
     assert "rabbitmqctl set_permissions -p " in failures[0].words
-    passive = await found(vhost, DeclareMode.PASSIVE)
+    passive = await broker_findings(vhost, DeclareMode.PASSIVE)
     assert {f.level for f in passive} == ({"warn"} if declared else {"fail", "warn"})
 
 
 async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers, vhost: str) -> None:
     await declare(vhost)
     _permit(servers, vhost, ".*", "^$", "^$")
-    words = [f.words for f in await found(vhost)]
+    words = [f.words for f in await broker_findings(vhost)]
     for part in (
         "read queue push.requests",
         "read queue push.fallen",
@@ -96,14 +96,14 @@ async def test_a_user_who_may_not_publish_some_routing_keys_is_told_which_and_wh
     await declare(vhost)
     topic_permissions(servers, vhost, exchange, write)
     async with listening(vhost, exchange) as seen:
-        (finding,) = await found(vhost)
+        (finding,) = await broker_findings(vhost)
         assert finding.level == level
         assert f"may not publish to exchange {exchange} with routing key" in finding.words
         assert named in finding.words
         assert "acked.message" not in finding.words
         command = finding.words.partition("rabbitmqctl ")[2].replace("'", "").split(" ")
         servers.rabbit.ctl(*command)
-        assert await found(vhost) == []
+        assert await broker_findings(vhost) == []
         assert seen.empty()
 
 
@@ -117,9 +117,9 @@ async def test_outcome_events_that_are_switched_off_need_no_right(servers: Serve
 async def test_the_permissions_that_are_named_are_enough(servers: Servers, vhost: str) -> None:
     configure, write, read = (p.strip("'") for p in amqp_check.PERMISSIONS.split(" "))
     _permit(servers, vhost, configure, write, read)
-    assert await found(vhost) == []
+    assert await broker_findings(vhost) == []
     await declare(vhost)
-    assert await found(vhost) == []
+    assert await broker_findings(vhost) == []
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -130,9 +130,9 @@ async def test_a_check_leaves_nothing_behind(
         await declare(vhost)
         async with on(vhost) as channel:
             await channel.default_exchange.publish(aio_pika.Message(b"{}"), "push.requests")
-    before = names(servers, vhost)
-    assert await asyncio.to_thread(run, vhost, database) == 0
-    assert names(servers, vhost) == before
+    before = broker_objects(servers, vhost)
+    assert await asyncio.to_thread(run_check, vhost, database) == 0
+    assert broker_objects(servers, vhost) == before
     if declared:
         assert await ready_messages(vhost, "push.requests") == 1
 
@@ -141,7 +141,7 @@ async def test_a_broker_that_blocks_publishers_is_named(servers: Servers, vhost:
     await declare(vhost)
     servers.rabbit.evaluate(memory_alarm(True))
     try:
-        (warning,) = await found(vhost)
+        (warning,) = await broker_findings(vhost)
     finally:
         servers.rabbit.evaluate(memory_alarm(False))
     assert warning.level == "warn"
@@ -154,7 +154,7 @@ async def test_a_port_that_is_in_use_is_a_failure_unless_this_node_has_it(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         words = ("--ws-host", "127.0.0.1", "--ws-port", port)
-        assert await asyncio.to_thread(run, vhost, database, *words) == 2
+        assert await asyncio.to_thread(run_check, vhost, database, *words) == 2
     shown = capsys.readouterr().out
     assert f"fail  ports     BRIDGE_WS_PORT: cannot listen on 127.0.0.1:{port}: " in shown
     assert f"ss -ltnp 'sport = :{port}'" in shown
@@ -167,11 +167,11 @@ async def test_a_port_that_is_in_use_is_a_failure_unless_this_node_has_it(
             "--ops-port",
             f"{serving.ops_port}",
         )
-        assert await asyncio.to_thread(run, vhost, database, "--node", "n1", *own) == 0
+        assert await asyncio.to_thread(run_check, vhost, database, "--node", "n1", *own) == 0
         shown = capsys.readouterr().out
         assert f"ok    ports     {serving.ws_port} is in use by node n1, which runs" in shown
         assert "a bridge takes the pushes already" in shown
-        assert await asyncio.to_thread(run, vhost, database, "--node", "n2", *own) == 2
+        assert await asyncio.to_thread(run_check, vhost, database, "--node", "n2", *own) == 2
 
 
 def test_a_plug_in_that_can_not_be_used_is_a_failure(
@@ -189,7 +189,7 @@ def test_a_plug_in_that_can_not_be_used_is_a_failure(
         (("--delivery-log", "postgres,ours_for_check:Empty"), "needs a method: async def record"),
         (("--error-handler", "ours_for_check:Missing"), "has no Missing"),
     ):
-        assert run(vhost, database, *words) == 2, words
+        assert run_check(vhost, database, *words) == 2, words
         assert problem in capsys.readouterr().out
 
 
@@ -198,7 +198,7 @@ def test_a_schema_that_is_newer_than_the_program_is_told_as_such(
 ) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("insert into schema_version values (9001, '9001_future.sql', 'x', now())")
-    assert run(vhost, database) == 0
+    assert run_check(vhost, database) == 0
     assert "warn  schema    the schema is at version 9001, newer than" in capsys.readouterr().out
     assert main(["db", "status", "--postgres-dsn", database]) == 0
     assert ", by a newer program" in capsys.readouterr().out.splitlines()[-1]

@@ -15,7 +15,7 @@ from bridge.adapters.finding import Finding
 from bridge.devservers import Servers
 from tests.support.amqp import declare
 from tests.support.bridges import Process, get, process, publish, request
-from tests.support.checks import found, names, run
+from tests.support.check_command import broker_findings, broker_objects, run_check
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def limit_user(servers: Servers, url: str, **limits: int) -> None:
 
 
 async def failures(url: str) -> list[Finding]:
-    return [f for f in await found(url) if f.level == "fail"]
+    return [f for f in await broker_findings(url) if f.level == "fail"]
 
 
 async def test_a_vhost_with_too_few_connections_is_a_failure_in_the_brokers_words(
@@ -90,11 +90,11 @@ async def test_a_vhost_with_too_few_queues_is_a_failure_in_the_brokers_words(
         await declare(user)
     limit = enough - 1
     limit_vhost(servers, user, max_queues=limit)
-    before = names(servers, user)
+    before = broker_objects(servers, user)
     (failure,) = await failures(user)
     assert f"({limit}) is reached" in failure.words
     assert "max-queues" in failure.words
-    assert names(servers, user) == before
+    assert broker_objects(servers, user) == before
     limit_vhost(servers, user, max_queues=enough)
     assert await failures(user) == []
 
@@ -103,7 +103,7 @@ async def test_a_limit_is_the_exit_code_and_serve_says_the_same(
     servers: Servers, user: str, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit_vhost(servers, user, max_queues=2)
-    assert await asyncio.to_thread(run, user, database) == 1
+    assert await asyncio.to_thread(run_check, user, database) == 1
     assert "fail  limits" in capsys.readouterr().out
     served = Process(user, database)
     await served.start()
@@ -131,7 +131,7 @@ async def test_a_bridge_that_runs_has_what_a_check_opens_and_no_more(
         assert await posted(served.ops_port, body) == 200
         own = ("--ws-host", "127.0.0.1", "--ws-port", f"{served.ws_port}", "--ops-port", f"{served.ops_port}")
         # It has its connections, and there is no room for as many again.
-        assert await asyncio.to_thread(run, user, database, "--node", "n1", *own) == 0
+        assert await asyncio.to_thread(run_check, user, database, "--node", "n1", *own) == 0
         assert (await get(served.ops_port, "/readyz"))[0] == 200
         listed = servers.rabbit.ctl("list_connections", "user", "channels")
     name = urlsplit(user).username

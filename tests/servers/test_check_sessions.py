@@ -15,7 +15,7 @@ from bridge.adapters.postgres import rights as postgres_rights
 from bridge.adapters.postgres.check import findings
 from bridge.adapters.postgres.pool import CONNECTIONS, CONNECTIONS_NEEDED
 from tests.support.bridges import final_rows, get, process, publish, request, token
-from tests.support.checks import run
+from tests.support.check_command import run_check
 from tests.support.clients import client
 from tests.support.pooler import pgbouncer
 
@@ -93,10 +93,10 @@ async def test_a_role_that_is_let_in_no_more_is_told_by_the_exit_code_and_the_st
 ) -> None:
     role = conninfo.conninfo_to_dict(app)["user"]
     execute(database, f"alter role {role} connection limit 0")
-    assert await asyncio.to_thread(run, vhost, app) == 3
+    assert await asyncio.to_thread(run_check, vhost, app) == 3
     assert f'alter role "{role}" connection limit {CONNECTIONS_NEEDED}; or more' in capsys.readouterr().out
     execute(database, f"alter role {role} connection limit 2")
-    assert await asyncio.to_thread(run, vhost, app) == 1
+    assert await asyncio.to_thread(run_check, vhost, app) == 1
 
 
 @pytest.mark.parametrize(

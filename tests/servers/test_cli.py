@@ -21,9 +21,9 @@ from bridge.adapters.amqp.producer import Producer
 from bridge.cli.parser import OVERVIEW, build_parser, main
 from bridge.core.contract.requests import request_body
 from bridge.core.model.outcomes import Outcome, Reason
-from tests.support.answering import KEPT, PARKED, PENDING, RECEIVED, answering
 from tests.support.clients import client
 from tests.support.reference_settings import REFERENCE, cli_page, settings_page
+from tests.support.scripted_receipts import KEPT, PARKED, PENDING, RECEIVED, scripted_receipts
 
 SECRET = "n0t-a-real-secret-but-long-enough-for-it"
 NOWHERE = "127.0.0.1:1"
@@ -417,7 +417,7 @@ async def _check_tail(env: dict[str, str]) -> None:
 
 
 async def test_a_push_that_is_kept_is_no_failure(vhost: str, capsys: pytest.CaptureFixture[str]) -> None:
-    async with answering(vhost) as bridge:
+    async with scripted_receipts(vhost) as bridge:
 
         async def push(*words: str) -> tuple[int, str]:
             command = ("push", "--amqp-url", vhost, "--text", "x", "--ttl", "86400", *words)

@@ -21,10 +21,10 @@ from bridge.cli import main, operating
 from bridge.config import CommonSettings
 from bridge.core.errors import BrokerUnavailable, SettingsError
 from bridge.operator.dead_letters import Letter, Pile, held, mark_of, marked, outgoing
-from tests.support.amqp import declare, drained, outbox, raw_deliveries
+from tests.support.amqp import declare, outbox
 from tests.support.bridges import bridge, endings, final_rows, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.queues import channel, ready_messages
+from tests.support.queues import channel, drained, raw_deliveries, ready_messages
 
 NOW = 1_800_000_000.0
 

@@ -29,7 +29,7 @@ from bridge.cli.dev import (
 )
 from bridge.config import CommonSettings, Settings
 from tests.support.clients import client
-from tests.support.started import processes_of
+from tests.support.processes import processes_of
 
 
 @pytest.fixture(autouse=True)

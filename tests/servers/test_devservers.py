@@ -35,7 +35,7 @@ from bridge.devservers.machine import INSTALL_SCRIPT, ComposeFile, Machine, Post
 from bridge.devservers.postgres import fallback_base
 from bridge.devservers.processes import Process
 from tests.conftest import DEV
-from tests.support.started import processes_of
+from tests.support.processes import processes_of
 
 REPOSITORY = Path(bridge.__file__).resolve().parent.parent
 

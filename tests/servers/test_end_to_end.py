@@ -13,10 +13,10 @@ from bridge.adapters.amqp import frames
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import Producer, outcomes
 from bridge.adapters.amqp.topology import PUSH
-from tests.support.amqp import outbox, raw_deliveries
+from tests.support.amqp import outbox
 from tests.support.bridges import bridge, counted, endings, final_rows, get, publish, request, rows, token
 from tests.support.clients import client
-from tests.support.queues import ENVELOPE, channel, ready_messages
+from tests.support.queues import ENVELOPE, channel, raw_deliveries, ready_messages
 
 
 async def dead_letters(url: str, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:

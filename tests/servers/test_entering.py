@@ -10,7 +10,7 @@ import pytest
 
 from bridge.cli import checking
 from tests.support.bridges import Process, final_rows, publish, request
-from tests.support.checks import run
+from tests.support.check_command import run_check
 
 PLUGINS = """
 import asyncio
@@ -122,14 +122,14 @@ async def test_a_check_enters_each_plug_in_and_leaves_it(
 ) -> None:
     flag = f"--{setting.replace('_', '-')}"
     before = "postgres," if setting == "delivery_log" else ""
-    assert await asyncio.to_thread(run, vhost, database, flag, f"{before}entering:All") == 0
+    assert await asyncio.to_thread(run_check, vhost, database, flag, f"{before}entering:All") == 0
     assert notes(plugins) == ["entered", "left"]
     assert "ok    plug-ins  entering:All: made, entered and left" in capsys.readouterr().out
-    assert await asyncio.to_thread(run, vhost, database, flag, f"{before}entering:Refusing") == 2
+    assert await asyncio.to_thread(run_check, vhost, database, flag, f"{before}entering:Refusing") == 2
     assert "fail  plug-ins" in (shown := capsys.readouterr().out)
     assert "entering it (__aenter__) failed: ConnectionRefusedError: no Redis" in shown
-    assert await asyncio.to_thread(run, vhost, database, flag, f"{before}entering:Failing") == 0
+    assert await asyncio.to_thread(run_check, vhost, database, flag, f"{before}entering:Failing") == 0
     assert "leaving it failed: RuntimeError('could not flush')" in capsys.readouterr().out
     monkeypatch.setattr(checking, "PLUGIN_SECONDS", 0.1)
-    assert await asyncio.to_thread(run, vhost, database, flag, f"{before}entering:Waiting") == 2
+    assert await asyncio.to_thread(run_check, vhost, database, flag, f"{before}entering:Waiting") == 2
     assert "entering and leaving it took over 0.1 s" in capsys.readouterr().out

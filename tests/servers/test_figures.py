@@ -22,8 +22,8 @@ from bridge.ops import surroundings
 from tests.support.amqp import RecordingIntake, consumer, declare
 from tests.support.bridges import bridge, counted, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.exposition import samples
-from tests.support.stored import kept
+from tests.support.metrics_page import samples
+from tests.support.rows import kept_row
 
 Page = dict[tuple[str, ...], float]
 
@@ -66,7 +66,7 @@ async def test_queues_dead_letters_kept_pushes_partitions_and_what_runs_are_on_t
 
 async def test_a_count_that_stops_says_so(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = PostgresStore(database)
-    await store.record([kept(f"p{n}") for n in range(5)])
+    await store.record([kept_row(f"p{n}") for n in range(5)])
     await store.close()
     for most, wanted in ((6, (5, 0)), (5, (5, 0)), (4, (4, 1)), (1, (1, 1))):
         query = postgres_figures._STORED.replace(f"{postgres_figures.STORED_MAX}", str(most))

@@ -9,7 +9,7 @@ from itertools import islice
 
 from bridge.adapters.amqp.producer import Outgoing, Producer
 from bridge.adapters.loop_watch import watch
-from tests.support import costly
+from tests.support import costly_messages as costly
 from tests.support.bridges import counted, get, process, publish, request, token
 from tests.support.clients import client
 
@@ -29,7 +29,11 @@ async def test_costly_messages_are_taken_in_turns_and_everybody_else_is_served(
     chance = random.Random(1)
     sent = [
         message
-        for messages, step in ((costly.requests(), 16), (costly.batches(), 61), (costly.damaged(), 131))
+        for messages, step in (
+            (costly.requests(), 16),
+            (costly.batches(), 61),
+            (costly.damaged(), 131),
+        )
         for message in islice(messages, 0, None, step)
     ]
     chance.shuffle(sent)

@@ -20,9 +20,9 @@ from bridge.core.errors import DatabaseUnsuitable
 from bridge.operator import inquiry, replay
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
+from tests.support.other_sessions import eventually
 from tests.support.pooler import pgbouncer
-from tests.support.sessions_of_postgres import eventually
-from tests.support.stored import row
+from tests.support.rows import row
 
 SETTINGS = """
     select current_setting('default_transaction_read_only'), current_setting('search_path'),

@@ -36,8 +36,8 @@ from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import LateProof, Reply, Row, RowKey
 from bridge.core.ports.store import Collapse, RecallPlace
 from bridge.devservers import Servers
-from tests.support.sessions_of_postgres import ask, eventually, transaction
-from tests.support.stored import EVER, LATER, NOON, kept, recalled, row, trimmed, undated
+from tests.support.other_sessions import ask, eventually, transaction
+from tests.support.rows import EVER, LATER, NOON, kept_row, recalled, row, trimmed, undated
 
 RECORD = f"select * from record_rows({', '.join(['%s'] * RECORD_PARAMS)})".encode()
 PARTITION = datetime.timedelta(days=1)
@@ -191,7 +191,7 @@ async def test_what_ends_kept_rows_and_what_writes_them_never_deadlock(database:
     over = time.time() - 1
     users = [f"u{i}" for i in range(5)]
     batch = [
-        kept(
+        kept_row(
             f"p{i:02}",
             user=users[i % 5],
             position=i + 1,
@@ -242,7 +242,9 @@ async def test_a_row_that_somebody_else_holds_is_left_or_told_and_never_waited_f
     database: str, store: PostgresStore
 ) -> None:
     over = time.time() - 1
-    await store.record([kept("a", expires_at=over, collapse_key="k"), kept("b", position=2, expires_at=over)])
+    await store.record(
+        [kept_row("a", expires_at=over, collapse_key="k"), kept_row("b", position=2, expires_at=over)]
+    )
     await store.record([row("c", outcome=Outcome.UNKNOWN, proven_at=None)])
     a, b, c = row("a").key, row("b").key, row("c").key
     paid = {a: (Reply("q"),), b: (Reply("q"),)}
@@ -272,10 +274,10 @@ async def test_a_row_that_somebody_else_holds_is_left_or_told_and_never_waited_f
 async def test_delivered_data_that_a_recall_can_not_forget_yet_is_told(
     database: str, store: PostgresStore
 ) -> None:
-    await store.record([kept("a", collapse_key="k")])
+    await store.record([kept_row("a", collapse_key="k")])
     await store.record(
         [
-            kept(
+            kept_row(
                 "a",
                 collapse_key="k",
                 outcome=Outcome.ACKED,
@@ -298,7 +300,7 @@ async def test_a_recall_by_an_older_bridge_forgets_data_that_rows_share(
     database: str, store: PostgresStore
 ) -> None:
     data = b'"' + b"x" * 1000 + b'"'
-    rows = [kept("p", user=f"u{n}", payload=data, collapse_key="k") for n in range(5)]
+    rows = [kept_row("p", user=f"u{n}", payload=data, collapse_key="k") for n in range(5)]
     await store.record(rows)
     taken = [
         msgspec.structs.replace(r, outcome=Outcome.RECEIVED, reason=Reason.PONG, finished_at=NOON)
@@ -715,7 +717,7 @@ async def test_upkeep_keeps_days_whose_keys_must_be_known(database: str) -> None
     assert (await partitions(database))[0] == f"{day - PARTITION:%Y%m%d}"
 
 
-@pytest.mark.parametrize("open_row", [row("open", outcome=Outcome.PENDING), kept("open")])
+@pytest.mark.parametrize("open_row", [row("open", outcome=Outcome.PENDING), kept_row("open")])
 async def test_upkeep_keeps_a_partition_until_its_rows_have_ended_and_owe_nothing(
     database: str, store: PostgresStore, open_row: Row
 ) -> None:
@@ -736,7 +738,7 @@ async def test_a_days_roll_moves_the_bounds_past_what_has_ended(database: str, s
     bounds = "select day - since, day - kept_since from log_day"
     roll = "select roll_day((select day from log_day) + 1)"
     assert await ask(database, bounds) == [(1, 1)]
-    await store.record([kept("stored"), row("plain")])
+    await store.record([kept_row("stored"), row("plain")])
     for days in range(1, 4):
         await ask(database, roll)
         assert await ask(database, bounds) == [(1, days)]
@@ -1182,7 +1184,7 @@ def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(datab
                 ("select note_late_proofs(%s, %s, %s, %s)", (*keys, numbers([1.0] * len(rows)))),
             ]
 
-        plans.run(record, record_params([kept("first")]))
+        plans.run(record, record_params([kept_row("first")]))
         for query, params in calls([row("first")]):
             plans.run(query, params)
         fill(conn, newest, today, 20_000)
@@ -1194,7 +1196,7 @@ def test_plans_that_were_made_for_an_empty_log_are_right_when_it_has_grown(datab
 
 async def test_upkeep_looks_for_open_rows_by_index(database: str) -> None:
     store = PostgresStore(database)
-    await store.record([kept("p")])
+    await store.record([kept_row("p")])
     await store.close()
     day = await aged(database, 4)
     await ask(database, "update log_day set since = day - 1")

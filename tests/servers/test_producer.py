@@ -10,12 +10,14 @@ import pytest
 
 from bridge.adapters.amqp.producer import NotTaken, Outgoing, Producer, expected, outcomes
 from bridge.core.errors import BrokerUnavailable
-from tests.support.amqp import Proxy, RecordingIntake, consumer, declare, drained
-from tests.support.answering import KEPT, PARKED, PENDING, RECEIVED, answering
-from tests.support.ports import until
-from tests.support.quiet import quiet_loop
+from tests.support.amqp import RecordingIntake, consumer, declare
+from tests.support.loops import nothing_left_behind
+from tests.support.proxies import AmqpProxy
+from tests.support.queues import drained
+from tests.support.scripted_receipts import KEPT, PARKED, PENDING, RECEIVED, scripted_receipts
+from tests.support.waiting import until
 
-__all__ = ["quiet_loop"]
+__all__ = ["nothing_left_behind"]
 
 
 async def test_a_published_request_is_in_the_queue_when_publish_returns(vhost: str) -> None:
@@ -106,7 +108,7 @@ async def test_headers_that_amqp_cannot_express_are_an_error(vhost: str) -> None
 
 async def test_a_lost_connection_is_an_error_for_whoever_waits(vhost: str) -> None:
     await declare(vhost)
-    async with Proxy(vhost) as proxy, Producer.connect(proxy.url) as producer:
+    async with AmqpProxy(vhost) as proxy, Producer.connect(proxy.url) as producer:
         waiting = asyncio.create_task(producer.request(b'{"id":"p1","to":{"user":"u1"}}', 30))
         async with consumer(vhost).taking(intake := RecordingIntake()):
             await intake.has(1)
@@ -118,7 +120,7 @@ async def test_a_lost_connection_is_an_error_for_whoever_waits(vhost: str) -> No
 
 
 async def test_a_request_returns_with_the_final_receipt_of_each_user(vhost: str) -> None:
-    async with answering(vhost), Producer.connect(vhost) as producer:
+    async with scripted_receipts(vhost), Producer.connect(vhost) as producer:
         one = await producer.request(b'{"id":"p1","to":{"user":"u7"}}', 10)
         assert [(r["user_id"], r["outcome"]) for r in one] == [("u7", "pending"), ("u7", "received")]
         two = await producer.request(b'{"id":"p2","to":{"users":["u1","u2","u1"]}}', 10)
@@ -126,7 +128,7 @@ async def test_a_request_returns_with_the_final_receipt_of_each_user(vhost: str)
 
 
 async def test_a_request_does_not_wait_for_a_user_who_is_away(vhost: str) -> None:
-    async with asyncio.timeout(20), answering(vhost) as bridge, Producer.connect(vhost) as producer:
+    async with asyncio.timeout(20), scripted_receipts(vhost) as bridge, Producer.connect(vhost) as producer:
         bridge.answers = {"away": (KEPT,), "late": (PARKED, KEPT), "odd": (RECEIVED, KEPT)}
         got = await producer.request(b'{"id":"p1","to":{"users":["away","late","odd","u1"]},"ttl":60}', 60)
         assert len(got) == 7
@@ -138,7 +140,7 @@ async def test_a_request_does_not_wait_for_a_user_who_is_away(vhost: str) -> Non
 
 
 async def test_requests_at_the_same_time_get_their_own_receipts(vhost: str) -> None:
-    async with answering(vhost), Producer.connect(vhost) as producer:
+    async with scripted_receipts(vhost), Producer.connect(vhost) as producer:
         bodies = [json.dumps({"id": f"p{n}", "to": {"user": f"u{n}"}}).encode() for n in range(10)]
         answers = await asyncio.gather(*(producer.request(body, 10) for body in bodies))
     assert [{r["push_id"] for r in answer} for answer in answers] == [{f"p{n}"} for n in range(10)]
@@ -151,7 +153,7 @@ async def test_without_an_answer_a_request_returns_what_there_is_when_the_time_i
 
 
 async def test_for_everyone_the_whole_time_is_waited(vhost: str) -> None:
-    async with answering(vhost) as bridge, Producer.connect(vhost) as producer:
+    async with scripted_receipts(vhost) as bridge, Producer.connect(vhost) as producer:
         bridge.answers = {"u1": (RECEIVED, PENDING, RECEIVED)}
         receipts = await producer.request(b'{"id":"p1","to":{"all":true}}', 2.0)
     assert [r["outcome"] for r in receipts] == ["received", "pending", "received"]
@@ -178,7 +180,7 @@ def test_the_number_of_receipts_is_read_from_the_body(body: bytes, count: int | 
 
 
 async def test_outcomes_are_heard_by_their_routing_key(vhost: str) -> None:
-    async with answering(vhost), Producer.connect(vhost) as producer:
+    async with scripted_receipts(vhost), Producer.connect(vhost) as producer:
         heard: list[tuple[str, str]] = []
         listening = asyncio.Event()
 
@@ -204,7 +206,7 @@ async def test_outcomes_are_heard_by_their_routing_key(vhost: str) -> None:
 
 async def test_listening_ends_with_an_error_when_the_broker_goes_away(vhost: str) -> None:
     await declare(vhost)
-    async with Proxy(vhost) as proxy:
+    async with AmqpProxy(vhost) as proxy:
         stream = outcomes(proxy.url)
         hearing = asyncio.ensure_future(anext(stream))
         await until(lambda: proxy.connections == 1)

@@ -18,14 +18,14 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.rows import Receipt, Reply
 from bridge.devservers import Servers
 from tests.support import bridges
-from tests.support.amqp import at_rest, declare, drained, listening
-from tests.support.broker_rights import permissions, topic_permissions
+from tests.support.amqp import declare, publisher
+from tests.support.broker_settings import permissions, topic_permissions
+from tests.support.loops import nothing_left_behind
 from tests.support.ports import RecordingErrors
-from tests.support.publishers import publisher
-from tests.support.quiet import quiet_loop
+from tests.support.queues import at_rest, drained, listening
 from tests.support.rows import letter, row
 
-__all__ = ["quiet_loop"]
+__all__ = ["nothing_left_behind"]
 
 
 OWED = "select count(*) from delivery_log where owed is not null or not final"

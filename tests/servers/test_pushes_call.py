@@ -22,7 +22,7 @@ from tests.support.bridges import bridge, final_rows, get
 from tests.support.bridges import publish as push
 from tests.support.bridges import request as push_request
 from tests.support.ops import Parts, Running, ops
-from tests.support.told import T, log, to
+from tests.support.rows import PUBLISHED_AT, finished_row, write_rows
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_the_story_goes_from_published_to_end_with_times_and_reasons(vhost
 async def test_whoever_prefers_text_gets_what_the_command_prints(
     running: Running, database: str, accept: str, text: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION))
+    await write_rows(database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION))
     async with running.client.get("/v1/pushes/p1", headers={"Accept": accept}) as answer:
         assert answer.status == 200
         assert answer.content_type == ("text/plain" if text else "application/json")
@@ -89,7 +89,9 @@ async def test_whoever_prefers_text_gets_what_the_command_prints(
 async def test_user_and_tenant_choose_and_an_id_may_be_anything(running: Running, database: str) -> None:
     odd = "a/b?c#ü %2F"
     for tenant, user in (("shop", "u1"), ("shop", "u2"), ("bank", "u1")):
-        await log(database, to(user, Outcome.OFFLINE, Reason.NO_SESSION, key=RowKey(tenant, odd, user)))
+        await write_rows(
+            database, finished_row(user, Outcome.OFFLINE, Reason.NO_SESSION, key=RowKey(tenant, odd, user))
+        )
     path = f"/v1/pushes/{quote(odd, safe='')}"
     for query, found in (("", 3), ("?user=u1", 2), ("?tenant=shop", 2), ("?user=u1&tenant=bank", 1)):
         async with running.client.get(http_url(path + query)) as answer:
@@ -100,7 +102,9 @@ async def test_user_and_tenant_choose_and_an_id_may_be_anything(running: Running
 async def test_what_is_owed_to_bytes_that_are_no_text_is_shown(
     running: Running, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION, owed=(Reply("q\udcff", "c\udcfe"),)))
+    await write_rows(
+        database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION, owed=(Reply("q\udcff", "c\udcfe"),))
+    )
     async with running.client.get("/v1/pushes/p1", headers={"Accept": "text/plain"}) as answer:
         assert "a receipt to queue q\\xff (correlation id c\\xfe)" in await answer.text()
     async with running.client.get("/v1/pushes/p1") as answer:
@@ -114,8 +118,11 @@ async def test_what_is_owed_to_bytes_that_are_no_text_is_shown(
 async def test_of_many_users_twenty_are_told_about_and_all_are_counted(
     running: Running, database: str
 ) -> None:
-    there = [to(f"a{i:02}", Outcome.RECEIVED, Reason.PONG, proven_at=T + 0.6) for i in range(30)]
-    await log(database, *there)
+    there = [
+        finished_row(f"a{i:02}", Outcome.RECEIVED, Reason.PONG, proven_at=PUBLISHED_AT + 0.6)
+        for i in range(30)
+    ]
+    await write_rows(database, *there)
     async with running.client.get("/v1/pushes/p1") as answer:
         told = await answer.json()
     assert (len(told["rows"]), told["endings"][0]["users"]) == (20, 30)
@@ -128,7 +135,7 @@ async def test_what_the_log_does_not_know_is_404_and_says_what_it_does_know(
         assert answer.status == 404
         told = await answer.json()
     assert (told["error"], told["problem"]) == ("unknown", "The delivery log has no row of this push.")
-    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION))
+    await write_rows(database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION))
     async with running.client.get("/v1/pushes/p1?user=u2") as answer:
         assert answer.status == 404
         told = await answer.json()

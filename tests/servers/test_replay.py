@@ -18,12 +18,12 @@ from bridge.config import CommonSettings
 from bridge.core.errors import BrokerUnavailable, SettingsError
 from bridge.operator import replay as replaying
 from bridge.operator.replay import Where, where
-from tests.support.amqp import declare, drained
+from tests.support.amqp import declare
 from tests.support.bridges import bridge, endings, final_rows, request, rows, token
 from tests.support.bridges import publish as push
 from tests.support.clients import client
 from tests.support.ports import ManualClock
-from tests.support.queues import channel, ready_messages
+from tests.support.queues import channel, drained, ready_messages
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 NOWHERE = "amqp://me:s3cr3t@127.0.0.1:1/"

@@ -24,7 +24,8 @@ from tests.support.amqp import CLOCK, RecordingIntake, consumer, declare
 from tests.support.amqp import publish as publish_bodies
 from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
 from tests.support.clients import client
-from tests.support.ports import RecordingErrors, until
+from tests.support.ports import RecordingErrors
+from tests.support.waiting import until
 
 NUMBERED = [b"0", b"1", b"2"]
 

@@ -26,7 +26,7 @@ from bridge.core.ports.store import MailboxAsk, ResumeAsk
 from bridge.operator import inquiry
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.stored import EVER, NOON, kept, row
+from tests.support.rows import EVER, NOON, kept_row, row
 
 DAY = datetime.timedelta(days=1)
 ENVELOPE = ("bridge.v1.json",)
@@ -177,7 +177,9 @@ async def test_a_row_that_can_not_be_ended_keeps_no_other_from_its_end(database:
     store = PostgresStore(database)
     users = ("bad", *(f"u{n}" for n in range(20)))
     dead: dict[str, Any] = {"outcome": Outcome.PENDING, "reason": Reason.AWAITING_PROOF, "finished_at": None}
-    await store.record([kept(f"kept {user}", user, n, expires_at=NOON - 1e9) for n, user in enumerate(users)])
+    await store.record(
+        [kept_row(f"kept {user}", user, n, expires_at=NOON - 1e9) for n, user in enumerate(users)]
+    )
     await store.record([row(f"pending {user}", user, node="n1", boot="old", **dead) for user in users])
     lease = PostgresLease(database, "n1", "new")
     await lease.claim()
@@ -281,8 +283,8 @@ async def test_absence_is_told_apart_from_latency(database: str) -> None:
     await store.record(
         [
             row("live", published_at=NOON - 1, taken_at=NOON, written_at=NOON + 0.5, proven_at=NOON + 1),
-            kept("came", outcome=Outcome.RECEIVED, finished_at=NOON + 61, attempts=1, **times),
-            kept("twice", outcome=Outcome.RECEIVED, finished_at=NOON + 61, attempts=2, **times),
+            kept_row("came", outcome=Outcome.RECEIVED, finished_at=NOON + 61, attempts=1, **times),
+            kept_row("twice", outcome=Outcome.RECEIVED, finished_at=NOON + 61, attempts=2, **times),
         ]
     )
     await store.close()

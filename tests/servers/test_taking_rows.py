@@ -13,7 +13,7 @@ import pytest
 from bridge.adapters.finding import Finding
 from bridge.adapters.postgres.check import findings
 from tests.support.bridges import Process, bridge, final_rows, get, process, publish, request
-from tests.support.checks import run
+from tests.support.check_command import run_check
 
 SQLSTATES = (
     "23514", "22023", "54000", "P0001", "P0B01", "0A000", "42501", "42P01", "40001", "55P03", "57014", "57P01", "53100",
@@ -89,7 +89,7 @@ async def test_a_check_fails_where_rows_do_not_stay_as_they_are_written(database
 async def test_the_exit_code_of_a_check_is_that_of_a_failure(vhost: str, database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute(refusing("55000").encode())
-    assert await asyncio.to_thread(run, vhost, database) == 1
+    assert await asyncio.to_thread(run_check, vhost, database) == 1
 
 
 async def test_a_lock_that_somebody_holds_is_a_warning_as_before(database: str) -> None:

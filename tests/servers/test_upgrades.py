@@ -18,7 +18,7 @@ from bridge.adapters.postgres.upkeep import DAYS_AHEAD, Upkeep
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import LateProof, Reply, Row, RowKey
 from bridge.core.ports.store import MailboxAsk
-from tests.support.stored import EVER, NOON, ids, kept, light, row, undated
+from tests.support.rows import EVER, NOON, ids, kept_row, light, row, undated
 
 NODES, KEPT, SHARED = 2, 4, 7
 """The versions that brought nodes, kept pushes, and content that rows share."""
@@ -62,12 +62,12 @@ class OldProgram:
             payload=b"\0not json", sessions=0, attempts=0, written_at=None, proven_at=None,
         )  # fmt: skip
         if self._version >= KEPT:
-            yield kept("stored", excluded=frozenset({"s1"}), collapse_key="k", ack_within=2.5)
-            yield kept("delivered", position=2, outcome=Outcome.RECEIVED, reason=Reason.PONG, owed=None)
+            yield kept_row("stored", excluded=frozenset({"s1"}), collapse_key="k", ack_within=2.5)
+            yield kept_row("delivered", position=2, outcome=Outcome.RECEIVED, reason=Reason.PONG, owed=None)
         if self._version >= SHARED:
             # One object for both, as it comes from one request.
             for user in ("u", "v"):
-                yield kept("shared", user, 3, payload=BIG, meta=b'{"to": "all"}')
+                yield kept_row("shared", user, 3, payload=BIG, meta=b'{"to": "all"}')
 
 
 def snapshot(conn: psycopg.Connection) -> dict[str, list[Record]]:
@@ -167,7 +167,7 @@ async def goes_on(conn: psycopg.Connection, dsn: str, written: Sequence[Row]) ->
     assert conn.execute("select day - since, day - kept_since from log_day").fetchone() == (2, 2)
     open_rows = [r for r in written if not r.final and r.key.push_id != "left"]
     ends = [replace(r, outcome=Outcome.RECEIVED, reason=Reason.PONG) for r in open_rows]
-    answer = await store.record([row("ended"), kept("new", position=9), *ends])
+    answer = await store.record([row("ended"), kept_row("new", position=9), *ends])
     assert [w.applied for w in answer] == [False, True, *([True] * len(ends))]
     assert conn.execute("select claim_node('n1', 'b2', 'b1')").fetchone() == (True,)
     ended = conn.execute("select push_id, outcome, reason from end_dead_rows('n1', 'b2', 9)").fetchall()

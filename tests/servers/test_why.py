@@ -18,7 +18,7 @@ from tests.support.bridges import bridge, final_rows, request, token
 from tests.support.bridges import publish as push
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE
-from tests.support.told import T, log, to
+from tests.support.rows import PUBLISHED_AT, finished_row, write_rows
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 
@@ -62,11 +62,11 @@ async def test_a_push_that_arrived_is_told_step_by_step(
 async def test_times_are_told_as_spans_from_step_to_step(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(
+    await write_rows(
         database,
-        to(
+        finished_row(
             "u1", Outcome.UNKNOWN, Reason.CONNECTION_LOST,
-            written_at=T + 0.75, sessions=2, attempts=3, finished_at=T + 4.25,
+            written_at=PUBLISHED_AT + 0.75, sessions=2, attempts=3, finished_at=PUBLISHED_AT + 4.25,
         ),
     )  # fmt: skip
     assert await why(database, "p1") == 0
@@ -82,7 +82,7 @@ async def test_times_are_told_as_spans_from_step_to_step(
 
 
 async def test_what_never_reached_a_socket_says_so(database: str, capsys: pytest.CaptureFixture[str]) -> None:
-    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION))
+    await write_rows(database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION))
     assert await why(database, "p1", "u1") == 0
     lines = told(capsys)
     assert "  the user had no session (or the session was not here)" in lines
@@ -106,7 +106,7 @@ async def test_a_rejected_push_is_found_by_whoever_asks_for_its_user(
 
 async def test_what_is_owed_and_to_whom_is_told(database: str, capsys: pytest.CaptureFixture[str]) -> None:
     owed = (Reply("billing\x1b.replies", "c1"), Reply("audit"))
-    await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION, owed=owed))
+    await write_rows(database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION, owed=owed))
     assert await why(database, "p1") == 0
     assert [line for line in told(capsys) if "owed" in line] == [
         "  owed       the event on push.outcomes",
@@ -119,11 +119,11 @@ async def test_what_is_owed_and_to_whom_is_told(database: str, capsys: pytest.Ca
 async def test_a_push_that_has_not_ended_says_who_will_end_it(
     database: str, capsys: pytest.CaptureFixture[str], alive: bool
 ) -> None:
-    pending = to(
+    pending = finished_row(
         "u1", Outcome.PENDING, Reason.AWAITING_PROOF,
-        written_at=T, finished_at=None, owed=(), node="n", boot="b", confirm=Proof.ACKED,
+        written_at=PUBLISHED_AT, finished_at=None, owed=(), node="n", boot="b", confirm=Proof.ACKED,
     )  # fmt: skip
-    await log(database, pending)
+    await write_rows(database, pending)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("select claim_node('n', %s, null)", ("b" if alive else "another",))
     assert await why(database, "p1") == 0
@@ -135,7 +135,7 @@ async def test_a_push_that_has_not_ended_says_who_will_end_it(
 
 
 KEPT: dict[str, object] = {
-    "expires_at": T + 3600,
+    "expires_at": PUBLISHED_AT + 3600,
     "payload": b'{"n": 1}',
     "position": 1,
     "collapse_key": "balance",
@@ -145,7 +145,9 @@ KEPT: dict[str, object] = {
 async def test_a_kept_push_says_until_when_and_what_it_waits_for(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, to("u1", Outcome.STORED, Reason.NO_SESSION, finished_at=None, owed=(), **KEPT))
+    await write_rows(
+        database, finished_row("u1", Outcome.STORED, Reason.NO_SESSION, finished_at=None, owed=(), **KEPT)
+    )
     assert await why(database, "p1") == 0
     text = "\n".join(told(capsys))
     assert "push p1 for u1: stored\n  kept: the user had no session" in text
@@ -182,7 +184,7 @@ async def test_a_kept_push_says_until_when_and_what_it_waits_for(
 async def test_a_kept_push_that_ended_says_why_and_how_to_send_it_again(
     database: str, capsys: pytest.CaptureFixture[str], outcome: Outcome, reason: Reason, sentence: str
 ) -> None:
-    await log(database, to("u1", outcome, reason, **KEPT))
+    await write_rows(database, finished_row("u1", outcome, reason, **KEPT))
     assert await why(database, "p1") == 0
     lines = told(capsys)
     assert lines[:2] == [f"push p1 for u1: {outcome}", f"  {sentence}"]
@@ -193,9 +195,11 @@ async def test_a_kept_push_that_ended_says_why_and_how_to_send_it_again(
 async def test_proof_that_came_after_the_end_is_told_last(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, to("u1", Outcome.UNKNOWN, Reason.NO_PROOF, written_at=T + 0.6))
+    await write_rows(
+        database, finished_row("u1", Outcome.UNKNOWN, Reason.NO_PROOF, written_at=PUBLISHED_AT + 0.6)
+    )
     store = PostgresStore(database)
-    await store.prove_late([LateProof(RowKey("", "p1", "u1"), T + 9)])
+    await store.prove_late([LateProof(RowKey("", "p1", "u1"), PUBLISHED_AT + 9)])
     await store.close()
     assert await why(database, "p1") == 0
     lines = told(capsys)
@@ -206,9 +210,15 @@ async def test_proof_that_came_after_the_end_is_told_last(
 async def test_a_repeat_with_other_content_is_a_warning(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, *(to(f"u{n}", Outcome.RECEIVED, Reason.PONG, proven_at=T + 0.6) for n in range(30)))
+    await write_rows(
+        database,
+        *(
+            finished_row(f"u{n}", Outcome.RECEIVED, Reason.PONG, proven_at=PUBLISHED_AT + 0.6)
+            for n in range(30)
+        ),
+    )
     store = PostgresStore(database)
-    await store.differing([Difference(RowKey("", "p1", "u1"), T + 9)])
+    await store.differing([Difference(RowKey("", "p1", "u1"), PUBLISHED_AT + 9)])
     await store.close()
     assert await why(database, "p1", "u1") == 0
     lines = told(capsys)
@@ -221,8 +231,11 @@ async def test_a_repeat_with_other_content_is_a_warning(
 async def test_of_many_users_the_ends_are_counted_and_those_not_reached_come_first(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = [to(f"a{i:02}", Outcome.RECEIVED, Reason.PONG, proven_at=T + 0.6) for i in range(30)]
-    await log(database, *there, to("z", Outcome.OFFLINE, Reason.NO_SESSION))
+    there = [
+        finished_row(f"a{i:02}", Outcome.RECEIVED, Reason.PONG, proven_at=PUBLISHED_AT + 0.6)
+        for i in range(30)
+    ]
+    await write_rows(database, *there, finished_row("z", Outcome.OFFLINE, Reason.NO_SESSION))
     assert await why(database, "p1") == 0
     lines = told(capsys)
     assert lines[0] == "push p1: 31 users"
@@ -237,7 +250,9 @@ async def test_of_many_users_the_ends_are_counted_and_those_not_reached_come_fir
 async def test_a_user_it_was_not_addressed_to_is_told_apart_from_a_push_nobody_knows(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log(database, to("u1", Outcome.RECEIVED, Reason.PONG, proven_at=T + 0.6))
+    await write_rows(
+        database, finished_row("u1", Outcome.RECEIVED, Reason.PONG, proven_at=PUBLISHED_AT + 0.6)
+    )
     assert await why(database, "p1", "U1") == 1
     text = "\n".join(told(capsys))
     assert "push p1 has no row for U1, but for others:" in text
@@ -248,7 +263,9 @@ async def test_an_id_that_two_tenants_use_is_told_for_each_or_for_one(
     database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for tenant in ("bank", "shop"):
-        await log(database, to("u1", Outcome.OFFLINE, Reason.NO_SESSION, key=RowKey(tenant, "p1", "u1")))
+        await write_rows(
+            database, finished_row("u1", Outcome.OFFLINE, Reason.NO_SESSION, key=RowKey(tenant, "p1", "u1"))
+        )
     assert await why(database, "p1") == 0
     heads = [line for line in told(capsys) if line.startswith("push ")]
     assert heads == [f"push p1 of tenant {tenant} for u1: offline" for tenant in ("bank", "shop")]

@@ -13,7 +13,7 @@ from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.plugins import Metrics
 from bridge.ops.surroundings import families
-from tests.support.exposition import samples
+from tests.support.metrics_page import samples
 from tests.support.reference_metrics import PAGE, metrics_page
 
 ROW = Row(

@@ -22,7 +22,7 @@ from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
 from tests.support.loops import on_both_loops
-from tests.support.ports import until
+from tests.support.waiting import until
 from tests.support.websocket_faults import FAULTS
 from tests.support.websocket_host import Host, Seen
 

@@ -41,8 +41,8 @@ from tests.support.ports import (
     RecordingSocket,
     arrival,
     claims,
-    until,
 )
+from tests.support.waiting import until
 
 # --- single objects ----------------------------------------------------------------------------------------
 

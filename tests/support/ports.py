@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.model.outcomes import Outcome
@@ -214,26 +214,36 @@ class CountingMetrics:
 
 
 class RecordingPublisher:
-    """Fills Receipts and DeadLetters: keeps what it is given, refuses while `refusing`."""
+    """Fills Receipts and DeadLetters: keeps what it is given, and takes nothing while `blocked` or `refusing`."""
 
-    def __init__(self, acks: RecordingAcks) -> None:
+    def __init__(self, acks: RecordingAcks | None = None) -> None:
         self.sent: list[Receipt] = []
         self.buried: list[DeadLetter] = []
-        self.refusing = False
         self.blocked = False
-        self._acks = acks
+        """The broker takes no publishes, and has said so."""
+        self.refusing = False
+        """The broker refuses what is published."""
         self.acked_before: list[int] = []
+        """For each call of `send`, how many messages were acked before it."""
+        self._acks = acks or RecordingAcks()
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
         self.acked_before.append(len(self._acks.acked))
         await asyncio.sleep(0)
-        if self.refusing:
+        if self.blocked or self.refusing:
             return receipts
         self.sent.extend(receipts)
         return ()
 
+    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        await asyncio.sleep(0)
+        if self.blocked or self.refusing:
+            return letters
+        self.buried.extend(letters)
+        return ()
+
     def final_receipts(self) -> int:
-        """How many ends were announced."""
+        """How many receipts say how a push ended."""
         return sum(r.row.final for r in self.sent)
 
     def replies_of(self, push_id: str, outcome: Outcome) -> list[Reply]:
@@ -244,13 +254,6 @@ class RecordingPublisher:
             if r.row.key.push_id == push_id and r.row.outcome is outcome
             for reply in r.replies
         ]
-
-    async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
-        await asyncio.sleep(0)
-        if self.refusing:
-            return letters
-        self.buried.extend(letters)
-        return ()
 
 
 class RecordingAnswers:
@@ -291,16 +294,3 @@ class AnyToken:
 
     def verify(self, token: str) -> Claims:
         return claims(token)
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Let the loop run until the condition holds; a failure after `seconds` of real time."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-async def turns(count: int = 50) -> None:
-    """Let everything that waits for nothing else go on."""
-    for _ in range(count):
-        await asyncio.sleep(0)

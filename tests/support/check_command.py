@@ -12,16 +12,16 @@ from bridge.devservers import Servers
 from tests.support.bridges import SECRET
 
 
-def run(vhost: str, database: str, *words: str) -> int:
+def run_check(vhost: str, database: str, *words: str) -> int:
     base = ("check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--postgres-dsn", database)
     return main([*base, "--ws-port", "0", "--ops-port", "0", *words])
 
 
-async def found(vhost: str, mode: DeclareMode = DeclareMode.ACTIVE) -> list[Finding]:
+async def broker_findings(vhost: str, mode: DeclareMode = DeclareMode.ACTIVE) -> list[Finding]:
     return [f for f in await findings(vhost, mode, "here") if f.level != "ok"]
 
 
-def names(servers: Servers, vhost: str) -> set[str]:
+def broker_objects(servers: Servers, vhost: str) -> set[str]:
     """Every queue and exchange of the vhost, and every binding."""
     at = ("-p", urlsplit(vhost).path[1:])
     listed = [

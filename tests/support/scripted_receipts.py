@@ -1,4 +1,4 @@
-"""A bridge that answers as it is told to."""
+"""A consumer in the place of a bridge: it answers each request with the receipts that a test has set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
 from tests.support.amqp import CLOCK, RecordingIntake, consumer
-from tests.support.ports import RecordingErrors, until
+from tests.support.ports import RecordingErrors
 from tests.support.rows import row
+from tests.support.waiting import until
 
 PENDING = (Outcome.PENDING, Reason.AWAITING_PROOF)
 RECEIVED = (Outcome.RECEIVED, Reason.PONG)
@@ -21,7 +22,7 @@ PARKED = (Outcome.STORED, Reason.AWAITING_PROOF)
 KEPT = (Outcome.STORED, Reason.NO_SESSION)
 
 
-class Answering(RecordingIntake):
+class ScriptedReceipts(RecordingIntake):
     """Answers each request with receipts for each user, by default a first one that is not final."""
 
     def __init__(self, publisher: Publisher) -> None:
@@ -48,10 +49,10 @@ class Answering(RecordingIntake):
 
 
 @asynccontextmanager
-async def answering(url: str) -> AsyncIterator[Answering]:
+async def scripted_receipts(url: str) -> AsyncIterator[ScriptedReceipts]:
     async with Publisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
         await until(lambda: not publisher.blocked)
-        intake = Answering(publisher)
+        intake = ScriptedReceipts(publisher)
         taker = consumer(url)
         intake.acks = taker
         async with taker.taking(intake):

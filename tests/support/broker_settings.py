@@ -1,4 +1,4 @@
-"""What a user may do at the broker, as an operator sets it."""
+"""What an operator sets at the broker: what a user may do, and a memory alarm."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def permissions(servers: Servers, vhost: str, write: str) -> None:
         f'rabbit_auth_backend_internal:set_permissions(<<"bridge">>, <<"{name}">>, <<".*">>, <<"{write}">>, '
         '<<".*">>, <<"test">>).'
     )
+
+
+def memory_alarm(on: bool) -> str:
+    """What to evaluate on the broker so that it has too little memory, or enough again."""
+    return f"vm_memory_monitor:set_vm_memory_high_watermark({'0.0000001' if on else '0.4'})."

@@ -1,0 +1,179 @@
+"""TCP proxies that cut, freeze or fall silent: in front of the broker, and in front of a bridge."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+
+class SilentProxy:
+    """Passes bytes both ways; connections that were there when it fell silent pass nothing ever again."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.taken = 0
+        """Connections so far."""
+        self._behind = port
+        self._silent: set[asyncio.StreamWriter] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def fall_silent(self) -> None:
+        """From now on the open connections pass nothing; new ones do."""
+        self._silent = set(self._writers)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until both sides have closed; cancelled at the end where it fell silent."""
+        self.taken += 1
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
+        self._writers |= {writer, inner_writer}
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pass(reader, inner_writer))
+                tasks.create_task(self._pass(inner_reader, writer))
+        finally:
+            for end in (writer, inner_writer):
+                end.transport.abort()
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        reset = False
+        try:
+            while data := await source.read(65_536):
+                if sink not in self._silent:
+                    sink.write(data)
+        except ConnectionError:
+            reset = True
+        if sink in self._silent:
+            await asyncio.Event().wait()  # the end does not pass either
+        elif reset:
+            sink.transport.abort()
+        else:
+            sink.write_eof()
+
+
+@asynccontextmanager
+async def silent_proxy(port: int) -> AsyncIterator[SilentProxy]:
+    """A proxy before 127.0.0.1:port, until the block ends."""
+    proxy = SilentProxy(port)
+    connections: set[asyncio.Task[None]] = set()
+
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(proxy.serve(reader, writer), name="proxy"))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+        await server.wait_closed()
+
+
+class AmqpProxy:
+    """A TCP proxy before the broker that can cut, reset, freeze, and say something to the client itself."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._split = urlsplit(url)
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._refusing = False
+        self.most = 65536
+        """Bytes passed on in one piece."""
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.reset()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        user = self._split.netloc.rpartition("@")[0]
+        scheme = "amqps" if self._tls is not None else "amqp"
+        return urlunsplit(self._split._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{port}"))
+
+    def reset(self) -> None:
+        """Drop every connection with TCP resets on both sides."""
+        for client, server in self._pairs:
+            for writer in (client, server):
+                if not writer.transport.is_closing():
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    writer.transport.abort()
+        self._pairs.clear()
+
+    def refuse(self) -> None:
+        """Drop new connections at once."""
+        self._refusing = True
+
+    def accept(self) -> None:
+        self._refusing = False
+
+    def freeze(self) -> None:
+        """Pass nothing on any more, in either direction; connections stay open."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def say(self, data: bytes) -> None:
+        """Say this to every client, as if it came from the broker; for a moment in which the broker is silent."""
+        for client, _ in self._pairs:
+            client.write(data)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection(self._split.hostname, self._split.port)
+        except OSError:
+            writer.transport.abort()
+            return
+        if self.most < 65536:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connections += 1
+        self._pairs.append((writer, up_writer))
+        for name, source, sink in (("up", reader, up_writer), ("down", up_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink), name=f"proxy {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._flowing.wait()
+                for at in range(0, len(data), self.most):
+                    sink.write(data[at : at + self.most])
+                    await sink.drain()
+                    await asyncio.sleep(0)
+        except OSError:
+            sink.transport.abort()
+        else:
+            sink.close()
