@@ -42,15 +42,14 @@ class Debts:
         """Pay debts of rows whose messages are acked, note late proofs, and try again what could not be done."""
         await self._prove_late()
         await self._note_differences()
-        unnoted, self._paying.unnoted = self._paying.unnoted, []
+        unnoted = self._paying.take_unnoted()
         if unnoted:
             messages = [(n.message, n.key) for n in unnoted if n.message is not None]
             payment = payment_of(messages=messages)
             await self._paying.settle_messages(payment, await self._paying.note(unnoted))
         if self._paying.blocked:
             return
-        unfinished, self._paying.unfinished = self._paying.unfinished, []
-        await self._paying.finish(unfinished)
+        await self._paying.finish(self._paying.take_unfinished())
         await self._pay_debts()
 
     async def _prove_late(self) -> None:
@@ -117,7 +116,7 @@ class Debts:
             return
         receipts = [Receipt(r, r.owed or ()) for r in owing]
         all_sent, unnoted = await self._paying.send(payment_of(receipts, {r.key for r in owing}))
-        self._paying.unnoted.extend(unnoted)
+        self._paying.keep_unnoted(unnoted)
         if more and all_sent:
             # There are more; what has come to be paid meanwhile goes first.
             self._worklist.sweep()

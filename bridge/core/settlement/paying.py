@@ -47,9 +47,23 @@ class Paying:
         self.rested: dict[RowKey, tuple[float, float]] = {}
         """Rows whose debts are paid and could not be cleared: until when (monotonic seconds) they are not paid again,
         and for how many seconds that is."""
-        self.unfinished: list[HeldMessage] = []
+        self._unfinished: list[HeldMessage] = []
         """Messages that are settled, except for a dead letter or an answer that the broker has not confirmed."""
-        self.unnoted: list[Debt] = []
+        self._unnoted: list[Debt] = []
+
+    def keep_unnoted(self, debts: Sequence[Debt]) -> None:
+        """These could not be noted: try again with the next sweep."""
+        self._unnoted.extend(debts)
+
+    def take_unnoted(self) -> list[Debt]:
+        """The debts that are to be noted once more."""
+        unnoted, self._unnoted = self._unnoted, []
+        return unnoted
+
+    def take_unfinished(self) -> list[HeldMessage]:
+        """The messages that are to be finished once more."""
+        unfinished, self._unfinished = self._unfinished, []
+        return unfinished
 
     @property
     def blocked(self) -> bool:
@@ -133,7 +147,7 @@ class Paying:
     async def settle_messages(self, payment: Payment, unnoted: Sequence[Debt]) -> None:
         """A payment is done, but for debts that could not be noted: count its rows, and finish messages."""
         waiting = {(id(note.message), note.key) for note in unnoted}
-        self.unnoted.extend(unnoted)
+        self.keep_unnoted(unnoted)
         done = payment.released
         for message, key in payment.messages:
             if waiting and (id(message), key) in waiting:
@@ -159,7 +173,7 @@ class Paying:
                 message.answers = [answer for answer in message.answers if id(answer) in open_]
             if (message.letters or message.answers) and message.token is not None:
                 # While the broker takes no publishes it waits for its ack; who handles it alone need not.
-                self.unfinished.append(message)
+                self._unfinished.append(message)
             elif message.token is not None:
                 tokens.append(message.token)
                 message.token = None
