@@ -21,7 +21,7 @@ import aiormq.abc
 import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Delivery, Event
 from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel, opened
@@ -343,7 +343,7 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
         for name, value in letter.headers.items()
         if name not in _NOT_REPLAYED and not name.startswith(CHANGED_BY_BROKER)
     }
-    _, inexpressible = frames.table(headers)
+    _, inexpressible = encoding.table(headers)
     for name in inexpressible:
         del headers[name]
     push_id, body = letter.id, letter.body

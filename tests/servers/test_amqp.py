@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pamqp import commands
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import link as amqp_link
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.link import LinkState, border, opened
@@ -273,7 +273,7 @@ async def test_a_body_over_the_limit_arrives_cut_with_its_size(vhost: str) -> No
 
 async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
     await declare(vhost)
-    table, left_out = frames.table(
+    table, left_out = encoding.table(
         {"text": "ü", "number": -5, "list": [1, "two", {"three": 3.5}], "none": None, "yes": True}
     )
     assert not left_out
@@ -286,7 +286,7 @@ async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
     await publish(
         vhost,
         [b"{}"],
-        frames.properties(
+        encoding.properties(
             content_type="application/json",
             content_encoding="identity",
             headers=table,
@@ -326,7 +326,7 @@ async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
 
 async def test_what_expires_in_the_queue_comes_through_the_fallen_queue(vhost: str) -> None:
     await declare(vhost)
-    await publish(vhost, [b"too late"], frames.properties(expiration="1", message_id="m1"))
+    await publish(vhost, [b"too late"], encoding.properties(expiration="1", message_id="m1"))
     intake = RecordingIntake()
     taker = consumer(vhost)
     intake.acks = taker
@@ -584,7 +584,7 @@ async def test_bytes_that_break_the_grammar_cost_the_connection_and_no_message(v
 
 async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: str) -> None:
     await declare(vhost)
-    await publish(vhost, numbered(20), frames.properties(headers=frames.table({"k": "v"})[0]))
+    await publish(vhost, numbered(20), encoding.properties(headers=encoding.table({"k": "v"})[0]))
     intake, errors = RecordingIntake(), RecordingErrors()
     async with Proxy(vhost) as proxy:
         proxy.most = 5
@@ -939,5 +939,5 @@ async def test_an_outbox_that_ended_confirms_nothing(vhost: str) -> None:
     await declare(vhost)
     async with outbox(vhost) as box:
         box.end("gone")
-        failures = await box.publish([Message(PUSH, b"k", frames.properties(), b"{}")], 10.0)
+        failures = await box.publish([Message(PUSH, b"k", encoding.properties(), b"{}")], 10.0)
     assert [failure.why for failure in failures.values()] == ["gone"]

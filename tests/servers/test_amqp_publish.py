@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import publish as amqp_publish
 from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.publish import HeadersLeftOut, Publisher, ReplyQueueTooLong, outcome_key
@@ -112,7 +112,7 @@ async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
 ) -> None:
     await declare(vhost)
     theirs = b"\x00\xff\xc3\xa9\xed\xa0\x80" + b"\x80" * 248
-    properties = frames.properties(reply_to="answers", correlation_id="~" * 255)
+    properties = encoding.properties(reply_to="answers", correlation_id="~" * 255)
     await publish(vhost, [b"{}"], properties.replace(b"~" * 255, theirs))
     async with publisher(vhost) as out, consumer(vhost).taking(intake := RecordingIntake()):
         await intake.has(1)
@@ -129,7 +129,7 @@ async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
             for _ in range(2):
                 async with asyncio.timeout(10):
                     delivery = await seen.get()
-                assert frames.octets(delivery.properties.correlation_id) == theirs
+                assert encoding.octets(delivery.properties.correlation_id) == theirs
 
 
 async def test_a_dead_letter_keeps_bytes_that_are_no_text(vhost: str) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import reorders_by_priority
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.link import channel, opened
@@ -74,8 +74,8 @@ async def publish(url: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
         low = await channel(connection, confirms=True)
         wire.tap(low.number)
         for raw, body in messages:
-            method = frames.publish_method(low.number, "push", b"user.u1", False)
-            wire.write(method + frames.content(low.number, raw, body, 131072))
+            method = encoding.publish_method(low.number, "push", b"user.u1", False)
+            wire.write(method + encoding.content(low.number, raw, body, 131072))
         async with asyncio.timeout(house.SECONDS):
             await confirmed.wait()
 

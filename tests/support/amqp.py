@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.consume import Consumer, never_called
 from bridge.adapters.amqp.frames import Delivery, Event
 from bridge.adapters.amqp.link import channel, opened
@@ -98,7 +98,7 @@ async def declare(url: str) -> None:
 
 async def publish(url: str, bodies: Sequence[bytes], properties: bytes | None = None) -> None:
     """Publish to exchange `push` and await the confirms."""
-    plain = properties if properties is not None else frames.properties()
+    plain = properties if properties is not None else encoding.properties()
     async with outbox(url) as box:
         failures = await box.publish([Message(PUSH, b"user.u1", plain, body) for body in bodies], 10.0)
         assert not failures

@@ -37,7 +37,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import limits as amqp_limits
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
@@ -286,7 +286,7 @@ class _Look:
                 continue
             refused: list[str] = []
             for key in keys:
-                vain = Message(exchange, key.encode(), frames.properties(expiration="never"), b"")
+                vain = Message(exchange, key.encode(), encoding.properties(expiration="never"), b"")
                 failure = await self._published(vain, wire, boxes)
                 if failure is not None and failure.why.endswith("(403)"):
                     if "access to exchange " in failure.why:
@@ -325,7 +325,7 @@ class _Look:
     async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
         """Whether a receipt could be published now."""
         name = f"push.check.{uuid.uuid4().hex}"
-        message = Message("", name.encode(), frames.properties(message_id=name), b"", name)
+        message = Message("", name.encode(), encoding.properties(message_id=name), b"", name)
         failure = await self._published(message, wire, boxes)
         if failure is None or failure.returned:
             return []

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import aiormq.abc
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import HIGH_PRIORITY, reorders_by_priority, version
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivery, Event
@@ -329,7 +329,7 @@ class Consumer:
             # While its one message is unanswered nothing can be on the way to the consumer that ends here: what was
             # would be given out again, behind what is newer.
             self._single = None
-            self._wire.write(frames.cancel(self._number, _ONE_BY_ONE))
+            self._wire.write(encoding.cancel(self._number, _ONE_BY_ONE))
 
     def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
         incarnation = self.incarnation
@@ -358,7 +358,7 @@ class Consumer:
         wire, number = self._wire, self._number
         if wire is None or not (self._done or self._back):
             return
-        out = [frames.requeue(number, tag) for tag in sorted(self._back)]
+        out = [encoding.requeue(number, tag) for tag in sorted(self._back)]
         done = sorted(self._done)
         self._back.clear()
         self._done.clear()
@@ -370,8 +370,8 @@ class Consumer:
             while single < len(done) and done[single] < oldest:
                 single += 1
         if single:
-            out.append(frames.ack(number, done[single - 1], single > 1))
-        out += [frames.ack(number, tag, False) for tag in done[single:]]
+            out.append(encoding.ack(number, done[single - 1], single > 1))
+        out += [encoding.ack(number, tag, False) for tag in done[single:]]
         wire.write(b"".join(out))
         if wire.paused and self.held_bytes < self._held_bytes_max // 2:
             wire.resume()

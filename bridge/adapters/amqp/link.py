@@ -1,7 +1,7 @@
 """One connection to the broker that is always wanted: opened, set up, watched, and opened again after a loss.
 
 aio-pika connects, shakes hands, declares and keeps the heartbeats. Its `TransportFactory` hook puts a tap
-between it and the socket: deliveries and confirms are taken out before they reach it (`amqp_frames`), acks
+between it and the socket: deliveries and confirms are taken out before they reach it (`frames.py`), acks
 and publishes are written past it. Whole frames only, so both can write to one socket.
 """
 
@@ -24,7 +24,9 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError, AuthenticationError
 from yarl import URL
 
-from bridge.adapters.amqp.frames import HEARTBEAT, Blocked, Closed, Event, NotAmqp, Splitter, Unblocked
+from bridge.adapters.amqp.encoding import HEARTBEAT
+from bridge.adapters.amqp.frames import Blocked, Closed, Event, Splitter, Unblocked
+from bridge.adapters.amqp.grammar import NotAmqp
 from bridge.adapters.amqp.login import LoginConnection
 from bridge.adapters.amqp.refusals import outage, with_code
 from bridge.core.errors import BrokerUnavailable, IllegalTransition

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.frames import Blocked, Closed, Confirm, Event, Returned
 from bridge.adapters.amqp.link import Wire
 
@@ -16,7 +16,7 @@ permissions of this user, PRECONDITION_FAILED for a message that is too large fo
 
 
 class Message(NamedTuple):
-    """What is published. `properties` as `amqp_frames.properties` makes them; the key: 255 bytes at most."""
+    """What is published. `properties` as `encoding.properties` makes them; the key: 255 bytes at most."""
 
     exchange: str
     routing_key: bytes
@@ -89,8 +89,8 @@ class Outbox:
         out: list[bytes] = []
         for place, message in enumerate(messages):
             exchange, key, properties, body, mandatory_id = message
-            out.append(frames.publish_method(number, exchange, key, bool(mandatory_id)))
-            out.append(frames.content(number, properties, body, frame_max))
+            out.append(encoding.publish_method(number, exchange, key, bool(mandatory_id)))
+            out.append(encoding.content(number, properties, body, frame_max))
             self._open[first + place] = (batch, place)
             if mandatory_id:
                 self._mandatory[mandatory_id] = (batch, place)

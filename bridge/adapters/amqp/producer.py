@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 import aio_pika
 import aiormq.abc
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.refusals import outage
@@ -283,15 +284,15 @@ def _message(request: Outgoing) -> Message:
     headers = {**request.headers, "x-push-id": request.push_id} if request.push_id else request.headers
     table = b""
     if headers:
-        table, left_out = frames.table(headers)
+        table, left_out = encoding.table(headers)
         if left_out:
             raise ValueError(f"AMQP can't express these headers: {', '.join(left_out)}")
     for name in ("reply_to", "correlation_id"):
-        if not frames.fits(getattr(request, name)):
-            raise ValueError(f"{name} has over {frames.SHORT_BYTES_MAX} bytes")
+        if not encoding.fits(getattr(request, name)):
+            raise ValueError(f"{name} has over {SHORT_BYTES_MAX} bytes")
     # Ours alone, and new each time: the broker's returns name a message by it.
     message_id = str(uuid.uuid4())
-    properties = frames.properties(
+    properties = encoding.properties(
         content_type=request.content_type,
         content_encoding=request.content_encoding,
         headers=table,
@@ -303,7 +304,7 @@ def _message(request: Outgoing) -> Message:
         app_id=request.app_id,
     )
     # What is cut of a key (of a user with a long name) costs nothing: the bridge goes by the body.
-    return Message(PUSH, frames.cut(request.routing_key), properties, request.body, message_id)
+    return Message(PUSH, encoding.cut(request.routing_key), properties, request.body, message_id)
 
 
 def _error(failure: Failure) -> BridgeError:

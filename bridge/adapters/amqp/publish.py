@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 import aio_pika
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.link import Link, LinkState, StateListener, Wire, channel
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
@@ -58,7 +58,7 @@ class HeadersLeftOut(BridgeError):
 
     def __init__(self, push_id: str, names: Sequence[str]) -> None:
         self.push_id = push_id
-        self.names = tuple(map(frames.legible, names))
+        self.names = tuple(map(encoding.legible, names))
         super().__init__(
             f"{len(names)} header(s) were left out of a dead letter: {', '.join(self.names)[:200]}"
         )
@@ -205,7 +205,7 @@ class Publisher:
         return messages
 
     def _reply_key(self, row: Row, reply: Reply) -> bytes:
-        key = frames.octets(reply.queue)
+        key = encoding.octets(reply.queue)
         if len(key) > QUEUE_NAME_BYTES:
             error = ReplyQueueTooLong(row.key.push_id, len(key))
             self._errors.handle(error, "receipts.send", {"push_id": row.key.push_id})
@@ -230,10 +230,10 @@ class Publisher:
             "x-push-buried-at": rfc3339(self._clock.time()),
         }
         kept = {name: value for name, value in original.headers.items() if name not in _NOT_KEPT}
-        table, left_out = frames.table({**kept, **ours})
+        table, left_out = encoding.table({**kept, **ours})
         properties = _letter_properties(original, table)
         if outbox is not None and len(properties) > outbox.properties_max:
-            table, _ = frames.table(ours)
+            table, _ = encoding.table(ours)
             properties = _letter_properties(original, table)
             left_out = list(kept)
         if left_out:
@@ -249,11 +249,11 @@ class Publisher:
 
     def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
         reply, body = answer
-        key = frames.octets(reply.queue)
+        key = encoding.octets(reply.queue)
         if len(key) > QUEUE_NAME_BYTES:
             self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
             return []
-        properties = frames.properties(
+        properties = encoding.properties(
             content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
         )
         return [Message("", key, properties, body)]
@@ -331,29 +331,29 @@ def rfc3339(seconds: float) -> str:
 @lru_cache(maxsize=4096)
 def outcome_key(outcome: Outcome, event: str) -> bytes:
     """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes as a key must be."""
-    return frames.cut(f"{outcome.value}.{event}")
+    return encoding.cut(f"{outcome.value}.{event}")
 
 
 @lru_cache(maxsize=256)
 def _tenant_header(tenant: str) -> bytes:
-    return frames.table({"tenant": tenant})[0]
+    return encoding.table({"tenant": tenant})[0]
 
 
 def _receipt_headers(row: Row) -> bytes:
     tenant = row.key.tenant
     if row.traceparent:
         given = {"traceparent": row.traceparent}
-        return frames.table({"tenant": tenant, **given} if tenant else given)[0]
+        return encoding.table({"tenant": tenant, **given} if tenant else given)[0]
     return _tenant_header(tenant) if tenant else b""
 
 
 def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> bytes:
-    return frames.properties(
+    return encoding.properties(
         content_type="application/json",
         headers=headers,
         correlation_id=correlation_id,
         # The body has it whole. A part of it would be the same for another push.
-        message_id=push_id if frames.fits(push_id) else "",
+        message_id=push_id if encoding.fits(push_id) else "",
         type="push.outcome",
     )
 
@@ -361,7 +361,7 @@ def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> by
 def _letter_properties(original: Properties, headers: bytes) -> bytes:
     """The original's properties, but for those that the broker would act on: expiration and user_id."""
     stamp = original.timestamp
-    return frames.properties(
+    return encoding.properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=headers,
