@@ -23,9 +23,6 @@ from bridge.adapters.amqp.grammar import (
     FLAG_TIMESTAMP,
     FLAG_TYPE,
     FLAG_USER_ID,
-    LONG,
-    LONG_LONG,
-    SHORT,
     NotAmqp,
 )
 from bridge.core.model.pushes import Properties, Timestamp
@@ -33,6 +30,9 @@ from bridge.core.model.pushes import Properties, Timestamp
 TABLE_DEPTH_MAX = 32
 """A header table with tables nested deeper than this counts as unreadable, rather than overflow the stack."""
 
+_LONG = struct.Struct(">L")
+_LONG_LONG = struct.Struct(">Q")
+_SHORT = struct.Struct(">H")
 _CONTENT = struct.Struct(">HHQH")
 _NO_HEADERS: Mapping[str, object] = {}
 
@@ -57,7 +57,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         if flags & FLAG_CONTENT_ENCODING:
             content_encoding, at = read_short_string(data, at, stop)
         if flags & FLAG_HEADERS:
-            (length,) = LONG.unpack_from(data, at)
+            (length,) = _LONG.unpack_from(data, at)
             at += 4
             if at + length > stop:
                 raise NotAmqp("a header table longer than its frame")
@@ -80,7 +80,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         if flags & FLAG_MESSAGE_ID:
             message_id, at = read_short_string(data, at, stop)
         if flags & FLAG_TIMESTAMP:
-            timestamp = float(LONG_LONG.unpack_from(data, at)[0])
+            timestamp = float(_LONG_LONG.unpack_from(data, at)[0])
             at += 8
         if flags & FLAG_TYPE:
             _, at = read_short_string(data, at, stop)
@@ -103,7 +103,7 @@ def _after_flags(data: bytes, at: int) -> int:
     """Where the values begin behind continued flags, in which AMQP 0-9-1 has no property."""
     more = 1
     while more & 1:
-        (more,) = SHORT.unpack_from(data, at)
+        (more,) = _SHORT.unpack_from(data, at)
         at += 2
     return at
 
@@ -161,7 +161,7 @@ def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
         _within(after, stop)
         return fixed.unpack_from(data, at)[0], after
     if kind in b"SxFA":
-        (length,) = LONG.unpack_from(data, at)
+        (length,) = _LONG.unpack_from(data, at)
         at += 4
         after = at + length
         _within(after, stop)
@@ -184,7 +184,7 @@ def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
         return raw, after
     if kind == 0x54:  # T
         _within(at + 8, stop)
-        return Timestamp(LONG_LONG.unpack_from(data, at)[0]), at + 8
+        return Timestamp(_LONG_LONG.unpack_from(data, at)[0]), at + 8
     if kind == 0x74:  # t
         _within(at + 1, stop)
         return data[at] != 0, at + 1

@@ -27,18 +27,18 @@ from bridge.adapters.amqp.grammar import (
     FLAG_REPLY_TO,
     FLAG_TIMESTAMP,
     FLAG_TYPE,
-    HEAD,
     HEADER,
-    LONG,
-    LONG_LONG,
     METHOD,
-    SHORT,
     SHORT_BYTES_MAX,
 )
 from bridge.core.model.pushes import Timestamp
 
 HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
+_HEAD = struct.Struct(">BHL")
+_SHORT = struct.Struct(">H")
+_LONG = struct.Struct(">L")
+_LONG_LONG = struct.Struct(">Q")
 _TAG = struct.Struct(">BHLLQBB")
 _DOUBLE = struct.Struct(">d")
 
@@ -93,22 +93,22 @@ def requeue(channel: int, tag: int) -> bytes:
 
 def cancel(channel: int, consumer: str) -> bytes:
     """basic.cancel as a frame; the broker does not answer it (no-wait)."""
-    payload = LONG.pack(BASIC_CANCEL) + short_string(consumer) + b"\x01"
-    return HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
+    payload = _LONG.pack(BASIC_CANCEL) + short_string(consumer) + b"\x01"
+    return _HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
 
 
 @lru_cache(maxsize=4096)
 def publish_method(channel: int, exchange: str, routing_key: bytes, mandatory: bool) -> bytes:
     """basic.publish as a frame; the routing key has at most 255 bytes."""
     payload = (
-        LONG.pack(BASIC_PUBLISH)
+        _LONG.pack(BASIC_PUBLISH)
         + b"\x00\x00"
         + short_string(exchange)
         + bytes((len(routing_key),))
         + routing_key
         + (b"\x01" if mandatory else b"\x00")
     )
-    return HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
+    return _HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
 
 
 def properties(
@@ -148,14 +148,14 @@ def properties(
             parts.append(short_string(text))
     if timestamp is not None:
         flags |= FLAG_TIMESTAMP
-        parts.append(LONG_LONG.pack(timestamp))
+        parts.append(_LONG_LONG.pack(timestamp))
     if type:
         flags |= FLAG_TYPE
         parts.append(short_string(type))
     if app_id:
         flags |= FLAG_APP_ID
         parts.append(short_string(app_id))
-    parts[0] = SHORT.pack(flags)
+    parts[0] = _SHORT.pack(flags)
     return b"".join(parts)
 
 
@@ -172,7 +172,7 @@ def table(values: Mapping[str, object]) -> tuple[bytes, Sequence[str]]:
         except (TypeError, ValueError, OverflowError, RecursionError, struct.error):
             left_out.append(name)
     joined = b"".join(fields)
-    return LONG.pack(len(joined)) + joined, left_out
+    return _LONG.pack(len(joined)) + joined, left_out
 
 
 def _field(name: str, value: object) -> bytes:
@@ -194,7 +194,7 @@ def _field_value(value: object) -> bytes:
     if isinstance(
         value, Timestamp
     ):  # as an integer it would mean something else when the message comes again
-        return b"T" + LONG_LONG.pack(value)
+        return b"T" + _LONG_LONG.pack(value)
     if isinstance(value, float):
         if not math.isfinite(value):  # the broker would close the connection
             raise ValueError("no finite number")
@@ -203,7 +203,7 @@ def _field_value(value: object) -> bytes:
 
 
 def _long(raw: bytes | bytearray) -> bytes:
-    return LONG.pack(len(raw)) + raw
+    return _LONG.pack(len(raw)) + raw
 
 
 def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:
@@ -211,9 +211,9 @@ def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> byt
     size = len(body)
     head = b"".join(
         (
-            HEAD.pack(HEADER, channel, 12 + len(properties)),
+            _HEAD.pack(HEADER, channel, 12 + len(properties)),
             b"\x00\x3c\x00\x00",
-            LONG_LONG.pack(size),
+            _LONG_LONG.pack(size),
             properties,
             b"\xce",
         )
@@ -222,9 +222,9 @@ def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> byt
     if size == 0:
         return head
     if size <= most:
-        return b"".join((head, HEAD.pack(BODY, channel, size), body, b"\xce"))
+        return b"".join((head, _HEAD.pack(BODY, channel, size), body, b"\xce"))
     parts = [head]
     for at in range(0, size, most):
         piece = body[at : at + most]
-        parts += (HEAD.pack(BODY, channel, len(piece)), piece, b"\xce")
+        parts += (_HEAD.pack(BODY, channel, len(piece)), piece, b"\xce")
     return b"".join(parts)

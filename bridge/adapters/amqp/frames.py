@@ -23,12 +23,8 @@ from bridge.adapters.amqp.grammar import (
     CONNECTION_CLOSE,
     CONNECTION_UNBLOCKED,
     END,
-    HEAD,
     HEADER,
-    LONG,
-    LONG_LONG,
     METHOD,
-    SHORT,
     NotAmqp,
 )
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Properties
@@ -38,6 +34,10 @@ CUT_BYTES = 4096
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 """No broker negotiates a frame of this size: a length beyond it is not AMQP."""
 
+_HEAD = struct.Struct(">BHL")
+_LONG = struct.Struct(">L")
+_LONG_LONG = struct.Struct(">Q")
+_SHORT = struct.Struct(">H")
 _NOTABLE = frozenset(
     {
         CONNECTION_CLOSE,
@@ -45,9 +45,6 @@ _NOTABLE = frozenset(
         CONNECTION_UNBLOCKED,
         CHANNEL_CLOSE,
         BASIC_CANCEL,
-        BASIC_RETURN,
-        BASIC_ACK,
-        BASIC_NACK,
     }
 )
 
@@ -194,7 +191,7 @@ class Splitter:
                 at = 8
                 passed.append(data[:8])
         while end - at >= 8:
-            kind, channel, size = HEAD.unpack_from(data, at)
+            kind, channel, size = _HEAD.unpack_from(data, at)
             start = at + 7
             stop = start + size
             if stop >= end:
@@ -217,17 +214,17 @@ class Splitter:
     ) -> bool:
         """Handle a frame of a tapped channel; False where it goes on to the library."""
         if kind == METHOD:
-            (code,) = LONG.unpack_from(data, start)
+            (code,) = _LONG.unpack_from(data, start)
             if code == BASIC_DELIVER:
                 at = start + 5 + data[start + 4]
                 consumer = data[start + 5 : at].decode("utf-8", "replace")
-                (tag,) = LONG_LONG.unpack_from(data, at)
+                (tag,) = _LONG_LONG.unpack_from(data, at)
                 self._tapped[channel] = _Content(consumer, tag, data[at + 8] & 1 == 1, None)
             elif code == BASIC_ACK:
-                (tag,) = LONG_LONG.unpack_from(data, start + 4)
+                (tag,) = _LONG_LONG.unpack_from(data, start + 4)
                 events.append(Confirm(channel, tag, data[start + 12] & 1 == 1, True))
             elif code == BASIC_NACK:
-                (tag,) = LONG_LONG.unpack_from(data, start + 4)
+                (tag,) = _LONG_LONG.unpack_from(data, start + 4)
                 events.append(Confirm(channel, tag, data[start + 12] & 1 == 1, False))
             elif code == BASIC_RETURN:
                 text = data[start + 7 : start + 7 + data[start + 6]].decode("utf-8", "replace")
@@ -264,17 +261,15 @@ class Splitter:
 
 def _notable(channel: int, data: bytes, start: int, stop: int) -> Event | None:
     """Tell of a method that the library handles, and that we want to know at once."""
-    (code,) = LONG.unpack_from(data, start)
+    (code,) = _LONG.unpack_from(data, start)
     if code not in _NOTABLE:
         return None
     at = start + 4
     if code == CONNECTION_UNBLOCKED:
         return Unblocked()
     if code in (CONNECTION_CLOSE, CHANNEL_CLOSE):
-        (reply,) = SHORT.unpack_from(data, at)
+        (reply,) = _SHORT.unpack_from(data, at)
         return Closed(channel, reply, read_short_string(data, at + 2, stop, "replace")[0])
     if code == CONNECTION_BLOCKED:
         return Blocked(read_short_string(data, at, stop, "replace")[0])
-    if code == BASIC_CANCEL:
-        return ConsumerCancelled(channel, read_short_string(data, at, stop, "replace")[0])
-    return None
+    return ConsumerCancelled(channel, read_short_string(data, at, stop, "replace")[0])
