@@ -22,7 +22,7 @@ from bridge.adapters.amqp.publish import Publisher
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.pool import Connections
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.adapters.websocket.server import _Connection
+from bridge.adapters.websocket.connection import Connection
 from bridge.app import build as app
 from bridge.core.delivery import delivery
 from bridge.core.delivery.routing import users_of
@@ -105,8 +105,8 @@ def _any(things: Any, *_: Any) -> bool:
 
 
 POINTS: Final = {
-    "before send": Point(_Connection, "write", after=False, when=_any),
-    "after send": Point(_Connection, "write", after=True, when=_any),
+    "before send": Point(Connection, "write", after=False, when=_any),
+    "after send": Point(Connection, "write", after=True, when=_any),
     "before commit": Point(PostgresStore, "record", after=False, when=_any),
     "after commit": Point(PostgresStore, "record", after=True, when=_any),
     "before receipt": Point(Publisher, "send", after=False, when=_any),
