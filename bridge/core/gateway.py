@@ -40,10 +40,10 @@ class Gateway:
         self._clock = clock
         self._new_session_id = new_session_id
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
+    async def handshake(self, request: Handshake) -> Grant | Refusal:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
-        answer = self._access.decide(request)
+        answer = await self._access.decide(request)
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)

@@ -4,7 +4,8 @@ The life of a connection, by the library's state of it:
 
 | state      | what happens                                              | it ends by                            |
 |------------|-----------------------------------------------------------|---------------------------------------|
-| CONNECTING | the request is read and answered, see `handshake.py`      | the answer, 408 at open_timeout       |
+| CONNECTING | the request is read, see `handshake.py`, decided on by    | the answer, at open_timeout 408, or   |
+|            | the host, and answered                                    | 503 where the host has not decided    |
 | OPEN       | the socket is the session's                               | a close frame of either side, a fault |
 | CLOSING    | what is buffered flows out, then the peer is waited for   | the peer's EOF, or abort after grace  |
 | CLOSED     | `handle.closed` has been called, nothing is left          |                                       |
@@ -13,29 +14,33 @@ The life of a connection, by the library's state of it:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket as stdlib_socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
 from websockets.frames import Frame as IncomingFrame
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
 from bridge.adapters.websocket.handshake import (
     CROWDED,
+    GONE,
     REQUEST_BYTES_MAX,
     TOO_EARLY,
     TOO_LATE,
     TOO_LONG,
+    UNDECIDED,
+    Asked,
     Early,
     Protocol,
     refused_by_library,
 )
-from bridge.core.model.sessions import CloseReason
+from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
 
 if TYPE_CHECKING:
@@ -75,6 +80,31 @@ class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
 _library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
+class _Begun(Coroutine[Any, Any, Grant | Refusal]):
+    """A coroutine whose first step was taken outside of a task: what a task needs to go on with it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Grant | Refusal], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+        """What the coroutine waits for, until the task has been told so."""
+
+    def send(self, value: object) -> Any:
+        awaited, self._awaited = self._awaited, None
+        return self._coroutine.send(value) if awaited is None else awaited
+
+    def throw(self, *thrown: Any) -> Any:
+        if self._awaited is not None:
+            # Cancelled before its first turn: a task cancels what it waits for, but does not know of it yet.
+            self._awaited.cancel()
+        return self._coroutine.throw(*thrown)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Grant | Refusal]:
+        return self._coroutine.__await__()
+
+
 class Connection(asyncio.BufferedProtocol):
     """One TCP connection; the Socket port of its session once its handshake is granted."""
 
@@ -84,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         "_binary",
         "_closing",
         "_deadline",
+        "_decision",
         "_due",
         "_handle",
         "_held",
@@ -106,6 +137,8 @@ class Connection(asyncio.BufferedProtocol):
         """When it is turned away, while the handshake lasts, or aborted, while it closes."""
         self.requested = 0
         """Bytes of its opening request so far."""
+        self._decision: asyncio.Task[Grant | Refusal] | None = None
+        """The host decides on its handshake, and had to wait for something."""
         self._closing = False
         """The grace is running."""
         self._asked_to_close = False
@@ -179,6 +212,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- what the server asks ---
 
+    @property
+    def undecided(self) -> bool:
+        """The host decides on its handshake at this moment."""
+        return self._decision is not None
+
     def leave(self) -> None:
         """The server goes: close a session, drop anything else."""
         if self._protocol.state is CONNECTING:
@@ -197,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
         else:
             loop, seconds = self._server.loop, self._server.open_timeout
-            self._deadline = loop.call_later(seconds, self.turn_away, TOO_LATE)
+            self._deadline = loop.call_later(seconds, self._out_of_time)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the loop puts what it reads."""
@@ -206,6 +244,10 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The loop has read so many bytes."""
         protocol = self._protocol
+        if self._decision is not None:
+            # Frames before our answer, as in `_answer`; the protocol must not see them, since it would reply.
+            self.turn_away(TOO_EARLY)
+            return
         protocol.receive_data(bytes(self._server.inbox[:nbytes]))
         if self._handle is None and protocol.state is CONNECTING:
             self._server.asked(self, nbytes)
@@ -215,6 +257,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """The peer will send no more; the transport closes after what is buffered."""
+        if self._decision is not None:
+            self._left_undecided()
+            return
         self._protocol.receive_eof()
         if self._handle is None:
             self._refused()
@@ -242,6 +287,8 @@ class Connection(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._deadline = self._held = None
+        if self._decision is not None:
+            self._left_undecided()
         self._protocol.receive_eof()
         self._server.left(self)
         if self._handle is not None:
@@ -263,9 +310,49 @@ class Connection(asyncio.BufferedProtocol):
             # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
             self.turn_away(TOO_EARLY)
             return
-        request = cast(Request, events[0])
-        response, grant = self._server.doorway.answer(protocol, request)
-        protocol.send_response(response)
+        asked = self._server.doorway.read(protocol, cast(Request, events[0]), busy=self._server.busy)
+        if isinstance(asked, Response):
+            self._reply(asked, None)
+        else:
+            self._decide(asked)
+
+    def _decide(self, asked: Asked) -> None:
+        deciding = self._server.session_host.handshake(asked.handshake)
+        try:
+            awaited = deciding.send(None)
+        except StopIteration as decided:
+            # The host had nothing to wait for: most handshakes take no task, and no turn of the loop.
+            self._reply(*self._server.doorway.decided(self._protocol, asked, decided.value))
+            return
+        self._decision = self._server.loop.create_task(_Begun(deciding, awaited), name="handshake")
+        self._server.decides(self._decision)
+        self._decision.add_done_callback(functools.partial(self._decided, asked))
+
+    def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
+        if self._decision is not decision:
+            return  # it was stopped, and the peer has another answer or none
+        self._decision = None
+        try:
+            answer = self._server.doorway.decided(self._protocol, asked, decision.result())
+        except BaseException:
+            # A bug of the host: the loop's exception handler tells of it.
+            self.abort()
+            raise
+        if not self._transport.is_closing():
+            self._reply(*answer)
+
+    def _stop_deciding(self) -> None:
+        if self._decision is not None:
+            decision, self._decision = self._decision, None
+            decision.cancel()
+
+    def _left_undecided(self) -> None:
+        self._stop_deciding()
+        if self._server.answered(self):
+            self._server.session_host.refused(GONE)
+
+    def _reply(self, response: Response, grant: Grant | None) -> None:
+        self._protocol.send_response(response)
         self._server.answered(self)
         self._flush()
         if grant is None:
@@ -288,8 +375,12 @@ class Connection(asyncio.BufferedProtocol):
             self._server.session_host.refused(early.refusal)
         self._send([early.answer, SEND_EOF])
 
+    def _out_of_time(self) -> None:
+        self.turn_away(TOO_LATE if self._decision is None else UNDECIDED)
+
     def turn_away(self, early: Early) -> None:
-        """End a connection that has no answer yet with this one."""
+        """End a connection that has no answer yet with this one, also while the host decides on it."""
+        self._stop_deciding()
         if not self._protocol.eof_sent:
             # While it is CONNECTING this says nothing, and what still comes is thrown away.
             self._protocol.fail(CloseCode.PROTOCOL_ERROR)

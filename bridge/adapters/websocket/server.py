@@ -14,11 +14,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from bridge.adapters.websocket.connection import Connection
-from bridge.adapters.websocket.handshake import (
-    CROWDED,
-    Doorway,
-    Readiness,
-)
+from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Readiness
+from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
 
 READ_CHUNK: Final = 4096
@@ -27,6 +24,8 @@ UNANSWERED_MAX: Final = 4096
 """Connections without an answered request; over it the oldest gets 503, since real clients ask within a moment."""
 UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of their requests so far; over it as well."""
+HANDSHAKES_AT_ONCE: Final = 100
+"""Handshakes that the host may decide on at a time, where it has to wait for something; over it they get 503."""
 BACKLOG: Final = 4096
 """Connections that the kernel keeps until they are accepted (capped by net.core.somaxconn)."""
 
@@ -50,6 +49,8 @@ class WebSocketServer:
         self._unanswered: dict[Connection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
+        self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
+        """What the host decides on at this moment."""
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -69,8 +70,12 @@ class WebSocketServer:
         return self._unanswered_bytes
 
     def stop_accepting(self) -> None:
-        """Answer every opening handshake from now on with 503; open sessions stay. Idempotent."""
+        """Answer every opening handshake from now on with 503, also those that are being decided on. Open sessions
+        stay. Idempotent."""
         self.doorway.accepting = False
+        for connection in tuple(self._unanswered):
+            if connection.undecided:
+                connection.turn_away(STOPPING)
 
     def entered(self, connection: Connection) -> None:
         """A connection was made."""
@@ -87,6 +92,16 @@ class WebSocketServer:
             self._unanswered_bytes += nbytes
             if self._unanswered_bytes > UNANSWERED_BYTES_MAX:
                 next(iter(self._unanswered)).turn_away(CROWDED)
+
+    @property
+    def busy(self) -> bool:
+        """The host decides on as many handshakes as it may."""
+        return len(self._decisions) >= HANDSHAKES_AT_ONCE
+
+    def decides(self, decision: asyncio.Task[Grant | Refusal]) -> None:
+        """The host has begun to decide on a handshake. It counts until it has ended, also where it was cancelled."""
+        self._decisions.add(decision)
+        decision.add_done_callback(self._decisions.discard)
 
     def answered(self, connection: Connection) -> bool:
         """Its request has got an answer; idempotent. Whether this was its first."""
@@ -112,6 +127,9 @@ class WebSocketServer:
             connection.leave()
         try:
             await self._gone.wait()
+            if self._decisions:
+                # They were cancelled by `stop_accepting`; a host that takes its time is left behind.
+                await asyncio.wait(self._decisions, timeout=self.close_grace)
         except asyncio.CancelledError:
             for connection in tuple(self._connections):
                 connection.abort()
