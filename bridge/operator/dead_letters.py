@@ -22,9 +22,9 @@ import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.adapters.amqp import encoding, frames
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Delivery, Event
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.producer import Outgoing, Producer
 from bridge.adapters.amqp.publish import rfc3339
 from bridge.adapters.amqp.refusals import outage

@@ -21,10 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pamqp import commands
 
+from bridge.adapters.amqp import connection as amqp_connection
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import link as amqp_link
+from bridge.adapters.amqp.connection import border, opened
 from bridge.adapters.amqp.consume import Consumer
-from bridge.adapters.amqp.link import LinkState, border, opened
+from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.publish import Publisher
 from bridge.adapters.amqp.topology import (
@@ -243,7 +245,7 @@ async def test_bytes_in_hand_are_bounded_and_reading_goes_on_after_acks(vhost: s
 async def test_a_paused_reader_still_notices_that_the_broker_is_gone(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "SIP", 0.1)
+    monkeypatch.setattr(amqp_connection, "SIP", 0.1)
     await declare(vhost)
     await publish(vhost, [b"x" * 20_000] * 100)
     async with Proxy(vhost) as proxy:
@@ -489,7 +491,7 @@ async def test_a_wrong_password_is_a_cause_in_words(vhost: str) -> None:
 async def test_a_silent_broker_is_given_up_within_the_time_limits(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(amqp_connection, "CONNECT_TIMEOUT", 0.3)
     async with Proxy(vhost) as proxy:
         proxy.freeze()
         errors = RecordingErrors()
@@ -497,7 +499,7 @@ async def test_a_silent_broker_is_given_up_within_the_time_limits(
         async with taker.taking(RecordingIntake()):
             await until(lambda: errors.seen)
             assert "no answer within 0.3 s" in str(errors.seen[0][0])
-            monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 10.0)
+            monkeypatch.setattr(amqp_connection, "CONNECT_TIMEOUT", 10.0)
             proxy.thaw()
             await until(lambda: taker.state is LinkState.OPEN)
 
@@ -602,7 +604,7 @@ async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: 
 async def test_a_connection_that_falls_silent_is_given_up_by_its_heartbeats(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(amqp_connection, "HEARTBEAT_SECONDS", 1)
     async with Proxy(vhost) as proxy:
         taker = consumer(proxy.url)
         async with taker.taking(RecordingIntake()):
@@ -617,7 +619,7 @@ async def test_a_broker_that_sends_nothing_but_deliveries_is_not_taken_for_dead(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker sends no heartbeats while it sends deliveries, and the library sees none of those."""
-    monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(amqp_connection, "HEARTBEAT_SECONDS", 1)
     intake, errors = RecordingIntake(), RecordingErrors()
     taker = consumer(vhost, errors)
     intake.acks = taker

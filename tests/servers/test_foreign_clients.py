@@ -19,8 +19,8 @@ import pytest
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import reorders_by_priority
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import channel, opened
 from tests.support import house
 
 NOW = int(time.time()) - 1

@@ -16,9 +16,9 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from bridge.adapters.amqp import encoding, frames
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer, never_called
 from bridge.adapters.amqp.frames import Delivery, Event
-from bridge.adapters.amqp.link import channel, opened
 from bridge.adapters.amqp.outbox import Message, Outbox
 from bridge.adapters.amqp.topology import DEAD, FALLEN, PUSH, REQUESTS, DeclareMode, ensure
 from bridge.app.build import SystemClock

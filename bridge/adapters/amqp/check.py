@@ -39,9 +39,9 @@ from aiormq.exceptions import (
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import limits as amqp_limits
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.publish import outcome_key
 from bridge.adapters.amqp.topology import (

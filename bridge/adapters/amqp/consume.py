@@ -7,7 +7,7 @@ deleted, a consumer that the broker cancelled) ends the incarnation; the link th
 Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
 `widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
 
-Nothing is consumed before it is this node's turn (`amqp_turn`): a node that stands by has a connection, and waits.
+Nothing is consumed before it is this node's turn (`turn.py`): a node that stands by has a connection, and waits.
 """
 
 from __future__ import annotations
@@ -21,18 +21,10 @@ import aiormq.abc
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import HIGH_PRIORITY, reorders_by_priority, version
+from bridge.adapters.amqp.connection import CLOSE_TIMEOUT, STEP_TIMEOUT, Wire, border, channel
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivery, Event
-from bridge.adapters.amqp.link import (
-    CLOSE_TIMEOUT,
-    STEP_TIMEOUT,
-    Link,
-    LinkState,
-    StateListener,
-    Wire,
-    border,
-    channel,
-)
+from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
 from bridge.adapters.amqp.turn import LOCK, Role, Turn
 from bridge.core.errors import BridgeError, BrokerUnavailable

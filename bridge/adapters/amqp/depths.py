@@ -7,7 +7,7 @@ from typing import NamedTuple
 import aio_pika
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel
 from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.core.errors import BrokerUnavailable
 

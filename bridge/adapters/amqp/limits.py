@@ -16,7 +16,7 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.turn import LOCK
 from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import Wire
 from bridge.adapters.amqp.frames import Blocked, Closed, Confirm, Event, Returned
-from bridge.adapters.amqp.link import Wire
 
 _REFUSALS: Final = (403, 406)
 """Codes with which the broker closes a channel over one message that it will not take: ACCESS_REFUSED by the

@@ -17,9 +17,9 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import OUTCOMES, PUSH

@@ -16,8 +16,9 @@ from typing import Self, TypeVar
 import aio_pika
 
 from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import Wire, channel
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import Link, LinkState, StateListener, Wire, channel
+from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode, ensure

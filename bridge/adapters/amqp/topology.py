@@ -12,7 +12,7 @@ import aio_pika
 import aiormq.abc
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel
 from bridge.adapters.amqp.refusals import with_code
 from bridge.core.errors import BrokerUnavailable
 

@@ -43,7 +43,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel
 from bridge.adapters.amqp.topology import REQUESTS
 from bridge.core.errors import BrokerUnavailable
 from bridge.core.ports.clock import Clock
