@@ -39,7 +39,16 @@ from aiormq.exceptions import (
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import limits as amqp_limits
-from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.broker import version as broker_version
+from bridge.adapters.amqp.connection import (
+    STEP_TIMEOUT,
+    Wire,
+    border,
+    channel,
+    close_channel,
+    look_at,
+    opened,
+)
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
@@ -95,7 +104,7 @@ async def findings(
             box.happened(events)
 
     async with opened(url, "bridge check", happened, lambda cause: None) as (connection, wire):
-        version = _version(connection)
+        version = broker_version(connection) or "of an unknown version"
         look = _Look(connection, mode)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
         try:
@@ -147,8 +156,7 @@ class _Look:
             if isinstance(cause, _ANSWERS):
                 return cause
             raise
-        async with border("close a channel", STEP_TIMEOUT):
-            await low.close()
+        await close_channel(low)
         return None
 
     async def limits(self, url: str) -> list[Finding]:
@@ -271,9 +279,8 @@ class _Look:
         if f"queue {REQUESTS}" not in self._there:
             return []
         low = await channel(self._connection, confirms=False)
-        async with border(f"look at {REQUESTS}", STEP_TIMEOUT):
-            declared = await low.queue_declare(REQUESTS, passive=True)
-            await low.close()
+        declared = await look_at(low, REQUESTS)
+        await close_channel(low)
         if not declared.consumer_count:
             return []
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
@@ -311,15 +318,13 @@ class _Look:
     async def _published(self, message: Message, wire: Wire, boxes: list[Outbox]) -> Failure | None:
         """What becomes of this message on a channel of its own; None where it is confirmed."""
         low = await channel(self._connection, confirms=True)
-        wire.tap(low.number)
         box = Outbox(wire, low.number)
         boxes.append(box)
         failure = (await box.publish([message], PUBLISH_SECONDS)).get(0)
         boxes.remove(box)
         wire.untap(low.number)
         if failure is None or failure.returned:
-            async with border("close a channel", STEP_TIMEOUT):
-                await low.close()
+            await close_channel(low)
         return failure
 
     async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
@@ -391,12 +396,6 @@ async def _binding_in_vain(exchange: str, source: str, low: Low) -> None:
 
 async def _unbinding_in_vain(binding: Binding, key: str, low: Low) -> None:
     await low.queue_unbind(binding.queue, binding.exchange, key)
-
-
-def _version(connection: aio_pika.Connection) -> str:
-    assert connection.transport is not None
-    told = connection.transport.connection.server_properties
-    return str(told.get("version", "of an unknown version"))
 
 
 def _about_version(version: str) -> list[Finding]:

@@ -20,6 +20,7 @@ import aiormq.abc
 from aio_pika.connection import make_url
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError, AuthenticationError
+from pamqp.commands import Queue
 from yarl import URL
 
 from bridge.adapters.amqp.encoding import HEARTBEAT
@@ -278,3 +279,19 @@ async def channel(connection: aio_pika.Connection, *, confirms: bool) -> aiormq.
         made = connection.channel(publisher_confirms=confirms)
         await made.initialize()
         return await made.get_underlay_channel()
+
+
+async def close_channel(low: aiormq.abc.AbstractChannel) -> None:
+    """Close a low-level channel. Raises BrokerUnavailable."""
+    async with border("close a channel", STEP_TIMEOUT):
+        await low.close()
+
+
+async def look_at(low: aiormq.abc.AbstractChannel, queue: str) -> Queue.DeclareOk:
+    """What the broker tells everybody of a queue: a passive declare.
+
+    Raises BrokerUnavailable; the cause tells a queue that is missing, or another connection's. Then the channel is
+    closed, too.
+    """
+    async with border(f"look at {queue}", STEP_TIMEOUT):
+        return await low.queue_declare(queue, passive=True)

@@ -16,7 +16,7 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 
-from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, look_at, opened
 from bridge.adapters.amqp.turn import LOCK
 from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
@@ -105,8 +105,7 @@ async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
 async def _taken(low: AbstractChannel) -> bool:
     """Whether a bridge holds the queue of its turn."""
     try:
-        async with border(f"look at {LOCK}", STEP_TIMEOUT):
-            await low.queue_declare(LOCK, passive=True)
+        await look_at(low, LOCK)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelLockedResource):
             return True

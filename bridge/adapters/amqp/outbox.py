@@ -54,6 +54,8 @@ class Outbox:
     """Publishes on one confirming channel for as long as that lives. Several batches may be in flight."""
 
     def __init__(self, wire: Wire, number: int) -> None:
+        """The channel confirms; its confirms and returns are taken out of the stream from now on."""
+        wire.tap(number)
         self._wire = wire
         self.number = number
         """Its channel's."""

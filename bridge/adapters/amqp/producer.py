@@ -17,7 +17,7 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.connection import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
@@ -88,7 +88,7 @@ class Producer:
                 producer._lost(cause)
 
         async with opened(url, name, happened, lost) as (connection, wire):
-            made.append(Producer(connection, await _outbox(connection, wire)))
+            made.append(Producer(connection, Outbox(wire, (await channel(connection, confirms=True)).number)))
             yield made[0]
 
     def _lost(self, cause: str) -> None:
@@ -272,12 +272,6 @@ def _receipt(received: _Received) -> dict[str, Any]:
     if isinstance(received, BrokerUnavailable):
         raise received
     return received
-
-
-async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
-    low = await channel(connection, confirms=True)
-    wire.tap(low.number)
-    return Outbox(wire, low.number)
 
 
 def _message(request: Outgoing) -> Message:

@@ -18,6 +18,7 @@ import aio_pika
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.connection import Wire, channel
 from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
@@ -37,7 +38,6 @@ SEND_TIMEOUT = 5.0
 WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write; a larger batch takes several, each after the confirms of the last."""
 DETAIL_CHARS = 500
-QUEUE_NAME_BYTES = 255
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of a dead letter's original that are left out: the broker would route by the first two."""
 
@@ -51,7 +51,7 @@ class ReplyQueueTooLong(BridgeError):
     def __init__(self, push_id: str, size: int) -> None:
         self.push_id = push_id
         self.size = size
-        super().__init__(f"reply_to has {size} bytes, a queue's name has at most {QUEUE_NAME_BYTES}")
+        super().__init__(f"reply_to has {size} bytes, a queue's name has at most {SHORT_BYTES_MAX}")
 
 
 class HeadersLeftOut(BridgeError):
@@ -125,7 +125,7 @@ class Publisher:
     async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
         """Make sure of the topology, then open the channel."""
         await ensure(connection, self._declare)
-        self._outbox = await _outbox(connection, wire)
+        self._outbox = Outbox(wire, (await channel(connection, confirms=True)).number)
         self._connection = connection, wire
 
     def happened(self, events: Sequence[Event]) -> None:
@@ -155,7 +155,8 @@ class Publisher:
             return self._outbox
         used = self._connection
         try:
-            made = await _outbox(*used)
+            connection, wire = used
+            made = Outbox(wire, (await channel(connection, confirms=True)).number)
         except BrokerUnavailable as gone:
             self._link.give_up(gone.cause)
             return None
@@ -198,20 +199,22 @@ class Publisher:
                 )
             )
         for reply in receipt.replies:
-            key = self._reply_key(row, reply)
+            key = self._reply_key(reply, "receipts.send", row.key.push_id)
             if key:
                 properties = _receipt_properties(row.key.push_id, headers, reply.correlation_id)
                 told = receipt_body(row, differs=True) if reply.differs else body
                 messages.append(Message("", key, properties, told))
         return messages
 
-    def _reply_key(self, row: Row, reply: Reply) -> bytes:
+    def _reply_key(self, reply: Reply, where: str, push_id: str = "") -> bytes:
+        """The routing key of a reply's queue; empty, and reported, where no queue can have this name."""
         key = encoding.octets(reply.queue)
-        if len(key) > QUEUE_NAME_BYTES:
-            error = ReplyQueueTooLong(row.key.push_id, len(key))
-            self._errors.handle(error, "receipts.send", {"push_id": row.key.push_id})
-            return b""
-        return key
+        if len(key) <= SHORT_BYTES_MAX:
+            return key
+        self._errors.handle(
+            ReplyQueueTooLong(push_id, len(key)), where, {"push_id": push_id} if push_id else {}
+        )
+        return b""
 
     # --- DeadLetters ---
 
@@ -250,9 +253,8 @@ class Publisher:
 
     def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
         reply, body = answer
-        key = encoding.octets(reply.queue)
-        if len(key) > QUEUE_NAME_BYTES:
-            self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
+        key = self._reply_key(reply, "control.answer")
+        if not key:
             return []
         properties = encoding.properties(
             content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
@@ -316,12 +318,6 @@ class Publisher:
         if message.exchange == OUTCOMES:
             return bool(self._search.refuses_all(OUTCOMES))
         return self._search.known(message) is not None
-
-
-async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
-    opened = await channel(connection, confirms=True)
-    wire.tap(opened.number)
-    return Outbox(wire, opened.number)
 
 
 def rfc3339(seconds: float) -> str:
