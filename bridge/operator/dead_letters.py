@@ -24,7 +24,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.consume import never_called
-from bridge.adapters.amqp.frames import Delivery, Event
+from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.producer import Outgoing, Producer
 from bridge.adapters.amqp.publish import rfc3339
 from bridge.adapters.amqp.refusals import outage
@@ -220,13 +220,13 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
 
     def happened(events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Delivery):
+            if isinstance(event, Delivered):
                 inbox.put_nowait(_letter(event))
 
-    async with opened(url, "bridge dead", happened, lost) as (connection, wire):
+    async with opened(url, "bridge dead", happened, lost) as (connection, tap):
         low = await channel(connection, confirms=False)
         # Not by the library: a property that is not UTF-8 would cost it the connection.
-        wire.tap(low.number)
+        tap.watch(low.number)
         pile = Pile(low, inbox)
         try:
             async with border(f"consume {DEAD}", STEP_TIMEOUT):
@@ -244,7 +244,7 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         await pile._give_back(connection)
 
 
-def _letter(delivery: Delivery) -> Letter:
+def _letter(delivery: Delivered) -> Letter:
     properties = delivery.properties
     return Letter(
         tag=delivery.tag,

@@ -286,12 +286,12 @@ async def test_what_was_in_flight_when_the_connection_went_is_given_back(vhost: 
 async def test_a_broker_that_does_not_confirm_is_waited_for_within_a_limit(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 0.2)
     async with Proxy(vhost) as proxy, publisher(proxy.url) as out:
         proxy.freeze()
         receipts = [Receipt(row("p1"))]
         assert list(await out.send(receipts)) == receipts
-        monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 10.0)
+        monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 10.0)
         proxy.thaw()  # the confirm comes now, and is nobody's any more
         assert not await out.send([Receipt(row("p2"))])
 
@@ -333,7 +333,7 @@ async def test_being_cancelled_while_waiting_for_confirms_leaves_the_publisher_u
 async def test_under_a_memory_alarm_receipts_come_back_and_taking_and_acking_go_on(
     servers: Servers, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 300.0)  # it is the alarm that ends the wait
+    monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 300.0)  # it is the alarm that ends the wait
     await declare(vhost)
     await publish(vhost, [b"%d" % n for n in range(50)])
     intake = RecordingIntake()

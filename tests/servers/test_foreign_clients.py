@@ -70,12 +70,12 @@ async def publish(url: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
         if any(getattr(event, "tag", 0) == len(messages) for event in events):
             confirmed.set()
 
-    async with opened(url, "a foreign client", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "a foreign client", happened, lambda cause: None) as (connection, tap):
         low = await channel(connection, confirms=True)
-        wire.tap(low.number)
+        tap.watch(low.number)
         for raw, body in messages:
             method = encoding.publish_method(low.number, "push", b"user.u1", False)
-            wire.write(method + encoding.content(low.number, raw, body, 131072))
+            tap.write(method + encoding.content(low.number, raw, body, 131072))
         async with asyncio.timeout(house.SECONDS):
             await confirmed.wait()
 

@@ -25,7 +25,7 @@ from bridge.adapters.amqp.frames import (
     Closed,
     Confirm,
     ConsumerCancelled,
-    Delivery,
+    Delivered,
     Event,
     Returned,
     Splitter,
@@ -150,13 +150,13 @@ def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stre
     assert passed == passing
     assert len(events) == len(sent)
     for event, (tag, redelivered, body, properties) in zip(events, sent, strict=True):
-        assert isinstance(event, Delivery)
+        assert isinstance(event, Delivered)
         _, _, header = pamqp.frame.unmarshal(
             pamqp.frame.marshal(ContentHeader(0, len(body), properties), CHANNEL)
         )
         assert isinstance(header, ContentHeader)
         assert event.readable
-        assert event._replace(properties=Properties()) == Delivery(
+        assert event._replace(properties=Properties()) == Delivered(
             CHANNEL, "push.requests", tag, body, len(body), Properties(), True
         )
         assert event.properties == read_back(header, redelivered)
@@ -193,15 +193,15 @@ def written(table: bytes, short_strings: dict[str, Any]) -> bytes:
     return encoding.properties(headers=table, **short_strings)
 
 
-def one(properties: Any = None, body: bytes = b"{}", redelivered: bool = False) -> Delivery:
+def one(properties: Any = None, body: bytes = b"{}", redelivered: bool = False) -> Delivered:
     sent = delivered(7, redelivered, body, properties or commands.Basic.Properties())
     events, _ = split(b"".join(sent), [])
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     return event
 
 
-def with_table(table: bytes, redelivered: bool = False) -> Delivery:
+def with_table(table: bytes, redelivered: bool = False) -> Delivered:
     """A delivery whose header table is just these bytes."""
     raw = encoding.properties(headers=len(table).to_bytes(4, "big") + table, message_id="after")
     stream = next(delivered(1, redelivered, b"", commands.Basic.Properties())) + encoding.content(
@@ -209,7 +209,7 @@ def with_table(table: bytes, redelivered: bool = False) -> Delivery:
     )
     events, _ = split(stream, [])
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     return event
 
 
@@ -310,7 +310,7 @@ def test_a_body_over_the_limit_is_cut_as_it_comes_in(size: int) -> None:
         some, _ = splitter.feed(frame)
         events += some
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     assert event.body_size == size
     assert event.body == (body if size <= MESSAGE_BYTES_MAX else body[: frames.CUT_BYTES])
 

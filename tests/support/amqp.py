@@ -18,7 +18,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer, never_called
-from bridge.adapters.amqp.frames import Delivery, Event
+from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.outbox import Message, Outbox
 from bridge.adapters.amqp.topology import DEAD, FALLEN, PUSH, REQUESTS, DeclareMode, ensure
 from bridge.app.build import SystemClock
@@ -65,7 +65,7 @@ class WideConsumer(Consumer):
 
     def happened(self, events: Sequence[Event]) -> None:
         super().happened(events)
-        if any(isinstance(event, frames.Delivery) for event in events):
+        if any(isinstance(event, frames.Delivered) for event in events):
             self.widen()
 
 
@@ -84,10 +84,10 @@ async def outbox(url: str) -> AsyncIterator[Outbox]:
         for box in made:
             box.happened(events)
 
-    async with opened(url, "test publisher", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "test publisher", happened, lambda cause: None) as (connection, tap):
         low = await channel(connection, confirms=True)
-        wire.tap(low.number)
-        made.append(Outbox(wire, low.number))
+        tap.watch(low.number)
+        made.append(Outbox(tap, low.number))
         yield made[0]
 
 
@@ -148,23 +148,23 @@ async def listening(
 
 
 @asynccontextmanager
-async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivery]]:
+async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivered]]:
     """What reaches a queue, or one that is made under this name, as our own decoder reads it.
 
     The library would give up its connection over a property that is not UTF-8.
     """
-    seen: asyncio.Queue[Delivery] = asyncio.Queue()
+    seen: asyncio.Queue[Delivered] = asyncio.Queue()
 
     def happened(events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Delivery):
+            if isinstance(event, Delivered):
                 seen.put_nowait(event)
 
-    async with opened(url, "test reader", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "test reader", happened, lambda cause: None) as (connection, tap):
         low = await channel(connection, confirms=False)
         if queue not in (DEAD, REQUESTS, FALLEN):
             await low.queue_declare(queue, exclusive=True)
-        wire.tap(low.number)
+        tap.watch(low.number)
         await low.basic_consume(queue, never_called, no_ack=True)
         yield seen
 

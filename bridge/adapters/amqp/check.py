@@ -42,7 +42,7 @@ from bridge.adapters.amqp import limits as amqp_limits
 from bridge.adapters.amqp.broker import version as broker_version
 from bridge.adapters.amqp.connection import (
     STEP_TIMEOUT,
-    Wire,
+    Tap,
     border,
     channel,
     close_channel,
@@ -103,7 +103,7 @@ async def findings(
         for box in boxes:
             box.happened(events)
 
-    async with opened(url, "bridge check", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "bridge check", happened, lambda cause: None) as (connection, tap):
         version = broker_version(connection) or "of an unknown version"
         look = _Look(connection, mode)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
@@ -112,9 +112,9 @@ async def findings(
             found += topology or [_whole(mode)]
             found += await look.permissions(outcome_events)
             found += await look.others()
-            now = await look.publishing(wire, boxes)
+            now = await look.publishing(tap, boxes)
             if all(finding.what != "broker" for finding in now):
-                now += await look.topics(wire, boxes, outcome_events)
+                now += await look.topics(tap, boxes, outcome_events)
             found += now
         except BrokerRefused as error:
             # Even one channel may be too many, while the broker still counts the one before.
@@ -285,7 +285,7 @@ class _Look:
             return []
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
 
-    async def topics(self, wire: Wire, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
+    async def topics(self, tap: Tap, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
         """What this user may not publish by its routing key, where it may write to the exchange."""
         found: list[Finding] = []
         for exchange, keys in _keys(outcome_events).items():
@@ -294,7 +294,7 @@ class _Look:
             refused: list[str] = []
             for key in keys:
                 vain = Message(exchange, key.encode(), encoding.properties(expiration="never"), b"")
-                failure = await self._published(vain, wire, boxes)
+                failure = await self._published(vain, tap, boxes)
                 if failure is not None and failure.why.endswith("(403)"):
                     if "access to exchange " in failure.why:
                         # It may not write to it at all, which was said.
@@ -315,23 +315,23 @@ class _Look:
             f"this user may not publish to exchange {exchange} with routing key {keys}: {words}: {command}",
         )
 
-    async def _published(self, message: Message, wire: Wire, boxes: list[Outbox]) -> Failure | None:
+    async def _published(self, message: Message, tap: Tap, boxes: list[Outbox]) -> Failure | None:
         """What becomes of this message on a channel of its own; None where it is confirmed."""
         low = await channel(self._connection, confirms=True)
-        box = Outbox(wire, low.number)
+        box = Outbox(tap, low.number)
         boxes.append(box)
         failure = (await box.publish([message], PUBLISH_SECONDS)).get(0)
         boxes.remove(box)
-        wire.untap(low.number)
+        tap.unwatch(low.number)
         if failure is None or failure.returned:
             await close_channel(low)
         return failure
 
-    async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
+    async def publishing(self, tap: Tap, boxes: list[Outbox]) -> list[Finding]:
         """Whether a receipt could be published now."""
         name = f"push.check.{uuid.uuid4().hex}"
         message = Message("", name.encode(), encoding.properties(message_id=name), b"", name)
-        failure = await self._published(message, wire, boxes)
+        failure = await self._published(message, tap, boxes)
         if failure is None or failure.returned:
             return []
         if "403" in failure.why:

@@ -88,21 +88,21 @@ def _sentence(exc: BaseException) -> str:
 class _Protocol(asyncio.StreamReaderProtocol):
     """Shows the tap every byte before the library's reader sees any."""
 
-    def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop, wire: Wire) -> None:
+    def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop, tap: Tap) -> None:
         super().__init__(reader, loop=loop)
-        self._wire = wire
+        self._tap = tap
 
     def data_received(self, data: bytes) -> None:
-        passed = self._wire.received(data)
+        passed = self._tap.received(data)
         if passed:
             super().data_received(passed)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._wire.fail(f"the connection was lost: {exc}" if exc else "the broker closed the connection")
+        self._tap.fail(f"the connection was lost: {exc}" if exc else "the broker closed the connection")
 
 
-class Wire(TransportFactory):
+class Tap(TransportFactory):
     """The tap on one connection: events out, bytes in. Used once, thrown away with its connection.
 
     `on_events` is called from within the socket's read, at most once for each, and must not raise; if it
@@ -143,12 +143,12 @@ class Wire(TransportFactory):
         self._transport = transport
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
-    def tap(self, channel: int) -> None:
+    def watch(self, channel: int) -> None:
         """Take deliveries and confirms of this channel out of the stream from now on."""
         self._splitter.tap(channel)
         self._fed = self._loop.time()
 
-    def untap(self, channel: int) -> None:
+    def unwatch(self, channel: int) -> None:
         """Leave this channel, which is closed, to the library again; idempotent."""
         self._splitter.untap(channel)
 
@@ -233,9 +233,9 @@ class Wire(TransportFactory):
 class _Connection(LoginConnection):
     """aio-pika's connection, opened through our tap."""
 
-    def __init__(self, url: URL, wire: Wire) -> None:
+    def __init__(self, url: URL, tap: Tap) -> None:
         super().__init__(url)
-        self.kwargs["transport_factory"] = wire
+        self.kwargs["transport_factory"] = tap
 
 
 @asynccontextmanager
@@ -244,33 +244,33 @@ async def opened(
     name: str,
     on_events: Callable[[Sequence[Event]], None],
     on_lost: Callable[[str], None],
-) -> AsyncIterator[tuple[aio_pika.Connection, Wire]]:
+) -> AsyncIterator[tuple[aio_pika.Connection, Tap]]:
     """Open one connection, and close it at the end: politely if it still works, within seconds in any case.
 
     Raises BrokerUnavailable. `name` is what people see in the broker's list of connections.
     """
-    wire = Wire(on_events, on_lost)
-    connection = _Connection(make_url(url, heartbeat=HEARTBEAT_SECONDS, name=name), wire)
+    tap = Tap(on_events, on_lost)
+    connection = _Connection(make_url(url, heartbeat=HEARTBEAT_SECONDS, name=name), tap)
     try:
         try:
             async with border("connect", CONNECT_TIMEOUT):
                 await connection.connect()
         except BrokerUnavailable as failed:
-            if wire.closed is None:
+            if tap.closed is None:
                 raise
             # What the library makes of it hides the broker's own words.
-            raise outage(str(wire.closed)) from failed
+            raise outage(str(tap.closed)) from failed
         assert connection.transport is not None
-        wire.frame_max = connection.transport.connection.connection_tune.frame_max or 131072
-        yield connection, wire
+        tap.frame_max = connection.transport.connection.connection_tune.frame_max or 131072
+        yield connection, tap
     finally:
-        wire.resume()
+        tap.resume()
         try:
             async with border("close", CLOSE_TIMEOUT):
                 await connection.close()
         except BrokerUnavailable as gone:
-            wire.fail(gone.cause)
-        wire.fail("closed")
+            tap.fail(gone.cause)
+        tap.fail("closed")
 
 
 async def channel(connection: aio_pika.Connection, *, confirms: bool) -> aiormq.abc.AbstractChannel:

@@ -49,7 +49,7 @@ _NOTABLE = frozenset(
 )
 
 
-class Delivery(NamedTuple):
+class Delivered(NamedTuple):
     """basic.deliver with its content. Of a body over `MESSAGE_BYTES_MAX` only `CUT_BYTES` were kept."""
 
     channel: int
@@ -108,7 +108,7 @@ class Unblocked(NamedTuple):
     """connection.unblocked."""
 
 
-Event: TypeAlias = Delivery | Confirm | Returned | ConsumerCancelled | Closed | Blocked | Unblocked
+Event: TypeAlias = Delivered | Confirm | Returned | ConsumerCancelled | Closed | Blocked | Unblocked
 
 
 class _Content:
@@ -146,7 +146,7 @@ class _Content:
         if self.text is not None:
             return Returned(channel, properties.message_id, self.text)
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        return Delivery(channel, self.consumer, self.tag, body, self.size, properties, self.readable)
+        return Delivered(channel, self.consumer, self.tag, body, self.size, properties, self.readable)
 
 
 class Splitter:

@@ -10,14 +10,14 @@ from typing import Protocol, Self
 
 import aio_pika
 
-from bridge.adapters.amqp.connection import Wire, opened
+from bridge.adapters.amqp.connection import Tap, opened
 from bridge.adapters.amqp.frames import Blocked, Closed, Event, Unblocked
 from bridge.adapters.amqp.refusals import outage
 from bridge.core.errors import BrokerUnavailable, IllegalTransition
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
-RETRY_FIRST, RETRY_MOST = 0.2, 5.0
+RECONNECT_FIRST, RECONNECT_MOST = 0.2, 5.0
 """Seconds between tries, doubled from the first to the most; each is jittered down to its half."""
 STEADY = 5.0
 """A connection that lived so long counts as a success: the next retry begins at the first delay again."""
@@ -80,7 +80,7 @@ not lost: consuming goes on."""
 class LinkUser(Protocol):
     """What runs over a link. Called from the event loop."""
 
-    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+    async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Declare, open channels, consume. May raise BrokerUnavailable: then it is tried again."""
         ...
 
@@ -96,7 +96,7 @@ class LinkUser(Protocol):
 class BackOff:
     """Delays between tries: doubled up to a most, each one jittered, so that a herd spreads out."""
 
-    def __init__(self, first: float = RETRY_FIRST, most: float = RETRY_MOST) -> None:
+    def __init__(self, first: float = RECONNECT_FIRST, most: float = RECONNECT_MOST) -> None:
         self._first = first
         self._most = most
         self._next = first
@@ -188,10 +188,10 @@ class Link:
         """Open, set up, and wait until it is lost; return the cause."""
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lost = lost
-        async with opened(self._url, self._name, self._happened, self.give_up) as (connection, wire):
+        async with opened(self._url, self._name, self._happened, self.give_up) as (connection, tap):
             self._step(LinkEvent.CONNECTED, "declaring")
             try:
-                await self._user.set_up(connection, wire)
+                await self._user.set_up(connection, tap)
             except BrokerUnavailable:
                 if not lost.done():
                     raise

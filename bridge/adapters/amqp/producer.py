@@ -25,7 +25,7 @@ from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import OUTCOMES, PUSH
 from bridge.core.errors import BridgeError, BrokerUnavailable
 
-CONFIRM_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
 """Seconds to wait for the broker's confirm."""
 
 
@@ -87,8 +87,8 @@ class Producer:
             for producer in made:
                 producer._lost(cause)
 
-        async with opened(url, name, happened, lost) as (connection, wire):
-            made.append(Producer(connection, Outbox(wire, (await channel(connection, confirms=True)).number)))
+        async with opened(url, name, happened, lost) as (connection, tap):
+            made.append(Producer(connection, Outbox(tap, (await channel(connection, confirms=True)).number)))
             yield made[0]
 
     def _lost(self, cause: str) -> None:
@@ -135,7 +135,7 @@ class Producer:
         it may have arrived or not, and may be published again under the same id. Raises ValueError for
         headers and properties that AMQP can't express.
         """
-        failures = await self._outbox.publish([_message(request) for request in requests], CONFIRM_TIMEOUT)
+        failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
         for failure in failures.values():
             raise _error(failure)
 

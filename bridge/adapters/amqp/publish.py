@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import aio_pika
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.connection import Wire, channel
+from bridge.adapters.amqp.connection import Tap, channel
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
@@ -31,7 +31,7 @@ from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
-CONFIRM_TIMEOUT = 2.0
+WRITE_TIMEOUT = 2.0
 """Seconds to wait for the confirms of one write."""
 SEND_TIMEOUT = 5.0
 """Seconds for a whole `send` or `bury`: what was not begun by then is given back unsent."""
@@ -90,7 +90,7 @@ class Publisher:
         self._declare = declare
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._outbox: Outbox | None = None
-        self._connection: tuple[aio_pika.Connection, Wire] | None = None
+        self._connection: tuple[aio_pika.Connection, Tap] | None = None
         self._on_given_up = on_given_up
         self._on_events_refused = on_events_refused
         self._events_refused = False
@@ -122,11 +122,11 @@ class Publisher:
 
     # --- LinkUser ---
 
-    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+    async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Make sure of the topology, then open the channel."""
         await ensure(connection, self._declare)
-        self._outbox = Outbox(wire, (await channel(connection, confirms=True)).number)
-        self._connection = connection, wire
+        self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
+        self._connection = connection, tap
 
     def happened(self, events: Sequence[Event]) -> None:
         """Confirms, and whatever ends the channel."""
@@ -140,7 +140,7 @@ class Publisher:
                 self._link.give_up(outbox.ended)
             else:
                 # Whoever publishes now opens another.
-                self._connection[1].untap(outbox.number)
+                self._connection[1].unwatch(outbox.number)
 
     def lost(self, cause: str) -> None:
         """The connection is gone: everything in flight has failed."""
@@ -155,8 +155,8 @@ class Publisher:
             return self._outbox
         used = self._connection
         try:
-            connection, wire = used
-            made = Outbox(wire, (await channel(connection, confirms=True)).number)
+            connection, tap = used
+            made = Outbox(tap, (await channel(connection, confirms=True)).number)
         except BrokerUnavailable as gone:
             self._link.give_up(gone.cause)
             return None
@@ -291,7 +291,7 @@ class Publisher:
                         owners.append(at)
                         size += len(message.body)
                     at += 1
-                failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
+                failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
                 if failures or self._events_refused:
                     given_up = self._given_up(messages, failures)
                     if given_up:
