@@ -134,7 +134,7 @@ class Client:
         """The peer answered a ping."""
         self._gateway._delivery.pong(self.session, payload)
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         """The socket takes bytes again."""
         self._gateway._delivery.resumed(self.session)
 

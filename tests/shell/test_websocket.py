@@ -833,7 +833,7 @@ async def test_the_host_may_write_again_from_within_resumed() -> None:
         peer.freeze()
         seen.text("x" * 16 * MIB)
         await until(lambda: not seen.socket.writable)
-        resumed, seen.resumed = seen.resumed, lambda: (seen.text("again"), resumed())[1]  # type: ignore[method-assign]
+        writable, seen.writable = seen.writable, lambda: (seen.text("again"), writable())[1]  # type: ignore[method-assign]
         peer.thaw()
         assert len(await peer.read()) == 16 * MIB
         assert await peer.read() == "again"

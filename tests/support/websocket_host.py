@@ -28,7 +28,7 @@ class Seen:
         self.pongs.append(payload)
         self._told()
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         self.resumes += 1
         self._told()
 

@@ -279,7 +279,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unheard = False
             self._read_or_not()
         if self._handle is not None and self.writable:
-            self._handle.resumed()
+            self._handle.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """TCP is gone. A reset is an ordinary end for a WebSocket: `exc` tells nothing that 1006 doesn't."""

@@ -54,7 +54,7 @@ class SessionHandle(Protocol):
         """The peer answered a ping with this payload."""
         ...
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         """`Socket.writable` is True again after it was False."""
         ...
 
