@@ -25,7 +25,7 @@ from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Delivered, Event
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.amqp.publish import rfc3339
 from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import DEAD
@@ -300,7 +300,7 @@ async def replay(
     """
     done = Replay()
     async with held(url, limit) as pile, Producer.connect(url, name="bridge dead replay") as producer:
-        batch: list[tuple[Letter, Outgoing]] = []
+        batch: list[tuple[Letter, PushMessage]] = []
         done.total = pile.total
 
         async def publish() -> None:
@@ -336,7 +336,7 @@ def unfit(letter: Letter, *, new_ids: bool) -> str:
     return ""
 
 
-def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
+def outgoing(letter: Letter, now: float, *, new_id: bool) -> PushMessage:
     """The message that a replay of this letter publishes."""
     headers = {
         name: value
@@ -352,7 +352,7 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
         push_id = marked(letter.id, mark)
         if not is_payload_only(letter.headers):
             body = _with_new_ids(body, push_id, mark)
-    return Outgoing(
+    return PushMessage(
         body,
         {**headers, "x-push-replayed-at": rfc3339(now)},
         push_id=push_id,

@@ -28,7 +28,7 @@ from bridge.adapters.amqp.connection import border, opened
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.outbox import Message
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.topology import (
     CONTROL,
     DEAD,
@@ -623,7 +623,7 @@ async def test_a_broker_that_sends_nothing_but_deliveries_is_not_taken_for_dead(
     intake, errors = RecordingIntake(), RecordingErrors()
     taker = consumer(vhost, errors)
     intake.acks = taker
-    async with taker.taking(intake), Publisher(vhost, clock=CLOCK, errors=errors) as out:
+    async with taker.taking(intake), ReceiptPublisher(vhost, clock=CLOCK, errors=errors) as out:
         await until(lambda: taker.state is LinkState.OPEN and not out.blocked)
         began = time.monotonic()
         sent = 0
@@ -654,7 +654,7 @@ async def the_whole_story(url: str, proxy: Proxy) -> None:
     big = [b"%d" % n + b"x" * 50_000 for n in range(40)]
     intake = RecordingIntake()
     taker = consumer(url, held_bytes=200_000)
-    async with taker.taking(intake), Publisher(url, clock=CLOCK, errors=RecordingErrors()) as out:
+    async with taker.taking(intake), ReceiptPublisher(url, clock=CLOCK, errors=RecordingErrors()) as out:
         await publish(url, big)
         await until(lambda: taker.held_bytes > 200_000 and not out.blocked)
         assert not await out.send([Receipt(row())])

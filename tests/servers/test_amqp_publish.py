@@ -12,7 +12,7 @@ import pytest
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import publish as amqp_publish
 from bridge.adapters.amqp.link import LinkState
-from bridge.adapters.amqp.publish import HeadersLeftOut, Publisher, ReplyQueueTooLong, outcome_key
+from bridge.adapters.amqp.publish import HeadersLeftOut, ReceiptPublisher, ReplyQueueTooLong, outcome_key
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.core.contract.receipts import receipt_body
@@ -258,7 +258,7 @@ async def test_before_it_is_connected_it_is_blocked_and_gives_everything_back_at
     async with Proxy(vhost) as proxy:
         proxy.refuse()
         errors = RecordingErrors()
-        async with Publisher(proxy.url, clock=CLOCK, errors=errors) as out:
+        async with ReceiptPublisher(proxy.url, clock=CLOCK, errors=errors) as out:
             receipts = [Receipt(row())]
             assert out.blocked
             assert await out.send(receipts) == receipts
@@ -359,7 +359,7 @@ async def test_under_a_memory_alarm_receipts_come_back_and_taking_and_acking_go_
 
 async def test_passive_mode_publishes_once_the_topology_is_there(vhost: str) -> None:
     errors = RecordingErrors()
-    async with Publisher(vhost, clock=CLOCK, errors=errors, declare=DeclareMode.PASSIVE) as out:
+    async with ReceiptPublisher(vhost, clock=CLOCK, errors=errors, declare=DeclareMode.PASSIVE) as out:
         await until(lambda: out.state is LinkState.LOST)
         assert "exchange push.outcomes is missing" in out.cause
         await declare(vhost)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
@@ -24,7 +24,7 @@ KEPT = (Outcome.STORED, Reason.NO_SESSION)
 class Answering(RecordingIntake):
     """Answers each request with receipts for each user, by default a first one that is not final."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: ReceiptPublisher) -> None:
         super().__init__()
         self._publisher = publisher
         self.answers: dict[str, Sequence[tuple[Outcome, Reason]]] = {}
@@ -49,7 +49,7 @@ class Answering(RecordingIntake):
 
 @asynccontextmanager
 async def answering(url: str) -> AsyncIterator[Answering]:
-    async with Publisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
+    async with ReceiptPublisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
         await until(lambda: not publisher.blocked)
         intake = Answering(publisher)
         taker = consumer(url)

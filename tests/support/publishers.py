@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from tests.support.amqp import (
     CLOCK,
 )
@@ -15,8 +15,8 @@ from tests.support.core import RecordingErrors, until
 @asynccontextmanager
 async def publisher(
     url: str, errors: RecordingErrors | None = None, **options: object
-) -> AsyncIterator[Publisher]:
-    made = Publisher(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
+) -> AsyncIterator[ReceiptPublisher]:
+    made = ReceiptPublisher(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
     async with made:
         await until(lambda: not made.blocked)
         yield made

@@ -41,7 +41,7 @@ class NotTaken(BridgeError):
         super().__init__(f"nothing took the push request: {why}; has a bridge ever run with this broker?")
 
 
-class Outgoing(NamedTuple):
+class PushMessage(NamedTuple):
     """A push request to be published: the body, and the AMQP properties that the bridge honours."""
 
     body: bytes
@@ -113,7 +113,7 @@ class Producer:
         """Publish one request and await its confirm. See `publish_all`."""
         await self.publish_all(
             [
-                Outgoing(
+                PushMessage(
                     body,
                     headers or {},
                     push_id,
@@ -128,7 +128,7 @@ class Producer:
             ]
         )
 
-    async def publish_all(self, requests: Sequence[Outgoing]) -> None:
+    async def publish_all(self, requests: Sequence[PushMessage]) -> None:
         """Publish all in one write and await the confirms.
 
         Raises NotTaken when a request reached no queue, BrokerUnavailable when one was not confirmed: then
@@ -274,7 +274,7 @@ def _receipt(received: _Received) -> dict[str, Any]:
     return received
 
 
-def _message(request: Outgoing) -> Message:
+def _message(request: PushMessage) -> Message:
     headers = {**request.headers, "x-push-id": request.push_id} if request.push_id else request.headers
     table = b""
     if headers:

@@ -65,7 +65,7 @@ class HeadersLeftOut(BridgeError):
         )
 
 
-class Publisher:
+class ReceiptPublisher:
     """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
 
     def __init__(
