@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from bridge.adapters.amqp.consume import Consumer
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.pool import Connections
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.adapters.websocket.server import _Connection
+from bridge.adapters.websocket.connection import Connection
 from bridge.app import build as app
 from bridge.core.delivery.targets import RESOLVERS
 from bridge.core.model.pushes import Target, ToUser
@@ -104,16 +104,16 @@ def _any(things: Any, *_: Any) -> bool:
 
 
 POINTS: Final = {
-    "before send": Point(_Connection, "write", after=False, when=_any),
-    "after send": Point(_Connection, "write", after=True, when=_any),
+    "before send": Point(Connection, "write", after=False, when=_any),
+    "after send": Point(Connection, "write", after=True, when=_any),
     "before commit": Point(PostgresStore, "record", after=False, when=_any),
     "after commit": Point(PostgresStore, "record", after=True, when=_any),
-    "before receipt": Point(Publisher, "send", after=False, when=_any),
-    "after receipt": Point(Publisher, "send", after=True, when=_any),
+    "before receipt": Point(ReceiptPublisher, "send", after=False, when=_any),
+    "after receipt": Point(ReceiptPublisher, "send", after=True, when=_any),
     "before debt is noted": Point(PostgresStore, "owe", after=False, when=_any),
     "before debt is cleared": Point(PostgresStore, "settle", after=False, when=_any),
-    "before burial": Point(Publisher, "bury", after=False, when=_any),
-    "after burial": Point(Publisher, "bury", after=True, when=_any),
+    "before burial": Point(ReceiptPublisher, "bury", after=False, when=_any),
+    "after burial": Point(ReceiptPublisher, "bury", after=True, when=_any),
     "before ack": Point(Consumer, "ack", after=False, when=_any),
     "after ack": Point(Consumer, "ack", after=True, when=_any),
     "after dead rows end": Point(PostgresLease, "end_dead", after=True),

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from bridge import __version__
 from bridge.adapters import loop_watch, plugins
 from bridge.adapters.amqp.consume import Consumer
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.amqp.turn import Role
@@ -214,7 +214,7 @@ class Core:
         settings: Settings,
         rows: Rows,
         consumer: Consumer,
-        publisher: Publisher,
+        publisher: ReceiptPublisher,
         metrics: PrometheusMetrics,
         hooks: plugins.FanOutHooks,
         errors: ErrorHandler,
@@ -356,7 +356,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         rows = await _rows(stack, settings, clock, boot, handler)
         declare = DeclareMode(settings.declare)
         publisher = await stack.enter_async_context(
-            Publisher(
+            ReceiptPublisher(
                 settings.amqp_url,
                 clock=clock,
                 errors=errors,

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from bridge.adapters.amqp.depths import QueueDepth
-from bridge.adapters.amqp.frames import legible
+from bridge.adapters.amqp.encoding import legible
 from bridge.config import CommonSettings
 from bridge.core.errors import BrokerUnavailable, SettingsError
 from bridge.core.ports.clock import Clock

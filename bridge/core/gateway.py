@@ -43,10 +43,10 @@ class Gateway:
         self._clock = clock
         self._new_session_id = new_session_id
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
+    async def handshake(self, request: Handshake) -> Grant | Refusal:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
-        answer = self._access.decide(request)
+        answer = await self._access.decide(request)
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)
@@ -137,7 +137,7 @@ class Client:
         """The peer answered a ping."""
         self._gateway._proofs.pong(self.session, payload)
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         """The socket takes bytes again."""
         self._gateway._proofs.writable(self.session)
 

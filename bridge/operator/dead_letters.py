@@ -21,11 +21,11 @@ import aiormq.abc
 import msgspec
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding, frames
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.consume import never_called
-from bridge.adapters.amqp.frames import Delivery, Event
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel, opened
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.frames import Delivered, Event
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.amqp.publish import rfc3339
 from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import DEAD
@@ -220,13 +220,13 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
 
     def happened(events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Delivery):
+            if isinstance(event, Delivered):
                 inbox.put_nowait(_letter(event))
 
-    async with opened(url, "bridge dead", happened, lost) as (connection, wire):
+    async with opened(url, "bridge dead", happened, lost) as (connection, tap):
         low = await channel(connection, confirms=False)
         # Not by the library: a property that is not UTF-8 would cost it the connection.
-        wire.tap(low.number)
+        tap.watch(low.number)
         pile = Pile(low, inbox)
         try:
             async with border(f"consume {DEAD}", STEP_TIMEOUT):
@@ -244,7 +244,7 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         await pile._give_back(connection)
 
 
-def _letter(delivery: Delivery) -> Letter:
+def _letter(delivery: Delivered) -> Letter:
     properties = delivery.properties
     return Letter(
         tag=delivery.tag,
@@ -300,7 +300,7 @@ async def replay(
     """
     done = Replay()
     async with held(url, limit) as pile, Producer.connect(url, name="bridge dead replay") as producer:
-        batch: list[tuple[Letter, Outgoing]] = []
+        batch: list[tuple[Letter, PushMessage]] = []
         done.total = pile.total
 
         async def publish() -> None:
@@ -336,14 +336,14 @@ def unfit(letter: Letter, *, new_ids: bool) -> str:
     return ""
 
 
-def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
+def outgoing(letter: Letter, now: float, *, new_id: bool) -> PushMessage:
     """The message that a replay of this letter publishes."""
     headers = {
         name: value
         for name, value in letter.headers.items()
         if name not in _NOT_REPLAYED and not name.startswith(CHANGED_BY_BROKER)
     }
-    _, inexpressible = frames.table(headers)
+    _, inexpressible = encoding.table(headers)
     for name in inexpressible:
         del headers[name]
     push_id, body = letter.id, letter.body
@@ -352,7 +352,7 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> Outgoing:
         push_id = marked(letter.id, mark)
         if not is_payload_only(letter.headers):
             body = _with_new_ids(body, push_id, mark)
-    return Outgoing(
+    return PushMessage(
         body,
         {**headers, "x-push-replayed-at": rfc3339(now)},
         push_id=push_id,

@@ -11,9 +11,9 @@ from typing import Literal, LiteralString, NamedTuple, cast
 
 import msgspec
 
+from bridge.adapters.amqp.connection import opened
 from bridge.adapters.amqp.depths import QueueDepth, depths
-from bridge.adapters.amqp.frames import legible
-from bridge.adapters.amqp.link import opened
+from bridge.adapters.amqp.encoding import legible
 from bridge.adapters.postgres.pool import Connection
 from bridge.adapters.postgres.reading import QUERY_TIMEOUT, ask, reading
 from bridge.adapters.postgres.rows import replies_of

@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString
 
 import msgspec
 
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.postgres.pool import Connection
 from bridge.adapters.postgres.reading import ask, reading
 from bridge.adapters.postgres.rows import META
@@ -258,7 +258,7 @@ async def publish(
                 await clock.sleep(ahead)
 
 
-def outgoing(row: Mapping[str, Any], ttl: float | None) -> Outgoing:
+def outgoing(row: Mapping[str, Any], ttl: float | None) -> PushMessage:
     """The message that replays a row."""
     headers: dict[str, object] = {
         "x-push-id": row["new_id"],
@@ -276,7 +276,7 @@ def outgoing(row: Mapping[str, Any], ttl: float | None) -> Outgoing:
         headers["x-push-ttl"] = _decimal(kept)
     if row["ack_within"] and row["confirm"] == Proof.ACKED:
         headers["x-push-ack-within"] = _decimal(row["ack_within"])
-    return Outgoing(
+    return PushMessage(
         row["payload"],
         headers,
         app_id=row["app_id"],

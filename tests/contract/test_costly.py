@@ -26,7 +26,7 @@ RUNS = 5
 """A step that seems to take longer may have been disturbed: the best of so many runs counts."""
 
 FRAME_BYTES = 64 * 1024
-"""A client's message is at most as large (`adapters/websocket.py`)."""
+"""A client's message is at most as large (`adapters/websocket/connection.py`)."""
 
 
 def durations(steps: Steps[Decoded]) -> tuple[list[float], Decoded]:

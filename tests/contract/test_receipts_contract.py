@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.model.outcomes import Reason
@@ -98,7 +98,7 @@ class InMemory:
 class OnRabbitMQ:
     def __init__(
         self,
-        publisher: Publisher,
+        publisher: ReceiptPublisher,
         servers: Servers,
         outcomes: asyncio.Queue[Mapping[str, object]],
         replies: asyncio.Queue[Mapping[str, object]],
@@ -168,7 +168,7 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         outcomes = await stack.enter_async_context(listening(url, OUTCOMES))
         replies = await stack.enter_async_context(listening(url, name=REPLY_QUEUE))
         dead = await stack.enter_async_context(listening(url, DEAD))
-        publisher = await stack.enter_async_context(Publisher(url, clock=CLOCK, errors=errors))
+        publisher = await stack.enter_async_context(ReceiptPublisher(url, clock=CLOCK, errors=errors))
         await until(lambda: not publisher.blocked)
         stack.callback(servers.rabbit.evaluate, memory_alarm(False))
         yield OnRabbitMQ(publisher, servers, outcomes, replies, dead)

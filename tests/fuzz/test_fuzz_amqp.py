@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.decoding import decode_content
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.topology import DEAD, PUSH
 from bridge.core.contract.requests import Limits, decode
@@ -84,12 +85,12 @@ def garbage(dice: Dice, chance: random.Random, app_id: str) -> tuple[bytes, byte
     if chance.random() < 0.3:
         headers = {"x-push-user": "u1", **headers}
     # Erlang has no NaN and no infinity: the broker closes the connection of whoever sends one.
-    table = frames.table({name: value for name, value in headers.items() if _is_finite(value)})[0][4:]
+    table = encoding.table({name: value for name, value in headers.items() if _is_finite(value)})[0][4:]
     for _ in range(chance.choice((0, 0, 0, 1, 3))):
         name = chance.choice(RAW_NAMES)
         table += bytes((len(name),)) + name + chance.choice(RAW_VALUES)
     given.pop("timestamp", None)
-    properties = frames.properties(
+    properties = encoding.properties(
         **{name: STAND_IN if chance.random() < 0.05 else value for name, value in given.items()},
         timestamp=chance.choice((None, None, 0, 1, 1_800_000_000, 2**63, 2**64 - 1)),
         headers=long(table) if table else b"",
@@ -125,7 +126,7 @@ class Expected(NamedTuple):
 
 def expected(body: bytes, properties: bytes) -> Expected:
     """What the decoder makes of this message; that it is right is shown elsewhere."""
-    _, read, _ = frames.decode_content(bytes(12) + properties, 0, 12 + len(properties), False)
+    _, read, _ = decode_content(bytes(12) + properties, 0, 12 + len(properties), False)
     requests = decode(msgspec.structs.replace(arrival(body), properties=read), Limits()).requests
     keys: set[tuple[str, str, str | None]] = set()
     anyones: set[tuple[str, str]] = set()
@@ -161,7 +162,7 @@ async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
             assert not failures
         after_all = request("watcher", "after all of them", tenant="the watcher's")
         await publish(vhost, after_all)
-        sent.append((json.dumps(after_all).encode(), frames.properties()))
+        sent.append((json.dumps(after_all).encode(), encoding.properties()))
         wanted.append(expected(*sent[-1]))
         async with asyncio.timeout(SECONDS):
             # Some of the garbage was for everyone.

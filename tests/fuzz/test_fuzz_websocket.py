@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from bridge.adapters.websocket import connection
 from bridge.adapters.websocket import server as websocket
 from bridge.core.contract.frames import AckFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
@@ -328,7 +329,7 @@ async def test_in_a_flood_the_neighbour_is_served_and_the_memory_stays_what_it_w
 async def test_answers_that_are_not_read_take_no_memory(
     vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "FRAMES_PER_SECOND", 1e9)
+    monkeypatch.setattr(connection, "FRAMES_PER_SECOND", 1e9)
     kind = "x" * 1_000  # so that answers are more than the kernel takes
     frame = masked(0x1, json.dumps({"type": kind, "ref": "y" * 128}).encode())
     async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other, AsyncExitStack() as stack:
@@ -341,7 +342,7 @@ async def test_answers_that_are_not_read_take_no_memory(
             deaf.send(frame * 100)
             await asyncio.wait_for(deaf.writer.drain(), SECONDS)
             await other.is_well()
-        assert websocket.WRITE_HIGH < session.socket.buffered < websocket.WRITE_HIGH + 1_000
+        assert connection.WRITE_HIGH < session.socket.buffered < connection.WRITE_HIGH + 1_000
 
 
 # --- frames that break the protocol ---
@@ -399,7 +400,7 @@ ONE_FOR_EACH_CODE = {
     1002: masked(0x8, b"\x03"),
     1005: masked(0x8, b""),
     1007: masked(0x1, b"\xff"),
-    1009: masked(0x1, b"x" * (websocket.MESSAGE_BYTES_MAX + 1)),
+    1009: masked(0x1, b"x" * (connection.CLIENT_MESSAGE_BYTES_MAX + 1)),
 }
 """What is made up may leave some code out."""
 
@@ -422,7 +423,7 @@ def verdict(stream: bytes) -> set[int]:
         if len(stream) < 2 + wide:
             return codes
         size = int.from_bytes(stream[2 : 2 + wide], "big") if wide else second & 0x7F
-        if size + len(message or b"") > websocket.MESSAGE_BYTES_MAX:
+        if size + len(message or b"") > connection.CLIENT_MESSAGE_BYTES_MAX:
             return codes | {1009}
         at = 2 + wide + 4
         if len(stream) < at + size:

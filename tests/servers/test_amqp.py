@@ -21,12 +21,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pamqp import commands
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import connection as amqp_connection
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import link as amqp_link
+from bridge.adapters.amqp.connection import border, opened
 from bridge.adapters.amqp.consume import Consumer
-from bridge.adapters.amqp.link import LinkState, border, opened
+from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.outbox import Message
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.topology import (
     CONTROL,
     DEAD,
@@ -236,7 +238,7 @@ async def test_bytes_in_hand_are_bounded_and_reading_goes_on_after_acks(vhost: s
 async def test_a_paused_reader_still_notices_that_the_broker_is_gone(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "SIP", 0.1)
+    monkeypatch.setattr(amqp_connection, "SIP", 0.1)
     await declare(vhost)
     await publish(vhost, [b"x" * 20_000] * 100)
     async with AmqpProxy(vhost) as proxy:
@@ -266,7 +268,7 @@ async def test_a_body_over_the_limit_arrives_cut_with_its_size(vhost: str) -> No
 
 async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
     await declare(vhost)
-    table, left_out = frames.table(
+    table, left_out = encoding.table(
         {"text": "ü", "number": -5, "list": [1, "two", {"three": 3.5}], "none": None, "yes": True}
     )
     assert not left_out
@@ -279,7 +281,7 @@ async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
     await publish(
         vhost,
         [b"{}"],
-        frames.properties(
+        encoding.properties(
             content_type="application/json",
             content_encoding="identity",
             headers=table,
@@ -319,7 +321,7 @@ async def test_properties_and_headers_of_all_types_arrive(vhost: str) -> None:
 
 async def test_what_expires_in_the_queue_comes_through_the_fallen_queue(vhost: str) -> None:
     await declare(vhost)
-    await publish(vhost, [b"too late"], frames.properties(expiration="1", message_id="m1"))
+    await publish(vhost, [b"too late"], encoding.properties(expiration="1", message_id="m1"))
     intake = RecordingIntake()
     taker = consumer(vhost)
     intake.acks = taker
@@ -482,7 +484,7 @@ async def test_a_wrong_password_is_a_cause_in_words(vhost: str) -> None:
 async def test_a_silent_broker_is_given_up_within_the_time_limits(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(amqp_connection, "CONNECT_TIMEOUT", 0.3)
     async with AmqpProxy(vhost) as proxy:
         proxy.freeze()
         errors = RecordingErrors()
@@ -490,7 +492,7 @@ async def test_a_silent_broker_is_given_up_within_the_time_limits(
         async with taker.taking(RecordingIntake()):
             await until(lambda: errors.seen)
             assert "no answer within 0.3 s" in str(errors.seen[0][0])
-            monkeypatch.setattr(amqp_link, "CONNECT_TIMEOUT", 10.0)
+            monkeypatch.setattr(amqp_connection, "CONNECT_TIMEOUT", 10.0)
             proxy.thaw()
             await until(lambda: taker.state is LinkState.OPEN)
 
@@ -577,7 +579,7 @@ async def test_bytes_that_break_the_grammar_cost_the_connection_and_no_message(v
 
 async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: str) -> None:
     await declare(vhost)
-    await publish(vhost, numbered(20), frames.properties(headers=frames.table({"k": "v"})[0]))
+    await publish(vhost, numbered(20), encoding.properties(headers=encoding.table({"k": "v"})[0]))
     intake, errors = RecordingIntake(), RecordingErrors()
     async with AmqpProxy(vhost) as proxy:
         proxy.most = 5
@@ -595,7 +597,7 @@ async def test_a_stream_that_comes_a_few_bytes_at_a_time_is_put_together(vhost: 
 async def test_a_connection_that_falls_silent_is_given_up_by_its_heartbeats(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(amqp_connection, "HEARTBEAT_SECONDS", 1)
     async with AmqpProxy(vhost) as proxy:
         taker = consumer(proxy.url)
         async with taker.taking(RecordingIntake()):
@@ -610,11 +612,11 @@ async def test_a_broker_that_sends_nothing_but_deliveries_is_not_taken_for_dead(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker sends no heartbeats while it sends deliveries, and the library sees none of those."""
-    monkeypatch.setattr(amqp_link, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(amqp_connection, "HEARTBEAT_SECONDS", 1)
     intake, errors = RecordingIntake(), RecordingErrors()
     taker = consumer(vhost, errors)
     intake.acks = taker
-    async with taker.taking(intake), Publisher(vhost, clock=CLOCK, errors=errors) as out:
+    async with taker.taking(intake), ReceiptPublisher(vhost, clock=CLOCK, errors=errors) as out:
         await until(lambda: taker.state is LinkState.OPEN and not out.blocked)
         began = time.monotonic()
         sent = 0
@@ -645,7 +647,7 @@ async def the_whole_story(url: str, proxy: AmqpProxy) -> None:
     big = [b"%d" % n + b"x" * 50_000 for n in range(40)]
     intake = RecordingIntake()
     taker = consumer(url, held_bytes=200_000)
-    async with taker.taking(intake), Publisher(url, clock=CLOCK, errors=RecordingErrors()) as out:
+    async with taker.taking(intake), ReceiptPublisher(url, clock=CLOCK, errors=RecordingErrors()) as out:
         await publish(url, big)
         await until(lambda: taker.held_bytes > 200_000 and not out.blocked)
         assert not await out.send([Receipt(row())])
@@ -932,5 +934,5 @@ async def test_an_outbox_that_ended_confirms_nothing(vhost: str) -> None:
     await declare(vhost)
     async with outbox(vhost) as box:
         box.end("gone")
-        failures = await box.publish([Message(PUSH, b"k", frames.properties(), b"{}")], 10.0)
+        failures = await box.publish([Message(PUSH, b"k", encoding.properties(), b"{}")], 10.0)
     assert [failure.why for failure in failures.values()] == ["gone"]

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import publish as amqp_publish
 from bridge.adapters.amqp.link import LinkState
-from bridge.adapters.amqp.publish import HeadersLeftOut, Publisher, ReplyQueueTooLong, outcome_key
+from bridge.adapters.amqp.publish import HeadersLeftOut, ReceiptPublisher, ReplyQueueTooLong, outcome_key
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.core.contract.receipts import receipt_body
@@ -103,7 +103,7 @@ async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
 ) -> None:
     await declare(vhost)
     theirs = b"\x00\xff\xc3\xa9\xed\xa0\x80" + b"\x80" * 248
-    properties = frames.properties(reply_to="answers", correlation_id="~" * 255)
+    properties = encoding.properties(reply_to="answers", correlation_id="~" * 255)
     await publish(vhost, [b"{}"], properties.replace(b"~" * 255, theirs))
     async with publisher(vhost) as out, consumer(vhost).taking(intake := RecordingIntake()):
         await intake.has(1)
@@ -120,7 +120,7 @@ async def test_a_correlation_id_of_any_bytes_comes_back_as_it_was(
             for _ in range(2):
                 async with asyncio.timeout(10):
                     delivery = await seen.get()
-                assert frames.octets(delivery.properties.correlation_id) == theirs
+                assert encoding.octets(delivery.properties.correlation_id) == theirs
 
 
 async def test_a_dead_letter_keeps_bytes_that_are_no_text(vhost: str) -> None:
@@ -249,7 +249,7 @@ async def test_before_it_is_connected_it_is_blocked_and_gives_everything_back_at
     async with AmqpProxy(vhost) as proxy:
         proxy.refuse()
         errors = RecordingErrors()
-        async with Publisher(proxy.url, clock=CLOCK, errors=errors) as out:
+        async with ReceiptPublisher(proxy.url, clock=CLOCK, errors=errors) as out:
             receipts = [Receipt(row())]
             assert out.blocked
             assert await out.send(receipts) == receipts
@@ -282,7 +282,7 @@ async def test_a_broker_that_does_not_confirm_is_waited_for_within_a_limit(
         proxy.freeze()
         receipts = [Receipt(row("p1"))]
         assert list(await out.send(receipts)) == receipts
-        monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 10.0)
+        monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 10.0)
         proxy.thaw()  # the confirm comes now, and is nobody's any more
         assert not await out.send([Receipt(row("p2"))])
 
@@ -324,7 +324,7 @@ async def test_being_cancelled_while_waiting_for_confirms_leaves_the_publisher_u
 async def test_under_a_memory_alarm_receipts_come_back_and_taking_and_acking_go_on(
     servers: Servers, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 300.0)  # it is the alarm that ends the wait
+    monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 300.0)  # it is the alarm that ends the wait
     await declare(vhost)
     await publish(vhost, [b"%d" % n for n in range(50)])
     intake = RecordingIntake()
@@ -350,7 +350,7 @@ async def test_under_a_memory_alarm_receipts_come_back_and_taking_and_acking_go_
 
 async def test_passive_mode_publishes_once_the_topology_is_there(vhost: str) -> None:
     errors = RecordingErrors()
-    async with Publisher(vhost, clock=CLOCK, errors=errors, declare=DeclareMode.PASSIVE) as out:
+    async with ReceiptPublisher(vhost, clock=CLOCK, errors=errors, declare=DeclareMode.PASSIVE) as out:
         await until(lambda: out.state is LinkState.LOST)
         assert "exchange push.outcomes is missing" in out.cause
         await declare(vhost)

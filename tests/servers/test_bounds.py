@@ -13,7 +13,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.app import build as app
 from bridge.core.inflight.row_of import OWED_MAX
@@ -260,7 +260,7 @@ async def test_repeats_of_a_stored_push_are_answered_and_its_row_owes_no_more_th
         await counted(database, "outcome = 'stored'", 1)
         async with Producer.connect(vhost) as producer:
             for n in range(repeats):
-                await producer.publish_all([Outgoing(body, reply_to=queue.name, correlation_id=f"c{n}")])
+                await producer.publish_all([PushMessage(body, reply_to=queue.name, correlation_id=f"c{n}")])
         at_once = [await receipt() for _ in range(repeats - OWED_MAX - 10)]
         assert {(r["outcome"], r["final"]) for r in at_once} == {("stored", False)}
         ((owed,),) = await ask(database, "select jsonb_array_length(owed) from delivery_log")
@@ -331,9 +331,9 @@ async def test_a_replaced_push_that_an_operator_holds_stops_nothing_and_is_repla
 async def test_debts_in_rows_that_an_operator_holds_keep_nobody_else_waiting_for_an_answer(
     vhost: str, database: str
 ) -> None:
-    def request(push_id: str, correlation_id: str) -> Outgoing:
+    def request(push_id: str, correlation_id: str) -> PushMessage:
         body = json.dumps({"id": push_id, "to": {"user": "u1"}, "data": 1, "ttl": 3600}).encode()
-        return Outgoing(body, reply_to=queue.name, correlation_id=correlation_id)
+        return PushMessage(body, reply_to=queue.name, correlation_id=correlation_id)
 
     await fill(database, stored(200, push_id="'held' || g"))
     async with bridge(vhost, database) as made, await aio_pika.connect(vhost) as connection:
@@ -342,7 +342,7 @@ async def test_debts_in_rows_that_an_operator_holds_keep_nobody_else_waiting_for
             await operator.execute("select from delivery_log where push_id like 'held%' for update")
             await producer.publish_all([request(f"held{n}", f"held{n}") for n in range(1, 201)])
             ordinary = [
-                Outgoing(
+                PushMessage(
                     b'{"id":"p%d","to":{"user":"u2"},"data":1}' % n,
                     reply_to=queue.name,
                     correlation_id=str(n),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from bridge.adapters.amqp.link import channel, opened
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.login import vhost_of
 from bridge.adapters.amqp.producer import Producer
 from bridge.core.errors import BrokerUnavailable

@@ -11,7 +11,7 @@ import aio_pika
 import aiormq
 import pytest
 
-from bridge.adapters.amqp import link as amqp_link
+from bridge.adapters.amqp import connection as amqp_connection
 from bridge.adapters.amqp.producer import Producer, outcomes
 from bridge.adapters.amqp.topology import DeclareMode, TopologyError, ensure
 from bridge.app import build as app
@@ -65,7 +65,10 @@ def users(servers: Servers, vhost: str) -> Iterator[Users]:
 
 async def declare(url: str) -> None:
     """The whole topology."""
-    async with amqp_link.opened(url, "test", lambda events: None, lambda cause: None) as (connection, _):
+    async with amqp_connection.opened(url, "test", lambda events: None, lambda cause: None) as (
+        connection,
+        _,
+    ):
         await ensure(connection, DeclareMode.ACTIVE)
 
 

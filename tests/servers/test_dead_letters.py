@@ -12,7 +12,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding, frames
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import NotTaken, Producer
 from bridge.adapters.amqp.publish import rfc3339
@@ -50,8 +50,8 @@ async def bury(
                 "x-push-detail": "why",
                 "x-push-buried-at": rfc3339((datetime.now(UTC) - timedelta(hours=2)).timestamp()),
             }
-            table, _ = frames.table({**ours, **(headers or {})})
-            properties = frames.properties(headers=table, app_id="billing", content_type="application/json")
+            table, _ = encoding.table({**ours, **(headers or {})})
+            properties = encoding.properties(headers=table, app_id="billing", content_type="application/json")
             messages.append(Message(DEAD, reason.encode(), properties, body))
         assert not await box.publish(messages, 10)
 
@@ -288,7 +288,7 @@ async def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 async def test_what_cannot_be_what_it_was_is_kept(vhost: str, capsys: pytest.CaptureFixture[str]) -> None:
     await bury(vhost, ("cut", "too_large"), body=b"x" * frames.CUT_BYTES)
     async with outbox(vhost) as box:
-        await box.publish([Message(DEAD, b"x", frames.properties(message_id="foreign"), b"{}")], 10)
+        await box.publish([Message(DEAD, b"x", encoding.properties(message_id="foreign"), b"{}")], 10)
     assert await replay(vhost, new_ids=True) == 1
     out = capsys.readouterr().out
     assert "kept: cut: only the beginning of its body was kept" in out
@@ -348,8 +348,8 @@ async def test_a_letter_whose_properties_are_no_text_is_read_shown_and_replayed_
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await declare(vhost)
-    table, _ = frames.table({"x-push-id": "p1", "x-push-reason": "invalid", "own~~": 1})
-    properties = frames.properties(headers=table, message_id="m~~", correlation_id="c~~", reply_to="r~~")
+    table, _ = encoding.table({"x-push-id": "p1", "x-push-reason": "invalid", "own~~": 1})
+    properties = encoding.properties(headers=table, message_id="m~~", correlation_id="c~~", reply_to="r~~")
     async with outbox(vhost) as box:
         assert not await box.publish([Message(DEAD, b"x", properties.replace(b"~~", b"\xff\xfe"), b"{}")], 10)
     assert ids(await listed(vhost, capsys)) == ["p1"]

@@ -9,7 +9,7 @@ import aio_pika
 import psycopg
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import Producer, outcomes
 from bridge.adapters.amqp.topology import PUSH
@@ -165,14 +165,16 @@ async def test_bytes_that_are_no_text_come_back_and_make_no_id(vhost: str, datab
     ids = [b"order-\xfe", b"order-\xff"]
     async with bridge(vhost, database), raw_deliveries(vhost, "answers") as answers, outbox(vhost) as box:
         for theirs in ids:
-            properties = frames.properties(message_id="order-~", correlation_id="order-~", reply_to="answers")
+            properties = encoding.properties(
+                message_id="order-~", correlation_id="order-~", reply_to="answers"
+            )
             sent = Message(PUSH, b"user.away", properties.replace(b"order-~", theirs), body)
             assert not await box.publish([sent], 10)
         receipts = {}
         async with asyncio.timeout(10):
             for _ in ids:
                 receipt = await answers.get()
-                receipts[frames.octets(receipt.properties.correlation_id)] = json.loads(receipt.body)
+                receipts[encoding.octets(receipt.properties.correlation_id)] = json.loads(receipt.body)
         found = await final_rows(database, 2)
     assert {row["push_id"] for row in found} == {receipts[theirs]["push_id"] for theirs in ids}
     for row in found:

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import reorders_by_priority
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import channel, opened
 from tests.support import bridges
 
 NOW = int(time.time()) - 1
@@ -70,12 +70,12 @@ async def publish(url: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
         if any(getattr(event, "tag", 0) == len(messages) for event in events):
             confirmed.set()
 
-    async with opened(url, "a foreign client", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "a foreign client", happened, lambda cause: None) as (connection, tap):
         low = await channel(connection, confirms=True)
-        wire.tap(low.number)
+        tap.watch(low.number)
         for raw, body in messages:
-            method = frames.publish_method(low.number, "push", b"user.u1", False)
-            wire.write(method + frames.content(low.number, raw, body, 131072))
+            method = encoding.publish_method(low.number, "push", b"user.u1", False)
+            tap.write(method + encoding.content(low.number, raw, body, 131072))
         async with asyncio.timeout(bridges.SECONDS):
             await confirmed.wait()
 

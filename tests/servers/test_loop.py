@@ -7,7 +7,7 @@ import json
 import random
 from itertools import islice
 
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.loop_watch import watch
 from tests.support import costly_messages as costly
 from tests.support.bridges import counted, get, process, publish, request, token
@@ -41,7 +41,7 @@ async def test_costly_messages_are_taken_in_turns_and_everybody_else_is_served(
         before = await metric(b.ops_port, "bridge_loop_held_seconds")
         async with Producer.connect(vhost) as producer:
             for message in sent:
-                await producer.publish_all([Outgoing(message.body())])
+                await producer.publish_all([PushMessage(message.body())])
             await publish(vhost, request("watcher", "after all of them"))
         await counted(database, "push_id = 'after all of them' and outcome = 'received'", 1)
         held = await metric(b.ops_port, "bridge_loop_held_seconds")

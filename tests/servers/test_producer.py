@@ -8,7 +8,7 @@ import json
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp.producer import NotTaken, Outgoing, Producer, expected, outcomes
+from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage, expected, outcomes
 from bridge.core.errors import BrokerUnavailable
 from tests.support.amqp import RecordingIntake, consumer, declare
 from tests.support.loops import nothing_left_behind
@@ -44,7 +44,7 @@ async def test_a_published_request_is_in_the_queue_when_publish_returns(vhost: s
 async def test_many_requests_leave_in_one_write_and_keep_their_order(vhost: str) -> None:
     await declare(vhost)
     async with Producer.connect(vhost) as producer:
-        await producer.publish_all([Outgoing(b"%d" % n) for n in range(500)])
+        await producer.publish_all([PushMessage(b"%d" % n) for n in range(500)])
     assert [m.body for m in await drained(vhost, "push.requests")] == [b"%d" % n for n in range(500)]
 
 
@@ -66,7 +66,7 @@ async def test_every_request_that_no_queue_takes_is_told_whatever_its_id(vhost: 
         await queue.unbind("push", "#")
         await queue.bind("push", "user.u1")
     async with Producer.connect(vhost) as producer:
-        taken, lost = (Outgoing(b"{}", push_id=push_id, routing_key=key) for key in ("user.u1", "user.u2"))
+        taken, lost = (PushMessage(b"{}", push_id=push_id, routing_key=key) for key in ("user.u1", "user.u2"))
         for requests in ([lost], [taken, lost], [lost, taken], [lost, lost]):
             with pytest.raises(NotTaken, match="NO_ROUTE"):
                 await producer.publish_all(requests)
@@ -81,7 +81,7 @@ async def test_what_is_too_long_for_a_property_is_an_error_and_not_cut(vhost: st
     async with Producer.connect(vhost) as producer:
         for name in ("reply_to", "correlation_id"):
             with pytest.raises(ValueError, match=f"{name} has over 255 bytes"):
-                await producer.publish_all([Outgoing(b"{}", **{name: "ü" * 128})])  # type: ignore[arg-type]
+                await producer.publish_all([PushMessage(b"{}", **{name: "ü" * 128})])  # type: ignore[arg-type]
     assert not await drained(vhost, "push.requests")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bridge.adapters.amqp.producer import NotTaken, Outgoing, Producer
+from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage
 from bridge.adapters.amqp.topology import REQUESTS
 from bridge.cli import main, operating
 from bridge.config import CommonSettings
@@ -372,7 +372,7 @@ async def test_an_interrupted_replay_says_how_far_it_came_and_goes_on_when_run_a
     real = Producer.publish_all
     calls = 0
 
-    async def cut(self: Producer, requests: list[Outgoing]) -> None:
+    async def cut(self: Producer, requests: list[PushMessage]) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:

@@ -14,8 +14,8 @@ import pytest
 
 from bridge.adapters.amqp import turn as amqp_turn
 from bridge.adapters.amqp.check import findings
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer, never_called
-from bridge.adapters.amqp.link import channel, opened
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode
 from bridge.adapters.amqp.turn import LOCK, Role
 from bridge.app.standing import STANDBY

@@ -18,19 +18,20 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding, frames
+from bridge.adapters.amqp.decoding import decode_content
 from bridge.adapters.amqp.frames import (
     Blocked,
     Closed,
     Confirm,
     ConsumerCancelled,
-    Delivery,
+    Delivered,
     Event,
-    NotAmqp,
     Returned,
     Splitter,
     Unblocked,
 )
+from bridge.adapters.amqp.grammar import NotAmqp
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Properties
 
 PROPERTIES = (
@@ -141,7 +142,7 @@ def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stre
             stream += frame
             between = pamqp.frame.marshal(Heartbeat(), 0) if n % 2 else b""
             other = b"".join(
-                frames.content(OTHER, frames.properties(message_id="x"), b"other", 4096) for _ in (0,)
+                encoding.content(OTHER, encoding.properties(message_id="x"), b"other", 4096) for _ in (0,)
             )
             stream += between + other
             passing += between + other
@@ -149,13 +150,13 @@ def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stre
     assert passed == passing
     assert len(events) == len(sent)
     for event, (tag, redelivered, body, properties) in zip(events, sent, strict=True):
-        assert isinstance(event, Delivery)
+        assert isinstance(event, Delivered)
         _, _, header = pamqp.frame.unmarshal(
             pamqp.frame.marshal(ContentHeader(0, len(body), properties), CHANNEL)
         )
         assert isinstance(header, ContentHeader)
         assert event.readable
-        assert event._replace(properties=Properties()) == Delivery(
+        assert event._replace(properties=Properties()) == Delivered(
             CHANNEL, "push.requests", tag, body, len(body), Properties(), True
         )
         assert event.properties == read_back(header, redelivered)
@@ -189,26 +190,26 @@ def long(value: bytes) -> bytes:
 
 
 def written(table: bytes, short_strings: dict[str, Any]) -> bytes:
-    return frames.properties(headers=table, **short_strings)
+    return encoding.properties(headers=table, **short_strings)
 
 
-def one(properties: Any = None, body: bytes = b"{}", redelivered: bool = False) -> Delivery:
+def one(properties: Any = None, body: bytes = b"{}", redelivered: bool = False) -> Delivered:
     sent = delivered(7, redelivered, body, properties or commands.Basic.Properties())
     events, _ = split(b"".join(sent), [])
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     return event
 
 
-def with_table(table: bytes, redelivered: bool = False) -> Delivery:
+def with_table(table: bytes, redelivered: bool = False) -> Delivered:
     """A delivery whose header table is just these bytes."""
-    raw = frames.properties(headers=len(table).to_bytes(4, "big") + table, message_id="after")
-    stream = next(delivered(1, redelivered, b"", commands.Basic.Properties())) + frames.content(
+    raw = encoding.properties(headers=len(table).to_bytes(4, "big") + table, message_id="after")
+    stream = next(delivered(1, redelivered, b"", commands.Basic.Properties())) + encoding.content(
         CHANNEL, raw, b"", 4096
     )
     events, _ = split(stream, [])
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     return event
 
 
@@ -249,11 +250,11 @@ def test_bytes_that_are_not_utf8_are_the_same_bytes_when_they_are_written_again(
     table = b"\x01kx\x00\x00\x00\x02\xff\xfe" + b"\x02\xff\xfet\x01" + b"\x01mF\x00\x00\x00\x03\x01\xffV"
     raw = written(long(table), dict.fromkeys(SHORT_STRINGS, "~" * 255))
     sent = raw.replace(b"~" * 255, b"a\x80\xff" * 85)
-    _, read, readable = frames.decode_content(bytes(12) + sent, 0, 12 + len(sent), False)
+    _, read, readable = decode_content(bytes(12) + sent, 0, 12 + len(sent), False)
     assert readable
     assert read.headers["k"] == b"\xff\xfe"
     assert {getattr(read, name) for name in SHORT_STRINGS} == {"a\udc80\udcff" * 85}
-    again, left_out = frames.table(read.headers)
+    again, left_out = encoding.table(read.headers)
     assert not left_out
     assert written(again, {name: getattr(read, name) for name in SHORT_STRINGS}) == sent
 
@@ -264,10 +265,10 @@ def test_a_header_string_that_is_not_utf8_stays_bytes() -> None:
 
 
 def test_an_app_id_is_text_that_a_database_takes() -> None:
-    raw = frames.properties(app_id="~" * 255).replace(b"~" * 255, b"\xff" * 255)
-    _, read, _ = frames.decode_content(bytes(12) + raw, 0, 12 + len(raw), False)
+    raw = encoding.properties(app_id="~" * 255).replace(b"~" * 255, b"\xff" * 255)
+    _, read, _ = decode_content(bytes(12) + raw, 0, 12 + len(raw), False)
     assert read.app_id == "�" * 255
-    assert frames.properties(app_id=read.app_id) == frames.properties(app_id="�" * 85)
+    assert encoding.properties(app_id=read.app_id) == encoding.properties(app_id="�" * 85)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_a_body_over_the_limit_is_cut_as_it_comes_in(size: int) -> None:
         some, _ = splitter.feed(frame)
         events += some
     (event,) = events
-    assert isinstance(event, Delivery)
+    assert isinstance(event, Delivered)
     assert event.body_size == size
     assert event.body == (body if size <= MESSAGE_BYTES_MAX else body[: frames.CUT_BYTES])
 
@@ -332,7 +333,7 @@ def test_confirms_and_returns_of_a_tapped_channel_are_taken_out() -> None:
         pamqp.frame.marshal(commands.Basic.Ack(9, True), CHANNEL)
         + pamqp.frame.marshal(commands.Basic.Nack(10, False), CHANNEL)
         + pamqp.frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "push", "k"), CHANNEL)
-        + frames.content(CHANNEL, frames.properties(message_id="m1"), b"body", 4096)
+        + encoding.content(CHANNEL, encoding.properties(message_id="m1"), b"body", 4096)
     )
     assert split(stream, []) == (
         [
@@ -384,15 +385,15 @@ def unmarshalled(data: bytes) -> list[tuple[int, Any]]:
 def test_answers_are_written_as_the_library_writes_them() -> None:
     for multiple in (False, True):
         expected = pamqp.frame.marshal(commands.Basic.Ack(1 << 40, multiple), 5)
-        assert frames.ack(5, 1 << 40, multiple) == expected
-    assert frames.requeue(5, 77) == pamqp.frame.marshal(commands.Basic.Nack(77, False, True), 5)
-    assert frames.cancel(5, "q") == pamqp.frame.marshal(commands.Basic.Cancel("q", True), 5)
+        assert encoding.ack(5, 1 << 40, multiple) == expected
+    assert encoding.requeue(5, 77) == pamqp.frame.marshal(commands.Basic.Nack(77, False, True), 5)
+    assert encoding.cancel(5, "q") == pamqp.frame.marshal(commands.Basic.Cancel("q", True), 5)
 
 
 def test_a_publish_is_written_as_the_library_writes_it() -> None:
     for mandatory in (False, True):
         expected = pamqp.frame.marshal(commands.Basic.Publish(0, "push", "user.ü", mandatory, False), 5)
-        assert frames.publish_method(5, "push", "user.ü".encode(), mandatory) == expected
+        assert encoding.publish_method(5, "push", "user.ü".encode(), mandatory) == expected
 
 
 @settings(max_examples=200)
@@ -408,11 +409,11 @@ def test_a_publish_is_written_as_the_library_writes_it() -> None:
 def test_content_that_we_write_is_read_by_the_library(
     given: dict[str, str], headers: dict[str, object], body: bytes, timestamp: int | None
 ) -> None:
-    table, left_out = frames.table(headers)
+    table, left_out = encoding.table(headers)
     assert not left_out
-    raw = frames.content(
+    raw = encoding.content(
         CHANNEL,
-        frames.properties(**given, headers=table if headers else b"", timestamp=timestamp),
+        encoding.properties(**given, headers=table if headers else b"", timestamp=timestamp),
         body,
         100,
     )
@@ -429,31 +430,31 @@ def test_content_that_we_write_is_read_by_the_library(
 
 def test_headers_that_amqp_cannot_express_are_named() -> None:
     odd = {"big": 1 << 70, "odd": object(), "k" * 256: 1, "sur\ud800": "x", "sur": "\ud800", "inf": math.inf}
-    table, left_out = frames.table({"good": 1, **odd, "in": {"a": [math.nan]}})
+    table, left_out = encoding.table({"good": 1, **odd, "in": {"a": [math.nan]}})
     assert left_out == [*odd, "in"]
-    assert table == frames.table({"good": 1})[0]
+    assert table == encoding.table({"good": 1})[0]
 
 
 @pytest.mark.parametrize("name", ["k" * 255, "ü" * 127, "😀" * 63], ids=["1", "2", "4"])
 def test_a_name_is_whole_or_left_out(name: str) -> None:
-    table, left_out = frames.table({name: {name: 0.1}})
+    table, left_out = encoding.table({name: {name: 0.1}})
     assert not left_out
     assert with_table(table[4:]).properties.headers == {name: {name: 0.1}}
-    assert frames.table({name + "😀": 1})[1] == [name + "😀"]
-    assert frames.table({"in": {name + "😀": 1}})[1] == ["in"]
+    assert encoding.table({name + "😀": 1})[1] == [name + "😀"]
+    assert encoding.table({"in": {name + "😀": 1}})[1] == ["in"]
 
 
 def test_bytes_in_a_header_are_written_as_bytes_however_deep() -> None:
-    table, left_out = frames.table({"k": b"\xff", "deep": {"list": [b"\x00", "text"]}})
+    table, left_out = encoding.table({"k": b"\xff", "deep": {"list": [b"\x00", "text"]}})
     assert not left_out
     assert with_table(table[4:]).properties.headers == {"k": b"\xff", "deep": {"list": [b"\x00", "text"]}}
 
 
 @given(st.text(max_size=300))
 def test_a_cut_text_is_valid_utf8_of_at_most_255_bytes(text: str) -> None:
-    raw = frames.cut(text)
+    raw = encoding.cut(text)
     assert len(raw) <= 255
     assert text.encode().startswith(raw)
     raw.decode()
-    assert frames.fits(text) == (raw == text.encode())
+    assert encoding.fits(text) == (raw == text.encode())
     assert len(text.encode()) - len(raw) < 4 or len(raw) > 251

@@ -15,9 +15,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.frames import BINARY, PING, TEXT
 from websockets.frames import Frame as WireFrame
 
+from bridge.adapters.websocket import connection as socket_connection
 from bridge.adapters.websocket import server as websocket
+from bridge.adapters.websocket.connection import WRITE_HIGH, frame_header
 from bridge.adapters.websocket.handshake import LINE_BYTES_MAX, WHYS
-from bridge.adapters.websocket.server import READ_CHUNK, WRITE_HIGH, WebSocketServer, frame_header, listen
+from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer, listen
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
@@ -831,7 +833,7 @@ async def test_the_host_may_write_again_from_within_resumed() -> None:
         peer.freeze()
         seen.text("x" * 16 * MIB)
         await until(lambda: not seen.socket.writable)
-        resumed, seen.resumed = seen.resumed, lambda: (seen.text("again"), resumed())[1]  # type: ignore[method-assign]
+        writable, seen.writable = seen.writable, lambda: (seen.text("again"), writable())[1]  # type: ignore[method-assign]
         peer.thaw()
         assert len(await peer.read()) == 16 * MIB
         assert await peer.read() == "again"
@@ -840,8 +842,8 @@ async def test_the_host_may_write_again_from_within_resumed() -> None:
 async def test_a_client_that_floods_is_read_at_its_rate_and_nobody_else_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(websocket, "FRAMES_PER_SECOND", 5000.0)
-    monkeypatch.setattr(websocket, "BURST_SECONDS", 0.02)
+    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 5000.0)
+    monkeypatch.setattr(socket_connection, "BURST_SECONDS", 0.02)
     async with session() as (host, seen, peer, server), client(server.port) as other:
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -858,8 +860,8 @@ async def test_a_client_that_floods_is_read_at_its_rate_and_nobody_else_waits(
 
 
 async def test_pongs_that_answer_our_pings_cost_the_client_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "FRAMES_PER_SECOND", 0.001)
-    monkeypatch.setattr(websocket, "BURST_SECONDS", 0.5)
+    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 0.001)
+    monkeypatch.setattr(socket_connection, "BURST_SECONDS", 0.5)
     async with serving() as (host, server), client(server.port):
         seen = await host.session()
         sent: list[bytes] = []
@@ -882,7 +884,7 @@ async def test_a_client_that_is_being_slowed_down_is_still_heard_when_it_closes_
 async def test_pongs_to_a_peer_that_does_not_read_them_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(websocket, "FRAMES_PER_SECOND", 1e9)
+    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 1e9)
     async with session() as (_, seen, peer, _):
         pings = masked(0x9, bytes(125)) * 500
 

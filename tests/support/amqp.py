@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer
-from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import channel, opened
+from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.outbox import Message, Outbox
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.topology import PUSH, DeclareMode, ensure
 from bridge.app.build import SystemClock
 from bridge.core.ports.broker import AckToken, Arrival
@@ -56,7 +56,7 @@ class WideConsumer(Consumer):
 
     def happened(self, events: Sequence[Event]) -> None:
         super().happened(events)
-        if any(isinstance(event, frames.Delivery) for event in events):
+        if any(isinstance(event, Delivered) for event in events):
             self.widen()
 
 
@@ -69,8 +69,8 @@ def consumer(
 @asynccontextmanager
 async def publisher(
     url: str, errors: RecordingErrors | None = None, **options: object
-) -> AsyncIterator[Publisher]:
-    made = Publisher(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
+) -> AsyncIterator[ReceiptPublisher]:
+    made = ReceiptPublisher(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
     async with made:
         await until(lambda: not made.blocked)
         yield made
@@ -85,10 +85,10 @@ async def outbox(url: str) -> AsyncIterator[Outbox]:
         for box in made:
             box.happened(events)
 
-    async with opened(url, "test publisher", happened, lambda cause: None) as (connection, wire):
+    async with opened(url, "test publisher", happened, lambda cause: None) as (connection, tap):
         low = await channel(connection, confirms=True)
-        wire.tap(low.number)
-        made.append(Outbox(wire, low.number))
+        tap.watch(low.number)
+        made.append(Outbox(tap, low.number))
         yield made[0]
 
 
@@ -99,7 +99,7 @@ async def declare(url: str) -> None:
 
 async def publish(url: str, bodies: Sequence[bytes], properties: bytes | None = None) -> None:
     """Publish to exchange `push` and await the confirms."""
-    plain = properties if properties is not None else frames.properties()
+    plain = properties if properties is not None else encoding.properties()
     async with outbox(url) as box:
         failures = await box.publish([Message(PUSH, b"user.u1", plain, body) for body in bodies], 10.0)
         assert not failures

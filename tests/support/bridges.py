@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from benchmarks.ports import reserved_port
-from bridge.adapters.amqp.producer import Outgoing, Producer
+from bridge.adapters.amqp.producer import Producer, PushMessage
 from bridge.adapters.tokens import make_token
 from bridge.app import build as app
 from bridge.config import Settings
@@ -63,7 +63,7 @@ def request(user: str, push_id: str, **more: object) -> dict[str, object]:
 async def publish(amqp_url: str, *requests: object, **properties: Any) -> None:
     """Publish requests, one message each, with confirms."""
     async with Producer.connect(amqp_url) as producer:
-        await producer.publish_all([Outgoing(json.dumps(r).encode(), **properties) for r in requests])
+        await producer.publish_all([PushMessage(json.dumps(r).encode(), **properties) for r in requests])
 
 
 async def rows(dsn: str) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-from bridge.adapters.amqp import link
+from bridge.adapters.amqp import connection as low_level
 from bridge.adapters.amqp.consume import never_called
-from bridge.adapters.amqp.frames import Delivery, Event
+from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.topology import DEAD, FALLEN, REQUESTS
 
 ENVELOPE = ("bridge.v1.json",)
@@ -77,23 +77,23 @@ async def listening(
 
 
 @asynccontextmanager
-async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivery]]:
+async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivered]]:
     """What reaches a queue, or one that is made under this name, as our own decoder reads it.
 
     The library would give up its connection over a property that is not UTF-8.
     """
-    seen: asyncio.Queue[Delivery] = asyncio.Queue()
+    seen: asyncio.Queue[Delivered] = asyncio.Queue()
 
     def happened(events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Delivery):
+            if isinstance(event, Delivered):
                 seen.put_nowait(event)
 
-    async with link.opened(url, "test reader", happened, lambda cause: None) as (connection, wire):
-        low = await link.channel(connection, confirms=False)
+    async with low_level.opened(url, "test reader", happened, lambda cause: None) as (connection, tap):
+        low = await low_level.channel(connection, confirms=False)
         if queue not in (DEAD, REQUESTS, FALLEN):
             await low.queue_declare(queue, exclusive=True)
-        wire.tap(low.number)
+        tap.watch(low.number)
         await low.basic_consume(queue, never_called, no_ack=True)
         yield seen
 

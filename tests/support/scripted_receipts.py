@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from bridge.adapters.amqp.publish import Publisher
+from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
@@ -25,7 +25,7 @@ KEPT = (Outcome.STORED, Reason.NO_SESSION)
 class ScriptedReceipts(RecordingIntake):
     """Answers each request with receipts for each user, by default a first one that is not final."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: ReceiptPublisher) -> None:
         super().__init__()
         self._publisher = publisher
         self.answers: dict[str, Sequence[tuple[Outcome, Reason]]] = {}
@@ -50,7 +50,7 @@ class ScriptedReceipts(RecordingIntake):
 
 @asynccontextmanager
 async def scripted_receipts(url: str) -> AsyncIterator[ScriptedReceipts]:
-    async with Publisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
+    async with ReceiptPublisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
         await until(lambda: not publisher.blocked)
         intake = ScriptedReceipts(publisher)
         taker = consumer(url)

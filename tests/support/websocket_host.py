@@ -28,7 +28,7 @@ class Seen:
         self.pongs.append(payload)
         self._told()
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         self.resumes += 1
         self._told()
 
@@ -67,11 +67,20 @@ class Host:
         self.refusals: list[Refusal] = []
         self.ready: tuple[bool, list[str]] = (True, [])
         self.on_open: Callable[[Socket], None] | None = None
+        self.held: asyncio.Future[None] | None = None
+        """Decisions wait for it where it is there."""
+        self.begun = 0
+        """Decisions that wait, or waited."""
+        self.cancelled = 0
+        """Decisions that were given up."""
+        self.on_hold: Callable[[], None] | None = None
         self.speaks = (Mode.ENVELOPE.value, Mode.BARE.value)
         self._changed = asyncio.Event()
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
+    async def handshake(self, request: Handshake) -> Grant | Refusal:
         self.handshakes.append(request)
+        if self.held is not None:
+            await self._hold(self.held)
         token = request.query.get("token", [""])[0]
         if token.startswith("refuse-"):
             return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}\n")
@@ -79,8 +88,26 @@ class Host:
         mode = Mode(spoken) if spoken else Mode.BARE
         return Grant(Claims(user=token or "anybody", expires_at=4e9), mode, spoken)
 
+    async def _hold(self, held: asyncio.Future[None]) -> None:
+        self.begun += 1
+        self.changed()
+        if self.on_hold is not None:
+            self.on_hold()
+        try:
+            await asyncio.shield(held)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            self.changed()
+            raise
+
+    def hold(self) -> asyncio.Future[None]:
+        """From now on decisions wait until this is resolved."""
+        self.held = asyncio.get_running_loop().create_future()
+        return self.held
+
     def refused(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
+        self.changed()
 
     def opened(self, grant: Grant, socket: Socket) -> Seen:
         if self.on_open is not None:

@@ -37,11 +37,20 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import limits as amqp_limits
+from bridge.adapters.amqp.broker import version as broker_version
+from bridge.adapters.amqp.connection import (
+    STEP_TIMEOUT,
+    Tap,
+    border,
+    channel,
+    close_channel,
+    look_at,
+    opened,
+)
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.publish import outcome_key
 from bridge.adapters.amqp.topology import (
@@ -94,8 +103,8 @@ async def findings(
         for box in boxes:
             box.happened(events)
 
-    async with opened(url, "bridge check", happened, lambda cause: None) as (connection, wire):
-        version = _version(connection)
+    async with opened(url, "bridge check", happened, lambda cause: None) as (connection, tap):
+        version = broker_version(connection) or "of an unknown version"
         look = _Look(connection, mode)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
         try:
@@ -103,9 +112,9 @@ async def findings(
             found += topology or [_whole(mode)]
             found += await look.permissions(outcome_events)
             found += await look.others()
-            now = await look.publishing(wire, boxes)
+            now = await look.publishing(tap, boxes)
             if all(finding.what != "broker" for finding in now):
-                now += await look.topics(wire, boxes, outcome_events)
+                now += await look.topics(tap, boxes, outcome_events)
             found += now
         except BrokerRefused as error:
             # Even one channel may be too many, while the broker still counts the one before.
@@ -147,8 +156,7 @@ class _Look:
             if isinstance(cause, _ANSWERS):
                 return cause
             raise
-        async with border("close a channel", STEP_TIMEOUT):
-            await low.close()
+        await close_channel(low)
         return None
 
     async def limits(self, url: str) -> list[Finding]:
@@ -271,14 +279,13 @@ class _Look:
         if f"queue {REQUESTS}" not in self._there:
             return []
         low = await channel(self._connection, confirms=False)
-        async with border(f"look at {REQUESTS}", STEP_TIMEOUT):
-            declared = await low.queue_declare(REQUESTS, passive=True)
-            await low.close()
+        declared = await look_at(low, REQUESTS)
+        await close_channel(low)
         if not declared.consumer_count:
             return []
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
 
-    async def topics(self, wire: Wire, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
+    async def topics(self, tap: Tap, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
         """What this user may not publish by its routing key, where it may write to the exchange."""
         found: list[Finding] = []
         for exchange, keys in _keys(outcome_events).items():
@@ -286,8 +293,8 @@ class _Look:
                 continue
             refused: list[str] = []
             for key in keys:
-                vain = Message(exchange, key.encode(), frames.properties(expiration="never"), b"")
-                failure = await self._published(vain, wire, boxes)
+                vain = Message(exchange, key.encode(), encoding.properties(expiration="never"), b"")
+                failure = await self._published(vain, tap, boxes)
                 if failure is not None and failure.why.endswith("(403)"):
                     if "access to exchange " in failure.why:
                         # It may not write to it at all, which was said.
@@ -308,25 +315,23 @@ class _Look:
             f"this user may not publish to exchange {exchange} with routing key {keys}: {words}: {command}",
         )
 
-    async def _published(self, message: Message, wire: Wire, boxes: list[Outbox]) -> Failure | None:
+    async def _published(self, message: Message, tap: Tap, boxes: list[Outbox]) -> Failure | None:
         """What becomes of this message on a channel of its own; None where it is confirmed."""
         low = await channel(self._connection, confirms=True)
-        wire.tap(low.number)
-        box = Outbox(wire, low.number)
+        box = Outbox(tap, low.number)
         boxes.append(box)
         failure = (await box.publish([message], PUBLISH_SECONDS)).get(0)
         boxes.remove(box)
-        wire.untap(low.number)
+        tap.unwatch(low.number)
         if failure is None or failure.returned:
-            async with border("close a channel", STEP_TIMEOUT):
-                await low.close()
+            await close_channel(low)
         return failure
 
-    async def publishing(self, wire: Wire, boxes: list[Outbox]) -> list[Finding]:
+    async def publishing(self, tap: Tap, boxes: list[Outbox]) -> list[Finding]:
         """Whether a receipt could be published now."""
         name = f"push.check.{uuid.uuid4().hex}"
-        message = Message("", name.encode(), frames.properties(message_id=name), b"", name)
-        failure = await self._published(message, wire, boxes)
+        message = Message("", name.encode(), encoding.properties(message_id=name), b"", name)
+        failure = await self._published(message, tap, boxes)
         if failure is None or failure.returned:
             return []
         if "403" in failure.why:
@@ -391,12 +396,6 @@ async def _binding_in_vain(exchange: str, source: str, low: Low) -> None:
 
 async def _unbinding_in_vain(binding: Binding, key: str, low: Low) -> None:
     await low.queue_unbind(binding.queue, binding.exchange, key)
-
-
-def _version(connection: aio_pika.Connection) -> str:
-    assert connection.transport is not None
-    told = connection.transport.connection.server_properties
-    return str(told.get("version", "of an unknown version"))
 
 
 def _about_version(version: str) -> list[Finding]:

@@ -7,7 +7,7 @@ deleted, a consumer that the broker cancelled) ends the incarnation; the link th
 Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
 `widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
 
-Nothing is consumed before it is this node's turn (`amqp_turn`): a node that stands by has a connection, and waits.
+Nothing is consumed before it is this node's turn (`turn.py`): a node that stands by has a connection, and waits.
 """
 
 from __future__ import annotations
@@ -19,20 +19,12 @@ from contextlib import asynccontextmanager
 import aio_pika
 import aiormq.abc
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import HIGH_PRIORITY, reorders_by_priority, version
+from bridge.adapters.amqp.connection import CLOSE_TIMEOUT, STEP_TIMEOUT, Tap, border, channel
 from bridge.adapters.amqp.depths import QueueDepth, depths
-from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivery, Event
-from bridge.adapters.amqp.link import (
-    CLOSE_TIMEOUT,
-    STEP_TIMEOUT,
-    Link,
-    LinkState,
-    StateListener,
-    Wire,
-    border,
-    channel,
-)
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivered, Event
+from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
 from bridge.adapters.amqp.turn import LOCK, Role, Turn
 from bridge.core.errors import BridgeError, BrokerUnavailable
@@ -97,7 +89,7 @@ class Consumer:
         """What this node is to the others; None without a connection."""
         self._intake: Intake | None = None
         self._connection: aio_pika.Connection | None = None
-        self._wire: Wire | None = None
+        self._tap: Tap | None = None
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._number = 0
         self._held: dict[int, int] = {}
@@ -178,8 +170,8 @@ class Consumer:
         self._send_answers()
         closing, self._channel = self._channel, None
         if closing is not None:
-            if self._wire is not None:
-                self._wire.resume()
+            if self._tap is not None:
+                self._tap.resume()
             try:
                 async with border("close the consuming channel", CLOSE_TIMEOUT):
                     await closing.close()
@@ -199,7 +191,7 @@ class Consumer:
 
     # --- LinkUser ---
 
-    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+    async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Make sure of the topology, wait for this node's turn, then begin a new incarnation; not after
         `stop_consuming`."""
         await ensure(connection, self._declare)
@@ -210,10 +202,10 @@ class Consumer:
             await self._give_up_turn()
             return
         opened = await channel(connection, confirms=False)
-        self._wire = wire
+        self._tap = tap
         self._by_priority = reorders_by_priority(version(connection))
         self._number = opened.number
-        wire.tap(opened.number)
+        tap.watch(opened.number)
         self._channel = opened
         self.incarnation += 1
         self._wanted_wide = False
@@ -245,7 +237,7 @@ class Consumer:
         number, incarnation, held = self._number, self.incarnation, self._held
         gone = ""
         for event in events:
-            if type(event) is Delivery:
+            if type(event) is Delivered:
                 if event.channel != number or self._stopped or event.consumer == _LOCK_TAG:
                     continue
                 size = len(event.body)
@@ -281,8 +273,8 @@ class Consumer:
             self._become(Role.ACTIVE)
         if batch and self._intake is not None:
             self._intake.arrived(batch)
-            if self.held_bytes > self._held_bytes_max and self._wire is not None:
-                self._wire.pause()
+            if self.held_bytes > self._held_bytes_max and self._tap is not None:
+                self._tap.pause()
         if gone and not self._stopped:
             self._end_incarnation()
             self._link.give_up(gone)
@@ -297,7 +289,7 @@ class Consumer:
         had = self._number
         self._number = 0
         self._channel = None
-        self._wire = None
+        self._tap = None
         self._set_up = False
         self._single = None
         self._turn = None
@@ -325,11 +317,11 @@ class Consumer:
         if not self._set_up:
             # A second bridge would take over if one consumer ended before the other is there.
             self._wanted_wide = True
-        elif self._single in self._held and self._wire is not None:
+        elif self._single in self._held and self._tap is not None:
             # While its one message is unanswered nothing can be on the way to the consumer that ends here: what was
             # would be given out again, behind what is newer.
             self._single = None
-            self._wire.write(frames.cancel(self._number, _ONE_BY_ONE))
+            self._tap.write(encoding.cancel(self._number, _ONE_BY_ONE))
 
     def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
         incarnation = self.incarnation
@@ -355,10 +347,10 @@ class Consumer:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        wire, number = self._wire, self._number
-        if wire is None or not (self._done or self._back):
+        tap, number = self._tap, self._number
+        if tap is None or not (self._done or self._back):
             return
-        out = [frames.requeue(number, tag) for tag in sorted(self._back)]
+        out = [encoding.requeue(number, tag) for tag in sorted(self._back)]
         done = sorted(self._done)
         self._back.clear()
         self._done.clear()
@@ -370,11 +362,11 @@ class Consumer:
             while single < len(done) and done[single] < oldest:
                 single += 1
         if single:
-            out.append(frames.ack(number, done[single - 1], single > 1))
-        out += [frames.ack(number, tag, False) for tag in done[single:]]
-        wire.write(b"".join(out))
-        if wire.paused and self.held_bytes < self._held_bytes_max // 2:
-            wire.resume()
+            out.append(encoding.ack(number, done[single - 1], single > 1))
+        out += [encoding.ack(number, tag, False) for tag in done[single:]]
+        tap.write(b"".join(out))
+        if tap.paused and self.held_bytes < self._held_bytes_max // 2:
+            tap.resume()
 
 
 async def never_called(_: aiormq.abc.DeliveredMessage) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import aio_pika
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import channel, close_channel, look_at
 from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, REQUESTS
 from bridge.core.errors import BrokerUnavailable
 
@@ -28,14 +28,12 @@ async def depths(connection: aio_pika.Connection) -> list[QueueDepth]:
         # A queue that is missing costs the channel, so each gets its own.
         low = await channel(connection, confirms=False)
         try:
-            async with border(f"look at {name}", STEP_TIMEOUT):
-                declared = await low.queue_declare(name, passive=True)
+            declared = await look_at(low, name)
         except BrokerUnavailable as error:
             if not isinstance(error.__cause__, ChannelNotFoundEntity):
                 raise
             found.append(QueueDepth(name, False, 0, 0))
         else:
             found.append(QueueDepth(name, True, declared.message_count or 0, declared.consumer_count or 0))
-            async with border("close a channel", STEP_TIMEOUT):
-                await low.close()
+            await close_channel(low)
     return found

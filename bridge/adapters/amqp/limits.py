@@ -16,7 +16,7 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Tap, border, channel, look_at, opened
 from bridge.adapters.amqp.turn import LOCK
 from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
@@ -52,7 +52,7 @@ async def limits(url: str, vhost: str, user: str, missing: int) -> list[Finding]
 
 async def _tried(url: str, missing: int) -> tuple[str, str] | None:
     """Open and declare everything once; what is refused, and the name of the limit."""
-    held: list[tuple[aio_pika.Connection, Wire]] = []
+    held: list[tuple[aio_pika.Connection, Tap]] = []
     async with AsyncExitStack() as stack:
         try:
             for name in CHANNELS:
@@ -64,12 +64,12 @@ async def _tried(url: str, missing: int) -> tuple[str, str] | None:
                 "max-connections",
             )
         lows: list[AbstractChannel] = []
-        for (connection, wire), wanted in zip(held, CHANNELS.values(), strict=True):
+        for (connection, tap), wanted in zip(held, CHANNELS.values(), strict=True):
             for _ in range(wanted):
                 try:
                     lows.append(await channel(connection, confirms=False))
                 except BrokerUnavailable as away:
-                    said = str(wire.closed) if wire.closed is not None else away.cause
+                    said = str(tap.closed) if tap.closed is not None else away.cause
                     return (
                         f"has {sum(CHANNELS.values())} channels at once, and got {len(lows)}: {said}",
                         "max-channels",
@@ -105,8 +105,7 @@ async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
 async def _taken(low: AbstractChannel) -> bool:
     """Whether a bridge holds the queue of its turn."""
     try:
-        async with border(f"look at {LOCK}", STEP_TIMEOUT):
-            await low.queue_declare(LOCK, passive=True)
+        await look_at(low, LOCK)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelLockedResource):
             return True

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import Tap
 from bridge.adapters.amqp.frames import Blocked, Closed, Confirm, Event, Returned
-from bridge.adapters.amqp.link import Wire
 
 _REFUSALS: Final = (403, 406)
 """Codes with which the broker closes a channel over one message that it will not take: ACCESS_REFUSED by the
@@ -16,7 +16,7 @@ permissions of this user, PRECONDITION_FAILED for a message that is too large fo
 
 
 class Message(NamedTuple):
-    """What is published. `properties` as `amqp_frames.properties` makes them; the key: 255 bytes at most."""
+    """What is published. `properties` as `encoding.properties` makes them; the key: 255 bytes at most."""
 
     exchange: str
     routing_key: bytes
@@ -53,8 +53,10 @@ class _Batch:
 class Outbox:
     """Publishes on one confirming channel for as long as that lives. Several batches may be in flight."""
 
-    def __init__(self, wire: Wire, number: int) -> None:
-        self._wire = wire
+    def __init__(self, tap: Tap, number: int) -> None:
+        """The channel confirms; its confirms and returns are taken out of the stream from now on."""
+        tap.watch(number)
+        self._tap = tap
         self.number = number
         """Its channel's."""
         self._next = 1
@@ -66,7 +68,7 @@ class Outbox:
         """Why nothing can be published any more; empty while it can."""
         self.refusal: Closed | None = None
         """What the broker said where it closed the channel over a message; any of those in flight may be the one."""
-        self.properties_max = wire.frame_max - 20
+        self.properties_max = tap.frame_max - 20
         """Bytes of properties that fit into one content header frame."""
 
     @property
@@ -85,19 +87,19 @@ class Outbox:
             return {}
         batch = _Batch(len(messages))
         first = self._next
-        number, frame_max = self.number, self._wire.frame_max
+        number, frame_max = self.number, self._tap.frame_max
         out: list[bytes] = []
         for place, message in enumerate(messages):
             exchange, key, properties, body, mandatory_id = message
-            out.append(frames.publish_method(number, exchange, key, bool(mandatory_id)))
-            out.append(frames.content(number, properties, body, frame_max))
+            out.append(encoding.publish_method(number, exchange, key, bool(mandatory_id)))
+            out.append(encoding.content(number, properties, body, frame_max))
             self._open[first + place] = (batch, place)
             if mandatory_id:
                 self._mandatory[mandatory_id] = (batch, place)
         self._next = first + len(messages)
         why = f"not confirmed within {seconds:g} s"
         try:
-            if not self._wire.write(b"".join(out)):
+            if not self._tap.write(b"".join(out)):
                 why = "the connection was lost"
                 return self._forget(batch, first, why)
             async with asyncio.timeout(seconds):

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, TypeAlias
 import aio_pika
 import aiormq.abc
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import STEP_TIMEOUT, Wire, border, channel, opened
+from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import OUTCOMES, PUSH
 from bridge.core.errors import BridgeError, BrokerUnavailable
 
-CONFIRM_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
 """Seconds to wait for the broker's confirm."""
 
 
@@ -40,7 +41,7 @@ class NotTaken(BridgeError):
         super().__init__(f"nothing took the push request: {why}; has a bridge ever run with this broker?")
 
 
-class Outgoing(NamedTuple):
+class PushMessage(NamedTuple):
     """A push request to be published: the body, and the AMQP properties that the bridge honours."""
 
     body: bytes
@@ -86,8 +87,8 @@ class Producer:
             for producer in made:
                 producer._lost(cause)
 
-        async with opened(url, name, happened, lost) as (connection, wire):
-            made.append(Producer(connection, await _outbox(connection, wire)))
+        async with opened(url, name, happened, lost) as (connection, tap):
+            made.append(Producer(connection, Outbox(tap, (await channel(connection, confirms=True)).number)))
             yield made[0]
 
     def _lost(self, cause: str) -> None:
@@ -112,7 +113,7 @@ class Producer:
         """Publish one request and await its confirm. See `publish_all`."""
         await self.publish_all(
             [
-                Outgoing(
+                PushMessage(
                     body,
                     headers or {},
                     push_id,
@@ -127,14 +128,14 @@ class Producer:
             ]
         )
 
-    async def publish_all(self, requests: Sequence[Outgoing]) -> None:
+    async def publish_all(self, requests: Sequence[PushMessage]) -> None:
         """Publish all in one write and await the confirms.
 
         Raises NotTaken when a request reached no queue, BrokerUnavailable when one was not confirmed: then
         it may have arrived or not, and may be published again under the same id. Raises ValueError for
         headers and properties that AMQP can't express.
         """
-        failures = await self._outbox.publish([_message(request) for request in requests], CONFIRM_TIMEOUT)
+        failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
         for failure in failures.values():
             raise _error(failure)
 
@@ -273,25 +274,19 @@ def _receipt(received: _Received) -> dict[str, Any]:
     return received
 
 
-async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
-    low = await channel(connection, confirms=True)
-    wire.tap(low.number)
-    return Outbox(wire, low.number)
-
-
-def _message(request: Outgoing) -> Message:
+def _message(request: PushMessage) -> Message:
     headers = {**request.headers, "x-push-id": request.push_id} if request.push_id else request.headers
     table = b""
     if headers:
-        table, left_out = frames.table(headers)
+        table, left_out = encoding.table(headers)
         if left_out:
             raise ValueError(f"AMQP can't express these headers: {', '.join(left_out)}")
     for name in ("reply_to", "correlation_id"):
-        if not frames.fits(getattr(request, name)):
-            raise ValueError(f"{name} has over {frames.SHORT_BYTES_MAX} bytes")
+        if not encoding.fits(getattr(request, name)):
+            raise ValueError(f"{name} has over {SHORT_BYTES_MAX} bytes")
     # Ours alone, and new each time: the broker's returns name a message by it.
     message_id = str(uuid.uuid4())
-    properties = frames.properties(
+    properties = encoding.properties(
         content_type=request.content_type,
         content_encoding=request.content_encoding,
         headers=table,
@@ -303,7 +298,7 @@ def _message(request: Outgoing) -> Message:
         app_id=request.app_id,
     )
     # What is cut of a key (of a user with a long name) costs nothing: the bridge goes by the body.
-    return Message(PUSH, frames.cut(request.routing_key), properties, request.body, message_id)
+    return Message(PUSH, encoding.cut(request.routing_key), properties, request.body, message_id)
 
 
 def _error(failure: Failure) -> BridgeError:

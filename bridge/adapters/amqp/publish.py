@@ -15,9 +15,11 @@ from typing import Self, TypeVar
 
 import aio_pika
 
-from bridge.adapters.amqp import frames
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import Tap, channel
 from bridge.adapters.amqp.frames import Event
-from bridge.adapters.amqp.link import Link, LinkState, StateListener, Wire, channel
+from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
+from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode, ensure
@@ -29,14 +31,13 @@ from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
-CONFIRM_TIMEOUT = 2.0
+WRITE_TIMEOUT = 2.0
 """Seconds to wait for the confirms of one write."""
 SEND_TIMEOUT = 5.0
 """Seconds for a whole `send` or `bury`: what was not begun by then is given back unsent."""
 WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write; a larger batch takes several, each after the confirms of the last."""
 DETAIL_CHARS = 500
-QUEUE_NAME_BYTES = 255
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of a dead letter's original that are left out: the broker would route by the first two."""
 
@@ -50,7 +51,7 @@ class ReplyQueueTooLong(BridgeError):
     def __init__(self, push_id: str, size: int) -> None:
         self.push_id = push_id
         self.size = size
-        super().__init__(f"reply_to has {size} bytes, a queue's name has at most {QUEUE_NAME_BYTES}")
+        super().__init__(f"reply_to has {size} bytes, a queue's name has at most {SHORT_BYTES_MAX}")
 
 
 class HeadersLeftOut(BridgeError):
@@ -58,13 +59,13 @@ class HeadersLeftOut(BridgeError):
 
     def __init__(self, push_id: str, names: Sequence[str]) -> None:
         self.push_id = push_id
-        self.names = tuple(map(frames.legible, names))
+        self.names = tuple(map(encoding.legible, names))
         super().__init__(
             f"{len(names)} header(s) were left out of a dead letter: {', '.join(self.names)[:200]}"
         )
 
 
-class Publisher:
+class ReceiptPublisher:
     """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
 
     def __init__(
@@ -89,7 +90,7 @@ class Publisher:
         self._declare = declare
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._outbox: Outbox | None = None
-        self._connection: tuple[aio_pika.Connection, Wire] | None = None
+        self._connection: tuple[aio_pika.Connection, Tap] | None = None
         self._on_given_up = on_given_up
         self._on_events_refused = on_events_refused
         self._events_refused = False
@@ -121,11 +122,11 @@ class Publisher:
 
     # --- LinkUser ---
 
-    async def set_up(self, connection: aio_pika.Connection, wire: Wire) -> None:
+    async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Make sure of the topology, then open the channel."""
         await ensure(connection, self._declare)
-        self._outbox = await _outbox(connection, wire)
-        self._connection = connection, wire
+        self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
+        self._connection = connection, tap
 
     def happened(self, events: Sequence[Event]) -> None:
         """Confirms, and whatever ends the channel."""
@@ -139,7 +140,7 @@ class Publisher:
                 self._link.give_up(outbox.ended)
             else:
                 # Whoever publishes now opens another.
-                self._connection[1].untap(outbox.number)
+                self._connection[1].unwatch(outbox.number)
 
     def lost(self, cause: str) -> None:
         """The connection is gone: everything in flight has failed."""
@@ -154,7 +155,8 @@ class Publisher:
             return self._outbox
         used = self._connection
         try:
-            made = await _outbox(*used)
+            connection, tap = used
+            made = Outbox(tap, (await channel(connection, confirms=True)).number)
         except BrokerUnavailable as gone:
             self._link.give_up(gone.cause)
             return None
@@ -197,20 +199,22 @@ class Publisher:
                 )
             )
         for reply in receipt.replies:
-            key = self._reply_key(row, reply)
+            key = self._reply_key(reply, "receipts.send", row.key.push_id)
             if key:
                 properties = _receipt_properties(row.key.push_id, headers, reply.correlation_id)
                 told = receipt_body(row, differs=True) if reply.differs else body
                 messages.append(Message("", key, properties, told))
         return messages
 
-    def _reply_key(self, row: Row, reply: Reply) -> bytes:
-        key = frames.octets(reply.queue)
-        if len(key) > QUEUE_NAME_BYTES:
-            error = ReplyQueueTooLong(row.key.push_id, len(key))
-            self._errors.handle(error, "receipts.send", {"push_id": row.key.push_id})
-            return b""
-        return key
+    def _reply_key(self, reply: Reply, where: str, push_id: str = "") -> bytes:
+        """The routing key of a reply's queue; empty, and reported, where no queue can have this name."""
+        key = encoding.octets(reply.queue)
+        if len(key) <= SHORT_BYTES_MAX:
+            return key
+        self._errors.handle(
+            ReplyQueueTooLong(push_id, len(key)), where, {"push_id": push_id} if push_id else {}
+        )
+        return b""
 
     # --- DeadLetters ---
 
@@ -230,10 +234,10 @@ class Publisher:
             "x-push-buried-at": rfc3339(self._clock.time()),
         }
         kept = {name: value for name, value in original.headers.items() if name not in _NOT_KEPT}
-        table, left_out = frames.table({**kept, **ours})
+        table, left_out = encoding.table({**kept, **ours})
         properties = _letter_properties(original, table)
         if outbox is not None and len(properties) > outbox.properties_max:
-            table, _ = frames.table(ours)
+            table, _ = encoding.table(ours)
             properties = _letter_properties(original, table)
             left_out = list(kept)
         if left_out:
@@ -249,11 +253,10 @@ class Publisher:
 
     def _answer(self, answer: tuple[Reply, bytes]) -> list[Message]:
         reply, body = answer
-        key = frames.octets(reply.queue)
-        if len(key) > QUEUE_NAME_BYTES:
-            self._errors.handle(ReplyQueueTooLong("", len(key)), "control.answer", {})
+        key = self._reply_key(reply, "control.answer")
+        if not key:
             return []
-        properties = frames.properties(
+        properties = encoding.properties(
             content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
         )
         return [Message("", key, properties, body)]
@@ -288,7 +291,7 @@ class Publisher:
                         owners.append(at)
                         size += len(message.body)
                     at += 1
-                failures = await self._search.publish(messages, CONFIRM_TIMEOUT, deadline)
+                failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
                 if failures or self._events_refused:
                     given_up = self._given_up(messages, failures)
                     if given_up:
@@ -317,12 +320,6 @@ class Publisher:
         return self._search.known(message) is not None
 
 
-async def _outbox(connection: aio_pika.Connection, wire: Wire) -> Outbox:
-    opened = await channel(connection, confirms=True)
-    wire.tap(opened.number)
-    return Outbox(wire, opened.number)
-
-
 def rfc3339(seconds: float) -> str:
     """A moment as people and programs read it: UTC, to the second."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -331,29 +328,29 @@ def rfc3339(seconds: float) -> str:
 @lru_cache(maxsize=4096)
 def outcome_key(outcome: Outcome, event: str) -> bytes:
     """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes as a key must be."""
-    return frames.cut(f"{outcome.value}.{event}")
+    return encoding.cut(f"{outcome.value}.{event}")
 
 
 @lru_cache(maxsize=256)
 def _tenant_header(tenant: str) -> bytes:
-    return frames.table({"tenant": tenant})[0]
+    return encoding.table({"tenant": tenant})[0]
 
 
 def _receipt_headers(row: Row) -> bytes:
     tenant = row.key.tenant
     if row.traceparent:
         given = {"traceparent": row.traceparent}
-        return frames.table({"tenant": tenant, **given} if tenant else given)[0]
+        return encoding.table({"tenant": tenant, **given} if tenant else given)[0]
     return _tenant_header(tenant) if tenant else b""
 
 
 def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> bytes:
-    return frames.properties(
+    return encoding.properties(
         content_type="application/json",
         headers=headers,
         correlation_id=correlation_id,
         # The body has it whole. A part of it would be the same for another push.
-        message_id=push_id if frames.fits(push_id) else "",
+        message_id=push_id if encoding.fits(push_id) else "",
         type="push.outcome",
     )
 
@@ -361,7 +358,7 @@ def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> by
 def _letter_properties(original: Properties, headers: bytes) -> bytes:
     """The original's properties, but for those that the broker would act on: expiration and user_id."""
     stamp = original.timestamp
-    return frames.properties(
+    return encoding.properties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=headers,

@@ -12,7 +12,7 @@ import aio_pika
 import aiormq.abc
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, close_channel
 from bridge.adapters.amqp.refusals import with_code
 from bridge.core.errors import BrokerUnavailable
 
@@ -128,7 +128,7 @@ async def _declare(connection: aio_pika.Connection) -> None:
     for binding in BINDINGS:
         async with _named(f"binding of {binding.queue} to {binding.exchange}"):
             await low.queue_bind(binding.queue, binding.exchange, binding.key)
-    await _close(low)
+    await close_channel(low)
 
 
 async def _look(connection: aio_pika.Connection) -> None:
@@ -148,14 +148,9 @@ async def _look(connection: aio_pika.Connection) -> None:
             problems += error.problems
             low = None  # the broker closes the channel on each error
     if low is not None:
-        await _close(low)
+        await close_channel(low)
     if problems:
         raise TopologyError(problems)
-
-
-async def _close(low: aiormq.abc.AbstractChannel) -> None:
-    async with border("close a channel", STEP_TIMEOUT):
-        await low.close()
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from bridge.adapters.amqp.link import STEP_TIMEOUT, border, channel
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, close_channel, look_at
 from bridge.adapters.amqp.topology import REQUESTS
 from bridge.core.errors import BrokerUnavailable
 from bridge.core.ports.clock import Clock
@@ -111,8 +111,7 @@ class Turn:
                     )
                     role = Role.UNKNOWN
                 if role is not Role.STANDBY:
-                    async with border("close a channel", STEP_TIMEOUT):
-                        await looking.close()
+                    await close_channel(looking)
                     return role
             first = False
             waiting()
@@ -143,15 +142,13 @@ class Turn:
         """
         low = await channel(self._connection, confirms=False)
         try:
-            async with border(f"look at {LOCK}", STEP_TIMEOUT):
-                await low.queue_declare(LOCK, passive=True)
+            await look_at(low, LOCK)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelLockedResource | ChannelNotFoundEntity):
                 # It has it, or had it a moment ago.
                 return Role.STANDBY
             raise
-        async with border("close a channel", STEP_TIMEOUT):
-            await low.close()
+        await close_channel(low)
         if not self._told:
             self._told = True
             log.warning("%s: %s", NO_LOCK, delete_command(self._connection))
@@ -174,6 +171,4 @@ def delete_command(connection: aio_pika.Connection) -> str:
 
 async def _consumers(low: aiormq.abc.AbstractChannel) -> int:
     """How many consume push.requests; a quorum queue counts the single active one only."""
-    async with border(f"look at {REQUESTS}", STEP_TIMEOUT):
-        declared = await low.queue_declare(REQUESTS, passive=True)
-    return declared.consumer_count or 0
+    return (await look_at(low, REQUESTS)).consumer_count or 0

@@ -7,7 +7,9 @@
 | any other path but /ws                  | 404                                                                |
 | /ws, not a valid opening handshake      | 400, 405, 426 or 505 (RFC 6455 4.2.1)                              |
 | /ws, not accepting any more             | 503, Retry-After                                                   |
+| /ws, as many being decided on as may be | 503, Retry-After                                                   |
 | /ws, refused by the host                | the refusal's status; 401: WWW-Authenticate, 503: Retry-After      |
+| /ws, not decided on in time             | 503, Retry-After                                                   |
 | /ws, granted                            | 101, with the grant's subprotocol echoed, or none                  |
 | what is no HTTP, or goes on too early   | 400                                                                |
 | a request that is not there in time     | 408                                                                |
@@ -67,9 +69,12 @@ WHYS: Final = (
     "too_late",
     "too_long",
     "crowded",
+    "busy",
     "draining",
+    "undecided",
+    "gone",
 )
-"""Why a handshake is refused before the host is asked, in metrics and logs."""
+"""Why a handshake is refused without a decision of the host, in metrics and logs."""
 
 
 class Early(NamedTuple):
@@ -99,12 +104,16 @@ TOO_LATE: Final = _early(
 TOO_LONG: Final = _early(
     _LARGE, "too_long", f"The opening request is too long: {REQUEST_BYTES_MAX} bytes are allowed\n"
 )
-CROWDED: Final = _early(
-    http.HTTPStatus.SERVICE_UNAVAILABLE,
-    "crowded",
-    "Too many are opening at once\n",
-    f"Retry-After: {RETRY_AFTER}",
+_UNAVAILABLE, _RETRY = http.HTTPStatus.SERVICE_UNAVAILABLE, f"Retry-After: {RETRY_AFTER}"
+CROWDED: Final = _early(_UNAVAILABLE, "crowded", "Too many are opening at once\n", _RETRY)
+STOPPING: Final = _early(
+    _UNAVAILABLE, "draining", "The service is stopping, come back in a moment.\n", _RETRY
 )
+UNDECIDED: Final = _early(
+    _UNAVAILABLE, "undecided", "It could not be decided in time whether you may come in\n", _RETRY
+)
+GONE: Final = Refusal(400, "gone", "The client left before its handshake was decided on.\n")
+"""Nobody is there to get this: it is counted only."""
 _TOO_LONG: Final[Mapping[type[object], Early]] = {
     RequestLineTooLong: _early(
         http.HTTPStatus.REQUEST_URI_TOO_LONG,
@@ -163,6 +172,14 @@ _EMPTY_SUBPROTOCOLS: Final = (
 )
 
 
+class Asked(NamedTuple):
+    """A handshake in good form, which the host decides on."""
+
+    handshake: Handshake
+    accepted: Response
+    """The answer if it is granted, without the subprotocol."""
+
+
 class Doorway:
     """Answers opening requests: the service's own pages, the handshake's form, the host's decision."""
 
@@ -172,32 +189,39 @@ class Doorway:
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
-    def answer(self, protocol: ServerProtocol, request: Request) -> tuple[Response, Grant | None]:
-        """Decide on a request; the response is not sent yet. The grant is there with status 101 only."""
+    def read(self, protocol: ServerProtocol, request: Request, *, busy: bool) -> Response | Asked:
+        """Answer what the host need not be asked about; the response is not sent yet.
+
+        `busy`: the host decides on as many handshakes as it may.
+        """
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
-            return self._page(protocol, request, path), None
+            return self._page(protocol, request, path)
         if path != "/ws":
             elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.\n")
             if request.headers.get_all("Upgrade"):
                 self._host.refused(elsewhere)
-            return self._refused(protocol, elsewhere), None
+            return self._refused(protocol, elsewhere)
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            return self._unacceptable(protocol, accepted), None
-        if not self.accepting:
-            self._host.refused(_DRAINING)
-            return self._refused(protocol, _DRAINING), None
-        handshake = _read(path, query, request)
-        if isinstance(handshake, Refusal):
-            self._host.refused(handshake)
-            return self._refused(protocol, handshake), None
-        decision = self._host.handshake(handshake)
+            return self._unacceptable(protocol, accepted)
+        asked = _read(path, query, request) if self.accepting else STOPPING.refusal
+        if busy and isinstance(asked, Handshake):
+            asked = _BUSY
+        if isinstance(asked, Refusal):
+            self._host.refused(asked)
+            return self._refused(protocol, asked)
+        return Asked(asked, accepted)
+
+    def decided(
+        self, protocol: ServerProtocol, asked: Asked, decision: Grant | Refusal
+    ) -> tuple[Response, Grant | None]:
+        """The answer to what the host has decided on; not sent yet. The grant is there with status 101 only."""
         if isinstance(decision, Refusal):
             return self._refused(protocol, decision), None
         if decision.subprotocol is not None:
-            accepted.headers["Sec-WebSocket-Protocol"] = decision.subprotocol
-        return accepted, decision
+            asked.accepted.headers["Sec-WebSocket-Protocol"] = decision.subprotocol
+        return asked.accepted, decision
 
     @staticmethod
     def _refused(protocol: ServerProtocol, refusal: Refusal) -> Response:
@@ -252,7 +276,7 @@ def _origin_form(target: str) -> str:
 
 _ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?#]+", re.IGNORECASE)
 
-_DRAINING: Final = Refusal(503, "draining", "The service is stopping, come back in a moment.\n")
+_BUSY: Final = Refusal(503, "busy", "Too many handshakes are being decided on, come back in a moment.\n")
 
 
 def _fault(status: int, error: Exception | None) -> Refusal:

@@ -4,87 +4,30 @@ The library's parser, handshake and closing rules are used as they are. Its asyn
 a task, a queue and several futures for each connection, where the ports want synchronous calls only. Here a
 connection is one object and no task: bytes come in, the session's handle is called, bytes go out. Nothing
 is ever queued on the way in, so a client that floods is slowed down by not being read (TCP does the rest).
-
-The life of a connection, by the library's state of it:
-
-| state      | what happens                                              | it ends by                            |
-|------------|-----------------------------------------------------------|---------------------------------------|
-| CONNECTING | the request is read and answered, see websocket_handshake | the answer, 408 at open_timeout       |
-| OPEN       | the socket is the session's                               | a close frame of either side, a fault |
-| CLOSING    | what is buffered flows out, then the peer is waited for   | the peer's EOF, or abort after grace  |
-| CLOSED     | `handle.closed` has been called, nothing is left          |                                       |
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket as stdlib_socket
-import struct
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Final, cast
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
 
-from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
-from websockets.frames import Frame as IncomingFrame
-from websockets.http11 import Request
-from websockets.protocol import CONNECTING, OPEN, SEND_EOF
+from bridge.adapters.websocket.connection import Connection
+from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Readiness
+from bridge.core.model.sessions import Grant, Refusal
+from bridge.core.ports.sockets import SessionHost
 
-from bridge.adapters.websocket.handshake import (
-    CROWDED,
-    REQUEST_BYTES_MAX,
-    TOO_EARLY,
-    TOO_LATE,
-    TOO_LONG,
-    Doorway,
-    Early,
-    Protocol,
-    Readiness,
-    refused_by_library,
-)
-from bridge.core.model.sessions import CloseReason
-from bridge.core.ports.sockets import Frame, SessionHandle, SessionHost
-
-MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Bytes of one message from a client; more closes with 1009."""
-WRITE_HIGH: Final = 64 * 1024
-"""Bytes in the transport's buffer above which a socket is not writable; again below a quarter of it."""
 READ_CHUNK: Final = 4096
 """Bytes taken from a socket at a time: what one client can make the event loop do before others' turn."""
-FRAMES_PER_SECOND: Final = 2000.0
-"""Frames that a client may send in the long run; above it is not read for a while."""
-BURST_SECONDS: Final = 1.0
-"""So many seconds' worth of frames may come at once."""
 UNANSWERED_MAX: Final = 4096
 """Connections without an answered request; over it the oldest gets 503, since real clients ask within a moment."""
 UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of their requests so far; over it as well."""
+HANDSHAKES_AT_ONCE: Final = 100
+"""Handshakes that the host may decide on at a time, where it has to wait for something; over it they get 503."""
 BACKLOG: Final = 4096
 """Connections that the kernel keeps until they are accepted (capped by net.core.somaxconn)."""
-
-_FIN: Final = 0x80
-_TEXT, _BINARY, _PING = _FIN | 0x1, _FIN | 0x2, _FIN | 0x9
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-
-
-def frame_header(first_byte: int, size: int) -> bytes:
-    """The header of an unmasked frame of a server (RFC 6455 5.2) with so many bytes of payload."""
-    if size < 126:
-        return bytes((first_byte, size))
-    if size < 1 << 16:
-        return struct.pack("!BBH", first_byte, 126, size)
-    return struct.pack("!BBQ", first_byte, 127, size)
-
-
-class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
-    """Keeps websockets' debug and info lines out of every log, at any level: they hold request lines and
-    headers, so tokens, and payloads."""
-
-    def isEnabledFor(self, level: int) -> bool:
-        return level >= logging.WARNING and super().isEnabledFor(level)
-
-
-_library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
 class WebSocketServer:
@@ -102,10 +45,12 @@ class WebSocketServer:
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.leaving = False
-        self._connections: set[_Connection] = set()
-        self._unanswered: dict[_Connection, None] = {}
+        self._connections: set[Connection] = set()
+        self._unanswered: dict[Connection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
+        self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
+        """What the host decides on at this moment."""
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -125,10 +70,14 @@ class WebSocketServer:
         return self._unanswered_bytes
 
     def stop_accepting(self) -> None:
-        """Answer every opening handshake from now on with 503; open sessions stay. Idempotent."""
+        """Answer every opening handshake from now on with 503, also those that are being decided on. Open sessions
+        stay. Idempotent."""
         self.doorway.accepting = False
+        for connection in tuple(self._unanswered):
+            if connection.undecided:
+                connection.turn_away(STOPPING)
 
-    def entered(self, connection: _Connection) -> None:
+    def entered(self, connection: Connection) -> None:
         """A connection was made."""
         self._connections.add(connection)
         self._gone.clear()
@@ -136,7 +85,7 @@ class WebSocketServer:
         if len(self._unanswered) > UNANSWERED_MAX:
             next(iter(self._unanswered)).turn_away(CROWDED)
 
-    def asked(self, connection: _Connection, nbytes: int) -> None:
+    def asked(self, connection: Connection, nbytes: int) -> None:
         """So many bytes more of an unanswered request have come."""
         if connection in self._unanswered:
             connection.requested += nbytes
@@ -144,7 +93,17 @@ class WebSocketServer:
             if self._unanswered_bytes > UNANSWERED_BYTES_MAX:
                 next(iter(self._unanswered)).turn_away(CROWDED)
 
-    def answered(self, connection: _Connection) -> bool:
+    @property
+    def busy(self) -> bool:
+        """The host decides on as many handshakes as it may."""
+        return len(self._decisions) >= HANDSHAKES_AT_ONCE
+
+    def decides(self, decision: asyncio.Task[Grant | Refusal]) -> None:
+        """The host has begun to decide on a handshake. It counts until it has ended, also where it was cancelled."""
+        self._decisions.add(decision)
+        decision.add_done_callback(self._decisions.discard)
+
+    def answered(self, connection: Connection) -> bool:
         """Its request has got an answer; idempotent. Whether this was its first."""
         if connection not in self._unanswered:
             return False
@@ -152,7 +111,7 @@ class WebSocketServer:
         self._unanswered_bytes -= connection.requested
         return True
 
-    def left(self, connection: _Connection) -> None:
+    def left(self, connection: Connection) -> None:
         """A connection is gone."""
         self.answered(connection)
         self._connections.discard(connection)
@@ -168,350 +127,13 @@ class WebSocketServer:
             connection.leave()
         try:
             await self._gone.wait()
+            if self._decisions:
+                # They were cancelled by `stop_accepting`; a host that takes its time is left behind.
+                await asyncio.wait(self._decisions, timeout=self.close_grace)
         except asyncio.CancelledError:
             for connection in tuple(self._connections):
                 connection.abort()
             raise
-
-
-class _Connection(asyncio.BufferedProtocol):
-    """One TCP connection; the Socket port of its session once its handshake is granted."""
-
-    __slots__ = (
-        "_asked_to_close",
-        "_backed_up",
-        "_binary",
-        "_closing",
-        "_deadline",
-        "_due",
-        "_handle",
-        "_held",
-        "_message",
-        "_pings",
-        "_protocol",
-        "_server",
-        "_transport",
-        "_unheard",
-        "requested",
-    )
-
-    _transport: asyncio.Transport
-
-    def __init__(self, server: WebSocketServer) -> None:
-        self._server = server
-        self._protocol = Protocol(max_size=MESSAGE_BYTES_MAX, logger=_library_logger)
-        self._handle: SessionHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        """When it is turned away, while the handshake lasts, or aborted, while it closes."""
-        self.requested = 0
-        """Bytes of its opening request so far."""
-        self._closing = False
-        """The grace is running."""
-        self._asked_to_close = False
-        self._backed_up = False
-        """The transport's buffer is over its high-water mark."""
-        self._message: bytearray | None = None
-        """The fragments so far of a message that is coming in."""
-        self._binary = False
-        # Two reasons for not reading: the client is over its rate, or it leaves our replies unread.
-        self._held: asyncio.TimerHandle | None = None
-        self._unheard = False
-        self._due = 0.0
-        """Loop time at which the frames so far would be within the rate (GCRA's arrival time)."""
-        self._pings = 0
-        """Our pings not yet answered; their pongs don't count against the client's rate."""
-
-    # --- the Socket port ---
-
-    @property
-    def writable(self) -> bool:
-        """See the port."""
-        return not self._backed_up and self._protocol.state is OPEN and not self._transport.is_closing()
-
-    @property
-    def buffered(self) -> int:
-        """See the port."""
-        return self._transport.get_write_buffer_size()
-
-    def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
-        """See the port; a ping's payload is at most 125 bytes (RFC 6455 5.5).
-
-        The frames go past the library's serialiser, which costs five times as much: without extensions and
-        fragments a frame that is sent changes nothing of the protocol's state.
-        """
-        if self._protocol.state is not OPEN or self._transport.is_closing():
-            return False
-        parts: list[bytes] = []
-        for frame in frames:
-            payload = frame.payload
-            parts.append(frame_header(_BINARY if frame.binary else _TEXT, len(payload)))
-            parts.append(payload)
-        if ping is not None:
-            parts.append(frame_header(_PING, len(ping)))
-            parts.append(ping)
-            self._pings += 1
-        if parts:
-            self._transport.write(b"".join(parts))
-        return True
-
-    def close(self, reason: CloseReason) -> None:
-        """See the port. There is no frame for 1006 (RFC 6455 7.4.1), so `VANISHED` aborts."""
-        if reason is CloseReason.VANISHED:
-            self.abort()
-        elif self._protocol.state is OPEN and not self._transport.is_closing():
-            self._asked_to_close = True
-            self._protocol.send_close(reason.code, reason.word)
-            self._flush()
-            self._begin_closing()
-
-    def abort(self) -> None:
-        """See the port."""
-        if self._transport.is_closing():
-            # Closing already, but perhaps still writing what it has buffered: abort that too.
-            self._transport.abort()
-            return
-        # Without a reset the kernel would go on delivering what it has taken from us.
-        sock = self._transport.get_extra_info("socket")
-        with suppress(OSError):  # some systems refuse it once the peer has reset: then nothing flows anyway
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
-
-    # --- what the server asks ---
-
-    def leave(self) -> None:
-        """The server goes: close a session, drop anything else."""
-        if self._protocol.state is CONNECTING:
-            self.abort()
-        else:
-            self.close(CloseReason.GOING_AWAY)
-
-    # --- asyncio's callbacks ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """TCP is there; the request is awaited."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(WRITE_HIGH)
-        self._server.entered(self)
-        if self._server.leaving:
-            self.abort()
-        else:
-            loop, seconds = self._server.loop, self._server.open_timeout
-            self._deadline = loop.call_later(seconds, self.turn_away, TOO_LATE)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the loop puts what it reads."""
-        return self._server.inbox
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """The loop has read so many bytes."""
-        protocol = self._protocol
-        protocol.receive_data(bytes(self._server.inbox[:nbytes]))
-        if self._handle is None and protocol.state is CONNECTING:
-            self._server.asked(self, nbytes)
-            self._answer()
-        else:
-            self._serve()
-
-    def eof_received(self) -> None:
-        """The peer will send no more; the transport closes after what is buffered."""
-        self._protocol.receive_eof()
-        if self._handle is None:
-            self._refused()
-        else:
-            self._flush()
-        # The transport writes out its buffer before it closes, for ever if the peer doesn't read.
-        self._begin_closing()
-
-    def pause_writing(self) -> None:
-        """The peer reads more slowly than we write."""
-        self._backed_up = True
-
-    def resume_writing(self) -> None:
-        """The peer has caught up."""
-        self._backed_up = False
-        if self._unheard:
-            self._unheard = False
-            self._read_or_not()
-        if self._handle is not None and self.writable:
-            self._handle.resumed()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """TCP is gone. A reset is an ordinary end for a WebSocket: `exc` tells nothing that 1006 doesn't."""
-        for timer in (self._deadline, self._held):
-            if timer is not None:
-                timer.cancel()
-        self._deadline = self._held = None
-        self._protocol.receive_eof()
-        self._server.left(self)
-        if self._handle is not None:
-            code, reason = self._ending()
-            self._handle.closed(code, reason)
-
-    # --- the handshake ---
-
-    def _answer(self) -> None:
-        protocol = self._protocol
-        events = protocol.events_received()
-        if not events:
-            if protocol.eof_sent:
-                self._refused()
-            elif self.requested > REQUEST_BYTES_MAX:
-                self.turn_away(TOO_LONG)
-            return
-        if len(events) > 1 or protocol.eof_sent:
-            # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
-            self.turn_away(TOO_EARLY)
-            return
-        request = cast(Request, events[0])
-        response, grant = self._server.doorway.answer(protocol, request)
-        protocol.send_response(response)
-        self._server.answered(self)
-        self._flush()
-        if grant is None:
-            self._begin_closing()
-            return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        self._handle = self._server.session_host.opened(grant, self)
-
-    def _refused(self) -> None:
-        # By the library's parser, once; or the peer of a refused connection says that it is through.
-        if SEND_EOF in self._protocol.data_to_send():
-            self._say(refused_by_library(self._protocol))
-        self._begin_closing()
-
-    def _say(self, early: Early) -> None:
-        # Who never said a word asked for nothing: browsers open connections to have them at hand.
-        if self._server.answered(self) and (self.requested or early is CROWDED):
-            self._server.session_host.refused(early.refusal)
-        self._send([early.answer, SEND_EOF])
-
-    def turn_away(self, early: Early) -> None:
-        """End a connection that has no answer yet with this one."""
-        if not self._protocol.eof_sent:
-            # While it is CONNECTING this says nothing, and what still comes is thrown away.
-            self._protocol.fail(CloseCode.PROTOCOL_ERROR)
-        self._protocol.data_to_send()
-        self._say(early)
-        self._begin_closing()
-
-    # --- an open session ---
-
-    def _serve(self) -> None:
-        protocol = self._protocol
-        replied = self._flush()
-        frames = cast(list[IncomingFrame], protocol.events_received())
-        rated = len(frames)
-        handle = self._handle
-        for frame in frames:
-            opcode = frame.opcode
-            if opcode is PONG:
-                if self._pings:
-                    self._pings -= 1
-                    rated -= 1
-                if handle is not None:
-                    handle.pong(bytes(frame.data))
-            elif opcode in DATA_OPCODES and not self._take(frame):
-                break
-            if self._transport.is_closing():
-                return
-        if protocol.state is not OPEN:
-            self._begin_closing()
-        if rated:
-            self._limit(rated, replied)
-
-    def _take(self, frame: IncomingFrame) -> bool:
-        """Hand a data message to the session when it is whole. False: the connection was failed."""
-        if frame.opcode is not CONT:
-            self._binary = frame.opcode is BINARY
-            if frame.fin:
-                return self._hand_over(frame.data)
-            self._message = bytearray()
-        assert self._message is not None, "the protocol lets no continuation pass that continues nothing"
-        self._message += frame.data
-        if not frame.fin:
-            return True
-        whole, self._message = self._message, None
-        return self._hand_over(whole)
-
-    def _hand_over(self, data: bytes | bytearray | memoryview) -> bool:
-        message: str | bytes
-        try:
-            message = bytes(data) if self._binary else str(data, "utf-8")
-        except UnicodeDecodeError:
-            self._protocol.fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
-            self._flush()
-            return False
-        if self._handle is not None:
-            self._handle.message(message)
-        return True
-
-    def _limit(self, frames: int, replied: bool) -> None:
-        loop = self._server.loop
-        now = loop.time()
-        self._due = max(self._due, now) + frames / FRAMES_PER_SECOND
-        excess = self._due - now - BURST_SECONDS
-        if excess > 0 and self._held is None:
-            self._held = loop.call_later(excess, self._release)
-        if replied and self._backed_up and not self._closing:
-            # It sends pings and does not read our pongs: those must not pile up here.
-            self._unheard = True
-        if self._held is not None or self._unheard:
-            self._read_or_not()
-
-    def _release(self) -> None:
-        self._held = None
-        self._read_or_not()
-
-    def _read_or_not(self) -> None:
-        if self._transport.is_closing():
-            return
-        if self._held is not None or self._unheard:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-
-    # --- the end ---
-
-    def _begin_closing(self) -> None:
-        """From now on the peer has `close_grace` seconds to read what is left and to hang up."""
-        if self._closing or self._transport.is_closing():
-            return
-        self._closing = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
-
-    def _flush(self) -> bool:
-        """Write what the protocol has to say by itself; whether there was anything."""
-        return self._send(self._protocol.data_to_send())
-
-    def _send(self, writes: Sequence[bytes]) -> bool:
-        if not writes or self._transport.is_closing():
-            return False
-        if data := b"".join(writes):
-            self._transport.write(data)
-        if writes[-1] == SEND_EOF and not self._transport.is_closing():
-            self._half_close()
-        return bool(data)
-
-    def _half_close(self) -> None:
-        # Half, not whole: closing a socket with unread input resets it, and the peer may lose our last words.
-        try:
-            self._transport.write_eof()
-        except (OSError, RuntimeError):
-            # The peer has reset the connection (uvloop says RuntimeError): there is nobody to tell.
-            self._transport.abort()
-
-    def _ending(self) -> tuple[int, str]:
-        """The close code and reason: seen from the peer, else sent by us for a fault of the peer, else 1006."""
-        protocol = self._protocol
-        if protocol.close_rcvd is not None:
-            return int(protocol.close_rcvd.code), protocol.close_rcvd.reason
-        if protocol.close_sent is not None and not self._asked_to_close:
-            return int(protocol.close_sent.code), protocol.close_sent.reason
-        return int(CloseCode.ABNORMAL_CLOSURE), ""
 
 
 @asynccontextmanager
@@ -531,7 +153,7 @@ async def listen(
     whoever wants to spread them out closes them before. Raises OSError when the address can't be bound.
     """
     server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
-    listener = await server.loop.create_server(lambda: _Connection(server), host, port, backlog=BACKLOG)
+    listener = await server.loop.create_server(lambda: Connection(server), host, port, backlog=BACKLOG)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

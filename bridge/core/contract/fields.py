@@ -6,26 +6,19 @@ are never shown, only what they are: they may be secrets, or a megabyte.
 
 from __future__ import annotations
 
-import enum
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeAlias, TypeGuard
 
 import msgspec
 
-from bridge.core.contract import jsonparts
-from bridge.core.contract.jsontext import BAD_JSON, ArrayText, ObjectText, encode, plain, shown
-from bridge.core.contract.stepping import AT_ONCE, Steps
-from bridge.core.errors import PROBLEMS_MAX, InvalidRequest, together
+from bridge.core.contract.jsontext import ArrayText, ObjectText
+from bridge.core.errors import InvalidRequest
 from bridge.core.model.outcomes import CONFIRM, Proof, Reason
 from bridge.core.model.pushes import (
     ID_MAX,
-    META_KEY_CHARS,
-    META_KEYS_MAX,
-    META_VALUE_CHARS,
-    USERS_MAX,
     Encoding,
     PushRequest,
     Target,
@@ -57,8 +50,6 @@ FIELDS: Final = frozenset(
 )
 _NAMES: Final = ("to.user", "to.session", "id", "event", "tenant", "collapse_key")
 """Fields that are ids."""
-LISTS: Final = frozenset(("to.users", "to.except", "meta"))
-"""Fields whose values may take long to read."""
 LATER: Final[Mapping[str, str]] = {
     "to.topic": "topics",
     "fallback": "a fallback to another channel",
@@ -69,22 +60,11 @@ ACK_WITHIN_MAX: Final = 3600.0
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
 """An id as far as a type can say it: see `is_id`."""
-_decode_ids = msgspec.json.Decoder(list[Id]).decode
-_decode_meta = msgspec.json.Decoder(
-    dict[
-        Annotated[str, msgspec.Meta(max_length=META_KEY_CHARS)],
-        Annotated[str, msgspec.Meta(max_length=META_VALUE_CHARS)],
-    ]
-).decode
-
-_IDS_AT_ONCE = 1000
 _CONTROL_CHARS = 1024
 """Where a string is too long, no control character is looked for behind so many."""
 
 # C0, DEL and C1 (the category Cc of Unicode), and surrogates, which no UTF-8 can hold.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Postgres' jsonb takes no U+0000.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def has_no_controls(text: str) -> bool:
@@ -95,21 +75,6 @@ def has_no_controls(text: str) -> bool:
 def is_id(text: str) -> bool:
     """Whether this may be an id, user, session, tenant, event or collapse key."""
     return 0 < len(text) <= ID_MAX and has_no_controls(text)
-
-
-class CommaText(NamedTuple):
-    """A header that stands for a list: what is between its commas."""
-
-    text: str
-
-
-class _Pause(enum.Enum):
-    """Comes between items of lists that take long to read."""
-
-    PAUSE = 0
-
-
-_PAUSE: Final = _Pause.PAUSE
 
 
 def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> str:
@@ -127,31 +92,6 @@ def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> st
     return given[0]
 
 
-def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[None]:
-    """Put checked values in the place of those that may take long to read; raises InvalidRequest.
-
-    They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`. Each of them is read, and
-    of each as many wrong parts are named as a rejection has room for.
-    """
-    wrong: list[InvalidRequest] = []
-    uncounted, stopped = 0, False
-    for field in ("to.users", "to.except", "meta"):
-        if field in values:
-            read = _meta if field == "meta" else _ids
-            try:
-                values[field] = yield from read(values[field], path(field))
-                if field == "to.users" and not values[field]:
-                    raise InvalidRequest(
-                        Reason.INVALID, path(field), "expected at least one, got an empty list"
-                    )
-            except InvalidRequest as error:
-                wrong += error.each
-                uncounted += error.uncounted
-                stopped |= error.stopped
-    if wrong:
-        raise together(wrong, uncounted, stopped=stopped)
-
-
 def problems(
     values: Mapping[str, Any], path: Callable[[str], str], fallback_id: str, max_ttl: float
 ) -> Iterator[InvalidRequest]:
@@ -161,27 +101,28 @@ def problems(
     if len([word for word, field in _TARGET_FIELDS if field in values]) != 1 or not LATER.keys().isdisjoint(
         values
     ):
-        yield from _raised(check_target, values, path)
+        yield from raised(check_target, values, path)
     for field in _NAMES:
         if field in values:
             value = values[field]
             if not (isinstance(value, str) and is_id(value)):
-                yield from _raised(checked_id, value, path(field))
+                yield from raised(checked_id, value, path(field))
     if values.get("to.all", True) is not True:
-        yield from _raised(_check_all, values["to.all"], path("to.all"))
+        yield from raised(_check_all, values["to.all"], path("to.all"))
     if fallback_id and "id" not in values and not is_id(fallback_id):
-        yield from _raised(checked_id, fallback_id, "property message_id")
+        yield from raised(checked_id, fallback_id, "property message_id")
     confirm = values.get("confirm", "received")
     if confirm not in ("received", "written", "acked"):
-        yield from _raised(_confirm, confirm, path("confirm"))
+        yield from raised(_confirm, confirm, path("confirm"))
     if "ttl" in values:
-        yield from _raised(_ttl, values["ttl"], path("ttl"), max_ttl)
+        yield from raised(_ttl, values["ttl"], path("ttl"), max_ttl)
     if "ack_within" in values:
         wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
-        yield from _raised(_ack_within, values["ack_within"], path("ack_within"), wanted)
+        yield from raised(_ack_within, values["ack_within"], path("ack_within"), wanted)
 
 
-def _raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
+def raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
+    """What this check raises for these arguments, if anything."""
     try:
         check(*arguments)
     except InvalidRequest as error:
@@ -200,7 +141,7 @@ def build(
 ) -> PushRequest:
     """Check every value and build the request; raises InvalidRequest.
 
-    Of `values`, `read_lists` has checked its own. `path` turns a field into what people know it as,
+    Of `values`, `lists.read_lists` has checked its own. `path` turns a field into what people know it as,
     `fallback_id` is the AMQP `message_id` or what stands for it, or empty, and `max_ttl` that of
     `decoding.Limits`.
     """
@@ -273,21 +214,6 @@ def _confirm(word: object, path: str) -> Proof:
     return confirm
 
 
-def compact_meta(text: bytes) -> bytes | None:
-    """A JSON text of `meta` without spaces, escapes and repeated keys that it can do without.
-
-    None where something is wrong, or may be: then each of its members must be looked at.
-    """
-    # Of a key that occurs twice the decoder checks all values but for this character, and keeps the last.
-    if len(text) > AT_ONCE or b"\\u0000" in text:
-        return None
-    try:
-        meta = _decode_meta(text)
-    except BAD_JSON:
-        return None
-    return encode(meta) if len(meta) <= META_KEYS_MAX else None
-
-
 def kind(value: object) -> str:
     """What a wrong value is, in words."""
     match value:
@@ -319,130 +245,6 @@ def uuid7(at: float) -> str:
     bits = bits & ~(0x3 << 62) | 0x2 << 62
     digits = f"{bits:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _ids(value: object, path: str) -> Steps[tuple[str, ...]]:
-    if not isinstance(value, (list, ArrayText, CommaText)):
-        raise InvalidRequest(Reason.INVALID, path, f"expected a list of strings, got {kind(value)}")
-    ids: dict[str, None] = {}
-    wrong: list[InvalidRequest] = []
-    index = uncounted = 0
-    for item in _items(value):
-        if item is _PAUSE:
-            yield
-            continue
-        if isinstance(item, str) and is_id(item):
-            ids[item] = None
-        elif len(wrong) < PROBLEMS_MAX:
-            wrong += _raised(checked_id, item, f"{path}[{index}]")
-        elif index < _IDS_AT_ONCE:
-            uncounted += 1
-        else:
-            raise together(wrong, uncounted + 1, stopped=True)
-        index += 1
-        if index % _IDS_AT_ONCE == 0:
-            yield
-    if wrong:
-        raise together(wrong, uncounted)
-    if len(ids) > USERS_MAX:
-        raise InvalidRequest(Reason.TOO_MANY, path, f"expected at most {USERS_MAX}, got {len(ids)}")
-    return tuple(ids)
-
-
-def _items(given: list[object] | ArrayText | CommaText) -> Iterator[object]:
-    """What is in a list, `_PAUSE` now and then."""
-    if isinstance(given, list):
-        yield from given
-    elif isinstance(given, CommaText):
-        yield from _between_commas(given.text)
-    elif jsonparts.is_small(given.text, b","):
-        try:
-            ids: list[object] = [*_decode_ids(given.text)]
-        except BAD_JSON:
-            yield _PAUSE
-            yield from _values(given.text)
-        else:
-            yield _PAUSE
-            yield from ids
-    else:
-        yield from _values(given.text)
-
-
-def _values(array: bytes) -> Iterator[object]:
-    for element in jsonparts.elements(array):
-        yield _PAUSE if element is None else plain(element)
-
-
-def _between_commas(text: str) -> Iterator[str]:
-    at = 0
-    while (comma := text.find(",", at)) >= 0:
-        yield text[at:comma].strip()
-        at = comma + 1
-    yield text[at:].strip()
-
-
-def _meta(value: object, path: str) -> Steps[bytes]:
-    """The JSON of an object of at most 16 short strings, of which no key occurs twice; raises InvalidRequest."""
-    if not isinstance(value, (dict, ObjectText)):
-        raise InvalidRequest(Reason.INVALID, path, f"expected an object, got {kind(value)}")
-    meta = compact_meta(value.text) if isinstance(value, ObjectText) else None
-    if meta is not None:
-        return meta
-    kept: dict[str, str] = {}
-    for members in _looks_at(value):
-        wrong: dict[str, InvalidRequest] = {}
-        names: set[str] = set()
-        for member in members:
-            if member is _PAUSE:
-                yield
-                continue
-            key, text = member
-            names.add(str(key))
-            problem = _meta_problem(key, text)
-            if problem:
-                place = f"{path}.{shown(str(key))}"
-                wrong.setdefault(place, InvalidRequest(Reason.INVALID, place, problem))
-            elif isinstance(key, str) and isinstance(text, str):
-                kept[key] = text
-            if len(names) > META_KEYS_MAX:
-                many = InvalidRequest(
-                    Reason.INVALID, path, f"expected at most {META_KEYS_MAX} keys, got more"
-                )
-                raise together([many, *wrong.values()], stopped=bool(wrong))
-        if wrong:
-            raise together([*wrong.values()])
-    return encode(kept)
-
-
-def _meta_problem(key: object, text: object) -> str:
-    """What is wrong with a member of `meta`; empty where nothing is."""
-    if not isinstance(key, str) or len(key) > META_KEY_CHARS or _UNSTORABLE.search(key):
-        return f"expected a key of at most {META_KEY_CHARS} characters, none of them U+0000"
-    if not isinstance(text, str) or len(text) > META_VALUE_CHARS or _UNSTORABLE.search(text):
-        got = f"{len(text)} characters" if isinstance(text, str) else kind(text)
-        return f"expected a string of at most {META_VALUE_CHARS} characters, none of them U+0000, got {got}"
-    return ""
-
-
-def _looks_at(
-    meta: dict[object, object] | ObjectText,
-) -> Iterator[Iterable[tuple[object, object] | Literal[_Pause.PAUSE]]]:
-    """The members of `meta`, at a glance where it is small; then also those that a later one with its key replaces,
-    `_PAUSE` now and then."""
-    if isinstance(meta, dict):
-        yield meta.items()
-        return
-    if len(meta.text) <= AT_ONCE:
-        # Most mistakes are found so.
-        try:
-            glance = [(key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()]
-        except RecursionError:
-            pass
-        else:
-            yield glance
-    yield (
-        _PAUSE if member is None else (member[0], plain(member[1])) for member in jsonparts.members(meta.text)
-    )
 
 
 def _ttl(value: object, path: str, max_ttl: float) -> float:

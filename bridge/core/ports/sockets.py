@@ -54,7 +54,7 @@ class SessionHandle(Protocol):
         """The peer answered a ping with this payload."""
         ...
 
-    def resumed(self) -> None:
+    def writable(self) -> None:
         """`Socket.writable` is True again after it was False."""
         ...
 
@@ -70,8 +70,13 @@ class SessionHandle(Protocol):
 class SessionHost(Protocol):
     """The core's side of the WebSocket server. Never raises."""
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
-        """Decide on an opening handshake."""
+    async def handshake(self, request: Handshake) -> Grant | Refusal:
+        """Decide on an opening handshake; nothing is answered before. Cancelled when the client leaves, the time for
+        its handshake is over, or the server stops.
+
+        The adapter takes the first step outside of any task, so that a decision that waits for nothing costs none.
+        So what needs a task, such as `asyncio.timeout`, must come after a first wait (`await asyncio.sleep(0)`).
+        """
         ...
 
     def refused(self, refusal: Refusal) -> None:

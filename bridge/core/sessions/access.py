@@ -36,8 +36,11 @@ class Access:
         self.draining = False
         """While True every handshake is refused with 503."""
 
-    def decide(self, request: Handshake) -> Grant | Refusal:
-        """Answer a handshake; never raises. The first line of the module's table that fits is taken."""
+    async def decide(self, request: Handshake) -> Grant | Refusal:
+        """Answer a handshake by the first line of the module's table that fits. Never raises.
+
+        It waits for nothing today: tokens are verified in the process.
+        """
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
         if self._origins and request.origin is not None and request.origin not in self._origins:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 
 from bridge.core.contract import fields, jsontext
-from bridge.core.contract.fields import CommaText
 from bridge.core.contract.jsontext import SPACE
+from bridge.core.contract.lists import CommaText
 from bridge.core.contract.requests.careful import check_size
 from bridge.core.contract.requests.terms import Limits
 from bridge.core.contract.requests.wrong import Wrong

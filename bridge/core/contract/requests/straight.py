@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from bridge.core.contract import fields, jsontext
+from bridge.core.contract import fields, jsontext, lists
 from bridge.core.contract.fields import Id, has_no_controls, is_id
 from bridge.core.contract.jsontext import BAD_JSON
 from bridge.core.contract.requests.terms import Limits
@@ -116,25 +116,14 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
             return None
     meta = b""
     if request.meta is not UNSET:
-        compact = fields.compact_meta(bytes(request.meta))
+        compact = lists.compact_meta(bytes(request.meta))
         if compact is None:
             return None
         meta = compact
     return PushRequest(
-        push_id or fields.uuid7(taken_at),
-        target,
-        data,
-        event,
-        Encoding.JSON,
-        confirm,
-        excluded,
-        tenant,
-        meta,
-        not push_id,
-        request.ttl,
-        collapse_key,
-        request.ack_within,
-    )
+        push_id or fields.uuid7(taken_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
+        meta, not push_id, request.ttl, collapse_key, request.ack_within,
+    )  # fmt: skip
 
 
 def straight_in_steps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bridge.core.contract import fields, jsontext
+from bridge.core.contract import fields, jsontext, lists
 from bridge.core.contract.stepping import Steps
 from bridge.core.errors import PROBLEMS_MAX, InvalidRequest, together
 from bridge.core.model.outcomes import Reason
@@ -56,9 +56,9 @@ class Wrong:
 
         Where not `knows_target`, it is known already what is wrong with `to` as a whole.
         """
-        if not fields.LISTS.isdisjoint(values):
+        if not lists.LISTS.isdisjoint(values):
             try:
-                yield from fields.read_lists(values, path)
+                yield from lists.read_lists(values, path)
             except InvalidRequest as error:
                 self._problems += error.each
                 self.more(error.uncounted, stopped=error.stopped)

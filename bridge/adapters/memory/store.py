@@ -1,4 +1,4 @@
-"""The Store and Lease ports in memory: for a log on stdout, and for tests of the core.
+"""The Store port in memory: for a log on stdout, and for tests of the core.
 
 The promises are weaker than with a database, and only these: rows are forgotten when the process ends, and
 the oldest ended ones when there are more than `max_rows`; a key has one row, so that one of days ago makes room
@@ -15,15 +15,14 @@ from typing import TypeVar
 
 import msgspec
 
-from bridge.core.errors import BridgeError, NodeNameTaken, RowsRefused
+from bridge.adapters.memory.rows import check, kept_bytes, lean, light, updated
+from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey, merged
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import (
     LEASE_SECONDS,
-    NO_ACCOUNT,
-    Account,
     Collapse,
     IdPage,
     IdPlace,
@@ -43,11 +42,11 @@ RENEW_GAP = 3.0
 """Seconds between two renewals after which a node no longer counts as having been there all the time."""
 K = TypeVar("K")
 V = TypeVar("V")
-_TIME_MAX = 9e12
-"""About the year 287,000, as in Postgres."""
 
 
-class _Node:
+class Node:
+    """A node's claim on its name."""
+
     __slots__ = ("boot", "seen_at", "steady_since")
 
     def __init__(self, boot: str, now: float) -> None:
@@ -74,7 +73,7 @@ class MemoryStore:
         self._owing: dict[RowKey, None] = {}
         self._day = _day(clock.time())
         self._since = self._kept_since = self._day - datetime.timedelta(days=1)
-        self.nodes: dict[str, _Node] = {}
+        self.nodes: dict[str, Node] = {}
         """Leases by node name."""
         self.fail_with: BridgeError | None = None
         """For tests: every method raises this, with nothing done, until it is None again."""
@@ -144,14 +143,14 @@ class MemoryStore:
         """See `Store.record`."""
         self._begin()
         for row in rows:
-            _check(row)
+            check(row)
         written = []
         for row in rows:
             have = self.rows.get(row.key)
             if have is not None and have.final:
                 have = self._known(row.key, row.day or self._since)
             if have is not None and have.final:
-                written.append(Written(_light(have), applied=False))
+                written.append(Written(light(have), applied=False))
                 continue
             if have is None:
                 # A row of the same key that is older than what must be known makes room for the new one.
@@ -159,9 +158,9 @@ class MemoryStore:
                 self._put(msgspec.structs.replace(row, day=self._day))
                 written.append(Written(row, applied=True))
             else:
-                row = _updated(have, row)
+                row = updated(have, row)
                 self._put(row)
-                written.append(Written(_light(row), applied=True))
+                written.append(Written(light(row), applied=True))
         self._forget()
         return written
 
@@ -173,13 +172,13 @@ class MemoryStore:
         """See `Store.find`."""
         self._begin()
         known = (self._known(key, self._kept_since) for key in dict.fromkeys(keys))
-        return [_lean(row) for row in known if row is not None]
+        return [lean(row) for row in known if row is not None]
 
     async def find_push(self, push: PushKey, from_user: str, limit: int) -> RowPage:
         """See `Store.find_push`."""
         self._begin()
         rows, next_user = self._of_push(push, from_user, limit)
-        return RowPage([_lean(row) for row in rows], next_user)
+        return RowPage([lean(row) for row in rows], next_user)
 
     def _of_push(self, push: PushKey, from_user: str, limit: int) -> tuple[list[Row], str | None]:
         users = sorted((u for u in self._users.get(push, ()) if u >= from_user), key=str.encode)
@@ -210,7 +209,7 @@ class MemoryStore:
         """See `Store.owing`."""
         self._begin()
         rows = (self.rows[key] for key in self._owing)
-        return [_lean(row) for row in heapq.nsmallest(limit, rows, key=lambda row: row.taken_at)]
+        return [lean(row) for row in heapq.nsmallest(limit, rows, key=lambda row: row.taken_at)]
 
     async def prove_late(self, proofs: Sequence[LateProof]) -> Collection[RowKey]:
         """See `Store.prove_late`."""
@@ -268,7 +267,7 @@ class MemoryStore:
             looked += 1
             reached = row.position
             if row.payload is not None and (row.expires_at or 0) > now:
-                size += _kept_bytes(row)
+                size += kept_bytes(row)
                 if ask.session not in row.excluded:
                     page.append(msgspec.structs.replace(row, excluded=frozenset()))
         return MailboxPage(page, ask.until, more=False)
@@ -323,7 +322,7 @@ class MemoryStore:
         for user in dict.fromkeys(users):
             size = 0
             for count, row in enumerate(self._stored_of(user)[::-1], 1):
-                size += _kept_bytes(row)
+                size += kept_bytes(row)
                 if count > pushes or size > payload_bytes:
                     over.append((user, row.position))
                     break
@@ -390,7 +389,7 @@ class MemoryStore:
             self._put(row)
         ended = self._end(stored, Outcome.RECALLED, Reason.WITHDRAWN)
         written = [Written(row, applied=True) for row in ended]
-        return RecallPage([*written, *(Written(_light(row), applied=False) for row in others)], following)
+        return RecallPage([*written, *(Written(light(row), applied=False) for row in others)], following)
 
     async def last_position(self) -> int:
         """See `Store.last_position`."""
@@ -405,7 +404,7 @@ class MemoryStore:
         for row in ended:
             self._put(row)
         self._forget()
-        return [_light(row) for row in ended]
+        return [light(row) for row in ended]
 
     def end_dead(self, node: str, boot: str, limit: int) -> list[Row]:
         """See `Lease.end_dead`, on behalf of this boot of this node."""
@@ -432,68 +431,9 @@ class MemoryStore:
                     finished_at=now,
                 )
                 self._put(end)
-                ended.append(_light(end))
+                ended.append(light(end))
         self._forget()
         return ended
-
-
-class MemoryLease:
-    """The Lease port over a MemoryStore: other claimants are objects of the same process."""
-
-    def __init__(self, store: MemoryStore, clock: Clock, node: str, boot: str) -> None:
-        self._store = store
-        self._clock = clock
-        self._node = node
-        self._boot = boot
-
-    def _begin(self) -> None:
-        if self._store.fail_with is not None:
-            raise self._store.fail_with
-
-    async def claim(self) -> None:
-        """See `Lease.claim`; does not wait for a predecessor."""
-        self._begin()
-        now = self._clock.time()
-        holder = self._store.nodes.get(self._node)
-        if holder is not None and holder.boot != self._boot and now - holder.seen_at < LEASE_SECONDS:
-            raise NodeNameTaken(self._node)
-        self._store.nodes[self._node] = _Node(self._boot, now)
-
-    async def renew(self, account: Account = NO_ACCOUNT) -> None:
-        """See `Lease.renew`."""
-        self._begin()
-        now = self._clock.time()
-        holder = self._store.nodes.setdefault(self._node, _Node(self._boot, now))
-        if holder.boot != self._boot:
-            raise NodeNameTaken(self._node)
-        if now - holder.seen_at > RENEW_GAP:
-            holder.steady_since = now
-        holder.seen_at = now
-
-    async def end_dead(self, limit: int) -> Sequence[Row]:
-        """See `Lease.end_dead`."""
-        return self._store.end_dead(self._node, self._boot, limit)
-
-    async def release(self) -> None:
-        """See `Lease.release`."""
-        self._begin()
-        holder = self._store.nodes.get(self._node)
-        if holder is not None and holder.boot == self._boot:
-            del self._store.nodes[self._node]
-
-
-def _light(row: Row) -> Row:
-    """A row as it is returned: without what may be a megabyte."""
-    return msgspec.structs.replace(row, payload=None, excluded=frozenset())
-
-
-def _lean(row: Row) -> Row:
-    return msgspec.structs.replace(row, payload=None, excluded=frozenset(), meta=b"")
-
-
-def _kept_bytes(row: Row) -> int:
-    excluded = len(msgspec.json.encode(sorted(row.excluded))) if row.excluded else 0
-    return len(row.payload or b"") + excluded
 
 
 def _day(time: float) -> datetime.date:
@@ -506,47 +446,3 @@ def _remove(index: dict[K, dict[V, None]], at: K, value: V) -> None:
     values.pop(value, None)
     if not values:
         index.pop(at, None)
-
-
-def _updated(have: Row, new: Row) -> Row:
-    """What an update makes of a row that is not final; `record_rows` of `sql/0004_kept.sql` says the same."""
-    same_boot = have.node == new.node and have.boot == new.boot
-    owed = new.owed if have.owed is None else merged(have.owed, new.owed or ())
-    return msgspec.structs.replace(
-        have,
-        outcome=new.outcome,
-        reason=new.reason,
-        sessions=max(have.sessions, new.sessions),
-        attempts=max(have.attempts, new.attempts) if same_boot else have.attempts + new.attempts,
-        written_at=new.written_at if have.written_at is None else have.written_at,
-        proven_at=have.proven_at if new.proven_at is None else new.proven_at,
-        finished_at=new.finished_at,
-        node=new.node,
-        boot=new.boot,
-        detail=new.detail,
-        payload=new.payload if have.payload is None else have.payload,
-        owed=owed,
-        position=have.position or new.position,
-        expires_at=new.expires_at if have.expires_at is None else have.expires_at,
-        encoding=new.encoding if have.expires_at is None else have.encoding,
-        excluded=have.excluded or new.excluded,
-        collapse_key=have.collapse_key or new.collapse_key,
-        ack_within=have.ack_within or new.ack_within,
-    )
-
-
-def _check(row: Row) -> None:
-    """Refuse what no database takes: NUL, lone surrogates, times that are none."""
-    text = "".join((*row.key, row.node, row.boot, row.event, row.app_id, row.detail, row.traceparent))
-    text += "".join((row.collapse_key, *row.excluded))
-    if "\0" in text:
-        raise RowsRefused("22021", "text with a NUL")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowsRefused("22021", f"text that is no UTF-8: {error.reason}") from error
-    for time in (
-        row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at, row.expires_at,
-    ):  # fmt: skip
-        if time is not None and not abs(time) <= _TIME_MAX:
-            raise RowsRefused("22008", "a time that is out of range")

@@ -1,0 +1,6 @@
+"""The Store and Lease ports in memory: for a log on stdout, and for tests of the core. May import the core only."""
+
+from bridge.adapters.memory.lease import MemoryLease
+from bridge.adapters.memory.store import MemoryStore
+
+__all__ = ["MemoryLease", "MemoryStore"]

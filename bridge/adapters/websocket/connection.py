@@ -1,0 +1,506 @@
+"""One connection of the WebSocket port: its request, then the session behind it, then its end.
+
+The life of a connection, by the library's state of it:
+
+| state      | what happens                                              | it ends by                            |
+|------------|-----------------------------------------------------------|---------------------------------------|
+| CONNECTING | the request is read, see `handshake.py`, decided on by    | the answer, at open_timeout 408, or   |
+|            | the host, and answered                                    | 503 where the host has not decided    |
+| OPEN       | the socket is the session's                               | a close frame of either side, a fault |
+| CLOSING    | what is buffered flows out, then the peer is waited for   | the peer's EOF, or abort after grace  |
+| CLOSED     | `handle.closed` has been called, nothing is left          |                                       |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket as stdlib_socket
+import struct
+from collections.abc import Coroutine, Generator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
+from websockets.frames import Frame as IncomingFrame
+from websockets.http11 import Request, Response
+from websockets.protocol import CONNECTING, OPEN, SEND_EOF
+
+from bridge.adapters.websocket.handshake import (
+    CROWDED,
+    GONE,
+    REQUEST_BYTES_MAX,
+    TOO_EARLY,
+    TOO_LATE,
+    TOO_LONG,
+    UNDECIDED,
+    Asked,
+    Early,
+    Protocol,
+    refused_by_library,
+)
+from bridge.core.model.sessions import CloseReason, Grant, Refusal
+from bridge.core.ports.sockets import Frame, SessionHandle
+
+if TYPE_CHECKING:
+    from bridge.adapters.websocket.server import WebSocketServer
+
+CLIENT_MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""Bytes of one message from a client; more closes with 1009."""
+WRITE_HIGH: Final = 64 * 1024
+"""Bytes in the transport's buffer above which a socket is not writable; again below a quarter of it."""
+FRAMES_PER_SECOND: Final = 2000.0
+"""Frames that a client may send in the long run; above it is not read for a while."""
+BURST_SECONDS: Final = 1.0
+"""So many seconds' worth of frames may come at once."""
+
+_FIN: Final = 0x80
+_TEXT, _BINARY, _PING = _FIN | 0x1, _FIN | 0x2, _FIN | 0x9
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+def frame_header(first_byte: int, size: int) -> bytes:
+    """The header of an unmasked frame of a server (RFC 6455 5.2) with so many bytes of payload."""
+    if size < 126:
+        return bytes((first_byte, size))
+    if size < 1 << 16:
+        return struct.pack("!BBH", first_byte, 126, size)
+    return struct.pack("!BBQ", first_byte, 127, size)
+
+
+class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
+    """Keeps websockets' debug and info lines out of every log, at any level: they hold request lines and
+    headers, so tokens, and payloads."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= logging.WARNING and super().isEnabledFor(level)
+
+
+_library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
+
+
+class _Begun(Coroutine[Any, Any, Grant | Refusal]):
+    """A coroutine whose first step was taken outside of a task: what a task needs to go on with it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Grant | Refusal], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+        """What the coroutine waits for, until the task has been told so."""
+
+    def send(self, value: object) -> Any:
+        awaited, self._awaited = self._awaited, None
+        return self._coroutine.send(value) if awaited is None else awaited
+
+    def throw(self, *thrown: Any) -> Any:
+        if self._awaited is not None:
+            # Cancelled before its first turn: a task cancels what it waits for, but does not know of it yet.
+            self._awaited.cancel()
+        return self._coroutine.throw(*thrown)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Grant | Refusal]:
+        return self._coroutine.__await__()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One TCP connection; the Socket port of its session once its handshake is granted."""
+
+    __slots__ = (
+        "_asked_to_close",
+        "_backed_up",
+        "_binary",
+        "_closing",
+        "_deadline",
+        "_decision",
+        "_due",
+        "_handle",
+        "_held",
+        "_message",
+        "_pings",
+        "_protocol",
+        "_server",
+        "_transport",
+        "_unheard",
+        "requested",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: WebSocketServer) -> None:
+        self._server = server
+        self._protocol = Protocol(max_size=CLIENT_MESSAGE_BYTES_MAX, logger=_library_logger)
+        self._handle: SessionHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        """When it is turned away, while the handshake lasts, or aborted, while it closes."""
+        self.requested = 0
+        """Bytes of its opening request so far."""
+        self._decision: asyncio.Task[Grant | Refusal] | None = None
+        """The host decides on its handshake, and had to wait for something."""
+        self._closing = False
+        """The grace is running."""
+        self._asked_to_close = False
+        self._backed_up = False
+        """The transport's buffer is over its high-water mark."""
+        self._message: bytearray | None = None
+        """The fragments so far of a message that is coming in."""
+        self._binary = False
+        # Two reasons for not reading: the client is over its rate, or it leaves our replies unread.
+        self._held: asyncio.TimerHandle | None = None
+        self._unheard = False
+        self._due = 0.0
+        """Loop time at which the frames so far would be within the rate (GCRA's arrival time)."""
+        self._pings = 0
+        """Our pings not yet answered; their pongs don't count against the client's rate."""
+
+    # --- the Socket port ---
+
+    @property
+    def writable(self) -> bool:
+        """See the port."""
+        return not self._backed_up and self._protocol.state is OPEN and not self._transport.is_closing()
+
+    @property
+    def buffered(self) -> int:
+        """See the port."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
+        """See the port; a ping's payload is at most 125 bytes (RFC 6455 5.5).
+
+        The frames go past the library's serialiser, which costs five times as much: without extensions and
+        fragments a frame that is sent changes nothing of the protocol's state.
+        """
+        if self._protocol.state is not OPEN or self._transport.is_closing():
+            return False
+        parts: list[bytes] = []
+        for frame in frames:
+            payload = frame.payload
+            parts.append(frame_header(_BINARY if frame.binary else _TEXT, len(payload)))
+            parts.append(payload)
+        if ping is not None:
+            parts.append(frame_header(_PING, len(ping)))
+            parts.append(ping)
+            self._pings += 1
+        if parts:
+            self._transport.write(b"".join(parts))
+        return True
+
+    def close(self, reason: CloseReason) -> None:
+        """See the port. There is no frame for 1006 (RFC 6455 7.4.1), so `VANISHED` aborts."""
+        if reason is CloseReason.VANISHED:
+            self.abort()
+        elif self._protocol.state is OPEN and not self._transport.is_closing():
+            self._asked_to_close = True
+            self._protocol.send_close(reason.code, reason.word)
+            self._flush()
+            self._begin_closing()
+
+    def abort(self) -> None:
+        """See the port."""
+        if self._transport.is_closing():
+            # Closing already, but perhaps still writing what it has buffered: abort that too.
+            self._transport.abort()
+            return
+        # Without a reset the kernel would go on delivering what it has taken from us.
+        sock = self._transport.get_extra_info("socket")
+        with suppress(OSError):  # some systems refuse it once the peer has reset: then nothing flows anyway
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+    # --- what the server asks ---
+
+    @property
+    def undecided(self) -> bool:
+        """The host decides on its handshake at this moment."""
+        return self._decision is not None
+
+    def leave(self) -> None:
+        """The server goes: close a session, drop anything else."""
+        if self._protocol.state is CONNECTING:
+            self.abort()
+        else:
+            self.close(CloseReason.GOING_AWAY)
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TCP is there; the request is awaited."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(WRITE_HIGH)
+        self._server.entered(self)
+        if self._server.leaving:
+            self.abort()
+        else:
+            loop, seconds = self._server.loop, self._server.open_timeout
+            self._deadline = loop.call_later(seconds, self._out_of_time)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the loop puts what it reads."""
+        return self._server.inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The loop has read so many bytes."""
+        protocol = self._protocol
+        if self._decision is not None:
+            # Frames before our answer, as in `_answer`; the protocol must not see them, since it would reply.
+            self.turn_away(TOO_EARLY)
+            return
+        protocol.receive_data(bytes(self._server.inbox[:nbytes]))
+        if self._handle is None and protocol.state is CONNECTING:
+            self._server.asked(self, nbytes)
+            self._answer()
+        else:
+            self._serve()
+
+    def eof_received(self) -> None:
+        """The peer will send no more; the transport closes after what is buffered."""
+        if self._decision is not None:
+            self._left_undecided()
+            return
+        self._protocol.receive_eof()
+        if self._handle is None:
+            self._refused()
+        else:
+            self._flush()
+        # The transport writes out its buffer before it closes, for ever if the peer doesn't read.
+        self._begin_closing()
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than we write."""
+        self._backed_up = True
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+        self._backed_up = False
+        if self._unheard:
+            self._unheard = False
+            self._read_or_not()
+        if self._handle is not None and self.writable:
+            self._handle.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """TCP is gone. A reset is an ordinary end for a WebSocket: `exc` tells nothing that 1006 doesn't."""
+        for timer in (self._deadline, self._held):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = self._held = None
+        if self._decision is not None:
+            self._left_undecided()
+        self._protocol.receive_eof()
+        self._server.left(self)
+        if self._handle is not None:
+            code, reason = self._ending()
+            self._handle.closed(code, reason)
+
+    # --- the handshake ---
+
+    def _answer(self) -> None:
+        protocol = self._protocol
+        events = protocol.events_received()
+        if not events:
+            if protocol.eof_sent:
+                self._refused()
+            elif self.requested > REQUEST_BYTES_MAX:
+                self.turn_away(TOO_LONG)
+            return
+        if len(events) > 1 or protocol.eof_sent:
+            # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
+            self.turn_away(TOO_EARLY)
+            return
+        asked = self._server.doorway.read(protocol, cast(Request, events[0]), busy=self._server.busy)
+        if isinstance(asked, Response):
+            self._reply(asked, None)
+        else:
+            self._decide(asked)
+
+    def _decide(self, asked: Asked) -> None:
+        deciding = self._server.session_host.handshake(asked.handshake)
+        try:
+            awaited = deciding.send(None)
+        except StopIteration as decided:
+            # The host had nothing to wait for: most handshakes take no task, and no turn of the loop.
+            self._reply(*self._server.doorway.decided(self._protocol, asked, decided.value))
+            return
+        self._decision = self._server.loop.create_task(_Begun(deciding, awaited), name="handshake")
+        self._server.decides(self._decision)
+        self._decision.add_done_callback(functools.partial(self._decided, asked))
+
+    def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
+        if self._decision is not decision:
+            return  # it was stopped, and the peer has another answer or none
+        self._decision = None
+        try:
+            answer = self._server.doorway.decided(self._protocol, asked, decision.result())
+        except BaseException:
+            # A bug of the host: the loop's exception handler tells of it.
+            self.abort()
+            raise
+        if not self._transport.is_closing():
+            self._reply(*answer)
+
+    def _stop_deciding(self) -> None:
+        if self._decision is not None:
+            decision, self._decision = self._decision, None
+            decision.cancel()
+
+    def _left_undecided(self) -> None:
+        self._stop_deciding()
+        if self._server.answered(self):
+            self._server.session_host.refused(GONE)
+
+    def _reply(self, response: Response, grant: Grant | None) -> None:
+        self._protocol.send_response(response)
+        self._server.answered(self)
+        self._flush()
+        if grant is None:
+            self._begin_closing()
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._handle = self._server.session_host.opened(grant, self)
+
+    def _refused(self) -> None:
+        # By the library's parser, once; or the peer of a refused connection says that it is through.
+        if SEND_EOF in self._protocol.data_to_send():
+            self._say(refused_by_library(self._protocol))
+        self._begin_closing()
+
+    def _say(self, early: Early) -> None:
+        # Who never said a word asked for nothing: browsers open connections to have them at hand.
+        if self._server.answered(self) and (self.requested or early is CROWDED):
+            self._server.session_host.refused(early.refusal)
+        self._send([early.answer, SEND_EOF])
+
+    def _out_of_time(self) -> None:
+        self.turn_away(TOO_LATE if self._decision is None else UNDECIDED)
+
+    def turn_away(self, early: Early) -> None:
+        """End a connection that has no answer yet with this one, also while the host decides on it."""
+        self._stop_deciding()
+        if not self._protocol.eof_sent:
+            # While it is CONNECTING this says nothing, and what still comes is thrown away.
+            self._protocol.fail(CloseCode.PROTOCOL_ERROR)
+        self._protocol.data_to_send()
+        self._say(early)
+        self._begin_closing()
+
+    # --- an open session ---
+
+    def _serve(self) -> None:
+        protocol = self._protocol
+        replied = self._flush()
+        frames = cast(list[IncomingFrame], protocol.events_received())
+        rated = len(frames)
+        handle = self._handle
+        for frame in frames:
+            opcode = frame.opcode
+            if opcode is PONG:
+                if self._pings:
+                    self._pings -= 1
+                    rated -= 1
+                if handle is not None:
+                    handle.pong(bytes(frame.data))
+            elif opcode in DATA_OPCODES and not self._take(frame):
+                break
+            if self._transport.is_closing():
+                return
+        if protocol.state is not OPEN:
+            self._begin_closing()
+        if rated:
+            self._limit(rated, replied)
+
+    def _take(self, frame: IncomingFrame) -> bool:
+        """Hand a data message to the session when it is whole. False: the connection was failed."""
+        if frame.opcode is not CONT:
+            self._binary = frame.opcode is BINARY
+            if frame.fin:
+                return self._hand_over(frame.data)
+            self._message = bytearray()
+        assert self._message is not None, "the protocol lets no continuation pass that continues nothing"
+        self._message += frame.data
+        if not frame.fin:
+            return True
+        whole, self._message = self._message, None
+        return self._hand_over(whole)
+
+    def _hand_over(self, data: bytes | bytearray | memoryview) -> bool:
+        message: str | bytes
+        try:
+            message = bytes(data) if self._binary else str(data, "utf-8")
+        except UnicodeDecodeError:
+            self._protocol.fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
+            self._flush()
+            return False
+        if self._handle is not None:
+            self._handle.message(message)
+        return True
+
+    def _limit(self, frames: int, replied: bool) -> None:
+        loop = self._server.loop
+        now = loop.time()
+        self._due = max(self._due, now) + frames / FRAMES_PER_SECOND
+        excess = self._due - now - BURST_SECONDS
+        if excess > 0 and self._held is None:
+            self._held = loop.call_later(excess, self._release)
+        if replied and self._backed_up and not self._closing:
+            # It sends pings and does not read our pongs: those must not pile up here.
+            self._unheard = True
+        if self._held is not None or self._unheard:
+            self._read_or_not()
+
+    def _release(self) -> None:
+        self._held = None
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._held is not None or self._unheard:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # --- the end ---
+
+    def _begin_closing(self) -> None:
+        """From now on the peer has `close_grace` seconds to read what is left and to hang up."""
+        if self._closing or self._transport.is_closing():
+            return
+        self._closing = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
+
+    def _flush(self) -> bool:
+        """Write what the protocol has to say by itself; whether there was anything."""
+        return self._send(self._protocol.data_to_send())
+
+    def _send(self, writes: Sequence[bytes]) -> bool:
+        if not writes or self._transport.is_closing():
+            return False
+        if data := b"".join(writes):
+            self._transport.write(data)
+        if writes[-1] == SEND_EOF and not self._transport.is_closing():
+            self._half_close()
+        return bool(data)
+
+    def _half_close(self) -> None:
+        # Half, not whole: closing a socket with unread input resets it, and the peer may lose our last words.
+        try:
+            self._transport.write_eof()
+        except (OSError, RuntimeError):
+            # The peer has reset the connection (uvloop says RuntimeError): there is nobody to tell.
+            self._transport.abort()
+
+    def _ending(self) -> tuple[int, str]:
+        """The close code and reason: seen from the peer, else sent by us for a fault of the peer, else 1006."""
+        protocol = self._protocol
+        if protocol.close_rcvd is not None:
+            return int(protocol.close_rcvd.code), protocol.close_rcvd.reason
+        if protocol.close_sent is not None and not self._asked_to_close:
+            return int(protocol.close_sent.code), protocol.close_sent.reason
+        return int(CloseCode.ABNORMAL_CLOSURE), ""
