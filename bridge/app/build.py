@@ -11,7 +11,7 @@ Start, outermost first; each part may use those before it, so it is stopped befo
 
 Stop is a drain and goes the other way: refuse handshakes, stop taking, settle what was taken, close the
 consumer's channel (what is left goes back to the queue, oldest first), close sessions spread out, leave. A second
-signal ends the settling and the spreading out at once, see `bridge.app.stopping`.
+signal ends the settling and the spreading out at once, see `bridge.app.signals`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.adapters.tokens import JwtVerifier, make_token
 from bridge.adapters.websocket import server as websocket
-from bridge.app.standing import Standing, TakingLog
-from bridge.app.stopping import Left, stop_signals
+from bridge.app.readiness import BrokerReadiness, TakingLog
+from bridge.app.signals import Left, stop_signals
 from bridge.config import Settings
 from bridge.core.contract.requests import Limits
 from bridge.core.control import Control, Switch
@@ -399,7 +399,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         metrics.audit = lambda: (auditor.drift, auditor.audited_at)
         gate = Gate()
         gate.shut("starting", "the database has not answered yet", database=True)
-        standing = Standing(gate)
+        readiness = BrokerReadiness(gate)
 
         rows = await _rows(stack, settings, clock, boot, handler)
         declare = DeclareMode(settings.declare)
@@ -412,7 +412,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 declare=declare,
                 name=f"{settings.node} publisher",
                 on_given_up=metrics.events_given_up,
-                on_events_refused=standing.events_refused,
+                on_events_refused=readiness.events_refused,
             )
         )
         consumer = Consumer(
@@ -421,8 +421,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             errors=errors,
             prefetch=settings.prefetch,
             declare=declare,
-            on_state=standing.linked,
-            on_role=standing.became,
+            on_state=readiness.linked,
+            on_role=readiness.became,
             name=f"{settings.node} consumer",
         )
         core = Core(settings, rows, consumer, publisher, metrics, hooks, errors, clock, gate, boot)
@@ -730,7 +730,7 @@ async def serve(
     ready: Callable[[Running], None] | None = None,
     last: Callable[[], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; returns the exit code, see `stopping`.
+    """Serve until SIGTERM or SIGINT, then drain; returns the exit code, see `bridge.app.signals`.
 
     `ready` is called once, when pushes are taken; `last` before a third signal kills the process.
     """
