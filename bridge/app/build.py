@@ -34,7 +34,7 @@ from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.amqp.turn import Role
 from bridge.adapters.memory import MemoryLease, MemoryStore
-from bridge.adapters.metrics import Gauges, PrometheusMetrics
+from bridge.adapters.metrics import Gauges, PrometheusMetrics, audit_families, gauge_families
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.pool import CONNECTIONS
@@ -396,7 +396,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         hooks = plugins.FanOutHooks([feed, auditor, *plugged], handler)
         errors = plugins.ReportedErrors(handler, hooks)
         metrics = PrometheusMetrics()
-        metrics.audit = lambda: (auditor.drift, auditor.audited_at)
+        metrics.add_source(lambda: audit_families(auditor.drift, auditor.audited_at))
         gate = Gate()
         gate.shut("starting", "the database has not answered yet", database=True)
         readiness = BrokerReadiness(gate)
@@ -427,9 +427,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         )
         core = Core(settings, rows, consumer, publisher, metrics, hooks, errors, clock, gate, boot)
         around = Surroundings(consumer, _figures(stack, settings), clock)
-        metrics.around = around.families
+        metrics.add_source(around.families)
         ws = await _listen_websocket(stack, settings, core)
-        metrics.sampler = lambda: core.gauges(ws)
+        metrics.add_source(lambda: gauge_families(core.gauges(ws)))
         producer = await stack.enter_async_context(StandingProducer(settings.amqp_url))
         ops = await stack.enter_async_context(
             http.listen(
