@@ -281,8 +281,8 @@ class PrometheusMetrics(Collector):
         self._settled.receipt_seconds.histograms[""].observe(seconds)
 
     def events_given_up(self, events: int) -> None:
-        """So many outcome events were given up, since the broker refuses them. Only the publisher knows, so this is not part
-        of the port."""
+        """So many outcome events were given up, since the broker refuses them. The port lacks this: only the publisher
+        knows."""
         self._settled.receipts.counts[("refused",)] += events
 
     def handed(self, pushes: int) -> None:

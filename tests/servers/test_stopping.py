@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.app.drain import Left
 from bridge.app.readiness import STANDBY, TakingLog
-from bridge.app.signals import Left
 from bridge.core.settlement.gate import Gate
 from bridge.devservers import Servers
 from tests.support.clients import client

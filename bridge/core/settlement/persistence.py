@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
+from bridge.core.backoff import BackOff
 from bridge.core.errors import RowsRefused, StatementFailed, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Store
@@ -71,8 +72,8 @@ class Persistence:
                 return result
 
     async def _until_written(self) -> bool:
-        """Return when a row can be written; the gate is shut while that is not so. Whether it was not so."""
-        wait = RETRY_FIRST
+        """Return when a row can be written; the gate is shut until then. The result: whether it had to be shut."""
+        back_off = BackOff(self._clock, RETRY_FIRST, RETRY_MOST)
         down = False
         while True:
             try:
@@ -80,8 +81,7 @@ class Persistence:
             except StoreUnavailable as away:
                 down = True
                 self._gate.shut(self._name, str(away), database=True)
-                await self._clock.sleep(wait)
-                wait = min(wait * 2, RETRY_MOST)
+                await back_off.wait()
             else:
                 self._gate.clear(self._name)
                 return down
