@@ -1,6 +1,6 @@
-"""What is around the bridge, for the metrics: its queues and its log, looked at now and then, never by a scrape.
+"""Figures of the queues and of the log for the metrics, read now and then, never by a scrape.
 
-A figure that could not be read is not there: an old one would say that all is well while nobody knows.
+A figure that could not be read is left out: an old one would say that all is well while nobody knows.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from bridge.core.errors import BrokerUnavailable, StoreUnavailable
 from bridge.core.ports.clock import Clock
 
 QUEUES_EVERY: Final = 15.0
-"""Seconds between looks at the queues."""
+"""Seconds between readings of the queues."""
 LOG_EVERY: Final = 60.0
-"""Seconds between looks at the log."""
+"""Seconds between readings of the log."""
 AGAIN: Final = 3.0
-"""Seconds after a look that failed."""
+"""Seconds until the next reading after one that failed."""
 
 
 class Surroundings:
-    """Looks, and keeps what it saw until the next look. `watch_queues` and `watch_log` run until cancelled."""
+    """Reads the figures and keeps them until the next reading. `watch_queues` runs until cancelled, and so does
+    `watch_log` where there is a log to read."""
 
     def __init__(self, consumer: Consumer, log: PostgresFigures | None, clock: Clock) -> None:
         self._consumer = consumer
         self._log = log
         self._clock = clock
         self.ready: Mapping[str, int] = {}
-        """Messages ready, by queue; without those that could not be read."""
+        """Messages ready, by queue; without queues that could not be read."""
         self.figures: LogFigures | None = None
 
     async def watch_queues(self) -> None:
-        """Look at the queues again and again."""
+        """Read the queues again and again."""
         while True:
             try:
                 found = await self._consumer.depths()
@@ -50,24 +51,24 @@ class Surroundings:
             await self._clock.sleep(QUEUES_EVERY if self.ready else AGAIN)
 
     async def watch_log(self) -> None:
-        """Look at the log again and again, where it can be asked."""
+        """Read the log again and again, if it can be read."""
         while self._log is not None:
             try:
                 self.figures = await self._log.read()
             except StoreUnavailable:
-                # The lease decides whether the database is down, and says so.
+                # The lease task decides whether the database is down, and says so.
                 self.figures = None
             await self._clock.sleep(LOG_EVERY if self.figures else AGAIN)
 
     def families(self) -> Iterator[Metric]:
-        """What a scrape gets of it."""
+        """The families for one scrape."""
         return families(self.ready, self._consumer.unacked, self.figures, self._clock.time())
 
 
 def families(
     ready: Mapping[str, int], unacked: Mapping[str, int], figures: LogFigures | None, now: float
 ) -> Iterator[Metric]:
-    """The metrics of these figures; `now` is seconds since the epoch."""
+    """The families of these figures; `now` is seconds since the epoch."""
     info = GaugeMetricFamily(
         "bridge_build_info", "1, with what is running as its labels.", labels=("version", "python")
     )
