@@ -1,4 +1,4 @@
-"""A DeliveryLog of JSON lines: one object for each committed row, with the column names of the view `delivery`."""
+"""A DeliveryLog of JSON lines: one object each time a row is committed, with the names of view `delivery`."""
 
 from __future__ import annotations
 

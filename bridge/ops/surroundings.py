@@ -76,7 +76,7 @@ def families(
     yield info
     waiting = GaugeMetricFamily(
         "bridge_queue_ready",
-        f"Messages that wait in a queue, given out to nobody; looked at every {QUEUES_EVERY:g} s.",
+        f"Messages that wait in a queue and are not delivered to anybody; read every {QUEUES_EVERY:g} s.",
         labels=("queue",),
     )
     for queue, count in ready.items():
@@ -84,7 +84,7 @@ def families(
     yield waiting
     out = GaugeMetricFamily(
         "bridge_queue_unacked",
-        "Messages that this node was given from a queue and has not acknowledged. The sum over all nodes is all that "
+        "Messages that this node has received from a queue and not acknowledged. The sum over all nodes is what all "
         "bridges hold.",
         labels=("queue",),
     )
@@ -94,15 +94,15 @@ def families(
     if DEAD in ready:
         yield GaugeMetricFamily(
             "bridge_dead_letters",
-            f"Messages in {DEAD}, for people; fewer while `bridge dead` looks at them.",
+            f"Messages in {DEAD}, for people to look at; fewer while `bridge dead` reads them.",
             value=float(ready[DEAD]),
         )
     if figures is None:
         return
     yield GaugeMetricFamily(
         "bridge_stored_rows",
-        f"Pushes that are kept for users who are away; looked at every {LOG_EVERY:g} s. Of each day only the first "
-        f"{STORED_MAX:,} are counted, so it goes flat there: there are more while bridge_stored_days_over is not 0.",
+        f"Pushes that are kept for absent users; read every {LOG_EVERY:g} s. Of each day only the first "
+        f"{STORED_MAX:,} are counted; there are more while bridge_stored_days_over is not 0.",
         value=float(figures.stored),
     )
     yield GaugeMetricFamily(
@@ -113,7 +113,7 @@ def families(
     if figures.oldest_taken_at is not None:
         yield GaugeMetricFamily(
             "bridge_stored_oldest_seconds",
-            "How long ago the oldest of them was taken; not there without any.",
+            "How long ago the oldest kept push was taken; absent if there is none.",
             value=max(0.0, now - figures.oldest_taken_at),
         )
     yield GaugeMetricFamily(
