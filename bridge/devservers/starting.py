@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.devservers.directory import Run
-from bridge.devservers.docker import ComposePostgres, ComposeRabbit, ComposeServer, Project
+from bridge.devservers.docker import ComposePostgres, ComposeRabbit, Project
 from bridge.devservers.machine import ComposeFile, Machine, PostgresFiles, RabbitFiles, choose
 from bridge.devservers.postgres import PrivatePostgres, fallback_base
 from bridge.devservers.rabbit import PrivateRabbit
@@ -67,12 +67,12 @@ def find_or_start(
         yield Addresses(url, dsn)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Up:
     """What `_started` has started."""
 
-    rabbit: Broker | None = None
-    postgres: Database | None = None
+    rabbit: Broker | None
+    postgres: Database | None
 
 
 @contextmanager
@@ -94,30 +94,23 @@ def _started(
         base = run.root
         if not reuse:
             forget(base)
-        running = _Up()
-        servers: list[PrivateRabbit | PrivatePostgres | ComposeServer] = []
-        compose = next((w for w in (ways.rabbitmq, ways.postgres) if isinstance(w, ComposeFile)), None)
+        compose = next((way for way in (ways.rabbitmq, ways.postgres) if isinstance(way, ComposeFile)), None)
         project = None
         if compose is not None:
             project = Project(compose, run, usual_ports)
             stack.callback(project.down)
+        rabbit: PrivateRabbit | ComposeRabbit | None = None
         if isinstance(ways.rabbitmq, RabbitFiles):
             rabbit = PrivateRabbit(ways.rabbitmq, run, usual_ports)
-            running.rabbit = rabbit
-            servers.append(rabbit)
         elif project is not None and ways.rabbitmq is not None:
-            running.rabbit = ComposeRabbit(project)
-            servers.append(running.rabbit)
+            rabbit = ComposeRabbit(project)
+        postgres: PrivatePostgres | ComposePostgres | None = None
         if isinstance(ways.postgres, PostgresFiles):
             postgres = PrivatePostgres(ways.postgres, run, usual_ports)
-            running.postgres = postgres
-            servers.append(postgres)
         elif project is not None and ways.postgres is not None:
-            running.postgres = ComposePostgres(project)
-            servers.append(running.postgres)
-
-        stack.enter_context(_together(servers, say))
-        yield running
+            postgres = ComposePostgres(project)
+        stack.enter_context(_together([server for server in (rabbit, postgres) if server is not None], say))
+        yield _Up(rabbit, postgres)
 
 
 def forget(base: Path) -> None:
