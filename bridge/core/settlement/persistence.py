@@ -19,7 +19,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Store
 from bridge.core.settlement.gate import Gate
 
-RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+LOG_RETRY_FIRST, LOG_RETRY_MOST = 0.1, 2.0
 """Seconds between tries while a log can't be written: doubled from the first to the most."""
 SUSPECT_AFTER = 3
 """Failures of one call after which it is to blame, if a row could be written after each of them."""
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 def back_off(clock: Clock) -> BackOff:
     """How long whoever must write to a log waits between tries while that fails."""
-    return BackOff(clock, RETRY_FIRST, RETRY_MOST)
+    return BackOff(clock, LOG_RETRY_FIRST, LOG_RETRY_MOST)
 
 
 class Persistence:

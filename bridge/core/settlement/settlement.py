@@ -26,7 +26,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.store import Collapse, Store, Superseded, Written
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.persistence import PARTS, RETRY_FIRST, RETRY_MOST, SWEEP_ROWS, Persistence
+from bridge.core.settlement.persistence import LOG_RETRY_FIRST, LOG_RETRY_MOST, PARTS, SWEEP_ROWS, Persistence
 from bridge.core.settlement.recording import UNTRIED, Recorder
 from bridge.core.settlement.worklist import Aside, Worklist, to_be_written
 
@@ -457,7 +457,7 @@ class Settlement:
     async def _told(self, rows: Sequence[Row]) -> None:
         """Tell the logs; each until it has the rows, since the ack follows."""
         for log in self._logs:
-            wait = RETRY_FIRST
+            wait = LOG_RETRY_FIRST
             while True:
                 try:
                     await log.record(rows)
@@ -465,7 +465,7 @@ class Settlement:
                     self._gate.shut("delivery log", repr(error))
                     self._errors.handle(error, "delivery_log.record", {"rows": len(rows)})
                     await self._clock.sleep(wait)
-                    wait = min(wait * 2, RETRY_MOST)
+                    wait = min(wait * 2, LOG_RETRY_MOST)
                 else:
                     self._gate.clear("delivery log")
                     break
