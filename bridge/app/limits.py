@@ -15,8 +15,10 @@ class ServiceLimits:
 
     tick: float = 0.1
     """Between looks at deadlines."""
+    renew_every: float = 1.0
+    """Between renewals of the lease, which is good for `LEASE_SECONDS`."""
     sweep_every: float = 1.0
-    """Between renewals of the lease, and between sweeps of the rows."""
+    """Between sweeps of the rows."""
     upkeep_every: float = 3600.0
     """Between looks at the partitions."""
     upkeep_retry: float = 5.0

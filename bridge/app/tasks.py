@@ -169,7 +169,7 @@ async def hold_lease(at: Workplace) -> None:
     """
     core = at.core
     while True:
-        await core.clock.sleep(at.limits.sweep_every)
+        await core.clock.sleep(at.limits.renew_every)
         try:
             await at.rows.lease.renew(core.delivery.account())
         except StoreUnavailable as down:
