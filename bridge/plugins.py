@@ -1,7 +1,7 @@
-"""What a plug-in imports: the shapes it may fill, what it is told, and the errors it may see or raise.
+"""What a plug-in imports: the protocols that it may implement, the types that it gets, and the errors.
 
-This is the only module of the bridge that a plug-in needs, and the only one that keeps its names for it: other modules
-may move with any release. docs/extending.md tells of each name. The bridge itself does not import this module.
+A plug-in needs no other module of the bridge. The names here are stable; other modules may change with any release.
+docs/extending.md describes each name. The bridge itself does not import this module.
 """
 
 from bridge.core.errors import (

@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.ports import reserved_port
 from bridge.adapters.tokens import make_token
-from bridge.app.standing import STANDBY
+from bridge.app.readiness import STANDBY
 
 SECRET: Final = "only for chaos runs: 0123456789abcdef"
 READY_TIMEOUT: Final = 90.0

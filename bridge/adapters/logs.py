@@ -1,7 +1,7 @@
 """Structured logs: text on a terminal, JSON lines otherwise, and a last line of defence against secrets.
 
-Who logs is to give ids and counts, never tokens or payloads. Should one slip through, `bridge.core.redaction` takes it
-out; payloads it can't tell, so libraries that log what they carry are kept quiet at any level.
+Log ids and counts, never tokens or payloads. If a token slips through, `bridge.core.redaction` removes it. It can't
+recognise payloads, so libraries that log what they carry are kept quiet at any level.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ QUIET: Final = (
     "psycopg",
     "pamqp",
 )
-"""Libraries that at DEBUG or INFO log frames, queries or request lines: never below WARNING."""
+"""Libraries that log frames, queries or request lines at DEBUG or INFO: they log from WARNING on."""
 
 SILENT: Final = ("aiormq", "aio_pika")
-"""Libraries whose every error reaches the ErrorHandler with its cause: their own lines would tell it twice."""
+"""Libraries whose errors all reach the ErrorHandler with their cause: their own lines would repeat it."""
 
 _SECRET_KEY: Final = re.compile(r"(?:^|[_-])(?:token|password|secret|authorization)$", re.IGNORECASE)
 
@@ -45,7 +45,7 @@ class TextFormatter(logging.Formatter):
     """`12:04:31.250 info    bridge: message  key=value`, one line for each record that has no traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record for people. Control characters of what others sent can't forge a line."""
+        """The record for people. Control characters in what others sent can't forge a line."""
         clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
         line = f"{clock} {record.levelname.lower():<7} {record.name}: {record.getMessage()}"
         facts = [f"{k}={v!r}" if isinstance(v, str) else f"{k}={v}" for k, v in _facts(record).items()]
@@ -58,7 +58,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonLineFormatter(JsonFormatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, what `extra` gave, exception."""
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, the fields of `extra`, exception."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -73,7 +73,7 @@ class JsonLineFormatter(JsonFormatter):
         record: logging.LogRecord,
         message_dict: dict[str, object],
     ) -> None:
-        """Put what every line has first."""
+        """Put the fields first that every line has."""
         moment = datetime.fromtimestamp(record.created, UTC)
         log_data["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         log_data["level"] = record.levelname.lower()
@@ -81,15 +81,15 @@ class JsonLineFormatter(JsonFormatter):
         super().add_fields(log_data, record, message_dict)
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        """Redact each value before it is encoded: afterwards quotes are escaped and shapes harder to tell."""
+        """Redact each value before it is encoded: afterwards quotes are escaped and secrets harder to find."""
         return {key: _clean(key, value) for key, value in super().process_log_record(log_data).items()}
 
 
 def setup(level: str = "info", style: str = "auto", stream: TextIO | None = None) -> logging.Handler:
     """Send every log record of the process to `stream` (default: standard error) in this style.
 
-    `level` and `style` are values of the settings `log_level` and `log_format`. Called again it replaces what
-    it set up before and leaves other handlers alone. Returns the handler.
+    `level` and `style` are values of the settings `log_level` and `log_format`. A second call replaces the handler of
+    the first and leaves other handlers alone. Returns the handler.
     """
     out = sys.stderr if stream is None else stream
     text = style == "text" or (style == "auto" and out.isatty())
@@ -109,7 +109,7 @@ def setup(level: str = "info", style: str = "auto", stream: TextIO | None = None
 
 
 class _OurHandler(logging.StreamHandler[TextIO]):
-    """Tells the handler that `setup` made from those of others."""
+    """A class of its own, so that `setup` finds the handler that it made before."""
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:
@@ -121,7 +121,7 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _clean(key: str, value: object) -> object:
-    """The value with nothing secret in it, made of what JSON knows."""
+    """The value without secrets, in types that JSON has."""
     if _SECRET_KEY.search(key):
         return "***" if value else value
     if value is None or isinstance(value, bool | int | float):

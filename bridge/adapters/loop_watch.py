@@ -1,4 +1,4 @@
-"""Whether the event loop comes to everything in time: how late it is for a timer, and how much of that it worked."""
+"""Measures how late the event loop is for a timer, and how much of that time its thread was busy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable
 
 EVERY = 0.02
-"""Seconds between two looks."""
+"""Seconds between measurements."""
 
 
 async def watch(observe: Callable[[float, float], None], every: float = EVERY) -> None:
-    """Tell how late each look comes (seconds), and for how long the loop's thread was held, until cancelled.
+    """Until cancelled, call `observe` with how late each measurement is, and how long the thread was busy (seconds).
 
-    Being late may be the machine's fault: others run, or the process is stopped. Held counts CPU time of the thread
-    only, less the time that was slept through; so a step of the loop is told to within `every`, and never too long.
+    Lateness may be the machine's fault: other programs run, or the process is stopped. The second figure counts CPU
+    time of the thread only, less `every`. So it is short of the true length of a step by `every` at most, and never
+    too long.
     """
     loop = asyncio.get_running_loop()
     while True:

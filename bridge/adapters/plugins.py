@@ -1,9 +1,9 @@
-"""What others plug in by setting: delivery logs, an error handler, hooks, each named as `module:factory`.
+"""Plug-ins that a setting names as `module:factory`: delivery logs, an error handler, hooks.
 
-A factory is called once at the start, without arguments. What it returns is the plug-in; one that is also an
-asynchronous context manager is entered before the service starts and left after it has drained. A setting
-that names something unusable is refused at the start with SettingsError; a plug-in that fails later never
-takes the service along: its error goes to the error handler.
+A factory is called once at the start, without arguments, and returns the plug-in. A plug-in that is also an
+asynchronous context manager is entered before the service starts and left after it has drained. If a setting
+names something unusable, the start is refused with SettingsError. A plug-in that fails later never stops the
+service: its error goes to the error handler.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from bridge.core.redaction import clean_error
 T = TypeVar("T")
 
 HOOKS: Final = ("on_open", "on_close", "on_outcome", "on_error")
-"""The methods of a Hooks plug-in; it needs only those that it has a use for."""
+"""The methods of a Hooks plug-in; it may have any of them."""
 OUTAGE_EVERY: Final = 30.0
-"""Seconds between two log lines of one outage: it is met again with every try."""
+"""Seconds between two log lines about one outage: every try meets it again."""
 OUTAGES_MAX: Final = 100
-"""Outages, by their words, that are kept in mind."""
+"""Outages that are remembered, by their words."""
 _OUTAGES: Final = (BrokerUnavailable, StoreUnavailable)
 
 
@@ -74,10 +74,10 @@ def load_hooks(spec: str, setting: str = "BRIDGE_HOOKS") -> object:
 async def enter(
     stack: AsyncExitStack, plugin: T, spec: str, setting: str, errors: ErrorHandler | None = None
 ) -> T:
-    """Enter a plug-in that is an asynchronous context manager, and leave it with the stack; return it.
+    """Enter a plug-in if it is an asynchronous context manager, and leave it with the stack; returns the plug-in.
 
-    Its `__aenter__` must return the plug-in itself (anything else is ignored). Raises SettingsError where it raises.
-    What it raises when it is left goes to `errors` (by default to the log), and spoils nothing: all is done by then.
+    What its `__aenter__` returns is ignored. If that raises, so does this: SettingsError. An error when it is left goes
+    to `errors` (by default to the log) and harms nothing, since everything is done by then.
     """
     inner: Any = plugin.inner if isinstance(plugin, GuardedErrorHandler) else plugin
     kind = type(inner)
@@ -87,14 +87,14 @@ async def enter(
         await kind.__aenter__(inner)
     except SettingsError:
         raise
-    except Exception as error:  # somebody else's code may raise anything
+    except Exception as error:  # other people's code may raise anything
         words = " ".join(_words(error).split())
         raise SettingsError(setting, f"{spec}: entering it (__aenter__) failed: {words}") from error
 
     async def leave(*reason: Any) -> None:
         try:
             await kind.__aexit__(inner, *reason)
-        except Exception as error:  # so may its end
+        except Exception as error:  # so may leaving it
             (errors or LoggingErrorHandler()).handle(error, "plug-in.leave", {"plug_in": spec})
 
     stack.push_async_exit(leave)
@@ -124,7 +124,7 @@ def _make(spec: str, setting: str) -> object:
 
 def _need_plain_method(made: object, name: str, spec: str, setting: str, shape: str) -> None:
     method = getattr(made, name, None)
-    # A coroutine would be made, never awaited, and its error lost.
+    # An async method would return a coroutine that nobody awaits, and its error would be lost.
     if not callable(method) or inspect.iscoroutinefunction(method):
         raise SettingsError(setting, f"what {spec} returns needs a method (not async): {shape}")
 
@@ -137,10 +137,10 @@ def _words(error: BaseException) -> str:
 
 
 class LoggingErrorHandler:
-    """The default ErrorHandler: one log record for each error, a traceback only where it tells something.
+    """The default ErrorHandler: one log record for each error, with a traceback only for defects.
 
-    An error that the bridge raises on purpose says all in its sentence; any other is a defect. An outage, which every
-    try meets again, is told at once, and then every `OUTAGE_EVERY` seconds, with how often it was met since.
+    An error that the bridge raises on purpose says everything in its sentence; any other is a defect. Every try meets
+    an outage again, so it is logged at once, and then every `OUTAGE_EVERY` seconds with the number of times since.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class LoggingErrorHandler:
         self._log = logger or logging.getLogger("bridge.errors")
         self._monotonic = monotonic
         self._outages: dict[str, tuple[float, int]] = {}
-        """By its words: when it was told last, and how often it was met since."""
+        """By its words: when it was logged last, and how often it was met since."""
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
         """Log it at WARNING (expected) or ERROR (a defect), with the facts as fields."""
@@ -157,7 +157,7 @@ class LoggingErrorHandler:
         words = _words(error)
         extra: dict[str, object] = {"where": where, "facts": dict(facts)}
         if isinstance(error, _OUTAGES) and not isinstance(error, StatementFailed):
-            # Whoever meets it: both links to the broker are cut at once.
+            # Without `where`: both links to the broker are lost at once.
             repeated = self._met(words)
             if repeated is None:
                 return
@@ -173,7 +173,7 @@ class LoggingErrorHandler:
         )
 
     def _met(self, outage: str) -> int | None:
-        """How often it was met since it was told last; None where it need not be told yet."""
+        """How often it was met since it was logged last; None if it need not be logged yet."""
         now = self._monotonic()
         told, met = self._outages.get(outage, (-math.inf, 0))
         if now - told < OUTAGE_EVERY:
@@ -187,31 +187,31 @@ class LoggingErrorHandler:
 
 
 class GuardedErrorHandler:
-    """An ErrorHandler of others that must not raise: should it do so, both errors go to the log."""
+    """A plugged-in ErrorHandler. If it raises, its own error and the one it was given go to the log."""
 
     def __init__(self, inner: ErrorHandler, fallback: ErrorHandler) -> None:
         self.inner = inner
         self._fallback = fallback
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        """Hand it on, without secrets: it may go to another service."""
+        """Hand it on without secrets, since it may go to another service."""
         clean_error(error)
         try:
             self.inner.handle(error, where, facts)
-        except Exception as failure:  # somebody else's code may raise anything
+        except Exception as failure:  # other people's code may raise anything
             self._fallback.handle(error, where, facts)
             self._fallback.handle(failure, "error_handler", {"while": where})
 
 
 class ReportedErrors:
-    """The ErrorHandler that every part of the bridge gets: the configured one, then the hooks' `on_error`."""
+    """The ErrorHandler of every part of the bridge: calls the configured one, then the hooks' `on_error`."""
 
     def __init__(self, handler: ErrorHandler, hooks: Hooks) -> None:
         self._handler = handler
         self._hooks = hooks
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        """Hand it to both, without secrets."""
+        """Hand it to both without secrets."""
         clean_error(error)
         self._handler.handle(error, where, facts)
         self._hooks.on_error(error, where)
@@ -221,10 +221,10 @@ class ReportedErrors:
 
 
 class FanOutHooks:
-    """Fills the Hooks port: calls every plug-in in turn; one that raises is reported and spoils nothing.
+    """Fills the Hooks port: calls every plug-in in turn. If one raises, that is reported and the others are called.
 
-    `handler` is told of what a hook raised. It must not lead back here: give it the configured handler, not
-    ReportedErrors, or a failing `on_error` would call itself.
+    `handler` gets what a hook raised. It must be the configured handler, not ReportedErrors: otherwise a failing
+    `on_error` would call itself.
     """
 
     def __init__(self, hooks: Sequence[object], handler: ErrorHandler) -> None:
@@ -254,7 +254,7 @@ class FanOutHooks:
         for method in methods:
             try:
                 method(*args)
-            except Exception as error:  # somebody else's code may raise anything
+            except Exception as error:  # other people's code may raise anything
                 self._handler.handle(error, f"hooks.{name}", {"hook": _owner(method)})
 
 

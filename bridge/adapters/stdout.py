@@ -1,4 +1,4 @@
-"""A DeliveryLog of JSON lines: one object per committed transition, with the names of view `delivery`."""
+"""A DeliveryLog of JSON lines: one object each time a row is committed, with the names of view `delivery`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bridge.core.model.rows import Row
 _FIRST, _LAST = -62135596800.0, 253402300799.0
 """0001-01-01 and 9999-12-31T23:59:59 in seconds since the epoch."""
 _LINE_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
-"""Breaks that JSON does not escape; some readers of lines would stop at them."""
+"""Line breaks that JSON does not escape; some readers would end a line there."""
 
 
 class LogUnwritable(BridgeError):
@@ -29,19 +29,19 @@ class LogUnwritable(BridgeError):
 
 
 class JsonLinesLog:
-    """Writes each batch of rows to a stream, at once and in one piece, and flushes it.
+    """Writes each batch of rows to a stream at once, in one piece, and flushes it.
 
-    What "durable" means is up to whoever reads the stream. A batch that is recorded again (after an error
-    or a cancellation) is written again: the lines of a key agree, the last one counts.
+    Whether a written row is durable depends on whoever reads the stream. A batch that is recorded again, after an
+    error or a cancellation, is written again: the lines of one key agree, and the last one counts.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        # A cancelled call leaves its thread behind, and the next must not write into its line.
+        # A cancelled call leaves its thread running, and the next must not write into its line.
         self._lock = threading.Lock()
 
     async def record(self, rows: Sequence[Row]) -> None:
-        """See `DeliveryLog.record`. In a thread, since a reader that stands still blocks the writing."""
+        """See `DeliveryLog.record`. It writes in a thread, since a reader that stands still blocks the write."""
         if rows:
             text = "".join([line_of(row) for row in rows])
             try:
@@ -66,7 +66,7 @@ def line_of(row: Row) -> str:
         "event": row.event,
         "app_id": row.app_id,
         "tenant": row.key.tenant,
-        # Written anew: it may hold line breaks.
+        # Decoded and encoded again, since it may hold line breaks.
         "meta": msgspec.json.decode(row.meta) if row.meta else None,
         "published_at": _time(row.published_at),
         "taken_at": _time(row.taken_at),
@@ -89,6 +89,6 @@ def line_of(row: Row) -> str:
 def _time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
-    # A publisher may claim any time; a calendar of four digits ends earlier than the database's.
+    # A publisher may give any time, and years of four digits end before the database's do.
     seconds = min(max(seconds, _FIRST), _LAST)
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds")

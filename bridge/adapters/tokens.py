@@ -3,21 +3,22 @@
 | why              | the token                                                                        |
 |------------------|----------------------------------------------------------------------------------|
 | `missing`        | is empty                                                                         |
-| `malformed`      | is no JWT, or has a header that asks for more than this program knows (`crit`,   |
+| `malformed`      | is not a JWT, or has a header that asks for more than this program knows (`crit`,|
 |                  | `b64`), or a claim has the wrong type, or a time is in milliseconds              |
 | `algorithm`      | names an algorithm that the settings do not allow (`none` among them)            |
 | `signature`      | was not signed with our secret, or was changed since                             |
 | `no_expiry`      | has no `exp`                                                                     |
 | `expired`        | `exp` is past                                                                    |
-| `not_yet`        | `nbf`, or `iat`, is in the future                                                |
+| `not_yet`        | `nbf` or `iat` is in the future                                                  |
 | `issuer`         | `iss` is not the one that the settings name                                      |
 | `audience`       | `aud` does not hold the one that the settings name                               |
-| `no_user`        | has neither `sub` nor `uid`, or what it has is no user id                        |
+| `no_user`        | has neither `sub` nor `uid`, or the one it has is not a user id                  |
 
-The signature is checked first: nothing that a stranger wrote is ever looked at. No token is logged here.
+The signature is checked first, so claims are only read if somebody with the secret wrote them. No token is logged.
 
-Home-made tokens are often in standard base64, with `+`, `/` and `=` for padding, where RFC 7515 wants base64url.
-Both are read. The signature may be over what came, or, where somebody rewrote a good token, over its base64url.
+Hand-written code often makes tokens in standard base64, with `+`, `/` and `=` for padding, where RFC 7515 requires
+base64url. Both are read. The signature may be over the text that came or, if somebody has rewritten a valid token,
+over its base64url form.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from bridge.core.model.sessions import Claims
 from bridge.core.ports.clock import Clock
 
 LEEWAY: Final = 10.0
-"""Seconds that the clock of whoever makes the tokens may differ from ours. For accepting a token only: a
-session ends at `exp` itself."""
+"""Seconds by which the token maker's clock may differ from ours. It counts only when a token is accepted: a session
+ends at `exp` itself."""
 
 MOMENT_MAX: Final = 9_999_999_999.0
-"""Seconds since 1970, in the year 2286. What is above are milliseconds, of 1970 or later."""
+"""Seconds since 1970, in the year 2286. A larger number is in milliseconds, of 1970 or later."""
 
 KEY_BYTES: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""The algorithms that a shared secret can serve, and the bytes it needs for each (RFC 7518 3.2)."""
+"""The algorithms that use a shared secret, and the bytes that it needs for each (RFC 7518 3.2)."""
 
 WHYS: Final = (
     "missing",
@@ -63,7 +64,7 @@ WHYS: Final = (
     "no_user",
 )
 
-# C0, DEL, C1; lone surrogates are legal in JSON escapes, but no UTF-8 can carry them any further.
+# No C0, DEL, C1, and no lone surrogates: JSON escapes may contain those, but UTF-8 can't encode them.
 _USER = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{ID_MAX}}}")
 
 # Three parts in base64url (RFC 7515 2) or in standard base64 (RFC 4648 4), padded or not.
@@ -71,7 +72,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_+/-]+=*\.[A-Za-z0-9_+/-]+=*\.[A-Za-z0-9_+/-]*=*
 _STANDARD = re.compile(r"[+/=]")
 _AS_BASE64URL = str.maketrans("+/", "-_")
 
-# Claims are checked here against the injected clock: the library would ask the machine's.
+# Claims are checked here, against the injected clock: the library would use the machine's.
 _SIGNATURE_ONLY: Final[Options] = {
     "verify_signature": True,
     "verify_exp": False,
@@ -87,8 +88,8 @@ _SIGNATURE_ONLY: Final[Options] = {
 class JwtVerifier:
     """Fills the TokenVerifier port with HMAC-signed tokens.
 
-    Raises SettingsError at the start for a secret that is shorter than its algorithms need; with `dev` a
-    shorter one is taken, an empty one never. An empty `issuer` or `audience` is not checked.
+    Raises SettingsError for a secret that is shorter than its algorithms need. With `dev` a short one is accepted,
+    but never an empty one. An empty `issuer` or `audience` is not checked.
     """
 
     def __init__(
@@ -125,13 +126,13 @@ class JwtVerifier:
         self._leeway = leeway
         self._clock = clock
         try:
-            # Also refuses keys that are no secrets at all: a public key in PEM form, a JWK.
+            # This also refuses keys that are not secrets: a public key in PEM form, a JWK.
             jwt.get_algorithm_by_name(self._algorithms[0]).prepare_key(self._key)
         except jwt.InvalidKeyError as error:
             raise SettingsError("BRIDGE_JWT_SECRET", str(error)) from error
 
     def verify(self, token: str) -> Claims:
-        """Return what the token says; raises TokenRefused with a `why` of the module's table."""
+        """Return the claims of the token; raises TokenRefused with a `why` from the module's table."""
         if not token:
             raise TokenRefused("missing")
         said = self._signed(token)
@@ -153,7 +154,7 @@ class JwtVerifier:
                 raise TokenRefused("audience")
         token_id = said.get("jti")
         if token_id is not None and not isinstance(token_id, str):
-            # Not ignored: a token whose id we don't know could not be revoked by it.
+            # Not ignored: a token without a usable id could not be revoked by its id.
             raise TokenRefused("malformed")
         return Claims(
             user=_user(said),
@@ -176,7 +177,7 @@ class JwtVerifier:
         return self._signed_as_it_stands(token, as_base64url)
 
     def _signed_as_it_stands(self, token: str, as_base64url: str) -> Mapping[str, Any]:
-        """The claims of a token whose signature is over its standard base64, which the library does not read."""
+        """The claims of a token that is signed in standard base64, which the library does not read."""
         try:
             name = jwt.get_unverified_header(as_base64url).get("alg")
             if name not in self._algorithms:
@@ -223,55 +224,55 @@ def make_token(
 ) -> str:
     """Sign a token for `user` that is good for `ttl` seconds from `now` (default: the machine's clock).
 
-    For the command line, development and tests. `claims` are added, and win over what is made here; one
-    that is None is left out.
+    For the command line, development and tests. `claims` are added and replace those that are made here; one that is
+    None is left out.
     """
     issued = int(time.time() if now is None else now)
     said: dict[str, object] = {"sub": user, "iat": issued, "exp": issued + ttl, "jti": uuid.uuid4().hex}
     said.update(claims)
     said = {name: value for name, value in said.items() if value is not None}
     with warnings.catch_warnings():
-        # Whether a short secret will do is the verifier's business.
+        # The verifier decides whether a short secret is accepted.
         warnings.simplefilter("ignore", InsecureKeyLengthWarning)
         return jwt.encode(said, secret.encode(), algorithm=algorithm)
 
 
 def _no_jwt(token: str) -> str:
-    """What keeps a text from being a JWT, for people."""
+    """Why a text is not a JWT, for people."""
     if " " in token:
-        return "it has spaces in it"
+        return "it contains spaces"
     if token[0] in "\"'":
         return "it is in quotes"
     parts = token.count(".") + 1
     if parts == 5:
-        return "it is encrypted (JWE, RFC 7516), and only signed ones are read here"
+        return "it is encrypted (JWE, RFC 7516), and only signed tokens are read"
     if parts != 3:
-        return f"a JWT has three parts with dots between, this has {parts}"
+        return f"a JWT has three parts with dots between them, this one has {parts}"
     if token.endswith("."):
         return "it has no signature"
     if ".." in token:
-        return "its payload is not in it"
-    return "it has characters that no JWT has"
+        return "its payload is missing"
+    return "it contains characters that no JWT has"
 
 
 def _unreadable(token: str) -> str:
-    """What keeps a text in the form of a JWT from being read, for people; a sentence that quotes nothing of it."""
+    """Why a text in the form of a JWT can't be read, for people; quotes nothing of it."""
     header = _object(token.partition(".")[0])
     if header is None:
-        return "its header is no JSON object in base64url"
+        return "its header is not a JSON object in base64url"
     if header.get("b64", True) is not True:
-        return "its header has b64: that its payload is not in base64url (RFC 7797) is not supported"
+        return "its header has b64: a payload that is not in base64url (RFC 7797) is not supported"
     if "crit" in header:
         return "its header has crit: extensions that must be understood (RFC 7515 4.1.11), and none is known here"
     if not isinstance(header.get("kid", ""), str):
-        return "kid in its header is no string (RFC 7515 4.1.4)"
+        return "kid in its header is not a string (RFC 7515 4.1.4)"
     if _object(token.split(".")[1]) is None:
-        return "its claims are no JSON object in base64url"
-    return "it is no JWT"
+        return "its claims are not a JSON object in base64url"
+    return "it is not a JWT"
 
 
 def _object(part: str) -> Mapping[str, Any] | None:
-    """The JSON object in a part of a token, as far as it can be read."""
+    """The JSON object in a part of a token; None if it can't be read."""
     try:
         found = json.loads(jwt.utils.base64url_decode(part))
     except (ValueError, RecursionError):
@@ -280,12 +281,12 @@ def _object(part: str) -> Mapping[str, Any] | None:
 
 
 def _moment(said: Mapping[str, Any], claim: str) -> float | None:
-    """A NumericDate (RFC 7519 section 2): a JSON number of seconds; None where the claim is not there."""
+    """A NumericDate (RFC 7519 section 2): a JSON number of seconds; None if the claim is missing."""
     value = said.get(claim)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TokenRefused("malformed", f"{claim} is no number of seconds")
+        raise TokenRefused("malformed", f"{claim} is not a number of seconds")
     try:
         moment = float(value)
     except OverflowError as error:
@@ -305,7 +306,7 @@ def _user(said: Mapping[str, Any]) -> str:
     if user is None:
         raise TokenRefused("no_user", "it has neither sub nor uid")
     if isinstance(user, int) and not isinstance(user, bool):
-        # RFC 7519 4.1.2 wants a string. Many backends put the number of the user there.
+        # RFC 7519 4.1.2 requires a string. Many backends put a number there.
         user = str(user)
     if not isinstance(user, str) or not _USER.fullmatch(user):
         raise TokenRefused(

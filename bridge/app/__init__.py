@@ -1,1 +1,1 @@
-"""Puts the parts together and runs them. May import everything but the command line."""
+"""Puts the parts together, runs them, and stops them. May import everything but the command line."""

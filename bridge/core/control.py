@@ -1,10 +1,14 @@
-"""What is to be done about pushes: messages on `push.control`, carried out a few at a time, and answered."""
+"""Control messages: each goes to the handler of its type, a few at a time, and is answered.
+
+A new type is one more handler and its line in `HANDLERS`, once `decode_control` reads it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from bridge.core.contract.control import BadControl, control_error, control_reply, decode_control
 from bridge.core.errors import ControlRefused, StatementFailed
@@ -19,9 +23,19 @@ from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import Persistence
 
 AT_ONCE = 4
-"""Messages that are carried out at a time: a recall of a million rows does not hold up the next one."""
-RETRY = 5.0
-"""Seconds until that is tried again which failed though the database is there; others go first."""
+"""Messages that are carried out at a time, so that a recall of a million rows does not hold up the next one."""
+TRY_AGAIN = 5.0
+"""Seconds until a message is tried again that failed though the database is up. Others go first."""
+
+
+class Handler(NamedTuple):
+    """How messages of one type are carried out."""
+
+    name: str
+    """The `type` of the message."""
+    carry_out: Callable[[Control, Any], Awaitable[Recalled]]
+    """Gets what `decode_control` made of the message. Safe to run again. Raises StatementFailed where the database
+    fails it though it is up; while the database is down it waits."""
 
 
 class Control:
@@ -60,7 +74,7 @@ class Control:
         self._inbox = deque(a for a in self._inbox if a.token.incarnation > incarnation)
 
     async def run(self) -> None:
-        """Carry out what arrives, until cancelled; what is unacked then comes again."""
+        """Carry out what arrives, until cancelled. Messages that are not acked by then come again."""
         room = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -74,30 +88,42 @@ class Control:
 
     async def _handle(self, arrival: Arrival, room: asyncio.Semaphore) -> None:
         try:
-            await self._carry_out(arrival)
-            return
-        except StatementFailed as failed:
-            self._errors.handle(failed, "control.recall", {"bytes": arrival.body_size})
+            asked = decode_control(arrival.body, arrival.body_size)
+            answer: bytes | None
+            if isinstance(asked, BadControl):
+                answer = self._refuse(asked, arrival)
+            else:
+                answer = await self._carry_out(asked, arrival)
+            if answer is not None:
+                await self._finish(arrival, answer)
+                return
         finally:
             room.release()
-        await self._clock.sleep(RETRY)
+        await self._clock.sleep(TRY_AGAIN)
         self._inbox.append(arrival)
         self._wake.set()
 
-    async def _carry_out(self, arrival: Arrival) -> None:
-        asked = decode_control(arrival.body, arrival.body_size)
-        if isinstance(asked, BadControl):
-            # Who said it may not have asked for an answer, and believes that it was done.
-            self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})
-            answer = control_error(self._node, asked.problem)
-        else:
-            started = self._clock.monotonic()
-            done = await self._recall(asked)
-            took_ms = round((self._clock.monotonic() - started) * 1000, 3)
-            answer = control_reply("recall", self._node, done.sessions, took_ms, done.ended)
+    def _refuse(self, asked: BadControl, arrival: Arrival) -> bytes:
+        # Whoever sent it may have asked for no answer, and believes that it was carried out.
+        self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})
+        return control_error(self._node, asked.problem)
+
+    async def _carry_out(self, asked: Recall, arrival: Arrival) -> bytes | None:
+        """The answer; None where it failed and is to be tried again."""
+        handler = HANDLERS[type(asked)]
+        started = self._clock.monotonic()
+        try:
+            done = await handler.carry_out(self, asked)
+        except StatementFailed as failed:
+            self._errors.handle(failed, f"control.{handler.name}", {"bytes": arrival.body_size})
+            return None
+        took_ms = round((self._clock.monotonic() - started) * 1000, 3)
+        return control_reply(handler.name, self._node, done.sessions, took_ms, done.ended)
+
+    async def _finish(self, arrival: Arrival, answer: bytes) -> None:
         properties = arrival.properties
         if properties.reply_to:
-            # Asked once more when it is lost: a recall may be repeated as often as one likes.
+            # Published once. Who misses the answer asks again: every message may be repeated.
             await self._answers.answer(Reply(properties.reply_to, properties.correlation_id), answer)
         self._acks.ack([arrival.token])
 
@@ -106,8 +132,12 @@ class Control:
         return await self._persistence.call(lambda: self._recalls.recall(recall))
 
 
+HANDLERS: Final[Mapping[type, Handler]] = {Recall: Handler("recall", Control._recall)}
+"""By what `decode_control` makes of a message."""
+
+
 class Switch:
-    """Fills the Intake port: pushes to one side, control messages to the other."""
+    """Fills the Intake port: hands pushes to one intake and control messages to the other."""
 
     def __init__(self, pushes: Intake, control: Intake) -> None:
         self._pushes = pushes

@@ -1,4 +1,4 @@
-"""`python -m bridge.devservers`: for the Makefile, and for the guard of a run."""
+"""`python -m bridge.devservers`, for the Makefile and for the guard of a run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bridge.devservers.starting import forget, private_servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 done, 1 not possible, 130 interrupted."""
+    """Run the command line; returns 0 when done, 1 when that was not possible, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bridge.devservers")
     commands = parser.add_subparsers(dest="command", required=True)
     hold = commands.add_parser("hold", help="run both servers until SIGINT or SIGTERM")
     hold.add_argument("root", type=Path)
     hold.add_argument("--any-ports", action="store_true", help="leave 5672 and 5432 to others")
-    have = commands.add_parser("ensure", help="have these on the machine, installed if need be")
+    have = commands.add_parser("ensure", help="install these if the machine does not have them")
     have.add_argument("names", nargs="+", choices=sorted(NEEDED))
     forget = commands.add_parser("forget", help="remove a directory with all data of its servers")
     forget.add_argument("root", type=Path)
-    watch = commands.add_parser("guard", help="for this module's own use")
+    watch = commands.add_parser("guard", help="used by this module itself")
     watch.add_argument("root", type=Path)
     watch.add_argument("owner", type=int)
     chosen = parser.parse_args(arguments)
@@ -62,7 +62,7 @@ def _hold(root: Path, usual_ports: bool) -> None:
 
 
 def _forget_all(top: Path) -> None:
-    """Remove `top` and what the runs below it keep elsewhere; raises ServersInUse while one of them runs."""
+    """Remove `top` and what the runs below it keep elsewhere. Raises ServersInUse while one of them is running."""
     for lock in list(top.absolute().glob("**/lock")):
         run = Run(lock.parent)
         run.take()

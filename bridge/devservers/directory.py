@@ -1,4 +1,4 @@
-"""The directory of a run: its ports and passwords, who owns it, and what ends with its owner."""
+"""The directory of a run: its ports and passwords, its owner, and the processes that end with the owner."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from bridge.devservers.processes import Identity, boot_id, end_process
+from bridge.devservers.processes import Identity, end_process, machine_boot
 from bridge.devservers.servers import HOST, STOP_TIMEOUT, ServersInUse
 
 
-class Settings:
-    """What a server must find again at its next start: ports, passwords, names; a file only we may read."""
+class SavedValues:
+    """The ports, passwords and names that a server uses again at its next start, in a file that only we may read."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -32,13 +32,13 @@ class Settings:
             self._values = json.loads(file.read_text())
 
     def get(self, name: str, make: Callable[[], str]) -> str:
-        """The value kept under `name`, made now if there is none."""
+        """The value saved under `name`, made now if there is none."""
         if name not in self._values:
             self.put(name, make())
         return str(self._values[name])
 
     def port(self, name: str, usual: int | None) -> int:
-        """The port kept under `name` if it is free, else the usual one, else another."""
+        """The port saved under `name` if it is free, else the usual one, else another."""
         kept = self._values.get(name)
         port = next((p for p in (kept, usual) if p is not None and _port_is_free(p)), None)
         if port is None:
@@ -60,7 +60,7 @@ class Settings:
 
 def _port_is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # Connections that linger in TIME_WAIT don't hinder a server, so they shall not hinder the probe.
+        # Connections in TIME_WAIT do not stop a server from binding, so they must not stop the probe.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -72,8 +72,8 @@ def _port_is_free(port: int) -> bool:
 def _free_port(except_for: set[int]) -> int:
     """A free port below the range that outgoing connections use.
 
-    Inside that range a client that dials a stopped server again and again can be given the very port it
-    dials as its own, connects to itself, and keeps the server from coming back.
+    Inside that range, a client that connects to a stopped server again and again can be given that same port as
+    its own. It then connects to itself, and the server can't start again.
     """
     while True:
         port = 15000 + secrets.randbelow(15000)
@@ -81,21 +81,21 @@ def _free_port(except_for: set[int]) -> int:
             return port
 
 
-def home_of(base: Path, name: str) -> tuple[Path, Settings]:
-    """A server's directory below `base` and its settings; what never came up once is thrown away."""
+def home_of(base: Path, name: str) -> tuple[Path, SavedValues]:
+    """A server's directory below `base` and its saved values. What never started once is thrown away."""
     home = base / name
-    settings = Settings(home / "settings.json")
+    settings = SavedValues(home / "settings.json")
     if not settings.flag("ready"):
         shutil.rmtree(home, ignore_errors=True)
-        settings = Settings(home / "settings.json")
+        settings = SavedValues(home / "settings.json")
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     return home, settings
 
 
 class Run:
-    """The directory of a run: who owns it, which processes belong to it.
+    """The directory of a run, with its owner and the processes that belong to it.
 
-    The lock is held by the owner and its guard together, so a next owner waits until the guard is done.
+    The owner and its guard hold the lock together, so the next owner waits until the guard is done.
     """
 
     def __init__(self, root: Path) -> None:
@@ -138,13 +138,13 @@ class Run:
                 owner = Identity.read(self.record("owner"))
                 if owner is None or owner.alive() or time.monotonic() > deadline:
                     raise ServersInUse(self.root, owner.pid if owner else None) from None
-                time.sleep(0.1)  # the owner is dead and its guard at work
+                time.sleep(0.1)  # the owner is dead, and its guard is at work
         stat = Path("/proc/self/stat").read_text()
-        self.record("owner").write_text(f"{boot_id()}\n{stat}")
+        self.record("owner").write_text(f"{machine_boot()}\n{stat}")
 
     def leave(self) -> None:
-        """Give the directory back. Where something was not stopped, since the stop was interrupted, the guard lives on
-        and stops it when this process ends; until then the directory is not free."""
+        """Give the directory back. If the stop was interrupted and a server still runs, the guard lives on and stops it
+        when this process ends; until then the directory is not free."""
         if self._lock is None:
             return
         if not self._left_running():
@@ -155,13 +155,13 @@ class Run:
         self._lock.close()
 
     def _left_running(self) -> bool:
-        """Whether there is still a record of a server: it is removed when that has ended."""
+        """Whether a server still has a record: it is removed when the server has ended."""
         owner = self.record("owner")
         return any(record != owner for record in self.records.iterdir())
 
 
 def end_recorded(root: Path) -> None:
-    """End every server that is recorded below `root`; for the guard, and for the start after a crash."""
+    """End every server that is recorded below `root`: for the guard, and for the first start after a crash."""
     records = root / "run"
     for name, number in (("rabbitmq", signal.SIGTERM), ("postgres", signal.SIGINT), ("epmd", signal.SIGTERM)):
         record = records / f"{name}.process"
@@ -180,13 +180,13 @@ def end_recorded(root: Path) -> None:
 
 
 def guard(root: Path, owner: int) -> None:
-    """Wait for the owner's death and end what it leaves. The owner kills us when there is nothing left."""
+    """Wait for the owner's death and end what it leaves behind. The owner kills this process when nothing is left."""
     try:
         handle = os.pidfd_open(owner)
     except ProcessLookupError:
         end_recorded(root)
         return
-    if os.getppid() == owner:  # else it died before we looked, and the pid may be anybody's
+    if os.getppid() == owner:  # otherwise it died before we looked, and another process may have its pid
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.poll()

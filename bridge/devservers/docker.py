@@ -1,4 +1,4 @@
-"""Both servers in docker, by compose.yaml."""
+"""Both servers in docker, from compose.yaml."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from bridge.devservers.servers import (
 
 
 class Project:
-    """Our compose project: named after the directory, with its own ports, taken down with its owner."""
+    """Our compose project. It is named after the directory, has its own ports, and is taken down with its owner."""
 
     def __init__(self, compose: ComposeFile, run: Run, usual_ports: bool) -> None:
         home, kept = home_of(run.root, "compose")
-        kept.put("ready", True)  # the volumes live in docker, and the password must stay the one they know
+        kept.put("ready", True)  # the volumes stay in docker, and know this password
         name = f"bridge-{hashlib.sha256(os.fsencode(run.root)).hexdigest()[:8]}"
         self.password = kept.get("password", lambda: secrets.token_urlsafe(24))
         self.amqp_port = kept.port("amqp_port", USUAL_AMQP_PORT if usual_ports else None)
@@ -59,7 +59,7 @@ class Project:
         return done.stdout
 
     def pid_of(self, service: str) -> int:
-        """The container's first process as the machine sees it."""
+        """The pid of the container's first process on this machine."""
         container = self.run("ps", "-q", service).strip()
         asked = [str(self._docker), "inspect", "--format", "{{.State.Pid}}", container]
         told = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -68,7 +68,7 @@ class Project:
         return int(told.stdout)
 
     def down(self) -> None:
-        """Containers and network go, volumes stay."""
+        """Remove containers and network; keep the volumes."""
         self.run("down")
         self._record.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ class ComposeServer:
         self._project.run("unpause", self._service)
 
     def close(self) -> None:
-        """Nothing: the project is taken down as a whole."""
+        """Does nothing: the project is taken down as a whole."""
 
 
 class ComposeRabbit(ComposeServer):

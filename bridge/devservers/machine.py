@@ -1,4 +1,4 @@
-"""What this machine offers to run the servers with, and what is installed where it is missing."""
+"""Finds server programs on this machine, and installs those that are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.devservers.servers import INSTALL_TIMEOUT, ServersUnavailable
 
 @dataclass(frozen=True)
 class RabbitFiles:
-    """RabbitMQ's own scripts (not a distribution's wrappers around them) and the Erlang they run on."""
+    """RabbitMQ's own scripts (not a distribution's wrappers around them) and the Erlang that they run on."""
 
     scripts: Path
     erl: Path
@@ -26,7 +26,7 @@ class RabbitFiles:
 
     @property
     def version(self) -> str:
-        """`3.10`, or empty when the directory's name does not tell; data of another version may not load."""
+        """`3.10`, or empty if the directory's name does not say. Another version may not load the data."""
         found = re.search(r"rabbitmq_server-(\d+\.\d+)", str((self.scripts / "rabbitmq-server").resolve()))
         return found[1] if found else ""
 
@@ -39,7 +39,7 @@ class PostgresFiles:
 
     @property
     def version(self) -> str:
-        """`15`: the major version, which decides whether data can be reused."""
+        """`15`: the major version; only the same one can use the data again."""
         told = subprocess.run(
             [self.bin / "postgres", "--version"], capture_output=True, text=True, check=False
         )
@@ -48,7 +48,7 @@ class PostgresFiles:
 
 
 class Needed(NamedTuple):
-    """What people call it, Debian's package of it, and the setting that can stand in for it."""
+    """A program: its usual name, its Debian package, and the setting that can replace it."""
 
     title: str
     package: str
@@ -81,7 +81,7 @@ trap undo EXIT
 trap 'exit 1' HUP INT TERM
 
 # Packages ask this file whether their service may start. Ours says no only while this shell lives, so a
-# machine that loses power here does not keep its services down for good.
+# power cut at this point does not keep services down for good.
 denies() { [ -x "$policy" ] && { "$policy" rabbitmq-server start >/dev/null 2>&1; [ $? -eq 101 ]; }; }
 if ! denies; then
     if [ -e "$policy" ] && ! grep -q "$mark" "$policy"; then mv -f "$policy" "$kept"; fi
@@ -122,10 +122,10 @@ exit $code
 
 
 class Machine:
-    """What this machine has, and how something gets onto it. The tests hand in machines that have less."""
+    """What this machine has, and how to install more. Tests pass machines that have less."""
 
     def rabbitmq(self) -> RabbitFiles | None:
-        """RabbitMQ and Erlang, where both are here."""
+        """RabbitMQ and Erlang, if both are here."""
         erl, epmd = _on_path("erl"), _on_path("epmd")
         if erl is not None and epmd is None:
             # Debian keeps epmd on the PATH; other builds of Erlang have it next to the real `erl` only.
@@ -143,7 +143,7 @@ class Machine:
         return None
 
     def postgres(self) -> PostgresFiles | None:
-        """Postgres, the newest where there are several."""
+        """Postgres; the newest if there are several."""
         places = _newest("/usr/lib/postgresql", "*/bin")
         on_path = _on_path("postgres")
         if on_path is not None:
@@ -154,20 +154,20 @@ class Machine:
         return None
 
     def chromium(self) -> Path | None:
-        """A browser for the demo page's test."""
+        """A browser for the tests of the demo page."""
         return _on_path("chromium") or _on_path("chromium-browser") or _on_path("google-chrome")
 
     def pgbouncer(self) -> Path | None:
-        """A pooler for the tests of what lies between the bridge and Postgres."""
+        """A pooler, for the tests of a bridge behind one."""
         return _on_path("pgbouncer")
 
     def venv(self) -> object | None:
-        """What `python -m venv` needs; Debian leaves it out of python3."""
+        """The module that `python -m venv` needs; Debian's python3 comes without it."""
         importlib.invalidate_caches()
         return importlib.util.find_spec("ensurepip")
 
     def find(self, wanted: Sequence[str]) -> dict[str, Any]:
-        """What of `wanted` is here, by name."""
+        """Those of `wanted` that are here, by name."""
         looks: dict[str, Callable[[], object]] = {
             "rabbitmq": self.rabbitmq,
             "postgres": self.postgres,
@@ -178,7 +178,7 @@ class Machine:
         return {name: found for name in wanted if (found := looks[name]()) is not None}
 
     def root_command(self) -> list[str] | None:
-        """What runs a command as root without asking: nothing for root, `sudo -n`, or None when none can."""
+        """The words before a command that run it as root without a password: none for root, `sudo -n`, or None."""
         if os.geteuid() == 0:
             return []
         sudo = _on_path("sudo")
@@ -187,7 +187,7 @@ class Machine:
         return [str(sudo), "-n"]
 
     def can_install(self) -> bool:
-        """Whether `install` has a chance."""
+        """Whether `install` can work."""
         return _on_path("apt-get") is not None and self.root_command() is not None
 
     def install(self, packages: Sequence[str], log: Path) -> None:
@@ -213,7 +213,7 @@ class Machine:
             raise ServersUnavailable(f"apt-get could not install {' '.join(packages)}:\n{end_of_log(log)}")
 
     def compose(self) -> ComposeFile | None:
-        """A docker engine that answers, and our compose.yaml."""
+        """Our compose.yaml and a docker client, if a docker engine answers."""
         docker = _on_path("docker")
         file = Path(__file__).resolve().parent.parent.parent / "compose.yaml"
         if docker is None or not file.exists():
@@ -227,7 +227,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ComposeFile:
-    """The docker client and the file it is to follow."""
+    """The docker client and its compose file."""
 
     docker: Path
     file: Path
@@ -235,16 +235,16 @@ class ComposeFile:
 
 @dataclass(frozen=True)
 class Ways:
-    """How each server that was asked for will be run."""
+    """How each of the servers will be run; None for one that is not wanted."""
 
     rabbitmq: RabbitFiles | ComposeFile | None = None
     postgres: PostgresFiles | ComposeFile | None = None
 
 
 def choose(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> Ways:
-    """How to run the servers named in `wanted`: found here, installed now, or in docker.
+    """Decide how to run the servers named in `wanted`: found here, installed now, or in docker.
 
-    Raises ServersUnavailable with everything that is missing in one sentence.
+    Raises ServersUnavailable, with everything that is missing in one sentence.
     """
     found, trouble = _find_or_install(machine, wanted, log, say)
     missing = [name for name in wanted if name not in found]
@@ -257,7 +257,7 @@ def choose(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[st
 
 
 def ensure(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
-    """Have all of this on the machine, installed if need be; raises ServersUnavailable."""
+    """Install those of `wanted` that are missing. Raises ServersUnavailable."""
     found, trouble = _find_or_install(machine, wanted, log, say)
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -267,7 +267,7 @@ def ensure(machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[st
 def _find_or_install(
     machine: Machine, wanted: Sequence[str], log: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], str]:
-    """What there is now, and what went wrong on the way."""
+    """What is here now, and what went wrong with the installation."""
     found = machine.find(wanted)
     missing = [name for name in wanted if name not in found]
     if not missing or not machine.can_install():

@@ -18,12 +18,12 @@ from typing import Literal
 
 from bridge.devservers.directory import Run, home_of
 from bridge.devservers.machine import PostgresFiles
-from bridge.devservers.processes import Account, Process, end_of_log
+from bridge.devservers.processes import Process, SystemUser, end_of_log
 from bridge.devservers.servers import HOST, START_TIMEOUT, USUAL_POSTGRES_PORT, ServersUnavailable
 
 
 class PrivatePostgres:
-    """Postgres as a process of ours, under another user where we are root."""
+    """Postgres as a child process; under another user if we are root."""
 
     def __init__(self, files: PostgresFiles, run: Run, usual_ports: bool) -> None:
         self.title = f"Postgres {files.version}".strip()
@@ -31,10 +31,10 @@ class PrivatePostgres:
         self._user = _postgres_user()
         name = f"postgres-{files.version}".rstrip("-")
         base = run.root if self._user is None else _base_in_reach(run.root, self._user)
-        self._home, self._settings = home_of(base, name)
+        self._home, self._saved = home_of(base, name)
         self._data = self._home / "data"
-        self._password = self._settings.get("password", lambda: secrets.token_urlsafe(24))
-        self._port = self._settings.port("port", USUAL_POSTGRES_PORT if usual_ports else None)
+        self._password = self._saved.get("password", lambda: secrets.token_urlsafe(24))
+        self._port = self._saved.port("port", USUAL_POSTGRES_PORT if usual_ports else None)
         self._process = Process(self.title, run.record("postgres"), self._home / "postgres.log")
 
     @property
@@ -57,7 +57,7 @@ class PrivatePostgres:
         options = {
             "listen_addresses": HOST,
             "port": str(self._port),
-            # TCP only: a socket's path may have 107 bytes at most, and a clone may lie deeper.
+            # TCP only: the path of a socket may have 107 bytes at most, and the directory's may be longer.
             "unix_socket_directories": "",
             "max_connections": "100",
         }
@@ -66,8 +66,8 @@ class PrivatePostgres:
             [self._files.bin / "postgres", "-D", self._data, *settings], _plain_env(), self._home, self._user
         )
         self._process.wait_ready(self._ready)
-        if not self._settings.flag("ready"):
-            self._settings.put("ready", True)
+        if not self._saved.flag("ready"):
+            self._saved.put("ready", True)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         self._process.end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
@@ -87,7 +87,7 @@ class PrivatePostgres:
         self.stop()
 
     def _initialise(self) -> None:
-        # Under another name until it is whole, so that an interrupted start leaves nothing half-made.
+        # Under another name until it is complete, so that an interrupted start leaves no half of a database.
         new, password = self._home / "data.new", self._home / "password"
         shutil.rmtree(new, ignore_errors=True)
         for path in (new, password):
@@ -125,7 +125,7 @@ class PrivatePostgres:
             raise ServersUnavailable(f"{program} failed ({exc}); {log_end}") from exc
 
     def _ready(self) -> bool:
-        """It asks for our password (R). While it starts or recovers it answers with an error instead (E)."""
+        """Whether it asks for our password (R). While it starts or recovers it answers with an error (E)."""
         names = b"user\0bridge\0database\0bridge\0\0"
         with socket.create_connection((HOST, self._port), timeout=2) as peer:
             peer.sendall(struct.pack("!ii", 8 + len(names), 3 << 16) + names)
@@ -133,23 +133,23 @@ class PrivatePostgres:
 
 
 def _plain_env() -> dict[str, str]:
-    """Without the PG* variables of the caller, which would lead the server's programs elsewhere."""
+    """An environment without the caller's PG* variables: they would send the server's programs elsewhere."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
 
 
-def _postgres_user() -> Account | None:
-    """Postgres refuses to run as root, so root lends it a name."""
+def _postgres_user() -> SystemUser | None:
+    """The user that Postgres runs as if we are root: it refuses to run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
-            return Account(name, entry.pw_uid, entry.pw_gid)
+            return SystemUser(name, entry.pw_uid, entry.pw_gid)
     raise ServersUnavailable("Postgres does not run as root, and there is no user `postgres` or `nobody`")
 
 
-def _base_in_reach(root: Path, user: Account) -> Path:
-    """`root`, or a stable directory elsewhere when that user can't get there (a clone under a 0700 folder)."""
+def _base_in_reach(root: Path, user: SystemUser) -> Path:
+    """`root`, or a fixed directory elsewhere if that user can't reach it (for example below a 0700 folder)."""
     root.chmod(root.stat().st_mode | 0o011)
     if _succeeds_as(user, ["/usr/bin/test", "-x", str(root)]):
         return root
@@ -160,16 +160,16 @@ def _base_in_reach(root: Path, user: Account) -> Path:
     found = base.lstat()
     if base.is_symlink() or found.st_uid != os.geteuid():
         raise ServersUnavailable(f"{base} belongs to somebody else; remove it")
-    (base / "belongs-to").write_text(f"{root}\n")  # for whoever wonders; `make clean` removes both
+    (base / "belongs-to").write_text(f"{root}\n")  # for people; `make clean` removes both
     return base
 
 
 def fallback_base(root: Path) -> Path:
-    """Where the data of a root lie that Postgres' own user can't reach."""
+    """The directory for the data of a root that Postgres' own user can't reach."""
     digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     return Path(f"/var/tmp/bridge-{os.geteuid()}-{digest}")
 
 
-def _succeeds_as(user: Account, command: Sequence[str]) -> bool:
+def _succeeds_as(user: SystemUser, command: Sequence[str]) -> bool:
     done = subprocess.run(command, capture_output=True, check=False, cwd="/", **user.popen())
     return done.returncode == 0

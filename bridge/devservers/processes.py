@@ -1,4 +1,4 @@
-"""Processes that we start: who they are for certain, and how they end."""
+"""Processes that we start: how to identify them beyond doubt, and how to end them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridge.devservers.servers import OPEN_FILES, START_TIMEOUT, STOP_TIMEOUT, S
 
 @dataclass(frozen=True)
 class _Stat:
-    """What /proc tells of a process."""
+    """What /proc says about a process."""
 
     pid: int
     state: str
@@ -29,7 +29,7 @@ class _Stat:
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        # The second field is the name in parentheses and may hold anything, so count from its end.
+        # The second field is the name in parentheses. It may hold anything, so count from its end.
         head, _, tail = line.rpartition(")")
         fields = tail.split()
         return cls(int(head.split(" ", 1)[0]), fields[0], int(fields[1]), fields[19])
@@ -44,20 +44,21 @@ class _Stat:
 
 @dataclass(frozen=True)
 class Identity:
-    """One process of all that ever had this pid: pid, start in clock ticks since the boot, and the boot."""
+    """One of all processes that ever had this pid: with its start, in clock ticks since the machine's boot, and that
+    boot."""
 
     pid: int
     started: str
-    boot: str
+    machine_boot: str
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
         stat = _Stat.of(pid)
-        return None if stat is None else cls(pid, stat.started, boot_id())
+        return None if stat is None else cls(pid, stat.started, machine_boot())
 
     @classmethod
     def read(cls, record: Path) -> Self | None:
-        """The process that wrote itself down in `record`, which may be long gone."""
+        """The process that is recorded in `record`; it may have ended long ago."""
         try:
             boot, line = record.read_text().splitlines()[:2]
             stat = _Stat.parse(line)
@@ -71,17 +72,17 @@ class Identity:
             stat is not None
             and stat.state not in "ZX"
             and stat.started == self.started
-            and self.boot == boot_id()
+            and self.machine_boot == machine_boot()
         )
 
 
-def boot_id() -> str:
-    """The machine's present boot: a pid and its start time are only told apart within one."""
+def machine_boot() -> str:
+    """The id of the machine's present boot. A pid and a start time identify a process only within one boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _family(pid: int) -> list[Identity]:
-    """The descendants of a process as of now."""
+    """The present descendants of a process."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (stat := _Stat.of(int(entry))) is not None:
@@ -96,7 +97,7 @@ def _family(pid: int) -> list[Identity]:
 
 
 def _signal(who: Identity, number: int) -> bool:
-    """Signal exactly this process; false when it is gone. A pidfd can't be recycled between look and signal."""
+    """Signal exactly this process; false if it has ended. A pidfd, unlike a pid, can't pass to another process."""
     try:
         handle = os.pidfd_open(who.pid)
     except ProcessLookupError:
@@ -113,7 +114,7 @@ def _signal(who: Identity, number: int) -> bool:
 
 
 def _wait(who: Identity, seconds: float) -> bool:
-    """Whether the process was gone in time, whoever its parent is."""
+    """Whether the process ended in time, whoever its parent is."""
     try:
         handle = os.pidfd_open(who.pid)
     except ProcessLookupError:
@@ -129,11 +130,11 @@ def _wait(who: Identity, seconds: float) -> bool:
 
 
 def end_process(who: Identity, number: int, patience: float) -> None:
-    """Ask with a signal, wait, kill; and see to it that its children go as well."""
+    """Signal it, wait, then kill it; and do the same to its children."""
     family = _family(who.pid) if who.alive() else []
     if _signal(who, number):
         for process in (who, *family):
-            _signal(process, signal.SIGCONT)  # one that was frozen hears nothing else
+            _signal(process, signal.SIGCONT)  # a frozen process handles no other signal
         if not _wait(who, patience):
             _signal(who, signal.SIGKILL)
             _wait(who, STOP_TIMEOUT)
@@ -144,7 +145,7 @@ def end_process(who: Identity, number: int, patience: float) -> None:
 
 
 def _kill(who: Identity) -> None:
-    """A power cut: the process and all its children at once."""
+    """Kill the process and all its children at once, as a power cut would."""
     everyone = [who, *_family(who.pid)] if who.alive() else []
     for process in everyone:
         _signal(process, signal.SIGKILL)
@@ -153,8 +154,8 @@ def _kill(who: Identity) -> None:
 
 
 @dataclass(frozen=True)
-class Account:
-    """The user a server runs as where that is not us."""
+class SystemUser:
+    """The user that a server runs as, if that is not ours."""
 
     name: str
     uid: int
@@ -164,8 +165,8 @@ class Account:
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
-# The shell writes itself down as /proc shows it and then becomes the server: same pid, same start time. So
-# there is no moment in which a server runs that nobody has recorded.
+# The shell records itself as /proc shows it and then becomes the server, with the same pid and start time. So no
+# server ever runs without a record.
 _BECOME = (
     'ulimit -n "$1" 2>/dev/null; shift; '
     '{ cat /proc/sys/kernel/random/boot_id; read -r stat </proc/$$/stat; echo "$stat"; } >&0; '
@@ -174,7 +175,7 @@ _BECOME = (
 
 
 class Process:
-    """One process that we start, in a session of its own: Ctrl-C in the terminal is for us, not for it."""
+    """A process that we start in a session of its own, so that Ctrl-C in the terminal does not reach it."""
 
     def __init__(self, title: str, record: Path, log: Path) -> None:
         self.title = title
@@ -185,7 +186,7 @@ class Process:
         self._closed = False
 
     def spawn(
-        self, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, user: Account | None = None
+        self, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, user: SystemUser | None = None
     ) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
@@ -204,7 +205,7 @@ class Process:
             )
 
     def close(self) -> None:
-        """Never spawn again: called before the last stop, while another thread may still be starting us."""
+        """Refuse to spawn from now on. Call it before the last stop: another thread may still be starting it."""
         with self._lock:
             self._closed = True
 
@@ -235,7 +236,7 @@ class Process:
             _signal(process, number)
 
     def wait_ready(self, ready: Callable[[], bool]) -> None:
-        """Wait until it answers; raises ServersUnavailable with the end of its log when it never will."""
+        """Wait until it answers. Raises ServersUnavailable, with the end of its log, if it ends or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             alive = self.running
@@ -260,7 +261,7 @@ class Process:
 
 
 def end_of_log(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, for an error that has to be understood."""
+    """The last lines of a log, for an error message."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:

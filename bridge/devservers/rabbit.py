@@ -22,14 +22,14 @@ default_pass = {password}
 log.console = false
 log.file.rotation.size = 10485760
 log.file.rotation.count = 2
-# A developer's machine: alarms come early enough to be seen, and the write-ahead log stays small.
+# For a developer's machine: alarms come early enough to be seen, and the write-ahead log stays small.
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 200MB
 raft.wal_max_size_bytes = 67108864
 """
 
-# Reads one expression a line, evaluates it on the node, answers with one line. Ends with its input, and so
-# with us.
+# Reads one expression a line, evaluates it on the node, and answers with one line. It ends at the end of its
+# input, so it ends with us.
 _SHELL = (
     'Node = list_to_atom(os:getenv("BRIDGE_NODE")), '
     'Loop = fun(Again) -> case io:get_line("") of eof -> halt(0); Line -> '
@@ -41,13 +41,13 @@ _SHELL = (
 
 
 class PrivateRabbit:
-    """RabbitMQ as a process of ours: the broker, its port mapper, and a shell into it."""
+    """RabbitMQ as child processes: the broker, its port mapper, and a shell into it."""
 
     def __init__(self, files: RabbitFiles, run: Run, usual_ports: bool) -> None:
         self.title = f"RabbitMQ {files.version}".strip()
         self._files = files
-        self._home, self._settings = home_of(run.root, f"rabbitmq-{files.version}".rstrip("-"))
-        kept = self._settings
+        self._home, self._saved = home_of(run.root, f"rabbitmq-{files.version}".rstrip("-"))
+        kept = self._saved
         self._node = kept.get("node", lambda: f"bridge-{secrets.token_hex(4)}@localhost")
         self._password = kept.get("password", lambda: secrets.token_urlsafe(24))
         self._cookie = kept.get("cookie", lambda: secrets.token_hex(20).upper())
@@ -82,8 +82,8 @@ class PrivateRabbit:
             self._epmd.wait_ready(lambda: _answers(self._epmd_port))
         self._broker.spawn([self._files.scripts / "rabbitmq-server"], self._env(), self._home)
         self._broker.wait_ready(self._ready)
-        if not self._settings.flag("ready"):
-            self._settings.put("ready", True)
+        if not self._saved.flag("ready"):
+            self._saved.put("ready", True)
 
     def stop(self) -> None:
         self._broker.end(signal.SIGTERM)
@@ -148,7 +148,7 @@ class PrivateRabbit:
         return f"amqp://bridge:{self._password}@{HOST}:{self._port}/{vhost}"
 
     def _ready(self) -> bool:
-        """The broker greets, and it is ours: its greeting names the cluster, which is called after the node."""
+        """Whether a broker greets and is ours: its greeting names the cluster, which has the name of the node."""
         with socket.create_connection((HOST, self._port), timeout=2) as peer:
             peer.sendall(b"AMQP\x00\x00\x09\x01")
             greeting = b""
@@ -169,7 +169,7 @@ class PrivateRabbit:
         conf.touch(0o600)
         conf.write_text(_RABBIT_CONF.format(host=HOST, port=self._port, password=self._password))
         (self._home / "enabled_plugins").write_text("[].\n")
-        # Present and empty, so that nothing of a broker installed for the whole machine reaches this one.
+        # Empty files, so that the configuration of a broker that is installed on this machine is not read.
         (self._home / "rabbitmq-env.conf").touch()
         (self._home / "advanced.config").write_text("[].\n")
 
@@ -193,10 +193,10 @@ class PrivateRabbit:
             "RABBITMQ_CONF_ENV_FILE": str(self._home / "rabbitmq-env.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._home / "enabled_plugins"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(self._home / "config"),
-            # The port mapper is ours and runs already; without this Erlang would leave a daemon behind.
+            # Our port mapper runs already. Without this, Erlang would start one that stays behind.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback} -start_epmd false",
             "RABBITMQ_CTL_ERL_ARGS": f"{loopback} -start_epmd false",
-            # Makes the script become the Erlang VM rather than its parent, so our pid is the broker's.
+            # With this the script becomes the Erlang VM instead of its parent, so the pid that we know is the broker's.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 

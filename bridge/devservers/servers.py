@@ -1,4 +1,4 @@
-"""What a caller holds: the two servers, their handles, and why they can't be had."""
+"""What a caller gets: the two servers, handles to control them, and the errors when there are none."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ HOST = "127.0.0.1"
 USUAL_AMQP_PORT = 5672
 USUAL_POSTGRES_PORT = 5432
 START_TIMEOUT = 90.0
-"""Seconds a server may take until it answers; a cold RabbitMQ on a busy small machine needs 20."""
+"""Seconds that a server may take until it answers; RabbitMQ needs 20 on a small, busy machine."""
 STOP_TIMEOUT = 30.0
-"""Seconds a server may take to stop in order before it is killed."""
+"""Seconds that a server may take to stop before it is killed."""
 INSTALL_TIMEOUT = 900.0
 OPEN_FILES = 65536
-"""The file descriptors a server may open: enough for any test, and Erlang sizes its tables by it."""
+"""File descriptors that a server may open: enough for any test. Erlang sizes its tables by it."""
 
 
 class ServersUnavailable(BridgeError):
-    """RabbitMQ or Postgres can't be had on this machine, or one of them did not start."""
+    """RabbitMQ or Postgres can't be run on this machine, or did not start."""
 
 
 class ServersInUse(ServersUnavailable):
@@ -44,13 +44,13 @@ class Server(Protocol):
         """The main process; raises ServersUnavailable while it is down."""
 
     def start(self) -> None:
-        """Return when it takes connections; nothing when it already does. Raises ServersUnavailable."""
+        """Return when it takes connections; does nothing if it does already. Raises ServersUnavailable."""
 
     def stop(self) -> None:
-        """End it in order; nothing when it is down."""
+        """Stop it cleanly; does nothing if it is down."""
 
     def kill(self) -> None:
-        """End it as a power cut would, together with its children; nothing when it is down."""
+        """Kill it and its children at once, as a power cut would; does nothing if it is down."""
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers."""
@@ -74,7 +74,7 @@ class Broker(Server, Protocol):
         """
 
     def create_vhost(self, name: str) -> str:
-        """Make a vhost in which our user may do everything and return its url."""
+        """Make a vhost in which our user may do everything, and return its url."""
 
     def delete_vhost(self, name: str) -> None: ...
 

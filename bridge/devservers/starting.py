@@ -1,4 +1,4 @@
-"""Brings the servers up together, and down together."""
+"""Starts the servers together, and stops them together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.devservers.directory import Run
-from bridge.devservers.docker import ComposePostgres, ComposeRabbit, ComposeServer, Project
+from bridge.devservers.docker import ComposePostgres, ComposeRabbit, Project
 from bridge.devservers.machine import ComposeFile, Machine, PostgresFiles, RabbitFiles, choose
 from bridge.devservers.postgres import PrivatePostgres, fallback_base
 from bridge.devservers.rabbit import PrivateRabbit
@@ -31,10 +31,10 @@ def private_servers(
 ) -> Iterator[Servers]:
     """Both servers, private, for the length of the block.
 
-    `root` holds everything they write and belongs to one process at a time (else ServersInUse). With
-    `reuse` false what an earlier run left there is thrown away. `usual_ports` tries 5672 and 5432 first;
-    ports that were used before and are free come before both. `say` gets a line for each slow step, also
-    from other threads.
+    `root` holds everything that they write, and belongs to one process at a time (otherwise ServersInUse). If
+    `reuse` is false, what an earlier run left there is thrown away. A port that was used before is used again if it
+    is free; with `usual_ports`, 5672 and 5432 come next. `say` gets a line for each slow step, also from other
+    threads.
     """
     with _started(root, ("rabbitmq", "postgres"), say, reuse, usual_ports, machine or Machine()) as running:
         rabbit, postgres = running.rabbit, running.postgres
@@ -52,7 +52,7 @@ def find_or_start(
     say: Callable[[str], None],
     machine: Machine | None = None,
 ) -> Iterator[Addresses]:
-    """The addresses given, and a private server for each one that is not."""
+    """The addresses that are given, and a private server for each one that is None."""
     wanted = [name for name, given in (("rabbitmq", amqp_url), ("postgres", postgres_dsn)) if given is None]
     if not wanted:
         assert amqp_url is not None
@@ -67,12 +67,12 @@ def find_or_start(
         yield Addresses(url, dsn)
 
 
-@dataclass
-class _Running:
-    """What `_started` has brought up."""
+@dataclass(frozen=True)
+class _Up:
+    """What `_started` has started."""
 
-    rabbit: Broker | None = None
-    postgres: Database | None = None
+    rabbit: Broker | None
+    postgres: Database | None
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def _started(
     reuse: bool,
     usual_ports: bool,
     machine: Machine,
-) -> Iterator[_Running]:
+) -> Iterator[_Up]:
     if not Path("/proc/self/stat").exists() or not hasattr(os, "pidfd_open"):
         raise ServersUnavailable("private servers need Linux 5.3 or later with /proc")
     run = Run(root)
@@ -94,30 +94,23 @@ def _started(
         base = run.root
         if not reuse:
             forget(base)
-        running = _Running()
-        servers: list[PrivateRabbit | PrivatePostgres | ComposeServer] = []
-        compose = next((w for w in (ways.rabbitmq, ways.postgres) if isinstance(w, ComposeFile)), None)
+        compose = next((way for way in (ways.rabbitmq, ways.postgres) if isinstance(way, ComposeFile)), None)
         project = None
         if compose is not None:
             project = Project(compose, run, usual_ports)
             stack.callback(project.down)
+        rabbit: PrivateRabbit | ComposeRabbit | None = None
         if isinstance(ways.rabbitmq, RabbitFiles):
             rabbit = PrivateRabbit(ways.rabbitmq, run, usual_ports)
-            running.rabbit = rabbit
-            servers.append(rabbit)
         elif project is not None and ways.rabbitmq is not None:
-            running.rabbit = ComposeRabbit(project)
-            servers.append(running.rabbit)
+            rabbit = ComposeRabbit(project)
+        postgres: PrivatePostgres | ComposePostgres | None = None
         if isinstance(ways.postgres, PostgresFiles):
             postgres = PrivatePostgres(ways.postgres, run, usual_ports)
-            running.postgres = postgres
-            servers.append(postgres)
         elif project is not None and ways.postgres is not None:
-            running.postgres = ComposePostgres(project)
-            servers.append(running.postgres)
-
-        stack.enter_context(_together(servers, say))
-        yield running
+            postgres = ComposePostgres(project)
+        stack.enter_context(_together([server for server in (rabbit, postgres) if server is not None], say))
+        yield _Up(rabbit, postgres)
 
 
 def forget(base: Path) -> None:
@@ -130,7 +123,7 @@ def forget(base: Path) -> None:
 
 @contextmanager
 def _together(servers: Sequence[Any], say: Callable[[str], None]) -> Iterator[None]:
-    """Start all at once, stop all at once; an interrupt during the start stops what has come up so far."""
+    """Start all at once, stop all at once. An interrupt during the start stops those that have started."""
 
     def start(server: Any) -> None:
         began = time.monotonic()

@@ -1,6 +1,6 @@
-"""What is around the bridge, for the metrics: its queues and its log, looked at now and then, never by a scrape.
+"""Figures of the queues and of the log for the metrics, read now and then, never by a scrape.
 
-A figure that could not be read is not there: an old one would say that all is well while nobody knows.
+A figure that could not be read is left out: an old one would say that all is well while nobody knows.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from bridge.core.errors import BrokerUnavailable, StoreUnavailable
 from bridge.core.ports.clock import Clock
 
 QUEUES_EVERY: Final = 15.0
-"""Seconds between looks at the queues."""
+"""Seconds between readings of the queues."""
 LOG_EVERY: Final = 60.0
-"""Seconds between looks at the log."""
+"""Seconds between readings of the log."""
 AGAIN: Final = 3.0
-"""Seconds after a look that failed."""
+"""Seconds until the next reading after one that failed."""
 
 
 class Surroundings:
-    """Looks, and keeps what it saw until the next look. `watch_queues` and `watch_log` run until cancelled."""
+    """Reads the figures and keeps them until the next reading. `watch_queues` runs until cancelled, and so does
+    `watch_log` where there is a log to read."""
 
     def __init__(self, consumer: Consumer, log: PostgresFigures | None, clock: Clock) -> None:
         self._consumer = consumer
         self._log = log
         self._clock = clock
         self.ready: Mapping[str, int] = {}
-        """Messages ready, by queue; without those that could not be read."""
+        """Messages ready, by queue; without queues that could not be read."""
         self.figures: LogFigures | None = None
 
     async def watch_queues(self) -> None:
-        """Look at the queues again and again."""
+        """Read the queues again and again."""
         while True:
             try:
                 found = await self._consumer.depths()
@@ -50,24 +51,24 @@ class Surroundings:
             await self._clock.sleep(QUEUES_EVERY if self.ready else AGAIN)
 
     async def watch_log(self) -> None:
-        """Look at the log again and again, where it can be asked."""
+        """Read the log again and again, if it can be read."""
         while self._log is not None:
             try:
                 self.figures = await self._log.read()
             except StoreUnavailable:
-                # The lease decides whether the database is down, and says so.
+                # The lease task decides whether the database is down, and says so.
                 self.figures = None
             await self._clock.sleep(LOG_EVERY if self.figures else AGAIN)
 
     def families(self) -> Iterator[Metric]:
-        """What a scrape gets of it."""
+        """The families for one scrape."""
         return families(self.ready, self._consumer.unacked, self.figures, self._clock.time())
 
 
 def families(
     ready: Mapping[str, int], unacked: Mapping[str, int], figures: LogFigures | None, now: float
 ) -> Iterator[Metric]:
-    """The metrics of these figures; `now` is seconds since the epoch."""
+    """The families of these figures; `now` is seconds since the epoch."""
     info = GaugeMetricFamily(
         "bridge_build_info", "1, with what is running as its labels.", labels=("version", "python")
     )
@@ -75,7 +76,7 @@ def families(
     yield info
     waiting = GaugeMetricFamily(
         "bridge_queue_ready",
-        f"Messages that wait in a queue, given out to nobody; looked at every {QUEUES_EVERY:g} s.",
+        f"Messages that wait in a queue and are not delivered to anybody; read every {QUEUES_EVERY:g} s.",
         labels=("queue",),
     )
     for queue, count in ready.items():
@@ -83,7 +84,7 @@ def families(
     yield waiting
     out = GaugeMetricFamily(
         "bridge_queue_unacked",
-        "Messages that this node was given from a queue and has not acknowledged. The sum over all nodes is all that "
+        "Messages that this node has received from a queue and not acknowledged. The sum over all nodes is what all "
         "bridges hold.",
         labels=("queue",),
     )
@@ -93,15 +94,15 @@ def families(
     if DEAD in ready:
         yield GaugeMetricFamily(
             "bridge_dead_letters",
-            f"Messages in {DEAD}, for people; fewer while `bridge dead` looks at them.",
+            f"Messages in {DEAD}, for people to look at; fewer while `bridge dead` reads them.",
             value=float(ready[DEAD]),
         )
     if figures is None:
         return
     yield GaugeMetricFamily(
         "bridge_stored_rows",
-        f"Pushes that are kept for users who are away; looked at every {LOG_EVERY:g} s. Of each day only the first "
-        f"{STORED_MAX:,} are counted, so it goes flat there: there are more while bridge_stored_days_over is not 0.",
+        f"Pushes that are kept for absent users; read every {LOG_EVERY:g} s. Of each day only the first "
+        f"{STORED_MAX:,} are counted; there are more while bridge_stored_days_over is not 0.",
         value=float(figures.stored),
     )
     yield GaugeMetricFamily(
@@ -112,7 +113,7 @@ def families(
     if figures.oldest_taken_at is not None:
         yield GaugeMetricFamily(
             "bridge_stored_oldest_seconds",
-            "How long ago the oldest of them was taken; not there without any.",
+            "How long ago the oldest kept push was taken; absent if there is none.",
             value=max(0.0, now - figures.oldest_taken_at),
         )
     yield GaugeMetricFamily(

@@ -142,7 +142,7 @@ async def test_only_listed_origins_open_sessions_and_clients_without_one_do() ->
 
 async def test_a_draining_bridge_refuses_everyone() -> None:
     gate = access()
-    gate.draining = True
+    gate.begin_drain()
     refused = await gate.decide(shake(token="good"))
     assert isinstance(refused, Refusal)
     assert refused.status == 503

@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
 
-from bridge.core.control import AT_ONCE, Control
+from bridge.core.contract.control import BadControl, decode_control
+from bridge.core.control import AT_ONCE, HANDLERS, Control
 from bridge.core.errors import ControlRefused, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -32,6 +34,11 @@ async def controlled() -> AsyncIterator[tuple[House, Control, RecordingAnswers]]
     async with house() as h:
         async with h.running(h.control):
             yield h, h.control, h.answers
+
+
+def test_every_type_of_message_that_can_be_read_has_a_handler() -> None:
+    read = set(get_args(get_type_hints(decode_control)["return"])) - {BadControl}
+    assert set(HANDLERS) == read
 
 
 async def test_recalls_are_carried_out_in_their_order_answered_and_acked() -> None:

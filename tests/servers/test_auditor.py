@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -177,7 +178,7 @@ async def test_what_the_log_says_of_itself_is_told_as_it_is_now() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Audits without the waiting."""
-    monkeypatch.setattr(app, "AUDIT_EVERY", 0.1)
+    monkeypatch.setattr(app, "LIMITS", dataclasses.replace(app.LIMITS, audit_every=0.1))
     monkeypatch.setattr(auditor, "SLICE", 0.25)
     # A row that is written later than this after its taking is in no slice that is looked at.
     monkeypatch.setattr(auditor, "SETTLE", 2.0)

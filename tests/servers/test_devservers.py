@@ -30,7 +30,7 @@ from bridge.devservers import (
     processes,
 )
 from bridge.devservers.__main__ import main
-from bridge.devservers.directory import Settings, end_recorded
+from bridge.devservers.directory import SavedValues, end_recorded
 from bridge.devservers.machine import INSTALL_SCRIPT, ComposeFile, Machine, PostgresFiles, RabbitFiles, choose
 from bridge.devservers.postgres import fallback_base
 from bridge.devservers.processes import Process
@@ -153,7 +153,7 @@ def test_a_port_that_somebody_took_is_left_to_them(warm_root: Path) -> None:
 
 
 def test_the_usual_ports_come_first_where_they_are_free(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "settings.json")
+    settings = SavedValues(tmp_path / "settings.json")
     with socket.create_server(("127.0.0.1", 0)) as other:
         usual = other.getsockname()[1]
         assert settings.port("first", usual) != usual

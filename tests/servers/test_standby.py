@@ -18,7 +18,7 @@ from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer, never_called
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode
 from bridge.adapters.amqp.turn import LOCK, Role
-from bridge.app.standing import STANDBY
+from bridge.app.readiness import STANDBY
 from bridge.devservers import Servers
 from tests.support.amqp import CLOCK, RecordingIntake, consumer, declare
 from tests.support.amqp import publish as publish_bodies

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.app.standing import STANDBY, TakingLog
-from bridge.app.stopping import Left
+from bridge.app.drain import Left
+from bridge.app.readiness import STANDBY, TakingLog
 from bridge.core.settlement.gate import Gate
 from bridge.devservers import Servers
 from tests.support.bridges import counted, endings, final_rows, get, process, publish, request, rows, token

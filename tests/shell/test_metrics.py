@@ -6,7 +6,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
-from bridge.adapters.metrics import GAUGES, STAGES, WORDS_MAX, Gauges, NullMetrics, PrometheusMetrics
+from bridge.adapters.counting import WORDS_MAX
+from bridge.adapters.metrics import (
+    GAUGES,
+    STAGES,
+    Gauges,
+    NullMetrics,
+    PrometheusMetrics,
+    audit_families,
+    gauge_families,
+)
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.core.model.outcomes import ENDINGS, Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
@@ -180,7 +189,7 @@ def test_gauges_are_asked_for_at_each_scrape() -> None:
     metrics = quiet()
     assert ("bridge_sessions",) not in scraped(metrics)
     current = GAUGE_VALUES
-    metrics.sampler = lambda: current
+    metrics.add_source(lambda: gauge_families(current))
     assert scraped(metrics)["bridge_queued_bytes",] == 15
     current = GAUGE_VALUES._replace(sessions=9, ready=False)
     page = scraped(metrics)
@@ -207,10 +216,11 @@ def test_what_the_audit_found_is_on_the_page_once_it_has_looked() -> None:
     metrics = quiet()
     assert b"bridge_audit" not in metrics.page()
     found: dict[str, int] = {}
-    metrics.audit = lambda: (found, 0.0)
+    audited_at = 0.0
+    metrics.add_source(lambda: audit_families(found, audited_at))
     assert scraped(metrics) == scraped(metrics) | {("bridge_audit_timestamp_seconds",): 0.0}
     found["taken"] = 2
-    metrics.audit = lambda: (found, 1.5e9)
+    audited_at = 1.5e9
     page = scraped(metrics)
     assert page["bridge_audit_drift", "taken"] == 2
     assert page["bridge_audit_timestamp_seconds",] == 1.5e9
@@ -218,9 +228,9 @@ def test_what_the_audit_found_is_on_the_page_once_it_has_looked() -> None:
 
 def test_no_label_but_the_documented_is_ever_used() -> None:
     metrics = quiet()
-    metrics.around = lambda: families({DEAD: 1}, {REQUESTS: 1}, LogFigures(1, 1.0, 0, 3), 2.0)
-    metrics.audit = lambda: ({"taken": 0}, 0.0)
-    metrics.sampler = lambda: GAUGE_VALUES
+    metrics.add_source(lambda: families({DEAD: 1}, {REQUESTS: 1}, LogFigures(1, 1.0, 0, 3), 2.0))
+    metrics.add_source(lambda: audit_families({"taken": 0}, 0.0))
+    metrics.add_source(lambda: gauge_families(GAUGE_VALUES))
     for family in text_string_to_metric_families(metrics.page().decode()):
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert labels <= {*("check", "outcome", "reason", "result", "stage", "queue", "version", "python")}

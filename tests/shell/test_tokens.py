@@ -238,15 +238,15 @@ def with_header(header: object, payload: bytes = b'{"sub": "u1", "exp": 18000000
     [
         (with_header({"alg": "HS256", "crit": ["exp"]}), "crit: extensions that must be understood"),
         (with_header({"alg": "HS256", "crit": []}), "crit: extensions that must be understood"),
-        (with_header({"alg": "HS256", "crit": ["b64"], "b64": False}), "b64: that its payload is not"),
-        (with_header({"alg": "HS256", "b64": False}), "b64: that its payload is not"),
-        (with_header({"alg": "HS256", "kid": 7}), "kid in its header is no string"),
-        (with_header({"alg": "HS256", "kid": None}), "kid in its header is no string"),
-        (with_header(["HS256"]), "its header is no JSON object"),
-        (with_header({"alg": "HS256"}, b"7"), "its claims are no JSON object"),
-        (with_header({"alg": "HS256"}, b"{"), "its claims are no JSON object"),
+        (with_header({"alg": "HS256", "crit": ["b64"], "b64": False}), "b64: a payload that is not"),
+        (with_header({"alg": "HS256", "b64": False}), "b64: a payload that is not"),
+        (with_header({"alg": "HS256", "kid": 7}), "kid in its header is not a string"),
+        (with_header({"alg": "HS256", "kid": None}), "kid in its header is not a string"),
+        (with_header(["HS256"]), "its header is not a JSON object"),
+        (with_header({"alg": "HS256"}, b"7"), "its claims are not a JSON object"),
+        (with_header({"alg": "HS256"}, b"{"), "its claims are not a JSON object"),
         ("a.b.c.d.e", "it is encrypted"),
-        ("a.b", "this has 2"),
+        ("a.b", "this one has 2"),
     ],
 )
 def test_a_malformed_token_is_told_what_is_wrong_with_it_and_not_quoted(token: str, detail: str) -> None:

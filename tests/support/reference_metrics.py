@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
-from bridge.adapters.metrics import STAGES, Gauges, PrometheusMetrics
+from bridge.adapters.metrics import STAGES, Gauges, PrometheusMetrics, audit_families, gauge_families
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
 from bridge.ops.surroundings import families
@@ -45,9 +45,9 @@ QUESTIONS = {
 def metrics_page() -> str:
     """The whole page as it must be."""
     metrics = PrometheusMetrics(process=False)
-    metrics.audit = lambda: (dict.fromkeys(CHECKS, 0), 0.0)
-    metrics.around = lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0)
-    metrics.sampler = lambda: Gauges._make([0] * len(Gauges._fields))
+    metrics.add_source(lambda: audit_families(dict.fromkeys(CHECKS, 0), 0.0))
+    metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0))
+    metrics.add_source(lambda: gauge_families(Gauges._make([0] * len(Gauges._fields))))
     lines = [
         "# Metrics",
         "",

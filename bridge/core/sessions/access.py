@@ -36,6 +36,10 @@ class Access:
         self.draining = False
         """While True every handshake is refused with 503."""
 
+    def begin_drain(self) -> None:
+        """Refuse every handshake from now on."""
+        self.draining = True
+
     async def decide(self, request: Handshake) -> Grant | Refusal:
         """Answer a handshake by the first line of the module's table that fits. Never raises.
 

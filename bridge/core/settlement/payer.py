@@ -11,7 +11,7 @@ from bridge.core.settlement.debts import Debts
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.paying import Paying
 from bridge.core.settlement.payments import Debt, Payments
-from bridge.core.settlement.persistence import RETRY_FIRST, RETRY_MOST
+from bridge.core.settlement.persistence import back_off
 from bridge.core.settlement.worklist import Worklist
 
 
@@ -64,15 +64,14 @@ class Payer:
     async def _tell_logs(self, rows: Sequence[Row]) -> None:
         """Tell the logs, each until it has the rows, since the ack follows."""
         for log in self._logs:
-            wait = RETRY_FIRST
+            tries = back_off(self._clock)
             while True:
                 try:
                     await log.record(rows)
                 except Exception as error:  # a plugged-in log may raise anything, and none may lose a row
                     self._gate.shut("delivery log", repr(error))
                     self._errors.handle(error, "delivery_log.record", {"rows": len(rows)})
-                    await self._clock.sleep(wait)
-                    wait = min(wait * 2, RETRY_MOST)
+                    await tries.wait()
                 else:
                     self._gate.clear("delivery log")
                     break

@@ -13,24 +13,30 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
+from bridge.core.backoff import BackOff
 from bridge.core.errors import RowsRefused, StatementFailed, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Store
 from bridge.core.settlement.gate import Gate
 
-RETRY_FIRST, RETRY_MOST = 0.1, 2.0
-"""Seconds between tries while the database is down: doubled from the first to the most."""
+LOG_RETRY_FIRST, LOG_RETRY_MOST = 0.1, 2.0
+"""Seconds between tries while a log can't be written: doubled from the first to the most."""
 SUSPECT_AFTER = 3
-"""Failures of one call, while a row could be written after each, that show that it is to blame."""
+"""Failures of one call after which it is to blame, if a row could be written after each of them."""
 PARTS = 8
-"""Into how many a failed call is cut: with two, one culprit among 500 would cost nine time limits."""
+"""How many parts a failed call is cut into. With two, finding one bad row among 500 would cost nine time limits."""
 SWEEP_ROWS = 500
-"""Rows that one statement of a sweep looks at, ends or notes anything in; halved where that takes too long."""
+"""Rows that one statement of a sweep reads, ends or notes anything in; halved if that takes too long."""
 GIVE_UP = 8
-"""Parts that fail one after the other, after which the rest is not tried: each may cost a time limit."""
+"""Parts that may fail in a row. Then the rest is not tried, since each part may cost a time limit."""
 
 I = TypeVar("I")  # noqa: E741 -- what goes in
 T = TypeVar("T")
+
+
+def back_off(clock: Clock) -> BackOff:
+    """How long whoever must write to a log waits between tries while that fails."""
+    return BackOff(clock, LOG_RETRY_FIRST, LOG_RETRY_MOST)
 
 
 class Persistence:
@@ -71,8 +77,8 @@ class Persistence:
                 return result
 
     async def _until_written(self) -> bool:
-        """Return when a row can be written; the gate is shut while that is not so. Whether it was not so."""
-        wait = RETRY_FIRST
+        """Return when a row can be written; the gate is shut until then. The result: whether it had to be shut."""
+        tries = back_off(self._clock)
         down = False
         while True:
             try:
@@ -80,8 +86,7 @@ class Persistence:
             except StoreUnavailable as away:
                 down = True
                 self._gate.shut(self._name, str(away), database=True)
-                await self._clock.sleep(wait)
-                wait = min(wait * 2, RETRY_MOST)
+                await tries.wait()
             else:
                 self._gate.clear(self._name)
                 return down

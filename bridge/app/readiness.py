@@ -1,7 +1,7 @@
-"""What is said of whether pushes are taken: to the gate by the broker's link, and in the log, once for each change.
+"""Whether pushes are taken: the broker's adapters tell the gate, and the log gets one line for each change.
 
-A node that stands by is not ready (`standby`), so that no balancer sends people to it: what is pushed while they are
-there is sent by another node, which does not know of them.
+A node that stands by is not ready (`standby`), so no load balancer sends people to it. The active node sends the
+pushes, and it does not know the sessions of another node.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ UNKNOWN = (
 )
 
 
-class Standing:
-    """Listens to the consumer, see `Consumer`; opens and shuts the gate by it."""
+class BrokerReadiness:
+    """Listens to the consumer and the publisher, and opens and shuts the gate for them."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         gate.shut("broker", "connecting")
 
     def linked(self, ok: bool, cause: str) -> None:
-        """The link is set up, or lost."""
+        """The consumer's connection is set up, or lost."""
         if ok:
             self._gate.clear("broker")
         else:
@@ -37,14 +37,14 @@ class Standing:
             self._gate.clear("standby")
 
     def events_refused(self, cause: str) -> None:
-        """Why the broker refuses every outcome event: receipts are owed meanwhile. Empty: it takes them again."""
+        """The broker refuses every outcome event, so receipts stay owed. An empty `cause`: it accepts them again."""
         if cause:
             self._gate.shut("outcome events", f"{cause}; grant the right, or set BRIDGE_OUTCOME_EVENTS=false")
         else:
             self._gate.clear("outcome events")
 
     def became(self, role: Role) -> None:
-        """This node is connected, and knows what it is to the others."""
+        """This node is connected, and knows its role among the nodes."""
         if role is Role.STANDBY:
             self._gate.shut("standby", STANDBY)
             self._gate.clear("broker")
@@ -58,7 +58,7 @@ class Standing:
 
 
 class TakingLog:
-    """Says in the log that no pushes are taken, once, and that they are again. Standing by has words of its own."""
+    """Logs once that no pushes are taken, and once that they are taken again. A standby has its own log line."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -67,7 +67,7 @@ class TakingLog:
         self._said = False
 
     def every_second(self, now: float) -> None:
-        """`now` is monotonic seconds. What is over within a second is not worth a line."""
+        """`now` is monotonic seconds. A gap that ends within a second is not logged."""
         names = set(self._gate.names)
         if not names:
             if self._said and not self._yet and self._since is not None:

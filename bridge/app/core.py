@@ -1,0 +1,151 @@
+"""The core on its adapters, with the bounds that the settings give, and what others may ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.publish import ReceiptPublisher
+from bridge.adapters.amqp.turn import Role
+from bridge.adapters.metrics import Gauges
+from bridge.adapters.tokens import JwtVerifier
+from bridge.adapters.websocket.server import WebSocketServer
+from bridge.app.reports import Reports
+from bridge.app.rows import Rows
+from bridge.config import Settings
+from bridge.core import assembly
+from bridge.core.assembly import CoreLimits, Ports
+from bridge.core.contract.requests import Limits
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.gateway import Gateway
+from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import SessionInfo
+from bridge.core.sessions.access import Access
+from bridge.core.sessions.session import SessionLimits
+from bridge.core.settlement.gate import Gate
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the core is made from."""
+
+    settings: Settings
+    rows: Rows
+    consumer: Consumer
+    publisher: ReceiptPublisher
+    reports: Reports
+    clock: Clock
+    gate: Gate
+    boot: str
+    """This start of this process; no other start has the same."""
+
+
+class Core:
+    """The parts that decide, who may come in, and how the node is doing."""
+
+    def __init__(self, given: Given) -> None:
+        settings = given.settings
+        self.clock = given.clock
+        self.gate = given.gate
+        self.consumer = given.consumer
+        self._keeps = given.rows.postgres is not None
+        max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
+        self.request_limits = Limits(settings.max_data_bytes, max_ttl)
+        self.parts = _parts(given, self.request_limits)
+        self.access = Access(
+            JwtVerifier(
+                settings.jwt_secret.get_secret_value(),
+                clock=self.clock,
+                algorithms=settings.jwt_algorithms,
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                dev=settings.dev,
+            ),
+            settings.origins,
+        )
+        self.gateway = Gateway(
+            access=self.access,
+            presence=self.parts.presence,
+            proofs=self.parts.proofs,
+            limits=SessionLimits(settings.session_queue, settings.session_bytes),
+            hooks=given.reports.hooks,
+            metrics=given.reports.metrics,
+            clock=self.clock,
+        )
+
+    def sessions(self, limit: int) -> list[SessionInfo]:
+        """At most so many of the open sessions."""
+        return [session.info for _, session in zip(range(limit), self.parts.hub, strict=False)]
+
+    def role(self) -> Role | None:
+        """What this node is to the others; None while it is not connected to the broker."""
+        return self.consumer.role
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        """Whether pushes are taken, and what is in the way."""
+        return self.gate.is_open, self.gate.causes
+
+    @property
+    def database_up(self) -> bool | None:
+        """Whether the database answers and takes rows, as far as is known; None: there is none."""
+        return not self.gate.database_down if self._keeps else None
+
+    def public_readiness(self) -> tuple[bool, list[str]]:
+        """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
+        return self.gate.is_open, self.gate.names
+
+    def gauges(self, ws: WebSocketServer) -> Gauges:
+        """How much there is of everything now."""
+        sessions = list(self.parts.hub)
+        return Gauges(
+            sessions=len(sessions),
+            users=self.parts.hub.users,
+            handshakes_in_progress=ws.handshakes_in_progress,
+            inbox=self.parts.intake.waiting,
+            in_flight=self.parts.inflight.busy,
+            parked=self.parts.inflight.parked,
+            resting=self.parts.inflight.resting,
+            replaying=self.parts.pages.replaying,
+            ids_remembered=self.parts.remembered.added,
+            ids_whole=self.parts.remembered.complete,
+            rows_set_aside=self.parts.worklist.set_aside,
+            unproven=sum(s.unproven for s in sessions),
+            queued_frames=sum(s.waiting for s in self.parts.hub.backlogged),
+            queued_bytes=self.parts.hub.queued_bytes,
+            rows_waiting=self.parts.worklist.rows_waiting,
+            receipts_waiting=self.parts.settlement.payments_waiting,
+            ready=self.gate.is_open,
+            active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
+            broker_up=self.role() is not None,
+            database_up=self.database_up,
+        )
+
+
+def _parts(given: Given, request_limits: Limits) -> assembly.Core:
+    settings, reports = given.settings, given.reports
+    ports = Ports(
+        store=given.rows.store,
+        logs=given.rows.logs,
+        acks=given.consumer,
+        receipts=given.publisher,
+        dead_letters=given.publisher,
+        answers=given.publisher,
+        hooks=reports.hooks,
+        metrics=reports.metrics,
+        errors=reports.errors,
+        clock=given.clock,
+    )
+    limits = CoreLimits(
+        delivery=DeliveryLimits(
+            requests=request_limits,
+            confirm_timeout=settings.confirm_timeout,
+            max_age=settings.max_age,
+            start_grace=settings.start_grace,
+            max_attempts=settings.max_attempts,
+            total_bytes=settings.total_bytes,
+        ),
+        mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
+        id_memory_bytes=settings.id_memory_bytes,
+    )
+    return assembly.Core(ports, limits, gate=given.gate, node=settings.node, boot=given.boot)

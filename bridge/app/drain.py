@@ -1,0 +1,131 @@
+"""The stop: take no more, settle what was taken, give back the rest, close the sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
+
+from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.websocket.server import WebSocketServer
+from bridge.app.core import Core
+from bridge.app.limits import ServiceLimits
+from bridge.core.model.sessions import CloseReason
+
+
+class Left(NamedTuple):
+    """What a stop has left behind; `words` for the log."""
+
+    seconds: float
+    given_back: int
+    """Messages that were taken and are in their queue again."""
+    pending: int
+    """Rows that still wait for a proof, which nobody will note."""
+    stored: int
+    """Kept pushes that were handed to sessions and not proven."""
+    sessions: int
+
+    @property
+    def words(self) -> str:
+        """One sentence."""
+        parts = [f"{_counted(self.given_back, 'message')} back in the queue" if self.given_back else ""]
+        if self.pending:
+            parts.append(
+                f"{_counted(self.pending, 'row')} pending: the next start of this node, or another node, ends them as "
+                "unknown/node_died"
+            )
+        if self.stored:
+            parts.append(f"{_counted(self.stored, 'push', 'pushes')} kept for when their users come back")
+        parts.append(f"{_counted(self.sessions, 'session')} closed")
+        settled = "" if self.given_back or self.pending else "everything that was taken is settled"
+        return f"stopped after {self.seconds:.1f} s: {'; '.join(p for p in (settled, *parts) if p)}"
+
+
+class Drain:
+    """Stops a bridge once. When `hurry` is set it no longer waits for anything: see `bridge.app.signals`."""
+
+    def __init__(
+        self,
+        core: Core,
+        ws: WebSocketServer,
+        consumer: Consumer,
+        limits: ServiceLimits,
+        hurry: asyncio.Event,
+    ) -> None:
+        self._core = core
+        self._ws = ws
+        self._consumer = consumer
+        self._limits = limits
+        self._hurry = hurry
+        self._began = 0.0
+        self._given_back = self._closed = 0
+
+    async def run(self, seconds: float, *, settle: bool = True) -> None:
+        """Stop, and settle for at most `seconds`; with `settle` false, not at all.
+
+        The order is part of the promise. What is settled is acked before the channel closes, and only what is not
+        settled goes back to the queue. Sessions stay open until the pushes that are on their way to them have ended.
+        """
+        core = self._core
+        self._began = core.clock.monotonic()
+        deadline = self._began + seconds
+        core.access.begin_drain()
+        self._ws.stop_accepting()
+        core.gate.shut("draining", "this process is stopping")
+        if settle:
+            await self._unless_hurried(self._settle(), seconds)
+        self._given_back = self._consumer.held
+        await self._consumer.stop_consuming()
+        await self._close_sessions(max(1.0, deadline - core.clock.monotonic()))
+
+    def left(self) -> Left:
+        """What the stop has left behind. Ask once nothing is settled any more."""
+        core = self._core
+        return Left(
+            core.clock.monotonic() - self._began,
+            self._given_back,
+            core.parts.inflight.busy - core.parts.inflight.account().on_their_way,
+            core.parts.inflight.resting,
+            self._closed,
+        )
+
+    async def _settle(self) -> None:
+        core = self._core
+        await core.parts.intake.stop()
+        while core.parts.inflight.busy or core.parts.worklist.rows_waiting:
+            await core.clock.sleep(self._limits.settling_look)
+        await core.parts.worklist.idle()
+
+    async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+        """Run `work` until it is done, for at most `seconds`, or until somebody is in a hurry."""
+        working = asyncio.create_task(work, name="settling the rest")
+        hurrying = asyncio.create_task(self._hurry.wait(), name="hurry")
+        try:
+            await asyncio.wait((working, hurrying), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, hurrying):
+                task.cancel()
+            await asyncio.gather(working, hurrying, return_exceptions=True)
+
+    async def _close_sessions(self, seconds: float) -> None:
+        """Close every session with 1012, spread out. Each is told to come back at a time of its own."""
+        core, limits = self._core, self._limits
+        sessions = list(core.parts.hub)
+        self._closed = len(sessions)
+        spread = min(limits.close_spread, seconds / 2, len(sessions) / 500)
+        began = core.clock.monotonic()
+        for index, session in enumerate(sessions):
+            retry_after = CloseReason.RESTART.retry_after + random.uniform(0, limits.close_spread)
+            core.parts.presence.close(session, CloseReason.RESTART, retry_after)
+            ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
+            if ahead > 0.01 and not self._hurry.is_set():
+                await core.clock.sleep(ahead)
+            elif index % limits.closed_at_once == 0:
+                await core.clock.sleep(0)
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"

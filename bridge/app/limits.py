@@ -1,0 +1,42 @@
+"""The fixed limits of the service: how often its tasks run, and how it starts and stops.
+
+No setting changes them. The composition root hands them to everything that needs them, so that a setting could.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """All times are in seconds."""
+
+    tick: float = 0.1
+    """Between looks at deadlines."""
+    renew_every: float = 1.0
+    """Between renewals of the lease, which is good for `LEASE_SECONDS`."""
+    sweep_every: float = 1.0
+    """Between sweeps of the rows."""
+    upkeep_every: float = 3600.0
+    """Between looks at the partitions."""
+    upkeep_retry: float = 5.0
+    """Until the next look at the partitions after one that failed."""
+    audit_every: float = 60.0
+    """Between audits."""
+    look_up_seconds: float = 5.0
+    """How long a statement may take by which the ops port or the audit reads the log."""
+    start_retry: float = 0.5
+    """Between tries while the database is down at the start."""
+    new_objects: int = 10_000
+    """New objects after which the garbage collector looks at the youngest. The interpreter's own 700 costs latency."""
+    settling_look: float = 0.05
+    """Between looks, at a stop, whether everything is settled."""
+    closed_at_once: int = 50
+    """Sessions that are closed at a stop before other work gets a turn."""
+    close_spread: float = 2.0
+    """How long the closing of sessions takes at a stop, at most. Their return is spread over as long."""
+
+
+LIMITS: Final = ServiceLimits()

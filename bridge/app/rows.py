@@ -1,0 +1,91 @@
+"""What the settings make of the delivery log: where rows are written, and how it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+from bridge.adapters import plugins
+from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.adapters.postgres.figures import PostgresFigures
+from bridge.adapters.postgres.lease import PostgresLease
+from bridge.adapters.postgres.pool import CONNECTIONS
+from bridge.adapters.postgres.store import PostgresStore
+from bridge.adapters.stdout import JsonLinesLog
+from bridge.config import Settings
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
+from bridge.core.ports.store import Lease, Store
+from bridge.operator import inquiry
+from bridge.operator.auditor import Look
+from bridge.ops.server import LookUp
+
+log = logging.getLogger("bridge")
+
+
+class Rows(NamedTuple):
+    """The delivery log of a running bridge."""
+
+    store: Store
+    lease: Lease
+    postgres: PostgresStore | None
+    """The store, where it is in Postgres."""
+    figures: PostgresFigures | None
+    logs: Sequence[DeliveryLog]
+    """Further logs, which get each row that the store has committed."""
+
+
+@asynccontextmanager
+async def delivery_log(
+    settings: Settings, clock: Clock, boot: str, errors: ErrorHandler
+) -> AsyncIterator[Rows]:
+    """The delivery log for the length of the block; no connection is opened before it is used."""
+    async with AsyncExitStack() as stack:
+        logs: list[DeliveryLog] = []
+        for name in settings.delivery_log:
+            if name == "stdout":
+                logs.append(JsonLinesLog())
+            elif name != "postgres":
+                made = plugins.load_delivery_log(name)
+                logs.append(await plugins.enter(stack, made, name, "BRIDGE_DELIVERY_LOG", errors))
+        if settings.uses_postgres:
+            store = PostgresStore(settings.postgres_dsn, application_name=f"bridge {settings.node}")
+            stack.push_async_callback(store.close)
+            figures = PostgresFigures(settings.postgres_dsn, settings.node)
+            stack.push_async_callback(figures.close)
+            lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
+            yield Rows(store, lease, store, figures, logs)
+        else:
+            log.warning(
+                "no `postgres` in BRIDGE_DELIVERY_LOG: repeats are known from this process's memory only, "
+                "so that a push may be delivered and logged again after a restart; nothing can be kept, so that pushes "
+                "with a ttl are rejected"
+            )
+            memory = MemoryStore(clock)
+            yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, None, logs)
+
+
+def look_up_of(settings: Settings, seconds: float) -> LookUp | None:
+    """How the ops port looks up a push, each statement within so many seconds; None without a log that can be read."""
+    if not settings.uses_postgres:
+        return None
+    # Each look-up has a connection of its own: however many people ask, pushes keep theirs.
+    free = asyncio.Semaphore(CONNECTIONS["look-ups"])
+
+    async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
+        async with free:
+            return await inquiry.look_up(
+                settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=seconds
+            )
+
+    return look_up
+
+
+def audit_look_of(settings: Settings, boot: str, seconds: float) -> Look | None:
+    """How the auditor reads the log, each statement within so many seconds; None without a log that can be read."""
+    if not settings.uses_postgres:
+        return None
+    return lambda since, until: inquiry.read_stretch(settings.postgres_dsn, boot, since, until, seconds)

@@ -1,0 +1,247 @@
+"""The tasks of a running bridge: each is named, owned by one group, and watched.
+
+A task that fails stops the bridge: the group cancels the others and raises the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from bridge.adapters import loop_watch
+from bridge.adapters.postgres.upkeep import Upkeep
+from bridge.app.core import Core
+from bridge.app.limits import ServiceLimits
+from bridge.app.readiness import TakingLog
+from bridge.app.reports import Reports
+from bridge.app.rows import Rows
+from bridge.config import Settings
+from bridge.core.backoff import BackOff
+from bridge.core.errors import BridgeError, DatabaseUnsuitable, StatementFailed, StoreUnavailable
+from bridge.core.settlement.persistence import SWEEP_ROWS
+from bridge.ops.surroundings import Surroundings
+
+log = logging.getLogger("bridge")
+
+Run = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Task(NamedTuple):
+    """One task. It ends when it is cancelled; few end by themselves."""
+
+    name: str
+    run: Run
+    after_start: bool = False
+    """It waits until the start is through: the node's name is claimed, and the log can be read and written."""
+    settles: bool = False
+    """Once it has ended, nothing can be settled any more."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the tasks work on."""
+
+    settings: Settings
+    limits: ServiceLimits
+    core: Core
+    rows: Rows
+    reports: Reports
+    surroundings: Surroundings
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the start is through."""
+
+
+def tasks_of(at: Workplace) -> Sequence[Task]:
+    """All tasks, in the order in which they are started."""
+    core = at.core
+    return (
+        Task("settlement", core.parts.settlement.run, settles=True),
+        Task("delivery", core.parts.intake.run, settles=True),
+        Task("mailbox", core.parts.pages.run),
+        Task("control", core.parts.control.run),
+        Task("ticker", partial(tick, at)),
+        Task("start", partial(start, at)),
+        Task("lease", partial(hold_lease, at), after_start=True),
+        Task("sweeper", partial(sweep_log, at), after_start=True),
+        Task("mailbox sweeper", partial(sweep_mailboxes, at), after_start=True),
+        Task("recollection", core.parts.recollection.run, after_start=True),
+        Task("loop watch", partial(loop_watch.watch, at.reports.metrics.loop_lag)),
+        Task("upkeep", partial(keep_partitions, at), after_start=True),
+        Task("auditor", partial(audit, at)),
+        Task("queues", at.surroundings.watch_queues),
+        Task("figures", at.surroundings.watch_log, after_start=True),
+    )
+
+
+@asynccontextmanager
+async def at_work(at: Workplace) -> AsyncIterator[Callable[[], bool]]:
+    """Run all tasks until the end of the block. Yields a function: whether those that settle still run.
+
+    The error of a task ends the block, and is raised as itself.
+    """
+
+    async def run(task: Task) -> None:
+        if task.after_start:
+            await at.started.wait()
+        await task.run()
+
+    async with _first_error(), asyncio.TaskGroup() as group:
+        running = [(task, group.create_task(run(task), name=task.name)) for task in tasks_of(at)]
+        try:
+            yield lambda: not any(job.done() for task, job in running if task.settles)
+        finally:
+            for _, job in running:
+                job.cancel()
+
+
+@asynccontextmanager
+async def _first_error() -> AsyncIterator[None]:
+    """Raise the first error of a task group as itself, with the others as its notes."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            for other in first.exceptions[1:]:
+                group.exceptions[0].add_note(f"and then: {other!r}")
+            first = first.exceptions[0]
+        raise first from group
+
+
+# --- The loops -------------------------------------------------------------------------------------------
+
+
+async def start(at: Workplace) -> None:
+    """Take away the gate's cause `starting`.
+
+    The rule: no push is taken before the node's name is claimed, a row can be written, and the highest position of the
+    log is known. A database that is down may come up, so all of it is tried again. An unsuitable database stays so, and
+    a name that another node has is that node's: the start is refused.
+    """
+    core = at.core
+    back_off = BackOff(core.clock, at.limits.start_retry)
+    while not await _may_start(core, at.rows):
+        await back_off.wait()
+    core.parts.grace.begin()
+    core.gate.clear("starting")
+    at.started.set()
+
+
+async def _may_start(core: Core, rows: Rows) -> bool:
+    """Whether the database did all that a start needs of it; else the gate says why not."""
+    try:
+        await rows.lease.claim()
+        # A log that takes no row could not say how a push ended.
+        await rows.store.try_writing()
+        core.parts.begin(await rows.store.last_position())
+    except DatabaseUnsuitable:
+        raise
+    except StoreUnavailable as down:
+        core.gate.shut("starting", str(down), database=True)
+        return False
+    return True
+
+
+async def tick(at: Workplace) -> None:
+    """Look at deadlines."""
+    core = at.core
+    second = core.clock.monotonic()
+    taking = TakingLog(core.gate)
+    while True:
+        core.parts.tick()
+        now = core.clock.monotonic()
+        if now - second >= 1.0:
+            second = now
+            core.parts.every_second()
+            taking.every_second(now)
+        await core.clock.sleep(at.limits.tick)
+
+
+async def hold_lease(at: Workplace) -> None:
+    """Show that this node lives, and decide whether the database is down while nothing is pushed.
+
+    This loop does nothing else: a node whose lease is not renewed in time is dead to all others.
+    """
+    core = at.core
+    while True:
+        await core.clock.sleep(at.limits.renew_every)
+        try:
+            await at.rows.lease.renew(core.parts.inflight.account())
+        except StoreUnavailable as down:
+            core.gate.shut("database", str(down), database=True)
+        else:
+            core.gate.clear("database")
+
+
+async def sweep_log(at: Workplace) -> None:
+    """Begin a new day, end the rows of dead nodes, and pay debts."""
+    core, rows = at.core, at.rows
+    limit = SWEEP_ROWS
+    while True:
+        await core.clock.sleep(at.limits.sweep_every)
+        if "database" in core.gate:
+            continue
+        core.parts.worklist.sweep()
+        try:
+            if rows.postgres is not None:
+                await rows.postgres.roll_day()
+            ended = await rows.lease.end_dead(limit)
+        except StatementFailed as failed:
+            limit = max(1, limit // 2)
+            at.reports.errors.handle(failed, "sweep", {"rows": limit})
+        except StoreUnavailable as down:
+            # The lease task decides whether the database is down.
+            at.reports.errors.handle(down, "sweep", {})
+        else:
+            limit = SWEEP_ROWS
+            if ended:
+                core.parts.worklist.ended_by_sweep(ended)
+
+
+async def sweep_mailboxes(at: Workplace) -> None:
+    """End kept pushes whose ttl is over, and those that are over the bounds of a mailbox."""
+    core = at.core
+    while True:
+        await core.clock.sleep(at.limits.sweep_every)
+        if "database" not in core.gate:
+            try:
+                await core.parts.mailbox_sweep.sweep()
+            except StoreUnavailable as down:
+                at.reports.errors.handle(down, "mailbox.sweep", {})
+
+
+async def keep_partitions(at: Workplace) -> None:
+    """Make partitions ahead of time, and drop them after their retention."""
+    if at.rows.postgres is None:
+        return
+    upkeep = Upkeep(at.settings.postgres_dsn)
+    while True:
+        try:
+            done = await upkeep.run_once(at.settings.retention_days)
+        except BridgeError as error:
+            # Usually the database is down. Whatever it is, no push needs this today.
+            at.reports.errors.handle(error, "upkeep", {})
+            await at.core.clock.sleep(at.limits.upkeep_retry)
+            continue
+        for trouble in done.trouble:
+            at.reports.errors.handle(trouble, "upkeep", {})
+        if done.made or done.dropped:
+            log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
+        await at.core.clock.sleep(at.limits.upkeep_every)
+
+
+async def audit(at: Workplace) -> None:
+    """Compare what was taken with what was written. It has a connection of its own."""
+    core = at.core
+    while True:
+        await core.clock.sleep(at.limits.audit_every)
+        try:
+            await at.reports.auditor.run(core.parts.inflight.account(), gate_open=core.gate.is_open)
+        except BridgeError as error:
+            # Usually the database is down, or the log holds something that it should not.
+            at.reports.errors.handle(error, "audit", {})
