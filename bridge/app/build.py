@@ -75,6 +75,7 @@ from bridge.core.settlement.worklist import Worklist
 from bridge.operator import inquiry
 from bridge.operator.auditor import Auditor, Look
 from bridge.ops import server as http
+from bridge.ops.context import LookUp, OpsContext
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.surroundings import Surroundings
 
@@ -433,7 +434,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         producer = await stack.enter_async_context(StandingProducer(settings.amqp_url))
         ops = await stack.enter_async_context(
             http.listen(
-                http.OpsContext(
+                OpsContext(
                     node=settings.node,
                     boot=boot,
                     version=__version__,
@@ -562,7 +563,7 @@ def _dev_token(settings: Settings) -> Callable[[str, float], str]:
     return lambda user, ttl: make_token(secret, user, ttl, algorithm=algorithm, **claims)
 
 
-def _look_up(settings: Settings) -> http.LookUp:
+def _look_up(settings: Settings) -> LookUp:
     # Each has a connection of its own: however many ask, pushes must not go without.
     free = asyncio.Semaphore(CONNECTIONS["look-ups"])
 

@@ -25,7 +25,7 @@ ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
 MADE_ONCE = frozenset(
     (
-        "JwtVerifier._algorithms", "OpsServer._static", "Settlement._logs", "Splitter._tapped", "Hub._wheel",
+        "JwtVerifier._algorithms", "Page._static", "Settlement._logs", "Splitter._tapped", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_Connection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",

@@ -17,7 +17,7 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, RowKey
 from bridge.operator import inquiry
 from bridge.operator.inquiry import Found
-from bridge.ops import server as http
+from bridge.ops.routes.why import LOOK_UPS_AT_ONCE
 from tests.support.house import bridge, final_rows, get
 from tests.support.house import publish as push
 from tests.support.house import request as push_request
@@ -186,11 +186,11 @@ async def test_only_a_few_ask_the_database_at_once() -> None:
     async with ops(Parts(look_up=slow)) as running:
         asked = [asyncio.create_task(ask(running)) for _ in range(10)]
         async with asyncio.timeout(10):
-            while most < http.LOOK_UPS_AT_ONCE:
+            while most < LOOK_UPS_AT_ONCE:
                 await asyncio.sleep(0.01)
         go.set()
         assert await asyncio.gather(*asked) == [503] * 10
-    assert most == http.LOOK_UPS_AT_ONCE
+    assert most == LOOK_UPS_AT_ONCE
 
 
 async def test_without_a_log_that_can_be_asked_there_is_no_such_route() -> None:
