@@ -45,7 +45,7 @@ def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, i
         kind = type(thing)
         if not str(getattr(kind, "__module__", "")).startswith("bridge.") or isinstance(thing, type):
             continue
-        if kind.__module__ in ("bridge.config", "bridge.devservers.directory"):
+        if kind.__module__ in ("bridge.config.settings", "bridge.devservers.directory"):
             continue
         slots = itertools.chain.from_iterable(vars(base).get("__slots__", ()) for base in kind.__mro__)
         for name in {*getattr(thing, "__dict__", ()), *slots}:

@@ -32,7 +32,7 @@ NOWHERE = "127.0.0.1:1"
 def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A working directory without files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "none"))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ NOWHERE = "127.0.0.1:1"
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A working directory without files, and the log as it was."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "none"))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield tmp_path

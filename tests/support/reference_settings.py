@@ -18,7 +18,7 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        MARK.format("bridge/config.py"),
+        MARK.format("bridge/config/settings.py"),
         "",
         "A value is looked for in this order:",
         "",
