@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bridge.cli.commands import run_loop
 from bridge.cli.demo_check import Line, Message, Person, Request, Seen, disagreements, requests_of, unfinished
 from bridge.cli.dev import HOST, Progress, sigterm_interrupts, upgrade
+from bridge.cli.loop import run_loop
 from bridge.config import ENV_FILE, CommonSettings, Settings
 from bridge.core.errors import BridgeError, SettingsError
 from bridge.devservers import find_or_start

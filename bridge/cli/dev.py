@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bridge.cli.commands import run_loop
+from bridge.cli.loop import run_loop
 from bridge.config import DEV_ENV_FILE, ENV_FILE, CommonSettings, Settings, env_name
 from bridge.core.errors import BridgeError
 from bridge.devservers import find_or_start

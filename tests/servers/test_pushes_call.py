@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from bridge.cli import operating
+from bridge.cli import why as command
 from bridge.config import CommonSettings
 from bridge.core.errors import SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
@@ -82,7 +82,7 @@ async def test_whoever_prefers_text_gets_what_the_command_prints(
         said = await answer.text()
     if text:
         where = CommonSettings(amqp_url="amqp://127.0.0.1:1/", postgres_dsn=database, _env_file=None)
-        await operating.why(where, "p1", None, None, as_json=False)
+        await command.why(where, "p1", None, None, as_json=False)
         assert said == capsys.readouterr().out
 
 
@@ -107,7 +107,7 @@ async def test_what_is_owed_to_bytes_that_are_no_text_is_shown(
         said = (await answer.json())["rows"][0]["owed"]
     assert said == [{"queue": "q\\xff", "correlation_id": "c\\xfe"}]
     settings = CommonSettings(amqp_url="amqp://127.0.0.1:1/", postgres_dsn=database, _env_file=None)
-    assert await operating.why(settings, "p1", None, None, as_json=True) == 0
+    assert await command.why(settings, "p1", None, None, as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["owed"] == said
 
 

@@ -1,4 +1,4 @@
-"""What the operator's commands do and print: dead, replay, why, audit. Each returns its exit code."""
+"""`bridge dead`: list, show, replay and purge the messages of push.dead."""
 
 from __future__ import annotations
 
@@ -6,31 +6,16 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from bridge.adapters.amqp.depths import QueueDepth
 from bridge.adapters.amqp.frames import legible
 from bridge.config import CommonSettings
-from bridge.core.errors import BrokerUnavailable, SettingsError
-from bridge.core.ports.clock import Clock
-from bridge.operator import dead_letters, inquiry, story
-from bridge.operator import replay as replaying
+from bridge.core.errors import SettingsError
+from bridge.operator import dead_letters
 from bridge.operator.dead_letters import Letter
-from bridge.operator.inquiry import Books, Hour
 from bridge.operator.story import age, plain
-
-PROGRESS_EVERY: Final = 5.0
-"""Seconds between two lines of progress."""
-
-HOURS_MAX: Final = 10 * 366 * 24
-"""More than the longest retention."""
-
-# --- dead ------------------------------------------------------------------------------------------------
 
 
 def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
@@ -220,176 +205,3 @@ async def dead_purge(
     print(f"{done.found} deleted, {done.total - done.found} kept")
     _say_what_was_not_seen(done.looked_at, done.total)
     return 0 if done.found or not ids else 1
-
-
-# --- replay ----------------------------------------------------------------------------------------------
-
-
-async def replay(
-    settings: CommonSettings,
-    conditions: Sequence[str],
-    *,
-    mark: str,
-    rate: float,
-    ttl: float | None,
-    dry_run: bool,
-    clock: Clock | None = None,
-) -> int:
-    """Count what matches, and publish again what can be; 1 where nothing matches, or something can't be."""
-    if clock is None:
-        from bridge.app.build import SystemClock
-
-        clock = SystemClock()
-    meant = replaying.where(conditions, datetime.fromtimestamp(clock.time(), UTC))
-    async with replaying.selected(settings.postgres_dsn, meant, replaying.checked_mark(mark)) as selection:
-        counts = await selection.count()
-        _print_verdicts(counts)
-        wanted = counts.get(replaying.AGAIN, 0)
-        if wanted and not dry_run:
-            confirmed = 0
-            said = clock.monotonic()
-            try:
-                async with aclosing(
-                    replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
-                ) as progress:
-                    async for confirmed in progress:
-                        if clock.monotonic() - said >= PROGRESS_EVERY:
-                            said = clock.monotonic()
-                            print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
-            except BaseException:
-                print(
-                    f"stopped after {confirmed} of {wanted}: the same command goes on from there",
-                    file=sys.stderr,
-                )
-                raise
-            print(f"{confirmed} replayed")
-    return 0 if counts and counts.keys() <= {replaying.AGAIN, *replaying.DONE} else 1
-
-
-def _print_verdicts(counts: Mapping[str, int]) -> None:
-    total = sum(counts.values())
-    print("no row matches" if not total else "1 row matches" if total == 1 else f"{total} rows match")
-    for verdict, words in replaying.VERDICTS.items():
-        if verdict in counts:
-            print(f"  {counts[verdict]:>7}  {words}")
-
-
-# --- why -------------------------------------------------------------------------------------------------
-
-
-async def why(
-    settings: CommonSettings, push_id: str, user: str | None, tenant: str | None, *, as_json: bool
-) -> int:
-    """Tell what became of a push; 1 where the log does not know it (for this user)."""
-    found = await inquiry.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant)
-    if as_json:
-        for row in found.rows:
-            print(msgspec.json.encode(row).decode())
-    elif found.endings:
-        for line in story.told(push_id, user, found):
-            print(line)
-    else:
-        for line in story.never_seen(push_id, found, await _waiting(settings)):
-            print(line)
-    return 0 if found.rows else 1
-
-
-async def _waiting(settings: CommonSettings) -> Sequence[QueueDepth] | str:
-    try:
-        return [d for d in await inquiry.queue_depths(settings.amqp_url) if d.name != "push.dead"]
-    except BrokerUnavailable as error:
-        return error.cause
-
-
-# --- audit -----------------------------------------------------------------------------------------------
-
-
-async def audit(settings: CommonSettings, hours: int) -> int:
-    """Print the hours and what should not be; 1 where something should not be."""
-    books = await inquiry.read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
-    depths = await inquiry.queue_depths(settings.amqp_url)
-    _print_hours(books)
-    print()
-    drift = False
-    for wrong, what, words in [*_log_checks(books), *_queue_checks(depths)]:
-        drift = drift or wrong
-        print(f"{'DRIFT' if wrong else 'ok':<5}  {what:<14} {words}")
-    return 1 if drift else 0
-
-
-def _print_hours(books: Books) -> None:
-    names = Hour._fields[1:]
-    print(f"{'hour':<16}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in names))
-    for hour in books.hours:
-        cells = "".join(f"{getattr(hour, name):>{max(9, len(name) + 2)}}" for name in names)
-        print(f"{hour.hour.astimezone():%Y-%m-%d %H:%M}{cells}")
-    if not books.hours:
-        print("(no push was taken)")
-
-
-def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
-    """(whether it is drift, what was looked at, what was found)."""
-    found = books.irregular
-    nodes = ", ".join(found.nodes) or "none"
-    oldest = (
-        f", the oldest taken {found.oldest_pending.astimezone():%Y-%m-%d %H:%M:%S}"
-        if found.oldest_pending
-        else ""
-    )
-    for name, ended_at, begun, with_row, on_their_way in books.began:
-        until = "" if ended_at is None else f" until it ended at {ended_at.astimezone():%Y-%m-%d %H:%M:%S}"
-        yield (
-            begun != with_row + on_their_way,
-            "taken",
-            f"{begun} pushes by {name} since its start{until}: {with_row} with a row,"
-            f" {on_their_way} on their way",
-        )
-    absent = sum(max(0, hour.taken - hour.rows) for hour in books.hours)
-    strange = sum(max(0, hour.rows - hour.taken) for hour in books.hours)
-    yield (
-        absent + strange > 0,
-        "log",
-        f"{absent} of the rows that were written in these hours are gone"
-        + (f", {strange} are there that were not" if strange else ""),
-    )
-    yield (
-        found.orphans > 0,
-        "dead nodes",
-        f"{found.orphans} rows pending, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
-        + (f"{oldest}; nodes alive: {nodes}" if found.orphans else ""),
-    )
-    yield (
-        found.stuck > 0,
-        "stuck rows",
-        f"{found.stuck} rows pending for over {inquiry.STUCK_AFTER:g} s, though their process lives",
-    )
-    yield (
-        found.unexpired > 0,
-        "kept",
-        f"{found.unexpired} rows stored though their ttl ended over {inquiry.KEPT_AFTER:g} s ago",
-    )
-    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
-    wrong = sum(hour.wrong for hour in books.hours)
-    yield (
-        wrong > 0,
-        "rows",
-        f"{wrong} contradict themselves (proof, times, outcome and reason) in these hours",
-    )
-    missing = ", ".join(f"{day}" for day in found.missing_days)
-    yield (
-        bool(missing),
-        "partitions",
-        f"missing: {missing}" if missing else "there, for today and the next days",
-    )
-
-
-def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str]]:
-    for depth in depths:
-        if not depth.there:
-            yield True, depth.name, "the queue is missing"
-        elif depth.name == "push.dead":
-            yield False, depth.name, f"{depth.ready} ready, for people: bridge dead list"
-        elif depth.consumers == 0:
-            yield depth.ready > 0, depth.name, f"{depth.ready} ready, nobody takes them"
-        else:
-            yield False, depth.name, f"{depth.ready} ready, bridges take from it"
