@@ -72,7 +72,7 @@ from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import SWEEP_ROWS
 from bridge.core.settlement.settlement import Settlement
 from bridge.core.settlement.worklist import Worklist
-from bridge.operator import inquiry
+from bridge.operator import books, lookup
 from bridge.operator.auditor import Auditor, Look
 from bridge.ops import server as http
 from bridge.ops.context import LookUp, OpsContext
@@ -567,9 +567,9 @@ def _look_up(settings: Settings) -> LookUp:
     # Each has a connection of its own: however many ask, pushes must not go without.
     free = asyncio.Semaphore(CONNECTIONS["look-ups"])
 
-    async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
+    async def look_up(push_id: str, user: str | None, tenant: str | None) -> lookup.Found:
         async with free:
-            return await inquiry.look_up(
+            return await lookup.look_up(
                 settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=LOOK_UP_SECONDS
             )
 
@@ -701,9 +701,7 @@ async def _upkeep(settings: Settings, core: Core, rows: Rows, errors: ErrorHandl
 def _audit_look(settings: Settings, boot: str) -> Look | None:
     if "postgres" not in settings.delivery_log:
         return None
-    return lambda since, until: inquiry.read_stretch(
-        settings.postgres_dsn, boot, since, until, LOOK_UP_SECONDS
-    )
+    return lambda since, until: books.read_stretch(settings.postgres_dsn, boot, since, until, LOOK_UP_SECONDS)
 
 
 async def _audit(core: Core, auditor: Auditor, errors: ErrorHandler) -> None:

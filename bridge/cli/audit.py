@@ -7,8 +7,16 @@ from typing import Final
 
 from bridge.adapters.amqp.depths import QueueDepth
 from bridge.config import CommonSettings
-from bridge.operator import inquiry
-from bridge.operator.inquiry import Books, Hour
+from bridge.operator.books import (
+    KEPT_AFTER,
+    OWED_AFTER,
+    SETTLED_AFTER,
+    STUCK_AFTER,
+    Books,
+    Hour,
+    read_books,
+)
+from bridge.operator.queues import queue_depths
 
 HOURS_MAX: Final = 10 * 366 * 24
 """More than the longest retention."""
@@ -16,8 +24,8 @@ HOURS_MAX: Final = 10 * 366 * 24
 
 async def audit(settings: CommonSettings, hours: int) -> int:
     """Print the hours and what should not be; 1 where something should not be."""
-    books = await inquiry.read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
-    depths = await inquiry.queue_depths(settings.amqp_url)
+    books = await read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
+    depths = await queue_depths(settings.amqp_url)
     _print_hours(books)
     print()
     drift = False
@@ -65,20 +73,20 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
     yield (
         found.orphans > 0,
         "dead nodes",
-        f"{found.orphans} rows pending, left by processes that died over {inquiry.SETTLED_AFTER:g} s ago"
+        f"{found.orphans} rows pending, left by processes that died over {SETTLED_AFTER:g} s ago"
         + (f"{oldest}; nodes alive: {nodes}" if found.orphans else ""),
     )
     yield (
         found.stuck > 0,
         "stuck rows",
-        f"{found.stuck} rows pending for over {inquiry.STUCK_AFTER:g} s, though their process lives",
+        f"{found.stuck} rows pending for over {STUCK_AFTER:g} s, though their process lives",
     )
     yield (
         found.unexpired > 0,
         "kept",
-        f"{found.unexpired} rows stored though their ttl ended over {inquiry.KEPT_AFTER:g} s ago",
+        f"{found.unexpired} rows stored though their ttl ended over {KEPT_AFTER:g} s ago",
     )
-    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {inquiry.OWED_AFTER:g} s"
+    yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {OWED_AFTER:g} s"
     wrong = sum(hour.wrong for hour in books.hours)
     yield (
         wrong > 0,

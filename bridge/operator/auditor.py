@@ -22,7 +22,7 @@ from typing import Final
 from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Account
-from bridge.operator.inquiry import Irregular, Stretch
+from bridge.operator.books import Irregular, Stretch
 
 SLICE: Final = 60.0
 """Seconds of taking whose rows are counted together."""

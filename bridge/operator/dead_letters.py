@@ -271,7 +271,7 @@ def _moment(seconds: float | None) -> datetime | None:
 # --- Publishing again ------------------------------------------------------------------------------------
 
 
-class Replay(msgspec.Struct):
+class Replayed(msgspec.Struct):
     """What a replay did, or would do."""
 
     looked_at: int = 0
@@ -291,14 +291,14 @@ async def replay(
     now: float,
     new_ids: bool = False,
     dry_run: bool = False,
-) -> Replay:
+) -> Replayed:
     """Publish the chosen letters to exchange `push` again, and take each off push.dead once it is confirmed.
 
     A crash in between leaves it in both places, under one id: its push still has one row. Times that the
     publisher gave are left out, or an old push would end as `expired` at once. Raises BrokerUnavailable and
     NotTaken; what was not confirmed by then stays in push.dead.
     """
-    done = Replay()
+    done = Replayed()
     async with held(url, limit) as pile, Producer.connect(url, name="bridge dead replay") as producer:
         batch: list[tuple[Letter, Outgoing]] = []
         done.total = pile.total

@@ -9,7 +9,7 @@ from typing import Final
 
 from bridge.adapters.amqp.depths import QueueDepth
 from bridge.core.model.outcomes import Outcome, Proof
-from bridge.operator.inquiry import Found, Told
+from bridge.operator.lookup import Found, LoggedPush
 
 STORIES_SHOWN: Final = 3
 """Of so few users the whole story is told, of more a line each."""
@@ -23,7 +23,7 @@ def plain(text: str, most: int = 0) -> str:
     return text if not most or len(text) <= most else text[: most - 1] + "…"
 
 
-def told(push_id: str, user: str | None, found: Found) -> Iterator[str]:
+def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
     """What the log holds of a push that it knows (for somebody), line by line."""
     if not found.rows:
         yield f"push {plain(push_id)} has no row for {plain(user or '')}, but for others:"
@@ -55,7 +55,7 @@ def _endings(found: Found) -> Iterator[str]:
         yield f"  {e.users:>7}  {e.outcome}/{e.reason}: {e.meaning}{tenant}"
 
 
-def _row_line(row: Told) -> str:
+def _row_line(row: LoggedPush) -> str:
     took = ""
     end = row.proven_at or row.finished_at
     if end is not None:
@@ -64,7 +64,7 @@ def _row_line(row: Told) -> str:
     return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}{differs}".rstrip()
 
 
-def story(row: Told, now: datetime) -> Iterator[str]:
+def story(row: LoggedPush, now: datetime) -> Iterator[str]:
     """One row of the log, step by step, for people."""
     tenant = f" of tenant {row.tenant}" if row.tenant else ""
     yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
@@ -94,7 +94,7 @@ def story(row: Told, now: datetime) -> Iterator[str]:
         yield f"  {'data':<10} {row.payload_bytes} bytes ({row.encoding}) in delivery_log.payload{again}"
 
 
-def steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
+def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
     """(step, when, how), in their order; without a time: that it never happened, or no moment."""
     publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
     event = [f"event {plain(row.event)}"] if row.event else []
@@ -129,12 +129,12 @@ def _moment(at: datetime) -> str:
     return at.astimezone().isoformat(" ", "milliseconds")
 
 
-def _late_proof(row: Told) -> str:
+def _late_proof(row: LoggedPush) -> str:
     """What came late: of a push whose pong had come it can only have been the ack."""
     return "a pong or an ack of the peer" if row.proven_at == row.late_at else "the ack of the application"
 
 
-def _owes(row: Told) -> Iterator[str]:
+def _owes(row: LoggedPush) -> Iterator[str]:
     if row.owed is None:
         unacked = "" if row.final else " yet: its message is not acknowledged, and carries the debt"
         yield f"  {'owed':<10} nothing{unacked}"
@@ -146,7 +146,7 @@ def _owes(row: Told) -> Iterator[str]:
         yield f"  {'owed':<10} a receipt to queue {plain(reply.queue)}{correlation}{when}"
 
 
-def _who_ends_it(row: Told, now: datetime) -> str:
+def _who_ends_it(row: LoggedPush, now: datetime) -> str:
     if row.outcome == Outcome.STORED:
         if row.expires_at is not None and row.expires_at < now:
             return "its ttl is over, the next sweep of any node ends it as expired/ttl"
@@ -156,7 +156,7 @@ def _who_ends_it(row: Told, now: datetime) -> str:
     return "its process is dead: the next sweep of any node ends it as unknown/node_died"
 
 
-def _wanted(row: Told) -> str:
+def _wanted(row: LoggedPush) -> str:
     return Proof(row.confirm).name.lower()
 
 

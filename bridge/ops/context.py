@@ -11,7 +11,7 @@ from bridge.core.mailbox.mailbox import Recalled
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, SessionInfo
-from bridge.operator.inquiry import Found
+from bridge.operator.lookup import Found
 from bridge.ops.outcome_feed import OutcomeFeed
 
 

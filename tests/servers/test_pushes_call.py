@@ -15,8 +15,8 @@ from bridge.config import CommonSettings
 from bridge.core.errors import SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, RowKey
-from bridge.operator import inquiry
-from bridge.operator.inquiry import Found
+from bridge.operator import lookup
+from bridge.operator.lookup import Found
 from bridge.ops.routes.why import LOOK_UPS_AT_ONCE
 from tests.support.house import bridge, final_rows, get
 from tests.support.house import publish as push
@@ -28,7 +28,7 @@ from tests.support.told import T, log, to
 @pytest.fixture
 def parts(database: str) -> Parts:
     async def look_up(push_id: str, user: str | None, tenant: str | None) -> Found:
-        return await inquiry.look_up(database, push_id, user=user, tenant=tenant)
+        return await lookup.look_up(database, push_id, user=user, tenant=tenant)
 
     return Parts(look_up=look_up)
 

@@ -19,7 +19,7 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.plugins import SessionInfo
-from bridge.operator.inquiry import Found
+from bridge.operator.lookup import Found
 from bridge.ops.context import LookUp, OpsContext
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import OpsServer, listen

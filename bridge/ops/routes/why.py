@@ -11,7 +11,7 @@ from aiohttp import web
 
 from bridge.core.model.outcomes import Proof
 from bridge.operator import story
-from bridge.operator.inquiry import Told
+from bridge.operator.lookup import LoggedPush
 from bridge.ops import requests
 from bridge.ops.answers import bad_request, json_answer
 from bridge.ops.context import LookUp
@@ -39,7 +39,7 @@ class Why:
         status = 200 if found.rows else 404
         if _wants_text(request):
             lines = (
-                story.told(push_id, user, found) if found.endings else story.never_seen(push_id, found, None)
+                story.tell(push_id, user, found) if found.endings else story.never_seen(push_id, found, None)
             )
             text = "".join(f"{line}\n" for line in lines)
             return web.Response(text=text, status=status, headers={"Cache-Control": "no-store"})
@@ -56,7 +56,7 @@ class Why:
         return json_answer(answer, status)
 
 
-def _with_steps(row: Told) -> dict[str, object]:
+def _with_steps(row: LoggedPush) -> dict[str, object]:
     """A row of the log and its steps; a step without a time never happened."""
     facts: dict[str, object] = msgspec.to_builtins(row, builtin_types=(datetime,))
     steps = [{"step": step, "at": at, "how": how} for step, at, how in story.steps(row)]
