@@ -23,7 +23,7 @@ HOURS_MAX: Final = 10 * 366 * 24
 
 
 async def audit(settings: CommonSettings, hours: int) -> int:
-    """Print the hours and what should not be; 1 where something should not be."""
+    """Print the hours and the checks; 1 if something does not add up."""
     books = await read_books(settings.postgres_dsn, min(hours, HOURS_MAX))
     depths = await queue_depths(settings.amqp_url)
     _print_hours(books)
@@ -46,7 +46,7 @@ def _print_hours(books: Books) -> None:
 
 
 def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
-    """(whether it is drift, what was looked at, what was found)."""
+    """(whether it is drift, what was checked, what was found)."""
     found = books.irregular
     nodes = ", ".join(found.nodes) or "none"
     oldest = (

@@ -20,7 +20,7 @@ def db_upgrade(settings: CommonSettings) -> int:
 
 
 def db_status(settings: CommonSettings) -> int:
-    """Print every migration; 1 where one is still to be applied."""
+    """Print every migration; 1 if one is missing."""
     from bridge.adapters.postgres import migrate
 
     lines = migrate.status(settings.postgres_dsn)
@@ -43,7 +43,7 @@ def db_sql(settings: CommonSettings, *, everything: bool) -> int:
 
 
 def db_grant(settings: CommonSettings, role: str) -> int:
-    """Give a role what `bridge serve` needs, and print the statements."""
+    """Grant a role what `bridge serve` needs, and print the statements."""
     from bridge.adapters.postgres import rights as postgres_rights
 
     for statement in postgres_rights.grant(settings.postgres_dsn, role):

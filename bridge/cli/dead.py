@@ -19,14 +19,14 @@ from bridge.operator.story import age, plain
 
 
 def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
-    """Whether a letter is meant: by its id, by its reason; without either every letter is."""
+    """Chooses letters by id or by reason; without either, all."""
     if not ids and not reasons:
         return lambda letter: True
     return lambda letter: letter.id in ids or letter.reason in reasons
 
 
 async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: int, as_json: bool) -> int:
-    """A line for each letter, oldest first, and what there is of each reason."""
+    """A line for each letter, oldest first, and how many there are of each reason."""
     chosen = chooser((), reasons)
     now = datetime.now(UTC)
     counts: dict[str, int] = {}
@@ -74,7 +74,7 @@ def _say_what_was_not_seen(looked_at: int, total: int) -> None:
 
 
 async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_json: bool) -> int:
-    """Everything about the letters of one id; 1 where there is none."""
+    """Everything about the letters of one push; 1 if there is none."""
     found = looked_at = 0
     async with dead_letters.held(settings.amqp_url, limit) as pile:
         async for letter in pile.letters():
@@ -171,7 +171,7 @@ async def dead_replay(
     new_ids: bool,
     dry_run: bool,
 ) -> int:
-    """Publish letters again; 1 where one that was asked for was not."""
+    """Publish letters again; 1 if one that was asked for was not."""
     done = await dead_letters.replay(
         settings.amqp_url,
         chooser(ids, reasons),
@@ -197,11 +197,11 @@ async def dead_replay(
 async def dead_purge(
     settings: CommonSettings, ids: Sequence[str], reasons: Sequence[str], *, limit: int, yes: bool
 ) -> int:
-    """Throw letters away; without `yes` say how many it would be and raise."""
+    """Delete letters; without `yes` only say how many it would be, and raise SettingsError."""
     done = await dead_letters.purge(settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes)
     if not yes:
-        problem = f"is needed to delete {done.found} of {done.total} letters; nothing was deleted"
-        raise SettingsError("--yes", problem)
+        problem = f"nothing deleted; add --yes to delete {done.found} of {done.total} letters"
+        raise SettingsError("dead purge", problem)
     print(f"{done.found} deleted, {done.total - done.found} kept")
     _say_what_was_not_seen(done.looked_at, done.total)
     return 0 if done.found or not ids else 1

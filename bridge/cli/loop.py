@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run_loop(story: Coroutine[Any, Any, int], *, uvloop: bool = True) -> int:
-    """Run a coroutine on uvloop where it is wanted and installed, else on asyncio's own loop."""
+    """Run a coroutine on uvloop if wanted and installed, else on asyncio's own loop."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if uvloop and importlib.util.find_spec("uvloop"):
         import uvloop as library

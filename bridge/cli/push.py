@@ -15,7 +15,7 @@ from bridge.core.errors import InvalidRequest, SettingsError
 from bridge.core.model.outcomes import DELIVERED, Outcome
 
 CARED_FOR: Final = DELIVERED | {Outcome.STORED}
-"""Outcomes that claim delivery, and the one that says that it is kept until its user comes."""
+"""Outcomes that claim delivery, and `stored`: kept until the user comes."""
 
 _PARTS: Final = {
     "user": "--user",
@@ -37,7 +37,7 @@ _PARTS: Final = {
 
 
 def push_body(args: Namespace) -> bytes:
-    """The body of a push request from the command line's words; raises SettingsError for wrong ones."""
+    """The body of a push request from the options; raises SettingsError for wrong ones."""
     if args.request is not None:
         given = [flag for name, flag in _PARTS.items() if not _is_absent(getattr(args, name))]
         if given:
@@ -81,7 +81,7 @@ def _built(args: Namespace) -> bytes:
             ttl=args.ttl,
             ack_within=args.ack_within,
             collapse_key=args.collapse_key,
-            # How long its log keeps rows is known to the bridge alone.
+            # Only the bridge knows how long its log keeps rows.
             limits=Limits(max_ttl=math.inf),
         )
     except InvalidRequest as error:
@@ -93,7 +93,7 @@ def _json(text: bytes, where: str) -> bytes:
         json.loads(text)
     except (ValueError, RecursionError) as error:
         hint = (
-            "; a string wants quotes inside the quotes: '\"hello\"', or use --text"
+            "; a string needs quotes inside the quotes: '\"hello\"', or use --text"
             if where == "--data"
             else ""
         )
@@ -106,7 +106,7 @@ def _stdin() -> bytes:
 
 
 async def push(settings: CommonSettings, body: bytes, wait: float, *, as_json: bool) -> int:
-    """Publish, wait at most `wait` seconds for the outcomes and print them; 0: only for the confirm."""
+    """Publish, wait at most `wait` seconds for the outcomes and print them; with 0 only wait for the confirm."""
     from bridge.adapters.amqp.producer import Producer
 
     async with Producer.connect(settings.amqp_url) as producer:
@@ -116,7 +116,7 @@ async def push(settings: CommonSettings, body: bytes, wait: float, *, as_json: b
         receipts = await producer.request(body, timeout=wait)
     for receipt in receipts:
         print(json.dumps(receipt, ensure_ascii=False) if as_json else receipt_line(receipt))
-    # Of a push and user the final receipt counts, or else the last: the first may say that it is on its way.
+    # For each push and user the final receipt counts, or else the last: an earlier one may be `stored` or `pending`.
     ends = {
         (r["tenant"], r["push_id"], r["user_id"]): r for r in sorted(receipts, key=lambda r: bool(r["final"]))
     }.values()

@@ -26,7 +26,7 @@ async def replay(
     dry_run: bool,
     clock: Clock | None = None,
 ) -> int:
-    """Count what matches, and publish again what can be; 1 where nothing matches, or something can't be."""
+    """Count what matches, and replay what can be; 1 if nothing matches, or something can't be replayed."""
     if clock is None:
         from bridge.app.build import SystemClock
 
@@ -49,7 +49,7 @@ async def replay(
                             print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
             except BaseException:
                 print(
-                    f"stopped after {confirmed} of {wanted}: the same command goes on from there",
+                    f"stopped after {confirmed} of {wanted}: the same command continues from there",
                     file=sys.stderr,
                 )
                 raise

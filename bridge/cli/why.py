@@ -17,7 +17,7 @@ from bridge.operator.queues import queue_depths
 async def why(
     settings: CommonSettings, push_id: str, user: str | None, tenant: str | None, *, as_json: bool
 ) -> int:
-    """Tell what became of a push; 1 where the log does not know it (for this user)."""
+    """Tell what became of a push; 1 if the log has no row of it (for this user)."""
     found = await look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant)
     if as_json:
         for row in found.rows:

@@ -8,7 +8,7 @@ from typing import LiteralString, NamedTuple, cast
 
 from bridge.adapters.postgres.pool import Connection
 from bridge.adapters.postgres.reading import QUERY_TIMEOUT, ask, reading
-from bridge.adapters.postgres.upkeep import DAYS_AHEAD, DAYS_HERE
+from bridge.adapters.postgres.upkeep import DAYS_AHEAD, DAYS_HERE, TODAY_AND_DAYS
 from bridge.core.ports.store import LEASE_SECONDS
 
 SETTLED_AFTER = 10.0
@@ -193,9 +193,6 @@ _UNEXPIRED: LiteralString = f"""
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
-_DAYS: LiteralString = f"""
-    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({DAYS_HERE}) as days
-    """
 
 
 async def read_books(dsn: str, hours: int) -> Books:
@@ -228,7 +225,7 @@ async def _irregular(conn: Connection, seconds: float) -> Irregular:
     (owed,) = await ask(conn, _OVERDUE, {}, seconds)
     (kept,) = await ask(conn, _UNEXPIRED, {}, seconds)
     nodes = [row["name"] for row in await ask(conn, _NODES, {}, seconds)]
-    (partitions,) = await ask(conn, _DAYS, {}, seconds)
+    (partitions,) = await ask(conn, TODAY_AND_DAYS, {}, seconds)
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
     missing = [day for day in wanted if day not in partitions["days"]]

@@ -1,4 +1,4 @@
-"""What became of a push, in words for people: from its rows in the delivery log to a screen of text."""
+"""What became of a push, in words for people: a screen of text from its rows in the delivery log."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bridge.core.model.outcomes import Outcome, Proof
 from bridge.operator.lookup import Found, LoggedPush
 
 STORIES_SHOWN: Final = 3
-"""Of so few users the whole story is told, of more a line each."""
+"""For at most so many users the whole story is told; for more, a line each."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str, most: int = 0) -> str:
-    """Text of strangers on one line of a terminal: control characters are shown, not sent; cut at `most`."""
+    """Untrusted text for one line of a terminal: control characters are escaped; cut to `most` characters."""
     text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if not most or len(text) <= most else text[: most - 1] + "…"
 
 
 def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
-    """What the log holds of a push that it knows (for somebody), line by line."""
+    """What the log has of a push, line by line; there must be rows for somebody."""
     if not found.rows:
         yield f"push {plain(push_id)} has no row for {plain(user or '')}, but for others:"
         yield from _endings(found)
@@ -95,7 +95,7 @@ def story(row: LoggedPush, now: datetime) -> Iterator[str]:
 
 
 def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
-    """(step, when, how), in their order; without a time: that it never happened, or no moment."""
+    """(step, when, how), in their order. No time: it never happened, or lasts."""
     publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
     event = [f"event {plain(row.event)}"] if row.event else []
     yield "published", row.published_at, ", ".join(publisher + event)
@@ -130,7 +130,7 @@ def _moment(at: datetime) -> str:
 
 
 def _late_proof(row: LoggedPush) -> str:
-    """What came late: of a push whose pong had come it can only have been the ack."""
+    """What came late. If the pong had come before, it can only have been the ack."""
     return "a pong or an ack of the peer" if row.proven_at == row.late_at else "the ack of the application"
 
 
@@ -161,7 +161,7 @@ def _wanted(row: LoggedPush) -> str:
 
 
 def never_seen(push_id: str, found: Found, waiting: Sequence[QueueDepth] | str | None) -> Iterator[str]:
-    """What it may mean that the log knows nothing; `waiting`: the queues, why they can't tell, or None: not asked."""
+    """What it may mean that the log has no row. `waiting`: the queues, or why they can't be asked; None: not asked."""
     yield f"push {plain(push_id)} is not in the delivery log. That means one of these:"
     if waiting is None:
         yield "- It waits in the queue: `bridge why` looks there as well."
@@ -202,7 +202,7 @@ def age(seconds: float) -> str:
 
 
 def span(seconds: float, *, sign: bool = False) -> str:
-    """How long, as exactly as people want it: `1.5 ms`, with `sign` `+1.5 ms`."""
+    """How long, as exactly as people need it: `1.5 ms`, with `sign` `+1.5 ms`."""
     plus = "+" if sign and seconds >= 0 else ""
     if abs(seconds) < 1:
         return f"{plus}{seconds * 1000:.1f} ms"

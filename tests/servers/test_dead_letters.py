@@ -461,7 +461,7 @@ async def test_a_purge_wants_a_yes_and_takes_only_what_was_named(
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await bury(vhost, ("p1", "invalid"), ("p2", "poison"), ("p3", "invalid"), ("p4", "poison"))
-    with pytest.raises(SettingsError, match="--yes: is needed to delete 2 of 4 letters; nothing was deleted"):
+    with pytest.raises(SettingsError, match="nothing deleted; add --yes to delete 2 of 4 letters"):
         await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=False)
     assert await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=True) == 0
     assert capsys.readouterr().out == "2 deleted, 2 kept\n"

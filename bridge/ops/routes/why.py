@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from bridge.adapters.postgres.pool import CONNECTIONS
 from bridge.core.model.outcomes import Proof
 from bridge.operator import story
 from bridge.operator.lookup import LoggedPush
@@ -16,8 +17,8 @@ from bridge.ops import requests
 from bridge.ops.answers import bad_request, json_answer
 from bridge.ops.context import LookUp
 
-LOOK_UPS_AT_ONCE: Final = 4
-"""Each has a connection to the database of its own; others wait."""
+LOOK_UPS_AT_ONCE: Final = CONNECTIONS["look-ups"]
+"""Each opens a connection to the database, so others wait: pushes must not go without."""
 
 
 class Why:
