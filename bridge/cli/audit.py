@@ -54,7 +54,7 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         if found.oldest_pending
         else ""
     )
-    for name, ended_at, begun, with_row, on_their_way in books.began:
+    for name, ended_at, begun, with_row, on_their_way in books.processes:
         until = "" if ended_at is None else f" until it ended at {ended_at.astimezone():%Y-%m-%d %H:%M:%S}"
         yield (
             begun != with_row + on_their_way,
@@ -68,7 +68,7 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         absent + strange > 0,
         "log",
         f"{absent} of the rows that were written in these hours are gone"
-        + (f", {strange} are there that were not" if strange else ""),
+        + (f", {strange} are there and were not written" if strange else ""),
     )
     yield (
         found.orphans > 0,

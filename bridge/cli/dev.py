@@ -67,7 +67,7 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
                     print(banner(settings, running.ws_port, running.ops_port, user), flush=True)
 
                 async def serve() -> int:
-                    # The guard of the servers ends those; nobody else would remove the file.
+                    # `last`: a third signal kills this process. The guard ends the servers, and this removes the file.
                     return await app.serve(
                         settings, ready=ready, last=lambda: Path(DEV_ENV_FILE).unlink(missing_ok=True)
                     )

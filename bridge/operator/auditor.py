@@ -32,10 +32,10 @@ OVERDUE: Final = 600.0
 """Seconds after which a push without a row is stuck: it normally gets one within about a second."""
 
 CHECKS: Final[Mapping[str, str]] = {
-    "taken": "pushes this process took that have no row and are not on their way either",
+    "taken": "pushes this process took that have no row and are not on their way",
     "stuck": f"pushes on their way for over {OVERDUE:g} s without a row, though nothing holds the bridge back",
     "missing_rows": "final rows this process committed that the log did not have a minute or two later",
-    "log_rows": "rows of whole minutes gone by that the log was given and does not have, or has and was not given",
+    "log_rows": "rows of past minutes that were written to the log and are gone, or are there and were not written",
     "wrong_rows": "rows of the last minutes that contradict themselves (their proof, times, outcome, reason)",
     "dead_nodes": "pending rows that a dead process left, and no sweep has ended",
     "stuck_rows": "pending rows older than any deadline, though their process lives",

@@ -85,7 +85,7 @@ class Books(NamedTuple):
     """What the log says of itself."""
 
     hours: Sequence[Hour]
-    began: Sequence[BootCount]
+    processes: Sequence[BootCount]
     irregular: Irregular
 
 
@@ -156,7 +156,7 @@ _STRETCH: LiteralString = f"""
     from {_JOIN}
     where l.taken_at >= to_timestamp(%(since)s - {EDGE}) and l.taken_at < to_timestamp(%(until)s + {EDGE})
     """
-_BEGAN: LiteralString = f"""
+_PROCESSES: LiteralString = f"""
     select name, null::timestamptz as ended_at, begun, with_row, on_their_way from node
     where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS})
     union all
@@ -202,8 +202,8 @@ async def read_books(dsn: str, hours: int) -> Books:
     """
     async with reading(dsn, "bridge audit") as conn:
         counted = [Hour(**row) for row in await ask(conn, _HOURS, {"hours": hours})]
-        began = [BootCount(**row) for row in await ask(conn, _BEGAN, {"hours": hours})]
-        return Books(counted, began, await _irregular(conn, QUERY_TIMEOUT))
+        processes = [BootCount(**row) for row in await ask(conn, _PROCESSES, {"hours": hours})]
+        return Books(counted, processes, await _irregular(conn, QUERY_TIMEOUT))
 
 
 async def read_stretch(

@@ -28,7 +28,7 @@ PAGE_ROWS: Final = 50
 """Rows that are read, published and confirmed together: an interruption repeats at most so many."""
 PAGES_PER_SECOND: Final = 5
 """At a low rate pages are smaller, so that the rate is even."""
-QUERY_TIMEOUT: Final = 600.0
+SCAN_TIMEOUT: Final = 600.0
 """Seconds to count, or to find the next page: both may have to read the whole log."""
 NAME_BYTES_MAX: Final = 255
 """Bytes of the name of an AMQP header, which a key of `meta` becomes."""
@@ -201,7 +201,7 @@ class Selection:
     async def count(self) -> dict[str, int]:
         """How many rows each verdict has. Raises psycopg's errors, which `selected` translates."""
         return {
-            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, QUERY_TIMEOUT)
+            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, SCAN_TIMEOUT)
         }
 
     async def pages(self, rows: int) -> AsyncIterator[list[dict[str, Any]]]:
@@ -211,7 +211,7 @@ class Selection:
         """
         after: dict[str, object] = dict.fromkeys(("after", "after_push", "after_user", "after_tenant"))
         while True:
-            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, QUERY_TIMEOUT)
+            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, SCAN_TIMEOUT)
             if not page:
                 return
             last = page[-1]
@@ -227,8 +227,8 @@ class Selection:
 @asynccontextmanager
 async def selected(dsn: str, chosen: Where, mark: str) -> AsyncIterator[Selection]:
     """Look at the chosen rows that were taken until now. Raises StoreUnavailable."""
-    async with reading(dsn, "bridge replay", QUERY_TIMEOUT) as conn:
-        (now,) = await ask(conn, "select clock_timestamp() as now", {}, QUERY_TIMEOUT)
+    async with reading(dsn, "bridge replay", SCAN_TIMEOUT) as conn:
+        (now,) = await ask(conn, "select clock_timestamp() as now", {}, SCAN_TIMEOUT)
         yield Selection(conn, chosen, mark, now["now"])
 
 

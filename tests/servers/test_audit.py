@@ -115,7 +115,7 @@ async def test_a_row_that_is_gone_is_drift_and_so_is_one_that_nobody_wrote(
     await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, 1)
     change(house[1], "delete from tally")
     assert await audit(*house) == 1
-    assert drift(capsys)["log"].endswith("1 are there that were not")
+    assert drift(capsys)["log"].endswith("1 are there and were not written")
 
 
 async def test_a_push_that_a_living_process_has_lost_is_drift(

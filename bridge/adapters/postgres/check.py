@@ -20,7 +20,7 @@ from bridge.adapters.postgres.probe import mends, write_in_vain
 from bridge.adapters.postgres.rights import missing
 from bridge.adapters.postgres.rows import RECORD_PARAMS, SHARE_BYTES, record_params
 from bridge.adapters.postgres.upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
-from bridge.core.errors import LogTakesNoRows, StoreUnavailable
+from bridge.core.errors import LogTakesNoRows, SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.store import LEASE_SECONDS
@@ -83,8 +83,7 @@ async def _look(conn: Connection) -> list[Finding]:
     found.append(Finding("ok", "rights", "all that serving needs"))
     schema = await _value(conn, "select coalesce(max(version), 0) from schema_version")
     if int(str(schema)) < WANTED_VERSION:
-        words = f"the schema is at version {schema}, wanted is {WANTED_VERSION}: run `bridge db upgrade`"
-        return [*found, Finding("fail", "schema", words)]
+        return [*found, Finding("fail", "schema", str(SchemaBehind(int(str(schema)), WANTED_VERSION)))]
     ahead = int(str(await _value(conn, _AHEAD)))
     serving = await _value(conn, _SERVING)
     words = f"of {ahead} days ahead"
@@ -112,9 +111,9 @@ async def _clock(conn: Connection) -> Finding:
     apart = max(0.0, before - server, server - time.time())
     words = f"the server's clock and this machine's differ by {apart:.1f} s"
     if apart > CLOCK_FAIL:
-        return Finding("fail", "clock", f"{words}: have both follow NTP")
+        return Finding("fail", "clock", f"{words}: let both follow NTP")
     if apart > CLOCK_WARN:
-        return Finding("warn", "clock", f"{words}: have both follow NTP")
+        return Finding("warn", "clock", f"{words}: let both follow NTP")
     return Finding("ok", "clock", f"differs by less than {CLOCK_WARN:g} s")
 
 

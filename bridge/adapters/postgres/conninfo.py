@@ -24,7 +24,7 @@ def check_encoding(conn: psycopg.Connection | psycopg.AsyncConnection) -> None:
     server = conn.info.parameter_status("server_encoding")
     if server != "UTF8":
         raise DatabaseUnsuitable(
-            f"the database {conn.info.dbname} has the encoding {server}, wanted is UTF8: create it with"
+            f"the database {conn.info.dbname} has the encoding {server}, but the bridge needs UTF8: create it with"
             " `create database NAME encoding 'UTF8' locale 'C.UTF-8' template template0`"
         )
     client = conn.info.parameter_status("client_encoding")
