@@ -1,6 +1,6 @@
-"""The addresses of broker and database as they are written: what is wrong with one, and which secrets it holds.
+"""The addresses of broker and database as users write them: what is wrong with one, and which secrets are in it.
 
-What is wrong is said without a word of the address: where it can't be read, nobody knows which part is the password.
+A problem quotes nothing of the address: if it can't be read, nobody knows which part is the password.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AMQP_SHAPE: Final = "amqp://user:password@host:port/vhost expected, or amqps://"
 POSTGRES_SHAPE: Final = "postgresql://user:password@host:port/database expected, or host=... dbname=..."
 NO_HOST: Final = "the host is no host name, whose parts have 1 to 63 characters each"
 VHOST_BYTES_MAX: Final = 255
-"""A short string of AMQP."""
+"""The size of a short string in AMQP."""
 ENCODE: Final = "in a user, password or name, write it as %{:02X}"
 
 _SCHEMES: Final = ("postgresql://", "postgres://")
@@ -54,14 +54,14 @@ _CONNINFO_PASSWORD: Final = re.compile(
 
 
 class Secrets(NamedTuple):
-    """What an address holds that must not be shown, and the words beside it that may be."""
+    """What of an address must not be shown, and the words beside it that may be."""
 
     secrets: Sequence[str]
     public: Sequence[str]
 
 
 def amqp_problem(url: str) -> str:
-    """What is wrong with the address of the broker; empty where nothing is (RabbitMQ URI specification)."""
+    """What is wrong with the address of the broker; empty if nothing is (RabbitMQ URI specification)."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in ("amqp", "amqps"):
         return AMQP_SHAPE
@@ -69,7 +69,7 @@ def amqp_problem(url: str) -> str:
 
 
 def _amqp_parts_problem(url: str) -> str:
-    # `urlsplit` and `port` raise with the text that they could not read.
+    # Errors of `urlsplit` and `port` would quote what they could not read.
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -96,7 +96,7 @@ def _vhost_problem(path: str) -> str:
 
 
 def _amqp_query_problem(query: str, *, may_name: bool, secure: bool) -> str:
-    """What the library would pass over, or stumble over when it connects.
+    """What the library would ignore, or fail on when it connects.
 
     `may_name`: a parameter's name can't be part of a password. `secure`: the address is amqps://.
     """
@@ -143,12 +143,12 @@ _AMQP_PARAMETERS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
     "interleave": ("a whole number", lambda value: _is_number(value, 999_999_999)),
     "happy_eyeballs_delay": ("seconds", _is_seconds),
 }
-"""What may stand behind the `?` of the broker's address: what is expected, and whether a value is that."""
+"""The parameters of the broker's address: what is expected, and whether a value fits."""
 _OF_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 
 
 def _is_host(host: str) -> bool:
-    """Whether this can be a host name, which a resolver says in an error of its own."""
+    """Whether this can be a host name; the resolver would raise an error that is none of ours."""
     try:
         return bool(host.rstrip(".").encode("idna"))
     except UnicodeError:
@@ -156,7 +156,7 @@ def _is_host(host: str) -> bool:
 
 
 def postgres_problem(dsn: str) -> str:
-    """What is wrong with the address of the database; empty where nothing is (libpq, Connection Strings)."""
+    """What is wrong with the address of the database; empty if nothing is (libpq, Connection Strings)."""
     # Loaded here: most commands that read settings need no database.
     from psycopg import ProgrammingError, conninfo
 
@@ -173,13 +173,13 @@ def postgres_problem(dsn: str) -> str:
 
 
 def _conninfo_problem(dsn: str, said: str) -> str:
-    """libpq's error in words that quote nothing but the name of a parameter."""
+    """libpq's error in words that quote nothing, except the name of a parameter."""
     parameter = _PARAMETER.search(said)
     if "key/value separator" in said:
         return "name=value expected behind the ?, joined by &; a further = is written %3D"
     if "query parameter" in said or "connection option" in said:
-        # A password with a `?` in it is read as parameters: then there is an `@` behind it, which was refused before.
-        # Or nothing but a user, a password and its `?` was written.
+        # A password with a `?` in it is read as parameters. Then an `@` follows, which was refused before, or there is
+        # only a user and a password, without a host.
         before = dsn.partition("?")[0].partition("://")[2]
         whole = dsn.startswith(_SCHEMES) and ("@" in before or ":" not in before)
         name = f" {parameter.group(1)}" if parameter and whole else ""
@@ -194,7 +194,7 @@ def _conninfo_problem(dsn: str, said: str) -> str:
 
 def _values_problem(values: dict[str, str]) -> str:
     hosts, ports = values.get("host", "").split(","), values.get("port", "").split(",")
-    # What begins so is the directory of a socket, or an abstract one.
+    # `/` and `@` begin the directory of a socket and an abstract socket.
     if not all(_is_host(host) for host in hosts if host and not host.startswith(("/", "@"))):
         return NO_HOST
     places = values["hostaddr"].split(",") if values.get("hostaddr") else hosts
@@ -215,7 +215,7 @@ def _values_problem(values: dict[str, str]) -> str:
 
 
 def _uri_problem(uri: str) -> str:
-    """What no part of a URI may have (RFC 3986)."""
+    """What is forbidden in every part of a URI (RFC 3986)."""
     control = _CONTROL.search(uri)
     if control:
         return f"a control character ({ENCODE.format(ord(control.group()))})"
@@ -243,7 +243,7 @@ def _uri_problem(uri: str) -> str:
 
 
 def amqp_secrets(url: str) -> Secrets:
-    """The password of an address of the broker; it has no problem."""
+    """The secrets of an address of the broker that has no problem."""
     return _of_uri(urlsplit(url))
 
 
@@ -254,21 +254,21 @@ def _of_uri(parts: SplitResult) -> Secrets:
 
 
 def postgres_secrets(dsn: str) -> Secrets:
-    """The passwords of an address of the database; it has no problem."""
+    """The secrets of an address of the database that has no problem."""
     from psycopg import conninfo
 
     values = conninfo.conninfo_to_dict(dsn)
     secrets = [str(values[name]) for name in ("password", "sslpassword") if values.get(name)]
     public = [str(values[name]) for name in ("user", "host", "dbname") if values.get(name)]
     if dsn.startswith(_SCHEMES):
-        # As it is written, too.
+        # Also as it is written, percent-encoded.
         raw = re.match(r"[a-z]+://[^:@/?#]*:([^@/?#]*)@", dsn)
         secrets += [raw.group(1)] if raw else []
     return Secrets(secrets, public)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this host name or address can only ever mean this machine (RFC 6761 6.3); IPv6 in brackets or not."""
+    """Whether this host name or address always means this machine (RFC 6761 6.3); IPv6 with or without brackets."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -280,12 +280,12 @@ def is_loopback(host: str) -> bool:
 
 def redacted(url: str) -> str:
     """The URL or conninfo with `***` in place of every password; safe for logs and people."""
-    # Before a part of one is masked, by which the rest would no longer be known.
+    # First, as a secret that is masked in part is no longer recognised.
     url = without_known(url)
     scheme, separator, rest = url.partition("://")
     if separator:
         end = re.search(r"[/?#]", rest)
-        # A raw `/` in a password is not legal; still the last `@` is where the host begins, or it would show.
+        # A raw `/` in a password is illegal; the host still begins behind the last `@`, or the password would show.
         cut = (
             rest.rfind("@")
             if end is None or "@" not in rest[: end.start()]

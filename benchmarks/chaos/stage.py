@@ -36,7 +36,7 @@ from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers, ServersUnavailable
-from bridge.operator import inquiry
+from bridge.operator.books import read_books
 
 QUORUM_SETTLES = 1.0
 """Seconds after which a new quorum queue survives a kill of its broker (RabbitMQ 3.10)."""
@@ -416,7 +416,7 @@ class Stage:
 
     async def _audited(self) -> list[str]:
         """What the bridge's own audit of the log finds wrong. That it finds nothing proves nothing."""
-        hours = (await inquiry.read_books(self.dsn, AUDITED_HOURS)).hours
+        hours = (await read_books(self.dsn, AUDITED_HOURS)).hours
         wrong = [
             f"audit: {hour.rows} rows of {hour.taken} at {hour.hour}"
             for hour in hours

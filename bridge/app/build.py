@@ -50,6 +50,7 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Lease
 from bridge.core.settlement.gate import Gate
 from bridge.ops import server as http
+from bridge.ops.context import OpsContext
 from bridge.ops.surroundings import Surroundings
 
 __all__ = ["LIMITS", "Running", "SystemClock", "running", "serve"]
@@ -174,7 +175,7 @@ async def _listen_ops(
     boot: str,
 ) -> AsyncIterator[http.OpsServer]:
     async with StandingProducer(settings.amqp_url) as producer:
-        context = http.OpsContext(
+        context = OpsContext(
             node=settings.node,
             boot=boot,
             version=__version__,

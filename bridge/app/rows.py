@@ -19,9 +19,9 @@ from bridge.config import Settings
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
 from bridge.core.ports.store import Lease, Store
-from bridge.operator import inquiry
+from bridge.operator import books, lookup
 from bridge.operator.auditor import Look
-from bridge.ops.server import LookUp
+from bridge.ops.context import LookUp
 
 log = logging.getLogger("bridge")
 
@@ -75,9 +75,9 @@ def look_up_of(settings: Settings, seconds: float) -> LookUp | None:
     # Each look-up has a connection of its own: however many people ask, pushes keep theirs.
     free = asyncio.Semaphore(CONNECTIONS["look-ups"])
 
-    async def look_up(push_id: str, user: str | None, tenant: str | None) -> inquiry.Found:
+    async def look_up(push_id: str, user: str | None, tenant: str | None) -> lookup.Found:
         async with free:
-            return await inquiry.look_up(
+            return await lookup.look_up(
                 settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=seconds
             )
 
@@ -88,4 +88,4 @@ def audit_look_of(settings: Settings, boot: str, seconds: float) -> Look | None:
     """How the auditor reads the log, each statement within so many seconds; None without a log that can be read."""
     if not settings.uses_postgres:
         return None
-    return lambda since, until: inquiry.read_stretch(settings.postgres_dsn, boot, since, until, seconds)
+    return lambda since, until: books.read_stretch(settings.postgres_dsn, boot, since, until, seconds)

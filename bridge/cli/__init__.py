@@ -1,8 +1,8 @@
-"""The command line: one parser, and what each command does. May import everything.
+"""The command line: the parsers, and a file for what each command does. May import everything.
 
-`main` is where the program begins.
+The program begins at `main`.
 """
 
-from bridge.cli.parser import main
+from bridge.cli.entry import main
 
 __all__ = ["main"]

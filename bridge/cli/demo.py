@@ -1,7 +1,7 @@
-"""`bridge demo`: the whole story once, and a check that what the clients saw is what the log says.
+"""`bridge demo`: the whole story once, and a check that the clients saw what the log says.
 
-Servers, the bridge, several users (one of them twice, one who comes late), a file of push requests published
-over AMQP with confirms; then what each client received beside the rows of the delivery log.
+It starts servers and the bridge, connects several users (one of them twice, one late), and publishes a file of push
+requests over AMQP with confirms. Then it prints what each client received beside the rows of the delivery log.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bridge.cli.commands import run_loop
-from bridge.cli.demo_check import Line, Message, Person, Request, Seen, disagreements, requests_of, unfinished
-from bridge.cli.dev import HOST, Progress, sigterm_interrupts, upgrade
+from bridge.cli.demo_check import Line, Person, Request, Sample, Seen, disagreements, requests_of, unfinished
+from bridge.cli.dev import HOST, Progress, servers, sigterm_interrupts
+from bridge.cli.loop import run_loop
 from bridge.config import ENV_FILE, CommonSettings, Settings
 from bridge.core.errors import BridgeError, SettingsError
-from bridge.devservers import find_or_start
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 SAMPLES: Final = Path(__file__).parent.parent.parent / "examples" / "requests.jsonl"
 SECRET: Final = "a secret for the demo, which listens on loopback for a minute"
-CONFIRM_TIMEOUT: Final = 2.0
+PROOF_SECONDS: Final = 2.0
 """Seconds; short, since one of the samples waits for an ack that never comes."""
 LOOK_EVERY: Final = 0.1
-"""Seconds between looks into the log while pushes are on their way."""
+"""Seconds between two looks into the log while pushes are on their way."""
 DEADLINE: Final = 30.0
 """Seconds until every push must have ended."""
 
@@ -41,7 +40,7 @@ PEOPLE: Final = (
     Person("carol", "phone", None),
 )
 AWAY: Final = Person("dave", "phone", "bridge.v1.json")
-"""Comes back when all others have what is theirs."""
+"""Comes back when all others have received their pushes."""
 
 
 def main(
@@ -51,25 +50,17 @@ def main(
     root: Path | None = None,
     before_reading: Callable[[str], None] = lambda dsn: None,
 ) -> int:
-    """Run the story; 0 where clients and log agree, 1 where they don't, 130 when interrupted.
+    """Run the story; 0 if clients and log agree, 1 if they don't, 130 when interrupted.
 
-    `settings` name the servers to use, where they were given. `before_reading` is called with the database's
-    DSN when all pushes have ended and the log has not been read yet: a test shows there that a log which lies
-    is found out.
+    `settings` may name the servers to use. `before_reading` is called with the database's DSN when all pushes have
+    ended and the log has not been read yet; there a test makes the log lie, to see that the demo notices.
     """
     say = Progress()
     root = root or Path(ENV_FILE).resolve().parent / ".dev" / "demo"
     messages = read_messages(Path(requests) if requests else SAMPLES, uuid.uuid4().hex[:6])
-    given = settings.model_fields_set
     with sigterm_interrupts():
         try:
-            with find_or_start(
-                root,
-                amqp_url=settings.amqp_url if "amqp_url" in given else None,
-                postgres_dsn=settings.postgres_dsn if "postgres_dsn" in given else None,
-                say=say,
-            ) as found:
-                upgrade(found.postgres_dsn, say, root if "postgres_dsn" not in given else None)
+            with servers(settings, root, say) as found:
                 story = Settings(
                     amqp_url=found.amqp_url,
                     postgres_dsn=found.postgres_dsn,
@@ -78,7 +69,7 @@ def main(
                     ws_port=0,
                     ops_port=0,
                     jwt_secret=SECRET,
-                    confirm_timeout=CONFIRM_TIMEOUT,
+                    confirm_timeout=PROOF_SECONDS,
                     _env_file=None,
                 )
                 code = run_loop(_story(story, messages, say, before_reading))
@@ -89,19 +80,19 @@ def main(
     return code
 
 
-def read_messages(path: Path, run: str) -> list[Message]:
-    """The file's lines, each under an id that no other run has; raises SettingsError."""
+def read_messages(path: Path, run: str) -> list[Sample]:
+    """The file's lines, each with an id that no other run uses; raises SettingsError."""
     try:
         lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:
         raise SettingsError("--requests", f"{path} cannot be read: {error.strerror}") from error
     if not lines:
         raise SettingsError("--requests", f"{path} holds no push requests, one a line")
-    return [Message(f"demo-{run}-{number:02d}", line) for number, line in enumerate(lines, 1)]
+    return [Sample(f"demo-{run}-{number:02d}", line) for number, line in enumerate(lines, 1)]
 
 
 async def _story(
-    settings: Settings, messages: Sequence[Message], say: Progress, before_reading: Callable[[str], None]
+    settings: Settings, messages: Sequence[Sample], say: Progress, before_reading: Callable[[str], None]
 ) -> int:
     from bridge.adapters.amqp.producer import Producer
     from bridge.app import build as app
@@ -141,7 +132,7 @@ async def _story(
 
 
 class Client:
-    """One connected WebSocket that notes what it receives, and acknowledges it where its mode can."""
+    """One connected WebSocket that notes what it receives, and acknowledges it if its mode can."""
 
     def __init__(self, person: Person, connection: ClientConnection) -> None:
         self._person = person
@@ -162,7 +153,7 @@ class Client:
                 await self._connection.send(json.dumps({"type": "ack", "id": frame["id"]}))
 
     async def leave(self) -> Seen:
-        """Close the connection, read what came before the close, and tell what was seen."""
+        """Close the connection, read what came before the close, and return what was seen."""
         await self._connection.close()
         await self._reader
         return Seen(self._person, tuple(self._frames), frozenset(self._acked))
@@ -191,7 +182,7 @@ async def _connected(person: Person, port: int) -> AsyncIterator[Client]:
 
 
 def _bare(text: str | bytes) -> Any:
-    """The data of a bare frame: a string comes as itself, so what is no JSON was one."""
+    """The data of a bare frame. A string is sent without quotes, so a frame that is not JSON was a string."""
     try:
         return json.loads(text)
     except ValueError:
@@ -230,7 +221,7 @@ def _read_log(dsn: str, requests: Sequence[Request]) -> list[Line]:
 # --- what is printed -------------------------------------------------------------------------------------
 
 
-def report(messages: Sequence[Message], seen: Sequence[Seen], log: Sequence[Line]) -> Iterator[str]:
+def report(messages: Sequence[Sample], seen: Sequence[Seen], log: Sequence[Line]) -> Iterator[str]:
     """The story for people: what was published, what each client received, what the log says."""
     yield "\nPublished to the exchange `push`:"
     for message in messages:

@@ -1,6 +1,6 @@
-"""What the demo checks: that what clients received and what the delivery log says are the same story.
+"""What the demo checks: that the clients received what the delivery log says.
 
-It reads the requests in its own simple way and knows nothing of how the bridge decodes or routes them.
+It reads requests in its own simple way, without the code that decodes and routes them in the bridge.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-DELIVERED: Final = frozenset(("acked", "received", "written"))
-"""Outcomes that claim that a push reached its user."""
-UNSURE: Final = frozenset(("unknown", "dropped"))
-"""Outcomes that claim neither."""
+from bridge.core.model.outcomes import DELIVERED, Outcome
+
+UNSURE: Final = frozenset((Outcome.UNKNOWN, Outcome.DROPPED))
+"""Outcomes that leave open whether a push reached its user."""
 
 
-class Message(NamedTuple):
+class Sample(NamedTuple):
     """One line of the file, published as one AMQP message with this id."""
 
     id: str
@@ -29,7 +29,7 @@ class Person(NamedTuple):
     user: str
     device: str
     subprotocol: str | None
-    """None: bare mode, frames with just the data, and no way to acknowledge."""
+    """None: bare mode, with frames that are just the data, and no way to acknowledge."""
 
 
 class Seen(NamedTuple):
@@ -50,7 +50,7 @@ class Line(NamedTuple):
     final: bool
     detail: str | None
     milliseconds: float | None
-    """From taken to proven, or to its end."""
+    """From taken to proven, or to finished."""
 
 
 class Request(NamedTuple):
@@ -58,11 +58,11 @@ class Request(NamedTuple):
 
     id: str
     users: frozenset[str]
-    """Those it names; empty where it names nobody."""
+    """Those it names; empty if it names nobody."""
     data: Any
 
 
-def requests_of(message: Message) -> list[Request]:
+def requests_of(message: Sample) -> list[Request]:
     """The requests in a message: one, or one for each element of a batch."""
     try:
         body = json.loads(message.body)
@@ -101,8 +101,8 @@ def unfinished(requests: Iterable[Request], log: Iterable[Line], *, kept: bool =
     ]
 
 
-def disagreements(messages: Sequence[Message], seen: Sequence[Seen], log: Sequence[Line]) -> list[str]:
-    """Every way in which the clients and the log tell different stories; empty where they agree."""
+def disagreements(messages: Sequence[Sample], seen: Sequence[Seen], log: Sequence[Line]) -> list[str]:
+    """Every difference between what the clients saw and what the log says; empty if they agree."""
     requests = [request for message in messages for request in requests_of(message)]
     wrong = [f"{push_id} has no end in the log" for push_id in unfinished(requests, log)]
     places = {request.id: place for place, request in enumerate(requests)}

@@ -1,4 +1,4 @@
-"""`bridge dev`: private servers and the bridge on this machine, ready to be tried, and gone with Ctrl-C."""
+"""`bridge dev`: private servers and the bridge on this machine, to try it; all stop with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bridge.cli.commands import run_loop
+from bridge.cli.loop import run_loop
+from bridge.cli.tokens import token_for
 from bridge.config import DEV_ENV_FILE, ENV_FILE, CommonSettings, Settings, env_name
 from bridge.core.errors import BridgeError
-from bridge.devservers import find_or_start
+from bridge.devservers import Addresses, find_or_start
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,28 +56,18 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
         root = Path(ENV_FILE).resolve().parent / ".dev"
         settings = dev_settings(flags, root, say)
         logs.setup(settings.log_level, settings.log_format)
-        given = settings.model_fields_set
         try:
-            with find_or_start(
-                root / "servers",
-                amqp_url=settings.amqp_url if "amqp_url" in given else None,
-                postgres_dsn=settings.postgres_dsn if "postgres_dsn" in given else None,
-                say=say,
-            ) as found:
+            with servers(settings, root / "servers", say, schema=settings.uses_postgres) as found:
                 settings = settings.model_copy(
                     update={"amqp_url": found.amqp_url, "postgres_dsn": found.postgres_dsn}
                 )
-                if settings.uses_postgres:
-                    upgrade(
-                        found.postgres_dsn, say, root / "servers" if "postgres_dsn" not in given else None
-                    )
 
                 def ready(running: Running) -> None:
                     say("ready")
                     print(banner(settings, running.ws_port, running.ops_port, user), flush=True)
 
                 async def serve() -> int:
-                    # The guard of the servers ends those; nobody else would remove the file.
+                    # `last`: a third signal kills this process. The guard ends the servers, and this removes the file.
                     return await app.serve(
                         settings, ready=ready, last=lambda: Path(DEV_ENV_FILE).unlink(missing_ok=True)
                     )
@@ -91,8 +82,26 @@ def main(flags: Mapping[str, object], *, user: str) -> int:
     return code
 
 
+@contextmanager
+def servers(
+    settings: CommonSettings, directory: Path, say: Progress, *, schema: bool = True
+) -> Iterator[Addresses]:
+    """The servers that the settings name, and private ones, with their data in this directory, for those that they
+    don't. With `schema` the database has today's."""
+    given = settings.model_fields_set
+    with find_or_start(
+        directory,
+        amqp_url=settings.amqp_url if "amqp_url" in given else None,
+        postgres_dsn=settings.postgres_dsn if "postgres_dsn" in given else None,
+        say=say,
+    ) as found:
+        if schema:
+            upgrade(found.postgres_dsn, say, directory if "postgres_dsn" not in given else None)
+        yield found
+
+
 class StaleData(BridgeError):
-    """The data of private servers was made by another state of this program, and can't be upgraded."""
+    """The data of private servers was made by another version of this program and can't be upgraded."""
 
     def __init__(self, directory: Path, problem: str) -> None:
         self.directory = directory
@@ -100,7 +109,7 @@ class StaleData(BridgeError):
 
 
 def upgrade(dsn: str, say: Progress, private: Path | None) -> None:
-    """Bring the schema up to date; `private` is where the data is when the server is ours."""
+    """Bring the schema up to date. `private`: where the data is, if the server is ours."""
     from bridge.adapters.postgres import migrate
 
     try:
@@ -116,7 +125,8 @@ def upgrade(dsn: str, say: Progress, private: Path | None) -> None:
 def dev_settings(flags: Mapping[str, object], root: Path, say: Progress | None = None) -> Settings:
     """The settings for a developer's machine; what the user gave wins over what is chosen here.
 
-    `.dev/env` of another `bridge dev` is left out. The ports are the usual ones, or the next free, which is told.
+    `.dev/env` of another `bridge dev` is ignored. The ports are the usual ones, or the next free ones, and then `say`
+    names them.
     """
     say = say or Progress()
     base = {"dev": True, "_env_file": ENV_FILE}
@@ -133,7 +143,7 @@ def dev_settings(flags: Mapping[str, object], root: Path, say: Progress | None =
 
 
 def kept_secret(root: Path) -> str:
-    """The secret of the dev tokens, made once and kept, so that a page left open can come back."""
+    """The secret for dev tokens, made once and kept, so that an open page can reconnect after a restart."""
     path = root / "jwt-secret"
     try:
         kept = path.read_text().strip()
@@ -146,7 +156,7 @@ def kept_secret(root: Path) -> str:
 
 
 def usual_or_free(title: str, usual: int, taken: tuple[int, ...], say: Progress) -> int:
-    """The usual port, or the next one that is free: then people are told where to look."""
+    """The usual port, or the next free one, which `say` then names."""
     port = free_port(usual, taken)
     if port != usual:
         say(f"port {usual} is in use: {title} are on {port}")
@@ -170,7 +180,7 @@ def free_port(first: int, taken: tuple[int, ...]) -> int:
 
 @contextmanager
 def env_file(settings: CommonSettings) -> Iterator[None]:
-    """Let the other commands find the servers, from this directory, for as long as the block lasts."""
+    """Let other commands in this directory find the servers until the block ends."""
     path = Path(DEV_ENV_FILE)
     values = {"amqp_url": settings.amqp_url, "postgres_dsn": settings.postgres_dsn}
     if isinstance(settings, Settings):
@@ -186,7 +196,7 @@ def env_file(settings: CommonSettings) -> Iterator[None]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, also while nothing but a `finally` would stop the servers."""
+    """Let SIGTERM do what Ctrl-C does, so that `finally` blocks stop the servers."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -200,22 +210,13 @@ def sigterm_interrupts() -> Iterator[None]:
 
 def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
     """What a newcomer needs next."""
-    from bridge.adapters.tokens import make_token
-
-    token = make_token(
-        settings.jwt_secret.get_secret_value(),
-        user,
-        TOKEN_DAYS * 86400,
-        algorithm=settings.jwt_algorithms[0],
-        iss=settings.jwt_issuer or None,
-        aud=settings.jwt_audience or None,
-    )
+    token = token_for(settings, user, TOKEN_DAYS * 86400)
     push = f'{our_command()} push --user {shlex.quote(user)} --data \'{{"hello": "world"}}\''
     return f"""
   WebSocket   ws://{HOST}:{ws_port}/ws?token=<token>
   demo page   http://{HOST}:{ops_port}/
   token       {token}
-              (user {user}, good for {TOKEN_DAYS} days)
+              (user {user}, valid for {TOKEN_DAYS} days)
 
   Open the demo page and connect, then push something from another shell in this directory:
 
@@ -226,7 +227,7 @@ def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
 
 
 def our_command() -> str:
-    """How this program is called from a shell in this directory."""
+    """How to call this program from a shell in this directory."""
     called = Path(sys.argv[0])
     if called.name != "bridge":
         return f"{shlex.quote(sys.executable)} -m bridge.cli"

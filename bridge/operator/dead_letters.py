@@ -1,9 +1,9 @@
-"""The queue `push.dead`, for people: look at it, publish letters again, throw letters away.
+"""The queue `push.dead`, for people: look at letters, publish them again, delete them.
 
-Looking takes the letters off the queue without acknowledging them, and gives them back by closing the
-channel. With one consumer and one prefetch that covers them all, a quorum queue gives them back in their
-order; after a look at a part of it, that part comes last. (Measured on RabbitMQ 3.10: basic.get makes a
-consumer for each message, and shuffles what more than 32 of them held.)
+A look takes letters without acknowledging them, and gives them back by closing the channel. With one consumer and one
+prefetch that covers them all, a quorum queue puts them back in their order; after a look at a part, that part comes
+last. (Measured on RabbitMQ 3.10: basic.get makes a consumer for each message, and more than 32 of them shuffle the
+queue.)
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from bridge.core.model.pushes import ID_MAX
 LOOK_MAX = 65_535
 """Letters that one look can take: AMQP's prefetch has 16 bits."""
 QUIET = 5.0
-"""Seconds without a letter after which the rest counts as taken by somebody else."""
+"""Seconds without a letter after which somebody else must have taken the rest."""
 BACK_WAIT = 5.0
-"""Seconds for the broker to have the letters back in the queue; then they come back by themselves."""
+"""Seconds to wait until the letters are back in the queue. Later they come back by themselves."""
 BACK_STEP = 0.02
-"""Seconds between looks whether they are."""
+"""Seconds between two looks whether they are back."""
 REPLAY_BATCH = 100
-"""Letters published again in one write; a crash between confirm and ack repeats at most these."""
+"""Letters published again in one write; a crash between confirm and ack repeats at most so many."""
 
 ENDED_FOR_USERS = frozenset((Reason.QUEUE_EXPIRATION, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP))
-"""Reasons of letters whose users may have final rows: under its old id a replay is answered from those."""
+"""Reasons of letters whose users may have final rows; a replay under the old id would be answered from those."""
 CHANGED_BY_BROKER = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-"""Beginnings of headers that say nothing about the message."""
+"""Prefixes of headers that the broker adds."""
 _NOT_REPLAYED = frozenset(
     ("CC", "BCC", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-published-ms")
 )
 _ABOUT_THE_LETTER = _NOT_REPLAYED | {"x-push-id", "x-push-replayed-at", "x-push-replay-of"}
 """Headers that say nothing about what is pushed to whom."""
 MARK_CHARS: Final = 12
-"""Hexadecimal digits by which new ids are told apart: nobody gives a push such an id by accident."""
+"""Hexadecimal digits that tell new ids apart; so many that nobody chooses the same by accident."""
 _MARKED = re.compile(rf"(.+)/again-[0-9a-f]{{{MARK_CHARS}}}")
 
 
@@ -69,10 +69,10 @@ class NoSuchQueue(BridgeError):
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """One message of push.dead; texts of its properties as in `model.Properties`."""
+    """One message of push.dead, with the texts of its properties as in `Properties`."""
 
     tag: int
-    """Its delivery tag; good for as long as the `Pile` it came from is open."""
+    """Its delivery tag, valid while its `Pile` is open."""
     body: bytes
     headers: Mapping[str, Any]
     message_id: str = ""
@@ -83,7 +83,7 @@ class Letter(msgspec.Struct, frozen=True):
     content_encoding: str = ""
     timestamp: datetime | None = None
     left_out: int = 0
-    """Bytes of a body over 1 MiB that were not kept. The bridge puts none there."""
+    """How many bytes of a body over 1 MiB were cut off. The bridge itself buries no such body."""
 
     @property
     def size(self) -> int:
@@ -92,12 +92,12 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The push id of its row; what it says of itself where somebody else put it there."""
+        """The push id of its row, or the message id if somebody else put it there."""
         return self._header("x-push-id") or self.message_id
 
     @property
     def reason(self) -> str:
-        """Why it is here; empty where somebody else put it there."""
+        """Why it is here; empty if somebody else put it there."""
         return self._header("x-push-reason")
 
     @property
@@ -107,7 +107,7 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def tenant(self) -> str:
-        """The tenant, where headers or body name one readably."""
+        """The tenant that headers or body name, if they can be read."""
         given = self._header("x-push-tenant")
         if given or is_payload_only(self.headers):
             return given
@@ -127,7 +127,7 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def replayed_at(self) -> str:
-        """When it was last published again, and came back; empty: never."""
+        """When it was last published again before it came back; empty: never."""
         return self._header("x-push-replayed-at")
 
     def _header(self, name: str) -> str:
@@ -143,7 +143,7 @@ _TENANT = msgspec.json.Decoder(_Tenant)
 
 
 class Pile:
-    """The letters of push.dead while they are held; made by `held`."""
+    """The letters of push.dead that are held now; made by `held`."""
 
     def __init__(
         self, low: aiormq.abc.AbstractChannel, inbox: asyncio.Queue[Letter | BrokerUnavailable]
@@ -151,14 +151,14 @@ class Pile:
         self._low = low
         self._inbox = inbox
         self.total = 0
-        """Letters that were in the queue, and held by nobody else, at the beginning."""
+        """Letters that were in the queue at the beginning and that nobody else held."""
         self.wanted = 0
-        """How many of them are looked at."""
+        """How many of them are to be looked at."""
         self._consumers = 0
-        """Of the queue, before we were one."""
+        """Consumers of the queue before we became one."""
 
     async def letters(self) -> AsyncIterator[Letter]:
-        """The letters, oldest first; fewer than `wanted` where somebody else takes some. Once."""
+        """The letters, oldest first; fewer than `wanted` if somebody else takes some. To be called once."""
         for _ in range(self.wanted):
             try:
                 async with asyncio.timeout(QUIET):
@@ -177,13 +177,13 @@ class Pile:
             await self._low.basic_consume(DEAD, never_called)
 
     async def _give_back(self, connection: aio_pika.Connection) -> None:
-        """Close the channel, and wait for what that gives back."""
+        """Close the channel, and wait until its letters are back in the queue."""
         async with border("give dead letters back", STEP_TIMEOUT):
             await self._low.close()
         if not self.wanted:
             return
-        # A quorum queue hears of the closed channel a little later; it forgets the consumer and takes its letters
-        # back in one step. Where somebody else has begun to consume as well, this waits for as long as it may.
+        # A quorum queue learns of the closed channel a little later, and then drops the consumer and takes its letters
+        # back in one step. If somebody else has become a consumer in the meantime, this waits for all of BACK_WAIT.
         with suppress(BrokerUnavailable):
             low = await channel(connection, confirms=False)
             async with border("wait for dead letters to be back", BACK_WAIT):
@@ -194,24 +194,24 @@ class Pile:
                     await asyncio.sleep(BACK_STEP)
 
     async def discard(self, letters: Sequence[Letter]) -> None:
-        """Acknowledge these: they are off the queue for good. Raises BrokerUnavailable."""
+        """Acknowledge these letters, which removes them for good. Raises BrokerUnavailable."""
         async with border("acknowledge dead letters", STEP_TIMEOUT):
             for letter in letters:
                 await self._low.basic_ack(letter.tag)
 
 
 async def _counted(low: aiormq.abc.AbstractChannel) -> tuple[int, int]:
-    """Letters that the queue would give out now, and its consumers."""
+    """How many letters the queue could hand out now, and how many consumers it has."""
     declared = await low.queue_declare(DEAD, passive=True)
     return declared.message_count or 0, declared.consumer_count or 0
 
 
 @asynccontextmanager
 async def held(url: str, limit: int) -> AsyncIterator[Pile]:
-    """Hold the oldest `limit` letters; at the end what was not discarded is back in the queue.
+    """Hold the oldest `limit` letters; at the end, those that were not discarded are back in the queue.
 
-    Meanwhile nobody else sees them. Raises NoSuchQueue, and BrokerUnavailable: then what was not discarded
-    goes back, too. A body has at most 1 MiB, and all that the caller has not asked for yet are in memory.
+    Meanwhile nobody else sees them. Raises NoSuchQueue and BrokerUnavailable; the letters go back then, too. Letters
+    that the caller has not asked for yet are in memory, with at most 1 MiB each.
     """
     inbox: asyncio.Queue[Letter | BrokerUnavailable] = asyncio.Queue()
 
@@ -225,7 +225,7 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
 
     async with opened(url, "bridge dead", happened, lost) as (connection, tap):
         low = await channel(connection, confirms=False)
-        # Not by the library: a property that is not UTF-8 would cost it the connection.
+        # Decoded here: the library would close the connection over a property that is not UTF-8.
         tap.watch(low.number)
         pile = Pile(low, inbox)
         try:
@@ -238,7 +238,7 @@ async def held(url: str, limit: int) -> AsyncIterator[Pile]:
         try:
             yield pile
         except Exception:
-            with suppress(BrokerUnavailable):  # what went wrong before says more
+            with suppress(BrokerUnavailable):  # the first error says more
                 await pile._give_back(connection)
             raise
         await pile._give_back(connection)
@@ -271,16 +271,16 @@ def _moment(seconds: float | None) -> datetime | None:
 # --- Publishing again ------------------------------------------------------------------------------------
 
 
-class Replay(msgspec.Struct):
+class Replayed(msgspec.Struct):
     """What a replay did, or would do."""
 
     looked_at: int = 0
     total: int = 0
     """Letters that were in the queue at the beginning."""
     replayed: list[tuple[str, str]] = []
-    """(id of the letter, id it was published under)."""
+    """(the letter's id, the id that it was published with)."""
     refused: list[tuple[str, str]] = []
-    """(id of the letter, why it stays where it is)."""
+    """(the letter's id, why it was kept)."""
 
 
 async def replay(
@@ -291,14 +291,14 @@ async def replay(
     now: float,
     new_ids: bool = False,
     dry_run: bool = False,
-) -> Replay:
+) -> Replayed:
     """Publish the chosen letters to exchange `push` again, and take each off push.dead once it is confirmed.
 
-    A crash in between leaves it in both places, under one id: its push still has one row. Times that the
-    publisher gave are left out, or an old push would end as `expired` at once. Raises BrokerUnavailable and
-    NotTaken; what was not confirmed by then stays in push.dead.
+    A crash in between leaves it in both places with one id, so its push still has one row. The time of the first
+    publication is left out, or an old push would end as `expired` at once. Raises BrokerUnavailable and NotTaken;
+    letters that were not confirmed by then stay in push.dead.
     """
-    done = Replay()
+    done = Replayed()
     async with held(url, limit) as pile, Producer.connect(url, name="bridge dead replay") as producer:
         batch: list[tuple[Letter, PushMessage]] = []
         done.total = pile.total
@@ -326,7 +326,7 @@ async def replay(
 
 
 def unfit(letter: Letter, *, new_ids: bool) -> str:
-    """Why publishing this letter again would not do what its reader hopes for; empty where it may."""
+    """Why it would be of no use to publish this letter again; empty if it may be."""
     if not letter.reason or not is_id(letter.id):
         return "the bridge did not put it there"
     if letter.left_out or (letter.reason == Reason.TOO_LARGE and len(letter.body) <= frames.CUT_BYTES):
@@ -366,10 +366,10 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> PushMessage:
 
 
 def mark_of(letter: Letter) -> str:
-    """What tells this letter from every other of its id, the same each time it is looked at.
+    """What tells this letter from others with its id; the same at each look.
 
-    Two copies of one message are one letter: what the broker or `push.dead` added does not count, nor when it was
-    published and who wants its receipt.
+    Two copies of one message are one letter: headers that the broker or the bridge added do not count, nor does when it
+    was published or who wants its receipt.
     """
     meaning = sorted(
         (name, repr(value))
@@ -382,7 +382,7 @@ def mark_of(letter: Letter) -> str:
 
 
 def marked(push_id: str, mark: str) -> str:
-    """The id of a replay under a mark: `p1/again-<mark>`, also of the replay of a replay."""
+    """The id of a replay with a mark: `p1/again-<mark>`, also for the replay of a replay."""
     earlier = _MARKED.fullmatch(push_id)
     base = earlier[1] if earlier else push_id
     suffix = f"/again-{mark}"
@@ -392,7 +392,7 @@ def marked(push_id: str, mark: str) -> str:
 
 
 def _with_new_ids(body: bytes, push_id: str, mark: str) -> bytes:
-    """The body with the ids that it gives itself replaced; as it is where it is no JSON."""
+    """The body with its own ids replaced; unchanged if it is not JSON."""
     try:
         request = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[dict[str, msgspec.Raw]])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -415,7 +415,7 @@ def _element_id(raw: msgspec.Raw, mark: str) -> object:
     return marked(own, mark) if isinstance(own, str) and own else own
 
 
-# --- Throwing away ---------------------------------------------------------------------------------------
+# --- Deleting --------------------------------------------------------------------------------------------
 
 
 class Purge(msgspec.Struct):
@@ -428,7 +428,7 @@ class Purge(msgspec.Struct):
 
 
 async def purge(url: str, chosen: Callable[[Letter], bool], *, limit: int, dry_run: bool) -> Purge:
-    """Take the chosen letters off push.dead for good. Their rows stay in the log. Raises BrokerUnavailable."""
+    """Delete the chosen letters. Their rows stay in the log. Raises BrokerUnavailable."""
     done = Purge()
     async with held(url, limit) as pile:
         done.total = pile.total

@@ -1,8 +1,8 @@
-"""Publishing logged pushes again: which rows are meant, which of them can be, and the messages they become.
+"""Publish logged pushes again: which rows are chosen, which of them can be replayed, and the messages they become.
 
-A push becomes `<id>/replay-<mark>`, the same each time, so what was replayed under a mark is known: by its row,
-for as long as the log keeps that, and to the bridge that takes it. A replay of a replay is one of the push that
-both repeat. The messages are payload-only: the body is the data exactly as it was.
+A push becomes `<id>/replay-<mark>`, the same each time. So a second replay with the same mark is recognised by its row,
+as long as the log keeps that. The replay of a replay counts as a replay of the first push. The messages are
+payload-only: the body is the data exactly as it was.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from bridge.core.model.pushes import ID_MAX, NO_USER, Encoding
 from bridge.core.ports.clock import Clock
 
 PAGE_ROWS: Final = 50
-"""Rows read, published and confirmed together: what an interruption may repeat, and the memory it takes."""
+"""Rows that are read, published and confirmed together: an interruption repeats at most so many."""
 PAGES_PER_SECOND: Final = 5
-"""At a low rate pages are smaller instead, so that it is even."""
-QUERY_TIMEOUT: Final = 600.0
-"""Seconds for counting, or to find the next page: both may have to read all of the log."""
+"""At a low rate pages are smaller, so that the rate is even."""
+SCAN_TIMEOUT: Final = 600.0
+"""Seconds to count, or to find the next page: both may have to read the whole log."""
 NAME_BYTES_MAX: Final = 255
-"""Bytes of a header's name in AMQP, and so of a key of `meta`."""
+"""Bytes of the name of an AMQP header, which a key of `meta` becomes."""
 
 _MARK = re.compile(r"[A-Za-z0-9._-]{1,16}")
 _AGE = re.compile(r"([0-9]{1,9})(s|m|min|h|d)")
@@ -43,11 +43,11 @@ _CONTENT_TYPES: Final[Mapping[str, str]] = {
 }
 
 
-# --- Which rows are meant --------------------------------------------------------------------------------
+# --- Which rows are chosen ------------------------------------------------------------------------------
 
 
 class Where(msgspec.Struct, frozen=True):
-    """A choice of rows: those that fit every field; empty, or None, fits all."""
+    """A choice of rows: those that fit every field. An empty field, or None, fits all."""
 
     push: tuple[str, ...] = ()
     user: tuple[str, ...] = ()
@@ -56,9 +56,9 @@ class Where(msgspec.Struct, frozen=True):
     reason: tuple[str, ...] = ()
     tenant: tuple[str, ...] = ()
     since: datetime | None = None
-    """When the push was taken; this moment is in."""
+    """Taken at this moment or later."""
     until: datetime | None = None
-    """This moment is out."""
+    """Taken before this moment."""
 
 
 KEYS: Final = Where.__struct_fields__
@@ -69,9 +69,9 @@ _WORDS: Final[Mapping[str, frozenset[str]]] = {
 
 
 def where(conditions: Sequence[str], now: datetime) -> Where:
-    """Read `key=value` conditions: values of one key are alternatives, keys must all fit.
+    """Read `key=value` conditions: all keys must fit, each with any of its values.
 
-    A time is ISO 8601 (local where it names no zone) or an age such as `90s`, `30min`, `2h`, `7d`. Raises
+    A time is ISO 8601 (local unless it names a zone) or an age such as `90s`, `30min`, `2h`, `7d`. Raises
     SettingsError.
     """
     words: dict[str, list[str]] = {}
@@ -92,7 +92,7 @@ def where(conditions: Sequence[str], now: datetime) -> Where:
             raise SettingsError("--where", f"no {key} {value!r}; there are {', '.join(sorted(known))}")
         words.setdefault(key, []).append(value)
     if "since" in times and times["since"] >= times.get("until", now):
-        raise SettingsError("--where", "since is not before until, or is still to come")
+        raise SettingsError("--where", "since is not before until, or in the future")
     fields: dict[str, Any] = {**{key: tuple(values) for key, values in words.items()}, **times}
     return Where(**fields)
 
@@ -102,7 +102,7 @@ def _moment(key: str, text: str, now: datetime) -> datetime:
     try:
         if age:
             return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
-        # Without a zone it is local time, which `astimezone` assumes.
+        # `astimezone` takes a time without a zone for local time.
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise SettingsError(
@@ -111,7 +111,7 @@ def _moment(key: str, text: str, now: datetime) -> datetime:
 
 
 def checked_mark(mark: str) -> str:
-    """The mark where it may be part of an id; raises SettingsError."""
+    """The mark, if it may be part of an id; raises SettingsError."""
     if not _MARK.fullmatch(mark):
         raise SettingsError("--mark", f"1 to 16 of letters, digits, `.`, `_` and `-` expected, not {mark!r}")
     return mark
@@ -119,12 +119,12 @@ def checked_mark(mark: str) -> str:
 
 # --- Which of them can be replayed -----------------------------------------------------------------------
 
-AGAIN: Final = "again"
-"""The verdict on a row that can be published again, and has not been under this mark."""
+REPLAYABLE: Final = "again"
+"""The verdict on a row that can be replayed and has not been with this mark."""
 DONE: Final = frozenset(("done", "own"))
-"""Verdicts on rows for which nothing is left to do."""
+"""Verdicts on rows that need no replay."""
 VERDICTS: Final[Mapping[str, str]] = {
-    AGAIN: "can be replayed",
+    REPLAYABLE: "can be replayed",
     "done": "replayed before: the log has the row of it",
     "own": "are rows of this replay themselves",
     "open": "have not ended: the bridge still delivers them",
@@ -133,10 +133,10 @@ VERDICTS: Final[Mapping[str, str]] = {
     "not_kept": "can't be: their data is not kept (only that of pushes with a ttl is)",
     "meta": f"can't be: a key of their meta has over {NAME_BYTES_MAX} bytes, too long for a header",
 }
-"""What becomes of a row that is meant, and what people are told of it."""
+"""What becomes of a chosen row, and the words for it."""
 
-# `since` and `until` by the time of taking, which has an index; as have user (by this expression) and push.
-_MEANT: LiteralString = """
+# `taken_at`, push_id and nullif(user_id, '') have indexes.
+_CHOSEN: LiteralString = """
     (%(push)s::text[] is null or l.push_id = any(%(push)s))
     and (%(user)s::text[] is null or nullif(l.user_id, '') = any(%(user)s))
     and (%(event)s::text[] is null or l.event = any(%(event)s))
@@ -165,9 +165,9 @@ _FROM: LiteralString = f"""
             when exists (select from delivery_log r
                          where r.push_id = i.new_id and r.user_id = l.user_id and r.tenant = l.tenant
                            and r.day >= l.day) then 'done'
-            else '{AGAIN}' end as verdict) v
+            else '{REPLAYABLE}' end as verdict) v
     """
-_COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_MEANT} group by 1"
+_COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_CHOSEN} group by 1"
 _PAGE: LiteralString = f"""
     select l.tenant, l.push_id, l.user_id, i.new_id, l.event, l.app_id, l.confirm, l.encoding,
            {META.format("l")} as meta,
@@ -175,7 +175,7 @@ _PAGE: LiteralString = f"""
                as payload,
            l.ack_within, l.taken_at, extract(epoch from l.expires_at - l.published_at)::float8 as ttl
     {_FROM}
-    where {_MEANT} and v.verdict = '{AGAIN}'
+    where {_CHOSEN} and v.verdict = '{REPLAYABLE}'
       and (%(after)s::timestamptz is null
            or (l.taken_at >= %(after)s
                and (l.taken_at, l.push_id, l.user_id, l.tenant)
@@ -186,32 +186,32 @@ _PAGE: LiteralString = f"""
 
 
 class Selection:
-    """The rows that are meant, on one connection that only reads; made by `selected`."""
+    """The chosen rows, on one connection that only reads; made by `selected`."""
 
-    def __init__(self, conn: Connection, meant: Where, mark: str, until: datetime) -> None:
+    def __init__(self, conn: Connection, chosen: Where, mark: str, until: datetime) -> None:
         self._conn = conn
         self._params: dict[str, object] = {
-            **{name: list(getattr(meant, name)) or None for name in KEYS if name not in ("since", "until")},
-            "since": meant.since,
-            # What comes while this runs, the rows of the replays among it, is not meant.
-            "until": meant.until or until,
+            **{name: list(getattr(chosen, name)) or None for name in KEYS if name not in ("since", "until")},
+            "since": chosen.since,
+            # Rows that come while this runs, those of the replays among them, are not chosen.
+            "until": chosen.until or until,
             "suffix": f"/replay-{mark}",
         }
 
     async def count(self) -> dict[str, int]:
         """How many rows each verdict has. Raises psycopg's errors, which `selected` translates."""
         return {
-            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, QUERY_TIMEOUT)
+            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, SCAN_TIMEOUT)
         }
 
     async def pages(self, rows: int) -> AsyncIterator[list[dict[str, Any]]]:
-        """The rows that can be replayed, in the order in which they were taken, so many at a time.
+        """The rows that can be replayed, in the order in which they were taken, `rows` at a time.
 
-        Each page is a statement of its own: a replay that takes hours holds no snapshot and no partition.
+        Each page is its own statement, so that a replay of hours holds no snapshot and no partition.
         """
         after: dict[str, object] = dict.fromkeys(("after", "after_push", "after_user", "after_tenant"))
         while True:
-            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, QUERY_TIMEOUT)
+            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, SCAN_TIMEOUT)
             if not page:
                 return
             last = page[-1]
@@ -225,11 +225,11 @@ class Selection:
 
 
 @asynccontextmanager
-async def selected(dsn: str, meant: Where, mark: str) -> AsyncIterator[Selection]:
-    """Look at the rows that are meant, up to now. Raises StoreUnavailable."""
-    async with reading(dsn, "bridge replay", QUERY_TIMEOUT) as conn:
-        (now,) = await ask(conn, "select clock_timestamp() as now", {}, QUERY_TIMEOUT)
-        yield Selection(conn, meant, mark, now["now"])
+async def selected(dsn: str, chosen: Where, mark: str) -> AsyncIterator[Selection]:
+    """Look at the chosen rows that were taken until now. Raises StoreUnavailable."""
+    async with reading(dsn, "bridge replay", SCAN_TIMEOUT) as conn:
+        (now,) = await ask(conn, "select clock_timestamp() as now", {}, SCAN_TIMEOUT)
+        yield Selection(conn, chosen, mark, now["now"])
 
 
 # --- Publishing ------------------------------------------------------------------------------------------
@@ -240,10 +240,10 @@ async def publish(
 ) -> AsyncGenerator[int, None]:
     """Publish what can be replayed, at most `rate` a second, and yield how many are confirmed, page by page.
 
-    To the same user, with the same event, data, tenant, meta, confirm and publisher, and with its old ttl unless
-    one is given; without its collapse key, or an old push would replace a newer one. It may be stopped at any
-    time and run again: at most a page is published a second time, under the same ids. Raises BrokerUnavailable,
-    NotTaken, and what the selection raises.
+    A replay has the user, event, data, tenant, meta, confirm and publisher of the push, and its ttl unless another is
+    given. It has no collapse key, or an old push would replace a newer one. This may be stopped at any time and run
+    again: at most one page is published twice, with the same ids. Raises BrokerUnavailable, NotTaken, and what the
+    selection raises.
     """
     rows = max(1, min(PAGE_ROWS, round(rate / PAGES_PER_SECOND)))
     began = clock.monotonic()
@@ -286,5 +286,5 @@ def outgoing(row: Mapping[str, Any], ttl: float | None) -> PushMessage:
 
 
 def _decimal(seconds: float) -> str:
-    # As text: a float of AMQP may travel with 32 bits, and an integer would lose the fraction.
+    # As text: some libraries send floats with 32 bits, and an integer would lose the fraction.
     return f"{seconds:.3f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""What became of a push, in words for people: from its rows in the delivery log to a screen of text."""
+"""What became of a push, in words for people: a screen of text from its rows in the delivery log."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Final
 
 from bridge.adapters.amqp.depths import QueueDepth
 from bridge.core.model.outcomes import Outcome, Proof
-from bridge.operator.inquiry import Found, Told
+from bridge.operator.lookup import Found, LoggedPush
 
 STORIES_SHOWN: Final = 3
-"""Of so few users the whole story is told, of more a line each."""
+"""For at most so many users the whole story is told; for more, a line each."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str, most: int = 0) -> str:
-    """Text of strangers on one line of a terminal: control characters are shown, not sent; cut at `most`."""
+    """Untrusted text for one line of a terminal: control characters are escaped; cut to `most` characters."""
     text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if not most or len(text) <= most else text[: most - 1] + "…"
 
 
-def told(push_id: str, user: str | None, found: Found) -> Iterator[str]:
-    """What the log holds of a push that it knows (for somebody), line by line."""
+def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
+    """What the log has of a push, line by line; there must be rows for somebody."""
     if not found.rows:
         yield f"push {plain(push_id)} has no row for {plain(user or '')}, but for others:"
         yield from _endings(found)
@@ -55,7 +55,7 @@ def _endings(found: Found) -> Iterator[str]:
         yield f"  {e.users:>7}  {e.outcome}/{e.reason}: {e.meaning}{tenant}"
 
 
-def _row_line(row: Told) -> str:
+def _row_line(row: LoggedPush) -> str:
     took = ""
     end = row.proven_at or row.finished_at
     if end is not None:
@@ -64,7 +64,7 @@ def _row_line(row: Told) -> str:
     return f"  {row.user or '-':<24}  {row.outcome:<9} {row.reason:<16}  {took:>9}{differs}".rstrip()
 
 
-def story(row: Told, now: datetime) -> Iterator[str]:
+def story(row: LoggedPush, now: datetime) -> Iterator[str]:
     """One row of the log, step by step, for people."""
     tenant = f" of tenant {row.tenant}" if row.tenant else ""
     yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
@@ -94,8 +94,8 @@ def story(row: Told, now: datetime) -> Iterator[str]:
         yield f"  {'data':<10} {row.payload_bytes} bytes ({row.encoding}) in delivery_log.payload{again}"
 
 
-def steps(row: Told) -> Iterator[tuple[str, datetime | None, str]]:
-    """(step, when, how), in their order; without a time: that it never happened, or no moment."""
+def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
+    """(step, when, how), in their order. No time: it never happened, or lasts."""
     publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
     event = [f"event {plain(row.event)}"] if row.event else []
     yield "published", row.published_at, ", ".join(publisher + event)
@@ -129,12 +129,12 @@ def _moment(at: datetime) -> str:
     return at.astimezone().isoformat(" ", "milliseconds")
 
 
-def _late_proof(row: Told) -> str:
-    """What came late: of a push whose pong had come it can only have been the ack."""
+def _late_proof(row: LoggedPush) -> str:
+    """What came late. If the pong had come before, it can only have been the ack."""
     return "a pong or an ack of the peer" if row.proven_at == row.late_at else "the ack of the application"
 
 
-def _owes(row: Told) -> Iterator[str]:
+def _owes(row: LoggedPush) -> Iterator[str]:
     if row.owed is None:
         unacked = "" if row.final else " yet: its message is not acknowledged, and carries the debt"
         yield f"  {'owed':<10} nothing{unacked}"
@@ -146,7 +146,7 @@ def _owes(row: Told) -> Iterator[str]:
         yield f"  {'owed':<10} a receipt to queue {plain(reply.queue)}{correlation}{when}"
 
 
-def _who_ends_it(row: Told, now: datetime) -> str:
+def _who_ends_it(row: LoggedPush, now: datetime) -> str:
     if row.outcome == Outcome.STORED:
         if row.expires_at is not None and row.expires_at < now:
             return "its ttl is over, the next sweep of any node ends it as expired/ttl"
@@ -156,12 +156,12 @@ def _who_ends_it(row: Told, now: datetime) -> str:
     return "its process is dead: the next sweep of any node ends it as unknown/node_died"
 
 
-def _wanted(row: Told) -> str:
+def _wanted(row: LoggedPush) -> str:
     return Proof(row.confirm).name.lower()
 
 
 def never_seen(push_id: str, found: Found, waiting: Sequence[QueueDepth] | str | None) -> Iterator[str]:
-    """What it may mean that the log knows nothing; `waiting`: the queues, why they can't tell, or None: not asked."""
+    """What it may mean that the log has no row. `waiting`: the queues, or why they can't be asked; None: not asked."""
     yield f"push {plain(push_id)} is not in the delivery log. That means one of these:"
     if waiting is None:
         yield "- It waits in the queue: `bridge why` looks there as well."
@@ -202,7 +202,7 @@ def age(seconds: float) -> str:
 
 
 def span(seconds: float, *, sign: bool = False) -> str:
-    """How long, as exactly as people want it: `1.5 ms`, with `sign` `+1.5 ms`."""
+    """How long, as exactly as people need it: `1.5 ms`, with `sign` `+1.5 ms`."""
     plus = "+" if sign and seconds >= 0 else ""
     if abs(seconds) < 1:
         return f"{plus}{seconds * 1000:.1f} ms"

@@ -1,4 +1,4 @@
-"""Outcomes as they happen: every committed row, passed on to whoever reads, bounded for each reader."""
+"""Outcomes as they happen: every committed row goes to every reader, through a bounded backlog for each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
 
 BACKLOG_ROWS: Final = 1_000
-"""Rows kept for a reader of outcomes that does not keep up; over it the newest are left out, and counted."""
+"""Rows kept for a reader that falls behind; beyond that, new ones are left out and counted."""
 
 
 class Missed(NamedTuple):
-    """So many rows were left out, since their reader was behind."""
+    """So many rows were left out, since the reader was behind."""
 
     rows: int
 
@@ -33,7 +33,7 @@ class Subscription:
         self._wake = asyncio.Event()
 
     def offer(self, row: Row) -> None:
-        """Keep this row if the reader wants it and has room for it."""
+        """Keep this row if the reader wants it and there is room."""
         if self._user is not None and row.key.user != self._user:
             return
         if self._push_id is not None and row.key.push_id != self._push_id:
@@ -50,7 +50,7 @@ class Subscription:
         self._wake.set()
 
     async def next(self) -> Sequence[Row | Missed]:
-        """What came since the last call, oldest first; waits for it. Empty once there will be no more."""
+        """Wait for rows; returns all since the last call, oldest first. Empty once there will be no more."""
         await self._wake.wait()
         batch: list[Row | Missed] = [*self._rows]
         self._rows.clear()
@@ -63,7 +63,7 @@ class Subscription:
 
 
 class OutcomeFeed:
-    """Fills the Hooks port, and passes every committed row on to whoever reads."""
+    """Implements the Hooks port: passes every committed row on to the readers."""
 
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
@@ -71,7 +71,7 @@ class OutcomeFeed:
 
     @property
     def readers(self) -> int:
-        """How many read now."""
+        """How many readers there are now."""
         return len(self._subscriptions)
 
     @contextmanager
@@ -87,7 +87,7 @@ class OutcomeFeed:
             self._subscriptions.remove(subscription)
 
     def close(self) -> None:
-        """End every stream, so that a stop need not wait for its reader."""
+        """End every stream, so that a stop need not wait for the readers."""
         self._closed = True
         for subscription in self._subscriptions:
             subscription.close()

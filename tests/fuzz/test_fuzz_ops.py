@@ -26,8 +26,9 @@ from schemathesis.config import (
 
 from bridge.app import build as app
 from bridge.devservers import Servers
-from bridge.ops import server as http
+from bridge.ops import requests as http_requests
 from bridge.ops.outcome_feed import OutcomeFeed
+from bridge.ops.routes import push as http_push
 from tests.conftest import TEMPLATE, Databases
 from tests.support.bridges import SECONDS
 from tests.support.fuzzing import NOTED, bridge_in_a_thread
@@ -49,7 +50,7 @@ def document() -> Any:
     assert raw["security"] == [{"token": []}, {}]
     raw["security"] = [{"token": []}]
     wait = next(p for p in raw["paths"]["/v1/push"]["post"]["parameters"] if p["name"] == "wait")
-    assert wait["schema"]["maximum"] == http.WAIT_MAX
+    assert wait["schema"]["maximum"] == http_push.WAIT_MAX
     wait["schema"]["maximum"] = WAIT_MAX
     return raw
 
@@ -84,8 +85,8 @@ def port(servers: Servers, databases: Databases) -> Iterator[int]:
     """The ops port of a bridge with a token, in development."""
     name = f"fuzz_ops_{uuid.uuid4().hex}"
     with pytest.MonkeyPatch.context() as patch, databases.fresh(TEMPLATE) as database:
-        patch.setattr(http, "WAIT_MAX", WAIT_MAX)
-        patch.setattr(http, "BODY_SECONDS", BODY_SECONDS)
+        patch.setattr(http_push, "WAIT_MAX", WAIT_MAX)
+        patch.setattr(http_requests, "BODY_SECONDS", BODY_SECONDS)
         patch.setattr(app, "OutcomeFeed", EndedFeed)
         vhost = servers.rabbit.create_vhost(name)
         try:

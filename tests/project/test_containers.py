@@ -25,7 +25,7 @@ ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
 MADE_ONCE = frozenset(
     (
-        "JwtVerifier._algorithms", "OpsServer._static", "Payer._logs", "Splitter._tapped", "Hub._wheel",
+        "JwtVerifier._algorithms", "Page._static", "Payer._logs", "Splitter._tapped", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_Connection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",
@@ -45,7 +45,7 @@ def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, i
         kind = type(thing)
         if not str(getattr(kind, "__module__", "")).startswith("bridge.") or isinstance(thing, type):
             continue
-        if kind.__module__ in ("bridge.config", "bridge.devservers.directory"):
+        if kind.__module__ in ("bridge.config.settings", "bridge.devservers.directory"):
             continue
         slots = itertools.chain.from_iterable(vars(base).get("__slots__", ()) for base in kind.__mro__)
         for name in {*getattr(thing, "__dict__", ()), *slots}:

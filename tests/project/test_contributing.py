@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli.parser import build_parser
+from bridge.cli.parsers import build_parser
 from bridge.config import Settings, env_name
 
 ROOT = Path(__file__).parent.parent.parent

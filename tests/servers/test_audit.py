@@ -11,7 +11,8 @@ import pytest
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.postgres.upkeep import Upkeep
-from bridge.cli import main, operating
+from bridge.cli import audit as command
+from bridge.cli import main
 from bridge.config import CommonSettings
 from bridge.core.model.outcomes import ENDINGS, Outcome, Reason
 from bridge.core.model.rows import RowKey
@@ -30,7 +31,7 @@ def at(url: str, dsn: str) -> CommonSettings:
 
 
 async def audit(url: str, dsn: str) -> int:
-    return await operating.audit(at(url, dsn), 24)
+    return await command.audit(at(url, dsn), 24)
 
 
 def drift(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -117,7 +118,7 @@ async def test_a_row_that_is_gone_is_drift_and_so_is_one_that_nobody_wrote(
     await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, 1)
     change(house[1], "delete from tally")
     assert await audit(*house) == 1
-    assert drift(capsys)["log"].endswith("1 are there that were not")
+    assert drift(capsys)["log"].endswith("1 are there and were not written")
 
 
 async def test_a_push_that_a_living_process_has_lost_is_drift(
@@ -339,7 +340,7 @@ async def test_only_the_hours_that_were_asked_for_are_counted(
     for hours in (0, 2, 50):
         await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, hours * 3600)
     for asked, shown in ((1, 1), (3, 2), (100, 3), (10**12, 3)):
-        assert await operating.audit(at(*house), asked) == 0
+        assert await command.audit(at(*house), asked) == 0
         hours_shown = capsys.readouterr().out.partition("\n\n")[0].splitlines()[1:]
         assert len(hours_shown) == shown
 

@@ -21,9 +21,9 @@ from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row
 from bridge.core.ports.store import Account
-from bridge.operator import auditor, inquiry
+from bridge.operator import auditor, books
 from bridge.operator.auditor import CHECKS, SETTLE, SLICE, Auditor
-from bridge.operator.inquiry import Irregular, Stretch
+from bridge.operator.books import Irregular, Stretch
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
 from tests.support.ops import row
@@ -284,7 +284,7 @@ async def test_of_the_log_only_final_rows_of_this_boot_in_this_stretch_count(dat
         made = {"taken_at": at, "published_at": at, "finished_at": at, "proven_at": at, "boot": "b1", **more}
         await store.record([logged(f"p{number}", **made)])  # type: ignore[arg-type]
     await store.close()
-    stretch, _ = await inquiry.read_stretch(database, "b1", START, START + 60.0, 5.0)
+    stretch, _ = await books.read_stretch(database, "b1", START, START + 60.0, 5.0)
     assert stretch == Stretch(of_boot=2, wrong=1, unbalanced=0)
     for change, unbalanced in (
         ("delete from delivery_log where push_id = 'p0'", 1),
@@ -294,16 +294,16 @@ async def test_of_the_log_only_final_rows_of_this_boot_in_this_stretch_count(dat
     ):
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute(change)
-        stretch, _ = await inquiry.read_stretch(database, "b1", START, START + 60.0, 5.0)
+        stretch, _ = await books.read_stretch(database, "b1", START, START + 60.0, 5.0)
         assert stretch.unbalanced == unbalanced, change
 
 
 async def test_the_log_is_asked_by_its_indexes(database: str) -> None:
     queries = [
-        (inquiry._STRETCH, {"boot": "b1", "since": START, "until": START + 60}),
-        (inquiry._PENDING, {}),
-        (inquiry._OVERDUE, {}),
-        (inquiry._UNEXPIRED, {}),
+        (books._STRETCH, {"boot": "b1", "since": START, "until": START + 60}),
+        (books._PENDING, {}),
+        (books._OVERDUE, {}),
+        (books._UNEXPIRED, {}),
     ]
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(

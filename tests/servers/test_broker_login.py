@@ -14,7 +14,7 @@ from bridge.adapters.amqp.login import vhost_of
 from bridge.adapters.amqp.producer import Producer
 from bridge.core.errors import BrokerUnavailable
 from bridge.devservers import Servers
-from bridge.operator import inquiry
+from bridge.operator import queues
 
 PASSWORD = "p@ss %2F/wörd"
 
@@ -77,7 +77,7 @@ async def test_every_part_reaches_a_vhost_of_any_name(servers: Servers, name: st
         url = f"{base}/{quote(name, safe='')}"
         async with Producer.connect(url):
             pass
-        assert await inquiry.queue_depths(url) is not None
+        assert await queues.queue_depths(url) is not None
     finally:
         servers.rabbit.delete_vhost(name)
 

@@ -17,7 +17,8 @@ from bridge.adapters.amqp.topology import DeclareMode, TopologyError, ensure
 from bridge.app import build as app
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 from bridge.devservers import Servers
-from bridge.operator import dead_letters, inquiry
+from bridge.operator import dead_letters
+from bridge.operator.queues import queue_depths
 from tests.support import bridges
 
 PASSWORD = "p w/%"
@@ -181,7 +182,7 @@ async def test_vhosts_with_a_slash_and_with_a_percent_sign_are_two(
             queues = f'[element(4, element(2, Q)) || Q <- rabbit_amqqueue:list(<<"{name}">>)]'
             there = servers.rabbit.evaluate(queues)
             assert "push.requests" in there
-            assert [depth.there for depth in await inquiry.queue_depths(url)] == [True] * 4
+            assert [depth.there for depth in await queue_depths(url)] == [True] * 4
     finally:
         for name in (slash, percent):
             servers.rabbit.delete_vhost(name)

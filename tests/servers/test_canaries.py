@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from websockets.exceptions import InvalidStatus
 
-from bridge.cli import parser as cli
+from bridge.cli import entry as cli
 from bridge.core import redaction
 from bridge.devservers import Servers
 from tests.support import bridges
@@ -32,7 +32,7 @@ NOWHERE = "127.0.0.1:1"
 def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A working directory without files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "none"))
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_defect_is_shown_without_the_password(
         raise ValueError(f"invalid literal: {PASSWORD!r} or {PASSWORD}")
 
     monkeypatch.setenv("BRIDGE_POSTGRES_DSN", f"postgresql://app:{quote(PASSWORD, safe='')}@{NOWHERE}/db")
-    monkeypatch.setattr("bridge.cli.commands.db_status", defect)
+    monkeypatch.setattr("bridge.cli.db.db_status", defect)
     assert cli.main(["db", "status"]) == 1
     said = capfd.readouterr().err
     assert "ValueError: invalid literal: '***' or ***" in said

@@ -18,7 +18,8 @@ import pytest
 
 from bridge import __version__
 from bridge.adapters.amqp.producer import Producer
-from bridge.cli.parser import OVERVIEW, build_parser, main
+from bridge.cli.entry import main
+from bridge.cli.parsers import OVERVIEW, build_parser
 from bridge.core.contract.requests import request_body
 from bridge.core.model.outcomes import Outcome, Reason
 from tests.support.clients import client
@@ -34,7 +35,7 @@ NOWHERE = "127.0.0.1:1"
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A working directory without files, and the log as it was."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "none"))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield tmp_path
@@ -91,8 +92,8 @@ def test_flags_of_settings_say_what_they_mean_and_their_default(capsys: pytest.C
     [
         (["pusj"], "bridge: there is no command pusj (did you mean push?)"),
         (["xyzzy"], "bridge: there is no command xyzzy\n"),
-        (["serve", "--ws-prt", "3"], "bridge serve: what is --ws-prt? (did you mean --ws-port?)"),
-        (["push", "--usr=x"], "bridge push: what is --usr? (did you mean --user?)"),
+        (["serve", "--ws-prt", "3"], "bridge serve: there is no option --ws-prt (did you mean --ws-port?)"),
+        (["push", "--usr=x"], "bridge push: there is no option --usr (did you mean --user?)"),
         (["token"], "bridge token: the following arguments are required: USER"),
         (["token", "u", "--ttl", "soon"], "argument --ttl: seconds expected, not 'soon'"),
         (["tail", "--count", "0"], "argument --count: a whole number from 1 expected, not '0'"),
@@ -155,7 +156,7 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bridge.cli.commands.token", interrupted)
+    monkeypatch.setattr("bridge.cli.tokens.token", interrupted)
     assert run("token", "u", "--jwt-secret", SECRET) == 130
 
 

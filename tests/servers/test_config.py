@@ -28,7 +28,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in [n for n in os.environ if n.upper().startswith("BRIDGE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "run-secrets"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "run-secrets"))
     return tmp_path
 
 

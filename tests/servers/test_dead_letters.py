@@ -17,7 +17,8 @@ from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.producer import NotTaken, Producer
 from bridge.adapters.amqp.publish import rfc3339
 from bridge.adapters.amqp.topology import DEAD, FALLEN, PUSH, REQUESTS
-from bridge.cli import main, operating
+from bridge.cli import dead as command
+from bridge.cli import main
 from bridge.config import CommonSettings
 from bridge.core.errors import BrokerUnavailable, SettingsError
 from bridge.operator.dead_letters import Letter, Pile, held, mark_of, marked, outgoing
@@ -67,13 +68,13 @@ async def listed(
 ) -> list[dict[str, Any]]:
     """What `bridge dead list --json` prints."""
     capsys.readouterr()
-    assert await operating.dead_list(at(url), reasons, limit=limit, as_json=True) == 0
+    assert await command.dead_list(at(url), reasons, limit=limit, as_json=True) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 async def replay(url: str, *ids: str, reasons: Sequence[str] = (), **more: bool) -> int:
     asked = {"new_ids": False, "dry_run": False, **more}
-    return await operating.dead_replay(at(url), ids, reasons, limit=1000, **asked)
+    return await command.dead_replay(at(url), ids, reasons, limit=1000, **asked)
 
 
 def ids(letters: Sequence[dict[str, Any]]) -> list[str]:
@@ -89,7 +90,7 @@ async def test_a_line_says_id_reason_age_size_owner_and_detail(
     await bury(vhost, ("p1", "invalid"), body=b'{"tenant":"shop","data":1}')
     target = {"x-push-tenant": "bank", "x-push-user": "u1"}
     await bury(vhost, ("p2", "poison"), ("p3", "poison"), headers=target)
-    assert await operating.dead_list(at(vhost), (), limit=10, as_json=False) == 0
+    assert await command.dead_list(at(vhost), (), limit=10, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["id", "reason", "age", "bytes", "tenant/app", "detail"]
     assert lines[1].split() == ["p1", "invalid", "2", "h", "26", "shop/billing", "why"]
@@ -127,7 +128,7 @@ async def test_a_look_at_a_part_says_so_and_loses_nothing(
 ) -> None:
     names = [f"p{i}" for i in range(10)]
     await bury(vhost, *((name, "invalid") for name in names))
-    assert await operating.dead_list(at(vhost), (), limit=3, as_json=False) == 0
+    assert await command.dead_list(at(vhost), (), limit=3, as_json=False) == 0
     told = capsys.readouterr()
     assert "3 of 10 letters were looked at" in told.err
     assert told.out.splitlines()[-1] == "3 dead letters: 3 invalid"
@@ -138,9 +139,9 @@ async def test_an_empty_queue_and_a_missing_one_are_told_apart(
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(Exception, match=r"there is no queue push\.dead: has a bridge ever run"):
-        await operating.dead_list(at(vhost), (), limit=10, as_json=False)
+        await command.dead_list(at(vhost), (), limit=10, as_json=False)
     await declare(vhost)
-    assert await operating.dead_list(at(vhost), (), limit=10, as_json=False) == 0
+    assert await command.dead_list(at(vhost), (), limit=10, as_json=False) == 0
     assert capsys.readouterr().out == "no dead letters\n"
 
 
@@ -148,7 +149,7 @@ async def test_show_prints_properties_headers_and_the_body_and_sends_no_control_
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await bury(vhost, ("p1", "not_json"), body=b"not \x1b[31mjson\xff\nsecond", headers={"own": ["a\x1b", 1]})
-    assert await operating.dead_show(at(vhost), "p1", limit=10, as_json=False) == 0
+    assert await command.dead_show(at(vhost), "p1", limit=10, as_json=False) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     lines = [line.split(maxsplit=1) for line in shown.splitlines()]
@@ -157,11 +158,11 @@ async def test_show_prints_properties_headers_and_the_body_and_sends_no_control_
     assert ["header", 'own: ["a\\u001b", 1]'] in lines
     assert ["body", "21 bytes"] in lines
     assert shown.endswith("    not \\x1b[31mjson\\xff\n    second\n")
-    assert await operating.dead_show(at(vhost), "p1", limit=10, as_json=True) == 0
+    assert await command.dead_show(at(vhost), "p1", limit=10, as_json=True) == 0
     whole = json.loads(capsys.readouterr().out)
     assert whole["encoding"] == "base64"
     assert whole["properties"]["app_id"] == "billing"
-    assert await operating.dead_show(at(vhost), "p2", limit=10, as_json=False) == 1
+    assert await command.dead_show(at(vhost), "p2", limit=10, as_json=False) == 1
     assert "no letter p2 in push.dead" in capsys.readouterr().err
 
 
@@ -353,7 +354,7 @@ async def test_a_letter_whose_properties_are_no_text_is_read_shown_and_replayed_
     async with outbox(vhost) as box:
         assert not await box.publish([Message(DEAD, b"x", properties.replace(b"~~", b"\xff\xfe"), b"{}")], 10)
     assert ids(await listed(vhost, capsys)) == ["p1"]
-    assert await operating.dead_show(at(vhost), "p1", limit=10, as_json=True) == 0
+    assert await command.dead_show(at(vhost), "p1", limit=10, as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["properties"] == {
         "message_id": "m\\xff\\xfe",
@@ -361,7 +362,7 @@ async def test_a_letter_whose_properties_are_no_text_is_read_shown_and_replayed_
         "reply_to": "r\\xff\\xfe",
     }
     assert shown["headers"]["own\\xff\\xfe"] == 1
-    assert await operating.dead_show(at(vhost), "p1", limit=10, as_json=False) == 0
+    assert await command.dead_show(at(vhost), "p1", limit=10, as_json=False) == 0
     assert "c\\xff\\xfe" in capsys.readouterr().out
     assert await replay(vhost) == 0
     async with raw_deliveries(vhost, REQUESTS) as seen, asyncio.timeout(10):
@@ -460,13 +461,13 @@ async def test_a_purge_wants_a_yes_and_takes_only_what_was_named(
     vhost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await bury(vhost, ("p1", "invalid"), ("p2", "poison"), ("p3", "invalid"), ("p4", "poison"))
-    with pytest.raises(SettingsError, match="--yes: is needed to delete 2 of 4 letters; nothing was deleted"):
-        await operating.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=False)
-    assert await operating.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=True) == 0
+    with pytest.raises(SettingsError, match="nothing deleted; add --yes to delete 2 of 4 letters"):
+        await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=False)
+    assert await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=True) == 0
     assert capsys.readouterr().out == "2 deleted, 2 kept\n"
     assert ids(await listed(vhost, capsys)) == ["p1", "p3"]
-    assert await operating.dead_purge(at(vhost), ["p9"], (), limit=1000, yes=True) == 1
-    assert await operating.dead_purge(at(vhost), (), (), limit=1000, yes=True) == 0
+    assert await command.dead_purge(at(vhost), ["p9"], (), limit=1000, yes=True) == 1
+    assert await command.dead_purge(at(vhost), (), (), limit=1000, yes=True) == 0
     assert await ready_messages(vhost, DEAD) == 0
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from bridge.cli import demo
-from bridge.cli.demo_check import Line, Message, Person, Seen, disagreements, requests_of, unfinished
+from bridge.cli.demo_check import Line, Person, Sample, Seen, disagreements, requests_of, unfinished
 from bridge.config import CommonSettings
 from bridge.core.errors import SettingsError
 
@@ -109,7 +109,7 @@ def test_a_file_without_requests_is_refused(place: Path) -> None:
     ],
 )
 def test_requests_are_read_as_they_look(body: bytes, read: list[tuple[str, set[str]]]) -> None:
-    assert [(r.id, set(r.users)) for r in requests_of(Message("m", body))] == read
+    assert [(r.id, set(r.users)) for r in requests_of(Sample("m", body))] == read
 
 
 def row(push_id: str, user: str | None, outcome: str = "received", *, final: bool = True) -> Line:
@@ -117,7 +117,7 @@ def row(push_id: str, user: str | None, outcome: str = "received", *, final: boo
 
 
 def test_a_request_has_ended_when_each_user_has_a_final_row_or_it_was_rejected() -> None:
-    both = requests_of(Message("m", b'{"to": {"users": ["ann", "ben"]}, "data": 1}'))
+    both = requests_of(Sample("m", b'{"to": {"users": ["ann", "ben"]}, "data": 1}'))
     assert unfinished(both, []) == ["m"]
     assert unfinished(both, [row("m", "ann")]) == ["m"]
     assert unfinished(both, [row("m", "ann"), row("m", "ben", "pending", final=False)]) == ["m"]
@@ -128,11 +128,11 @@ def test_a_request_has_ended_when_each_user_has_a_final_row_or_it_was_rejected()
 # --- what the check finds --------------------------------------------------------------------------------
 
 MESSAGES = [
-    Message("1", b'{"to": {"user": "ann"}, "data": "one"}'),
-    Message("2", b'{"to": {"user": "ann"}, "data": "two"}'),
-    Message("3", b'{"to": {"user": "ben"}, "data": "one"}'),
-    Message("4", b'{"to": {"user": "cat"}, "data": "four"}'),
-    Message("5", b"wrong"),
+    Sample("1", b'{"to": {"user": "ann"}, "data": "one"}'),
+    Sample("2", b'{"to": {"user": "ann"}, "data": "two"}'),
+    Sample("3", b'{"to": {"user": "ben"}, "data": "one"}'),
+    Sample("4", b'{"to": {"user": "cat"}, "data": "four"}'),
+    Sample("5", b"wrong"),
 ]
 LOG = [
     row("1", "ann", "acked"),
@@ -214,7 +214,7 @@ def test_each_way_to_disagree_is_found(seen: list[Seen], log: list[Line], found:
 
 
 def test_a_bare_client_is_not_credited_with_the_same_data_for_somebody_else() -> None:
-    earlier = Message("0", b'{"to": {"user": "ben"}, "data": "one"}')
+    earlier = Sample("0", b'{"to": {"user": "ben"}, "data": "one"}')
     messages, log = [earlier, *MESSAGES], [row("0", "ben", "offline"), *LOG]
     assert disagreements(messages, SEEN, log) == []
 

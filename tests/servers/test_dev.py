@@ -36,7 +36,7 @@ from tests.support.processes import processes_of
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A working directory without files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bridge.config.SECRETS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("bridge.config.common.SECRETS_DIR", str(tmp_path / "none"))
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import checking
+from bridge.cli import check as checking
 from tests.support.bridges import Process, final_rows, publish, request
 from tests.support.check_command import run_check
 

@@ -272,10 +272,10 @@ async def test_a_database_of_another_encoding_is_refused_with_its_reason(
         conn.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
     dsn = conninfo.make_conninfo(database, dbname=name)
     try:
-        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, wanted is UTF8"):
+        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, but the bridge needs UTF8"):
             migrate.upgrade(dsn)
         store = PostgresStore(dsn)
-        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, wanted is UTF8"):
+        with pytest.raises(DatabaseUnsuitable, match=f"encoding {encoding}, but the bridge needs UTF8"):
             await store.last_position()
         await store.close()
         for words in (["db", "upgrade"], ["db", "status"], ["check"], ["why", "p"], ["serve"]):
@@ -292,7 +292,7 @@ async def test_a_database_of_another_encoding_is_refused_with_its_reason(
             )
             async with asyncio.timeout(30):
                 told = (await done.communicate())[0].decode()
-            assert f"encoding {encoding}, wanted is UTF8" in told, words
+            assert f"encoding {encoding}, but the bridge needs UTF8" in told, words
             assert "Traceback" not in told, words
             assert done.returncode == 1, words
     finally:

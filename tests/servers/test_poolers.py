@@ -17,7 +17,8 @@ from bridge.adapters.postgres.pooling import transaction_pooled
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.cli import main
 from bridge.core.errors import DatabaseUnsuitable
-from bridge.operator import inquiry, replay
+from bridge.operator import lookup, replay
+from bridge.operator.books import read_books
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
 from tests.support.other_sessions import eventually
@@ -42,9 +43,9 @@ def untouched(pooled: str, direct: str) -> None:
 
 
 async def everything_people_ask(pooled: str) -> None:
-    found = await inquiry.look_up(pooled, "p0")
+    found = await lookup.look_up(pooled, "p0")
     assert [r.user for r in found.rows] == ["u"]
-    books = await inquiry.read_books(pooled, 1)
+    books = await read_books(pooled, 1)
     assert books.irregular.orphans == 0
     meant = replay.where(["outcome=received", "until=2200-01-01"], datetime.now(UTC))
     async with replay.selected(pooled, meant, "mark") as selection:

@@ -10,14 +10,14 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from bridge.cli import operating
+from bridge.cli import why as command
 from bridge.config import CommonSettings
 from bridge.core.errors import SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, RowKey
-from bridge.operator import inquiry
-from bridge.operator.inquiry import Found
-from bridge.ops import server as http
+from bridge.operator import lookup
+from bridge.operator.lookup import Found
+from bridge.ops.routes.why import LOOK_UPS_AT_ONCE
 from tests.support.bridges import bridge, final_rows, get
 from tests.support.bridges import publish as push
 from tests.support.bridges import request as push_request
@@ -28,7 +28,7 @@ from tests.support.rows import PUBLISHED_AT, finished_row, write_rows
 @pytest.fixture
 def parts(database: str) -> Parts:
     async def look_up(push_id: str, user: str | None, tenant: str | None) -> Found:
-        return await inquiry.look_up(database, push_id, user=user, tenant=tenant)
+        return await lookup.look_up(database, push_id, user=user, tenant=tenant)
 
     return Parts(look_up=look_up)
 
@@ -82,7 +82,7 @@ async def test_whoever_prefers_text_gets_what_the_command_prints(
         said = await answer.text()
     if text:
         where = CommonSettings(amqp_url="amqp://127.0.0.1:1/", postgres_dsn=database, _env_file=None)
-        await operating.why(where, "p1", None, None, as_json=False)
+        await command.why(where, "p1", None, None, as_json=False)
         assert said == capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ async def test_what_is_owed_to_bytes_that_are_no_text_is_shown(
         said = (await answer.json())["rows"][0]["owed"]
     assert said == [{"queue": "q\\xff", "correlation_id": "c\\xfe"}]
     settings = CommonSettings(amqp_url="amqp://127.0.0.1:1/", postgres_dsn=database, _env_file=None)
-    assert await operating.why(settings, "p1", None, None, as_json=True) == 0
+    assert await command.why(settings, "p1", None, None, as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["owed"] == said
 
 
@@ -193,11 +193,11 @@ async def test_only_a_few_ask_the_database_at_once() -> None:
     async with ops(Parts(look_up=slow)) as running:
         asked = [asyncio.create_task(ask(running)) for _ in range(10)]
         async with asyncio.timeout(10):
-            while most < http.LOOK_UPS_AT_ONCE:
+            while most < LOOK_UPS_AT_ONCE:
                 await asyncio.sleep(0.01)
         go.set()
         assert await asyncio.gather(*asked) == [503] * 10
-    assert most == http.LOOK_UPS_AT_ONCE
+    assert most == LOOK_UPS_AT_ONCE
 
 
 async def test_without_a_log_that_can_be_asked_there_is_no_such_route() -> None:

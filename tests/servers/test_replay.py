@@ -13,7 +13,8 @@ import pytest
 
 from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage
 from bridge.adapters.amqp.topology import REQUESTS
-from bridge.cli import main, operating
+from bridge.cli import main
+from bridge.cli import replay as command
 from bridge.config import CommonSettings
 from bridge.core.errors import BrokerUnavailable, SettingsError
 from bridge.operator import replay as replaying
@@ -61,7 +62,7 @@ def at(url: str, dsn: str) -> CommonSettings:
 
 async def replay(url: str, dsn: str, *conditions: str, **more: Any) -> int:
     asked = {"mark": "1", "rate": 1000.0, "ttl": None, "dry_run": False, **more}
-    return await operating.replay(at(url, dsn), conditions or ("since=1h",), **asked)
+    return await command.replay(at(url, dsn), conditions or ("since=1h",), **asked)
 
 
 def counted(capsys: pytest.CaptureFixture[str]) -> dict[str, int]:

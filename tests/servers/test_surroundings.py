@@ -23,7 +23,7 @@ from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.core.errors import StatementFailed
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.ports.store import MailboxAsk, ResumeAsk
-from bridge.operator import inquiry
+from bridge.operator import lookup
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
 from tests.support.rows import EVER, NOON, kept_row, row
@@ -65,7 +65,7 @@ async def test_a_user_of_any_script_is_served_whatever_encoding_the_surroundings
         assert (await told(b.ws_port, "Иван"))["id"] == "заказ-7"
     monkeypatch.delenv("PGCLIENTENCODING", raising=False)
     monkeypatch.delenv("PGDATESTYLE", raising=False)
-    found = await inquiry.look_up(dsn, "заказ-7")
+    found = await lookup.look_up(dsn, "заказ-7")
     assert [r.user for r in found.rows] == ["Иван"]
     assert all(line.applied_at for line in migrate.status(dsn))
 

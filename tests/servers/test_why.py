@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.cli import main, operating
+from bridge.cli import main
+from bridge.cli import why as command
 from bridge.config import CommonSettings
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import Difference, LateProof, Reply, RowKey
@@ -27,7 +28,7 @@ async def why(
     dsn: str, push_id: str, user: str | None = None, *, url: str = NOWHERE, tenant: str | None = None
 ) -> int:
     settings = CommonSettings(amqp_url=url, postgres_dsn=dsn, _env_file=None)
-    return await operating.why(settings, push_id, user, tenant, as_json=False)
+    return await command.why(settings, push_id, user, tenant, as_json=False)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import parser as cli
+from bridge.cli import entry as cli
 
 SECRET = "n0t-a-real-secret-but-long-enough-for-it"
 CANARY = "zqx"
@@ -162,5 +162,5 @@ def test_a_misspelt_flag_is_named_without_its_value(capfd: pytest.CaptureFixture
         cli.main(["serve", "--jwt-secrt=zqx-zqx-zqx"])
     assert caught.value.code == 2
     said = capfd.readouterr().err
-    assert "what is --jwt-secrt? (did you mean --jwt-secret?)" in said
+    assert "there is no option --jwt-secrt (did you mean --jwt-secret?)" in said
     assert CANARY not in said

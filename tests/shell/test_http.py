@@ -20,9 +20,12 @@ from bridge.core.model.outcomes import ENDINGS, Outcome, Reason
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Recall
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import Hooks, SessionInfo
+from bridge.ops import requests as http_requests
 from bridge.ops import server as http
 from bridge.ops.outcome_feed import BACKLOG_ROWS, Missed, OutcomeFeed
-from bridge.ops.server import SUBSCRIBERS_MAX, OpsServer, listen
+from bridge.ops.routes import outcomes
+from bridge.ops.routes.outcomes import SUBSCRIBERS_MAX
+from bridge.ops.server import OpsServer, listen
 from tests.support import bridges
 from tests.support.ops import Parts, Running, nothing_known, ops, receipt, row, until
 
@@ -266,7 +269,7 @@ async def test_a_body_without_a_length_is_cut_off_as_well(running: Running, part
 async def test_a_body_that_does_not_arrive_is_given_up(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(http_requests, "BODY_SECONDS", 0.05)
     head = "POST /v1/push HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     text = await raw(running.server.port, head + "Content-Length: 9\r\n\r\n{")
     assert text.startswith("HTTP/1.1 408 ")
@@ -341,7 +344,7 @@ async def test_readers_are_limited(running: Running, parts: Parts) -> None:
 async def test_a_quiet_stream_shows_that_it_is_still_there(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(outcomes, "HEARTBEAT", 0.01)
     async with running.client.get("/v1/outcomes") as answer, asyncio.timeout(15):
         async for line in answer.content:
             if line == b": still here\n":
@@ -359,7 +362,7 @@ async def test_a_reader_that_is_behind_is_told_how_much_it_missed_and_memory_sta
         assert batch[-1] == Missed(7)
         feed.on_outcome(row("later"))
         assert [r.key.push_id for r in await subscription.next() if isinstance(r, Row)] == ["later"]
-    assert http._event(Missed(7)) == b'event: missed\ndata: {"count": 7}\n\n'
+    assert outcomes.event(Missed(7)) == b'event: missed\ndata: {"count": 7}\n\n'
 
 
 def test_the_feed_fills_the_hooks_port() -> None:

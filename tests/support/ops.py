@@ -19,9 +19,10 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.plugins import SessionInfo
-from bridge.operator.inquiry import Found
+from bridge.operator.lookup import Found
+from bridge.ops.context import LookUp, OpsContext
 from bridge.ops.outcome_feed import OutcomeFeed
-from bridge.ops.server import LookUp, OpsContext, OpsServer, listen
+from bridge.ops.server import OpsServer, listen
 from tests.support.ports import ManualClock
 
 GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True, True, True)

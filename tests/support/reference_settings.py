@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bridge.cli.parser import EPILOGS, OVERVIEW, build_parser
+from bridge.cli.parsers import OVERVIEW, build_parser
 from bridge.config import GROUPS, Settings, default_text, env_name, expected, flag_name
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference"
@@ -18,7 +18,7 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        MARK.format("bridge/config.py"),
+        MARK.format("bridge/config/settings.py"),
         "",
         "A value is looked for in this order:",
         "",
@@ -54,7 +54,7 @@ def cli_page() -> str:
     lines = [
         "# The command `bridge`",
         "",
-        MARK.format("bridge/cli/parser.py"),
+        MARK.format("bridge/cli/parsers"),
         "",
         "```text",
         OVERVIEW.rstrip(),
@@ -69,11 +69,11 @@ def cli_page() -> str:
         "| 130 | interrupted |",
     ]
     for name, parser in build_parser()[1].items():
-        if name not in EPILOGS:
+        if parser.epilog is None:
             continue
         lines += ["", f"## bridge {name}", "", parser.description or ""]
         remark, _, examples = (
-            EPILOGS[name].rpartition("\n\n") if "\n\n" in EPILOGS[name] else ("", "", EPILOGS[name])
+            parser.epilog.rpartition("\n\n") if "\n\n" in parser.epilog else ("", "", parser.epilog)
         )
         if not examples.startswith("  "):
             remark, examples = examples, ""

@@ -1,4 +1,4 @@
-"""Would a week of running work on this database? Does what `serve` does, in a transaction that is rolled back."""
+"""Would the bridge run on this database for a week? Does what `serve` does, in a transaction that is rolled back."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from bridge.adapters.postgres.probe import mends, write_in_vain
 from bridge.adapters.postgres.rights import missing
 from bridge.adapters.postgres.rows import RECORD_PARAMS, SHARE_BYTES, record_params
 from bridge.adapters.postgres.upkeep import DAYS_AHEAD, DAYS_HERE, owns_log
-from bridge.core.errors import LogTakesNoRows, StoreUnavailable
+from bridge.core.errors import LogTakesNoRows, SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.store import LEASE_SECONDS
 
 CHECK_TIMEOUT: Final = 20.0
-"""Seconds for all of it."""
+"""Seconds for everything."""
 CLOCK_WARN, CLOCK_FAIL = 1.0, 30.0
-"""Seconds between this machine's clock and the server's: more is told, and more is too much for leases and ttls."""
+"""Seconds between this machine's clock and the server's: when to warn, and what is too much for leases and ttls."""
 WEEK: Final = 7
 LONG_AGO: Final = 3999
-"""Days before today: a partition that nobody has, made and dropped to show that both work."""
+"""Days before today: nobody has a partition of that day, so it is made and dropped to show that both work."""
 NAME: Final = "bridge check"
 
 
 async def findings(dsn: str, node: str = "") -> list[Finding]:
-    """Everything about the database that is worth a line; leaves nothing behind.
+    """Everything about the database that is worth a line. It leaves nothing behind.
 
-    It locks the log for a moment, as the upkeep of a role does that does not own it. What this `node` has open already
-    is counted. Raises StoreUnavailable where the server can't be reached, DatabaseUnsuitable for another encoding.
+    It locks the log for a moment, as upkeep does for a role that does not own it. Connections that this `node` has open
+    count as available. Raises StoreUnavailable if the server can't be reached, DatabaseUnsuitable for another
+    encoding.
     """
     found = await _pooler(dsn)
     conn = await patient_connection(dsn, NAME)
@@ -62,7 +63,7 @@ async def _pooler(dsn: str) -> list[Finding]:
     try:
         pooled = await transaction_pooled(dsn, NAME)
     except StoreUnavailable:
-        # It takes two connections to tell. Where one can be had, `connections` says what keeps the second away.
+        # This needs two connections. If only one can be had, `connections` says what keeps the second away.
         return []
     if pooled:
         return [Finding("fail", "pooler", TRANSACTION_POOLED)]
@@ -70,7 +71,7 @@ async def _pooler(dsn: str) -> list[Finding]:
 
 
 async def _look(conn: Connection) -> list[Finding]:
-    """In a transaction: what can be asked first, then what must be tried."""
+    """In a transaction: first what can be asked, then what must be tried."""
     found = [await _clock(conn)]
     if only_reads := await _only_reads(conn):
         return [*found, only_reads]
@@ -82,8 +83,7 @@ async def _look(conn: Connection) -> list[Finding]:
     found.append(Finding("ok", "rights", "all that serving needs"))
     schema = await _value(conn, "select coalesce(max(version), 0) from schema_version")
     if int(str(schema)) < WANTED_VERSION:
-        words = f"the schema is at version {schema}, wanted is {WANTED_VERSION}: run `bridge db upgrade`"
-        return [*found, Finding("fail", "schema", words)]
+        return [*found, Finding("fail", "schema", str(SchemaBehind(int(str(schema)), WANTED_VERSION)))]
     ahead = int(str(await _value(conn, _AHEAD)))
     serving = await _value(conn, _SERVING)
     words = f"of {ahead} days ahead"
@@ -107,13 +107,13 @@ _AHEAD: LiteralString = f"select count(*) from ({DAYS_HERE}) d where d.day > log
 async def _clock(conn: Connection) -> Finding:
     before = time.time()
     server = float(str(await _value(conn, "select extract(epoch from clock_timestamp())::float8")))
-    # Somewhere in between the server has looked.
+    # The server looked at some moment in between.
     apart = max(0.0, before - server, server - time.time())
     words = f"the server's clock and this machine's differ by {apart:.1f} s"
     if apart > CLOCK_FAIL:
-        return Finding("fail", "clock", f"{words}: have both follow NTP")
+        return Finding("fail", "clock", f"{words}: let both follow NTP")
     if apart > CLOCK_WARN:
-        return Finding("warn", "clock", f"{words}: have both follow NTP")
+        return Finding("warn", "clock", f"{words}: let both follow NTP")
     return Finding("ok", "clock", f"differs by less than {CLOCK_WARN:g} s")
 
 
@@ -157,7 +157,7 @@ async def _tries(conn: Connection) -> list[Finding]:
                 raise
             said = f"{sentence(error)} ({error.sqlstate})"
             if _could_not_wait(error):
-                # A lock that somebody else holds; it says nothing about whether it works.
+                # Somebody else holds a lock; whether it works remains unknown.
                 found.append(Finding("warn", what, f"could not be tried now: {said}"))
             else:
                 found.append(Finding("fail", what, said + (await mends(conn) if tried is _rows else "")))
@@ -168,13 +168,13 @@ async def _tries(conn: Connection) -> list[Finding]:
 
 
 def _could_not_wait(error: psycopg.Error) -> bool:
-    """Whether a limit of time ended the statement, and not a function of somebody's that raises such an error."""
+    """Whether a time limit ended the statement, rather than a function that raises the same error."""
     raised = (error.diag.source_function or "").startswith("exec_stmt_")
     return isinstance(error, pg.LockNotAvailable | pg.QueryCanceled | pg.DeadlockDetected) and not raised
 
 
 class _Dropped(Exception):
-    """Something was written, and is not there."""
+    """Something was written and is not there."""
 
 
 async def _rows(conn: Connection) -> None:
@@ -184,7 +184,7 @@ async def _rows(conn: Connection) -> None:
 
 
 async def _kept(conn: Connection) -> None:
-    """Two that are kept and share their data, which is then in push_content."""
+    """Write two kept rows that share their data, which is then in push_content."""
     now = time.time()
     key, data = f"{NAME} {uuid.uuid4()}", b"1" * SHARE_BYTES
     kept = [
@@ -227,7 +227,7 @@ async def _drop(conn: Connection) -> None:
     day = await _value(conn, "select log_today() - %s::integer", LONG_AGO)
     await conn.execute("select make_partition(%s)", (day,))
     if await owns_log(conn):
-        # Upkeep detaches it concurrently, which no transaction may: whoever may drop it may do that.
+        # Upkeep detaches it concurrently, which is impossible in a transaction. Whoever may drop it may do that, too.
         await conn.execute(f"drop table delivery_log_{day:%Y%m%d}".encode())
     else:
         await conn.execute("select drop_partition(%s, 1)", (day,))

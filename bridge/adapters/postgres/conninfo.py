@@ -1,4 +1,4 @@
-"""What a connection to Postgres is asked to be: one place, whatever the DSN, the environment or the role say."""
+"""The connection string of every connection to Postgres, and what its encoding must be."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bridge.core.errors import DatabaseUnsuitable
 
 
 def conninfo_of(dsn: str, application_name: str, **defaults: int) -> str:
-    """The connection string for a DSN; `defaults` are for what it does not say itself.
+    """The connection string for a DSN; `defaults` fill in what the DSN leaves out.
 
-    The encoding is always UTF8: the program has text as such, and `PGCLIENTENCODING=LATIN1` would make every user
-    whose name is not Latin an error. As a startup parameter it wins over what a role or a database has set.
+    The encoding is always UTF8. Otherwise `PGCLIENTENCODING=LATIN1` would make every user whose name is not Latin an
+    error. As a startup parameter it wins over the settings of role and database.
     """
     given = conninfo.conninfo_to_dict(dsn)
     missing = {name: value for name, value in defaults.items() if name not in given}
@@ -20,11 +20,11 @@ def conninfo_of(dsn: str, application_name: str, **defaults: int) -> str:
 
 
 def check_encoding(conn: psycopg.Connection | psycopg.AsyncConnection) -> None:
-    """Raise DatabaseUnsuitable unless both sides speak UTF8. Ids may be any text, and are compared bytewise."""
+    """Raise DatabaseUnsuitable unless both sides use UTF8: ids may be any text, and are compared bytewise."""
     server = conn.info.parameter_status("server_encoding")
     if server != "UTF8":
         raise DatabaseUnsuitable(
-            f"the database {conn.info.dbname} has the encoding {server}, wanted is UTF8: create it with"
+            f"the database {conn.info.dbname} has the encoding {server}, but the bridge needs UTF8: create it with"
             " `create database NAME encoding 'UTF8' locale 'C.UTF-8' template template0`"
         )
     client = conn.info.parameter_status("client_encoding")

@@ -1,4 +1,4 @@
-"""The one place where errors of Postgres and of the way there become ours. None of them quotes a secret."""
+"""The one place that translates errors of Postgres and of the network. No translated error quotes a secret."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bridge.core.errors import (
 from bridge.core.redaction import redact
 
 _OF_ROW = ("22", "23", "54")
-"""Classes of SQLSTATE that say that the data can't be kept."""
+"""Classes of SQLSTATE that mean that the data itself is refused."""
 _OF_SERVER = (
     # Connection, prepared statement, login, database, resources, shutdown, disk, configuration.
     *("08", "26", "28", "3D", "53", "57P", "58", "F0"),
-    # It only reads, or the transaction is gone; a race that was lost time and again; in use; too old a snapshot.
+    # Read only, or the transaction is gone; a race that was lost several times; in use; snapshot too old.
     *("25", "40", "55006", "72"),
-    # What the schema does not have: it is another than the one that the connection knew.
+    # Not in the schema: it is another than the one that the connection knew.
     *("3F", "42P01", "42P05", "42883", "42703"),
 )
 """SQLSTATEs, by their beginning, that say nothing about the statement.
 https://www.postgresql.org/docs/15/errcodes-appendix.html"""
 
 _NOT_PASSED_ON = "unsupported startup parameter"
-"""In the words of PgBouncer, which passes on only some. Waiting mends nothing."""
+"""What PgBouncer says of a parameter that it does not pass on. Waiting does not help."""
 
 
 def translated(error: Exception) -> BridgeError:
@@ -36,21 +36,21 @@ def translated(error: Exception) -> BridgeError:
 
     | SQLSTATE, error | becomes |
     |---|---|
-    | 22 (data), 23 (integrity), 54 (too large or too deep), text that is no UTF-8 or holds a NUL | RowsRefused |
+    | 22 (data), 23 (integrity), 54 (too large or too deep), text that is not UTF-8 or has a NUL | RowsRefused |
     | `_OF_SERVER`, or none: no connection, or a cut one | StoreUnavailable |
     | the server answers a connection with FATAL | StoreRefused |
     | a pooler does not pass on a startup parameter | DatabaseUnsuitable |
     | all else: a time limit, a trigger, a right that is missing, an internal error | StatementFailed |
 
-    Whoever writes asks for more than one opinion: after StatementFailed it is tried whether any row can be written, and
-    after several StoreUnavailable, too (`bridge.core.settlement.persistence`). So an error in the wrong line costs some
-    tries.
+    A writer does not rely on one answer: after StatementFailed, and after several StoreUnavailable, it tries whether
+    any row can be written (`bridge.core.settlement.persistence`). So an error in the wrong line costs some tries, but
+    no row.
 
-    A schema that is too old is found where a connection is set up. An undefined table or function (42P01,
-    42883) on a connection that knew the schema makes the call run again on a new one, and so finds it.
+    A schema that is too old is found when a connection is set up. If a table or function is missing (42P01, 42883) on
+    an older connection, the call runs again on a new one, and so finds it.
     """
     if isinstance(error, UnicodeError):
-        return RowsRefused("22021", f"text that is no UTF-8: {getattr(error, 'reason', error)}")
+        return RowsRefused("22021", f"text that is not UTF-8: {getattr(error, 'reason', error)}")
     if not isinstance(error, psycopg.Error):
         return StoreUnavailable(_first_line(error))
     text = sentence(error)
@@ -60,24 +60,24 @@ def translated(error: Exception) -> BridgeError:
     if sqlstate is None:
         if isinstance(error, psycopg.NotSupportedError):
             return StatementFailed(text)
-        # libpq gives no SQLSTATE of a connection that was refused, only what the server said.
+        # For a refused connection libpq gives no SQLSTATE, only what the server said.
         _, fatal, said = text.partition("FATAL:")
         if _NOT_PASSED_ON in said:
             return DatabaseUnsuitable(
-                "there is a pooler in between, and it refuses what the DSN, or PGOPTIONS, gives as options:"
-                f" {said.strip()}; take it out, and set it for the role (`alter role NAME set ...`),"
-                " or have the pooler pass over it (ignore_startup_parameters of PgBouncer)"
+                "a pooler in between refuses what the DSN or PGOPTIONS gives as options:"
+                f" {said.strip()}; take it out and set it for the role (`alter role NAME set ...`),"
+                " or let the pooler ignore it (ignore_startup_parameters of PgBouncer)"
             )
         return StoreRefused(said.strip()) if fatal else StoreUnavailable(text)
     if sqlstate[:2] in _OF_ROW and not (sqlstate == "23514" and error.diag.constraint_name is None):
         return RowsRefused(sqlstate, text)
-    # 23514 without a constraint is not the row's fault: Postgres says so of a partition that is not there.
+    # 23514 without a constraint is not the fault of the row: Postgres says it of a missing partition.
     of_server = sqlstate == "23514" or sqlstate.startswith(_OF_SERVER)
     return (StoreUnavailable if of_server else StatementFailed)(f"{text} ({sqlstate})")
 
 
 def sentence(error: psycopg.Error) -> str:
-    """What the server or the library said, in one line and without secrets."""
+    """What the server or the library said, on one line and without secrets."""
     return redact(error.diag.message_primary or _first_line(error))
 
 

@@ -1,4 +1,4 @@
-"""A few figures of the delivery log for the metrics, by small statements that are asked rarely."""
+"""A few figures of the delivery log for the metrics, from cheap statements that run rarely."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import date, timedelta
 from typing import Any, LiteralString, NamedTuple, cast
 
 from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
-from bridge.adapters.postgres.upkeep import DAYS_HERE
+from bridge.adapters.postgres.upkeep import DAYS_HERE, TODAY_AND_DAYS
 
 STORED_MAX = 10_000
-"""Stored rows of one day that are counted at most: a million of them must not cost a million index entries."""
+"""The most stored rows of one day that are counted, so that a million of them do not cost a million index reads."""
 STATEMENT_MS = 2000
-"""Milliseconds that one statement may take; what takes longer is not known."""
+"""Milliseconds that one statement may take; a figure that takes longer is left out."""
 
 
 class LogFigures(NamedTuple):
@@ -20,15 +20,15 @@ class LogFigures(NamedTuple):
     stored: int
     """Rows with the outcome `stored`, of each day `STORED_MAX` at most."""
     oldest_taken_at: float | None
-    """When the oldest of them was taken, seconds since the epoch; None without any. Of a day that has more of them than
-    are counted, that of one of those."""
+    """When the oldest of them was taken, seconds since the epoch; None without any. On a day with more of them than are
+    counted, only the counted ones are looked at."""
     days_over: int
-    """Days that have more of them than are counted."""
+    """Days with more stored rows than are counted."""
     partitions_ahead: int
     """Days after today that have a partition, without a gap."""
 
 
-# The index of what is stored by the end of its ttl is small, and the order makes it the one that is used.
+# The order makes the planner use the index of stored rows by the end of their ttl, which is small.
 _STORED: LiteralString = f"""
     select coalesce(sum(least(s.rows, {STORED_MAX})), 0)::bigint, extract(epoch from min(s.oldest))::float8,
            count(*) filter (where s.rows > {STORED_MAX})
@@ -39,13 +39,10 @@ _STORED: LiteralString = f"""
               order by l.expires_at limit {STORED_MAX} + 1) one
     ) s
     """
-_DAYS: LiteralString = f"""
-    select log_today(), coalesce(array_agg(days.day), '{{}}') from ({DAYS_HERE}) days
-    """
 
 
 class PostgresFigures:
-    """Reads the figures on a connection of its own, so that nobody else waits for it."""
+    """Reads the figures on its own connection, so that nothing else waits for them."""
 
     def __init__(self, dsn: str, node: str) -> None:
         self._connections = Connections(dsn, f"bridge {node} figures", CONNECTIONS["figures"])
@@ -67,7 +64,7 @@ async def _read(conn: Connection) -> LogFigures:
             (str(STATEMENT_MS),),
         )
         stored, oldest, over = cast("tuple[int, float | None, int]", await _one(conn, _STORED))
-        today, days = cast("tuple[date, list[date]]", await _one(conn, _DAYS))
+        today, days = cast("tuple[date, list[date]]", await _one(conn, TODAY_AND_DAYS))
     there = set(days)
     ahead = 0
     while today + timedelta(days=ahead + 1) in there:

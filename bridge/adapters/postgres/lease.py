@@ -1,16 +1,16 @@
-"""The Lease port on Postgres: a row that is renewed every second, and a lock that falls with its holder.
+"""The Lease port on Postgres: a row that is renewed every second, and a lock that ends with its holder.
 
-The row (`node.seen_at`, the database's time) is the lease. The session-level advisory lock on a connection
-of its own only makes a restart quick: a killed process loses it at once, and the next boot of its name need
-not wait for the lease to run out.
+The row (`node.seen_at`, the database's time) is the lease. The session-level advisory lock, on its own connection, only
+makes a restart quick: a killed process loses it at once, so the next boot of its name need not wait for the lease to
+run out.
 
 | the lock is | the lease is | then |
 |---|---|---|
-| free | run out, or there is none | claim |
-| free | good, renewed since the server started | the holder's process is gone: claim |
-| free | good, renewed before the server started | the server took the lock, not the process: wait |
-| held | run out | a half-open connection or a stopped process: claim; should it come back, it will see |
-| held | good | it lives: wait, then NodeNameTaken |
+| free | expired, or there is none | claim |
+| free | valid, renewed since the server started | the holder's process is gone: claim |
+| free | valid, renewed before the server started | the restart took the lock, the process may live: wait |
+| held | expired | a half-open connection or a stopped process: claim; if it comes back, its renewal fails |
+| held | valid | it lives: wait, then NodeNameTaken |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bridge.core.model.rows import Row
 from bridge.core.ports.store import LEASE_SECONDS, NO_ACCOUNT, Account
 
 CLAIM_SECONDS = LEASE_SECONDS + 1.0
-"""How long a claim waits for a predecessor to end: a lease that is not renewed has run out by then."""
+"""Seconds that a claim waits for a predecessor to end; a lease that is not renewed has expired by then."""
 CLAIM_STEP = 0.2
 """Seconds between two looks while a claim waits."""
 LOCK_CLASS = int.from_bytes(b"brdg", "big")
@@ -60,9 +60,9 @@ class PostgresLease:
         self._connections = Connections(dsn, f"bridge {node} sweep", CONNECTIONS["sweep"])
 
     async def claim(self) -> None:
-        """See `Lease.claim`. Takes at once what nobody holds; waits up to six seconds for a predecessor.
+        """See `Lease.claim`. Takes a free name at once; waits up to six seconds for a predecessor.
 
-        Raises DatabaseUnsuitable where a pooler would give the lock, and all else of the session, to others.
+        Raises DatabaseUnsuitable behind a pooler that would give the session, with its lock, to others.
         """
         await refuse_transaction_pool(self._dsn, self._application_name)
         loop = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ class PostgresLease:
                     raise NodeNameTaken(self._node)
                 await asyncio.sleep(CLAIM_STEP)
         except BaseException:
-            # Refused or interrupted: the lock must not stay with who has not got the name.
+            # Refused or cancelled: without the name, the lock must not be kept.
             self._disconnect()
             raise
 
@@ -81,7 +81,7 @@ class PostgresLease:
         locked, boot, good, since_start = await self._ask(
             _LOOK, (LOCK_CLASS, self._node, LEASE_SECONDS, self._node)
         )
-        # Taken more than once, a session lock must be released as often: ours never is, but by closing.
+        # A session lock that is taken twice must be released twice; ours is only released by closing.
         self._locked = self._locked or bool(locked)
         if boot is not None and boot != self._boot and good and not (self._locked and since_start):
             return False
@@ -89,7 +89,7 @@ class PostgresLease:
         return bool(claimed)
 
     async def renew(self, account: Account = NO_ACCOUNT) -> None:
-        """See `Lease.renew`. Connects again where the connection was lost, and takes the lock when it can."""
+        """See `Lease.renew`. Connects again if the connection was lost, and takes the lock when it can."""
         begun, with_row, on_their_way, _ = account
         (ours,) = await self._ask(
             "select renew_node(%s, %s, %s, %s, %s)", (self._node, self._boot, begun, with_row, on_their_way)
@@ -103,10 +103,10 @@ class PostgresLease:
             )
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
-        """See `Lease.end_dead`. Rows of other names only after this node has renewed for as long as a lease.
+        """See `Lease.end_dead`. Rows of other names only after this node has renewed for as long as a lease lasts.
 
-        That grace matters when the database comes back from an outage: all leases are old then, and the
-        first node to renew must not take the others for dead.
+        This matters after an outage of the database: all leases are old then, and the first node to renew must not
+        take the others for dead.
         """
 
         async def work(conn: Connection) -> list[tuple[Any, ...]]:
@@ -117,7 +117,7 @@ class PostgresLease:
         return [row_of(record) for record in await self._connections.run(work)]
 
     async def release(self) -> None:
-        """See `Lease.release`. Closes the connections in any case; afterwards this lease is of no more use."""
+        """See `Lease.release`. Always closes the connections; this object can't be used afterwards."""
         try:
             await self._ask(
                 "with gone as (delete from node where name = %s and boot = %s returning 1) select count(*) from gone",
@@ -132,9 +132,9 @@ class PostgresLease:
                 await self._connections.close()
 
     async def _ask(self, query: LiteralString, params: Sequence[object]) -> tuple[Any, ...]:
-        """The one row that a query gives, on the connection that holds the lock.
+        """Run a query that gives one row, on the connection that holds the lock.
 
-        A connection that has turned out to be dead is replaced once; the lock is then to be had again.
+        A connection that turns out to be dead is replaced once; the lock must then be taken again.
         """
         while True:
             reused = self._conn is not None
@@ -149,7 +149,7 @@ class PostgresLease:
                     continue
                 raise translated(error) from error
             except BaseException:
-                # Interrupted: what the connection is doing now is unknown.
+                # Cancelled: the state of the connection is unknown.
                 self._disconnect()
                 raise
             assert row is not None

@@ -1,4 +1,4 @@
-"""May `bridge serve` have all its connections to Postgres at once: role, database, server or pooler may say no."""
+"""Can `bridge serve` have all its connections to Postgres at once? Role, database, server and pooler have limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridge.adapters.postgres.pool import (
 from bridge.core.errors import StoreRefused, StoreUnavailable
 
 CLOSING: Final = 3.0
-"""Seconds in which a refusal may come from a session that has just been closed: the server counts it for a moment."""
+"""Seconds in which a refusal may be due to a session that was just closed, which the server still counts."""
 _STEP: Final = 0.1
 
 _HAVE: LiteralString = """
@@ -31,9 +31,9 @@ _HAVE: LiteralString = """
                from unnest(array['', ' mailbox', ' lease', ' sweep', ' figures']) kind)
            or application_name in ('bridge upkeep', 'bridge audit', 'bridge why'))
     """
-"""What comes and goes does not tell its node. Counted as this one's it makes the check milder by two or three, for the
-moment that it is there."""
-# The sessions of others are counted too: whose they are is no secret, only what they do.
+"""Short-lived connections do not name their node. They count as those of this node, and so make the check milder by two
+or three while they are open."""
+# Sessions of other roles are counted too: whose they are is visible, only what they do is hidden.
 _LIMITS: LiteralString = """
     select quote_ident(r.rolname), case when r.rolsuper then -1 else r.rolconnlimit end,
            (select count(*) from pg_stat_activity a where a.usesysid = r.oid),
@@ -47,9 +47,9 @@ _LIMITS: LiteralString = """
 
 
 async def connections(dsn: str, application_name: str, node: str) -> Finding:
-    """Open as many connections as `bridge serve` may have at once, less those that this node has already.
+    """Open as many connections as `bridge serve` may have at once, minus those that this node has already.
 
-    Takes at most about ten seconds; closes them all. Raises StoreUnavailable where there is not even one.
+    Takes at most about ten seconds and closes them all. Raises StoreUnavailable if not even one can be had.
     """
     held = [await patient_connection(dsn, application_name)]
     try:
@@ -65,7 +65,7 @@ async def connections(dsn: str, application_name: str, node: str) -> Finding:
             else:
                 held.append(result)
         if refusals:
-            # A bridge that runs may have opened one that it needs at this very moment.
+            # A running bridge may have opened one in the meantime.
             have = await _have(held[0], node)
         if not refusals or have + len(held) >= CONNECTIONS_NEEDED:
             words = f"{CONNECTIONS_NEEDED} at once, as many as `bridge serve` may open"
@@ -81,7 +81,7 @@ async def connections(dsn: str, application_name: str, node: str) -> Finding:
 
 
 async def patient_connection(dsn: str, application_name: str) -> Connection:
-    """As `plain_connection`; a refusal is tried again for a second, since our last session may not be gone yet."""
+    """As `plain_connection`, but try again for `CLOSING` seconds when refused: our last session may not be gone yet."""
     give_up = asyncio.get_running_loop().time() + CLOSING
     while True:
         try:
@@ -93,11 +93,11 @@ async def patient_connection(dsn: str, application_name: str) -> Connection:
 
 
 class _NoAnswer(StoreUnavailable):
-    """A connection that was let in and got nothing."""
+    """A connection was accepted and got no answer."""
 
 
 async def _opened(dsn: str, application_name: str) -> Connection:
-    """One that works: a pooler lets everybody in, and has its clients wait for a session of the server."""
+    """Open a connection that works: a pooler accepts everybody, and lets clients wait for a session of the server."""
     conn = await patient_connection(dsn, application_name)
     began = asyncio.get_running_loop().time()
     try:
@@ -114,7 +114,7 @@ async def _opened(dsn: str, application_name: str) -> Connection:
 
 
 async def _have(conn: Connection, node: str) -> int:
-    """How many this node has now, where it runs."""
+    """How many connections this node has now; 0 unless it runs."""
     async with Watchdog(conn):
         row = await (await conn.execute(_HAVE, (node,), prepare=False)).fetchone()
     return min(int(str(row[0])), CONNECTIONS_NEEDED - 1) if row else 0
@@ -138,7 +138,7 @@ async def _why(held: list[Connection], refusals: list[StoreUnavailable]) -> str:
 
 
 def _reached(row: tuple[Any, ...], more: int) -> list[str]:
-    """Each limit that is reached, and the statement that makes room for so many more."""
+    """Each limit that is reached, and the statement that makes room for `more` connections."""
     role, of_role, by_role, database, of_database, in_database, of_server, reserved, in_server = row
     found = []
     if 0 <= of_role <= by_role:
@@ -154,6 +154,6 @@ def _reached(row: tuple[Any, ...], more: int) -> list[str]:
 
 
 def room_for(cause: str) -> str:
-    """The statement that lets a session in, where the server's words say that a role or a database has too many."""
+    """The statement that raises the limit of a role or database; empty if the cause is another."""
     found = re.match(r'too many connections for (role|database) ("[^"]+")', cause)
     return f": alter {found[1]} {found[2]} connection limit {CONNECTIONS_NEEDED}; or more" if found else ""

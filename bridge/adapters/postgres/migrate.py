@@ -1,4 +1,4 @@
-"""The schema's history: numbered SQL files of the package, each applied once, in order, in its own transaction."""
+"""Migrations: numbered SQL files of the package, each applied once, in order, in its own transaction."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class MigrationStatus(NamedTuple):
     version: int
     name: str
     applied_at: datetime | None
-    """None: still to be applied."""
+    """None: missing."""
     known: bool = True
-    """False: a newer program has applied it, and this one does not have its file."""
+    """False: a newer program has applied it, and this program does not have its file."""
 
 
 class MigrationChanged(BridgeError):
-    """An applied migration's file is not what was applied: schema and program can't be told to agree."""
+    """The file of an applied migration has changed since, so nobody knows whether schema and program agree."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class MigrationChanged(BridgeError):
 
 
 class MigrationFailed(BridgeError):
-    """The database refused a migration; nothing of it was kept. `name` is its file."""
+    """The database refused a migration, which was rolled back. `name` is its file."""
 
     def __init__(self, name: str, problem: str) -> None:
         self.name = name
@@ -88,12 +88,12 @@ def _read() -> tuple[Migration, ...]:
 
 MIGRATIONS = _read()
 WANTED_VERSION = MIGRATIONS[-1].version
-"""The version that this program needs; a database may be ahead of it during a rolling upgrade."""
+"""The version that this program needs; the database may be newer during a rolling upgrade."""
 
 
 def ahead(version: int) -> str:
-    """What to say of a schema that is newer than this program. It is used: bridges are upgraded one by one, and each
-    version of the schema serves the program before it as well."""
+    """The sentence about a schema that is newer than this program. The bridge uses it: bridges are upgraded one by one,
+    and each version of the schema also serves the program of the version before."""
     return (
         f"the schema is at version {version}, newer than the {WANTED_VERSION} of this program: it is used as it is "
         "while bridges are upgraded one by one; upgrade this one as well"
@@ -103,11 +103,11 @@ def ahead(version: int) -> str:
 def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[str]:
     """Apply what is missing and return the names of what was applied. Safe to run at any time, also twice at once.
 
-    Raises MigrationChanged, with nothing applied, where an applied file differs; MigrationFailed, with the
-    earlier ones kept, where the database refuses one; StoreUnavailable where it can't be reached.
+    Raises MigrationChanged, with nothing applied, if an applied file differs; MigrationFailed, with the earlier ones
+    kept, if the database refuses one; StoreUnavailable if it can't be reached.
     """
     applied = []
-    # The lock falls with a transaction, not with a session, which a pooler would give to somebody else.
+    # A lock of the transaction, not of the session, which a pooler may give to somebody else.
     with connected(dsn) as holder, _transaction(holder), connected(dsn) as conn:
         holder.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         with _transaction(conn):
@@ -133,8 +133,9 @@ def upgrade(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[st
 
 
 def status(dsn: str, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[MigrationStatus]:
-    """Every migration of this program and when it was applied, then those of a newer one that this database has seen.
-    Raises as `upgrade`; changes nothing."""
+    """Every migration of this program and when it was applied, then those that a newer program has applied.
+
+    Raises the same as `upgrade`; changes nothing."""
     with connected(dsn) as conn, _transaction(conn):
         history = _history(conn)
         _check(history, migrations)
@@ -180,7 +181,7 @@ def _transaction(conn: psycopg.Connection) -> Iterator[None]:
 
 def _history(conn: psycopg.Connection) -> dict[int, tuple[str, datetime]]:
     """Checksum and time of each applied version."""
-    # Asked first: an error would end the transaction.
+    # Asked first, since an error would end the transaction.
     if conn.execute("select to_regclass('schema_version')").fetchone() == (None,):
         return {}
     rows = conn.execute("select version, checksum, applied_at from schema_version").fetchall()
@@ -195,7 +196,7 @@ def _check(history: dict[int, tuple[str, datetime]], migrations: tuple[Migration
 
 @contextmanager
 def connected(dsn: str) -> Iterator[psycopg.Connection]:
-    """A connection on which nothing outlives its transaction: a pooler may lend its server's side to others.
+    """A connection on which nothing outlives its transaction, since a pooler may lend the server's side to others.
 
     Raises StoreUnavailable and DatabaseUnsuitable, also for what psycopg raises in the block.
     """
@@ -210,6 +211,6 @@ def connected(dsn: str) -> Iterator[psycopg.Connection]:
     except psycopg.Error as error:
         if error.sqlstate is None:
             raise translated(error) from error
-        # Mostly what the role may not do; a schema of somebody else's in the same place is one, too.
+        # Mostly a right that the role lacks, or another program's schema in the same place.
         problem = redact(error.diag.message_primary or str(error).strip().partition("\n")[0])
         raise DatabaseUnsuitable(f"the database refused: {problem} ({error.sqlstate})") from error

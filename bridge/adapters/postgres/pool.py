@@ -1,8 +1,8 @@
 """Connections to Postgres.
 
-Every call of the adapters is one statement that may be run again, so a few connections that are made when
-they are needed and dropped at the first doubt are enough: nothing runs in the background, and after an
-outage the next call works. (psycopg_pool waits longer and longer between its tries, up to minutes.)
+Every call of the adapters is one statement that is safe to run again. So a few connections are enough, which are opened
+when they are needed and closed at the first doubt. Nothing runs in the background, and the first call after an outage
+works. (psycopg_pool waits longer and longer between its tries, up to minutes.)
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from bridge.core.errors import DatabaseUnsuitable, SchemaBehind, StatementFailed
 log = logging.getLogger("bridge")
 
 CONNECT_TIMEOUT = 2
-"""Seconds for a connection, and for one of ours to become free; libpq rounds less than 2 up to it."""
+"""Seconds to connect, and to wait for a free connection; libpq rounds less than 2 up to 2."""
 STATEMENT_TIMEOUT = 5.0
 """Seconds that the server gives a statement (statement_timeout)."""
 LOCK_TIMEOUT = 1.5
 """Seconds that a statement may wait for a lock (lock_timeout)."""
 CALL_TIMEOUT = 7.0
-"""Seconds after which the socket is shut down under a call: the last line, should all else stay silent."""
+"""Seconds after which the socket of a call is shut down, should every other limit have failed."""
 LEAVE_TIMEOUT = 1.0
 """Seconds to clean up a session before its connection is closed."""
 CONNECTIONS: Final[Mapping[str, int]] = {
@@ -49,9 +49,9 @@ CONNECTIONS: Final[Mapping[str, int]] = {
 }
 """How many connections `bridge serve` has at most, by what they are for; each is opened when it is needed."""
 CONNECTIONS_NEEDED: Final = sum(CONNECTIONS.values())
-"""All of them: `bridge check` opens as many at once."""
+"""Their sum: `bridge check` opens as many at once."""
 TRIES = 3
-"""How often a call is tried that lost against another transaction."""
+"""How often a call is tried that loses to another transaction: a deadlock, a lock that did not come."""
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[object, ...]]
@@ -60,7 +60,7 @@ _BEHIND = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedColumn, pg.Inval
 _LOST_A_RACE = (pg.DeadlockDetected, pg.SerializationFailure, pg.LockNotAvailable)
 _DEFAULTS: dict[str, int] = {
     "connect_timeout": CONNECT_TIMEOUT,
-    # A peer that is gone without a word is noticed within 3 + 2 * 2 seconds, with data under way or without.
+    # A peer that has vanished is noticed within 3 + 2 * 2 seconds, whether data is on its way or not.
     "keepalives_idle": 3,
     "keepalives_interval": 2,
     "keepalives_count": 2,
@@ -94,12 +94,12 @@ async def connect(dsn: str, application_name: str) -> Connection:
 
 @functools.cache
 def _tell_ahead(version: int) -> None:
-    # Once for each version: every connection finds it again.
+    # Cached, so that it is logged once for each version and not by every connection.
     log.warning("%s", ahead(version))
 
 
 async def plain_connection(dsn: str, application_name: str) -> Connection:
-    """Open a connection that speaks UTF8 and commits each statement, with nothing set in its session.
+    """Open a connection that speaks UTF8 and commits each statement. Nothing is set in its session.
 
     Raises StoreUnavailable, and DatabaseUnsuitable for another encoding.
     """
@@ -118,9 +118,9 @@ async def plain_connection(dsn: str, application_name: str) -> Connection:
 
 
 async def _set_up(conn: Connection) -> None:
-    # A pooler may give out what a session that was killed has left, where it is not told to clean up.
+    # Unless it is told to clean up, a pooler may hand out a session with what its killed client left there.
     await conn.execute("deallocate all")
-    # By statement rather than by `options`: those may be in use in the DSN, and proxies refuse them.
+    # Not by `options`: the DSN may have its own, and proxies refuse them.
     await conn.execute(
         """
         select pg_advisory_unlock_all(),
@@ -128,13 +128,13 @@ async def _set_up(conn: Connection) -> None:
                set_config('default_transaction_isolation', 'read committed', false),
                set_config('statement_timeout', %s, false),
                set_config('lock_timeout', %s, false),
-               -- Compiling a plan over all partitions may take seconds, and running it a millisecond.
+               -- To compile a plan over all partitions may take seconds, to run it takes a millisecond.
                set_config('jit', 'off', false),
-               -- A role or a database may have others, and with those times and lists are read and written differently.
+               -- A role or database may have other values, which change how times and lists are read and written.
                set_config('DateStyle', 'ISO', false),
                set_config('extra_float_digits', '1', false),
                set_config('array_nulls', 'on', false),
-               -- A receipt says what a crash of the server does not undo. (Stronger settings stay as they are.)
+               -- A crash of the server must not undo what a receipt has said. (Stronger settings are kept.)
                set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on'
                           else current_setting('synchronous_commit') end, false),
                set_config('tcp_keepalives_idle', '3', false),
@@ -157,7 +157,7 @@ async def _version(conn: Connection) -> int:
 class Watchdog:
     """Shuts a connection's socket down when a call takes too long; the call then fails by itself.
 
-    Cancelling it instead would have psycopg ask the server to cancel, and wait for an answer that a silent
+    If the call were cancelled instead, psycopg would ask the server to cancel, and wait for an answer that a silent
     server never gives.
     """
 
@@ -173,23 +173,23 @@ class Watchdog:
 
 
 def shut_down(conn: Connection) -> None:
-    """Shut the socket of a connection down: whoever waits on it reads its end. Never raises."""
+    """Shut the socket of a connection down, so that whoever waits on it reads its end. Never raises."""
     if conn.closed:
         return
-    # A duplicate, since closing the descriptor itself is libpq's business.
+    # On a duplicate of the descriptor: libpq closes its own.
     with socket.socket(fileno=os.dup(conn.fileno())) as duplicate:
         try:
             duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:
-            # Not connected any more: the wait on it ends without our help.
+            # No longer connected: the wait ends by itself.
             return
 
 
 async def leave(conn: Connection) -> None:
-    """Close a connection with nothing left in its session. Never raises for a database that is away.
+    """Close a connection and leave nothing in its session. Never raises because the database is down.
 
-    A pooler may lend the server's side of it to somebody else, with its settings and locks, where it is not told to
-    clean up (`server_reset_query` of PgBouncer).
+    Unless it is told to clean up (`server_reset_query` of PgBouncer), a pooler may lend the server's side of it, with
+    its settings and locks, to somebody else.
     """
     try:
         if not conn.closed and conn.pgconn.transaction_status == pq.TransactionStatus.IDLE:
@@ -202,7 +202,7 @@ async def leave(conn: Connection) -> None:
 
 
 class Connections:
-    """A few connections, lent to one call each. Opens them when they are needed."""
+    """A few connections, each lent to one call at a time, and opened when it is needed."""
 
     def __init__(self, dsn: str, application_name: str, size: int) -> None:
         self._dsn = dsn
@@ -212,9 +212,9 @@ class Connections:
         self._closed = False
 
     async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `work`, which may be run several times, on a connection; raises only errors of the bridge.
+        """Run `work` on a connection, several times if need be; raises only errors of the bridge.
 
-        A connection that had been idle may be stale, or know an older schema: then a new one has a try.
+        A connection that was idle may be stale, or know an older schema. Then `work` runs again on a new one.
         """
         lost = 0
         while True:
@@ -254,17 +254,17 @@ class Connections:
                 *_BEHIND,
             ) as error:
                 conn.pgconn.finish()
-                # A statement timeout is the server's answer, not a sign of a stale connection.
+                # A statement timeout is an answer of the server, no sign of a stale connection.
                 if reused and not isinstance(error, pg.QueryCanceled):
                     self._drop_idle()
                     raise _Stale from error
                 raise
             except BaseException as error:
                 if isinstance(error, psycopg.Error) and isinstance(translated(error), StatementFailed):
-                    # The server has answered, and goes on with the connection where it can.
+                    # The server has answered, and keeps the connection if it can.
                     self._give_back(conn)
                 else:
-                    # Interrupted, or an error nobody has thought of: its state is unknown.
+                    # Cancelled, or an unforeseen error: the state of the connection is unknown.
                     conn.pgconn.finish()
                 raise
             self._give_back(conn)
@@ -284,15 +284,15 @@ class Connections:
         self._idle.clear()
 
     async def close(self) -> None:
-        """Close what is idle now, and the others when their calls end. Idempotent."""
+        """Close idle connections now, and the others when their calls end. Idempotent."""
         self._closed = True
         try:
             while self._idle:
                 await leave(self._idle.pop())
         finally:
-            # Interrupted: then there is no time for manners.
+            # After a cancellation there is no time to leave properly.
             self._drop_idle()
 
 
 class _Stale(Exception):
-    """A call failed on a connection that had been idle: worth a try on a new one."""
+    """A call failed on a connection that was idle before; a new one may work."""

@@ -1,6 +1,7 @@
-"""Whether there is a pooler in between that gives each transaction to whatever server process is free.
+"""Is there a pooler in between that gives each transaction to whatever server process is free?
 
-`bridge serve` lives in sessions: a lock that falls with its process, settings, prepared statements. See ADR 17.
+`bridge serve` needs sessions: for its lock, which ends with its process, for settings and prepared statements. See
+ADR 17.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from bridge.adapters.postgres.pool import Connection, Watchdog, plain_connection
 from bridge.core.errors import DatabaseUnsuitable
 
 ROUNDS: Final = 5
-"""How often both connections are asked: other users of a busy pool may hide what one look would show."""
+"""How often both connections are asked: other users of a busy pool may hide it from one look."""
 TRANSACTION_POOLED: Final = (
     "the connection goes through a pooler in transaction mode (its statements ran in other server processes each time):"
     " give BRIDGE_POSTGRES_DSN the address of the server itself, or of a pool in session mode"
@@ -24,7 +25,7 @@ _WHO: LiteralString = "select pg_backend_pid(), extract(epoch from pg_postmaster
 
 
 async def refuse_transaction_pool(dsn: str, application_name: str) -> None:
-    """Raise DatabaseUnsuitable behind a pooler in transaction or statement mode; StoreUnavailable where it is away."""
+    """Raise DatabaseUnsuitable behind a pooler in transaction or statement mode, StoreUnavailable without an answer."""
     if await transaction_pooled(dsn, application_name):
         raise DatabaseUnsuitable(TRANSACTION_POOLED)
 
@@ -32,9 +33,9 @@ async def refuse_transaction_pool(dsn: str, application_name: str) -> None:
 async def transaction_pooled(dsn: str, application_name: str) -> bool:
     """Whether two connections that are open at the same time share server processes, or one of them changes its own.
 
-    Neither can be without a pooler, or in session mode; and nothing is left behind, since nothing is set. Pools give
-    out what came back last, or what has waited longest: the first shows as one process for both connections, the second
-    as another for each statement. Raises StoreUnavailable.
+    Neither happens without a pooler, or in session mode. Some pools hand out the process that came back last: then both
+    connections share one. Others hand out the one that has waited longest: then each statement runs in another. Nothing
+    is set, so nothing is left behind. Raises StoreUnavailable.
     """
     one = await plain_connection(dsn, application_name)
     try:

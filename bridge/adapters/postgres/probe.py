@@ -1,7 +1,7 @@
 """Does the delivery log take rows: a row is written as pending, then ended, and the transaction is rolled back.
 
-A trigger or a rule on the log may refuse every row, with whatever SQLSTATE, or drop it without a word; a row-level
-policy may hide it. So both writes go the way of all others, and then it is read whether they are there.
+A trigger or rule on the log may refuse every row, with any SQLSTATE, or drop it silently; a row-level policy may hide
+it. So both writes go the way of all others, and then the probe reads whether they are there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Row, RowKey
 
 EVENT: Final = "message"
-"""That of most pushes: a trigger that looks at it should find nothing special."""
+"""The most common event, so that a trigger finds nothing special."""
 
-# A subtransaction each, or record_rows() would take the first row for one that it has just inserted itself.
+# Each in a subtransaction, or record_rows() would take the first row for one that it has just inserted.
 _WRITE: LiteralString = f"""
     savepoint probe;
     select count(*) from record_rows({", ".join(["%s"] * RECORD_PARAMS)});
@@ -32,10 +32,10 @@ _WRITE: LiteralString = f"""
     select l.outcome as there from delivery_log l, log_day d
     where l.day >= d.since and l.push_id = %s collate "C" and l.user_id = %s collate "C" and l.tenant = '';
     """
-# What is looked at when a transaction commits is looked at now.
+# Deferred constraints are checked now, not at a commit that never comes.
 _WRITES: LiteralString = f"{_WRITE} {_WRITE} set constraints all immediate"
 _ALONE: LiteralString = f"begin; {_WRITES}; rollback"
-# Triggers that partitions have from the log, and those of the schema, are not told.
+# Without the triggers that partitions inherit from the log, and without those of the schema.
 _MEDDLERS: LiteralString = """
     select 'trigger ' || quote_ident(t.tgname) || ' on ' || t.tgrelid::regclass,
            format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname)
@@ -58,8 +58,8 @@ _MEDDLERS: LiteralString = """
 
 
 async def try_writing(conn: Connection, name: str) -> None:
-    """Write a row, end it, and roll both back. All of it is one message to the server: were this process stopped in
-    between, a transaction would stay open with its locks on the log.
+    """Write a row, end it, and roll both back, all in one message to the server: otherwise a process that stops in
+    between would leave a transaction open, with its locks on the log.
 
     Raises LogTakesNoRows where a write was dropped, and psycopg's errors where one was refused.
     """
@@ -85,7 +85,7 @@ async def write_in_vain(conn: Connection, name: str, script: LiteralString = _WR
     """
     now = time.time()
     boot = uuid.uuid4().hex
-    # One that is as ordinary as can be: the answer is to hold for the next push.
+    # As ordinary as can be, so that the answer holds for the next push.
     pending = Row(
         RowKey("", f"{name} {boot}", name), Outcome.PENDING, Reason.AWAITING_PROOF, name, boot, event=EVENT,
         published_at=now, taken_at=now, written_at=now, sessions=1, attempts=1, owed=(),
@@ -114,14 +114,14 @@ async def write_in_vain(conn: Connection, name: str, script: LiteralString = _WR
 
 
 async def mends(conn: Connection) -> str:
-    """What there is on the log that may change, drop or refuse rows and is not ours, with the statements that end it;
-    empty where there is nothing. Raises psycopg's errors."""
+    """Triggers, rules and policies on the log that are not ours and may change, drop or refuse rows, each with the
+    statement that ends it; empty if there are none. Raises psycopg's errors."""
     found = await (await conn.execute(_MEDDLERS)).fetchall()
     return f"; there is {', '.join(f'{what}: {ends}' for what, ends in found)}" if found else ""
 
 
 def refused(error: BaseException | None) -> str | None:
-    """What the server said, where it refused a write and goes on with the session; None for all else."""
+    """What the server said, if it refused a write and keeps the session; None for everything else."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return None
     if error.diag.severity_nonlocalized != "ERROR":

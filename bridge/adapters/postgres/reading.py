@@ -1,7 +1,7 @@
-"""Questions to the log on connections that only read, and leave nothing behind.
+"""Questions to the log, on connections that only read and leave nothing behind.
 
-Each question is a transaction of its own, and all that is set is set for its length: a pooler may give the server's
-side of the connection to somebody else after it. Nothing is prepared for the same reason.
+Each question is its own transaction, and settings last only as long, since afterwards a pooler may give the server's
+side of the connection to somebody else. For the same reason nothing is prepared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bridge.adapters.postgres.pool import Connection, Watchdog, plain_connection
 from bridge.core.errors import SchemaBehind
 
 QUERY_TIMEOUT = 60.0
-"""Seconds for one question; the bridge's own statements have far less."""
+"""Seconds for one question; statements of a running bridge have far less."""
 
 _LOCAL: LiteralString = """
     select set_config('search_path', 'public', true), set_config('statement_timeout', %(ms)s, true),
@@ -57,11 +57,11 @@ async def reading(dsn: str, name: str, seconds: float = QUERY_TIMEOUT) -> AsyncI
 async def ask(
     conn: Connection, query: LiteralString, params: Mapping[str, object], seconds: float = QUERY_TIMEOUT
 ) -> list[dict[str, Any]]:
-    """Run one statement, to which the server gives so many seconds; its rows by the names of their columns.
+    """Run one statement, for which the server takes at most `seconds`; returns its rows, by column name.
 
     Raises psycopg's errors.
     """
-    # The server's own limit comes first, unless it has fallen silent.
+    # The server enforces its limit first, unless it has fallen silent.
     async with Watchdog(conn, seconds * 1.1 + 2.0), conn.transaction():
         await conn.execute(_LOCAL, {"ms": f"{seconds * 1000:.0f}"})
         cursor = conn.cursor(row_factory=dict_row)

@@ -1,4 +1,4 @@
-"""What a role may do that runs the bridge without owning its schema, and the statements that allow it."""
+"""The rights that a role needs to run the bridge without owning its schema, and the statements that grant them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RIGHTS: Final = ("select", "insert", "update", "delete")
 FUNCTIONS: Final = sorted(
     {name for m in MIGRATIONS for name in re.findall(r"(?m)^create (?:or replace )?function (\w+)", m.sql)}
 )
-"""Names of all functions that there have been; each is there for some version of the program."""
+"""Names of all functions that a migration has made; each serves some version of the program."""
 
 _OURS: LiteralString = """
     select p.oid::regprocedure::text from pg_proc p
@@ -28,7 +28,7 @@ _OURS: LiteralString = """
 
 
 class NoSuchRole(BridgeError):
-    """The role that was to be given something is not there."""
+    """The role that rights were to be granted to does not exist."""
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -36,9 +36,9 @@ class NoSuchRole(BridgeError):
 
 
 def grant(dsn: str, role: str) -> list[str]:
-    """Give a role all that `bridge serve` needs, in one transaction; returns the statements. Idempotent.
+    """Grant a role everything that `bridge serve` needs, in one transaction; returns the statements. Idempotent.
 
-    To be run as the owner of the schema. Raises NoSuchRole, DatabaseUnsuitable (who asks may not), StoreUnavailable.
+    For the owner of the schema. Raises NoSuchRole, DatabaseUnsuitable (this role may not grant), StoreUnavailable.
     """
     with connected(dsn) as conn, conn.transaction():
         conn.execute("set local search_path to public")
@@ -62,7 +62,7 @@ def _statements(role: str, functions: list[str]) -> list[sql.Composed]:
         sql.SQL("grant select, insert, update, delete on {} to {}").format(listed(READS_AND_WRITES), to),
         sql.SQL("grant select on {} to {}").format(listed(READS), to),
         sql.SQL("grant execute on function {} to {}").format(
-            # They come from the catalog, with the types of their parameters, and are quoted where they must be.
+            # From the catalog: with the types of their parameters, and quoted where needed.
             sql.SQL(", ").join(sql.SQL(name) for name in functions),
             to,
         ),
@@ -70,7 +70,7 @@ def _statements(role: str, functions: list[str]) -> list[sql.Composed]:
 
 
 async def missing(conn: psycopg.AsyncConnection[tuple[object, ...]]) -> list[tuple[str, str]]:
-    """What this connection's role may not do and must: in words, and the statement that allows it."""
+    """The rights that this connection's role lacks: each in words, and the statement that grants it."""
     role = (await (await conn.execute("select quote_ident(current_user)")).fetchall())[0][0]
     found = []
     if not await _true(conn, "select has_schema_privilege('public', 'usage')"):

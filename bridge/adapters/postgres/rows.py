@@ -1,6 +1,6 @@
-"""Rows as Postgres takes and gives them: array literals one way, records the other.
+"""Rows for Postgres and from it: array literals one way, records the other.
 
-The literals are built by hand because the driver's list dumpers, not the server, would be the limit.
+The literals are built here, since the driver dumps lists so slowly that it, not the server, would be the limit.
 https://www.postgresql.org/docs/15/arrays.html#ARRAYS-IO
 """
 
@@ -33,12 +33,12 @@ META: LiteralString = (
     "(case when {0}.content is null then {0}.meta else coalesce({0}.meta,"
     " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)"
 )
-"""The meta of a record, wherever it is."""
+"""The meta of a record: its own, or the one that it shares."""
 SHARE_BYTES = 256
-"""From so many bytes on, what several rows of a batch have in common is stored once."""
+"""What several rows of a batch have in common is stored once if it has at least so many bytes."""
 
 
-# Calling an enum costs more than all the rest of a field.
+# To call an enum costs more than everything else for a field.
 _OUTCOMES = {o.value: o for o in Outcome}
 _REASONS = {r.value: r for r in Reason}
 _ENCODINGS = {e.value: e for e in Encoding}
@@ -50,8 +50,8 @@ def columns(
 ) -> LiteralString:
     """The COLUMNS of a record that an SQL expression names, such as `l` or `(r.log)`.
 
-    With `data` or `excluded` the record is one of whole(), and its payload, or its except list, is read; else the
-    row will have none. Without `meta` it will have none of that either.
+    With `data` or `excluded` the record must be one of whole(), and its payload or its except list is read. What is not
+    read the row will not have, and likewise `meta`.
     """
     here: dict[LiteralString, LiteralString] = {}
     if not data:
@@ -119,7 +119,7 @@ def texts(values: Sequence[str]) -> str:
     if not values:
         return "{}"
     joined = '","'.join(values)
-    # Nearly always nothing is to be escaped; one look at the whole is cheaper than one at each.
+    # Escapes are rare; one look at the whole is cheaper than one at each element.
     if "\\" in joined or joined.count('"') != 2 * (len(values) - 1):
         joined = '","'.join([v.replace("\\", "\\\\").replace('"', '\\"') for v in values])
     return f'{{"{joined}"}}'
@@ -159,7 +159,7 @@ def key_params(rows: Iterable[RowKey]) -> tuple[str, str, str]:
 
 
 def lock_order(key: RowKey) -> tuple[str, str, str]:
-    """The order of all writers, that of the columns in the primary key: two unsorted ones would deadlock."""
+    """The order in which every writer takes rows, that of the primary key; without one, two writers would deadlock."""
     return key.push_id, key.user, key.tenant
 
 
@@ -170,7 +170,7 @@ RECORD_PARAMS = 37
 def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
     """The RECORD_PARAMS of record_rows() for rows in lock order. Raises RowsRefused for broken text."""
     tenants, push_ids, users = key_params([r.key for r in rows])
-    # Lists of thousands, mostly the same one for all rows of a batch: each is turned into text once.
+    # A list may have thousands of ids, and mostly all rows of a batch share one: each is turned into text once.
     lists = {id(r.excluded): r.excluded for r in rows if r.excluded}
     listed = {place: _json_array(ids) for place, ids in lists.items()}
     shared = _Shared(rows, listed)
@@ -210,7 +210,7 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
 def _kept_params(
     rows: Sequence[Row], own: Sequence[Row], listed: Mapping[int, str]
 ) -> tuple[str | None, ...]:
-    """Positions, ends, encodings, collapse keys, excluded sessions, acks within, bytes: null for what is not kept."""
+    """Positions, ends of ttl, encodings, collapse keys, excluded sessions, times for acks, bytes; null if not kept."""
     kept = [r.expires_at is not None for r in rows]
     if not any(kept) and not any(r.collapse_key for r in rows):
         return (None,) * 7
@@ -234,9 +234,9 @@ class _Shared:
     def __init__(self, rows: Sequence[Row], listed: Mapping[int, str]) -> None:
         self._listed = listed
         self.of_row: list[bytes | None] = [None] * len(rows)
-        """The id of what a row shares; None: it has all in itself."""
+        """The id of what a row shares; None if it shares nothing."""
         self._found: dict[bytes, Row] = {}
-        # The rows of one request hold the very same objects, and stand next to each other.
+        # The rows of one request hold the same objects, not only equal ones.
         alike: dict[tuple[int, int, int], list[int]] = {}
         for place, row in enumerate(rows):
             if row.payload or row.excluded or row.meta:
@@ -276,7 +276,7 @@ class _Shared:
 
 
 _NOTHING = Row(RowKey("", "", ""), Outcome.PENDING, Reason.AWAITING_PROOF, "", "", 0.0, 0.0)
-"""Stands for a row whose data, except list and meta are elsewhere."""
+"""Stands for a row whose data, except list and meta are shared."""
 
 
 def _nulls(count: int) -> str:
@@ -300,14 +300,14 @@ def _meta(meta: bytes) -> str | None:
     try:
         return meta.decode()
     except UnicodeDecodeError as error:
-        raise RowsRefused("22021", f"meta that is no UTF-8: {error.reason}") from error
+        raise RowsRefused("22021", f"meta that is not UTF-8: {error.reason}") from error
 
 
 # --- Owed replies ----------------------------------------------------------------------------------------
 
 
 def owed_text(owed: tuple[Reply, ...] | None) -> str | None:
-    """What a row owes as JSON, None for nothing owed. Never refused by the database, whatever a peer sent."""
+    """What a row owes as JSON, None for nothing. The database takes it whatever a peer has sent."""
     if owed is None:
         return None
     if not owed:

@@ -1,7 +1,7 @@
 """The Store port on Postgres: each method is one statement, and one commit where it writes.
 
-What the statements do is in the functions of `sql/`; rows and their literals are in `postgres_rows`,
-connections and errors in `postgres_pool`.
+The functions of `sql/` say what the statements do. Rows and their literals are in `rows`, connections in `pool`, errors
+in `errors`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from bridge.core.ports.store import (
 )
 
 OWED_BYTES = 4 * 1024 * 1024
-"""Bytes of debts, as the database keeps them, after which a page of them ends."""
+"""Bytes of owed receipts, as the database keeps them, after which a page ends."""
 
 _RECORD: LiteralString = (
     f"select r.ord, r.applied, {columns('(r.log)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r"
@@ -83,7 +83,7 @@ class PostgresStore:
 
     def __init__(self, dsn: str, *, application_name: str = "bridge") -> None:
         self._connections = Connections(dsn, application_name, CONNECTIONS["rows"])
-        # What mailboxes need may take long, and what is taken and written must not wait for it.
+        # Statements for mailboxes may take long, and must not hold up the rows of live pushes.
         self._of_mailboxes = Connections(dsn, f"{application_name} mailbox", CONNECTIONS["mailbox"])
 
     async def close(self) -> None:
@@ -96,8 +96,8 @@ class PostgresStore:
     async def record(self, rows: Sequence[Row]) -> Sequence[Written]:
         """See `Store.record`: one round trip and one commit, whatever was there before.
 
-        Where the answer was lost on a connection that had been idle, it runs again by itself: what the first
-        try has written then counts as applied.
+        If the answer is lost on a connection that was idle before, the statement runs again by itself. What the first
+        try wrote then counts as applied.
         """
         if not rows:
             return []
@@ -289,7 +289,7 @@ class PostgresStore:
             return RecallPage(written, RecallPlace(_behind(records[-1][0])) if more else None)
         named = (recall.tenant, recall.user, recall.collapse_key)
         if place.position < 0:
-            # Until there are none: another may have ended some of a step in between.
+            # Until none is left: somebody else may have ended some of this step in the meantime.
             records = await self._fetch(_RECALL_STORED, (*named, limit), of=self._of_mailboxes)
             written = [Written(row_of(r[1:]), r[0]) for r in records]
             more = any(w.applied for w in written)
@@ -308,8 +308,7 @@ class PostgresStore:
     async def roll_day(self) -> datetime.date:
         """Move the log on to the day of the database's clock and return the log's day.
 
-        Cheap where there is nothing to do; writers do the same by themselves, so that this only spares the
-        first of a day the wait.
+        Cheap if there is nothing to do. Writers do it by themselves; this only spares the first of a day the wait.
         """
         found = await self._fetch("select roll_day()", ())
         if not found:
@@ -321,7 +320,7 @@ class PostgresStore:
     async def _first(
         self, query: LiteralString, noted: Sequence[LateProof] | Sequence[Difference]
     ) -> Collection[RowKey]:
-        """Note for each row when this first happened to it; returns those that somebody else holds."""
+        """Note for each row when this first happened to it; returns the rows that another transaction holds."""
         earliest: dict[RowKey, float] = {}
         for one in noted:
             earliest[one.key] = min(one.at, earliest.get(one.key, one.at))
@@ -333,7 +332,7 @@ class PostgresStore:
     async def _held(
         self, query: LiteralString, keys: Sequence[RowKey], values: str | None
     ) -> Collection[RowKey]:
-        """Run a statement that does something to rows, and tells the places of those that somebody else holds."""
+        """Run a statement on rows; returns the rows that another transaction holds."""
         return {keys[ord_ - 1] for (ord_,) in await self._fetch(query, (*key_params(keys), values))}
 
     async def _fetch(
@@ -344,7 +343,7 @@ class PostgresStore:
         *,
         of: Connections | None = None,
     ) -> list[tuple[Any, ...]]:
-        """Run a statement on one of these connections; `trying` is called before each try."""
+        """Run a statement on one of the connections `of`; `trying` is called before each try."""
 
         async def work(conn: Connection) -> list[tuple[Any, ...]]:
             trying()
@@ -356,5 +355,5 @@ class PostgresStore:
 
 
 def _behind(user: str) -> str:
-    """The first text that comes after this one, bytewise."""
+    """The first text after this one in bytewise order."""
     return user + "\x01"

@@ -1,10 +1,11 @@
-"""The partitions of the delivery log: made ahead of time, dropped when their retention is over.
+"""Upkeep of the delivery log: partitions are made ahead of time, and dropped when their retention is over.
 
-What upkeep detaches it marks before, so that a table which somebody else has detached, to keep it, is left alone.
+Upkeep marks a partition before it detaches it. A table without the mark was detached by somebody else, to keep it, and
+is left alone.
 
-Nothing here may make writers wait for a reader: a partition is attached rather than created in place,
-detached concurrently, and every wait for a lock is cut at a second and tried again. A role that does not own the log
-has its partitions dropped by a function of the owner's, which makes them wait for a fifth of a second at most.
+Writers must not wait for a reader because of upkeep. So a partition is attached rather than created in place, it is
+detached concurrently, and a wait for a lock ends after a second and is tried again. If the role does not own the log, a
+function of the owner drops partitions, and makes writers wait for a fifth of a second at most.
 https://www.postgresql.org/docs/15/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE
 """
 
@@ -25,24 +26,24 @@ from bridge.adapters.postgres.pool import Connection, Watchdog, connect, leave
 from bridge.core.errors import BridgeError
 
 DAYS_AHEAD = 3
-"""Partitions after today's that are there before they are needed."""
+"""How many partitions after today's are made ahead."""
 TRIES = 3
 """Tries to detach or drop a partition before it is left for the next time."""
 HELD_WAIT = 0.2
 """Seconds between them."""
 UPKEEP_LOCK = int.from_bytes(b"bridge\0\4", "big")
-"""Advisory lock: one node at a time does the upkeep, the others skip it."""
+"""Advisory lock: one node at a time does the upkeep, others skip it."""
 UPKEEP_TIMEOUT = 120.0
 """Seconds for all of it."""
 
 MARK = "bridge upkeep: past its retention, detached to be dropped"
-"""Comment on a table that upkeep itself detaches. One that is detached without it is somebody's archive."""
+"""The comment on a table that upkeep detaches. A detached table without it is somebody's archive."""
 
 _NOT_BEGUN = pg.ObjectNotInPrerequisiteState
-"""What Postgres says where this or another partition is being detached already: it detaches one at a time."""
+"""Postgres detaches one partition at a time, and says this while one is being detached."""
 
 LOG, CONTENT = "delivery_log", "push_content"
-"""The partitioned tables: rows, and what rows share. The content of a day goes before its rows."""
+"""The partitioned tables: rows, and what rows share. The content of a day is dropped before its rows."""
 _TABLES: LiteralString = """
     select p.name, c.relname, i.inhparent is not null, coalesce(i.inhdetachpending, false),
            coalesce(obj_description(c.oid, 'pg_class') = %s, false)
@@ -52,7 +53,7 @@ _TABLES: LiteralString = """
     where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
     order by p.name, c.relname
     """
-# Made without to_date(), which raises an error at the name of a day that does not exist.
+# Without to_date(), which raises an error for the name of a day that does not exist.
 DAYS_HERE: LiteralString = """
     select d.day
     from pg_inherits i
@@ -65,11 +66,14 @@ DAYS_HERE: LiteralString = """
     where i.inhparent = 'delivery_log'::regclass and not i.inhdetachpending
       and c.relname = 'delivery_log_' || to_char(d.day, 'YYYYMMDD')
     """
-"""The days that the log has a partition of, as a query with one column `day`."""
+"""A query with one column `day`: the days for which the log has a partition."""
+TODAY_AND_DAYS: LiteralString = f"""
+    select log_today() as today, coalesce(array_agg(days.day), '{{}}') as days from ({DAYS_HERE}) as days
+    """
+"""The log's today, and an array of the days for which it has a partition."""
 
 
-# Each is a look into a partial index; none is worth reading a day of rows. By the log, not by the partition, which
-# only its owner may read.
+# Each reads one entry of a partial index. They read the log, not the partition, which only its owner may read.
 _HAS_WORK: LiteralString = """
     (select from delivery_log where day = %(day)s and outcome = 'pending' limit 1) union all
     (select from delivery_log where day = %(day)s and outcome = 'stored' limit 1) union all
@@ -78,7 +82,7 @@ _HAS_WORK: LiteralString = """
 
 
 async def owns_log(conn: Connection) -> bool:
-    """Whether this connection's role may do with the log's partitions what their owner may."""
+    """Whether this connection's role has the rights of the owner of the log."""
     query: LiteralString = (
         "select pg_has_role(c.relowner, 'usage') from pg_class c where c.oid = 'delivery_log'::regclass"
     )
@@ -87,7 +91,7 @@ async def owns_log(conn: Connection) -> bool:
 
 
 class UpkeepTrouble(BridgeError):
-    """Something in the schema that upkeep can't do its work with; the rest of the work is done.
+    """Something in the schema keeps upkeep from a part of its work; the rest is done.
 
     `what` is a table, `problem` what is wrong with it.
     """
@@ -104,25 +108,25 @@ class UpkeepDone(NamedTuple):
     made: list[str]
     dropped: list[str]
     kept: list[str]
-    """Past their retention, and still there: rows that are not final or owe a receipt, or a reader held them."""
+    """Past their retention and still there: some rows are not final or owe a receipt, or a reader held them."""
     trouble: list[UpkeepTrouble]
 
 
 class _Table(NamedTuple):
-    """A table that is named like a partition."""
+    """A table with the name of a partition."""
 
     parent: str
     """LOG or CONTENT, by its name; it need not be attached."""
     name: str
     attached: bool
     detaching: bool
-    """It is attached, and has begun to be detached: new statements don't see it any more."""
+    """Somebody has begun to detach it: new statements no longer see it."""
     ours: bool
-    """It has the mark."""
+    """It has our mark."""
 
     @property
     def day(self) -> datetime.date | None:
-        """The day that it is named after; None: there is no such day."""
+        """The day that it is named after; None if there is no such day."""
         try:
             return datetime.date.fromisoformat(self.name[-8:])
         except ValueError:
@@ -130,7 +134,7 @@ class _Table(NamedTuple):
 
 
 class Upkeep:
-    """Looks after the partitions. Safe to run on several nodes and at any time."""
+    """Makes and drops partitions. Safe to run on several nodes and at any time."""
 
     def __init__(self, dsn: str, *, application_name: str = "bridge upkeep") -> None:
         self._dsn = dsn
@@ -139,9 +143,9 @@ class Upkeep:
     async def run_once(self, retention_days: int) -> UpkeepDone:
         """Make the partitions of today and the next days; drop those more than `retention_days` before today.
 
-        A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still
-        be known. A table that somebody else has detached is theirs. What the schema makes impossible is in
-        `trouble`, and does not keep the rest from being done.
+        A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still be
+        known. A table that somebody else has detached is left alone. What the schema makes impossible is in `trouble`;
+        the rest is done all the same.
         Idempotent, and safe to be cancelled. Raises StoreUnavailable.
         """
         done = UpkeepDone([], [], [], [])
@@ -152,7 +156,7 @@ class Upkeep:
         except psycopg.Error as error:
             raise translated(error) from error
         finally:
-            # Gives the advisory lock back.
+            # Releases the advisory lock.
             await leave(conn)
         return done
 
@@ -186,7 +190,7 @@ class Upkeep:
             await self._look_after_all(conn, tables, first_kept, done)
         else:
             await self._have_dropped(conn, tables, retention_days, first_kept, done)
-        # What a day's rows were counted as goes with them.
+        # The counts of a day go with its rows.
         with _troubles("tally", done):
             here = [
                 table.name
@@ -207,10 +211,10 @@ class Upkeep:
         first_kept: datetime.date,
         done: UpkeepDone,
     ) -> None:
-        """Have the owner's function drop what is past its retention: this role may not.
+        """Let the owner's function drop what is past its retention, since this role may not.
 
-        A function can't detach concurrently. So it locks the whole log for a moment, for which it waits a fifth of a
-        second at most.
+        A function can't detach concurrently, so it locks the whole log for a moment. It waits for that lock a fifth of
+        a second at most.
         """
         for table in tables:
             if table.parent != LOG or not table.attached or table.detaching or table.day is None:
@@ -249,7 +253,7 @@ class Upkeep:
         first_kept: datetime.date,
         done: UpkeepDone,
     ) -> None:
-        """Look after a day of rows, and of what they share."""
+        """Drop a day of rows, and of what they share, if its time has come."""
         past = table.day is not None and table.day < first_kept and (table.attached or table.ours)
         if not await self._in_the_way(conn, table, done) and past:
             gone = not await self._has_work(conn, table)
@@ -261,7 +265,7 @@ class Upkeep:
     async def _look_after_alone(
         self, conn: Connection, content: _Table, first_kept: datetime.date, done: UpkeepDone
     ) -> None:
-        """What the rows of a day shared, and the rows are nowhere to be seen."""
+        """Drop, or report, what the rows of a day shared when those rows are gone."""
         if await self._in_the_way(conn, content, done):
             return
         if content.ours:
@@ -274,9 +278,9 @@ class Upkeep:
             done.trouble.append(UpkeepTrouble(content.name, problem))
 
     async def _in_the_way(self, conn: Connection, table: _Table, done: UpkeepDone) -> bool:
-        """Whether there is something about a table that upkeep can't work with: then it says so."""
+        """Whether something about a table keeps upkeep from touching it; if so, it is reported."""
         if table.attached and not table.detaching and table.ours:
-            # Left by a try that was killed before it began. Whoever detaches it now would lose it.
+            # Left by a try that was killed before it detached. Whoever detaches the table now would lose it.
             with suppress(pg.LockNotAvailable):
                 await self._mark(conn, table.name, None)
         if table.day is None:
@@ -300,7 +304,7 @@ class Upkeep:
         return await (await conn.execute(_HAS_WORK, {"day": table.day})).fetchone() is not None
 
     async def _drop(self, conn: Connection, table: _Table) -> bool:
-        """Detach and drop; False where it has to stay for now. Goes on where an earlier try was stopped."""
+        """Detach and drop; False if it has to stay for now. Continues where an earlier try stopped."""
         name = sql.Identifier(table.name)
         attached, detaching = table.attached, table.detaching
         for attempt in range(TRIES):
@@ -312,8 +316,8 @@ class Upkeep:
                         return False
                     await self._detach(conn, table)
                 elif attached:
-                    # An earlier try waited too long for its readers: new ones don't see the partition any more,
-                    # but a plan that a writer has kept may, and would queue behind our wait for its lock.
+                    # An earlier try waited too long for readers. New statements no longer see the partition, but a
+                    # cached plan of a writer may, and would queue behind our wait for the lock.
                     if await self._held(conn, name):
                         continue
                     await conn.execute(
@@ -333,7 +337,7 @@ class Upkeep:
         return False
 
     async def _detach(self, conn: Connection, table: _Table) -> None:
-        """Mark the partition as ours and detach it. The mark stays only where that has begun."""
+        """Mark the partition as ours and detach it. The mark stays only if that has begun."""
         name = table.name
         await self._mark(conn, name, MARK)
         try:
@@ -345,7 +349,7 @@ class Upkeep:
         except psycopg.Error as error:
             if not conn.closed:
                 now = await self._table(conn, name)
-                # Where it is being detached, or is detached, all the same, somebody else did it in this moment.
+                # If it is detached, or being detached, all the same, somebody else did it at this moment.
                 begun = now is not None and now.detaching and not isinstance(error, _NOT_BEGUN)
                 if now is not None and not begun:
                     await self._mark(conn, name, None)
@@ -377,10 +381,10 @@ class Upkeep:
 
 @contextmanager
 def _troubles(what: str, done: UpkeepDone) -> Iterator[None]:
-    """Note what the database refuses for what is in the schema; what says that it is away is raised.
+    """Note an error that comes from the schema; raise one that means that the database is unavailable.
 
-    The latter are all operational errors (no connection, no memory, a lock that did not come), and class 25: a
-    server that only reads.
+    The latter are all operational errors (no connection, no memory, a lock that did not come) and class 25, a server
+    that only reads.
     """
     try:
         yield

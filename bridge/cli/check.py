@@ -1,4 +1,4 @@
-"""`bridge check`: would `bridge serve` do its work with these settings. A line for each part; leaves nothing behind."""
+"""`bridge check`: would `bridge serve` work with these settings? A line for each part; it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from bridge.core.redaction import redact
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 PLUGIN_SECONDS: Final = 10.0
-"""Seconds that a plug-in has to be entered and left again."""
+"""Seconds to enter a plug-in and leave it again."""
 ASK_SECONDS: Final = 3.0
-"""Seconds that whoever has one of our ports has to say who it is."""
+"""Seconds to ask who has one of our ports."""
 
 
 def settings_are_wrong(error: SettingsError) -> int:
-    """`check` ends here: nothing else can be looked at."""
+    """Print what is wrong with the settings; without them nothing else can be checked."""
     _tell(Finding("fail", "settings", problem) for problem in str(error).splitlines())
     return USAGE
 
 
 async def check(settings: Settings) -> int:
-    """Look at everything that `serve` needs and return the exit code: that of the worst line."""
+    """Check everything that `serve` needs; the exit code is that of the worst line."""
     words = f"node {settings.node}, delivery log {','.join(settings.delivery_log)}"
     _tell([Finding("ok", "settings", words)])
     _tell(
@@ -54,7 +54,7 @@ async def check(settings: Settings) -> int:
 
 
 def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
-    """Print a line for each (level, part, words); whether one of them is a failure."""
+    """Print a line for each (level, part, words); returns whether one of them is a failure."""
     failed = False
     for level, what, words in findings:
         print(f"{level:<5} {what:<9} {redact(' '.join(words.split()))}", flush=True)
@@ -66,7 +66,7 @@ def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
 
 
 async def _plugins(settings: Settings) -> list[Finding]:
-    """Make each plug-in as `serve` does, enter it where it is entered, and leave it at once."""
+    """Make each plug-in as `serve` does, enter it, and leave it at once."""
     from bridge.adapters import plugins
 
     found, names = [], []
@@ -104,7 +104,7 @@ async def _plugins(settings: Settings) -> list[Finding]:
 
 
 class _Left:
-    """Keeps what a plug-in raises when it is left: `serve` has done its work by then."""
+    """Keeps what a plug-in raises when it is left, which would not stop `serve` from working."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -118,7 +118,7 @@ class _Left:
 
 
 async def _ports(settings: Settings) -> tuple[list[Finding], bool]:
-    """Whether `serve` could listen; a port that this very node has already is all right. And whether it has one."""
+    """What is wrong with the ports of `serve`, and whether this node runs already: then it may have them."""
     found = []
     runs = False
     said: dict[str, Any] | None = None
@@ -155,7 +155,7 @@ async def _cannot_listen(host: str, port: int) -> OSError | None:
 
 
 async def _who_serves(settings: Settings) -> dict[str, Any]:
-    """The status of a bridge on the ops port; empty where none answers."""
+    """The status of a bridge on the ops port; empty if none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.ops_host, settings.ops_host)
     token = settings.ops_token.get_secret_value()
     request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -207,7 +207,7 @@ async def _check_database(settings: Settings) -> int:
         lines = migrate.status(settings.postgres_dsn)
     except DatabaseUnsuitable as error:
         _tell([Finding("fail", "database", str(error))])
-        # Where it is rights that are missing, it says which.
+        # If rights are missing, this says which.
         await _check_surroundings(settings, where)
         return FAILED
     except StoreUnavailable as error:

@@ -1,0 +1,207 @@
+"""`bridge dead`: list, show, replay and purge the messages of push.dead."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from bridge.adapters.amqp.encoding import legible
+from bridge.config import CommonSettings
+from bridge.core.errors import SettingsError
+from bridge.operator import dead_letters
+from bridge.operator.dead_letters import Letter
+from bridge.operator.story import age, plain
+
+
+def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
+    """Chooses letters by id or by reason; without either, all."""
+    if not ids and not reasons:
+        return lambda letter: True
+    return lambda letter: letter.id in ids or letter.reason in reasons
+
+
+async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: int, as_json: bool) -> int:
+    """A line for each letter, oldest first, and how many there are of each reason."""
+    chosen = chooser((), reasons)
+    now = datetime.now(UTC)
+    counts: dict[str, int] = {}
+    looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if not chosen(letter):
+                continue
+            if not counts and not as_json:
+                print(f"{'id':<36}  {'reason':<16}  {'age':>6}  {'bytes':>7}  {'tenant/app':<20}  detail")
+            counts[letter.reason] = counts.get(letter.reason, 0) + 1
+            print(json.dumps(_summary(letter), ensure_ascii=False) if as_json else _letter_line(letter, now))
+        total = pile.total
+    if not as_json:
+        print(_count(counts))
+        _say_what_was_not_seen(looked_at, total)
+    return 0
+
+
+def _letter_line(letter: Letter, now: datetime) -> str:
+    owner = "/".join((letter.tenant or "-", letter.app_id or "-"))
+    old = age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
+    detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
+    return (
+        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {letter.size:>7}  "
+        f"{plain(owner, 20):<20}  {plain(detail, 120)}"
+    ).rstrip()
+
+
+def _count(counts: dict[str, int]) -> str:
+    if not counts:
+        return "no dead letters"
+    total = sum(counts.values())
+    parts = ", ".join(f"{number} {plain(reason) or 'of others'}" for reason, number in sorted(counts.items()))
+    return f"{total} dead letter{'s' if total != 1 else ''}: {parts}"
+
+
+def _say_what_was_not_seen(looked_at: int, total: int) -> None:
+    if total > looked_at:
+        print(
+            f"{looked_at} of {total} letters were looked at, the oldest: --limit N looks at more",
+            file=sys.stderr,
+        )
+
+
+async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_json: bool) -> int:
+    """Everything about the letters of one push; 1 if there is none."""
+    found = looked_at = 0
+    async with dead_letters.held(settings.amqp_url, limit) as pile:
+        async for letter in pile.letters():
+            looked_at += 1
+            if letter.id != push_id:
+                continue
+            if found and not as_json:
+                print()
+            found += 1
+            print(json.dumps(_whole(letter), ensure_ascii=False) if as_json else _page(letter))
+        total = pile.total
+    if not found:
+        print(f"no letter {plain(push_id)} in push.dead; `bridge why` asks the delivery log", file=sys.stderr)
+        _say_what_was_not_seen(looked_at, total)
+    return 0 if found else 1
+
+
+def _summary(letter: Letter) -> dict[str, object]:
+    return {
+        "id": legible(letter.id),
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "buried_at": letter.buried_at.isoformat() if letter.buried_at else None,
+        "replayed_at": letter.replayed_at or None,
+        "bytes": letter.size,
+        "tenant": letter.tenant,
+        "app_id": letter.app_id,
+    }
+
+
+def _properties(letter: Letter) -> dict[str, object]:
+    given = {
+        "app_id": letter.app_id,
+        "message_id": letter.message_id,
+        "correlation_id": letter.correlation_id,
+        "reply_to": letter.reply_to,
+        "content_type": letter.content_type,
+        "content_encoding": letter.content_encoding,
+        "timestamp": letter.timestamp.isoformat() if letter.timestamp else "",
+    }
+    return {name: legible(value) for name, value in given.items() if value}
+
+
+def _whole(letter: Letter) -> dict[str, object]:
+    body: dict[str, object]
+    try:
+        body = {"body": letter.body.decode()}
+    except UnicodeDecodeError:
+        body = {"body": base64.b64encode(letter.body).decode(), "encoding": "base64"}
+    headers = {legible(name): _header(value) for name, value in letter.headers.items()}
+    return {**_summary(letter), "properties": _properties(letter), "headers": headers, **body}
+
+
+def _header(value: object) -> Any:
+    match value:
+        case dict():
+            return {legible(name): _header(inner) for name, inner in value.items()}
+        case list():
+            return [_header(inner) for inner in value]
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case _:
+            return value
+
+
+def _page(letter: Letter) -> str:
+    facts: dict[str, object] = {
+        "id": letter.id,
+        "reason": letter.reason or "none: the bridge did not put it there",
+        "detail": letter.detail,
+        "buried": letter.buried_at.astimezone().isoformat(" ") if letter.buried_at else "",
+        "replayed": letter.replayed_at,
+        "tenant": letter.tenant,
+        **_properties(letter),
+    }
+    lines = [f"{name:<16} {plain(str(value))}" for name, value in facts.items() if value]
+    ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
+    for name, value in letter.headers.items():
+        if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
+            shown = json.dumps(_header(value), ensure_ascii=False)
+            lines.append(f"{'header':<16} {plain(legible(name))}: {plain(shown)}")
+    lines.append(f"{'body':<16} {letter.size} bytes")
+    text = letter.body.decode("utf-8", "backslashreplace")
+    lines += ["    " + plain(line) for line in text.split("\n")]
+    return "\n".join(lines)
+
+
+async def dead_replay(
+    settings: CommonSettings,
+    ids: Sequence[str],
+    reasons: Sequence[str],
+    *,
+    limit: int,
+    new_ids: bool,
+    dry_run: bool,
+) -> int:
+    """Publish letters again; 1 if one that was asked for was not."""
+    done = await dead_letters.replay(
+        settings.amqp_url,
+        chooser(ids, reasons),
+        limit=limit,
+        now=time.time(),
+        new_ids=new_ids,
+        dry_run=dry_run,
+    )
+    verb = "would be replayed" if dry_run else "replayed"
+    for old, new in done.replayed:
+        print(f"{verb}: {plain(old)}" + (f" as {plain(new)}" if new != old else ""))
+    for push_id, why in done.refused:
+        print(f"kept: {plain(push_id) or '-'}: {why}")
+    seen = {push_id for push_id, _ in done.replayed} | {push_id for push_id, _ in done.refused}
+    absent = [push_id for push_id in ids if push_id not in seen]
+    for push_id in absent:
+        print(f"no letter {plain(push_id)} among the {done.looked_at} that were looked at", file=sys.stderr)
+    print(f"{len(done.replayed)} {verb}, {len(done.refused)} kept, {done.looked_at} looked at")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 1 if absent or done.refused else 0
+
+
+async def dead_purge(
+    settings: CommonSettings, ids: Sequence[str], reasons: Sequence[str], *, limit: int, yes: bool
+) -> int:
+    """Delete letters; without `yes` only say how many it would be, and raise SettingsError."""
+    done = await dead_letters.purge(settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes)
+    if not yes:
+        problem = f"nothing deleted; add --yes to delete {done.found} of {done.total} letters"
+        raise SettingsError("dead purge", problem)
+    print(f"{done.found} deleted, {done.total - done.found} kept")
+    _say_what_was_not_seen(done.looked_at, done.total)
+    return 0 if done.found or not ids else 1

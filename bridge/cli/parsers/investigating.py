@@ -1,0 +1,218 @@
+"""The commands that look into what happened, and mend it: why, replay, dead, audit."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from bridge.cli.loading import run_quietly
+from bridge.cli.parser import Command, Parser, count, rate, seconds
+
+
+def _why(args: Namespace) -> int:
+    from bridge.cli.why import why
+
+    return run_quietly(args, lambda s: why(s, args.push, args.user, args.tenant, as_json=args.json))
+
+
+def _why_options(parser: Parser) -> None:
+    parser.add_argument("push", metavar="PUSH", help="its id")
+    parser.add_argument("user", metavar="USER", nargs="?", help="only for this user")
+    parser.add_argument("--tenant", metavar="ID", help="only of this tenant; each may use the same id")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON, one a line")
+
+
+def _replay(args: Namespace) -> int:
+    from bridge.cli.replay import replay
+
+    return run_quietly(
+        args,
+        lambda settings: replay(
+            settings, args.where, mark=args.mark, rate=args.rate, ttl=args.ttl, dry_run=args.dry_run
+        ),
+    )
+
+
+def _replay_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--where", action="append", required=True, metavar="KEY=VALUE", help="which pushes; may be repeated"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only count what matches and what can be replayed"
+    )
+    parser.add_argument("--rate", type=rate, default=100.0, metavar="N", help="pushes a second at most [100]")
+    parser.add_argument("--ttl", type=seconds, metavar="S", help="seconds to keep them [as before]")
+    parser.add_argument(
+        "--mark", default="1", metavar="NAME", help="a new one replays the same pushes once more [1]"
+    )
+
+
+def _dead_list(args: Namespace) -> int:
+    from bridge.cli.dead import dead_list
+
+    return run_quietly(args, lambda s: dead_list(s, args.reason or (), limit=args.limit, as_json=args.json))
+
+
+def _dead_list_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--reason", action="append", metavar="R", help="only letters with this reason; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    _add_limit(parser)
+
+
+def _dead_show(args: Namespace) -> int:
+    from bridge.cli.dead import dead_show
+
+    return run_quietly(args, lambda s: dead_show(s, args.id, limit=args.limit, as_json=args.json))
+
+
+def _dead_show_options(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="its push id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_limit(parser)
+
+
+def _dead_replay(args: Namespace) -> int:
+    from bridge.cli.dead import dead_replay
+
+    return run_quietly(
+        args,
+        lambda settings: dead_replay(
+            settings,
+            args.id or (),
+            args.reason or (),
+            limit=args.limit,
+            new_ids=args.new_ids,
+            dry_run=args.dry_run,
+        ),
+    )
+
+
+def _dead_replay_options(parser: Parser) -> None:
+    _add_choice(parser)
+    parser.add_argument(
+        "--new-ids",
+        action="store_true",
+        help="as new pushes (p1/again-...), for letters whose users have final rows already",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    _add_limit(parser)
+
+
+def _dead_purge(args: Namespace) -> int:
+    from bridge.cli.dead import dead_purge
+
+    return run_quietly(
+        args,
+        lambda settings: dead_purge(
+            settings, args.id or (), args.reason or (), limit=args.limit, yes=args.yes
+        ),
+    )
+
+
+def _dead_purge_options(parser: Parser) -> None:
+    _add_choice(parser)
+    parser.add_argument("--yes", action="store_true", help="delete them; without it they are only counted")
+    _add_limit(parser)
+
+
+def _add_choice(parser: Parser) -> None:
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument(
+        "--id", action="append", metavar="ID", help="the letter of this push; may be repeated"
+    )
+    choice.add_argument(
+        "--reason", action="append", metavar="R", help="all letters with this reason; may be repeated"
+    )
+    choice.add_argument("--all", action="store_true", help="all letters")
+
+
+def _add_limit(parser: Parser) -> None:
+    parser.add_argument(
+        "--limit", type=count, default=1000, metavar="N", help="letters to look at, oldest first [1000]"
+    )
+
+
+def _audit(args: Namespace) -> int:
+    from bridge.cli.audit import audit
+
+    return run_quietly(args, lambda settings: audit(settings, args.hours))
+
+
+def _audit_options(parser: Parser) -> None:
+    parser.add_argument("--hours", type=count, default=24, metavar="N", help="hours to count [24]")
+
+
+_LOG_AND_BROKER: Final = ("postgres_dsn", "amqp_url")
+_BROKER: Final = ("amqp_url",)
+
+COMMANDS: Final = (
+    Command(
+        "why",
+        "Tell what became of a push, step by step, and why.",
+        _why,
+        _LOG_AND_BROKER,
+        "Exits 1 when the delivery log has no row of the push, and says what that may mean.\n\n"
+        "  bridge why order-7-shipped\n  bridge why order-7-shipped u42",
+        _why_options,
+    ),
+    Command(
+        "replay",
+        "Publish logged pushes again, to the same users.",
+        _replay,
+        _LOG_AND_BROKER,
+        "Each push gets the id ID/replay-MARK and is sent once for each mark: after a stop, the same command goes on.\n"
+        "Keys: push, user, event, outcome, reason, tenant, and since and until for when it was taken\n"
+        "(2026-11-22T18:30, or an age such as 2h). All keys must fit; a repeated key fits with any of its values.\n"
+        "Exits 1 when nothing matches, or when a match can't be replayed: only the data of pushes with a ttl is kept."
+        "\n\n"
+        "  bridge replay --where user=u42 --where since=2h --dry-run\n"
+        "  bridge replay --where outcome=unknown --where outcome=dropped --where event=order.paid --rate 20",
+        _replay_options,
+    ),
+    Command(
+        "dead list",
+        "Print a line for each dead letter, oldest first.",
+        _dead_list,
+        _BROKER,
+        "It removes nothing. While it looks, nobody else sees the letters.\n\n"
+        "  bridge dead list --reason poison",
+        _dead_list_options,
+    ),
+    Command(
+        "dead show",
+        "Print a dead letter: properties, headers, body.",
+        _dead_show,
+        _BROKER,
+        "Exits 1 when there is none.\n\n  bridge dead show order-7-shipped",
+        _dead_show_options,
+    ),
+    Command(
+        "dead replay",
+        "Publish dead letters again.",
+        _dead_replay,
+        _BROKER,
+        "A letter leaves push.dead when the broker has confirmed its replay. Exits 1 when one was kept.\n\n"
+        "  bridge dead replay --reason unsupported --dry-run\n"
+        "  bridge dead replay --id order-7-shipped\n"
+        "  bridge dead replay --reason poison --new-ids",
+        _dead_replay_options,
+    ),
+    Command(
+        "dead purge",
+        "Delete dead letters.",
+        _dead_purge,
+        _BROKER,
+        "The rows in the delivery log stay.\n\n  bridge dead purge --reason not_json --yes",
+        _dead_purge_options,
+    ),
+    Command(
+        "audit",
+        "Check that the delivery log adds up.",
+        _audit,
+        _LOG_AND_BROKER,
+        "Exits 1 when something does not.\n\n  bridge audit --hours 3",
+        _audit_options,
+    ),
+)

@@ -1,0 +1,118 @@
+"""The commands that use a running bridge: token, push, tail."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from bridge.cli.loading import load, run_quietly
+from bridge.cli.parser import Command, Parser, count, seconds
+
+
+def _token(args: Namespace) -> int:
+    from bridge.cli import tokens
+    from bridge.config import TokenSettings
+
+    return tokens.token(load(TokenSettings, args), args.user, args.ttl)
+
+
+def _token_options(parser: Parser) -> None:
+    parser.add_argument("user", metavar="USER", help="the user whose pushes it gets")
+    parser.add_argument(
+        "--ttl", type=seconds, default=3600.0, metavar="S", help="seconds that it is valid [3600]"
+    )
+
+
+def _push(args: Namespace) -> int:
+    from bridge.cli.push import push, push_body
+
+    return run_quietly(args, lambda settings: push(settings, push_body(args), args.wait, as_json=args.json))
+
+
+def _push_options(push: Parser) -> None:
+    push.add_argument(
+        "request",
+        nargs="?",
+        metavar="REQUEST",
+        help="a whole push request, or a batch, as JSON; - reads stdin",
+    )
+    request = push.add_argument_group("the request in parts")
+    request.add_argument("--user", action="append", metavar="ID", help="to this user; may be repeated")
+    request.add_argument("--session", metavar="ID", help="to this session")
+    request.add_argument("--all", action="store_true", help="to everyone who is connected")
+    request.add_argument(
+        "--except", action="append", metavar="ID", dest="excluded", help="but not to this session"
+    )
+    request.add_argument("--data", metavar="JSON", help="any JSON value; - reads it from stdin")
+    request.add_argument("--text", help="a string, without the quotes of JSON")
+    request.add_argument("--event", help="the name that the client dispatches on [message]")
+    request.add_argument(
+        "--confirm", choices=("written", "received", "acked"), help="the proof to wait for [received]"
+    )
+    request.add_argument("--ttl", type=seconds, metavar="S", help="seconds to keep it for an absent user [0]")
+    request.add_argument(
+        "--ack-within", type=seconds, metavar="S", help="seconds to wait for the ack, with --confirm acked"
+    )
+    request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
+    request.add_argument("--id", help="the idempotency key [a new one]")
+    request.add_argument("--tenant", help="for analysts")
+    request.add_argument("--meta", action="append", metavar="KEY=VALUE", help="for analysts; may be repeated")
+    push.add_argument(
+        "--wait",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds to wait for the outcomes; 0: don't [5]",
+    )
+    push.add_argument("--json", action="store_true", help="print the receipts as JSON, one a line")
+
+
+def _tail(args: Namespace) -> int:
+    from bridge.cli.tail import tail
+
+    key = f"{args.outcome}.{args.event}"
+    return run_quietly(args, lambda settings: tail(settings, key, count=args.count, as_json=args.json))
+
+
+def _tail_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--outcome", default="*", metavar="X", help="only this outcome: received, unknown, ..."
+    )
+    parser.add_argument(
+        "--event", default="#", metavar="X", help="only these events; * is one word, # any number of words"
+    )
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N outcomes")
+    parser.add_argument("--json", action="store_true", help="print the receipts as JSON, one a line")
+
+
+COMMANDS: Final = (
+    Command(
+        "token",
+        "Print a token that opens a session of USER.",
+        _token,
+        ("jwt_secret", "jwt_algorithms", "jwt_issuer", "jwt_audience", "dev"),
+        '  bridge token u42 --ttl 600\n  python -m websockets "ws://127.0.0.1:8181/ws?token=$(bridge token u42)"',
+        _token_options,
+    ),
+    Command(
+        "push",
+        "Publish a push request, and print what became of it.",
+        _push,
+        ("amqp_url",),
+        "Exits 0 when every push ended as acked, received or written, or is kept (stored); 1 otherwise.\n\n"
+        "  bridge push --user u42 --data '{\"hi\": 1}'\n"
+        "  bridge push --user u42 --user u43 --event order.paid --text 'thank you' --confirm acked\n"
+        "  bridge push --user u42 --event balance --data 17 --ttl 86400 --collapse-key balance\n"
+        '  bridge push \'{"to": {"user": "u42"}, "data": 1}\'\n'
+        "  cat request.json | bridge push -",
+        _push_options,
+    ),
+    Command(
+        "tail",
+        "Print outcomes as they happen, until Ctrl-C.",
+        _tail,
+        ("amqp_url",),
+        "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
+        _tail_options,
+    ),
+)

@@ -1,0 +1,21 @@
+"""`bridge serve`: run the bridge."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from bridge.config import Settings, misspelt
+
+log = logging.getLogger("bridge")
+
+
+async def serve(settings: Settings) -> int:
+    """Run the bridge until it is told to stop; returns the exit code of `app.serve`."""
+    from bridge.adapters import logs
+    from bridge.app import build as app
+
+    logs.setup(settings.log_level, settings.log_format)
+    for name, meant in misspelt(os.environ).items():
+        log.warning("%s is no setting; %s was probably meant", name, meant)
+    return await app.serve(settings)

@@ -1,0 +1,29 @@
+"""`bridge token`: make a token that opens a session."""
+
+from __future__ import annotations
+
+from bridge.config import TokenSettings
+from bridge.core.errors import SettingsError
+
+
+def token(settings: TokenSettings, user: str, ttl: float) -> int:
+    """Print a token that a bridge with the same settings accepts."""
+    if "jwt_secret" not in settings.model_fields_set:
+        # With `dev` a random one is made at each start: a token signed with it would open nothing.
+        raise SettingsError("BRIDGE_JWT_SECRET", "needed: the secret of the bridge that the token is for")
+    print(token_for(settings, user, ttl))
+    return 0
+
+
+def token_for(settings: TokenSettings, user: str, seconds: float) -> str:
+    """A token for a user that is valid so long at a bridge with these settings."""
+    from bridge.adapters.tokens import make_token
+
+    return make_token(
+        settings.jwt_secret.get_secret_value(),
+        user,
+        seconds,
+        algorithm=settings.jwt_algorithms[0],
+        iss=settings.jwt_issuer or None,
+        aud=settings.jwt_audience or None,
+    )

@@ -1,0 +1,112 @@
+"""What values of settings must look like: each check returns the value, cleaned, or raises ValueError with what was
+expected."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import ValidationInfo
+
+from bridge.config.names import env_name
+
+SECRET_VARIETY: Final = 8
+"""Different characters that a secret must have: random ones have more, `aaaa...` and `change-me...` have not."""
+
+_PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def split(value: object) -> object:
+    """The parts of a comma-separated text."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def lower(value: object) -> object:
+    """A word that may be written in any case."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def node(value: str) -> str:
+    """The name of a process."""
+    if not _NODE.fullmatch(value):
+        raise ValueError(f"1 to 64 letters, digits, '.', '_', '-' expected, not {value!r}")
+    return value
+
+
+def host(value: str) -> str:
+    """A host name or address to listen on."""
+    if not value or any(c in value for c in "/@ "):
+        raise ValueError(f"an address or a host name expected, not {value!r}")
+    return value
+
+
+def algorithms(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Signatures that the bridge can check."""
+    # Imported here: the cryptography under it takes longer to load than most commands to run.
+    from bridge.adapters.tokens import KEY_BYTES
+
+    wrong = [name for name in value if name not in KEY_BYTES]
+    if wrong or not value:
+        raise ValueError(
+            f"one or more of {', '.join(KEY_BYTES)} expected" + "".join(f", not {w!r}" for w in wrong)
+        )
+    return value
+
+
+def secret(value: str, signatures: tuple[str, ...], *, dev: bool) -> None:
+    """A secret that signs tokens; with `dev` any will do."""
+    from bridge.adapters.tokens import KEY_BYTES
+
+    key = value.encode()
+    need = max(KEY_BYTES[name] for name in signatures)
+    if not key:
+        raise ValueError(
+            f"a secret of at least {need} bytes is required, for example from `openssl rand -base64 48`"
+        )
+    if dev:
+        return
+    if len(key) < need:
+        raise ValueError(f"at least {need} bytes expected, this one has {len(key)}")
+    if len(set(key)) < SECRET_VARIETY:
+        raise ValueError(
+            "too easy to guess: it has fewer than"
+            f" {SECRET_VARIETY} different characters; `openssl rand -base64 48` makes a good one"
+        )
+
+
+def plugins(specs: tuple[str, ...], built_in: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of plug-ins, `module:factory`, or of what is built in."""
+    for spec in specs:
+        if spec not in built_in and not _PLUGIN.fullmatch(spec):
+            raise ValueError(f"{', '.join((*built_in, 'module:factory'))} expected, not {spec!r}")
+    if len(set(specs)) != len(specs):
+        raise ValueError("each may be named once")
+    return specs
+
+
+def origin(entry: str) -> str:
+    """An origin as browsers send it (RFC 6454 6.2): lower case, no path, no default port."""
+    if entry == "*":
+        raise ValueError("'*' is not an origin: leave it empty to allow any")
+    try:
+        parts = urlsplit(entry)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"https://host or https://host:port expected, not {entry!r}") from None
+    if not parts.scheme or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError(f"https://host or https://host:port expected, not {entry!r}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != default else "")
+
+
+def at_least(value: int, other: str, info: ValidationInfo) -> int:
+    """A limit that makes sense only if another is no larger."""
+    least = info.data.get(other)
+    if least is not None and value < least:
+        raise ValueError(f"at least {env_name(other)} ({least}) expected, not {value}")
+    return value

@@ -1,0 +1,245 @@
+"""Every setting of `bridge serve`: name, default, bounds and meaning."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from bridge.addresses import is_loopback
+from bridge.config import checks
+from bridge.config.common import KEYS, CommonSettings
+from bridge.config.names import PREFIX
+from bridge.core import redaction
+from bridge.core.model.pushes import MESSAGE_BYTES_MAX
+
+BROKER_DELIVERY_LIMIT: Final = 100
+"""The broker's own limit on the queue of requests. `max_attempts` is lower: the bridge writes a row when it gives a
+message up, the broker would not."""
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(checks.split)]
+
+
+class TokenSettings(CommonSettings):
+    """What makes and checks tokens."""
+
+    if TYPE_CHECKING:
+        # Values come as text from everywhere; type checkers would derive an __init__ of the final types.
+        def __init__(self, **values: Any) -> None: ...
+
+    jwt_algorithms: CommaList = Field(
+        ("HS256",), description="Signatures that are accepted, comma-separated: `HS256`, `HS384`, `HS512`."
+    )
+    jwt_secret: SecretStr = Field(
+        default_factory=lambda data: SecretStr(secrets.token_urlsafe(48) if data.get("dev") else ""),
+        description="Required: the secret that signs the tokens of users, at least 32 bytes (`HS384`: 48, `HS512`: 64)."
+        " Better in a secret file or the environment than in a flag, which all users of the machine can see.",
+    )
+    jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")
+    jwt_audience: str = Field("", description="What a token's `aud` must hold; empty: not checked.")
+
+    def model_post_init(self, context: Any) -> None:
+        """See CommonSettings."""
+        super().model_post_init(context)
+        keys = (getattr(self, name) for name in KEYS if name in type(self).model_fields)
+        redaction.learn(key.get_secret_value() for key in keys)
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _check_algorithms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checks.algorithms(value)
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        signatures = info.data.get("jwt_algorithms", ("HS256",))
+        checks.secret(value.get_secret_value(), signatures, dev=bool(info.data.get("dev")))
+        return value
+
+
+class Settings(TokenSettings):
+    """What `bridge serve` needs."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None: ...
+
+    node: str = Field(
+        default_factory=lambda: socket.gethostname(),
+        description="This process's name in the log, unique among running bridges;"
+        " the same after a restart. At most 64 letters, digits, `.`, `_`, `-`.",
+    )
+    ws_host: str = Field("0.0.0.0", description="The address that WebSockets are served on.")
+    ws_port: int = Field(
+        8181, ge=0, le=65535, description="The port that WebSockets are served on; 0: any free."
+    )
+    ops_host: str = Field(
+        "127.0.0.1",
+        description="The address that the ops port is served on (metrics, status, demo page);"
+        " any but loopback needs a token.",
+    )
+    ops_port: int = Field(8182, ge=0, le=65535, description="The ops port; 0: any free one.")
+    ops_token: SecretStr = Field(
+        SecretStr(""), description="The bearer token that the ops port asks for; empty: none, loopback only."
+    )
+    origins: CommaList = Field(
+        (),
+        description="Web origins that may open a session (`https://app.example.com`), comma-separated;"
+        " empty: any.",
+    )
+
+    delivery_log: CommaList = Field(
+        ("postgres",),
+        description="Where the outcomes of pushes are written, comma-separated: `postgres`, `stdout` (JSON lines),"
+        " `module:factory`. Without `postgres` the bridge knows repeats from memory only, and rejects every ttl but 0.",
+    )
+    error_handler: str = Field(
+        "log", description="Where errors go that do not stop the bridge: `log` or `module:factory`."
+    )
+    hooks: CommaList = Field(
+        (), description="Told of sessions, outcomes and errors: `module:factory`, comma-separated."
+    )
+    retention_days: int = Field(30, ge=2, le=3650, description="Days that rows are kept.")
+
+    confirm_timeout: float = Field(
+        5.0, ge=0.1, le=300, description="Seconds to wait for the proof of a push."
+    )
+    max_age: float = Field(
+        60.0,
+        ge=1,
+        le=86400,
+        description="A push without a ttl ends as `expired` when it is taken more than this many seconds after it was"
+        " published.",
+    )
+    start_grace: float = Field(
+        2.0,
+        ge=0,
+        le=60,
+        description="Seconds after a start in which pushes wait for clients to reconnect.",
+    )
+    drain_timeout: float = Field(
+        10.0,
+        ge=0.5,
+        le=600,
+        description="Seconds that a stop may take; messages that are open then go back to the queue.",
+    )
+    prefetch: int = Field(
+        1000,
+        ge=1,
+        le=65535,
+        description="The most messages that the broker hands out and that are not acknowledged yet.",
+    )
+    max_attempts: int = Field(
+        20,
+        ge=1,
+        le=BROKER_DELIVERY_LIMIT - 1,
+        description="How often a message is taken before it ends as `rejected`/`poison`.",
+    )
+    max_data_bytes: int = Field(
+        65536, ge=1, le=MESSAGE_BYTES_MAX, description="Bytes of `data` in one push request."
+    )
+    session_queue: int = Field(
+        256, ge=1, le=65536, description="Frames that wait for one session before it is closed with 4408."
+    )
+    session_bytes: int = Field(
+        1048576,
+        ge=1024,
+        le=1 << 30,
+        description="Bytes that wait for one session, including what its socket buffers.",
+    )
+    total_bytes: int = Field(
+        268435456, ge=1 << 20, le=1 << 40, description="Bytes that wait for all sessions together."
+    )
+    mailbox_pushes: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Pushes kept for one user; beyond it the oldest end as `dropped`/`mailbox_full`.",
+    )
+    mailbox_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1,
+        le=1 << 40,
+        description="Bytes of data kept for one user; beyond it the oldest end in the same way.",
+    )
+
+    id_memory_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1 << 16,
+        le=1 << 36,
+        description="Bytes of memory for the ids of the last day, by which repeats are recognised before they are sent."
+        " With 16 bits an id, one new id in a hundred is looked up in the log; with 4 bits, one in six. No repeat is"
+        " missed.",
+    )
+
+    outcome_events: bool = Field(True, description="Publish every outcome on the exchange `push.outcomes`.")
+    declare: Literal["active", "passive"] = Field(
+        "active",
+        description="`active`: missing exchanges, queues and bindings are made; `passive`: they are only looked for.",
+    )
+    uvloop: bool = Field(True, description="Run on uvloop, where it is installed.")
+
+    @property
+    def uses_postgres(self) -> bool:
+        """Whether the rows are kept in Postgres; else in memory."""
+        return "postgres" in self.delivery_log
+
+    @field_validator("node")
+    @classmethod
+    def _check_node(cls, value: str) -> str:
+        return checks.node(value)
+
+    @field_validator("ws_host", "ops_host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        return checks.host(value)
+
+    @field_validator("ops_port")
+    @classmethod
+    def _check_ops_port(cls, value: int, info: ValidationInfo) -> int:
+        if value and value == info.data.get("ws_port"):
+            raise ValueError(f"{value} is already the port for WebSockets")
+        return value
+
+    @field_validator("ops_token")
+    @classmethod
+    def _check_ops_token(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        host = info.data.get("ops_host", "127.0.0.1")
+        if not value.get_secret_value() and not is_loopback(host):
+            raise ValueError(f"a token is required, since {PREFIX}OPS_HOST is {host}, which is not loopback")
+        return value
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(checks.origin(entry) for entry in value))
+
+    @field_validator("delivery_log")
+    @classmethod
+    def _check_delivery_log(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("one or more of postgres, stdout, module:factory expected")
+        return checks.plugins(value, ("postgres", "stdout"))
+
+    @field_validator("error_handler")
+    @classmethod
+    def _check_error_handler(cls, value: str) -> str:
+        return checks.plugins((value,), ("log",))[0]
+
+    @field_validator("hooks")
+    @classmethod
+    def _check_hooks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checks.plugins(value, ())
+
+    @field_validator("session_bytes")
+    @classmethod
+    def _check_session_bytes(cls, value: int, info: ValidationInfo) -> int:
+        return checks.at_least(value, "max_data_bytes", info)
+
+    @field_validator("total_bytes")
+    @classmethod
+    def _check_total_bytes(cls, value: int, info: ValidationInfo) -> int:
+        return checks.at_least(value, "session_bytes", info)

@@ -1,0 +1,160 @@
+"""What the delivery log has of one push. It only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Literal, LiteralString, NamedTuple
+
+import msgspec
+
+from bridge.adapters.amqp.encoding import legible
+from bridge.adapters.postgres.reading import QUERY_TIMEOUT, ask, reading
+from bridge.adapters.postgres.rows import replies_of
+from bridge.adapters.postgres.upkeep import DAYS_HERE
+from bridge.core.model.pushes import NO_USER
+from bridge.core.model.rows import Reply
+from bridge.core.ports.store import LEASE_SECONDS
+
+USERS_SHOWN = 20
+"""Rows of a push that are returned; its other users are only counted."""
+
+
+class OutcomeCount(NamedTuple):
+    """How many users of a push have this outcome and reason."""
+
+    tenant: str
+    outcome: str
+    reason: str
+    final: bool
+    meaning: str
+    users: int
+
+
+class Owed(msgspec.Struct, frozen=True):
+    """A receipt that is still to be sent to a queue. Bytes in its names that are not UTF-8 are shown as escapes."""
+
+    queue: str
+    correlation_id: str
+    repeat: Literal["differs"] | msgspec.UnsetType = msgspec.UNSET
+    """Set when it answers a repeat with other content."""
+
+
+class LoggedPush(msgspec.Struct, frozen=True):
+    """One row of the log, with the meaning of its outcome."""
+
+    tenant: str
+    push_id: str
+    user: str
+    """Empty where no user was known."""
+    outcome: str
+    reason: str
+    meaning: str
+    final: bool
+    confirm: int
+    sessions: int
+    attempts: int
+    published_at: datetime
+    taken_at: datetime
+    written_at: datetime | None
+    proven_at: datetime | None
+    finished_at: datetime | None
+    late_at: datetime | None
+    """When a proof came that was too late for the outcome."""
+    differed_at: datetime | None
+    """When a request with the same id and other content first came."""
+    node: str
+    boot: str
+    node_alive: bool
+    event: str
+    app_id: str
+    detail: str
+    expires_at: datetime | None
+    """When its ttl ends; None for a push without one."""
+    collapse_key: str | None
+    encoding: str | None
+    """json, text or bytes; None if the payload is the body of a rejected request."""
+    payload_bytes: int | None
+    owed: tuple[Owed, ...] | None
+    """None: nothing is owed. Otherwise the event on push.outcomes, and a receipt to each of these."""
+
+
+class Found(NamedTuple):
+    """What the log holds of one push id."""
+
+    endings: Sequence[OutcomeCount]
+    """How its users ended, the most frequent outcome first."""
+    rows: Sequence[LoggedPush]
+    """At most `USERS_SHOWN`, undelivered ones first."""
+    asked_at: datetime
+    """The database's time."""
+    kept_since: date | None
+    """The oldest day of the log; None for a log without a partition."""
+
+
+_ENDINGS: LiteralString = """
+    select l.tenant, l.outcome, l.reason, l.final, coalesce(max(e.meaning), '') as meaning, count(*) as users
+    from delivery_log l left join ending e on e.outcome = l.outcome and e.reason = l.reason
+    where l.push_id = %(push_id)s and (%(tenant)s::text is null or l.tenant = %(tenant)s)
+    group by l.tenant, l.outcome, l.reason, l.final
+    order by users desc, l.outcome, l.reason
+    """
+_ROWS: LiteralString = """
+    select l.tenant, l.push_id, l.user_id as user, l.outcome, l.reason, coalesce(e.meaning, '') as meaning, l.final,
+           l.confirm, l.sessions, l.attempts,
+           l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at, l.late_at, l.differed_at,
+           l.node, l.boot,
+           coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
+           l.event, l.app_id, l.detail,
+           l.expires_at, l.collapse_key, l.encoding,
+           length(coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content)))
+               as payload_bytes, l.owed::text as owed
+    from delivery_log l
+    left join ending e on e.outcome = l.outcome and e.reason = l.reason
+    left join node n on n.name = l.node and n.boot = l.boot
+    where l.push_id = %(push_id)s and (%(tenant)s::text is null or l.tenant = %(tenant)s)
+      and (%(user)s::text is null or l.user_id in (%(user)s, %(nobody)s))
+    order by l.outcome in ('acked', 'received', 'written'), l.tenant, l.user_id, l.day
+    limit %(limit)s
+    """
+_SINCE: LiteralString = f"""
+    select clock_timestamp() as now, min(days.day) as since from ({DAYS_HERE}) as days
+    """
+
+
+async def look_up(
+    dsn: str,
+    push_id: str,
+    *,
+    user: str | None = None,
+    tenant: str | None = None,
+    seconds: float = QUERY_TIMEOUT,
+) -> Found:
+    """What the log has of a push: of all users, or of one.
+
+    The rows of one user include rows without a user: the push may have failed before its users were known. Each
+    statement may take `seconds`. Raises StoreUnavailable.
+    """
+    params = {
+        "push_id": push_id,
+        "user": user,
+        "tenant": tenant,
+        "nobody": NO_USER,
+        "limit": USERS_SHOWN,
+        "lease": LEASE_SECONDS,
+    }
+    async with reading(dsn, "bridge why", seconds) as conn:
+        endings = [OutcomeCount(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
+        found = await ask(conn, _ROWS, params, seconds)
+        rows = [LoggedPush(**{**row, "owed": _legible(replies_of(row["owed"]))}) for row in found]
+        (frame,) = await ask(conn, _SINCE, {}, seconds)
+    return Found(endings, rows, frame["now"], frame["since"])
+
+
+def _legible(owed: Sequence[Reply] | None) -> tuple[Owed, ...] | None:
+    if owed is None:
+        return None
+    return tuple(
+        Owed(legible(r.queue), legible(r.correlation_id), "differs" if r.differs else msgspec.UNSET)
+        for r in owed
+    )

@@ -1,0 +1,91 @@
+"""What the app gives the ops port: everything that its routes show and do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.core.contract.requests import Limits
+from bridge.core.mailbox.recalls import Recalled
+from bridge.core.model.pushes import Recall
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler, SessionInfo
+from bridge.operator.lookup import Found
+from bridge.ops.outcome_feed import OutcomeFeed
+
+
+class LookUp(Protocol):
+    """Asks the delivery log."""
+
+    async def __call__(self, push_id: str, user: str | None, tenant: str | None) -> Found:
+        """Return what the log has of a push: for one user or all (None), of one tenant or any (None).
+
+        Raises StoreUnavailable.
+        """
+        ...
+
+
+class RecallPushes(Protocol):
+    """Recalls pushes."""
+
+    async def __call__(self, recall: Recall) -> Recalled:
+        """Return once it is carried out. Raises StoreUnavailable."""
+        ...
+
+
+class PushPublisher(Protocol):
+    """Publishes to the exchange `push`; a request without an id gets `push_id`.
+
+    Both methods raise BrokerUnavailable if the broker did not confirm.
+    """
+
+    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
+        """Return once the broker has confirmed."""
+        ...
+
+    async def request(
+        self,
+        body: bytes,
+        *,
+        push_id: str,
+        headers: Mapping[str, object],
+        expected: int | None,
+        wait: float,
+    ) -> Sequence[Mapping[str, object]]:
+        """Publish and collect receipts.
+
+        Returns once `expected` receipts are there, or after `wait` seconds those that have come. None: nobody knows
+        how many will come.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OpsContext:
+    """What the ops port shows and does, as the composition root gives it."""
+
+    node: str
+    boot: str
+    version: str
+    started_at: float
+    ws_port: Callable[[], int]
+    readiness: Callable[[], tuple[bool, Sequence[str]]]
+    """Whether the bridge takes pushes, and if not, one sentence for each cause: its name, a colon, and why."""
+    role: Callable[[], str | None]
+    """`active`, `standby` or `unknown`; None while there is no connection to the broker."""
+    gauges: Callable[[], Mapping[str, float]]
+    """The gauges of the metrics page, by name."""
+    sessions: Callable[[int], Sequence[SessionInfo]]
+    """Open sessions, at most as many as the argument says."""
+    metrics_page: Callable[[], bytes]
+    publisher: PushPublisher
+    recall: RecallPushes
+    feed: OutcomeFeed
+    limits: Limits
+    errors: ErrorHandler
+    clock: Clock
+    dev_token: Callable[[str, float], str] | None = None
+    """Makes a token for a user that is valid for so many seconds; None outside of development."""
+    look_up: LookUp | None = None
+    """None if the delivery log can't be asked."""

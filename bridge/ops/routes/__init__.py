@@ -1,0 +1,75 @@
+"""The routes of the ops port, in one table; a file for each group of them.
+
+| route               | answers                                                                             |
+|---------------------|-------------------------------------------------------------------------------------|
+| GET /livez          | 200 while the process serves                                                        |
+| GET /readyz         | 200, or 503 with the causes; only their names where the token is missing            |
+| GET /metrics        | Prometheus' text format                                                             |
+| GET /status         | a JSON object: who this is, whether it is ready, its gauges, the first sessions     |
+| POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
+| GET /v1/outcomes    | server-sent events, one for each committed row; `?user=` and `?push_id=` choose     |
+| GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.    |
+|                     | 404 unless the delivery log is in Postgres                                          |
+| POST /v1/recall     | takes pushes back, by id or by user and collapse key; says what that ended          |
+| POST /v1/dev/token  | a token for a user; 404 outside of development                                      |
+| GET /               | the demo page and its files                                                         |
+| GET /endings.json   | what each outcome and reason mean, for the page                                     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from aiohttp import web
+
+from bridge.ops.access import Access
+from bridge.ops.context import OpsContext
+from bridge.ops.routes import page
+from bridge.ops.routes.dev_token import DevTokens
+from bridge.ops.routes.looking import Looking
+from bridge.ops.routes.outcomes import Outcomes
+from bridge.ops.routes.page import Page
+from bridge.ops.routes.push import Pushing
+from bridge.ops.routes.recall import Recalling
+from bridge.ops.routes.why import Why
+
+
+class Route(NamedTuple):
+    """A method and a path, and who answers them. A GET answers HEAD as well unless it is endless."""
+
+    method: str
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    free: bool = False
+    """Whether anybody may ask, without a token and from any origin."""
+    endless: bool = False
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Register it with aiohttp."""
+        if self.method == "GET":
+            router.add_get(self.path, self.handler, allow_head=not self.endless)
+        else:
+            router.add_route(self.method, self.path, self.handler)
+
+
+def routes(context: OpsContext, access: Access) -> Sequence[Route]:
+    """Every route that this context has the means for."""
+    looking = Looking(context, access)
+    found = [
+        Route("GET", "/livez", looking.livez, free=True),
+        Route("GET", "/readyz", looking.readyz, free=True),
+        Route("GET", "/metrics", looking.metrics),
+        Route("GET", "/status", looking.status),
+        Route("POST", "/v1/push", Pushing(context).push),
+        Route("GET", "/v1/outcomes", Outcomes(context.feed).get, endless=True),
+        Route("POST", "/v1/recall", Recalling(context).post),
+    ]
+    if context.look_up is not None:
+        # An id may contain slashes: those of batches and replays do.
+        found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get))
+    if context.dev_token is not None:
+        found.append(Route("POST", "/v1/dev/token", DevTokens(context.dev_token).post))
+    pages = Page()
+    found += [Route("GET", path, pages.get, free=True) for path in (*page.FILES, page.ENDINGS_PATH)]
+    return found
