@@ -48,8 +48,7 @@ class Given:
 
 
 class Core:
-    """The parts that decide. Each one gets those that it uses when it is made, so their order here is the order of the
-    import floors."""
+    """The parts that decide. Each is given the others that it uses when it is made."""
 
     def __init__(self, given: Given) -> None:
         settings = given.settings
@@ -60,7 +59,8 @@ class Core:
         self._keeps = given.rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
         self.wire_limits = Limits(settings.max_data_bytes, max_ttl)
-        self._handle_pushes(given)
+        self._make_delivery(given)
+        self._make_settlement(given)
         self.control = Control(
             store=given.rows.store,
             mailbox=self.mailbox,
@@ -91,8 +91,8 @@ class Core:
             clock=self.clock,
         )
 
-    def _handle_pushes(self, given: Given) -> None:
-        """Make what handles a push from its message to its ack."""
+    def _make_delivery(self, given: Given) -> None:
+        """Make what decides on each push: delivery, mailbox, and what they share."""
         settings, rows = given.settings, given.rows
         metrics, errors = given.reports.metrics, given.reports.errors
         limits = self._delivery_limits(settings)
@@ -133,10 +133,9 @@ class Core:
             recollection=self.recollection,
             limits=limits,
         )
-        self._settle_pushes(given)
 
-    def _settle_pushes(self, given: Given) -> None:
-        """Make what writes rows, sends receipts and acks."""
+    def _make_settlement(self, given: Given) -> None:
+        """Make what writes rows, sends receipts and acks messages."""
         self.settlement = Settlement(
             worklist=self.worklist,
             store=given.rows.store,
@@ -167,28 +166,28 @@ class Core:
         )
 
     def sessions(self, limit: int) -> list[SessionInfo]:
-        """At most so many of the open sessions."""
+        """Up to `limit` of the open sessions."""
         return [session.info for _, session in zip(range(limit), self.hub, strict=False)]
 
     def role(self) -> Role | None:
-        """What this node is to the others; None while it is not connected to the broker."""
+        """The role of this node among the others; None while it is not connected to the broker."""
         return self.consumer.role
 
     def readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and what is in the way."""
+        """Whether pushes are taken, and if not, one sentence for each cause."""
         return self.gate.is_open, self.gate.causes
 
     @property
     def database_up(self) -> bool | None:
-        """Whether the database answers and takes rows, as far as is known; None: there is none."""
+        """Whether the database answers and takes rows, as far as is known; None if the log is not in Postgres."""
         return not self.gate.database_down if self._keeps else None
 
     def public_readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
+        """Whether pushes are taken, and if not, a word for each cause: what strangers may know."""
         return self.gate.is_open, self.gate.names
 
     def gauges(self, ws: WebSocketServer) -> Gauges:
-        """How much there is of everything now."""
+        """How much of everything there is now."""
         sessions = list(self.hub)
         return Gauges(
             sessions=len(sessions),
