@@ -79,20 +79,20 @@ class Core:
         return [session.info for _, session in zip(range(limit), self.parts.hub, strict=False)]
 
     def role(self) -> Role | None:
-        """What this node is to the others; None while it is not connected to the broker."""
+        """The role of this node among the others; None while it is not connected to the broker."""
         return self.consumer.role
 
     def readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and what is in the way."""
+        """Whether pushes are taken, and if not, one sentence for each cause."""
         return self.gate.is_open, self.gate.causes
 
     @property
     def database_up(self) -> bool | None:
-        """Whether the database answers and takes rows, as far as is known; None: there is none."""
+        """Whether the database answers and takes rows, as far as is known; None if the log is not in Postgres."""
         return not self.gate.database_down if self._keeps else None
 
     def public_readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and which parts are in the way: what strangers may know of it."""
+        """Whether pushes are taken, and if not, a word for each cause: what strangers may know."""
         return self.gate.is_open, self.gate.names
 
     def gauges(self, ws: WebSocketServer) -> Gauges:
