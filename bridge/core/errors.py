@@ -117,7 +117,7 @@ class StoreUnavailable(BridgeError):
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
-        super().__init__(f"the database is away: {cause}")
+        super().__init__(f"the database is unavailable: {cause}")
 
 
 class StoreRefused(StoreUnavailable):
@@ -190,7 +190,7 @@ class BrokerUnavailable(BridgeError):
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
-        super().__init__(f"the broker is away: {cause}")
+        super().__init__(f"the broker is unavailable: {cause}")
 
 
 class BrokerRefused(BrokerUnavailable):
