@@ -1,4 +1,4 @@
-"""The errors of the core: each carries facts, and its sentence is derived from them."""
+"""The errors of the bridge. Each carries facts, and its message is derived from them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 PROBLEMS_MAX: Final = 8
-"""Wrong fields of a request that are named."""
+"""How many wrong fields of a request are named."""
 PROBLEMS_CHARS: Final = 480
-"""Characters that their sentences have together, unless the first alone has more."""
+"""Characters of their sentences together, unless the first alone has more."""
 
 
 class BridgeError(Exception):
@@ -38,12 +38,12 @@ class IllegalTransition(BridgeError):
 
 
 class InvalidRequest(BridgeError):
-    """A push request, or one element of a batch, that cannot be taken.
+    """A push request, or one element of a batch, that is rejected.
 
     `reason` is the value of a `bridge.core.model.outcomes.Reason` that belongs to `rejected`; `path` names the wrong
     field (`to.users[3]`, `header x-push-user`, empty for the whole body); `problem` says what was expected.
-    `others` are further fields that are wrong, and `uncounted` tells how many there are besides; where `stopped`,
-    at least so many, since nobody looked any further.
+    `others` are further wrong fields, and `uncounted` is how many more there are. Where `stopped`, there are at least
+    so many: the check ended there.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InvalidRequest(BridgeError):
 
     @property
     def each(self) -> tuple[InvalidRequest, ...]:
-        """One for each wrong field."""
+        """One error for each wrong field."""
         alone = InvalidRequest(self.reason, self.path, self.problem) if self.others else self
         return (alone, *self.others)
 
@@ -75,7 +75,7 @@ class InvalidRequest(BridgeError):
     def detail(self) -> str:
         """The sentences for people, as the `detail` column and the `push.dead` header show them.
 
-        At most `PROBLEMS_MAX` of them, and no further one where it would make more than `PROBLEMS_CHARS` characters.
+        At most `PROBLEMS_MAX` of them, and none that would make the whole longer than `PROBLEMS_CHARS` characters.
         """
         said = f"{self.path}: {self.problem}" if self.path else self.problem
         left = self.uncounted
@@ -93,7 +93,7 @@ class InvalidRequest(BridgeError):
 def together(
     problems: Sequence[InvalidRequest], uncounted: int = 0, *, stopped: bool = False
 ) -> InvalidRequest:
-    """All these as one, whose reason is that of the first; see `InvalidRequest`. Each of them is about one field."""
+    """Make one error of several, each about one field. Its reason is that of the first; see `InvalidRequest`."""
     first = problems[0]
     if len(problems) == 1 and not uncounted and not stopped:
         return first
@@ -101,7 +101,7 @@ def together(
 
 
 class ControlRefused(BridgeError):
-    """A message on `push.control` that was not carried out; `problem` names the wrong field and what was expected."""
+    """A message on `push.control` that was not carried out. `problem` names the wrong field and what was expected."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
@@ -109,19 +109,19 @@ class ControlRefused(BridgeError):
 
 
 class StoreUnavailable(BridgeError):
-    """The database can't answer now: the root of all reasons for that, and one itself, where it did not answer or its
-    answer was lost. Then the write may or may not have happened.
+    """The database can't answer now. The root of all errors that say so.
 
-    Every write of the Store port is safe to run again, so the caller retries.
+    Raised itself where the database did not answer, or its answer was lost: then the write may or may not have
+    happened. Every write of the Store port is safe to run again, so the caller retries.
     """
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
-        super().__init__(f"the database is away: {cause}")
+        super().__init__(f"the database is unavailable: {cause}")
 
 
 class StoreRefused(StoreUnavailable):
-    """The database answered, and lets this client not in: a wrong password, a role without the right, a full server."""
+    """The database answered and refused the connection: a wrong password, a missing right, too many connections."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
@@ -129,10 +129,10 @@ class StoreRefused(StoreUnavailable):
 
 
 class StatementFailed(StoreUnavailable):
-    """The database is there, and this statement fails all the same: its time was over, or that for a lock.
+    """The database works, but this statement failed: it took too long, or waited too long for a lock.
 
-    Asked again it may fare the same. Whoever can ask for less does, and who can't sets aside what it was about. Who
-    does neither may take it for an outage.
+    It may fail again. A caller that can ask for less does so; one that can't sets the row aside. A caller that does
+    neither may treat it as an outage.
     """
 
     def __init__(self, cause: str) -> None:
@@ -143,8 +143,8 @@ class StatementFailed(StoreUnavailable):
 class RowsRefused(StatementFailed):
     """The database refused the data itself (SQLSTATE class 22, 23 or 54): nothing of the batch was written.
 
-    Running the same batch again gives the same answer; the caller halves it to find the culprit. A read that is refused
-    (an id that the database's encoding does not have) is a statement that failed to whoever only reads.
+    Running the same batch again gives the same answer; the caller divides it to find the row at fault. For a caller
+    that only reads, it is a failed statement (an id may have characters that the database's encoding lacks).
     """
 
     def __init__(self, sqlstate: str, problem: str) -> None:
@@ -155,8 +155,8 @@ class RowsRefused(StatementFailed):
 
 
 class LogTakesNoRows(StoreUnavailable):
-    """The database is there, and its log takes no row at all: a trigger refuses or drops each one, a disk is full, a
-    lock is held. It is an outage like others, whatever the SQLSTATE."""
+    """The database works, but the delivery log takes no row at all: a trigger refuses or drops each one, a disk is
+    full, a lock is held. It is an outage like any other, whatever the SQLSTATE."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
@@ -164,10 +164,10 @@ class LogTakesNoRows(StoreUnavailable):
 
 
 class DatabaseUnsuitable(StoreUnavailable):
-    """The database is there and answers, and is not one that the bridge can work with; waiting mends nothing.
+    """The database answers, but the bridge can't work with it; waiting does not help.
 
-    The start is refused with this sentence. To a bridge that runs it is an outage like others: somebody may be putting
-    the right one back.
+    A start is refused with this message. A running bridge treats it as an outage: somebody may be restoring the right
+    database.
     """
 
     def __init__(self, cause: str) -> None:
@@ -176,7 +176,7 @@ class DatabaseUnsuitable(StoreUnavailable):
 
 
 class SchemaBehind(StoreUnavailable):
-    """The database's schema is older than this program's; `bridge db upgrade` mends it, also while the bridge runs."""
+    """The database's schema is older than this program's. `bridge db upgrade` fixes it, also while the bridge runs."""
 
     def __init__(self, have: int, want: int) -> None:
         self.have = have
@@ -190,11 +190,11 @@ class BrokerUnavailable(BridgeError):
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
-        super().__init__(f"the broker is away: {cause}")
+        super().__init__(f"the broker is unavailable: {cause}")
 
 
 class BrokerRefused(BrokerUnavailable):
-    """The broker answered, and won't do it: a wrong password, a vhost or queue that is not there, no rights."""
+    """The broker answered and refused: a wrong password, a missing vhost or queue, missing permissions."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause

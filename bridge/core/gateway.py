@@ -1,4 +1,4 @@
-"""The core's side of the WebSocket server: handshakes, the session behind each socket, frames from clients."""
+"""The core's side of the WebSocket server: handshakes, the session of each socket, frames from clients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Gateway:
         return answer
 
     def refused(self, refusal: Refusal) -> None:
-        """The adapter refused a handshake by itself."""
+        """See the port."""
         self._refused(refusal, 0.0)
 
     def _refused(self, refusal: Refusal, seconds: float) -> None:
@@ -82,7 +82,7 @@ class Gateway:
 
     def _message(self, session: Session, data: str | bytes) -> None:
         if session.mode is Mode.BARE:
-            # Bare mode is one way: whatever such a client says has no meaning here.
+            # Bare mode is one-way: messages from such a client are ignored.
             return
         frame = parse_client(data)
         if isinstance(frame, AckFrame):
@@ -94,8 +94,7 @@ class Gateway:
             answer_to(session, error_frame("bad_frame", frame.problem, frame.ref))
 
     def _acked(self, session: Session, ack: AckFrame) -> None:
-        """Most acks need no answer: the client that acks whatever it gets is in the right as well. With a `ref` it
-        wants to know."""
+        """Note an ack. It is answered only where it has a `ref`: a client may ack everything it gets."""
         try:
             counts = self._proofs.acked(session, ack.id, ack.tenant)
         except AmbiguousAck:
@@ -119,13 +118,13 @@ class Gateway:
 
 
 def answer_to(session: Session, frame: Frame) -> None:
-    """Answer a client's frame, unless it does not read its answers: those are not worth any memory."""
+    """Answer a client's frame, unless the client does not read: its answers must not take memory."""
     if session.socket.writable:
         session.socket.write((frame,), None)
 
 
 class Client:
-    """Fills the SessionHandle port: one socket's events, on their way to the delivery."""
+    """Fills the SessionHandle port: passes the events of one socket on."""
 
     __slots__ = ("_gateway", "session")
 
@@ -138,7 +137,7 @@ class Client:
         self._gateway._proofs.pong(self.session, payload)
 
     def writable(self) -> None:
-        """The socket takes bytes again."""
+        """The socket is writable again."""
         self._gateway._proofs.writable(self.session)
 
     def message(self, data: str | bytes) -> None:

@@ -1,8 +1,8 @@
-"""Keeps secrets out of all that leaves the process: log lines, errors, answers, metrics.
+"""Remove secrets from everything that leaves the process: log lines, errors, answers, metrics.
 
-Two ways, both always: the secrets of this process are known, since the settings tell them (`learn`), and are taken out
-wherever they occur; those of others are told by their shape (a JWT, the password of a URL, `token=...`). Payloads are
-not told by either: who logs is to give ids and counts.
+It always does both: the secrets of this process are known from the settings (`learn`) and are removed wherever they
+occur; other secrets are recognised by their shape (a JWT, the password of a URL, `token=...`). Payloads can't be
+recognised: log ids and counts instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 MASK: Final = "***"
 SHORTEST: Final = 4
-"""Characters: what is shorter is guessed sooner than it is found in a text, and occurs in ordinary words."""
+"""Characters. A shorter secret is easily guessed, and occurs in ordinary words."""
 WHOLE_WORD: Final = 8
-"""Characters under which a secret is taken out only where it stands by itself: it may occur in ordinary words."""
+"""Characters. A shorter secret is removed only where it is a word of its own: it may occur in ordinary words."""
 COMMON: Final = frozenset(
     (
         *(
@@ -35,7 +35,7 @@ COMMON: Final = frozenset(
         *("public", "rabbit", "rabbitmq", "root", "secret", "test", "token", "user"),
     )
 )
-"""Words of every text. Whoever has one of them for a password hides nothing by it."""
+"""Ordinary words. A password that is one of them can't be hidden."""
 
 _QUOTED: Final = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
 
@@ -62,16 +62,16 @@ _SHAPES: Final = tuple(
 )
 
 _TEXT_OF_ERRORS: Final = ("strerror", "filename", "filename2", "msg", "text", "doc", "object")
-"""Where the interpreter's own exceptions keep text beside their arguments."""
+"""Attributes in which the interpreter's own exceptions keep text."""
 
 _known: set[str] = set()
 _pattern: re.Pattern[str] | None = None
 
 
 def learn(secrets: Iterable[str], public: Iterable[str] = ()) -> None:
-    """Take these out of every text from now on, in each spelling that a text may have. Idempotent.
+    """Remove these secrets from every text from now on, in each spelling that a text may have. Idempotent.
 
-    `public`: words that are no secret although one of the secrets is the same: the user of the address, its host.
+    `public`: words to keep although a secret is the same, such as the user or the host of an address.
     """
     global _pattern
     spared = frozenset(public)
@@ -95,7 +95,7 @@ def without_known(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without the secrets of this process, and without all that looks like one."""
+    """The text without the secrets of this process, and without anything that looks like a secret."""
     text = without_known(text)
     for pattern, replacement in _SHAPES:
         text = pattern.sub(replacement, text)
@@ -103,10 +103,10 @@ def redact(text: str) -> str:
 
 
 def clean_error(error: BaseException) -> None:
-    """Take secrets out of an error, its notes and all that it came from, in place: code of others is shown it.
+    """Remove secrets from an error, its notes and its causes, in place, before plug-ins see it.
 
-    Reaches what an exception was made with, and its plain attributes. One that keeps text elsewhere is cleaned where
-    it is logged.
+    Covers the arguments and plain attributes of an exception. Text that it keeps elsewhere is cleaned where it is
+    logged.
     """
     for part in _chain(error):
         if part.args:

@@ -255,15 +255,15 @@ async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browse
     play.stage.error = BrokerUnavailable("connection refused")
     async with opened(browser, play.url) as page:
         await push(page, "alice", "1")
-        await expect(page.locator("#send-problem")).to_have_text("the broker is away: connection refused")
+        await expect(page.locator("#send-problem")).to_have_text("the broker is unavailable: connection refused")
         await expect(page.locator("#pushes .outcome")).to_have_text("failed")
 
 
 async def test_what_holds_the_bridge_back_is_on_top_of_the_page(browser: Browser, play: Played) -> None:
-    play.parts.causes.append("database: the database is away")
+    play.parts.causes.append("database: the database is unavailable")
     async with opened(browser, play.url) as page:
         await expect(page.locator("#ready")).to_have_text("not ready")
-        await expect(page.locator("#causes")).to_have_text("database: the database is away")
+        await expect(page.locator("#causes")).to_have_text("database: the database is unavailable")
         play.parts.causes.clear()
         await expect(page.locator("#ready")).to_have_text("ready")
         await expect(page.locator("#causes")).to_be_hidden()

@@ -239,7 +239,7 @@ async def test_a_broker_that_is_away_is_503_with_the_cause(running: Running, par
         assert answer.headers["Retry-After"] == "1"
         assert await answer.json() == {
             "error": "broker",
-            "problem": "the broker is away: connection refused",
+            "problem": "the broker is unavailable: connection refused",
         }
 
 

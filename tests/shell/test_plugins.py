@@ -175,7 +175,7 @@ def test_an_expected_error_is_a_warning_and_a_defect_an_error_with_its_traceback
     handler.handle(ValueError("odd"), "delivery.take", {})
     expected, defect = caplog.records
     assert (expected.levelname, expected.exc_info) == ("WARNING", None)
-    assert expected.getMessage() == "receipts.send: BrokerUnavailable: the broker is away: gone"
+    assert expected.getMessage() == "receipts.send: BrokerUnavailable: the broker is unavailable: gone"
     assert vars(expected)["facts"] == {"rows": 3}
     assert defect.levelname == "ERROR"
     assert defect.exc_info

@@ -309,9 +309,9 @@ async def test_liveness_and_readiness_are_pages_on_the_same_port() -> None:
         status, headers, body = await answer(server.port, get("/readyz"))
         assert (status, json.loads(body)) == (200, {"ready": True, "causes": []})
         assert (headers["content-type"], headers["cache-control"]) == ("application/json", "no-store")
-        host.ready = (False, ["the broker is away"])
+        host.ready = (False, ["the broker is unavailable"])
         status, headers, body = await answer(server.port, get("/readyz"))
-        assert (status, json.loads(body)["causes"]) == (503, ["the broker is away"])
+        assert (status, json.loads(body)["causes"]) == (503, ["the broker is unavailable"])
         assert "retry-after" in headers
         status, headers, body = await answer(server.port, get("/readyz", "HEAD"))
         assert (status, body) == (503, "")

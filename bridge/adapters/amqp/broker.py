@@ -1,4 +1,4 @@
-"""What a broker says of itself when a connection opens, and what follows from it."""
+"""The broker's version, and what follows from it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 import aio_pika
 
 HIGH_PRIORITY: Final = 5
-"""The least priority that a quorum queue of RabbitMQ 4.0 and newer counts as high: it keeps two levels, and gives out
-what is in the higher one ahead of older messages (RabbitMQ's guide "Quorum Queues", section on message priorities)."""
+"""The lowest priority that a quorum queue of RabbitMQ 4.0 and newer counts as high. It has two levels, and gives out
+messages of the higher one ahead of older ones (RabbitMQ's guide "Quorum Queues", section on message priorities)."""
 _REORDERS_FROM = 4
 _VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 
 def version(connection: aio_pika.Connection) -> str:
-    """The broker's version, `4.1.3`, or empty where it names none. The connection must be open."""
+    """The broker's version, such as `4.1.3`; empty where it names none. The connection must be open."""
     assert connection.transport is not None
     said = connection.transport.connection.server_properties.get("version", b"")
     return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)

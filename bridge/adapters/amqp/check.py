@@ -1,8 +1,8 @@
-"""Would `bridge serve` find at the broker what it needs: a look that leaves nothing behind.
+"""Check that the broker has what `bridge serve` needs, without changing anything.
 
-What is there is declared again with what the bridge wants: that changes nothing where it is the same, and the broker
-says what differs where it is not. For what is missing, and for permissions, the broker is asked for something that
-it can't do, since it looks at the permission first (RabbitMQ 3.10 to 4.x):
+Existing objects are declared again as the bridge needs them: that changes nothing where they are the same, and
+otherwise the broker says what differs. For missing objects and for permissions, the broker is asked for something
+impossible: it checks the permission first (RabbitMQ 3.10 to 4.x):
 
 | to learn whether this user may | the broker is asked to | which it refuses with |
 |---|---|---|
@@ -75,7 +75,7 @@ from bridge.core.errors import BrokerRefused, BrokerUnavailable
 from bridge.core.model.outcomes import ENDINGS, Outcome
 
 OLDEST, NEWEST = (3, 10), (4, 3)
-"""The releases of RabbitMQ that the bridge is made for."""
+"""The oldest and the newest release of RabbitMQ that the bridge supports."""
 PUBLISH_SECONDS = 2.0
 """Seconds that the broker has to send a message back."""
 
@@ -91,9 +91,9 @@ Low: TypeAlias = aiormq.abc.AbstractChannel
 async def findings(
     url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True, runs: bool = False
 ) -> list[Finding]:
-    """All that can be said about the broker, worst or not; `where` is the URL as people may see it.
+    """All findings about the broker, good or bad; `where` is the URL without its password.
 
-    `runs`: this very node is connected, so that limits are not tried: it has what it needs.
+    `runs`: this very node is connected, so limits are not checked.
     Raises BrokerUnavailable where it can't be reached.
     """
     boxes: list[Outbox] = []
@@ -117,7 +117,7 @@ async def findings(
                 now += await look.topics(tap, boxes, outcome_events)
             found += now
         except BrokerRefused as error:
-            # Even one channel may be too many, while the broker still counts the one before.
+            # One more channel may be too many while the broker still counts the one before.
             refused = error
     limits = [] if runs else await look.limits(url)
     if refused is not None and all(finding.level == "ok" for finding in limits):
@@ -134,7 +134,7 @@ def _whole(mode: DeclareMode) -> Finding:
 
 
 class _Look:
-    """One connection, and a channel for each question, since a refusal costs it."""
+    """Checks over one connection, with a channel for each question: a refusal closes it."""
 
     def __init__(self, connection: aio_pika.Connection, mode: DeclareMode) -> None:
         self._connection = connection
@@ -146,7 +146,7 @@ class _Look:
         self._there: set[str] = set()
 
     async def _refused_for(self, what: str, ask: Callable[[Low], Awaitable[object]]) -> BaseException | None:
-        """What the broker answers with; None where it just does it."""
+        """The error that the broker answers with; None where it does what is asked."""
         low = await channel(self._connection, confirms=False)
         try:
             async with border(what, STEP_TIMEOUT):
@@ -160,7 +160,7 @@ class _Look:
         return None
 
     async def limits(self, url: str) -> list[Finding]:
-        """What `serve` opens and declares, all at once; when this connection is closed."""
+        """Whether limits allow what `serve` opens and declares at once; call it when this connection is closed."""
         missing = 0
         if self._mode is DeclareMode.ACTIVE:
             missing = sum(f"queue {queue.name}" not in self._there for queue in QUEUES)
@@ -219,7 +219,7 @@ class _Look:
     # --- permissions ---
 
     async def permissions(self, outcome_events: bool) -> list[Finding]:
-        """What this user may not do with what is there."""
+        """What this user may not do with existing objects."""
         found: list[Finding] = []
         for queue in (REQUESTS, FALLEN, CONTROL):
             if f"queue {queue}" in self._there and await self._forbids(
@@ -275,7 +275,7 @@ class _Look:
     # --- who else, and does it take publishes ---
 
     async def others(self) -> list[Finding]:
-        """Whether somebody takes the pushes already."""
+        """Whether another consumer takes the pushes."""
         if f"queue {REQUESTS}" not in self._there:
             return []
         low = await channel(self._connection, confirms=False)
@@ -286,7 +286,7 @@ class _Look:
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
 
     async def topics(self, tap: Tap, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
-        """What this user may not publish by its routing key, where it may write to the exchange."""
+        """Which routing keys this user may not publish with, where it may write to the exchange."""
         found: list[Finding] = []
         for exchange, keys in _keys(outcome_events).items():
             if f"exchange {exchange}" not in self._there:
@@ -297,7 +297,7 @@ class _Look:
                 failure = await self._published(vain, tap, boxes)
                 if failure is not None and failure.why.endswith("(403)"):
                     if "access to exchange " in failure.why:
-                        # It may not write to it at all, which was said.
+                        # It may not write to this exchange at all: `permissions` tells that.
                         break
                     refused.append(key)
             else:
@@ -316,7 +316,7 @@ class _Look:
         )
 
     async def _published(self, message: Message, tap: Tap, boxes: list[Outbox]) -> Failure | None:
-        """What becomes of this message on a channel of its own; None where it is confirmed."""
+        """Publish a message on a channel of its own; returns its failure, or None where it is confirmed."""
         low = await channel(self._connection, confirms=True)
         box = Outbox(tap, low.number)
         boxes.append(box)
@@ -341,8 +341,7 @@ class _Look:
 
 
 def _keys(outcome_events: bool) -> Mapping[str, Sequence[str]]:
-    """By exchange, routing keys such as the bridge would use. Events are publishers' words, and `message` is the first
-    of them."""
+    """Routing keys that the bridge would use, by exchange. Publishers choose the event; `message` is the default."""
     outcomes = [
         outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
     ]
@@ -359,7 +358,7 @@ _TOPICS: Mapping[str, tuple[str, Level]] = {
     DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
     PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
 }
-"""What comes of it, and how bad that is."""
+"""By exchange, the consequence where this user may not publish, and its level."""
 
 PERMISSIONS = r"'^(push($|\.)|amq\.gen)' '^(push($|\.)|amq\.(default|gen))' '^(push($|\.)|amq\.gen)'"
 """Configure, write and read of the bridge's user, as rabbitmqctl takes them."""

@@ -36,25 +36,25 @@ CONNECT_TIMEOUT = 5.0
 STEP_TIMEOUT = 5.0
 """Seconds for one declare, bind, qos or consume: a queue without a leader never answers."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds for a polite close, before the connection is aborted."""
+"""Seconds for closing in order, before the connection is aborted."""
 HEARTBEAT_SECONDS = 10
 SIP = 4.0
-"""Seconds between single reads while reading is paused: shows a dead broker, and feeds the heartbeat."""
+"""Seconds between single reads while reading is paused. They show a dead broker, and feed the heartbeat."""
 LIFE_SIGN = 1.0
-"""Seconds between signs of life for the library, when all that comes is taken out before it."""
+"""Seconds between signs of life for the library, when everything received is taken out before it."""
 
-# Everything that these loggers report reaches the ErrorHandler as an error with its cause; at their debug
-# level they print whole frames, payloads and all.
+# What these loggers report reaches the ErrorHandler as an error with its cause. At debug level they print whole
+# frames, payloads included.
 for _name in ("aiormq", "aio_pika"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 @asynccontextmanager
 async def border(step: str, seconds: float) -> AsyncIterator[None]:
-    """Around a call into the library: limits its time, and turns whatever it raises into BrokerUnavailable.
+    """Around a call into the library: limits its time, and turns what it raises into BrokerUnavailable.
 
-    When its connection goes, the library ends waiting calls with CancelledError: that is told apart from
-    our own cancellation, which passes. And its `close` swallows a cancellation: that is raised again.
+    When its connection is lost, the library ends waiting calls with CancelledError. That is told apart from our own
+    cancellation, which passes. And its `close` swallows a cancellation: here it is raised again.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -86,7 +86,7 @@ def _sentence(exc: BaseException) -> str:
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
-    """Shows the tap every byte before the library's reader sees any."""
+    """Shows the tap every byte before the library's reader."""
 
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop, tap: Tap) -> None:
         super().__init__(reader, loop=loop)
@@ -103,11 +103,11 @@ class _Protocol(asyncio.StreamReaderProtocol):
 
 
 class Tap(TransportFactory):
-    """The tap on one connection: events out, bytes in. Used once, thrown away with its connection.
+    """The tap on one connection: events out, bytes in. Used for one connection only.
 
-    `on_events` is called from within the socket's read, at most once for each, and must not raise; if it
-    does, the connection is given up, since nobody knows what was handled. `lost` is resolved with the cause
-    when the connection is of no more use, whoever noticed first.
+    `on_events` is called once at most for each read of the socket, and must not raise. If it does, the connection is
+    given up, since nobody knows what was handled. `on_lost` is told the cause when the connection is unusable, whoever
+    noticed first.
     """
 
     def __init__(self, on_events: Callable[[Sequence[Event]], None], on_lost: Callable[[str], None]) -> None:
@@ -121,7 +121,7 @@ class Tap(TransportFactory):
         self.paused = False
         self.frame_max = 131072
         self.failure = ""
-        """Why the connection is of no more use; empty while it is."""
+        """Why the connection is unusable; empty while it works."""
         self.closed: Closed | None = None
         """What the broker said when it closed the connection."""
 
@@ -149,11 +149,11 @@ class Tap(TransportFactory):
         self._fed = self._loop.time()
 
     def unwatch(self, channel: int) -> None:
-        """Leave this channel, which is closed, to the library again; idempotent."""
+        """Leave this channel to the library again, once it is closed; idempotent."""
         self._splitter.untap(channel)
 
     def write(self, frames: bytes) -> bool:
-        """Hand whole frames to the socket in one write; False when the connection is of no more use."""
+        """Write whole frames to the socket at once; False when the connection is unusable."""
         transport = self._transport
         if transport is None or self.failure or transport.is_closing():
             return False
@@ -161,7 +161,7 @@ class Tap(TransportFactory):
         return True
 
     def received(self, data: bytes) -> bytes:
-        """Take one read of the socket; return what goes on to the library. Never raises."""
+        """Take one read of the socket; return what the library is to get. Never raises."""
         if self.failure:
             return b""
         try:
@@ -179,7 +179,7 @@ class Tap(TransportFactory):
             self._pause()
         if passed:
             return passed
-        # The library takes a silent broker for dead, and it sees none of the frames that were taken out.
+        # The library believes that a silent broker is dead, and it does not see the frames that were taken out.
         now = self._loop.time()
         if now - self._fed > LIFE_SIGN:
             self._fed = now
@@ -192,7 +192,7 @@ class Tap(TransportFactory):
                 self.closed = event
 
     def pause(self) -> None:
-        """Stop reading the socket, but for a sip every few seconds; idempotent."""
+        """Stop reading the socket, but for one read every few seconds; idempotent."""
         if not self.paused:
             self.paused = True
             self._pause()
@@ -217,7 +217,7 @@ class Tap(TransportFactory):
             self._transport.resume_reading()
 
     def fail(self, cause: str) -> None:
-        """Give the connection up: dropped at once, whatever is buffered. The first cause counts."""
+        """Give the connection up: it is dropped at once with what is buffered. The first cause counts."""
         if self.failure:
             return
         self.failure = cause
@@ -245,7 +245,7 @@ async def opened(
     on_events: Callable[[Sequence[Event]], None],
     on_lost: Callable[[str], None],
 ) -> AsyncIterator[tuple[aio_pika.Connection, Tap]]:
-    """Open one connection, and close it at the end: politely if it still works, within seconds in any case.
+    """Open one connection, and close it at the end: in order if it still works, within seconds in any case.
 
     Raises BrokerUnavailable. `name` is what people see in the broker's list of connections.
     """
@@ -258,7 +258,7 @@ async def opened(
         except BrokerUnavailable as failed:
             if tap.closed is None:
                 raise
-            # What the library makes of it hides the broker's own words.
+            # The library's error hides the broker's own words.
             raise outage(str(tap.closed)) from failed
         assert connection.transport is not None
         tap.frame_max = connection.transport.connection.connection_tune.frame_max or 131072

@@ -1,13 +1,13 @@
-"""The taking side of the broker: deliveries to the core by the batch, acks back in one write.
+"""The consuming side of the broker: batches of deliveries to the core, and acks back in one write.
 
-All queues are consumed on one channel, so an ack token is (incarnation, tag) and nothing more: the
-incarnation counts the channels. Whatever loses the channel (the connection, an error, a queue that was
-deleted, a consumer that the broker cancelled) ends the incarnation; the link then begins a new one.
+All queues are consumed on one channel, so an ack token is only (incarnation, tag): the incarnation counts the
+channels. A loss of the channel ends the incarnation, whether by the connection, an error, a deleted queue or a
+cancelled consumer; the link then begins a new one.
 
-Requests have two consumers on that channel. The single active one is at first that with a prefetch of one;
-`widen` cancels it, and the broker goes on with the next in its list, which is ours with the whole prefetch.
+Requests have two consumers on that channel. At first the single active one is the one with a prefetch of one. `widen`
+cancels it, and the broker goes on with the next in its list: ours with the whole prefetch.
 
-Nothing is consumed before it is this node's turn (`turn.py`): a node that stands by has a connection, and waits.
+A node consumes only when it is its turn (`turn.py`). A node that stands by keeps its connection and waits.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
 HELD_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of bodies handed over and not acked, above which the socket is not read any more."""
+"""Bytes of bodies given to the core and not acked. Above this the socket is not read any more."""
 FEW = 100
-"""Messages of push.fallen, and of push.control, in hand at a time: there are few of either."""
+"""Prefetch of push.fallen and of push.control: both have few messages."""
 _ONE_BY_ONE = f"one by one: {REQUESTS}"
-"""Comes before REQUESTS in the order of tags, in which a quorum queue takes back what the consumers of a lost channel
-held: so the oldest stays in front."""
+"""Sorts before REQUESTS. A quorum queue takes the messages of a lost channel back in the order of consumer tags, so the
+oldest message stays in front."""
 _SOURCES = {
     _ONE_BY_ONE: Source.REQUESTS,
     REQUESTS: Source.REQUESTS,
@@ -47,11 +47,11 @@ _SOURCES = {
 }
 """By consumer tag, which only has to be unique on its channel."""
 _LOCK_TAG = "lock"
-"""Of the consumer that keeps a policy from expiring the lock, and is told when somebody deletes it."""
+"""Tag of a consumer of the lock: it keeps a policy from expiring the lock, and notices when somebody deletes it."""
 
 
 class UnreadableHeaders(BridgeError):
-    """A message's header table broke AMQP's grammar; it was handed over without headers."""
+    """A message's header table broke AMQP's grammar; the core got the message without headers."""
 
     def __init__(self, queue: str, tag: int) -> None:
         self.queue = queue
@@ -60,7 +60,7 @@ class UnreadableHeaders(BridgeError):
 
 
 class Consumer:
-    """Takes from push.requests, push.fallen and push.control while `taking` is entered; fills the Acks port."""
+    """Takes messages from push.requests, push.fallen and push.control inside `taking`; fills the Acks port."""
 
     def __init__(
         self,
@@ -93,23 +93,23 @@ class Consumer:
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._number = 0
         self._held: dict[int, int] = {}
-        """Delivery tag to bytes of its body, of every message that is handed over and not answered."""
+        """Delivery tag to bytes of the body, of every message that the core has and has not answered."""
         self._others: dict[int, Source] = {}
-        """Those of them that are not from push.requests, with where they are from."""
+        """The source of those that are not from push.requests, by delivery tag."""
         self._done: list[int] = []
         self._back: list[int] = []
         self._flush: asyncio.Handle | None = None
         self._stopped = False
         self._set_up = False
         self._single: int | None = None
-        """Delivery tag of the newest request that came one by one; None before any and once they come as they can."""
+        """Delivery tag of the newest request that came one by one. None before the first one, and after `widen()`."""
         self._wanted_wide = False
         self._by_priority = False
-        """The broker gives out messages of a high priority ahead of older ones."""
+        """Whether the broker gives out messages of a high priority ahead of older ones."""
         self.incarnation = 0
         self.held_bytes = 0
         self.stale = 0
-        """Tokens thrown away because their channel was gone, or because they were answered before."""
+        """Tokens thrown away: their channel was gone, or they were answered before."""
 
     # --- Life ---
 
@@ -125,12 +125,12 @@ class Consumer:
 
     @property
     def held(self) -> int:
-        """Messages handed over and not answered."""
+        """Messages that the core has and has not answered."""
         return len(self._held)
 
     @property
     def unacked(self) -> dict[str, int]:
-        """The same by queue."""
+        """`held` by queue."""
         others = list(self._others.values())
         counts = {source.value: others.count(source) for source in (Source.FALLEN, Source.CONTROL)}
         return {REQUESTS: len(self._held) - len(others), **counts}
@@ -143,10 +143,10 @@ class Consumer:
 
     @asynccontextmanager
     async def taking(self, intake: Intake) -> AsyncIterator[Consumer]:
-        """Consume into `intake` until the end of the block; a lost broker is come back to by itself.
+        """Consume into `intake` until the end of the block; it reconnects by itself.
 
-        Leaving the block closes the connection: whatever was not acked goes back to its queue. For a clean
-        end, stop handling, settle, and call `stop_consuming` before leaving.
+        Leaving the block closes the connection: messages that were not acked go back to their queue. For a clean
+        end, stop handling, settle, and call `stop_consuming` before.
         """
         self._intake = intake
         self._stopped = False
@@ -158,13 +158,13 @@ class Consumer:
             self._intake = None
 
     async def stop_consuming(self) -> None:
-        """Close the channel after every ack that was asked for has reached the broker; idempotent. The next in line
-        has its turn then, though this connection lives on.
+        """Close the channel after all acks have reached the broker; idempotent. Then the next node has its turn,
+        although this connection stays open.
 
         The broker answers the close only after it has handled what was written before it. The rest goes
-        back oldest first; cancelling the consumer first would let the next taker overtake it. Deliveries
-        that still come in are not handed over. Never raises: when the broker is away there is nothing to
-        be told, and it gives the messages out again.
+        back oldest first; if the consumer were cancelled first, the next node could overtake it. Deliveries
+        that still come in are ignored. Never raises: a broker that is unavailable needs no close, and gives the
+        messages out again.
         """
         self._stopped = True
         self._send_answers()
@@ -186,7 +186,7 @@ class Consumer:
             try:
                 await turn.give_up()
             except BrokerUnavailable as gone:
-                # It ends with the connection in any case.
+                # The lock ends with the connection in any case.
                 self._errors.handle(gone, "broker.stop_consuming", {"queue": LOCK})
 
     # --- LinkUser ---
@@ -221,7 +221,7 @@ class Consumer:
         self._set_up = True
         if self._wanted_wide:
             self.widen()
-        # A request that came already has shown more than the turn did.
+        # If a request has come already, the node is ACTIVE whatever the turn said.
         self._become(Role.ACTIVE if self.role is Role.ACTIVE else role)
 
     def _become(self, role: Role) -> None:
@@ -231,7 +231,7 @@ class Consumer:
                 self._on_role(role)
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Hand over what one read of the socket brought; notice that the channel or a consumer is gone."""
+        """Give the core what one read of the socket brought; notice that the channel or a consumer is gone."""
         batch: list[Arrival] = []
         now = self._clock.time()
         number, incarnation, held = self._number, self.incarnation, self._held
@@ -285,7 +285,7 @@ class Consumer:
         self._end_incarnation()
 
     def _end_incarnation(self) -> None:
-        """Forget the channel; told to the core exactly once for each. The tokens out there are stale now."""
+        """Forget the channel, and tell the core exactly once. Its tokens are stale from now on."""
         had = self._number
         self._number = 0
         self._channel = None
@@ -315,11 +315,11 @@ class Consumer:
     def widen(self) -> None:
         """See the port."""
         if not self._set_up:
-            # A second bridge would take over if one consumer ended before the other is there.
+            # If one consumer ended before the other began, a second bridge would take over.
             self._wanted_wide = True
         elif self._single in self._held and self._tap is not None:
-            # While its one message is unanswered nothing can be on the way to the consumer that ends here: what was
-            # would be given out again, behind what is newer.
+            # Cancel it only while its one message is unanswered: then nothing is on the way to this consumer. Such a
+            # message would be given out again, after newer ones.
             self._single = None
             self._tap.write(encoding.cancel(self._number, _ONE_BY_ONE))
 
@@ -370,5 +370,5 @@ class Consumer:
 
 
 async def never_called(_: aiormq.abc.DeliveredMessage) -> None:
-    """Deliveries are taken out of the stream before the library could call this."""
+    """For the library, which never calls it: deliveries are taken out of the stream before."""
     raise AssertionError("a delivery went past the tap")

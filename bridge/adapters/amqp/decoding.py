@@ -28,7 +28,7 @@ from bridge.adapters.amqp.grammar import (
 from bridge.core.model.pushes import Properties, Timestamp
 
 TABLE_DEPTH_MAX = 32
-"""A header table with tables nested deeper than this counts as unreadable, rather than overflow the stack."""
+"""A header table that nests deeper counts as unreadable: the stack must not overflow."""
 
 _LONG = struct.Struct(">L")
 _LONG_LONG = struct.Struct(">Q")
@@ -100,7 +100,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
 
 
 def _after_flags(data: bytes, at: int) -> int:
-    """Where the values begin behind continued flags, in which AMQP 0-9-1 has no property."""
+    """Where the values begin after continued flags, which AMQP 0-9-1 has no properties for."""
     more = 1
     while more & 1:
         (more,) = _SHORT.unpack_from(data, at)
@@ -111,7 +111,7 @@ def _after_flags(data: bytes, at: int) -> int:
 def _delivery_count(headers: Mapping[str, object]) -> int:
     """The queue's count of a redelivered message.
 
-    At a first delivery such a header can only be a publisher's: of a message that was moved, say.
+    Ask only for those: at a first delivery the header can only be from a publisher that moved the message.
     """
     given = headers.get("x-delivery-count")
     return given if type(given) is int and given > 0 else 0
@@ -152,7 +152,7 @@ _FIXED: Mapping[int, struct.Struct] = {
 
 
 def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
-    """Read one field value. A decimal becomes a float: what Properties promises."""
+    """Read one field value. A decimal becomes a float, as `Properties` promises."""
     kind = data[at]
     at += 1
     fixed = _FIXED.get(kind)
@@ -176,7 +176,7 @@ def _value(data: bytes, at: int, stop: int, depth: int) -> tuple[object, int]:
                 array.append(item)
             return array, after
         raw = data[at:after]
-        if kind == 0x53:  # S: a byte string by the grammar, text by everybody's habit
+        if kind == 0x53:  # S: a byte string by the grammar, text by habit
             try:
                 return raw.decode("utf-8"), after
             except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""How many messages wait in our queues: what a passive declare tells everybody."""
+"""How many messages wait in our queues, by passive declares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.errors import BrokerUnavailable
 
 
 class QueueDepth(NamedTuple):
-    """What the broker tells of a queue to everybody. Messages given out and unacknowledged aren't in it."""
+    """What a passive declare tells of a queue. Unacknowledged messages are not counted."""
 
     name: str
     there: bool

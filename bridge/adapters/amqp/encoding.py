@@ -1,4 +1,4 @@
-"""Encode what is written to the broker past the library: acks, publishes, properties, tables of headers."""
+"""Encode what is written to the broker without the library: acks, publishes, properties, header tables."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ _DOUBLE = struct.Struct(">d")
 
 
 def octets(text: str) -> bytes:
-    """The bytes that a text of `Properties` was: UTF-8, but for its lone surrogates (see `decoding.py`)."""
+    """The bytes that a text of `Properties` was made from: UTF-8 but for lone surrogates (see `decoding.py`)."""
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # surrogates that stand for no byte never came from the wire
+    except UnicodeEncodeError:  # such surrogates stand for no byte: they were never received
         return text.encode("utf-8", "replace")
 
 
 def legible(text: str) -> str:
-    """A text of `Properties` as people and JSON can have it: what is not UTF-8 becomes `\\xff`."""
+    """A text of `Properties` for people and JSON: a byte that is not UTF-8 becomes `\\xff`."""
     return octets(text).decode("utf-8", "backslashreplace")
 
 
 def fits(text: str) -> bool:
-    """Whether this can be a short string as a whole."""
+    """Whether this fits into a short string."""
     return 4 * len(text) <= SHORT_BYTES_MAX or len(octets(text)) <= SHORT_BYTES_MAX
 
 
 def cut(text: str) -> bytes:
-    """The bytes of `text`, as many as a short string holds, never ending inside a character.
+    """The bytes of `text`, as many as fit into a short string, never ending inside a character.
 
-    For what may lose its end. An id may not: two that begin alike would become one.
+    Not for ids: two that begin alike would become one.
     """
     raw = octets(text)
     end = SHORT_BYTES_MAX
@@ -76,7 +76,7 @@ def cut(text: str) -> bytes:
 
 
 def short_string(text: str) -> bytes:
-    """An AMQP short string, cut where it is too long: see `cut`, and ask `fits` before where that matters."""
+    """An AMQP short string. One that is too long is cut (see `cut`): check `fits` first where that matters."""
     raw = cut(text)
     return bytes((len(raw),)) + raw
 
@@ -160,9 +160,9 @@ def properties(
 
 
 def table(values: Mapping[str, object]) -> tuple[bytes, Sequence[str]]:
-    """Encode a header table; returns it with its length, and the names of what AMQP can't express.
+    """Encode a header table; returns it with its length, and the names of headers that AMQP can't express.
 
-    Not the library's encoder: that one cuts names, and writes floats with 32 bits.
+    The library's encoder cuts names and writes floats with 32 bits, so it is not used here.
     """
     fields: list[bytes] = []
     left_out: list[str] = []

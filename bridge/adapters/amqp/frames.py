@@ -1,8 +1,8 @@
-"""AMQP 0-9-1 frames out of the broker's stream, without I/O: deliveries, confirms, and what must be known at once.
+"""Read AMQP 0-9-1 frames from the broker's stream, without I/O: deliveries, confirms and urgent news.
 
-The library under this adapter makes objects and tasks for each frame, which is most of the price of a message. So
-the frames that come by the thousand are read here, a whole read of the socket at a time. All other frames pass
-through untouched to the library, which keeps the handshake, the channels and the heartbeats.
+The library makes objects and tasks for each frame, which is most of the cost of a message. So the frames that come by
+the thousand are read here, a whole read of the socket at a time. All other frames pass through to the library, which
+handles the handshake, the channels and the heartbeats.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from bridge.adapters.amqp.grammar import (
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Properties
 
 CUT_BYTES = 4096
-"""What is kept of a body that is larger than the contract allows."""
+"""Bytes that are kept of a body that is larger than the contract allows."""
 FRAME_BYTES_MAX = 16 * 1024 * 1024
-"""No broker negotiates a frame of this size: a length beyond it is not AMQP."""
+"""No broker negotiates a larger frame: a length beyond it is not AMQP."""
 
 _HEAD = struct.Struct(">BHL")
 _LONG = struct.Struct(">L")
@@ -50,7 +50,7 @@ _NOTABLE = frozenset(
 
 
 class Delivered(NamedTuple):
-    """basic.deliver with its content. Of a body over `MESSAGE_BYTES_MAX` only `CUT_BYTES` were kept."""
+    """basic.deliver with its content. Only `CUT_BYTES` are kept of a body over `MESSAGE_BYTES_MAX`."""
 
     channel: int
     consumer: str
@@ -112,7 +112,7 @@ Event: TypeAlias = Delivered | Confirm | Returned | ConsumerCancelled | Closed |
 
 
 class _Content:
-    """A delivery or a return whose content is not complete yet."""
+    """A delivery or a return whose content is incomplete."""
 
     __slots__ = (
         "body",
@@ -150,7 +150,7 @@ class _Content:
 
 
 class Splitter:
-    """Splits the broker's stream: what belongs to tapped channels becomes events, the rest goes on."""
+    """Splits the broker's stream: frames of tapped channels become events, the rest is passed on."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -158,18 +158,18 @@ class Splitter:
         self._begun = False
 
     def tap(self, channel: int) -> None:
-        """From now on take deliveries, returns and confirms of this channel out of the stream."""
+        """Take deliveries, returns and confirms of this channel out of the stream from now on."""
         self._tapped[channel] = None
 
     def untap(self, channel: int) -> None:
-        """Leave this channel alone again; idempotent."""
+        """Pass all frames of this channel on again; idempotent."""
         self._tapped.pop(channel, None)
 
     def feed(self, data: bytes) -> tuple[list[Event], bytes]:
-        """Take one read of the socket; return what happened, in order, and the bytes that go on.
+        """Take one read of the socket; return the events in order, and the bytes to pass on.
 
-        Frames that only inform (close, cancel, blocked) are both an event and passed on. Raises NotAmqp;
-        then the stream is of no more use.
+        Frames that only inform (close, cancel, blocked) become an event and are passed on, too. After NotAmqp the
+        stream is unusable.
         """
         if self._rest:
             data = self._rest + data
@@ -182,12 +182,12 @@ class Splitter:
         return events, b"".join(passed)
 
     def _walk(self, data: bytes, events: list[Event], passed: list[bytes]) -> int:
-        """Go over all complete frames; return where the first incomplete one begins."""
+        """Read all complete frames; return where the first incomplete one begins."""
         tapped = self._tapped
         at, end = 0, len(data)
         if not self._begun and end >= 8:
             self._begun = True
-            if data.startswith(b"AMQP"):  # a broker of another version names its own and hangs up
+            if data.startswith(b"AMQP"):  # a broker of another version sends its own and hangs up
                 at = 8
                 passed.append(data[:8])
         while end - at >= 8:
@@ -212,7 +212,7 @@ class Splitter:
     def _tapped_frame(
         self, kind: int, channel: int, data: bytes, start: int, stop: int, events: list[Event]
     ) -> bool:
-        """Handle a frame of a tapped channel; False where it goes on to the library."""
+        """Handle a frame of a tapped channel; False where it is to be passed on to the library."""
         if kind == METHOD:
             (code,) = _LONG.unpack_from(data, start)
             if code == BASIC_DELIVER:
@@ -260,7 +260,7 @@ class Splitter:
 
 
 def _notable(channel: int, data: bytes, start: int, stop: int) -> Event | None:
-    """Tell of a method that the library handles, and that we want to know at once."""
+    """The event of a method that the library handles, and that we need to know at once."""
     (code,) = _LONG.unpack_from(data, start)
     if code not in _NOTABLE:
         return None

@@ -34,7 +34,7 @@ FLAG_USER_ID, FLAG_APP_ID = 1 << 4, 1 << 3
 
 
 class NotAmqp(BridgeError):
-    """The stream broke the grammar of frames; the connection is of no more use."""
+    """The stream broke the grammar of frames; the connection is unusable."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem

@@ -1,6 +1,6 @@
-"""May `bridge serve` have its connections, channels and queues at the broker at once: a vhost and a user have limits.
+"""Check that the limits of vhost and user allow the connections, channels and queues of `bridge serve`.
 
-They are opened as `serve` opens them, and closed again. https://www.rabbitmq.com/docs/vhosts#limits and
+All of them are opened at once, as `serve` does, and closed again. https://www.rabbitmq.com/docs/vhosts#limits and
 https://www.rabbitmq.com/docs/user-limits
 """
 
@@ -22,18 +22,21 @@ from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 
 CHANNELS: Final[Mapping[str, int]] = {"consumer": 3, "publisher": 1, "ops": 2}
-"""The connections of `bridge serve`, and how many channels each has at most: the consumer one to take, one for its
-turn, one to look at the queues; the ops port one to publish and one for the receipts that it waits for."""
+"""The connections of `bridge serve`, and how many channels each has at most. The consumer has one to take messages, one
+for its turn and one to look at queues; the ops port has one to publish and one for receipts."""
 REPLY_QUEUES: Final = 1
-"""Queues besides those of the topology: the ops port waits for receipts on one of its own."""
+"""Queues besides those of the topology: the ops port has one of its own for receipts."""
 CLOSING: Final = 2.0
-"""Seconds in which a refusal may come from a connection that was just closed: the broker counts it for a moment."""
+"""Seconds in which a refusal does not count: the broker still counts a connection that was just closed."""
 _STEP: Final = 0.2
 
 
 async def limits(url: str, vhost: str, user: str, missing: int) -> list[Finding]:
-    """What the broker's limits refuse; `missing` queues are still to be declared. On connections of its own, since the
-    broker closes one that has too many channels; all are closed. Raises BrokerUnavailable where it is away."""
+    """What the broker's limits refuse; `missing` queues are still to be declared.
+
+    It uses connections of its own, since the broker closes one that has too many channels, and closes all of them.
+    Raises BrokerUnavailable.
+    """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + CLOSING
     while True:
@@ -51,7 +54,7 @@ async def limits(url: str, vhost: str, user: str, missing: int) -> list[Finding]
 
 
 async def _tried(url: str, missing: int) -> tuple[str, str] | None:
-    """Open and declare everything once; what is refused, and the name of the limit."""
+    """Open and declare everything once; returns what is refused and the name of the limit, or None."""
     held: list[tuple[aio_pika.Connection, Tap]] = []
     async with AsyncExitStack() as stack:
         try:
@@ -80,8 +83,10 @@ async def _tried(url: str, missing: int) -> tuple[str, str] | None:
 
 
 async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
-    """Declare as many queues as `serve` would, under names of our own and for this connection alone, and delete them.
-    What is refused; empty where nothing is. Each refusal costs a channel."""
+    """Declare as many queues as `serve` would, under other names and exclusive, and delete them.
+
+    Returns what is refused, or an empty text. Each refusal costs a channel.
+    """
     look, low, spare = lows
     wanted = missing + REPLY_QUEUES + (0 if await _taken(look) else 1)
     made: list[str] = []
@@ -93,7 +98,7 @@ async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
                 await low.queue_declare(name, exclusive=True, arguments={"x-queue-type": "classic"})
             made.append(name)
     except BrokerUnavailable as refused:
-        # One who may not declare these is told so of those that matter.
+        # Without permission for these names: other checks tell of the names that matter.
         if not isinstance(refused.__cause__, ChannelAccessRefused):
             refusal = f"declares {wanted} queues more, and could have {len(made)}: {refused.cause}"
     async with border("delete queues", STEP_TIMEOUT):

@@ -1,4 +1,4 @@
-"""One connection to the broker that is always wanted: opened, set up, watched, and opened again after a loss."""
+"""Keep one connection to the broker: open it, set it up, watch it, and open it again after a loss."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
 RECONNECT_FIRST, RECONNECT_MOST = 0.2, 5.0
-"""Seconds between tries, doubled from the first to the most; each is jittered down to its half."""
+"""Seconds between tries: doubled from the first to the most, each with jitter down to its half."""
 STEADY = 5.0
-"""A connection that lived so long counts as a success: the next retry begins at the first delay again."""
+"""Seconds. After a connection that lived so long, the next retry begins at the first delay again."""
 
 
 class LinkState(enum.Enum):
@@ -78,23 +78,23 @@ not lost: consuming goes on."""
 
 
 class LinkUser(Protocol):
-    """What runs over a link. Called from the event loop."""
+    """What uses a link. Called from the event loop."""
 
     async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Declare, open channels, consume. May raise BrokerUnavailable: then it is tried again."""
         ...
 
     def happened(self, events: Sequence[Event]) -> None:
-        """What one read of the socket brought for tapped channels, and what concerns the connection."""
+        """One read of the socket brought these events of tapped channels and of the connection."""
         ...
 
     def lost(self, cause: str) -> None:
-        """The connection that was set up, or was about to be, is gone."""
+        """The connection is lost, whether it was set up or about to be."""
         ...
 
 
 class BackOff:
-    """Delays between tries: doubled up to a most, each one jittered, so that a herd spreads out."""
+    """Delays between tries: doubled up to a maximum, with jitter, so that many clients spread out."""
 
     def __init__(self, first: float = RECONNECT_FIRST, most: float = RECONNECT_MOST) -> None:
         self._first = first
@@ -155,7 +155,7 @@ class Link:
         self._step(LinkEvent.CLOSE, "closed")
 
     def give_up(self, cause: str) -> None:
-        """Drop the connection as it is now, and open another; idempotent."""
+        """Drop this connection and open another; idempotent."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(cause)
 
@@ -225,7 +225,7 @@ class Link:
             self._on_state(False, cause)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """The side task never ends by itself but for a bug: then it is reported, and the link stays lost."""
+        """The task ends by itself only because of a bug: that is reported, and the link stays lost."""
         if task.cancelled():
             return
         error = task.exception()

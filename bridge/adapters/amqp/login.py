@@ -1,4 +1,4 @@
-"""How a connection logs in: with the user, the password and the vhost that its URL names, to the letter.
+"""Log in with exactly the user, the password and the vhost that the URL names.
 
 The library would send `guest` for an empty password, and read a vhost's `%2F` as `/` twice.
 """
@@ -17,7 +17,7 @@ from pamqp import commands as spec
 from yarl import URL
 
 GUEST = "guest"
-"""User and password where the URL names no user: RabbitMQ's own, which it takes from its own machine only."""
+"""User and password where the URL names no user: RabbitMQ's default, valid on its own machine only."""
 
 
 def vhost_of(url: URL) -> str:
@@ -26,7 +26,7 @@ def vhost_of(url: URL) -> str:
 
 
 class _Plain:
-    """SASL PLAIN (RFC 4616) with what the URL says."""
+    """SASL PLAIN (RFC 4616) with the credentials of the URL."""
 
     name = "PLAIN"
 
@@ -71,7 +71,7 @@ class _Underlay(UnderlayConnection):
 
 
 class LoginConnection(aio_pika.Connection):
-    """aio-pika's connection with a login to the letter."""
+    """aio-pika's connection with the login of this module."""
 
     async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the library's own
         """Open it; see the library."""

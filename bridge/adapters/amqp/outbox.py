@@ -1,4 +1,4 @@
-"""Messages out on one confirming channel: a batch in one write, confirms and returns counted."""
+"""Publish on one confirming channel: a batch in one write, confirms and returns counted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bridge.adapters.amqp.connection import Tap
 from bridge.adapters.amqp.frames import Blocked, Closed, Confirm, Event, Returned
 
 _REFUSALS: Final = (403, 406)
-"""Codes with which the broker closes a channel over one message that it will not take: ACCESS_REFUSED by the
-permissions of this user, PRECONDITION_FAILED for a message that is too large for it."""
+"""Codes with which the broker closes a channel because of one message: ACCESS_REFUSED where this user has no
+permission, PRECONDITION_FAILED where the message is too large."""
 
 
 class Message(NamedTuple):
-    """What is published. `properties` as `encoding.properties` makes them; the key: 255 bytes at most."""
+    """A message to publish. `properties` as `encoding.properties` makes them; the key has 255 bytes at most."""
 
     exchange: str
     routing_key: bytes
@@ -33,7 +33,7 @@ class Failure(NamedTuple):
     returned: bool = False
     """The broker had no queue for it."""
     refused: bool = False
-    """The broker refuses this very message, and will until somebody changes something there."""
+    """The broker refuses this very message, until somebody changes something there."""
 
 
 class _Batch:
@@ -51,35 +51,35 @@ class _Batch:
 
 
 class Outbox:
-    """Publishes on one confirming channel for as long as that lives. Several batches may be in flight."""
+    """Publishes on one confirming channel while it is open. Several batches may be under way."""
 
     def __init__(self, tap: Tap, number: int) -> None:
         """The channel confirms; its confirms and returns are taken out of the stream from now on."""
         tap.watch(number)
         self._tap = tap
         self.number = number
-        """Its channel's."""
+        """The channel's number."""
         self._next = 1
         self._open: dict[int, tuple[_Batch, int]] = {}
         """Delivery tag to the batch and the place in it, oldest first."""
         self._mandatory: dict[str, tuple[_Batch, int]] = {}
-        """Message id of each mandatory message in flight to the same."""
+        """The same by message id, for mandatory messages that are not confirmed."""
         self.ended = ""
         """Why nothing can be published any more; empty while it can."""
         self.refusal: Closed | None = None
-        """What the broker said where it closed the channel over a message; any of those in flight may be the one."""
+        """What the broker said when it closed the channel because of a message: any one that was not confirmed."""
         self.properties_max = tap.frame_max - 20
         """Bytes of properties that fit into one content header frame."""
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing was ever published on it, so that a refusal can only mean what is published next."""
+        """Whether nothing was published on it yet: then a refusal can only mean the next batch."""
         return self._next == 1
 
     async def publish(self, messages: Sequence[Message], seconds: float) -> Mapping[int, Failure]:
         """Publish all in one write and await the confirms; return those that failed, by their place.
 
-        After `seconds` what is unconfirmed has failed; it may arrive all the same.
+        Messages that are not confirmed after `seconds` have failed; they may arrive all the same.
         """
         if self.ended:
             return dict.fromkeys(range(len(messages)), Failure(self.ended))
@@ -133,12 +133,12 @@ class Outbox:
                 self.fail_open(f"the broker blocks publishers: {event.why}")
 
     def end(self, why: str) -> None:
-        """Nothing can be published any more; everything in flight has failed."""
+        """Nothing can be published any more; what is not confirmed has failed."""
         self.ended = self.ended or why
         self.fail_open(why)
 
     def fail_open(self, why: str) -> None:
-        """Give up what is in flight; a confirm that comes later changes nothing."""
+        """Give up what is not confirmed; a later confirm changes nothing."""
         failed, self._open = self._open, {}
         self._mandatory.clear()
         for batch, place in failed.values():

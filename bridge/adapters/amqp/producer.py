@@ -1,7 +1,7 @@
-"""A small publisher of push requests, for our own commands, the ops port, the demo and the tests.
+"""Publish push requests: for our own commands, the ops port, the demo and the tests.
 
-Any AMQP client can do the same: publish to exchange `push`, with confirms, and `mandatory`, so that a
-request that no queue takes is an error rather than silence.
+Any AMQP client can do the same: publish to the exchange `push` with confirms, and `mandatory`, so that a request that
+no queue takes is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PushMessage(NamedTuple):
     body: bytes
     headers: Mapping[str, object] = {}
     push_id: str = ""
-    """For a body that names none. It goes as header `x-push-id`, since a property may be too short for it."""
+    """For a body that names none. It is sent as header `x-push-id`, since it may be too long for a property."""
     reply_to: str = ""
     correlation_id: str = ""
     app_id: str = ""
@@ -56,12 +56,12 @@ class PushMessage(NamedTuple):
     """Seconds."""
     timestamp: int | None = None
     routing_key: str = "bridge.producer"
-    """The unit of order is `user.<id>`; the bridge itself goes by the body."""
+    """The unit of order is `user.<id>`; the bridge itself reads the body only."""
     content_encoding: str = ""
 
 
 class Producer:
-    """One connection that publishes; made by `connect`. Does not come back after a loss: it raises."""
+    """One connection that publishes; made by `connect`. After a loss it raises, and does not reconnect."""
 
     def __init__(self, connection: aio_pika.Connection, outbox: Outbox) -> None:
         self._connection = connection
@@ -131,9 +131,9 @@ class Producer:
     async def publish_all(self, requests: Sequence[PushMessage]) -> None:
         """Publish all in one write and await the confirms.
 
-        Raises NotTaken when a request reached no queue, BrokerUnavailable when one was not confirmed: then
-        it may have arrived or not, and may be published again under the same id. Raises ValueError for
-        headers and properties that AMQP can't express.
+        Raises NotTaken when a request reached no queue, and BrokerUnavailable when one was not confirmed: it may or
+        may not have arrived, and may be published again under the same id. Raises ValueError for headers and
+        properties that AMQP can't express.
         """
         failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
         for failure in failures.values():
@@ -150,10 +150,9 @@ class Producer:
     ) -> list[dict[str, Any]]:
         """Publish one request and collect its receipts, in the order in which they came.
 
-        Returns when `expect` of them are final or tell that the push is kept and not on its way (by default
-        the number of users that the body names; for `all` that is unknown), or after `timeout` seconds with
-        what there is. Raises as `publish_all`, and BrokerUnavailable where the connection is lost while it
-        waits.
+        Returns when `expect` of them are final or say that the push is kept for an absent user, or after `timeout`
+        seconds with what has come. By default `expect` is the number of users that the body names; for `all` that is
+        unknown. Raises as `publish_all`, and BrokerUnavailable where the connection is lost meanwhile.
         """
         wanted = expect if expect is not None else expected(body)
         inbox: asyncio.Queue[_Received] = asyncio.Queue()
@@ -199,8 +198,8 @@ class Producer:
 async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, Any]]:
     """Every receipt on push.outcomes whose routing key `<outcome>.<event>` matches, from now on.
 
-    Goes on until it is closed. Raises BrokerUnavailable when the broker can't be reached or goes away, also
-    where the exchange is not there yet.
+    Ends only when it is closed. Raises BrokerUnavailable when the broker can't be reached or the connection is lost, or
+    where the exchange does not exist yet.
     """
     inbox: asyncio.Queue[_Received] = asyncio.Queue()
 
@@ -222,7 +221,7 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
 
 
 def expected(body: bytes) -> int | None:
-    """How many final receipts a request brings: one for each user named, one for a session or a wrong one.
+    """How many final receipts a request brings: one for each named user, one for a session or for a wrong request.
 
     None where only the bridge can know: for everyone. A batch brings the sum over its elements.
     """
@@ -244,7 +243,7 @@ def expected(body: bytes) -> int | None:
 
 
 class _Rest:
-    """Counts the receipts after which nothing more is to be expected soon."""
+    """Counts the pushes of which no further receipt is to be expected soon."""
 
     def __init__(self) -> None:
         self._final = 0
@@ -253,11 +252,11 @@ class _Rest:
 
     @property
     def count(self) -> int:
-        """Pushes that ended, and those kept for a user who is not here: tomorrow, perhaps."""
+        """Pushes that are final, and those kept for an absent user, which may take days."""
         return self._final + len(self._kept)
 
     def heard(self, receipt: Mapping[str, Any]) -> None:
-        """One more receipt came; that of the end may come before one that says that it is kept."""
+        """Count a receipt. The final one may come before the one that says `stored`."""
         key = receipt["tenant"], receipt["push_id"], receipt["user_id"]
         if receipt["final"]:
             self._final += 1
@@ -284,7 +283,7 @@ def _message(request: PushMessage) -> Message:
     for name in ("reply_to", "correlation_id"):
         if not encoding.fits(getattr(request, name)):
             raise ValueError(f"{name} has over {SHORT_BYTES_MAX} bytes")
-    # Ours alone, and new each time: the broker's returns name a message by it.
+    # A new one each time, for us alone: the broker's returns name a message by it.
     message_id = str(uuid.uuid4())
     properties = encoding.properties(
         content_type=request.content_type,
@@ -297,7 +296,7 @@ def _message(request: PushMessage) -> Message:
         timestamp=request.timestamp,
         app_id=request.app_id,
     )
-    # What is cut of a key (of a user with a long name) costs nothing: the bridge goes by the body.
+    # A key that is cut (a user with a long name) does no harm: the bridge reads the body.
     return Message(PUSH, encoding.cut(request.routing_key), properties, request.body, message_id)
 
 

@@ -1,7 +1,7 @@
 """The publishing side of the broker: receipts and dead letters, a batch in one write, confirms counted.
 
-On a connection of its own: a broker under a memory or disk alarm stops reading from connections that
-publish, and the acks must not be stuck behind that.
+It has a connection of its own: a broker with a memory or disk alarm stops reading from connections that publish, and
+that must not hold up acks.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from bridge.core.ports.plugins import ErrorHandler
 WRITE_TIMEOUT = 2.0
 """Seconds to wait for the confirms of one write."""
 SEND_TIMEOUT = 5.0
-"""Seconds for a whole `send` or `bury`: what was not begun by then is given back unsent."""
+"""Seconds for a whole `send` or `bury`; what was not begun by then is returned unsent."""
 WRITE_BYTES = 4 * 1024 * 1024
-"""Bytes of messages in one write; a larger batch takes several, each after the confirms of the last."""
+"""Bytes of messages in one write. A larger batch takes several, each after the confirms of the one before."""
 DETAIL_CHARS = 500
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
-"""Headers of a dead letter's original that are left out: the broker would route by the first two."""
+"""Headers of the original that a dead letter does not get: the broker would route by the first two."""
 
 
 T = TypeVar("T")
 
 
 class ReplyQueueTooLong(BridgeError):
-    """A `reply_to` that no AMQP queue can have; its receipt is dropped."""
+    """A `reply_to` that can't be the name of an AMQP queue; its receipt is dropped."""
 
     def __init__(self, push_id: str, size: int) -> None:
         self.push_id = push_id
@@ -66,7 +66,7 @@ class HeadersLeftOut(BridgeError):
 
 
 class ReceiptPublisher:
-    """Publishes for as long as it is entered; fills Receipts, DeadLetters and Answers."""
+    """Publishes inside its `async with`; fills the ports Receipts, DeadLetters and Answers."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class ReceiptPublisher:
         on_given_up: Callable[[int], None] = lambda events: None,
         on_events_refused: Callable[[str], None] = lambda cause: None,
     ) -> None:
-        """`on_given_up` is told of outcome events whose routing key the broker refuses: so many more are not sent
-        again. `on_events_refused` is told why it refuses all of them, and with an empty text that it takes them again:
-        meanwhile every receipt that is to be announced is owed."""
+        """`on_given_up` gets the number of outcome events that are given up, since the broker refuses their routing
+        key. `on_events_refused` gets the reason when the broker refuses all outcome events, and an empty text when it
+        takes them again; meanwhile every receipt that is to be announced is owed."""
         self._clock = clock
         self._errors = errors
         self._outcome_events = outcome_events
@@ -96,7 +96,7 @@ class ReceiptPublisher:
         self._events_refused = False
         self._search = Search(self._channel, clock, self._refused)
         self._turn = asyncio.Lock()
-        """Held while something is published: of two at once nobody could tell which of them was refused."""
+        """Held while something is published: with two batches at once, nobody could tell which one was refused."""
 
     # --- Life ---
 
@@ -123,7 +123,7 @@ class ReceiptPublisher:
     # --- LinkUser ---
 
     async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
-        """Make sure of the topology, then open the channel."""
+        """Ensure the topology, then open the channel."""
         await ensure(connection, self._declare)
         self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
         self._connection = connection, tap
@@ -139,18 +139,18 @@ class ReceiptPublisher:
             if outbox.refusal is None or self._connection is None or not self._turn.locked():
                 self._link.give_up(outbox.ended)
             else:
-                # Whoever publishes now opens another.
+                # The publish that is under way opens another channel.
                 self._connection[1].unwatch(outbox.number)
 
     def lost(self, cause: str) -> None:
-        """The connection is gone: everything in flight has failed."""
+        """The connection is lost: what is not confirmed has failed."""
         outbox, self._outbox = self._outbox, None
         self._connection = None
         if outbox is not None:
             outbox.end(cause)
 
     async def _channel(self) -> Outbox | None:
-        """The open channel, or another one in its place; None where the connection does not give any."""
+        """The open channel, or a new one; None where the connection gives none."""
         if self._outbox is not None or self._connection is None or self._link.state is not LinkState.OPEN:
             return self._outbox
         used = self._connection
@@ -172,7 +172,7 @@ class ReceiptPublisher:
 
     @property
     def blocked(self) -> bool:
-        """See the port: a memory or disk alarm, or the broker is away."""
+        """See the port: a memory or disk alarm, or no connection."""
         return self._outbox is None or self._link.state is not LinkState.OPEN
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
@@ -266,8 +266,8 @@ class ReceiptPublisher:
     async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
         """Publish in writes of a limited size; return the things of which any message was not confirmed.
 
-        But for outcome events whose routing key this user may not use: they are given up, since a row that owed them
-        could never be settled.
+        Outcome events whose routing key this user may not use are given up instead: a row that owed them could never
+        be settled.
         """
         async with self._turn:
             loop = asyncio.get_running_loop()
@@ -301,7 +301,7 @@ class ReceiptPublisher:
             return unconfirmed
 
     def _given_up(self, messages: Sequence[Message], failures: Mapping[int, Failure]) -> list[int]:
-        """The places of outcome events that are not owed, since only their routing keys are refused."""
+        """The places of outcome events to give up, since only their routing keys are refused."""
         refused = self._search.refuses_all(OUTCOMES)
         if refused:
             self._events_refused = True
@@ -314,14 +314,15 @@ class ReceiptPublisher:
         return [place for place in events if place in failures and failures[place].refused]
 
     def _waits(self, message: Message) -> bool:
-        """Whether this was refused a moment ago, and is owed all the same: what goes with it would go twice."""
+        """Whether a message like this was refused a moment ago. It stays owed, and so does
+        what belongs to it, which would else be sent twice."""
         if message.exchange == OUTCOMES:
             return bool(self._search.refuses_all(OUTCOMES))
         return self._search.known(message) is not None
 
 
 def rfc3339(seconds: float) -> str:
-    """A moment as people and programs read it: UTC, to the second."""
+    """A time as RFC 3339 writes it: UTC, to the second."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -349,14 +350,14 @@ def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> by
         content_type="application/json",
         headers=headers,
         correlation_id=correlation_id,
-        # The body has it whole. A part of it would be the same for another push.
+        # The body has the whole id. A cut id could be that of another push, too.
         message_id=push_id if encoding.fits(push_id) else "",
         type="push.outcome",
     )
 
 
 def _letter_properties(original: Properties, headers: bytes) -> bytes:
-    """The original's properties, but for those that the broker would act on: expiration and user_id."""
+    """The original's properties without those that the broker would act on: expiration and user_id."""
     stamp = original.timestamp
     return encoding.properties(
         content_type=original.content_type,

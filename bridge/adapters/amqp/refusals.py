@@ -1,4 +1,4 @@
-"""Tells a broker that refuses from one that is down: the codes of AMQP 0-9-1, "constants", put behind its texts."""
+"""Tell a broker that refuses from one that is down, by the codes of AMQP 0-9-1 (section "constants")."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CODES: Final = {
 }
 _NAMED: Final = re.compile(r"(?P<name>[A-Z]+_[A-Z_]+) - ")
 _REFUSALS: Final = tuple(f"({code})" for code in (403, 404, 405, 406, 530))
-"""Codes of a broker that works, and won't do what was asked until somebody changes something."""
+"""Codes of a broker that works and refuses, until somebody changes something."""
 
 
 def with_code(text: str) -> str:
@@ -40,5 +40,5 @@ def with_code(text: str) -> str:
 
 
 def outage(cause: str) -> BrokerUnavailable:
-    """The error for a cause: BrokerRefused where a code behind it says so."""
+    """The error for a cause: BrokerRefused where it ends with such a code, else BrokerUnavailable."""
     return BrokerRefused(cause) if cause.endswith(_REFUSALS) else BrokerUnavailable(cause)

@@ -1,9 +1,9 @@
-"""Finds which of several messages the broker refuses, so that it holds up none of the others.
+"""Find which of several messages the broker refuses, so that the others are published.
 
-RabbitMQ closes the channel over a message that this user may not publish (`set_topic_permissions`), or that is too
-large, and tells neither which one it was nor what became of those behind it. So the channel is opened again, and they
-are tried in halves until what is refused was alone on a channel of its own. Those that the broker judges alike are
-tried together, and after that not at all for some seconds: nothing is tried in circles.
+RabbitMQ closes the channel because of a message that this user may not publish (`set_topic_permissions`), or that is
+too large. It tells neither which message that was nor what became of the later ones. So the channel is opened again,
+and the messages are tried in halves until the refused one is alone on a channel. Messages that the broker judges alike
+are tried together, and are then not tried for some seconds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from bridge.core.errors import BridgeError
 from bridge.core.ports.clock import Clock
 
 REST: Final = 10.0
-"""Seconds for which nothing is tried that the broker judges as what it refused."""
+"""Seconds for which messages like a refused one are not tried."""
 TOLD_EVERY: Final = 60.0
-"""Seconds after which it is told again that something is still refused."""
+"""Seconds after which a refusal that goes on is reported again."""
 TOLD_MOST: Final = 10
-"""Kinds that are told in that time for one exchange: of a thousand keys ten say as much."""
+"""Kinds that are reported in that time for one exchange; more would say nothing new."""
 KINDS_MAX: Final = 1000
-"""Kinds of refused messages that are remembered; over it the oldest are tried again."""
+"""Kinds of refused messages that are remembered. Over it the oldest are tried again."""
 _WHOLE_EXCHANGE: Final = "ACCESS_REFUSED - access to exchange "
-"""So RabbitMQ begins where no routing key would help. Where it says so otherwise, each key is tried."""
+"""How RabbitMQ's text begins where no routing key would help. With another text each key is tried."""
 
 
 class Kind(NamedTuple):
-    """Messages that the broker judges alike."""
+    """A kind of messages: the broker judges them alike."""
 
     exchange: str
     key: bytes | None = None
@@ -47,9 +47,9 @@ class Kind(NamedTuple):
 
 
 class PublishRefused(BridgeError):
-    """The broker refuses messages of a kind, and will until somebody changes something there.
+    """The broker refuses messages of a kind, until somebody changes something there.
 
-    `given_up`: they are not tried again. Else they wait, and are tried again every `REST` seconds.
+    `given_up`: they are not tried again. Else they are tried again every `REST` seconds.
     """
 
     def __init__(self, kind: Kind, cause: str, *, given_up: bool) -> None:
@@ -67,7 +67,7 @@ class _Refused(NamedTuple):
 
 
 class Search:
-    """Publishes as an Outbox does, on one channel after the other. One call at a time."""
+    """Publishes like an Outbox, on one channel after the other. One call at a time."""
 
     def __init__(
         self,
@@ -81,15 +81,15 @@ class Search:
         self._on_refused = on_refused
         self._refused: dict[Kind, _Refused] = {}
         self._told: dict[Kind, float] = {}
-        """When each kind was told last, monotonic seconds; of the last minute."""
+        """When each kind was reported last, in monotonic seconds; those of the last minute."""
 
     @property
     def idle(self) -> bool:
-        """Whether nothing was refused lately: then every message may be tried."""
+        """Whether nothing was refused lately, so that every message may be tried."""
         return not self._refused
 
     def known(self, message: Message) -> Failure | None:
-        """The failure that this message would meet, where one like it was refused some seconds ago."""
+        """The failure to expect for this message, where one like it was refused some seconds ago; else None."""
         if not self._refused:
             return None
         exchange, key = message.exchange, message.routing_key
@@ -100,15 +100,14 @@ class Search:
         return None
 
     def refuses_all(self, exchange: str) -> str:
-        """Why nothing at all may be published to an exchange, as was found some seconds ago; empty where something
-        may."""
+        """Why nothing at all may be published to an exchange, as found some seconds ago; else empty."""
         refused = self._refused.get(Kind(exchange))
         return refused.why if refused is not None and self._clock.monotonic() < refused.until else ""
 
     async def publish(
         self, messages: Sequence[Message], seconds: float, deadline: float
     ) -> Mapping[int, Failure]:
-        """As `Outbox.publish`, but that what is refused alone makes nothing else fail.
+        """As `Outbox.publish`, but a refused message does not make others fail.
 
         After `deadline`, by the loop's clock, nothing more is begun.
         """
@@ -131,14 +130,14 @@ class Search:
             else:
                 left = [part[at] for at in sorted(failed)]
                 parts += self._judged(outbox.refusal, was_fresh, messages, left)
-        # What ended with a refusal leaves no channel behind.
+        # A refusal has closed the channel: open the next one now.
         await self._channel()
         return failures
 
     def _judged(
         self, refusal: Closed, was_fresh: bool, messages: Sequence[Message], left: Sequence[int]
     ) -> list[Sequence[int]]:
-        """In which parts what is left is tried next, the last one first."""
+        """The parts in which the rest is tried next, the last one first."""
         kinds: dict[Kind, list[int]] = {}
         for place in left:
             kinds.setdefault(_kind(refusal, messages[place]), []).append(place)
@@ -146,7 +145,7 @@ class Search:
             self._remember(next(iter(kinds)), str(refusal))
         if len(kinds) <= 1:
             return [left]
-        # Replies first: each is waited for by somebody, and one judgement is true of them all.
+        # Replies first: somebody waits for each, and the broker judges them all alike.
         replies = [kind for kind in kinds if not kind.exchange]
         named = [kind for kind in kinds if _is_named(kind, refusal)]
         others = [kind for kind in kinds if kind not in replies and kind not in named]
@@ -170,12 +169,12 @@ class Search:
 
 
 def _halves(kinds: Sequence[Kind]) -> list[Sequence[Kind]]:
-    """So no message is sent more often than the logarithm of how many kinds there are."""
+    """Two halves: so no message is sent more often than the logarithm of the number of kinds."""
     return [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]]
 
 
 def _is_named(kind: Kind, refusal: Closed) -> bool:
-    """Whether the broker's words name it: a hint, with which fewer messages are sent twice. Trying it decides."""
+    """Whether the broker's text names this kind. It is a hint that saves sending messages twice; only a try decides."""
     return kind.key is not None and f"'{_legible(kind.key)}' in exchange '{kind.exchange}'" in refusal.text
 
 
@@ -186,5 +185,5 @@ def _legible(key: bytes) -> str:
 def _kind(refusal: Closed, message: Message) -> Kind:
     if refusal.code != 403:
         return Kind(message.exchange, message.routing_key, len(message.body))
-    # The default exchange knows no permissions by routing key.
+    # The default exchange has no permissions by routing key.
     return Kind(message.exchange, message.routing_key if message.exchange else None)

@@ -1,4 +1,4 @@
-"""A producer that stays connected while it is used and comes back after a loss, for the ops port."""
+"""A producer that stays connected and reconnects after a loss, for the ops port."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StandingProducer:
         await self._drop(self._producer)
 
     async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
-        """Return once the broker has confirmed; raises BrokerUnavailable where it did not."""
+        """Publish and await the confirm; raises BrokerUnavailable where there is none."""
         await self._with(lambda producer: producer.publish(body, push_id=push_id, headers=headers))
 
     async def request(
@@ -52,7 +52,7 @@ class StandingProducer:
         try:
             return await call(producer)
         except BrokerUnavailable:
-            # Not tried again here: the request may have been taken, and its publisher decides about that.
+            # Not tried again here: the request may have been taken, so its publisher has to decide.
             await self._drop(producer)
             raise
         except NotTaken as refused:

@@ -1,4 +1,4 @@
-"""The exchanges, queues and bindings that the bridge lives on, and how they are made sure of."""
+"""The exchanges, queues and bindings that the bridge needs, and how it ensures them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OUTCOMES = "push.outcomes"
 CONTROL = "push.control"
 
 DELIVERY_LIMIT = 100
-"""The broker's own limit, a distant backstop: on 3.10 a closed channel raises the count of all it held."""
+"""The broker's own limit, high on purpose: on 3.10 a closed channel raises the count of all messages it held."""
 NO_LIMIT = 1_000_000_000
-"""For queues that nothing may fall out of: RabbitMQ 4 would otherwise drop a message after 20 returns."""
+"""For queues that must not lose messages: by default RabbitMQ 4 drops a message after 20 returns."""
 
 
 class DeclareMode(enum.StrEnum):
@@ -35,7 +35,7 @@ class DeclareMode(enum.StrEnum):
     ACTIVE = "active"
     """Declare everything; idempotent."""
     PASSIVE = "passive"
-    """Only look whether it is there: for brokers where somebody else creates it. Bindings can't be seen."""
+    """Only check that it is there, for brokers where somebody else creates it. Bindings can't be checked."""
 
 
 class Queue(NamedTuple):
@@ -91,13 +91,13 @@ BINDINGS: Sequence[Binding] = (
     Binding(DEAD, DEAD, "#"),
     Binding(CONTROL, CONTROL, ""),
 )
-"""Queues come before exchanges, and those before bindings, so that nothing is published into the void."""
+"""Queues are declared before exchanges, and exchanges before bindings, so that no message is lost."""
 
 
 class TopologyError(BrokerUnavailable):
-    """The broker's topology is not what the bridge needs; somebody has to change it there.
+    """The broker's topology is not what the bridge needs; somebody has to change it.
 
-    `problems`: one sentence for each queue or exchange, which it names.
+    `problems`: a sentence for each queue or exchange, with its name.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -107,9 +107,9 @@ class TopologyError(BrokerUnavailable):
 
 
 async def ensure(connection: aio_pika.Connection, mode: DeclareMode) -> None:
-    """Declare the topology, or look whether it is there; idempotent. Takes channels of its own.
+    """Declare the topology, or check that it is there; idempotent. Uses channels of its own.
 
-    Raises TopologyError where something is missing, refused or different, else BrokerUnavailable.
+    Raises TopologyError where something is missing, refused or different, and BrokerUnavailable.
     """
     if mode is DeclareMode.PASSIVE:
         await _look(connection)
@@ -132,7 +132,7 @@ async def _declare(connection: aio_pika.Connection) -> None:
 
 
 async def _look(connection: aio_pika.Connection) -> None:
-    """Look at everything before complaining, so that one sentence names all that is missing."""
+    """Check everything before raising, so that one error names all that is missing."""
     problems: list[str] = []
     low: aiormq.abc.AbstractChannel | None = None
     names = [("queue", queue.name) for queue in QUEUES] + [("exchange", e.name) for e in EXCHANGES]
@@ -155,7 +155,7 @@ async def _look(connection: aio_pika.Connection) -> None:
 
 @asynccontextmanager
 async def _named(thing: str) -> AsyncIterator[None]:
-    """The border around one declare: errors of the channel become TopologyError, and name the thing."""
+    """The border around one declare: errors of the channel become TopologyError and name the object."""
     try:
         async with border(f"declare {thing}", STEP_TIMEOUT):
             yield
@@ -172,7 +172,7 @@ _DIFFERS = re.compile(
 
 
 def problem_with(thing: str, cause: BaseException | None) -> str | None:
-    """What an error of a declare means for this thing, in a sentence; None for an error of another kind."""
+    """A sentence about an error of a declare; None for an error of another kind."""
     text = str(cause)
     if isinstance(cause, ChannelNotFoundEntity):
         return f"{thing} is missing"
@@ -181,7 +181,7 @@ def problem_with(thing: str, cause: BaseException | None) -> str | None:
     if isinstance(cause, ChannelPreconditionFailed):
         differs = _DIFFERS.search(text)
         if differs is None:
-            # Its own words: a limit of the vhost, a feature that it does not have.
+            # The broker's own words: a limit of the vhost, a feature that it lacks.
             return f"{thing}: the broker does not take it: {with_code(text)}"
         return (
             f"{thing} exists with another {differs['arg']}: the bridge needs {differs['ours']}, "

@@ -1,28 +1,27 @@
-"""Which bridge takes: how a node knows that it is its turn to consume push.requests, and how another knows it is not.
+"""Decide which node consumes push.requests.
 
-The queue has a single active consumer, and that is the fence: whatever is said here, the broker gives requests to one
-consumer at a time. But it never tells a consumer whether it is that one (AMQP 0-9-1 has no such message). So a node
-consumes only when it is its turn:
+The queue has a single active consumer, so the broker gives requests to one consumer at a time in any case. But it never
+tells a consumer whether it is that one (AMQP 0-9-1 has no such message). So a node consumes only when it is its turn:
 
-1. nobody consumes push.requests. A passive declare tells, at no cost and without an error in the broker's log. A
-   bridge of an older version, which knows nothing of turns, is seen like this as well;
-2. it holds the lock: the exclusive queue `push.taker`, which lives as long as the connection that declared it
-   (AMQP 0-9-1, queue.declare, `exclusive`). It decides between two nodes that look in the same moment.
+1. nobody consumes push.requests. A passive declare shows that, at no cost and without an error in the broker's log. It
+   also shows a bridge of an older version, which has no turns;
+2. it holds the lock: the exclusive queue `push.taker`, which exists as long as the connection that declared it
+   (AMQP 0-9-1, queue.declare, `exclusive`). It decides between two nodes that look at the same moment.
 
-A frozen process keeps both until the broker misses its heartbeats, and so does a connection of this very node that
-only the broker still believes in.
+A frozen process keeps both until the broker misses its heartbeats. So does an old connection of this node that the
+broker has not noticed to be dead.
 
 | the broker says | then |
 |---|---|
 | somebody consumes | stand by, look again |
-| the same at the first look, and the lock is free | as before, but keep it, and say in the log who that may be |
+| the same at the first look, and the lock is free | as before, but keep the lock, and log who that may be |
 | nobody does, the lock is free | ACTIVE |
 | nobody does, the lock is held | the holder is about to consume: stand by, look again |
-| the same for `LOCK_PATIENCE` | the holder does not come to it: consume without the lock, UNKNOWN |
+| the same for `LOCK_PATIENCE` | the holder does not consume: consume without the lock, UNKNOWN |
 | this user may not declare the lock | consume without it, UNKNOWN |
-| somebody has declared an ordinary queue of its name | consume without it, UNKNOWN, and say what mends it |
+| somebody has declared an ordinary queue of its name | consume without it, UNKNOWN, and log how to fix it |
 
-UNKNOWN becomes ACTIVE with the first request: the broker gives it to the active consumer alone.
+UNKNOWN becomes ACTIVE with the first request: only the active consumer gets one.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ log = logging.getLogger("bridge")
 LOCK = "push.taker"
 """The exclusive queue that the active node holds. Nothing is ever published to it."""
 LOOK_EVERY = 0.5
-"""Seconds between two looks of a node that stands by: what a takeover takes at most."""
+"""Seconds between two looks of a node that stands by. A takeover takes no longer."""
 LOCK_PATIENCE = 5.0
-"""Seconds after which a lock is not waited for whose holder does not consume."""
+"""Seconds to wait for a lock whose holder does not consume."""
 
 NO_LOCK = (
     f"{LOCK} is an ordinary queue that somebody has declared, where the bridges want one that each declares for its "
@@ -64,18 +63,18 @@ NO_LOCK = (
 
 
 class Role(enum.StrEnum):
-    """What a node that is connected to the broker is to the others."""
+    """The role of a node that is connected to the broker."""
 
     ACTIVE = "active"
-    """It takes the pushes."""
+    """This node takes the pushes."""
     STANDBY = "standby"
-    """Another consumer takes them; this node does when that one is gone."""
+    """Another consumer takes them. This node takes over when that one is gone."""
     UNKNOWN = "unknown"
-    """It consumes, and whether the broker gives it the pushes will be known with the first one."""
+    """This node consumes. Whether it gets the pushes is known with the first one."""
 
 
 class Turn:
-    """One connection's place in the line. `held` is the channel that the lock was declared on."""
+    """Waits for the turn of one connection. `held` is the channel on which the lock was declared."""
 
     def __init__(self, connection: aio_pika.Connection, clock: Clock) -> None:
         self._connection = connection
@@ -86,7 +85,7 @@ class Turn:
     async def come(self, waiting: Callable[[], None], stopped: Callable[[], bool]) -> Role:
         """Return ACTIVE or UNKNOWN when this node should consume; STANDBY only once `stopped`.
 
-        `waiting` is called each time when it turns out that it is another one's turn. Raises BrokerUnavailable.
+        `waiting` is called after each look that finds another node's turn. Raises BrokerUnavailable.
         """
         looking = await channel(self._connection, confirms=False)
         locked_since: float | None = None
@@ -136,16 +135,16 @@ class Turn:
         return Role.ACTIVE
 
     async def _refused_by_what(self) -> Role:
-        """STANDBY where it is another connection's; UNKNOWN where it is an ordinary queue, which is nobody's.
+        """STANDBY where another connection has the lock; UNKNOWN where the queue is an ordinary one.
 
-        The broker answers both with the same words. But it lets everybody look at an ordinary one.
+        The broker answers both with the same words. But everybody may look at an ordinary queue.
         """
         low = await channel(self._connection, confirms=False)
         try:
             await look_at(low, LOCK)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelLockedResource | ChannelNotFoundEntity):
-                # It has it, or had it a moment ago.
+                # Another connection has it, or had it a moment ago.
                 return Role.STANDBY
             raise
         await close_channel(low)
@@ -155,7 +154,7 @@ class Turn:
         return Role.UNKNOWN
 
     async def give_up(self) -> None:
-        """Let the next one have its turn at once rather than when this connection ends. Raises BrokerUnavailable."""
+        """Let the next node have its turn at once, and not only when this connection ends. Raises BrokerUnavailable."""
         held, self.held = self.held, None
         if held is not None:
             async with border(f"delete {LOCK}", STEP_TIMEOUT):
@@ -163,12 +162,12 @@ class Turn:
 
 
 def delete_command(connection: aio_pika.Connection) -> str:
-    """What to run so that `NO_LOCK` is no longer so."""
+    """The command that fixes `NO_LOCK`."""
     assert connection.transport is not None
     vhost = cast(aiormq.Connection, connection.transport.connection).vhost
     return f"rabbitmqctl delete_queue -p {shlex.quote(vhost)} {LOCK}"
 
 
 async def _consumers(low: aiormq.abc.AbstractChannel) -> int:
-    """How many consume push.requests; a quorum queue counts the single active one only."""
+    """How many consumers push.requests has; a quorum queue counts only the single active one."""
     return (await look_at(low, REQUESTS)).consumer_count or 0

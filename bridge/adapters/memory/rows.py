@@ -12,7 +12,7 @@ _TIME_MAX = 9e12
 
 
 def light(row: Row) -> Row:
-    """A row as it is returned: without what may be a megabyte."""
+    """A row as it is returned: without its payload, which may be large."""
     return msgspec.structs.replace(row, payload=None, excluded=frozenset())
 
 
@@ -55,7 +55,7 @@ def updated(have: Row, new: Row) -> Row:
 
 
 def check(row: Row) -> None:
-    """Refuse what no database takes: NUL, lone surrogates, times that are none."""
+    """Refuse what no database takes: NUL, lone surrogates, times out of range."""
     text = "".join((*row.key, row.node, row.boot, row.event, row.app_id, row.detail, row.traceparent))
     text += "".join((row.collapse_key, *row.excluded))
     if "\0" in text:

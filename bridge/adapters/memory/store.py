@@ -1,8 +1,7 @@
 """The Store port in memory: for a log on stdout, and for tests of the core.
 
-The promises are weaker than with a database, and only these: rows are forgotten when the process ends, and
-the oldest ended ones when there are more than `max_rows`; a key has one row, so that one of days ago makes room
-for a new one, unless it has not ended: then that one is meant.
+Its promises are weaker than those of a database. Rows are forgotten when the process ends, and the oldest final ones
+when there are more than `max_rows`. A key has one row: a final row of days ago makes room for a new one.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from bridge.core.ports.store import (
 )
 
 RENEW_GAP = 3.0
-"""Seconds between two renewals after which a node no longer counts as having been there all the time."""
+"""Seconds between two renewals after which a node does not count as having been alive without a break."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -56,27 +55,27 @@ class Node:
 
 
 class MemoryStore:
-    """The rows in a dictionary, with the semantics of the database: days, compare-and-set, debts."""
+    """Rows in a dictionary, with the semantics of the database: days, compare-and-set, debts."""
 
     def __init__(self, clock: Clock, *, max_rows: int = 200_000) -> None:
         self._clock = clock
         self._max_rows = max_rows
         self.rows: dict[RowKey, Row] = {}
-        """Every row by its key, in the order in which they were first written. Tests may add some themselves."""
+        """Every row by its key, in the order of their first writing. Tests may add rows."""
         self._indexed: set[RowKey] = set()
         self._users: dict[PushKey, dict[str, None]] = {}
         self._kept: dict[str, dict[RowKey, None]] = {}
         """By user, the keys of the rows that have a ttl."""
         self._stored: dict[RowKey, None] = {}
         self._ended: deque[RowKey] = deque()
-        """Keys in the order in which they ended; one may be in it twice, or be forgotten already."""
+        """Keys of final rows in the order in which they ended. A key may be in it twice, or be forgotten already."""
         self._owing: dict[RowKey, None] = {}
         self._day = _day(clock.time())
         self._since = self._kept_since = self._day - datetime.timedelta(days=1)
         self.nodes: dict[str, Node] = {}
         """Leases by node name."""
         self.fail_with: BridgeError | None = None
-        """For tests: every method raises this, with nothing done, until it is None again."""
+        """For tests: every method raises this and does nothing, until it is None again."""
 
     def _begin(self) -> None:
         if self.fail_with is not None:
@@ -441,7 +440,7 @@ def _day(time: float) -> datetime.date:
 
 
 def _remove(index: dict[K, dict[V, None]], at: K, value: V) -> None:
-    """Take a value out of an index, and its place with the last of them."""
+    """Remove a value from an index, and the key with its last value."""
     values = index.get(at, {})
     values.pop(value, None)
     if not values:

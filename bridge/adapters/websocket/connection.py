@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from bridge.adapters.websocket.server import WebSocketServer
 
 CLIENT_MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Bytes of one message from a client; more closes with 1009."""
+"""Bytes of one message from a client. A larger one closes the connection with 1009."""
 WRITE_HIGH: Final = 64 * 1024
-"""Bytes in the transport's buffer above which a socket is not writable; again below a quarter of it."""
+"""Bytes in the transport's buffer above which a socket is not writable. It is again below a quarter of it."""
 FRAMES_PER_SECOND: Final = 2000.0
-"""Frames that a client may send in the long run; above it is not read for a while."""
+"""Frames a second that a client may send on average. A client that sends more is not read for a while."""
 BURST_SECONDS: Final = 1.0
-"""So many seconds' worth of frames may come at once."""
+"""Frames of so many seconds may come at once."""
 
 _FIN: Final = 0x80
 _TEXT, _BINARY, _PING = _FIN | 0x1, _FIN | 0x2, _FIN | 0x9
@@ -81,12 +81,12 @@ _library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
 class _Begun(Coroutine[Any, Any, Grant | Refusal]):
-    """A coroutine whose first step was taken outside of a task: what a task needs to go on with it."""
+    """A coroutine whose first step was taken outside of a task, for the task that goes on with it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Grant | Refusal], awaited: Any) -> None:
         self._coroutine = coroutine
         self._awaited = awaited
-        """What the coroutine waits for, until the task has been told so."""
+        """What the coroutine waits for, until the task knows."""
 
     def send(self, value: object) -> Any:
         awaited, self._awaited = self._awaited, None
@@ -94,7 +94,7 @@ class _Begun(Coroutine[Any, Any, Grant | Refusal]):
 
     def throw(self, *thrown: Any) -> Any:
         if self._awaited is not None:
-            # Cancelled before its first turn: a task cancels what it waits for, but does not know of it yet.
+            # The task was cancelled before its first turn: it does not know yet what it waits for, and would cancel.
             self._awaited.cancel()
         return self._coroutine.throw(*thrown)
 
@@ -134,26 +134,26 @@ class Connection(asyncio.BufferedProtocol):
         self._protocol = Protocol(max_size=CLIENT_MESSAGE_BYTES_MAX, logger=_library_logger)
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        """When it is turned away, while the handshake lasts, or aborted, while it closes."""
+        """The timer that turns it away during the handshake, or aborts it while it closes."""
         self.requested = 0
         """Bytes of its opening request so far."""
         self._decision: asyncio.Task[Grant | Refusal] | None = None
-        """The host decides on its handshake, and had to wait for something."""
+        """The decision on its handshake, while the host waits for something."""
         self._closing = False
-        """The grace is running."""
+        """The grace for closing has begun."""
         self._asked_to_close = False
         self._backed_up = False
         """The transport's buffer is over its high-water mark."""
         self._message: bytearray | None = None
-        """The fragments so far of a message that is coming in."""
+        """The fragments so far of an incomplete message."""
         self._binary = False
-        # Two reasons for not reading: the client is over its rate, or it leaves our replies unread.
+        # Two reasons for not reading: the client is over its rate, or it does not read our replies.
         self._held: asyncio.TimerHandle | None = None
         self._unheard = False
         self._due = 0.0
-        """Loop time at which the frames so far would be within the rate (GCRA's arrival time)."""
+        """Loop time at which the frames so far would be within the rate (the theoretical arrival time of GCRA)."""
         self._pings = 0
-        """Our pings not yet answered; their pongs don't count against the client's rate."""
+        """Our pings without an answer; their pongs don't count against the client's rate."""
 
     # --- the Socket port ---
 
@@ -170,8 +170,8 @@ class Connection(asyncio.BufferedProtocol):
     def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
         """See the port; a ping's payload is at most 125 bytes (RFC 6455 5.5).
 
-        The frames go past the library's serialiser, which costs five times as much: without extensions and
-        fragments a frame that is sent changes nothing of the protocol's state.
+        The frames bypass the library's serialiser, which costs five times as much. That is safe: without extensions
+        and fragments, sending a frame does not change the protocol's state.
         """
         if self._protocol.state is not OPEN or self._transport.is_closing():
             return False
@@ -201,12 +201,13 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """See the port."""
         if self._transport.is_closing():
-            # Closing already, but perhaps still writing what it has buffered: abort that too.
+            # It is closing, but may still be writing its buffer: abort that, too.
             self._transport.abort()
             return
-        # Without a reset the kernel would go on delivering what it has taken from us.
+        # Without a reset the kernel would still deliver what is in its own buffer.
         sock = self._transport.get_extra_info("socket")
-        with suppress(OSError):  # some systems refuse it once the peer has reset: then nothing flows anyway
+        # Some systems refuse it once the peer has reset: then nothing is delivered anyway.
+        with suppress(OSError):
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
 
@@ -218,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._decision is not None
 
     def leave(self) -> None:
-        """The server goes: close a session, drop anything else."""
+        """The server is leaving: close a session, abort any other connection."""
         if self._protocol.state is CONNECTING:
             self.abort()
         else:
@@ -227,7 +228,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """TCP is there; the request is awaited."""
+        """The TCP connection is open; the request comes next."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH)
         self._server.entered(self)
@@ -245,7 +246,7 @@ class Connection(asyncio.BufferedProtocol):
         """The loop has read so many bytes."""
         protocol = self._protocol
         if self._decision is not None:
-            # Frames before our answer, as in `_answer`; the protocol must not see them, since it would reply.
+            # Frames before our answer, as in `_answer`. The protocol must not see them: it would reply.
             self.turn_away(TOO_EARLY)
             return
         protocol.receive_data(bytes(self._server.inbox[:nbytes]))
@@ -256,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
             self._serve()
 
     def eof_received(self) -> None:
-        """The peer will send no more; the transport closes after what is buffered."""
+        """The peer will send no more. The transport closes once its buffer is written."""
         if self._decision is not None:
             self._left_undecided()
             return
@@ -265,7 +266,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refused()
         else:
             self._flush()
-        # The transport writes out its buffer before it closes, for ever if the peer doesn't read.
+        # The transport writes its buffer before it closes, and waits for ever if the peer doesn't read.
         self._begin_closing()
 
     def pause_writing(self) -> None:
@@ -282,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
             self._handle.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """TCP is gone. A reset is an ordinary end for a WebSocket: `exc` tells nothing that 1006 doesn't."""
+        """The TCP connection is gone. A reset is an ordinary end of a WebSocket: `exc` says no more than 1006 does."""
         for timer in (self._deadline, self._held):
             if timer is not None:
                 timer.cancel()
@@ -321,7 +322,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             awaited = deciding.send(None)
         except StopIteration as decided:
-            # The host had nothing to wait for: most handshakes take no task, and no turn of the loop.
+            # The host had nothing to wait for: such a handshake takes no task.
             self._reply(*self._server.doorway.decided(self._protocol, asked, decided.value))
             return
         self._decision = self._server.loop.create_task(_Begun(deciding, awaited), name="handshake")
@@ -330,12 +331,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
         if self._decision is not decision:
-            return  # it was stopped, and the peer has another answer or none
+            return  # it was stopped, and the peer was turned away or has left
         self._decision = None
         try:
             answer = self._server.doorway.decided(self._protocol, asked, decision.result())
         except BaseException:
-            # A bug of the host: the loop's exception handler tells of it.
+            # A bug in the host: the loop's exception handler reports it.
             self.abort()
             raise
         if not self._transport.is_closing():
@@ -364,13 +365,13 @@ class Connection(asyncio.BufferedProtocol):
         self._handle = self._server.session_host.opened(grant, self)
 
     def _refused(self) -> None:
-        # By the library's parser, once; or the peer of a refused connection says that it is through.
+        # Either the library's parser refuses the request, once, or the peer of a refused connection hangs up.
         if SEND_EOF in self._protocol.data_to_send():
             self._say(refused_by_library(self._protocol))
         self._begin_closing()
 
     def _say(self, early: Early) -> None:
-        # Who never said a word asked for nothing: browsers open connections to have them at hand.
+        # A connection without a byte is no refused handshake: browsers open connections in advance.
         if self._server.answered(self) and (self.requested or early is CROWDED):
             self._server.session_host.refused(early.refusal)
         self._send([early.answer, SEND_EOF])
@@ -379,10 +380,10 @@ class Connection(asyncio.BufferedProtocol):
         self.turn_away(TOO_LATE if self._decision is None else UNDECIDED)
 
     def turn_away(self, early: Early) -> None:
-        """End a connection that has no answer yet with this one, also while the host decides on it."""
+        """Answer a connection that has no answer yet with this one, and end it; also while the host decides on it."""
         self._stop_deciding()
         if not self._protocol.eof_sent:
-            # While it is CONNECTING this says nothing, and what still comes is thrown away.
+            # While it is CONNECTING this sends nothing, and later input is discarded.
             self._protocol.fail(CloseCode.PROTOCOL_ERROR)
         self._protocol.data_to_send()
         self._say(early)
@@ -414,13 +415,13 @@ class Connection(asyncio.BufferedProtocol):
             self._limit(rated, replied)
 
     def _take(self, frame: IncomingFrame) -> bool:
-        """Hand a data message to the session when it is whole. False: the connection was failed."""
+        """Give a data message to the session when it is complete. False: the connection was failed."""
         if frame.opcode is not CONT:
             self._binary = frame.opcode is BINARY
             if frame.fin:
                 return self._hand_over(frame.data)
             self._message = bytearray()
-        assert self._message is not None, "the protocol lets no continuation pass that continues nothing"
+        assert self._message is not None, "the protocol refuses a continuation of nothing"
         self._message += frame.data
         if not frame.fin:
             return True
@@ -447,7 +448,7 @@ class Connection(asyncio.BufferedProtocol):
         if excess > 0 and self._held is None:
             self._held = loop.call_later(excess, self._release)
         if replied and self._backed_up and not self._closing:
-            # It sends pings and does not read our pongs: those must not pile up here.
+            # The peer sends pings and does not read our pongs: they must not pile up here.
             self._unheard = True
         if self._held is not None or self._unheard:
             self._read_or_not()
@@ -467,7 +468,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- the end ---
 
     def _begin_closing(self) -> None:
-        """From now on the peer has `close_grace` seconds to read what is left and to hang up."""
+        """Give the peer `close_grace` seconds to read what is left and to hang up."""
         if self._closing or self._transport.is_closing():
             return
         self._closing = True
@@ -476,7 +477,7 @@ class Connection(asyncio.BufferedProtocol):
         self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
 
     def _flush(self) -> bool:
-        """Write what the protocol has to say by itself; whether there was anything."""
+        """Write what the protocol sends by itself. Returns whether there was anything."""
         return self._send(self._protocol.data_to_send())
 
     def _send(self, writes: Sequence[bytes]) -> bool:
@@ -489,15 +490,15 @@ class Connection(asyncio.BufferedProtocol):
         return bool(data)
 
     def _half_close(self) -> None:
-        # Half, not whole: closing a socket with unread input resets it, and the peer may lose our last words.
+        # Closing a socket with unread input resets it, and the peer may lose our last bytes: so close one half.
         try:
             self._transport.write_eof()
         except (OSError, RuntimeError):
-            # The peer has reset the connection (uvloop says RuntimeError): there is nobody to tell.
+            # The peer has reset the connection (RuntimeError in uvloop): nobody is there to read.
             self._transport.abort()
 
     def _ending(self) -> tuple[int, str]:
-        """The close code and reason: seen from the peer, else sent by us for a fault of the peer, else 1006."""
+        """The close code and reason: the peer's, else ours for a fault of the peer, else 1006."""
         protocol = self._protocol
         if protocol.close_rcvd is not None:
             return int(protocol.close_rcvd.code), protocol.close_rcvd.reason

@@ -1,4 +1,4 @@
-"""What a client asks for when it comes to the WebSocket port, and the HTTP answer it gets.
+"""Requests to the WebSocket port and the HTTP answers to them.
 
 | request                                 | answer                                                             |
 |-----------------------------------------|--------------------------------------------------------------------|
@@ -6,20 +6,20 @@
 | GET or HEAD /readyz                     | 200, or 503 with the causes, as JSON                               |
 | any other path but /ws                  | 404                                                                |
 | /ws, not a valid opening handshake      | 400, 405, 426 or 505 (RFC 6455 4.2.1)                              |
-| /ws, not accepting any more             | 503, Retry-After                                                   |
-| /ws, as many being decided on as may be | 503, Retry-After                                                   |
+| /ws, the service is stopping            | 503, Retry-After                                                   |
+| /ws, too many are being decided on      | 503, Retry-After                                                   |
 | /ws, refused by the host                | the refusal's status; 401: WWW-Authenticate, 503: Retry-After      |
 | /ws, not decided on in time             | 503, Retry-After                                                   |
 | /ws, granted                            | 101, with the grant's subprotocol echoed, or none                  |
-| what is no HTTP, or goes on too early   | 400                                                                |
-| a request that is not there in time     | 408                                                                |
+| not HTTP, or frames before the answer   | 400                                                                |
+| a request that is not complete in time  | 408                                                                |
 | too long                                | 414, 431                                                           |
 | the oldest of too many unanswered ones  | 503, Retry-After                                                   |
 
-The path may be a whole URL (absolute-form, RFC 9112 3.2.2): what stands before its path does not matter here.
+The path may be a whole URL (absolute-form, RFC 9112 3.2.2); scheme and authority are ignored.
 
 No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
-is told of every handshake that is refused here, by the words of `WHYS`.
+is told of every handshake that is refused here, with a word of `WHYS`.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
 Readiness = Callable[[], tuple[bool, Sequence[str]]]
-"""Whether the service is ready, and one sentence for each cause why it is not."""
+"""Returns whether the service is ready, and a sentence for each cause why it is not."""
 
 RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
 """Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
 QUERY_FIELDS_MAX: Final = 64
 
 LINE_BYTES_MAX: Final = 20 * 1024
-"""Bytes of the request line, and of each header line: a token of 16 KiB, as single sign-on makes them, and what is
-around it."""
+"""Bytes of the request line, and of each header line: enough for a token of 16 KiB, as single sign-on makes them."""
 REQUEST_BYTES_MAX: Final = 40 * 1024
-"""Bytes of an opening request with its headers, give or take one read: a long token, and cookies of as much."""
+"""Bytes of an opening request with its headers, give or take one read: enough for a long token and as much in
+cookies."""
 
 WHYS: Final = (
     "path",
@@ -78,7 +78,7 @@ WHYS: Final = (
 
 
 class Early(NamedTuple):
-    """The answer to what never became a request: the library has none to it, or one that quotes."""
+    """An answer for which the library has none, or only one that quotes the request."""
 
     refusal: Refusal
     answer: bytes
@@ -109,11 +109,9 @@ CROWDED: Final = _early(_UNAVAILABLE, "crowded", "Too many are opening at once\n
 STOPPING: Final = _early(
     _UNAVAILABLE, "draining", "The service is stopping, come back in a moment.\n", _RETRY
 )
-UNDECIDED: Final = _early(
-    _UNAVAILABLE, "undecided", "It could not be decided in time whether you may come in\n", _RETRY
-)
+UNDECIDED: Final = _early(_UNAVAILABLE, "undecided", "The decision on this handshake took too long\n", _RETRY)
 GONE: Final = Refusal(400, "gone", "The client left before its handshake was decided on.\n")
-"""Nobody is there to get this: it is counted only."""
+"""It is only counted: nobody is there to read an answer."""
 _TOO_LONG: Final[Mapping[type[object], Early]] = {
     RequestLineTooLong: _early(
         http.HTTPStatus.REQUEST_URI_TOO_LONG,
@@ -128,12 +126,12 @@ _TOO_LONG: Final[Mapping[type[object], Early]] = {
 
 
 def refused_by_library(protocol: ServerProtocol) -> Early:
-    """The answer to what the library's parser would not take."""
+    """The answer to a request that the library's parser refused."""
     return _TOO_LONG.get(type(protocol.handshake_exc), MALFORMED)
 
 
 class _LongLines(StreamReader):
-    """The library's reader with our bound for a line: its own is 8 KiB, for the whole process."""
+    """The library's reader with our bound for a line. Its own is 8 KiB, for the whole process."""
 
     def read_line(
         self, m: int, too_long_exc_type: type[Exception] = RuntimeError
@@ -142,10 +140,10 @@ class _LongLines(StreamReader):
 
 
 class Protocol(ServerProtocol):
-    """The library's protocol of a server, which reads lines as long as ours may be."""
+    """The library's server protocol with our bound for a line."""
 
     def parse(self) -> Generator[None]:
-        """The parser; the constructor starts it."""
+        """Parse input; the constructor starts this."""
         self.reader = _LongLines()
         yield from super().parse()
 
@@ -173,15 +171,15 @@ _EMPTY_SUBPROTOCOLS: Final = (
 
 
 class Asked(NamedTuple):
-    """A handshake in good form, which the host decides on."""
+    """A well-formed handshake, for the host to decide on."""
 
     handshake: Handshake
     accepted: Response
-    """The answer if it is granted, without the subprotocol."""
+    """The answer if it is granted; the subprotocol is added then."""
 
 
 class Doorway:
-    """Answers opening requests: the service's own pages, the handshake's form, the host's decision."""
+    """Answers opening requests: the pages of the service, malformed handshakes, and what the host decided."""
 
     def __init__(self, host: SessionHost, readiness: Readiness) -> None:
         self._host = host
@@ -190,9 +188,9 @@ class Doorway:
         """False: opening handshakes get 503, and so does /readyz."""
 
     def read(self, protocol: ServerProtocol, request: Request, *, busy: bool) -> Response | Asked:
-        """Answer what the host need not be asked about; the response is not sent yet.
+        """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing.
 
-        `busy`: the host decides on as many handshakes as it may.
+        `busy`: no further handshake may be decided on now.
         """
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
@@ -216,7 +214,7 @@ class Doorway:
     def decided(
         self, protocol: ServerProtocol, asked: Asked, decision: Grant | Refusal
     ) -> tuple[Response, Grant | None]:
-        """The answer to what the host has decided on; not sent yet. The grant is there with status 101 only."""
+        """The answer to a handshake that the host has decided on, not sent yet; with status 101 the grant, too."""
         if isinstance(decision, Refusal):
             return self._refused(protocol, decision), None
         if decision.subprotocol is not None:
@@ -266,7 +264,7 @@ class Doorway:
 
 
 def _origin_form(target: str) -> str:
-    """A request target without scheme and authority, where it has them (RFC 9112 3.2.2: servers must accept that)."""
+    """A request target without scheme and authority (RFC 9112 3.2.2: servers must accept a target with them)."""
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
         return target
@@ -280,7 +278,7 @@ _BUSY: Final = Refusal(503, "busy", "Too many handshakes are being decided on, c
 
 
 def _fault(status: int, error: Exception | None) -> Refusal:
-    """What is wrong with a request that the library accepts as no handshake, in words that quote nothing of it."""
+    """What is wrong with a request that the library refuses as a handshake, in words that quote nothing of it."""
     why, text = _FAULTS.get(status, ("bad_header", "The handshake failed.\n"))
     if status == http.HTTPStatus.BAD_REQUEST and isinstance(error, InvalidHeader):
         value = error.value or ""
@@ -294,7 +292,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
 
 
 def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
-    # Refused: something is there more often than it may be. The library has checked all else it names.
+    # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
     if len(authorizations) > 1:

@@ -3,7 +3,7 @@
 The library's parser, handshake and closing rules are used as they are. Its asyncio layer is not: that keeps
 a task, a queue and several futures for each connection, where the ports want synchronous calls only. Here a
 connection is one object and no task: bytes come in, the session's handle is called, bytes go out. Nothing
-is ever queued on the way in, so a client that floods is slowed down by not being read (TCP does the rest).
+is ever queued on the way in, so a client that floods is not read for a while, and TCP slows it down.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
 
 READ_CHUNK: Final = 4096
-"""Bytes taken from a socket at a time: what one client can make the event loop do before others' turn."""
+"""Bytes read from a socket at a time: the most that one client is served before the others have their turn."""
 UNANSWERED_MAX: Final = 4096
-"""Connections without an answered request; over it the oldest gets 503, since real clients ask within a moment."""
+"""Connections whose request is not answered yet. Over it the oldest gets 503: real clients ask within a moment."""
 UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Bytes of their requests so far; over it as well."""
+"""Bytes of their requests so far. Over it the oldest gets 503, too."""
 HANDSHAKES_AT_ONCE: Final = 100
 """Handshakes that the host may decide on at a time, where it has to wait for something; over it they get 503."""
 BACKLOG: Final = 4096
-"""Connections that the kernel keeps until they are accepted (capped by net.core.somaxconn)."""
+"""Connections that the kernel keeps waiting for `accept` (capped by net.core.somaxconn)."""
 
 
 class WebSocketServer:
-    """A listening port and every connection that came in through it."""
+    """A listening port and all its connections."""
 
     def __init__(
         self, host: SessionHost, readiness: Readiness, *, close_grace: float, open_timeout: float
@@ -56,7 +56,7 @@ class WebSocketServer:
 
     @property
     def connections(self) -> int:
-        """TCP connections that are open, in whatever state."""
+        """Open TCP connections, in any state."""
         return len(self._connections)
 
     @property
@@ -86,7 +86,7 @@ class WebSocketServer:
             next(iter(self._unanswered)).turn_away(CROWDED)
 
     def asked(self, connection: Connection, nbytes: int) -> None:
-        """So many bytes more of an unanswered request have come."""
+        """Count bytes of an unanswered request that have arrived."""
         if connection in self._unanswered:
             connection.requested += nbytes
             self._unanswered_bytes += nbytes
@@ -104,7 +104,7 @@ class WebSocketServer:
         decision.add_done_callback(self._decisions.discard)
 
     def answered(self, connection: Connection) -> bool:
-        """Its request has got an answer; idempotent. Whether this was its first."""
+        """Its request has an answer; idempotent. Returns whether this is the first one."""
         if connection not in self._unanswered:
             return False
         del self._unanswered[connection]
@@ -119,8 +119,10 @@ class WebSocketServer:
             self._gone.set()
 
     async def leave(self) -> None:
-        """Close what is open, wait for it as long as the grace, return when nothing is left. Cancelled: all
-        connections are aborted."""
+        """Close all connections and return when none is left, after the grace at the latest.
+
+        When it is cancelled, all connections are aborted.
+        """
         self.stop_accepting()
         self.leaving = True
         for connection in tuple(self._connections):
@@ -149,8 +151,8 @@ async def listen(
     """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
 
     `close_grace`: seconds a peer has to take part in closing. `open_timeout`: seconds it has for its whole
-    opening request. On leaving, sessions that are still open are closed with 1001 and gone within the grace:
-    whoever wants to spread them out closes them before. Raises OSError when the address can't be bound.
+    opening request. At the end of the block, sessions that are still open are closed with 1001, and they are
+    gone within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
     """
     server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
     listener = await server.loop.create_server(lambda: Connection(server), host, port, backlog=BACKLOG)

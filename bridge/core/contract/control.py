@@ -1,4 +1,4 @@
-"""Control messages in, and their answers out."""
+"""Decode control messages and encode their answers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bridge.core.model.pushes import Recall
 _RECALL_FORMS = (frozenset(("push_id",)), frozenset(("user", "collapse_key")))
 _RECALL_FIELDS = frozenset(("tenant",)).union(*_RECALL_FORMS)
 CONTROL_BYTES_MAX = 8 * 1024
-"""Bytes of a control message: the longest names need half of it, with every character escaped."""
+"""Bytes of a control message. The longest names, with every character escaped, need half of it."""
 
 
 class BadControl(NamedTuple):
-    """A message on `push.control` that asks for nothing we can do."""
+    """A message on `push.control` that can't be carried out."""
 
     problem: str
-    """The path of the wrong field, where it is one, and what was expected. For people."""
+    """The path of the wrong field, if it is one, and what was expected. For people."""
 
 
 def decode_control(body: bytes, size: int = 0) -> Recall | BadControl:
-    """Read a control message; `size` is that of its body as it was published, where less of it came. Never raises.
+    """Read a control message; `size` is that of the published body, where `body` was cut. Never raises.
 
-    A recall names a push id, or a user and a collapse key, never both; no member is ignored and none may be
-    given twice, so that nobody believes to have said more than was understood.
+    A recall names a push id, or a user and a collapse key, never both. Unknown and repeated members are refused: a
+    recall must not do less than its sender meant.
     """
     try:
         return finish(_control(body, size))
@@ -39,7 +39,7 @@ def decode_control(body: bytes, size: int = 0) -> Recall | BadControl:
 
 
 def decode_recall(body: bytes) -> Recall | BadControl:
-    """As `decode_control`, for a recall that leaves out its `type`, since it came where nothing else comes."""
+    """As `decode_control`, for a recall without `type`, from a place where only recalls are sent."""
     try:
         return _recall(finish(_members(body, 0)))
     except InvalidRequest as wrong:

@@ -1,7 +1,7 @@
-"""The fields of a push request v1, checked one by one, with a sentence for people about the first wrong one.
+"""Check the fields of a push request v1 one by one, with a sentence for people about a wrong one.
 
-Fields are named by their path in the JSON body (`to.user`), also where they came as headers. Wrong values
-are never shown, only what they are: they may be secrets, or a megabyte.
+Fields are named by their path in the JSON body (`to.user`), also where they came as headers. A wrong value is never
+shown, only its kind: it may be a secret, or a megabyte.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bridge.core.model.pushes import (
 )
 
 TARGETS: Final = ("user", "users", "session", "all")
-"""What `to` holds exactly one of."""
+"""The targets, of which `to` has exactly one."""
 _TARGET_FIELDS: Final = tuple((word, f"to.{word}") for word in TARGETS)
 TO_FIELDS: Final = frozenset((*TARGETS, "topic", "except"))
 FIELDS: Final = frozenset(
@@ -54,14 +54,14 @@ LATER: Final[Mapping[str, str]] = {
     "to.topic": "topics",
     "fallback": "a fallback to another channel",
 }
-"""Fields of the contract whose feature this version does not have."""
+"""Fields of the contract for features that this version does not have."""
 ACK_WITHIN_MAX: Final = 3600.0
 """Seconds that a push may wait for its ack."""
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
 """An id as far as a type can say it: see `is_id`."""
 _CONTROL_CHARS = 1024
-"""Where a string is too long, no control character is looked for behind so many."""
+"""How many characters of a string that is too long are searched for control characters."""
 
 # C0, DEL and C1 (the category Cc of Unicode), and surrogates, which no UTF-8 can hold.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -78,7 +78,7 @@ def is_id(text: str) -> bool:
 
 
 def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> str:
-    """That one of `TARGETS` which is there; raises InvalidRequest, also for a field of `LATER`."""
+    """The one of `TARGETS` that is given; raises InvalidRequest, also for a field of `LATER`."""
     if not LATER.keys().isdisjoint(values):
         field = next(field for field in LATER if field in values)
         raise InvalidRequest(Reason.UNSUPPORTED, path(field), f"this version does not have {LATER[field]}")
@@ -95,9 +95,9 @@ def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> st
 def problems(
     values: Mapping[str, Any], path: Callable[[str], str], fallback_id: str, max_ttl: float
 ) -> Iterator[InvalidRequest]:
-    """All that `build` has against these values, one after the other: it stops at the first."""
+    """All that is wrong with these values, one after the other. `build` stops at the first."""
 
-    # Wrong requests come by the thousand, too: nothing is raised, and no closure made, for what is right.
+    # Wrong requests come by the thousand, too: so right values cost no exception and no closure.
     if len([word for word, field in _TARGET_FIELDS if field in values]) != 1 or not LATER.keys().isdisjoint(
         values
     ):
@@ -122,7 +122,7 @@ def problems(
 
 
 def raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
-    """What this check raises for these arguments, if anything."""
+    """The error that this check raises for these arguments, if any."""
     try:
         check(*arguments)
     except InvalidRequest as error:
@@ -141,9 +141,8 @@ def build(
 ) -> PushRequest:
     """Check every value and build the request; raises InvalidRequest.
 
-    Of `values`, `lists.read_lists` has checked its own. `path` turns a field into what people know it as,
-    `fallback_id` is the AMQP `message_id` or what stands for it, or empty, and `max_ttl` that of
-    `decoding.Limits`.
+    `lists.read_lists` has read the lists among `values`. `path` turns a field into the name that people know,
+    `fallback_id` is the AMQP `message_id` or its substitute, or empty, and `max_ttl` is that of `terms.Limits`.
     """
     word_of_target = check_target(values, path)
     for field in _NAMES:
@@ -182,7 +181,7 @@ def build(
 
 
 def checked_id(value: object, path: str) -> str:
-    """The value where it is usable as an id; raises InvalidRequest."""
+    """Return the value if it is usable as an id, else raise InvalidRequest."""
     if isinstance(value, str):
         if is_id(value):
             return value
@@ -215,7 +214,7 @@ def _confirm(word: object, path: str) -> Proof:
 
 
 def kind(value: object) -> str:
-    """What a wrong value is, in words."""
+    """The kind of a wrong value, in words."""
     match value:
         case None:
             return "null"
@@ -279,6 +278,6 @@ def _ack_within(value: object, path: str, confirm: Proof) -> float:
 
 
 def _is_finite(value: object) -> TypeGuard[int | float]:
-    """Whether this is a number that a clock could count; an integer may be too large for a float."""
+    """Whether this is a finite number; an integer may be too large for a float."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, (bool, Timestamp))
     return is_number and -math.inf < value < math.inf  # type: ignore[operator]

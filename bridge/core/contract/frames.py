@@ -1,4 +1,4 @@
-"""Frames of a session, out and in: model to bytes and back. Pure: no I/O."""
+"""Encode and decode the frames of a session. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame
 
 Ref: TypeAlias = str | int | None
-"""What a client put into `ref`, given back with the answer; None where it gave none that is usable."""
+"""The `ref` of a client's frame, repeated in the answer; None where there is no usable one."""
 
 
 def push_frame(request: PushRequest) -> Frame:
-    """A push in the envelope of `bridge.v1.json`; JSON data goes in byte for byte as it came.
+    """A push in the envelope of `bridge.v1.json`; JSON data is copied byte for byte.
 
-    The tenant is there where the push has one: ids are unique within their tenant.
+    The tenant is included where the push has one: ids are unique within their tenant.
     """
     of = b',"tenant":%b' % encode(request.tenant) if request.tenant else b""
     head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
@@ -34,7 +34,7 @@ def push_frame(request: PushRequest) -> Frame:
 
 
 def bare_frame(request: PushRequest) -> Frame:
-    """Just the data: a JSON string as the text that it stands for, other JSON as its text, bytes as bytes."""
+    """Only the data: a JSON string as the text it stands for, other JSON as its text, bytes as bytes."""
     if request.encoding is Encoding.BYTES:
         return Frame(request.data, binary=True)
     if request.encoding is Encoding.JSON and request.data[:1] == b'"':
@@ -43,30 +43,30 @@ def bare_frame(request: PushRequest) -> Frame:
 
 
 HEARTBEAT_EVERY = 10
-"""Seconds in which a session in envelope mode gets a frame: where nothing else is sent, a heartbeat. A browser
-hides pings from its page, which could not tell a quiet line from a dead one."""
+"""Seconds within which a session in envelope mode gets a frame: a heartbeat if nothing else is sent. Browsers hide
+pings from pages, so a page could not tell a quiet connection from a dead one."""
 HEARTBEAT = Frame(b'{"type":"heartbeat"}')
-"""Says that the line is alive, and nothing else."""
+"""Only says that the connection is alive."""
 
 
 def welcome_frame(session: str, user: str, complete: bool) -> Frame:
     """The first frame of a session.
 
-    `complete`: nothing that was kept is missing since the push it asked to resume from; true where it asked
-    for none. Where that turns out to be wrong while what is kept is sent, a second one says false.
+    `complete`: nothing that was kept since the push to resume from is missing; true where the client does not resume.
+    If that turns out to be wrong during the replay, a second welcome says false.
     """
     said = {"type": "welcome", "session": session, "user": user, "complete": complete}
     return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY}))
 
 
 def withdraw_frame(push_id: str, tenant: str = "") -> Frame:
-    """The push with this id was recalled: whoever shows it should not any longer."""
+    """The push with this id was recalled: a client that shows it should remove it."""
     of = {"tenant": tenant} if tenant else {}
     return Frame(encode({"type": "withdraw", "id": push_id, **of}))
 
 
 def error_frame(code: str, message: str, ref: Ref = None) -> Frame:
-    """The answer to a frame that was not carried out. `code` is a fixed word, `message` is for people."""
+    """The answer to a frame that was refused. `code` is a fixed word, `message` is for people."""
     return Frame(encode({"type": "error", "code": code, "message": message, **_with_ref(ref)}))
 
 
@@ -87,23 +87,23 @@ def _with_ref(ref: Ref) -> dict[str, Ref]:
 
 
 class AckFrame(NamedTuple):
-    """The application has got the push with this id."""
+    """The application has the push with this id."""
 
     id: str
     tenant: str | None = None
-    """Of the push; empty for one without a tenant. None where the client does not say."""
+    """The tenant of the push; empty where it has none. None where the client does not say."""
     ref: Ref = None
 
 
 class UnsupportedFrame(NamedTuple):
-    """A frame of the contract whose feature this version does not have."""
+    """A frame for a feature that this version does not have."""
 
     type: str
     ref: Ref
 
 
 class BadFrame(NamedTuple):
-    """A message that is no frame of the contract."""
+    """A message that is not a frame of the contract."""
 
     problem: str
     ref: Ref
@@ -111,9 +111,9 @@ class BadFrame(NamedTuple):
 
 ClientFrame: TypeAlias = AckFrame | UnsupportedFrame | BadFrame
 UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "refresh", "publish"))
-"""Types of frames that a later version takes."""
+"""Types of frames for features that this version does not have."""
 _REF_INT_MAX = 2**53 - 1
-"""The largest integer that every client reads back as it was (RFC 8259 section 6)."""
+"""The largest integer that every client reads exactly (RFC 8259 section 6)."""
 _NULL = Raw(b"null")
 
 
@@ -127,7 +127,7 @@ _decode_ack = msgspec.json.Decoder(_Ack).decode
 
 
 class _Frame(msgspec.Struct, gc=False):
-    """What is looked at in a frame; other members are passed over, whatever they hold and however many they are."""
+    """The members of a frame that are read; others are skipped, whatever they hold and however many."""
 
     type: Raw = _NULL
     id: Raw = _NULL
@@ -141,7 +141,7 @@ _decode_frame = msgspec.json.Decoder(_Frame).decode
 def parse_client(data: str | bytes) -> ClientFrame:
     """Read a client's message, from a text or a binary frame. Never raises; unknown members are ignored.
 
-    Takes no longer than it takes to pass over the text: the size of a message is its bound.
+    Takes no longer than to skip the text: the size of a message is its bound.
     """
     ack = _ack(data)
     if ack is not None:
@@ -177,7 +177,7 @@ def parse_client(data: str | bytes) -> ClientFrame:
 
 
 def _ack(data: str | bytes) -> AckFrame | None:
-    """The ack frame that nearly every message is, or None for whatever else it is."""
+    """The ack frame, as nearly every message is one; None for any other message."""
     try:
         ack = _decode_ack(data)
     except BAD_JSON:

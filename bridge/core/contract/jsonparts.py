@@ -1,7 +1,7 @@
-"""JSON text cut into its parts, whatever stands in them and however many there are.
+"""Cut JSON text into its parts, whatever they are and however many.
 
-Where a call of the decoder would make too many objects at once, or cannot read the text, it is cut by its
-brackets and commas alone. What does so yields None between pieces of work.
+Where the decoder would make too many objects at once, or can't read the text, the text is cut at its brackets and
+commas alone. The generators that do so yield None between pieces of work.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from bridge.core.contract.jsontext import BAD_JSON, SPACE, decode_str
 from bridge.core.contract.stepping import AT_ONCE, PARTS_AT_ONCE, Steps
 
 PIECES_MAX = 1024
-"""Members or elements told apart in text that the decoder cannot read: more than any contract allows."""
+"""Members or elements that are told apart in text that the decoder can't read: more than any contract allows."""
 
 decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 decode_elements = msgspec.json.Decoder(list[Raw]).decode
 
 _WINDOW = 16 * 1024
-"""Bytes that one call of a regular expression looks at: tens of nanoseconds each."""
+"""Bytes that one call of a regular expression scans: tens of nanoseconds each."""
 _TURN_COSTS = 64
-"""A turn of a loop below takes as long as so many bytes."""
+"""One turn of a loop below takes as long as scanning so many bytes."""
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'(?:[^][{}"]++|' + _STRING + rb")*+"
 _LEAF = rb"\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\}"
-# Everything up to the next bracket of a container that holds others; the first stops at commas, too.
+# All up to the next bracket of a container that has others in it; the first one also stops at commas.
 _BETWEEN_COMMAS = re.compile(rb'(?:[^][{}",]++|' + _STRING + rb"|" + _LEAF + rb")*+", re.DOTALL)
 _WITHIN = re.compile(rb'(?:[^][{}"]++|' + _STRING + rb"|" + _LEAF + rb")*+", re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
@@ -43,15 +43,15 @@ Pieces: TypeAlias = Generator[bytes | None, None, bool]
 
 
 def is_small(text: bytes, separator: bytes) -> bool:
-    """Whether the decoder may cut this text in one go; `separator`: what each of its parts but one has."""
+    """Whether the decoder may cut this text at once; `separator` stands between two parts."""
     return len(text) <= AT_ONCE or text.count(separator) <= PARTS_AT_ONCE
 
 
 def pieces(text: bytes, most: int = sys.maxsize) -> Pieces:
     """Cut an array or object at its own commas, whatever stands between them and however deep.
 
-    Yields the pieces as far as the brackets make sense, and returns whether they do to the end. Nothing is
-    said about the pieces: they need not be JSON. Gives up where there are more than `most`.
+    Yields the pieces as long as the brackets match, and returns whether they match to the end. The pieces need not be
+    JSON. Gives up where there are more than `most`.
     """
     start = at = len(text) - len(text.lstrip(SPACE)) + 1
     if text[start - 1 : start] not in (b"[", b"{"):
@@ -78,7 +78,7 @@ def pieces(text: bytes, most: int = sys.maxsize) -> Pieces:
                 return False
             start = at = at + 1
         elif token == b'"':
-            # A string that is cut by the window, or has no end.
+            # A string that the window cuts, or that has no end.
             at = yield from _past_string(text, at + 1)
             if at < 0:
                 return False
@@ -107,7 +107,7 @@ def pieces(text: bytes, most: int = sys.maxsize) -> Pieces:
 
 
 def split(text: bytes) -> Steps[tuple[list[bytes], bool]]:
-    """All pieces, and whether the brackets make sense to the end; gives up after `PIECES_MAX`."""
+    """All pieces, and whether the brackets match to the end; gives up after `PIECES_MAX`."""
     found: list[bytes] = []
     cut = pieces(text, PIECES_MAX)
     while True:
@@ -138,10 +138,10 @@ def elements(text: bytes) -> Generator[bytes | None, None, None]:
 
 
 def members(text: bytes, most: int = sys.maxsize) -> Generator[tuple[str, bytes] | None, None, None]:
-    """The members of an object, as far as they can be told apart; none of anything else.
+    """The members of an object, as far as they can be told apart; none for other values.
 
-    All are there of a key that occurs twice. The text may be cut or wrong anywhere, and so may the values:
-    this is how the id of a request is found that is otherwise beyond reading.
+    A key that occurs twice is yielded twice. Text and values may be cut or wrong anywhere: so the id is found of a
+    request that can't be read otherwise.
     """
     if text[:1] != b"{" and text.lstrip(SPACE)[:1] != b"{":
         return
@@ -162,7 +162,7 @@ def members(text: bytes, most: int = sys.maxsize) -> Generator[tuple[str, bytes]
 
 
 def last_members(text: bytes) -> Steps[Mapping[str, bytes]]:
-    """As `members`, where of a key that occurs twice the last one counts; gives up after `PIECES_MAX`."""
+    """As `members`, but the last value of a repeated key counts; gives up after `PIECES_MAX`."""
     found: dict[str, bytes] = {}
     for member in members(text, PIECES_MAX):
         if member is None:
@@ -173,7 +173,7 @@ def last_members(text: bytes) -> Steps[Mapping[str, bytes]]:
 
 
 def _long_key(piece: bytes) -> Steps[tuple[bytes, bytes]]:
-    """The key and the value of a member, whatever its size; two times nothing where it is no member."""
+    """The key and the value of a member of any size; both empty where it is no member."""
     piece = piece.lstrip(SPACE)
     if piece[:1] == b'"':
         after = yield from _past_string(piece, 1)
@@ -184,7 +184,7 @@ def _long_key(piece: bytes) -> Steps[tuple[bytes, bytes]]:
 
 
 def _past_string(text: bytes, at: int) -> Steps[int]:
-    """Where the string ends that `at` is in: behind its quote; -1 where it has no end."""
+    """The place after the closing quote of the string that `at` is in; -1 where it has no end."""
     while True:
         for _ in range(AT_ONCE // _WINDOW):
             inside = _IN_STRING.match(text, at, at + _WINDOW)

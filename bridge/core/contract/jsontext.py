@@ -1,7 +1,7 @@
-"""JSON text (RFC 8259), looked at without building values: is it right, how deep, what kind of value is it.
+"""Check JSON text (RFC 8259) without building values: its syntax, its depth, its kind.
 
-The decoder checks syntax and escapes of text that it passes over, lone surrogates included, but not its
-UTF-8, and it gives up at a depth that depends on Python's stack. What is here does not.
+The decoder checks syntax and escapes of text that it skips, lone surrogates included, but not its UTF-8, and it gives
+up at a depth that depends on Python's stack. The functions here do not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEPTH_MAX = 128
 """Levels of arrays and objects in a push's data (RFC 8259 section 9 leaves the limit to us)."""
 
 SPACE = b" \t\n\r"
-"""The only characters between tokens that are not one (section 2)."""
+"""The white space that may stand between tokens (section 2)."""
 
 BAD_JSON = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What a decoder raises for text that it cannot read."""
@@ -37,7 +37,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 _HEX = rb"[0-9a-fA-F]"
 _LONE = re.compile(rb"\\u[dD][89a-fA-F]%b{2}" % _HEX)
-# Text without a lone surrogate, as far as it goes: of a pair the second half is behind the first.
+# Text without a lone surrogate: the second half of a pair follows the first.
 _WELL_ESCAPED = re.compile(
     rb"(?:[^\\]++|\\u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(?!%b)\\.)*+" % (_HEX, _HEX, _LONE.pattern),
     re.DOTALL,
@@ -48,7 +48,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _UP_AND_DOWN = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _UP = b"\x01"
 _BRACKETS_AT_ONCE = 192
-"""Half of them open one, at most, where they pair: then most data is seen to be shallow by counting alone."""
+"""In text whose brackets pair, half of them open one: so for most data counting shows that it is shallow."""
 
 
 class ArrayText(NamedTuple):
@@ -73,12 +73,12 @@ def is_utf8(data: bytes) -> bool:
 
 
 def has_few_brackets(text: bytes) -> bool:
-    """Whether this text is not too deep because it opens too little: said at once, and so of most data."""
+    """Whether this text has too few brackets to be too deep: quick, and true of most data."""
     return len(text) <= 2 * DEPTH_MAX or text.count(b"[") + text.count(b"{") <= DEPTH_MAX
 
 
 def too_deep(text: bytes) -> Steps[bool]:
-    """Whether valid JSON nests deeper than `DEPTH_MAX`; ask `has_few_brackets` first."""
+    """Whether valid JSON nests deeper than `DEPTH_MAX`; try `has_few_brackets` first."""
     at = depth = in_string = 0
     while at < len(text):
         block = text[at : at + AT_ONCE]
@@ -106,7 +106,7 @@ def too_deep(text: bytes) -> Steps[bool]:
 
 
 def is_json(text: bytes | Raw) -> bool:
-    """Whether this is JSON in UTF-8 that is not much too deep; where it is not, `problem` says why."""
+    """Whether this is JSON in UTF-8 that the decoder can read; if not, `problem` says why."""
     try:
         bytes(text).decode()
         decode_raw(text)
@@ -146,7 +146,7 @@ def problem(text: bytes) -> Steps[tuple[Reason, str] | None]:
 
 
 def blame(text: bytes, parts: Mapping[str, bytes | Raw], path: str) -> Steps[None]:
-    """Raise InvalidRequest for text that is no JSON, by the name of that one of its `parts` which is to blame."""
+    """Raise InvalidRequest for text that is not JSON, and name the one of its `parts` that is at fault."""
     for name, part in parts.items():
         if is_json(part):
             continue
@@ -161,9 +161,9 @@ def blame(text: bytes, parts: Mapping[str, bytes | Raw], path: str) -> Steps[Non
 
 
 def plain(text: bytes) -> object:
-    """The value of text that has been checked, where arrays and objects stay text, as values of their own type.
+    """The value of checked text. Arrays and objects stay text, as `ArrayText` and `ObjectText`.
 
-    Takes no longer than it takes to pass over the text. A number that Python cannot hold is an infinity.
+    Takes no longer than to skip the text. A number that Python can't hold becomes infinity.
     """
     first = text[:1]
     if first == b"[":
@@ -177,7 +177,7 @@ def plain(text: bytes) -> object:
 
 
 def shown(name: str) -> str:
-    """A name that someone else chose: short, and without anything that a terminal or a table would mind."""
+    """A name from outside for display: short, and without characters that a terminal or a table can't show."""
     if len(name) > 64:
         name = name[:64] + "..."
     return name if name.isprintable() and name else repr(name)
@@ -187,7 +187,7 @@ def _syntax(text: bytes, said: str) -> Steps[str]:
     """A sentence for a syntax error that the decoder reported as `said`."""
     if text.startswith(b"\xef\xbb\xbf"):
         return "not JSON: it begins with a byte order mark"
-    # The decoder does not always say so, nor where.
+    # The decoder does not always report this, nor where.
     lone = yield from _lone_surrogate(text)
     if lone:
         return f"a lone surrogate ({lone}) stands for no character"
@@ -213,6 +213,6 @@ def _lone_surrogate(text: bytes) -> Steps[str]:
         if at + _PAIR <= stop or stop == len(text):
             lone = _LONE.match(text, at)
             return lone[0].decode() if lone else ""
-        # The end of the block, or the first half of a pair that it cuts.
+        # Either the end of the block, or the first half of a pair that the block cuts.
         yield
     return ""

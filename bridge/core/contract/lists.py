@@ -18,7 +18,7 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import META_KEY_CHARS, META_KEYS_MAX, META_VALUE_CHARS, USERS_MAX
 
 LISTS: Final = frozenset(("to.users", "to.except", "meta"))
-"""Fields whose values may take long to read."""
+"""Fields that may take long to read."""
 _decode_ids = msgspec.json.Decoder(list[Id]).decode
 _decode_meta = msgspec.json.Decoder(
     dict[
@@ -33,13 +33,13 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class CommaText(NamedTuple):
-    """A header that stands for a list: what is between its commas."""
+    """A header that is a list: its items are between the commas."""
 
     text: str
 
 
 class _Pause(enum.Enum):
-    """Comes between items of lists that take long to read."""
+    """Comes between the items of a list that takes long to read."""
 
     PAUSE = 0
 
@@ -48,10 +48,10 @@ _PAUSE: Final = _Pause.PAUSE
 
 
 def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[None]:
-    """Put checked values in the place of those that may take long to read; raises InvalidRequest.
+    """Replace the values of `LISTS` by checked ones; raises InvalidRequest.
 
-    They are `LISTS`: tuples of ids, without those that occur twice, and the JSON of `meta`. Each of them is read, and
-    of each as many wrong parts are named as a rejection has room for.
+    They become tuples of ids without repetitions, and the JSON of `meta`. All of them are read, and as many wrong parts
+    of each are named as a rejection has room for.
     """
     wrong: list[InvalidRequest] = []
     uncounted, stopped = 0, False
@@ -73,11 +73,11 @@ def read_lists(values: dict[str, object], path: Callable[[str], str]) -> Steps[N
 
 
 def compact_meta(text: bytes) -> bytes | None:
-    """A JSON text of `meta` without spaces, escapes and repeated keys that it can do without.
+    """The JSON of `meta` in its shortest form, without needless spaces and escapes and without repeated keys.
 
-    None where something is wrong, or may be: then each of its members must be looked at.
+    None where something may be wrong: then each member must be checked.
     """
-    # Of a key that occurs twice the decoder checks all values but for this character, and keeps the last.
+    # Where a key occurs twice, the decoder checks all values, except for this character, and keeps the last.
     if len(text) > AT_ONCE or b"\\u0000" in text:
         return None
     try:
@@ -116,7 +116,7 @@ def _ids(value: object, path: str) -> Steps[tuple[str, ...]]:
 
 
 def _items(given: list[object] | ArrayText | CommaText) -> Iterator[object]:
-    """What is in a list, `_PAUSE` now and then."""
+    """The items of a list, with a `_PAUSE` now and then."""
     if isinstance(given, list):
         yield from given
     elif isinstance(given, CommaText):
@@ -148,7 +148,7 @@ def _between_commas(text: str) -> Iterator[str]:
 
 
 def _meta(value: object, path: str) -> Steps[bytes]:
-    """The JSON of an object of at most 16 short strings, of which no key occurs twice; raises InvalidRequest."""
+    """The JSON of an object of at most 16 short strings, without repeated keys; raises InvalidRequest."""
     if not isinstance(value, (dict, ObjectText)):
         raise InvalidRequest(Reason.INVALID, path, f"expected an object, got {kind(value)}")
     meta = compact_meta(value.text) if isinstance(value, ObjectText) else None
@@ -193,13 +193,13 @@ def _meta_problem(key: object, text: object) -> str:
 def _looks_at(
     meta: dict[object, object] | ObjectText,
 ) -> Iterator[Iterable[tuple[object, object] | Literal[_Pause.PAUSE]]]:
-    """The members of `meta`, at a glance where it is small; then also those that a later one with its key replaces,
-    `_PAUSE` now and then."""
+    """The members of `meta`: first those of a small one as the decoder reads it, then all, also those that a later
+    member with the same key replaces, with a `_PAUSE` now and then."""
     if isinstance(meta, dict):
         yield meta.items()
         return
     if len(meta.text) <= AT_ONCE:
-        # Most mistakes are found so.
+        # This finds most mistakes.
         try:
             glance = [(key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()]
         except RecursionError:

@@ -1,4 +1,4 @@
-"""Work that is done in steps, so that the event loop can have its turns in between.
+"""Work in steps, so that the event loop has its turn in between.
 
 A function that returns `Steps` is a generator: it yields None between pieces of work, and returns the result.
 """
@@ -20,11 +20,11 @@ AT_ONCE: Final = 64 * 1024
 PARTS_AT_ONCE: Final = 16 * 1024
 """Objects that one step may make in C: about a tenth of a microsecond each."""
 TURN: Final = 0.005
-"""Seconds of work after which others have their turn."""
+"""Seconds of work before others have their turn."""
 
 
 def finish(steps: Steps[T]) -> T:
-    """Take all steps in one go."""
+    """Run all steps without a break."""
     while True:
         try:
             next(steps)
@@ -34,7 +34,7 @@ def finish(steps: Steps[T]) -> T:
 
 
 async def in_turns(steps: Steps[T], clock: Clock) -> T:
-    """Take the steps, and let others have their turn whenever `TURN` is over."""
+    """Run all steps, and let others have their turn whenever `TURN` is over."""
     until = clock.monotonic() + TURN
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the core asks of the broker, and what the broker brings."""
+"""The ports between the core and the broker: taking, acking, publishing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.model.rows import DeadLetter, Receipt, Reply
 
 
 class AckToken(NamedTuple):
-    """What acknowledges one message: only good for the channel incarnation that delivered it."""
+    """Acknowledges one message; valid only for the channel incarnation that delivered it."""
 
     incarnation: int
     tag: int
@@ -26,7 +26,7 @@ class Source(enum.Enum):
     FALLEN = "push.fallen"
     """Given up by the broker: delivery limit, expiration."""
     CONTROL = "push.control"
-    """Not pushes, but what is to be done about pushes: recalls."""
+    """Control messages: recalls."""
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -35,7 +35,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     token: AckToken
     source: Source
     body: bytes
-    """At most `MESSAGE_BYTES_MAX` bytes; of a larger body only the first 4,096 bytes."""
+    """At most `MESSAGE_BYTES_MAX` bytes; only the first 4,096 bytes of a larger body."""
     body_size: int
     """Bytes of the body as published; more than `len(body)` where it was cut."""
     properties: Properties
@@ -53,7 +53,7 @@ class Intake(Protocol):
         ...
 
     def channel_lost(self, incarnation: int) -> None:
-        """Every token of this incarnation is dead: the broker will deliver its messages again."""
+        """Every token of this incarnation is invalid: the broker will deliver its messages again."""
         ...
 
 
@@ -72,10 +72,10 @@ class Acks(Protocol):
         ...
 
     def widen(self) -> None:
-        """What has come can be handled: from now on give out as many requests at a time as there may be.
+        """The first message could be handled: deliver as many requests at a time as the prefetch allows from now on.
 
-        Until then, on every new channel, one is given out at a time. A broker may count each return of a message,
-        handled or not: a message that kills the process must not have its neighbours counted along with it.
+        Until then, on every new channel, requests are delivered one at a time. A broker may count each return of a
+        message, handled or not: a message that kills the process must not raise the counts of its neighbours.
         Idempotent. Never raises.
         """
         ...
@@ -86,21 +86,21 @@ class Receipts(Protocol):
 
     @property
     def blocked(self) -> bool:
-        """Whether publishing is known to be impossible now (memory alarm, connection lost)."""
+        """Whether publishing is impossible now (memory alarm, connection lost)."""
         ...
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
         """Publish and await the confirms; return those that were NOT confirmed (empty: all are).
 
-        A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens; a
-        receipt may be sent twice, its consumer knows it by push id and user. Never raises for a broker
-        that is away: then everything is returned.
+        A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens. A receipt may be
+        sent twice; its consumer knows it by push id and user. Never raises: if the broker is down, everything is
+        returned.
         """
         ...
 
 
 class DeadLetters(Protocol):
-    """The exchange for what people must look at."""
+    """The exchange for rejected messages, which people look at."""
 
     async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """Publish to `push.dead` and await the confirms; return those NOT confirmed. As `Receipts.send`."""

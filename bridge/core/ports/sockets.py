@@ -1,4 +1,4 @@
-"""What the core asks of a socket, and what a socket tells the core."""
+"""The ports between the core and WebSockets: what the core calls, and what the adapter calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class Socket(Protocol):
-    """One WebSocket of a session, writing side. No method waits or raises; a closed one ignores calls."""
+    """The writing side of one WebSocket. No method waits or raises; a closed socket ignores calls."""
 
     @property
     def writable(self) -> bool:
@@ -28,13 +28,13 @@ class Socket(Protocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes handed over that the kernel has not taken yet."""
+        """Bytes that were written and that the kernel has not accepted yet."""
         ...
 
     def write(self, frames: Sequence[Frame], ping: bytes | None) -> bool:
-        """Hand over all frames, then a ping with this payload unless it is None, in one write.
+        """Write all frames, then a ping with this payload unless it is None, in one write.
 
-        Returns False, with nothing handed over, when the connection is closing or closed.
+        Returns False, with nothing written, when the connection is closing or closed.
         """
         ...
 
@@ -43,7 +43,7 @@ class Socket(Protocol):
         ...
 
     def abort(self) -> None:
-        """Drop the connection at once, with whatever is buffered (TCP reset)."""
+        """Drop the connection at once, and what is buffered with it (TCP reset)."""
         ...
 
 
@@ -71,16 +71,16 @@ class SessionHost(Protocol):
     """The core's side of the WebSocket server. Never raises."""
 
     async def handshake(self, request: Handshake) -> Grant | Refusal:
-        """Decide on an opening handshake; nothing is answered before. Cancelled when the client leaves, the time for
-        its handshake is over, or the server stops.
+        """Decide on an opening handshake. The client gets no answer before that.
 
-        The adapter takes the first step outside of any task, so that a decision that waits for nothing costs none.
-        So what needs a task, such as `asyncio.timeout`, must come after a first wait (`await asyncio.sleep(0)`).
+        It is cancelled when the client leaves, when the time for the handshake is over, or when the server stops.
+        The adapter takes the first step outside of any task, so that a decision that does not wait needs none.
+        What needs a task, such as `asyncio.timeout`, must come after a first wait (`await asyncio.sleep(0)`).
         """
         ...
 
     def refused(self, refusal: Refusal) -> None:
-        """The adapter refused an opening handshake by itself, for its form, its size or its time."""
+        """The adapter refused an opening handshake without a decision, or the client left before it."""
         ...
 
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:

@@ -1,16 +1,16 @@
-"""Who may open a session: the opening handshake from its request to a grant or a refusal.
+"""Decide who may open a session: from the request of a handshake to a grant or a refusal.
 
-| what the client did                               | answer                     | why in metrics    |
+| what is the case                                  | answer                     | why in metrics    |
 |---------------------------------------------------|----------------------------|-------------------|
 | the service is draining                           | 503, Retry-After           | `draining`        |
-| its Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
-| offered subprotocols, none of which we speak      | 400                        | `subprotocol`     |
+| the Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
+| subprotocols are offered, and we speak none       | 400                        | `subprotocol`     |
 | no token, or tokens that differ                   | 401                        | `missing`, `many` |
-| a token that the verifier refuses                 | 401                        | the verifier's why|
-| offered no subprotocol                            | granted, bare mode         | `opened`          |
+| the verifier refuses the token                    | 401                        | the verifier's why|
+| no subprotocol is offered                         | granted, bare mode         | `opened`          |
 
-A browser fails a connection that is granted without one of the subprotocols it offered (RFC 6455 4.1), and
-tells its page 1006 and nothing else. So such a client is told by an answer that its developer can read.
+A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
+only sees 1006. So the bridge refuses such a handshake with an answer that a developer can read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
 from bridge.core.ports.plugins import TokenVerifier
 
 TOKEN_ENTRY = "bridge.token."
-"""A subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
+"""The start of a subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
 
 _AS_BASE64URL = str.maketrans("+/", "-_")
 
@@ -69,8 +69,8 @@ class Access:
 
 
 def _tokens(request: Handshake) -> set[str]:
-    """The tokens of all carriers; one that came twice counts once, in whichever base64 it was written."""
-    # A raw `+` of a query reads as a space, and no token has one.
+    """The different tokens of all carriers. The same token in two spellings of base64 counts once."""
+    # A raw `+` in a query becomes a space, and no token has a space.
     given = [token.strip("\t\r\n").replace(" ", "+") for token in request.query.get("token", ())]
     scheme, *credentials = (request.authorization or "").split(None, 1)[:2] or [""]
     if scheme.lower() == "bearer":
@@ -84,7 +84,7 @@ def _canonical(token: str) -> str:
 
 
 def _spoken(subprotocols: Collection[str]) -> Mode | None:
-    """The first of them that we speak: their order is the client's preference."""
+    """The first of them that we speak: the client lists them by preference (RFC 6455 4.1)."""
     for entry in subprotocols:
         if entry in (Mode.ENVELOPE.value, Mode.BARE.value):
             return Mode(entry)
@@ -100,7 +100,7 @@ def _not_spoken(subprotocols: Collection[str]) -> Refusal:
 
 
 def _no_token(request: Handshake) -> Refusal:
-    # In words that the log's redaction does not take for a token.
+    # Worded so that the log's redaction does not mistake it for a token.
     ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
     if request.authorization is not None:
         text = f"The header Authorization has no Bearer token in it. One is required: {ways}.\n"

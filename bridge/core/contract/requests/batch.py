@@ -1,4 +1,4 @@
-"""A batch: a JSON array of push requests, of which only the wrong ones are rejected."""
+"""Read a batch: a JSON array of push requests. Only its wrong elements are rejected."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bridge.core.model.pushes import BATCH_MAX, USERS_MAX, PushRequest, Rejected
 from bridge.core.ports.broker import Arrival
 
 _BYTES_AT_ONCE = AT_ONCE // 2
-"""Of requests, which cost more for each byte than other text."""
+"""Bytes of requests for one step: they cost more per byte than other text."""
 
-# An array of any length could make half a million objects. This stops at the first element that is too many.
+# An array may have half a million elements. Decoding into this stops at the first one that is too many.
 _Elements = msgspec.defstruct(
     "_Elements",
     [(f"e{n}", Raw | UnsetType, UNSET) for n in range(BATCH_MAX)],
@@ -34,7 +34,7 @@ _decode_elements = msgspec.json.Decoder(_Elements).decode
 
 
 def batch(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Sequence[PushRequest | Rejected]]:
-    """Read each request of a batch; raises InvalidRequest where it is to be rejected as a whole."""
+    """Read each request of a batch; raises InvalidRequest where the whole batch is rejected."""
     elements = yield from _elements(arrival.body)
     if not elements:
         raise InvalidRequest(Reason.INVALID, "", "a batch holds at least one request, this one is empty")
@@ -71,7 +71,7 @@ def batch(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Sequence[
 
 
 def _elements(body: bytes) -> Steps[Sequence[bytes | Raw]]:
-    """The elements of an array; raises InvalidRequest where they are too many, or cannot be told apart."""
+    """The elements of an array; raises InvalidRequest where there are too many, or they can't be told apart."""
     try:
         if len(body) <= AT_ONCE:
             return jsonparts.decode_elements(body)
@@ -80,13 +80,13 @@ def _elements(body: bytes) -> Steps[Sequence[bytes | Raw]]:
             room.pop()
         return room
     except msgspec.ValidationError:
-        # More than _Elements has room for; whether the rest is JSON has not been looked at.
+        # More than `_Elements` has room for. The rest has not been checked yet.
         yield
         yield from jsontext.check(body)
         raise _too_many("more") from None
     except BAD_JSON:
         yield
-    # One element may be to blame. They are told apart by brackets alone, and each is judged by itself.
+    # One element may be at fault. They are told apart by brackets alone, and each is read by itself.
     elements, whole = yield from jsonparts.split(body)
     if not whole or not all(elements):
         yield from jsontext.check(body)

@@ -1,4 +1,4 @@
-"""Push requests out: the body that a producer publishes."""
+"""Build the body of a push request, for producers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def request_body(
     ack_within: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
-    """Build the body of a push request; a `msgspec.Raw` as `data` is JSON text that goes in as it is.
+    """Build the body of a push request. A `msgspec.Raw` as `data` is JSON text, used as it is.
 
-    Raises InvalidRequest where `decode` would reject it; `limits` are those of the bridge that takes it.
+    Raises InvalidRequest where `decode` would reject it; `limits` are those of the bridge that will take it.
     """
     to = {
         "user": user,

@@ -137,7 +137,7 @@ def checked(
 
 
 def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong) -> Steps[bool]:
-    """Put the members of `to` beside the other values; whether they can be judged together."""
+    """Put the members of `to` beside the other values; returns whether they can be judged together."""
     if "to" not in values:
         wrong.add(InvalidRequest(Reason.INVALID, path("to"), "this field is required"))
         return False
@@ -159,12 +159,12 @@ def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong
         else:
             misnamed = True
             wrong.no_such(lambda field: path(f"to.{field}"), name)
-    # Where a name is misspelt, that nothing is named right is no second mistake.
+    # With a misspelt name, a missing target is no second mistake.
     return not misnamed or any(f"to.{word}" in values for word in fields.TARGETS)
 
 
 def check_size(data: bytes, path: str, limits: Limits) -> None:
-    """Raise InvalidRequest where there is too much data."""
+    """Raise InvalidRequest if there is too much data."""
     if len(data) > limits.max_data_bytes:
         raise _too_large(data, path, limits)
 
@@ -180,7 +180,7 @@ def _is_object(text: bytes) -> bool:
 
 
 def _small(body: bytes) -> _Parts | None:
-    """The parts of a small request that is JSON, as most wrong ones are, else None."""
+    """The parts of a small request that is JSON, as most wrong ones are; else None."""
     if len(body) > _SMALL or not jsontext.has_few_brackets(body):
         return None
     try:
@@ -196,7 +196,7 @@ def _small(body: bytes) -> _Parts | None:
 def _any(body: bytes) -> Steps[_Parts]:
     """The parts of any request, as far as they can be told apart.
 
-    Where there are very many members, only as many are there of those that the contract does not know as are named.
+    Of very many unknown members, only as many are returned as a rejection names.
     """
     members = _few_members(body)
     more = False
@@ -210,7 +210,7 @@ def _any(body: bytes) -> Steps[_Parts]:
         else:
             members = yield from jsonparts.last_members(body)
         yield
-    # What is no JSON may have an id, a tenant and an event all the same.
+    # Text that is not JSON may still have an id, a tenant and an event.
     values = _values(members) if is_json else strings(members)
     data = members.get("data")
     return _Parts(values, None if data is None else bytes(data), members, is_json, more)
@@ -221,7 +221,7 @@ def _values(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
 
 
 def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
-    """The members of an object, where they are not very many; None also where this is no JSON, or no object."""
+    """The members of an object, if there are not very many; else None, also for text that is no JSON object."""
     if _is_object(text) and jsonparts.is_small(text, b":"):
         try:
             return jsonparts.decode_members(text)
@@ -231,11 +231,11 @@ def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
 
 
 def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
-    """The members of a request that is JSON; see `_named` for those that the contract does not know."""
+    """The members of a request that is JSON; see `_named` for unknown ones."""
     try:
         known = _decode_known(body)
     except BAD_JSON:
-        # No object, or too deep for the decoder.
+        # Not an object, or too deep for the decoder.
         found = yield from jsonparts.last_members(body)
         return found, len(found) >= jsonparts.PIECES_MAX
     members = {name: part for name, part in msgspec.structs.asdict(known).items() if part is not UNSET}
@@ -252,14 +252,14 @@ def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
 
 
 def _members_of_to(text: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
-    """The members of `to`, where they are very many; see `_named` for those that the contract does not know."""
+    """The members of `to`, if there are very many; see `_named` for unknown ones."""
     return (yield from _named(text, fields.TO_FIELDS))
 
 
 def _named(text: bytes, known: frozenset[str]) -> Steps[tuple[dict[str, bytes], bool]]:
-    """Members of an object, until one is there of more unknown names than a rejection has room for.
+    """The members of an object, up to the first unknown name that a rejection has no room for.
 
-    Of those names `PROBLEMS_MAX` are told, without their values; and whether there are more.
+    At most `PROBLEMS_MAX` unknown names are included, without values. Also returns whether there are more.
     """
     found: dict[str, bytes] = {}
     unknown = 0

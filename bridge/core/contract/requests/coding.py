@@ -1,4 +1,4 @@
-"""Whether a body is what its bytes say: no compression, and no other character set than UTF-8."""
+"""Check that a body is not compressed and has no other character set than UTF-8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.core.model.outcomes import Reason
 _CHANGES_NOTHING = frozenset(
     ("", "identity", "none", "binary", "8bit", "7bit", "utf-8", "utf8", "us-ascii", "ascii")
 )
-"""Of a content encoding: RFC 9110 8.4, RFC 2045 6 (kombu says `binary` of bytes), and character sets within UTF-8."""
+"""Content encodings without effect: RFC 9110 8.4, RFC 2045 6 (kombu says `binary` for bytes), subsets of UTF-8."""
 _COMPRESSIONS = frozenset(
     [
         "gzip",
@@ -53,7 +53,7 @@ def check_coding(content_encoding: str, headers: Mapping[str, object]) -> None:
             "property content_encoding",
             f"expected none, identity, binary or utf-8, got {jsontext.shown(content_encoding)}",
         )
-    # kombu names its compression there, and says of the content encoding what it was before.
+    # kombu names its compression in this header, and leaves the content encoding as it was before.
     packed = headers.get("compression")
     if isinstance(packed, str) and not _COMPRESSIONS.isdisjoint(_BETWEEN.split(packed.strip().lower())):
         raise _compressed("header compression", packed)

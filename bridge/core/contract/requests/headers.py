@@ -1,4 +1,4 @@
-"""What AMQP headers say: about any message, and about one whose body is the data itself (payload-only mode)."""
+"""Read AMQP headers: those of any message, and those of payload-only mode, where the body is the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridge.core.ports.broker import Arrival
 CLOCK_SKEW_MAX = 60.0
 """Seconds that a producer's clock may be ahead of ours."""
 _MS_LEAST = 978_307_200_000
-"""The year 2001 began then. In seconds every time until the year 32,971 is less."""
+"""The beginning of 2001. A time in seconds is less than this until the year 32,971."""
 
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
 _CHARSET = re.compile(r'charset\s*=\s*"?([^\s";]+)', re.IGNORECASE)
@@ -28,11 +28,11 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 
 _DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _DECIMAL_CHARS = 1024
-"""A longer one is out of range."""
+"""A longer number is out of range."""
 
 _PREFIX = "x-push-"
 _NAME_CHARS = 64
-"""No spelling of a header of ours is longer."""
+"""No spelling of one of our headers is longer."""
 _NO_LETTER = re.compile("[^a-z]+")
 BOTH_MODES = frozenset(
     (
@@ -69,16 +69,16 @@ HEADER_OF: Mapping[str, str] = {
 
 
 _YES, _NO = frozenset(("true", "1")), frozenset(("false", "0"))
-"""In lower case, what clients write for a truth where they have strings only; Python's are `True` and `False`."""
+"""What clients that can only set strings write for true and false, in lower case (Python writes `True`)."""
 
 
 _KNOWN: Mapping[str, str] = {_NO_LETTER.sub("", name): name for name in (*FIELD_OF, *sorted(BOTH_MODES))}
-"""The names of our headers by their letters alone, in which all spellings of one agree."""
+"""The names of our headers by their letters alone, which are the same in every spelling."""
 
 
 def meant(name: str) -> str:
-    """The header of ours that this name is another spelling of; empty where it is none, or is spelt as it should be."""
-    # Ours begin so in every spelling.
+    """The header of ours that this name misspells; empty where it is no header of ours, or spelt right."""
+    # Every spelling of ours begins with an x.
     if name[:1] not in ("x", "X") or len(name) > _NAME_CHARS:
         return ""
     known = _KNOWN.get(_NO_LETTER.sub("", name.lower()), "")
@@ -86,7 +86,7 @@ def meant(name: str) -> str:
 
 
 def misspelt(headers: Mapping[str, object]) -> str:
-    """A sentence about headers whose names are other spellings of ours; empty where there are none."""
+    """A sentence about headers that misspell ours; empty where there are none."""
     names = [(name, known) for name in headers if (known := meant(name))]
     if not names:
         return ""
@@ -99,7 +99,7 @@ WRITE_SO = "no such header: write {} so, in lower case and with hyphens"
 
 
 def without_nulls(headers: Mapping[str, object]) -> Mapping[str, object]:
-    """These headers but for those without a value: many clients write one for what is not set."""
+    """The headers without nulls: many clients send a null for what is not set."""
     return {name: value for name, value in headers.items() if value is not None}
 
 
@@ -117,7 +117,7 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
         field = FIELD_OF.get(name)
         if field is not None:
             widened = _widened(field, value)
-            if widened is not False or field != "to.all":  # which says as little as no header
+            if widened is not False or field != "to.all":  # false means the same as no header
                 values[field] = widened
         elif name not in BOTH_MODES:
             if known := meant(name):
@@ -154,7 +154,7 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
 
 
 def _widened(field: str, value: object) -> object:
-    """What a header means: more than its type says, for the sake of tools that can only set strings."""
+    """The value that a header stands for: some tools can only set strings."""
     if isinstance(value, str):
         if field in ("to.users", "to.except"):
             return CommaText(value)
@@ -168,7 +168,7 @@ def _widened(field: str, value: object) -> object:
 
 
 def _kind(content_type: str) -> str:
-    """What a content type says of a body: `json`, `text`, `bytes`, or nothing; raises InvalidRequest."""
+    """The kind of body that a content type names: `json`, `text`, `bytes`, or empty; raises InvalidRequest."""
     said, _, parameters = content_type.partition(";")
     said = said.strip().lower()
     kind = "bytes" if said else ""
@@ -187,7 +187,7 @@ def _kind(content_type: str) -> str:
 
 
 def _encoding(body: bytes, kind: str) -> Encoding:
-    """What a body is, or has to be, in payload-only mode; raises InvalidRequest."""
+    """The encoding of a body in payload-only mode; raises InvalidRequest."""
     if kind == "json" or (not kind and jsontext.is_json(body)):
         return Encoding.JSON
     if kind == "bytes":
@@ -200,7 +200,7 @@ def _encoding(body: bytes, kind: str) -> Encoding:
 
 
 def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: float) -> float:
-    """When a message was published, as far as a header says so; raises InvalidRequest."""
+    """When a message was published: by its header, else `otherwise`; raises InvalidRequest."""
     if "x-push-published-ms" not in headers:
         return otherwise
     ms = headers["x-push-published-ms"]
@@ -209,7 +209,7 @@ def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: fl
     if isinstance(ms, str) and len(ms) < 20 and ms.isascii() and ms.isdecimal():
         ms = int(ms)
     if isinstance(ms, bool) or not isinstance(ms, int):
-        # No floats: some libraries write them with 32 bits, which is off by a minute.
+        # No floats: some libraries write them with 32 bits, which makes them wrong by a minute.
         raise InvalidRequest(
             Reason.INVALID,
             "header x-push-published-ms",
@@ -222,12 +222,12 @@ def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: fl
             "header x-push-published-ms",
             "expected milliseconds since 1970, got a time before 2001: this looks like seconds",
         )
-    # Compared before it is divided: an integer may be too large for a float.
+    # Compare before dividing: an integer may be too large for a float.
     return ms / 1000 if 0 < ms <= (arrived_at + CLOCK_SKEW_MAX) * 1000 else otherwise
 
 
 def push_id(headers: Mapping[str, object], otherwise: str) -> str:
-    """The id of what has none of its own; raises InvalidRequest."""
+    """The id for a request that has none of its own; raises InvalidRequest."""
     if "x-push-id" not in headers:
         return otherwise
     return fields.checked_id(headers["x-push-id"], "header x-push-id")

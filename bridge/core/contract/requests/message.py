@@ -1,4 +1,4 @@
-"""A message as a whole: one request, a batch, data with headers, or nothing that can be taken."""
+"""Read a whole message: one request, a batch, data with headers, or something that is rejected."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from bridge.core.ports.broker import Arrival
 
 
 def decode(arrival: Arrival, limits: Limits) -> Decoded:
-    """Read a message. Never raises, and answers the same for the same message but for made-up UUIDs.
+    """Read a message. Never raises; the same message gives the same result, but for generated UUIDs.
 
-    Of a batch only the wrong elements are rejected; `Rejected.body` is then that element's bytes. May take a
-    second: where others wait, `decode_in_steps`.
+    Only the wrong elements of a batch are rejected; `Rejected.body` has the bytes of the element. It may take a second:
+    use `decode_in_steps` where others wait.
     """
     decoded = begin(arrival, limits)
     return decoded if isinstance(decoded, Decoded) else finish(decoded)
@@ -40,7 +40,7 @@ def decode_in_steps(arrival: Arrival, limits: Limits) -> Steps[Decoded]:
 
 
 def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
-    """Read what nearly every message is at once; of another one, the steps in which to go on."""
+    """Read an ordinary message at once; for any other return the steps that read it."""
     properties = arrival.properties
     headers = properties.headers
     if headers and None in headers.values():
@@ -89,7 +89,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
 
 
 def _hinted(steps: Steps[Decoded], hint: str) -> Steps[Decoded]:
-    """What is wrong may only be that a header has another name: so that is said first, of what is rejected."""
+    """Begin the detail of rejected requests with a hint about a misspelt header: it may be all that is wrong."""
     decoded = yield from steps
     requests = tuple(
         msgspec.structs.replace(request, detail=f"{hint}; {request.detail}")
@@ -108,7 +108,7 @@ def _rest(
     published_at: float,
     traceparent: str,
 ) -> Steps[Decoded]:
-    """Read what is not simply a small request."""
+    """Read anything but a small request."""
     body = arrival.body
     requests: Sequence[PushRequest | Rejected]
     yield
@@ -130,7 +130,7 @@ def _rest(
 def _one(
     arrival: Arrival, limits: Limits, fallback_id: str, published_at: float, traceparent: str
 ) -> Steps[Decoded]:
-    """Read the one request of a message slowly."""
+    """Read the one request of a message with the careful pass."""
     yield
     request = yield from careful(
         arrival.body, None, fallback_id, limits, arrival.arrived_at, LastResort(arrival)
@@ -141,7 +141,7 @@ def _one(
 def _rejected(
     arrival: Arrival, wrong: InvalidRequest, fallback_id: str, published_at: float, traceparent: str
 ) -> Steps[Decoded]:
-    """Reject a message as a whole, under the best id that can be found in what there is of it."""
+    """Reject a whole message, under the best id that can be found in it."""
     yield
     values = strings((yield from jsonparts.last_members(arrival.body)))
     headers = arrival.properties.headers

@@ -1,4 +1,4 @@
-"""What is kept of a request that is rejected, and the id that its row gets."""
+"""What is kept of a rejected request, and the id of its row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bridge.core.contract.jsontext import BAD_JSON, decode_str
 from bridge.core.contract.stepping import PARTS_AT_ONCE, Steps
 from bridge.core.ports.broker import Arrival
 
-# What a broker adds, takes away or changes when a message comes again or is dead-lettered. It removes the
-# property `expiration`, too.
+# What a broker adds, removes or changes when it redelivers or dead-letters a message. It also removes the property
+# `expiration`.
 _BROKER_HEADERS = (
     "x-death",
     "x-first-death-",
@@ -30,9 +30,9 @@ _CANNOT_ENCODE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.
 
 
 class LastResort:
-    """Ids for what is rejected in one message and has no usable id: the same whenever the message comes again.
+    """Ids for rejected requests of one message that have no usable id: the same at each redelivery.
 
-    A hash of the bytes, their place and the message's properties, leaving out what changes when it comes again.
+    A hash of the bytes, their place and the message's properties, without what changes at a redelivery.
     """
 
     def __init__(self, arrival: Arrival) -> None:
@@ -79,7 +79,7 @@ class LastResort:
 
 
 def strings(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
-    """Those values of a request that a rejected one keeps, where they can be read at all."""
+    """The values that a rejected request keeps, as far as they can be read."""
     found: dict[str, object] = {}
     for name in ("id", "tenant", "event"):
         if name in members:
@@ -91,13 +91,13 @@ def strings(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
 
 
 def usable(values: Mapping[str, object], name: str) -> str:
-    """The value, or header, of this name where it is usable as an id, else an empty string."""
+    """The value or header of this name if it is usable as an id, else an empty string."""
     value = values.get(name)
     return value if isinstance(value, str) and is_id(value) else ""
 
 
 def _headline(value: object) -> str:
-    """A header's value as text that is the same each time, also where no encoder takes it."""
+    """A header's value as text, the same each time, also where no encoder takes it."""
     try:
         return repr(value)
     except (RecursionError, ValueError):

@@ -1,4 +1,4 @@
-"""The straight pass over one JSON request: right in every point, or None. What is wrong, `careful` finds out."""
+"""Read one right JSON request in one pass. For a wrong one the result is None, and `careful` finds out why."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What nearly every request fits into; an empty string, or a zero, stands for an absent field."""
+    """Nearly every request has this form; an empty string, or zero, stands for an absent field."""
 
     to: _To
     data: Raw
@@ -54,7 +54,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Data(msgspec.Struct, gc=False):
-    """The part of a request that may be large and yet cost little."""
+    """Only the data of a request: it may be large, and costs little to skip."""
 
     data: Raw = Raw(b"")
 
@@ -65,7 +65,7 @@ _SHALLOW = 2 * jsontext.DEPTH_MAX
 
 
 def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -> PushRequest | None:
-    """Read a request of at most `AT_ONCE` bytes in one pass; None says that the careful pass must look at it."""
+    """Read a request of at most `AT_ONCE` bytes in one pass; None: the careful pass must read it."""
     try:
         request = _decode_request(raw)
     except BAD_JSON:
@@ -107,7 +107,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     if is_wide and finish(jsontext.too_deep(data)):
         return None
     push_id, event, tenant, collapse_key = request.id, request.event, request.tenant, request.collapse_key
-    # How long they are has been checked, and of all in one no character is another one.
+    # Their lengths have been checked, so joining them loses nothing.
     if not has_no_controls(f"{user}{session}{push_id}{event}{tenant}{collapse_key}"):
         return None
     if not push_id and fallback_id:
@@ -135,7 +135,7 @@ def straight_in_steps(
             data = bytes(_decode_data(raw).data)
         except BAD_JSON:
             return None
-        # Of everything but data, objects are made.
+        # Everything but data becomes objects.
         if bytes(raw).count(b",") - data.count(b",") > PARTS_AT_ONCE:
             return None
         yield
