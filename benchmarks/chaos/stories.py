@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.support.model import BrokenPromise, Delivery, Step, play
+from tests.support.model import BrokenPromise, DeliveryMachine
+from tests.support.world import Step, play
 
 STEPS = 32
 """Steps of a story; what was published must meet what happens."""
@@ -47,7 +48,7 @@ def tell(count: int, number: int) -> Told:
     told = Told()
     began = time.monotonic()
 
-    class Counted(Delivery):
+    class Counted(DeliveryMachine):
         """The machine, and what it has played."""
 
         def __init__(self) -> None:

@@ -24,7 +24,9 @@ from bridge.core.ports.plugins import SessionInfo
 from bridge.ops.outcome_feed import BACKLOG_ROWS
 from tests.support import bridges
 from tests.support.browser import launched, opened
-from tests.support.ops import FakePublisher, Parts, ops, receipt, row, until
+from tests.support.ops import FakePublisher, Parts, ops, receipt
+from tests.support.rows import timed_row
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,12 +64,12 @@ class Stage(FakePublisher):
         for socket, user in reached:
             for _ in range(self.copies):
                 await socket.send(json.dumps({"type": "push", **request}))
-            self.parts.feed.on_outcome(row(push_id, user, Outcome.PENDING, Reason.AWAITING_PROOF))
+            self.parts.feed.on_outcome(timed_row(push_id, user, Outcome.PENDING, Reason.AWAITING_PROOF))
             if request["confirm"] != "acked":
-                self.parts.feed.on_outcome(row(push_id, user))
+                self.parts.feed.on_outcome(timed_row(push_id, user))
         if not reached:
             user = str(to.get("user", ""))
-            self.parts.feed.on_outcome(row(push_id, user, Outcome.OFFLINE, Reason.NO_SESSION))
+            self.parts.feed.on_outcome(timed_row(push_id, user, Outcome.OFFLINE, Reason.NO_SESSION))
 
     async def session(self, socket: ServerConnection) -> None:
         assert socket.request is not None
@@ -84,7 +86,7 @@ class Stage(FakePublisher):
                 frame = json.loads(message)
                 assert frame["type"] == "ack"
                 self.acks.append(frame["id"])
-                self.parts.feed.on_outcome(row(frame["id"], user, Outcome.ACKED, Reason.ACK_FRAME))
+                self.parts.feed.on_outcome(timed_row(frame["id"], user, Outcome.ACKED, Reason.ACK_FRAME))
         except ConnectionClosed:
             pass
         finally:
@@ -186,7 +188,7 @@ async def test_a_push_to_everyone_becomes_one_entry_for_each_user(browser: Brows
 
 async def test_a_wrong_push_shows_what_is_wrong_with_it(browser: Browser, play: Played) -> None:
     async def refuse(body: bytes, **_: object) -> Sequence[Mapping[str, object]]:
-        wrong = row(
+        wrong = timed_row(
             json.loads(body)["id"],
             "",
             Outcome.REJECTED,
@@ -255,7 +257,9 @@ async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browse
     play.stage.error = BrokerUnavailable("connection refused")
     async with opened(browser, play.url) as page:
         await push(page, "alice", "1")
-        await expect(page.locator("#send-problem")).to_have_text("the broker is unavailable: connection refused")
+        await expect(page.locator("#send-problem")).to_have_text(
+            "the broker is unavailable: connection refused"
+        )
         await expect(page.locator("#pushes .outcome")).to_have_text("failed")
 
 
@@ -275,7 +279,7 @@ async def test_a_flood_is_cut_to_what_a_person_can_read_and_the_page_says_what_i
     async with opened(browser, play.url) as page:
         await expect(page.locator("#stream")).to_have_text("Outcomes of everyone, live.")
         for i in range(BACKLOG_ROWS + 7):
-            play.parts.feed.on_outcome(row(f"p{i}"))
+            play.parts.feed.on_outcome(timed_row(f"p{i}"))
         await expect(page.locator("#stream")).to_have_text("This page is behind: 7 outcomes left out.")
         await expect(page.locator("#pushes > li")).to_have_count(200)
         await expect(page.locator("#pushes .id").first).to_have_text(f"p{BACKLOG_ROWS - 1}")
@@ -306,7 +310,7 @@ async def test_disconnecting_ends_the_session(browser: Browser, play: Played) ->
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
         await page.get_by_role("button", name="Disconnect").click()
-        await until(lambda: not play.stage.sockets, "the session is closed")
+        await until(lambda: not play.stage.sockets)
         await expect(page.locator("#connection")).to_have_text("Not connected.")
 
 
@@ -340,14 +344,14 @@ async def test_of_one_user_only_that_users_pushes_are_shown_and_those_sent_from_
     browser: Browser, play: Played
 ) -> None:
     async def wait(body: bytes, **_: object) -> Sequence[Mapping[str, object]]:
-        return [receipt(row(json.loads(body)["id"], "bob", Outcome.OFFLINE, Reason.NO_SESSION))]
+        return [receipt(timed_row(json.loads(body)["id"], "bob", Outcome.OFFLINE, Reason.NO_SESSION))]
 
     play.stage.request = wait  # type: ignore[method-assign]
     async with opened(browser, play.url) as page:
         await connect(page, "alice")
         await page.locator("#scope").select_option("mine")
         await expect(page.locator("#stream")).to_have_text("Outcomes of alice, live.")
-        play.parts.feed.on_outcome(row("p1", "carol"))
+        play.parts.feed.on_outcome(timed_row("p1", "carol"))
         await push(page, "alice", "1")
         await expect(page.locator("#pushes .to")).to_have_text(["to alice"])
         await push(page, "bob", "1")

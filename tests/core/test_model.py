@@ -7,12 +7,13 @@ import asyncio
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.support.model import Delivery, Step, play
+from tests.support.model import DeliveryMachine
+from tests.support.world import Step, play
 
 
 def test_the_promises_hold_whatever_happens_in_whatever_order() -> None:
     run_state_machine_as_test(
-        Delivery,
+        DeliveryMachine,
         settings=settings(
             max_examples=200,
             stateful_step_count=50,

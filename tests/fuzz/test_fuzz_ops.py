@@ -31,7 +31,7 @@ from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.routes import push as http_push
 from tests.conftest import TEMPLATE, Databases
 from tests.support.bridges import SECONDS
-from tests.support.fuzzing import NOTED, bridge_in_a_thread
+from tests.support.fuzzing import REPORTED, bridge_in_a_thread
 from tests.support.schemas import REQUEST
 
 OPENAPI = Path(__file__).parent.parent.parent / "schemas" / "openapi.json"
@@ -102,9 +102,9 @@ def port(servers: Servers, databases: Databases) -> Iterator[int]:
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever a client sends, nothing is a defect and nothing is worth a line in the log."""
     caplog.set_level(logging.WARNING)
-    NOTED.noted.clear()
+    REPORTED.seen.clear()
     yield
-    assert NOTED.noted == []
+    assert REPORTED.seen == []
     assert [r.getMessage() for r in caplog.get_records("call")] == []
 
 
@@ -264,7 +264,7 @@ def test_no_bytes_are_a_defect_and_no_connection_hangs(port: int, data: bytes) -
         except ConnectionError:
             pass  # what was unread when it hung up
     assert b" 500 Internal" not in answers
-    assert NOTED.noted == []
+    assert REPORTED.seen == []
 
 
 def test_the_least_seconds_of_the_contract_are_no_poison(port: int) -> None:

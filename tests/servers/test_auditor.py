@@ -19,14 +19,13 @@ from bridge.core.delivery.routing import Router
 from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.rows import Row
+from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.store import Account
 from bridge.operator import auditor, books
 from bridge.operator.auditor import CHECKS, SETTLE, SLICE, Auditor
 from bridge.operator.books import Irregular, Stretch
 from tests.support.bridges import bridge, final_rows, get, publish, request, token
 from tests.support.clients import client
-from tests.support.ops import row
 from tests.support.ports import ManualClock
 from tests.support.rows import row as logged
 
@@ -57,7 +56,7 @@ class Log:
 def committed(at: float, outcome: Outcome = Outcome.RECEIVED, boot: str = "b1") -> Row:
     reason = {Outcome.RECEIVED: Reason.PONG, Outcome.STORED: Reason.NO_SESSION}[outcome]
     finished = at if outcome is Outcome.RECEIVED else None
-    return Row(row().key, outcome, reason, "n1", boot, at, at, finished_at=finished)
+    return Row(RowKey("", "p1", "u1"), outcome, reason, "n1", boot, at, at, finished_at=finished)
 
 
 def made(log: Log | None, start: float = START) -> tuple[Auditor, ManualClock]:

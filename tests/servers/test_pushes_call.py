@@ -160,7 +160,7 @@ async def test_without_its_database_it_is_503_and_no_defect(error: Exception) ->
         assert answer.status == 503
         assert (await answer.json())["error"] == "database"
         assert answer.headers["Retry-After"] == "1"
-    assert not parts.errors.noted
+    assert not parts.errors.seen
 
 
 async def test_a_broken_id_is_the_askers_mistake(running: Running, parts: Parts) -> None:
@@ -170,7 +170,7 @@ async def test_a_broken_id_is_the_askers_mistake(running: Running, parts: Parts)
     for path in ("/v1/pushes/%ff", "/v1/pushes/p1?user=%ff", "/v1/pushes/%ed%a0%80"):
         async with running.client.get(http_url(path)) as answer:
             assert answer.status in (400, 404)
-    assert not parts.errors.noted
+    assert not parts.errors.seen
 
 
 async def test_only_a_few_ask_the_database_at_once() -> None:

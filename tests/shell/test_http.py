@@ -27,7 +27,9 @@ from bridge.ops.routes import outcomes
 from bridge.ops.routes.outcomes import SUBSCRIBERS_MAX
 from bridge.ops.server import OpsServer, listen
 from tests.support import bridges
-from tests.support.ops import Parts, Running, nothing_known, ops, receipt, row, until
+from tests.support.ops import Parts, Running, nothing_known, ops, receipt
+from tests.support.rows import timed_row
+from tests.support.waiting import until
 
 PUSH = {"id": "p1", "to": {"user": "u1"}, "data": {"hi": 1}}
 
@@ -137,7 +139,7 @@ async def test_the_callers_trace_goes_on(running: Running, parts: Parts) -> None
 
 
 async def test_wait_returns_the_receipt(running: Running, parts: Parts) -> None:
-    parts.publisher.receipts = [receipt(row())]
+    parts.publisher.receipts = [receipt(timed_row())]
     async with running.client.post("/v1/push?wait=2.5", json=PUSH) as answer:
         assert answer.status == 200
         said = await answer.json()
@@ -169,7 +171,7 @@ async def test_as_many_receipts_are_waited_for_as_there_are_pushes_and_users(
 async def test_receipts_that_did_not_all_come_in_time_are_not_called_complete(
     running: Running, parts: Parts
 ) -> None:
-    parts.publisher.receipts = [receipt(row(user="a"))]
+    parts.publisher.receipts = [receipt(timed_row(user="a"))]
     body = {"to": {"users": ["a", "b"]}, "data": 1}
     async with running.client.post("/v1/push?wait=1", json=body) as answer:
         assert answer.status == 202
@@ -179,8 +181,8 @@ async def test_receipts_that_did_not_all_come_in_time_are_not_called_complete(
 
 
 async def test_a_push_that_is_kept_is_counted_and_not_called_complete(running: Running, parts: Parts) -> None:
-    kept = row(user="b", outcome=Outcome.STORED, reason=Reason.NO_SESSION)
-    parts.publisher.receipts = [receipt(row(user="a")), receipt(kept)]
+    kept = timed_row(user="b", outcome=Outcome.STORED, reason=Reason.NO_SESSION)
+    parts.publisher.receipts = [receipt(timed_row(user="a")), receipt(kept)]
     body = {"to": {"users": ["a", "b"]}, "data": 1, "ttl": 60}
     async with running.client.post("/v1/push?wait=1", json=body) as answer:
         assert answer.status == 202
@@ -189,8 +191,8 @@ async def test_a_push_that_is_kept_is_counted_and_not_called_complete(running: R
 
 
 async def test_a_push_that_was_kept_and_has_ended_is_complete(running: Running, parts: Parts) -> None:
-    kept = row(outcome=Outcome.STORED, reason=Reason.AWAITING_PROOF)
-    parts.publisher.receipts = [receipt(kept), receipt(row())]
+    kept = timed_row(outcome=Outcome.STORED, reason=Reason.AWAITING_PROOF)
+    parts.publisher.receipts = [receipt(kept), receipt(timed_row())]
     async with running.client.post("/v1/push?wait=1", json={**PUSH, "ttl": 60}) as answer:
         assert answer.status == 200
         said = await answer.json()
@@ -202,7 +204,9 @@ async def test_a_wrong_push_is_answered_with_its_rejected_receipt_also_without_w
     running: Running, parts: Parts, query: str
 ) -> None:
     parts.publisher.receipts = [
-        receipt(row(user="", outcome=Outcome.REJECTED, reason=Reason.INVALID, detail="to: expected one"))
+        receipt(
+            timed_row(user="", outcome=Outcome.REJECTED, reason=Reason.INVALID, detail="to: expected one")
+        )
     ]
     async with running.client.post(f"/v1/push{query}", json={"id": "p1", "to": {}, "data": 1}) as answer:
         assert answer.status == 422
@@ -215,7 +219,7 @@ async def test_a_wrong_push_is_answered_with_its_rejected_receipt_also_without_w
 async def test_a_body_that_is_no_json_goes_the_way_of_every_wrong_push(
     running: Running, parts: Parts
 ) -> None:
-    parts.publisher.receipts = [receipt(row(user="", outcome=Outcome.REJECTED, reason=Reason.NOT_JSON))]
+    parts.publisher.receipts = [receipt(timed_row(user="", outcome=Outcome.REJECTED, reason=Reason.NOT_JSON))]
     headers = {"Content-Type": "application/json"}
     async with running.client.post("/v1/push", data=b"{", headers=headers) as answer:
         assert answer.status == 422
@@ -296,9 +300,9 @@ async def events(answer: aiohttp.ClientResponse, count: int) -> list[tuple[str, 
 async def test_outcomes_are_streamed_as_they_are_committed(running: Running, parts: Parts) -> None:
     async with running.client.get("/v1/outcomes") as answer:
         assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        parts.feed.on_outcome(row(outcome=Outcome.PENDING, reason=Reason.AWAITING_PROOF))
+        parts.feed.on_outcome(timed_row(outcome=Outcome.PENDING, reason=Reason.AWAITING_PROOF))
         (first,) = await events(answer, 1)
-        parts.feed.on_outcome(row())
+        parts.feed.on_outcome(timed_row())
         (second,) = await events(answer, 1)
     assert (first[0], first[1]["outcome"], first[1]["final"]) == ("outcome", "pending", False)
     assert (second[0], second[1]["outcome"], second[1]["final"]) == ("outcome", "received", True)
@@ -318,7 +322,7 @@ async def test_a_reader_gets_only_what_it_asked_for(
 ) -> None:
     async with running.client.get(f"/v1/outcomes{query}") as answer:
         for push_id, user in [("p1", "u1"), ("p2", "u2"), ("p3", "u2"), ("p3", "u1"), ("p4", "a&b")]:
-            parts.feed.on_outcome(row(push_id, user))
+            parts.feed.on_outcome(timed_row(push_id, user))
         parts.feed.close()
         got = [said["push_id"] for _, said in await events(answer, 99)]
     assert got == wanted
@@ -327,8 +331,8 @@ async def test_a_reader_gets_only_what_it_asked_for(
 async def test_a_reader_that_is_gone_is_forgotten(running: Running, parts: Parts) -> None:
     async with running.client.get("/v1/outcomes"):
         assert parts.feed.readers == 1
-    await until(lambda: parts.feed.readers == 0, "the reader is forgotten")
-    parts.feed.on_outcome(row())
+    await until(lambda: parts.feed.readers == 0)
+    parts.feed.on_outcome(timed_row())
 
 
 async def test_readers_are_limited(running: Running, parts: Parts) -> None:
@@ -356,11 +360,11 @@ async def test_a_reader_that_is_behind_is_told_how_much_it_missed_and_memory_sta
     feed = OutcomeFeed()
     with feed.subscribe() as subscription:
         for i in range(BACKLOG_ROWS + 7):
-            feed.on_outcome(row(f"p{i}"))
+            feed.on_outcome(timed_row(f"p{i}"))
         batch = await subscription.next()
         assert len(batch) == BACKLOG_ROWS + 1
         assert batch[-1] == Missed(7)
-        feed.on_outcome(row("later"))
+        feed.on_outcome(timed_row("later"))
         assert [r.key.push_id for r in await subscription.next() if isinstance(r, Row)] == ["later"]
     assert outcomes.event(Missed(7)) == b'event: missed\ndata: {"count": 7}\n\n'
 
@@ -371,7 +375,7 @@ def test_the_feed_fills_the_hooks_port() -> None:
     hooks.on_open(session)
     hooks.on_close(session, 1000, "client")
     hooks.on_error(ValueError(), "somewhere")
-    hooks.on_outcome(row())
+    hooks.on_outcome(timed_row())
 
 
 async def test_a_stop_ends_open_streams_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +428,7 @@ async def test_a_token_beyond_ascii_is_refused_not_a_defect(parts: Parts) -> Non
         running.client.get("/status", headers=headers) as answer,
     ):
         assert answer.status == 401
-    assert parts.errors.noted == []
+    assert parts.errors.seen == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.1", "example.org"])
@@ -597,8 +601,8 @@ async def test_a_defect_is_500_and_goes_to_the_error_handler(running: Running, p
     async with running.client.get("/metrics") as answer:
         assert answer.status == 500
         assert "secret" not in await answer.text()
-    (noted,) = parts.errors.noted
-    assert noted == (parts.metrics_error, "ops", {"method": "GET", "path": "/metrics"})
+    assert parts.errors.seen == [(parts.metrics_error, "ops")]
+    assert parts.errors.facts == [{"method": "GET", "path": "/metrics"}]
 
 
 async def test_a_port_that_is_taken_is_named_by_its_setting(running: Running, parts: Parts) -> None:

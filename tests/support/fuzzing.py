@@ -1,4 +1,4 @@
-"""What the tests of bad input stand on: a bridge whose every reported error is kept, and a well-behaved neighbour."""
+"""Fuzzing a bridge: one whose reported errors are kept, many inputs in one test, and a well-behaved neighbour."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from bridge.adapters.amqp.producer import Producer
 from bridge.app import build as app
 from tests.support import bridges
 from tests.support.clients import Client, client
-from tests.support.ops import NotedErrors
+from tests.support.ports import RecordingErrors
 
 T = TypeVar("T")
 
-NOTED = NotedErrors()
+REPORTED = RecordingErrors()
 """The error handler of every bridge that `bridge` starts: whatever a client sends, nothing may come here."""
 
 
-def noted() -> NotedErrors:
+def recording_errors() -> RecordingErrors:
     """The factory that BRIDGE_ERROR_HANDLER names."""
-    return NOTED
+    return REPORTED
 
 
 @asynccontextmanager
 async def bridge(amqp_url: str, postgres_dsn: str, **more: object) -> AsyncIterator[app.Running]:
     """A bridge in this process. Fails at the end where its error handler was told of anything."""
-    NOTED.noted.clear()
-    async with bridges.bridge(amqp_url, postgres_dsn, error_handler=f"{__name__}:noted", **more) as made:
+    REPORTED.seen.clear()
+    async with bridges.bridge(
+        amqp_url, postgres_dsn, error_handler=f"{__name__}:recording_errors", **more
+    ) as made:
         yield made
-        assert NOTED.noted == []
+        assert REPORTED.seen == []
 
 
 @contextmanager

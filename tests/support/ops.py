@@ -1,8 +1,7 @@
-"""What the tests of the ops port and of its page stand on: a context whose every part a test can turn."""
+"""The ops port in tests: a server whose every part a test can change while it runs."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,35 +14,16 @@ from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits
 from bridge.core.mailbox.recalls import Recalled
-from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
-from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
 from bridge.operator.lookup import Found
 from bridge.ops.context import LookUp, OpsContext
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import OpsServer, listen
-from tests.support.ports import ManualClock
+from tests.support.ports import ManualClock, RecordingErrors
 
 GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, True, True, True, True)
-
-
-def row(
-    push_id: str = "p1",
-    user: str = "u1",
-    outcome: Outcome = Outcome.RECEIVED,
-    reason: Reason = Reason.PONG,
-    **more: object,
-) -> Row:
-    """A committed row, taken a millisecond after it was published and proven three later."""
-    at = 1_800_000_000.0
-    facts: dict[str, object] = {"event": "message", "finished_at": at + 0.004}
-    if outcome in (Outcome.RECEIVED, Outcome.ACKED):
-        facts |= {"written_at": at + 0.002, "proven_at": at + 0.004}
-    if outcome is Outcome.PENDING:
-        facts |= {"written_at": at + 0.002, "finished_at": None}
-    facts |= more
-    return Row(RowKey("", push_id, user), outcome, reason, "n1", "b1", at, at + 0.001, **facts)  # type: ignore[arg-type]
 
 
 def receipt(row: Row) -> dict[str, object]:
@@ -110,23 +90,13 @@ async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> F
     return Found((), (), datetime.now(UTC), None)
 
 
-class NotedErrors:
-    """Fills the ErrorHandler port."""
-
-    def __init__(self) -> None:
-        self.noted: list[tuple[BaseException, str, Mapping[str, object]]] = []
-
-    def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        self.noted.append((error, where, facts))
-
-
 @dataclass
 class Parts:
     """Everything that the ops port is given, to be changed by a test while it runs."""
 
     publisher: FakePublisher = field(default_factory=FakePublisher)
     feed: OutcomeFeed = field(default_factory=OutcomeFeed)
-    errors: NotedErrors = field(default_factory=NotedErrors)
+    errors: RecordingErrors = field(default_factory=RecordingErrors)
     clock: ManualClock = field(default_factory=ManualClock)
     metrics: PrometheusMetrics = field(default_factory=lambda: PrometheusMetrics(process=False))
     causes: list[str] = field(default_factory=list)
@@ -188,14 +158,3 @@ async def ops(parts: Parts, *, host: str = "127.0.0.1", token: str = "") -> Asyn
         aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client,
     ):
         yield Running(server, client)
-
-
-async def until(condition: object, what: str) -> None:
-    """Wait until `condition()` is true, for 15 seconds at most."""
-    assert callable(condition)
-    try:
-        async with asyncio.timeout(15):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within 15 s: {what}") from None

@@ -123,9 +123,11 @@ class RecordingErrors:
 
     def __init__(self) -> None:
         self.seen: list[tuple[BaseException, str]] = []
+        self.facts: list[Mapping[str, object]] = []
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
         self.seen.append((error, where))
+        self.facts.append(facts)
 
 
 def claims(user: str, expires_at: float = 4e9) -> Claims:

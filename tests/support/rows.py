@@ -21,7 +21,7 @@ NOON = 1_800_014_400.0
 LATER = 4_000_000_000.0
 """A ttl that ends after every clock of the tests."""
 PUBLISHED_AT = 1_800_000_000.0
-"""When the push of a `finished_row` was published; it was taken half a second later."""
+"""When the push of a `finished_row` or a `timed_row` was published."""
 EVER = 2**62
 """A position above all."""
 
@@ -49,6 +49,9 @@ def row(push_id: str = "p", user: str = "u", outcome: Outcome = Outcome.RECEIVED
     return Row(**(made | fields))  # type: ignore[arg-type]
 
 
+_BARE: dict[str, object] = {"app_id": "", "sessions": 0, "attempts": 0, "owed": None}
+
+
 def finished_row(user: str, outcome: Outcome, reason: Reason, **fields: object) -> Row:
     """A row of push p1 that was finished a second after it was taken, and says nothing of what happened between."""
     made: dict[str, object] = {
@@ -58,12 +61,32 @@ def finished_row(user: str, outcome: Outcome, reason: Reason, **fields: object) 
         "proven_at": None,
         "finished_at": PUBLISHED_AT + 1.5,
         "reason": reason,
-        "app_id": "",
-        "sessions": 0,
-        "attempts": 0,
-        "owed": None,
+        **_BARE,
     }
     return row("p1", user, outcome, **(made | fields))
+
+
+def timed_row(
+    push_id: str = "p1",
+    user: str = "u1",
+    outcome: Outcome = Outcome.RECEIVED,
+    reason: Reason = Reason.PONG,
+    **fields: object,
+) -> Row:
+    """A row that was taken a millisecond after its push was published, and proven three later."""
+    at = PUBLISHED_AT
+    proven, pending = outcome in (Outcome.RECEIVED, Outcome.ACKED), outcome is Outcome.PENDING
+    made: dict[str, object] = {
+        "reason": reason,
+        "published_at": at,
+        "taken_at": at + 0.001,
+        "written_at": at + 0.002 if proven or pending else None,
+        "proven_at": at + 0.004 if proven else None,
+        "finished_at": None if pending else at + 0.004,
+        "event": "message",
+        **_BARE,
+    }
+    return row(push_id, user, outcome, **(made | fields))
 
 
 def kept_row(push_id: str = "p", user: str = "u", position: int = 1, **fields: object) -> Row:
