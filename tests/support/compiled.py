@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -155,7 +157,8 @@ def test() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need servers or that replace parts of the core."""
+    """Check that the compiled core is tested; leave out tests that need servers or that replace parts of it."""
+    _check_that_all_is_compiled()
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
@@ -167,17 +170,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail where the tests ran on anything but compiled modules."""
-    interpreted = [name for name in json.loads((ROOT / MANIFEST).read_text()) if not _is_compiled(name)]
-    if interpreted:
-        raise pytest.UsageError(f"not compiled: {', '.join(interpreted)}")
-
-
-def _is_compiled(name: str) -> bool:
-    module = sys.modules.get(name)
-    file = module.__file__ if module is not None else None
-    return file is not None and file.endswith(".so") and Path(file).is_relative_to(ROOT)
+def _check_that_all_is_compiled() -> None:
+    """Raise where a module that was compiled is used in another form, or holds what was to stay interpreted."""
+    wrong = []
+    for name in json.loads((ROOT / MANIFEST).read_text()):
+        module = importlib.import_module(name)
+        if not (module.__file__ or "").endswith(".so") or not Path(str(module.__file__)).is_relative_to(ROOT):
+            wrong.append(f"{name} is {module.__file__}")
+        own = [kind for kind in vars(module).values() if getattr(kind, "__module__", "") == name]
+        if any(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in own):
+            wrong.append(f"{name} holds a compiled msgspec.Struct")
+    if wrong:
+        raise pytest.UsageError(f"not what is to be tested: {', '.join(wrong)}")
 
 
 def _plain_name(item: pytest.Item) -> str:
@@ -185,12 +189,11 @@ def _plain_name(item: pytest.Item) -> str:
 
 
 def _needs_servers(item: pytest.Item) -> bool:
-    function = item if isinstance(item, pytest.Function) else None
-    if function is None:
+    if not isinstance(item, pytest.Function):
         return False
-    callspec = getattr(function, "callspec", None)
+    callspec = getattr(item, "callspec", None)
     given = callspec.params.values() if callspec is not None else ()
-    return not _SERVERS.isdisjoint(function.fixturenames) or any(
+    return not _SERVERS.isdisjoint(item.fixturenames) or any(
         isinstance(value, str) and value in _ON_SERVERS for value in given
     )
 
