@@ -212,7 +212,7 @@ def _repeats(repeats: Repeats) -> Iterator[str]:
     yield _line("known ids in the log", [log.title for log in repeats.logs])
     yield from _drains([log.drains for log in repeats.logs])
     yield _line("looked up per push", [f"{median(log.looked_up):.3f}" for log in repeats.logs])
-    yield _line("seconds to read them in", [f"{median(log.read_in):.1f}" for log in repeats.logs])
+    yield _line("seconds to read the ids", [f"{median(log.read_in):.1f}" for log in repeats.logs])
     yield _line("throughput / beside an empty log", [f"{repeats.ratio(log):.2f}" for log in repeats.logs])
 
 
