@@ -1,4 +1,4 @@
-"""Everything at once: two faults of different parts at a time, until each has had its turn."""
+"""Mixed faults: two of different parts at a time, until each has been made."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.chaos.stage import QUORUM_SETTLES, Stage
 
 ROUNDS_OF_TWO_BRIDGES = 10
 STORM = 400
-"""Clients that come at once, beside whatever else happens."""
+"""Clients that connect at once, beside the other fault."""
 
 Piece: TypeAlias = Callable[[Stage], Awaitable[None]]
-"""Something bad that takes a few seconds at most, and needs nothing of its surroundings to be well. Raises NotMade."""
+"""A fault of a few seconds at most that does not need the other parts to work. Raises NotMade."""
 
 
 class NotMade(Exception):
-    """What else happened has made this impossible: it does not count."""
+    """The other fault has made this one impossible: it does not count."""
 
 
 # --- the bridge ---
@@ -344,11 +344,11 @@ PARTS: Mapping[str, tuple[Piece, ...]] = {
         *(_all_away, _arrive, _expire),
     ),
 }
-"""Each is dealt once. Midnight comes once in any run: ids are known for a day, and not for two."""
+"""Each is made once. Midnight comes once in any run: ids are known for a day, and not for two."""
 
 
 def dealt(stage: Stage) -> list[list[Piece]]:
-    """Pairs of different parts, in an order that the seed decides, until no two parts are left."""
+    """Pairs of different parts, in an order set by the seed, until no two parts are left."""
     left = {part: stage.rng.sample(pieces, len(pieces)) for part, pieces in PARTS.items()}
     rounds = []
     while sum(bool(pieces) for pieces in left.values()) > 1:
@@ -362,7 +362,7 @@ def dealt(stage: Stage) -> list[list[Piece]]:
 
 @fault("mixed: two of these at a time", proxied=["amqp", "postgres"])
 async def mixed(stage: Stage) -> int:
-    """Faults of two parts at the same time, dealt by the seed; between them it may or may not recover."""
+    """Faults of two parts at the same time, chosen by the seed; the bridge may or may not recover between them."""
     stage.bridge.clock = stage.logs / "clock"
     stage.bridge.clock.write_text("0")
     await _kill_bridge(stage)
@@ -389,7 +389,7 @@ async def _made(stage: Stage, piece: Piece) -> bool:
 
 @fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"])
 async def two_bridges(stage: Stage) -> int:
-    """A second bridge stands by; the queue goes from one to the other as they die, stop, or fall silent."""
+    """A second bridge stands by; the queue passes from one to the other as they die, stop, or fall silent."""
     # What one takes, the sessions of the other learn when they come back, not before.
     stage.evidence.ordered = False
     stage.amqp_proxied = stage.postgres_proxied = False
