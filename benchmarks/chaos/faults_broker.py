@@ -15,7 +15,7 @@ from benchmarks.chaos.stage import Stage
 SETTLES = 1.0
 """Seconds between two faults, which a quorum queue of RabbitMQ 3.10 needs."""
 HALF_OPEN = 35.0
-"""Seconds in which the broker must notice a silent connection: three heartbeats of ten, and some."""
+"""Seconds in which the broker must notice a silent connection: three heartbeats of ten seconds, and a margin."""
 
 
 @fault("broker restarted")
@@ -87,7 +87,7 @@ async def half_open(stage: Stage) -> int:
     await stage.bridge.unready()
     stage.now_healed()
     await stage.bridge.ready()
-    # What the silent connection holds comes back only when the broker has noticed, too.
+    # The messages of the silent connection come back only when the broker has noticed, too.
     await asyncio.sleep(HALF_OPEN)
     return 1
 
@@ -132,7 +132,7 @@ async def slow(stage: Stage) -> int:
 
 @fault("AMQP unreachable for 10 s", proxied=["amqp"])
 async def unreachable(stage: Stage) -> int:
-    """Connections are reset and new ones refused, while publishers go on."""
+    """Connections are reset and new ones refused, while publishers continue."""
     stage.amqp.refuse = True
     stage.amqp.reset()
     await stage.load(10)

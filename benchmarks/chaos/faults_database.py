@@ -97,7 +97,7 @@ async def cut_at_commit(stage: Stage) -> int:
     """The connection ends during a write: before it, in the middle, or before its answer arrives."""
     cutter = CommitCutter()
     stage.postgres.look = cutter.look
-    # It must have seen each connection from its beginning, where the statement gets its name.
+    # It must see each connection from its beginning, where the statement gets its name.
     stage.postgres.reset()
     times = 0
     for _ in range(2 * stage.scale.repeats):
@@ -179,7 +179,7 @@ async def all_connections(stage: Stage) -> AsyncIterator[None]:
             await held.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'bridge %'"
             )
-        # What became free is taken as well, by whoever is first.
+        # A connection that becomes free is taken as well, by whichever side is first.
         for _ in range(8):
             if await take() is None:
                 break
@@ -201,7 +201,7 @@ async def pool_exhausted(stage: Stage) -> int:
     stage.postgres.heal()
     stage.now_healed()
     if not times:
-        stage.evidence.troubles.append("nobody waited in vain for a connection: the fault was not made")
+        stage.evidence.troubles.append("no caller failed to get a connection: the fault was not made")
     return 1
 
 
@@ -244,7 +244,7 @@ async def wal_on_a_small_disk(stage: Stage) -> AsyncIterator[Path]:
     postgres = stage.servers.postgres
     disk.mkdir(exist_ok=True)
     if not await _done("mount", "-t", "tmpfs", "-o", "size=300m,mode=0700", "chaos-wal", disk):
-        raise NotPossible("mounting a tmpfs is not allowed here")
+        raise NotPossible("a tmpfs can't be mounted here")
     try:
         await asyncio.to_thread(postgres.stop, "fast")
         owner = wal.stat()
@@ -276,7 +276,7 @@ async def fill_up(stage: Stage, disk: Path) -> None:
         await _switch_wal(stage)
         await stage.load(4)
     finally:
-        # It has panicked by now; while there is no room it may not come up at all.
+        # It has panicked by now; while there is no space it may not start at all.
         ballast.unlink()
     await asyncio.to_thread(stage.servers.postgres.stop, "immediate")
     await asyncio.to_thread(stage.servers.postgres.start)

@@ -42,7 +42,7 @@ async def _longest_silence(stage: Stage) -> None:
         began = time.monotonic()
         while stage.witness.first_read is None:
             if time.monotonic() - began > HELD_UP:
-                stage.evidence.troubles.append(f"nobody read a push for {HELD_UP:g} s beside a large one")
+                stage.evidence.troubles.append(f"no client read a push for {HELD_UP:g} s beside a large one")
                 return
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
@@ -52,7 +52,7 @@ async def _loop_was_not_held(stage: Stage) -> None:
     """Check what the bridge reports about its event loop."""
     held = await stage.bridge.metric("bridge_loop_held_seconds")
     if held is None or held > HELD_LOOP:
-        stage.evidence.troubles.append(f"the event loop was held for {held} s")
+        stage.evidence.troubles.append(f"the event loop was blocked for {held} s")
 
 
 def _to_many(stage: Stage, users: int, padding: int, excluded: int = 0) -> Envelope:
@@ -96,13 +96,13 @@ async def large_repeats(stage: Stage) -> int:
 
 @fault("ids that came long ago come again", settings={"id_memory_bytes": 1 << 16})
 async def forgotten_ids(stage: Stage) -> int:
-    """Thousands of ids fill a memory of the smallest size; a standby takes over, and all of them are published again."""
+    """Thousands of ids fill the smallest memory; a standby takes over, and all of them are published again."""
     users = [f"u{i}" for i in range(20)]
     makes = stage.requests[0]
     early = [makes.to(stage.rng.choice(users)) for _ in range(3000)]
     await stage.publish_now(early)
     await _all_have_ended(stage, early)
-    # What one takes, the sessions of the other learn when they come back, not before.
+    # Sessions of one bridge get what the other takes only when they reconnect.
     stage.evidence.ordered = False
     first, _ = stage.bridge, await stage.start_bridge("n2", id_memory_bytes=1 << 16)
     before = _times_read(stage, early)
@@ -114,7 +114,7 @@ async def forgotten_ids(stage: Stage) -> int:
     await stage.load(5)
     again = _times_read(stage, early) - before
     if again:
-        stage.evidence.troubles.append(f"{again} pushes were sent again to whom they had been proven")
+        stage.evidence.troubles.append(f"{again} pushes were sent again to users who had proven them")
     await first.start()
     await first.ready()
     stage.come_back_at_last = list(stage.clients)
@@ -203,7 +203,7 @@ async def one_row_held(stage: Stage) -> int:
         await stage.load(15)
         status, why = await stage.bridge.status()
         if status != 200:
-            stage.evidence.troubles.append(f"not ready beside a held row: {why}")
+            stage.evidence.troubles.append(f"not ready beside a locked row: {why}")
         await operator.rollback()
     stage.now_healed()
     return 1

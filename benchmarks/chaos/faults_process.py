@@ -13,8 +13,8 @@ from benchmarks.chaos.stage import Stage
 KILLS = 10
 """Random kills in the short run's unit; the full run makes five times as many."""
 KILLING_PACE = 0.4
-"""The load while it is killed over and over: a message that comes for the fifth time is handled alone, and at the full rate
-that would be almost all of them."""
+"""The load while it is killed over and over: a message that comes for the fifth time is handled alone, and at the
+full rate that would be almost all of them."""
 
 
 DEADLY = "deadly"
