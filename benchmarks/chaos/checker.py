@@ -3,7 +3,7 @@
 | promise | what breaks it |
 |---|---|
 | I1 | a confirmed request without exactly one final row per user; a rejected one without one row and a dead letter |
-| I1 | a kept one must end as proven, or by its ttl, a newer one, a recall, a full mailbox; or wait with a reason |
+| I1 | a kept one not ended as proven, or by ttl, newer push, recall or full mailbox, that has no reason to wait |
 | I1 | one given up as rejected that neither kills the bridge nor was returned by others again and again |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
 | I3 | a push on the screen of another user |
@@ -39,8 +39,8 @@ class Broken(enum.Enum):
     """The ways in which a promise is broken."""
 
     LOST = "I1 lost"
-    TWICE = "I1 more than one end"
-    KEPT_ENDED = "I1 an end that it can't have had"
+    TWICE = "I1 more than one outcome"
+    KEPT_ENDED = "I1 an outcome that it can't have"
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
@@ -48,7 +48,7 @@ class Broken(enum.Enum):
     NOT_FINAL = "I4 not final"
     OWED = "I4 owed"
     NO_RECEIPT = "I4 no receipt"
-    WRONG_RECEIPT = "I4 a receipt that tells another end"
+    WRONG_RECEIPT = "I4 a receipt with another outcome"
     NOT_PUBLISHED = "I5 never published"
     OUT_OF_ORDER = "order: read after a newer one"
     GAP = "order: resumed, and never read"
