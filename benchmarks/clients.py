@@ -1,7 +1,7 @@
-"""A process full of WebSocket clients that count: what came, what came twice, what was meant for others.
+"""A process of many WebSocket clients that count pushes: those that came, that came twice, that were for others.
 
 It reads commands as JSON lines from stdin, answers each with one line, and ends with its stdin. A client
-is one asyncio protocol and no task: a library's client costs several times as much and would be what is
+is one asyncio protocol and no task: a library's client costs several times as much and would distort what is
 measured. It does what a browser does: opening handshake, and a pong for every ping (RFC 6455 5.5.2).
 """
 
@@ -36,7 +36,7 @@ _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 
 
 class Tally:
-    """What all clients of this process received since the last `expect`."""
+    """What all clients of this process have received since the last `expect`."""
 
     def __init__(self) -> None:
         self._complete = asyncio.Event()
@@ -78,7 +78,7 @@ class Tally:
             self._complete.set()
 
     async def complete(self, seconds: float) -> bool:
-        """Whether all that was expected came within so many seconds."""
+        """Whether all that was expected came within this many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._complete.wait()
@@ -126,11 +126,11 @@ class Client(asyncio.Protocol):
         self.answered_at = 0
         """When the answer to the handshake was read, in ns of the monotonic clock."""
         self.first_at = 0
-        """When the first data frame was read; 0 while none was."""
+        """When the first data frame was read; 0 before that."""
         self.opened = opened
         self._token = token
         self._tally = tally
-        # Offered, and to be chosen by the bridge; without one it is offered none.
+        # Offered, and the bridge must choose it; if empty, none is offered.
         self._subprotocol = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode() if subprotocol else b""
         self._accept = b""
         self._rest = b""
@@ -138,7 +138,7 @@ class Client(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is open."""
         return self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -173,7 +173,7 @@ class Client(asyncio.Protocol):
         self._read_frames(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone; `open` says so, and whoever waits for the handshake is told."""
+        """The connection is closed: `open` becomes false, and a handshake that is awaited fails."""
         self._transport = None
         if not self.opened.done():
             self.opened.set_exception(ConnectionError("lost during the handshake"))
@@ -241,7 +241,7 @@ class Crowd:
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
                 group.create_task(one(user), name=f"handshake of {user}")
-        # Clients live as long as this process; looking for garbage among them only costs time.
+        # Clients live as long as this process; collecting garbage among them only costs time.
         gc.collect()
         gc.freeze()
         return {"connected": len(self._clients), "seconds": time.monotonic() - began}
@@ -283,7 +283,7 @@ class Crowd:
         return client
 
     async def expect(self, *, seed: int, total: int, users: int) -> dict[str, Any]:
-        """Count from now on: `total` pushes come, to users that the seed decides."""
+        """Count from now on: `total` pushes come, to users that depend on the seed."""
         mine = {client.user for client in self._clients}
         for client in self._clients:
             client.newest = -1
@@ -292,7 +292,7 @@ class Crowd:
         return {"expected": expected}
 
     async def complete(self, *, seconds: float) -> dict[str, Any]:
-        """Wait for what is expected, `seconds` at most; say how it went."""
+        """Wait for what is expected, for at most `seconds`; return what came."""
         return {"complete": await self._tally.complete(seconds)} | self._tally.report(latencies=False)
 
     async def report(self) -> dict[str, Any]:
@@ -300,7 +300,7 @@ class Crowd:
         return self._tally.report(latencies=True)
 
     async def sessions(self) -> dict[str, Any]:
-        """How many are open, how many of those have seen a ping, and how many pings and frames came to all."""
+        """How many are open, how many of those have got a ping, and how many pings and frames all have got."""
         still = [client for client in self._clients if client.open]
         return {
             "open": len(still),
@@ -318,7 +318,7 @@ class Crowd:
 
 
 def _source(user: int, port: int) -> str:
-    """The address a client connects from: those of two servers share none, and no address has too many."""
+    """The address that a client connects from: clients of two servers share none, and no address has too many."""
     return f"127.{port >> 8}.{port & 255}.{2 + user // SOURCES}"
 
 

@@ -1,4 +1,4 @@
-"""Where the bridge spends its time: py-spy samples it during a drain; the stacks become a picture and a list.
+"""Where the bridge spends its time: py-spy samples it during a drain, and the stacks are drawn and listed.
 
 py-spy is not among the pinned dependencies: `pip install py-spy` puts it where `--profile` looks for it.
 """
@@ -29,7 +29,7 @@ Stacks = Mapping[tuple[str, ...], int]
 
 
 class Place(NamedTuple):
-    """A function, the share of samples in which it was on the stack, and that in which it was on top."""
+    """A function, the share of samples in which it was on the stack, and the share in which it was on top."""
 
     name: str
     share: float
@@ -38,12 +38,12 @@ class Place(NamedTuple):
 
 @contextmanager
 def sampled(child: Child, *, directory: Path) -> Iterator[dict[tuple[str, ...], int]]:
-    """Sample a process for the length of the block; the stacks are there when the block has ended."""
+    """Sample a process for the length of the block; the stacks are complete when the block has ended."""
     profiler = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if profiler is None:
-        raise BenchmarkFailed("py-spy is not here: pip install py-spy")
+        raise BenchmarkFailed("py-spy is not installed: pip install py-spy")
     raw = directory / "stacks.txt"
-    # Nonblocking: the process is never stopped for a sample, so that its speed stays what it is.
+    # Nonblocking: the process is never stopped for a sample, so that it does not get slower.
     command = [profiler, "record", "--pid", str(child.pid), "--format", "raw", "--output", str(raw)]
     stacks: dict[tuple[str, ...], int] = {}
     with running(
@@ -67,7 +67,7 @@ def parse(lines: Iterable[str]) -> dict[tuple[str, ...], int]:
 
 
 def _function(frame: str) -> str:
-    # `name (path/file.py:12)`: without the line, so that all lines of a function are one place.
+    # `name (path/file.py:12)`: without the line, so that all lines of a function count as one.
     return frame.rpartition(":")[0] + ")" if frame.endswith(")") and ":" in frame else frame
 
 
@@ -111,7 +111,7 @@ def _draw(
     height: int,
     total: int,
 ) -> None:
-    """Draw what these stacks, equal below `level`, have at it and above."""
+    """Draw `level` and all above it of these stacks, which are equal below it."""
     groups: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     for stack, count in stacks:
         if len(stack) > level:

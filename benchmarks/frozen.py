@@ -1,8 +1,8 @@
-"""What a few peers that vanished without a word cost all the others.
+"""How much a few peers that vanished silently slow down all the others.
 
 A thousand sessions, one in twenty of them in a client process of its own, which is frozen by SIGSTOP: its
-sockets stay open, take bytes and never answer a ping. What counts is how fast the others get their pushes,
-with and without the freeze, in turn on one bridge. Afterwards the frozen go on, and all counts must agree.
+sockets stay open, accept bytes and never answer a ping. It measures how fast the others get their pushes,
+with and without the freeze, in turn on one bridge. Then the frozen clients continue, and all counts must agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.scene import RECEIVED, Drain, scene
 from bridge.devservers import Servers
 
 SHARE: Final = 0.05
-"""Of the sessions: those that freeze."""
+"""The share of sessions that freeze."""
 
 
 class Frozen(NamedTuple):

@@ -1,7 +1,7 @@
-"""What sessions cost that say nothing: memory, and the CPU that pings and heartbeats take.
+"""What idle sessions cost: memory, and the CPU for pings and heartbeats.
 
-The naive bridge, and this one in both modes, run beside each other, each with its own clients in a process of their
-own that answer every ping. So all are measured in the same windows, on a machine that is busy alike for all.
+The naive bridge, and this one in both modes, run at the same time, each with its own clients in a process of their
+own that answer every ping. So all are measured in the same windows, on a machine that is equally busy for all.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CONTESTANTS: Final = (NAIVE, BARE, ENVELOPE)
 
 
 class Window(NamedTuple):
-    """A while in which nothing was pushed."""
+    """A period in which nothing was published."""
 
     seconds: float
     cpu: float
     """Seconds of the bridge's CPU: user and system, its children included."""
     pings: int
-    """That all sessions got together, and answered."""
+    """Pings that all sessions together got, and answered."""
     frames: int
-    """The same of frames: heartbeats."""
+    """Heartbeat frames that all sessions together got."""
 
     @property
     def share(self) -> float:
@@ -45,14 +45,14 @@ class Window(NamedTuple):
 
 
 class Idle(NamedTuple):
-    """A bridge with sessions that say nothing."""
+    """A bridge with idle sessions."""
 
     name: str
     sessions: int
     each_bytes: float
     """The growth of its resident memory for each session."""
     without: Window
-    """Before the first session came."""
+    """Before the first session opened."""
     windows: list[Window]
 
     @property
@@ -62,7 +62,7 @@ class Idle(NamedTuple):
 
     @property
     def each_hour(self) -> float:
-        """Seconds of CPU for each session and hour, beyond what the bridge takes without any."""
+        """Seconds of CPU for each session and hour, beyond what the bridge uses without any."""
         return (self.cpu - self.without.share) * 3600 / self.sessions
 
 
@@ -75,7 +75,7 @@ def measure(
     seconds: float,
     contestants: Sequence[Contestant] = CONTESTANTS,
 ) -> list[Idle]:
-    """Measure all of them in so many windows of so many seconds, with as many sessions each."""
+    """Measure all bridges in the given windows, with equally many sessions each."""
     with ExitStack() as stack:
         on = [_scene(stack, servers, directory, one) for one in contestants]
         without = _window(on, seconds)
@@ -108,7 +108,7 @@ def _scene(stack: ExitStack, servers: Servers, directory: Path, contestant: Cont
 
 
 def _window(on: Sequence[Scene], seconds: float) -> list[Window]:
-    """One for each of them, all at the same time."""
+    """One window for each bridge, all at the same time."""
     before = [_look(one) for one in on]
     time.sleep(seconds)
     made = []
@@ -127,7 +127,7 @@ def _look(one: Scene) -> tuple[float, float, int, int]:
 
 
 def verify(idle: Idle, *, heartbeats: bool) -> None:
-    """Every session got its pings and heartbeats all the time, or the CPU is that of something else.
+    """Check that every session got its pings and heartbeats all the time; otherwise the CPU is that of something else.
 
     A window may begin just after a round and end just before another: it misses one round at most.
     """
@@ -139,4 +139,4 @@ def verify(idle: Idle, *, heartbeats: bool) -> None:
                 f"{idle.name}: {idle.sessions} sessions missed pings or heartbeats: {window}"
             )
         if window.frames and not heartbeats:
-            raise BenchmarkFailed(f"{idle.name}: {window.frames} frames came, and nothing was pushed")
+            raise BenchmarkFailed(f"{idle.name}: {window.frames} frames came, and nothing was published")

@@ -1,11 +1,11 @@
-"""What pushes with a ttl cost the others: users who are away, and a store full of what is kept for them.
+"""How much pushes with a ttl slow down the others: absent users, and a store full of kept pushes.
 
-Away: the same drain in turn with nobody away and no ttl, with nobody away and a ttl on every push, and with
-a fifth of the users away. After the clock has stopped those come back, and get what was kept for them.
+Absent users: the same drain in turn with nobody absent and no ttl, with nobody absent and a ttl on every push, and with
+a fifth of the users absent. After the clock has stopped those connect, and get what was kept for them.
 
-Parked: two bridges of the same kind take the same drain in turn. The log of one holds very many stored rows,
-of several days, and every second about a thousand others in it expire. And sessions open for users of whom
-that log keeps pushes.
+Parked rows: two bridges of the same kind take the same drain in turn. The log of one holds very many stored rows,
+of several days, and every second about a thousand others in it expire. And sessions open for users whose pushes
+that log keeps.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bridge.devservers import Servers
 
 TTL: Final = 3600
 AWAY: Final = 0.2
-"""Of the users: those who are away."""
+"""The share of users who are absent."""
 AWAY_RATIO: Final = 0.75
-"""The throughput with them away, as a share of that with all there, is to be at least this."""
+"""The target for the throughput with them absent, as a share of that with nobody absent."""
 FIRST_PUSH_MS: Final = 50.0
-"""What a session waits for the first push that was kept is to be less than this."""
+"""The target for the time until a session gets its first kept push: less than this."""
 
 DAYS: Final = 5
 """Days, and so partitions, over which the parked rows are spread."""
@@ -37,7 +37,7 @@ EACH: Final = 20
 """Pushes that are parked for each user."""
 PARKED_USERS: Final = 100_000
 EXPIRING_USERS: Final = 200_000
-"""The first users of parked and of expiring rows; those with sessions during drains have lower numbers."""
+"""The first users of parked and of expiring rows; users with sessions during drains have lower numbers."""
 PARKED: Final = "parked"
 EXPIRING_RATE: Final = 1000
 """Rows that expire in a second."""
@@ -54,7 +54,7 @@ class Away(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The throughput with a fifth away, as a share of that with all there, both with a ttl."""
+        """The throughput with a fifth absent, as a share of that with nobody absent, both with a ttl."""
         return median(d.rate for d in self.away) / median(d.rate for d in self.there)
 
 
@@ -120,7 +120,7 @@ def measure_parked(
             beside.crowds[1], run=PARKED, first=PARKED_USERS, count=openings, each=EACH, total=rows
         )
         made = Parked(rows, opened, [], [], [])
-        # Long enough for a drain, and no longer: what expires after it is waited for.
+        # Long enough for a drain, and no longer: rows that expire after it are waited for.
         seconds = 1 + round(without.drain(backlog).seconds)
         turns: list[Callable[[], None]] = [
             lambda: made.without.append(without.drain(backlog)),
@@ -133,7 +133,7 @@ def measure_parked(
 
 
 def _beside(on: Scene, made: Parked, backlog: int, seconds: int) -> None:
-    """One drain while other rows expire for so long; returns when they have all ended and owe nothing."""
+    """One drain while other rows expire; returns when they have all ended and owe nothing."""
     run, rows = f"expiring{len(made.beside):03}", seconds * EXPIRING_RATE
     with psycopg.connect(on.dsn, autocommit=True) as conn:
         began = 0.0
@@ -156,19 +156,19 @@ def _beside(on: Scene, made: Parked, backlog: int, seconds: int) -> None:
             owing = conn.execute("select exists (select from delivery_log where final and owed is not null)")
             return on.outcomes(run) == {"expired": rows} and owing.fetchone() == (False,)
 
-        # Receipts of rows are paid by a sweep, so many in a second.
+        # A sweep sends the receipts of rows, a bounded number in a second.
         wait_until(
             expired, seconds=END_TIMEOUT + 4 * seconds, every=0.1, what=f"{rows} rows of {run} have ended"
         )
 
 
 def park(dsn: str, rows: int) -> None:
-    """Write so many stored rows, `EACH` for each user, spread over `DAYS` days; the newest are today's."""
+    """Write stored rows, `EACH` for each user, spread over `DAYS` days; the newest are today's."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("select make_partition(day - ago) from log_day, generate_series(1, %s) ago", (DAYS - 1,))
         conn.execute("update log_day set kept_since = day - %s::int", (DAYS - 1,))
         _insert(conn, PARKED, rows, PARKED_USERS, days=DAYS, expire_after=86_400, expire_every=0)
-        # What the server would do by itself some time soon shall not be in what is measured.
+        # The server would do this by itself soon: do it now, so that it is not measured.
         conn.execute("vacuum (analyze) delivery_log")
         conn.execute("checkpoint")
 
@@ -183,7 +183,7 @@ def _insert(
     expire_after: float,
     expire_every: float,
 ) -> None:
-    """Stored rows as the bridge writes them, for users from `first_user` on, of whom each gets `EACH` of them.
+    """Stored rows as the bridge writes them, for users from `first_user` on, `EACH` for each user.
 
     A user's rows are spread over all days. The first expires in `expire_after` seconds from now, each of the
     others `expire_every` seconds after the one before.

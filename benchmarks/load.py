@@ -1,11 +1,11 @@
-"""The pushes of a measurement: to whom each goes, its bytes, and how a client reads them back.
+"""The pushes of a measurement: their users, their bytes, and how a client reads them.
 
 The data of push number n is a JSON string of 200 characters:
 
     <when it was made, 20 digits> <n, 8 digits> <user, 6 digits> xxx...
 
-so that a client can tell, of every frame, how old it is, whether it came twice, and whether it is meant
-for this user at all. The clock is `time.monotonic_ns`, which all processes of one machine share.
+so that a client knows of every frame how old it is, whether it came twice, and whether it is
+for this user. The clock is `time.monotonic_ns`, which all processes of one machine share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PADDING: Final = b"x" * (DATA_BYTES - PADDING_AT)
 
 
 def addressees(seed: int, count: int, users: int) -> list[int]:
-    """The user of each push, picked at random; the same for every process that is given the same seed."""
+    """The user of each push, picked at random; the same in every process with the same seed."""
     return random.Random(seed).choices(range(users), k=count)
 
 
@@ -41,7 +41,7 @@ def data(number: int, user: int, made_at: int) -> bytes:
 
 
 def request(run: str, number: int, user: int, made_at: int, confirm: str, ttl: int = 0) -> bytes:
-    """The push request v1; `ttl` in seconds, 0: it names none."""
+    """The push request v1; `ttl` in seconds, 0 leaves it out."""
     return b'{"id":"%s-%08d","to":{"user":"u%06d"},"confirm":"%s",%b"data":"%s"}' % (
         run.encode(),
         number,

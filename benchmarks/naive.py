@@ -1,9 +1,9 @@
 """The bridge that one would write first: consume, send, INSERT, ack, one message at a time.
 
-It is honest work, what the libraries' own pages show, with the cheap good habits (uvloop, a prepared
-INSERT, a prefetch, no compression, messages handled side by side), and it is what the real bridge is
-measured against. It settles nothing that is hard: no proof of receipt, no bounds for a slow peer, no end
-for a broker or a database that goes away, no receipts back.
+It does what the libraries' own pages show, with the cheap optimisations (uvloop, a prepared
+INSERT, a prefetch, no compression, messages handled concurrently), and the real bridge is
+compared with it. It solves none of the hard problems: no proof of receipt, no bounds for a slow peer, no recovery
+when the broker or the database goes down, no receipts.
 
 It takes its settings from the same variables as `bridge serve` and says `ready` when it consumes.
 """
@@ -30,7 +30,7 @@ from websockets.http11 import Request, Response
 
 PREFETCH = 1000
 CONNECTIONS = 10
-"""To the database. One would do on a machine of its own; on a busy one it would wait in vain between commits."""
+"""Connections to the database. One is enough on an idle machine; on a busy one it would idle between commits."""
 
 SCHEMA = """
     create table if not exists naive_log (
@@ -60,7 +60,7 @@ INSERT = """
 
 
 class Naive:
-    """Sessions by user, and what is done with each message."""
+    """Sessions by user, and the handling of each message."""
 
     def __init__(self, secret: str, database: AsyncConnectionPool[Any]) -> None:
         self._secret = secret

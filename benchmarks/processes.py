@@ -1,4 +1,4 @@
-"""Child processes: started so that they end with us, asked by JSON lines, measured by /proc."""
+"""Child processes: they end with us, answer JSON lines, and are measured by /proc."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 STOP_TIMEOUT: Final = 15.0
 """Seconds a child has to end by itself after SIGTERM."""
 LOOK_EVERY: Final = 1.0
-"""Seconds between looks whether a process that another waits for is still there."""
+"""Seconds between checks whether a process that another waits for is still running."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-# Becomes the command, same pid, and gets a SIGTERM should we die without a word: prctl(PR_SET_PDEATHSIG).
+# Becomes the command, with the same pid, and gets a SIGTERM if we die: prctl(PR_SET_PDEATHSIG).
 _LEASH: Final = (
     "import ctypes, os, signal, sys; "
     "ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
@@ -29,11 +29,11 @@ _LEASH: Final = (
 
 
 class BenchmarkFailed(Exception):
-    """A measurement can't be made, or its counts do not agree: no figure of it is worth anything."""
+    """A measurement can't be made, or its counts do not agree: none of its figures can be used."""
 
 
 def raise_file_limit() -> None:
-    """Let this process and its children open as many files as they may: thousands of sockets each."""
+    """Raise the limit of open files as far as allowed, for this process and its children: thousands of sockets each."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -65,7 +65,7 @@ class Child:
     def answer(self, seconds: float, *, needs: Child | None = None) -> dict[str, Any]:
         """The answer to the oldest command that has none yet.
 
-        Where it can't come without another process, `needs` is that: its end ends the wait.
+        If it depends on another process, give that as `needs`: when that process ends, so does the wait.
         """
         made: dict[str, Any] = json.loads(self.line(seconds, needs=needs))
         return made
@@ -96,7 +96,7 @@ class Child:
         return line
 
     def freeze(self) -> None:
-        """SIGSTOP: it does nothing any more, its connections stay open. Returns when it has stopped."""
+        """SIGSTOP: it stops working, and its connections stay open. Returns when it has stopped."""
         self._frozen = True
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
@@ -107,7 +107,7 @@ class Child:
         self._frozen = False
 
     def interrupt(self) -> None:
-        """SIGINT, and wait until it has ended by that."""
+        """SIGINT, and wait until it has ended."""
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(STOP_TIMEOUT)
@@ -120,7 +120,7 @@ class Child:
             raise self._failure(f"ended with {self._process.returncode}")
 
     def stop(self) -> None:
-        """End it: SIGTERM, then after a while SIGKILL; nothing where it has ended."""
+        """End it: SIGTERM, then after a while SIGKILL; does nothing if it has ended."""
         if self._process.poll() is None:
             if self._frozen:
                 self.thaw()
@@ -143,7 +143,7 @@ class Child:
 def running(
     title: str, command: Sequence[str], *, directory: Path, environment: Mapping[str, str]
 ) -> Iterator[Child]:
-    """A child for the length of the block, in a session of its own: Ctrl-C is for us, who then end it."""
+    """A child for the length of the block, in a session of its own: Ctrl-C reaches only us, and we end it."""
     log = directory / f"{title.replace(' ', '-')}.log"
     root = str(Path(__file__).resolve().parent.parent)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
@@ -165,7 +165,7 @@ def running(
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, every: float, what: str) -> None:
-    """Return when the condition holds, looking every so often; raises BenchmarkFailed after `seconds`."""
+    """Return when the condition holds, checked at intervals; raises BenchmarkFailed after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -214,7 +214,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def busy_seconds() -> tuple[float, float]:
-    """CPU seconds that this machine was busy, and that its host kept from it (steal), since its boot."""
+    """CPU seconds that this machine was busy, and that its host took (steal), since its boot."""
     fields = [int(n) / _TICKS for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _idle, _waiting, irq, softirq, steal = fields
     return user + nice + system + irq + softirq, steal

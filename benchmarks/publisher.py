@@ -1,4 +1,4 @@
-"""A process that publishes with confirms, faster than any bridge takes: one socket, frames made in bulk.
+"""A process that publishes with confirms, faster than any bridge takes: one socket, and frames made in bulk.
 
 It reads commands as JSON lines from stdin, answers each with one line, and ends with its stdin. All bodies
 of a run have one size, so only the body itself is new in a message; the handshake is pamqp's.
@@ -25,7 +25,7 @@ EXCHANGE: Final = "push"
 CHUNK: Final = 500
 """Messages made for one write."""
 WINDOW: Final = 5_000
-"""Messages on their way to a confirm."""
+"""Messages that may wait for a confirm."""
 TIMEOUT: Final = 30.0
 """Seconds that the broker may leave us without an answer."""
 
@@ -80,7 +80,7 @@ class Broker:
                     self._unconfirmed.discard(tag)
 
     def close(self) -> None:
-        """Hang up; everything is confirmed."""
+        """Close the connection; everything is confirmed."""
         self._socket.close()
 
     def _send(self, channel: int, method: Any) -> None:

@@ -1,7 +1,7 @@
-"""What it costs to tell repeats before they are sent: the same drain beside logs with few and with very many ids.
+"""What it costs to recognise repeats before they are sent: the same drain with few and with very many ids in the log.
 
-Bridges of the same kind take the same drain in turn. The log of each holds so many rows of today, one for each id,
-which it reads into its memory first. One more has so little memory that every id seems to have come, and is looked up.
+Bridges of the same kind take the same drain in turn. The log of each holds a number of rows of today, one for each id,
+which it reads into its memory first. One more has so little memory that every id may be known, and is looked up.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LOOKED_UP: Final = "bridge_looked_up_rows_total"
 
 
 class Log(NamedTuple):
-    """Drains of ordinary pushes by a bridge whose log held so many ids at its start."""
+    """Drains of ordinary pushes by a bridge whose log held this many ids at its start."""
 
     rows: int
     memory: int
-    """Bytes; 0: as many as by default."""
+    """In bytes; 0 means the default."""
     read_in: list[float]
     """Seconds from its first message until all ids of the log were in memory."""
     drains: list[Drain]
@@ -39,7 +39,7 @@ class Log(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For a column."""
+        """The heading of its column."""
         return f"{self.rows:,} ids" + (", all looked up" if self.memory else "")
 
 
@@ -63,7 +63,7 @@ def measure_repeats(
     warm_up: int,
     rows: Sequence[int],
 ) -> Repeats:
-    """Measure it on a bridge for each number of rows, and on one more for the least of them with little memory."""
+    """Measure it on a bridge for each number of rows, and on one more with the fewest rows and little memory."""
     some = min(n for n in rows if n)
     logs = [Log(n, 0, [], [], []) for n in rows] + [Log(some, LEAST_MEMORY, [], [], [])]
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def _drain(log: Log, one: Scene, backlog: int) -> None:
 
 
 def fill(dsn: str, rows: int) -> None:
-    """Have so many rows of today in the log, as another process would have written them, one for each id."""
+    """Write rows of today into the log, as another process would have written them, one for each id."""
     if not rows:
         return
     with psycopg.connect(dsn, autocommit=True) as conn:
@@ -142,6 +142,6 @@ def fill(dsn: str, rows: int) -> None:
             "insert into tally (day, minute, boot, rows) values (%s, date_trunc('minute', now()), 'earlier', %s)",
             (day, rows),
         )
-        # What the server would do by itself some time soon shall not be in what is measured.
+        # The server would do this by itself soon: do it now, so that it is not measured.
         conn.execute(f"vacuum (analyze) {name}".encode())
         conn.execute("checkpoint")

@@ -23,11 +23,11 @@ from benchmarks.scene import Drain, Latency
 
 LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
 BUSY: Final = 0.5
-"""Cores that others may keep busy before the report says that its figures suffer by it."""
+"""Cores that others may keep busy before the report says that this distorts its figures."""
 PLACES: Final = 12
 """Lines of each list of a profile."""
 ROOTS: Final = 0.95
-"""What is on nearly every stack holds the rest and says nothing."""
+"""A function on nearly every stack only calls the others, so it is left out."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Results:
     repeats: Repeats | None = None
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
-    """A fixed piece of work at the beginning of each repetition: how steady the machine is."""
+    """The time of a fixed piece of work at the beginning of each repetition: it shows how steady the machine is."""
 
     def rate(self, name: str) -> float:
         """Pushes per second, the median."""
@@ -74,7 +74,7 @@ def machine_facts(rabbit: str, postgres: Mapping[str, object]) -> dict[str, obje
 
 
 def loop_milliseconds() -> float:
-    """How long a fixed piece of work takes on this machine just now."""
+    """How long a fixed piece of work takes on this machine at this moment."""
     began = time.perf_counter()
     total = 0
     for number in range(1_000_000):
@@ -179,12 +179,12 @@ def _away(away: Away) -> Iterator[str]:
     yield ""
     yield _line(
         f"kept pushes, {away.sessions:,} users",
-        ["all there, no ttl", "all there, ttl", f"{away.away_sessions} away, ttl"],
+        ["none absent, no ttl", "none absent, ttl", f"{away.away_sessions} absent, ttl"],
     )
     yield from _drains([away.no_ttl, away.there, away.away])
     yield (
-        f"with {away.away_sessions} of {away.sessions:,} users away / all there, both with a ttl: {away.ratio:.2f}"
-        f" (wanted: at least {AWAY_RATIO:.2f}{_missed(away.ratio < AWAY_RATIO)})"
+        f"with {away.away_sessions} of {away.sessions:,} users absent / none absent, both with a ttl: {away.ratio:.2f}"
+        f" (target: at least {AWAY_RATIO:.2f}{_missed(away.ratio < AWAY_RATIO)})"
     )
 
 
@@ -198,13 +198,13 @@ def _parked(parked: Parked) -> Iterator[str]:
     most = max(opened.from_connect)
     yield (
         f"a session opens, {opened.each} pushes kept for its user: ms until the first is there"
-        f" ({len(opened.from_connect)} users; wanted: under {FIRST_PUSH_MS:.0f}{_missed(most >= FIRST_PUSH_MS)})"
+        f" ({len(opened.from_connect)} users; target: under {FIRST_PUSH_MS:.0f}{_missed(most >= FIRST_PUSH_MS)})"
     )
     for title, times in (
         ("from the first packet", opened.from_connect),
         ("from the answer to the upgrade", opened.from_answer),
     ):
-        yield f"  {title:<30}  median {median(times):.1f}, most {max(times):.1f}"
+        yield f"  {title:<30}  median {median(times):.1f}, highest {max(times):.1f}"
 
 
 def _repeats(repeats: Repeats) -> Iterator[str]:
@@ -212,7 +212,7 @@ def _repeats(repeats: Repeats) -> Iterator[str]:
     yield _line("known ids in the log", [log.title for log in repeats.logs])
     yield from _drains([log.drains for log in repeats.logs])
     yield _line("looked up per push", [f"{median(log.looked_up):.3f}" for log in repeats.logs])
-    yield _line("seconds to read them in", [f"{median(log.read_in):.1f}" for log in repeats.logs])
+    yield _line("seconds to read the ids", [f"{median(log.read_in):.1f}" for log in repeats.logs])
     yield _line("throughput / beside an empty log", [f"{repeats.ratio(log):.2f}" for log in repeats.logs])
 
 
@@ -241,7 +241,11 @@ def _places(name: str, places: Sequence[Place]) -> Iterator[str]:
 def _warnings(results: Results) -> Iterator[str]:
     named = dict(results.drains)
     if (away := results.away) is not None:
-        named |= {"kept, no ttl": away.no_ttl, "kept, all there": away.there, "kept, some away": away.away}
+        named |= {
+            "kept, no ttl": away.no_ttl,
+            "kept, none absent": away.there,
+            "kept, some absent": away.away,
+        }
     if (parked := results.parked) is not None:
         named |= {"without parked rows": parked.without, "beside parked rows": parked.beside}
     if (repeats := results.repeats) is not None:

@@ -31,14 +31,14 @@ RATE: Final = 500.0
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """How much to measure."""
 
     sessions: int = 1000
     backlog: int = 15_000
     warm_up: int = 1_000
     repetitions: int = 5
     minutes: float = 5.5
-    """No repetition of the comparison is begun that would end later than this."""
+    """Seconds: a repetition of the comparison that would end later is not begun."""
     steady_seconds: float = 5.0
     idle_sessions: int = 10_000
     idle_windows: int = 3
@@ -81,15 +81,18 @@ QUICK: Final = Plan(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions of less: four minutes")
-    parser.add_argument("--repetitions", type=int, metavar="N", help="of the comparison [5]")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller repetitions: four minutes")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="repetitions of the comparison [5]")
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
     parser.add_argument(
         "--only", choices=("compare", "idle", "freeze", "kept", "repeats"), help="one part of it"
     )
     parser.add_argument(
-        "--rows", type=int, metavar="N", help="one more log with so many ids for `repeats`, such as 50000000"
+        "--rows",
+        type=int,
+        metavar="N",
+        help="one more log for `repeats`, with this many ids, such as 50000000",
     )
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
@@ -136,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     parts: Sequence[Part], servers: Servers, plan: Plan, results: report.Results, say: Progress
 ) -> BenchmarkFailed | None:
-    """One part after the other; a failure ends it, and what was measured until then is still reported."""
+    """Measure one part after the other; after a failure, report what was measured until then."""
     try:
         for part in parts:
             part(servers, plan, results, say)
@@ -146,14 +149,14 @@ def measure(
 
 
 def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """Throughput and latency, every contestant once in each repetition, each time another first."""
+    """Throughput and latency of every bridge once in each repetition, each time starting with another one."""
     results.drains = {contestant.name: [] for contestant in CONTESTANTS}
     results.latencies = {contestant.name: [] for contestant in CONTESTANTS}
     began = time.monotonic()
     longest = 0.0
     for repetition in range(plan.repetitions):
         if time.monotonic() - began + longest > plan.minutes * 60:
-            say(f"only {repetition} repetitions: there is no time for another")
+            say(f"only {repetition} repetitions: no time for another")
             break
         this = time.monotonic()
         results.loop_ms.append(report.loop_milliseconds())
@@ -166,7 +169,7 @@ def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress
 def one_turn(
     servers: Servers, contestant: Contestant, plan: Plan, results: report.Results, say: Progress
 ) -> None:
-    """One contestant, freshly started: a warm-up, a drain, a while at a steady rate."""
+    """One bridge, freshly started: a warm-up, a drain, a period at a steady rate."""
     with scene(servers, contestant, directory=DIRECTORY, sessions=[plan.sessions]) as on:
         on.drain(plan.warm_up)
         drain = on.drain(plan.backlog)
@@ -174,13 +177,13 @@ def one_turn(
     results.drains[contestant.name].append(drain)
     results.latencies[contestant.name].append(latency)
     say(
-        f"{contestant.name}: {drain.rate:,.0f} pushes/s, {drain.cpu_each:.0f} µs of its CPU each;"
+        f"{contestant.name}: {drain.rate:,.0f} pushes/s, {drain.cpu_each:.0f} µs of CPU for each;"
         f" at {latency.rate:.0f}/s p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms"
     )
 
 
 def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """What sessions cost that say nothing."""
+    """What idle sessions cost."""
     results.idle = measure_idle(
         servers,
         directory=DIRECTORY,
@@ -196,7 +199,7 @@ def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
 
 
 def freeze(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """What frozen peers cost the others."""
+    """How much frozen peers slow down the others."""
     results.frozen = frozen.measure(
         servers,
         directory=DIRECTORY,
@@ -212,7 +215,7 @@ def freeze(servers: Servers, plan: Plan, results: report.Results, say: Progress)
 
 
 def kept(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """What kept pushes cost the others."""
+    """How much kept pushes slow down the others."""
     results.away = measure_away(
         servers,
         directory=DIRECTORY,
@@ -222,8 +225,8 @@ def kept(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
         warm_up=plan.warm_up,
     )
     say(
-        f"{results.away.away_sessions} of {plan.sessions:,} users away:"
-        f" {results.away.ratio:.0%} of the throughput with all there"
+        f"{results.away.away_sessions} of {plan.sessions:,} users absent:"
+        f" {results.away.ratio:.0%} of the throughput with none absent"
     )
     results.parked = measure_parked(
         servers,
@@ -242,7 +245,7 @@ def kept(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
 
 
 def repeats(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
-    """What it costs to tell repeats, beside logs of different sizes."""
+    """What it costs to recognise repeats, beside logs of different sizes."""
     results.repeats = measure_repeats(
         servers,
         directory=DIRECTORY,

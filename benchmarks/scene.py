@@ -1,10 +1,10 @@
-"""One bridge under load, and what can be measured on it; nothing counts whose numbers do not add up.
+"""One bridge under load, and what can be measured on it; a measurement whose counts do not agree is not used.
 
 A scene is a fresh vhost, a fresh database, one bridge process, its clients and a publisher, all of them
 processes of their own. A drain is measured like this: the bridge is frozen (SIGSTOP), the backlog is
-published and seen to lie in the queue, and the clock runs from the moment in which the bridge goes on until
+published until all of it is in the queue, and the clock runs from the moment in which the bridge continues until
 every client has its frames, every row is in Postgres, and the queue holds nothing, neither ready nor
-unacked. So the publisher takes no part, and both bridges begin in the same state.
+unacked. So the publisher does not run meanwhile, and both bridges begin in the same state.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from bridge.devservers import Servers
 
 START_TIMEOUT: Final = 30.0
 SLOWEST_OPENING: Final = 50
-"""Sessions a second: slower than that, and opening them is given up."""
+"""Sessions a second: if fewer open, the measurement is given up."""
 DRAIN_TIMEOUT: Final = 180.0
 """Seconds after which a drain is given up."""
 END_TIMEOUT: Final = 30.0
-"""Seconds that rows and acks may take after the last frame: BRIDGE_CONFIRM_TIMEOUT is part of it."""
+"""Seconds that rows and acks may take after the last frame, BRIDGE_CONFIRM_TIMEOUT included."""
 LOOK_EVERY: Final = 0.01
-"""Seconds between looks at the queue, once all frames have come."""
+"""Seconds between checks of the queue, once all frames have come."""
 QUEUE: Final = "push.requests"
 
 _numbers = itertools.count(1)
 
 
 class Contestant(NamedTuple):
-    """A bridge, and the proof that is asked of it."""
+    """A bridge, and the proof that requests ask for."""
 
     name: str
     command: tuple[str, ...]
     confirm: str
     table: str
-    """Where it writes a row per push and user."""
+    """The table in which it writes a row per push and user."""
     says_ready: bool
-    """It prints a line when it consumes; otherwise /readyz tells."""
+    """Whether it prints a line when it consumes; otherwise /readyz is asked."""
     environment: Mapping[str, str] = {}
     subprotocol: str = ""
-    """That its clients offer; none where empty."""
+    """The subprotocol that its clients offer; if empty, none."""
 
 
 NAIVE: Final = Contestant("naive", (sys.executable, "-m", "benchmarks.naive"), "written", "naive_log", True)
@@ -78,11 +78,11 @@ class Drain(NamedTuple):
 
     pushes: int
     seconds: float
-    """Until the frames, the rows and the acks were all there."""
+    """Until all frames, rows and acks were complete."""
     frames_seconds: float
-    """Until the last frame was with its client."""
+    """Until the last frame was at its client."""
     publish_seconds: float
-    """What publishing took before, while the bridge was frozen."""
+    """How long publishing took before, while the bridge was frozen."""
     cpu: Mapping[str, float]
     """Cores that each kept busy meanwhile: bridge, rabbitmq, postgres, clients, publisher; `others` is what
     else ran on the machine (the kernel's own work for the network included), `stolen` what its host took."""
@@ -112,14 +112,14 @@ class Latency(NamedTuple):
 
 
 class Openings(NamedTuple):
-    """How long sessions waited for the first push that was kept for their user, in ms; one after the other."""
+    """How long sessions, one after the other, waited for the first push that was kept for their user, in ms."""
 
     each: int
     """Pushes that were kept for each of them."""
     from_connect: list[float]
-    """From the first packet of the connection on: the handshake is in it."""
+    """From the first packet of the connection, so the handshake is included."""
     from_answer: list[float]
-    """From the answer to the handshake on."""
+    """From the answer to the handshake."""
 
 
 class Sum(NamedTuple):
@@ -156,7 +156,7 @@ class Scene:
         self._vhost = vhost
         self._url, self.dsn = urls
         self._users: list[range] = [range(0) for _ in crowds]
-        """Of each client process, those whose sessions it opens."""
+        """For each client process, the users whose sessions it opens."""
         self._publisher = publisher
         self._port = port
         self._ops_port = ops_port
@@ -170,7 +170,7 @@ class Scene:
         }
 
     def connect(self, counts: Sequence[int]) -> float:
-        """Open so many sessions in each client process, one user each; returns the seconds it took."""
+        """Open sessions in each client process, one user each; returns the seconds it took."""
         began = time.monotonic()
         for place, (crowd, count) in enumerate(zip(self.crowds, counts, strict=True)):
             self._users[place] = range(self.sessions, self.sessions + count)
@@ -210,7 +210,7 @@ class Scene:
     # --- throughput ---
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels, as the bridge says it now. Raises BenchmarkFailed."""
+        """The present value of a metric without labels. Raises BenchmarkFailed."""
         connection = http.client.HTTPConnection("127.0.0.1", self._ops_port, timeout=10)
         try:
             connection.request("GET", "/metrics")
@@ -232,16 +232,16 @@ class Scene:
         ttl: int = 0,
         just_before: Callable[[], None] = lambda: None,
     ) -> Drain:
-        """Drain a backlog of so many pushes; verified.
+        """Drain a backlog of pushes; verified.
 
         With `only`, the clock stops when these client processes have all their frames, and `pushes` counts
-        theirs. Those in `frozen` stand still meanwhile (SIGSTOP), and it is the others that count. Rows,
+        theirs. Those in `frozen` are stopped meanwhile (SIGSTOP), and only the others count. Rows,
         acks and the frozen clients' frames are verified in any case, afterwards.
 
         The sessions of those in `away` are closed meanwhile: a push for them is done when it is kept (for
-        `ttl` seconds) and its message acked. Then they come back, and get what was kept for them.
+        `ttl` seconds) and its message acked. Then they connect, and get what was kept for them.
 
-        `just_before` is called when the backlog lies in the queue, and the clock is about to start.
+        `just_before` is called when the backlog is in the queue, just before the clock starts.
         """
         seed, run = self._begin(count)
         counted = only or [crowd for crowd in self.crowds if crowd not in (*frozen, *away)]
@@ -299,14 +299,14 @@ class Scene:
         if not answer["confirmed"] == lying == count:
             raise BenchmarkFailed(f"{run}: {answer['confirmed']} of {count} confirmed, {lying} in the queue")
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            # What an earlier run left to be written shall not be written during this one.
+            # Write now what an earlier run left to be written, so that it is not written during this one.
             conn.execute("checkpoint")
         return float(answer["seconds"])
 
     # --- latency ---
 
     def latency(self, count: int, rate: float) -> Latency:
-        """Publish so many pushes at a steady rate, and see how old they are when they arrive; verified."""
+        """Publish pushes at a steady rate, and measure how old they are when they arrive; verified."""
         seed, run = self._begin(count)
         for crowd in self.crowds:
             crowd.ask("expect", seed=seed, total=count, users=self.sessions)
@@ -337,7 +337,7 @@ class Scene:
     def open_kept(self, crowd: Child, *, run: str, first: int, count: int, each: int, total: int) -> Openings:
         """Open a session for each of `count` users from `first` on, and close them again; verified.
 
-        For each of them `each` pushes of `run` are kept, which has `total` of them.
+        `each` pushes of `run` are kept for each of them, out of `total`.
         """
         told = crowd.ask(
             "open_kept",
@@ -368,7 +368,7 @@ class Scene:
         return number, f"run{os.getpid():08d}x{number:06d}"
 
     def _verify(self, run: str, count: int, *, some_unproven: bool) -> Sum:
-        """As many rows as pushes, each with the outcome that was wanted; every frame once, at its user's."""
+        """Check: as many rows as pushes, each with the outcome asked for, and every frame once at its user."""
         expected = {self.contestant.confirm}
         if some_unproven:
             expected.add("unknown")
@@ -394,7 +394,7 @@ class Scene:
         return dict(found)
 
     def _queued(self) -> int:
-        """Messages in the queue, ready and unacked together, as its leader knows at this moment.
+        """Messages in the queue, ready and unacked together, from its leader at this moment.
 
         RabbitMQ's own figures for a quorum queue are refreshed every few seconds only.
         """
@@ -413,7 +413,7 @@ class Scene:
     def _await_the_end(self, run: str, count: int, kept: int = 0) -> int:
         """Wait until nothing is left in the queue, neither ready nor unacked, and every row is final.
 
-        Of `count` rows `kept` are stored instead, for users who are away.
+        Of `count` rows `kept` are stored instead, for absent users.
 
         Returns when that was (monotonic ns). Rows come before acks; but a push whose proof takes long is
         acked while its row still says `pending`, so that the rows may be the later of the two.
@@ -426,7 +426,7 @@ class Scene:
             return self._queued() == 0
 
         def rows_are_final() -> bool:
-            # A push that awaits its proof may be stored as well: it is final soon, and only then is this over.
+            # A push that awaits its proof may be stored as well: it becomes final soon, and the wait ends only then.
             return sum(self.outcomes(run).values()) == count - kept and (
                 not kept or self.outcomes(run, final=False) == {"stored": kept}
             )
@@ -463,7 +463,7 @@ def scene(
     wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
     prepare: Callable[[str], None] = lambda dsn: None,
 ) -> Iterator[Scene]:
-    """A contestant that is ready, with a client process for each number of `sessions`, all connected.
+    """A bridge that is ready, with a client process for each number of `sessions`, all connected.
 
     `wrap` may put something around the contestant's command, such as a profiler; `prepare` is called with the address
     of its database before it starts.
@@ -493,7 +493,7 @@ def scene(
         bridge = child("bridge", wrap(contestant.command), **environment)
         if contestant.says_ready:
             if bridge.line(START_TIMEOUT) != b"ready":
-                raise BenchmarkFailed(f"{contestant.name} did not get ready, see {bridge.log}")
+                raise BenchmarkFailed(f"{contestant.name} did not become ready, see {bridge.log}")
         else:
             wait_until(
                 lambda: _is_ready(bridge, port),
@@ -543,7 +543,7 @@ def _is_ready(bridge: Child, port: int) -> bool:
 
 
 def _open_sessions(ops_port: int) -> int:
-    """As the bridge's own figures say."""
+    """The number of sessions in the bridge's own figures."""
     connection = http.client.HTTPConnection("127.0.0.1", ops_port, timeout=10)
     try:
         connection.request("GET", "/metrics")
@@ -552,7 +552,7 @@ def _open_sessions(ops_port: int) -> int:
         connection.close()
     found = re.search(r"^bridge_sessions ([0-9.e+]+)$", page, re.MULTILINE)
     if found is None:
-        raise BenchmarkFailed("the bridge does not say how many sessions it has")
+        raise BenchmarkFailed("the bridge's metrics have no number of sessions")
     return int(float(found[1]))
 
 
@@ -563,7 +563,7 @@ def percentiles(values: Sequence[int], *wanted: int) -> list[float]:
 
 
 def postgres_facts(dsn: str) -> dict[str, Any]:
-    """What decides how much a commit costs."""
+    """The settings of Postgres that decide how much a commit costs."""
     with psycopg.connect(dsn) as conn:
         names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
         return {name: conn.execute(f"show {name}").fetchone()[0] for name in names}  # type: ignore[index]

@@ -1,1 +1,1 @@
-"""A machine that tries to break the promises: load, faults, and a checker that believes only what it saw."""
+"""Fault injection that tests the promises: load, faults, and a checker that does not trust the bridge."""

@@ -1,4 +1,4 @@
-"""A bridge as a process of its own, that may be killed, stopped and started again under its name."""
+"""A bridge as a process of its own, which may be killed, stopped and started again under its name."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 class BridgeFailed(Exception):
-    """A bridge did not start, or did not end, as it must."""
+    """A bridge did not start or stop as it must."""
 
 
 def token(user: str) -> str:
-    """What opens a session for this user, for the length of a run."""
+    """A token that opens sessions for this user, for the length of a run."""
     return make_token(SECRET, user, 24 * 3600)
 
 
 class Bridge:
-    """`bridge serve` on these servers; ports and node name stay the same over its restarts."""
+    """`bridge serve` with these servers; ports and node name stay the same over its restarts."""
 
     def __init__(self, node: str, amqp_url: str, dsn: str, log: Path, **settings: object) -> None:
         self.node = node
@@ -40,11 +40,11 @@ class Bridge:
         self.log = log
         self.starts = 0
         self.turns: list[float] = []
-        """Monotonic seconds at which it was started, or was seen to have ended."""
+        """Monotonic seconds at which it was started, or found to have ended."""
         self.clock: Path | None = None
-        """A file that says how far its clock is off; from its next start on."""
+        """A file that says how far its clock is off; used from its next start on."""
         self.pool = 0
-        """Connections to the database that it may have, from its next start on; 0: as many as it wants."""
+        """Connections to the database that it may have, from its next start on; 0 sets no limit."""
         values = {
             "amqp_url": amqp_url,
             "postgres_dsn": dsn,
@@ -60,12 +60,12 @@ class Bridge:
         }
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("BRIDGE_", "CHAOS_"))}
         self.killer = ""
-        """A user whose pushes it dies of, from its next start on."""
+        """A user whose pushes kill it, from its next start on."""
         self._environment = {**inherited, **{f"BRIDGE_{k.upper()}": str(v) for k, v in values.items()}}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, *, point: str = "", count: int = 1) -> None:
-        """Start it; returns at once. It kills itself at a named point where one is given."""
+        """Start it; returns at once. If a point is named, it kills itself there."""
         more = {"CHAOS_POINT": point, "CHAOS_COUNT": str(count)} if point else {}
         if self.clock is not None:
             more["CHAOS_CLOCK"] = str(self.clock)
@@ -88,12 +88,12 @@ class Bridge:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether it is running."""
         return self._process is not None and self._process.returncode is None
 
     @property
     def ended_by_itself(self) -> int | None:
-        """Its exit code, where it has ended."""
+        """Its exit code, if it has ended."""
         return None if self._process is None else self._process.returncode
 
     async def ready(self, *, or_dead: bool = False) -> bool:
@@ -127,7 +127,7 @@ class Bridge:
             return 0, "no answer"
 
     async def metric(self, name: str) -> float | None:
-        """The value of a metric without labels; None where it can't be had."""
+        """The value of a metric without labels; None if it can't be read."""
         try:
             async with asyncio.timeout(10):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.ops_port)
@@ -155,10 +155,10 @@ class Bridge:
                 await asyncio.sleep(0.05)
 
     async def step_clock(self, offset: float) -> None:
-        """Its clock is off by so many seconds now, where it was started with one that can be."""
+        """Set its clock off by this many seconds, if it was started with a clock that can be set."""
         assert self.clock is not None
         self.clock.write_text(str(offset))
-        if (await self.status())[0]:  # before it listens, it reads the file by itself
+        if (await self.status())[0]:  # before it listens, it reads the file on its own
             self.signal(signal.SIGUSR1)
 
     def signal(self, number: int) -> None:

@@ -1,7 +1,7 @@
-"""The broker as outsiders use it: publishers that remember every confirm, collectors, and a look at queues.
+"""The broker as outsiders use it: publishers that remember every confirm, collectors, and readers of queues.
 
-Through aio-pika's ordinary high-level interface, not through the bridge's own code: what the bridge believes
-of its broker must not be believed here.
+They use aio-pika's ordinary high-level interface, not the bridge's own code, so that an error of that code
+can't hide itself here.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PREFETCH = 5000
 ACK_EVERY = 0.05
 """Seconds between two acks of the collector."""
 WINDOW = 100
-"""Messages that one publisher has on their way."""
+"""Messages of one publisher that wait for a confirm."""
 LONG = 3 * 86_400.0
-"""A ttl that outlives every run, and every step of a clock."""
+"""A ttl longer than every run and every step of a clock."""
 UNUSABLE = "\x01"
-"""A message_id that is no id: the bridge makes one of body and properties."""
+"""A message_id that is not a valid id: the bridge makes one from body and properties."""
 ANNOUNCEMENTS, REPLIES, ANSWERS = "chaos.outcomes", "chaos.replies", "chaos.answers"
 GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
-"""What aio-pika raises when the broker goes in the middle of something."""
+"""What aio-pika raises when the broker goes down in the middle of a call."""
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ class Envelope:
     insist: bool = True
     """Published again, under the same ids, until it is confirmed; else once."""
     recall: Recall | None = None
-    """It is no push, but this."""
+    """Set if it is not a push but a recall."""
 
     def message(self) -> aio_pika.Message:
         """As aio-pika wants it."""
@@ -88,7 +88,7 @@ class Envelope:
 
 
 class Publisher:
-    """Publishes what it is given at a pace, comes back after a loss, and knows what was confirmed."""
+    """Publishes messages at a pace, reconnects after a loss, and knows which were confirmed."""
 
     def __init__(self, url: str, make: Callable[[], Envelope], pace: Callable[[], float]) -> None:
         self._url = url
@@ -100,7 +100,7 @@ class Publisher:
         self.blocked = 0
 
     async def run(self) -> None:
-        """Until `stop`, and then until what must be confirmed is."""
+        """Run until `stop`, and then until everything that must be confirmed is."""
         while not self._done:
             try:
                 async with channel(self._url) as open_channel:
@@ -115,7 +115,7 @@ class Publisher:
         self._again.extend(envelopes)
 
     def stop(self) -> None:
-        """Make no more; `run` returns when the rest is confirmed."""
+        """Make no more messages; `run` returns when the rest is confirmed."""
         self._stopping = True
 
     @property
@@ -152,12 +152,12 @@ class Publisher:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 confirmed = await exchange.publish(envelope.message(), envelope.routing_key, mandatory=True)
         except asyncio.CancelledError:
-            # aiormq cancels what waits for a confirm when its connection goes; we cancel nothing ourselves.
+            # When its connection is lost, aiormq cancels what waits for a confirm; we cancel nothing ourselves.
             confirmed = None
         except (DeliveryError, *GONE):
             confirmed = None
         except Exception as error:
-            # What waits for its turn to write ends with a bare Exception when aiormq's connection goes.
+            # When aiormq's connection is lost, what waits for its turn to write ends with a bare Exception.
             if type(error) is not Exception:
                 raise
             confirmed = None
@@ -175,7 +175,7 @@ class Publisher:
 
 
 class Collector:
-    """Takes every receipt from queues of its own, through every loss of the broker."""
+    """Takes every receipt from queues of its own, and reconnects whenever it loses the broker."""
 
     def __init__(self, url: str, evidence: Evidence) -> None:
         self._url = url
@@ -184,7 +184,7 @@ class Collector:
         self.final_at: list[float] = []
 
     async def declare(self) -> None:
-        """The queues, durable, so that they hold what comes while we are away."""
+        """The queues, durable, so that they hold receipts while we are not connected."""
         async with channel(self._url) as c:
             quorum: dict[str, Any] = {"x-queue-type": "quorum"}
             announcements = await c.declare_queue(ANNOUNCEMENTS, durable=True, arguments=quorum)
@@ -202,7 +202,7 @@ class Collector:
             await asyncio.sleep(RETRY)
 
     async def _collect_until_lost(self) -> None:
-        """On aiormq's own level and with one ack for many: receipts come faster than load does."""
+        """Uses aiormq itself and one ack for many messages: receipts come faster than requests are published."""
         connection = await aiormq.connect(self._url)
         try:
             opened = await connection.channel(publisher_confirms=False)
@@ -269,7 +269,7 @@ async def waiting(url: str, queue: str) -> int:
 
 
 async def drained(url: str, queue: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Take everything out of a queue in which nothing changes any more."""
+    """Take everything out of a queue that no longer changes."""
     found: list[aio_pika.abc.AbstractIncomingMessage] = []
     count = await waiting(url, queue)
     all_there = asyncio.Event()
@@ -310,13 +310,13 @@ class Requests:
         """The last request to one user, whose id no other tenant has used yet."""
         self._recent: list[Envelope] = []
         self.kept = 0.25
-        """The share of requests that are kept for users who are away."""
+        """The share of requests that are kept for absent users."""
         self.recalls = 0.01
         """The share of messages that withdraw a push."""
         self.everyone = 0.003
         """The share of requests to everyone: each is a row for each user."""
         self.expiration: float | None = None
-        """Seconds that the broker keeps each message; None: for ever."""
+        """Seconds that the broker keeps each message; None means for ever."""
 
     def next(self) -> Envelope:
         """The next message."""
@@ -357,7 +357,7 @@ class Requests:
     def to(
         self, *users: str, confirm: str = "received", padding: int = 0, ttl: float = 0.0, key: str = ""
     ) -> Envelope:
-        """A message with one request to these users, its data so many bytes longer."""
+        """A message with one request to these users, with this many bytes of data added."""
         request, document = self._request(users=users)
         document["data"]["pad"] += "x" * padding
         for name in ("ttl", "collapse_key", "ack_within"):
@@ -404,7 +404,7 @@ class Requests:
             user = rng.choice(self._absent) if dice < 0.2 else rng.choice(self._users)
             twin = self._single if rng.random() < 0.2 else None
             if twin is not None and twin.push_id and twin.tenant != tenant:
-                # An id is unique within its tenant: another one sends the same user something else under it.
+                # An id is unique within its tenant: another tenant sends the same user another push with it.
                 self._single = None
                 (user,) = twin.users
                 request = self._new(tenant=tenant, users=twin.users, push_id=twin.push_id)
@@ -431,7 +431,7 @@ class Requests:
         return request, document
 
     def _recall(self) -> Envelope | None:
-        """Withdraw a push of late: one that is known to wait for its user, or any other."""
+        """Recall a recent push: one that is known to wait for its user, or any other."""
         first, second = self._rng.random(), self._rng.random()
         waiting = list(self._evidence.stored)[-40:]
         recent = [r for e in self._recent for r in e.requests if r.ttl]
@@ -468,7 +468,7 @@ class Requests:
         rng = self._rng
         wrong = rng.choice(["not json", "two targets", "no target", "unknown", "control"])
         if wrong == "not json":
-            # Never without a message_id: aiormq would make up another one for each copy.
+            # Never without a message_id: aiormq would make a different one for each copy.
             request = self._new(push_id="", fate=Fate.REJECTED)
             return Envelope([request], f"not json {request.mark}".encode(), message_id=UNUSABLE)
         request = self._new(fate=Fate.REJECTED)
@@ -493,7 +493,7 @@ class Requests:
         return Envelope([request], _bytes(self._data(request)), headers)
 
     def _without_id(self) -> Envelope:
-        """The bridge makes an id, so the mark travels in `meta`. At-least-once: outside of I1."""
+        """The bridge makes an id, so the mark is in `meta`. It is at-least-once, so I1 does not apply."""
         user = self._rng.choice(self._users)
         request = self._new(push_id="", users=frozenset([user]))
         document = {"to": {"user": user}, "data": self._data(request), "meta": {"mark": request.mark}}
@@ -501,7 +501,7 @@ class Requests:
 
 
 def _published_now() -> dict[str, Any]:
-    """From when a ttl counts, whatever the bridge's clock says."""
+    """When a ttl begins, whatever the bridge's clock says."""
     return {"x-push-published-ms": int(time.time() * 1000)}
 
 

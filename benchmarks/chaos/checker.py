@@ -1,14 +1,14 @@
 """Compares the evidence of a run, at rest, with the promises I1 to I5. Pure: no I/O, no clock.
 
-| promise | what is held against it |
+| promise | what breaks it |
 |---|---|
-| I1 | each confirmed request: exactly one final row per user; a rejected one: one row, and its dead letter |
-| I1 | a kept one ends as proven, or by its ttl, a newer one, a recall, a full mailbox; or waits, and rightly |
-| I1 | none but those that the bridge dies of, or that others gave back again and again, is given up as rejected |
+| I1 | a confirmed request without exactly one final row per user; a rejected one without one row and a dead letter |
+| I1 | a kept one not ended as proven, or by ttl, newer push, recall or full mailbox, that has no reason to wait |
+| I1 | one given up as rejected that neither kills the bridge nor was returned by others again and again |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
-| I3 | a push on the screen of somebody it was not for |
-| I4 | messages left, rows not final, debts, final rows without a receipt, receipts that tell another end |
-| I5 | rows and receipts of what nobody published |
+| I3 | a push on the screen of another user |
+| I4 | messages left, rows not final, owed receipts, final rows without a receipt, receipts with another outcome |
+| I5 | rows and receipts that nobody published |
 | order | a kept push that a client reads after one that was published later; a resume that left one out |
 """
 
@@ -25,22 +25,22 @@ from typing import NamedTuple
 from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, Tab, To
 
 STORIES_MAX = 10
-"""Violations of each kind whose story is gathered: it takes a look at all that is known."""
+"""Violations of each kind for which the evidence is gathered, which takes a search of everything known."""
 FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
 
 
 READ = frozenset(("acked", "received", "written", "stored", "dropped"))
-"""Ends of a kept push after which a client that resumes must have read it, or must know that something is
-missing. What was replaced, withdrawn or too old is left out."""
+"""Outcomes of a kept push after which a client that resumes must have read it, or must know that something is
+missing. Superseded, recalled and expired ones are not among them."""
 
 
 class Broken(enum.Enum):
     """The ways in which a promise is broken."""
 
     LOST = "I1 lost"
-    TWICE = "I1 more than one end"
-    KEPT_ENDED = "I1 an end that it can't have had"
+    TWICE = "I1 more than one outcome"
+    KEPT_ENDED = "I1 an outcome that it can't have"
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
@@ -48,7 +48,7 @@ class Broken(enum.Enum):
     NOT_FINAL = "I4 not final"
     OWED = "I4 owed"
     NO_RECEIPT = "I4 no receipt"
-    WRONG_RECEIPT = "I4 a receipt that tells another end"
+    WRONG_RECEIPT = "I4 a receipt with another outcome"
     NOT_PUBLISHED = "I5 never published"
     OUT_OF_ORDER = "order: read after a newer one"
     GAP = "order: resumed, and never read"
@@ -56,7 +56,7 @@ class Broken(enum.Enum):
 
 
 class Violation(NamedTuple):
-    """One promise broken for one push (or queue), and all that is known of it."""
+    """One promise broken for one push (or queue), and all that is known about it."""
 
     kind: Broken
     what: str
@@ -76,7 +76,7 @@ class Verdict:
     wire_duplicates: int = 0
     """Times that a client read a push again."""
     outcomes: Counter[str] = field(default_factory=Counter)
-    """How the rows ended: a fault that leaves no trace here was perhaps not made."""
+    """The outcomes of the rows: a fault without a trace here was perhaps not made."""
     receipt_duplicates: int = 0
     """Announcements on push.outcomes beyond the first."""
 
@@ -86,7 +86,7 @@ class Verdict:
 
     @property
     def lost(self) -> int:
-        """Pushes without a true end: lost, ended twice, or not at rest."""
+        """Pushes without exactly one true outcome: lost, ended twice, or not at rest."""
         return len(self.violations) - self.false - self.wrong
 
     @property
@@ -114,7 +114,7 @@ class Waits:
             self._tabs[tab.user].append(tab)
 
     def rightly(self, request: Request, user: str | None) -> bool:
-        """Nobody is there, or nobody who acks what wants to be acked. Its ttl is not looked at."""
+        """Whether no client is connected, or none that acks a push that wants an ack. The ttl is not checked."""
         tabs = self._tabs.get(user or "", ())
         return not tabs or (request.confirm == "acked" and not any(tab.acks for tab in tabs))
 
@@ -162,7 +162,7 @@ class _Check:
         self._verdict.violations.append(Violation(kind, what, facts))
 
     def _facts(self, request: Request) -> tuple[str, ...]:
-        """All sides of a request's story."""
+        """All that is known about a request, from each side."""
         facts = [
             f"request {request.mark} id={request.push_id!r} to={request.to.value} "
             f"users={_some(request.users)} copies={request.copies} confirmed={request.confirmed}"
@@ -230,8 +230,8 @@ class _Check:
         else:
             if must and not users:
                 self._broken(Broken.LOST, "sent to everyone, and no row", request)
-            # Not each who has read it has a row, and one may say that nobody was there: each taking decides anew
-            # whom it is for.
+            # A user who has read it may have no row, and a row may say that nobody was connected: each time the push
+            # is taken, its users are determined anew.
 
     def _one_end(
         self, request: Request, users: Sequence[str | None], allowed: set[str | None], must: bool
@@ -253,7 +253,7 @@ class _Check:
     # --- I1: kept pushes ---
 
     def _may_wait(self, request: Request, row: Row) -> bool:
-        """Whether a row that is not final is as it must be: stored, with time left, for somebody away."""
+        """Whether a row that is not final may be: stored, with time left, for an absent user."""
         return row.outcome == "stored" and not row.lapsed and self._waits.rightly(request, row.key.user)
 
     def _kept(self, request: Request, rows: Sequence[Row]) -> None:
@@ -291,7 +291,7 @@ class _Check:
         return (r for r in others if r is not request and r.copies)
 
     def _collapsed(self) -> None:
-        """What waits, though a newer one with its key is there."""
+        """Report rows that wait although a newer push with their key was taken."""
         for mark, rows in self._rows.items():
             request = self._e.requests[mark]
             for row in rows:
@@ -310,7 +310,7 @@ class _Check:
                         break
 
     def _recalled(self) -> None:
-        """What waits, though it was recalled when it was stored for certain."""
+        """Report rows that wait although they were recalled when they were certainly stored."""
         by_id = {(r.tenant, r.push_id): mark for mark, r in self._e.requests.items() if r.push_id}
         for recall in self._e.recalls.values():
             mark = by_id.get((recall.tenant, recall.push_id))
@@ -322,7 +322,7 @@ class _Check:
                     self._broken(Broken.KEPT_ENDED, what, self._e.requests[mark])
 
     def _mailboxes(self) -> None:
-        """No mailbox is over its bound, and what it gave up was older than what it holds."""
+        """Check that no mailbox is over its bound, and that it dropped its oldest pushes."""
         if not self._e.mailbox:
             return
         held: dict[str | None, list[Request]] = defaultdict(list)
@@ -344,8 +344,8 @@ class _Check:
     # --- order ---
 
     def _in_order(self, tab: Tab) -> None:
-        """What it reads of kept pushes comes as it was published: over all of its connections, or within each
-        where it resumes, since a resume begins a little before what it has seen."""
+        """Check that it reads kept pushes in the order of publishing: over all of its connections, or within each
+        if it resumes, since a resume begins a little before the last push seen."""
         if not self._e.ordered:
             return
         newest: Request | None = None
@@ -367,15 +367,15 @@ class _Check:
                 newest = request
 
     def _has_a_place(self, request: Request, key: RowKey, read_at: float = math.inf) -> bool:
-        """Whether the order of the queue is this push's order: it is kept, was published once, and the broker
-        has not taken it back before it was read or stored. What comes again is behind what was taken meanwhile."""
+        """Whether the order of the queue applies to this push: it is kept, was published once, and the broker
+        has not taken it back before it was read or stored. A redelivered push comes after those taken meanwhile."""
         if not request.ttl or request.copies != 1:
             return False
         settled = min(read_at, self._e.stored.get(key, math.inf))
         return bisect.bisect(self._shaken, request.first_published) == bisect.bisect(self._shaken, settled)
 
     def _without_gap(self, tab: Tab) -> None:
-        """Who resumes each time, and is told each time that nothing is missing, has read all that was kept."""
+        """Check that a client that always resumes, and is never told of a gap, has read all kept pushes."""
         if not tab.resumes or tab.cut or not self._e.ordered:
             return
         read = {mark for _, mark, _ in tab.reads}
@@ -393,7 +393,7 @@ class _Check:
                     self._broken(Broken.GAP, what, request)
 
     def _withdrawn(self, request: Request, user: str) -> bool:
-        """Whether it was recalled, after it had been read elsewhere: then nobody is shown it any more."""
+        """Whether it was recalled after another client had read it: then no other client is shown it."""
         return any(recall.names(request, user) for recall in self._e.recalls.values())
 
     # --- I2, I3 ---

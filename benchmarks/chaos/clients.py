@@ -1,8 +1,8 @@
-"""Recording clients: each remembers every push that it read, before a pong for it can leave.
+"""Recording clients: each records every push that it reads, before a pong for it can be sent.
 
-Around websockets' sans-I/O ClientProtocol, so that a client decides byte by byte what a peer does: answer a
-ping or be reset in its place, read or not, acknowledge or not. What is recorded is recorded when it happens
-on this side of the wire; nothing the bridge says about it is believed.
+They use websockets' sans-I/O ClientProtocol, so that a client decides byte by byte what a peer does: answer a
+ping or reset the connection instead, read or not, acknowledge or not. Everything is recorded when it happens
+on this side of the connection, without trusting what the bridge reports.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ENVELOPE = Subprotocol("bridge.v1.json")
 _RESET = struct.pack("ii", 1, 0)
 CONNECT_TIMEOUT = 10.0
 RETRY_LEAST, RETRY_MOST = 0.1, 0.6
-"""Seconds before a client comes back."""
+"""Seconds before a client reconnects."""
 
 
 class Manner(enum.Enum):
-    """How a client behaves towards what it reads."""
+    """What a client does with what it reads."""
 
     READS = "reads"
     """As a browser: pongs, no acks."""
@@ -46,23 +46,23 @@ class Manner(enum.Enum):
     BARE = "bare"
     """Without the envelope."""
     NEVER_READS = "never reads"
-    """Shakes hands and reads nothing more."""
+    """Opens a session and reads nothing more."""
     RESETS = "resets"
-    """Resets its connection in place of the pong, then comes back."""
+    """Resets its connection instead of sending the pong, then reconnects."""
 
 
 class Witness:
-    """What all clients of a run have seen."""
+    """What all clients of a run have read."""
 
     def __init__(self) -> None:
         self.shown: dict[tuple[str, str], Showing] = {}
         self.strangers: list[str] = []
-        """Frames that were no push of a run."""
+        """Frames that were not a push of a run."""
         self.first_read: float | None = None
         """Monotonic seconds of the first push since `begin`."""
 
     def begin(self) -> None:
-        """From now on the first push counts."""
+        """Wait for the first push from now on."""
         self.first_read = None
 
     def saw(self, client: Client, mark: str, session: str) -> Showing:
@@ -165,7 +165,7 @@ class _Connection(asyncio.Protocol):
         manner = client.manner
         acks = manner is Manner.ACKS or (manner is Manner.ACKS_SOME and self._taken % 2)
         if acks and self._protocol.state is OPEN:
-            # Noted first: a crash of ours may leave an ack noted and not sent, never the other way round.
+            # Recorded first: if we crash, an ack may be recorded and not sent, never sent and not recorded.
             showing.acked = True
             ack = {"type": "ack", "id": message["id"], "tenant": message.get("tenant")}
             self._protocol.send_text(json.dumps(ack).encode())
@@ -173,7 +173,7 @@ class _Connection(asyncio.Protocol):
             self.reset()
 
     def _write(self) -> bool:
-        """Write what the protocol has to say; whether the transport took it."""
+        """Write what the protocol has to send; returns whether the transport took it."""
         writes = self._protocol.data_to_send()
         if self._transport is None or self._transport.is_closing():
             return False
@@ -198,7 +198,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """One browser's tab: connects, comes back whenever it loses the connection, and records."""
+    """One browser tab: connects, reconnects whenever it loses the connection, and records."""
 
     def __init__(
         self,
@@ -217,13 +217,13 @@ class Client:
         self.witness = witness
         self.connects = 0
         self.codes: list[int] = []
-        """Close codes that it saw."""
+        """Close codes that it received."""
         self.session = ""
-        """The session it has now, where it knows."""
+        """Its present session, if it knows it."""
         self.tab = Tab(user, acks=manner is Manner.ACKS)
-        """What it knows, for the checker."""
+        """Its evidence for the checker."""
         self.last = ""
-        """The push that it has seen last, where it knows its id."""
+        """The push that it has seen last, if it knows its id."""
         self.sessions: list[str] = []
         self._port = port
         self._rng = rng
@@ -233,7 +233,7 @@ class Client:
         self._away.set()
 
     def session_opened(self, session: str, complete: bool) -> None:
-        """It was welcomed."""
+        """It has received a welcome."""
         self.session = session
         self.sessions.append(session)
         self.tab.cut += not complete
@@ -248,7 +248,7 @@ class Client:
 
     @property
     def stays(self) -> bool:
-        """Whether it reads what comes, and can be held to it."""
+        """Whether it reads everything, so that the checker may expect it to."""
         return self.manner not in (Manner.NEVER_READS, Manner.RESETS)
 
     @property
@@ -261,7 +261,7 @@ class Client:
         self._task = asyncio.create_task(self._live(), name=f"client {self.number} of {self.user}")
 
     async def stop(self) -> None:
-        """Leave for good. Raises what its task died of."""
+        """Disconnect for good. Raises the error that ended its task."""
         if self._task is None:
             return
         self._task.cancel()
@@ -271,7 +271,7 @@ class Client:
             return
 
     def drop(self) -> None:
-        """Reset its connection; it comes back."""
+        """Reset its connection; it reconnects."""
         if self._connection is not None:
             self._connection.reset()
 
@@ -281,7 +281,7 @@ class Client:
             self._connection.freeze()
 
     def go_away(self) -> None:
-        """Reset its connection and stay away until `come_back`."""
+        """Reset its connection and stay disconnected until `come_back`."""
         self._away.clear()
         self.drop()
 
@@ -312,7 +312,7 @@ class Client:
                 self._connection = connection
                 await connection.gone
             except (OSError, TimeoutError):
-                pass  # it comes back below
+                pass  # it reconnects below
             finally:
                 connection.reset()
                 self._connection = None

@@ -1,6 +1,6 @@
 """Cuts a connection to Postgres at the statement that writes rows: before, in the middle, or after it.
 
-Reads the frontend's messages just far enough to know that statement: Parse names the prepared statement and
+It parses the frontend's messages just far enough to recognise that statement: Parse names the prepared statement and
 its text, Bind runs it. https://www.postgresql.org/docs/15/protocol-message-formats.html
 """
 
@@ -24,13 +24,13 @@ class Cut(enum.Enum):
     HALF = "half"
     """Half of it does."""
     UNANSWERED = "unanswered"
-    """It does, and the connection is reset at once: the server may commit or not."""
+    """All of it does, and the connection is reset at once: the server may commit or not."""
     ANSWER_LOST = "answer lost"
-    """It is committed, and its answer is swallowed."""
+    """It is committed, and its answer is discarded."""
 
 
 class CommitCutter:
-    """Looks at what goes through a proxy; once armed, it cuts the next write."""
+    """Watches what goes through a proxy; once armed, it cuts the next write."""
 
     def __init__(self) -> None:
         self._how: Cut | None = None

@@ -1,6 +1,6 @@
-"""What a run knows, each side on its own: what was published, shown, written down and sent back.
+"""The evidence of a run, from each side separately: what was published, shown, recorded and sent back.
 
-Nothing here asks the bridge: publishers know what the broker confirmed, clients what they read and sent,
+None of it comes from the bridge: publishers know what the broker confirmed, clients what they read and sent,
 the database holds the rows, the broker the receipts and dead letters. The checker compares them.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 LASTS = 3600.0
-"""Seconds of ttl that no run outlives."""
+"""Seconds of ttl, longer than any run."""
 
 
 class Fate(enum.Enum):
@@ -23,7 +23,7 @@ class Fate(enum.Enum):
     PUSHED = "pushed"
     """As a push: a row for each of its users."""
     REJECTED = "rejected"
-    """As one rejected row, and in `push.dead`."""
+    """As one rejected row, and a dead letter."""
 
 
 class To(enum.Enum):
@@ -36,16 +36,16 @@ class To(enum.Enum):
 
 @dataclass(slots=True)
 class Request:
-    """A request that a publisher made, and what became of publishing it."""
+    """A request that a publisher made, and how often it was published and confirmed."""
 
     mark: str
     """Unique; in the data of a push, in `meta` and in the body of a rejected one."""
     push_id: str
-    """Empty where it has none that the bridge could use: then its row is found by the mark."""
+    """Empty if it has none that the bridge could use: then its row is found by the mark."""
     tenant: str = ""
     to: To = To.USERS
     users: frozenset[str] = frozenset()
-    """Who may be shown it; for `ALL` nobody in particular, and everyone may."""
+    """Who may be shown it; empty for `ALL`, when everyone may."""
     session: str = ""
     fate: Fate = Fate.PUSHED
     copies: int = 0
@@ -55,13 +55,13 @@ class Request:
     replies: set[str] = field(default_factory=set)
     """Correlation ids of confirmed copies that asked for a receipt."""
     excused: str = ""
-    """Why the broker may have lost it: the queue was deleted under it."""
+    """Why the broker may have lost it, such as a deleted queue; empty if it must not be lost."""
     confirm: str = "received"
     ttl: float = 0.0
     """Seconds that it is kept."""
     collapse_key: str = ""
     expiration: bool = False
-    """The broker was told to give it up after a while."""
+    """Whether it has an expiration, after which the broker gives it up."""
     first_published: float = math.inf
     """Monotonic seconds at which it was first handed to the broker's connection."""
     first_confirmed: float = math.inf
@@ -69,11 +69,11 @@ class Request:
 
     @property
     def lasts(self) -> bool:
-        """Kept for longer than any run."""
+        """Whether it is kept for longer than any run."""
         return self.ttl >= LASTS
 
     def publishing(self) -> None:
-        """A copy goes out now."""
+        """A copy is published now."""
         self.copies += 1
         self.first_published = min(self.first_published, time.monotonic())
 
@@ -83,7 +83,7 @@ class Request:
         self.first_confirmed = min(self.first_confirmed, time.monotonic())
 
     def before(self, other: Request) -> bool:
-        """Whether this was in the queue for certain when the other was first published."""
+        """Whether this was certainly in the queue when the other was first published."""
         return self.first_confirmed < other.first_published
 
 
@@ -102,7 +102,7 @@ class Recall:
     """Monotonic seconds of the last answer."""
 
     def names(self, request: Request, user: str | None) -> bool:
-        """Whether it may have ended this push: taken before the recall was carried out."""
+        """Whether it may have ended this push, which was taken before the recall was carried out."""
         if request.tenant != self.tenant or request.first_published > self.replied:
             return False
         if self.push_id:
@@ -111,7 +111,7 @@ class Recall:
 
 
 class RowKey(NamedTuple):
-    """What one row stands for; no user: None."""
+    """The key of a row; None if it has no user."""
 
     tenant: str
     push_id: str
@@ -132,20 +132,20 @@ class Row(NamedTuple):
     node: str = ""
     attempts: int = 0
     lapsed: bool = False
-    """It is kept, and its ttl has ended."""
+    """Whether it is kept, and its ttl is over."""
 
 
 @dataclass
 class Tab:
-    """What one client knows that reads and stays until the end."""
+    """The evidence of one client that reads and stays until the end."""
 
     user: str
     reads: list[tuple[int, str, float]] = field(default_factory=list)
-    """(its how-manieth connection, mark, monotonic seconds) of each push it read, in order."""
+    """(number of the connection, mark, monotonic seconds) of each push it read, in order."""
     acks: bool = False
-    """It acknowledges each push."""
+    """Whether it acknowledges each push."""
     resumes: bool = False
-    """It says which push it has seen last whenever it comes back."""
+    """Whether it resumes after the last push seen whenever it reconnects."""
     since: float = math.inf
     """Monotonic seconds of the first push it could name."""
     cut: int = 0
@@ -154,16 +154,16 @@ class Tab:
 
 @dataclass(slots=True)
 class Showing:
-    """What one user was shown of one push, over all of the user's clients."""
+    """How one push was shown to one user, over all of the user's clients."""
 
     times: Counter[int] = field(default_factory=Counter)
     """Client to how often it read the push."""
     sessions: set[str] = field(default_factory=set)
-    """Sessions that read it, where the client knew its session."""
+    """Sessions that read it, if the client knew its session."""
     ponged: bool = False
-    """A pong was written after it was read."""
+    """Whether a pong was written after it was read."""
     acked: bool = False
-    """An ack frame for it was written."""
+    """Whether an ack frame for it was written."""
 
 
 class Depth(NamedTuple):
@@ -174,7 +174,7 @@ class Depth(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a receipt says, whose receipt it is aside."""
+    """The content of a receipt, without its key."""
 
     outcome: str
     reason: str
@@ -199,19 +199,19 @@ class Evidence:
     recalls: dict[str, Recall] = field(default_factory=dict)
     """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
-    """Marks in the bodies in `push.dead`; what the broker gave up lies there as it was, a batch as a whole."""
+    """Marks in the bodies in `push.dead`; messages that the broker gave up are there as they were, batches whole."""
     queues: dict[str, Depth] = field(default_factory=dict)
     tabs: list[Tab] = field(default_factory=list)
     shaken: list[float] = field(default_factory=list)
-    """Monotonic seconds at which the broker may have taken messages back, to give them out in another order:
+    """Monotonic seconds at which the broker may have taken messages back, to deliver them in another order:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
-    """Whether order is looked at, and what a resume leaves out: all sessions are at one bridge."""
+    """Whether order and resumes are checked: only if all sessions are at one bridge."""
     deadly: set[str] = field(default_factory=set)
-    """Marks of requests that the bridge dies of whenever it handles them."""
+    """Marks of requests that kill the bridge whenever it handles them."""
     given_back: bool = False
-    """Somebody else took messages and gave them back, as often as the broker allows."""
+    """Whether another consumer returned messages as often as the broker allows."""
     mailbox: int = 0
-    """Pushes that a mailbox holds; 0: more than a run publishes."""
+    """Pushes that a mailbox holds; 0 means more than a run publishes."""
     troubles: list[str] = field(default_factory=list)
-    """What else must not be: a bridge that ended by itself, a drain that failed."""
+    """Other failures: a bridge that ended by itself, a drain that failed."""

@@ -9,12 +9,12 @@ from benchmarks.chaos.stage import Act
 
 
 class NotPossible(Exception):
-    """This machine can't make the fault; it is reported as not run, with the reason."""
+    """This machine can't make the fault; it is reported as not run, with the cause."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A way in which a day may be bad."""
+    """A fault, and how to make it."""
 
     name: str
     about: str
@@ -37,7 +37,7 @@ def fault(
     settings: Mapping[str, object] | None = None,
     short: bool = False,
 ) -> Callable[[Act], Act]:
-    """Enter a function into the list; its docstring says what it does."""
+    """Add a function to the list; its docstring says what it does."""
 
     def enter(act: Act) -> Act:
         assert name not in FAULTS, name

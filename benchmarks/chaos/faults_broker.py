@@ -13,9 +13,9 @@ from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
 SETTLES = 1.0
-"""Seconds between two faults: a quorum queue of RabbitMQ 3.10 needs them."""
+"""Seconds between two faults, which a quorum queue of RabbitMQ 3.10 needs."""
 HALF_OPEN = 35.0
-"""Seconds in which the broker must notice a silent connection: three heartbeats of ten, and some."""
+"""Seconds in which the broker must notice a silent connection: three heartbeats of ten seconds, and a margin."""
 
 
 @fault("broker restarted")
@@ -33,7 +33,7 @@ async def restart(stage: Stage) -> int:
 
 @fault("broker kill -9")
 async def killed(stage: Stage) -> int:
-    """The broker dies as in a power cut, and comes back with what it had confirmed."""
+    """The broker is killed as in a power cut, and restarts with what it had confirmed."""
     for _ in range(3):
         await asyncio.to_thread(stage.servers.rabbit.kill)
         await stage.sleep_some(0.0, 1.0)
@@ -68,7 +68,7 @@ async def frozen(stage: Stage) -> int:
 
 @fault("memory alarm: publishing blocked")
 async def memory_alarm(stage: Stage) -> int:
-    """The broker takes no publishes: receipts become debts, and what is queued is still taken and acked."""
+    """The broker blocks publishers: rows owe receipts, and queued messages are still taken and acked."""
     for _ in range(2):
         await stage.block_publishers()
         try:
@@ -82,12 +82,12 @@ async def memory_alarm(stage: Stage) -> int:
 
 @fault("AMQP half-open", proxied=["amqp"])
 async def half_open(stage: Stage) -> int:
-    """The bridge's connections to the broker fall silent without a word; new ones work."""
+    """The bridge's connections to the broker fall silent and stay open; new ones work."""
     stage.amqp.silence()
     await stage.bridge.unready()
     stage.now_healed()
     await stage.bridge.ready()
-    # What the silent connection holds comes back only when the broker has noticed, too.
+    # The messages of the silent connection come back only when the broker has noticed, too.
     await asyncio.sleep(HALF_OPEN)
     return 1
 
@@ -119,7 +119,7 @@ async def cut(stage: Stage) -> int:
 
 @fault("AMQP late and slow", proxied=["amqp"])
 async def slow(stage: Stage) -> int:
-    """Each chunk to and from the broker is 150 ms late; then the line takes 60 kB/s."""
+    """Each chunk to and from the broker is 150 ms late; then the connection carries 60 kB/s."""
     stage.amqp.latency = 0.15
     await stage.load(6)
     stage.amqp.heal()
@@ -132,7 +132,7 @@ async def slow(stage: Stage) -> int:
 
 @fault("AMQP unreachable for 10 s", proxied=["amqp"])
 async def unreachable(stage: Stage) -> int:
-    """Connections are reset and new ones refused, while publishers go on."""
+    """Connections are reset and new ones refused, while publishers continue."""
     stage.amqp.refuse = True
     stage.amqp.reset()
     await stage.load(10)
@@ -155,7 +155,7 @@ async def closed_by_operator(stage: Stage) -> int:
 
 @fault("queue deleted")
 async def queue_deleted(stage: Stage) -> int:
-    """push.requests is deleted under the bridge: what was in it is gone, what comes after is not."""
+    """push.requests is deleted while the bridge runs: what was in it is lost, what comes later is not."""
     for _ in range(2):
         async with channel(stage.url) as c:
             await c.queue_delete("push.requests")
@@ -203,7 +203,7 @@ async def expired(stage: Stage) -> int:
 
 @fault("messages reach the broker's delivery limit")
 async def delivery_limit(stage: Stage) -> int:
-    """Somebody else takes messages and gives them back, until the broker gives them up."""
+    """Another consumer takes messages and returns them, until the broker gives them up."""
     stage.evidence.given_back = True
     await stage.bridge.kill()
     await stage.load(1)
@@ -231,7 +231,7 @@ async def delivery_limit(stage: Stage) -> int:
 
 @fault("half-open first taker, second bridge takes over", proxied=["amqp"])
 async def two_takers(stage: Stage) -> int:
-    """The first bridge loses the broker without noticing; its messages are given to a second one."""
+    """The first bridge loses the broker without noticing; its messages are delivered to a second one."""
     stage.amqp_proxied = False
     stage.evidence.ordered = False
     second = await stage.start_bridge("n2")

@@ -1,4 +1,4 @@
-"""Faults of the peers: slow, gone, reset, all at once; and publishers that say everything a hundred times."""
+"""Faults of the peers: slow, vanished, reset, all at once; and publishers that repeat everything a hundred times."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
 STORM = 2000
-"""Clients that come back at once."""
+"""Clients that reconnect at once."""
 COPIES = 100
 """How often the same id is published."""
 
 
 @fault("clients that never read")
 async def never_read(stage: Stage) -> int:
-    """Some clients shake hands and read nothing more; they get more than all buffers on the way hold."""
+    """Some clients open a session and read nothing; they are sent more than all buffers on the way hold."""
     slow = [f"frozen{i}" for i in range(5)]
     for user in slow:
         await stage.add_client(user, Manner.NEVER_READS)
@@ -28,7 +28,7 @@ async def never_read(stage: Stage) -> int:
 
 @fault("clients that vanish without a FIN")
 async def vanish(stage: Stage) -> int:
-    """Behind a proxy that swallows everything: no close, no reset, no answer."""
+    """The clients are behind a proxy that discards everything: no close, no reset, no answer."""
     users = [f"behind{i}" for i in range(8)]
     gone = [await stage.add_client(user, Manner.READS, lambda: stage.websocket.port) for user in users]
     await stage.publish_now([stage.requests[0].to(u) for u in users])
@@ -43,7 +43,7 @@ async def vanish(stage: Stage) -> int:
 
 @fault("clients that reset between send and pong", short=True)
 async def reset_before_pong(stage: Stage) -> int:
-    """Each reads a push and resets its connection in place of the pong, then comes back."""
+    """Each client reads a push, resets its connection instead of sending the pong, and reconnects."""
     users = [f"flaky{i}" for i in range(8)]
     for user in users:
         await stage.add_client(user, Manner.RESETS)
@@ -57,7 +57,7 @@ async def reset_before_pong(stage: Stage) -> int:
 
 @fault("clients that come and go")
 async def come_and_go(stage: Stage) -> int:
-    """A third of all clients is reset at random moments, and comes back."""
+    """A third of all clients is reset at random moments, and reconnects."""
     times = 15 * stage.scale.repeats
     for _ in range(times):
         for client in stage.rng.sample(stage.clients, len(stage.clients) // 3):
@@ -69,7 +69,7 @@ async def come_and_go(stage: Stage) -> int:
 
 @fault("2,000 reconnects at once")
 async def storm(stage: Stage) -> int:
-    """2,000 clients more are reset at once and come back at once, under load."""
+    """2,000 more clients are reset at once and reconnect at once, under load."""
     crowd = [stage.new_client(f"crowd{i}", Manner.READS) for i in range(STORM)]
     for client in crowd:
         client.start()
@@ -85,7 +85,7 @@ async def storm(stage: Stage) -> int:
 
 @fault("the same id a hundred times")
 async def same_id(stage: Stage) -> int:
-    """Requests that are published a hundred times each, in random order, some after their end."""
+    """Requests that are published a hundred times each, in random order, some after they have ended."""
     users = [f"u{i}" for i in range(stage.scale.users)]
     envelopes = [stage.requests[0].to(stage.rng.choice(users)) for _ in range(10)]
     envelopes += [stage.requests[0].to(*stage.rng.sample(users, 3)) for _ in range(5)]

@@ -16,12 +16,12 @@ from benchmarks.chaos.fault import NotPossible, fault
 from benchmarks.chaos.stage import Stage
 
 BUSY = "all connections are busy"
-"""Why the bridge is not ready when its own connections are all lent."""
+"""The cause that the bridge gives when all its own connections are in use."""
 
 
 @fault("Postgres stopped fast")
 async def stopped_fast(stage: Stage) -> int:
-    """Sessions of the database are ended with an error, and it is away for some seconds."""
+    """Sessions of the database are ended with an error, and it is down for some seconds."""
     for _ in range(2):
         await asyncio.to_thread(stage.servers.postgres.stop, "fast")
         await stage.sleep_some(1, 5)
@@ -34,7 +34,7 @@ async def stopped_fast(stage: Stage) -> int:
 
 @fault("Postgres stopped immediately")
 async def stopped_immediately(stage: Stage) -> int:
-    """It goes without a checkpoint and comes back through recovery."""
+    """It stops without a checkpoint and restarts through recovery."""
     for _ in range(3):
         await asyncio.to_thread(stage.servers.postgres.stop, "immediate")
         await stage.sleep_some(0, 2)
@@ -59,7 +59,7 @@ async def frozen(stage: Stage) -> int:
 
 @fault("Postgres half-open", proxied=["postgres"])
 async def half_open(stage: Stage) -> int:
-    """The bridge's connections to the database fall silent without a word; new ones work."""
+    """The bridge's connections to the database fall silent and stay open; new ones work."""
     for _ in range(2):
         stage.postgres.silence()
         stage.now_healed()
@@ -70,7 +70,7 @@ async def half_open(stage: Stage) -> int:
 
 @fault("Postgres reset", proxied=["postgres"])
 async def reset(stage: Stage) -> int:
-    """The connections to the database are reset in the middle of whatever they do."""
+    """The connections to the database are reset at random moments."""
     times = 4 * stage.scale.repeats
     for _ in range(times):
         await stage.sleep_some(0.05, 0.6)
@@ -94,10 +94,10 @@ async def cut(stage: Stage) -> int:
 
 @fault("cut during COMMIT", proxied=["postgres"], short=True)
 async def cut_at_commit(stage: Stage) -> int:
-    """The connection ends with a write under way: before it, in the middle, or with its answer swallowed."""
+    """The connection ends during a write: before it, in the middle, or before its answer arrives."""
     cutter = CommitCutter()
     stage.postgres.look = cutter.look
-    # It must have seen each connection from its beginning, where the statement gets its name.
+    # It must see each connection from its beginning, where the statement gets its name.
     stage.postgres.reset()
     times = 0
     for _ in range(2 * stage.scale.repeats):
@@ -115,7 +115,7 @@ async def cut_at_commit(stage: Stage) -> int:
 
 @fault("Postgres late and slow", proxied=["postgres"])
 async def slow(stage: Stage) -> int:
-    """Each chunk to and from the database is 200 ms late; then the line takes 100 kB/s."""
+    """Each chunk to and from the database is 200 ms late; then the connection carries 100 kB/s."""
     stage.postgres.latency = 0.2
     await stage.load(6)
     stage.postgres.heal()
@@ -139,7 +139,7 @@ async def lock_wait(stage: Stage) -> int:
 
 @fault("rows locked by somebody else")
 async def rows_locked(stage: Stage) -> int:
-    """A transaction holds every row that is not final, again and again."""
+    """A transaction locks every row that is not final, again and again."""
     times = 2 * stage.scale.repeats
     for _ in range(times):
         async with await psycopg.AsyncConnection.connect(stage.dsn) as locker:
@@ -153,7 +153,7 @@ async def rows_locked(stage: Stage) -> int:
 
 @fault("connections exhausted")
 async def exhausted(stage: Stage) -> int:
-    """Others hold every connection that the server gives out, and the bridge's own are ended."""
+    """Others hold every connection that the server allows, and the bridge's own are closed."""
     async with all_connections(stage):
         await stage.load(8)
     stage.now_healed()
@@ -162,7 +162,7 @@ async def exhausted(stage: Stage) -> int:
 
 @asynccontextmanager
 async def all_connections(stage: Stage) -> AsyncIterator[None]:
-    """Hold every connection that the server gives out, those of the bridge as well."""
+    """Hold every connection that the server allows, those of the bridge as well."""
     async with AsyncExitStack() as stack:
 
         async def take() -> psycopg.AsyncConnection | None:
@@ -179,7 +179,7 @@ async def all_connections(stage: Stage) -> AsyncIterator[None]:
             await held.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'bridge %'"
             )
-        # What became free is taken as well, by whoever is first.
+        # A connection that becomes free is taken as well, by whichever side is first.
         for _ in range(8):
             if await take() is None:
                 break
@@ -188,7 +188,7 @@ async def all_connections(stage: Stage) -> AsyncIterator[None]:
 
 @fault("the bridge's pool exhausted", proxied=["postgres"])
 async def pool_exhausted(stage: Stage) -> int:
-    """It has one connection, each answer is late, and whoever waits too long for the connection gets none."""
+    """It has one connection, each answer is late, and callers that wait too long for the connection get none."""
     await stage.bridge.stop()
     stage.bridge.pool = 1
     await stage.bridge.start()
@@ -201,7 +201,7 @@ async def pool_exhausted(stage: Stage) -> int:
     stage.postgres.heal()
     stage.now_healed()
     if not times:
-        stage.evidence.troubles.append("nobody waited in vain for a connection: the fault was not made")
+        stage.evidence.troubles.append("no caller failed to get a connection: the fault was not made")
     return 1
 
 
@@ -222,7 +222,7 @@ async def cancelled(stage: Stage) -> int:
 
 @fault("disk full for WAL")
 async def disk_full(stage: Stage) -> int:
-    """The write-ahead log is on a small tmpfs that fills up: Postgres panics and can't come back for a while."""
+    """The write-ahead log is on a small tmpfs that fills up: Postgres panics and can't restart for a while."""
     async with wal_on_a_small_disk(stage) as disk:
         await stage.bridge.ready()
         await stage.load(1)
@@ -244,7 +244,7 @@ async def wal_on_a_small_disk(stage: Stage) -> AsyncIterator[Path]:
     postgres = stage.servers.postgres
     disk.mkdir(exist_ok=True)
     if not await _done("mount", "-t", "tmpfs", "-o", "size=300m,mode=0700", "chaos-wal", disk):
-        raise NotPossible("mounting a tmpfs is not allowed here")
+        raise NotPossible("a tmpfs can't be mounted here")
     try:
         await asyncio.to_thread(postgres.stop, "fast")
         owner = wal.stat()
@@ -269,14 +269,14 @@ async def wal_on_a_small_disk(stage: Stage) -> AsyncIterator[Path]:
 
 
 async def fill_up(stage: Stage, disk: Path) -> None:
-    """Take all the room on the disk of the write-ahead log for some seconds, and bring Postgres back."""
+    """Fill the disk of the write-ahead log for some seconds, and start Postgres again."""
     ballast = disk / "ballast"
     try:
         _fill(ballast)
         await _switch_wal(stage)
         await stage.load(4)
     finally:
-        # It has panicked by now; while there is no room it may not come up at all.
+        # It has panicked by now; while there is no space it may not start at all.
         ballast.unlink()
     await asyncio.to_thread(stage.servers.postgres.stop, "immediate")
     await asyncio.to_thread(stage.servers.postgres.start)
@@ -294,7 +294,7 @@ async def _must(*command: str | Path) -> None:
 
 
 def _fill(ballast: Path) -> None:
-    """Take all the room that is left."""
+    """Fill all the space that is left."""
     with ballast.open("wb", buffering=0) as file:
         for block in (1 << 20, 1 << 12):
             try:
@@ -305,7 +305,7 @@ def _fill(ballast: Path) -> None:
 
 
 async def _switch_wal(stage: Stage) -> None:
-    """Have a new segment made, for which there is no room."""
+    """Make Postgres start a new segment, for which there is no space."""
     for _ in range(20):
         try:
             await stage.execute("select pg_switch_wal()")

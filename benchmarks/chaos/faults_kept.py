@@ -1,4 +1,4 @@
-"""Faults of kept pushes: everyone away and back, mailboxes that are full, and death in the middle of a replay."""
+"""Faults of kept pushes: everyone absent and back, mailboxes that are full, and a kill in the middle of a replay."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REPLAY_POINTS = (
     ("after a resume is found", 2),
     ("after send", 60),
 )
-"""Where to die in a replay, and at the how-manieth time at most: one page is read for many sessions."""
+"""Where to die in a replay, and the highest number of passes before it: one page is read for many sessions."""
 
 
 async def _park(stage: Stage, users: Sequence[str], count: int) -> None:
-    """Keep so many pushes for each of these users."""
+    """Keep this many pushes for each of these users."""
     makes = stage.requests[0]
     await stage.publish_now([makes.to(*users, ttl=LONG) for _ in range(count)])
 
@@ -39,7 +39,7 @@ def _clients_of(stage: Stage, users: Sequence[str]) -> list[Client]:
 
 @fault("everyone away, and back at once", short=True)
 async def all_away(stage: Stage) -> int:
-    """All clients are gone for some seconds, while publishers go on, and come back at the same moment."""
+    """All clients disconnect for some seconds, while publishers continue, and reconnect at the same moment."""
     times = 1 if stage.scale.repeats == 1 else 3
     for _ in range(times):
         for client in stage.clients:
@@ -54,7 +54,7 @@ async def all_away(stage: Stage) -> int:
 
 @fault("users who arrive while it is stored")
 async def arriving(stage: Stage) -> int:
-    """Pushes are kept for users in the very moments in which their clients leave and come."""
+    """Pushes are kept for users at the moments in which their clients disconnect and connect."""
     users = [f"u{i}" for i in range(20)]
     clients = _clients_of(stage, users)
     times = 40 * stage.scale.repeats
@@ -70,7 +70,7 @@ async def arriving(stage: Stage) -> int:
 
 @fault("a full mailbox", settings={"mailbox_pushes": BOUND})
 async def full_mailbox(stage: Stage) -> int:
-    """Users who are away are sent more than their mailboxes hold."""
+    """Absent users are sent more than their mailboxes hold."""
     stage.evidence.mailbox = BOUND
     users = ["never1", "never2", *(f"u{i}" for i in range(10))]
     clients = _clients_of(stage, users)
@@ -86,7 +86,7 @@ async def full_mailbox(stage: Stage) -> int:
 
 @fault("kill -9 in the middle of a replay")
 async def in_replay(stage: Stage) -> int:
-    """Hundreds of pushes wait for users who come back at once, and the bridge dies while it sends them."""
+    """Hundreds of pushes wait for users who connect at once, and the bridge dies while it sends them."""
     users = [f"u{i}" for i in range(20)]
     clients = _clients_of(stage, users)
     times = 0
@@ -105,7 +105,7 @@ async def in_replay(stage: Stage) -> int:
 
 @fault("kill -9 when kept pushes end")
 async def at_their_ends(stage: Stage) -> int:
-    """Die before and after the database ends pushes that expired, were replaced, or were withdrawn."""
+    """Die before and after the database ends pushes that expired, were superseded, or were recalled."""
     points = (
         "before others are superseded",
         "after others are superseded",
@@ -122,7 +122,7 @@ async def at_their_ends(stage: Stage) -> int:
 
 
 async def _ending(stage: Stage) -> None:
-    """Pushes for somebody who never comes, that expire, replace each other, and are recalled, all the time."""
+    """Pushes for a user who never connects, that expire, replace each other, and are recalled, all the time."""
     makes, publisher = stage.requests[0], stage.publishers[0]
     while True:
         recalled = makes.to("never1", ttl=LONG)
@@ -134,7 +134,7 @@ async def _ending(stage: Stage) -> None:
 
 @fault("kill -9 when a full mailbox is cut", settings={"mailbox_pushes": BOUND})
 async def at_the_cut(stage: Stage) -> int:
-    """Die when the database has ended the oldest pushes of a mailbox, before anything of it is told."""
+    """Die when the database has ended the oldest pushes of a mailbox, before any receipt of it is sent."""
     stage.evidence.mailbox = BOUND
     feeding = asyncio.create_task(_overfill(stage), name="overfill")
     try:
@@ -145,7 +145,7 @@ async def at_the_cut(stage: Stage) -> int:
 
 
 async def _overfill(stage: Stage) -> None:
-    """More pushes, all the time, for somebody who never comes."""
+    """More pushes, all the time, for a user who never connects."""
     while True:
         stage.publishers[0].also([stage.requests[0].to("never1", ttl=LONG) for _ in range(BOUND)])
         await asyncio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""Faults of size: ordinary things at their largest, which must not keep anybody else from their pushes."""
+"""Faults of size: ordinary work at its largest, which must not delay anybody else's pushes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
 HELD_UP = 20.0
-"""Seconds in which somebody must have read a push, whatever else is going on."""
+"""Seconds in which some client must have read a push, whatever else happens."""
 HELD_LOOP = 0.25
-"""Seconds of CPU for which one thing may keep the event loop from everything else; the collector's pauses count."""
+"""Seconds of CPU for which one piece of work may block the event loop, pauses of the garbage collector included."""
 MANY = 3000
 """Users of one large push."""
 
 
 @asynccontextmanager
 async def others_are_served(stage: Stage) -> AsyncIterator[None]:
-    """In the block, and shortly after it, pushes are read all the time; else that is a trouble."""
+    """Check that pushes are read all the time in the block and shortly after it."""
     quiet = asyncio.create_task(_longest_silence(stage), name="longest silence")
     try:
         yield
@@ -42,21 +42,21 @@ async def _longest_silence(stage: Stage) -> None:
         began = time.monotonic()
         while stage.witness.first_read is None:
             if time.monotonic() - began > HELD_UP:
-                stage.evidence.troubles.append(f"nobody read a push for {HELD_UP:g} s beside a large one")
+                stage.evidence.troubles.append(f"no client read a push for {HELD_UP:g} s beside a large one")
                 return
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
 
 
 async def _loop_was_not_held(stage: Stage) -> None:
-    """Look at what the bridge says of its event loop."""
+    """Check what the bridge reports about its event loop."""
     held = await stage.bridge.metric("bridge_loop_held_seconds")
     if held is None or held > HELD_LOOP:
-        stage.evidence.troubles.append(f"the event loop was held for {held} s")
+        stage.evidence.troubles.append(f"the event loop was blocked for {held} s")
 
 
 def _to_many(stage: Stage, users: int, padding: int, excluded: int = 0) -> Envelope:
-    """A push to so many users who never come, kept for them."""
+    """A push to many users who never connect, kept for them."""
     envelope = stage.requests[0].to(*(f"absent{n}" for n in range(users)), padding=padding, ttl=LONG)
     if excluded:
         document = json.loads(envelope.body)
@@ -67,7 +67,7 @@ def _to_many(stage: Stage, users: int, padding: int, excluded: int = 0) -> Envel
 
 @fault("a message whose rows repeat a megabyte")
 async def repeating_rows(stage: Stage) -> int:
-    """Kept pushes to thousands of users, with data at the limit, and with thousands of sessions that are excepted."""
+    """Kept pushes to thousands of users, with data at the limit, and with thousands of sessions in `except`."""
     async with others_are_served(stage):
         for _ in range(2 * stage.scale.repeats):
             await stage.publish_now(
@@ -81,7 +81,7 @@ async def repeating_rows(stage: Stage) -> int:
 
 @fault("repeats of large kept pushes")
 async def large_repeats(stage: Stage) -> int:
-    """They are known by thousands of rows each, and come again and again, also after a kill -9."""
+    """The pushes have thousands of rows each, and are published again and again, also after a kill -9."""
     large = [_to_many(stage, MANY, 40_000) for _ in range(3)]
     await stage.publish_now(large)
     async with others_are_served(stage):
@@ -96,13 +96,13 @@ async def large_repeats(stage: Stage) -> int:
 
 @fault("ids that came long ago come again", settings={"id_memory_bytes": 1 << 16})
 async def forgotten_ids(stage: Stage) -> int:
-    """Thousands of ids fill a memory of the least size; a standby takes over, and all of them are published again."""
+    """Thousands of ids fill the smallest memory; a standby takes over, and all of them are published again."""
     users = [f"u{i}" for i in range(20)]
     makes = stage.requests[0]
     early = [makes.to(stage.rng.choice(users)) for _ in range(3000)]
     await stage.publish_now(early)
     await _all_have_ended(stage, early)
-    # What one takes, the sessions of the other learn when they come back, not before.
+    # Sessions of one bridge get what the other takes only when they reconnect.
     stage.evidence.ordered = False
     first, _ = stage.bridge, await stage.start_bridge("n2", id_memory_bytes=1 << 16)
     before = _times_read(stage, early)
@@ -114,7 +114,7 @@ async def forgotten_ids(stage: Stage) -> int:
     await stage.load(5)
     again = _times_read(stage, early) - before
     if again:
-        stage.evidence.troubles.append(f"{again} pushes were sent again to whom they had been proven")
+        stage.evidence.troubles.append(f"{again} pushes were sent again to users who had proven them")
     await first.start()
     await first.ready()
     stage.come_back_at_last = list(stage.clients)
@@ -143,7 +143,7 @@ async def _all_have_ended(stage: Stage, envelopes: Sequence[Envelope]) -> None:
 
 @fault("sessions that resume from far back")
 async def far_resumes(stage: Stage) -> int:
-    """Sessions of one user come back, over and over, with thousands of pushes behind the last one seen."""
+    """Sessions of one user reconnect, over and over, with thousands of pushes after the last one seen."""
     makes = stage.requests[0]
     await stage.publish_now([makes.to("hoarder", ttl=LONG) for _ in range(3000)])
     clients = [stage.new_client("hoarder", (Manner.READS, Manner.ACKS)[n % 2]) for n in range(8)]
@@ -160,7 +160,7 @@ async def far_resumes(stage: Stage) -> int:
 
 @fault("a recall of a push to thousands")
 async def large_recall(stage: Stage) -> int:
-    """Kept for thousands of users and withdrawn, while the bridge is killed in the middle of it."""
+    """A push is kept for thousands of users and recalled, and the bridge is killed in the middle of the recall."""
     times = stage.scale.repeats
     for turn in range(times):
         large = _to_many(stage, MANY, 200)
@@ -195,7 +195,7 @@ async def _all_are_there(stage: Stage, request: Request) -> None:
 
 @fault("one row held by an operator")
 async def one_row_held(stage: Stage) -> int:
-    """A transaction that somebody forgot holds a few rows that are not final, for longer than any time limit."""
+    """A forgotten transaction locks a few rows that are not final, for longer than any time limit."""
     makes = stage.requests[0]
     await stage.publish_now([makes.to(f"absent{n}", ttl=LONG) for n in range(5)])
     async with await psycopg.AsyncConnection.connect(stage.dsn) as operator, others_are_served(stage):
@@ -203,7 +203,7 @@ async def one_row_held(stage: Stage) -> int:
         await stage.load(15)
         status, why = await stage.bridge.status()
         if status != 200:
-            stage.evidence.troubles.append(f"not ready beside a held row: {why}")
+            stage.evidence.troubles.append(f"not ready beside a locked row: {why}")
         await operator.rollback()
     stage.now_healed()
     return 1

@@ -1,4 +1,4 @@
-"""Everything at once: two faults of different parts at a time, until each has had its turn."""
+"""Mixed faults: two of different parts at a time, until each has been made."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.chaos.stage import QUORUM_SETTLES, Stage
 
 ROUNDS_OF_TWO_BRIDGES = 10
 STORM = 400
-"""Clients that come at once, beside whatever else happens."""
+"""Clients that connect at once, beside the other fault."""
 
 Piece: TypeAlias = Callable[[Stage], Awaitable[None]]
-"""Something bad that takes a few seconds at most, and needs nothing of its surroundings to be well. Raises NotMade."""
+"""A fault of a few seconds at most that does not need the other parts to work. Raises NotMade."""
 
 
 class NotMade(Exception):
-    """What else happened has made this impossible: it does not count."""
+    """The other fault has made this one impossible: it does not count."""
 
 
 # --- the bridge ---
@@ -103,7 +103,7 @@ async def _cancel_consumer(stage: Stage) -> None:
         async with channel(stage.url) as c:
             await c.queue_delete("push.fallen")
     except GONE as error:
-        raise NotMade from error  # the broker was taken away under it
+        raise NotMade from error  # the other fault took the broker down
 
 
 async def _reset_amqp(stage: Stage) -> None:
@@ -210,7 +210,7 @@ async def _locked(stage: Stage, how: str) -> None:
             await stage.sleep_some(1, 5)
             await locker.rollback()
     except psycopg.Error as error:
-        raise NotMade from error  # the database was taken away under it
+        raise NotMade from error  # the other fault took the database down
 
 
 async def _exhaust_connections(stage: Stage) -> None:
@@ -238,14 +238,14 @@ async def _fill_disk(stage: Stage) -> None:
         async with wal_on_a_small_disk(stage) as disk:
             await fill_up(stage, disk)
     except NotPossible as error:
-        raise NotMade from error  # the table says so in the line of that fault
+        raise NotMade from error  # the table has it in the line of that fault
 
 
 async def _midnight(stage: Stage) -> None:
     await roll_day(stage)
 
 
-# --- the clients, and those who publish ---
+# --- the clients and the publishers ---
 
 
 async def _drop_clients(stage: Stage) -> None:
@@ -344,15 +344,15 @@ PARTS: Mapping[str, tuple[Piece, ...]] = {
         *(_all_away, _arrive, _expire),
     ),
 }
-"""Each is dealt once. Midnight comes once in any run: ids are known for a day, and not for two."""
+"""Each is made once. Midnight comes once in any run: ids are known for a day, and not for two."""
 
 
 def dealt(stage: Stage) -> list[list[Piece]]:
-    """Pairs of different parts, in an order that the seed decides, until no two parts are left."""
+    """Pairs of different parts, in an order set by the seed, until no two parts are left."""
     left = {part: stage.rng.sample(pieces, len(pieces)) for part, pieces in PARTS.items()}
     rounds = []
     while sum(bool(pieces) for pieces in left.values()) > 1:
-        # Those with the most left are likelier, so that few are left over.
+        # Parts with the most faults left are more likely, so that few are left over.
         first = stage.rng.choices(list(left), [len(p) for p in left.values()])[0]
         rest = {part: pieces for part, pieces in left.items() if part != first}
         second = stage.rng.choices(list(rest), [len(p) ** 2 for p in rest.values()])[0]
@@ -362,7 +362,7 @@ def dealt(stage: Stage) -> list[list[Piece]]:
 
 @fault("mixed: two of these at a time", proxied=["amqp", "postgres"])
 async def mixed(stage: Stage) -> int:
-    """Faults of two parts at the same time, dealt by the seed; between them it may or may not recover."""
+    """Faults of two parts at the same time, chosen by the seed; the bridge may or may not recover between them."""
     stage.bridge.clock = stage.logs / "clock"
     stage.bridge.clock.write_text("0")
     await _kill_bridge(stage)
@@ -389,8 +389,8 @@ async def _made(stage: Stage, piece: Piece) -> bool:
 
 @fault("mixed: two bridges at one queue", proxied=["amqp", "postgres"])
 async def two_bridges(stage: Stage) -> int:
-    """A second bridge stands by; the queue goes from one to the other as they die, stop, or fall silent."""
-    # What one takes, the sessions of the other learn when they come back, not before.
+    """A second bridge stands by; the queue passes from one to the other as they die, stop, or fall silent."""
+    # Sessions of one bridge get what the other takes only when they reconnect.
     stage.evidence.ordered = False
     stage.amqp_proxied = stage.postgres_proxied = False
     first, second = stage.bridge, await stage.start_bridge("n2")
@@ -423,6 +423,6 @@ async def two_bridges(stage: Stage) -> int:
     stage.now_healed()
     for bridge in (first, second):
         await bridge.ready()
-    # A silent connection is noticed by the broker after three heartbeats; what it holds comes back then.
+    # The broker notices a silent connection after three heartbeats; its messages come back then.
     await stage.load(20)
     return made

@@ -13,14 +13,14 @@ from benchmarks.chaos.stage import Stage
 KILLS = 10
 """Random kills in the short run's unit; the full run makes five times as many."""
 KILLING_PACE = 0.4
-"""The load while it is killed over and over: what comes for the fifth time is handled alone, and at the full rate
-that would be nearly everything."""
+"""The load while it is killed over and over: a message that comes for the fifth time is handled alone, and at the
+full rate that would be almost all of them."""
 
 
 DEADLY = "deadly"
-"""The user whose pushes the bridge dies of."""
+"""The user whose pushes kill the bridge."""
 DEADLY_SECONDS = 180.0
-"""Seconds after which it should long have been given up."""
+"""Seconds after which the push must have been given up."""
 
 
 @fault("no fault")
@@ -76,7 +76,7 @@ async def _given_up(stage: Stage) -> bool:
 
 
 async def killed_at(stage: Stage, points: Sequence[str], most: int = 15) -> int:
-    """Die at each of these points, one of the first `most` times that it is passed; how often it happened."""
+    """Die at each of these points, one of the first `most` times that it is passed; returns how often it happened."""
     times = 0
     stage.pace = KILLING_PACE
     for _ in range(1 if stage.scale.repeats == 1 else 2):
@@ -97,13 +97,13 @@ async def at_send(stage: Stage) -> int:
 
 @fault("kill -9 before and after a commit", short=True)
 async def at_commit(stage: Stage) -> int:
-    """Die before rows are written, or when they are committed and nothing else is done."""
+    """Die before rows are written, or after they are committed, before anything else."""
     return await killed_at(stage, ["before commit", "after commit"])
 
 
 @fault("kill -9 before and after an ack")
 async def at_ack(stage: Stage) -> int:
-    """Die when all but the ack is done, or when it has just been written to the broker's socket."""
+    """Die when only the ack is left to do, or when it has just been written to the broker's socket."""
     return await killed_at(stage, ["before ack", "after ack"])
 
 
@@ -121,7 +121,7 @@ async def at_burial(stage: Stage) -> int:
 
 @fault("kill -9 before a debt is noted")
 async def at_debt_noted(stage: Stage) -> int:
-    """Die while the broker takes no publishes, when a row should have noted that it owes its receipt."""
+    """Die while the broker blocks publishers, when a row should have noted that it owes its receipt."""
     times = 0
     for _ in range(3):
         await stage.bridge.kill()
@@ -152,7 +152,7 @@ async def at_debt_cleared(stage: Stage) -> int:
 
 
 async def _parked_repeats(stage: Stage, user: str) -> None:
-    """Pushes that wait for an ack which never comes, each published twice, both asking for a receipt."""
+    """Pushes that wait for an ack that never comes, each published twice, both asking for a receipt."""
     number = 0
     while True:
         try:
@@ -179,13 +179,13 @@ async def _parked_repeats(stage: Stage, user: str) -> None:
 
 @fault("kill -9 when rows of a dead boot have ended")
 async def at_sweep(stage: Stage) -> int:
-    """Die after the sweep has ended what an earlier boot left, before anything of it is told."""
+    """Die after the sweep has ended what an earlier boot left, before any receipt of it is sent."""
     return await killed_at(stage, ["after dead rows end"])
 
 
 @fault("SIGTERM under load")
 async def sigterm(stage: Stage) -> int:
-    """Stop in order and start again: it must exit with 0 and give back what it has not settled."""
+    """Stop in order and start again: it must exit with 0 and return the messages that it has not settled."""
     times = 2 * stage.scale.repeats
     for _ in range(times):
         await stage.sleep_some(0.3, 1.5)

@@ -10,7 +10,7 @@ from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
 STEPS = (3600.0, -3600.0, 86_400.0 * 2, 0.0, -30.0, 90.0, 0.0)
-"""Seconds by which the bridge's clock is off, one after the other: never so many that what is kept for days ends."""
+"""Seconds by which the bridge's clock is off, one after the other: too few to expire pushes that are kept for days."""
 
 
 @fault("clock steps")
@@ -30,7 +30,7 @@ async def clock_steps(stage: Stage) -> int:
 
 @fault("midnight")
 async def midnight(stage: Stage) -> int:
-    """The log's day rolls over under load, while pushes are repeated that ended the day before."""
+    """The log's day changes under load, while pushes are repeated that ended the day before."""
     users = [f"u{i}" for i in range(stage.scale.users)]
     known = [stage.requests[0].to(stage.rng.choice(users), confirm="acked") for _ in range(50)]
     await stage.publish_now(known)
@@ -44,7 +44,7 @@ async def midnight(stage: Stage) -> int:
 
 
 async def roll_day(stage: Stage) -> None:
-    """What happens at midnight; it gives up when writers hold it up for a second, and is called again."""
+    """The work of midnight; it gives up when writers block it for a second, and is called again."""
     while True:
         try:
             await stage.execute("select roll_day(log_today() + 1)")

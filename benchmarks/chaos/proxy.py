@@ -14,7 +14,7 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with zero seconds: closing sends a reset."""
 
 Look = Callable[["Link", bool, bytes], bytes | None]
-"""Told of a chunk before it is passed on: (link, does it go up, its bytes); returns what is passed on. None
+"""Called with a chunk before it is passed on: (link, whether it goes up, its bytes); returns what is passed on. None
 ends the link with a reset."""
 
 
@@ -25,14 +25,14 @@ class Link:
         self._down = down
         self._up = up
         self.silent = False
-        """What comes is swallowed, both ways; both sides believe that the connection lives."""
+        """Everything is discarded, both ways; both sides believe that the connection is alive."""
         self.bytes_left: int | None = None
-        """Bytes, both ways together, until it is reset; None: it is not."""
+        """Bytes, both ways together, until it is reset; None means never."""
         self.notes: dict[str, object] = {}
-        """For whoever looks at the bytes."""
+        """State of the function that inspects the bytes."""
 
     def reset(self) -> None:
-        """Reset it towards both sides."""
+        """Reset the connections to both sides."""
         for writer in (self._down, self._up):
             sock = writer.get_extra_info("socket")
             if sock is not None and not writer.transport.is_closing():
@@ -41,7 +41,7 @@ class Link:
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to one address, as its attributes say."""
+    """Listens on a port of its own and passes everything on to one address, in the way its attributes say."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -49,7 +49,7 @@ class Proxy:
         self.latency = 0.0
         """Seconds that each chunk is kept back."""
         self.bytes_per_second: float | None = None
-        """The pace, for each link and way; None: as fast as it goes."""
+        """The pace, for each link and way; None means as fast as possible."""
         self.refuse = False
         """Reset every new connection."""
         self.look: Look | None = None
@@ -74,28 +74,28 @@ class Proxy:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def reset(self) -> None:
-        """Reset all links that there are."""
+        """Reset all open links."""
         for link in list(self.links):
             link.reset()
 
     def silence(self) -> int:
-        """Make all links that there are half-open; new ones work. Returns how many."""
+        """Make all open links half-open; new ones work. Returns how many."""
         for link in self.links:
             link.silent = True
         return len(self.links)
 
     def cut_after(self, count: int) -> None:
-        """Reset each link that there is after so many more bytes."""
+        """Reset each open link after this many more bytes."""
         for link in self.links:
             link.bytes_left = count
 
     def cut_after_nothing(self) -> None:
-        """No link is to end any more that has not ended yet."""
+        """Cancel the resets that have not happened yet."""
         for link in self.links:
             link.bytes_left = None
 
     def heal(self) -> None:
-        """Behave from now on. Links that are silent stay so: a half-open connection never comes back."""
+        """Work normally from now on. Silent links stay silent: a half-open connection never recovers."""
         self.latency = 0.0
         self.bytes_per_second = None
         self.refuse = False
@@ -152,7 +152,7 @@ class Proxy:
                 link.bytes_left -= len(data)
             writer.write(data)
             if link.bytes_left == 0:
-                # What was let through must reach the other side before the reset overtakes it.
+                # What was passed on must reach the other side before the reset overtakes it.
                 await asyncio.sleep(0.01)
                 link.reset()
                 return
@@ -161,8 +161,8 @@ class Proxy:
             writer.write_eof()
 
     async def _read(self, link: Link, reader: asyncio.StreamReader) -> bytes:
-        """The next chunk, empty at the end. A silent link has no end: when one side has noticed, the other is
-        left in its belief until it notices by itself."""
+        """The next chunk, empty at the end. A silent link has no end: when one side has noticed, the other
+        is not told until it notices by itself."""
         try:
             data = await reader.read(CHUNK)
         except OSError:

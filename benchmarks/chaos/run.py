@@ -49,16 +49,16 @@ MODULES: Final = (
     faults_time,
     faults_mixed,
 )
-"""Importing them enters their faults, in the order of the table."""
+"""Importing them adds their faults to the list, in the order of the table."""
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
 RUN_TIMEOUT: Final = 900.0
-"""Seconds after which a run has failed, whatever it waits for."""
+"""Seconds after which a run has failed in any case."""
 STORIES, STORIES_SHORT = 5000, 300
-"""Generated stories of the core that are played before the faults."""
+"""Generated stories of the core that are run before the faults."""
 SHORT_AT_ONCE: Final = 4
-"""Faults of the short run that are under way at the same time: they wait more than they work."""
+"""Faults of the short run that are made at the same time: they wait more than they work."""
 VIOLATIONS_SHOWN: Final = 5
-"""Violations of each kind whose whole story is told."""
+"""Violations of each kind that are printed with all evidence."""
 MORE_SHOWN: Final = 20
 
 
@@ -71,12 +71,12 @@ class Line:
     not_run: str = ""
     """Why this machine could not make it."""
     failed: str = ""
-    """What the run died of."""
+    """The error that ended the run."""
     seconds: float = 0.0
 
     @property
     def bad(self) -> bool:
-        """Whether a promise was broken, or nobody knows."""
+        """Whether a promise was broken, or the run did not finish."""
         if self.outcome is None:
             return bool(self.failed)
         return bool(self.outcome.verdict.violations) or not self.outcome.times
@@ -85,11 +85,11 @@ class Line:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos", description="Tries to break the promises."
+        prog="python -m benchmarks.chaos", description="Injects faults and checks the promises."
     )
     parser.add_argument("--seed", type=int, default=1, help="reproduces the decisions of a run (default 1)")
     parser.add_argument(
-        "--fault", nargs="+", default=[], metavar="NAME", help="only those whose name holds this"
+        "--fault", nargs="+", default=[], metavar="NAME", help="only those whose name contains this"
     )
     parser.add_argument("--short", action="store_true", help="a minute: few clients, no server is stopped")
     parser.add_argument("--list", action="store_true", help="print the faults and exit")
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{fault.name:46} {fault.about.splitlines()[0]}")
         return 0
     raise_file_limit()
-    # What they warn of, connections that are lost, happens here all the time.
+    # They warn of lost connections, which happen here all the time.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     for library in ("aiormq", "aio_pika"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -137,9 +137,9 @@ async def run(
     say: Callable[[str], None],
     at_once: int = 1,
 ) -> list[Line]:
-    """Make each fault once, in a vhost and a database of its own; never raises for what a run does.
+    """Make each fault once, in a vhost and a database of its own; errors of a run are not raised.
 
-    `at_once`: how many may run at the same time, which only faults can that leave the servers alone.
+    `at_once`: how many may run at the same time; only faults that leave the servers alone can.
     """
     lines = [Line(fault) for fault in faults]
     room = asyncio.Semaphore(at_once)
@@ -194,7 +194,7 @@ def _progress(line: Line) -> str:
     elif line.outcome is not None and line.outcome.verdict.violations:
         end = f"BROKEN: {len(line.outcome.verdict.violations)} times"
     elif line.outcome is not None and not line.outcome.times:
-        end = "NOT MADE: nothing that it waits for has happened"
+        end = "NOT MADE: the event that it waits for did not happen"
     else:
         end = "held"
     ends = line.outcome.verdict.outcomes.most_common() if line.outcome is not None else ()
@@ -275,10 +275,10 @@ def _kind(chosen: argparse.Namespace) -> str:
 
 
 def footer(lines: Sequence[Line], what: str, seconds: float, told: Told | None = None) -> str:
-    """What the table was made on, and how it ended."""
+    """The machine, the totals, and whether every promise held."""
     bad = sum(line.bad for line in lines) + bool(told and told.story)
     held = (
-        "every promise held in all that was made"
+        "every promise held in every fault that was made"
         if any(line.not_run for line in lines)
         else "every promise held"
     )

@@ -1,8 +1,8 @@
-"""`bridge serve` that kills itself at a named point, or whose clock steps: for chaos runs only.
+"""A `bridge serve` that kills itself at a named point, or whose clock steps: for chaos runs only.
 
-CHAOS_POINT names the point and CHAOS_COUNT the how-manieth time; the kill is SIGKILL, so nothing is flushed
-or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; SIGUSR1 has it read again.
-CHAOS_POOL is how many connections to the database it has. CHAOS_KILLER names a user: it dies of each push to them.
+CHAOS_POINT names the point, and CHAOS_COUNT the number of the pass; the kill is SIGKILL, so nothing is flushed
+or unwound. CHAOS_CLOCK names a file with the seconds that the clock is off; it is read again at SIGUSR1.
+CHAOS_POOL is its number of connections to the database. CHAOS_KILLER names a user: each push to them kills it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bridge.core.model.pushes import Target, ToUser
 from bridge.core.sessions.hub import Hub
 
 FLUSH: Final = 0.002
-"""Seconds in which the event loop writes what it was just given; then the kill."""
+"""Seconds in which the event loop writes what it holds before the kill."""
 
 
 def die() -> None:
@@ -58,12 +58,12 @@ class Point:
         self._method = method
         self._after = after
         self._when = when or (lambda *_: True)
-        """Of the arguments: whether a call matters."""
+        """Whether a call with these arguments counts."""
         self._result = result
-        """Whether only a call matters that returns something."""
+        """Whether only a call that returns something counts."""
 
     def arm(self, count: int) -> None:
-        """Die at the `count`-th call that matters."""
+        """Die at the `count`-th call that counts."""
         original = getattr(self._owner, self._method)
         left = count
 
@@ -130,12 +130,12 @@ POINTS: Final = {
 
 
 class SteppingClock(app.SystemClock):
-    """The machine's clock, off by what a file says."""
+    """The machine's clock, off by the seconds in a file."""
 
     offset = 0.0
 
     def time(self) -> float:
-        """Seconds since the epoch, and off."""
+        """Seconds since the epoch, plus the offset."""
         return time.time() + SteppingClock.offset
 
 
@@ -165,7 +165,7 @@ def _die_of_pushes_to(user: str) -> None:
 
 
 def main() -> int:
-    """Arm what the environment asks for, then be `bridge serve`."""
+    """Arm what the environment asks for, then run `bridge serve`."""
     point = os.environ.pop("CHAOS_POINT", "")
     if point:
         POINTS[point].arm(int(os.environ.pop("CHAOS_COUNT", "1")))

@@ -43,11 +43,11 @@ QUORUM_SETTLES = 1.0
 REST_TIMEOUT = 120.0
 """Seconds after the load in which everything must come to rest; more than any timeout of the parts."""
 COME_BACK_EVERY = 20.0
-"""Seconds after which clients of two bridges come back once more, while there is no rest."""
+"""Seconds after which clients of two bridges reconnect once more, while they are not at rest."""
 REST_FACTOR = 3
-"""Times as long it may take while receipts keep coming, on a machine that has more to do."""
+"""How many times as long it may take while receipts keep coming, on a machine that is busy."""
 STANDSTILL = 10.0
-"""Seconds without a receipt after which nothing goes on by itself."""
+"""Seconds without a receipt after which no progress is expected."""
 RECOVERY_TIMEOUT = 90.0
 """Seconds after a fault in which a client must read a push again."""
 CONNECTED_TIMEOUT = 90.0
@@ -56,7 +56,7 @@ POINT_TIMEOUT = 20.0
 WANDERS = 0.15
 """Seconds between two clients that leave, on average."""
 AWAY = 3.0
-"""Seconds that they are away, at most."""
+"""Seconds that they are disconnected, at most."""
 AUDITED_HOURS = 24
 QUEUES = ("push.requests", "push.fallen", "push.control")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
@@ -64,12 +64,12 @@ _MARK = re.compile(rb"\bm\w+-\d+\b")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The size of a run."""
 
     users: int = 150
     """Users with one client or two."""
     absent: int = 15
-    """Users that never come."""
+    """Users that never connect."""
     rate: float = 250.0
     """Messages per second of all publishers together."""
     publishers: int = 2
@@ -78,7 +78,7 @@ class Scale:
     after: float = 4.0
     """Seconds of load after it, once a client reads again."""
     repeats: int = 1
-    """What a fault that is made several times multiplies by; 1: the short run."""
+    """The factor for faults that are made several times; 1 in the short run."""
 
 
 SHORT = Scale(users=40, absent=6, rate=150.0, before=1.0, after=1.0)
@@ -99,16 +99,16 @@ class Outcome:
 
 
 class Stage:
-    """What faults act on. Everything random is drawn from `rng`, which the seed decides."""
+    """What faults act on. Everything random is drawn from `rng`, which is seeded."""
 
     def __init__(self, servers: Servers, url: str, dsn: str, rng: random.Random, scale: Scale, logs: Path):
         self.servers = servers
         self.name = urlsplit(url).path.removeprefix("/")
-        """The vhost's, and the database's."""
+        """The name of the vhost and of the database."""
         self.url = url
-        """The vhost, past the proxy."""
+        """The vhost, not through the proxy."""
         self.dsn = dsn
-        """The database, past the proxy."""
+        """The database, not through the proxy."""
         self.rng = rng
         self.scale = scale
         self.logs = logs
@@ -127,15 +127,15 @@ class Stage:
         """Publishing goes on while it is set."""
         self.hold.set()
         self.pace = 1.0
-        """What the rate of the load is multiplied by."""
+        """The factor for the rate of the load."""
         self.ended_at: float | None = None
         self.come_back_at_last: list[Client] = []
-        """Clients that connect once more when the load is over, since nobody told them what came meanwhile."""
+        """Clients that reconnect when the load is over, since their bridge did not get the pushes meanwhile."""
         self.amqp_proxied = self.postgres_proxied = False
 
     @property
     def bridge(self) -> Bridge:
-        """The one that takes, where there is one."""
+        """The bridge that takes, if there is one."""
         return self.bridges[0]
 
     # --- what faults use ---
@@ -149,7 +149,7 @@ class Stage:
         return True
 
     async def starts_again(self) -> None:
-        """Start the bridge that has died, or has not come to its point; recovery counts from now."""
+        """Start the bridge that has died, or has not reached its point; recovery counts from now."""
         await self.bridge.kill()
         await self.bridge.start()
         self.now_healed()
@@ -170,14 +170,14 @@ class Stage:
         return made
 
     async def add_client(self, user: str, manner: Manner, port: Callable[[], int] | None = None) -> Client:
-        """A client more, connected."""
+        """One more client, connected."""
         client = self.new_client(user, manner, port)
         client.start()
         await self.connected([client])
         return client
 
     def new_client(self, user: str, manner: Manner, port: Callable[[], int] | None = None) -> Client:
-        """A client more, to be started."""
+        """One more client, not started."""
         client = Client(
             len(self.clients),
             user,
@@ -207,7 +207,7 @@ class Stage:
 
     async def a_push_is_read(self) -> None:
         """Wait until any client has read a push since `now_healed`. Raises TimeoutError, and BridgeFailed
-        where no bridge is left that could send one."""
+        if no bridge is left that could send one."""
         deadline = time.monotonic() + RECOVERY_TIMEOUT
         while self.witness.first_read is None:
             if not any(bridge.alive for bridge in self.bridges):
@@ -217,11 +217,11 @@ class Stage:
             await asyncio.sleep(0.005)
 
     async def load(self, seconds: float) -> None:
-        """Let the load go on for so long."""
+        """Let the load continue for this long."""
         await asyncio.sleep(seconds)
 
     async def sleep_some(self, least: float, most: float) -> None:
-        """A moment that the seed decides."""
+        """Wait for a random time, set by the seed."""
         await asyncio.sleep(self.rng.uniform(least, most))
 
     async def publish_now(self, envelopes: Sequence[Envelope]) -> None:
@@ -240,7 +240,7 @@ class Stage:
                 await asyncio.gather(*[one(e) for e in envelopes[at : at + 100]])
 
     async def execute(self, statement: LiteralString, *parameters: object) -> list[tuple[object, ...]]:
-        """Run a statement, past the proxy."""
+        """Run a statement, not through the proxy."""
         async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
             cursor = await connection.execute(statement, parameters or None)
             return await cursor.fetchall() if cursor.description else []
@@ -258,7 +258,7 @@ class Stage:
         await self.ctl("set_vm_memory_high_watermark", "absolute", "1GB")
 
     def session_of_somebody(self, rng: random.Random) -> tuple[str, str] | None:
-        """(session, user) of a client, from now or from before."""
+        """(session, user) of a client, present or past."""
         known = [c for c in self.clients[: self.scale.users] if c.sessions]
         if not known:
             return None
@@ -268,7 +268,7 @@ class Stage:
     # --- the course of a run ---
 
     async def populate(self) -> None:
-        """Clients of every manner, connected."""
+        """Clients of every kind, connected."""
         users = [f"u{i}" for i in range(self.scale.users)]
         manners = [Manner.READS, Manner.ACKS, Manner.ACKS_SOME, Manner.BARE]
         for user in users:
@@ -281,7 +281,7 @@ class Stage:
         await self.connected(self.clients)
 
     async def wander(self) -> None:
-        """Have clients leave, one after the other, and come back later, until cancelled: then all do."""
+        """Let clients disconnect, one after the other, and reconnect later, until cancelled: then all reconnect."""
         rng = random.Random(self.rng.random())
         loop = asyncio.get_running_loop()
         restless = [c for c in self.clients if c.stays]
@@ -315,7 +315,7 @@ class Stage:
         return work
 
     async def rest(self) -> None:
-        """Wait until nothing is left to do, or the time is over: the checker then says what is left."""
+        """Wait until nothing is left to do, or the time is over: then the checker reports what is left."""
         began = time.monotonic()
         quiet_since = None
         arrived = -1
@@ -324,7 +324,7 @@ class Stage:
         restless = "not looked yet"
         while self._patient(began, progress):
             if restless and self.come_back_at_last and time.monotonic() - came_back > COME_BACK_EVERY:
-                # What one bridge stores after a session has opened at the other waits for the next one.
+                # A push that one bridge stores after a session has opened at the other waits for the next session.
                 came_back = time.monotonic()
                 for client in self.come_back_at_last:
                     client.drop()
@@ -334,7 +334,7 @@ class Stage:
             if arrived != self.collector.arrived:
                 progress = time.monotonic()
             if not restless and arrived != self.collector.arrived:
-                restless = f"receipts keep coming, {self.collector.arrived} until now"
+                restless = f"receipts keep coming, {self.collector.arrived} so far"
                 restless += f", {await waiting(self.url, ANNOUNCEMENTS)} wait"
             arrived = self.collector.arrived
             if restless:
@@ -347,14 +347,14 @@ class Stage:
         self.evidence.troubles.append(f"not at rest after {time.monotonic() - began:.0f} s: {restless}")
 
     def _patient(self, began: float, progress: float) -> bool:
-        """Whether to wait on: for a while, and for longer while it goes on by itself."""
+        """Whether to wait on: for a while, and for longer while there is progress."""
         now = time.monotonic()
         if now - began < REST_TIMEOUT:
             return True
         return now - progress < STANDSTILL and now - began < REST_TIMEOUT * REST_FACTOR
 
     async def _restless(self) -> str:
-        """What is still under way; empty at rest."""
+        """What is still in progress; empty at rest."""
         try:
             for queue in QUEUES:
                 if count := await waiting(self.url, queue):
@@ -367,7 +367,7 @@ class Stage:
             if pending or owing:
                 return f"{pending} rows are pending, {owing} owe receipts"
             if stored := await self._stored_and_not_waiting():
-                return f"{stored} pushes are stored, and their users are here"
+                return f"{stored} pushes are stored, and their users are connected"
             if not await self._all_confirmed_have_rows():
                 return "there are requests without rows"
         except (psycopg.Error, *GONE) as error:
@@ -388,7 +388,7 @@ class Stage:
         )
 
     def tabs(self) -> list[Tab]:
-        """What the clients know that stay until the end."""
+        """The evidence of the clients that stay until the end."""
         return [client.tab for client in self.clients if client.stays]
 
     async def _all_confirmed_have_rows(self) -> bool:
@@ -400,7 +400,7 @@ class Stage:
         )
 
     async def gather_evidence(self) -> None:
-        """Read what the servers hold, the bridges being stopped."""
+        """Read what the servers hold, after the bridges have stopped."""
         self.evidence.rows = await self._rows()
         self.evidence.tabs = self.tabs()
         self.evidence.shaken += self.amqp.ended
@@ -415,19 +415,19 @@ class Stage:
         self.evidence.troubles += await self._audited()
 
     async def _audited(self) -> list[str]:
-        """What the bridge's own audit of the log finds wrong. That it finds nothing proves nothing."""
+        """The errors that the bridge's own audit of the log finds. If it finds none, that proves nothing."""
         hours = (await read_books(self.dsn, AUDITED_HOURS)).hours
         wrong = [
             f"audit: {hour.rows} rows of {hour.taken} at {hour.hour}"
             for hour in hours
             if hour.rows != hour.taken
         ]
-        # Whoever repeats a request here repeats all of it.
+        # Publishers of a run always repeat a request unchanged.
         ((differing,),) = await self.execute(
             "select count(*) from delivery_log where differed_at is not null"
         )
         if differing:
-            wrong.append(f"{differing} rows tell of a repeat with other content, and there was none")
+            wrong.append(f"{differing} rows record a repeat with other content, and there was none")
         return wrong + [f"audit: {h.wrong} rows contradict themselves at {h.hour}" for h in hours if h.wrong]
 
     async def _rows(self) -> list[Row]:
@@ -492,12 +492,12 @@ def _with_port(url: str, port: int) -> str:
 
 
 Act = Callable[[Stage], Awaitable[int]]
-"""Makes a fault, with the load going on; returns how often it was made."""
+"""Makes a fault, under load; returns how often it was made."""
 
 
 @asynccontextmanager
 async def _fresh(servers: Servers, name: str) -> AsyncIterator[tuple[str, str]]:
-    """A vhost and a database with the schema; both gone afterwards."""
+    """A vhost and a database with the schema; both are removed afterwards."""
     url = await asyncio.to_thread(servers.rabbit.create_vhost, name)
     await asyncio.to_thread(_admin, servers.postgres_dsn, "create database {}", name)
     dsn = urlunsplit(urlsplit(servers.postgres_dsn)._replace(path=f"/{name}"))
@@ -537,7 +537,7 @@ async def play(
     settings: Mapping[str, object] | None = None,
     populated: bool = True,
 ) -> Outcome:
-    """Make one run: load, the fault in the middle of it, load, rest, and the checker's verdict."""
+    """Make one run: load, the fault under load, more load, rest, and the checker's verdict."""
     rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         url, dsn = await stack.enter_async_context(_fresh(servers, name))
@@ -581,7 +581,7 @@ async def play(
             async with asyncio.timeout(RECOVERY_TIMEOUT):
                 await asyncio.gather(*publishing)
         except TimeoutError:
-            stage.evidence.troubles.append("the publishers could not get everything confirmed")
+            stage.evidence.troubles.append("the broker did not confirm everything to the publishers")
         await _cancelled(wandering)
         began = time.monotonic()
         await stage.rest()

@@ -1,7 +1,7 @@
 """Generated stories of delivery on the real core, ports in memory and time injected: what `tests.support.model` makes.
 
-They come before the faults, since a story that breaks a promise is cut down to the few steps that matter, and
-a fault is not.
+They run before the faults, since a story that breaks a promise can be reduced to the few steps that matter, and
+a fault can't.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tests.support.model import BrokenPromise, DeliveryMachine
 from tests.support.world import Step, play
 
 STEPS = 32
-"""Steps of a story; what was published must meet what happens."""
+"""Steps of a story: enough for pushes and other events to meet."""
 
 
 @dataclass
 class Told:
-    """What became of the stories."""
+    """The result of the stories."""
 
     played: int = 0
-    """Those that were generated; what was tried to shorten a broken one counts as well."""
+    """Stories that were generated, including the attempts to shorten a broken one."""
     pushes: int = 0
     """Messages that were published in them."""
     seconds: float = 0.0
     story: str = ""
-    """The shortest one found that breaks a promise, with the promises; empty where all held."""
+    """The shortest one found that breaks a promise, with the promises; empty if all held."""
 
     @property
     def line(self) -> str:
@@ -44,12 +44,12 @@ class Told:
 
 
 def tell(count: int, number: int) -> Told:
-    """Play at least `count` stories that the seed `number` decides. Blocks; its event loops are its own."""
+    """Run at least `count` stories, generated from the seed `number`. Blocks; uses event loops of its own."""
     told = Told()
     began = time.monotonic()
 
     class Counted(DeliveryMachine):
-        """The machine, and what it has played."""
+        """The state machine, and the stories it has run."""
 
         def __init__(self) -> None:
             told.played += 1
@@ -82,7 +82,7 @@ def tell(count: int, number: int) -> Told:
 
 
 def _needed(steps: Sequence[Step]) -> list[Step]:
-    """These steps without those that can be left out; hypothesis shortens a story, and leaves some of them in."""
+    """These steps without those that can be left out; hypothesis shortens a story, but not completely."""
     needed = list(steps)
     for at in reversed(range(len(needed))):
         without = needed[:at] + needed[at + 1 :]

@@ -1,5 +1,5 @@
-// The demo page: one WebSocket as a user, the outcomes as they are committed, and a form that pushes.
-// Whatever came from elsewhere is put on the page as text, never as markup.
+// The demo page: one WebSocket as a user, the outcomes as they are committed, and a form to publish pushes.
+// Data from elsewhere is put on the page as text, never as markup.
 
 import { connect } from "./bridge-client.js";
 
@@ -66,7 +66,7 @@ $("login").addEventListener("submit", async (event) => {
 // --- status ---------------------------------------------------------------------------------------------
 
 const GAUGE_NAMES = {
-  users: "users", in_flight: "pushes on their way", parked: "of these, proof overdue",
+  users: "users", in_flight: "pushes in flight", parked: "of these, proof overdue",
   queued_frames: "frames waiting for slow peers", rows_waiting: "rows to be written",
 };
 
@@ -104,7 +104,7 @@ async function refresh() {
 function pill(kind, text) {
   const ready = $("ready");
   ready.className = `pill ${kind}`;
-  // Said again only when it changes, since it is read out.
+  // Set only when it changes, since screen readers read it out.
   if (ready.textContent !== text) ready.textContent = text;
 }
 
@@ -175,7 +175,7 @@ class Connection {
   take(push) {
     arrived(this.user, push, performance.now());
     if (!$("ack").checked) return;
-    // After the next paint: the ack says that a person could see it. A hidden page is not painted.
+    // After the next paint: the ack means that a person could see it. A hidden page is not painted.
     if (document.hidden) setTimeout(push.ack);
     else requestAnimationFrame(() => setTimeout(push.ack));
   }
@@ -192,8 +192,8 @@ class Connection {
 
   waiting({ seconds, code, reason, error }) {
     this.session = null;
-    // A browser is not told the status of a refused handshake.
-    if (!this.welcomed && !error) this.end("Refused, or nobody is there: look at the token and the address.");
+    // A browser hides the status of a refused handshake.
+    if (!this.welcomed && !error) this.end("Refused, or no bridge is there: check the token and the address.");
     else this.say(`Not connected (${error?.message ?? closing(code, reason)}). Next try in ${seconds.toFixed(1)} s.`);
   }
 
@@ -219,7 +219,7 @@ class Connection {
   }
 
   say(text) {
-    // Said again only when it changes, since it is read out.
+    // Set only when it changes, since screen readers read it out.
     if ($("connection").textContent !== text) $("connection").textContent = text;
     button();
   }
@@ -245,7 +245,7 @@ $("connect").addEventListener("submit", (event) => {
 
 // --- the pushes on the page -----------------------------------------------------------------------------
 
-const entries = new Map(); // push id + user -> what is known of it
+const entries = new Map(); // push id + user -> what is known about it
 const changed = new Set();
 
 function keyOf(id, user) { return `${id}\n${user ?? ""}`; }
@@ -272,7 +272,7 @@ function touch(found) {
   changed.add(found);
 }
 
-// What was sent from here to everyone gives way to one entry for each user it reached.
+// A push to everyone from this page is replaced by one entry for each user it reached.
 const sentToAll = new Map();
 
 function ofUser(id, user) {
@@ -310,7 +310,7 @@ function show(data) {
 
 function outcome(receipt) {
   const { push_id: id, user_id: user } = receipt;
-  // Without a user (rejected, or nobody there) it belongs to what this page has sent under that id.
+  // Without a user (rejected, or nobody connected) it belongs to the push that this page sent with that id.
   const found = (user === null && [...entries.values()].find((e) => e.id === id)) || ofUser(id, user);
   if (found.receipt?.final) return;
   found.event ??= receipt.event;
@@ -368,7 +368,7 @@ function since(from, to) {
   return ms < 100 ? `${ms.toFixed(1)} ms` : ms < 10000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 }
 
-// Date keeps milliseconds only; what is behind them is added by hand.
+// Date keeps milliseconds only; the digits after them are added by hand.
 function microseconds(text) {
   const fraction = /\.(\d+)/.exec(text)?.[1] ?? "";
   return Date.parse(text.replace(/\.\d+/, "")) * 1000 + Number(fraction.padEnd(6, "0").slice(0, 6));
@@ -466,7 +466,7 @@ $("send").addEventListener("submit", async (event) => {
     state: "publishing", event: wanted.event, data: show(wanted.data), sentAt: performance.now(), all: wanted.to.all,
   });
   try {
-    // Each wait holds one of the browser's few connections: only where the stream won't tell.
+    // Each wait holds one of the browser's few connections: wait only if the stream does not show the outcome.
     const told = $("scope").value === "all" || wanted.to.user === (connection?.user ?? $("user").value);
     const answer = await (await ask(told ? "v1/push" : "v1/push?wait=15", { json: wanted })).json();
     for (const receipt of answer.receipts) outcome(receipt);
@@ -491,7 +491,7 @@ if ($("login").hidden) follow();
 (async () => {
   for (;;) {
     await new Promise((done) => setTimeout(done, 2000));
-    // Quiet while nobody looks, and while the token is asked for.
+    // No requests while the page is hidden or asks for the token.
     if (!document.hidden && $("login").hidden) await refresh();
   }
 })();

@@ -1,26 +1,26 @@
-// A bridge's client for browsers and node: each push once and in order, resumed after every break.
-// An ES module without dependencies; docs/clients.md tells how to use it.
+// The bridge's client for browsers and Node: each push once and in order, resumed after every break.
+// An ES module without dependencies; docs/clients.md says how to use it.
 
-const KEPT = 4096, STORED = 1000; // ids of pushes that are done, to know duplicates; those of them that outlive the page
-const USERS = 8; // whose memories the page keeps, where its tokens are not always of the same user
-const SAVE_EVERY = 64; // pushes, while more wait; what was not saved comes again after a reload
+const KEPT = 4096, STORED = 1000; // ids of finished pushes, to recognise duplicates: in memory, and in `storage`
+const USERS = 8; // users whose memories are kept, if the page's tokens name several
+const SAVE_EVERY = 64; // pushes, while more wait; pushes that were not saved come again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
-const SILENT = 2.5, GRACE = 1; // heartbeats that are missed at a dead line; seconds for what waits to be handed over
-const NEVER_OPENED = 3, NOT_OPENED = 8; // tries in a row that came to nothing, after which it is told
+const SILENT = 2.5, GRACE = 1; // heartbeats without a frame after which a connection is dead; seconds for frames that already wait
+const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
-const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // the others of 4400-4499 mean: do not come back
+const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
 
 /**
- * Connect, and stay connected until `close()` or until the bridge says not to come back. Callbacks come after
+ * Connect, and stay connected until `close()` or until the bridge says not to reconnect. Callbacks are called after
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
- * `url` of the WebSocket; `token`: a JWT, or a function that gives one or a promise of one (null: the end),
- * asked at first, when the token has expired, and when a connection could not be opened (a browser hides why);
+ * `url` of the WebSocket; `token`: a JWT, or a function that returns one or a promise of one (null: close for good),
+ * called at first, when the token has expired, and when a connection could not be opened (a browser hides why);
  * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
- * `onError(error)`: what callbacks, storage or bridge complained of, what is no token, and why it is the end, with
- * what to do about it (`error` of the state, too); `storage`: localStorage or alike, to resume
- * after a reload; `autoAck`: acknowledge what onPush is through with. For tests: `timing`, `after`, `random`,
+ * `onError(error)`: errors of callbacks, storage or bridge, something that is not a token, and why it closed for good,
+ * each with what to do (`error` of the state, too); `storage`: localStorage or similar, to resume
+ * after a reload; `autoAck`: acknowledge each push that onPush has finished. For tests: `timing`, `after`, `random`,
  * `now`, `WebSocket`.
  */
 export function connect(options) {
@@ -29,10 +29,10 @@ export function connect(options) {
 }
 
 class Connection {
-  duplicates = 0; // pushes that were left out: the bridge sends again what it can't know to have arrived
-  state = { phase: "connecting" }; // what onState was told last
+  duplicates = 0; // pushes that were left out: the bridge resends a push if it can't know that it arrived
+  state = { phase: "connecting" }; // the last one given to onState
   #options;
-  #turn = 0; // of the attempt under way: whoever has awaited something looks whether it still is
+  #turn = 0; // number of the current attempt: compared after each await
   #socket = null;
   #jwt = null; // in use
   #expired = null;
@@ -40,23 +40,23 @@ class Connection {
   #users = new Map(); // user -> memory, for each user that the bridge named, the latest at the end
   #read = null; // the user as read from the token when the bridge named the user of #mine
   #guess; // memory of the user as guessed from the token; from the welcome on, #mine
-  #sent = null; // `last` of #guess when it went into the address
+  #sent = null; // `last` of #guess when the address was made
   #moved = null; // the token whose user was guessed wrong: the library connected again with the right `last`
   #queue = new Set(); // [frame, known] for the application, in order, all for the user of #mine
-  #busy = false; // handing them over
+  #busy = false; // whether #hand is running
   #bye = null;
   #tries = 0; // since the last steady connection
-  #patient = false; // the bridge has said how long to wait
-  #opened = false; // ever
+  #patient = false; // whether the bridge has said how long to wait
+  #opened = false; // whether any connection ever opened
   #failed = 0; // tries in a row that did not open
   #heard = 0; // when the last frame came
-  #cancel = () => {}; // the timer of the phase: welcome while connecting, steady while open, the next try while waiting
-  #unwatch = () => {}; // the timer of the heartbeat, while open
+  #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
+  #unwatch = () => {}; // cancels the timer of the heartbeat, while open
 
   constructor(options) {
     const { after = inSeconds, random = Math.random, now = inSeconds.now, WebSocket = globalThis.WebSocket } = options;
     const told = options.onError ?? globalThis.reportError ?? console.error;
-    const onError = (error) => queueMicrotask(() => told(error)); // what that throws must not stop anything here
+    const onError = (error) => queueMicrotask(() => told(error)); // if it throws, nothing here must stop
     this.#options = { ...options, after, random, now, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
     this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
@@ -65,13 +65,13 @@ class Connection {
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
   }
 
-  /** Deprecated: the name of `duplicates` until version 0.2. It goes away with version 1.0. */
+  /** Deprecated: the name of `duplicates` until version 0.2. It will be removed in 1.0. */
   get doubles() { return this.duplicates; }
 
-  /** End it: no callback starts after this but the onState that says so, and what complains. */
+  /** Close for good: after this only onState is called, with `closed`, and onError. */
   close() { this.#end({ code: 1000, reason: "closed" }, null); }
 
-  /** Acknowledge a push by its id (and tenant), also one of before a reload; push.ack() does the same. */
+  /** Acknowledge a push by its id (and tenant), even one from before a reload; push.ack() does the same. */
   ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
 
   // --- the connection ---
@@ -102,24 +102,24 @@ class Connection {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
-    } catch (cause) { // an address that can't be used will not get better
+    } catch (cause) { // trying again would not help
       return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
     }
     this.#socket.onmessage = ({ data }) => {
       this.#heard = this.#options.now();
       let frame = null;
-      try { frame = JSON.parse(data); } catch { /* told below */ }
+      try { frame = JSON.parse(data); } catch { /* handled below */ }
       if (typeof frame?.type === "string") this.#take(frame);
       else this.#lost(1006, "no bridge");
     };
     this.#socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    this.#socket.onerror = () => {}; // onclose follows; some WebSockets of node throw where nobody listens
+    this.#socket.onerror = () => {}; // onclose follows; some WebSockets of Node throw without a listener
     this.#cancel = after(timing.welcome, () => this.#lost(1006, "no welcome"));
-    this.#hand(); // the attempt before may have stopped it with another user's token
+    this.#hand(); // another user's token may have stopped it in the attempt before
   }
 
   #take(frame) {
-    const open = this.state.phase === "open"; // the welcome comes first: it tells whose pushes these are
+    const open = this.state.phase === "open"; // the welcome comes first: it names the user of the pushes
     if (frame.type === "push" && open) {
       const key = keyOf(frame);
       const known = this.#mine.known.get(key);
@@ -136,7 +136,7 @@ class Connection {
       this.#bye = frame;
     } else if (frame.type === "error") {
       this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
-    } // heartbeats have been heard, frames of later versions pass by
+    } // heartbeats only set #heard; frames of later versions are ignored
   }
 
   #welcome({ user, session, complete, heartbeat }) {
@@ -151,7 +151,7 @@ class Connection {
           this.#drop();
           return this.#open();
         }
-        complete = last === null; // a user without a `last` misses nothing; another one may
+        complete = last === null; // a user without a `last` misses nothing; one with a `last` may
       }
       this.#cancel();
       this.#cancel = after(timing.steady, () => { this.#tries = 0; });
@@ -164,18 +164,18 @@ class Connection {
     this.#hand();
   }
 
-  // A browser shows no pings: a line that fell silent is known by the frames that do not come.
+  // Browsers hide pings from pages, so a dead connection is recognised by the absence of frames.
   #watch(limit, again = false) {
     const { after, now } = this.#options;
     const silent = now() - this.#heard;
     if (silent < limit) this.#unwatch = after(limit - silent, () => this.#watch(limit));
-    // A page that was busy or asleep gets its timers before what has come meanwhile.
+    // In a page that was busy or asleep, timers run before the frames that have come meanwhile.
     else if (!again) this.#unwatch = after(GRACE, () => this.#watch(limit, true));
     else this.#lost(1006, "silent");
   }
 
   #lost(closeCode, closeReason) {
-    // The bye says it even where the close frame was lost.
+    // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
     const renew = opened && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
@@ -187,13 +187,13 @@ class Connection {
     this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
   }
 
-  // What to look at where one try after the other comes to nothing: a browser hides the status of the answer.
+  // What to check if one try after the other fails: a browser hides the status of the answer.
   #hopeless(told) {
     const { url, onError } = this.#options;
     if (!told) this.#failed += 1;
     const limit = this.#opened ? NOT_OPENED : NEVER_OPENED;
     if (this.#failed < limit) return {};
-    const error = new Error(`${this.#failed} tries to open ${url} came to nothing. ${this.#opened ? LOST : WHERE}`);
+    const error = new Error(`${this.#failed} tries to open ${url} failed. ${this.#opened ? LOST : WHERE}`);
     if (!told && this.#failed === limit) onError(error);
     return { error };
   }
@@ -211,7 +211,7 @@ class Connection {
   #wake = ({ type }) => {
     if (type !== "online" && document.visibilityState !== "visible") return;
     const waits = this.state.phase === "waiting" && !this.#patient;
-    // With the network back an old socket may be dead without knowing, and to resume costs next to nothing.
+    // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
     if (!waits && !(type === "online" && this.#socket)) return;
     this.#drop();
     this.#open();
@@ -245,7 +245,7 @@ class Connection {
     try { this.#options.onState?.(state); } catch (error) { this.#options.onError(error); }
   }
 
-  // --- what the application gets, one after the other ---
+  // --- calling the application, one callback after the other ---
 
   #enqueue(frame, known) {
     this.#queue.add([frame, known]);
@@ -256,9 +256,9 @@ class Connection {
     if (this.#busy) return;
     this.#busy = true;
     let done = 0;
-    for (const item of this.#queue) { // also those that are added meanwhile
+    for (const item of this.#queue) { // including those that are added meanwhile
       const mine = this.#mine;
-      if (mine !== this.#guess) break; // the token is perhaps another user's: wait for the welcome
+      if (mine !== this.#guess) break; // the token may be another user's: wait for the welcome
       this.#queue.delete(item);
       try { await this.#handle(item, mine); } catch (error) { this.#options.onError(error); }
       done += 1;
@@ -267,7 +267,7 @@ class Connection {
     this.#busy = false;
   }
 
-  // `mine`: the bridge may name another user while onPush is at it.
+  // `mine` is a parameter since the bridge may name another user while onPush runs.
   async #handle([frame, known], mine) {
     const { onPush, onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
@@ -276,7 +276,7 @@ class Connection {
       await onPush({ ...frame, ack: () => this.#ack(known, mine) });
     } catch (error) {
       if (known.acked) mine.done(known);
-      else mine.known.delete(known.key); // handed over again if the bridge sends it again
+      else mine.known.delete(known.key); // onPush gets it again if the bridge resends it
       throw error;
     }
     mine.done(known);
@@ -284,7 +284,7 @@ class Connection {
     if (autoAck && !known.acked) this.#ack(known, mine);
   }
 
-  // Where its connection is gone, the ack is sent when the push comes again: no other session may ack it.
+  // If its connection is closed, the ack is sent when the push comes again: no other session may ack it.
   #ack(known, mine) {
     const open = this.#socket?.readyState === 1; // WebSocket.OPEN
     if (open && known.on === this.#socket) {
@@ -313,7 +313,7 @@ class Connection {
     const mine = this.#mine = this.#guess = this.#memoryOf(user);
     this.#read = userOf(this.#jwt);
     if (mine === before) return;
-    for (const [, known] of this.#queue) if (known) before.known.delete(known.key); // they come again to their user
+    for (const [, known] of this.#queue) if (known) before.known.delete(known.key); // their user gets them again
     this.#queue.clear();
     if (this.#busy) before.save();
     this.#users.delete(user);
@@ -321,26 +321,26 @@ class Connection {
     const [[first, oldest]] = this.#users;
     if (this.#users.size > USERS) {
       this.#users.delete(first);
-      oldest.key = null; // never stored again: if its user comes back, a new one is loaded
+      oldest.key = null; // never stored again: if its user connects again, a new memory is loaded
     }
     if (before.user === null) for (const key of before.known.keys()) this.#ackKey(key); // acked before the welcome
   }
 }
 
-// What is remembered for one user. An id is never forgotten while its push waits or onPush is at it; of those that are
-// done, the oldest go first.
+// What is remembered for one user. An id is never forgotten while its push waits or onPush works on it; of the finished
+// ones, the oldest are forgotten first.
 class Memory {
-  last = null; // id of the push that onPush was through with last
+  last = null; // id of the push that onPush finished last
   known = new Map(); // key -> {key, on: the socket it came on last, acked: by the application}
-  #done = []; // those of them that are done, in order, behind those that are forgotten
-  #forgotten = 0; // how many these are: to shift the array for each would move all of it
-  #again = 0; // how many were not done when the connection began
+  #done = []; // those that are finished, in order; the forgotten ones come first
+  #forgotten = 0; // how many are forgotten: removing each from the array would move all of it
+  #again = 0; // how many were not finished when the connection began
   #options;
 
   constructor(user, options) {
     const { url, storage, onError } = this.#options = options;
     this.user = user;
-    this.key = storage && user ? `bridge ${url} ${user}` : null; // of what is stored
+    this.key = storage && user ? `bridge ${url} ${user}` : null; // in `storage`
     if (!this.key) return;
     try {
       const { last = null, ids } = JSON.parse(storage.getItem(this.key)) ?? { ids: [] };
@@ -349,7 +349,7 @@ class Memory {
     } catch (error) { onError(error); }
   }
 
-  /** A connection begins; the `last` for it. What is not done now comes again on it, and may be done by then. */
+  /** Begin a connection and return its `last`. Pushes that are not finished now come again on it; they may be finished by then. */
   resume() {
     this.#again = this.known.size - (this.#done.length - this.#forgotten);
     return this.last;
@@ -390,29 +390,29 @@ function inSeconds(seconds, then) {
 }
 inSeconds.now = () => performance.now() / 1000;
 
-// --- what to do, for whoever reads onError ---
+// --- messages that say what to do ---
 
 const AGAIN = "then call connect() again";
-const NO_TOKEN = `No token: the function \`token\` gave null, so nobody is signed in. Sign in, ${AGAIN}.`;
-const TOKEN_OVER = "The token has expired: give a function as `token`, which fetches a new one whenever it is asked.";
-const SAME_TOKEN = "The token has expired, and the function `token` gave the same one again: it must fetch a new one.";
+const NO_TOKEN = `No token: the function \`token\` returned null, so nobody is signed in. Sign in, ${AGAIN}.`;
+const TOKEN_OVER = "The token has expired: give a function as `token`, which fetches a new one whenever it is called.";
+const SAME_TOKEN = "The token has expired, and the function `token` returned the same one again: it must fetch a new one.";
 const WHERE = "Is a bridge running, and is this its WebSocket port and path (usually port 8181, /ws; not the ops port)? "
-  + "Does it take this token and this page's origin? Its log says why it refuses, with BRIDGE_LOG_LEVEL=debug.";
-const LOST = "It was open before: is the bridge still there, and does it take the new token? Its log says why it refuses, "
-  + "with BRIDGE_LOG_LEVEL=debug.";
+  + "Does it accept this token and this page's origin? With BRIDGE_LOG_LEVEL=debug its log says why it refuses.";
+const LOST = "It was open before: is the bridge still running, and does it accept the new token? With BRIDGE_LOG_LEVEL=debug "
+  + "its log says why it refuses.";
 const ENDS = {
   [TOKEN_EXPIRED]: TOKEN_OVER,
   4403: `The session was revoked (4403): sign in again, ${AGAIN}.`,
-  4409: `A newer session of this user took the place of this one (4409): close the other, ${AGAIN}.`,
+  4409: `A newer session of this user replaced this one (4409): close the other, ${AGAIN}.`,
   4429: `This client did more than the bridge allows (4429): wait a while, ${AGAIN}.`,
 };
 
 function ended(code, reason) {
-  const said = `The bridge closed the session with ${code}${reason ? ` ${reason}` : ""} and does not want it back: find out`;
+  const said = `The bridge closed the session with ${code}${reason ? ` ${reason}` : ""}, which means not to reconnect: find out`;
   return new Error(ENDS[code] ?? `${said} why, ${AGAIN}.`);
 }
 
-// What came in place of a token. It is not quoted: it may be nearly one.
+// Describes what came in place of a token. It is not quoted: it may be almost a token.
 function noToken(got, asked) {
   const text = typeof got === "string" ? got : "";
   const what = typeof got !== "string" ? (got === undefined ? "undefined" : `of type ${typeof got}`)
@@ -420,12 +420,12 @@ function noToken(got, asked) {
       : /^<|<\/?(html|body)/i.test(text) ? "a web page (an error, or a page to sign in?)"
         : /^[[{"]/.test(text) ? "JSON, or in quotes: take the token out of it"
           : JWT.test(text.replace(/[/=]/g, "-")) ? "in base64 with / or =, which no subprotocol can carry: make it base64url"
-            : "no JWT, which is three parts with dots between";
+            : "not a JWT, which has three parts with dots between them";
   return `The token is ${what}. ${asked ? "Look at what the function `token` fetches: check `ok` and the type of the answer." : ""}`.trim();
 }
 
-// Whose token it is, read as the bridge does; "" where that can't be read. Only a guess, for the bridge may read it in
-// another way: so do older engines, which hide the digits of an integer, and beyond 2^53 its value is not exact.
+// The user of a token, read as the bridge reads it; "" if it can't be read. It is only a guess: older engines do not give
+// the digits of an integer, and beyond 2^53 its value is not exact.
 function userOf(jwt) {
   try {
     const text = atob(jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));

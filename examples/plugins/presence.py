@@ -1,4 +1,4 @@
-"""Hooks that count who is here and how pushes end: BRIDGE_HOOKS=presence:make."""
+"""Hooks that count open sessions by user, and outcomes: BRIDGE_HOOKS=presence:make."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ class Presence:
             del self.present[session.user]
 
     def on_outcome(self, row: Row) -> None:
-        """A row was committed; `pending` is not the end yet."""
+        """A row was committed; `pending` is not its final outcome."""
         if row.final:
             self.ends[row.outcome.value] += 1
 

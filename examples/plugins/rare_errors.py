@@ -1,4 +1,4 @@
-"""An error handler that tells of each kind of error once a minute: BRIDGE_ERROR_HANDLER=rare_errors:make."""
+"""An error handler that reports each kind of error once a minute: BRIDGE_ERROR_HANDLER=rare_errors:make."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from bridge.plugins import ErrorHandler
 
 
 class RareErrors:
-    """For a channel that people read, where the thousandth line of the same trouble helps nobody."""
+    """For a channel that people read: a thousand lines about the same problem help nobody."""
 
     def __init__(self, every: float) -> None:
         self._every = every

@@ -11,7 +11,7 @@ from bridge.plugins import DeliveryLog, Row
 
 
 class SqliteLog:
-    """Opened before the service starts, closed after it has drained: it is a context manager."""
+    """A context manager: opened before the service starts, closed after it has drained."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -26,7 +26,7 @@ class SqliteLog:
         self._db.close()
 
     async def record(self, rows: Sequence[Row]) -> None:
-        """Durable when it returns, since the ack follows; safe to run again, since it is after a failure."""
+        """Durable when it returns, since the ack follows; safe to call again, as happens after a failure."""
         await asyncio.to_thread(self._write, rows)
 
     def _open(self) -> sqlite3.Connection:

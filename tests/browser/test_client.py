@@ -768,7 +768,7 @@ async def test_the_same_token_again_is_the_end(page: Page, script: Script) -> No
     peer = await met(page, script, tokens=[jwt("alice"), jwt("alice")])
     await peer.close(4401, "token_expired")
     token = ("token", jwt("alice"))
-    assert "gave the same one again" in await ended(page, 4401, "token_expired", token, token)
+    assert "returned the same one again" in await ended(page, 4401, "token_expired", token, token)
 
 
 async def test_a_token_is_kept_over_a_break_and_asked_for_again_where_it_may_be_the_cause(
@@ -850,7 +850,7 @@ async def test_a_string_that_is_no_token_is_the_end_since_it_will_not_get_better
 ) -> None:
     await begin(page, f"ws://{script.url}/ws", token="secret words")
     why = await ended(page, None, "unusable")
-    assert why == "The token is no JWT, which is three parts with dots between."
+    assert why == "The token is not a JWT, which has three parts with dots between them."
     assert script.nobody
 
 
@@ -886,9 +886,9 @@ async def test_an_address_where_no_bridge_is_is_told_after_three_tries_and_tried
     for n in range(1, 6):
         await page.wait_for_function(f"client.state.phase === 'waiting' && timers.length === {2 * n}")
         said = await page.evaluate("client.state.error?.message ?? ''")
-        assert said.startswith(f"{n} tries to open {url} came to nothing. Is a bridge running") == (n >= 3)
+        assert said.startswith(f"{n} tries to open {url} failed. Is a bridge running") == (n >= 3)
         await page.evaluate("elapse()")
-    why = f"3 tries to open {url} came to nothing."
+    why = f"3 tries to open {url} failed."
     assert [text[: len(why)] for what, text in await page.evaluate("told") if what == "error"] == [why]
 
 
@@ -913,7 +913,7 @@ async def test_a_bridge_that_lets_nobody_in_again_is_told_after_eight_tries(
     await (await script.peer()).welcome()
     await phase(page, "open")
     (error,) = await page.evaluate("told")
-    assert error[1].startswith(f"8 tries to open ws://{script.url}/ws came to nothing. It was open before")
+    assert error[1].startswith(f"8 tries to open ws://{script.url}/ws failed. It was open before")
 
 
 # --- lines that fall silent ------------------------------------------------------------------------------

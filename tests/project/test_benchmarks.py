@@ -428,16 +428,16 @@ def test_the_report_shows_medians_and_their_ratio() -> None:
     assert re.search(r"ms a session and hour +360\.0 +720\.0\n", text)
     assert re.search(r"pings to each +2\.0 +2\.0\n +heartbeats to each +0\.0 +4\.0\n", text)
     assert "ratio 0.90" in text
-    assert re.search(r"kept pushes, 100 users +all there, no ttl +all there, ttl +20 away, ttl\n", text)
+    assert re.search(r"kept pushes, 100 users +none absent, no ttl +none absent, ttl +20 absent, ttl\n", text)
     assert re.search(r"pushes/s, end to end +500 +350 +280\n", text)
-    assert "with 20 of 100 users away / all there, both with a ttl: 0.80 (wanted: at least 0.75)" in text
+    assert "with 20 of 100 users absent / none absent, both with a ttl: 0.80 (target: at least 0.75)" in text
     assert re.search(r"1,000,000 parked rows +without them +beside them\n", text)
     assert "1,000 others expiring in a second / without: 0.75" in text
     assert re.search(r"rows that expire in a second +0 +990\n", text)
     assert (
-        "20 pushes kept for its user: ms until the first is there (3 users; wanted: under 50: MISSED)" in text
+        "20 pushes kept for its user: ms until the first is there (3 users; target: under 50: MISSED)" in text
     )
-    assert re.search(r"from the first packet +median 12\.0, most 51\.0\n", text)
+    assert re.search(r"from the first packet +median 12\.0, highest 51\.0\n", text)
     assert "25.0% 100.0%  run (a.py)" in text
     assert "NOTE" not in text
 
@@ -451,7 +451,7 @@ def test_the_report_warns_of_a_machine_that_others_keep_busy() -> None:
     notes = [line for line in report.table(made) if line.startswith("NOTE")]
     assert "1.2 cores were kept busy by other programs" in notes[0]
     assert "10 to 20 ms" in notes[1]
-    assert "kept, some away brought 3 frames after a later one" in notes[2]
+    assert "kept, some absent brought 3 frames after a later one" in notes[2]
 
 
 def test_the_json_has_every_repetition(tmp_path: Path) -> None:

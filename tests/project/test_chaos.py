@@ -612,7 +612,7 @@ async def test_a_run_that_breaks_a_promise_says_so(
     table = " ".join(run.table(lines).split())
     assert "| not run |" in table
     assert "| not made |" in table
-    end = "every promise held in all that was made"
+    end = "every promise held in every fault that was made"
     assert run.footer([lines[1]], "short run", 1.0).endswith(end), "not run is not passed"
 
 
