@@ -9,8 +9,8 @@
 | a token that the verifier refuses                 | 401                        | the verifier's why|
 | offered no subprotocol                            | granted, bare mode         | `opened`          |
 
-A browser fails a connection that is granted without one of the subprotocols it offered (RFC 6455 4.1), and
-tells its page 1006 and nothing else. So such a client is told by an answer that its developer can read.
+A browser fails a connection that is granted without one of the subprotocols it offered (RFC 6455 4.1). Its page sees
+1006 and nothing else. So such a client gets an HTTP answer that its developer can read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Access:
         """While True every handshake is refused with 503."""
 
     def decide(self, request: Handshake) -> Grant | Refusal:
-        """Answer a handshake; never raises. The first line of the module's table that fits is taken."""
+        """Answer a handshake; never raises. The first line of the module's table that fits decides."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
         if self._origins and request.origin is not None and request.origin not in self._origins:
@@ -62,8 +62,8 @@ class Access:
 
 
 def _tokens(request: Handshake) -> set[str]:
-    """The tokens of all carriers; one that came twice counts once, in whichever base64 it was written."""
-    # A raw `+` of a query reads as a space, and no token has one.
+    """The tokens in query, header and subprotocols. A token that came twice counts once, in either base64 alphabet."""
+    # A raw `+` in a query is decoded as a space, and no token contains a space.
     given = [token.strip("\t\r\n").replace(" ", "+") for token in request.query.get("token", ())]
     scheme, *credentials = (request.authorization or "").split(None, 1)[:2] or [""]
     if scheme.lower() == "bearer":
@@ -77,7 +77,7 @@ def _canonical(token: str) -> str:
 
 
 def _spoken(subprotocols: Collection[str]) -> Mode | None:
-    """The first of them that we speak: their order is the client's preference."""
+    """The first of them that we speak: the client orders them by preference."""
     for entry in subprotocols:
         if entry in (Mode.ENVELOPE.value, Mode.BARE.value):
             return Mode(entry)
@@ -86,16 +86,16 @@ def _spoken(subprotocols: Collection[str]) -> Mode | None:
 
 def _not_spoken(subprotocols: Collection[str]) -> Refusal:
     if any(entry.startswith(TOKEN_ENTRY) for entry in subprotocols):
-        text = "The subprotocol that carries the token can't be spoken: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The subprotocol with the token is not enough: offer bridge.v1.json or bridge.bare too.\n"
     else:
-        text = "None of these subprotocols is spoken here: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The bridge speaks none of these subprotocols: offer bridge.v1.json or bridge.bare too.\n"
     return Refusal(400, "subprotocol", text)
 
 
 def _no_token(request: Handshake) -> Refusal:
-    # In words that the log's redaction does not take for a token.
+    # Worded so that the log's redaction does not mistake it for a token.
     ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
     if request.authorization is not None:
-        text = f"The header Authorization has no Bearer token in it. One is required: {ways}.\n"
+        text = f"The header Authorization has no Bearer token. A token is required: {ways}.\n"
         return Refusal(401, "missing", text)
     return Refusal(401, "missing", f"A token is required: {ways} (bridge.token. and the JWT).\n")
