@@ -1,4 +1,4 @@
-"""Send a push on its way to one user: to the sessions, to the log, or to wait for the user to come back."""
+"""Route a push to one user: offer it to the sessions, write it to the log, or hold it until the user comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.core.sessions.hub import Hub
 
 
 class Router:
-    """Decides where a push goes that was just taken."""
+    """Routes pushes that were just taken."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Router:
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
-        """Send it on its way. What is handled alone holds up the whole queue: its row waits for nothing."""
+        """Route one push. A message that is handled alone holds up the whole queue: its pushes are parked at once."""
         now = self._clock.monotonic()
         alone = flight.messages[0].alone
         to = address(self._hub, request, resolver, flight.key.user)
