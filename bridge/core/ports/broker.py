@@ -1,4 +1,4 @@
-"""What the core asks of the broker, and what the broker brings."""
+"""What the core asks of the broker, and the messages that come from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.model.rows import DeadLetter, Receipt, Reply
 
 
 class AckToken(NamedTuple):
-    """What acknowledges one message: only good for the channel incarnation that delivered it."""
+    """Acknowledges one message. It is valid only for the channel incarnation that delivered the message."""
 
     incarnation: int
     tag: int
@@ -24,9 +24,9 @@ class Source(enum.Enum):
 
     REQUESTS = "push.requests"
     FALLEN = "push.fallen"
-    """Given up by the broker: delivery limit, expiration."""
+    """Messages that the broker has given up: delivery limit, expiration."""
     CONTROL = "push.control"
-    """Not pushes, but what is to be done about pushes: recalls."""
+    """Recalls of pushes; not pushes."""
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -37,23 +37,23 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     """At most `MESSAGE_BYTES_MAX` bytes; of a larger body only the first 4,096 bytes."""
     body_size: int
-    """Bytes of the body as published; more than `len(body)` where it was cut."""
+    """Bytes of the body as published; more than `len(body)` if it was cut."""
     properties: Properties
     arrived_at: float
     """Wall-clock seconds."""
     reordered: bool = False
-    """The broker may have given it out ahead of older messages, because of its priority."""
+    """The broker may have delivered it ahead of older messages, because of its priority."""
 
 
 class Intake(Protocol):
     """The core's side of the taking port; the broker adapter calls it from the event loop."""
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
-        """Take what one read of the broker's socket brought, in queue order. Never raises."""
+        """Accept the messages of one read of the broker's socket, in queue order. Never raises."""
         ...
 
     def channel_lost(self, incarnation: int) -> None:
-        """Every token of this incarnation is dead: the broker will deliver its messages again."""
+        """Every token of this incarnation is invalid: the broker will deliver its messages again."""
         ...
 
 
@@ -61,22 +61,22 @@ class Acks(Protocol):
     """The adapter's side of the taking port."""
 
     def ack(self, tokens: Iterable[AckToken]) -> None:
-        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are thrown away. Never raises.
+        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are ignored. Never raises.
 
         The adapter sends `multiple` only for a finished prefix, the others one by one in one write.
         """
         ...
 
     def requeue(self, tokens: Iterable[AckToken]) -> None:
-        """Give messages back (AMQP basic.nack with requeue). Stale tokens are thrown away. Never raises."""
+        """Return messages (AMQP basic.nack with requeue). Tokens of another incarnation are ignored. Never raises."""
         ...
 
     def widen(self) -> None:
-        """What has come can be handled: from now on give out as many requests at a time as there may be.
+        """A message was handled without harm: from now on, deliver as many requests at a time as the prefetch allows.
 
-        Until then, on every new channel, one is given out at a time. A broker may count each return of a message,
-        handled or not: a message that kills the process must not have its neighbours counted along with it.
-        Idempotent. Never raises.
+        Before the first call on a channel, one request is delivered at a time. A broker may count each return of a
+        message, handled or not. If a message kills the process, the returns of its neighbours must not be counted with
+        its own. Idempotent. Never raises.
         """
         ...
 
@@ -90,17 +90,17 @@ class Receipts(Protocol):
         ...
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-        """Publish and await the confirms; return those that were NOT confirmed (empty: all are).
+        """Publish and await the confirms; return those that were NOT confirmed (empty: all were confirmed).
 
-        A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens; a
-        receipt may be sent twice, its consumer knows it by push id and user. Never raises for a broker
-        that is away: then everything is returned.
+        A receipt that no queue wanted counts as sent. Always returns within a few seconds. A receipt may be sent twice;
+        its consumer recognizes it by push id and user. Does not raise when the broker is down: then everything is
+        returned.
         """
         ...
 
 
 class DeadLetters(Protocol):
-    """The exchange for what people must look at."""
+    """The exchange for messages that people must look at."""
 
     async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """Publish to `push.dead` and await the confirms; return those NOT confirmed. As `Receipts.send`."""
@@ -111,5 +111,5 @@ class Answers(Protocol):
     """Answers to control messages."""
 
     async def answer(self, reply: Reply, body: bytes) -> bool:
-        """Publish a JSON body to a queue; False where it was not confirmed. Not tried again. Never raises."""
+        """Publish a JSON body to a queue; False if it was not confirmed. Not tried again. Never raises."""
         ...

@@ -1,4 +1,4 @@
-"""What the core asks of a socket, and what a socket tells the core."""
+"""What the core asks of a socket, and what the WebSocket server tells the core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class Socket(Protocol):
-    """One WebSocket of a session, writing side. No method waits or raises; a closed one ignores calls."""
+    """The writing side of a session's WebSocket. No method waits or raises; a closed socket ignores calls."""
 
     @property
     def writable(self) -> bool:
@@ -39,11 +39,11 @@ class Socket(Protocol):
         ...
 
     def close(self, reason: CloseReason) -> None:
-        """Begin the closing handshake (RFC 6455 7); abort soon after if the peer does not take part."""
+        """Begin the closing handshake (RFC 6455 7); abort soon after if the peer does not answer it."""
         ...
 
     def abort(self) -> None:
-        """Drop the connection at once, with whatever is buffered (TCP reset)."""
+        """Drop the connection at once, with everything that is buffered (TCP reset)."""
         ...
 
 
@@ -63,7 +63,7 @@ class SessionHandle(Protocol):
         ...
 
     def closed(self, code: int, reason: str) -> None:
-        """The connection is gone (1006 where no close frame was seen). Called exactly once, last."""
+        """The connection is closed (1006 if no close frame was received). Called exactly once, last."""
         ...
 
 
@@ -75,9 +75,9 @@ class SessionHost(Protocol):
         ...
 
     def refused(self, refusal: Refusal) -> None:
-        """The adapter refused an opening handshake by itself, for its form, its size or its time."""
+        """The adapter itself refused an opening handshake: it was malformed, too large or too slow."""
         ...
 
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
-        """The handshake is done. The host may write to the socket from now on, also within this call."""
+        """The handshake is done. The host may write to the socket from now on, even during this call."""
         ...
