@@ -148,7 +148,7 @@ class Core:
             inflight=self.inflight,
             pages=self.pages,
             clock=clock,
-            suspect_after=limits.delivery.park_after,
+            pong_after=limits.delivery.park_after,
         )
         self.mailbox_sweep = MailboxSweep(
             store=ports.store,
@@ -184,7 +184,7 @@ class Core:
             dispatcher=dispatcher,
             grace=self.grace,
             clock=clock,
-            suspect_after=limits.park_after,
+            pong_after=limits.park_after,
         )
         known = KnownRows(inflight=inflight, lookups=lookups, remembered=self.remembered, turns=turns)
         taker = Taker(

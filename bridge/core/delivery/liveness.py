@@ -38,7 +38,7 @@ class Liveness:
         for turn in self._hub.turns(now):
             quiet = dict.fromkeys(turn.quiet, HEARTBEAT)
             for session in turn.to_ping:
-                if session.suspect(now, self._confirm_timeout * 2):
+                if session.owes_pong(now, self._confirm_timeout * 2):
                     self._presence.close(session, CloseReason.VANISHED)
                 else:
                     session.ping(now, quiet.get(session), turn.at)

@@ -26,15 +26,15 @@ class Router:
         dispatcher: Dispatcher,
         grace: Grace,
         clock: Clock,
-        suspect_after: float,
+        pong_after: float,
     ) -> None:
-        """`suspect_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
+        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
         self._hub = hub
         self._inflight = inflight
         self._dispatcher = dispatcher
         self._grace = grace
         self._clock = clock
-        self._suspect_after = suspect_after
+        self._pong_after = pong_after
 
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
@@ -50,8 +50,8 @@ class Router:
         if flight.ended:
             return
         self._inflight.limit(flight, now)
-        suspect = any(s.suspect(now, self._suspect_after) for s in to.sessions)
-        self._wait(flight, parked=alone or suspect)
+        owing = any(s.owes_pong(now, self._pong_after) for s in to.sessions)
+        self._wait(flight, parked=alone or owing)
 
     def _nobody(
         self, flight: Flight, request: PushRequest, resolver: Resolver, why: Reason, now: float, alone: bool

@@ -15,14 +15,14 @@ class Resends:
     """Begins another replay of a session, from the oldest push that lacks its proof."""
 
     def __init__(
-        self, *, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, suspect_after: float
+        self, *, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, pong_after: float
     ) -> None:
-        """`suspect_after`: seconds for which a session may owe a pong before nothing is resent to it."""
+        """`pong_after`: seconds for which a session may owe a pong before nothing is resent to it."""
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
         self._clock = clock
-        self._suspect_after = suspect_after
+        self._pong_after = pong_after
 
     def tick(self, now: float) -> None:
         """Called about ten times a second; `now` is monotonic seconds."""
@@ -38,7 +38,7 @@ class Resends:
         """Resend to those sessions of a user that answer; False where there is none now."""
         begun = False
         for session in self._hub.of_user(user):
-            if session.state is not SessionState.LIVE or session.suspect(now, self._suspect_after):
+            if session.state is not SessionState.LIVE or session.owes_pong(now, self._pong_after):
                 continue
             if now < session.next_round:
                 continue

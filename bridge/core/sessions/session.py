@@ -145,7 +145,7 @@ class Session:
         """Frames handed over whose pong is awaited."""
         return len(self._unproven)
 
-    def suspect(self, now: float, after: float) -> bool:
+    def owes_pong(self, now: float, after: float) -> bool:
         """Whether the peer owes a pong for longer than `after` seconds."""
         return self.owing_since is not None and now - self.owing_since > after
 
