@@ -15,7 +15,7 @@ SHARE = 100
 """A mailbox is measured at once when it has grown by one part in so many of a bound."""
 PATIENCE = 10.0
 """Seconds after its first growth when it is measured in any case."""
-USERS_MAX = 50_000
+GROWTH_USERS_MAX = 50_000
 """Users whose growth is remembered; beyond it the one whose growth began first is left to the patrol."""
 
 
@@ -41,7 +41,7 @@ class Growth:
 class Measuring:
     """Remembers growth, and returns users whose mailboxes must be measured. `now` is monotonic seconds."""
 
-    def __init__(self, limits: MailboxLimits, users_max: int = USERS_MAX) -> None:
+    def __init__(self, limits: MailboxLimits, users_max: int = GROWTH_USERS_MAX) -> None:
         self._pushes = limits.pushes / SHARE
         self._total_bytes = limits.total_bytes / SHARE
         self._users_max = users_max
