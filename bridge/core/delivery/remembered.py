@@ -144,8 +144,8 @@ class Recollection:
                 if others != self._others:
                     await self._read()
                     self._others = others
-            except StoreUnavailable as away:
-                self._errors.handle(away, "remembered.read", {})
+            except StoreUnavailable as unavailable:
+                self._errors.handle(unavailable, "remembered.read", {})
                 await self._clock.sleep(RETRY)
                 self._wanted.set()
                 continue

@@ -59,13 +59,13 @@ class Persistence:
                 # If every row was refused meanwhile, this call was refused for the same cause: try it again unchanged.
                 if not down or failed >= SUSPECT_AFTER:
                     raise
-            except StoreUnavailable as away:
+            except StoreUnavailable as unavailable:
                 self.unsure = True
-                self._gate.shut(self._name, str(away), database=True)
+                self._gate.shut(self._name, str(unavailable), database=True)
                 await self._until_written()
                 failed += 1
                 if failed >= SUSPECT_AFTER:
-                    raise StatementFailed(away.cause) from away
+                    raise StatementFailed(unavailable.cause) from unavailable
             else:
                 self._gate.clear(self._name)
                 return result
@@ -77,9 +77,9 @@ class Persistence:
         while True:
             try:
                 await self._store.try_writing()
-            except StoreUnavailable as away:
+            except StoreUnavailable as unavailable:
                 down = True
-                self._gate.shut(self._name, str(away), database=True)
+                self._gate.shut(self._name, str(unavailable), database=True)
                 await self._clock.sleep(wait)
                 wait = min(wait * 2, RETRY_MOST)
             else:
