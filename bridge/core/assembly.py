@@ -1,7 +1,7 @@
-"""The core, put together from its ports: what is made before what, and which part is told by which.
+"""Put the core together from its ports: the order in which its parts are made, and which parts each of them gets.
 
-A part is given those that it uses; nothing is assigned into a part afterwards. The order is that of the floors: what is
-in flight, sessions, mailbox, delivery, settlement, control.
+A part gets the parts that it uses in its constructor; nothing is assigned into it afterwards. The order is that of the
+floors: what is in flight, sessions, mailbox, delivery, settlement, control.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from bridge.core.settlement.worklist import Worklist
 
 
 class Ports(NamedTuple):
-    """What the core needs of the world."""
+    """The ports that the core is given."""
 
     store: Store
     logs: Sequence[DeliveryLog]
-    """The logs that are not the store."""
+    """The logs other than the store."""
     acks: Acks
     receipts: Receipts
     dead_letters: DeadLetters
@@ -60,7 +60,7 @@ class Ports(NamedTuple):
 
 
 class CoreLimits(NamedTuple):
-    """The bounds that settings give."""
+    """The bounds from the settings."""
 
     delivery: DeliveryLimits
     mailbox: MailboxLimits
@@ -68,8 +68,8 @@ class CoreLimits(NamedTuple):
 
 
 class Core:
-    """The parts that decide. Who drives them: `run` of intake, pages, settlement, control and recollection are tasks of
-    their own; `tick` is called about ten times a second, `every_second` each second."""
+    """The parts that decide. The application drives them: `run` of intake, pages, settlement, control and recollection
+    is a task each; `tick` is called about ten times a second, `every_second` each second."""
 
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
         self.ports = ports
@@ -148,7 +148,7 @@ class Core:
             inflight=self.inflight,
             pages=self.pages,
             clock=clock,
-            suspect_after=limits.delivery.park_after,
+            pong_after=limits.delivery.park_after,
         )
         self.mailbox_sweep = MailboxSweep(
             store=ports.store,
@@ -184,7 +184,7 @@ class Core:
             dispatcher=dispatcher,
             grace=self.grace,
             clock=clock,
-            suspect_after=limits.park_after,
+            pong_after=limits.park_after,
         )
         known = KnownRows(inflight=inflight, lookups=lookups, remembered=self.remembered, turns=turns)
         taker = Taker(
@@ -219,12 +219,12 @@ class Core:
         )
 
     def begin(self, last_position: int) -> None:
-        """The store can be read; positions go on above the highest that it has. Kept pushes are read from now on."""
+        """The store can be read, and this is the highest position that it has. Kept pushes are read from now on."""
         self.inflight.above(last_position)
         self.pages.begin()
 
     def tick(self) -> None:
-        """Called about ten times a second: what waits for time to pass."""
+        """Called about ten times a second: do what is due."""
         now = self.ports.clock.monotonic()
         self.intake.tick(now)
         self.liveness.close_slow(now)
@@ -235,7 +235,7 @@ class Core:
         self.liveness.show_life(now)
 
     def every_second(self) -> None:
-        """Tokens that expire, mailboxes whose room nobody told of, and the age of what is remembered."""
+        """Called each second: close sessions whose token has expired, continue replays, let remembered ids age."""
         self.liveness.close_expired()
         self.pages.every_second()
         self.remembered.every_second(self.ports.clock.monotonic())

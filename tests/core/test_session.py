@@ -156,10 +156,10 @@ def test_a_peer_that_owes_a_pong_for_too_long_is_suspect_until_it_answers() -> N
     s, socket = session()
     s.offer(FRAME, flight())
     s.flush(1.0)
-    assert not s.suspect(1.9, 1.0)
-    assert s.suspect(2.1, 1.0)
+    assert not s.owes_pong(1.9, 1.0)
+    assert s.owes_pong(2.1, 1.0)
     s.pong(socket.pings[0], 2.2)
-    assert not s.suspect(9.0, 1.0)
+    assert not s.owes_pong(9.0, 1.0)
 
 
 def test_a_closed_session_cannot_drain() -> None:

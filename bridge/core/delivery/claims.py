@@ -1,7 +1,8 @@
-"""A push to a session came again, the session is not here, and the log has no row: another bridge may have it.
+"""Ask the log again before a repeat of a push to a session ends as `offline`: another bridge may have the session.
 
-That one lost its channel and not its sessions. Its row, which tells whose the session is, comes within `park_after`.
-So nothing is decided before the log was asked once more.
+This is for a push that came before, whose session is not here, and that has no row. The other bridge has lost its
+channel and kept its sessions. It writes the row, with the session's user, within `park_after` seconds. So nothing is
+decided before the log was asked again.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from bridge.core.settlement.worklist import Worklist
 
 class _Claim(NamedTuple):
     look_at: float
-    """Monotonic seconds at which the log is asked once more."""
+    """Monotonic seconds at which the log is asked again."""
     flight: Flight
     key: PushKey
     outcome: Outcome
-    """How it ends where the log has no row then, and why."""
+    """The outcome, if the log has no row then; `reason` likewise."""
     reason: Reason
 
 
 class Claims:
-    """Pushes that are ours unless another bridge has them."""
+    """Pushes that end here, unless another bridge has them."""
 
     def __init__(
         self,
@@ -49,18 +50,18 @@ class Claims:
         self._clock = clock
         self._unclaimed: deque[_Claim] = deque()
         self.seconds = 2 * park_after
-        """By then the bridge that has such a session, if there is one, has parked the push and written its row."""
+        """Wait before the log is asked again: by then another bridge with the session has parked the push."""
 
     def add(self, flight: Flight, key: PushKey, outcome: Outcome, reason: Reason) -> None:
-        """Ask the log once more for a push that is in flight, and end it like this where it has no row then."""
+        """Ask the log again for a push that is in flight; if it has no row then, end it with this outcome."""
         self._unclaimed.append(_Claim(self._clock.monotonic() + self.seconds, flight, key, outcome, reason))
 
     def due(self, now: float) -> bool:
-        """Whether there is one to be looked at; `now` is monotonic seconds."""
+        """Whether the log must be asked for one now; `now` is monotonic seconds."""
         return bool(self._unclaimed) and self._unclaimed[0].look_at <= now
 
     async def look_again(self) -> None:
-        """Ask the log for those whose time has come. Ends early where taking ends."""
+        """Ask the log for those whose time has come. Returns early when taking ends."""
         try:
             while self.due(self._clock.monotonic()):
                 claim = self._unclaimed[0]
@@ -68,7 +69,7 @@ class Claims:
                 self._unclaimed.popleft()
                 await self._decide(claim, reached)
         except Stopped:
-            # What was not acked goes back to the queue with the channel.
+            # Messages that were not acked go back to the queue with the channel.
             return
 
     async def _decide(self, claim: _Claim, reached: bool) -> None:
@@ -83,7 +84,7 @@ class Claims:
             self._worklist.release(message)
 
     def drop(self) -> None:
-        """Taking ends: their messages go back to the queue."""
+        """Taking ends: forget them all; their messages go back to the queue."""
         for claim in self._unclaimed:
             self._inflight.forget(claim.flight)
         self._unclaimed.clear()

@@ -1,4 +1,4 @@
-"""Offer a push to each session of its user, and hand over to sockets what was offered."""
+"""Offer a push to each session of its user, and hand offered pushes to sockets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bridge.core.sessions.session import Session
 
 
 class Dispatcher:
-    """Collects what a batch has for each session, so that it leaves in one write."""
+    """Collects the pushes of a batch for each session, so that they are handed over in one write."""
 
     def __init__(self, *, presence: Presence, pages: Pages, clock: Clock) -> None:
         self._presence = presence
         self._pages = pages
         self._clock = clock
         self._touched: set[Session] = set()
-        """Sessions with something that was not flushed since."""
+        """Sessions that were offered something since the last flush."""
 
     def offer(
         self, flight: Flight, request: PushRequest, sessions: Sequence[Session], frames: dict[Mode, Frame]
     ) -> None:
-        """Offer a push to these sessions. `frames` keeps the frames of a request from one user to the next."""
+        """Offer a push to these sessions. `frames` caches the frames of a request for its other users."""
         flight.addressed(len(sessions))
         for session in sessions:
             frame = frames.get(session.mode)
@@ -39,7 +39,7 @@ class Dispatcher:
             if session.offer(frame, flight):
                 self._touched.add(session)
                 continue
-            # Full of this very batch, perhaps: a socket that takes bytes makes room.
+            # This batch may have filled the queue: a flush makes room if the socket takes bytes.
             self._pages.flush(session)
             if session.offer(frame, flight):
                 self._touched.add(session)
@@ -53,11 +53,11 @@ class Dispatcher:
         if replay is None:
             self._presence.close(session, CloseReason.TOO_SLOW)
         elif flight.kept is not None and replay.missed is None:
-            # It is not slow, it is still being sent what is older: what is kept comes from the mailbox.
+            # The peer is not slow: older pushes are still being sent to it. This one follows from the mailbox.
             replay.missed = flight.position
 
     def flush(self) -> None:
-        """Hand over what was offered: one write for each session, whatever number of pushes it got."""
+        """Hand over what was offered: one write for each session, however many pushes it was offered."""
         for session in self._touched:
             self._pages.flush(session)
         self._touched.clear()

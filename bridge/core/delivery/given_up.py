@@ -1,4 +1,4 @@
-"""How a message ends that the broker, or this bridge, has given up."""
+"""Find the outcome of a message that the broker, or this bridge, has given up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GivenUp(NamedTuple):
 
 
 def given_up(arrival: Arrival, max_attempts: int) -> GivenUp | None:
-    """Its outcome; None for a message that is to be handled. `max_attempts`: how often it may be given out."""
+    """Its outcome; None for a message that must be handled. `max_attempts`: how often the broker may deliver it."""
     if arrival.source is Source.REQUESTS:
         count = arrival.properties.delivery_count
         if count < max_attempts:

@@ -1,4 +1,4 @@
-"""For a moment after the start, pushes wait for browsers that are coming back."""
+"""For a moment after the start, hold pushes for browsers that are reconnecting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.sessions.session import Session
 
 
 class Grace:
-    """Holds pushes whose user is absent until the user comes, or the grace is over."""
+    """Holds pushes whose user is absent until the user opens a session, or the grace is over."""
 
     def __init__(self, inflight: InFlight, clock: Clock, seconds: float) -> None:
         self._inflight = inflight
@@ -24,7 +24,7 @@ class Grace:
         self.begin()
 
     def begin(self) -> None:
-        """Taking begins."""
+        """Taking begins: the grace starts now."""
         self._until = self._clock.monotonic() + self._seconds
 
     def lasts(self, now: float) -> bool:
@@ -32,11 +32,11 @@ class Grace:
         return now < self._until
 
     def wait(self, flight: Flight, request: PushRequest) -> None:
-        """Hold it until its user comes."""
+        """Hold a push until its user opens a session."""
         self._awaited.setdefault(flight.key.user, []).append((flight, request))
 
     def came(self, session: Session) -> None:
-        """A session opened: it holds what has waited for its user until its replay is over."""
+        """A session opened: give it the pushes that waited for its user. It holds them until its replay is over."""
         build = bare_frame if session.mode is Mode.BARE else push_frame
         for flight, request in self._awaited.pop(session.user, ()):
             if flight.ended:

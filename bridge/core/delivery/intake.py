@@ -1,4 +1,4 @@
-"""What the broker brings waits here, in the order of the queue, until it is taken. The way of one push begins here.
+"""Messages from the broker wait here, in the order of the queue, until they are taken. The way of a push begins here.
 
     arrived ──> taken ──> routed ──> handed to sockets ──> proven ──> settled (row, receipt, ack)
                   │          │              │                 │
@@ -6,9 +6,9 @@
                              └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
 
 Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
-all that time, and `bridge.core.settlement`. Beside the way: `known`, `lookups`, `remembered`, `repeats` and `claims`
-(what came before), `targets`, `given_up`, `grace` (after a start), `presence` and `liveness` (sessions), `turns` and
-`load` (bounds).
+all that time, and `bridge.core.settlement`. The other files help them: `known`, `lookups`, `remembered`, `repeats` and
+`claims` (pushes that came before), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness` (sessions),
+`turns`, `load` (bounds).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
 
 BATCH = 200
-"""Messages taken together: what they have for a session leaves in one write."""
+"""Messages taken together: their pushes to one session are handed over in one write."""
 
 
 class Intake:
-    """Fills the Intake port: gives messages to the taker while nothing holds the bridge back."""
+    """Fills the Intake port: gives messages to the taker while the gate is open."""
 
     def __init__(
         self,
@@ -59,27 +59,27 @@ class Intake:
         self._handling = asyncio.Lock()
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
-        """What one read of the broker's socket brought, in the order of the queue."""
-        # What fell out of the queue comes to any bridge: only requests show that no other one takes now.
+        """Queue the messages that one read of the broker's socket brought, in the order of the queue."""
+        # Messages of `push.fallen` come to every bridge: only requests show that no other bridge takes now.
         if not self._recollection.taking and any(a.source is Source.REQUESTS for a in batch):
             self._recollection.began()
         self._inbox.extend(batch)
         self._wake.set()
 
     def channel_lost(self, incarnation: int) -> None:
-        """Messages of this channel will come again: those not yet taken are forgotten here."""
+        """Messages of this channel will come again: forget those that are not taken yet."""
         self._taker.channel_lost(incarnation)
         self._recollection.doubt()
         self._inbox = deque(a for a in self._inbox if not self._taker.is_lost(a))
 
     async def run(self) -> None:
-        """Take messages while nothing holds the bridge back, until `stop`."""
+        """Take messages while the gate is open, until `stop`."""
         while not self._stopping:
             await self._wake.wait()
             await self._gate.opened()
             await self._room.wait()
             async with self._handling:
-                # Looked at again: a stop or a shut gate may have come while this waited.
+                # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
                     if self._inbox:
                         batch = self._next_batch()
@@ -89,8 +89,8 @@ class Intake:
             if not self._inbox:
                 self._wake.clear()
             if self._load.full:
-                self._room.clear()  # until a tick finds half of it gone
-            # Pongs, and sockets that take bytes again, get their turn between two batches.
+                self._room.clear()  # until `tick` finds that half of it is gone
+            # Between two batches, pongs and writable sockets get their turn.
             await self._clock.sleep(0)
 
     def _next_batch(self) -> list[Arrival]:
@@ -111,7 +111,7 @@ class Intake:
             self._wake.set()
 
     async def stop(self) -> None:
-        """Take no more messages; returns when none is being taken. The rest stays unacked: it goes back."""
+        """Take no more messages; returns when none is being taken. The rest is not acked and goes back to the queue."""
         self._stopping = True
         self._lookups.stop()
         async with self._handling:

@@ -1,6 +1,6 @@
-"""What is known of requests before they are taken: which may have come before, and the rows that they have.
+"""Find out, before requests are taken, which of them may have come before, and the rows that they have.
 
-It is looked up for many messages in one statement, and for a large message part by part.
+One statement looks up the rows of many messages; a large message is looked up in parts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Known(NamedTuple):
     """What was found out about the requests of a few messages."""
 
     came: set[int]
-    """Identities of those that may have come before."""
+    """`id()` of the requests that may have come before."""
     rows: dict[RowKey, Row]
-    """The rows that they have."""
+    """The rows that the log has for them."""
 
 
 class KnownRows:
-    """Asks the log for the taker. What is settled after the answer comes first."""
+    """Looks up rows for the taker. Rows that are settled after a look-up are newer than its answer: see `settled`."""
 
     def __init__(self, *, inflight: InFlight, lookups: Lookups, remembered: Remembered, turns: Turns) -> None:
         self._inflight = inflight
@@ -40,20 +40,20 @@ class KnownRows:
         self._remembered = remembered
         self._turns = turns
         self._settled: dict[RowKey, Row] = {}
-        """Rows that were settled since the last look-up: younger than what it has found."""
+        """Rows that were settled since the last look-up."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """For the length of the block, see what is settled after a look-up."""
+        """During the block, collect the rows that are settled after each look-up."""
         with self._inflight.watching() as self._settled:
             yield
 
     def settled(self, key: RowKey) -> Row | None:
-        """The row that was settled since the last look-up, if it was."""
+        """The row with this key, if it was settled since the last look-up."""
         return self._settled.get(key)
 
     def may_have_come(self, arrival: Arrival, request: PushRequest | Rejected) -> bool:
-        """Whether a push may have come before: the broker says so, or its id is remembered."""
+        """Whether a push may have come before: the broker delivers it again, or its id is remembered."""
         properties = arrival.properties
         return (
             properties.redelivered
@@ -63,8 +63,8 @@ class KnownRows:
         )
 
     async def find(self, portion: Sequence[DecodedMessage]) -> Known | None:
-        """What is known of the requests of these messages; None where they name too many users for one look: then
-        parts of the message, or of a request, are looked for by themselves. Raises Stopped."""
+        """What is known of the requests of these messages. None where they name too many users for one look-up: then
+        parts of the message, or of a request, are looked up one by one. Raises Stopped."""
         if len(portion) == 1 and _rows_named(portion[0][1]) > LOOKUP_ROWS:
             return None
         came: set[int] = set()
@@ -78,7 +78,7 @@ class KnownRows:
         return Known(came, await self.look_up(list(keys)) if keys else self._nothing())
 
     async def look_up(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
-        """The rows that these keys have. Raises Stopped."""
+        """The rows that the log has for these keys. Raises Stopped."""
         self._settled.clear()
         rows = await self._lookups.rows(keys)
         self._turns.begin()
@@ -94,7 +94,7 @@ def _named_users(request: PushRequest | Rejected) -> Sequence[str]:
 
 
 def _rows_named(taking: Decoded) -> int:
-    """Rows that the requests of a message name; too many to look up where only the hub knows the users."""
+    """How many rows the requests of a message name; over `LOOKUP_ROWS` where only the hub knows the users."""
     rows = 0
     for request in taking.requests:
         if isinstance(request, Rejected):
@@ -108,7 +108,7 @@ def _rows_named(taking: Decoded) -> int:
 
 
 def portions(decoded: Sequence[DecodedMessage]) -> Iterator[Sequence[DecodedMessage]]:
-    """Messages whose rows can be looked up in one statement; one that is too large for that stands alone."""
+    """Group messages whose rows one statement can look up; a message that is too large for that is alone."""
     portion: list[DecodedMessage] = []
     rows = 0
     for one in decoded:

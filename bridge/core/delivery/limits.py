@@ -1,4 +1,4 @@
-"""The bounds of the way of one push, as the settings of the same names give them."""
+"""The bounds for delivery; each has a setting of the same name."""
 
 from __future__ import annotations
 

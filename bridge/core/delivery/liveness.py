@@ -1,4 +1,4 @@
-"""Keep sessions alive, and close those whose peer is gone, does not read, or has a token that has expired."""
+"""Keep sessions alive; close those whose peer is gone or does not read, and those whose token has expired."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bridge.core.sessions.hub import Hub
 
 
 class Liveness:
-    """Looks at sessions as time passes."""
+    """Checks sessions as time passes."""
 
     def __init__(
         self, *, hub: Hub, presence: Presence, clock: Clock, confirm_timeout: float, total_bytes: int
     ) -> None:
-        """`total_bytes`: of frames that wait for all sockets together; over it the fullest session is closed."""
+        """`total_bytes`: of the frames that wait for all sockets together; over it the fullest session is closed."""
         self._hub = hub
         self._presence = presence
         self._clock = clock
@@ -23,7 +23,8 @@ class Liveness:
         self._total_bytes = total_bytes
 
     def close_slow(self, now: float) -> None:
-        """Close sessions that take nothing; `now` is monotonic seconds."""
+        """Close sessions whose socket takes nothing, and the fullest ones while too many bytes wait in all; `now` is
+        monotonic seconds."""
         for session in self._hub.stalled(now, self._confirm_timeout):
             self._presence.close(session, CloseReason.TOO_SLOW)
         while self._hub.queued_bytes > self._total_bytes:
@@ -37,7 +38,7 @@ class Liveness:
         for turn in self._hub.turns(now):
             quiet = dict.fromkeys(turn.quiet, HEARTBEAT)
             for session in turn.to_ping:
-                if session.suspect(now, self._confirm_timeout * 2):
+                if session.owes_pong(now, self._confirm_timeout * 2):
                     self._presence.close(session, CloseReason.VANISHED)
                 else:
                     session.ping(now, quiet.get(session), turn.at)

@@ -1,4 +1,4 @@
-"""How much is in hand: over its bound no more messages are taken."""
+"""Count what is in hand: over its bound no more messages are taken."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from bridge.core.inflight.inflight import InFlight
 from bridge.core.settlement.worklist import Worklist
 
 IN_HAND_MAX = 50_000
-"""Pushes and answers that may be in memory at once; over it no more messages are taken (rows bound memory)."""
+"""Pushes and answers in memory at once, over which no more messages are taken."""
 
 
 class Load:
-    """Counts what keeps something of a push in memory, from its taking to its ack."""
+    """Counts everything of a push that is in memory, from when it is taken to its ack."""
 
     def __init__(self, inflight: InFlight, worklist: Worklist) -> None:
         self._inflight = inflight
@@ -18,7 +18,7 @@ class Load:
 
     @property
     def in_hand(self) -> int:
-        """Pushes on their way, answers that wait, and rows whose receipts and acks are not done with."""
+        """Pushes in flight, answers that wait, and rows whose receipts and acks are not finished."""
         return self._inflight.busy + self._worklist.answers_waiting + self._worklist.unpaid
 
     @property
@@ -28,5 +28,5 @@ class Load:
 
     @property
     def light(self) -> bool:
-        """Whether taking may begin again: half of the most is gone."""
+        """Whether taking may begin again: in hand is half of the bound or less."""
         return self.in_hand <= IN_HAND_MAX // 2

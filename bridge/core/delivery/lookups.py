@@ -1,7 +1,7 @@
-"""Which pushes have come before: the rows that the log has of them, asked for in bounded portions before they are sent.
+"""Look up the rows of pushes that may have come before, in bounded portions, before the pushes are sent.
 
-Only what may have come is asked for: what the broker gives out again, and ids that `Remembered` does not rule out.
-Everything else goes out without a query; the compare-and-set of its row has the last word.
+Only these are looked up: pushes that the broker delivers again, and ids that `Remembered` does not rule out. All others
+are sent without a query; the compare-and-set of their row decides.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from bridge.core.settlement.persistence import PARTS, Persistence
 LOOKUP_ROWS = 1000
 """Rows that one statement looks for."""
 RETRY = 1.0
-"""Seconds until a look-up is tried again that failed alone: what may have come is not sent without it."""
+"""Seconds until a look-up that failed alone is tried again: a push that may have come before must not be sent without
+it."""
 
 T = TypeVar("T")
 
 
 class Stopped(BridgeError):
-    """Taking ends; what was being looked up goes back to the queue."""
+    """Taking ends; messages that were being looked up go back to the queue."""
 
     def __init__(self) -> None:
         super().__init__("taking has ended")
 
 
 class Lookups:
-    """Asks the log. One call at a time; each waits while the database is down, unless `stop` ends it."""
+    """Asks the log, one call at a time. A call waits while the database is down, until `stop` ends it."""
 
     def __init__(
         self, store: Store, gate: Gate, clock: Clock, errors: ErrorHandler, metrics: Metrics
@@ -50,18 +51,18 @@ class Lookups:
         self._stopped = False
 
     def stop(self) -> None:
-        """Whoever waits for an answer gets Stopped, now and from now on."""
+        """The current call raises Stopped, and so does every later one."""
         self._stopped = True
         if self._asking is not None:
             self._asking.cancel()
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing is looked up any more."""
+        """Whether `stop` was called."""
         return self._stopped
 
     async def rows(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
-        """The rows that these keys have. Raises Stopped."""
+        """The rows that the log has for these keys. Raises Stopped."""
         found: dict[RowKey, Row] = {}
         for at in range(0, len(keys), LOOKUP_ROWS):
             for row in await self._unless_stopped(self._some(keys[at : at + LOOKUP_ROWS])):

@@ -1,4 +1,4 @@
-"""Sessions come and go: what waits for a user goes out, and what a session had and did not prove is given back."""
+"""Open and close sessions: send what waits for a user, and report pushes that a closed session has not proven."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Presence:
         self._clock = clock
 
     def opened(self, session: Session, last: str | None = None) -> None:
-        """A session opened: what is kept for its user goes out first, then what has waited since the start, then what
-        is newer. `last` is the push that its client has seen last, where it resumes."""
+        """A session opened: kept pushes of its user are sent first, then those that have waited since the start, then
+        newer ones. `last` is the push that its client has seen last; None unless it resumes."""
         self._hub.register(session, self._clock.monotonic())
         self._pages.opened(session, last)
         self._grace.came(session)
@@ -32,8 +32,8 @@ class Presence:
     def close(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `closed` follows when the socket is gone.
 
-        `retry_after` (seconds) is what the client is told to wait; the reason's own by default. Idempotent, and
-        nothing for a session that is gone: who closes many takes a while, and some leave before their turn.
+        `retry_after`: seconds that the client is told to wait; by default those of the reason. Idempotent; does nothing
+        for a session that is closed: a caller that closes many takes a while, and some close before their turn.
         """
         if session.close_reason is not None or session.state is SessionState.CLOSED:
             return
@@ -51,7 +51,7 @@ class Presence:
         session.socket.close(reason)
 
     def closed(self, session: Session) -> None:
-        """A socket is gone, whoever closed it: what it had not proven by now it never will."""
+        """A socket is gone, whichever side closed it: pushes that it has not proven by now are lost."""
         self._hub.unregister(session)
         self._pages.closed(session)
         now = self._clock.time()

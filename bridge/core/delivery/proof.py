@@ -1,4 +1,4 @@
-"""What peers prove: a pong proves every push that was handed over before its ping, an ack frame one push."""
+"""Report proof to pushes: a pong proves every push that was handed over before its ping, an ack frame one push."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from bridge.core.sessions.session import Session
 
 
 class Proofs:
-    """Reports proof to the pushes, and hands over what has become possible by it."""
+    """Reports proof to pushes, and hands over more where that made room."""
 
     def __init__(self, *, pages: Pages, clock: Clock) -> None:
         self._pages = pages
         self._clock = clock
 
     def pong(self, session: Session, payload: bytes) -> None:
-        """A peer answered a ping: everything sent before it is received (RFC 6455 section 5.5.3)."""
+        """A peer answered a ping: everything that was sent before the ping is received (RFC 6455 section 5.5.3)."""
         now = self._clock.time()
         for push in session.pong(payload, self._clock.monotonic()):
             push.received(now)
@@ -23,7 +23,7 @@ class Proofs:
             self._pages.flush(session)
 
     def acked(self, session: Session, push_id: str, tenant: str | None = None) -> bool:
-        """An application acknowledged a push; False where no such push waits for an ack of this session.
+        """An application acknowledged a push; False where no such push waits for an ack from this session.
 
         Raises AmbiguousAck: see `Session.ack`.
         """

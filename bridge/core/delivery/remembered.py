@@ -1,11 +1,11 @@
-"""Ids of the last day, in bounded memory: one that it does not know has not come; one that it knows may have.
+"""Remember the push ids of the last day in bounded memory. An id that is not in it is new; others may have come before.
 
-The memory is a filter in the manner of Bloom (doi:10.1145/362686.362692) with one machine word for each id: three
-bits of it are set. More ids than it was made for cost look-ups, never a wrong answer. It is two generations of a day
-each, so an id is known for 24 hours at least and for 48 at most.
+The memory is a Bloom filter (doi:10.1145/362686.362692) in which each id sets three bits of one machine word. More ids
+than it was made for cost look-ups, never a wrong answer. It has two generations of a day each, so an id is known for 24
+hours at least and for 48 at most.
 
-What this process has not taken itself comes from the log, in pages, while it works. Until all of that is there, and
-whenever another process may have taken since, every id may have come.
+Ids that this process has not taken itself are read from the log, in pages, while it works. Until all of them are read,
+and whenever another process may have taken messages since, every id may have come before.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import IdPlace, OthersRows, Store
 
 GENERATION = 86_400.0
-"""Seconds for which ids go into one generation."""
+"""Seconds for which ids are added to one generation."""
 BITS = 3
 """Bits that an id sets."""
 PAGE_ROWS, PAGE_ROWS_LEAST = 20_000, 100
-"""Rows of the log that one page looks at; halved where that takes too long."""
+"""Rows of the log that one page reads; halved after a failure, down to the least."""
 SLICE = 2_000
-"""Ids that are added before others get their turn."""
+"""Ids that are added before the event loop gets a turn."""
 RETRY = 1.0
 """Seconds between tries while the log can't be read."""
 
@@ -34,7 +34,7 @@ _MASK_BITS = 13
 
 
 def _masks() -> list[int]:
-    chosen = random.Random(3).sample  # any will do, as long as they differ
+    chosen = random.Random(3).sample  # any seed will do
     return [sum(1 << bit for bit in chosen(range(64), BITS)) for _ in range(1 << _MASK_BITS)]
 
 
@@ -47,12 +47,12 @@ class Filter:
     __slots__ = ("_words", "added")
 
     def __init__(self, size_bytes: int) -> None:
-        # Zeroed pages that nobody has written to cost the machine nothing.
+        # Zeroed pages take no memory before they are written to.
         self._words = memoryview(bytearray(max(1, size_bytes // 8) * 8)).cast("Q")
         self.added = 0
 
     def add(self, text: str) -> None:
-        """From now on this text is in it; idempotent."""
+        """Add a text; idempotent."""
         value = hash(text) & _WORD
         place = (value >> _MASK_BITS) % len(self._words)
         self._words[place] |= _MASKS[value & ((1 << _MASK_BITS) - 1)]
@@ -65,7 +65,7 @@ class Filter:
 
 
 class Remembered:
-    """Whether a push id may have come before. Ids of all tenants together: that costs a look-up at most."""
+    """Tells whether a push id may have come before. It holds ids of all tenants together: a clash costs a look-up."""
 
     def __init__(self, size_bytes: int, now: float) -> None:
         self._size = size_bytes // 2
@@ -73,7 +73,7 @@ class Remembered:
         self._old = Filter(0)
         self._since = now
         self.complete = False
-        """Whether all that the log knows of the last day is in it."""
+        """Whether it has all ids of the last day that the log has."""
 
     def __contains__(self, push_id: str) -> bool:
         if not self.complete or push_id in self._new:
@@ -82,7 +82,7 @@ class Remembered:
 
     @property
     def added(self) -> int:
-        """Ids that were added in the generations that are there, repeats counted again."""
+        """Ids that were added to both generations; repeats are counted again."""
         return self._new.added + self._old.added
 
     def add(self, push_id: str) -> None:
@@ -99,9 +99,9 @@ class Remembered:
 class Recollection:
     """Fills the memory from the log: at the start, and when this process begins to take, if others have written since.
 
-    A process that stands by learns nothing of what another takes. What the other had acknowledged when the broker
-    gave its requests to this one was in the log by then, and what it had not comes again: so a look at the log after
-    the first request of a channel sees all. `Store.rows_of_others` tells whether there is anything to be read.
+    A process that stands by does not learn what the active one takes. When the broker gives requests to this process,
+    messages that the other has acked have their rows in the log, and messages that it has not acked come again. So a
+    read of the log after the first request of a channel finds all. `Store.rows_of_others` says whether to read.
     """
 
     def __init__(
@@ -113,39 +113,39 @@ class Recollection:
         self._clock = clock
         self._boot = boot
         self.taking = False
-        """A request has come since the last channel began."""
+        """Whether a request has come on the present channel."""
         self._others: OthersRows | None = None
-        """The count of others' rows up to which all is in memory."""
+        """The count of other processes' rows when they were last read."""
         self._doubts = 0
         self._wanted = asyncio.Event()
         self._wanted.set()
         self.page_rows = PAGE_ROWS
 
     def began(self) -> None:
-        """The first request of a channel is here: from now on no other process takes any."""
+        """The first request of a channel has come: from now on no other process takes requests."""
         self.taking = True
         self._wanted.set()
 
     def doubt(self) -> None:
-        """The channel is gone: until the next one gives out messages another process may take."""
+        """The channel is lost: until a request comes on the next one, another process may take."""
         self.taking = False
         self._doubts += 1
         self._remembered.complete = False
 
     async def run(self) -> None:
-        """Look whenever there is reason to, until cancelled."""
+        """Read the log whenever `began` was called, and at the start, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             doubts, taking = self._doubts, self.taking
             try:
-                # Counted first: what is written while the pages are read may be on none of them.
+                # Counted first: rows that are written while the pages are read may be on none of them.
                 others = await self._store.rows_of_others(self._boot)
                 if others != self._others:
                     await self._read()
                     self._others = others
-            except StoreUnavailable as away:
-                self._errors.handle(away, "remembered.read", {})
+            except StoreUnavailable as unavailable:
+                self._errors.handle(unavailable, "remembered.read", {})
                 await self._clock.sleep(RETRY)
                 self._wanted.set()
                 continue
@@ -171,5 +171,5 @@ class Recollection:
             if page.next is None:
                 return
             place = page.next
-            # Half of the database's time is for those who work meanwhile.
+            # Leave half of the database's time to other work.
             await self._clock.sleep(took)

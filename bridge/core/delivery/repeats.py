@@ -1,4 +1,4 @@
-"""A push that came before: its message joins the flight that is on its way, or is answered from the row."""
+"""Handle pushes that came before: the message joins the push in flight, or is answered from its row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bridge.core.ports.clock import Clock
 from bridge.core.settlement.worklist import Worklist
 
 ANSWERS_MAX = 10_000
-"""Repeats that wait to be answered, over which no more rows are read for others."""
+"""With more repeats than this waiting to be answered, no more rows are read for others."""
 
 
 class Repeats:
-    """Has each repeat wait for, or be told, what became of the push that it repeats."""
+    """Each repeat waits for the outcome of the push that it repeats, or is answered with it."""
 
     def __init__(
         self, *, inflight: InFlight, worklist: Worklist, lookups: Lookups, turns: Turns, clock: Clock
@@ -35,7 +35,7 @@ class Repeats:
         if flight.joined(message, fingerprint):
             self._worklist.differs(flight.key, flight)
         if flight.parked and not flight.ended:
-            # Its row is there; written once more, it owes this message's receipt as well.
+            # It has a row already. Write it again, so that it owes this message's receipt as well.
             self._worklist.due(flight)
 
     def answer(self, row: Row, message: HeldMessage, fingerprint: int) -> None:
@@ -45,10 +45,10 @@ class Repeats:
     async def join_earlier(
         self, key: PushKey, message: HeldMessage, fingerprint: int, addressed: Collection[str] = ()
     ) -> None:
-        """A push to a session or to everyone came again: take care of the users that it reached before, besides these.
+        """A push to a session or to everyone came again: join or answer it for the users of before, except `addressed`.
 
-        Their outcomes are this message's as well: it waits for those in flight, and answers for the others, whose
-        receipts may have been lost with the process or the connection. Raises Stopped.
+        The message waits for those that are in flight. The others are answered from their rows: their receipts may have
+        been lost with the process or the connection. Raises Stopped.
         """
         joined = set(addressed)
         for user, flight in list(self._inflight.roaming(key).items()):

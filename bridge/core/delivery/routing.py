@@ -1,4 +1,4 @@
-"""Send a push on its way to one user: to the sessions, to the log, or to wait for the user to come back."""
+"""Route a push to one user: offer it to the sessions, write it to the log, or hold it until the user comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.core.sessions.hub import Hub
 
 
 class Router:
-    """Decides where a push goes that was just taken."""
+    """Routes pushes that were just taken."""
 
     def __init__(
         self,
@@ -26,20 +26,20 @@ class Router:
         dispatcher: Dispatcher,
         grace: Grace,
         clock: Clock,
-        suspect_after: float,
+        pong_after: float,
     ) -> None:
-        """`suspect_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
+        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
         self._hub = hub
         self._inflight = inflight
         self._dispatcher = dispatcher
         self._grace = grace
         self._clock = clock
-        self._suspect_after = suspect_after
+        self._pong_after = pong_after
 
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
-        """Send it on its way. What is handled alone holds up the whole queue: its row waits for nothing."""
+        """Route one push. A message that is handled alone holds up the whole queue: its pushes are parked at once."""
         now = self._clock.monotonic()
         alone = flight.messages[0].alone
         to = address(self._hub, request, resolver, flight.key.user)
@@ -50,8 +50,8 @@ class Router:
         if flight.ended:
             return
         self._inflight.limit(flight, now)
-        suspect = any(s.suspect(now, self._suspect_after) for s in to.sessions)
-        self._wait(flight, parked=alone or suspect)
+        owing = any(s.owes_pong(now, self._pong_after) for s in to.sessions)
+        self._wait(flight, parked=alone or owing)
 
     def _nobody(
         self, flight: Flight, request: PushRequest, resolver: Resolver, why: Reason, now: float, alone: bool

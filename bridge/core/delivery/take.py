@@ -1,4 +1,4 @@
-"""Take messages: decode them, answer what came before from its row, and send everything else on its way."""
+"""Take messages: decode them, answer pushes that came before from their rows, and route all others."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from bridge.core.sessions.hub import Hub
 from bridge.core.settlement.worklist import Worklist
 
 SUSPECT_ATTEMPTS = 5
-"""From this delivery count on a message is taken and handled alone: what kills the process must not take its
-neighbours along, nor have their deliveries counted with its own."""
+"""From this delivery count on a message is taken and handled alone. If it kills the process, its neighbours must not
+be lost with it, and their deliveries must not be counted with its own."""
 
 
 class _Taking(NamedTuple):
@@ -51,11 +51,11 @@ class _Taking(NamedTuple):
     came_before: bool
     known: Known | None
     ending: GivenUp | None
-    """Its outcome, where the broker or this bridge has given it up."""
+    """Its outcome, if the broker or this bridge has given it up."""
 
 
 class TakeParts(NamedTuple):
-    """What taking works with."""
+    """The parts that `Taker` uses."""
 
     hub: Hub
     inflight: InFlight
@@ -96,12 +96,12 @@ class Taker:
         self._errors = parts.errors
         self._clock = parts.clock
         self._limits = limits
-        # Where few attempts are allowed, some of them must be alone all the same.
+        # Even if few attempts are allowed, some of them must be alone.
         self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
         self._lost_incarnation = -1
 
     def is_suspect(self, arrival: Arrival) -> bool:
-        """Whether a message was given out so often that handling it may be what ended the process."""
+        """Whether a message was delivered so often that handling it may have killed the process."""
         return arrival.properties.delivery_count >= self._suspect_from
 
     def channel_lost(self, incarnation: int) -> None:
@@ -109,11 +109,11 @@ class Taker:
         self._lost_incarnation = max(self._lost_incarnation, incarnation)
 
     def is_lost(self, arrival: Arrival) -> bool:
-        """Whether a message is of a channel that is lost."""
+        """Whether the channel of this message is lost."""
         return arrival.token.incarnation <= self._lost_incarnation
 
     async def take(self, batch: Sequence[Arrival]) -> int:
-        """Take these messages. Returns how many it has dealt with: less than all where too much is in hand."""
+        """Take these messages. Returns how many it has dealt with: fewer than all if too much is in hand."""
         self._turns.begin()
         decoded: list[DecodedMessage] = []
         for arrival in batch:
@@ -135,7 +135,7 @@ class Taker:
                         requests += len(taking.requests)
                         await self._take_message(arrival, taking, known)
         except Stopped:
-            # What was not acked goes back to the queue with the channel.
+            # Messages that were not acked go back to the queue with the channel.
             return len(batch)
         finally:
             self._dispatcher.flush()
@@ -172,9 +172,9 @@ class Taker:
             traceparent=taking.traceparent,
         )
         if arrival.source is Source.FALLEN:
-            # Taken before, as often as the broker allows: receipts of then may have been lost.
+            # It was taken before, as often as the broker allows: receipts sent then may have been lost.
             message.redelivered = True
-        # Held open until every request has been looked at, whatever is settled meanwhile.
+        # One more than its rows: the message stays open until all of its requests are taken; `release` subtracts it.
         message.open = 1
         if self.is_suspect(arrival):
             message.done = asyncio.Event()
@@ -194,7 +194,7 @@ class Taker:
             await message.done.wait()
 
     async def _take_in_parts(self, arrival: Arrival, taking: Decoded, message: HeldMessage) -> None:
-        """Take a batch of requests whose rows are too many for one look."""
+        """Take a batch of requests that has too many rows for one look-up."""
         place = 0
         for part in portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests]):
             known = await self._known.find(part)
@@ -203,8 +203,8 @@ class Taker:
                 place += 1
 
     def _failed(self, arrival: Arrival, message: HeldMessage, error: Exception) -> None:
-        """Handling a message failed: it goes back to the queue, until it has failed too often. Flights that it has
-        begun end without it."""
+        """Handling a message failed: it goes back to the queue, until it has failed too often. Flights that were begun
+        for it go on without it."""
         context = {"delivery_count": arrival.properties.delivery_count, "bytes": arrival.body_size}
         self._errors.handle(error, "delivery.take", context)
         if message.token is not None:
@@ -214,7 +214,7 @@ class Taker:
                 message.done.set()
 
     async def _rows_of(self, taking: _Taking, users: Sequence[str]) -> dict[RowKey, Row]:
-        """The rows that a request has for these users, by a look of its own."""
+        """The rows that a request has for these users, from a look-up of its own."""
         if not taking.came_before:
             return {}
         request = taking.request
@@ -223,7 +223,7 @@ class Taker:
     def _enter(
         self, flight: Flight, message: HeldMessage, rows: dict[RowKey, Row], *, roams: bool = False
     ) -> bool:
-        """Take in a new flight. False where its push is known: the message joins it, or is answered from its row."""
+        """Add a new flight. False where its push is known: the message joins it, or is answered from its row."""
         message.open += 1
         row = self._known.settled(flight.key) or rows.get(flight.key)
         flying = self._inflight.get(flight.key)
@@ -280,12 +280,12 @@ class Taker:
             await self._turns.give()
 
     async def _take_again(self, taking: _Taking, users: Sequence[str]) -> None:
-        """Take a push that may have come before, when it may have been for others than now."""
+        """Take a push to a session or to everyone that may have come before: it may have been for other users then."""
         request, message = taking.request, taking.message
-        # A session has one user: whatever became of the push at an earlier taking, also that nobody had it, is final.
+        # A session has one user: the outcome from when the push was taken before stands, even if no user had it.
         final = taking.ending is not None or users == (NO_USER,) or taking.resolver.one_session
         if final and (self._inflight.roaming(request.key) or await self._lookups.has_rows(request.key)):
-            # Whom it was for at an earlier taking has left since, or does not matter; what became of it there stands.
+            # It is for no user now, or the user does not matter: the earlier outcomes stand.
             self._remember(request)
             await self._repeats.join_earlier(request.key, message, taking.fingerprint)
             return
@@ -294,7 +294,7 @@ class Taker:
             if not message.alone:
                 self._claim(taking, position)
                 return
-            # It is handled alone, and holds up all others in any case: the other bridge is waited for here.
+            # It is handled alone and holds up all others anyway: wait for the other bridge here.
             await self._clock.sleep(self._claims.seconds)
             if await self._lookups.has_rows(request.key):
                 self._remember(request)
@@ -305,7 +305,8 @@ class Taker:
         await self._repeats.join_earlier(request.key, message, taking.fingerprint, frozenset(users))
 
     def _claim(self, taking: _Taking, position: int) -> None:
-        """The session is not here. Decide nothing before another bridge, which may have it, has written its row."""
+        """The session is not here. Decide nothing until another bridge, which may have it, has had time to write the
+        row."""
         request, message = taking.request, taking.message
         flight = flight_of(
             request, NO_USER, message, self._inflight, self._clock.monotonic(), position, taking.fingerprint
@@ -345,7 +346,7 @@ class Taker:
         self._remember(request)
 
     def _too_old(self, taking: _Taking) -> tuple[Outcome, Reason] | None:
-        """How a push ends whose time was over when it was taken; None for any other."""
+        """The outcome of a push whose time was over when it was taken; None for any other push."""
         age = taking.message.taken_at - taking.message.published_at
         ttl = taking.request.ttl
         if ttl == 0:

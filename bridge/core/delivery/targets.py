@@ -1,4 +1,4 @@
-"""Resolve a target to users and sessions, by what the hub holds now.
+"""Resolve a target to users and sessions, as the hub has them now.
 
 A kind of target is one class and one line in `RESOLVERS`.
 """
@@ -15,7 +15,7 @@ from bridge.core.sessions.session import Session
 
 
 class Address(NamedTuple):
-    """One user of a request. With no sessions, `nobody` says which kind of `offline` it is."""
+    """One user of a request, and the sessions to send to. If there are none, `nobody` is the reason for `offline`."""
 
     user: str
     sessions: Sequence[Session]
@@ -26,24 +26,24 @@ class Resolver(Protocol):
     """What one kind of target means."""
 
     roams: bool
-    """Whether only the hub knows the users of such a push: at another time, or on another node, it is for others."""
+    """Whether only the hub knows the users of such a push: at another time, or on another node, they are others."""
     waits: bool
     """Whether such a push waits for an absent user who may be reconnecting after our start."""
     one_session: bool
-    """Whether it is for one session, which has one user at all times."""
+    """Whether it is for one session, whose user never changes."""
     nobody: Reason
-    """Why it is `offline` where the hub knows no user for it."""
+    """The reason for `offline` where the hub knows no user for it."""
 
     def named(self, target: Target) -> Sequence[str]:
-        """The users that the target itself names; NO_USER alone where it names none."""
+        """The users that the target itself names; only NO_USER where it names none."""
         ...
 
     def users(self, hub: Hub, target: Target) -> Sequence[str]:
-        """The users that it is for now, each once; NO_USER alone where only the hub could know one and knows none."""
+        """The users that it is for now, each once; only NO_USER where only the hub could know one and knows none."""
         ...
 
     def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
-        """The sessions of one of those users that it is for."""
+        """The sessions of one of those users that the push is for."""
         ...
 
 
@@ -103,16 +103,16 @@ RESOLVERS: Mapping[type[Target], Resolver] = {
     ToSession: _Session(),
     ToAll: _All(),
 }
-"""By the kind of a target, what it means."""
+"""The resolver for each kind of target."""
 
 
 def resolver_of(request: PushRequest) -> Resolver:
-    """What the target of a request means."""
+    """The resolver for the target of a request."""
     return RESOLVERS[type(request.target)]
 
 
 def address(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Address:
-    """Where this user of a request is now; to be used before anything else happens."""
+    """The sessions of one user of a request now. Use it before the next await: sessions come and go."""
     if user == NO_USER:
         return Address(user, (), resolver.nobody)
     live = [s for s in resolver.sessions(hub, request.target, user) if s.takes_pushes]

@@ -1,4 +1,4 @@
-"""Let the event loop go on while much is taken at once: a message may name 10,000 users."""
+"""Give the event loop its turns while much is taken at once: a message may name 10,000 users."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from bridge.core.ports.clock import Clock
 
 YIELD_EVERY = 250
-"""Pushes taken before the event loop gets a turn: more than most batches make."""
+"""Pushes taken before the event loop gets a turn: more than most batches have."""
 SLICE = 0.008
-"""Seconds after which it gets one in any case."""
+"""Seconds after which the event loop gets a turn in any case."""
 
 
 class Turns:
-    """Counts work since the last turn. Before each turn, what was offered to sessions is handed over."""
+    """Counts work since the last turn. Before each turn, pushes that were offered to sessions are handed over."""
 
     def __init__(self, clock: Clock, flush: Callable[[], None]) -> None:
         self._clock = clock
@@ -22,25 +22,25 @@ class Turns:
         self._began = 0.0
 
     def begin(self) -> None:
-        """Work begins, or goes on after a wait."""
+        """Work begins, or continues after a wait: start the time slice."""
         self._began = self._clock.monotonic()
 
     def begin_count(self) -> None:
-        """The pieces that `is_due` counts begin."""
+        """Start the count of `is_due`."""
         self._since = 0
 
     def is_due(self) -> bool:
-        """One more piece of work is done: whether others should get a turn."""
+        """Count one more piece of work. Returns whether the event loop should get a turn."""
         self._since += 1
         return self._since >= YIELD_EVERY or self.is_late
 
     @property
     def is_late(self) -> bool:
-        """Whether the slice is over, however many pieces were done."""
+        """Whether the time slice is over, however many pieces were done."""
         return self._clock.monotonic() - self._began >= SLICE
 
     async def give(self) -> None:
-        """Let others have their turn."""
+        """Give the event loop a turn."""
         self._flush()
         await self._clock.sleep(0)
         self._since = 0

@@ -1,7 +1,7 @@
 """The state of one push to one user, and the rules by which it ends. The rules are the table in `transitions`.
 
-A flight is made when a push is taken, or when a stored one goes out again, and is gone when its row answers for it.
-Its owner is `InFlight`, which holds it and is told of what each event has done. Nothing here does I/O.
+A flight is made when a push is taken, or when a stored push is sent again. It is removed once its row can answer for
+it. Its owner is `InFlight`, which is told what each event has done. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Effect(enum.Enum):
     ENDED = 1
     """It decided the outcome: the final row must be written."""
     LATE = 2
-    """It is better proof than the flight has ended with: only `late_at` and `proven_at` may still be filled."""
+    """It is better proof than the flight ended with: only `late_at` and `proven_at` may still be filled."""
     KEPT = 3
     """No proof came for now, and the ttl is not over: the row becomes `stored` and waits for the user."""
 
 
 class Owner(Protocol):
-    """Whoever made a flight, and carries on with what becomes of it."""
+    """The owner of a flight; it acts on what each event has done to it."""
 
     def carry_on(self, flight: Flight, effect: Effect, now: float) -> None:
-        """An event that came now (wall-clock seconds) has had this effect, which is not NOTHING."""
+        """An event at `now` (wall-clock seconds) has had this effect, which is not NOTHING."""
         ...
 
 
@@ -72,21 +72,21 @@ class Kept:
         self.size = len(data or b"")
         """Bytes of the data."""
         self.reason: Reason | None = None
-        """Why it was kept; None while no proof has failed to come yet."""
+        """Why it was kept; None until it is kept."""
         self.collapsed = False
         """A newer push with its collapse key was taken: without proof this one ends as superseded."""
         self.resent = 0
         """How often it was resent to a session that had it and did not prove it."""
         self.look_at = 0.0
-        """Monotonic seconds at which its proof is looked for next."""
+        """Monotonic seconds of the next check for its proof."""
         self.stored_announced = False
         """The `stored` receipt was sent."""
 
 
 class Flight(Offered):
-    """One push to one user, over all of the user's sessions that it was offered to.
+    """One push to one user, over all sessions of the user that it was offered to.
 
-    Each event returns what it did, and tells the owner of it. Raises IllegalTransition, and changes nothing, where the
+    Each event returns what it did, and tells the owner. It raises IllegalTransition, and changes nothing, where the
     state does not allow the event.
     """
 
@@ -154,7 +154,7 @@ class Flight(Offered):
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
         self.ack_within = ack_within
-        """Seconds; 0: as long as every other push waits for its proof."""
+        """Seconds to wait for its proof; 0: as long as for every other push."""
         self.kept: Kept | None = None
         """None for a push with ttl 0."""
         self.day: datetime.date | None = None
@@ -166,7 +166,7 @@ class Flight(Offered):
         """The messages that wait for this flight's row; empty once it is parked."""
         self.fingerprint = fingerprint
         self.differing: dict[HeldMessage, int] | None = None
-        """The fingerprints of messages that joined with other content; None while there is none."""
+        """The fingerprints of messages that joined with other content; None while no message has."""
         self.owes = 0
         """How many replies its row owed when it was last written."""
         self.state = State.TAKEN
@@ -176,9 +176,9 @@ class Flight(Offered):
         """Sessions that may still prove it."""
         self.attempts = 0
         self.unsendable: Reason | None = None
-        """What was wrong with the queue of a session that has never handed this push to its socket."""
+        """What was wrong with the queue of a session that never handed this push to its socket."""
         self.parked = False
-        """Its row is committed. While that is not final its messages need not wait."""
+        """A row of it is committed. Its messages need not wait for the final one."""
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
         self.written_at: float | None = None
@@ -199,7 +199,7 @@ class Flight(Offered):
     # --- what sessions report ---
 
     def addressed(self, sessions: int) -> None:
-        """It was offered to so many more sessions."""
+        """It was offered to this many more sessions."""
         step(self.state, Event.ADDRESSED)
         self.sessions += sessions
         self.open += sessions
@@ -259,8 +259,8 @@ class Flight(Offered):
         return self._tell(self.looked_at(now), now)
 
     def looked_at(self, now: float) -> Effect:
-        """The same for a push that sessions have and that may be resent to them: the owner, who asks, decides what is
-        written."""
+        """Like `timed_out`, for a push that may be resent to the sessions that have it. The owner is not told: it
+        calls this, and decides what is written."""
         line = step(self.state, Event.TIMED_OUT)
         if line.outcome is None or line.reason is None:
             return Effect.NOTHING
@@ -269,12 +269,12 @@ class Flight(Offered):
         return self._fail(line.outcome, line.reason, now)
 
     def undeliverable(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
-        """No session takes it now: with ttl 0 that is its outcome, else it is kept."""
+        """No session takes it now: with ttl 0 that is its outcome, otherwise it is kept."""
         step(self.state, Event.UNDELIVERABLE)
         return self._tell(self._fail(outcome, reason, now), now)
 
     def superseded(self, now: float) -> Effect:
-        """A newer push with its collapse key was taken: what was not handed over yet never will be."""
+        """A newer push with its collapse key was taken: if it was not handed over yet, it never will be."""
         line = step(self.state, Event.SUPERSEDED)
         if line.outcome is not None and line.reason is not None and self.attempts == 0:
             return self._tell(self._end(line.outcome, line.reason, now), now)
@@ -295,19 +295,19 @@ class Flight(Offered):
         return self._tell(self._end(outcome, reason, now), now)
 
     def born_ended(self, outcome: Outcome, reason: Reason, now: float) -> None:
-        """The same before its owner has taken it in: the owner sees it then."""
+        """Like `decided`, before `InFlight.add`: the owner sees the outcome there."""
         step(self.state, Event.DECIDED)
         self._end(outcome, reason, now)
 
     def logged(self, outcome: Outcome, reason: Reason, now: float) -> None:
-        """The log has a final row for it with this outcome. The row is there: nothing is to be written."""
+        """The log already has a final row for it with this outcome: nothing needs to be written."""
         if step(self.state, Event.LOGGED).to is not self.state:
             self._end(outcome, reason, now)
 
     # --- the rules that the table does not have ---
 
     def _fail(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
-        """The proof that was asked for has not come: with ttl 0 that is the outcome, else the push is kept."""
+        """The proof that was asked for has not come: with ttl 0 that is the outcome, otherwise the push is kept."""
         kept = self.kept
         if kept is None:
             return self._end(outcome, reason, now)
@@ -335,7 +335,7 @@ class Flight(Offered):
     # --- the messages that wait for it ---
 
     def joined(self, message: HeldMessage, fingerprint: int) -> bool:
-        """A repeat came while it is on its way. Returns whether its content differs."""
+        """A repeat came while this push is in flight. Returns whether its content differs."""
         self.messages.append(message)
         if not differ(fingerprint, self.fingerprint):
             return False
@@ -345,11 +345,11 @@ class Flight(Offered):
         return True
 
     def fingerprint_of(self, message: HeldMessage) -> int:
-        """The fingerprint of what this message asked for; one that joined may have another."""
+        """The fingerprint of what this message asked for; a message that joined may have another than the flight."""
         return self.fingerprint if self.differing is None else self.differing.get(message, self.fingerprint)
 
     def replies_to(self, message: HeldMessage, fingerprint: int | None = None) -> tuple[Reply, ...]:
-        """What to answer to this message, where its row holds content of this fingerprint; None: its own."""
+        """The replies to this message. `fingerprint`: of the content in the row; None: the flight's own."""
         if self.differing is None and (fingerprint is None or fingerprint == self.fingerprint):
             return message.replies
         row = self.fingerprint if fingerprint is None else fingerprint

@@ -1,4 +1,4 @@
-"""One AMQP message between its taking and its ack: it is held until every row that it names is settled."""
+"""One AMQP message after it was taken and before its ack: it is held until every row that it names is settled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HeldMessage:
         traceparent: str = "",
     ) -> None:
         self.token: AckToken | None = token
-        """None once it was acked or given back."""
+        """None once the message was acked or given back."""
         self.properties = properties
         self.published_at = published_at
         self.taken_at = taken_at
@@ -48,11 +48,11 @@ class HeldMessage:
         self.open = 0
         """Rows that must still be settled before the message may be acked."""
         self.done: asyncio.Event | None = None
-        """Set when the message is acked or given back, where it is handled alone and something waits for it."""
+        """Set when the message is acked or given back; None unless it is handled alone."""
         self.letters: list[DeadLetter] = []
-        """What goes to `push.dead` after the rows and before the ack."""
+        """Sent to `push.dead` after the rows and before the ack."""
         self.answers: list[Receipt] = []
-        """What its publisher is told before the ack, since no row will tell it."""
+        """Sent to its publisher before the ack, since no row owes them."""
 
     @property
     def alone(self) -> bool:
@@ -60,7 +60,7 @@ class HeldMessage:
         return self.done is not None
 
     def replies_where(self, differs: bool) -> tuple[Reply, ...]:
-        """The replies that it asked for; `differs`: its row holds other content than it has."""
+        """The replies that it asked for. `differs`: its row has other content than this message."""
         if not differs:
             return self.replies
         return tuple(Reply(r.queue, r.correlation_id, differs=True) for r in self.replies)

@@ -1,4 +1,4 @@
-"""Find a push on its way: by key, by push id, by collapse key, by user where it has no row yet."""
+"""Find a push in flight: by key, by push id, by collapse key, and by user while it has no row."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from bridge.core.model.rows import RowKey
 
 
 class Index:
-    """At most one flight for each row; a flight leaves when its end, or its being stored, is committed."""
+    """At most one flight for each row. A flight is removed when its final or `stored` row is committed."""
 
     def __init__(self) -> None:
         self._busy: dict[RowKey, Flight] = {}
         self._resting: dict[RowKey, Flight] = {}
-        # Nearly every push goes to one user: then there is no dictionary for it.
+        # Nearly every push goes to one user: no dictionary is made for those.
         self._of_push: dict[str, Flight | dict[RowKey, Flight]] = {}
         self._unwritten: dict[str, dict[RowKey, Flight]] = {}
         self._of_place: dict[tuple[str, str, str], dict[RowKey, Flight]] = {}
-        """By tenant, user and collapse key, those that have not ended when they came."""
+        """By tenant, user and collapse key: flights that had not ended when they were added."""
         self._newest: dict[tuple[str, str, str], Flight] = {}
         self._roaming: dict[PushKey, dict[str, Flight]] = {}
 
     def __iter__(self) -> Iterator[Flight]:
-        """Those whose message, or whose end, waits for something."""
+        """The busy flights; see `busy`."""
         return iter(list(self._busy.values()))
 
     @property
     def busy(self) -> int:
-        """Flights whose message, or whose end, waits for something: those that bound what is taken."""
+        """Flights whose message or outcome waits for something. Their number bounds what is taken."""
         return len(self._busy)
 
     @property
     def resting(self) -> int:
-        """Kept pushes whose row is stored, in memory for the sessions that have them and may still prove them."""
+        """Kept pushes whose row is stored. They are in memory for sessions that have them and may still prove them."""
         return len(self._resting)
 
     def get(self, key: RowKey) -> Flight | None:
@@ -42,19 +42,19 @@ class Index:
         return self._busy.get(key) or self._resting.get(key)
 
     def of_push(self, push_id: str) -> Collection[Flight]:
-        """The flights of pushes with this id, of whatever tenant and user."""
+        """The flights of pushes with this id, of any tenant and user."""
         found = self._of_push.get(push_id)
         if found is None:
             return ()
         return list(found.values()) if isinstance(found, dict) else (found,)
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
-        """The flights of a user's pushes with this collapse key, but those that had ended when they were taken."""
+        """The flights of a user's pushes with this collapse key, except those that had ended when they were added."""
         return list(self._of_place.get((tenant, user, collapse_key), {}).values())
 
     def add(self, flight: Flight, *, roams: bool = False) -> Flight | None:
-        """Take in a flight whose key is not there. Returns the unfinished one that it replaces by its collapse
-        key, if any. `roams`: only the hub knew its user (the push is to a session, or to everyone)."""
+        """Add a flight whose key is not here. Returns the unfinished one that it replaces by its collapse key, if
+        any. `roams`: the user came from the hub (the push is to a session, or to everyone)."""
         key = flight.key
         self._busy[key] = flight
         self._index(flight)
@@ -68,7 +68,7 @@ class Index:
         self._of_place.setdefault(place, {})[key] = flight
         older = self._newest.get(place)
         if older is not None and older.position > flight.position:
-            # A stored one that goes out again after a newer one was taken.
+            # This one was stored, and is sent again after a newer one was taken.
             return None
         self._newest[place] = flight
         return older
@@ -93,18 +93,18 @@ class Index:
         del self._of_push[push_id]
 
     def written(self, flight: Flight) -> None:
-        """It is kept, and its row is there; idempotent."""
+        """It is a kept push, and its row is committed; idempotent."""
         of_user = self._unwritten.get(flight.key.user)
         if of_user is not None and of_user.pop(flight.key, None) is not None and not of_user:
             del self._unwritten[flight.key.user]
 
     def rest(self, flight: Flight) -> None:
-        """Its row is stored, and nobody but its sessions waits for it; idempotent."""
+        """Its row is stored, and only its sessions still need it; idempotent."""
         if flight.kept is not None and self._busy.get(flight.key) is flight:
             self._resting[flight.key] = self._busy.pop(flight.key)
 
     def remove(self, flight: Flight) -> None:
-        """From now on the row answers for it; idempotent."""
+        """Remove it: from now on its row is found instead; idempotent."""
         key = flight.key
         if self.get(key) is not flight:
             return
@@ -132,5 +132,5 @@ class Index:
         return list(of_user.values()) if of_user else ()
 
     def roaming(self, push: PushKey) -> dict[str, Flight]:
-        """Flights of a push whose users only the hub knew, by user."""
+        """The flights of a push whose users came from the hub, by user."""
         return self._roaming.get(push, {})

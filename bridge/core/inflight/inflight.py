@@ -1,7 +1,7 @@
-"""The one owner of every push on its way: makes room for it, finds it, and acts on what each event has done to it.
+"""The one owner of every push in flight: it indexes and finds flights, and acts on what each event has done to them.
 
-Whoever has a flight sends it events; the flight tells this owner what they did, and the owner passes on what the
-settlement has to write. All indexes, deadlines and positions of flights are here.
+Callers send events to a flight. The flight tells this owner what they did, and the owner passes on what the settlement
+must write. All indexes, deadlines and positions of flights are here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MICRO = 1_000_000
 
 
 class Ends(Protocol):
-    """Where rows that are to be written go: the settlement's worklist."""
+    """Accepts what must be written: the settlement's worklist."""
 
     def due(self, flight: Flight) -> None:
-        """Its row is to be written as the flight stands by then. Idempotent until it is written."""
+        """Its row must be written, from the flight's state at that time. Idempotent until it is written."""
         ...
 
     def is_due(self, flight: Flight) -> bool:
@@ -36,7 +36,7 @@ class Ends(Protocol):
         ...
 
     def late(self, proof: LateProof) -> None:
-        """Better proof has come than the row claims."""
+        """Better proof has come than the row says."""
         ...
 
     def ended_by_sweep(self, rows: Sequence[Row]) -> None:
@@ -45,7 +45,7 @@ class Ends(Protocol):
 
 
 class InFlight:
-    """Every push on its way, at most one flight for each row."""
+    """Every push in flight, at most one flight for each row."""
 
     def __init__(self, *, ends: Ends, clock: Clock, park_after: float, confirm_timeout: float) -> None:
         """`park_after`, `confirm_timeout`: seconds until a push without proof gets its row, and until its time for a
@@ -61,13 +61,13 @@ class InFlight:
         self._first_rows = 0
         self._watches: list[tuple[Collection[str] | None, dict[RowKey, Row]]] = []
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
-        """Pushes whose final row somebody waits for."""
+        """Pushes for whose final row a caller waits."""
 
     # --- taken, and found ---
 
     def add(self, flight: Flight, *, roams: bool = False) -> None:
-        """Take in the flight of a push that was just taken, and whose key is not there. An older one with its collapse
-        key is told. `roams`: only the hub knew its user (the push is to a session, or to everyone)."""
+        """Add the flight of a push that was just taken, and whose key is not here. An older push with its collapse key
+        is superseded. `roams`: the user came from the hub (the push is to a session, or to everyone)."""
         older = self._index.add(flight, roams=roams)
         if older is not None:
             older.superseded(self._clock.time())
@@ -76,12 +76,12 @@ class InFlight:
             self._ends.due(flight)
 
     def add_stored(self, flight: Flight) -> None:
-        """Take in the flight of a stored row, which a session has."""
+        """Add the flight of a stored row that was offered to a session."""
         self._index.add(flight)
         self._index.rest(flight)
 
     def forget(self, flight: Flight) -> None:
-        """It has no row of its own, and gets none: another bridge has the push."""
+        """Remove it without a row: another bridge has this push, or its message goes back to the queue."""
         self._index.remove(flight)
         self._begun -= 1
 
@@ -90,21 +90,21 @@ class InFlight:
         return self._index.get(key)
 
     def of_push(self, push_id: str) -> Collection[Flight]:
-        """The flights of pushes with this id, of whatever tenant and user."""
+        """The flights of pushes with this id, of any tenant and user."""
         return self._index.of_push(push_id)
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
-        """The flights of a user's pushes with this collapse key, except those that had ended when they were taken."""
+        """The flights of a user's pushes with this collapse key, except those that had ended when they were added."""
         return self._index.of_collapse_key(tenant, user, collapse_key)
 
     def roaming(self, push: PushKey) -> dict[str, Flight]:
-        """Flights of a push whose users only the hub knew, by user."""
+        """The flights of a push whose users came from the hub, by user."""
         return self._index.roaming(push)
 
     # --- what an event has done ---
 
     def carry_on(self, flight: Flight, effect: Effect, now: float) -> None:
-        """See `Owner`: a flight has had an event, and this is what it did."""
+        """See `Owner`: an event has had this effect on a flight."""
         if effect is Effect.LATE:
             self._ends.late(LateProof(flight.key, now))
             return
@@ -115,14 +115,14 @@ class InFlight:
     # --- time ---
 
     def wait(self, flight: Flight) -> None:
-        """It waits for a proof, or for its user. Its message waits with it, until its row is due."""
+        """It waits for a proof, or for its user. Its message waits too, until its row is due."""
         self._deadlines.wait(flight)
 
     def park(self, flight: Flight, *, at_once: bool = False) -> None:
-        """Its row is written as it stands, and its message waits no longer. `at_once`: it has not waited before.
+        """Write its row as it stands now, so that its message can be acked. `at_once`: it has not waited before.
 
-        Of a kept push, the user's earlier ones get their rows first: whoever reads the mailbox must not find the later
-        one alone.
+        Before a kept push, the user's earlier ones get their rows: a reader of the mailbox must not find the later one
+        alone.
         """
         if flight.kept is not None:
             self.write_unwritten(flight.key.user, flight.position)
@@ -130,14 +130,15 @@ class InFlight:
         self._deadlines.park(flight, at_once=at_once)
 
     def limit(self, flight: Flight, now: float) -> None:
-        """It was offered now (monotonic seconds). Where it has a time for its proof of its own, that begins."""
+        """It was offered now (monotonic seconds). Its `ack_within` begins, if it has one."""
         if flight.ack_within:
             self._deadlines.limit(flight, now)
 
     def tick(self, now: float) -> None:
-        """Park what waits for a proof, and decide what has waited long enough; `now` is monotonic seconds.
+        """Park pushes whose row is due, and time out those whose time for a proof is over; `now` is monotonic seconds.
 
-        One that left was stored. It may be on its way again as another flight, and its row is up to that one.
+        A flight that is not in the index any more was stored. The push may be in flight again as another flight, which
+        is then responsible for the row.
         """
         for flight in self._deadlines.rows_due(now):
             if self._index.get(flight.key) is flight:
@@ -147,7 +148,7 @@ class InFlight:
                 flight.timed_out(self._clock.time())
 
     def look_later(self, flight: Flight, seconds: float | None = None) -> None:
-        """Look for the proof of a kept push so many seconds from now; None: after the time that it has for a proof."""
+        """Check for the proof of a kept push in this many seconds; None: when its time for a proof is over."""
         kept = flight.kept
         now = self._clock.monotonic()
         if kept is None or kept.look_at > now:
@@ -156,7 +157,7 @@ class InFlight:
         self._looks.push(kept.look_at, flight)
 
     def overdue(self, now: float) -> Iterator[Flight]:
-        """The kept pushes that sessions have and did not prove in time, and that may be resent to them."""
+        """Kept pushes that sessions have and did not prove in time, and that may be resent."""
         for flight in self._looks.due(now):
             kept = flight.kept
             if kept is None or flight.ended or flight.open <= 0:
@@ -174,7 +175,7 @@ class InFlight:
         return [f for f in self._index.unwritten(user) if f.position <= until]
 
     def write_unwritten(self, user: str, until: int) -> bool:
-        """Have the rows of those written; whether there are any."""
+        """Queue the rows of those pushes for writing. Returns whether there are any."""
         unwritten = self.unwritten(user, until)
         for flight in unwritten:
             if not self._ends.is_due(flight):
@@ -182,7 +183,7 @@ class InFlight:
         return bool(unwritten)
 
     def committed(self, flight: Flight) -> bool:
-        """A row of it is committed, final or not. Whether that is its first."""
+        """A row of it is committed, final or not. Returns whether it is the first."""
         if flight.parked:
             return False
         self._first_rows += 1
@@ -190,7 +191,7 @@ class InFlight:
         return True
 
     def stored(self, flight: Flight) -> None:
-        """Its row is committed and says `stored`. It leaves memory where no session has it and no message waits."""
+        """Its row is committed and says `stored`. It leaves memory if no session has it and no message waits."""
         if flight.kept is not None:
             flight.kept.data = None
             flight.kept.excluded = frozenset()
@@ -198,13 +199,13 @@ class InFlight:
         if flight.messages:
             return
         if (flight.ended or flight.open <= 0) and not self._ends.is_due(flight):
-            # No session has it, or it was just ended in the store: the row alone stands for it.
+            # No session has it, or it was just ended in the store: its row is enough.
             self._index.remove(flight)
         else:
             self._index.rest(flight)
 
     def settled(self, flight: Flight, row: Row) -> None:
-        """Its final row is committed: from now on the row answers for it."""
+        """Its final row is committed: remove it, from now on its row is found instead."""
         flight.logged(row.outcome, row.reason, row.finished_at or row.taken_at)
         self._watched(row)
         self._index.remove(flight)
@@ -213,7 +214,7 @@ class InFlight:
             waiting.set_result(None)
 
     def ended_in_store(self, rows: Sequence[Row]) -> None:
-        """The store has ended these stored rows: sessions must not send them any more."""
+        """The store has ended these stored rows: sessions must not send their pushes any more."""
         for row in rows:
             self._watched(row)
             flight = self._index.get(row.key)
@@ -221,7 +222,7 @@ class InFlight:
                 continue
             flight.logged(row.outcome, row.reason, row.finished_at or self._clock.time())
             if flight.messages:
-                # They wait for this row. A write that changes nothing reads it, and they are answered.
+                # They wait for this row. The write changes nothing and returns the row, and they are answered.
                 self._ends.due(flight)
             elif not self._ends.is_due(flight):
                 self._index.remove(flight)
@@ -229,13 +230,13 @@ class InFlight:
             self._ends.ended_by_sweep(rows)
 
     def until_settled(self, flight: Flight) -> asyncio.Future[None]:
-        """Done when its final row is committed."""
+        """A future that is done when its final row is committed."""
         return self._settling.setdefault(flight.key, asyncio.get_running_loop().create_future())
 
     @contextmanager
     def watching(self, users: Collection[str] | None = None) -> Iterator[dict[RowKey, Row]]:
-        """The rows of these users (None: of all) that become final during the block: whoever reads the log meanwhile
-        may see them as they were. The dictionary is the caller's, who may empty it."""
+        """Collect the rows of these users (None: of all) that become final during the block: a page that is read
+        meanwhile may show them as they were before. The caller owns the dictionary, and may empty it."""
         rows: dict[RowKey, Row] = {}
         watch = (users, rows)
         self._watches.append(watch)
@@ -257,26 +258,26 @@ class InFlight:
         return self._position
 
     def above(self, position: int) -> None:
-        """Positions go on above this one, which the log or another node has. (Lamport's clock.)"""
+        """Later positions are higher than this one, which the log or another node has. (Lamport's clock.)"""
         self._position = max(self._position, position)
 
     # --- for people ---
 
     def account(self) -> Account:
-        """What an audit compares: begun = with a row + on their way, or a push was lost."""
+        """The numbers that an audit compares: if begun is not with a row + on their way, a push was lost."""
         now = self._clock.monotonic()
         ages = [now - flight.taken_mono for flight in self._index if not flight.parked]
         return Account(self._begun, self._first_rows, len(ages), ages)
 
     @property
     def busy(self) -> int:
-        """Pushes whose message, or whose outcome, waits for something, parked ones included: these bound what is
+        """Pushes whose message or outcome waits for something, including parked ones. Their number bounds what is
         taken."""
         return self._index.busy
 
     @property
     def resting(self) -> int:
-        """Kept pushes whose row is stored, in memory for the sessions that have them and may still prove them."""
+        """Kept pushes whose row is stored. They are in memory for sessions that have them and may still prove them."""
         return self._index.resting
 
     @property

@@ -26,7 +26,7 @@ def flight_of(
     position: int = 0,
     fingerprint: int = NOT_KNOWN,
 ) -> Flight:
-    """The flight of a request to one of its users. A push that names no user who is here is never kept."""
+    """The flight of a request to one of its users. A push without a user (`NO_USER`) is never kept."""
     flight = Flight(
         RowKey(request.tenant, request.id, user),
         message,
@@ -51,7 +51,7 @@ def flight_of(
 
 
 def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flight:
-    """The flight of a stored row that goes out again. No message waits for it."""
+    """The flight of a stored row that is sent again. No message waits for it."""
     properties = Properties(app_id=row.app_id)
     flight = Flight(
         row.key,
@@ -72,7 +72,7 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
     flight.day = row.day
     flight.sessions = row.sessions
     flight.parked = True
-    # The log adds up what different boots have handed over, and takes the highest number that one of them says.
+    # The log adds up the attempts of different boots, and keeps the highest number of each boot.
     flight.attempts = row.attempts if row.boot == boot else 0
     flight.written_at = row.written_at
     flight.proven_at = row.proven_at
@@ -88,7 +88,7 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
 
 
 def flight_of_rejected(rejected: Rejected, message: HeldMessage, owner: Owner, now: float) -> Flight:
-    """The flight of a request that nobody gets: its user is not known, its body is kept (cut) for people."""
+    """The flight of a rejected request: its user is not known, and its row keeps the body (cut) for people to read."""
     flight = Flight(
         RowKey(rejected.tenant, rejected.id, NO_USER),
         message,

@@ -1,4 +1,4 @@
-"""A push as a session sees it: what it sends, and to whom it reports, whoever owns the push."""
+"""A push as a session sees it: what the session reads of it, and the reports that the session makes to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridge.core.model.rows import RowKey
 
 
 class Offered(ABC):
-    """What sessions report to. A report never raises for a push that has ended meanwhile.
+    """A push that sessions report to. A report never raises because the push has ended meanwhile.
 
     `now` is wall-clock seconds, read once for a whole batch.
     """
@@ -23,7 +23,7 @@ class Offered(ABC):
     @property
     @abstractmethod
     def withdrawn(self) -> bool:
-        """Whether it must not be sent any more: it has ended without having been delivered."""
+        """Whether it must not be sent any more: it has ended and was not delivered."""
 
     @abstractmethod
     def handed(self, now: float) -> object:
@@ -39,5 +39,5 @@ class Offered(ABC):
 
     @abstractmethod
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> object:
-        """A session that it was offered to will not prove it any more. `handed`: the session had handed it over; if
-        not, `why` says what was wrong with the session's queue, where that was to blame."""
+        """A session that it was offered to will not prove it any more. `handed`: the session had handed it over. If
+        not, and if the session's queue was the cause, `why` says what was wrong with it."""

@@ -1,4 +1,4 @@
-"""The row that tells how a push stands, and what that row carries."""
+"""Make the row of a flight, and measure what that row carries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bridge.core.model.pushes import ID_MAX, Encoding
 from bridge.core.model.rows import Reply, Row, merged
 
 OWED_MAX = 100
-"""Replies that a row owes. Who asks after that is told at once how the push stands, and not again at its end."""
+"""Replies that a row owes at most. Later messages are told at once how the push stands, and not again at its end."""
 
 
 def row_of(flight: Flight, node: str, boot: str) -> Row:
-    """The row that says what is known now: final once the flight has ended, `pending` or `stored` before."""
+    """The row for the flight as it stands now: final once the flight has ended, `pending` or `stored` before."""
     kept = flight.kept
     if kept is None:
         awaited = Outcome.PENDING, Reason.AWAITING_PROOF
@@ -56,7 +56,7 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 def _owed(flight: Flight) -> tuple[Reply, ...]:
-    """What the row is to owe to the messages that wait, up to `OWED_MAX`."""
+    """The replies to the messages that wait, up to `OWED_MAX`: the row owes them."""
     if not flight.messages:
         return ()
     return merged(*(flight.replies_to(m) for m in flight.messages))[: max(0, OWED_MAX - flight.owes)]
@@ -68,7 +68,7 @@ def is_light(flight: Flight) -> bool:
 
 
 def carried_by(flight: Flight) -> Sequence[tuple[object, int]]:
-    """What its row carries that may be large, each with about its bytes: data, except list, meta, body."""
+    """The parts of its row that may be large, each with its approximate bytes: data, except list, meta, body."""
     kept = flight.kept
     if kept is None:
         return (flight.meta, len(flight.meta)), (flight.payload, len(flight.payload or b""))

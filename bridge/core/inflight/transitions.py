@@ -14,20 +14,20 @@ from bridge.core.model.outcomes import Outcome, Reason
 
 
 class State(enum.IntEnum):
-    """Where a push is on its way to one user."""
+    """How far a push has come on its way to one user."""
 
     TAKEN = 0
     """No socket has it."""
     WRITTEN = 1
     """A socket has it, and no peer has proven it."""
     RECEIVED = 2
-    """A peer has received it, and the ack that was asked for is awaited."""
+    """A peer has received it, and the ack that was asked for has not come yet."""
     ENDED = 3
     """Its outcome is decided, and never changes again."""
 
 
 class Event(enum.IntEnum):
-    """What happens to a push on its way."""
+    """What happens to a push in flight."""
 
     ADDRESSED = 0
     """It was offered to further sessions."""
@@ -50,7 +50,7 @@ class Event(enum.IntEnum):
     DECIDED = 9
     """Its outcome is known without sending it: it is rejected, expired, or its user is absent."""
     LOGGED = 10
-    """The log has a final row for it, whoever wrote that."""
+    """The log has a final row for it, whether this process wrote it or another did."""
 
 
 class Step(NamedTuple):
@@ -59,8 +59,8 @@ class Step(NamedTuple):
     to: State
     """The next state, where the event does not decide the outcome."""
     outcome: Outcome | None = None
-    """The outcome, where it does: a proof does when no better one was asked for, a failure when no other session may
-    still prove the push, and then only if its ttl is over. None: whoever sends the event names it."""
+    """The outcome, if the event decides it. A proof decides when no better one was asked for. A failure decides when
+    no other session may still prove the push, and only if its ttl is over. None: the caller names the outcome."""
     reason: Reason | None = None
 
 
@@ -103,7 +103,7 @@ STEPS: Mapping[tuple[State, Event], Step] = {
     (_S.ENDED, _E.RECALLED): Step(_S.ENDED),
     (_S.ENDED, _E.LOGGED): Step(_S.ENDED),
 }
-"""From a state and an event to what the event does. What is not here can't happen."""
+"""From a state and an event to what the event does. A pair that is missing can't happen."""
 
 
 def step(state: State, event: Event) -> Step:

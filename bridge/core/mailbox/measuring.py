@@ -1,8 +1,8 @@
-"""Which mailboxes are to be measured: those that have grown much, or some time ago, and each in its turn.
+"""Decide which mailboxes to measure: those that have grown much, and those that grew some time ago.
 
-To measure one is to read an index entry of what is in it, up to its bounds, which may be ten thousand; and a mailbox
-that is over its bounds by a hundredth for a moment harms nobody. Growth is remembered for so many users; what is
-forgotten then is found by the patrol, which comes by every mailbox however many there are.
+Measuring a mailbox reads an index entry for each push in it, up to its bounds, which may be ten thousand. A mailbox
+that is over its bounds by a hundredth for a moment does no harm. Growth is remembered for a bounded number of users.
+The patrol finds the others: it measures every mailbox in its turn.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import itertools
 import msgspec
 
 SHARE = 100
-"""A mailbox is measured at once when it has grown by this part of a bound."""
+"""A mailbox is measured at once when it has grown by one part in so many of a bound."""
 PATIENCE = 10.0
-"""Seconds after which it is measured in any case."""
-USERS_MAX = 50_000
-"""Users whose growth is remembered; over it the one that was measured longest ago is left to the patrol."""
+"""Seconds after its first growth when it is measured in any case."""
+GROWTH_USERS_MAX = 50_000
+"""Users whose growth is remembered; beyond it the one whose growth began first is left to the patrol."""
 
 
 class MailboxLimits(msgspec.Struct, frozen=True):
@@ -33,28 +33,28 @@ class Growth:
 
     def __init__(self, since: float) -> None:
         self.since = since
-        """Monotonic seconds of the first of it."""
+        """Monotonic seconds of the first push."""
         self.pushes = 0
         self.total_bytes = 0
 
 
 class Measuring:
-    """Remembers growth, and gives out users to be measured. `now` is monotonic seconds."""
+    """Remembers growth, and returns users whose mailboxes must be measured. `now` is monotonic seconds."""
 
-    def __init__(self, limits: MailboxLimits, users_max: int = USERS_MAX) -> None:
+    def __init__(self, limits: MailboxLimits, users_max: int = GROWTH_USERS_MAX) -> None:
         self._pushes = limits.pushes / SHARE
         self._total_bytes = limits.total_bytes / SHARE
         self._users_max = users_max
         self._grown: dict[str, Growth] = {}
-        """By user, the longest ago first."""
+        """By user, the earliest first growth first."""
         self._much: dict[str, None] = {}
-        """Those of them that have grown by a share of a bound."""
+        """Users of `_grown` whose mailbox has grown by a share of a bound."""
 
     def __len__(self) -> int:
         return len(self._grown)
 
     def stored(self, user: str, payload_bytes: int, now: float) -> None:
-        """A push of this user was stored, or stored once more."""
+        """A push of this user was stored, or stored again."""
         growth = self._grown.get(user)
         if growth is None:
             growth = self._grown[user] = Growth(now)
@@ -70,7 +70,7 @@ class Measuring:
         self._much.pop(user, None)
 
     def take(self, most: int, now: float) -> list[str]:
-        """At most so many users that are to be measured now; they count as measured."""
+        """Return at most `most` users to measure now; they count as measured."""
         users = list(itertools.islice(self._much, most))
         for user, growth in self._grown.items():
             if len(users) >= most or now - growth.since < PATIENCE:

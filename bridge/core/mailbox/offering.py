@@ -1,4 +1,4 @@
-"""Offer the push of a row that was read from the log to a session: once, and in the state that it has by now."""
+"""Offer the push of a row that was read from the log to a session: once, and in its state of now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.core.sessions.session import Session
 
 
 class Offering:
-    """Finds the flight of a stored row, or makes one, and addresses it to the session."""
+    """Finds the flight of a stored row, or makes one, and offers it to the session."""
 
     def __init__(self, inflight: InFlight, clock: Clock, boot: str) -> None:
         self._inflight = inflight
@@ -35,10 +35,10 @@ class Offering:
         handed: Collection[RowKey],
         gone: Mapping[RowKey, Row],
     ) -> bool:
-        """Offer one row's push to a session that may want it; False where the session has no room for it now.
+        """Offer one row's push to a session, unless it needs none; False where the session has no room for it now.
 
-        `again`: the session may have it; `waiting` and `handed` are what it was offered and handed. `gone`: rows that
-        became final since the page was read.
+        `again`: the session may have it already; `waiting` and `handed` are the pushes that it was offered and handed.
+        `gone`: rows that became final since the page was read.
         """
         key = row.key
         if key in waiting:
@@ -48,7 +48,7 @@ class Offering:
         flight = self._inflight.get(key)
         if flight is None:
             if key in gone:
-                # Delivered elsewhere just now: who resumes gets it all the same.
+                # Delivered to another session just now: a session that resumes gets it as well.
                 resumes = session.replay is not None and session.replay.seen is not None
                 if resumes and gone[key].outcome in DELIVERED:
                     return session.offer_kept(_frame(session.mode, row), None)

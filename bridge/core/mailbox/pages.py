@@ -1,13 +1,13 @@
-"""Send a session what is kept for its user, in pages, oldest first; what is newer waits until all of that has gone out.
+"""Send a session what is kept for its user, in pages, oldest first. Newer pushes wait until all of that is sent.
 
     stored (a row) ──> a session opens ──> read in pages, oldest first ──> offered ──> proven ──> settled
-         │                                                     what is newer is held ──┘
+         │                                                     newer pushes are held ──┘
          └──> expired, superseded, dropped (mailbox full), recalled
 
-A session is REPLAYING until it was offered all that was taken before it opened; `Session` holds what comes
-meanwhile. The next page is read when the peer has proven the last one, so replay never trips the bounds of a
-queue. Nothing of a user is read while an older push of that user is in flight without a row: its row is written
-first, so that no page misses it.
+A session is REPLAYING until it was offered all pushes that were taken before it opened; `Session` holds those that
+come meanwhile. The next page is read when the peer has proven the last one, so a replay never exceeds the bounds of a
+queue. No page of a user is read while an older push of that user is in flight without a row: its row is written first,
+so that no page misses it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from bridge.core.settlement.persistence import Persistence
 READ_SESSIONS = 50
 """Sessions whose pages are read in one statement."""
 READ_ROWS, PAGE_ROWS, PAGE_ROWS_LEAST = 1000, 200, 20
-"""Rows of one statement, shared among its sessions: at most, and at least, so many for each."""
+"""Rows of one statement, which its sessions share; and the most and the least rows for one session."""
 READ_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST = 4 * 1024 * 1024, 256 * 1024, 64 * 1024
-"""Bytes of data likewise."""
+"""The same for bytes of data."""
 POSTPONED = 30.0
-"""Seconds until a session is read for again whose page could not be read though the database is there."""
+"""Seconds until a page is tried again that could not be read while the database was up."""
 SKEW = 60_000_000
-"""Microseconds by which the clock of another node may be ahead: what it has stored is read all the same."""
+"""Microseconds by which the clock of another node may be ahead: pages reach that much further."""
 
 
 class Pages:
@@ -62,8 +62,8 @@ class Pages:
         boot: str,
         patience: float,
     ) -> None:
-        """`patience`: seconds after which a session is welcomed though it is not known whether anything is missing, and
-        between two rounds of one session."""
+        """`patience`: seconds after which a session is welcomed even if it is not known whether anything is missing;
+        also the seconds between two rounds of one session."""
         self._store = store
         self._hub = hub
         self._inflight = inflight
@@ -84,7 +84,7 @@ class Pages:
         self._begun = asyncio.Event()
         self._wake = asyncio.Event()
         self._asked: dict[Session, None] = {}
-        """Sessions whose next page is to be read, in the order they asked."""
+        """Sessions whose next page must be read, in the order they asked."""
         self._blocked: dict[str, set[Session]] = {}
         """Sessions, by user, that wait for rows of older pushes."""
         self._replaying: dict[Session, None] = {}
@@ -94,22 +94,22 @@ class Pages:
         """Sessions whose page could not be read: monotonic seconds of the next try."""
 
     def begin(self) -> None:
-        """The store can be read, and positions go on above all that it has."""
+        """Read pages from now on: the store can be read, and new positions are higher than all that it has."""
         for session in self._replaying:
             if session.replay is not None:
                 session.replay.until = self._inflight.take_position()
         self._begun.set()
 
     def opened(self, session: Session, last: str | None) -> None:
-        """A session opened; `last` is the push that its client says it has seen. It is welcomed at once,
-        where it resumes once it is known whether anything is missing."""
+        """A session opened; `last` is the push that its client says it has seen. It is welcomed at once, or, if it
+        resumes, when it is known whether anything is missing."""
         replay = Replay(after=0, until=self._inflight.take_position(), last=last)
         replay.began = self._clock.monotonic()
         self._hold(session, replay)
         if last is None:
             self._welcome(session, True)
         elif not is_id(last):
-            # No push has such an id, and no database need be asked.
+            # No push has such an id: the database need not be asked.
             replay.last = None
             self._welcome(session, False)
         else:
@@ -117,7 +117,7 @@ class Pages:
         self._want(session)
 
     def begin_replay(self, session: Session, replay: Replay) -> None:
-        """Read for a session that is LIVE, from a place of its own."""
+        """Begin a replay of a session that is LIVE."""
         self._hold(session, replay)
         self._want(session)
 
@@ -126,22 +126,22 @@ class Pages:
         self._replaying[session] = None
 
     def flush(self, session: Session) -> None:
-        """Hand over what was offered to a session, and go on with its replay where that made room."""
+        """Hand over what was offered to a session, and continue its replay if that made room."""
         self._outgoing.flush(session)
         self.more(session)
 
     def more(self, session: Session) -> None:
-        """The session has handed something over, or proven it: it may have room for its next page."""
+        """Want the next page if there may be room: the session has handed something over, or proven it."""
         replay = session.replay
         if replay is None or replay.asked or not session.idle:
             return
         if replay.full and not session.socket.writable:
-            # It has taken nothing since its last page found no room.
+            # The socket has taken nothing since the last page found no room.
             return
         self._want(session)
 
     def closed(self, session: Session) -> None:
-        """The session is gone, or gets no more pushes; idempotent."""
+        """The session is closed, or gets no more pushes; idempotent."""
         self._replaying.pop(session, None)
         self._unwelcomed.pop(session, None)
         self._asked.pop(session, None)
@@ -153,7 +153,7 @@ class Pages:
                 del self._blocked[session.user]
 
     def _want(self, session: Session) -> None:
-        """Read the next page, once every older push of this user that is in the air has its row."""
+        """Read the next page, once every older push of this user that is in flight has its row."""
         replay = session.replay
         if replay is None:
             return
@@ -165,7 +165,7 @@ class Pages:
         self._wake.set()
 
     def row_written(self, user: str) -> None:
-        """A row of this user was committed: sessions that waited for it may go on."""
+        """A row of this user was committed: sessions that waited for it may continue."""
         if user in self._blocked:
             for session in self._blocked.pop(user):
                 self._want(session)
@@ -177,7 +177,7 @@ class Pages:
             session.spoken_at = self._clock.monotonic()
 
     async def run(self) -> None:
-        """Read pages for whoever asked, until cancelled."""
+        """Read pages for the sessions that asked, until cancelled."""
         await self._begun.wait()
         while True:
             await self._wake.wait()
@@ -206,7 +206,7 @@ class Pages:
     async def _not_read(
         self, ask: MailboxAsk, error: StatementFailed
     ) -> Sequence[tuple[MailboxAsk, MailboxPage]]:
-        """One session's page can't be read: the others do not wait for it."""
+        """One session's page can't be read: postpone it, so that the others do not wait."""
         self._errors.handle(error, "mailbox.read", {"session": ask.session})
         session = self._hub.session(ask.session)
         if session is not None and session.replay is not None:
@@ -221,7 +221,7 @@ class Pages:
         waiting = session.waiting_keys() if replay.again else set()
         handed = session.handed_keys() if replay.again else set()
         for row in page.rows:
-            # What is taken here from now on is behind what was seen of other nodes.
+            # Pushes taken here from now on come after those of other nodes that were seen.
             self._inflight.above(row.position)
             if row.position > replay.until and row.boot == self._boot:
                 # Taken here after the session opened, so it was offered to it.
@@ -246,7 +246,7 @@ class Pages:
         self.flush(session)
 
     def _released(self, session: Session) -> bool:
-        """Whether all that was held is queued; what finds no room waits until the peer has proven the rest."""
+        """Queue what is held. Returns whether all of it is queued; the rest waits until the peer has proven more."""
         while not session.release_held():
             before = session.waiting
             self.flush(session)
@@ -255,8 +255,8 @@ class Pages:
         return True
 
     def tick(self, now: float) -> None:
-        """Called about ten times a second; `now` is monotonic seconds. Read again for sessions whose page could not be
-        read, and welcome those that have waited too long to know whether anything is missing."""
+        """Called about ten times a second; `now` is monotonic seconds. Read postponed pages again, and welcome sessions
+        that have waited too long for the answer whether anything is missing."""
         for session in [s for s, at in self._postponed.items() if at <= now]:
             del self._postponed[session]
             self._want(session)
@@ -266,12 +266,12 @@ class Pages:
             if replay is not None and replay.last is not None and now - replay.began < self._patience:
                 break
             if replay is not None:
-                # The database is down: what is kept follows when it is back, and the client is told the truth.
+                # The database is down: what is kept follows when it is back, and nothing is promised to the client.
                 replay.last = None
             self._welcome(session, False)
 
     def every_second(self) -> None:
-        """Ask again for sessions whose room nobody has told of: their sockets had taken something in between."""
+        """Want the next page for sessions that may have room again, but whose socket never reported to be writable."""
         for session in list(self._replaying):
             if session.replay is not None:
                 session.replay.full = False
@@ -281,12 +281,12 @@ class Pages:
 
     @property
     def replaying(self) -> int:
-        """Sessions that are being sent what is kept."""
+        """Sessions that are being sent kept pushes."""
         return len(self._replaying)
 
 
 def _ask(session: Session, sessions: int) -> MailboxAsk | None:
-    """The next page of a session, which shares a statement with so many."""
+    """The next page of a session; `sessions`: how many share the statement."""
     replay = session.replay
     if replay is None:
         return None

@@ -22,14 +22,14 @@ from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import SWEEP_ROWS
 
 RECALL_TRIES, RECALL_WAIT = 5, 0.1
-"""How often a recall is begun again while others hold rows that it names, and the seconds in between."""
+"""Tries of a recall while other transactions lock rows that it names, and the seconds between them."""
 
 
 class Recalled(NamedTuple):
     """What a recall did."""
 
     ended: int
-    """Pushes, counted once per user, that ended by it."""
+    """Pushes that it ended, counted once per user."""
     sessions: int
     """Sessions that were told to withdraw a push."""
 
@@ -47,9 +47,8 @@ class Recalls:
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
 
-        Returns when all of it is committed: what was in the air would come again with its message. Many rows are
-        ended step by step, and the sessions told with each. Raises StoreUnavailable: then it is to
-        be called again.
+        Returns when all of it is committed: a push in flight without a row would come again with its message. Many rows
+        are ended step by step, and the sessions are told after each step. Raises StoreUnavailable: call it again then.
         """
         now = self._clock.time()
         ended: set[RowKey] = set()
@@ -59,7 +58,7 @@ class Recalls:
         for flight in self._named(recall):
             flying[flight.key.user, flight.key.push_id] = None
             if flight.parked and flight.kept is not None:
-                continue  # its row ends, with all that the store keeps
+                continue  # the store ends its row below
             if flight.recalled(now) is Effect.ENDED:
                 ended.add(flight.key)
             if flight.outcome is Outcome.RECALLED:
@@ -86,20 +85,20 @@ class Recalls:
             place = page.next
             await self._clock.sleep(0)
             if place is None and held:
-                # It is begun again until nobody holds any of them.
+                # Begin again until no other transaction has any of them locked.
                 tries += 1
                 if tries == RECALL_TRIES:
-                    raise StatementFailed(f"{held} rows are held by somebody else")
+                    raise StatementFailed(f"{held} rows are locked by another transaction")
                 await self._clock.sleep(RECALL_WAIT)
                 held, place = 0, RecallPlace()
-        # Told when they have ended, so that nothing is sent behind it.
+        # Sessions are told after the pushes have ended, so that no push is sent after its withdrawal.
         self._withdraw(flying, recall.tenant, told)
         if uncommitted:
             await asyncio.wait(uncommitted)
         return Recalled(count, len(told))
 
     def _named(self, recall: Recall) -> Collection[Flight]:
-        """The flights that a recall is about."""
+        """The flights of the pushes that a recall names."""
         if recall.push_id:
             return [f for f in self._inflight.of_push(recall.push_id) if f.key.tenant == recall.tenant]
         return self._inflight.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)

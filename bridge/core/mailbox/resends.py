@@ -1,4 +1,4 @@
-"""Resend kept pushes that a session was handed and did not prove in time, while the session answers."""
+"""Resend kept pushes that a session was handed and did not prove in time, if the session answers pings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bridge.core.sessions.states import SessionState
 
 
 class Resends:
-    """Begins another replay of a session, from the oldest push that it owes a proof for."""
+    """Begins another replay of a session, from the oldest push that lacks its proof."""
 
     def __init__(
-        self, *, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, suspect_after: float
+        self, *, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, pong_after: float
     ) -> None:
-        """`suspect_after`: seconds for which a session may owe a pong before nothing is resent to it."""
+        """`pong_after`: seconds for which a session may owe a pong before nothing is resent to it."""
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
         self._clock = clock
-        self._suspect_after = suspect_after
+        self._pong_after = pong_after
 
     def tick(self, now: float) -> None:
         """Called about ten times a second; `now` is monotonic seconds."""
@@ -35,10 +35,10 @@ class Resends:
                     self._inflight.look_later(flight)
 
     def _resend(self, user: str, first: int, now: float) -> bool:
-        """Resend to those sessions of a user that answer; False where there is none at the moment."""
+        """Resend to those sessions of a user that answer; False where there is none now."""
         begun = False
         for session in self._hub.of_user(user):
-            if session.state is not SessionState.LIVE or session.suspect(now, self._suspect_after):
+            if session.state is not SessionState.LIVE or session.owes_pong(now, self._pong_after):
                 continue
             if now < session.next_round:
                 continue

@@ -1,4 +1,4 @@
-"""Where a session resumes that names the push it has seen last, and whether anything is missing since."""
+"""Find where a session resumes that names the push it has seen last, and whether anything is missing since."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import Persistence
 
 SLACK = 10_000_000
-"""Microseconds before the push last seen at which a resume begins: rows are not committed in order."""
+"""A resume begins this many microseconds before the push last seen: rows are not committed in order."""
 
 
 class Resuming:
-    """Asks the log, and has sessions welcomed with what is true."""
+    """Asks the log where sessions resume, and has them welcomed accordingly."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Resuming:
         errors: ErrorHandler,
         welcome: Callable[[Session, bool], None],
     ) -> None:
-        """`welcome` sends a session its welcome, which says whether everything since is there or will come."""
+        """`welcome` sends a session its welcome, which says whether it gets everything since the push last seen."""
         self._store = store
         self._persistence = persistence
         self._inflight = inflight
@@ -35,7 +35,7 @@ class Resuming:
         self._welcome = welcome
 
     async def find(self, sessions: Sequence[Session]) -> None:
-        """Of the sessions that resume: where, and whether anything is missing since."""
+        """Find out where these sessions resume and whether anything is missing since, and welcome them."""
         asks = list(
             dict.fromkeys(
                 ResumeAsk(s.user, s.replay.last)
@@ -60,7 +60,7 @@ class Resuming:
                     self._resume(session, _earlier(flying.get(ask), point))
 
     def _in_the_air(self, asks: Sequence[ResumeAsk]) -> dict[ResumeAsk, ResumePoint]:
-        """Where pushes are that were seen, and whose rows are not yet written."""
+        """The positions of pushes last seen that are in flight: their rows may not be written yet."""
         found: dict[ResumeAsk, ResumePoint] = {}
         for ask in asks:
             positions = [f.position for f in self._inflight.of_push(ask.push_id) if f.key.user == ask.user]
@@ -69,8 +69,8 @@ class Resuming:
         return found
 
     async def look_for_gaps(self, sessions: Sequence[Session]) -> None:
-        """Tell those that were promised everything, and whose last page is there, if something is gone after all:
-        what they had not come to yet may have been dropped meanwhile, here or by another node."""
+        """Welcome sessions again that were promised everything, if something is missing after all. These sessions have
+        read their last page; pushes may have been dropped before they were read, here or by another node."""
         promised = {
             (s.user, s.replay.resumed): s for s in sessions if s.replay and s.replay.resumed is not None
         }
@@ -81,7 +81,7 @@ class Resuming:
         async def failed(
             place: tuple[str, int], error: StatementFailed
         ) -> Sequence[tuple[tuple[str, int], bool]]:
-            # What can't be known is not promised.
+            # Nothing can be promised then.
             self._errors.handle(error, "mailbox.dropped_since", {})
             return [(place, True)]
 
@@ -97,7 +97,7 @@ class Resuming:
     def _resume(self, session: Session, point: ResumePoint | None) -> None:
         replay = session.replay
         if replay is None or replay.last is None:
-            # Welcomed meanwhile without an answer, or gone.
+            # It was welcomed meanwhile without an answer, or is closed.
             return
         replay.last = None
         replay.seen = None if point is None else point.position - SLACK
@@ -107,7 +107,7 @@ class Resuming:
 
 
 def _earlier(one: ResumePoint | None, other: ResumePoint | None) -> ResumePoint | None:
-    """Where a client resumes that has seen a push of this id: pushes of several tenants may have it."""
+    """The earlier of two places where a client may resume: pushes of several tenants may have the id that it names."""
     if one is None or other is None:
         return one or other
     return ResumePoint(min(one.position, other.position), one.cut or other.cut)

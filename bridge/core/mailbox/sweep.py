@@ -1,4 +1,4 @@
-"""Once a second: end kept pushes whose ttl is over, and the oldest of mailboxes that are too full."""
+"""Once a second: end kept pushes whose ttl is over, and the oldest pushes of mailboxes that are too full."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
 
 SWEEP_STATEMENTS = 20
-"""Statements of one kind in one sweep; what is left waits a second."""
+"""Statements of one kind in one sweep; the rest waits for the next second."""
 TRIM_USERS = 20
 """Mailboxes that one statement measures."""
 PATROL_USERS = 20
@@ -23,7 +23,7 @@ PATROL_USERS = 20
 
 
 class MailboxSweep:
-    """Ends stored rows that nobody proved. Of mailboxes it measures those that grew, and each in its turn."""
+    """Ends stored rows. It measures the mailboxes that grew, and every mailbox in its turn."""
 
     def __init__(
         self,
@@ -43,18 +43,18 @@ class MailboxSweep:
         self._limits = limits
         self._measuring = Measuring(limits)
         self._patrol = ""
-        """The user whose mailbox the patrol has measured last."""
+        """The user whose mailbox the patrol measured last."""
         self._sweep_rows = SWEEP_ROWS
 
     def stored(self, user: str, payload_bytes: int) -> None:
-        """A push of this user was stored, or stored once more: the mailbox may have grown."""
+        """A push of this user was stored, or stored again: the mailbox may have grown."""
         self._measuring.stored(user, payload_bytes, self._clock.monotonic())
 
     async def sweep(self) -> None:
-        """Called every second: end what has expired, and what is over the bounds of its mailbox.
+        """Called every second: end pushes that have expired, and those over the bounds of their mailbox.
 
-        Waits while the database is down. A statement that fails all the same is made smaller, and what fails alone is
-        left until it grows again, or the patrol comes by.
+        Waits while the database is down. A statement that fails while it is up is tried with less. A mailbox that fails
+        alone is measured again when it grows, or by the patrol.
         """
         await self._expire()
         for _ in range(SWEEP_STATEMENTS):
@@ -79,7 +79,7 @@ class MailboxSweep:
                 return
 
     async def _trim(self, users: Sequence[str]) -> None:
-        """Measure these mailboxes, and end what is over their bounds, the oldest first."""
+        """Measure these mailboxes, and end the pushes over their bounds, the oldest first."""
 
         async def measure(some: Sequence[str]) -> Sequence[tuple[str, int]]:
             return await self._store.overfull(some, self._limits.pushes, self._limits.total_bytes)
@@ -93,7 +93,7 @@ class MailboxSweep:
             await self._clock.sleep(0)
 
     async def _ended_by(self, statement: Callable[[int], Awaitable[Sequence[Row]]]) -> bool:
-        """Run a statement that ends so many rows at most; whether there may be more."""
+        """Run a statement that ends a bounded number of rows. Returns whether there may be more."""
         try:
             ended = await self._persistence.call(lambda: statement(self._sweep_rows))
         except StatementFailed as failed:

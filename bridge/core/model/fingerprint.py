@@ -1,4 +1,4 @@
-"""What tells a repeat of a push from another request with the same id: a short checksum of what it asks for."""
+"""Tell a repeat of a push from another request with the same id: by a short checksum of what each asks for."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bridge.core.model.outcomes import Proof
 from bridge.core.model.pushes import Encoding, PushRequest, Rejected
 
 NOT_KNOWN: Final = 0
-"""Stands for no fingerprint: it differs from none."""
+"""Stands for an unknown fingerprint: it differs from no other."""
 
 
 def fingerprint_of(request: PushRequest | Rejected) -> int:
-    """31 bits of what the user would see, and of how it is to be proven and kept; NOT_KNOWN without an id of its own.
+    """A checksum of 31 bits over event, data, confirm, ttl and collapse_key; NOT_KNOWN where the producer gave no id.
 
-    That is event, data, confirm, ttl and collapse_key; data counts byte for byte. `meta` does not: some producers count
-    their tries in it. Of a rejected request its body counts. The checksum is CRC-32: one difference in two thousand
-    million goes unseen, and nothing but a warning hangs on it.
+    The data counts byte for byte. `meta` does not count: some producers count their tries in it. Of a rejected request
+    only the body counts. The checksum is CRC-32: one difference in two thousand million goes unseen, and costs no more
+    than a warning.
     """
     if isinstance(request, Rejected):
         return _short(zlib.crc32(request.body, 1))
@@ -29,13 +29,13 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
 
 
 def differ(one: int, other: int) -> bool:
-    """Whether two fingerprints are of different contents, as far as both are known."""
+    """Whether two fingerprints are of different contents; False where one is not known."""
     return one != other and one != NOT_KNOWN and other != NOT_KNOWN
 
 
 @lru_cache(1024)
 def _asked(event: str, encoding: Encoding, confirm: Proof, ttl: float, collapse_key: str) -> int:
-    """The checksum of all but the data, which many pushes have in common."""
+    """The checksum of everything but the data. Many pushes share it."""
     text = f"{event}\0{encoding.value}\0{confirm}\0{ttl}\0{collapse_key}\0"
     return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 

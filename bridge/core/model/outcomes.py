@@ -1,4 +1,4 @@
-"""How a push can end, what each end means, and what proves it."""
+"""The outcomes of a push, their reasons, what both mean, and the proofs of delivery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Proof(enum.IntEnum):
     """How far a push provably came; a request's `confirm` names the proof it wants.
 
     WRITTEN: handed to the socket with the connection still open. RECEIVED: the peer answered a ping sent
-    after the frame (RFC 6455 5.5.3), so its WebSocket endpoint has read it. ACKED: the application said so.
+    after the frame (RFC 6455 5.5.3), so its WebSocket endpoint has read it. ACKED: the application sent an ack frame.
     """
 
     NONE = 0
@@ -28,7 +28,8 @@ CONFIRM: Mapping[str, Proof] = {
 
 
 class Outcome(enum.StrEnum):
-    """How a push ended for one user; not final: `pending` (proof awaited) and `stored` (kept for the user)."""
+    """How a push stands or ended for one user. Two are not final: `pending` (waits for its proof) and `stored` (kept
+    for the user)."""
 
     ACKED = "acked"
     RECEIVED = "received"
@@ -45,7 +46,7 @@ class Outcome(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why an outcome is what it is: a closed list, each value belongs to the outcomes of `ENDINGS`."""
+    """Why an outcome is what it is: a closed list. `ENDINGS` says which outcomes each may have."""
 
     ACK_FRAME = "ack_frame"
     PONG = "pong"
@@ -78,7 +79,7 @@ class Reason(enum.StrEnum):
 
 
 class Ending(NamedTuple):
-    """One line of the table of outcomes: an outcome, a reason that it may have, and what both mean."""
+    """One line of the table of outcomes: an outcome, one of its reasons, and what both mean."""
 
     outcome: Outcome
     reason: Reason
@@ -172,4 +173,4 @@ ENDINGS: tuple[Ending, ...] = (
 )
 FINAL: Mapping[Outcome, bool] = {e.outcome: e.final for e in ENDINGS}
 DELIVERED = frozenset((Outcome.WRITTEN, Outcome.RECEIVED, Outcome.ACKED))
-"""Outcomes that claim delivery."""
+"""The outcomes that say that the push was delivered."""

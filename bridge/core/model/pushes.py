@@ -1,4 +1,4 @@
-"""What is asked for: a push request, whom it is for, and the AMQP message that brought it."""
+"""What publishers ask for: push requests, their targets, recalls, and the properties of AMQP messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ID_MAX = 128
 """Characters in an id, user, session, topic, tenant, event or collapse key."""
 META_KEYS_MAX, META_KEY_CHARS, META_VALUE_CHARS = 16, 64, 256
 USERS_MAX = 10_000
-"""Users in one `to.users`, and (request, user) pairs that one message may name."""
+"""Users that one `to.users` may name, and (request, user) pairs that one message may name."""
 BATCH_MAX = 1_000
 """Requests in one JSON array."""
 MESSAGE_BYTES_MAX = 1024 * 1024
@@ -37,7 +37,7 @@ class ToUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class ToUsers(msgspec.Struct, frozen=True, gc=False):
-    """Every session of several users; no user is in it twice."""
+    """Every session of several users; no user is named twice."""
 
     users: tuple[str, ...]
 
@@ -71,11 +71,11 @@ class Timestamp(int):
 
 
 class Properties(msgspec.Struct, frozen=True, gc=False):
-    """The AMQP properties of a message that the bridge honours, and its headers as the broker gave them.
+    """The AMQP properties of a message that the bridge uses, and its headers as the broker gave them.
 
     Header values are what AMQP tables hold: str, int, Timestamp, float, bool, bytes, None, lists and dicts of
-    these. Text that came as something else than UTF-8 holds its bytes as lone surrogates (PEP 383), so that a
-    correlation id goes back as it came; only `app_id`, which rows have, never does.
+    these. Bytes that are not UTF-8 are lone surrogates in the text (PEP 383), so that a correlation id goes back as it
+    came. `app_id` has none: rows have it.
     """
 
     message_id: str = ""
@@ -87,16 +87,16 @@ class Properties(msgspec.Struct, frozen=True, gc=False):
     content_encoding: str = ""
     expiration: str = ""
     timestamp: float | None = None
-    """Seconds; AMQP timestamps have no fraction."""
+    """Wall-clock seconds; AMQP timestamps have no fraction."""
     headers: Mapping[str, object] = {}
     redelivered: bool = False
     delivery_count: int = 0
-    """How often the broker has given this message out before (`x-delivery-count` of a quorum queue)."""
+    """How often the broker has delivered this message before (`x-delivery-count` of a quorum queue)."""
     priority: int = 0
 
 
 class PushRequest(msgspec.Struct, frozen=True, gc=False):
-    """A checked push request v1. Whoever builds one has checked every field against the contract."""
+    """A checked push request v1. Whoever makes one has checked every field against the contract."""
 
     id: str
     target: Target
@@ -110,11 +110,11 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     meta: bytes = b""
     """The JSON object `meta`, compact and without a key that occurs twice, or empty."""
     generated_id: bool = False
-    """The producer gave no id: the push is at-least-once and outside of I1."""
+    """The producer gave no id. Repeats can't be recognized: the push is at-least-once, and I1 does not cover it."""
     ttl: float = 0.0
-    """Seconds after its publication for which it is kept for a user who is away or does not confirm."""
+    """Seconds after its publication for which it is kept for a user who is absent or gives no proof."""
     collapse_key: str = ""
-    """A newer push to the same user with this key replaces it while it is unproven; empty: none."""
+    """While it is unproven, a newer push to the same user with this key replaces it; empty: no key."""
     ack_within: float = 0.0
     """Seconds that an `acked` push waits for its ack; 0: BRIDGE_CONFIRM_TIMEOUT."""
 
@@ -128,11 +128,11 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
     """A request, or one element of a batch, that ends as a `rejected` row and a message in `push.dead`."""
 
     id: str
-    """The request's own id where it had a usable one, else `sha256-<hex>` of body and properties."""
+    """The request's own id if it had a usable one, otherwise `sha256-<hex>` of body and properties."""
     reason: Reason
     detail: str
     body: bytes
-    """What is published to `push.dead`: the element's or the message's bytes."""
+    """The bytes of the element or the message; they are published to `push.dead`."""
     tenant: str = ""
     event: str = ""
 
@@ -142,6 +142,6 @@ class Recall(msgspec.Struct, frozen=True, gc=False):
 
     tenant: str = ""
     push_id: str = ""
-    """The push to withdraw, for every user; empty where `user` and `collapse_key` say which."""
+    """The push to withdraw, for every user; empty where `user` and `collapse_key` name the pushes."""
     user: str = ""
     collapse_key: str = ""

@@ -1,4 +1,4 @@
-"""What is kept and told: a row of the delivery log, its receipts, and what goes to `push.dead`."""
+"""A row of the delivery log, its receipts, and what goes to `push.dead`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.core.model.pushes import Encoding, Properties
 
 
 class RowKey(NamedTuple):
-    """What one row of the delivery log stands for. `user` is `NO_USER` where no user was known."""
+    """The key of one row of the delivery log. `user` is `NO_USER` where no user was known."""
 
     tenant: str
     push_id: str
@@ -21,19 +21,19 @@ class RowKey(NamedTuple):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """A queue that wants the receipt of a push, and the correlation id that it gave: any bytes, see `Properties`."""
+    """A queue that wants the receipt of a push, and the request's correlation id: any bytes, see `Properties`."""
 
     queue: str
     correlation_id: str = ""
     differs: bool = False
-    """What it asked for is not what the push with this id holds: its receipt says so."""
+    """The request had other content than the push with this id; the receipt says so."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One row of the delivery log: the truth about a push and a user. See `sql/` for the columns.
 
-    `owed` is what the row itself still owes once its message is acked: None nothing, otherwise the outcome
-    event on `push.outcomes` and a receipt for each reply.
+    `owed` is what must still be sent for the row after its message is acked. None: nothing. Otherwise the outcome event
+    on `push.outcomes`, and a receipt for each reply.
     """
 
     key: RowKey
@@ -52,19 +52,19 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     proven_at: float | None = None
     finished_at: float | None = None
     sessions: int = 0
-    """Sessions the push was addressed to."""
+    """Sessions the push was offered to."""
     attempts: int = 0
-    """How often it was handed to sockets, over all takings known to this row."""
+    """How often it was handed to sockets, as far as this row knows of it."""
     payload: bytes | None = None
-    """Of a kept push its data; of a rejected request its body, cut where `detail` says so; else None."""
+    """The data of a kept push; the body of a rejected request, cut where `detail` says so; otherwise None."""
     traceparent: str = ""
     owed: tuple[Reply, ...] | None = None
     day: datetime.date | None = None
     """The log's day that the row is in; None where that is not known here."""
     expires_at: float | None = None
-    """When its ttl ends; None for a push that is not kept (ttl 0), and then so is all that follows."""
+    """When its ttl ends; None for a push that is not kept (ttl 0)."""
     position: int = 0
-    """Its place in the mailbox: microseconds since the epoch at its taking, unique and rising in a node."""
+    """Its place in the mailbox: the time it was taken, in microseconds since the epoch; unique and rising in a node."""
     encoding: Encoding = Encoding.JSON
     """What `payload` is."""
     excluded: frozenset[str] = frozenset()
@@ -72,11 +72,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     collapse_key: str = ""
     ack_within: float = 0.0
     late_at: float | None = None
-    """When better proof came than the outcome claims, after the end."""
+    """When better proof than the outcome says came, after the outcome was final."""
     fingerprint: int = 0
-    """See `bridge.fingerprint`; 0: not known."""
+    """See `bridge.core.model.fingerprint`; 0: not known."""
     differed_at: float | None = None
-    """When a request first came with this id and other content. Noted after a write, never by it."""
+    """When a request first came with this id and other content. `Store.differing` fills it, never `record`."""
 
     @property
     def final(self) -> bool:
@@ -84,9 +84,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         return FINAL[self.outcome]
 
     def ended_by(self, write: Row) -> bool:
-        """Whether this is the end that `write` put there; of an older row a write keeps what it does not end.
+        """Whether `write` made this row final.
 
-        A database keeps times in microseconds.
+        Only the fields that make a row final are compared: a write keeps others of an older row. A database keeps times
+        in microseconds.
         """
         if self.finished_at is None or write.finished_at is None:
             return False
@@ -99,12 +100,12 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
-    """An outcome, to be sent back over AMQP: to each queue of `replies`, and on `push.outcomes`."""
+    """An outcome to send back over AMQP: to each queue of `replies`, and on `push.outcomes`."""
 
     row: Row
     replies: tuple[Reply, ...] = ()
     announce: bool = True
-    """False: only to `replies`. The answer to a repeat, whose outcome was announced before."""
+    """False: only to `replies`. It answers a repeat, whose outcome was announced before."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -118,19 +119,19 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 
 class LateProof(NamedTuple):
-    """Proof that came after a row's end: fills `late_at`, and `proven_at`, where they are null, and nothing else."""
+    """Proof that came after the outcome. It fills `late_at` and `proven_at` where they are null, and nothing else."""
 
     key: RowKey
     at: float
 
 
 class Difference(NamedTuple):
-    """A request that came with a row's id and other content: fills `differed_at` where it is null, and nothing else."""
+    """A request that came with a row's id and other content. It fills `differed_at` where it is null, nothing else."""
 
     key: RowKey
     at: float
 
 
 def merged(*lists: Iterable[Reply]) -> tuple[Reply, ...]:
-    """These replies in order, each once."""
+    """All these replies in order, each once."""
     return tuple(dict.fromkeys(reply for replies in lists for reply in replies))

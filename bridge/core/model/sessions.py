@@ -1,4 +1,4 @@
-"""What is known of a client: its handshake, its token, and why its session is closed."""
+"""What is known of a client: its handshake, its token, and why its session was closed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 class CloseReason(enum.Enum):
     """Why a session is closed: (code, word, may the client reconnect, seconds it should wait at least).
 
-    Codes 1000-2999 are RFC 6455 7.4.1 and its registry, 4400-4499 are ours: private use.
+    Codes 1000-2999 are those of RFC 6455 7.4.1 and its registry. Codes 4400-4499 are ours, for private use.
     """
 
     GOING_AWAY = (1001, "going_away", True, 1.0)
@@ -46,7 +46,7 @@ class Mode(enum.StrEnum):
     ENVELOPE = "bridge.v1.json"
     """The subprotocol with typed JSON frames, acks and a welcome."""
     BARE = "bridge.bare"
-    """Each push is a frame with just its data; also where the client offers no subprotocol at all."""
+    """Each frame is the data of one push. Clients that offer no subprotocol get this mode, too."""
 
 
 class Handshake(msgspec.Struct, frozen=True):
@@ -65,16 +65,16 @@ class Grant(msgspec.Struct, frozen=True):
     claims: Claims
     mode: Mode
     subprotocol: str | None
-    """What is echoed to the client; None where it offered none."""
+    """The subprotocol in the answer; None where the client offered none."""
     last: str | None = None
-    """The id of the last push the client has seen, where it asked to resume."""
+    """The id of the last push the client has seen; None unless it asks to resume."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A handshake that is answered with an HTTP status before any upgrade."""
+    """A handshake that is refused with an HTTP status."""
 
     status: int
     why: str
     """A fixed word for metrics and logs."""
     text: str
-    """The body for people, and the line of the log: it quotes nothing that the client sent."""
+    """The body for people, and the log line. It quotes nothing that the client sent."""

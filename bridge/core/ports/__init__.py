@@ -1,4 +1,4 @@
-"""What the core asks of the outside, and what the outside tells the core: protocols and their values.
+"""The protocols between the core and the outside, in both directions, and their values.
 
 May import the model. Must not know who fills a port.
 """

@@ -24,7 +24,7 @@ class Source(enum.Enum):
 
     REQUESTS = "push.requests"
     FALLEN = "push.fallen"
-    """Given up by the broker: delivery limit, expiration."""
+    """Messages that the broker has given up: delivery limit, expiration."""
     CONTROL = "push.control"
     """Control messages: recalls."""
 
@@ -37,19 +37,19 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     """At most `MESSAGE_BYTES_MAX` bytes; only the first 4,096 bytes of a larger body."""
     body_size: int
-    """Bytes of the body as published; more than `len(body)` where it was cut."""
+    """Bytes of the body as published; more than `len(body)` if it was cut."""
     properties: Properties
     arrived_at: float
     """Wall-clock seconds."""
     reordered: bool = False
-    """The broker may have given it out ahead of older messages, because of its priority."""
+    """The broker may have delivered it ahead of older messages, because of its priority."""
 
 
 class Intake(Protocol):
     """The core's side of the taking port; the broker adapter calls it from the event loop."""
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
-        """Take what one read of the broker's socket brought, in queue order. Never raises."""
+        """Accept the messages of one read of the broker's socket, in queue order. Never raises."""
         ...
 
     def channel_lost(self, incarnation: int) -> None:
@@ -61,14 +61,14 @@ class Acks(Protocol):
     """The adapter's side of the taking port."""
 
     def ack(self, tokens: Iterable[AckToken]) -> None:
-        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are thrown away. Never raises.
+        """Acknowledge (AMQP basic.ack). Tokens of another incarnation are ignored. Never raises.
 
         The adapter sends `multiple` only for a finished prefix, the others one by one in one write.
         """
         ...
 
     def requeue(self, tokens: Iterable[AckToken]) -> None:
-        """Give messages back (AMQP basic.nack with requeue). Stale tokens are thrown away. Never raises."""
+        """Return messages (AMQP basic.nack with requeue). Tokens of another incarnation are ignored. Never raises."""
         ...
 
     def widen(self) -> None:
@@ -90,7 +90,7 @@ class Receipts(Protocol):
         ...
 
     async def send(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-        """Publish and await the confirms; return those that were NOT confirmed (empty: all are).
+        """Publish and await the confirms; return those that were NOT confirmed (empty: all were confirmed).
 
         A receipt that no queue wanted counts as sent. Returns within a few seconds whatever happens. A receipt may be
         sent twice; its consumer knows it by push id and user. Never raises: if the broker is down, everything is
@@ -111,5 +111,5 @@ class Answers(Protocol):
     """Answers to control messages."""
 
     async def answer(self, reply: Reply, body: bytes) -> bool:
-        """Publish a JSON body to a queue; False where it was not confirmed. Not tried again. Never raises."""
+        """Publish a JSON body to a queue; False if it was not confirmed. Not tried again. Never raises."""
         ...

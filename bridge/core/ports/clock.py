@@ -1,4 +1,4 @@
-"""Time, injected so that tests decide what it is."""
+"""The clock, a port so that tests control time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time, injected so that tests decide what it is."""
+    """Tells the time, and sleeps."""
 
     def time(self) -> float:
         """Seconds since the epoch (UTC); may step."""

@@ -1,4 +1,4 @@
-"""What others can plug in: logs, hooks, error handlers, token verifiers, metrics."""
+"""The ports that plug-ins fill: logs, hooks, error handlers, token verifiers, metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bridge.core.model.sessions import Claims
 
 
 class DeliveryLog(Protocol):
-    """Told of every committed transition; more than one may be configured."""
+    """Gets every committed transition; more than one may be configured."""
 
     async def record(self, rows: Sequence[Row]) -> None:
-        """Keep these rows. Must be durable when it returns: the ack follows. Called again after a raise."""
+        """Record these rows. They must be durable when it returns: the ack follows. Called again if it raises."""
         ...
 
 
@@ -27,7 +27,7 @@ class TokenVerifier(Protocol):
 
 
 class SessionInfo(NamedTuple):
-    """What a hook is told about a session."""
+    """What hooks are told about a session."""
 
     session: str
     user: str
@@ -36,19 +36,19 @@ class SessionInfo(NamedTuple):
 
 
 class Hooks(Protocol):
-    """Called in the event loop after the fact; must return quickly. What one raises goes to the
-    ErrorHandler and changes nothing else."""
+    """Called in the event loop after the fact; must return quickly. An exception of a hook goes to the ErrorHandler and
+    changes nothing else."""
 
     def on_open(self, session: SessionInfo) -> None:
         """A session opened."""
         ...
 
     def on_close(self, session: SessionInfo, code: int, reason: str) -> None:
-        """A session ended, with the close code that was seen or sent."""
+        """A session was closed, with the close code that was received or sent."""
         ...
 
     def on_outcome(self, row: Row) -> None:
-        """A row was committed: `pending`, or how a push ended for a user."""
+        """A row was committed: `pending`, `stored`, or the final outcome of a push for a user."""
         ...
 
     def on_error(self, error: BaseException, where: str) -> None:
@@ -57,19 +57,19 @@ class Hooks(Protocol):
 
 
 class ErrorHandler(Protocol):
-    """Where every error goes that the service survives: nothing is swallowed."""
+    """Gets every error that the service survives: none is swallowed."""
 
     def handle(self, error: BaseException, where: str, facts: Mapping[str, object]) -> None:
-        """Report it. `where` names the step (`store.record`), `facts` hold ids and counts, never payloads
-        or tokens. Must not raise."""
+        """Report an error. `where` names the step (`store.record`); `facts` are ids and counts, never payloads or
+        tokens. Must not raise."""
         ...
 
 
 class Metrics(Protocol):
-    """Counts and durations; user ids are never given to it."""
+    """Gets counts and durations, never user ids."""
 
     def taken(self, messages: int, requests: int) -> None:
-        """Messages were taken from the broker in one batch, holding so many requests."""
+        """This many messages were taken from the broker in one batch, with this many requests."""
         ...
 
     def outcome(self, row: Row) -> None:
@@ -77,7 +77,7 @@ class Metrics(Protocol):
         ...
 
     def repeat(self, outcome: Outcome) -> None:
-        """A request came again whose row was already there."""
+        """A request came again and already had a row with this outcome."""
         ...
 
     def repeat_differs(self) -> None:
@@ -85,11 +85,11 @@ class Metrics(Protocol):
         ...
 
     def looked_up(self, rows: int) -> None:
-        """So many keys were looked for before their pushes were sent."""
+        """This many keys were looked up before their pushes were sent."""
         ...
 
     def proof_late(self, count: int) -> None:
-        """Proof came after the end of so many pushes."""
+        """Proof of this many pushes came after their outcome."""
         ...
 
     def recorded(self, rows: int, seconds: float) -> None:
@@ -97,11 +97,11 @@ class Metrics(Protocol):
         ...
 
     def receipts(self, sent: int, owed: int, seconds: float) -> None:
-        """One batch of receipts was published; so many became debts."""
+        """One batch of receipts was published; `owed` of them were not confirmed and became debts."""
         ...
 
     def handed(self, pushes: int) -> None:
-        """So many pushes were handed to a socket, each counted once for each session."""
+        """This many pushes were handed to a socket, each counted once for each session."""
         ...
 
     def handshake(self, result: str, seconds: float) -> None:
@@ -109,5 +109,5 @@ class Metrics(Protocol):
         ...
 
     def closed(self, reason: str) -> None:
-        """A session ended; `reason` is a CloseReason's word, or `client`."""
+        """A session was closed; `reason` is a CloseReason's word, or `client`."""
         ...

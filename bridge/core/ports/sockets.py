@@ -39,7 +39,7 @@ class Socket(Protocol):
         ...
 
     def close(self, reason: CloseReason) -> None:
-        """Begin the closing handshake (RFC 6455 7); abort soon after if the peer does not take part."""
+        """Begin the closing handshake (RFC 6455 7); abort soon after if the peer does not answer it."""
         ...
 
     def abort(self) -> None:
@@ -63,7 +63,7 @@ class SessionHandle(Protocol):
         ...
 
     def closed(self, code: int, reason: str) -> None:
-        """The connection is gone (1006 where no close frame was seen). Called exactly once, last."""
+        """The connection is closed (1006 if no close frame was received). Called exactly once, last."""
         ...
 
 
@@ -84,5 +84,5 @@ class SessionHost(Protocol):
         ...
 
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
-        """The handshake is done. The host may write to the socket from now on, also within this call."""
+        """The handshake is done. The host may write to the socket from now on, even during this call."""
         ...

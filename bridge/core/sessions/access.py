@@ -93,9 +93,9 @@ def _spoken(subprotocols: Collection[str]) -> Mode | None:
 
 def _not_spoken(subprotocols: Collection[str]) -> Refusal:
     if any(entry.startswith(TOKEN_ENTRY) for entry in subprotocols):
-        text = "The subprotocol that carries the token can't be spoken: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The subprotocol with the token is not enough: offer bridge.v1.json or bridge.bare too.\n"
     else:
-        text = "None of these subprotocols is spoken here: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The bridge speaks none of these subprotocols: offer bridge.v1.json or bridge.bare too.\n"
     return Refusal(400, "subprotocol", text)
 
 
@@ -103,6 +103,6 @@ def _no_token(request: Handshake) -> Refusal:
     # Worded so that the log's redaction does not mistake it for a token.
     ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
     if request.authorization is not None:
-        text = f"The header Authorization has no Bearer token in it. One is required: {ways}.\n"
+        text = f"The header Authorization has no Bearer token. A token is required: {ways}.\n"
         return Refusal(401, "missing", text)
     return Refusal(401, "missing", f"A token is required: {ways} (bridge.token. and the JWT).\n")

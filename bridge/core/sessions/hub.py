@@ -14,45 +14,45 @@ PING_EVERY = 20
 """Seconds: every open session is pinged at least this often."""
 
 PLACES_A_SECOND = 10
-"""Places of the wheel that have their turn in one second. Each place has as many sessions as any other, also where
-all of them opened at once: pings, and the pongs that come back, must not hold the event loop together."""
+"""Places of the wheel that have their turn in one second. All places have equally many sessions, even if all sessions
+opened at once: a burst of pings, and of their pongs, would hold up the event loop."""
 
 HEARTBEAT_LOOK = HEARTBEAT_EVERY // 2
-"""Seconds between two looks whether a session was sent anything: it has its place on the wheel for them, too. At a
-look a heartbeat is due where the next one would be too late, so a session without traffic gets one at every
-second look, and nobody waits longer than HEARTBEAT_EVERY."""
+"""Seconds between two checks whether a session was sent anything; its place on the wheel gives their time, too. At a
+check a heartbeat is due if the next check would be too late. So a session without traffic gets one at every second
+check, and no session waits longer than HEARTBEAT_EVERY."""
 
 _PLACES = PING_EVERY * PLACES_A_SECOND
 _LOOK = HEARTBEAT_LOOK * PLACES_A_SECOND
 
 EXPIRIES_SPARED = 1000
-"""Ends of tokens that are kept in mind, of sessions that have left, before they are looked for."""
+"""Expiry times of closed sessions that may stay in memory before they are removed."""
 
 
 class Turn(NamedTuple):
-    """The sessions of which one place of the wheel takes care."""
+    """One turn of the wheel, and the sessions that are due."""
 
     at: float
-    """Monotonic seconds for which it was planned: between two turns of a session lies a whole number of looks,
-    however late the caller was."""
+    """Monotonic seconds for which it was planned. Two turns of a session are a whole number of checks apart, however
+    late the caller was."""
     to_ping: list[Session]
     quiet: list[Session]
-    """Those in envelope mode that would be without a frame for too long before they are looked at again."""
+    """Those in envelope mode that would go without a frame for too long before their next check."""
 
 
 class Hub:
-    """Decides synchronously and returns what is to be done; it closes nothing itself."""
+    """Decides synchronously and returns what the caller must do; it closes nothing itself."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._users: dict[str, list[Session]] = {}
         self._wheel: list[set[Session]] = [set() for _ in range(_PLACES)]
         self._turned = 0
-        """The last turn that was given out; 0 before the first."""
+        """The last turn that `turns` has returned; 0 before the first."""
         self._opened = 0
         self._expiries: list[tuple[float, str]] = []
         self.backlogged: set[Session] = set()
-        """Sessions with frames that their socket did not take yet, or that wait for the end of a replay."""
+        """Sessions with frames that their socket has not taken yet, or that wait for the end of a replay."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -78,10 +78,10 @@ class Hub:
             heapq.heapify(self._expiries)
 
     def _place(self, now: float) -> int:
-        """Another for each session, and such that one that is sent nothing gets its heartbeats with its pings.
+        """The next place on the wheel, such that a session that is sent nothing gets its heartbeats with its pings.
 
-        Its first heartbeat is due at the second look, one to two looks from now; from then on at every second one, as
-        its ping is at every fourth.
+        Its first heartbeat is due at the second check, one to two checks from now, and then one at every second check;
+        its ping is due at every fourth.
         """
         self._opened += 1
         rounds, look = divmod(self._opened, _LOOK)
@@ -99,7 +99,7 @@ class Hub:
         self.backlogged.discard(session)
 
     def session(self, session_id: str) -> Session | None:
-        """The session of this id, if it is here."""
+        """The session with this id, if it is open here."""
         return self._sessions.get(session_id)
 
     def of_user(self, user: str) -> Sequence[Session]:
@@ -111,10 +111,10 @@ class Hub:
         return list(self._users)
 
     def turns(self, now: float) -> Iterator[Turn]:
-        """The places whose turn has come since the last call; `now` is monotonic seconds.
+        """The turns that have come since the last call; `now` is monotonic seconds.
 
-        To be called PLACES_A_SECOND times a second. After a pause they are caught up with, those of one second in a
-        call: a session has one turn for all that it missed.
+        To be called PLACES_A_SECOND times a second. After a pause, each call catches up with the turns of one second.
+        A session gets one turn for all that it missed.
         """
         current = _turn(now)
         first = max(self._turned + 1, current - _PLACES + 1) if self._turned else current
@@ -156,5 +156,5 @@ class Hub:
 
 
 def _turn(now: float) -> int:
-    """Turns of the wheel until then, by one place each; `now` is monotonic seconds."""
+    """The number of turns until `now` (monotonic seconds); each turn advances the wheel by one place."""
     return int(now * PLACES_A_SECOND)

@@ -1,4 +1,4 @@
-"""Hand over to its socket what was offered to a session, and report it to the pushes."""
+"""Hand over to the socket what was offered to a session, and report it to the pushes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridge.core.sessions.session import Session
 
 
 class Outgoing:
-    """Knows sessions and what they were offered, and not where it comes from: just taken, or read from the log."""
+    """Flushes sessions. Pushes that were just taken and pushes that were read from the log are treated alike."""
 
     def __init__(self, *, hub: Hub, metrics: Metrics, clock: Clock) -> None:
         self._hub = hub

@@ -12,22 +12,22 @@ class Replay:
         self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
     ) -> None:
         self.after = after
-        """What is up to here was offered."""
+        """Pushes up to this position were offered."""
         self.until = until
-        """What was taken after this is not read but held."""
+        """Pushes that were taken after this position are not read: the session holds them."""
         self.seen = seen
         """See `MailboxAsk.seen`."""
         self.last = last
-        """The push the client has seen last, while it is not yet known where in the mailbox that is."""
+        """The push the client has seen last, while its position is not yet known."""
         self.again = again
-        """A round for pushes that this session was handed before and did not prove."""
+        """Whether this round is for pushes that the session was handed before and did not prove."""
         self.asked = False
         """Its next page was asked for, and has not come yet."""
         self.full = False
-        """There was no room for all of the last page: the next is of no use before the socket takes bytes."""
+        """There was no room for all of the last page: no other is read before the socket takes bytes."""
         self.missed: int | None = None
-        """The position of the first push that could not be held: another round begins with it."""
+        """The position of the first push that could not be held: the next round begins with it."""
         self.resumed: int | None = None
-        """The position of the push it resumed after, where its client was told that everything since will come."""
+        """The position of the push that it resumed after; None unless its client was promised everything since."""
         self.began = 0.0
         """Monotonic seconds of the session's opening, where the client resumes."""

@@ -1,10 +1,10 @@
 """One open WebSocket: its bounded queue, what it has been handed and not yet proven, and its state.
 
-While it is REPLAYING, what is kept for its user goes into the queue, in order, and what is newer is held
-until that has gone out.
+While it is REPLAYING, the pushes that are kept for its user go into the queue, in order. Newer ones are held until
+those have been sent.
 
-The barrier (design: proof `received`): one ping at a time is outstanding; it is sent after a frame, so its
-pong proves every frame before it (RFC 6455 5.5.3). What is handed over meanwhile is covered by the next one.
+The barrier (proof `received`): one ping at a time is outstanding. It is sent after a frame, so its pong proves every
+frame before it (RFC 6455 5.5.3). Frames that are handed over meanwhile are covered by the next ping.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.states import SessionEvent, SessionState, next_session_state
 
 WRITE_CHUNK = 64 * 1024
-"""Bytes of frames given to the socket in one write before asking again whether it still takes more."""
+"""Bytes of frames that are given to the socket in one write, before it is asked again whether it is writable."""
 
 _ROUNDING = 1e-6
-"""Seconds: two times that lie a whole number of seconds apart may seem further apart than that."""
+"""Seconds: two times a whole number of seconds apart may differ by slightly more, as floats."""
 
 UNPROVEN_MAX = 4096
-"""Frames handed over and not yet proven; over it the rest waits in the bounded queue."""
+"""Frames handed over and not yet proven; with so many, the rest waits in the bounded queue."""
 
 
 class AmbiguousAck(Exception):
-    """Pushes of several tenants with this id wait for their ack, and it does not say which it means."""
+    """Pushes of several tenants with this id wait for their ack, and the ack frame names no tenant."""
 
 
 class SessionLimits(NamedTuple):
@@ -41,7 +41,7 @@ class SessionLimits(NamedTuple):
     frames: int
     """Frames that wait for the socket."""
     total_bytes: int
-    """Bytes of those frames, and of what the transport still buffers."""
+    """Bytes of those frames, including what the transport still buffers."""
 
 
 class Session:
@@ -96,17 +96,17 @@ class Session:
         self.close_reason: CloseReason | None = None
         """Why we closed it; None while it is open and when the peer left by itself."""
         self.owing_since: float | None = None
-        """When the ping was sent that the peer has not answered yet."""
+        """When the outstanding ping was sent; None while there is none."""
         self.stalled_since: float | None = None
-        """Since when frames wait and none could be handed over."""
+        """Since when frames have waited and none could be handed over."""
         self.spoken_at: float | None = None
-        """When it was sent a frame last, or when that was due where it was a heartbeat; None before its welcome. In
-        bare mode nobody asks."""
+        """When the last frame was sent; for a heartbeat, when it was due. None before the welcome. Not used in bare
+        mode."""
         self.queued_bytes = 0
         self.replay: Replay | None = None
         """None while it is not REPLAYING."""
         self.next_round = 0.0
-        """Monotonic seconds before which it is sent nothing again."""
+        """Monotonic seconds before which nothing is resent to it."""
         self._limits = limits
         self._queue: list[tuple[Frame, Offered | None]] = []
         self._held: list[tuple[Frame, Offered | None]] = []
@@ -117,12 +117,12 @@ class Session:
         self._ping: bytes | None = None
         self._acks: dict[str, list[Offered]] | None = None
         self.forgotten: list[Offered] = []
-        """Handed over, and their acks are no longer waited for here: there were too many. For the caller of
-        `flush` to take."""
+        """Pushes that were handed over, and whose acks are not waited for any more: there were too many. The caller
+        of `flush` empties this list."""
 
     @property
     def info(self) -> SessionInfo:
-        """What hooks may know of it."""
+        """What hooks are told about it."""
         return SessionInfo(self.id, self.user, self.mode.value, self.opened_at)
 
     @property
@@ -137,7 +137,7 @@ class Session:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of those."""
+        """Bytes of the frames that `waiting` counts."""
         return self.queued_bytes + self._held_bytes
 
     @property
@@ -145,7 +145,7 @@ class Session:
         """Frames handed over whose pong is awaited."""
         return len(self._unproven)
 
-    def suspect(self, now: float, after: float) -> bool:
+    def owes_pong(self, now: float, after: float) -> bool:
         """Whether the peer owes a pong for longer than `after` seconds."""
         return self.owing_since is not None and now - self.owing_since > after
 
@@ -156,18 +156,18 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Whether everything was handed over and its pong has come."""
+        """Whether everything was handed over and proven by a pong."""
         return not self._queue and not self._unproven
 
     # --- what is kept for its user ---
 
     def begin_replay(self, replay: Replay) -> None:
-        """From now on what is offered is held, until `end_replay`."""
+        """From now on pushes that are offered are held, until `end_replay`."""
         self.state = next_session_state(self.state, SessionEvent.REPLAY)
         self.replay = replay
 
     def release_held(self) -> bool:
-        """Queue what was held, as far as there is room: all that is kept was offered. False where some is left."""
+        """Queue the held frames, as far as there is room: the whole mailbox was offered. False where some are left."""
         released = 0
         for frame, push in self._held:
             if push is not None and not self._enqueue(frame, push):
@@ -181,13 +181,13 @@ class Session:
         return not self._held
 
     def end_replay(self, now_position: int) -> bool:
-        """All that was held is released. False where some could not be held: then the next round, up to
-        `now_position`, has begun."""
+        """Become LIVE: all held frames are queued. False where some push could not be held: then the next round, up
+        to `now_position`, has begun."""
         assert self.replay is not None
         assert not self._held
         missed = self.replay.missed
         if missed is not None:
-            # Delivered elsewhere meanwhile or not: this session has not had them.
+            # `seen`: this session has not had them, even if another has proven them meanwhile.
             again = Replay(after=missed - 1, until=now_position, seen=missed - 1)
             again.resumed = self.replay.resumed
             self.replay = again
@@ -197,21 +197,22 @@ class Session:
         return True
 
     def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
-        """Queue what is kept, or was delivered elsewhere (no push). False: no room, ask again when idle."""
+        """Queue a kept push, or the frame of one that was delivered elsewhere (`push` None). False: there is no room;
+        try again when the session is idle."""
         return self._enqueue(frame, push)
 
     def waiting_keys(self) -> set[RowKey]:
-        """The pushes that it was offered and not yet handed."""
+        """Pushes that were offered, and not handed to the socket yet."""
         return {f.key for _, f in (*self._queue, *self._held) if f is not None}
 
     def handed_keys(self) -> set[RowKey]:
-        """The pushes that it was handed and has not proven as far as they want."""
+        """Pushes that were handed to the socket, and lack the proof that they ask for."""
         awaited = {f.key for pushes in (self._acks or {}).values() for f in pushes}
         return awaited.union(f.key for f in self._unproven)
 
     def tell(self, frame: Frame) -> None:
-        """Queue a frame that is no push, behind all that was offered before, and what is kept. It is small, and
-        there is always room for it: what it says of a push must not be lost where the push was not."""
+        """Queue a frame that is not a push, after all that was offered before, and after kept pushes. It is small, and
+        there is always room for it: if a push was sent, the frame about that push must not be lost."""
         size = len(frame.payload)
         if self.replay is None:
             self._queue.append((frame, None))
@@ -223,14 +224,14 @@ class Session:
     # --- pushes ---
 
     def offer(self, frame: Frame, push: Offered) -> bool:
-        """Queue a push for the next flush, or hold it until the replay is over. False when that is over its
-        bounds: nothing was taken. A frame is always taken into an empty queue with nothing buffered."""
+        """Queue a push for the next flush, or hold it until the replay is over. False: there is no room, and nothing
+        was queued. An empty queue with nothing buffered always has room for one frame."""
         if self.replay is None:
             return self._enqueue(frame, push)
         if self.replay.missed is not None:
             return False
         size = len(frame.payload)
-        # However many they are: it is not the peer that is slow.
+        # The number of frames is not bounded here: they wait for the replay, not for a slow peer.
         if self._held and self._held_bytes + size > self._limits.total_bytes:
             return False
         self._held.append((frame, push))
@@ -239,7 +240,7 @@ class Session:
 
     def hold(self, frame: Frame, push: Offered) -> None:
         """Hold a push that waited for its user, who has just come back, until the replay is over. There is always
-        room: it has been in memory since our start, and its user had no way to read it."""
+        room: it is in memory anyway since our start, and its user could not read it."""
         assert self.replay is not None
         self._held.append((frame, push))
         self._held_bytes += len(frame.payload)
@@ -258,7 +259,7 @@ class Session:
         return True
 
     def flush(self, now: float) -> list[Offered]:
-        """Hand over what the socket takes; returns the pushes that were handed over, in order."""
+        """Hand over frames while the socket is writable. Returns the pushes that were handed over, in order."""
         handed: list[Offered] = []
         while self._queue and len(self._unproven) < UNPROVEN_MAX and self.socket.writable:
             frames: list[Frame] = []
@@ -278,7 +279,7 @@ class Session:
             owed = [f for f in pushes if f.confirm > Proof.WRITTEN]
             ping = os.urandom(4) if owed and self._ping is None else None
             if frames and not self.socket.write(frames, ping):
-                # The connection is closing: `close` will hand these back as never handed over.
+                # The connection is closing: `close` will return these as never handed over.
                 self.queued_bytes += sum(len(frame.payload) for frame, _ in self._queue[:taken])
                 return handed
             del self._queue[:taken]
@@ -302,14 +303,14 @@ class Session:
         if self._acks is None:
             self._acks = {}
         elif len(self._acks) >= UNPROVEN_MAX:
-            # The oldest has been waiting through thousands of others; its deadline is long over.
+            # Thousands have been handed over since the oldest; its deadline is long over.
             self.forgotten.extend(self._acks.pop(next(iter(self._acks))))
         pushes = self._acks.setdefault(push.key.push_id, [])
         if push not in pushes:
             pushes.append(push)
 
     def pong(self, payload: bytes, now: float) -> list[Offered]:
-        """The peer answered; returns the pushes that this proves received. A stray pong proves nothing."""
+        """The peer answered a ping. Returns the pushes that this proves received; a stray pong proves nothing."""
         if payload != self._ping:
             return []
         proven = self._unproven[: self._covered]
@@ -322,8 +323,8 @@ class Session:
         return proven
 
     def ping(self, now: float, heartbeat: Frame | None = None, due_at: float = 0.0) -> None:
-        """Send a ping unless one is outstanding: a sign of life, and a barrier for all that is unproven. A
-        heartbeat that was due at `due_at` goes out in the same write."""
+        """Send a ping unless one is outstanding. It checks that the peer lives, and is a barrier for all unproven
+        pushes. A heartbeat that was due at `due_at` is sent in the same write."""
         if self._ping is not None:
             return
         ping = os.urandom(4)
@@ -336,20 +337,20 @@ class Session:
             self.owing_since = now
 
     def quiet(self, now: float, seconds: int) -> bool:
-        """Whether it was welcomed and was sent no frame since for more than so many seconds."""
+        """Whether it was welcomed, and has been sent no frame for more than this many seconds."""
         return self.spoken_at is not None and now - self.spoken_at > seconds + _ROUNDING
 
     def beat(self, frame: Frame, due_at: float) -> None:
-        """Send a heartbeat, unless it went out with a ping just now, or the peer does not read: it proves nothing,
+        """Send a heartbeat, unless it was just sent with a ping, or the peer does not read: a heartbeat proves nothing,
         and is not worth any memory."""
         if self.spoken_at != due_at and self.socket.writable and self.socket.write((frame,), None):
             self.spoken_at = due_at
 
     def ack(self, push_id: str, tenant: str | None = None) -> Offered | None:
-        """The application acknowledged this push; returns the oldest push that waited for it here.
+        """The application acknowledged this push; returns the oldest push of this id that waited for an ack here.
 
-        `tenant`: of the push; None where the client does not say, which is enough while it has no two of one id.
-        Raises AmbiguousAck.
+        `tenant`: of the push; None where the client does not say. Raises AmbiguousAck where it does not and pushes of
+        several tenants with this id wait.
         """
         pushes = self._acks.get(push_id, ()) if self._acks else ()
         meant = [f for f in pushes if tenant is None or f.key.tenant == tenant]
@@ -363,15 +364,15 @@ class Session:
             del self._acks[push_id]
         return meant[0]
 
-    # --- its life ---
+    # --- drained and closed ---
 
     def drain(self) -> list[Offered]:
-        """Take no more pushes; what is unproven may still be proven. Returns those never handed over."""
+        """Take no more pushes; unproven ones may still be proven. Returns those never handed over."""
         self.state = next_session_state(self.state, SessionEvent.DRAIN)
         return self._empty_queue()
 
     def _empty_queue(self) -> list[Offered]:
-        # What is sent a second time has been handed over once: it is given back as that, when the socket goes.
+        # A push that waits to be resent was handed over once: `close` returns it as such, when the socket is gone.
         handed = self.handed_keys()
         queued = [f for _, f in (*self._queue, *self._held) if f is not None and f.key not in handed]
         self._queue = []
@@ -382,10 +383,10 @@ class Session:
         return queued
 
     def close(self) -> tuple[list[Offered], list[Offered]]:
-        """It is gone. Returns (never handed over, handed over and unproven here); idempotent."""
+        """The socket is gone. Returns (never handed over, handed over and unproven here); idempotent."""
         self.state = next_session_state(self.state, SessionEvent.CLOSE)
         queued = self._empty_queue()
-        # A push that waits for its ack may have left `_unproven` by its pong: it is still owed here.
+        # A pong removes a push from `_unproven`; if it still waits for its ack, it is unproven all the same.
         unproven = {id(f): f for f in self._unproven}
         for pushes in (self._acks or {}).values():
             unproven.update((id(f), f) for f in pushes)

@@ -1,4 +1,4 @@
-"""The state table of a session: what may follow what."""
+"""The state table of a session: which event may come in which state, and what follows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class SessionState(enum.Enum):
     """Where a session is in its life."""
 
     REPLAYING = "replaying"
-    """Gets what is kept for its user first; what is newer waits in it."""
+    """Is sent what is kept for its user first; newer pushes are held until then."""
     LIVE = "live"
     """Takes pushes and gives proofs."""
     DRAINING = "draining"
     """Takes no more pushes; what was handed over may still be proven."""
     CLOSED = "closed"
-    """Gone; everything that was unproven has been given back."""
+    """The socket is gone; what was unproven is reported to its pushes as lost."""
 
 
 class SessionEvent(enum.Enum):

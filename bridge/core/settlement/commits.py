@@ -1,4 +1,4 @@
-"""Take in what a row has become once it is committed. Synchronous: a repeat joins the flight, or finds the row.
+"""Act on rows that are committed. Synchronous: a repeat either joins the flight before, or finds the row after.
 
 The row is the truth: what `Store.record` returns, and nothing else, causes receipts and acks.
 """
@@ -24,7 +24,7 @@ DAY = 86_400.0
 
 
 class Commits:
-    """Decides what is owed for each row that is committed, and what the messages that wait for it still wait for."""
+    """Decides what is owed for each committed row, and which of its messages can be acked."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Commits:
         on_stored: Callable[[str, int], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """`on_stored` is told the user and the bytes of each push whose row says `stored`, `on_written` the user of
-        each row that was committed, once the flight is settled or stored."""
+        """`on_stored` is called with the user and the bytes of each push whose row says `stored`, `on_written` with
+        the user of each committed row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
         self._payments = payments
@@ -48,7 +48,7 @@ class Commits:
         self._on_written = on_written
 
     def committed(self, flight: Flight, written: Written, payment: Payment) -> None:
-        """Take in what the row is now. Synchronous: a copy that joins does so before it or finds the row."""
+        """The row of this flight is committed: put receipts, notes and messages into the payment."""
         row = written.row
         first = self._inflight.committed(flight)
         messages, flight.messages = flight.messages, []
@@ -59,7 +59,7 @@ class Commits:
             self._parked(flight, row, messages, payment)
             return
         if self._worklist.flights.get(row.key) is flight:
-            # Named once more while it was written: written again it would be announced again, or not be found.
+            # It became due again during the write. A second write would announce it again, or not find it.
             del self._worklist.flights[row.key]
         self._inflight.settled(flight, row)
         self._on_written(row.key.user)
@@ -70,7 +70,7 @@ class Commits:
                 payment.owed_by_row.add(row.key)
                 self._payments.being_paid.add(row.key)
         else:
-            # Ended by somebody else: what that row owes is the sweep's.
+            # Another writer has ended it: the sweep pays what that row owes.
             self._payments.being_paid.discard(row.key)
             for message in messages:
                 self._metrics.repeat(row.outcome)
@@ -84,9 +84,10 @@ class Commits:
         payment.messages.extend((m, row.key) for m in messages)
 
     def _parked(self, flight: Flight, row: Row, messages: Sequence[HeldMessage], payment: Payment) -> None:
-        """Its row is there and not final: its messages need not wait for the end, if the row owes their receipts."""
-        # It may be days before its end is written: from where on the log must look for it. (A day earlier than it
-        # was taken, since that was by another clock.) A write that says so does not insert, and so waits for nobody.
+        """Its row is committed and not final: its messages need not wait for the outcome, if the row owes their
+        receipts."""
+        # The final row may be written days later: this says from which day on the log must look for it. (A day earlier
+        # than it was taken, since that was by another clock.) A write with a day does not insert, so it never waits.
         flight.day = row.day or flight.day or datetime.fromtimestamp(row.taken_at - DAY, UTC).date()
         owed = set(row.owed or ())
         flight.owes = len(owed)
@@ -105,7 +106,7 @@ class Commits:
             self._worklist.due(flight)
         if flight.kept is not None:
             if row.reason is not Reason.AWAITING_PROOF and not flight.kept.stored_announced:
-                # Not final, and not owed: who wants to know that it is kept may hear of it.
+                # Not final, and not owed: this receipt says that it is kept, and may be lost.
                 flight.kept.stored_announced = True
                 payment.receipts.append(Receipt(row, row.owed or ()))
             self._inflight.stored(flight)

@@ -1,4 +1,4 @@
-"""Once a second: pay the debts of rows, note late proofs and differing repeats, try again what could not be done."""
+"""Once a second: pay the debts of rows, note late proofs and differing repeats, and retry what failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bridge.core.settlement.worklist import Worklist
 
 
 class Debts:
-    """Used by the payer alone, between two payments."""
+    """Used by the payer only, between two payments."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Debts:
         self._sweep_rows = SWEEP_ROWS
 
     async def sweep(self) -> None:
-        """Pay debts of rows whose messages are acked, note late proofs, and try again what could not be done."""
+        """Pay debts of rows whose messages are acked, note late proofs and differences, and retry what failed."""
         await self._prove_late()
         await self._note_differences()
         unnoted = self._paying.take_unnoted()
@@ -53,7 +53,7 @@ class Debts:
         await self._pay_debts()
 
     async def _prove_late(self) -> None:
-        # Of rows that are written: what is yet to end would not be found.
+        # Only of rows that are written: a row that is not final yet would not be found.
         def unwritten(proof: LateProof) -> bool:
             return (
                 proof.key in self._worklist.flights
@@ -105,7 +105,7 @@ class Debts:
             return
         now = self._clock.monotonic()
         resting = {key for key, (until, _) in self._paying.rested.items() if until > now}
-        # What was not found again within as long has been settled by others.
+        # A row that was not found again within `wait` seconds more was settled by another process.
         self._paying.rested = {
             key: (until, wait) for key, (until, wait) in self._paying.rested.items() if until + wait > now
         }
@@ -118,5 +118,5 @@ class Debts:
         all_sent, unnoted = await self._paying.send(payment_of(receipts, {r.key for r in owing}))
         self._paying.keep_unnoted(unnoted)
         if more and all_sent:
-            # There are more; what has come to be paid meanwhile goes first.
+            # There are more; payments that have come meanwhile go first.
             self._worklist.sweep()

@@ -1,4 +1,4 @@
-"""What holds the bridge back: named causes, and whoever waits until there is none."""
+"""The gate: shut by named causes, open when there is none; callers can wait until it is open."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Gate:
         self._opened = asyncio.Event()
         self._opened.set()
         self.was_open = False
-        """Whether the last cause of all has ever been taken away."""
+        """Whether it has ever become open because its last cause was cleared."""
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing holds the bridge back."""
+        """Whether no cause is set."""
         return not self._causes
 
     def __contains__(self, name: str) -> bool:
@@ -26,7 +26,7 @@ class Gate:
 
     @property
     def database_down(self) -> bool:
-        """Whether one of the causes is that the database does not answer, or takes nothing."""
+        """Whether one of the causes is that the database does not answer, or refuses every row."""
         return not self._of_database.isdisjoint(self._causes)
 
     @property
@@ -40,19 +40,19 @@ class Gate:
         return [f"{name}: {why}" for name, why in self._causes.items()]
 
     def shut(self, name: str, why: str, *, database: bool = False) -> None:
-        """Set a cause; idempotent, the newest sentence counts. `database`: it is the database's."""
+        """Set a cause; idempotent, the newest sentence counts. `database`: the database is down."""
         self._causes[name] = why
         if database:
             self._of_database.add(name)
         self._opened.clear()
 
     def clear(self, name: str) -> None:
-        """Take a cause away; idempotent."""
+        """Clear a cause; idempotent."""
         self._causes.pop(name, None)
         if not self._causes:
             self._opened.set()
             self.was_open = True
 
     async def opened(self) -> None:
-        """Return when nothing holds the bridge back; may be cancelled."""
+        """Return when no cause is set; may be cancelled."""
         await self._opened.wait()

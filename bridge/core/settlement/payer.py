@@ -1,4 +1,4 @@
-"""Pay one batch after the other: other logs, receipts, debts, dead letters, acks. Once a second, what is left over."""
+"""Pay one batch after the other: other logs, receipts, debts, dead letters, acks. Sweep debts once a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.core.settlement.worklist import Worklist
 
 
 class Payer:
-    """The task that pays. Everything that touches what a row owes runs here, so that it cannot race itself."""
+    """The task that pays. All changes to what rows owe run in this task, so that they cannot race."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Payer:
                 self._worklist.all_done.set()
 
     async def _tell_logs(self, rows: Sequence[Row]) -> None:
-        """Tell the logs, each until it has the rows, since the ack follows."""
+        """Give the rows to each log, again until it has recorded them, since the ack follows."""
         for log in self._logs:
             tries = back_off(self._clock)
             while True:
                 try:
                     await log.record(rows)
-                except Exception as error:  # a plugged-in log may raise anything, and none may lose a row
+                except Exception as error:  # a plugged-in log may raise anything, and must not lose a row
                     self._gate.shut("delivery log", repr(error))
                     self._errors.handle(error, "delivery_log.record", {"rows": len(rows)})
                     await tries.wait()

@@ -1,4 +1,4 @@
-"""Send receipts, note what is owed, publish dead letters, ack: the steps of a payment."""
+"""The steps of a payment: send receipts, note debts, publish dead letters, ack."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bridge.core.settlement.payments import Debt, Payment, Payments, in_parts
 from bridge.core.settlement.persistence import Persistence
 
 REST = 30.0
-"""Seconds for which a row is not paid again whose debt is paid and could not be cleared; doubled each time."""
+"""Seconds before a row is paid again whose debt was paid but could not be cleared; doubled each time."""
 
 
 class Paying:
-    """Used by the payer alone, one call at a time."""
+    """Used by the payer only, one call at a time."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Paying:
         return self._receipts.blocked
 
     async def send(self, payment: Payment) -> tuple[bool, list[Debt]]:
-        """Send receipts; what is not confirmed becomes, or stays, a debt of its row. Returns whether all was confirmed,
-        and the debts that could not be noted."""
+        """Send receipts; those that are not confirmed become, or stay, debts of their rows. Returns whether all were
+        confirmed, and the debts that could not be noted."""
         receipts: Sequence[Receipt] = payment.receipts
         if any(len(receipt.replies) > OWED_MAX for receipt in receipts):
             receipts = [part for receipt in receipts for part in in_parts(receipt, OWED_MAX)]
@@ -96,11 +96,11 @@ class Paying:
                 continue
             if of_row and receipt.announce:
                 unannounced.append(key)
-            # Messages that joined while the end was being written ask for more than the row owes already.
+            # Messages that joined while the final row was being written may want replies that the row does not owe.
             if receipt.row.final and not (of_row and set(receipt.replies) <= set(owed or ())):
                 debts[key] = merged(debts.get(key, ()), receipt.replies)
         for key in unannounced:
-            # Without all of its debt the row would not be found, and its outcome not be announced.
+            # If its replies were cleared, the sweep would not find the row, and its outcome would not be announced.
             paid.pop(key, None)
         unnoted: list[Debt] = []
         if debts:
@@ -121,7 +121,7 @@ class Paying:
 
         unsettled = await self._persistence.in_parts(list(paid), settle, failed)
         for key in unsettled:
-            # It is paid again, ever less often: the row still says that it owes.
+            # The row still owes: it is paid again, less and less often.
             _, before = self.rested.get(key, (0.0, REST / 2))
             self.rested[key] = (self._clock.monotonic() + 2 * before, 2 * before)
         if self.rested:
@@ -145,7 +145,7 @@ class Paying:
         return [note for note in notes if note.key in bad]
 
     async def settle_messages(self, payment: Payment, unnoted: Sequence[Debt]) -> None:
-        """A payment is done, but for debts that could not be noted: count its rows, and finish messages."""
+        """A payment is done, except for debts that could not be noted: count settled rows, and finish messages."""
         waiting = {(id(note.message), note.key) for note in unnoted}
         self.keep_unnoted(unnoted)
         done = payment.released
@@ -158,8 +158,8 @@ class Paying:
         await self.finish(done)
 
     async def finish(self, messages: Sequence[HeldMessage]) -> None:
-        """All rows of these messages are settled: answer whoever no row will answer, publish their dead letters, and
-        ack the messages for which that was confirmed."""
+        """All rows of these messages are settled: publish their dead letters, and the answers that no row owes. Ack
+        the messages for which all of that was confirmed."""
         held = [m for m in messages if m.token is not None]
         letters = [letter for m in held for letter in m.letters]
         answers = [answer for m in held for answer in m.answers]

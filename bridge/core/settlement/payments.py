@@ -1,4 +1,4 @@
-"""What the writer leaves to the payer: a batch of committed rows, and what is to be done about them before the acks."""
+"""The queue from the writer to the payer: batches of committed rows, and what must be done for them before the acks."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from bridge.core.model.rows import Receipt, Reply, Row, RowKey
 
 
 class Payment(NamedTuple):
-    """What the payer does about a batch of rows that are committed."""
+    """What the payer must do for a batch of committed rows."""
 
     receipts: list[Receipt]
     owed_by_row: set[RowKey]
-    """Rows that carry their debt themselves: cleared when paid, left to the sweep when not."""
+    """Rows that were written with their debt: it is cleared when paid, otherwise left to the sweep."""
     notes: dict[RowKey, list[tuple[HeldMessage, tuple[Reply, ...]]]]
-    """By rows that are not final yet, the messages that want to hear of the outcome, and where."""
+    """By row that is not final yet: the messages whose replies must be noted in it."""
     for_logs: list[Row]
-    """Transitions for the logs that are not the store."""
+    """Transitions for the logs other than the store."""
     messages: list[tuple[HeldMessage, RowKey]]
     """One entry for each message and row that are settled once the rest of this payment is done."""
     released: list[HeldMessage]
-    """Messages whose rows were all settled before the last of them was named."""
+    """Messages whose rows were all settled before `Worklist.release` was called."""
     sweep: bool = False
-    """Debts and late proofs of other rows are to be looked for afterwards."""
+    """Whether to sweep debts and late proofs afterwards."""
     rows: int = 0
-    """How many it is about; see `Worklist.unpaid`."""
+    """Rows and answers in this payment; see `Worklist.unpaid`."""
 
 
 def payment_of(
@@ -39,12 +39,12 @@ def payment_of(
     sweep: bool = False,
     rows: int = 0,
 ) -> Payment:
-    """A payment with this in it, and nothing else yet."""
+    """A payment with these parts; the rest is empty."""
     return Payment(receipts or [], owed_by_row or set(), {}, for_logs or [], messages or [], [], sweep, rows)
 
 
 class Debt(NamedTuple):
-    """Replies that could not be noted in their row; the message stays unacked until they are."""
+    """Replies to be noted in their row. The message, if any, stays unacked until they are."""
 
     key: RowKey
     replies: tuple[Reply, ...]
@@ -60,24 +60,24 @@ class Payments:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Payment] = asyncio.Queue()
         self.being_paid: set[RowKey] = set()
-        """Rows that owe, and whose debt is on its way: the sweep must not pay it as well."""
+        """Rows whose debt is being paid: the sweep must not pay it as well."""
         self.sweep_waits = False
-        """A sweep is among the payments."""
+        """Whether one of the waiting payments has a sweep."""
 
     def __len__(self) -> int:
         return self._queue.qsize()
 
     def put(self, payment: Payment) -> None:
-        """Pay it after those that wait."""
+        """Queue a payment after those that wait."""
         self._queue.put_nowait(payment)
 
     async def next(self) -> Payment:
-        """The next one; may be cancelled."""
+        """Wait for the next payment, and return it; may be cancelled."""
         return await self._queue.get()
 
 
 def in_parts(receipt: Receipt, replies_max: int) -> Sequence[Receipt]:
-    """A receipt for very many replies as several, each small enough to be confirmed in time."""
+    """Split a receipt with very many replies into several, each small enough to be confirmed in time."""
     replies = receipt.replies
     if len(replies) <= replies_max:
         return (receipt,)

@@ -1,9 +1,9 @@
-"""Calls of the store that must succeed: again while the database is down, in smaller parts where a statement fails.
+"""Store calls that must succeed: repeated while the database is down, cut into parts where a statement fails.
 
-One place tells the two apart. The database is down when nothing can be written, also where it answers and refuses
-every row: then the gate is shut, under a name that only the same caller opens again, and the call waits. When something
-can be written and this call fails all the same, it is the call's fault: it is made smaller, and what fails alone is the
-caller's to set aside.
+This is the only place that tells the two cases apart. The database is down when no row can be written, even if it
+answers and refuses every row. Then the gate is shut, under a name that only the same caller opens again, and the call
+waits. When a row can be written and this call still fails, the call is to blame: it is cut into parts, and the caller
+sets aside what fails alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def back_off(clock: Clock) -> BackOff:
 
 
 class Persistence:
-    """Makes one caller's calls until they are done. `name` is the gate's cause while the database is down."""
+    """Repeats one caller's calls until they are done. `name` is the gate's cause while the database is down."""
 
     def __init__(self, store: Store, gate: Gate, clock: Clock, name: str) -> None:
         self._store = store
@@ -48,30 +48,30 @@ class Persistence:
         self._clock = clock
         self._name = name
         self.unsure = False
-        """A try was not answered, and may have been carried out; for the caller to set back."""
+        """Whether a try got no answer, and may have been carried out. The caller resets it."""
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call until the database has answered it. Raises StatementFailed when the call is to blame, RowsRefused
-        (which is one) when its data is: while a row could be written all the same."""
+        """Repeat a call until the database has answered it. Raises StatementFailed when the call is to blame, and its
+        subclass RowsRefused when the data is: in both cases a row could be written."""
         failed = 0
         while True:
             try:
                 result = await call()
             except StatementFailed as error:
-                # What was refused was not written: that answer is sure.
+                # Refused rows were not written: that is certain.
                 self.unsure = self.unsure or not isinstance(error, RowsRefused)
                 down = await self._until_written()
                 failed += 1
-                # What refused every row refused this one: now it may go in as it is.
+                # If every row was refused meanwhile, this call was refused for the same cause: try it again unchanged.
                 if not down or failed >= SUSPECT_AFTER:
                     raise
-            except StoreUnavailable as away:
+            except StoreUnavailable as unavailable:
                 self.unsure = True
-                self._gate.shut(self._name, str(away), database=True)
+                self._gate.shut(self._name, str(unavailable), database=True)
                 await self._until_written()
                 failed += 1
                 if failed >= SUSPECT_AFTER:
-                    raise StatementFailed(away.cause) from away
+                    raise StatementFailed(unavailable.cause) from unavailable
             else:
                 self._gate.clear(self._name)
                 return result
@@ -83,9 +83,9 @@ class Persistence:
         while True:
             try:
                 await self._store.try_writing()
-            except StoreUnavailable as away:
+            except StoreUnavailable:
                 down = True
-                self._gate.shut(self._name, str(away), database=True)
+                self._gate.shut(self._name, str(unavailable), database=True)
                 await tries.wait()
             else:
                 self._gate.clear(self._name)
@@ -97,8 +97,8 @@ class Persistence:
         call: Callable[[Sequence[I]], Awaitable[Sequence[T]]],
         alone: Callable[[I, StatementFailed], Awaitable[Sequence[T]]],
     ) -> list[T]:
-        """Make a call for all items; where it fails, for parts of them. What fails alone goes to `alone`, and so does
-        what is left when nothing goes through any more."""
+        """Make a call for all items; where it fails, for parts of them. An item that fails alone goes to `alone`. After
+        `GIVE_UP` failures in a row, so do all items that are left."""
         results: list[T] = []
         failures = 0
         waiting = [items] if items else []
@@ -123,6 +123,6 @@ class Persistence:
 
 
 def parts_of(items: Sequence[I]) -> list[Sequence[I]]:
-    """These items in about `PARTS` parts."""
+    """Cut these items into at most `PARTS` parts."""
     step = -(-len(items) // PARTS)
     return [items[at : at + step] for at in range(0, len(items), step)]

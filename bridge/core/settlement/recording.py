@@ -1,4 +1,4 @@
-"""Rows into the log: whole batches where they go in, less at a time where they do not, what is left over told apart."""
+"""Write rows to the log: a whole batch if possible, in parts where that fails, and without fields that are refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bridge.core.ports.store import Store, Written
 from bridge.core.settlement.persistence import GIVE_UP, Persistence, parts_of
 
 SUSPECT_FIELDS = ("meta", "payload", "app_id", "traceparent", "detail", "ack_within", "published_at")
-"""What publishers fill and a database may refuse; nothing of it is part of the truth about the push."""
+"""Fields that publishers fill and a database may refuse. None of them is part of the truth about the push."""
 
 
 class Recorder:
-    """Writes batches of rows. A row that can't be written is the caller's to try again later."""
+    """Writes batches of rows. The caller retries rows that could not be written."""
 
     def __init__(self, store: Store, persistence: Persistence, errors: ErrorHandler) -> None:
         self._store = store
@@ -26,12 +26,13 @@ class Recorder:
         self._errors = errors
 
     async def record(self, rows: Sequence[Row], *, tried: bool = False) -> list[Written | None]:
-        """Write these rows, one per key; None for one that fails alone, or that somebody else holds, and for those
-        that are left when nothing goes through any more. `tried`: these writes may have been carried out before."""
+        """Write these rows, one per key. The result is None for a row that fails alone or that another transaction
+        has locked, and for all rows that are left after `GIVE_UP` failures in a row. `tried`: these rows may have been
+        written before."""
         self._persistence.unsure = tried
         written = await self._write(rows)
         if self._persistence.unsure:
-            # An earlier try of this very write may have been committed though its answer was lost.
+            # An earlier try of this write may have been committed, and its answer lost.
             written = [
                 Written(w.row, applied=True) if w is not None and not w.applied and w.row.ended_by(row) else w
                 for row, w in zip(rows, written, strict=True)
@@ -67,13 +68,13 @@ class Recorder:
         return results
 
     async def _without_what_is_refused(self, row: Row, refused: RowsRefused) -> Written | None:
-        """Find what the database refuses, and write the row without it: one thing alone, or all that may be it."""
+        """Write the row without the field that the database refuses: without each in turn, then without all of them."""
         self._errors.handle(refused, "store.record", {"push_id": row.key.push_id})
         single = [(name,) for name in SUSPECT_FIELDS if _without(row, (name,)) != row]
         for names in (*single, SUSPECT_FIELDS):
             plain = _without(row, names)
             left_out = ", ".join(names) if names != SUSPECT_FIELDS else "what publishers fill"
-            # The first detail matters more than this one, where it is not what is refused.
+            # The row's own detail comes first, unless it is the field that is left out.
             note = f"left out what the database refused ({refused.sqlstate}): {left_out}"
             detail = f"{plain.detail} ({note})" if plain.detail else note
             try:
@@ -86,13 +87,13 @@ class Recorder:
                 return None
             else:
                 return None if written.applied is None else written
-        # Not even without all of that: its keys are checked, so this is a defect. It must not cost the service.
+        # Refused even without all of them. Its keys are checked, so this is a defect, and must not stop the service.
         self._errors.handle(refused, "store.record", {"push_id": row.key.push_id})
         return None
 
 
 def _without(row: Row, names: Sequence[str]) -> Row:
-    """The same truth without these fields. The data of a kept push are bytes that no database refuses."""
+    """The row without these fields. The data of a kept push stays: it is bytes, which no database refuses."""
     empty: dict[str, object] = {
         "meta": b"",
         "payload": row.payload if row.expires_at is not None else None,

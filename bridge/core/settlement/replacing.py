@@ -1,4 +1,4 @@
-"""End what newer pushes with the same collapse key have replaced, in the log."""
+"""End stored rows that newer pushes with the same collapse key have replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.core.settlement.worklist import Worklist
 REPLACE_ROWS = 500
 """Collapse keys, and rows ended for them, in one statement."""
 REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
-"""How often it is tried at once to end what is replaced, and the seconds in between."""
+"""Tries to end replaced rows before the rest is left for the next second, and the seconds between them."""
 
 UNTRIED = frozenset(
     (Reason.QUEUE_EXPIRATION, Reason.MAX_AGE, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP)
@@ -30,7 +30,7 @@ _Place: TypeAlias = tuple[str, str, str]
 
 
 class Replacer:
-    """Ends older pushes after the row of the newer one is there, and before its message is acked."""
+    """Ends older pushes after the row of the newer one is committed, and before its message is acked."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class Replacer:
         """By place, the newest push whose older ones could not be ended."""
 
     async def supersede(self, rows: Sequence[Row]) -> None:
-        """End what these pushes replace: after their own rows are there, and before their messages are acked.
+        """End what these pushes replace: after their own rows are committed, and before their messages are acked.
 
-        Rows of pushes that came again are among them: a process may have died in between. What was given up
-        before it was tried replaces nothing: it comes late, behind pushes that are newer than it.
+        Rows of repeats are among them: a process may have died between the two. A push that was dead on arrival
+        replaces nothing: it comes late, after pushes that are newer than it.
         """
         newer = [
             Collapse(row.key.tenant, row.key.user, row.collapse_key, row.position)
@@ -66,7 +66,7 @@ class Replacer:
             place = _place(one)
             later = self._unreplaced.get(place)
             if later is not None:
-                # It waits for what could not be ended; it is not waited for here.
+                # Older rows of this place could not be ended before: `run` tries them again, this batch does not wait.
                 self._unreplaced[place] = max(later, one, key=lambda c: c.position)
             elif place not in highest or highest[place].position < one.position:
                 highest[place] = one
@@ -75,7 +75,7 @@ class Replacer:
             await self._replace(every[at : at + REPLACE_ROWS])
 
     async def _replace(self, newer: Sequence[Collapse]) -> None:
-        """End what is older. What somebody else holds, or what fails, is left for later."""
+        """End what is older. Rows that another transaction has locked, or that fail, are left to `run`."""
 
         async def some(part: Sequence[Collapse]) -> Sequence[Superseded]:
             return [await self._store.supersede(part, REPLACE_ROWS)]
@@ -87,7 +87,7 @@ class Replacer:
 
         for attempt in range(REPLACE_TRIES):
             if attempt:
-                # Mostly it is this process that holds it, for a moment.
+                # Mostly this process itself has it locked, for a moment.
                 await self._clock.sleep(REPLACE_WAIT)
             more = True
             while newer and more:

@@ -1,4 +1,4 @@
-"""From an outcome to its end: row, receipts, dead letters, and only then the ack. In this order, in batches.
+"""From an outcome to the ack: row, receipts, dead letters, and only then the ack. In this order, in batches.
 
 Two tasks, so that the next batch of rows is written while the receipts of the last one are confirmed:
 
@@ -38,7 +38,7 @@ class SettlementPorts(NamedTuple):
 
     store: Store
     logs: Sequence[DeliveryLog]
-    """The logs that are not the store."""
+    """The logs other than the store."""
     receipts: Receipts
     dead_letters: DeadLetters
     acks: Acks
@@ -99,11 +99,11 @@ class Settlement:
 
     @property
     def being_paid(self) -> int:
-        """Rows that owe, and whose debt is on its way."""
+        """Rows whose debt is being paid."""
         return len(self._payments.being_paid)
 
     async def run(self) -> None:
-        """Run until cancelled. An error that is none of the ordinary ones ends it, and so the service."""
+        """Run until cancelled. An unexpected error ends it, and with it the service."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run(), name="settlement writer")
             tasks.create_task(self._writer.run_aside(), name="settlement writer of what was set aside")

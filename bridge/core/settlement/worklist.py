@@ -1,4 +1,4 @@
-"""What is to be settled: others put it here, and the settlement takes it away. Nothing here waits or does I/O."""
+"""What must be settled: callers add it here, and the settlement removes it. Only `idle` waits; nothing does I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
 
 LATE_MAX = 100_000
-"""Late proofs, and differences, that wait to be noted: over it the oldest are not."""
+"""Late proofs, and differences, that may wait to be noted; beyond it the oldest are discarded."""
 
 
 class Aside:
@@ -25,39 +25,39 @@ class Aside:
         self.at = at
         """Monotonic seconds of the next try."""
         self.wait = wait
-        """Seconds that were waited for it."""
+        """Seconds of the wait before that try."""
         self.again = False
-        """More has become of it while it was written."""
+        """Whether it became due again since its last try began."""
 
 
 class Worklist:
-    """Written to by whoever knows of an end, and by the settlement, which owns what is on it from then on."""
+    """Whoever decides an outcome adds to it; the settlement owns what is on it from then on."""
 
     def __init__(self, *, metrics: Metrics, clock: Clock) -> None:
         self._metrics = metrics
         self._clock = clock
         self.flights: dict[RowKey, Flight] = {}
-        """Those whose rows are to be written."""
+        """Flights whose rows must be written."""
         self.writing: dict[RowKey, Flight] = {}
-        """Those whose rows are being written."""
+        """Flights whose rows are being written."""
         self.aside: dict[RowKey, Aside] = {}
-        """Those whose rows could not be written with the others, and are tried alone."""
+        """Flights whose rows could not be written with the others, and are tried alone."""
         self.aside_wake = asyncio.Event()
         self.answers: list[tuple[HeldMessage, Row, int]] = []
         """Repeats, the rows that answer them, and the fingerprints of what they ask for."""
         self.released: list[HeldMessage] = []
-        """Messages whose rows were all settled before the last of them was named."""
+        """Messages whose rows were all settled before `release` was called."""
         self.late_proofs: list[LateProof] = []
         self.differences: list[tuple[Difference, Flight | None]] = []
         self.ended: list[Row] = []
-        """Rows that the store has ended by itself."""
+        """Rows that the store has ended."""
         self.sweep_due = False
         self.replace_wake = asyncio.Event()
         self.wake = asyncio.Event()
         self.all_done = asyncio.Event()
         self.all_done.set()
         self.unpaid = 0
-        """Rows that are written, and answers, whose receipts and acks are not done with."""
+        """Written rows, and answers, whose receipts and acks are not finished."""
         self.first_rows = 0
         """Flights whose first row, final or not, is committed; for the audit."""
 
@@ -65,7 +65,7 @@ class Worklist:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
         aside = self.aside.get(flight.key)
         if aside is not None:
-            # It is written as it will be when its turn comes, and once more where that is now.
+            # Its next try writes it as it is then. If a try is under way now, `again` has it written once more.
             aside.flight = to_be_written(flight, aside.flight)
             aside.again = True
         else:
@@ -83,39 +83,39 @@ class Worklist:
         )
 
     def answer(self, message: HeldMessage, row: Row, fingerprint: int) -> None:
-        """A request came again whose row is there: answer it from the row. `message.open` counts it; `fingerprint` is
-        that of what it asks for now."""
+        """A request came again and has a row: answer it from the row. `message.open` counts it; `fingerprint` is that
+        of the repeat."""
         self.answers.append((message, row, fingerprint))
         self._stir()
 
     def differs(self, key: RowKey, flight: Flight | None = None) -> None:
-        """A request came with this id and other content; `flight` where the row may still be to come."""
+        """A request came with this id and other content. `flight`: given where the row may not be written yet."""
         self._metrics.repeat_differs()
         self.differences.append((Difference(key, self._clock.time()), flight))
         if len(self.differences) > LATE_MAX:
             del self.differences[: LATE_MAX // 10]
 
     def release(self, message: HeldMessage) -> None:
-        """The caller has named every row of this message; ack it if all of them are settled already."""
+        """Every row of this message is known now; ack it if all of them are settled already."""
         message.open -= 1
         if message.open == 0:
             self.released.append(message)
             self._stir()
 
     def late(self, proof: LateProof) -> None:
-        """Proof came after the outcome was decided: it fills a time column only."""
+        """Proof came after the outcome was decided: it only fills time columns."""
         self._metrics.proof_late(1)
         self.late_proofs.append(proof)
         if len(self.late_proofs) > LATE_MAX:
             del self.late_proofs[: LATE_MAX // 10]
 
     def ended_by_sweep(self, rows: Sequence[Row]) -> None:
-        """The store has ended these rows: tell the logs, hooks and metrics; the sweep pays."""
+        """The store has ended these rows: tell logs, hooks and metrics. The sweep pays what they owe."""
         self.ended.extend(rows)
         self._stir()
 
     def sweep(self) -> None:
-        """Pay debts and note late proofs, once, when the payer gets to it. Called every second."""
+        """Have the payer pay debts and note late proofs once. Called every second."""
         self.sweep_due = True
         self.replace_wake.set()
         self._stir()
@@ -131,7 +131,7 @@ class Worklist:
 
     @property
     def set_aside(self) -> int:
-        """Rows that could not be written with the others: each is tried alone, again and again."""
+        """Rows that could not be written with the others: each is retried alone."""
         return len(self.aside)
 
     @property
@@ -140,14 +140,14 @@ class Worklist:
         return len(self.answers)
 
     async def idle(self) -> None:
-        """Return when all that is due now is written, paid and acked."""
+        """Return when everything that is due is written, paid and acked."""
         await self.all_done.wait()
 
 
 def to_be_written(flight: Flight, other: Flight | None) -> Flight:
-    """Of two flights for one row the one whose end is known; it takes over the messages of both.
+    """Of two flights for one row, the one whose outcome is decided; it gets the messages of both.
 
-    They are of sessions that had the push one after the other.
+    Two sessions had the push one after the other, each with a flight of its own.
     """
     if other is None or other is flight:
         return flight

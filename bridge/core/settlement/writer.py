@@ -1,4 +1,4 @@
-"""Write rows, with one compare-and-set for each batch. What fails there is set aside, and tried alone."""
+"""Write rows, with one compare-and-set for each batch. Rows that fail are set aside, and tried alone."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from bridge.core.settlement.replacing import Replacer
 from bridge.core.settlement.worklist import Aside, Worklist, to_be_written
 
 BATCH_ROWS = 500
-"""Rows in one statement: beyond it figures gain little and a redelivery repeats more."""
+"""Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
 BATCH_BYTES = 1024 * 1024
-"""Bytes of data, except lists and meta after which a batch ends; what several rows share counts once."""
+"""Bytes of data, except lists and meta after which a batch ends; content that several rows share counts once."""
 BATCH_ANSWERS = 1000
-"""Repeats that are answered, and rows ended by sweeps that are told, with one batch."""
+"""Repeats that are answered, and rows ended by sweeps that are announced, with one batch."""
 LINGER = 0.005
-"""Seconds to wait for a batch to fill while there is load; no browser waits for the row."""
+"""Seconds to wait for a batch to fill under load; no browser waits for the row."""
 LINGER_ROWS = 100
-"""A batch of at least this many is not waited for, and one smaller than half of it shows a trickle."""
+"""With this many rows the writer does not wait for more. After a batch of less than half of it, there is no load."""
 ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
-"""Seconds until a row that could not be written is tried again: doubled from the first to the most."""
+"""Seconds until a row that could not be written is tried again: the first wait, doubled up to the longest."""
 ASIDE_MANY = 1000
-"""Rows set aside over which nothing more is taken: that is no single row's fault any more."""
+"""With more rows set aside than this nothing is taken: so many failures are not the fault of single rows."""
 
 
 class Writer:
-    """Takes what is due from the worklist, writes it, and leaves the rest of the settlement to the payer."""
+    """Removes what is due from the worklist, writes it, and leaves the rest of the settlement to the payer."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Writer:
             del self._worklist.ended[:BATCH_ANSWERS]
             if self._worklist.flights or self._worklist.answers or self._worklist.ended:
                 self._worklist.wake.set()
-            # One that waits for its turn is enough, however long the payer takes.
+            # One waiting sweep is enough, however long the payer takes.
             sweep = self._worklist.sweep_due and not self._payments.sweep_waits
             self._payments.sweep_waits |= sweep
             self._worklist.sweep_due = False
-            # Parked rows owe their receipts already: the sweep must not pay what is being paid here.
+            # Parked rows owe their receipts already: from here on the payer pays them, not the sweep.
             self._payments.being_paid.update(f.key for f in flights if f.parked)
             self._worklist.writing = {f.key: f for f in flights}
             started = self._clock.monotonic()
@@ -111,7 +111,7 @@ class Writer:
             self._payments.put(payment)
 
     def _next_batch(self) -> list[Flight]:
-        """The flights that are written next, bounded in rows and in what they carry."""
+        """Remove the next flights from the worklist, bounded in rows and in bytes."""
         flights: list[Flight] = []
         size = 0
         carried: set[int] = set()
@@ -136,7 +136,7 @@ class Writer:
         return [row_of(flight, self._node, self._boot) for flight in flights]
 
     def _set_aside(self, flight: Flight) -> None:
-        """Its row can't be written now, and the others must not wait for it."""
+        """Retry its row later: it can't be written now, and the others must not wait for it."""
         key = flight.key
         flight = to_be_written(flight, self._worklist.flights.pop(key, None))
         aside = self._worklist.aside.get(key)
@@ -149,7 +149,7 @@ class Writer:
         self._worklist.aside_wake.set()
 
     async def run_aside(self) -> None:
-        """Write what was set aside, one row after the other, each when its time has come."""
+        """Write the rows that were set aside, one after the other, each when its time has come."""
         while True:
             if not self._worklist.aside:
                 self._worklist.aside_wake.clear()
@@ -166,7 +166,7 @@ class Writer:
             if len(self._worklist.aside) <= ASIDE_MANY // 2:
                 self._gate.clear("rows set aside")
             if aside.again:
-                # Before others hear of the row: it must not pass for one whose flight is over.
+                # Before `committed`: it must not treat the flight as finished.
                 self._worklist.due(aside.flight)
             self._worklist.unpaid += 1
             payment = payment_of(rows=1)
