@@ -83,7 +83,7 @@ class Persistence:
         while True:
             try:
                 await self._store.try_writing()
-            except StoreUnavailable:
+            except StoreUnavailable as unavailable:
                 down = True
                 self._gate.shut(self._name, str(unavailable), database=True)
                 await tries.wait()
