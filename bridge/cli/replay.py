@@ -35,7 +35,7 @@ async def replay(
     async with replaying.selected(settings.postgres_dsn, meant, replaying.checked_mark(mark)) as selection:
         counts = await selection.count()
         _print_verdicts(counts)
-        wanted = counts.get(replaying.AGAIN, 0)
+        wanted = counts.get(replaying.REPLAYABLE, 0)
         if wanted and not dry_run:
             confirmed = 0
             said = clock.monotonic()
@@ -54,7 +54,7 @@ async def replay(
                 )
                 raise
             print(f"{confirmed} replayed")
-    return 0 if counts and counts.keys() <= {replaying.AGAIN, *replaying.DONE} else 1
+    return 0 if counts and counts.keys() <= {replaying.REPLAYABLE, *replaying.DONE} else 1
 
 
 def _print_verdicts(counts: Mapping[str, int]) -> None:

@@ -119,12 +119,12 @@ def checked_mark(mark: str) -> str:
 
 # --- Which of them can be replayed -----------------------------------------------------------------------
 
-AGAIN: Final = "again"
+REPLAYABLE: Final = "again"
 """The verdict on a row that can be replayed and has not been with this mark."""
 DONE: Final = frozenset(("done", "own"))
 """Verdicts on rows that need no replay."""
 VERDICTS: Final[Mapping[str, str]] = {
-    AGAIN: "can be replayed",
+    REPLAYABLE: "can be replayed",
     "done": "replayed before: the log has the row of it",
     "own": "are rows of this replay themselves",
     "open": "have not ended: the bridge still delivers them",
@@ -165,7 +165,7 @@ _FROM: LiteralString = f"""
             when exists (select from delivery_log r
                          where r.push_id = i.new_id and r.user_id = l.user_id and r.tenant = l.tenant
                            and r.day >= l.day) then 'done'
-            else '{AGAIN}' end as verdict) v
+            else '{REPLAYABLE}' end as verdict) v
     """
 _COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_CHOSEN} group by 1"
 _PAGE: LiteralString = f"""
@@ -175,7 +175,7 @@ _PAGE: LiteralString = f"""
                as payload,
            l.ack_within, l.taken_at, extract(epoch from l.expires_at - l.published_at)::float8 as ttl
     {_FROM}
-    where {_CHOSEN} and v.verdict = '{AGAIN}'
+    where {_CHOSEN} and v.verdict = '{REPLAYABLE}'
       and (%(after)s::timestamptz is null
            or (l.taken_at >= %(after)s
                and (l.taken_at, l.push_id, l.user_id, l.tenant)

@@ -2,10 +2,10 @@
 
 With a token (BRIDGE_OPS_TOKEN): whoever sends it as `Authorization: Bearer`.
 
-Without a token the port listens on loopback only, and every program of this machine may ask. Web pages of other
-origins may not, though the browser of a person at this machine would carry their requests. So the Host must be a
-loopback name (against DNS rebinding), the Origin of a POST must be this port, and a POST must carry JSON, which no
-form of another origin can send without a preflight that fails here.
+Without a token the port listens on loopback only, and every program of this machine may ask. A web page of another
+origin may not, though the browser of a person at this machine would send its requests. So the Host must be a loopback
+name (against DNS rebinding), an Origin must be this port, and a POST must carry JSON, which a form of another origin
+can't send: its preflight fails here.
 
 Probes and the files of the demo page need no token: the page asks for it.
 """
