@@ -384,7 +384,7 @@ async def test_an_interrupted_replay_says_how_far_it_came_and_goes_on_when_run_a
         patched.setattr(Producer, "publish_all", cut)
         with pytest.raises(BrokerUnavailable, match="cut"):
             await replay(vhost, database, rate=10.0)
-    assert capsys.readouterr().err == "stopped after 4 of 5: the same command goes on from there\n"
+    assert capsys.readouterr().err == "stopped after 4 of 5: the same command continues from there\n"
     sent = [push_id for push_id, _ in await published(vhost)]
     for push_id in sent:
         log(push_id)
