@@ -255,7 +255,9 @@ async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browse
     play.stage.error = BrokerUnavailable("connection refused")
     async with opened(browser, play.url) as page:
         await push(page, "alice", "1")
-        await expect(page.locator("#send-problem")).to_have_text("the broker is unavailable: connection refused")
+        await expect(page.locator("#send-problem")).to_have_text(
+            "the broker is unavailable: connection refused"
+        )
         await expect(page.locator("#pushes .outcome")).to_have_text("failed")
 
 
