@@ -139,7 +139,7 @@ async def test_a_bridge_without_rights_says_which_in_the_brokers_words(
     assert cause.removeprefix("broker: ") == error.cause
     assert "ACCESS_REFUSED - " in cause
     assert cause.endswith("(403)")
-    assert "is away" not in str(error)
+    assert "is unavailable" not in str(error)
     assert "Expected" not in cause
     assert what.partition(":")[0] in cause
 

@@ -187,7 +187,7 @@ async def test_no_canary_leaves_a_bridge_that_cannot_start(
         assert "password authentication failed" in causes[0]
         assert causes[1].startswith("broker: ACCESS_REFUSED - Login was refused")
         assert causes[1].endswith("(403)")
-        assert "is away" not in log.read_text() + str(causes)
+        assert "is unavailable" not in log.read_text() + str(causes)
     assert public == (503, b'{"ready": false, "causes": ["starting", "broker"]}\n')
     for said in (log.read_text(), str(causes), str(public), str(ops)):
         assert CANARY not in said
@@ -236,7 +236,7 @@ def test_no_canary_leaves_a_command_and_a_refused_login_is_called_that(
         assert CANARY not in text
         assert "Traceback" not in text
         if broken == "refused":
-            assert "is away" not in text, text
+            assert "is unavailable" not in text, text
             assert "refuse" in text.lower() or "authentication failed" in text, text
 
 

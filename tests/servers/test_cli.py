@@ -148,7 +148,7 @@ def test_what_cannot_be_reached_exits_with_3_and_shows_no_password(
 ) -> None:
     assert run(*words) == 3
     told = capsys.readouterr()
-    assert "is away" in told.err
+    assert "is unavailable" in told.err
     assert "s3cr3t" not in told.err + told.out
 
 

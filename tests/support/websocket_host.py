@@ -96,6 +96,7 @@ class Host:
         try:
             await asyncio.shield(held)
         except asyncio.CancelledError:
+            await asyncio.sleep(0)  # a host may have to clean up
             self.cancelled += 1
             self.changed()
             raise

@@ -18,15 +18,16 @@ import functools
 import logging
 import socket as stdlib_socket
 import struct
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
 from websockets.frames import Frame as IncomingFrame
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
+from bridge.adapters.websocket.deciding import begun
 from bridge.adapters.websocket.handshake import (
     CROWDED,
     GONE,
@@ -78,31 +79,6 @@ class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 _library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
-
-
-class _Begun(Coroutine[Any, Any, Grant | Refusal]):
-    """A coroutine whose first step was taken outside of a task, for the task that goes on with it."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Grant | Refusal], awaited: Any) -> None:
-        self._coroutine = coroutine
-        self._awaited = awaited
-        """What the coroutine waits for, until the task knows."""
-
-    def send(self, value: object) -> Any:
-        awaited, self._awaited = self._awaited, None
-        return self._coroutine.send(value) if awaited is None else awaited
-
-    def throw(self, *thrown: Any) -> Any:
-        if self._awaited is not None:
-            # The task was cancelled before its first turn: it does not know yet what it waits for, and would cancel.
-            self._awaited.cancel()
-        return self._coroutine.throw(*thrown)
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, Grant | Refusal]:
-        return self._coroutine.__await__()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -318,16 +294,13 @@ class Connection(asyncio.BufferedProtocol):
             self._decide(asked)
 
     def _decide(self, asked: Asked) -> None:
-        deciding = self._server.session_host.handshake(asked.handshake)
-        try:
-            awaited = deciding.send(None)
-        except StopIteration as decided:
-            # The host had nothing to wait for: such a handshake takes no task.
-            self._reply(*self._server.doorway.decided(self._protocol, asked, decided.value))
-            return
-        self._decision = self._server.loop.create_task(_Begun(deciding, awaited), name="handshake")
-        self._server.decides(self._decision)
-        self._decision.add_done_callback(functools.partial(self._decided, asked))
+        decision = begun(self._server.session_host.handshake(asked.handshake), self._server.loop)
+        if isinstance(decision, asyncio.Task):
+            self._decision = decision
+            self._server.decides(decision)
+            decision.add_done_callback(functools.partial(self._decided, asked))
+        else:
+            self._reply(*self._server.doorway.decided(self._protocol, asked, decision))
 
     def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
         if self._decision is not decision:
