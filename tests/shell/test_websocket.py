@@ -26,7 +26,7 @@ from tests.support.clients import SECONDS, RawClient, client, masked, opening, r
 from tests.support.loops import on_both_loops
 from tests.support.waiting import until
 from tests.support.websocket_faults import FAULTS
-from tests.support.websocket_host import Host, Seen
+from tests.support.websocket_host import Host, RecordingSession
 
 MIB = 1 << 20
 
@@ -65,7 +65,7 @@ async def serving(
 @asynccontextmanager
 async def session(
     *, close_grace: float = SECONDS
-) -> AsyncIterator[tuple[Host, Seen, RawClient, WebSocketServer]]:
+) -> AsyncIterator[tuple[Host, RecordingSession, RawClient, WebSocketServer]]:
     """A server and one open session of a peer that says what the test says."""
     async with serving(close_grace=close_grace) as (host, server), raw_client(server.port) as peer:
         await peer.upgrade()

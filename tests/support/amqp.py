@@ -63,6 +63,7 @@ class WideConsumer(Consumer):
 def consumer(
     url: str, errors: RecordingErrors | None = None, *, kind: type[Consumer] = WideConsumer, **options: object
 ) -> Consumer:
+    """A consumer that is not connected yet."""
     return kind(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
 
 
@@ -70,6 +71,7 @@ def consumer(
 async def publisher(
     url: str, errors: RecordingErrors | None = None, **options: object
 ) -> AsyncIterator[ReceiptPublisher]:
+    """A publisher that is connected."""
     made = ReceiptPublisher(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
     async with made:
         await until(lambda: not made.blocked)
@@ -93,6 +95,7 @@ async def outbox(url: str) -> AsyncIterator[Outbox]:
 
 
 async def declare(url: str) -> None:
+    """Declare the topology, as a bridge does when it starts."""
     async with opened(url, "test", lambda events: None, lambda cause: None) as (connection, _):
         await ensure(connection, DeclareMode.ACTIVE)
 

@@ -13,11 +13,13 @@ from tests.support.bridges import SECRET
 
 
 def run_check(vhost: str, database: str, *words: str) -> int:
+    """Run `bridge check` on this broker and database; returns its exit code."""
     base = ("check", "--jwt-secret", SECRET, "--amqp-url", vhost, "--postgres-dsn", database)
     return main([*base, "--ws-port", "0", "--ops-port", "0", *words])
 
 
 async def broker_findings(vhost: str, mode: DeclareMode = DeclareMode.ACTIVE) -> list[Finding]:
+    """What the check of the broker finds that is not ok."""
     return [f for f in await findings(vhost, mode, "here") if f.level != "ok"]
 
 

@@ -11,10 +11,8 @@ from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
-from tests.support.amqp import CLOCK, RecordingIntake, consumer
-from tests.support.ports import RecordingErrors
+from tests.support.amqp import RecordingIntake, consumer, publisher
 from tests.support.rows import row
-from tests.support.waiting import until
 
 PENDING = (Outcome.PENDING, Reason.AWAITING_PROOF)
 RECEIVED = (Outcome.RECEIVED, Reason.PONG)
@@ -50,9 +48,9 @@ class ScriptedReceipts(RecordingIntake):
 
 @asynccontextmanager
 async def scripted_receipts(url: str) -> AsyncIterator[ScriptedReceipts]:
-    async with ReceiptPublisher(url, clock=CLOCK, errors=RecordingErrors()) as publisher:
-        await until(lambda: not publisher.blocked)
-        intake = ScriptedReceipts(publisher)
+    """A consumer of this broker's queues that answers by its `answers`."""
+    async with publisher(url) as out:
+        intake = ScriptedReceipts(out)
         taker = consumer(url)
         intake.acks = taker
         async with taker.taking(intake):

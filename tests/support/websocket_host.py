@@ -10,7 +10,7 @@ from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS
 
 
-class Seen:
+class RecordingSession:
     """Fills the SessionHandle port: one socket, and all that happened to it in order."""
 
     def __init__(self, host: Host, grant: Grant, socket: Socket) -> None:
@@ -63,7 +63,7 @@ class Host:
 
     def __init__(self) -> None:
         self.handshakes: list[Handshake] = []
-        self.sessions: list[Seen] = []
+        self.sessions: list[RecordingSession] = []
         self.refusals: list[Refusal] = []
         self.ready: tuple[bool, list[str]] = (True, [])
         self.on_open: Callable[[Socket], None] | None = None
@@ -110,10 +110,10 @@ class Host:
         self.refusals.append(refusal)
         self.changed()
 
-    def opened(self, grant: Grant, socket: Socket) -> Seen:
+    def opened(self, grant: Grant, socket: Socket) -> RecordingSession:
         if self.on_open is not None:
             self.on_open(socket)
-        seen = Seen(self, grant, socket)
+        seen = RecordingSession(self, grant, socket)
         self.sessions.append(seen)
         self.changed()
         return seen
@@ -132,7 +132,7 @@ class Host:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def session(self, number: int = 0) -> Seen:
+    async def session(self, number: int = 0) -> RecordingSession:
         """The session that was opened as this one."""
         await self.until(lambda: len(self.sessions) > number)
         return self.sessions[number]
