@@ -10,7 +10,7 @@ from bridge.core.ports.broker import AckToken
 
 
 class HeldMessage:
-    """What the bridge keeps of a message: its ack token, what it asked for, and what goes out before its ack."""
+    """The parts of a message that are needed until its ack: ack token, replies, and what is sent before the ack."""
 
     __slots__ = (
         "answers",

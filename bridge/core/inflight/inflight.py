@@ -264,7 +264,7 @@ class InFlight:
     # --- for people ---
 
     def account(self) -> Account:
-        """The numbers that an audit compares: if begun is not with a row + on their way, a push was lost."""
+        """The numbers that an audit compares: unless `begun` = `with_row` + `on_their_way`, a push was lost."""
         now = self._clock.monotonic()
         ages = [now - flight.taken_mono for flight in self._index if not flight.parked]
         return Account(self._begun, self._first_rows, len(ages), ages)
