@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from bridge.adapters.memory import MemoryStore
@@ -206,9 +206,8 @@ class House:
         self.control = self.core.control
         self.remembered = self.core.remembered
         self.recollection = self.core.recollection
-        self._watch = ExitStack()
-        self.final_rows = self._watch.enter_context(self.inflight.watching())
-        """Rows that became final, by key."""
+        self.final_rows: dict[RowKey, Row] = {}
+        """In a settlement house, the rows that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
             access=Access(AnyToken(), ()),
@@ -365,8 +364,9 @@ async def house(
 async def settlement_house(*logs: DeliveryLog) -> AsyncIterator[House]:
     """A house in which settlement alone runs, with these logs besides the store."""
     built = House(logs=logs)
-    async with built.running(built.settlement):
-        yield built
+    with built.inflight.watching() as built.final_rows:
+        async with built.running(built.settlement):
+            yield built
 
 
 def to(user: str, push_id: str = "p1", **more: object) -> dict[str, object]:
