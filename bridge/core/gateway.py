@@ -43,10 +43,10 @@ class Gateway:
         self._clock = clock
         self._new_session_id = new_session_id
 
-    async def handshake(self, request: Handshake) -> Grant | Refusal:
+    def handshake(self, request: Handshake) -> Grant | Refusal:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
-        answer = await self._access.decide(request)
+        answer = self._access.decide(request)
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)

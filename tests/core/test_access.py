@@ -52,8 +52,8 @@ def access(*origins: str) -> Access:
         shake(token="good\n"),
     ],
 )
-async def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) -> None:
-    answer = await access().decide(request_)
+def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) -> None:
+    answer = access().decide(request_)
     assert isinstance(answer, Grant)
     assert answer.claims.user == "u1"
 
@@ -72,14 +72,14 @@ async def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Hands
         (shake(token="good", authorization="Bearer bad"), "many"),
     ],
 )
-async def test_no_stranger_gets_in(request_: Handshake, why: str) -> None:
-    answer = await access().decide(request_)
+def test_no_stranger_gets_in(request_: Handshake, why: str) -> None:
+    answer = access().decide(request_)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.why) == (401, why)
 
 
-async def test_the_token_is_never_echoed_as_a_subprotocol() -> None:
-    answer = await access().decide(shake(subprotocols=("bridge.token.good", "bridge.v1.json")))
+def test_the_token_is_never_echoed_as_a_subprotocol() -> None:
+    answer = access().decide(shake(subprotocols=("bridge.token.good", "bridge.v1.json")))
     assert isinstance(answer, Grant)
     assert (answer.mode, answer.subprotocol) == (Mode.ENVELOPE, "bridge.v1.json")
 
@@ -88,20 +88,20 @@ async def test_the_token_is_never_echoed_as_a_subprotocol() -> None:
     "offered",
     [("bridge.token.good",), ("chat",), ("bridge.v2.json", "bridge.token.good"), ("BRIDGE.V1.JSON",)],
 )
-async def test_a_browser_that_offers_nothing_we_speak_is_told_what_to_offer(offered: tuple[str, ...]) -> None:
-    refused = await access().decide(shake(token="good", subprotocols=offered))
+def test_a_browser_that_offers_nothing_we_speak_is_told_what_to_offer(offered: tuple[str, ...]) -> None:
+    refused = access().decide(shake(token="good", subprotocols=offered))
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.why) == (400, "subprotocol")
     assert "offer bridge.v1.json or bridge.bare too" in refused.text
 
 
-async def test_who_offers_no_subprotocol_gets_the_bare_data() -> None:
-    answer = await access().decide(shake(token="good"))
+def test_who_offers_no_subprotocol_gets_the_bare_data() -> None:
+    answer = access().decide(shake(token="good"))
     assert isinstance(answer, Grant)
     assert (answer.mode, answer.subprotocol) == (Mode.BARE, None)
 
 
-async def test_one_token_in_two_spellings_of_base64_is_one_token() -> None:
+def test_one_token_in_two_spellings_of_base64_is_one_token() -> None:
     seen: list[str] = []
 
     class Noting(OneToken):
@@ -109,40 +109,38 @@ async def test_one_token_in_two_spellings_of_base64_is_one_token() -> None:
             seen.append(token)
             return Claims("u1", 100.0)
 
-    answer = await Access(Noting(), ()).decide(shake(token="a =.b/.c", authorization="Bearer a-.b_.c"))
+    answer = Access(Noting(), ()).decide(shake(token="a =.b/.c", authorization="Bearer a-.b_.c"))
     assert isinstance(answer, Grant)
     assert seen in (["a+=.b/.c"], ["a-.b_.c"])
 
 
-async def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
+def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
     class Explaining:
         def verify(self, token: str) -> Claims:
             raise TokenRefused("malformed", "exp is no number")
 
-    refused = await Access(Explaining(), ()).decide(shake(token="t"))
+    refused = Access(Explaining(), ()).decide(shake(token="t"))
     assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).\n")
 
 
-async def test_the_first_subprotocol_that_we_speak_is_taken() -> None:
-    answer = await access().decide(
-        shake(token="good", subprotocols=("chat", "bridge.bare", "bridge.v1.json"))
-    )
+def test_the_first_subprotocol_that_we_speak_is_taken() -> None:
+    answer = access().decide(shake(token="good", subprotocols=("chat", "bridge.bare", "bridge.v1.json")))
     assert isinstance(answer, Grant)
     assert (answer.mode, answer.subprotocol) == (Mode.BARE, "bridge.bare")
 
 
-async def test_only_listed_origins_open_sessions_and_clients_without_one_do() -> None:
+def test_only_listed_origins_open_sessions_and_clients_without_one_do() -> None:
     guarded = access("https://app.example")
-    assert isinstance(await guarded.decide(shake(token="good", origin="https://app.example")), Grant)
-    assert isinstance(await guarded.decide(shake(token="good")), Grant)
-    refused = await guarded.decide(shake(token="good", origin="https://evil.example"))
+    assert isinstance(guarded.decide(shake(token="good", origin="https://app.example")), Grant)
+    assert isinstance(guarded.decide(shake(token="good")), Grant)
+    refused = guarded.decide(shake(token="good", origin="https://evil.example"))
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.why) == (403, "origin")
 
 
-async def test_a_draining_bridge_refuses_everyone() -> None:
+def test_a_draining_bridge_refuses_everyone() -> None:
     gate = access()
     gate.begin_drain()
-    refused = await gate.decide(shake(token="good"))
+    refused = gate.decide(shake(token="good"))
     assert isinstance(refused, Refusal)
     assert refused.status == 503

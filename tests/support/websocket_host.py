@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.sockets import Frame, Socket
@@ -77,10 +78,17 @@ class Host:
         self.speaks = (Mode.ENVELOPE.value, Mode.BARE.value)
         self._changed = asyncio.Event()
 
-    async def handshake(self, request: Handshake) -> Grant | Refusal:
+    def handshake(self, request: Handshake) -> Grant | Refusal | Coroutine[Any, Any, Grant | Refusal]:
         self.handshakes.append(request)
-        if self.held is not None:
-            await self._hold(self.held)
+        if self.held is not None and self.on_hold is not None:
+            self.on_hold()
+        return self._decision(request) if self.held is None else self._later(request, self.held)
+
+    async def _later(self, request: Handshake, held: asyncio.Future[None]) -> Grant | Refusal:
+        await self._hold(held)
+        return self._decision(request)
+
+    def _decision(self, request: Handshake) -> Grant | Refusal:
         token = request.query.get("token", [""])[0]
         if token.startswith("refuse-"):
             return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}\n")
@@ -91,8 +99,6 @@ class Host:
     async def _hold(self, held: asyncio.Future[None]) -> None:
         self.begun += 1
         self.changed()
-        if self.on_hold is not None:
-            self.on_hold()
         try:
             await asyncio.shield(held)
         except asyncio.CancelledError:

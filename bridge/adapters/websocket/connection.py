@@ -27,7 +27,6 @@ from websockets.frames import Frame as IncomingFrame
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
-from bridge.adapters.websocket.deciding import begun
 from bridge.adapters.websocket.handshake import (
     CROWDED,
     GONE,
@@ -294,13 +293,13 @@ class Connection(asyncio.BufferedProtocol):
             self._decide(asked)
 
     def _decide(self, asked: Asked) -> None:
-        decision = begun(self._server.session_host.handshake(asked.handshake), self._server.loop)
-        if isinstance(decision, asyncio.Task):
-            self._decision = decision
-            self._server.decides(decision)
-            decision.add_done_callback(functools.partial(self._decided, asked))
-        else:
+        decision = self._server.session_host.handshake(asked.handshake)
+        if isinstance(decision, Grant | Refusal):
             self._reply(*self._server.doorway.decided(self._protocol, asked, decision))
+            return
+        self._decision = self._server.loop.create_task(decision, name="handshake")
+        self._server.decides(self._decision)
+        self._decision.add_done_callback(functools.partial(self._decided, asked))
 
     def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
         if self._decision is not decision:

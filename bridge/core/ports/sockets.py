@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -70,12 +70,11 @@ class SessionHandle(Protocol):
 class SessionHost(Protocol):
     """The core's side of the WebSocket server. Never raises."""
 
-    async def handshake(self, request: Handshake) -> Grant | Refusal:
+    def handshake(self, request: Handshake) -> Grant | Refusal | Coroutine[Any, Any, Grant | Refusal]:
         """Decide on an opening handshake. The client gets no answer before that.
 
-        It is cancelled when the client leaves, when the time for the handshake is over, or when the server stops.
-        The adapter takes the first step outside of any task, so that a decision that does not wait needs none.
-        What needs a task, such as `asyncio.timeout`, must come after a first wait (`await asyncio.sleep(0)`).
+        A decision that has to wait for something is a coroutine. The adapter runs it as a task, and cancels it when the
+        client leaves, when the time for the handshake is over, or when the server stops.
         """
         ...
 

@@ -40,11 +40,8 @@ class Access:
         """Refuse every handshake from now on."""
         self.draining = True
 
-    async def decide(self, request: Handshake) -> Grant | Refusal:
-        """Answer a handshake by the first line of the module's table that fits. Never raises.
-
-        It waits for nothing today: tokens are verified in the process.
-        """
+    def decide(self, request: Handshake) -> Grant | Refusal:
+        """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
         if self._origins and request.origin is not None and request.origin not in self._origins:
