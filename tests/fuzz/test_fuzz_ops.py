@@ -24,7 +24,7 @@ from schemathesis.config import (
     ProjectsConfig,
 )
 
-from bridge.app import build as app
+from bridge.app import reports
 from bridge.devservers import Servers
 from bridge.ops import requests as http_requests
 from bridge.ops.outcome_feed import OutcomeFeed
@@ -87,7 +87,7 @@ def port(servers: Servers, databases: Databases) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch, databases.fresh(TEMPLATE) as database:
         patch.setattr(http_push, "WAIT_MAX", WAIT_MAX)
         patch.setattr(http_requests, "BODY_SECONDS", BODY_SECONDS)
-        patch.setattr(app, "OutcomeFeed", EndedFeed)
+        patch.setattr(reports, "OutcomeFeed", EndedFeed)
         vhost = servers.rabbit.create_vhost(name)
         try:
             with bridge_in_a_thread(

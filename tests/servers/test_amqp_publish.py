@@ -277,7 +277,7 @@ async def test_what_was_in_flight_when_the_connection_went_is_given_back(vhost: 
 async def test_a_broker_that_does_not_confirm_is_waited_for_within_a_limit(
     vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_publish, "CONFIRM_TIMEOUT", 0.2)
+    monkeypatch.setattr(amqp_publish, "WRITE_TIMEOUT", 0.2)
     async with AmqpProxy(vhost) as proxy, publisher(proxy.url) as out:
         proxy.freeze()
         receipts = [Receipt(row("p1"))]
