@@ -146,9 +146,9 @@ class _Sessions:
     def __init__(self) -> None:
         self.handshakes = Counter(
             "bridge_handshakes",
-            "WebSocket handshakes, by result: `granted`, `opened`, or a word that says why they were refused.",
+            "WebSocket handshakes, by result: `opened`, or a word that says why they were refused.",
             ("result",),
-            [("granted",)],
+            [("opened",)],
         )
         self.handshake_seconds = HistogramFamily(
             "bridge_handshake_seconds", "Time to decide on a WebSocket handshake.", SECONDS

@@ -13,10 +13,10 @@ from bridge.core.settlement.gate import Gate
 
 log = logging.getLogger("bridge")
 
-STANDBY = "another bridge takes the pushes, and this one when that ends"
+STANDBY = "another bridge takes the pushes; this one takes over when it stops"
 UNKNOWN = (
-    "it is not known whether this node takes the pushes before the first one comes: its user at the broker may not "
-    "declare the queue push.taker"
+    "this node knows only with the first push whether it takes them: its user at the broker may not declare the queue "
+    "push.taker"
 )
 
 

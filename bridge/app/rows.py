@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +11,6 @@ from bridge.adapters import plugins
 from bridge.adapters.memory import MemoryLease, MemoryStore
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
-from bridge.adapters.postgres.pool import CONNECTIONS
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.config import Settings
@@ -60,9 +58,8 @@ async def delivery_log(
             yield Rows(store, lease, store, figures, logs)
         else:
             log.warning(
-                "no `postgres` in BRIDGE_DELIVERY_LOG: repeats are known from this process's memory only, "
-                "so that a push may be delivered and logged again after a restart; nothing can be kept, so that pushes "
-                "with a ttl are rejected"
+                "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
+                "delivered and logged again after a restart; it keeps nothing, so it rejects pushes with a ttl"
             )
             memory = MemoryStore(clock)
             yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, None, logs)
@@ -72,14 +69,10 @@ def look_up_of(settings: Settings, seconds: float) -> LookUp | None:
     """How the ops port looks up a push, each statement within so many seconds; None without a log that can be read."""
     if not settings.uses_postgres:
         return None
-    # Each look-up has a connection of its own: however many people ask, pushes keep theirs.
-    free = asyncio.Semaphore(CONNECTIONS["look-ups"])
 
     async def look_up(push_id: str, user: str | None, tenant: str | None) -> lookup.Found:
-        async with free:
-            return await lookup.look_up(
-                settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=seconds
-            )
+        # On a connection of its own: however many people ask, pushes keep theirs.
+        return await lookup.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=seconds)
 
     return look_up
 

@@ -41,11 +41,11 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._second)
 
     def _first(self) -> None:
-        log.info("stopping: settling what is under way (once more to stop at once)")
+        log.info("stopping: settling what is under way (signal again to stop at once)")
         self.asked.set()
 
     def _second(self) -> None:
-        log.info("stopping at once: what is not settled goes back to the queue (once more to kill)")
+        log.info("stopping at once: what is not settled goes back to the queue (signal again to kill)")
         self.hurried.set()
 
 

@@ -37,7 +37,7 @@ class Task(NamedTuple):
     name: str
     run: Run
     after_start: bool = False
-    """It waits until the start is through: the node's name is claimed, and the log can be read and written."""
+    """It waits until the start is done: the node's name is claimed, and the log can be read and written."""
     settles: bool = False
     """Once it has ended, nothing can be settled any more."""
 
@@ -53,7 +53,7 @@ class Workplace:
     reports: Reports
     surroundings: Surroundings
     started: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the start is through."""
+    """Set when the start is done."""
 
 
 def tasks_of(at: Workplace) -> Sequence[Task]:

@@ -68,7 +68,7 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         absent + strange > 0,
         "log",
         f"{absent} of the rows that were written in these hours are gone"
-        + (f", {strange} are there and were not written" if strange else ""),
+        + (f", {strange} exist but were never written" if strange else ""),
     )
     yield (
         found.orphans > 0,

@@ -17,5 +17,5 @@ async def serve(settings: Settings) -> int:
 
     logs.setup(settings.log_level, settings.log_format)
     for name, meant in misspelt(os.environ).items():
-        log.warning("%s is no setting; %s was probably meant", name, meant)
+        log.warning("%s is not a setting; did you mean %s?", name, meant)
     return await app.serve(settings)

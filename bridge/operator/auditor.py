@@ -35,7 +35,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "taken": "pushes this process took that have no row and are not on their way",
     "stuck": f"pushes on their way for over {OVERDUE:g} s without a row, though nothing holds the bridge back",
     "missing_rows": "final rows this process committed that the log did not have a minute or two later",
-    "log_rows": "rows of past minutes that were written to the log and are gone, or are there and were not written",
+    "log_rows": "rows of past minutes that were written to the log and are gone, or exist but were never written",
     "wrong_rows": "rows of the last minutes that contradict themselves (their proof, times, outcome, reason)",
     "dead_nodes": "pending rows that a dead process left, and no sweep has ended",
     "stuck_rows": "pending rows older than any deadline, though their process lives",

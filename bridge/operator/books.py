@@ -97,7 +97,7 @@ class Stretch(NamedTuple):
     wrong: int
     """Rows of any boot that contradict themselves."""
     unbalanced: int
-    """In the whole minutes of the stretch: rows that were written and are gone, or are there and were not written."""
+    """In the whole minutes of the stretch: rows that were written and are gone, or exist but were never written."""
 
 
 # A row has the proof that its outcome claims (received, acked: proven; written: handed over). A final row has

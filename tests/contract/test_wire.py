@@ -861,7 +861,7 @@ def test_a_compressed_body_is_rejected_by_the_name_of_its_compression(properties
     assert only.reason is Reason.UNSUPPORTED
     name = properties.get("headers", {}).get("compression") or properties["content_encoding"]
     assert only.detail.endswith(
-        f"the body is compressed ({name}) and nothing is unpacked here: publish it as it is"
+        f"the body is compressed ({name}) and the bridge does not decompress: publish it uncompressed"
     )
 
 

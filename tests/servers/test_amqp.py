@@ -920,16 +920,6 @@ def test_a_link_makes_no_step_that_its_table_does_not_list() -> None:
         assert amqp_link.next_link_state(state, amqp_link.LinkEvent.CLOSE) is LinkState.CLOSED
 
 
-def test_retries_spread_out_and_stay_within_their_bounds() -> None:
-    back_off = amqp_link.BackOff()
-    delays = [back_off.delay() for _ in range(12)]
-    for n, delay in enumerate(delays):
-        most = min(0.2 * 2**n, 5.0)
-        assert most / 2 <= delay <= most
-    back_off.succeed()
-    assert back_off.delay() <= 0.2
-
-
 async def test_an_outbox_that_ended_confirms_nothing(vhost: str) -> None:
     await declare(vhost)
     async with outbox(vhost) as box:

@@ -118,7 +118,7 @@ async def test_a_row_that_is_gone_is_drift_and_so_is_one_that_nobody_wrote(
     await log(house[1], Outcome.OFFLINE, Reason.NO_SESSION, 1)
     change(house[1], "delete from tally")
     assert await audit(*house) == 1
-    assert drift(capsys)["log"].endswith("1 are there and were not written")
+    assert drift(capsys)["log"].endswith("1 exist but were never written")
 
 
 async def test_a_push_that_a_living_process_has_lost_is_drift(

@@ -162,7 +162,8 @@ REFUSED = {
     "packed": (
         properties(content_encoding="gzip"),
         "unsupported",
-        "property content_encoding: the body is compressed (gzip) and nothing is unpacked here: publish it as it is",
+        "property content_encoding: the body is compressed (gzip) and the bridge does not decompress: "
+        "publish it uncompressed",
     ),
     "kombu-packed": (
         properties(header("compression", text("application/x-bz2")), content_encoding="binary"),

@@ -28,7 +28,7 @@ async def test_a_stop_says_that_all_is_settled(vhost: str, database: str, tmp_pa
         assert await p.stop() == 0
         said = await p.says("stopped after")
         assert said.endswith("s: everything that was taken is settled; 1 session closed")
-        assert "stopping: settling what is under way (once more to stop at once)" in p.logged()
+        assert "stopping: settling what is under way (signal again to stop at once)" in p.logged()
 
 
 def told(sentence: str) -> dict[str, int]:
@@ -71,7 +71,7 @@ async def test_a_second_signal_ends_the_drain_and_the_log_says_what_went_back(
             await publish(vhost, *[request("u1", f"p{n}") for n in range(3)])
             await in_flight(p.ops_port, 3)
             p.signal(signal.SIGTERM)
-            await p.says("stopping: settling what is under way (once more to stop at once)")
+            await p.says("stopping: settling what is under way (signal again to stop at once)")
             p.signal(signal.SIGINT)
             assert await p.exited() == 130
         said = told(await p.says("stopped after"))

@@ -128,6 +128,11 @@ async def test_only_so_many_are_decided_on_at_once_and_who_comes_over_it_is_told
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: " in answer
             assert [refusal.why for refusal in host.refusals] == ["busy"]
+            host.held = None  # whoever need not wait is decided on all the same
+            async with raw_client(server.port) as quick:
+                quick.send(opening())
+                assert (await quick.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            host.held = held
             waiting.pop().writer.transport.abort()
             await until(lambda: not server.busy)
             waiting.append(await stack.enter_async_context(raw_client(server.port)))
@@ -206,7 +211,7 @@ async def test_a_host_that_fails_in_its_decision_costs_that_connection_and_is_to
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     async with holding() as (host, server, held), raw_client(server.port) as peer:
-        peer.send(opening())
+        peer.send(opening("/ws?token=opaque-secret"))
         await host.until(lambda: host.begun)
         held.set_exception(ZeroDivisionError())
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -214,3 +219,4 @@ async def test_a_host_that_fails_in_its_decision_costs_that_connection_and_is_to
         await until(lambda: server.connections == 0)
         assert host.sessions == []
     assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+    assert "opaque-secret" not in repr(told), "what the loop logs shows no token"

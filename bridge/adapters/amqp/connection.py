@@ -78,7 +78,7 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
 
 def _sentence(exc: BaseException) -> str:
     if isinstance(exc, AuthenticationError):
-        return f"the broker does not take what the URL names as auth; it takes {exc.args[0]}"
+        return f"the broker does not support the auth of the URL; it supports {exc.args[0]}"
     text = str(exc) or type(exc).__name__
     if isinstance(exc, AMQPConnectionError) and len(exc.args) > 1:
         text = str(exc.args[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
@@ -13,6 +12,7 @@ import aio_pika
 from bridge.adapters.amqp.connection import Tap, opened
 from bridge.adapters.amqp.frames import Blocked, Closed, Event, Unblocked
 from bridge.adapters.amqp.refusals import outage
+from bridge.core.backoff import BackOff
 from bridge.core.errors import BrokerUnavailable, IllegalTransition
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
@@ -93,25 +93,6 @@ class LinkUser(Protocol):
         ...
 
 
-class BackOff:
-    """Delays between tries: doubled up to a maximum, with jitter, so that many clients spread out."""
-
-    def __init__(self, first: float = RECONNECT_FIRST, most: float = RECONNECT_MOST) -> None:
-        self._first = first
-        self._most = most
-        self._next = first
-
-    def succeed(self) -> None:
-        """Begin at the first delay again."""
-        self._next = self._first
-
-    def delay(self) -> float:
-        """Seconds to wait now."""
-        delay = self._next * random.uniform(0.5, 1.0)
-        self._next = min(self._next * 2, self._most)
-        return delay
-
-
 class Link:
     """Keeps one connection open for a `LinkUser` for as long as it is entered."""
 
@@ -160,7 +141,7 @@ class Link:
             self._lost.set_result(cause)
 
     async def _run(self) -> None:
-        back_off = BackOff()
+        back_off = BackOff(self._clock, RECONNECT_FIRST, RECONNECT_MOST, jitter=True)
         reported = ""
         while True:
             began = self._clock.monotonic()
@@ -180,8 +161,8 @@ class Link:
                 reported = cause
                 self._errors.handle(error, f"broker.{self._name}", {"opens": self.opens})
             if self._clock.monotonic() - began > STEADY:
-                back_off.succeed()
-            await self._clock.sleep(back_off.delay())
+                back_off.reset()
+            await back_off.wait()
             self._step(LinkEvent.CONNECT, cause)
 
     async def _one_life(self) -> str:

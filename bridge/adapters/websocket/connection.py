@@ -14,7 +14,6 @@ The life of a connection, by the library's state of it:
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import socket as stdlib_socket
 import struct
@@ -28,6 +27,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
 from bridge.adapters.websocket.handshake import (
+    BUSY,
     CROWDED,
     GONE,
     REQUEST_BYTES_MAX,
@@ -286,7 +286,7 @@ class Connection(asyncio.BufferedProtocol):
             # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
             self.turn_away(TOO_EARLY)
             return
-        asked = self._server.doorway.read(protocol, cast(Request, events[0]), busy=self._server.busy)
+        asked = self._server.doorway.read(protocol, cast(Request, events[0]))
         if isinstance(asked, Response):
             self._reply(asked, None)
         else:
@@ -294,12 +294,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def _decide(self, asked: Asked) -> None:
         decision = self._server.session_host.handshake(asked.handshake)
+        if not isinstance(decision, Grant | Refusal) and self._server.busy:
+            decision.close()
+            decision = BUSY
+            self._server.session_host.refused(BUSY)
         if isinstance(decision, Grant | Refusal):
             self._reply(*self._server.doorway.decided(self._protocol, asked, decision))
             return
         self._decision = self._server.loop.create_task(decision, name="handshake")
         self._server.decides(self._decision)
-        self._decision.add_done_callback(functools.partial(self._decided, asked))
+        # Not a partial: a loop that reports a failed callback would show the token in its arguments.
+        self._decision.add_done_callback(lambda task: self._decided(asked, task))
 
     def _decided(self, asked: Asked, decision: asyncio.Task[Grant | Refusal]) -> None:
         if self._decision is not decision:

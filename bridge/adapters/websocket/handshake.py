@@ -99,7 +99,7 @@ _BAD, _LARGE = http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.REQUEST_HEADER_FIELD
 MALFORMED: Final = _early(_BAD, "not_http", "This is not a valid HTTP request\n")
 TOO_EARLY: Final = _early(_BAD, "too_early", "Wait for the answer before you go on (RFC 6455 4.1)\n")
 TOO_LATE: Final = _early(
-    http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request was not there in time\n"
+    http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request did not arrive in time\n"
 )
 TOO_LONG: Final = _early(
     _LARGE, "too_long", f"The opening request is too long: {REQUEST_BYTES_MAX} bytes are allowed\n"
@@ -154,8 +154,8 @@ _FAULTS: Final[Mapping[int, tuple[str, str]]] = {
     405: ("method", "A WebSocket opening handshake is a GET request.\n"),
     426: (
         "no_upgrade",
-        "This is the address of a WebSocket: open it with a WebSocket client. (Where one did ask, a proxy on the way"
-        " has dropped the headers Connection and Upgrade.)\n",
+        "This is the address of a WebSocket: open it with a WebSocket client. (If you did, a proxy on the way has"
+        " dropped the headers Connection and Upgrade.)\n",
     ),
     505: ("http_version", "A WebSocket opening handshake needs HTTP/1.1.\n"),
 }
@@ -187,11 +187,8 @@ class Doorway:
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
-    def read(self, protocol: ServerProtocol, request: Request, *, busy: bool) -> Response | Asked:
-        """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing.
-
-        `busy`: no further handshake may be decided on now.
-        """
+    def read(self, protocol: ServerProtocol, request: Request) -> Response | Asked:
+        """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing."""
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path)
@@ -204,8 +201,6 @@ class Doorway:
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
             return self._unacceptable(protocol, accepted)
         asked = _read(path, query, request) if self.accepting else STOPPING.refusal
-        if busy and isinstance(asked, Handshake):
-            asked = _BUSY
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return self._refused(protocol, asked)
@@ -274,7 +269,7 @@ def _origin_form(target: str) -> str:
 
 _ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?#]+", re.IGNORECASE)
 
-_BUSY: Final = Refusal(503, "busy", "Too many handshakes are being decided on, come back in a moment.\n")
+BUSY: Final = Refusal(503, "busy", "Too many handshakes wait for a decision, try again in a moment.\n")
 
 
 def _fault(status: int, error: Exception | None) -> Refusal:
@@ -286,8 +281,14 @@ def _fault(status: int, error: Exception | None) -> Refusal:
             # The library says where in the value the fault is, and then the value.
             text = _EMPTY_SUBPROTOCOLS if value.endswith(" in ") else _NO_SUBPROTOCOLS
         else:
-            state = "there more than once" if value == "multiple values" else "wrong" if value else "missing"
-            text = f"{_NO_HANDSHAKE}: the header {error.name} is {state}.\n"
+            state = (
+                "occurs more than once"
+                if value == "multiple values"
+                else "is wrong"
+                if value
+                else "is missing"
+            )
+            text = f"{_NO_HANDSHAKE}: the header {error.name} {state}.\n"
     return Refusal(status, why, text)
 
 
@@ -296,7 +297,7 @@ def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
     headers = request.headers
     authorizations = headers.get_all("Authorization")
     if len(authorizations) > 1:
-        text = f"{_NO_HANDSHAKE}: the header Authorization is there more than once.\n"
+        text = f"{_NO_HANDSHAKE}: the header Authorization occurs more than once.\n"
         return Refusal(400, "bad_header", text)
     try:
         fields = parse_qs(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)

@@ -127,7 +127,7 @@ COMMANDS: Final = (
         None,
         "Exits 0 when `bridge serve` would get ready, or stand by; 1 when not; 2 when a setting is wrong, a port is\n"
         "in use or a plug-in is unusable; 3 when broker or database can't be reached. It leaves nothing behind. A\n"
-        "line that fails says how to mend it.\n\n"
+        "line that fails says how to fix it.\n\n"
         "  bridge check --declare passive",
     ),
     Command(

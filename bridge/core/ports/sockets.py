@@ -74,7 +74,8 @@ class SessionHost(Protocol):
         """Decide on an opening handshake. The client gets no answer before that.
 
         A decision that has to wait for something is a coroutine. The adapter runs it as a task, and cancels it when the
-        client leaves, when the time for the handshake is over, or when the server stops.
+        client leaves, when the time for the handshake is over, or when the server stops. So few may wait at once that
+        strangers must not take these places: what can be refused without waiting is refused first.
         """
         ...
 

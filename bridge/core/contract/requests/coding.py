@@ -63,5 +63,5 @@ def _compressed(path: str, said: str) -> InvalidRequest:
     return InvalidRequest(
         Reason.UNSUPPORTED,
         path,
-        f"the body is compressed ({jsontext.shown(said)}) and nothing is unpacked here: publish it as it is",
+        f"the body is compressed ({jsontext.shown(said)}) and the bridge does not decompress: publish it uncompressed",
     )
