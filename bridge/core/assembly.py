@@ -147,7 +147,6 @@ class Core:
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
-            clock=clock,
             pong_after=limits.delivery.park_after,
         )
         self.mailbox_sweep = MailboxSweep(
@@ -174,6 +173,7 @@ class Core:
             worklist=worklist,
             lookups=lookups,
             repeats=repeats,
+            recollection=self.recollection,
             clock=clock,
             park_after=limits.park_after,
         )

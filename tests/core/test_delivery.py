@@ -16,6 +16,7 @@ from bridge.core.delivery import take as deciding
 from bridge.core.delivery.take import SUSPECT_ATTEMPTS
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import Arrival, Source
@@ -519,6 +520,32 @@ async def test_a_push_taken_alone_to_a_session_that_is_nowhere_ends_when_another
         h.advance(1.5)
         await h.settled(1)
         assert h.end("p1", "") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+async def test_pushes_taken_alone_to_sessions_that_are_nowhere_wait_once_and_not_each() -> None:
+    async with house() as h:
+        bodies = [
+            json.dumps({"id": f"p{n}", "to": {"session": "gone"}, "data": 1}).encode() for n in range(5)
+        ]
+        began = h.clock.mono
+        h.intake.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
+        async with asyncio.timeout(10):
+            while len(h.acks.acked) < len(bodies):
+                h.advance(0.1)
+                await turns(20)
+        assert 2.0 <= h.clock.mono - began < 4.0
+
+
+async def test_a_recall_ends_a_push_to_a_session_that_another_bridge_may_have() -> None:
+    async with house() as h:
+        body = json.dumps({"id": "p1", "to": {"session": "elsewhere"}, "data": 1}).encode()
+        await h.take(arrival(body, redelivered=True, delivery_count=1))
+        await h.core.recalls.recall(Recall(push_id="p1"))
+        h.advance(2.5)
+        await h.settled(1)
+        assert h.end("p1", "") == (Outcome.RECALLED, Reason.WITHDRAWN)
+        account = h.inflight.account()
+        assert (account.begun, account.with_row, account.on_their_way, h.inflight.busy) == (1, 1, 0, 0)
 
 
 async def test_a_stop_leaves_a_push_to_a_session_of_another_bridge_to_the_queue() -> None:

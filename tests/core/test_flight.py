@@ -8,12 +8,12 @@ import pytest
 
 from bridge.core.errors import IllegalTransition
 from bridge.core.inflight.flight import Effect, Flight
-from bridge.core.inflight.making import flight_of_rejected
+from bridge.core.inflight.making import flight_of_rejected, flight_of_stored
 from bridge.core.inflight.row_of import row_of
 from bridge.core.inflight.transitions import STEPS, Event, State
 from bridge.core.model.outcomes import ENDINGS, Outcome, Proof, Reason
 from bridge.core.model.pushes import Rejected
-from bridge.core.model.rows import Reply, merged
+from bridge.core.model.rows import Reply, Row, RowKey, merged
 from tests.support.house import Recorder, flight, message
 
 
@@ -236,3 +236,30 @@ def test_each_event_does_what_the_table_says_and_without_a_line_raises_and_chang
         assert owner.effects == ([] if event is Event.LOGGED else [Effect.ENDED]), "the owner hears of it"
     else:
         assert (made.state, ended(made), owner.effects) == (line.to, (None, None), [])
+
+
+def stored_again(confirm: Proof) -> Flight:
+    """A push that goes out again: a peer had proven it to another process, and no session has it now."""
+    row = Row(
+        RowKey("", "p1", "u1"), Outcome.STORED, Reason.NOT_ACKED, "n1", "b0", 10.0, 11.0,
+        confirm=confirm, proven_at=13.0, expires_at=99.0, position=1, payload=b"1", attempts=1,
+    )  # fmt: skip
+    made = flight_of_stored(row, "b1", Recorder(), 0.0)
+    made.addressed(1)
+    return made
+
+
+def test_proof_that_an_older_process_noted_does_not_keep_a_push_from_its_outcome() -> None:
+    received = stored_again(Proof.RECEIVED)
+    received.handed(20.0)
+    assert received.received(21.0) is Effect.ENDED
+    assert ended(received) == (Outcome.RECEIVED, Reason.PONG)
+    written = stored_again(Proof.WRITTEN)
+    assert written.handed(20.0) is Effect.ENDED
+    assert ended(written) == (Outcome.WRITTEN, Reason.HANDED_OVER)
+
+
+def test_a_stored_push_that_was_not_handed_over_again_is_superseded_at_once() -> None:
+    waiting = stored_again(Proof.ACKED)
+    assert waiting.superseded(20.0) is Effect.ENDED
+    assert ended(waiting) == (Outcome.SUPERSEDED, Reason.COLLAPSED)

@@ -20,7 +20,7 @@ from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.outcomes import Outcome, Proof, Reason
-from bridge.core.model.pushes import Properties, PushRequest, ToUser
+from bridge.core.model.pushes import NO_USER, Properties, PushRequest, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
@@ -207,7 +207,7 @@ class House:
         self.remembered = self.core.remembered
         self.recollection = self.core.recollection
         self.final_rows: dict[RowKey, Row] = {}
-        """In a settlement house, the rows that became final, by key."""
+        """In a settlement house, the rows of nobody, u1 and u2 that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
             access=Access(AnyToken(), ()),
@@ -364,7 +364,7 @@ async def house(
 async def settlement_house(*logs: DeliveryLog) -> AsyncIterator[House]:
     """A house in which settlement alone runs, with these logs besides the store."""
     built = House(logs=logs)
-    with built.inflight.watching() as built.final_rows:
+    with built.inflight.watching({NO_USER, "u1", "u2"}) as built.final_rows:
         async with built.running(built.settlement):
             yield built
 

@@ -11,6 +11,7 @@ from collections import deque
 from typing import NamedTuple
 
 from bridge.core.delivery.lookups import Lookups, Stopped
+from bridge.core.delivery.remembered import Recollection
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
@@ -40,6 +41,7 @@ class Claims:
         worklist: Worklist,
         lookups: Lookups,
         repeats: Repeats,
+        recollection: Recollection,
         clock: Clock,
         park_after: float,
     ) -> None:
@@ -47,14 +49,21 @@ class Claims:
         self._worklist = worklist
         self._lookups = lookups
         self._repeats = repeats
+        self._recollection = recollection
         self._clock = clock
         self._unclaimed: deque[_Claim] = deque()
-        self.seconds = 2 * park_after
+        self._seconds = 2 * park_after
         """Wait before the log is asked again: by then another bridge with the session has parked the push."""
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the log has the rows of all that another bridge has taken. It takes nothing once this one gets
+        requests, so the wait is over soon after the first request of a channel."""
+        return max(0.0, self._recollection.began_at + self._seconds - self._clock.monotonic())
 
     def add(self, flight: Flight, key: PushKey, outcome: Outcome, reason: Reason) -> None:
         """Ask the log again for a push that is in flight; if it has no row then, end it with this outcome."""
-        self._unclaimed.append(_Claim(self._clock.monotonic() + self.seconds, flight, key, outcome, reason))
+        self._unclaimed.append(_Claim(self._clock.monotonic() + self._seconds, flight, key, outcome, reason))
 
     def due(self, now: float) -> bool:
         """Whether the log must be asked for one now; `now` is monotonic seconds."""
@@ -74,9 +83,11 @@ class Claims:
 
     async def _decide(self, claim: _Claim, reached: bool) -> None:
         flight = claim.flight
+        if flight.ended:
+            # A recall has ended it: it has a row of its own, with which its messages are settled.
+            return
         if not reached:
-            if not flight.ended:
-                flight.decided(claim.outcome, claim.reason, self._clock.time())
+            flight.decided(claim.outcome, claim.reason, self._clock.time())
             return
         self._inflight.forget(flight)
         for message in flight.messages:
@@ -86,5 +97,6 @@ class Claims:
     def drop(self) -> None:
         """Taking ends: forget them all; their messages go back to the queue."""
         for claim in self._unclaimed:
-            self._inflight.forget(claim.flight)
+            if not claim.flight.ended:
+                self._inflight.forget(claim.flight)
         self._unclaimed.clear()

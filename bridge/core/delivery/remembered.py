@@ -114,6 +114,8 @@ class Recollection:
         self._boot = boot
         self.taking = False
         """Whether a request has come on the present channel."""
+        self.began_at = clock.monotonic()
+        """Monotonic seconds at which the first one came."""
         self._others: OthersRows | None = None
         """The count of other processes' rows when they were last read."""
         self._doubts = 0
@@ -124,6 +126,7 @@ class Recollection:
     def began(self) -> None:
         """The first request of a channel has come: from now on no other process takes requests."""
         self.taking = True
+        self.began_at = self._clock.monotonic()
         self._wanted.set()
 
     def doubt(self) -> None:

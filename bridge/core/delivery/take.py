@@ -295,7 +295,7 @@ class Taker:
                 self._claim(taking, position)
                 return
             # It is handled alone and holds up all others anyway: wait for the other bridge here.
-            await self._clock.sleep(self._claims.seconds)
+            await self._clock.sleep(self._claims.wait)
             if await self._lookups.has_rows(request.key):
                 self._remember(request)
                 await self._repeats.join_earlier(request.key, message, taking.fingerprint)

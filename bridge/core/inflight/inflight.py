@@ -170,13 +170,10 @@ class InFlight:
 
     # --- rows ---
 
-    def unwritten(self, user: str, until: int) -> Sequence[Flight]:
-        """The user's pushes up to this position that have a ttl and no row yet, in the order they were taken."""
-        return [f for f in self._index.unwritten(user) if f.position <= until]
-
     def write_unwritten(self, user: str, until: int) -> bool:
-        """Queue the rows of those pushes for writing. Returns whether there are any."""
-        unwritten = self.unwritten(user, until)
+        """Queue the rows of the user's pushes up to this position that have a ttl and no row yet, in the order in which
+        they were taken. Returns whether there are any."""
+        unwritten = [f for f in self._index.unwritten(user) if f.position <= until]
         for flight in unwritten:
             if not self._ends.is_due(flight):
                 self._ends.due(flight)
@@ -216,7 +213,7 @@ class InFlight:
     def ended_in_store(self, rows: Sequence[Row]) -> None:
         """The store has ended these stored rows: sessions must not send their pushes any more."""
         for row in rows:
-            self._watched(row)
+            self._watched(row, by_sweep=True)
             flight = self._index.get(row.key)
             if flight is None:
                 continue
@@ -235,8 +232,9 @@ class InFlight:
 
     @contextmanager
     def watching(self, users: Collection[str] | None = None) -> Iterator[dict[RowKey, Row]]:
-        """Collect the rows of these users (None: of all) that become final during the block: a page that is read
-        meanwhile may show them as they were before. The caller owns the dictionary, and may empty it."""
+        """Collect the rows of these users that become final during the block: a page that is read meanwhile may show
+        them as they were before. None: of all users, except the rows that the store ends. The caller owns the
+        dictionary, and may empty it."""
         rows: dict[RowKey, Row] = {}
         watch = (users, rows)
         self._watches.append(watch)
@@ -245,9 +243,10 @@ class InFlight:
         finally:
             self._watches = [other for other in self._watches if other is not watch]
 
-    def _watched(self, row: Row) -> None:
+    def _watched(self, row: Row, *, by_sweep: bool = False) -> None:
         for users, rows in self._watches:
-            if users is None or row.key.user in users:
+            # A sweep may end millions of rows, and an older copy of such a row answers a repeat as well.
+            if row.key.user in users if users is not None else not by_sweep:
                 rows[row.key] = row
 
     # --- positions ---

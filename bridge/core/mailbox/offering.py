@@ -50,7 +50,8 @@ class Offering:
             if key in gone:
                 # Delivered to another session just now: a session that resumes gets it as well.
                 resumes = session.replay is not None and session.replay.seen is not None
-                if resumes and gone[key].outcome in DELIVERED:
+                lives = row.expires_at is not None and row.expires_at > self._clock.time()
+                if resumes and lives and gone[key].outcome in DELIVERED:
                     return session.offer_kept(_frame(session.mode, row), None)
                 return True
             flight = flight_of_stored(row, self._boot, self._inflight, self._clock.monotonic())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
-from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.states import SessionState
@@ -14,14 +13,11 @@ from bridge.core.sessions.states import SessionState
 class Resends:
     """Begins another replay of a session, from the oldest push that lacks its proof."""
 
-    def __init__(
-        self, *, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, pong_after: float
-    ) -> None:
+    def __init__(self, *, hub: Hub, inflight: InFlight, pages: Pages, pong_after: float) -> None:
         """`pong_after`: seconds for which a session may owe a pong before nothing is resent to it."""
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
-        self._clock = clock
         self._pong_after = pong_after
 
     def tick(self, now: float) -> None:

@@ -80,7 +80,7 @@ class Commits:
             if replies or again:
                 payment.receipts.append(Receipt(row, replies, announce=again))
             if flight.proof >= Proof.RECEIVED and flight.proven_at and row.outcome not in DELIVERED:
-                self._worklist.late(LateProof(row.key, flight.proven_at))
+                self._worklist.note_late(LateProof(row.key, flight.proven_at))
         payment.messages.extend((m, row.key) for m in messages)
 
     def _parked(self, flight: Flight, row: Row, messages: Sequence[HeldMessage], payment: Payment) -> None:

@@ -58,8 +58,6 @@ class Worklist:
         self.all_done.set()
         self.unpaid = 0
         """Written rows, and answers, whose receipts and acks are not finished."""
-        self.first_rows = 0
-        """Flights whose first row, final or not, is committed; for the audit."""
 
     def due(self, flight: Flight) -> None:
         """This flight's row must be written: it has ended, or it is parked. Idempotent until written."""
@@ -105,6 +103,10 @@ class Worklist:
     def late(self, proof: LateProof) -> None:
         """Proof came after the outcome was decided: it only fills time columns."""
         self._metrics.proof_late(1)
+        self.note_late(proof)
+
+    def note_late(self, proof: LateProof) -> None:
+        """Note proof in a row that does not have it."""
         self.late_proofs.append(proof)
         if len(self.late_proofs) > LATE_MAX:
             del self.late_proofs[: LATE_MAX // 10]
