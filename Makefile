@@ -7,10 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help run demo test lint bench chaos clean
+.PHONY: help run demo test lint bench chaos compiled clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C
 	@$(BIN)/bridge dev
@@ -34,6 +34,9 @@ bench: $(READY) ## this bridge against a naive one, on servers of their own
 
 chaos: $(READY) ## forty minutes of faults, each checked against the promises; docs/reliability.md
 	@$(BIN)/python -m benchmarks.chaos
+
+compiled: $(READY) ## the core's tests on a copy in build/compiled whose core is compiled with mypyc; needs gcc
+	@$(BIN)/python -m tests.support.compiled
 
 clean: ## remove all that the other commands made: .venv, the servers' data in .dev, caches
 	@[ ! -d .dev ] || $(PYTHON) -m bridge.devservers forget .dev

@@ -211,7 +211,8 @@ def in_state(state: State) -> tuple[Flight, Recorder]:
 
 
 def facts(f: Flight) -> dict[str, object]:
-    return {name: getattr(f, name) for name in Flight.__slots__}
+    names = [name for name in dir(f) if not name.startswith("_")]
+    return {name: getattr(f, name) for name in names if not callable(getattr(f, name))}
 
 
 @pytest.mark.parametrize("event", Event, ids=lambda e: e.name.lower())

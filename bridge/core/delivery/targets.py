@@ -48,7 +48,10 @@ class Resolver(Protocol):
 
 
 class _User:
-    roams, waits, one_session, nobody = False, True, False, Reason.NO_SESSION
+    roams = False
+    waits = True
+    one_session = False
+    nobody = Reason.NO_SESSION
 
     def named(self, target: Target) -> Sequence[str]:
         assert isinstance(target, ToUser)
@@ -68,7 +71,10 @@ class _Users(_User):
 
 
 class _Session:
-    roams, waits, one_session, nobody = True, False, True, Reason.NO_SESSION
+    roams = True
+    waits = False
+    one_session = True
+    nobody = Reason.NO_SESSION
 
     def named(self, target: Target) -> Sequence[str]:
         return (NO_USER,)
@@ -85,7 +91,10 @@ class _Session:
 
 
 class _All:
-    roams, waits, one_session, nobody = True, False, False, Reason.NOBODY
+    roams = True
+    waits = False
+    one_session = False
+    nobody = Reason.NOBODY
 
     def named(self, target: Target) -> Sequence[str]:
         return (NO_USER,)

@@ -72,9 +72,8 @@ class Debts:
         late = [p for p in self._worklist.late_proofs if not unwritten(p)]
         self._worklist.late_proofs = [p for p in self._worklist.late_proofs if unwritten(p)]
         for at in range(0, len(late), SWEEP_ROWS):
-            self._worklist.late_proofs += await self._persistence.in_parts(
-                late[at : at + SWEEP_ROWS], prove, failed
-            )
+            left = await self._persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+            self._worklist.late_proofs += left
 
     async def _note_differences(self) -> None:
         def unwritten(flight: Flight | None) -> bool:
