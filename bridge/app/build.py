@@ -34,9 +34,9 @@ from bridge.adapters.metrics import gauge_families
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import server as websocket
 from bridge.app.clock import SystemClock
-from bridge.app.core import Core, Given
 from bridge.app.drain import Drain
 from bridge.app.limits import LIMITS, ServiceLimits
+from bridge.app.node import Given, Node
 from bridge.app.readiness import BrokerReadiness
 from bridge.app.reports import Reports, reporting
 from bridge.app.rows import delivery_log, look_up_of
@@ -62,14 +62,14 @@ class Running:
     """A bridge that serves; `ws_port` and `ops_port` are where it listens."""
 
     def __init__(
-        self, core: Core, ws: websocket.WebSocketServer, ops: http.OpsServer, consumer: Consumer
+        self, node: Node, ws: websocket.WebSocketServer, ops: http.OpsServer, consumer: Consumer
     ) -> None:
-        self._core = core
+        self._node = node
         self._ws = ws
         self._consumer = consumer
         self.ws_port = ws.port
         self.ops_port = ops.port
-        self.gate = core.gate
+        self.gate = node.gate
 
     async def ready(self) -> None:
         """Return when pushes are taken."""
@@ -94,21 +94,21 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         _publisher(settings, clock, reports, readiness) as publisher,  # 3
     ):
         consumer = _consumer(settings, clock, reports.errors, readiness)
-        core = Core(Given(settings, rows, consumer, publisher, reports, clock, gate, boot))  # 4
+        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, boot))  # 4
         surroundings = Surroundings(consumer, rows.figures, clock)
-        async with _listen_websocket(settings, core) as ws:  # 5
+        async with _listen_websocket(settings, node) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
-            reports.metrics.add_source(lambda: gauge_families(core.gauges(ws)))
+            reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
             async with (
-                _listen_ops(settings, limits, reports, core, ws, boot) as ops,  # 5
-                consumer.taking(Switch(core.parts.intake, core.parts.control)),  # 6
+                _listen_ops(settings, limits, reports, node, ws, boot) as ops,  # 5
+                consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
-                work = Workplace(settings, limits, core, rows, reports, surroundings)
-                drain = Drain(core, ws, consumer, limits, hurry or asyncio.Event())
+                work = Workplace(settings, limits, node, rows, reports, surroundings)
+                drain = Drain(node, ws, consumer, limits, hurry or asyncio.Event())
                 try:
                     async with at_work(work) as can_settle:  # 7
                         try:
-                            yield Running(core, ws, ops, consumer)
+                            yield Running(node, ws, ops, consumer)
                         finally:
                             await drain.run(settings.drain_timeout, settle=can_settle())
                     await _release(rows.lease, reports.errors)
@@ -151,12 +151,12 @@ def _consumer(settings: Settings, clock: Clock, errors: ErrorHandler, readiness:
 
 
 @asynccontextmanager
-async def _listen_websocket(settings: Settings, core: Core) -> AsyncIterator[websocket.WebSocketServer]:
+async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[websocket.WebSocketServer]:
     async with AsyncExitStack() as stack:
         try:
             server = await stack.enter_async_context(
                 websocket.listen(
-                    settings.ws_host, settings.ws_port, core.gateway, readiness=core.public_readiness
+                    settings.ws_host, settings.ws_port, node.gateway, readiness=node.public_readiness
                 )
             )
         except OSError as error:
@@ -170,7 +170,7 @@ async def _listen_ops(
     settings: Settings,
     limits: ServiceLimits,
     reports: Reports,
-    core: Core,
+    node: Node,
     ws: websocket.WebSocketServer,
     boot: str,
 ) -> AsyncIterator[http.OpsServer]:
@@ -179,19 +179,19 @@ async def _listen_ops(
             node=settings.node,
             boot=boot,
             version=__version__,
-            started_at=core.clock.time(),
+            started_at=node.clock.time(),
             ws_port=lambda: ws.port,
-            readiness=core.readiness,
-            role=core.role,
-            gauges=lambda: core.gauges(ws).known(),
-            sessions=core.sessions,
+            readiness=node.readiness,
+            role=node.role,
+            gauges=lambda: node.gauges(ws).known(),
+            sessions=node.sessions,
             metrics_page=reports.metrics.page,
             publisher=producer,
-            recall=core.parts.recalls.recall,
+            recall=node.core.recalls.recall,
             feed=reports.feed,
-            limits=core.request_limits,
+            limits=node.request_limits,
             errors=reports.errors,
-            clock=core.clock,
+            clock=node.clock,
             dev_token=_dev_token(settings) if settings.dev else None,
             look_up=look_up_of(settings, limits.look_up_seconds),
         )

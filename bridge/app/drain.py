@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.websocket.server import WebSocketServer
-from bridge.app.core import Core
 from bridge.app.limits import ServiceLimits
+from bridge.app.node import Node
 from bridge.core.model.sessions import CloseReason
 
 
@@ -47,13 +47,13 @@ class Drain:
 
     def __init__(
         self,
-        core: Core,
+        node: Node,
         ws: WebSocketServer,
         consumer: Consumer,
         limits: ServiceLimits,
         hurry: asyncio.Event,
     ) -> None:
-        self._core = core
+        self._node = node
         self._ws = ws
         self._consumer = consumer
         self._limits = limits
@@ -67,35 +67,35 @@ class Drain:
         The order is part of the promise. What is settled is acked before the channel closes, and only what is not
         settled goes back to the queue. Sessions stay open until the pushes that are on their way to them have ended.
         """
-        core = self._core
-        self._began = core.clock.monotonic()
+        node = self._node
+        self._began = node.clock.monotonic()
         deadline = self._began + seconds
-        core.access.begin_drain()
+        node.access.begin_drain()
         self._ws.stop_accepting()
-        core.gate.shut("draining", "this process is stopping")
+        node.gate.shut("draining", "this process is stopping")
         if settle:
             await self._unless_hurried(self._settle(), seconds)
         self._given_back = self._consumer.held
         await self._consumer.stop_consuming()
-        await self._close_sessions(max(1.0, deadline - core.clock.monotonic()))
+        await self._close_sessions(max(1.0, deadline - node.clock.monotonic()))
 
     def left(self) -> Left:
         """What the stop has left behind. Ask once nothing is settled any more."""
-        core = self._core
+        node = self._node
         return Left(
-            core.clock.monotonic() - self._began,
+            node.clock.monotonic() - self._began,
             self._given_back,
-            core.parts.inflight.busy - core.parts.inflight.account().on_their_way,
-            core.parts.inflight.resting,
+            node.core.inflight.busy - node.core.inflight.account().on_their_way,
+            node.core.inflight.resting,
             self._closed,
         )
 
     async def _settle(self) -> None:
-        core = self._core
-        await core.parts.intake.stop()
-        while core.parts.inflight.busy or core.parts.worklist.rows_waiting:
-            await core.clock.sleep(self._limits.settling_look)
-        await core.parts.worklist.idle()
+        node = self._node
+        await node.core.intake.stop()
+        while node.core.inflight.busy or node.core.worklist.rows_waiting:
+            await node.clock.sleep(self._limits.settling_look)
+        await node.core.worklist.idle()
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
         """Run `work` until it is done, for at most `seconds`, or until somebody is in a hurry."""
@@ -112,19 +112,19 @@ class Drain:
 
     async def _close_sessions(self, seconds: float) -> None:
         """Close every session with 1012, spread out. Each is told to come back at a time of its own."""
-        core, limits = self._core, self._limits
-        sessions = list(core.parts.hub)
+        node, limits = self._node, self._limits
+        sessions = list(node.core.hub)
         self._closed = len(sessions)
         spread = min(limits.close_spread, seconds / 2, len(sessions) / 500)
-        began = core.clock.monotonic()
+        began = node.clock.monotonic()
         for index, session in enumerate(sessions):
             retry_after = CloseReason.RESTART.retry_after + random.uniform(0, limits.close_spread)
-            core.parts.presence.close(session, CloseReason.RESTART, retry_after)
-            ahead = began + spread * (index + 1) / len(sessions) - core.clock.monotonic()
+            node.core.presence.close(session, CloseReason.RESTART, retry_after)
+            ahead = began + spread * (index + 1) / len(sessions) - node.clock.monotonic()
             if ahead > 0.01 and not self._hurry.is_set():
-                await core.clock.sleep(ahead)
+                await node.clock.sleep(ahead)
             elif index % limits.closed_at_once == 0:
-                await core.clock.sleep(0)
+                await node.clock.sleep(0)
 
 
 def _counted(count: int, one: str, many: str = "") -> str:

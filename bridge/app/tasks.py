@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from bridge.adapters import loop_watch
 from bridge.adapters.postgres.upkeep import Upkeep
-from bridge.app.core import Core
 from bridge.app.limits import ServiceLimits
+from bridge.app.node import Node
 from bridge.app.readiness import TakingLog
 from bridge.app.reports import Reports
 from bridge.app.rows import Rows
@@ -48,7 +48,7 @@ class Workplace:
 
     settings: Settings
     limits: ServiceLimits
-    core: Core
+    node: Node
     rows: Rows
     reports: Reports
     surroundings: Surroundings
@@ -58,18 +58,18 @@ class Workplace:
 
 def tasks_of(at: Workplace) -> Sequence[Task]:
     """All tasks, in the order in which they are started."""
-    core = at.core
+    node = at.node
     return (
-        Task("settlement", core.parts.settlement.run, settles=True),
-        Task("delivery", core.parts.intake.run, settles=True),
-        Task("mailbox", core.parts.pages.run),
-        Task("control", core.parts.control.run),
+        Task("settlement", node.core.settlement.run, settles=True),
+        Task("delivery", node.core.intake.run, settles=True),
+        Task("mailbox", node.core.pages.run),
+        Task("control", node.core.control.run),
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),
         Task("lease", partial(hold_lease, at), after_start=True),
         Task("sweeper", partial(sweep_log, at), after_start=True),
         Task("mailbox sweeper", partial(sweep_mailboxes, at), after_start=True),
-        Task("recollection", core.parts.recollection.run, after_start=True),
+        Task("recollection", node.core.recollection.run, after_start=True),
         Task("loop watch", partial(loop_watch.watch, at.reports.metrics.loop_lag)),
         Task("upkeep", partial(keep_partitions, at), after_start=True),
         Task("auditor", partial(audit, at)),
@@ -123,43 +123,43 @@ async def start(at: Workplace) -> None:
     log is known. A database that is down may come up, so all of it is tried again. An unsuitable database stays so, and
     a name that another node has is that node's: the start is refused.
     """
-    core = at.core
-    back_off = BackOff(core.clock, at.limits.start_retry)
-    while not await _may_start(core, at.rows):
+    node = at.node
+    back_off = BackOff(node.clock, at.limits.start_retry)
+    while not await _may_start(node, at.rows):
         await back_off.wait()
-    core.parts.grace.begin()
-    core.gate.clear("starting")
+    node.core.grace.begin()
+    node.gate.clear("starting")
     at.started.set()
 
 
-async def _may_start(core: Core, rows: Rows) -> bool:
+async def _may_start(node: Node, rows: Rows) -> bool:
     """Whether the database did all that a start needs of it; else the gate says why not."""
     try:
         await rows.lease.claim()
         # A log that takes no row could not say how a push ended.
         await rows.store.try_writing()
-        core.parts.begin(await rows.store.last_position())
+        node.core.begin(await rows.store.last_position())
     except DatabaseUnsuitable:
         raise
     except StoreUnavailable as down:
-        core.gate.shut("starting", str(down), database=True)
+        node.gate.shut("starting", str(down), database=True)
         return False
     return True
 
 
 async def tick(at: Workplace) -> None:
     """Look at deadlines."""
-    core = at.core
-    second = core.clock.monotonic()
-    taking = TakingLog(core.gate)
+    node = at.node
+    second = node.clock.monotonic()
+    taking = TakingLog(node.gate)
     while True:
-        core.parts.tick()
-        now = core.clock.monotonic()
+        node.core.tick()
+        now = node.clock.monotonic()
         if now - second >= 1.0:
             second = now
-            core.parts.every_second()
+            node.core.every_second()
             taking.every_second(now)
-        await core.clock.sleep(at.limits.tick)
+        await node.clock.sleep(at.limits.tick)
 
 
 async def hold_lease(at: Workplace) -> None:
@@ -167,26 +167,26 @@ async def hold_lease(at: Workplace) -> None:
 
     This loop does nothing else: a node whose lease is not renewed in time is dead to all others.
     """
-    core = at.core
+    node = at.node
     while True:
-        await core.clock.sleep(at.limits.renew_every)
+        await node.clock.sleep(at.limits.renew_every)
         try:
-            await at.rows.lease.renew(core.parts.inflight.account())
+            await at.rows.lease.renew(node.core.inflight.account())
         except StoreUnavailable as down:
-            core.gate.shut("database", str(down), database=True)
+            node.gate.shut("database", str(down), database=True)
         else:
-            core.gate.clear("database")
+            node.gate.clear("database")
 
 
 async def sweep_log(at: Workplace) -> None:
     """Begin a new day, end the rows of dead nodes, and pay debts."""
-    core, rows = at.core, at.rows
+    node, rows = at.node, at.rows
     limit = SWEEP_ROWS
     while True:
-        await core.clock.sleep(at.limits.sweep_every)
-        if "database" in core.gate:
+        await node.clock.sleep(at.limits.sweep_every)
+        if "database" in node.gate:
             continue
-        core.parts.worklist.sweep()
+        node.core.worklist.sweep()
         try:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
@@ -200,17 +200,17 @@ async def sweep_log(at: Workplace) -> None:
         else:
             limit = SWEEP_ROWS
             if ended:
-                core.parts.worklist.ended_by_sweep(ended)
+                node.core.worklist.ended_by_sweep(ended)
 
 
 async def sweep_mailboxes(at: Workplace) -> None:
     """End kept pushes whose ttl is over, and those that are over the bounds of a mailbox."""
-    core = at.core
+    node = at.node
     while True:
-        await core.clock.sleep(at.limits.sweep_every)
-        if "database" not in core.gate:
+        await node.clock.sleep(at.limits.sweep_every)
+        if "database" not in node.gate:
             try:
-                await core.parts.mailbox_sweep.sweep()
+                await node.core.mailbox_sweep.sweep()
             except StoreUnavailable as down:
                 at.reports.errors.handle(down, "mailbox.sweep", {})
 
@@ -226,22 +226,22 @@ async def keep_partitions(at: Workplace) -> None:
         except BridgeError as error:
             # Usually the database is down. Whatever it is, no push needs this today.
             at.reports.errors.handle(error, "upkeep", {})
-            await at.core.clock.sleep(at.limits.upkeep_retry)
+            await at.node.clock.sleep(at.limits.upkeep_retry)
             continue
         for trouble in done.trouble:
             at.reports.errors.handle(trouble, "upkeep", {})
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
-        await at.core.clock.sleep(at.limits.upkeep_every)
+        await at.node.clock.sleep(at.limits.upkeep_every)
 
 
 async def audit(at: Workplace) -> None:
     """Compare what was taken with what was written. It has a connection of its own."""
-    core = at.core
+    node = at.node
     while True:
-        await core.clock.sleep(at.limits.audit_every)
+        await node.clock.sleep(at.limits.audit_every)
         try:
-            await at.reports.auditor.run(core.parts.inflight.account(), gate_open=core.gate.is_open)
+            await at.reports.auditor.run(node.core.inflight.account(), gate_open=node.gate.is_open)
         except BridgeError as error:
             # Usually the database is down, or the log holds something that it should not.
             at.reports.errors.handle(error, "audit", {})

@@ -334,7 +334,7 @@ async def test_answers_that_are_not_read_take_no_memory(
     frame = masked(0x1, json.dumps({"type": kind, "ref": "y" * 128}).encode())
     async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other, AsyncExitStack() as stack:
         deaf = await flooder(b.ws_port, stack)
-        [session] = b._core.parts.hub.of_user("flooder")
+        [session] = b._node.core.hub.of_user("flooder")
         while session.socket.writable:
             deaf.send(frame * 100)
             await asyncio.wait_for(deaf.writer.drain(), SECONDS)

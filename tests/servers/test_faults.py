@@ -241,7 +241,7 @@ async def test_receipts_become_debts_while_the_broker_takes_no_publishes(own_ser
             for i in range(20)
         ]
         async with asyncio.timeout(20):
-            while b._core.parts.intake.waiting < 20:
+            while b._node.core.intake.waiting < 20:
                 await asyncio.sleep(0.02)
         await asyncio.to_thread(s.rabbit.ctl, "set_vm_memory_high_watermark", "0.0000001")
         try:

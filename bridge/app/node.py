@@ -1,4 +1,4 @@
-"""The core on its adapters, with the bounds that the settings give, and what others may ask of it."""
+"""This node: the core on its adapters, with the bounds that the settings give, and what others may ask of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bridge.core.settlement.gate import Gate
 
 @dataclass(frozen=True)
 class Given:
-    """What the core is made from."""
+    """What a node is made from."""
 
     settings: Settings
     rows: Rows
@@ -41,7 +41,7 @@ class Given:
     """This start of this process; no other start has the same."""
 
 
-class Core:
+class Node:
     """The parts that decide, who may come in, and how the node is doing."""
 
     def __init__(self, given: Given) -> None:
@@ -52,7 +52,7 @@ class Core:
         self._keeps = given.rows.postgres is not None
         max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
         self.request_limits = Limits(settings.max_data_bytes, max_ttl)
-        self.parts = _parts(given, self.request_limits)
+        self.core = _core(given, self.request_limits)
         self.access = Access(
             JwtVerifier(
                 settings.jwt_secret.get_secret_value(),
@@ -66,8 +66,8 @@ class Core:
         )
         self.gateway = Gateway(
             access=self.access,
-            presence=self.parts.presence,
-            proofs=self.parts.proofs,
+            presence=self.core.presence,
+            proofs=self.core.proofs,
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=given.reports.hooks,
             metrics=given.reports.metrics,
@@ -76,7 +76,7 @@ class Core:
 
     def sessions(self, limit: int) -> list[SessionInfo]:
         """At most so many of the open sessions."""
-        return [session.info for _, session in zip(range(limit), self.parts.hub, strict=False)]
+        return [session.info for _, session in zip(range(limit), self.core.hub, strict=False)]
 
     def role(self) -> Role | None:
         """The role of this node among the others; None while it is not connected to the broker."""
@@ -97,24 +97,24 @@ class Core:
 
     def gauges(self, ws: WebSocketServer) -> Gauges:
         """How much there is of everything now."""
-        sessions = list(self.parts.hub)
+        sessions = list(self.core.hub)
         return Gauges(
             sessions=len(sessions),
-            users=self.parts.hub.users,
+            users=self.core.hub.users,
             handshakes_in_progress=ws.handshakes_in_progress,
-            inbox=self.parts.intake.waiting,
-            in_flight=self.parts.inflight.busy,
-            parked=self.parts.inflight.parked,
-            resting=self.parts.inflight.resting,
-            replaying=self.parts.pages.replaying,
-            ids_remembered=self.parts.remembered.added,
-            ids_whole=self.parts.remembered.complete,
-            rows_set_aside=self.parts.worklist.set_aside,
+            inbox=self.core.intake.waiting,
+            in_flight=self.core.inflight.busy,
+            parked=self.core.inflight.parked,
+            resting=self.core.inflight.resting,
+            replaying=self.core.pages.replaying,
+            ids_remembered=self.core.remembered.added,
+            ids_whole=self.core.remembered.complete,
+            rows_set_aside=self.core.worklist.set_aside,
             unproven=sum(s.unproven for s in sessions),
-            queued_frames=sum(s.waiting for s in self.parts.hub.backlogged),
-            queued_bytes=self.parts.hub.queued_bytes,
-            rows_waiting=self.parts.worklist.rows_waiting,
-            receipts_waiting=self.parts.settlement.payments_waiting,
+            queued_frames=sum(s.waiting for s in self.core.hub.backlogged),
+            queued_bytes=self.core.hub.queued_bytes,
+            rows_waiting=self.core.worklist.rows_waiting,
+            receipts_waiting=self.core.settlement.payments_waiting,
             ready=self.gate.is_open,
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
             broker_up=self.role() is not None,
@@ -122,7 +122,7 @@ class Core:
         )
 
 
-def _parts(given: Given, request_limits: Limits) -> assembly.Core:
+def _core(given: Given, request_limits: Limits) -> assembly.Core:
     settings, reports = given.settings, given.reports
     ports = Ports(
         store=given.rows.store,
