@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bridge.core.control import Control
-from bridge.core.delivery.claims import Claims
 from bridge.core.delivery.dispatch import Dispatcher
+from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.intake import Intake
 from bridge.core.delivery.known import KnownRows
@@ -168,7 +168,7 @@ class Core:
         dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
         turns = Turns(clock, dispatcher.flush)
         repeats = Repeats(inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock)
-        claims = Claims(
+        elsewhere = Elsewhere(
             inflight=inflight,
             worklist=worklist,
             lookups=lookups,
@@ -197,7 +197,7 @@ class Core:
                 known=known,
                 lookups=lookups,
                 repeats=repeats,
-                claims=claims,
+                elsewhere=elsewhere,
                 remembered=self.remembered,
                 turns=turns,
                 load=load,
@@ -210,7 +210,7 @@ class Core:
         )
         self.intake = Intake(
             taker=taker,
-            claims=claims,
+            elsewhere=elsewhere,
             lookups=lookups,
             recollection=self.recollection,
             load=load,

@@ -12,7 +12,7 @@ from bridge.core.delivery.targets import Address, address, resolver_of
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
 from bridge.core.model.sessions import Mode
-from bridge.core.sessions.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, Turn
+from bridge.core.sessions.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, WheelTurn
 from bridge.core.sessions.session import Session
 from tests.support.house import session
 
@@ -80,7 +80,7 @@ def opened_at_once(hub: Hub, count: int, now: float) -> list[Session]:
     return made
 
 
-def turns(hub: Hub, since: float, seconds: int) -> Iterator[Turn]:
+def turns(hub: Hub, since: float, seconds: int) -> Iterator[WheelTurn]:
     """What ticks ten times a second bring for so long, each of them a little late."""
     for n in range(1, seconds * PLACES_A_SECOND + 1):
         yield from hub.turns(since + (n + 0.3 * (n % 3)) / PLACES_A_SECOND)

@@ -7,7 +7,7 @@
 
 Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
 all that time, and `bridge.core.settlement`. The other files help them: `known`, `lookups`, `remembered`, `repeats` and
-`claims` (pushes that came before), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness` (sessions),
+`elsewhere` (pushes that came before), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness` (sessions),
 `turns`, `load` (bounds).
 """
 
@@ -17,7 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from bridge.core.delivery.claims import Claims
+from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.remembered import Recollection
@@ -37,7 +37,7 @@ class Intake:
         self,
         *,
         taker: Taker,
-        claims: Claims,
+        elsewhere: Elsewhere,
         lookups: Lookups,
         recollection: Recollection,
         load: Load,
@@ -45,7 +45,7 @@ class Intake:
         gate: Gate,
     ) -> None:
         self._taker = taker
-        self._claims = claims
+        self._elsewhere = elsewhere
         self._lookups = lookups
         self._recollection = recollection
         self._load = load
@@ -85,7 +85,7 @@ class Intake:
                         batch = self._next_batch()
                         taken = await self._taker.take(batch)
                         self._inbox.extendleft(reversed(batch[taken:]))
-                    await self._claims.look_again()
+                    await self._elsewhere.look_again()
             if not self._inbox:
                 self._wake.clear()
             if self._load.full:
@@ -107,7 +107,7 @@ class Intake:
         """Called about ten times a second; `now` is monotonic seconds."""
         if self._load.light:
             self._room.set()
-        if self._claims.due(now):
+        if self._elsewhere.due(now):
             self._wake.set()
 
     async def stop(self) -> None:
@@ -115,7 +115,7 @@ class Intake:
         self._stopping = True
         self._lookups.stop()
         async with self._handling:
-            self._claims.drop()
+            self._elsewhere.drop()
 
     @property
     def waiting(self) -> int:

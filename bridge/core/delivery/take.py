@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bridge.core.contract.requests import Decoded, begin
-from bridge.core.delivery.claims import Claims
 from bridge.core.delivery.dispatch import Dispatcher
+from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.given_up import GivenUp, given_up
 from bridge.core.delivery.known import DecodedMessage, Known, KnownRows, portions
 from bridge.core.delivery.limits import DeliveryLimits
@@ -65,7 +65,7 @@ class TakeParts(NamedTuple):
     lookups: Lookups
     known: KnownRows
     repeats: Repeats
-    claims: Claims
+    elsewhere: Elsewhere
     remembered: Remembered
     turns: Turns
     load: Load
@@ -87,7 +87,7 @@ class Taker:
         self._lookups = parts.lookups
         self._known = parts.known
         self._repeats = parts.repeats
-        self._claims = parts.claims
+        self._elsewhere = parts.elsewhere
         self._remembered = parts.remembered
         self._turns = parts.turns
         self._load = parts.load
@@ -292,10 +292,10 @@ class Taker:
         position = self._inflight.take_position()
         if taking.resolver.one_session and users == (NO_USER,) and taking.ending is None:
             if not message.alone:
-                self._claim(taking, position)
+                self._ask_later(taking, position)
                 return
             # It is handled alone and holds up all others anyway: wait for the other bridge here.
-            await self._clock.sleep(self._claims.wait)
+            await self._clock.sleep(self._elsewhere.wait)
             if await self._lookups.has_rows(request.key):
                 self._remember(request)
                 await self._repeats.join_earlier(request.key, message, taking.fingerprint)
@@ -304,7 +304,7 @@ class Taker:
         await self._take_for(taking, users, position)
         await self._repeats.join_earlier(request.key, message, taking.fingerprint, frozenset(users))
 
-    def _claim(self, taking: _Taking, position: int) -> None:
+    def _ask_later(self, taking: _Taking, position: int) -> None:
         """The session is not here. Decide nothing until another bridge, which may have it, has had time to write the
         row."""
         request, message = taking.request, taking.message
@@ -314,7 +314,7 @@ class Taker:
         self._remember(request)
         end = self._too_old(taking) or (Outcome.OFFLINE, Reason.NO_SESSION)
         if self._enter(flight, message, {}, roams=True):
-            self._claims.add(flight, request.key, *end)
+            self._elsewhere.add(flight, request.key, *end)
 
     async def _take_for(self, taking: _Taking, users: Sequence[str], position: int) -> None:
         """Take a push for these users."""

@@ -29,7 +29,7 @@ EXPIRIES_SPARED = 1000
 """Expiry times of closed sessions that may stay in memory before they are removed."""
 
 
-class Turn(NamedTuple):
+class WheelTurn(NamedTuple):
     """One turn of the wheel, and the sessions that are due."""
 
     at: float
@@ -110,7 +110,7 @@ class Hub:
         """Every user with a session, at this moment."""
         return list(self._users)
 
-    def turns(self, now: float) -> Iterator[Turn]:
+    def turns(self, now: float) -> Iterator[WheelTurn]:
         """The turns that have come since the last call; `now` is monotonic seconds.
 
         To be called PLACES_A_SECOND times a second. After a pause, each call catches up with the turns of one second.
@@ -127,7 +127,7 @@ class Hub:
                 for session in place
                 if session.mode is Mode.ENVELOPE and session.quiet(at, HEARTBEAT_LOOK)
             ]
-            yield Turn(at, list(self._wheel[turn % _PLACES]), quiet)
+            yield WheelTurn(at, list(self._wheel[turn % _PLACES]), quiet)
 
     def expired(self, now: float) -> list[Session]:
         """The sessions whose token has expired by `now` (wall-clock seconds); each is returned once."""

@@ -21,7 +21,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.settlement.worklist import Worklist
 
 
-class _Claim(NamedTuple):
+class _Undecided(NamedTuple):
     look_at: float
     """Monotonic seconds at which the log is asked again."""
     flight: Flight
@@ -31,7 +31,7 @@ class _Claim(NamedTuple):
     reason: Reason
 
 
-class Claims:
+class Elsewhere:
     """Pushes that end here, unless another bridge has them."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Claims:
         self._repeats = repeats
         self._recollection = recollection
         self._clock = clock
-        self._unclaimed: deque[_Claim] = deque()
+        self._undecided: deque[_Undecided] = deque()
         self._seconds = 2 * park_after
         """Wait before the log is asked again: by then another bridge with the session has parked the push."""
 
@@ -63,40 +63,42 @@ class Claims:
 
     def add(self, flight: Flight, key: PushKey, outcome: Outcome, reason: Reason) -> None:
         """Ask the log again for a push that is in flight; if it has no row then, end it with this outcome."""
-        self._unclaimed.append(_Claim(self._clock.monotonic() + self._seconds, flight, key, outcome, reason))
+        self._undecided.append(
+            _Undecided(self._clock.monotonic() + self._seconds, flight, key, outcome, reason)
+        )
 
     def due(self, now: float) -> bool:
         """Whether the log must be asked for one now; `now` is monotonic seconds."""
-        return bool(self._unclaimed) and self._unclaimed[0].look_at <= now
+        return bool(self._undecided) and self._undecided[0].look_at <= now
 
     async def look_again(self) -> None:
         """Ask the log for those whose time has come. Returns early when taking ends."""
         try:
             while self.due(self._clock.monotonic()):
-                claim = self._unclaimed[0]
-                reached = await self._lookups.has_rows(claim.key)
-                self._unclaimed.popleft()
-                await self._decide(claim, reached)
+                one = self._undecided[0]
+                reached = await self._lookups.has_rows(one.key)
+                self._undecided.popleft()
+                await self._decide(one, reached)
         except Stopped:
             # Messages that were not acked go back to the queue with the channel.
             return
 
-    async def _decide(self, claim: _Claim, reached: bool) -> None:
-        flight = claim.flight
+    async def _decide(self, one: _Undecided, reached: bool) -> None:
+        flight = one.flight
         if flight.ended:
             # A recall has ended it: it has a row of its own, with which its messages are settled.
             return
         if not reached:
-            flight.decided(claim.outcome, claim.reason, self._clock.time())
+            flight.decided(one.outcome, one.reason, self._clock.time())
             return
         self._inflight.forget(flight)
         for message in flight.messages:
-            await self._repeats.join_earlier(claim.key, message, flight.fingerprint_of(message))
+            await self._repeats.join_earlier(one.key, message, flight.fingerprint_of(message))
             self._worklist.release(message)
 
     def drop(self) -> None:
         """Taking ends: forget them all; their messages go back to the queue."""
-        for claim in self._unclaimed:
-            if not claim.flight.ended:
-                self._inflight.forget(claim.flight)
-        self._unclaimed.clear()
+        for one in self._undecided:
+            if not one.flight.ended:
+                self._inflight.forget(one.flight)
+        self._undecided.clear()
