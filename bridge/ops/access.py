@@ -23,7 +23,7 @@ from bridge.ops.answers import ErrorAnswer
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::\d+)?")
 
 
-class Access:
+class OpsAccess:
     """The check of one port."""
 
     def __init__(self, token: str) -> None:

@@ -19,7 +19,7 @@ from bridge.addresses import is_loopback
 from bridge.core.errors import SettingsError
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.redaction import without_known
-from bridge.ops.access import Access
+from bridge.ops.access import OpsAccess
 from bridge.ops.answers import answer_to
 from bridge.ops.context import OpsContext
 from bridge.ops.routes import page, routes
@@ -97,7 +97,7 @@ class OpsServer:
 
     def __init__(self, context: OpsContext, token: str = "") -> None:
         self._errors = context.errors
-        self._access = Access(token)
+        self._access = OpsAccess(token)
         self.routes = tuple(routes(context, self._access))
         self._free = frozenset(route.path for route in self.routes if route.free)
         self.port = 0

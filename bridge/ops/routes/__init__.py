@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from bridge.ops.access import Access
+from bridge.ops.access import OpsAccess
 from bridge.ops.context import OpsContext
 from bridge.ops.routes import page
 from bridge.ops.routes.dev_token import DevTokens
@@ -53,7 +53,7 @@ class Route(NamedTuple):
             router.add_route(self.method, self.path, self.handler)
 
 
-def routes(context: OpsContext, access: Access) -> Sequence[Route]:
+def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
     """Every route that this context has the means for."""
     looking = Looking(context, access)
     found = [

@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from bridge.ops.access import Access
+from bridge.ops.access import OpsAccess
 from bridge.ops.answers import json_answer
 from bridge.ops.context import OpsContext
 
@@ -17,7 +17,7 @@ SESSIONS_SHOWN: Final = 100
 class Looking:
     """Probes, metrics and status."""
 
-    def __init__(self, context: OpsContext, access: Access) -> None:
+    def __init__(self, context: OpsContext, access: OpsAccess) -> None:
         self._context = context
         self._access = access
 
