@@ -516,6 +516,12 @@ def test_a_rejected_request_without_a_usable_id_gets_the_message_id_or_a_hash() 
     assert re.fullmatch("sha256-[0-9a-f]{64}", rejected(body).id)
 
 
+def test_headers_that_no_encoder_takes_count_in_the_hash_as_well() -> None:
+    one, other = (rejected(b"no json", headers={"x": 1, "y": f"\udc80{n}"}) for n in (1, 2))
+    assert one.id != other.id
+    assert one.id == rejected(b"no json", headers={"y": "\udc801", "x": 1}).id
+
+
 def test_the_hash_is_the_same_when_the_message_comes_again() -> None:
     first = arrival(b"no json", headers={"a": 1, "b": [b"x"]}, expiration="60000", correlation_id="c")
     again = msgspec.structs.replace(

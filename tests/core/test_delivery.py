@@ -14,12 +14,13 @@ from bridge.core.contract.requests import Decoded, Limits
 from bridge.core.contract.stepping import Steps
 from bridge.core.delivery import take as deciding
 from bridge.core.delivery.take import SUSPECT_ATTEMPTS
-from bridge.core.errors import StoreUnavailable
+from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import Recall
+from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import Arrival, Source
+from bridge.core.ports.store import RowPage
 from tests.support.house import House, Peer, house, to
 from tests.support.ports import arrival
 from tests.support.waiting import turns, until
@@ -954,6 +955,26 @@ async def test_a_lookup_that_fails_loses_nothing_and_keeps_the_order() -> None:
         h.advance(2)
         await until(lambda: len(peer.pushes) == 3)
         assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
+
+
+async def test_the_smallest_page_that_fails_is_asked_for_again_after_a_while_only() -> None:
+    async with house() as h:
+        asked = 0
+
+        async def failing(push: PushKey, from_user: str, limit: int) -> RowPage:
+            nonlocal asked
+            asked += 1
+            raise StatementFailed("canceling statement due to statement timeout")
+
+        h.store.find_push = failing  # type: ignore[method-assign]
+        body = json.dumps({"id": "p1", "to": {"session": "gone"}, "data": 1}).encode()
+        h.intake.arrived([arrival(body, redelivered=True, delivery_count=1)])
+        await turns(200)
+        first = asked
+        assert 0 < first <= 5
+        h.advance(1.1)
+        await turns(200)
+        assert first < asked <= 2 * first
 
 
 async def test_after_a_start_a_push_waits_a_moment_for_a_browser_that_is_coming_back() -> None:
