@@ -168,8 +168,8 @@ REFUSED = {
     "kombu-packed": (
         properties(header("compression", text("application/x-bz2")), content_encoding="binary"),
         "unsupported",
-        "header compression: the body is compressed (application/x-bz2) and nothing is unpacked here: "
-        "publish it as it is",
+        "header compression: the body is compressed (application/x-bz2) and the bridge does not decompress: "
+        "publish it uncompressed",
     ),
 }
 
