@@ -13,8 +13,8 @@ from tests.support import costly_messages as costly
 from tests.support.bridges import counted, get, process, publish, request, token
 from tests.support.clients import client
 
-HELD_MAX = 0.05
-"""Seconds. A step takes 20 ms at most; the loop may come to two of them in one turn, and the collector to its own."""
+HELD_MAX = 0.25
+"""Seconds of CPU: the bound of the chaos run. One of these messages taken in one go is ten times above it."""
 
 
 async def metric(port: int, name: str) -> float:
