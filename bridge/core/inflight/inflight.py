@@ -44,6 +44,17 @@ class Ends(Protocol):
         ...
 
 
+class _Watch:
+    """A caller that collects rows which become final."""
+
+    __slots__ = ("rows", "users")
+
+    def __init__(self, users: Collection[str] | None) -> None:
+        self.users = users
+        """None: all, except where the store ends a row."""
+        self.rows: dict[RowKey, Row] = {}
+
+
 class InFlight:
     """Every push in flight, at most one flight for each row."""
 
@@ -59,7 +70,7 @@ class InFlight:
         self._position = 0
         self._begun = 0
         self._first_rows = 0
-        self._watches: list[tuple[Collection[str] | None, dict[RowKey, Row]]] = []
+        self._watches: list[_Watch] = []
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes for whose final row a caller waits."""
 
@@ -235,19 +246,18 @@ class InFlight:
         """Collect the rows of these users that become final during the block: a page that is read meanwhile may show
         them as they were before. None: of all users, except the rows that the store ends. The caller owns the
         dictionary, and may empty it."""
-        rows: dict[RowKey, Row] = {}
-        watch = (users, rows)
+        watch = _Watch(users)
         self._watches.append(watch)
         try:
-            yield rows
+            yield watch.rows
         finally:
-            self._watches = [other for other in self._watches if other is not watch]
+            self._watches.remove(watch)
 
     def _watched(self, row: Row, *, by_sweep: bool = False) -> None:
-        for users, rows in self._watches:
+        for watch in self._watches:
             # A sweep may end millions of rows, and an older copy of such a row answers a repeat as well.
-            if row.key.user in users if users is not None else not by_sweep:
-                rows[row.key] = row
+            if row.key.user in watch.users if watch.users is not None else not by_sweep:
+                watch.rows[row.key] = row
 
     # --- positions ---
 
