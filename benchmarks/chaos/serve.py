@@ -27,6 +27,7 @@ from bridge.app import build as app
 from bridge.core.delivery.targets import RESOLVERS
 from bridge.core.model.pushes import Target, ToUser
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session
 
 FLUSH: Final = 0.002
 """Seconds in which the event loop writes what it holds before the kill."""
@@ -154,14 +155,14 @@ def _limit_pool(most: int) -> None:
 
 def _die_of_pushes_to(user: str) -> None:
     resolver = RESOLVERS[ToUser]
-    users = resolver.users
+    sessions = resolver.sessions
 
-    def deadly(hub: Hub, target: Target) -> Sequence[str]:
-        if isinstance(target, ToUser) and target.user == user:
+    def deadly(hub: Hub, target: Target, of_user: str) -> Sequence[Session]:
+        if of_user == user:
             die()
-        return users(hub, target)
+        return sessions(hub, target, of_user)
 
-    resolver.users = deadly  # type: ignore[method-assign]
+    resolver.sessions = deadly  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
+from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.routing import Router
@@ -192,6 +193,7 @@ class Core:
                 hub=self.hub,
                 inflight=inflight,
                 worklist=worklist,
+                reader=Reader(limits.requests, turns, ports.errors),
                 router=router,
                 dispatcher=dispatcher,
                 known=known,

@@ -12,7 +12,7 @@ from bridge.core.contract import requests
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.contract.requests import Decoded, Limits
 from bridge.core.contract.stepping import Steps
-from bridge.core.delivery import take as deciding
+from bridge.core.delivery import reading
 from bridge.core.delivery.take import SUSPECT_ATTEMPTS
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
@@ -720,7 +720,7 @@ async def test_a_defect_in_decoding_costs_one_message(monkeypatch: pytest.Monkey
             raise RecursionError("a defect")
         return begin(made, limits)
 
-    monkeypatch.setattr(deciding, "begin", broken)
+    monkeypatch.setattr(reading, "begin", broken)
     async with house() as h:
         peer = h.connect("u1")
         bodies = [b"cursed", json.dumps(to("u1")).encode(), b"cursed"]

@@ -28,6 +28,7 @@ from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
 from bridge.adapters.amqp.turn import LOCK, Role, Turn
 from bridge.core.errors import BridgeError, BrokerUnavailable
+from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken, Arrival, Intake, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
@@ -250,15 +251,15 @@ class Consumer:
                     self._others[event.tag] = source
                 batch.append(
                     Arrival(
-                        AckToken(incarnation, event.tag),
+                        new_tuple(AckToken, (incarnation, event.tag)),
                         source,
                         event.body,
                         event.body_size,
                         event.properties,
                         now,
-                        reordered=self._by_priority
+                        self._by_priority
                         and event.properties.priority >= HIGH_PRIORITY
-                        and _SOURCES[event.consumer] is Source.REQUESTS,
+                        and source is Source.REQUESTS,
                     )
                 )
                 if not event.readable:

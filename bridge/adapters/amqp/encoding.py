@@ -40,6 +40,11 @@ _SHORT = struct.Struct(">H")
 _LONG = struct.Struct(">L")
 _LONG_LONG = struct.Struct(">Q")
 _TAG = struct.Struct(">BHLLQBB")
+_CONTENT = struct.Struct(">BHLLQ")
+_NEXT = struct.Struct(">BBHL")
+"""The end octet of a frame and the head of the next."""
+_BASIC = 60 << 16
+"""Class and weight of a content header (4.2.6.1)."""
 _DOUBLE = struct.Struct(">d")
 
 
@@ -77,7 +82,7 @@ def cut(text: str) -> bytes:
 
 def short_string(text: str) -> bytes:
     """An AMQP short string. One that is too long is cut (see `cut`): check `fits` first where that matters."""
-    raw = cut(text)
+    raw = text.encode() if text.isascii() and len(text) <= SHORT_BYTES_MAX else cut(text)
     return bytes((len(raw),)) + raw
 
 
@@ -209,21 +214,13 @@ def _long(raw: bytes | bytearray) -> bytes:
 def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:
     """The content header and body frames of one message. A body larger than a frame is split."""
     size = len(body)
-    head = b"".join(
-        (
-            _HEAD.pack(HEADER, channel, 12 + len(properties)),
-            b"\x00\x3c\x00\x00",
-            _LONG_LONG.pack(size),
-            properties,
-            b"\xce",
-        )
-    )
-    most = frame_max - 8
+    begin = _CONTENT.pack(HEADER, channel, 12 + len(properties), _BASIC, size)
     if size == 0:
-        return head
+        return b"%b%b\xce" % (begin, properties)
+    most = frame_max - 8
     if size <= most:
-        return b"".join((head, _HEAD.pack(BODY, channel, size), body, b"\xce"))
-    parts = [head]
+        return b"%b%b%b%b\xce" % (begin, properties, _NEXT.pack(END, BODY, channel, size), body)
+    parts = [begin, properties, b"\xce"]
     for at in range(0, size, most):
         piece = body[at : at + most]
         parts += (_HEAD.pack(BODY, channel, len(piece)), piece, b"\xce")

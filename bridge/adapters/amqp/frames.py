@@ -23,14 +23,22 @@ from bridge.adapters.amqp.grammar import (
     CONNECTION_CLOSE,
     CONNECTION_UNBLOCKED,
     END,
+    FLAG_CORRELATION_ID,
+    FLAG_HEADERS,
+    FLAG_MESSAGE_ID,
+    FLAG_REPLY_TO,
+    FLAG_TIMESTAMP,
     HEADER,
     METHOD,
     NotAmqp,
 )
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, Properties
+from bridge.core.model.tuples import new_tuple
 
 CUT_BYTES = 4096
 """Bytes that are kept of a body that is larger than the contract allows."""
+PLAIN_MAX, PLAIN_BYTES_MAX = 256, 256
+"""Properties that are kept with their bytes, and the most bytes of each: most publishers send the same ones again."""
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 """No broker negotiates a larger frame: a length beyond it is not AMQP."""
 
@@ -38,6 +46,8 @@ _HEAD = struct.Struct(">BHL")
 _LONG = struct.Struct(">L")
 _LONG_LONG = struct.Struct(">Q")
 _SHORT = struct.Struct(">H")
+_VARYING = FLAG_HEADERS | FLAG_CORRELATION_ID | FLAG_REPLY_TO | FLAG_MESSAGE_ID | FLAG_TIMESTAMP
+_VARYING_HIGH, _VARYING_LOW = _VARYING >> 8, _VARYING & 0xFF
 _NOTABLE = frozenset(
     {
         CONNECTION_CLOSE,
@@ -156,6 +166,8 @@ class Splitter:
         self._rest = b""
         self._tapped: dict[int, _Content | None] = {}
         self._begun = False
+        self._plain: dict[bytes, Properties] = {}
+        """Properties by their bytes, where they name nothing that is another for every message."""
 
     def tap(self, channel: int) -> None:
         """Take deliveries, returns and confirms of this channel out of the stream from now on."""
@@ -200,6 +212,11 @@ class Splitter:
                 break
             if data[stop] != END:
                 raise NotAmqp(f"a frame of type {kind} does not end with the end octet")
+            if kind == METHOD and channel in tapped:
+                after = self._whole(channel, data, start, stop, end, events)
+                if after:
+                    at = after
+                    continue
             if channel not in tapped or not self._tapped_frame(kind, channel, data, start, stop, events):
                 if kind == METHOD:
                     notable = _notable(channel, data, start, stop)
@@ -208,6 +225,48 @@ class Splitter:
                 passed.append(data[at : stop + 1])
             at = stop + 1
         return at
+
+    def _whole(self, channel: int, data: bytes, start: int, stop: int, end: int, events: list[Event]) -> int:
+        """Read a delivery whose three frames are all here, as those of nearly every message are. Returns where the
+        next frame begins; 0 where it is anything else, and nothing was read."""
+        if _LONG.unpack_from(data, start)[0] != BASIC_DELIVER or end - stop < 32:
+            return 0
+        kind, its_channel, size = _HEAD.unpack_from(data, stop + 1)
+        head = stop + 8
+        head_stop = head + size
+        if kind != HEADER or its_channel != channel or size < 14 or head_stop + 8 >= end:
+            return 0
+        (body_size,) = _LONG_LONG.unpack_from(data, head + 4)
+        kind, its_channel, size = _HEAD.unpack_from(data, head_stop + 1)
+        body = head_stop + 8
+        body_stop = body + body_size
+        if kind != BODY or its_channel != channel or size != body_size or body_size > MESSAGE_BYTES_MAX:
+            return 0
+        if body_stop >= end or data[head_stop] != END or data[body_stop] != END:
+            return 0
+        at = start + 5 + data[start + 4]
+        consumer = data[start + 5 : at].decode("utf-8", "replace")
+        (tag,) = _LONG_LONG.unpack_from(data, at)
+        properties, readable = self._properties(data, head, head_stop, data[at + 8] & 1 == 1)
+        text = data[body:body_stop]
+        events.append(new_tuple(Delivered, (channel, consumer, tag, text, body_size, properties, readable)))
+        return int(body_stop + 1)
+
+    def _properties(self, data: bytes, head: int, stop: int, redelivered: bool) -> tuple[Properties, bool]:
+        """What `decode_content` says of a content header, but for the size of the body."""
+        if redelivered or data[head + 12] & _VARYING_HIGH or data[head + 13] & _VARYING_LOW:
+            _, properties, readable = decode_content(data, head, stop, redelivered)
+            return properties, readable
+        text = data[head + 12 : stop]
+        known = self._plain.get(text)
+        if known is not None:
+            return known, True
+        _, properties, readable = decode_content(data, head, stop, redelivered)
+        if readable and len(text) <= PLAIN_BYTES_MAX:
+            if len(self._plain) >= PLAIN_MAX:
+                self._plain.clear()
+            self._plain[text] = properties
+        return properties, readable
 
     def _tapped_frame(
         self, kind: int, channel: int, data: bytes, start: int, stop: int, events: list[Event]

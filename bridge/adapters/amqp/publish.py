@@ -28,6 +28,7 @@ from bridge.core.errors import BridgeError, BrokerUnavailable
 from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
+from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
@@ -38,6 +39,8 @@ SEND_TIMEOUT = 5.0
 WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write. A larger batch takes several, each after the confirms of the one before."""
 DETAIL_CHARS = 500
+_SURE_CHARS = SHORT_BYTES_MAX // 4
+"""A text with so many characters fits into a short string, whatever they are."""
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of the original that a dead letter does not get: the broker would route by the first two."""
 
@@ -190,14 +193,9 @@ class ReceiptPublisher:
         body = receipt_body(row)
         headers = _receipt_headers(row)
         if announce:
-            messages.append(
-                Message(
-                    OUTCOMES,
-                    outcome_key(row.outcome, row.event),
-                    _receipt_properties(row.key.push_id, headers, ""),
-                    body,
-                )
-            )
+            key = outcome_key(row.outcome, row.event)
+            properties = _receipt_properties(row.key.push_id, headers, "")
+            messages.append(new_tuple(Message, (OUTCOMES, key, properties, body, "")))
         for reply in receipt.replies:
             key = self._reply_key(reply, "receipts.send", row.key.push_id)
             if key:
@@ -346,6 +344,9 @@ def _receipt_headers(row: Row) -> bytes:
 
 
 def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> bytes:
+    if not correlation_id and len(push_id) <= _SURE_CHARS:
+        before, after = _around_message_id(headers)
+        return before + encoding.short_string(push_id) + after
     return encoding.properties(
         content_type="application/json",
         headers=headers,
@@ -354,6 +355,16 @@ def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> by
         message_id=push_id if encoding.fits(push_id) else "",
         type="push.outcome",
     )
+
+
+@lru_cache(maxsize=256)
+def _around_message_id(headers: bytes) -> tuple[bytes, bytes]:
+    """The properties of a receipt without correlation id: what comes before its message id, and after."""
+    whole = encoding.properties(
+        content_type="application/json", headers=headers, message_id="?", type="push.outcome"
+    )
+    before, _, after = whole.rpartition(encoding.short_string("?"))
+    return before, after
 
 
 def _letter_properties(original: Properties, headers: bytes) -> bytes:

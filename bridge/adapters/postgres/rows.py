@@ -7,13 +7,14 @@ https://www.postgresql.org/docs/15/arrays.html#ARRAYS-IO
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString
 
 import msgspec
 
 from bridge.core.errors import RowsRefused
-from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.outcomes import FINAL, Outcome, Proof, Reason
 from bridge.core.model.pushes import Encoding
 from bridge.core.model.rows import Reply, Row, RowKey
 
@@ -34,6 +35,7 @@ META: LiteralString = (
     " (select c.meta from push_content c where c.day = {0}.day and c.id = {0}.content)) end)"
 )
 """The meta of a record: its own, or the one that it shares."""
+MICRO = 1_000_000
 SHARE_BYTES = 256
 """What several rows of a batch have in common is stored once if it has at least so many bytes."""
 
@@ -147,6 +149,25 @@ def nullable_numbers(values: Sequence[float | None]) -> str:
     return f"{{{','.join(map(repr, values))}}}".replace("None", "NULL")
 
 
+def times(values: Sequence[float | None]) -> str:
+    """An array literal of times and nulls, in whole microseconds, as Postgres keeps them.
+
+    A batch shares most of its times, so each is written once; and a whole number is written five times as fast as a
+    fraction.
+    """
+    written: dict[float | None, str] = {None: "NULL"}
+    parts: list[str] = []
+    for value in values:
+        text = written.get(value)
+        if text is None:
+            assert value is not None
+            # What is no time is for the database to refuse.
+            text = f"{round(value * MICRO)}e-6" if math.isfinite(value) else repr(value)
+            written[value] = text
+        parts.append(text)
+    return f"{{{','.join(parts)}}}"
+
+
 def booleans(values: Iterable[bool]) -> str:
     """A boolean[] literal."""
     return f"{{{','.join(map(repr, values))}}}"
@@ -181,15 +202,15 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         users,
         texts([r.outcome for r in rows]),
         texts([r.reason for r in rows]),
-        booleans([r.final for r in rows]),
-        numbers([r.confirm.value for r in rows]),
+        booleans([FINAL[r.outcome] for r in rows]),
+        numbers([int(r.confirm) for r in rows]),
         numbers([r.sessions for r in rows]),
         numbers([r.attempts for r in rows]),
-        numbers([r.published_at for r in rows]),
-        numbers([r.taken_at for r in rows]),
-        nullable_numbers([r.written_at for r in rows]),
-        nullable_numbers([r.proven_at for r in rows]),
-        nullable_numbers([r.finished_at for r in rows]),
+        times([r.published_at for r in rows]),
+        times([r.taken_at for r in rows]),
+        times([r.written_at for r in rows]),
+        times([r.proven_at for r in rows]),
+        times([r.finished_at for r in rows]),
         texts([r.node for r in rows]),
         texts([r.boot for r in rows]),
         texts([r.event for r in rows]),
@@ -217,7 +238,7 @@ def _kept_params(
     sizes = [len(r.payload or b"") + len(listed.get(id(r.excluded), "")) for r in rows]
     return (
         nullable_numbers([r.position or None for r in rows]),
-        nullable_numbers([r.expires_at for r in rows]),
+        times([r.expires_at for r in rows]),
         nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
         nullable_texts([r.collapse_key or None for r in rows]),
         nullable_texts([listed[id(r.excluded)] if r.excluded else None for r in own]),

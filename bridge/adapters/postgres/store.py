@@ -28,6 +28,7 @@ from bridge.adapters.postgres.rows import (
 from bridge.core.errors import LogTakesNoRows, StoreUnavailable
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
+from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.store import (
     Collapse,
     IdPage,
@@ -110,7 +111,7 @@ class PostgresStore:
 
         records = await self._fetch(_RECORD, record_params([rows[i] for i in places]), again)
         # record_rows() fails unless every row was inserted or is among those it returned.
-        written = [Written(row, applied=True) for row in rows]
+        written: list[Written] = [new_tuple(Written, (row, True)) for row in rows]
         for record in records:
             place, stored = places[record[0] - 1], row_of(record[2:])
             applied = record[1]

@@ -1,10 +1,12 @@
-"""Find the outcome of a message that the broker, or this bridge, has given up."""
+"""Find the outcome of a message that is not sent: the broker or this bridge has given it up, or it is too old."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from bridge.core.inflight.held import HeldMessage
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import PushRequest
 from bridge.core.ports.broker import Arrival, Source
 
 
@@ -29,3 +31,12 @@ def given_up(arrival: Arrival, max_attempts: int) -> GivenUp | None:
     if why == "delivery_limit":
         return GivenUp(Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached")
     return GivenUp(Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}")
+
+
+def too_old_of(message: HeldMessage, request: PushRequest, max_age: float) -> tuple[Outcome, Reason] | None:
+    """The outcome of a push whose time was over when it was taken; None for any other push. `max_age`: seconds that a
+    push without a ttl may be old."""
+    age = message.taken_at - message.published_at
+    if request.ttl == 0:
+        return (Outcome.EXPIRED, Reason.MAX_AGE) if age > max_age else None
+    return (Outcome.EXPIRED, Reason.TTL) if age >= request.ttl else None

@@ -6,9 +6,9 @@
                              └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
 
 Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
-all that time, and `bridge.core.settlement`. The other files help them: `known`, `lookups`, `remembered`, `repeats` and
-`elsewhere` (pushes that came before), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness`
-(sessions), `turns`, `load` (bounds).
+all that time, and `bridge.core.settlement`. The other files help them: `reading` (messages), `known`, `lookups`,
+`remembered`, `repeats` and `elsewhere` (pushes that came before), `targets`, `given_up`, `grace` (after a start),
+`presence`, `liveness` (sessions), `turns`, `load` (bounds).
 """
 
 from __future__ import annotations

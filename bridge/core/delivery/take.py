@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bridge.core.contract.requests import Decoded, begin
+from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
-from bridge.core.delivery.given_up import GivenUp, given_up
+from bridge.core.delivery.given_up import GivenUp, given_up, too_old_of
 from bridge.core.delivery.known import DecodedMessage, Known, KnownRows, portions
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups, Stopped
+from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.routing import Router
-from bridge.core.delivery.targets import Resolver, resolver_of
+from bridge.core.delivery.targets import RESOLVERS, Resolver, resolver_of
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
@@ -26,7 +26,7 @@ from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of, flight_of_rejected
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import NO_USER, PushRequest, Rejected
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToUser
 from bridge.core.model.rows import DeadLetter, Row, RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.broker import Acks, Arrival, Source
@@ -39,6 +39,8 @@ from bridge.core.settlement.worklist import Worklist
 SUSPECT_ATTEMPTS = 5
 """From this delivery count on a message is taken and handled alone. If it kills the process, its neighbours must not
 be lost with it, and their deliveries must not be counted with its own."""
+
+_TO_USER = RESOLVERS[ToUser]
 
 
 class _Taking(NamedTuple):
@@ -60,6 +62,7 @@ class TakeParts(NamedTuple):
     hub: Hub
     inflight: InFlight
     worklist: Worklist
+    reader: Reader
     router: Router
     dispatcher: Dispatcher
     lookups: Lookups
@@ -82,6 +85,7 @@ class Taker:
         self._hub = parts.hub
         self._inflight = parts.inflight
         self._worklist = parts.worklist
+        self._reader = parts.reader
         self._router = parts.router
         self._dispatcher = parts.dispatcher
         self._lookups = parts.lookups
@@ -99,6 +103,8 @@ class Taker:
         # Even if few attempts are allowed, some of them must be alone.
         self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
         self._lost_incarnation = -1
+        self._taken_at = 0.0
+        """Wall-clock seconds since the last wait: one time for all messages that are taken without one."""
 
     def is_suspect(self, arrival: Arrival) -> bool:
         """Whether a message was delivered so often that handling it may have killed the process."""
@@ -117,10 +123,13 @@ class Taker:
         self._turns.begin()
         decoded: list[DecodedMessage] = []
         for arrival in batch:
-            decoded.append((arrival, await self._decode(arrival)))
+            begun = self._reader.begin(arrival)
+            read = begun if isinstance(begun, Decoded) else await self._reader.finish(arrival, begun)
+            decoded.append((arrival, read))
             if self._turns.is_late:
                 await self._turns.give()
         self._turns.begin_count()
+        self._taken_at = self._clock.time()
         messages = requests = 0
         try:
             with self._known.watching():
@@ -133,7 +142,13 @@ class Taker:
                         if self.is_lost(arrival):
                             continue
                         requests += len(taking.requests)
-                        await self._take_message(arrival, taking, known)
+                        if self._take_ordinary(arrival, taking, known):
+                            if self._turns.is_due():
+                                await self._turns.give()
+                                self._taken_at = self._clock.time()
+                        else:
+                            await self._take_message(arrival, taking, known)
+                            self._taken_at = self._clock.time()
         except Stopped:
             # Messages that were not acked go back to the queue with the channel.
             return len(batch)
@@ -146,22 +161,52 @@ class Taker:
 
     # --- a message ---
 
-    async def _decode(self, arrival: Arrival) -> Decoded:
+    def _take_ordinary(self, arrival: Arrival, taking: Decoded, known: Known | None) -> bool:
+        """Take a message with one request to one user, which nothing says may have come before: nearly every one.
+
+        It needs no look-up and no wait. False, and nothing done, where it is any other: see `_take_message`.
+        """
+        properties = arrival.properties
+        if (
+            known is None
+            or len(taking.requests) != 1
+            or arrival.source is not Source.REQUESTS
+            or properties.delivery_count > 0
+        ):
+            return False
+        request = taking.requests[0]
+        if (
+            not isinstance(request, PushRequest)
+            or not isinstance(request.target, ToUser)
+            or id(request) in known.came
+        ):
+            return False
+        message = HeldMessage(
+            arrival.token,
+            properties,
+            published_at=taking.published_at,
+            taken_at=self._taken_at,
+            traceparent=taking.traceparent,
+        )
         try:
-            decoded = begin(arrival, self._limits.requests)
-            while not isinstance(decoded, Decoded):
-                try:
-                    next(decoded)
-                except StopIteration as end:
-                    decoded = end.value
-                if self._turns.is_late:
-                    await self._turns.give()
-            return decoded
-        except Exception as error:  # a defect in decoding would come again with every redelivery
-            self._errors.handle(error, "wire.decode", {"bytes": arrival.body_size})
-            push_id = f"sha256-{hashlib.sha256(arrival.body).hexdigest()}"
-            rejected = Rejected(push_id, Reason.POISON, "decoding it failed", arrival.body)
-            return Decoded((rejected,), arrival.arrived_at, "")
+            flight = flight_of(
+                request,
+                request.target.user,
+                message,
+                self._inflight,
+                self._clock.monotonic(),
+                self._inflight.take_position(),
+                fingerprint_of(request),
+            )
+            too_old = too_old_of(message, request, self._limits.max_age)
+            if too_old is not None:
+                flight.born_ended(*too_old, message.taken_at)
+            if self._enter(flight, message, known.rows) and too_old is None:
+                self._router.route(flight, request, _TO_USER, {})
+            self._remember(request)
+        except Exception as error:  # a defect must cost one message, not the service
+            self._failed(arrival, message, error)
+        return True
 
     async def _take_message(self, arrival: Arrival, taking: Decoded, known: Known | None) -> None:
         message = HeldMessage(
@@ -312,14 +357,14 @@ class Taker:
             request, NO_USER, message, self._inflight, self._clock.monotonic(), position, taking.fingerprint
         )
         self._remember(request)
-        end = self._too_old(taking) or (Outcome.OFFLINE, Reason.NO_SESSION)
+        end = too_old_of(message, request, self._limits.max_age) or (Outcome.OFFLINE, Reason.NO_SESSION)
         if self._enter(flight, message, {}, roams=True):
             self._elsewhere.add(flight, request.key, *end)
 
     async def _take_for(self, taking: _Taking, users: Sequence[str], position: int) -> None:
         """Take a push for these users."""
         _, request, resolver, _, _, _, ending = taking
-        too_old = None if ending is not None else self._too_old(taking)
+        too_old = None if ending is not None else too_old_of(taking.message, request, self._limits.max_age)
         frames: dict[Mode, Frame] = {}
         for at in range(0, len(users), LOOKUP_ROWS):
             some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
@@ -344,14 +389,6 @@ class Taker:
                 if self._turns.is_due():
                     await self._turns.give()
         self._remember(request)
-
-    def _too_old(self, taking: _Taking) -> tuple[Outcome, Reason] | None:
-        """The outcome of a push whose time was over when it was taken; None for any other push."""
-        age = taking.message.taken_at - taking.message.published_at
-        ttl = taking.request.ttl
-        if ttl == 0:
-            return (Outcome.EXPIRED, Reason.MAX_AGE) if age > self._limits.max_age else None
-        return (Outcome.EXPIRED, Reason.TTL) if age >= ttl else None
 
     def _remember(self, request: PushRequest) -> None:
         if not request.generated_id:

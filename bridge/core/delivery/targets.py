@@ -6,10 +6,11 @@ A kind of target is one class and one line in `RESOLVERS`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import NO_USER, PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
+from bridge.core.model.tuples import new_tuple
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
@@ -126,6 +127,6 @@ def address(hub: Hub, request: PushRequest, resolver: Resolver, user: str) -> Ad
         return Address(user, (), resolver.nobody)
     live = [s for s in resolver.sessions(hub, request.target, user) if s.takes_pushes]
     if not request.excluded:
-        return Address(user, live)
+        return cast(Address, new_tuple(Address, (user, live, Reason.NO_SESSION)))
     chosen = [s for s in live if s.id not in request.excluded]
     return Address(user, chosen, Reason.EXCLUDED if live and not chosen else Reason.NO_SESSION)

@@ -9,6 +9,7 @@ from bridge.core.model.fingerprint import NOT_KNOWN, fingerprint_of
 from bridge.core.model.outcomes import Outcome, Proof
 from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected
 from bridge.core.model.rows import Row, RowKey
+from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken
 
 PAYLOAD_KEPT = 4096
@@ -28,7 +29,7 @@ def flight_of(
 ) -> Flight:
     """The flight of a request to one of its users. A push without a user (`NO_USER`) is never kept."""
     flight = Flight(
-        RowKey(request.tenant, request.id, user),
+        new_tuple(RowKey, (request.tenant, request.id, user)),
         message,
         owner,
         event=request.event,

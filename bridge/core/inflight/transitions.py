@@ -25,6 +25,8 @@ class State(enum.IntEnum):
     ENDED = 3
     """Its outcome is decided, and never changes again."""
 
+    __hash__ = int.__hash__
+
 
 class Event(enum.IntEnum):
     """What happens to a push in flight."""
@@ -51,6 +53,8 @@ class Event(enum.IntEnum):
     """Its outcome is known without sending it: it is rejected, expired, or its user is absent."""
     LOGGED = 10
     """The log has a final row for it, whether this process wrote it or another did."""
+
+    __hash__ = int.__hash__
 
 
 class Step(NamedTuple):

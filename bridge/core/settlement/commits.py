@@ -63,6 +63,17 @@ class Commits:
             del self._worklist.flights[row.key]
         self._inflight.settled(flight, row)
         self._on_written(row.key.user)
+        if (
+            written.applied
+            and len(messages) == 1
+            and row.owed is None
+            and flight.differing is None
+            and row.fingerprint == flight.fingerprint
+        ):
+            # Nearly every row: one message waited for it, and it owes nothing else.
+            payment.receipts.append(Receipt(row, messages[0].replies))
+            payment.messages.append((messages[0], row.key))
+            return
         replies = merged(*(flight.replies_to(m, row.fingerprint) for m in messages))
         if written.applied:
             payment.receipts.append(Receipt(row, merged(replies, row.owed or ())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -20,6 +21,7 @@ from bridge.core.contract.stepping import AT_ONCE, Steps, finish
 from bridge.core.errors import InvalidRequest
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, PushRequest, Rejected
+from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import Arrival
 
 
@@ -81,7 +83,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
     if payload_only or body[:1] != b"{" or size > AT_ONCE:
         steps = _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
     elif request := straight(body, fallback_id, limits, arrived_at):
-        return Decoded((request,), published_at, traceparent)
+        return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
     misspelt = of_headers.misspelt(headers) if headers and not payload_only else ""
