@@ -17,6 +17,7 @@ from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, Persistence
 
@@ -47,6 +48,9 @@ class Lookups:
         self._errors = errors
         self._metrics = metrics
         self._persistence = Persistence(store, gate, clock, "look-ups")
+        self._of_push = RowLimit(LOOKUP_ROWS, PARTS)
+        """For pages of the rows of a push."""
+        self._any_row = RowLimit(1, PARTS)
         self._asking: asyncio.Task[object] | None = None
         self._stopped = False
 
@@ -69,17 +73,17 @@ class Lookups:
                 found[row.key] = row
         return found
 
-    async def of_push(self, push: PushKey, limit: int = LOOKUP_ROWS) -> AsyncIterator[Sequence[Row]]:
+    async def of_push(self, push: PushKey) -> AsyncIterator[Sequence[Row]]:
         """All rows of a push, page by page. Raises Stopped."""
         place: str | None = ""
         while place is not None:
-            page = await self._unless_stopped(self._page(push, place, limit))
+            page = await self._unless_stopped(self._page(push, place, self._of_push))
             yield page[0]
             place = page[1]
 
     async def has_rows(self, push: PushKey) -> bool:
         """Whether a push has any row. Raises Stopped."""
-        rows, _ = await self._unless_stopped(self._page(push, "", 1))
+        rows, _ = await self._unless_stopped(self._page(push, "", self._any_row))
         return bool(rows)
 
     async def _some(self, keys: Sequence[RowKey]) -> list[Row]:
@@ -91,16 +95,16 @@ class Lookups:
         self._metrics.looked_up(len(keys))
         return await self._persistence.in_parts(keys, self._store.find, failed)
 
-    async def _page(self, push: PushKey, place: str, limit: int) -> tuple[Sequence[Row], str | None]:
+    async def _page(self, push: PushKey, place: str, limit: RowLimit) -> tuple[Sequence[Row], str | None]:
         while True:
             try:
-                page = await self._persistence.call(partial(self._store.find_push, push, place, limit))
+                page = await self._persistence.call(partial(self._store.find_push, push, place, limit.rows))
             except StatementFailed as failed:
                 self._errors.handle(failed, "store.find_push", {"push_id": push.push_id})
-                if limit == 1:
+                if not limit.shrink():
                     await self._clock.sleep(RETRY)
-                limit = max(1, limit // PARTS)
             else:
+                limit.grow()
                 return page.rows, page.next_user
 
     async def _unless_stopped(self, asking: Coroutine[object, object, T]) -> T:

@@ -17,13 +17,15 @@ from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import IdPlace, OthersRows, Store
+from bridge.core.row_limit import RowLimit
+from bridge.core.settlement.persistence import PARTS
 
 GENERATION = 86_400.0
 """Seconds for which ids are added to one generation."""
 BITS = 3
 """Bits that an id sets."""
 PAGE_ROWS, PAGE_ROWS_LEAST = 20_000, 100
-"""Rows of the log that one page reads; halved after a failure, down to the least."""
+"""Rows of the log that one page reads; fewer after a failure, down to the least."""
 SLICE = 2_000
 """Ids that are added before the event loop gets a turn."""
 RETRY = 1.0
@@ -121,7 +123,7 @@ class Recollection:
         self._doubts = 0
         self._wanted = asyncio.Event()
         self._wanted.set()
-        self.page_rows = PAGE_ROWS
+        self._limit = RowLimit(PAGE_ROWS, PARTS, PAGE_ROWS_LEAST)
 
     def began(self) -> None:
         """The first request of a channel has come: from now on no other process takes requests."""
@@ -160,12 +162,12 @@ class Recollection:
         while True:
             began = self._clock.monotonic()
             try:
-                page = await self._store.ids(place, self.page_rows)
+                page = await self._store.ids(place, self._limit.rows)
             except StatementFailed:
-                if self.page_rows <= PAGE_ROWS_LEAST:
+                if not self._limit.shrink():
                     raise
-                self.page_rows = max(PAGE_ROWS_LEAST, self.page_rows // 2)
                 continue
+            self._limit.grow()
             took = self._clock.monotonic() - began
             for at in range(0, len(page.ids), SLICE):
                 for push_id in page.ids[at : at + SLICE]:

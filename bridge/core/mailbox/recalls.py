@@ -17,9 +17,10 @@ from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
-from bridge.core.settlement.persistence import SWEEP_ROWS
+from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS
 
 RECALL_TRIES, RECALL_WAIT = 5, 0.1
 """Tries of a recall while other transactions lock rows that it names, and the seconds between them."""
@@ -64,17 +65,17 @@ class Recalls:
             if flight.outcome is Outcome.RECALLED:
                 uncommitted.append(self._inflight.until_settled(flight))
         place: RecallPlace | None = RecallPlace()
-        rows = SWEEP_ROWS
+        limit = RowLimit(SWEEP_ROWS, PARTS)
         count = len(ended)
         held = tries = 0
         while place is not None:
             try:
-                page = await self._store.recall(recall, place, rows)
+                page = await self._store.recall(recall, place, limit.rows)
             except StatementFailed:
-                if rows == 1:
+                if not limit.shrink():
                     raise
-                rows = max(1, rows // 4)
                 continue
+            limit.grow()
             self._inflight.ended_in_store([w.row for w in page.written if w.applied])
             count += sum(1 for w in page.written if w.applied and w.row.key not in ended)
             of_page = dict.fromkeys((w.row.key.user, w.row.key.push_id) for w in page.written)

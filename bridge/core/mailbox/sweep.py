@@ -11,6 +11,7 @@ from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
 
@@ -44,7 +45,7 @@ class MailboxSweep:
         self._measuring = Measuring(limits)
         self._patrol = ""
         """The user whose mailbox the patrol measured last."""
-        self._sweep_rows = SWEEP_ROWS
+        self._limit = RowLimit(SWEEP_ROWS, PARTS)
 
     def stored(self, user: str, payload_bytes: int) -> None:
         """A push of this user was stored, or stored again: the mailbox may have grown."""
@@ -94,13 +95,12 @@ class MailboxSweep:
 
     async def _ended_by(self, statement: Callable[[int], Awaitable[Sequence[Row]]]) -> bool:
         """Run a statement that ends a bounded number of rows. Returns whether there may be more."""
+        rows = self._limit.rows
         try:
-            ended = await self._persistence.call(lambda: statement(self._sweep_rows))
+            ended = await self._persistence.call(lambda: statement(rows))
         except StatementFailed as failed:
-            self._errors.handle(failed, "mailbox.sweep", {"rows": self._sweep_rows})
-            alone = self._sweep_rows == 1
-            self._sweep_rows = max(1, self._sweep_rows // PARTS)
-            return not alone
-        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+            self._errors.handle(failed, "mailbox.sweep", {"rows": rows})
+            return self._limit.shrink()
+        self._limit.grow()
         self._inflight.ended_in_store(ended)
         return bool(ended)

@@ -10,6 +10,7 @@ from bridge.core.model.rows import Difference, LateProof, Receipt
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.paying import Paying
 from bridge.core.settlement.payments import Payments, payment_of
 from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
@@ -36,7 +37,7 @@ class Debts:
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
-        self._sweep_rows = SWEEP_ROWS
+        self._owing = RowLimit(SWEEP_ROWS, PARTS)
 
     async def sweep(self) -> None:
         """Pay debts of rows whose messages are acked, note late proofs and differences, and retry what failed."""
@@ -96,11 +97,12 @@ class Debts:
             self._worklist.differences += [(one, None) for one in left]
 
     async def _pay_debts(self) -> None:
+        limit = self._owing.rows
         try:
-            found = await self._persistence.call(lambda: self._store.owing(self._sweep_rows))
+            found = await self._persistence.call(lambda: self._store.owing(limit))
         except StatementFailed as failed:
-            self._errors.handle(failed, "store.owing", {"rows": self._sweep_rows})
-            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            self._errors.handle(failed, "store.owing", {"rows": limit})
+            self._owing.shrink()
             return
         now = self._clock.monotonic()
         resting = {key for key, (until, _) in self._paying.rested.items() if until > now}
@@ -109,8 +111,8 @@ class Debts:
             key: (until, wait) for key, (until, wait) in self._paying.rested.items() if until + wait > now
         }
         owing = [r for r in found if r.key not in self._payments.being_paid and r.key not in resting]
-        more = len(found) == self._sweep_rows
-        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        more = len(found) == limit
+        self._owing.grow()
         if not owing:
             return
         receipts = [Receipt(r, r.owed or ()) for r in owing]

@@ -26,7 +26,7 @@ SUSPECT_AFTER = 3
 PARTS = 8
 """How many parts a failed call is cut into. With two, finding one bad row among 500 would cost nine time limits."""
 SWEEP_ROWS = 500
-"""Rows that one statement of a sweep reads, ends or notes anything in; halved if that takes too long."""
+"""Rows that one statement of a sweep reads, ends or notes anything in; fewer if that takes too long."""
 GIVE_UP = 8
 """Parts that may fail in a row. Then the rest is not tried, since each part may cost a time limit."""
 
