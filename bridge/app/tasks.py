@@ -24,7 +24,6 @@ from bridge.config import Settings
 from bridge.core.backoff import BackOff
 from bridge.core.errors import BridgeError, DatabaseUnsuitable, StatementFailed, StoreUnavailable
 from bridge.core.row_limit import RowLimit
-from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS
 from bridge.ops.surroundings import Surroundings
 
 log = logging.getLogger("bridge")
@@ -182,7 +181,8 @@ async def hold_lease(at: Workplace) -> None:
 async def sweep_log(at: Workplace) -> None:
     """Begin a new day, end the rows of dead nodes, and pay debts."""
     node, rows = at.node, at.rows
-    limit = RowLimit(SWEEP_ROWS, PARTS)
+    bounds = node.core.bounds.statements
+    limit = RowLimit(bounds.sweep_rows, bounds.parts)
     while True:
         await node.clock.sleep(at.limits.sweep_every)
         if "database" in node.gate:

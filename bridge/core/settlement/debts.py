@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bridge.core.bounds import StatementBounds
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.rows import Difference, LateProof, Receipt
@@ -13,7 +14,7 @@ from bridge.core.ports.store import Store
 from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.paying import Paying
 from bridge.core.settlement.payments import Payments, payment_of
-from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
+from bridge.core.settlement.persistence import Persistence
 from bridge.core.settlement.worklist import Worklist
 
 
@@ -29,6 +30,7 @@ class Debts:
         persistence: Persistence,
         errors: ErrorHandler,
         clock: Clock,
+        bounds: StatementBounds,
     ) -> None:
         self._worklist = worklist
         self._payments = payments
@@ -37,7 +39,8 @@ class Debts:
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
-        self._owing = RowLimit(SWEEP_ROWS, PARTS)
+        self._sweep_rows = bounds.sweep_rows
+        self._owing = RowLimit(bounds.sweep_rows, bounds.parts)
 
     async def sweep(self) -> None:
         """Pay debts of rows whose messages are acked, note late proofs and differences, and retry what failed."""
@@ -72,8 +75,8 @@ class Debts:
 
         late = [p for p in self._worklist.late_proofs if not unwritten(p)]
         self._worklist.late_proofs = [p for p in self._worklist.late_proofs if unwritten(p)]
-        for at in range(0, len(late), SWEEP_ROWS):
-            left = await self._persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+        for at in range(0, len(late), self._sweep_rows):
+            left = await self._persistence.in_parts(late[at : at + self._sweep_rows], prove, failed)
             self._worklist.late_proofs += left
 
     async def _note_differences(self) -> None:
@@ -92,8 +95,8 @@ class Debts:
         self._worklist.differences = [
             (one, flight) for one, flight in self._worklist.differences if unwritten(flight)
         ]
-        for at in range(0, len(now), SWEEP_ROWS):
-            left = await self._persistence.in_parts(now[at : at + SWEEP_ROWS], note, failed)
+        for at in range(0, len(now), self._sweep_rows):
+            left = await self._persistence.in_parts(now[at : at + self._sweep_rows], note, failed)
             self._worklist.differences += [(one, None) for one in left]
 
     async def _pay_debts(self) -> None:
