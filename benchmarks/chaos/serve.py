@@ -153,14 +153,14 @@ def _limit_pool(most: int) -> None:
     Connections.__init__ = limited  # type: ignore[method-assign]
 
 
-def _die_of_pushes_to(user: str) -> None:
+def _die_of_pushes_to(killer: str) -> None:
     resolver = RESOLVERS[ToUser]
     sessions = resolver.sessions
 
-    def deadly(hub: Hub, target: Target, of_user: str) -> Sequence[Session]:
-        if of_user == user:
+    def deadly(hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        if user == killer:
             die()
-        return sessions(hub, target, of_user)
+        return sessions(hub, target, user)
 
     resolver.sessions = deadly  # type: ignore[method-assign]
 

@@ -1,7 +1,7 @@
 """The fixed limits of the service: how often its tasks run, and how it starts and stops.
 
 No setting changes them. The composition root hands them to everything that needs them, so that a setting could do
-so.
+so. Those of the core are in `bridge.core.bounds`.
 """
 
 from __future__ import annotations

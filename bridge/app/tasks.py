@@ -23,7 +23,7 @@ from bridge.app.rows import Rows
 from bridge.config import Settings
 from bridge.core.backoff import BackOff
 from bridge.core.errors import BridgeError, DatabaseUnsuitable, StatementFailed, StoreUnavailable
-from bridge.core.settlement.persistence import SWEEP_ROWS
+from bridge.core.row_limit import RowLimit
 from bridge.ops.surroundings import Surroundings
 
 log = logging.getLogger("bridge")
@@ -181,7 +181,8 @@ async def hold_lease(at: Workplace) -> None:
 async def sweep_log(at: Workplace) -> None:
     """Begin a new day, end the rows of dead nodes, and pay debts."""
     node, rows = at.node, at.rows
-    limit = SWEEP_ROWS
+    bounds = node.core.bounds.statements
+    limit = RowLimit(bounds.sweep_rows, bounds.parts)
     while True:
         await node.clock.sleep(at.limits.sweep_every)
         if "database" in node.gate:
@@ -190,15 +191,15 @@ async def sweep_log(at: Workplace) -> None:
         try:
             if rows.postgres is not None:
                 await rows.postgres.roll_day()
-            ended = await rows.lease.end_dead(limit)
+            ended = await rows.lease.end_dead(limit.rows)
         except StatementFailed as failed:
-            limit = max(1, limit // 2)
-            at.reports.errors.handle(failed, "sweep", {"rows": limit})
+            at.reports.errors.handle(failed, "sweep", {"rows": limit.rows})
+            limit.shrink()
         except StoreUnavailable as down:
             # The lease task decides whether the database is down.
             at.reports.errors.handle(down, "sweep", {})
         else:
-            limit = SWEEP_ROWS
+            limit.grow()
             if ended:
                 node.core.worklist.ended_by_sweep(ended)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bridge.core.bounds import Bounds
 from bridge.core.control import Control
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
@@ -61,11 +62,12 @@ class Ports(NamedTuple):
 
 
 class CoreLimits(NamedTuple):
-    """The bounds from the settings."""
+    """The bounds of the core: those from the settings, and the fixed ones."""
 
     delivery: DeliveryLimits
     mailbox: MailboxLimits
     id_memory_bytes: int
+    fixed: Bounds = Bounds()
 
 
 class Core:
@@ -75,9 +77,10 @@ class Core:
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
         self.ports = ports
         self.gate = gate
+        self.bounds = limits.fixed
         clock, errors, delivery = ports.clock, ports.errors, limits.delivery
         self.hub = Hub()
-        self.worklist = Worklist(metrics=ports.metrics, clock=clock)
+        self.worklist = Worklist(metrics=ports.metrics, clock=clock, late_max=self.bounds.settlement.late_max)
         self.inflight = InFlight(
             ends=self.worklist,
             clock=clock,
@@ -97,29 +100,15 @@ class Core:
         )
         self.remembered = Remembered(limits.id_memory_bytes, clock.monotonic())
         self.recollection = Recollection(
-            self.remembered, store=ports.store, errors=errors, clock=clock, boot=boot
+            self.remembered,
+            store=ports.store,
+            errors=errors,
+            clock=clock,
+            boot=boot,
+            bounds=self.bounds,
         )
         self._make_taking(delivery)
-        self.settlement = Settlement(
-            SettlementPorts(
-                ports.store,
-                ports.logs,
-                ports.receipts,
-                ports.dead_letters,
-                ports.acks,
-                ports.hooks,
-                ports.metrics,
-                errors,
-                clock,
-            ),
-            worklist=self.worklist,
-            inflight=self.inflight,
-            gate=gate,
-            node=node,
-            boot=boot,
-            on_stored=self.mailbox_sweep.stored,
-            on_written=self.pages.row_written,
-        )
+        self._make_settlement(node, boot)
         self.control = Control(
             store=ports.store,
             recalls=self.recalls,
@@ -129,6 +118,7 @@ class Core:
             clock=clock,
             gate=gate,
             node=node,
+            bounds=self.bounds.statements,
         )
 
     def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
@@ -143,6 +133,7 @@ class Core:
             errors=ports.errors,
             boot=boot,
             patience=limits.delivery.confirm_timeout,
+            bounds=self.bounds,
         )
         self.resends = Resends(
             hub=self.hub,
@@ -157,18 +148,27 @@ class Core:
             gate=self.gate,
             errors=ports.errors,
             limits=limits.mailbox,
+            bounds=self.bounds,
         )
         self.recalls = Recalls(
-            store=ports.store, hub=self.hub, inflight=self.inflight, pages=self.pages, clock=clock
+            store=ports.store,
+            hub=self.hub,
+            inflight=self.inflight,
+            pages=self.pages,
+            clock=clock,
+            bounds=self.bounds,
         )
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
         ports, clock = self.ports, self.ports.clock
         inflight, worklist = self.inflight, self.worklist
-        lookups = Lookups(ports.store, self.gate, clock, ports.errors, ports.metrics)
+        bounds = self.bounds.taking
+        lookups = Lookups(ports.store, self.gate, clock, ports.errors, ports.metrics, self.bounds)
         dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
-        turns = Turns(clock, dispatcher.flush)
-        repeats = Repeats(inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock)
+        turns = Turns(clock, dispatcher.flush, bounds)
+        repeats = Repeats(
+            inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock, bounds=bounds
+        )
         elsewhere = Elsewhere(
             inflight=inflight,
             worklist=worklist,
@@ -178,25 +178,16 @@ class Core:
             clock=clock,
             park_after=limits.park_after,
         )
-        load = Load(inflight, worklist)
-        router = Router(
-            hub=self.hub,
-            inflight=inflight,
-            dispatcher=dispatcher,
-            grace=self.grace,
-            clock=clock,
-            pong_after=limits.park_after,
-        )
-        known = KnownRows(inflight=inflight, lookups=lookups, remembered=self.remembered, turns=turns)
+        load = Load(inflight, worklist, bounds.in_hand)
         taker = Taker(
             TakeParts(
                 hub=self.hub,
                 inflight=inflight,
                 worklist=worklist,
                 reader=Reader(limits.requests, turns, ports.errors),
-                router=router,
+                router=self._router(dispatcher, limits),
                 dispatcher=dispatcher,
-                known=known,
+                known=self._known(lookups, turns),
                 lookups=lookups,
                 repeats=repeats,
                 elsewhere=elsewhere,
@@ -209,6 +200,7 @@ class Core:
                 clock=clock,
             ),
             limits,
+            bounds,
         )
         self.intake = Intake(
             taker=taker,
@@ -218,6 +210,50 @@ class Core:
             load=load,
             clock=clock,
             gate=self.gate,
+            batch=bounds.batch,
+        )
+
+    def _router(self, dispatcher: Dispatcher, limits: DeliveryLimits) -> Router:
+        return Router(
+            hub=self.hub,
+            inflight=self.inflight,
+            dispatcher=dispatcher,
+            grace=self.grace,
+            clock=self.ports.clock,
+            pong_after=limits.park_after,
+        )
+
+    def _known(self, lookups: Lookups, turns: Turns) -> KnownRows:
+        return KnownRows(
+            inflight=self.inflight,
+            lookups=lookups,
+            remembered=self.remembered,
+            turns=turns,
+            lookup_rows=self.bounds.taking.lookup_rows,
+        )
+
+    def _make_settlement(self, node: str, boot: str) -> None:
+        ports = self.ports
+        self.settlement = Settlement(
+            SettlementPorts(
+                ports.store,
+                ports.logs,
+                ports.receipts,
+                ports.dead_letters,
+                ports.acks,
+                ports.hooks,
+                ports.metrics,
+                ports.errors,
+                ports.clock,
+            ),
+            worklist=self.worklist,
+            inflight=self.inflight,
+            gate=self.gate,
+            bounds=self.bounds,
+            node=node,
+            boot=boot,
+            on_stored=self.mailbox_sweep.stored,
+            on_written=self.pages.row_written,
         )
 
     def begin(self, last_position: int) -> None:

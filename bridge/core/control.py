@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from bridge.core.bounds import StatementBounds
 from bridge.core.contract.control import BadControl, control_error, control_reply, decode_control
 from bridge.core.errors import ControlRefused, StatementFailed
 from bridge.core.mailbox.recalls import Recalled, Recalls
@@ -52,6 +53,7 @@ class Control:
         clock: Clock,
         gate: Gate,
         node: str,
+        bounds: StatementBounds,
     ) -> None:
         self._recalls = recalls
         self._acks = acks
@@ -59,7 +61,7 @@ class Control:
         self._errors = errors
         self._clock = clock
         self._gate = gate
-        self._persistence = Persistence(store, gate, clock, "control")
+        self._persistence = Persistence(store, gate, clock, "control", bounds)
         self._node = node
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from bridge.core.bounds import Bounds
 from bridge.core.contract import requests
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.contract.requests import Decoded, Limits
 from bridge.core.contract.stepping import Steps
 from bridge.core.delivery import reading
-from bridge.core.delivery.take import SUSPECT_ATTEMPTS
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
@@ -21,7 +21,7 @@ from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.store import RowPage
-from tests.support.house import House, Peer, house, to
+from tests.support.house import BOUNDS, House, Peer, house, to
 from tests.support.ports import arrival
 from tests.support.waiting import turns, until
 
@@ -457,7 +457,9 @@ async def test_a_push_whose_users_only_the_hub_knew_ends_once_though_they_left(t
             assert [(r.row.key.user, r.announce) for r in h2.publisher.sent] == [("u1", True)]
 
 
-@pytest.mark.parametrize("given_out", [1, SUSPECT_ATTEMPTS], ids=["once", "so often that it is taken alone"])
+@pytest.mark.parametrize(
+    "given_out", [1, BOUNDS.taking.suspect_attempts], ids=["once", "so often that it is taken alone"]
+)
 async def test_a_push_to_a_session_of_another_bridge_whose_row_is_on_its_way_ends_once(
     given_out: int,
 ) -> None:
@@ -515,7 +517,7 @@ async def test_a_push_taken_alone_to_a_session_that_is_nowhere_ends_when_another
 ):
     async with house() as h:
         body = json.dumps({"id": "p1", "to": {"session": "gone"}, "data": 1}).encode()
-        await h.take(arrival(body, redelivered=True, delivery_count=SUSPECT_ATTEMPTS))
+        await h.take(arrival(body, redelivered=True, delivery_count=BOUNDS.taking.suspect_attempts))
         h.advance(1.0)
         assert h.store.rows == {}
         h.advance(1.5)
@@ -529,7 +531,9 @@ async def test_pushes_taken_alone_to_sessions_that_are_nowhere_wait_once_and_not
             json.dumps({"id": f"p{n}", "to": {"session": "gone"}, "data": 1}).encode() for n in range(5)
         ]
         began = h.clock.mono
-        h.intake.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
+        h.intake.arrived(
+            [arrival(b, redelivered=True, delivery_count=BOUNDS.taking.suspect_attempts) for b in bodies]
+        )
         async with asyncio.timeout(10):
             while len(h.acks.acked) < len(bodies):
                 h.advance(0.1)
@@ -864,7 +868,9 @@ async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() 
     async with house() as h:
         peer = h.connect("u1")
         first = arrival(
-            json.dumps(to("u1", "p1")).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS
+            json.dumps(to("u1", "p1")).encode(),
+            redelivered=True,
+            delivery_count=BOUNDS.taking.suspect_attempts,
         )
         second = arrival(json.dumps(to("u1", "p2")).encode())
         h.intake.arrived([first, second])
@@ -879,7 +885,11 @@ async def test_a_suspect_message_is_handled_alone_and_settled_before_the_next() 
 async def test_a_suspect_message_for_a_user_who_may_come_back_does_not_hold_up_the_queue() -> None:
     async with house(start_grace=2.0) as h:
         suspect = [
-            arrival(json.dumps(to("u1", p)).encode(), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+            arrival(
+                json.dumps(to("u1", p)).encode(),
+                redelivered=True,
+                delivery_count=BOUNDS.taking.suspect_attempts,
+            )
             for p in ("p1", "p2")
         ]
         began = h.clock.monotonic()
@@ -895,7 +905,7 @@ async def test_a_suspect_message_for_a_user_who_may_come_back_does_not_hold_up_t
 async def test_one_message_at_a_time_is_asked_for_until_one_came_that_is_not_suspect() -> None:
     async with house() as h:
         peer = h.connect("u1")
-        await h.push(to("u1", "p1"), redelivered=True, delivery_count=SUSPECT_ATTEMPTS)
+        await h.push(to("u1", "p1"), redelivered=True, delivery_count=BOUNDS.taking.suspect_attempts)
         peer.answer()
         await h.settled(1)
         await h.push(to("u1", "p2"), source=Source.FALLEN, headers={"x-first-death-reason": "expired"})
@@ -1018,11 +1028,12 @@ async def test_stop_takes_nothing_more_and_leaves_the_rest_unacked() -> None:
         assert len(h.acks.acked) == 1
 
 
-async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 4)
-    async with house() as h:
+def in_hand(most: int) -> Bounds:
+    return BOUNDS._replace(taking=BOUNDS.taking._replace(in_hand=most))
+
+
+async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done() -> None:
+    async with house(bounds=in_hand(4)) as h:
         busy, peer = await h.live("busy"), await h.live("u1")
         for n in range(5):
             await h.push(to("busy", f"p{n}"))
@@ -1036,9 +1047,8 @@ async def test_too_many_pushes_on_their_way_stop_the_taking_until_half_are_done(
         await until(lambda: peer.pushes)
 
 
-async def test_a_batch_stops_where_too_many_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 10)
-    async with house() as h:
+async def test_a_batch_stops_where_too_many_are_on_their_way() -> None:
+    async with house(bounds=in_hand(10)) as h:
         peers = [await h.live(f"u{n}") for n in range(8)]
         users = [f"u{n}" for n in range(8)]
         h.intake.arrived(
@@ -1058,11 +1068,8 @@ async def test_a_batch_stops_where_too_many_are_on_their_way(monkeypatch: pytest
         assert h.metrics.takings == 6, "each is counted once"
 
 
-async def test_kept_pushes_that_leave_memory_for_the_mailbox_make_room_for_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("bridge.core.delivery.load.IN_HAND_MAX", 10)
-    async with house() as h:
+async def test_kept_pushes_that_leave_memory_for_the_mailbox_make_room_for_others() -> None:
+    async with house(bounds=in_hand(10)) as h:
         peer = await h.live("u1")
         away = {"users": [f"away{n}" for n in range(12)]}
         h.intake.arrived([arrival(json.dumps({"id": "kept", "to": away, "data": 1, "ttl": 60}).encode())])
@@ -1161,7 +1168,9 @@ async def test_a_message_that_is_handled_alone_does_not_wait_for_its_proof() -> 
     async with house() as h:
         peer = h.connect("u1")
         bodies = [json.dumps(to("u1", f"p{i}")).encode() for i in range(3)]
-        h.intake.arrived([arrival(b, redelivered=True, delivery_count=SUSPECT_ATTEMPTS) for b in bodies])
+        h.intake.arrived(
+            [arrival(b, redelivered=True, delivery_count=BOUNDS.taking.suspect_attempts) for b in bodies]
+        )
         await h.settled(3)
         assert [p["id"] for p in peer.pushes] == ["p0", "p1", "p2"]
         assert h.end("p2") == (Outcome.PENDING, Reason.AWAITING_PROOF)

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.core.errors import StoreUnavailable
 from bridge.core.inflight.inflight import MICRO, RESENDS
-from bridge.core.mailbox.measuring import PATIENCE, SHARE, MailboxLimits
+from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -18,7 +18,7 @@ from bridge.core.model.rows import Reply, Row
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.broker import Source
 from bridge.core.ports.store import Written
-from tests.support.house import House, Peer, house, kept, to
+from tests.support.house import BOUNDS, House, Peer, house, kept, to
 from tests.support.ports import GatedStore, ManualClock, arrival
 from tests.support.rows import kept_row
 from tests.support.waiting import turns, until
@@ -500,7 +500,8 @@ async def test_who_was_promised_everything_is_told_when_something_is_dropped_bef
 
 
 async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_or_for_some_time() -> None:
-    bounds = MailboxLimits(pushes=3 * SHARE, total_bytes=1000 * SHARE)
+    share = BOUNDS.mailbox.measured_share
+    bounds = MailboxLimits(pushes=3 * share, total_bytes=1000 * share)
     async with house(mailbox=bounds) as h:
         measured: list[list[str]] = []
         overfull = h.store.overfull
@@ -520,7 +521,7 @@ async def test_a_mailbox_is_measured_when_it_has_grown_by_a_share_of_its_bounds_
         await h.core.mailbox_sweep.sweep()
         await h.core.mailbox_sweep.sweep()
         assert measured == [["big", "often"]]
-        h.advance(PATIENCE)
+        h.advance(BOUNDS.mailbox.measured_after)
         await h.core.mailbox_sweep.sweep()
         await h.core.mailbox_sweep.sweep()
         assert measured == [["big", "often"], ["seldom"]]

@@ -18,8 +18,8 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Reply, Row, RowKey
 from bridge.core.ports.store import Collapse, Superseded, Written
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.persistence import PARTS, SUSPECT_AFTER, Persistence
-from tests.support.house import House, settlement_house
+from bridge.core.settlement.persistence import Persistence
+from tests.support.house import BOUNDS, House, settlement_house
 from tests.support.ports import ManualClock
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ class Parts:
         self.clock = ManualClock()
         self.store = MemoryStore(self.clock)
         self.gate = Gate()
-        self.persistence = Persistence(self.store, self.gate, self.clock, "parts")
+        self.persistence = Persistence(self.store, self.gate, self.clock, "parts", BOUNDS.statements)
         self.calls: list[list[int]] = []
         self.set_aside: list[int] = []
 
@@ -61,7 +61,7 @@ async def test_what_is_too_much_at_once_is_done_in_parts() -> None:
     p = Parts()
     assert await p.run(range(100), lambda some: len(some) > 20) == list(range(100))
     assert p.set_aside == []
-    assert len(p.calls) == 1 + PARTS
+    assert len(p.calls) == 1 + BOUNDS.statements.parts
 
 
 async def test_while_nothing_can_be_written_the_gate_is_shut_and_the_call_waits() -> None:
@@ -94,7 +94,7 @@ async def test_a_call_that_goes_on_failing_while_rows_can_be_written_is_to_blame
 
     with pytest.raises(StatementFailed):
         await p.persistence.call(call)
-    assert tries == SUSPECT_AFTER
+    assert tries == BOUNDS.statements.suspect_after
     assert p.gate.is_open
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.adapters.memory import MemoryStore
-from bridge.core.delivery.remembered import GENERATION, PAGE_ROWS, Filter, Remembered
+from bridge.core.delivery.remembered import GENERATION, Filter, Remembered
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.ports.store import IdPage, IdPlace, OthersRows
-from tests.support.house import House
+from tests.support.house import BOUNDS, House
 from tests.support.ports import ManualClock
 from tests.support.rows import row
 from tests.support.waiting import turns, until
@@ -68,7 +68,7 @@ class Log(MemoryStore):
         self.counts = 0
         self.reading = asyncio.Event()
         self.reading.set()
-        self.too_slow_above = PAGE_ROWS
+        self.too_slow_above = BOUNDS.taking.ids_rows
 
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         self.pages.append(limit)
@@ -147,7 +147,7 @@ async def test_a_channel_that_is_lost_while_the_log_is_read_is_doubted() -> None
 
 async def test_a_page_that_takes_too_long_is_read_in_smaller_ones() -> None:
     async with recollecting(*(f"p{n}" for n in range(3000))) as (h, log):
-        log.too_slow_above = PAGE_ROWS // 16
+        log.too_slow_above = BOUNDS.taking.ids_rows // 16
         h.recollection.began()
         for _ in range(20):
             await turns()

@@ -17,8 +17,7 @@ from bridge.core.model.pushes import Rejected
 from bridge.core.model.rows import DeadLetter, LateProof, Receipt, Reply, Row, RowKey
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Written
-from bridge.core.settlement.persistence import SUSPECT_AFTER, SWEEP_ROWS
-from tests.support.house import House, settlement_house
+from tests.support.house import BOUNDS, House, settlement_house
 from tests.support.waiting import until
 
 
@@ -136,7 +135,7 @@ def lose_the_next_answer(h: House, times: int = 1) -> None:
     h.store.record = lost  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("times", [1, SUSPECT_AFTER, 3 * SUSPECT_AFTER])
+@pytest.mark.parametrize("times", [1, BOUNDS.statements.suspect_after, 3 * BOUNDS.statements.suspect_after])
 async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: int) -> None:
     async with settlement_house() as h:
         lose_the_next_answer(h, times)
@@ -370,7 +369,7 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
         at = h.clock.time()
         rows = [
             Row(RowKey("", f"p{n}", "u1"), Outcome.RECEIVED, Reason.PONG, "n1", "b0", at, at, proven_at=at)
-            for n in range(SWEEP_ROWS * 2 + 7)
+            for n in range(BOUNDS.statements.sweep_rows * 2 + 7)
         ]
         await h.store.record(rows)
         await h.store.owe({r.key: () for r in rows})

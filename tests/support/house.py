@@ -9,10 +9,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.assembly import Core, CoreLimits, Ports
+from bridge.core.bounds import Bounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Client, Gateway
 from bridge.core.inflight.flight import Effect, Flight, Owner
@@ -43,6 +44,9 @@ from tests.support.ports import (
     claims,
 )
 from tests.support.waiting import until
+
+BOUNDS: Final = Bounds()
+"""The fixed bounds of the core."""
 
 # --- single objects ----------------------------------------------------------------------------------------
 
@@ -168,6 +172,7 @@ class House:
         store: MemoryStore | None = None,
         boot: str = "b1",
         mailbox_limits: MailboxLimits | None = None,
+        bounds: Bounds = BOUNDS,
         logs: Sequence[DeliveryLog] = (),
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
@@ -193,7 +198,7 @@ class House:
                 errors=self.errors,
                 clock=self.clock,
             ),
-            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16),
+            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, bounds),
             gate=self.gate,
             node="n1",
             boot=boot,
@@ -342,6 +347,7 @@ async def house(
     store: MemoryStore | None = None,
     boot: str = "b1",
     mailbox: MailboxLimits | None = None,
+    bounds: Bounds = BOUNDS,
     start_grace: float = 0.0,
     all_bytes: int = 256 * 1024 * 1024,
     **limits: Any,
@@ -354,6 +360,7 @@ async def house(
         store=store,
         boot=boot,
         mailbox_limits=mailbox,
+        bounds=bounds,
     )
     async with built.running(*built.parts):
         built.core.begin(await built.store.last_position())
@@ -361,9 +368,9 @@ async def house(
 
 
 @asynccontextmanager
-async def settlement_house(*logs: DeliveryLog) -> AsyncIterator[House]:
+async def settlement_house(*logs: DeliveryLog, bounds: Bounds = BOUNDS) -> AsyncIterator[House]:
     """A house in which settlement alone runs, with these logs besides the store."""
-    built = House(logs=logs)
+    built = House(logs=logs, bounds=bounds)
     with built.inflight.watching({NO_USER, "u1", "u2"}) as built.final_rows:
         async with built.running(built.settlement):
             yield built

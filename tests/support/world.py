@@ -14,11 +14,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Final
 from unittest import mock
 
 import msgspec
 
 from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.core.bounds import Bounds, MailboxBounds, SettlementBounds, StatementBounds, TakingBounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import MailboxLimits
@@ -39,7 +41,7 @@ from bridge.core.ports.store import (
 )
 from bridge.core.sessions.session import SessionLimits
 from bridge.core.sessions.states import SessionState
-from tests.support.house import House, Peer, start
+from tests.support.house import BOUNDS, House, Peer, start
 from tests.support.ports import ManualClock, arrival
 
 USERS = ("a", "b", "c")
@@ -68,21 +70,18 @@ class Step:
     m: int = 0
 
 
-TIGHT: Mapping[str, Mapping[str, object]] = {
-    "bridge.core.delivery.load": {"IN_HAND_MAX": 6},
-    "bridge.core.delivery.take": {"LOOKUP_ROWS": 2},
-    "bridge.core.delivery.known": {"LOOKUP_ROWS": 2},
-    "bridge.core.delivery.lookups": {"LOOKUP_ROWS": 2},
-    "bridge.core.mailbox.pages": {"PAGE_ROWS": 2, "PAGE_ROWS_LEAST": 2, "READ_SESSIONS": 2},
-    "bridge.core.mailbox.recalls": {"SWEEP_ROWS": 2},
-    "bridge.core.mailbox.sweep": {"SWEEP_ROWS": 2, "PATROL_USERS": 1},
-    "bridge.core.delivery.remembered": {"PAGE_ROWS": 2, "SLICE": 1},
+TIGHT: Final = Bounds(
+    StatementBounds(sweep_rows=2),
+    SettlementBounds(batch_rows=2, replace_rows=2),
+    MailboxBounds(page_rows=2, page_rows_least=2, read_sessions=2, patrol_users=1),
+    TakingBounds(in_hand=6, lookup_rows=2, ids_rows=2, ids_at_once=1),
+)
+"""Bounds so small that a story of a few pushes meets them."""
+TIGHT_CONSTANTS: Mapping[str, Mapping[str, object]] = {
     "bridge.core.sessions.session": {"UNPROVEN_MAX": 3, "WRITE_CHUNK": 60},
-    "bridge.core.settlement.writer": {"BATCH_ROWS": 2},
-    "bridge.core.settlement.replacing": {"REPLACE_ROWS": 2},
     "bridge.core.inflight.deadlines": {"PRUNE_FROM": 4},
 }
-"""Bounds so small that a story of a few pushes meets them: by module and name."""
+"""The same for bounds that are constants: by module and name."""
 TTLS = (4, 40, 4000)
 """Seconds; the last is one that no story outlives."""
 
@@ -209,7 +208,8 @@ class World:
         self.ttls: dict[RowKey, int] = {}
         """Seconds for which pushes are kept, as the first message says that names them."""
         self.withdrawn: list[Recall] = []
-        self._bounds = ExitStack()
+        self.bounds = BOUNDS
+        self._constants = ExitStack()
 
     # --- the core and its life ---
 
@@ -222,6 +222,7 @@ class World:
             store=self.store,
             boot=f"b{self.boot}",
             mailbox_limits=MailboxLimits(pushes=6),
+            bounds=self.bounds,
         )
         self.house = house
         house.acks.ack = self._acked  # type: ignore[method-assign]
@@ -248,13 +249,16 @@ class World:
     async def end(self) -> None:
         """Kill it for good."""
         await self.kill()
-        self._bounds.close()
+        self._constants.close()
 
-    def tighten(self, n: int, m: int) -> None:
-        """From now on bounds are small."""
-        for module, names in TIGHT.items():
+    async def tighten(self) -> None:
+        """Begin again, with bounds that are small."""
+        await self.kill()
+        self.bounds = TIGHT
+        for module, names in TIGHT_CONSTANTS.items():
             for name, value in names.items():
-                self._bounds.enter_context(mock.patch(f"{module}.{name}", value))
+                self._constants.enter_context(mock.patch(f"{module}.{name}", value))
+        await self.start()
 
     def _deliver_all(self) -> None:
         self.incarnation += 1
@@ -568,6 +572,8 @@ class World:
                 self._look(peer)
             await self.kill()
             await self.start()
+        elif step.kind == "tighten":
+            await self.tighten()
         elif step.kind == "pass_time":
             await self.pass_time((step.n % 16) / 4)
         else:

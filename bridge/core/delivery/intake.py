@@ -26,9 +26,6 @@ from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
 
-BATCH = 200
-"""Messages taken together: their pushes to one session are handed over in one write."""
-
 
 class Intake:
     """Fills the Intake port: gives messages to the taker while the gate is open."""
@@ -43,7 +40,9 @@ class Intake:
         load: Load,
         clock: Clock,
         gate: Gate,
+        batch: int,
     ) -> None:
+        """`batch`: messages taken together, at most."""
         self._taker = taker
         self._elsewhere = elsewhere
         self._lookups = lookups
@@ -51,6 +50,7 @@ class Intake:
         self._load = load
         self._clock = clock
         self._gate = gate
+        self._batch = batch
         self._inbox: deque[Arrival] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -95,7 +95,7 @@ class Intake:
 
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
-        while self._inbox and len(batch) < BATCH:
+        while self._inbox and len(batch) < self._batch:
             if self._taker.is_suspect(self._inbox[0]):
                 if not batch:
                     batch.append(self._inbox.popleft())

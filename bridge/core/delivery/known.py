@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 from bridge.core.contract.requests import Decoded
-from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups
+from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.targets import resolver_of
 from bridge.core.delivery.turns import Turns
@@ -34,11 +34,21 @@ class Known(NamedTuple):
 class KnownRows:
     """Looks up rows for the taker. Rows that are settled after a look-up are newer than its answer: see `settled`."""
 
-    def __init__(self, *, inflight: InFlight, lookups: Lookups, remembered: Remembered, turns: Turns) -> None:
+    def __init__(
+        self,
+        *,
+        inflight: InFlight,
+        lookups: Lookups,
+        remembered: Remembered,
+        turns: Turns,
+        lookup_rows: int,
+    ) -> None:
+        """`lookup_rows`: rows that one statement looks for, at most."""
         self._inflight = inflight
         self._lookups = lookups
         self._remembered = remembered
         self._turns = turns
+        self._lookup_rows = lookup_rows
         self._settled: dict[RowKey, Row] = {}
         """Rows that were settled since the last look-up."""
 
@@ -62,10 +72,24 @@ class KnownRows:
             or request.id in self._remembered
         )
 
+    def portions(self, decoded: Sequence[DecodedMessage]) -> Iterator[Sequence[DecodedMessage]]:
+        """Group messages whose rows one statement can look up; a message that is too large for that is alone."""
+        portion: list[DecodedMessage] = []
+        rows = 0
+        for one in decoded:
+            size = _rows_named(one[1], self._lookup_rows)
+            if portion and rows + size > self._lookup_rows:
+                yield portion
+                portion, rows = [], 0
+            portion.append(one)
+            rows += size
+        if portion:
+            yield portion
+
     async def find(self, portion: Sequence[DecodedMessage]) -> Known | None:
         """What is known of the requests of these messages. None where they name too many users for one look-up: then
         parts of the message, or of a request, are looked up one by one. Raises Stopped."""
-        if len(portion) == 1 and _rows_named(portion[0][1]) > LOOKUP_ROWS:
+        if len(portion) == 1 and _rows_named(portion[0][1], self._lookup_rows) > self._lookup_rows:
             return None
         came: set[int] = set()
         keys: dict[RowKey, None] = {}
@@ -93,8 +117,8 @@ def _named_users(request: PushRequest | Rejected) -> Sequence[str]:
     return (NO_USER,) if isinstance(request, Rejected) else resolver_of(request).named(request.target)
 
 
-def _rows_named(taking: Decoded) -> int:
-    """How many rows the requests of a message name; over `LOOKUP_ROWS` where only the hub knows the users."""
+def _rows_named(taking: Decoded, most: int) -> int:
+    """How many rows the requests of a message name; over `most` where only the hub knows the users."""
     rows = 0
     for request in taking.requests:
         if isinstance(request, Rejected):
@@ -102,21 +126,6 @@ def _rows_named(taking: Decoded) -> int:
             continue
         resolver = resolver_of(request)
         if resolver.roams:
-            return LOOKUP_ROWS + 1
+            return most + 1
         rows += len(resolver.named(request.target))
     return rows
-
-
-def portions(decoded: Sequence[DecodedMessage]) -> Iterator[Sequence[DecodedMessage]]:
-    """Group messages whose rows one statement can look up; a message that is too large for that is alone."""
-    portion: list[DecodedMessage] = []
-    rows = 0
-    for one in decoded:
-        size = _rows_named(one[1])
-        if portion and rows + size > LOOKUP_ROWS:
-            yield portion
-            portion, rows = [], 0
-        portion.append(one)
-        rows += size
-    if portion:
-        yield portion

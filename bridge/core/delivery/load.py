@@ -5,16 +5,14 @@ from __future__ import annotations
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.settlement.worklist import Worklist
 
-IN_HAND_MAX = 50_000
-"""Pushes and answers in memory at once, over which no more messages are taken."""
-
 
 class Load:
     """Counts everything of a push that is in memory, from when it is taken to its ack."""
 
-    def __init__(self, inflight: InFlight, worklist: Worklist) -> None:
+    def __init__(self, inflight: InFlight, worklist: Worklist, in_hand_max: int) -> None:
         self._inflight = inflight
         self._worklist = worklist
+        self._in_hand_max = in_hand_max
 
     @property
     def in_hand(self) -> int:
@@ -24,9 +22,9 @@ class Load:
     @property
     def full(self) -> bool:
         """Whether nothing more is taken."""
-        return self.in_hand > IN_HAND_MAX
+        return self.in_hand > self._in_hand_max
 
     @property
     def light(self) -> bool:
         """Whether taking may begin again: in hand is half of the bound or less."""
-        return self.in_hand <= IN_HAND_MAX // 2
+        return self.in_hand <= self._in_hand_max // 2

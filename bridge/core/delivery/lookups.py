@@ -11,20 +11,16 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
 
+from bridge.core.bounds import Bounds
 from bridge.core.errors import BridgeError, StatementFailed
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.persistence import PARTS, Persistence
-
-LOOKUP_ROWS = 1000
-"""Rows that one statement looks for."""
-RETRY = 1.0
-"""Seconds until a look-up that failed alone is tried again: a push that may have come before must not be sent without
-it."""
+from bridge.core.settlement.persistence import Persistence
 
 T = TypeVar("T")
 
@@ -40,13 +36,25 @@ class Lookups:
     """Asks the log, one call at a time. A call waits while the database is down, until `stop` ends it."""
 
     def __init__(
-        self, store: Store, gate: Gate, clock: Clock, errors: ErrorHandler, metrics: Metrics
+        self,
+        store: Store,
+        gate: Gate,
+        clock: Clock,
+        errors: ErrorHandler,
+        metrics: Metrics,
+        bounds: Bounds,
     ) -> None:
         self._store = store
         self._clock = clock
         self._errors = errors
         self._metrics = metrics
-        self._persistence = Persistence(store, gate, clock, "look-ups")
+        self._persistence = Persistence(store, gate, clock, "look-ups", bounds.statements)
+        self._rows_most = bounds.taking.lookup_rows
+        self._retry = bounds.taking.lookup_retry
+        parts = bounds.statements.parts
+        self._of_push = RowLimit(self._rows_most, parts)
+        """For pages of the rows of a push."""
+        self._any_row = RowLimit(1, parts)
         self._asking: asyncio.Task[object] | None = None
         self._stopped = False
 
@@ -64,43 +72,43 @@ class Lookups:
     async def rows(self, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """The rows that the log has for these keys. Raises Stopped."""
         found: dict[RowKey, Row] = {}
-        for at in range(0, len(keys), LOOKUP_ROWS):
-            for row in await self._unless_stopped(self._some(keys[at : at + LOOKUP_ROWS])):
+        for at in range(0, len(keys), self._rows_most):
+            for row in await self._unless_stopped(self._some(keys[at : at + self._rows_most])):
                 found[row.key] = row
         return found
 
-    async def of_push(self, push: PushKey, limit: int = LOOKUP_ROWS) -> AsyncIterator[Sequence[Row]]:
+    async def of_push(self, push: PushKey) -> AsyncIterator[Sequence[Row]]:
         """All rows of a push, page by page. Raises Stopped."""
         place: str | None = ""
         while place is not None:
-            page = await self._unless_stopped(self._page(push, place, limit))
+            page = await self._unless_stopped(self._page(push, place, self._of_push))
             yield page[0]
             place = page[1]
 
     async def has_rows(self, push: PushKey) -> bool:
         """Whether a push has any row. Raises Stopped."""
-        rows, _ = await self._unless_stopped(self._page(push, "", 1))
+        rows, _ = await self._unless_stopped(self._page(push, "", self._any_row))
         return bool(rows)
 
     async def _some(self, keys: Sequence[RowKey]) -> list[Row]:
         async def failed(key: RowKey, error: StatementFailed) -> Sequence[Row]:
             self._errors.handle(error, "store.find", {"push_id": key.push_id})
-            await self._clock.sleep(RETRY)
+            await self._clock.sleep(self._retry)
             return await self._some([key])
 
         self._metrics.looked_up(len(keys))
         return await self._persistence.in_parts(keys, self._store.find, failed)
 
-    async def _page(self, push: PushKey, place: str, limit: int) -> tuple[Sequence[Row], str | None]:
+    async def _page(self, push: PushKey, place: str, limit: RowLimit) -> tuple[Sequence[Row], str | None]:
         while True:
             try:
-                page = await self._persistence.call(partial(self._store.find_push, push, place, limit))
+                page = await self._persistence.call(partial(self._store.find_push, push, place, limit.rows))
             except StatementFailed as failed:
                 self._errors.handle(failed, "store.find_push", {"push_id": push.push_id})
-                if limit == 1:
-                    await self._clock.sleep(RETRY)
-                limit = max(1, limit // PARTS)
+                if not limit.shrink():
+                    await self._clock.sleep(self._retry)
             else:
+                limit.grow()
                 return page.rows, page.next_user
 
     async def _unless_stopped(self, asking: Coroutine[object, object, T]) -> T:

@@ -13,21 +13,17 @@ from __future__ import annotations
 import asyncio
 import random
 
+from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import IdPlace, OthersRows, Store
+from bridge.core.row_limit import RowLimit
 
 GENERATION = 86_400.0
 """Seconds for which ids are added to one generation."""
 BITS = 3
 """Bits that an id sets."""
-PAGE_ROWS, PAGE_ROWS_LEAST = 20_000, 100
-"""Rows of the log that one page reads; halved after a failure, down to the least."""
-SLICE = 2_000
-"""Ids that are added before the event loop gets a turn."""
-RETRY = 1.0
-"""Seconds between tries while the log can't be read."""
 
 _WORD = (1 << 64) - 1
 _MASK_BITS = 13
@@ -105,7 +101,14 @@ class Recollection:
     """
 
     def __init__(
-        self, remembered: Remembered, *, store: Store, errors: ErrorHandler, clock: Clock, boot: str
+        self,
+        remembered: Remembered,
+        *,
+        store: Store,
+        errors: ErrorHandler,
+        clock: Clock,
+        boot: str,
+        bounds: Bounds,
     ) -> None:
         self._remembered = remembered
         self._store = store
@@ -121,7 +124,10 @@ class Recollection:
         self._doubts = 0
         self._wanted = asyncio.Event()
         self._wanted.set()
-        self.page_rows = PAGE_ROWS
+        taking = bounds.taking
+        self._limit = RowLimit(taking.ids_rows, bounds.statements.parts, taking.ids_rows_least)
+        self._at_once = taking.ids_at_once
+        self._retry = taking.ids_retry
 
     def began(self) -> None:
         """The first request of a channel has come: from now on no other process takes requests."""
@@ -149,7 +155,7 @@ class Recollection:
                     self._others = others
             except StoreUnavailable as unavailable:
                 self._errors.handle(unavailable, "remembered.read", {})
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(self._retry)
                 self._wanted.set()
                 continue
             if taking and doubts == self._doubts:
@@ -160,15 +166,15 @@ class Recollection:
         while True:
             began = self._clock.monotonic()
             try:
-                page = await self._store.ids(place, self.page_rows)
+                page = await self._store.ids(place, self._limit.rows)
             except StatementFailed:
-                if self.page_rows <= PAGE_ROWS_LEAST:
+                if not self._limit.shrink():
                     raise
-                self.page_rows = max(PAGE_ROWS_LEAST, self.page_rows // 2)
                 continue
+            self._limit.grow()
             took = self._clock.monotonic() - began
-            for at in range(0, len(page.ids), SLICE):
-                for push_id in page.ids[at : at + SLICE]:
+            for at in range(0, len(page.ids), self._at_once):
+                for push_id in page.ids[at : at + self._at_once]:
                     self._remembered.add(push_id)
                 await self._clock.sleep(0)
             if page.next is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from bridge.core.bounds import TakingBounds
 from bridge.core.delivery.lookups import Lookups
-from bridge.core.delivery.turns import SLICE, Turns
+from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
@@ -14,21 +15,27 @@ from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.settlement.worklist import Worklist
 
-ANSWERS_MAX = 10_000
-"""With more repeats than this waiting to be answered, no more rows are read for others."""
-
 
 class Repeats:
     """Each repeat waits for the outcome of the push that it repeats, or is answered with it."""
 
     def __init__(
-        self, *, inflight: InFlight, worklist: Worklist, lookups: Lookups, turns: Turns, clock: Clock
+        self,
+        *,
+        inflight: InFlight,
+        worklist: Worklist,
+        lookups: Lookups,
+        turns: Turns,
+        clock: Clock,
+        bounds: TakingBounds,
     ) -> None:
         self._inflight = inflight
         self._worklist = worklist
         self._lookups = lookups
         self._turns = turns
         self._clock = clock
+        self._answers = bounds.answers
+        self._slice = bounds.slice_seconds
 
     def join(self, flight: Flight, message: HeldMessage, fingerprint: int) -> None:
         """The push is in flight. `message.open` counts it."""
@@ -61,6 +68,6 @@ class Repeats:
                 if row.key.user not in joined:
                     message.open += 1
                     self.answer(row, message, fingerprint)
-            while self._worklist.answers_waiting > ANSWERS_MAX:
-                await self._clock.sleep(SLICE)
+            while self._worklist.answers_waiting > self._answers:
+                await self._clock.sleep(self._slice)
             await self._turns.give()

@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.given_up import GivenUp, given_up, too_old_of
-from bridge.core.delivery.known import DecodedMessage, Known, KnownRows, portions
+from bridge.core.delivery.known import DecodedMessage, Known, KnownRows
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.load import Load
-from bridge.core.delivery.lookups import LOOKUP_ROWS, Lookups, Stopped
+from bridge.core.delivery.lookups import Lookups, Stopped
 from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.repeats import Repeats
@@ -35,10 +36,6 @@ from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
 from bridge.core.settlement.worklist import Worklist
-
-SUSPECT_ATTEMPTS = 5
-"""From this delivery count on a message is taken and handled alone. If it kills the process, its neighbours must not
-be lost with it, and their deliveries must not be counted with its own."""
 
 _TO_USER = RESOLVERS[ToUser]
 
@@ -81,7 +78,7 @@ class TakeParts(NamedTuple):
 class Taker:
     """Takes batches of messages, one batch at a time."""
 
-    def __init__(self, parts: TakeParts, limits: DeliveryLimits) -> None:
+    def __init__(self, parts: TakeParts, limits: DeliveryLimits, bounds: TakingBounds) -> None:
         self._hub = parts.hub
         self._inflight = parts.inflight
         self._worklist = parts.worklist
@@ -100,8 +97,9 @@ class Taker:
         self._errors = parts.errors
         self._clock = parts.clock
         self._limits = limits
+        self._lookup_rows = bounds.lookup_rows
         # Even if few attempts are allowed, some of them must be alone.
-        self._suspect_from = min(SUSPECT_ATTEMPTS, max(1, limits.max_attempts // 2))
+        self._suspect_from = min(bounds.suspect_attempts, max(1, limits.max_attempts // 2))
         self._lost_incarnation = -1
         self._taken_at = 0.0
         """Wall-clock seconds since the last wait: one time for all messages that are taken without one."""
@@ -133,7 +131,7 @@ class Taker:
         messages = requests = 0
         try:
             with self._known.watching():
-                for portion in portions(decoded):
+                for portion in self._known.portions(decoded):
                     known = await self._known.find(portion)
                     for arrival, taking in portion:
                         if messages and self._load.full:
@@ -241,7 +239,9 @@ class Taker:
     async def _take_in_parts(self, arrival: Arrival, taking: Decoded, message: HeldMessage) -> None:
         """Take a batch of requests that has too many rows for one look-up."""
         place = 0
-        for part in portions([(arrival, taking._replace(requests=(r,))) for r in taking.requests]):
+        for part in self._known.portions(
+            [(arrival, taking._replace(requests=(r,))) for r in taking.requests]
+        ):
             known = await self._known.find(part)
             for _, one in part:
                 await self._take_element(arrival, message, place, one.requests[0], known)
@@ -366,8 +366,8 @@ class Taker:
         _, request, resolver, _, _, _, ending = taking
         too_old = None if ending is not None else too_old_of(taking.message, request, self._limits.max_age)
         frames: dict[Mode, Frame] = {}
-        for at in range(0, len(users), LOOKUP_ROWS):
-            some = users[at : at + LOOKUP_ROWS] if len(users) > LOOKUP_ROWS else users
+        for at in range(0, len(users), self._lookup_rows):
+            some = users[at : at + self._lookup_rows] if len(users) > self._lookup_rows else users
             rows = taking.known.rows if taking.known is not None else await self._rows_of(taking, some)
             for user in some:
                 flight = flight_of(

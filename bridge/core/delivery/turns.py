@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bridge.core.bounds import TakingBounds
 from bridge.core.ports.clock import Clock
-
-YIELD_EVERY = 250
-"""Pushes taken before the event loop gets a turn: more than most batches have."""
-SLICE = 0.008
-"""Seconds after which the event loop gets a turn in any case."""
 
 
 class Turns:
     """Counts work since the last turn. Before each turn, pushes that were offered to sessions are handed over."""
 
-    def __init__(self, clock: Clock, flush: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, flush: Callable[[], None], bounds: TakingBounds) -> None:
         self._clock = clock
         self._flush = flush
+        self._yield_every = bounds.yield_every
+        self._slice = bounds.slice_seconds
         self._since = 0
         self._began = 0.0
 
@@ -32,12 +30,12 @@ class Turns:
     def is_due(self) -> bool:
         """Count one more piece of work. Returns whether the event loop should get a turn."""
         self._since += 1
-        return self._since >= YIELD_EVERY or self.is_late
+        return self._since >= self._yield_every or self.is_late
 
     @property
     def is_late(self) -> bool:
         """Whether the time slice is over, however many pieces were done."""
-        return self._clock.monotonic() - self._began >= SLICE
+        return self._clock.monotonic() - self._began >= self._slice
 
     async def give(self) -> None:
         """Give the event loop a turn."""

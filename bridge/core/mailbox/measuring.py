@@ -11,12 +11,7 @@ import itertools
 
 import msgspec
 
-SHARE = 100
-"""A mailbox is measured at once when it has grown by one part in so many of a bound."""
-PATIENCE = 10.0
-"""Seconds after its first growth when it is measured in any case."""
-GROWTH_USERS_MAX = 50_000
-"""Users whose growth is remembered; beyond it the one whose growth began first is left to the patrol."""
+from bridge.core.bounds import MailboxBounds
 
 
 class MailboxLimits(msgspec.Struct, frozen=True):
@@ -41,10 +36,11 @@ class Growth:
 class Measuring:
     """Remembers growth, and returns users whose mailboxes must be measured. `now` is monotonic seconds."""
 
-    def __init__(self, limits: MailboxLimits, users_max: int = GROWTH_USERS_MAX) -> None:
-        self._pushes = limits.pushes / SHARE
-        self._total_bytes = limits.total_bytes / SHARE
-        self._users_max = users_max
+    def __init__(self, limits: MailboxLimits, bounds: MailboxBounds) -> None:
+        self._pushes = limits.pushes / bounds.measured_share
+        self._total_bytes = limits.total_bytes / bounds.measured_share
+        self._after = bounds.measured_after
+        self._users_max = bounds.growth_users
         self._grown: dict[str, Growth] = {}
         """By user, the earliest first growth first."""
         self._much: dict[str, None] = {}
@@ -73,7 +69,7 @@ class Measuring:
         """Return at most `most` users to measure now; they count as measured."""
         users = list(itertools.islice(self._much, most))
         for user, growth in self._grown.items():
-            if len(users) >= most or now - growth.since < PATIENCE:
+            if len(users) >= most or now - growth.since < self._after:
                 break
             if user not in self._much:
                 users.append(user)

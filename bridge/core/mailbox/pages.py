@@ -16,6 +16,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 
+from bridge.core.bounds import Bounds, MailboxBounds
 from bridge.core.contract.fields import is_id
 from bridge.core.contract.frames import welcome_frame
 from bridge.core.errors import StatementFailed
@@ -34,17 +35,6 @@ from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import Persistence
 
-READ_SESSIONS = 50
-"""Sessions whose pages are read in one statement."""
-READ_ROWS, PAGE_ROWS, PAGE_ROWS_LEAST = 1000, 200, 20
-"""Rows of one statement, which its sessions share; and the most and the least rows for one session."""
-READ_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST = 4 * 1024 * 1024, 256 * 1024, 64 * 1024
-"""The same for bytes of data."""
-POSTPONED = 30.0
-"""Seconds until a page is tried again that could not be read while the database was up."""
-SKEW = 60_000_000
-"""Microseconds by which the clock of another node may be ahead: pages reach that much further."""
-
 
 class Pages:
     """Owns the replay of each session."""
@@ -61,6 +51,7 @@ class Pages:
         errors: ErrorHandler,
         boot: str,
         patience: float,
+        bounds: Bounds,
     ) -> None:
         """`patience`: seconds after which a session is welcomed even if it is not known whether anything is missing;
         also the seconds between two rounds of one session."""
@@ -70,7 +61,7 @@ class Pages:
         self._outgoing = outgoing
         self._clock = clock
         self._errors = errors
-        self._persistence = Persistence(store, gate, clock, "mailboxes")
+        self._persistence = Persistence(store, gate, clock, "mailboxes", bounds.statements)
         self._offering = Offering(inflight, clock, boot)
         self._resuming = Resuming(
             store=store,
@@ -78,9 +69,11 @@ class Pages:
             inflight=inflight,
             errors=errors,
             welcome=self._welcome,
+            slack=bounds.mailbox.slack,
         )
         self._boot = boot
         self._patience = patience
+        self._bounds = bounds.mailbox
         self._begun = asyncio.Event()
         self._wake = asyncio.Event()
         self._asked: dict[Session, None] = {}
@@ -183,7 +176,7 @@ class Pages:
             await self._wake.wait()
             self._wake.clear()
             while self._asked:
-                sessions = list(itertools.islice(self._asked, READ_SESSIONS))
+                sessions = list(itertools.islice(self._asked, self._bounds.read_sessions))
                 for session in sessions:
                     del self._asked[session]
                 await self._read([s for s in sessions if s.replay is not None])
@@ -191,7 +184,7 @@ class Pages:
     async def _read(self, sessions: list[Session]) -> None:
         with self._inflight.watching({session.user for session in sessions}) as gone:
             await self._resuming.find(sessions)
-            reading = {ask: s for s in sessions if (ask := _ask(s, len(sessions))) is not None}
+            reading = {ask: s for s in sessions if (ask := _ask(s, len(sessions), self._bounds)) is not None}
             pages = await self._persistence.in_parts(list(reading), self._pages, self._not_read)
             read = [(reading[ask], ask, page) for ask, page in pages]
             await self._resuming.look_for_gaps([session for session, _, page in read if not page.more])
@@ -210,7 +203,7 @@ class Pages:
         self._errors.handle(error, "mailbox.read", {"session": ask.session})
         session = self._hub.session(ask.session)
         if session is not None and session.replay is not None:
-            self._postponed[session] = self._clock.monotonic() + POSTPONED
+            self._postponed[session] = self._clock.monotonic() + self._bounds.postponed
         return ()
 
     def _page(self, session: Session, page: MailboxPage, gone: Mapping[RowKey, Row]) -> None:
@@ -285,7 +278,7 @@ class Pages:
         return len(self._replaying)
 
 
-def _ask(session: Session, sessions: int) -> MailboxAsk | None:
+def _ask(session: Session, sessions: int, bounds: MailboxBounds) -> MailboxAsk | None:
     """The next page of a session; `sessions`: how many share the statement."""
     replay = session.replay
     if replay is None:
@@ -293,9 +286,9 @@ def _ask(session: Session, sessions: int) -> MailboxAsk | None:
     return MailboxAsk(
         session.user,
         replay.after,
-        replay.until + SKEW,
+        replay.until + bounds.skew,
         replay.seen,
         session.id,
-        min(PAGE_ROWS, max(PAGE_ROWS_LEAST, READ_ROWS // sessions)),
-        min(PAGE_BYTES, max(PAGE_BYTES_LEAST, READ_BYTES // sessions)),
+        min(bounds.page_rows, max(bounds.page_rows_least, bounds.read_rows // sessions)),
+        min(bounds.page_bytes, max(bounds.page_bytes_least, bounds.read_bytes // sessions)),
     )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection
 from typing import NamedTuple
 
+from bridge.core.bounds import Bounds
 from bridge.core.contract.frames import withdraw_frame
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Effect, Flight
@@ -17,12 +18,9 @@ from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
-from bridge.core.settlement.persistence import SWEEP_ROWS
-
-RECALL_TRIES, RECALL_WAIT = 5, 0.1
-"""Tries of a recall while other transactions lock rows that it names, and the seconds between them."""
 
 
 class Recalled(NamedTuple):
@@ -37,12 +35,17 @@ class Recalled(NamedTuple):
 class Recalls:
     """Carries out recalls: pushes in flight first, then what is stored."""
 
-    def __init__(self, *, store: Store, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock) -> None:
+    def __init__(
+        self, *, store: Store, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, bounds: Bounds
+    ) -> None:
         self._store = store
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
         self._clock = clock
+        self._bounds = bounds.statements
+        self._tries = bounds.mailbox.recall_tries
+        self._wait = bounds.mailbox.recall_wait
 
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
@@ -64,17 +67,17 @@ class Recalls:
             if flight.outcome is Outcome.RECALLED:
                 uncommitted.append(self._inflight.until_settled(flight))
         place: RecallPlace | None = RecallPlace()
-        rows = SWEEP_ROWS
+        limit = RowLimit(self._bounds.sweep_rows, self._bounds.parts)
         count = len(ended)
         held = tries = 0
         while place is not None:
             try:
-                page = await self._store.recall(recall, place, rows)
+                page = await self._store.recall(recall, place, limit.rows)
             except StatementFailed:
-                if rows == 1:
+                if not limit.shrink():
                     raise
-                rows = max(1, rows // 4)
                 continue
+            limit.grow()
             self._inflight.ended_in_store([w.row for w in page.written if w.applied])
             count += sum(1 for w in page.written if w.applied and w.row.key not in ended)
             of_page = dict.fromkeys((w.row.key.user, w.row.key.push_id) for w in page.written)
@@ -87,9 +90,9 @@ class Recalls:
             if place is None and held:
                 # Begin again until no other transaction has any of them locked.
                 tries += 1
-                if tries == RECALL_TRIES:
+                if tries == self._tries:
                     raise StatementFailed(f"{held} rows are locked by another transaction")
-                await self._clock.sleep(RECALL_WAIT)
+                await self._clock.sleep(self._wait)
                 held, place = 0, RecallPlace()
         # Sessions are told after the pushes have ended, so that no push is sent after its withdrawal.
         self._withdraw(flying, recall.tenant, told)

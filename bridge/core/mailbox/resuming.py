@@ -11,9 +11,6 @@ from bridge.core.ports.store import ResumeAsk, ResumePoint, Store
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.persistence import Persistence
 
-SLACK = 10_000_000
-"""A resume begins this many microseconds before the push last seen: rows are not committed in order."""
-
 
 class Resuming:
     """Asks the log where sessions resume, and has them welcomed accordingly."""
@@ -26,13 +23,16 @@ class Resuming:
         inflight: InFlight,
         errors: ErrorHandler,
         welcome: Callable[[Session, bool], None],
+        slack: int,
     ) -> None:
-        """`welcome` sends a session its welcome, which says whether it gets everything since the push last seen."""
+        """`welcome` sends a session its welcome, which says whether it gets everything since the push last seen.
+        `slack`: microseconds before that push at which a resume begins."""
         self._store = store
         self._persistence = persistence
         self._inflight = inflight
         self._errors = errors
         self._welcome = welcome
+        self._slack = slack
 
     async def find(self, sessions: Sequence[Session]) -> None:
         """Find out where these sessions resume and whether anything is missing since, and welcome them."""
@@ -100,7 +100,7 @@ class Resuming:
             # It was welcomed meanwhile without an answer, or is closed.
             return
         replay.last = None
-        replay.seen = None if point is None else point.position - SLACK
+        replay.seen = None if point is None else point.position - self._slack
         complete = point is not None and not point.cut
         replay.resumed = point.position if point is not None and complete else None
         self._welcome(session, complete)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.measuring import MailboxLimits, Measuring
@@ -11,15 +12,9 @@ from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.gate import Gate
-from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
-
-SWEEP_STATEMENTS = 20
-"""Statements of one kind in one sweep; the rest waits for the next second."""
-TRIM_USERS = 20
-"""Mailboxes that one statement measures."""
-PATROL_USERS = 20
-"""Mailboxes that the patrol measures each second, whether they have grown or not."""
+from bridge.core.settlement.persistence import Persistence
 
 
 class MailboxSweep:
@@ -34,17 +29,21 @@ class MailboxSweep:
         gate: Gate,
         errors: ErrorHandler,
         limits: MailboxLimits,
+        bounds: Bounds,
     ) -> None:
         self._store = store
         self._inflight = inflight
         self._clock = clock
         self._errors = errors
-        self._persistence = Persistence(store, gate, clock, "mailbox sweeps")
+        self._persistence = Persistence(store, gate, clock, "mailbox sweeps", bounds.statements)
         self._limits = limits
-        self._measuring = Measuring(limits)
+        self._measuring = Measuring(limits, bounds.mailbox)
         self._patrol = ""
         """The user whose mailbox the patrol measured last."""
-        self._sweep_rows = SWEEP_ROWS
+        self._limit = RowLimit(bounds.statements.sweep_rows, bounds.statements.parts)
+        self._statements = bounds.mailbox.sweep_statements
+        self._trim_users = bounds.mailbox.trim_users
+        self._patrol_users = bounds.mailbox.patrol_users
 
     def stored(self, user: str, payload_bytes: int) -> None:
         """A push of this user was stored, or stored again: the mailbox may have grown."""
@@ -57,23 +56,23 @@ class MailboxSweep:
         alone is measured again when it grows, or by the patrol.
         """
         await self._expire()
-        for _ in range(SWEEP_STATEMENTS):
-            users = self._measuring.take(TRIM_USERS, self._clock.monotonic())
+        for _ in range(self._statements):
+            users = self._measuring.take(self._trim_users, self._clock.monotonic())
             if not users:
                 break
             await self._trim(users)
         try:
             patrolled = await self._persistence.call(
-                lambda: self._store.users_with_mail(self._patrol, PATROL_USERS)
+                lambda: self._store.users_with_mail(self._patrol, self._patrol_users)
             )
         except StatementFailed as failed:
             self._errors.handle(failed, "mailbox.patrol", {})
             return
-        self._patrol = patrolled[-1] if len(patrolled) == PATROL_USERS else ""
+        self._patrol = patrolled[-1] if len(patrolled) == self._patrol_users else ""
         await self._trim(patrolled)
 
     async def _expire(self) -> None:
-        for _ in range(SWEEP_STATEMENTS):
+        for _ in range(self._statements):
             ended = await self._ended_by(self._store.expire)
             if not ended:
                 return
@@ -94,13 +93,12 @@ class MailboxSweep:
 
     async def _ended_by(self, statement: Callable[[int], Awaitable[Sequence[Row]]]) -> bool:
         """Run a statement that ends a bounded number of rows. Returns whether there may be more."""
+        rows = self._limit.rows
         try:
-            ended = await self._persistence.call(lambda: statement(self._sweep_rows))
+            ended = await self._persistence.call(lambda: statement(rows))
         except StatementFailed as failed:
-            self._errors.handle(failed, "mailbox.sweep", {"rows": self._sweep_rows})
-            alone = self._sweep_rows == 1
-            self._sweep_rows = max(1, self._sweep_rows // PARTS)
-            return not alone
-        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+            self._errors.handle(failed, "mailbox.sweep", {"rows": rows})
+            return self._limit.shrink()
+        self._limit.grow()
         self._inflight.ended_in_store(ended)
         return bool(ended)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bridge.core.bounds import StatementBounds
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.rows import Difference, LateProof, Receipt
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store
+from bridge.core.row_limit import RowLimit
 from bridge.core.settlement.paying import Paying
 from bridge.core.settlement.payments import Payments, payment_of
-from bridge.core.settlement.persistence import PARTS, SWEEP_ROWS, Persistence
+from bridge.core.settlement.persistence import Persistence
 from bridge.core.settlement.worklist import Worklist
 
 
@@ -28,6 +30,7 @@ class Debts:
         persistence: Persistence,
         errors: ErrorHandler,
         clock: Clock,
+        bounds: StatementBounds,
     ) -> None:
         self._worklist = worklist
         self._payments = payments
@@ -36,7 +39,8 @@ class Debts:
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
-        self._sweep_rows = SWEEP_ROWS
+        self._sweep_rows = bounds.sweep_rows
+        self._owing = RowLimit(bounds.sweep_rows, bounds.parts)
 
     async def sweep(self) -> None:
         """Pay debts of rows whose messages are acked, note late proofs and differences, and retry what failed."""
@@ -71,8 +75,8 @@ class Debts:
 
         late = [p for p in self._worklist.late_proofs if not unwritten(p)]
         self._worklist.late_proofs = [p for p in self._worklist.late_proofs if unwritten(p)]
-        for at in range(0, len(late), SWEEP_ROWS):
-            left = await self._persistence.in_parts(late[at : at + SWEEP_ROWS], prove, failed)
+        for at in range(0, len(late), self._sweep_rows):
+            left = await self._persistence.in_parts(late[at : at + self._sweep_rows], prove, failed)
             self._worklist.late_proofs += left
 
     async def _note_differences(self) -> None:
@@ -91,16 +95,17 @@ class Debts:
         self._worklist.differences = [
             (one, flight) for one, flight in self._worklist.differences if unwritten(flight)
         ]
-        for at in range(0, len(now), SWEEP_ROWS):
-            left = await self._persistence.in_parts(now[at : at + SWEEP_ROWS], note, failed)
+        for at in range(0, len(now), self._sweep_rows):
+            left = await self._persistence.in_parts(now[at : at + self._sweep_rows], note, failed)
             self._worklist.differences += [(one, None) for one in left]
 
     async def _pay_debts(self) -> None:
+        limit = self._owing.rows
         try:
-            found = await self._persistence.call(lambda: self._store.owing(self._sweep_rows))
+            found = await self._persistence.call(lambda: self._store.owing(limit))
         except StatementFailed as failed:
-            self._errors.handle(failed, "store.owing", {"rows": self._sweep_rows})
-            self._sweep_rows = max(1, self._sweep_rows // PARTS)
+            self._errors.handle(failed, "store.owing", {"rows": limit})
+            self._owing.shrink()
             return
         now = self._clock.monotonic()
         resting = {key for key, (until, _) in self._paying.rested.items() if until > now}
@@ -109,8 +114,8 @@ class Debts:
             key: (until, wait) for key, (until, wait) in self._paying.rested.items() if until + wait > now
         }
         owing = [r for r in found if r.key not in self._payments.being_paid and r.key not in resting]
-        more = len(found) == self._sweep_rows
-        self._sweep_rows = min(SWEEP_ROWS, self._sweep_rows * 2)
+        more = len(found) == limit
+        self._owing.grow()
         if not owing:
             return
         receipts = [Receipt(r, r.owed or ()) for r in owing]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bridge.core.bounds import StatementBounds
 from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
@@ -28,6 +29,7 @@ class Payer:
         errors: ErrorHandler,
         clock: Clock,
         gate: Gate,
+        bounds: StatementBounds,
     ) -> None:
         self._worklist = worklist
         self._payments = payments
@@ -37,6 +39,7 @@ class Payer:
         self._errors = errors
         self._clock = clock
         self._gate = gate
+        self._bounds = bounds
 
     async def run(self) -> None:
         """Pay until cancelled."""
@@ -64,7 +67,7 @@ class Payer:
     async def _tell_logs(self, rows: Sequence[Row]) -> None:
         """Give the rows to each log, again until it has recorded them, since the ack follows."""
         for log in self._logs:
-            tries = back_off(self._clock)
+            tries = back_off(self._clock, self._bounds)
             while True:
                 try:
                     await log.record(rows)

@@ -15,9 +15,6 @@ from bridge.core.ports.store import Store
 from bridge.core.settlement.payments import Debt, Payment, Payments, in_parts
 from bridge.core.settlement.persistence import Persistence
 
-REST = 30.0
-"""Seconds before a row is paid again whose debt was paid but could not be cleared; doubled each time."""
-
 
 class Paying:
     """Used by the payer only, one call at a time."""
@@ -34,7 +31,9 @@ class Paying:
         metrics: Metrics,
         errors: ErrorHandler,
         clock: Clock,
+        rest: float,
     ) -> None:
+        """`rest`: seconds before a row is paid again whose debt was paid but could not be cleared."""
         self._payments = payments
         self._store = store
         self._persistence = persistence
@@ -44,6 +43,7 @@ class Paying:
         self._metrics = metrics
         self._errors = errors
         self._clock = clock
+        self._rest = rest
         self.rested: dict[RowKey, tuple[float, float]] = {}
         """Rows whose debts are paid and could not be cleared: until when (monotonic seconds) they are not paid again,
         and for how many seconds that is."""
@@ -122,7 +122,7 @@ class Paying:
         unsettled = await self._persistence.in_parts(list(paid), settle, failed)
         for key in unsettled:
             # The row still owes: it is paid again, less and less often.
-            _, before = self.rested.get(key, (0.0, REST / 2))
+            _, before = self.rested.get(key, (0.0, self._rest / 2))
             self.rested[key] = (self._clock.monotonic() + 2 * before, 2 * before)
         if self.rested:
             for key in paid.keys() - set(unsettled):

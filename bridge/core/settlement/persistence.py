@@ -14,39 +14,33 @@ from itertools import chain
 from typing import TypeVar
 
 from bridge.core.backoff import BackOff
+from bridge.core.bounds import StatementBounds
 from bridge.core.errors import RowsRefused, StatementFailed, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import Store
 from bridge.core.settlement.gate import Gate
 
-LOG_RETRY_FIRST, LOG_RETRY_MOST = 0.1, 2.0
-"""Seconds between tries while a log can't be written: doubled from the first to the most."""
-SUSPECT_AFTER = 3
-"""Failures of one call after which it is to blame, if a row could be written after each of them."""
-PARTS = 8
-"""How many parts a failed call is cut into. With two, finding one bad row among 500 would cost nine time limits."""
-SWEEP_ROWS = 500
-"""Rows that one statement of a sweep reads, ends or notes anything in; halved if that takes too long."""
-GIVE_UP = 8
-"""Parts that may fail in a row. Then the rest is not tried, since each part may cost a time limit."""
-
 I = TypeVar("I")  # noqa: E741 -- what goes in
 T = TypeVar("T")
 
 
-def back_off(clock: Clock) -> BackOff:
+def back_off(clock: Clock, bounds: StatementBounds) -> BackOff:
     """How long whoever must write to a log waits between tries while that fails."""
-    return BackOff(clock, LOG_RETRY_FIRST, LOG_RETRY_MOST)
+    return BackOff(clock, bounds.retry_first, bounds.retry_most)
 
 
 class Persistence:
     """Repeats one caller's calls until they are done. `name` is the gate's cause while the database is down."""
 
-    def __init__(self, store: Store, gate: Gate, clock: Clock, name: str) -> None:
+    def __init__(self, store: Store, gate: Gate, clock: Clock, name: str, bounds: StatementBounds) -> None:
         self._store = store
         self._gate = gate
         self._clock = clock
         self._name = name
+        self._bounds = bounds
+        self._suspect_after = bounds.suspect_after
+        self._parts = bounds.parts
+        self._give_up = bounds.give_up
         self.unsure = False
         """Whether a try got no answer, and may have been carried out. The caller resets it."""
 
@@ -63,14 +57,14 @@ class Persistence:
                 down = await self._until_written()
                 failed += 1
                 # If every row was refused meanwhile, this call was refused for the same cause: try it again unchanged.
-                if not down or failed >= SUSPECT_AFTER:
+                if not down or failed >= self._suspect_after:
                     raise
             except StoreUnavailable as unavailable:
                 self.unsure = True
                 self._gate.shut(self._name, str(unavailable), database=True)
                 await self._until_written()
                 failed += 1
-                if failed >= SUSPECT_AFTER:
+                if failed >= self._suspect_after:
                     raise StatementFailed(unavailable.cause) from unavailable
             else:
                 self._gate.clear(self._name)
@@ -78,7 +72,7 @@ class Persistence:
 
     async def _until_written(self) -> bool:
         """Return when a row can be written; the gate is shut until then. The result: whether it had to be shut."""
-        tries = back_off(self._clock)
+        tries = back_off(self._clock, self._bounds)
         down = False
         while True:
             try:
@@ -98,7 +92,7 @@ class Persistence:
         alone: Callable[[I, StatementFailed], Awaitable[Sequence[T]]],
     ) -> list[T]:
         """Make a call for all items; where it fails, for parts of them. An item that fails alone goes to `alone`. After
-        `GIVE_UP` failures in a row, so do all items that are left."""
+        `give_up` failures in a row, so do all items that are left."""
         results: list[T] = []
         failures = 0
         waiting = [items] if items else []
@@ -110,9 +104,9 @@ class Persistence:
                 failures += 1
                 if len(some) == 1:
                     results += await alone(some[0], failed)
-                elif failures < GIVE_UP:
-                    waiting += reversed(parts_of(some))
-                if failures >= GIVE_UP:
+                elif failures < self._give_up:
+                    waiting += reversed(parts_of(some, self._parts))
+                if failures >= self._give_up:
                     left = [] if len(some) == 1 else [some]
                     for item in chain.from_iterable((*left, *reversed(waiting))):
                         results += await alone(item, failed)
@@ -122,7 +116,7 @@ class Persistence:
         return results
 
 
-def parts_of(items: Sequence[I]) -> list[Sequence[I]]:
-    """Cut these items into at most `PARTS` parts."""
-    step = -(-len(items) // PARTS)
+def parts_of(items: Sequence[I], parts: int) -> list[Sequence[I]]:
+    """Cut these items into at most `parts` parts."""
+    step = -(-len(items) // parts)
     return [items[at : at + step] for at in range(0, len(items), step)]

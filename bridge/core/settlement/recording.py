@@ -7,11 +7,12 @@ from functools import partial
 
 import msgspec
 
+from bridge.core.bounds import StatementBounds
 from bridge.core.errors import RowsRefused, StatementFailed
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store, Written
-from bridge.core.settlement.persistence import GIVE_UP, Persistence, parts_of
+from bridge.core.settlement.persistence import Persistence, parts_of
 
 SUSPECT_FIELDS = ("meta", "payload", "app_id", "traceparent", "detail", "ack_within", "published_at")
 """Fields that publishers fill and a database may refuse. None of them is part of the truth about the push."""
@@ -20,14 +21,18 @@ SUSPECT_FIELDS = ("meta", "payload", "app_id", "traceparent", "detail", "ack_wit
 class Recorder:
     """Writes batches of rows. The caller retries rows that could not be written."""
 
-    def __init__(self, store: Store, persistence: Persistence, errors: ErrorHandler) -> None:
+    def __init__(
+        self, store: Store, persistence: Persistence, errors: ErrorHandler, bounds: StatementBounds
+    ) -> None:
         self._store = store
         self._persistence = persistence
         self._errors = errors
+        self._parts = bounds.parts
+        self._give_up = bounds.give_up
 
     async def record(self, rows: Sequence[Row], *, tried: bool = False) -> list[Written | None]:
         """Write these rows, one per key. The result is None for a row that fails alone or that another transaction
-        has locked, and for all rows that are left after `GIVE_UP` failures in a row. `tried`: these rows may have been
+        has locked, and for all rows that are left after `give_up` failures in a row. `tried`: these rows may have been
         written before."""
         self._persistence.unsure = tried
         written = await self._write(rows)
@@ -52,14 +57,14 @@ class Recorder:
                 if len(some) == 1:
                     results[places[0]] = await self._without_what_is_refused(some[0], refused)
                 else:
-                    waiting += reversed(parts_of(places))
+                    waiting += reversed(parts_of(places, self._parts))
             except StatementFailed as failed:
                 failures += 1
-                if len(some) > 1 and failures < GIVE_UP:
-                    waiting += reversed(parts_of(places))
+                if len(some) > 1 and failures < self._give_up:
+                    waiting += reversed(parts_of(places, self._parts))
                     continue
                 self._errors.handle(failed, "store.record", {"push_id": some[0].key.push_id})
-                if failures >= GIVE_UP:
+                if failures >= self._give_up:
                     break
             else:
                 failures = 0

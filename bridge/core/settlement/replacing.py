@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from bridge.core.bounds import SettlementBounds
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.model.outcomes import Outcome, Reason
@@ -14,11 +15,6 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Collapse, Store, Superseded
 from bridge.core.settlement.persistence import Persistence
 from bridge.core.settlement.worklist import Worklist
-
-REPLACE_ROWS = 500
-"""Collapse keys, and rows ended for them, in one statement."""
-REPLACE_TRIES, REPLACE_WAIT = 3, 0.02
-"""Tries to end replaced rows before the rest is left for the next second, and the seconds between them."""
 
 UNTRIED = frozenset(
     (Reason.QUEUE_EXPIRATION, Reason.MAX_AGE, Reason.POISON, Reason.DELIVERY_LIMIT, Reason.GIVEN_UP)
@@ -40,6 +36,7 @@ class Replacer:
         clock: Clock,
         worklist: Worklist,
         inflight: InFlight,
+        bounds: SettlementBounds,
     ) -> None:
         self._store = store
         self._persistence = persistence
@@ -47,6 +44,9 @@ class Replacer:
         self._clock = clock
         self._worklist = worklist
         self._inflight = inflight
+        self._rows = bounds.replace_rows
+        self._tries = bounds.replace_tries
+        self._wait = bounds.replace_wait
         self._unreplaced: dict[_Place, Collapse] = {}
         """By place, the newest push whose older ones could not be ended."""
 
@@ -71,24 +71,24 @@ class Replacer:
             elif place not in highest or highest[place].position < one.position:
                 highest[place] = one
         every = list(highest.values())
-        for at in range(0, len(every), REPLACE_ROWS):
-            await self._replace(every[at : at + REPLACE_ROWS])
+        for at in range(0, len(every), self._rows):
+            await self._replace(every[at : at + self._rows])
 
     async def _replace(self, newer: Sequence[Collapse]) -> None:
         """End what is older. Rows that another transaction has locked, or that fail, are left to `run`."""
 
         async def some(part: Sequence[Collapse]) -> Sequence[Superseded]:
-            return [await self._store.supersede(part, REPLACE_ROWS)]
+            return [await self._store.supersede(part, self._rows)]
 
         async def failed(one: Collapse, error: StatementFailed) -> Sequence[Superseded]:
             self._errors.handle(error, "store.supersede", {"collapse_key": one.collapse_key})
             self._unreplaced[_place(one)] = one
             return ()
 
-        for attempt in range(REPLACE_TRIES):
+        for attempt in range(self._tries):
             if attempt:
                 # Mostly this process itself has it locked, for a moment.
-                await self._clock.sleep(REPLACE_WAIT)
+                await self._clock.sleep(self._wait)
             more = True
             while newer and more:
                 steps = await self._persistence.in_parts(newer, some, failed)

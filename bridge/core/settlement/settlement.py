@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.ports.broker import Acks, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
@@ -58,16 +59,20 @@ class Settlement:
         worklist: Worklist,
         inflight: InFlight,
         gate: Gate,
+        bounds: Bounds,
         node: str,
         boot: str,
         on_stored: Callable[[str, int], None],
         on_written: Callable[[str], None],
     ) -> None:
         """For `on_stored` and `on_written` see `Commits`."""
-        rows = Persistence(ports.store, gate, ports.clock, "rows")
-        set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again")
+        statements = bounds.statements
+        rows = Persistence(ports.store, gate, ports.clock, "rows", statements)
+        set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again", statements)
         self._payments = Payments()
-        self._replacer = Replacer(ports.store, rows, ports.errors, ports.clock, worklist, inflight)
+        self._replacer = Replacer(
+            ports.store, rows, ports.errors, ports.clock, worklist, inflight, bounds.settlement
+        )
         commits = Commits(
             worklist,
             inflight,
@@ -82,15 +87,16 @@ class Settlement:
             self._payments,
             commits,
             self._replacer,
-            Recorder(ports.store, rows, ports.errors),
-            Recorder(ports.store, set_aside, ports.errors),
+            Recorder(ports.store, rows, ports.errors, statements),
+            Recorder(ports.store, set_aside, ports.errors, statements),
             metrics=ports.metrics,
             clock=ports.clock,
             gate=gate,
             node=node,
             boot=boot,
+            bounds=bounds.settlement,
         )
-        self._payer = _payer(ports, worklist, self._payments, gate)
+        self._payer = _payer(ports, worklist, self._payments, gate, bounds)
 
     @property
     def payments_waiting(self) -> int:
@@ -111,8 +117,11 @@ class Settlement:
             tasks.create_task(self._payer.run(), name="settlement payer")
 
 
-def _payer(ports: SettlementPorts, worklist: Worklist, payments: Payments, gate: Gate) -> Payer:
-    persistence = Persistence(ports.store, gate, ports.clock, "debts")
+def _payer(
+    ports: SettlementPorts, worklist: Worklist, payments: Payments, gate: Gate, bounds: Bounds
+) -> Payer:
+    statements = bounds.statements
+    persistence = Persistence(ports.store, gate, ports.clock, "debts", statements)
     paying = Paying(
         payments,
         ports.store,
@@ -123,6 +132,7 @@ def _payer(ports: SettlementPorts, worklist: Worklist, payments: Payments, gate:
         metrics=ports.metrics,
         errors=ports.errors,
         clock=ports.clock,
+        rest=bounds.settlement.rest,
     )
-    debts = Debts(worklist, payments, paying, ports.store, persistence, ports.errors, ports.clock)
-    return Payer(worklist, payments, paying, debts, ports.logs, ports.errors, ports.clock, gate)
+    debts = Debts(worklist, payments, paying, ports.store, persistence, ports.errors, ports.clock, statements)
+    return Payer(worklist, payments, paying, debts, ports.logs, ports.errors, ports.clock, gate, statements)

@@ -11,9 +11,6 @@ from bridge.core.model.rows import Difference, LateProof, Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
 
-LATE_MAX = 100_000
-"""Late proofs, and differences, that may wait to be noted; beyond it the oldest are discarded."""
-
 
 class Aside:
     """A flight whose row could not be written with the others."""
@@ -33,9 +30,11 @@ class Aside:
 class Worklist:
     """Whoever decides an outcome adds to it; the settlement owns what is on it from then on."""
 
-    def __init__(self, *, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, *, metrics: Metrics, clock: Clock, late_max: int) -> None:
+        """`late_max`: late proofs, and differences, that may wait to be noted."""
         self._metrics = metrics
         self._clock = clock
+        self._late_max = late_max
         self.flights: dict[RowKey, Flight] = {}
         """Flights whose rows must be written."""
         self.writing: dict[RowKey, Flight] = {}
@@ -90,8 +89,8 @@ class Worklist:
         """A request came with this id and other content. `flight`: given where the row may not be written yet."""
         self._metrics.repeat_differs()
         self.differences.append((Difference(key, self._clock.time()), flight))
-        if len(self.differences) > LATE_MAX:
-            del self.differences[: LATE_MAX // 10]
+        if len(self.differences) > self._late_max:
+            del self.differences[: max(1, self._late_max // 10)]
 
     def release(self, message: HeldMessage) -> None:
         """Every row of this message is known now; ack it if all of them are settled already."""
@@ -108,8 +107,8 @@ class Worklist:
     def note_late(self, proof: LateProof) -> None:
         """Note proof in a row that does not have it."""
         self.late_proofs.append(proof)
-        if len(self.late_proofs) > LATE_MAX:
-            del self.late_proofs[: LATE_MAX // 10]
+        if len(self.late_proofs) > self._late_max:
+            del self.late_proofs[: max(1, self._late_max // 10)]
 
     def ended_by_sweep(self, rows: Sequence[Row]) -> None:
         """The store has ended these rows: tell logs, hooks and metrics. The sweep pays what they owe."""

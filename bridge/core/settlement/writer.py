@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from bridge.core.bounds import SettlementBounds
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.row_of import carried_by, is_light, row_of
 from bridge.core.model.rows import Row
@@ -16,21 +17,6 @@ from bridge.core.settlement.payments import Payments, payment_of
 from bridge.core.settlement.recording import Recorder
 from bridge.core.settlement.replacing import Replacer
 from bridge.core.settlement.worklist import Aside, Worklist, to_be_written
-
-BATCH_ROWS = 500
-"""Rows in one statement: with more, throughput gains little and a redelivery repeats more."""
-BATCH_BYTES = 1024 * 1024
-"""Bytes of data, except lists and meta after which a batch ends; content that several rows share counts once."""
-BATCH_ANSWERS = 1000
-"""Repeats that are answered, and rows ended by sweeps that are announced, with one batch."""
-LINGER = 0.005
-"""Seconds to wait for a batch to fill under load; no browser waits for the row."""
-LINGER_ROWS = 100
-"""With this many rows the writer does not wait for more. After a batch of less than half of it, there is no load."""
-ASIDE_FIRST, ASIDE_MOST = 0.1, 30.0
-"""Seconds until a row that could not be written is tried again: the first wait, doubled up to the longest."""
-ASIDE_MANY = 1000
-"""With more rows set aside than this nothing is taken: so many failures are not the fault of single rows."""
 
 
 class Writer:
@@ -50,6 +36,7 @@ class Writer:
         gate: Gate,
         node: str,
         boot: str,
+        bounds: SettlementBounds,
     ) -> None:
         self._worklist = worklist
         self._payments = payments
@@ -62,21 +49,29 @@ class Writer:
         self._gate = gate
         self._node = node
         self._boot = boot
+        self._batch_rows = bounds.batch_rows
+        self._batch_bytes = bounds.batch_bytes
+        self._batch_answers = bounds.batch_answers
+        self._linger = bounds.linger
+        self._linger_rows = bounds.linger_rows
+        self._aside_first = bounds.aside_first
+        self._aside_most = bounds.aside_most
+        self._aside_many = bounds.aside_many
 
     async def run(self) -> None:
         """Write batches until cancelled."""
         busy = False
         while True:
             await self._worklist.wake.wait()
-            if busy and len(self._worklist.flights) < LINGER_ROWS:
-                await self._clock.sleep(LINGER)
+            if busy and len(self._worklist.flights) < self._linger_rows:
+                await self._clock.sleep(self._linger)
             self._worklist.wake.clear()
             flights = self._next_batch()
-            busy = len(flights) >= LINGER_ROWS // 2
-            answers = self._worklist.answers[:BATCH_ANSWERS]
-            del self._worklist.answers[:BATCH_ANSWERS]
-            ended = self._worklist.ended[:BATCH_ANSWERS]
-            del self._worklist.ended[:BATCH_ANSWERS]
+            busy = len(flights) >= self._linger_rows // 2
+            answers = self._worklist.answers[: self._batch_answers]
+            del self._worklist.answers[: self._batch_answers]
+            ended = self._worklist.ended[: self._batch_answers]
+            del self._worklist.ended[: self._batch_answers]
             if self._worklist.flights or self._worklist.answers or self._worklist.ended:
                 self._worklist.wake.set()
             # One waiting sweep is enough, however long the payer takes.
@@ -115,7 +110,7 @@ class Writer:
         flights: list[Flight] = []
         size = 0
         carried: set[int] = set()
-        for flight in itertools.islice(self._worklist.flights.values(), BATCH_ROWS):
+        for flight in itertools.islice(self._worklist.flights.values(), self._batch_rows):
             if is_light(flight):
                 flights.append(flight)
                 continue
@@ -125,7 +120,7 @@ class Writer:
                 if id(part) not in carried:
                     carried.add(id(part))
                     size += part_bytes
-            if flights and size > BATCH_BYTES and size > before:
+            if flights and size > self._batch_bytes and size > before:
                 break
             flights.append(flight)
         for flight in flights:
@@ -140,9 +135,9 @@ class Writer:
         key = flight.key
         flight = to_be_written(flight, self._worklist.flights.pop(key, None))
         aside = self._worklist.aside.get(key)
-        wait = ASIDE_FIRST if aside is None else min(aside.wait * 2, ASIDE_MOST)
+        wait = self._aside_first if aside is None else min(aside.wait * 2, self._aside_most)
         self._worklist.aside[key] = Aside(flight, self._clock.monotonic() + wait, wait)
-        if len(self._worklist.aside) > ASIDE_MANY:
+        if len(self._worklist.aside) > self._aside_many:
             self._gate.shut(
                 "rows set aside", f"{len(self._worklist.aside)} rows can't be written; see the log of errors"
             )
@@ -163,7 +158,7 @@ class Writer:
                 self._set_aside(aside.flight)
                 continue
             del self._worklist.aside[key]
-            if len(self._worklist.aside) <= ASIDE_MANY // 2:
+            if len(self._worklist.aside) <= self._aside_many // 2:
                 self._gate.clear("rows set aside")
             if aside.again:
                 # Before `committed`: it must not treat the flight as finished.
