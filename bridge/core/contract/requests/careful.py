@@ -111,7 +111,7 @@ def checked(
         return f"{where}.{field}" if where else field
 
     if not _is_object(body):
-        got = fields.kind(jsontext.plain(body.strip(SPACE)))
+        got = fields.kind(jsontext.shallow_value(body.strip(SPACE)))
         raise InvalidRequest(Reason.INVALID, where, f"expected an object, got {got}")
     values, data = parts.values, parts.data
     wrong = Wrong()
@@ -189,7 +189,7 @@ def _small(body: bytes) -> _Parts | None:
     except BAD_JSON:
         return None
     if "meta" in values:
-        values["meta"] = jsontext.plain(bytes(texts.meta))
+        values["meta"] = jsontext.shallow_value(bytes(texts.meta))
     return _Parts(values, bytes(texts.data) if "data" in values else None, {}, True)
 
 
@@ -217,7 +217,7 @@ def _any(body: bytes) -> Steps[_Parts]:
 
 
 def _values(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
-    return {name: jsontext.plain(bytes(part)) for name, part in members.items() if name != "data"}
+    return {name: jsontext.shallow_value(bytes(part)) for name, part in members.items() if name != "data"}
 
 
 def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:

@@ -84,7 +84,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
         return Decoded((request,), published_at, traceparent)
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
-    misspelt = of_headers.misspelt(headers) if headers and not payload_only else ""
+    misspelt = of_headers.misspelt_headers(headers) if headers and not payload_only else ""
     return _hinted(steps, misspelt) if misspelt else steps
 
 
