@@ -80,7 +80,7 @@ class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
 _library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
-class Connection(asyncio.BufferedProtocol):
+class WebSocketConnection(asyncio.BufferedProtocol):
     """One TCP connection; the Socket port of its session once its handshake is granted."""
 
     __slots__ = (
@@ -255,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unheard = False
             self._read_or_not()
         if self._handle is not None and self.writable:
-            self._handle.writable()
+            self._handle.became_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone. A reset is an ordinary end of a WebSocket: `exc` says no more than 1006 does."""

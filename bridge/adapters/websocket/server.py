@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from bridge.adapters.websocket.connection import Connection
+from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Readiness
 from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
@@ -45,8 +45,8 @@ class WebSocketServer:
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.leaving = False
-        self._connections: set[Connection] = set()
-        self._unanswered: dict[Connection, None] = {}
+        self._connections: set[WebSocketConnection] = set()
+        self._unanswered: dict[WebSocketConnection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
         self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
@@ -77,7 +77,7 @@ class WebSocketServer:
             if connection.undecided:
                 connection.turn_away(STOPPING)
 
-    def entered(self, connection: Connection) -> None:
+    def entered(self, connection: WebSocketConnection) -> None:
         """A connection was made."""
         self._connections.add(connection)
         self._gone.clear()
@@ -85,7 +85,7 @@ class WebSocketServer:
         if len(self._unanswered) > UNANSWERED_MAX:
             next(iter(self._unanswered)).turn_away(CROWDED)
 
-    def asked(self, connection: Connection, nbytes: int) -> None:
+    def asked(self, connection: WebSocketConnection, nbytes: int) -> None:
         """Count bytes of an unanswered request that have arrived."""
         if connection in self._unanswered:
             connection.requested += nbytes
@@ -103,7 +103,7 @@ class WebSocketServer:
         self._decisions.add(decision)
         decision.add_done_callback(self._decisions.discard)
 
-    def answered(self, connection: Connection) -> bool:
+    def answered(self, connection: WebSocketConnection) -> bool:
         """Its request has an answer; idempotent. Returns whether this is the first one."""
         if connection not in self._unanswered:
             return False
@@ -111,7 +111,7 @@ class WebSocketServer:
         self._unanswered_bytes -= connection.requested
         return True
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: WebSocketConnection) -> None:
         """A connection is gone."""
         self.answered(connection)
         self._connections.discard(connection)
@@ -155,7 +155,9 @@ async def listen(
     gone within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
     """
     server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
-    listener = await server.loop.create_server(lambda: Connection(server), host, port, backlog=BACKLOG)
+    listener = await server.loop.create_server(
+        lambda: WebSocketConnection(server), host, port, backlog=BACKLOG
+    )
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

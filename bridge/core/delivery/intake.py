@@ -30,8 +30,8 @@ BATCH = 200
 """Messages taken together: their pushes to one session are handed over in one write."""
 
 
-class Intake:
-    """Fills the Intake port: gives messages to the taker while the gate is open."""
+class PushIntake:
+    """Fills the Intake port for pushes: gives messages to the taker while the gate is open."""
 
     def __init__(
         self,
