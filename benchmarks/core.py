@@ -157,7 +157,7 @@ class _Broker:
         self._core = core
         self._stream = stream
         self._splitter = Splitter()
-        self._splitter.tap(1)
+        self._splitter.watch(1)
         self._at = self._unacked = 0
         self.acked = 0
         self.done = asyncio.Event()

@@ -22,7 +22,7 @@ from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.pool import Connections
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.adapters.websocket.connection import Connection
+from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.app import build as app
 from bridge.core.delivery.targets import RESOLVERS
 from bridge.core.model.pushes import Target, ToUser
@@ -105,8 +105,8 @@ def _any(things: Any, *_: Any) -> bool:
 
 
 POINTS: Final = {
-    "before send": Point(Connection, "write", after=False, when=_any),
-    "after send": Point(Connection, "write", after=True, when=_any),
+    "before send": Point(WebSocketConnection, "write", after=False, when=_any),
+    "after send": Point(WebSocketConnection, "write", after=True, when=_any),
     "before commit": Point(PostgresStore, "record", after=False, when=_any),
     "after commit": Point(PostgresStore, "record", after=True, when=_any),
     "before receipt": Point(ReceiptPublisher, "send", after=False, when=_any),

@@ -76,7 +76,7 @@ class Gauges(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-Source: TypeAlias = Callable[[], Iterable[Metric]]
+MetricSource: TypeAlias = Callable[[], Iterable[Metric]]
 """Asked at each scrape for families of its own."""
 
 GAUGES: Final[Mapping[str, str]] = {
@@ -211,7 +211,7 @@ class PrometheusMetrics(Collector):
         )
         self.loop_held = 0.0
         """The longest time, in seconds, that the event loop's thread has worked while something else was due."""
-        self._sources: tuple[Source, ...] = ()
+        self._sources: tuple[MetricSource, ...] = ()
         # Bound once: `outcome` runs for every push.
         self._outcomes = self._settled.outcomes
         self._stages = tuple(self._settled.push.histograms[stage] for stage in STAGES)
@@ -300,7 +300,7 @@ class PrometheusMetrics(Collector):
 
     # --- for the scrape ---------------------------------------------------------------------------------
 
-    def add_source(self, source: Source) -> None:
+    def add_source(self, source: MetricSource) -> None:
         """Call this at each scrape; its families follow those that are on the page already."""
         self._sources = (*self._sources, source)
 

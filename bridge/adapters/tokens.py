@@ -51,7 +51,7 @@ MOMENT_MAX: Final = 9_999_999_999.0
 KEY_BYTES: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The algorithms that use a shared secret, and the bytes that it needs for each (RFC 7518 3.2)."""
 
-WHYS: Final = (
+TOKEN_REFUSALS: Final = (
     "missing",
     "malformed",
     "algorithm",
@@ -63,6 +63,7 @@ WHYS: Final = (
     "audience",
     "no_user",
 )
+"""Why a token is refused, in metrics and logs."""
 
 # No C0, DEL, C1, and no lone surrogates: JSON escapes may contain those, but UTF-8 can't encode them.
 _USER = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{ID_MAX}}}")

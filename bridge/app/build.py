@@ -32,7 +32,8 @@ from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.metrics import gauge_families
 from bridge.adapters.tokens import make_token
-from bridge.adapters.websocket import server as websocket
+from bridge.adapters.websocket import listening
+from bridge.adapters.websocket.server import WebSocketServer
 from bridge.app.clock import SystemClock
 from bridge.app.drain import Drain
 from bridge.app.limits import LIMITS, ServiceLimits
@@ -61,9 +62,7 @@ log = logging.getLogger("bridge")
 class Running:
     """A bridge that serves; `ws_port` and `ops_port` are where it listens."""
 
-    def __init__(
-        self, node: Node, ws: websocket.WebSocketServer, ops: http.OpsServer, consumer: Consumer
-    ) -> None:
+    def __init__(self, node: Node, ws: WebSocketServer, ops: http.OpsServer, consumer: Consumer) -> None:
         self._node = node
         self._ws = ws
         self._consumer = consumer
@@ -151,11 +150,11 @@ def _consumer(settings: Settings, clock: Clock, errors: ErrorHandler, readiness:
 
 
 @asynccontextmanager
-async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[websocket.WebSocketServer]:
+async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[WebSocketServer]:
     async with AsyncExitStack() as stack:
         try:
             server = await stack.enter_async_context(
-                websocket.listen(
+                listening.listen(
                     settings.ws_host, settings.ws_port, node.gateway, readiness=node.public_readiness
                 )
             )
@@ -171,7 +170,7 @@ async def _listen_ops(
     limits: ServiceLimits,
     reports: Reports,
     node: Node,
-    ws: websocket.WebSocketServer,
+    ws: WebSocketServer,
     boot: str,
 ) -> AsyncIterator[http.OpsServer]:
     async with StandingProducer(settings.amqp_url) as producer:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from bridge.adapters.finding import Finding
 from bridge.addresses import redacted
-from bridge.config import Settings, misspelt
+from bridge.config import Settings, misspelt_variables
 from bridge.core.errors import (
     BridgeError,
     BrokerUnavailable,
@@ -41,7 +41,7 @@ async def check(settings: Settings) -> int:
     _tell([Finding("ok", "settings", words)])
     _tell(
         Finding("warn", "settings", f"{name} is no setting; {meant} was probably meant")
-        for name, meant in misspelt(os.environ).items()
+        for name, meant in misspelt_variables(os.environ).items()
     )
     ports, runs = await _ports(settings)
     codes = [USAGE * _tell(await _plugins(settings)), USAGE * _tell(ports)]

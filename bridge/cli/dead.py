@@ -15,7 +15,7 @@ from bridge.config import CommonSettings
 from bridge.core.errors import SettingsError
 from bridge.operator import dead_letters
 from bridge.operator.dead_letters import Letter
-from bridge.operator.story import age, plain
+from bridge.operator.story import age, printable
 
 
 def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
@@ -52,8 +52,8 @@ def _letter_line(letter: Letter, now: datetime) -> str:
     old = age((now - letter.buried_at).total_seconds()) if letter.buried_at else "-"
     detail = ("(replayed before) " if letter.replayed_at else "") + letter.detail
     return (
-        f"{plain(letter.id) or '-':<36}  {plain(letter.reason, 16) or '-':<16}  {old:>6}  {letter.size:>7}  "
-        f"{plain(owner, 20):<20}  {plain(detail, 120)}"
+        f"{printable(letter.id) or '-':<36}  {printable(letter.reason, 16) or '-':<16}  {old:>6}  {letter.size:>7}  "
+        f"{printable(owner, 20):<20}  {printable(detail, 120)}"
     ).rstrip()
 
 
@@ -61,7 +61,9 @@ def _count(counts: dict[str, int]) -> str:
     if not counts:
         return "no dead letters"
     total = sum(counts.values())
-    parts = ", ".join(f"{number} {plain(reason) or 'of others'}" for reason, number in sorted(counts.items()))
+    parts = ", ".join(
+        f"{number} {printable(reason) or 'of others'}" for reason, number in sorted(counts.items())
+    )
     return f"{total} dead letter{'s' if total != 1 else ''}: {parts}"
 
 
@@ -87,7 +89,10 @@ async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_js
             print(json.dumps(_whole(letter), ensure_ascii=False) if as_json else _page(letter))
         total = pile.total
     if not found:
-        print(f"no letter {plain(push_id)} in push.dead; `bridge why` asks the delivery log", file=sys.stderr)
+        print(
+            f"no letter {printable(push_id)} in push.dead; `bridge why` asks the delivery log",
+            file=sys.stderr,
+        )
         _say_what_was_not_seen(looked_at, total)
     return 0 if found else 1
 
@@ -150,15 +155,15 @@ def _page(letter: Letter) -> str:
         "tenant": letter.tenant,
         **_properties(letter),
     }
-    lines = [f"{name:<16} {plain(str(value))}" for name, value in facts.items() if value]
+    lines = [f"{name:<16} {printable(str(value))}" for name, value in facts.items() if value]
     ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
     for name, value in letter.headers.items():
         if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
             shown = json.dumps(_header(value), ensure_ascii=False)
-            lines.append(f"{'header':<16} {plain(legible(name))}: {plain(shown)}")
+            lines.append(f"{'header':<16} {printable(legible(name))}: {printable(shown)}")
     lines.append(f"{'body':<16} {letter.size} bytes")
     text = letter.body.decode("utf-8", "backslashreplace")
-    lines += ["    " + plain(line) for line in text.split("\n")]
+    lines += ["    " + printable(line) for line in text.split("\n")]
     return "\n".join(lines)
 
 
@@ -182,13 +187,15 @@ async def dead_replay(
     )
     verb = "would be replayed" if dry_run else "replayed"
     for old, new in done.replayed:
-        print(f"{verb}: {plain(old)}" + (f" as {plain(new)}" if new != old else ""))
+        print(f"{verb}: {printable(old)}" + (f" as {printable(new)}" if new != old else ""))
     for push_id, why in done.refused:
-        print(f"kept: {plain(push_id) or '-'}: {why}")
+        print(f"kept: {printable(push_id) or '-'}: {why}")
     seen = {push_id for push_id, _ in done.replayed} | {push_id for push_id, _ in done.refused}
     absent = [push_id for push_id in ids if push_id not in seen]
     for push_id in absent:
-        print(f"no letter {plain(push_id)} among the {done.looked_at} that were looked at", file=sys.stderr)
+        print(
+            f"no letter {printable(push_id)} among the {done.looked_at} that were looked at", file=sys.stderr
+        )
     print(f"{len(done.replayed)} {verb}, {len(done.refused)} kept, {done.looked_at} looked at")
     _say_what_was_not_seen(done.looked_at, done.total)
     return 1 if absent or done.refused else 0

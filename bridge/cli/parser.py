@@ -62,7 +62,7 @@ class Command(NamedTuple):
 
 def add_setting_flags(parser: Parser, fields: Sequence[str] | None) -> None:
     """Give the parser a flag for each of these settings (None: for every one), in groups."""
-    from bridge.config import GROUPS, Settings, default_text, expected, flag_name
+    from bridge.config import GROUPS, Settings, default_text, expected_value, flag_name
 
     for title, names in GROUPS.items():
         shown = [name for name in names if fields is None or name in fields]
@@ -76,7 +76,7 @@ def add_setting_flags(parser: Parser, fields: Sequence[str] | None) -> None:
             if info.annotation is bool:
                 kwargs["action"] = argparse.BooleanOptionalAction
             else:
-                kwargs["metavar"] = _metavar(expected(name, info))
+                kwargs["metavar"] = _metavar(expected_value(name, info))
             default = default_text(name).replace("`", "")
             words += f" [{default}]" if default else ""
             group.add_argument(flag_name(name), help=words.replace("%", "%%"), **kwargs)

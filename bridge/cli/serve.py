@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from bridge.config import Settings, misspelt
+from bridge.config import Settings, misspelt_variables
 
 log = logging.getLogger("bridge")
 
@@ -16,6 +16,6 @@ async def serve(settings: Settings) -> int:
     from bridge.app import build as app
 
     logs.setup(settings.log_level, settings.log_format)
-    for name, meant in misspelt(os.environ).items():
+    for name, meant in misspelt_variables(os.environ).items():
         log.warning("%s is not a setting; did you mean %s?", name, meant)
     return await app.serve(settings)

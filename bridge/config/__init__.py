@@ -3,8 +3,8 @@
 It knows nothing of what the settings are for.
 """
 
-from bridge.config.catalogue import GROUPS, default_text, misspelt
-from bridge.config.common import CommonSettings, InvalidSettings, expected
+from bridge.config.catalogue import GROUPS, default_text, misspelt_variables
+from bridge.config.common import CommonSettings, InvalidSettings, expected_value
 from bridge.config.names import DEV_ENV_FILE, ENV_FILE, env_name, flag_name
 from bridge.config.settings import Settings, TokenSettings
 
@@ -18,7 +18,7 @@ __all__ = [
     "TokenSettings",
     "default_text",
     "env_name",
-    "expected",
+    "expected_value",
     "flag_name",
-    "misspelt",
+    "misspelt_variables",
 ]

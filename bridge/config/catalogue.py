@@ -53,7 +53,7 @@ def default_text(field: str) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def misspelt(environ: Mapping[str, str]) -> Mapping[str, str]:
+def misspelt_variables(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Variables that begin like ours and are none, with the setting that was probably meant.
 
     Only near misses: container engines set variables such as BRIDGE_PORT for a service named bridge.

@@ -18,7 +18,7 @@ _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def split(value: object) -> object:
+def comma_list(value: object) -> object:
     """The parts of a comma-separated text."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -59,7 +59,7 @@ class CommonSettings(BaseSettings):
         env_prefix=PREFIX,
         env_file=(DEV_ENV_FILE, ENV_FILE),
         env_ignore_empty=True,
-        # Other programs keep their variables in `.env`, too; `misspelt` finds near misses of ours.
+        # Other programs keep their variables in `.env`, too; `misspelt_variables` finds near misses of ours.
         extra="ignore",
         frozen=True,
         validate_default=True,
@@ -173,7 +173,7 @@ class CommonSettings(BaseSettings):
         return value.strip().lower() if isinstance(value, str) else value
 
 
-def expected(field: str, info: FieldInfo) -> str:
+def expected_value(field: str, info: FieldInfo) -> str:
     """What a value of this setting looks like, in words; empty where the description says it all."""
     kind = info.annotation
     if get_origin(kind) is Literal:
@@ -198,7 +198,7 @@ def _in_our_words(
             if _may_be_secret(part):
                 problem = problem.replace(repr(part.strip()), "what is given")
         return env_name(field), redaction.without_known(problem)
-    wanted = expected(field, model.model_fields[field]) or "text"
+    wanted = expected_value(field, model.model_fields[field]) or "text"
     shown = "" if field in _SECRET or _may_be_secret(str(value)) else f", not {value!r}"
     return env_name(field), f"{wanted} expected{shown}"
 

@@ -20,7 +20,7 @@ BROKER_DELIVERY_LIMIT: Final = 100
 """The broker's own limit on the queue of requests. `max_attempts` is lower: the bridge writes a row when it gives a
 message up, the broker would not."""
 
-CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(checks.split)]
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(checks.comma_list)]
 
 
 class TokenSettings(CommonSettings):

@@ -14,7 +14,7 @@ from bridge.core.control import Control
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.grace import Grace
-from bridge.core.delivery.intake import Intake
+from bridge.core.delivery.intake import PushIntake
 from bridge.core.delivery.known import KnownRows
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.liveness import Liveness
@@ -202,7 +202,7 @@ class Core:
             limits,
             bounds,
         )
-        self.intake = Intake(
+        self.intake = PushIntake(
             taker=taker,
             elsewhere=elsewhere,
             lookups=lookups,

@@ -89,9 +89,9 @@ class Gateway:
             self._acked(session, frame)
         elif isinstance(frame, UnsupportedFrame):
             problem = f"{frame.type} is not available here"
-            answer_to(session, error_frame("unsupported", problem, frame.ref))
+            send_answer(session, error_frame("unsupported", problem, frame.ref))
         else:
-            answer_to(session, error_frame("bad_frame", frame.problem, frame.ref))
+            send_answer(session, error_frame("bad_frame", frame.problem, frame.ref))
 
     def _acked(self, session: Session, ack: AckFrame) -> None:
         """Note an ack. It is answered only where it has a `ref`: a client may ack everything it gets."""
@@ -99,7 +99,7 @@ class Gateway:
             counts = self._proofs.acked(session, ack.id, ack.tenant)
         except AmbiguousAck:
             problem = "tenant: required, pushes of several tenants with this id wait for their ack"
-            answer_to(session, error_frame("bad_frame", problem, ack.ref))
+            send_answer(session, error_frame("bad_frame", problem, ack.ref))
             return
         if ack.ref is None:
             return
@@ -108,7 +108,7 @@ class Gateway:
         else:
             problem = "id: no push with this id waits for an ack of this session"
             answer = error_frame("not_awaited", problem, ack.ref)
-        answer_to(session, answer)
+        send_answer(session, answer)
 
     def _closed(self, session: Session, code: int, reason: str) -> None:
         self._presence.closed(session)
@@ -117,7 +117,7 @@ class Gateway:
         self._hooks.on_close(session.info, code, reason or word)
 
 
-def answer_to(session: Session, frame: Frame) -> None:
+def send_answer(session: Session, frame: Frame) -> None:
     """Answer a client's frame, unless the client does not read: its answers must not take memory."""
     if session.socket.writable:
         session.socket.write((frame,), None)
@@ -136,9 +136,9 @@ class Client:
         """The peer answered a ping."""
         self._gateway._proofs.pong(self.session, payload)
 
-    def writable(self) -> None:
+    def became_writable(self) -> None:
         """The socket is writable again."""
-        self._gateway._proofs.writable(self.session)
+        self._gateway._proofs.became_writable(self.session)
 
     def message(self, data: str | bytes) -> None:
         """The peer sent a data message."""

@@ -17,7 +17,7 @@ STORIES_SHOWN: Final = 3
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def plain(text: str, most: int = 0) -> str:
+def printable(text: str, most: int = 0) -> str:
     """Untrusted text for one line of a terminal: control characters are escaped; cut to `most` characters."""
     text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if not most or len(text) <= most else text[: most - 1] + "…"
@@ -26,14 +26,14 @@ def plain(text: str, most: int = 0) -> str:
 def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
     """What the log has of a push, line by line; there must be rows for somebody."""
     if not found.rows:
-        yield f"push {plain(push_id)} has no row for {plain(user or '')}, but for others:"
+        yield f"push {printable(push_id)} has no row for {printable(user or '')}, but for others:"
         yield from _endings(found)
         yield "It was not addressed to that user: the request did not name them, or it went to everyone and they"
         yield "had no session then. (The user is compared letter by letter, as the request and the token say it.)"
         return
     total = sum(ending.users for ending in found.endings)
     if user is None and total > STORIES_SHOWN:
-        yield f"push {plain(push_id)}: {total} users"
+        yield f"push {printable(push_id)}: {total} users"
         yield from _endings(found)
         yield ""
         for row in found.rows:
@@ -41,7 +41,7 @@ def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
         if total > len(found.rows):
             yield f"... and {total - len(found.rows)} more"
         yield ""
-        yield f"bridge why {plain(push_id)} USER tells the whole story of one."
+        yield f"bridge why {printable(push_id)} USER tells the whole story of one."
         return
     for number, row in enumerate(found.rows):
         if number:
@@ -68,7 +68,7 @@ def story(row: LoggedPush, now: datetime) -> Iterator[str]:
     """One row of the log, step by step, for people."""
     tenant = f" of tenant {row.tenant}" if row.tenant else ""
     yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
-    yield f"  {row.meaning or row.reason}" + (f": {plain(row.detail)}" if row.detail else "")
+    yield f"  {row.meaning or row.reason}" + (f": {printable(row.detail)}" if row.detail else "")
     yield ""
     before = row.published_at
     for step, at, words in steps(row):
@@ -96,12 +96,12 @@ def story(row: LoggedPush, now: datetime) -> Iterator[str]:
 
 def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
     """(step, when, how), in their order. No time: it never happened, or lasts."""
-    publisher = [f"by {plain(row.app_id)}"] if row.app_id else []
-    event = [f"event {plain(row.event)}"] if row.event else []
+    publisher = [f"by {printable(row.app_id)}"] if row.app_id else []
+    event = [f"event {printable(row.event)}"] if row.event else []
     yield "published", row.published_at, ", ".join(publisher + event)
     yield "taken", row.taken_at, f"from the queue by node {row.node}, boot {row.boot}"
     if row.expires_at is not None:
-        key = f", collapse key {plain(row.collapse_key)}" if row.collapse_key else ""
+        key = f", collapse key {printable(row.collapse_key)}" if row.collapse_key else ""
         ttl = span((row.expires_at - row.published_at).total_seconds())
         yield "kept", None, f"for {ttl}, until {_moment(row.expires_at)}{key}"
     if row.written_at is None:
@@ -142,8 +142,8 @@ def _owes(row: LoggedPush) -> Iterator[str]:
     when = "" if row.final else ", once it has ended"
     yield f"  {'owed':<10} the event on push.outcomes{when}"
     for reply in row.owed:
-        correlation = f" (correlation id {plain(reply.correlation_id)})" if reply.correlation_id else ""
-        yield f"  {'owed':<10} a receipt to queue {plain(reply.queue)}{correlation}{when}"
+        correlation = f" (correlation id {printable(reply.correlation_id)})" if reply.correlation_id else ""
+        yield f"  {'owed':<10} a receipt to queue {printable(reply.queue)}{correlation}{when}"
 
 
 def _who_ends_it(row: LoggedPush, now: datetime) -> str:
@@ -162,7 +162,7 @@ def _wanted(row: LoggedPush) -> str:
 
 def never_seen(push_id: str, found: Found, waiting: Sequence[QueueDepth] | str | None) -> Iterator[str]:
     """What it may mean that the log has no row. `waiting`: the queues, or why they can't be asked; None: not asked."""
-    yield f"push {plain(push_id)} is not in the delivery log. That means one of these:"
+    yield f"push {printable(push_id)} is not in the delivery log. That means one of these:"
     if waiting is None:
         yield "- It waits in the queue: `bridge why` looks there as well."
     elif isinstance(waiting, str):

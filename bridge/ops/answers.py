@@ -66,7 +66,7 @@ def json_answer(
     )
 
 
-def answer_to(error: Exception, request: web.Request, errors: ErrorHandler) -> web.Response:
+def answer_to_error(error: Exception, request: web.Request, errors: ErrorHandler) -> web.Response:
     """The answer to a request that ended with this error; a bug goes to the error handler."""
     match error:
         case ErrorAnswer():

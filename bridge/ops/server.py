@@ -20,7 +20,7 @@ from bridge.core.errors import SettingsError
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.redaction import without_known
 from bridge.ops.access import OpsAccess
-from bridge.ops.answers import answer_to
+from bridge.ops.answers import answer_to_error
 from bridge.ops.context import OpsContext
 from bridge.ops.routes import page, routes
 
@@ -135,7 +135,7 @@ class OpsServer:
             # The client left during the answer.
             raise
         except Exception as error:  # a bug in one route must not end the port that shows bugs
-            return answer_to(error, request, self._errors)
+            return answer_to_error(error, request, self._errors)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

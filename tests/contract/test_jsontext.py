@@ -96,7 +96,7 @@ def test_the_elements_of_an_array_do_not_depend_on_where_it_is_cut(dice: Dice, s
     note(repr(text))
     with blocks(size):
         cut = [json.loads(element) for element in jsonparts.elements(text) if element is not None]
-        pieces, whole = finish(jsonparts.split(b" %b\n" % text))
+        pieces, whole = finish(jsonparts.all_pieces(b" %b\n" % text))
     assert cut == value
     assert [json.loads(piece) for piece in pieces] == value
     assert whole
@@ -129,7 +129,7 @@ def test_what_is_said_of_broken_text_does_not_depend_on_where_it_is_cut(
 
     def said() -> object:
         return (
-            finish(jsonparts.split(text)),
+            finish(jsonparts.all_pieces(text)),
             [member for member in jsonparts.members(text) if member is not None],
             finish(jsontext.problem(text)),
         )
@@ -168,7 +168,7 @@ def test_the_first_half_character_is_found_wherever_it_is(parts: list[bytes], si
 
 
 def test_no_more_pieces_are_cut_than_any_contract_allows() -> None:
-    pieces, whole = finish(jsonparts.split(b"[%b1]" % (b"1," * 5000)))
+    pieces, whole = finish(jsonparts.all_pieces(b"[%b1]" % (b"1," * 5000)))
     assert (len(pieces), whole) == (jsonparts.PIECES_MAX + 1, False)
 
 
@@ -185,7 +185,7 @@ def test_no_more_pieces_are_cut_than_any_contract_allows() -> None:
     ],
 )
 def test_what_may_be_large_stays_text(text: bytes, value: object) -> None:
-    assert jsontext.plain(text) == value
+    assert jsontext.shallow_value(text) == value
 
 
 def test_the_part_that_is_to_blame_is_named() -> None:

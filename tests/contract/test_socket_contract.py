@@ -15,7 +15,7 @@ from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from bridge.adapters.websocket.server import listen
+from bridge.adapters.websocket.listening import listen
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import raw_client

@@ -378,7 +378,7 @@ async def test_what_expires_while_it_is_queued_is_not_sent_any_more() -> None:
         h.clock.advance(2)
         await h.core.mailbox_sweep.sweep()
         peer.socket.stuffed = False
-        peer.client.writable()
+        peer.client.became_writable()
         assert ids(peer) == ["lives"]
         assert h.end("dies") == (Outcome.EXPIRED, Reason.TTL)
 
@@ -421,7 +421,7 @@ async def test_a_newer_push_replaces_one_that_is_queued_for_a_slow_session() -> 
         await h.ends("now or never", Outcome.SUPERSEDED, Reason.COLLAPSED)
         await h.ends("old", Outcome.SUPERSEDED, Reason.COLLAPSED)
         peer.socket.stuffed = False
-        peer.client.writable()
+        peer.client.became_writable()
         assert ids(peer) == ["new"]
 
 
@@ -552,12 +552,12 @@ async def test_a_page_for_a_peer_that_takes_nothing_is_not_read_over_and_over() 
         store = h.store
         assert isinstance(store, GatedStore)
         for _ in range(100):
-            h.core.proofs.writable(peer.client.session)
+            h.core.proofs.became_writable(peer.client.session)
             await turns(3)
         assert store.reads <= 2
         assert ids(peer) == []
         peer.socket.buffered_bytes, peer.socket.stuffed = 0, False
-        h.core.proofs.writable(peer.client.session)
+        h.core.proofs.became_writable(peer.client.session)
         await until(lambda: len(ids(peer)) == 4)
 
 
@@ -600,7 +600,7 @@ async def test_what_is_held_follows_the_replay_within_the_bounds_of_the_queue() 
         await h.push(to("u1", "newer"))
         assert peer.socket.closed_with is None, "it is not slow: it was given more at once than it may have"
         peer.socket.stuffed = False
-        peer.client.writable()
+        peer.client.became_writable()
         await answering(peer)
         assert ids(peer) == [*(f"a{n:02}" for n in range(15)), *(f"b{n:02}" for n in range(18)), "newer"]
 
@@ -869,7 +869,7 @@ async def test_a_recall_finds_room_and_its_place_in_every_session() -> None:
         assert await h.core.recalls.recall(Recall(push_id="p1")) == Recalled(ended=1, sessions=2)
         h.store.reading.set()  # type: ignore[attr-defined]
         stuffed.socket.stuffed = False
-        stuffed.client.writable()
+        stuffed.client.became_writable()
         await until(lambda: replaying.client.session.replay is None)
         for peer in (stuffed, replaying):
             assert frames(peer, "withdraw") == [{"type": "withdraw", "id": "p1"}]

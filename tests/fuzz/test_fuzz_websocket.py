@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from bridge.adapters.websocket import connection
+from bridge.adapters.websocket import connection, listening
 from bridge.adapters.websocket import server as websocket
 from bridge.core.contract.frames import AckFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
@@ -571,7 +571,7 @@ async def test_thousands_that_never_finish_asking_keep_nobody_out_and_are_sent_a
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     monkeypatch.setattr(websocket, "UNANSWERED_MAX", HALF_OPEN // 2)
-    monkeypatch.setattr(websocket, "listen", functools.partial(websocket.listen, open_timeout=6.0))
+    monkeypatch.setattr(listening, "listen", functools.partial(listening.listen, open_timeout=6.0))
     try:
         async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other:
             half_open = await asyncio.to_thread(half_opened, b.ws_port)

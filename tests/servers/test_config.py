@@ -15,7 +15,7 @@ from bridge.config import (
     Settings,
     TokenSettings,
     env_name,
-    misspelt,
+    misspelt_variables,
 )
 from bridge.core.errors import SettingsError
 
@@ -107,13 +107,13 @@ def test_an_unreadable_dotenv_is_a_settings_error(nowhere: Path) -> None:
 def test_a_setting_that_does_not_exist_is_an_error_in_code_and_a_hint_for_the_environment() -> None:
     with pytest.raises(TypeError, match="ws_prot"):
         Settings(ws_prot=1)
-    assert misspelt({"BRIDGE_WSPORT": "1", "BRIDGE_JWT_SECRETS": "x"}) == {
+    assert misspelt_variables({"BRIDGE_WSPORT": "1", "BRIDGE_JWT_SECRETS": "x"}) == {
         "BRIDGE_WSPORT": "BRIDGE_WS_PORT",
         "BRIDGE_JWT_SECRETS": "BRIDGE_JWT_SECRET",
     }
     # What Kubernetes sets for a service named bridge.
-    assert not misspelt({"BRIDGE_PORT": "tcp://10.0.0.1:80", "BRIDGE_SERVICE_HOST": "10.0.0.1"})
-    assert not misspelt({"BRIDGE_WS_PORT": "1", "BRIDGE_SECRETS_DIR": "/x", "PATH": "/bin"})
+    assert not misspelt_variables({"BRIDGE_PORT": "tcp://10.0.0.1:80", "BRIDGE_SERVICE_HOST": "10.0.0.1"})
+    assert not misspelt_variables({"BRIDGE_WS_PORT": "1", "BRIDGE_SECRETS_DIR": "/x", "PATH": "/bin"})
 
 
 def test_settings_are_frozen() -> None:

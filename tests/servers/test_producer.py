@@ -8,7 +8,7 @@ import json
 import aio_pika
 import pytest
 
-from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage, expected, outcomes
+from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage, expected_receipts, outcomes
 from bridge.core.errors import BrokerUnavailable
 from tests.support.amqp import RecordingIntake, consumer, declare
 from tests.support.loops import nothing_left_behind
@@ -176,7 +176,7 @@ async def test_for_everyone_the_whole_time_is_waited(vhost: str) -> None:
     ],
 )
 def test_the_number_of_receipts_is_read_from_the_body(body: bytes, count: int | None) -> None:
-    assert expected(body) == count
+    assert expected_receipts(body) == count
 
 
 async def test_outcomes_are_heard_by_their_routing_key(vhost: str) -> None:

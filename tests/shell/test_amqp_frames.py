@@ -100,7 +100,7 @@ def split(data: bytes, cuts: list[int], splitter: Splitter | None = None) -> tup
     """Feed the stream in pieces, as TCP might."""
     if splitter is None:
         splitter = Splitter()
-        splitter.tap(CHANNEL)
+        splitter.watch(CHANNEL)
     events: list[Event] = []
     passed = b""
     edges = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
@@ -304,7 +304,7 @@ def test_tables_nested_without_end_do_not_overflow_the_stack() -> None:
 def test_a_body_over_the_limit_is_cut_as_it_comes_in(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     splitter = Splitter()
-    splitter.tap(CHANNEL)
+    splitter.watch(CHANNEL)
     events: list[Event] = []
     for frame in delivered(1, False, body, commands.Basic.Properties(), 131_064):
         some, _ = splitter.feed(frame)
@@ -328,7 +328,7 @@ def test_frames_that_only_inform_are_told_and_passed_on() -> None:
         assert split(raw, []) == ([event], raw)
 
 
-def test_confirms_and_returns_of_a_tapped_channel_are_taken_out() -> None:
+def test_confirms_and_returns_of_a_watched_channel_are_taken_out() -> None:
     stream = (
         pamqp.frame.marshal(commands.Basic.Ack(9, True), CHANNEL)
         + pamqp.frame.marshal(commands.Basic.Nack(10, False), CHANNEL)
@@ -345,7 +345,7 @@ def test_confirms_and_returns_of_a_tapped_channel_are_taken_out() -> None:
     )
 
 
-def test_deliveries_of_a_channel_that_is_not_tapped_pass_untouched() -> None:
+def test_deliveries_of_a_channel_that_is_not_watched_pass_untouched() -> None:
     stream = b"".join(delivered(1, False, b"{}", commands.Basic.Properties(message_id="m")))
     assert split(stream, [], Splitter()) == ([], stream)
 

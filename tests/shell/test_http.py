@@ -348,7 +348,7 @@ async def test_readers_are_limited(running: Running, parts: Parts) -> None:
 async def test_a_quiet_stream_shows_that_it_is_still_there(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcomes, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(outcomes, "COMMENT_AFTER", 0.01)
     async with running.client.get("/v1/outcomes") as answer, asyncio.timeout(15):
         async for line in answer.content:
             if line == b": still here\n":

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bridge.adapters.websocket import server as websocket
-from bridge.adapters.websocket.server import WebSocketServer, listen
+from bridge.adapters.websocket.listening import listen
+from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, masked, opening, raw_client
 from tests.support.loops import on_both_loops

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.adapters.tokens import LEEWAY, WHYS, JwtVerifier, make_token
+from bridge.adapters.tokens import LEEWAY, TOKEN_REFUSALS, JwtVerifier, make_token
 from bridge.core.errors import SettingsError, TokenRefused
 from bridge.core.model.sessions import Claims
 from bridge.core.ports.plugins import TokenVerifier
@@ -33,7 +33,7 @@ def signed(claims: dict[str, object], secret: str = SECRET, algorithm: str = "HS
 def refused(token: str, by: JwtVerifier | None = None) -> str:
     with pytest.raises(TokenRefused) as caught:
         (by or verifier()).verify(token)
-    assert caught.value.why in WHYS
+    assert caught.value.why in TOKEN_REFUSALS
     return caught.value.why
 
 
@@ -276,7 +276,7 @@ def test_a_signed_body_that_is_no_object_is_malformed(claims: bytes) -> None:
     st.one_of(st.text(max_size=60), st.from_regex(r"[\w-]{0,40}\.[\w-]{0,40}\.[\w-]{0,40}", fullmatch=True))
 )
 def test_any_text_is_refused_with_a_known_word(token: str) -> None:
-    assert refused(token) in WHYS
+    assert refused(token) in TOKEN_REFUSALS
 
 
 @settings(max_examples=300)
@@ -296,7 +296,7 @@ def test_any_signed_claims_are_taken_or_refused_with_a_known_word(claims: dict[s
         user = by.verify(raw(json.dumps(claims).encode())).user
     except TokenRefused as refusal:
         why = refusal.why
-    assert why in WHYS or 1 <= len(user) <= 128
+    assert why in TOKEN_REFUSALS or 1 <= len(user) <= 128
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from websockets.frames import Frame as WireFrame
 from bridge.adapters.websocket import connection as socket_connection
 from bridge.adapters.websocket import server as websocket
 from bridge.adapters.websocket.connection import WRITE_HIGH, frame_header
-from bridge.adapters.websocket.handshake import LINE_BYTES_MAX, WHYS
-from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer, listen
+from bridge.adapters.websocket.handshake import HANDSHAKE_REFUSALS, LINE_BYTES_MAX
+from bridge.adapters.websocket.listening import listen
+from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
@@ -199,7 +200,7 @@ async def test_a_request_that_is_no_handshake_gets_an_answer_that_says_so(name: 
         assert len(body) == int(headers["content-length"])
         assert host.handshakes == []
         (told,) = host.refusals
-        assert (told.status, told.text, told.why in WHYS) == (status, body, True)
+        assert (told.status, told.text, told.why in HANDSHAKE_REFUSALS) == (status, body, True)
 
 
 REASONS = {
@@ -827,13 +828,14 @@ async def test_a_peer_that_does_not_read_makes_the_socket_unwritable_until_it_do
 
 
 @on_both_loops
-async def test_the_host_may_write_again_from_within_resumed() -> None:
+async def test_the_host_may_write_again_from_within_became_writable() -> None:
     async with serving() as (host, server), client(server.port, receive_buffer=4096) as peer:
         seen = await host.session()
         peer.freeze()
         seen.text("x" * 16 * MIB)
         await until(lambda: not seen.socket.writable)
-        writable, seen.writable = seen.writable, lambda: (seen.text("again"), writable())[1]  # type: ignore[method-assign]
+        became_writable = seen.became_writable
+        seen.became_writable = lambda: (seen.text("again"), became_writable())[1]  # type: ignore[method-assign]
         peer.thaw()
         assert len(await peer.read()) == 16 * MIB
         assert await peer.read() == "again"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bridge.cli.parsers import OVERVIEW, build_parser
-from bridge.config import GROUPS, Settings, default_text, env_name, expected, flag_name
+from bridge.config import GROUPS, Settings, default_text, env_name, expected_value, flag_name
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference"
 MARK = "<!-- Written by `python -m tests.support.reference_settings` from {}. -->"
@@ -42,7 +42,9 @@ def settings_page() -> str:
             default = default_text(name)
             shown = default if default == "the host name" else f"`{default}`" if default else ""
             wanted = (
-                expected(name, info).replace("a whole number", "whole number").replace("a number", "number")
+                expected_value(name, info)
+                .replace("a whole number", "whole number")
+                .replace("a number", "number")
             )
             cells = (f"`{env_name(name)}`", shown, wanted, info.description or "")
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

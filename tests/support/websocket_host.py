@@ -29,7 +29,7 @@ class RecordingSession:
         self.pongs.append(payload)
         self._told()
 
-    def writable(self) -> None:
+    def became_writable(self) -> None:
         self.resumes += 1
         self._told()
 

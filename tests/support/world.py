@@ -506,7 +506,7 @@ class World:
     def drain(self, n: int, m: int) -> None:
         if (peer := self._peer(n)) is not None:
             peer.socket.stuffed = False
-            peer.client.writable()
+            peer.client.became_writable()
 
     def database_away(self, n: int, m: int) -> None:
         self.store.fail_with = StoreUnavailable("the model says so")
@@ -606,7 +606,7 @@ class World:
             for peer in list(self.peers):
                 peer.socket.stuffed = False
                 if peer.socket.open:
-                    peer.client.writable()
+                    peer.client.became_writable()
             await self.pass_time(1.0)
             done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
             if round_ > 12 and done and not self.house.inflight.busy and self._all_live():

@@ -23,7 +23,7 @@ from aiormq.exceptions import AMQPConnectionError, AuthenticationError
 from pamqp.commands import Queue
 from yarl import URL
 
-from bridge.adapters.amqp.encoding import HEARTBEAT
+from bridge.adapters.amqp.encoding import AMQP_HEARTBEAT
 from bridge.adapters.amqp.frames import Closed, Event, Splitter
 from bridge.adapters.amqp.grammar import NotAmqp
 from bridge.adapters.amqp.login import LoginConnection
@@ -145,12 +145,12 @@ class Tap(TransportFactory):
 
     def watch(self, channel: int) -> None:
         """Take deliveries and confirms of this channel out of the stream from now on."""
-        self._splitter.tap(channel)
+        self._splitter.watch(channel)
         self._fed = self._loop.time()
 
     def unwatch(self, channel: int) -> None:
         """Leave this channel to the library again, once it is closed; idempotent."""
-        self._splitter.untap(channel)
+        self._splitter.unwatch(channel)
 
     def write(self, frames: bytes) -> bool:
         """Write whole frames to the socket at once; False when the connection is unusable."""
@@ -183,7 +183,7 @@ class Tap(TransportFactory):
         now = self._loop.time()
         if now - self._fed > LIFE_SIGN:
             self._fed = now
-            return HEARTBEAT
+            return AMQP_HEARTBEAT
         return b""
 
     def _notice_close(self, events: Sequence[Event]) -> None:
@@ -230,7 +230,7 @@ class Tap(TransportFactory):
         self._on_lost(cause)
 
 
-class _Connection(LoginConnection):
+class _TappedConnection(LoginConnection):
     """aio-pika's connection, opened through our tap."""
 
     def __init__(self, url: URL, tap: Tap) -> None:
@@ -250,7 +250,7 @@ async def opened(
     Raises BrokerUnavailable. `name` is what people see in the broker's list of connections.
     """
     tap = Tap(on_events, on_lost)
-    connection = _Connection(make_url(url, heartbeat=HEARTBEAT_SECONDS, name=name), tap)
+    connection = _TappedConnection(make_url(url, heartbeat=HEARTBEAT_SECONDS, name=name), tap)
     try:
         try:
             async with border("connect", CONNECT_TIMEOUT):

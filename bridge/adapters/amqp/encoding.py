@@ -33,7 +33,8 @@ from bridge.adapters.amqp.grammar import (
 )
 from bridge.core.model.pushes import Timestamp
 
-HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+AMQP_HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+"""The broker's sign of life, not the heartbeat frame of a session."""
 
 _HEAD = struct.Struct(">BHL")
 _SHORT = struct.Struct(">H")

@@ -160,22 +160,22 @@ class _Content:
 
 
 class Splitter:
-    """Splits the broker's stream: frames of tapped channels become events, the rest is passed on."""
+    """Splits the broker's stream: frames of watched channels become events, the rest is passed on."""
 
     def __init__(self) -> None:
         self._rest = b""
-        self._tapped: dict[int, _Content | None] = {}
+        self._watched: dict[int, _Content | None] = {}
         self._begun = False
         self._plain: dict[bytes, Properties] = {}
         """Properties by their bytes, where they name nothing that is another for every message."""
 
-    def tap(self, channel: int) -> None:
+    def watch(self, channel: int) -> None:
         """Take deliveries, returns and confirms of this channel out of the stream from now on."""
-        self._tapped[channel] = None
+        self._watched[channel] = None
 
-    def untap(self, channel: int) -> None:
+    def unwatch(self, channel: int) -> None:
         """Pass all frames of this channel on again; idempotent."""
-        self._tapped.pop(channel, None)
+        self._watched.pop(channel, None)
 
     def feed(self, data: bytes) -> tuple[list[Event], bytes]:
         """Take one read of the socket; return the events in order, and the bytes to pass on.
@@ -195,7 +195,7 @@ class Splitter:
 
     def _walk(self, data: bytes, events: list[Event], passed: list[bytes]) -> int:
         """Read all complete frames; return where the first incomplete one begins."""
-        tapped = self._tapped
+        watched = self._watched
         at, end = 0, len(data)
         if not self._begun and end >= 8:
             self._begun = True
@@ -212,12 +212,12 @@ class Splitter:
                 break
             if data[stop] != END:
                 raise NotAmqp(f"a frame of type {kind} does not end with the end octet")
-            if kind == METHOD and channel in tapped:
+            if kind == METHOD and channel in watched:
                 after = self._whole(channel, data, start, stop, end, events)
                 if after:
                     at = after
                     continue
-            if channel not in tapped or not self._tapped_frame(kind, channel, data, start, stop, events):
+            if channel not in watched or not self._watched_frame(kind, channel, data, start, stop, events):
                 if kind == METHOD:
                     notable = _notable(channel, data, start, stop)
                     if notable is not None:
@@ -268,17 +268,17 @@ class Splitter:
             self._plain[text] = properties
         return properties, readable
 
-    def _tapped_frame(
+    def _watched_frame(
         self, kind: int, channel: int, data: bytes, start: int, stop: int, events: list[Event]
     ) -> bool:
-        """Handle a frame of a tapped channel; False where it is to be passed on to the library."""
+        """Handle a frame of a watched channel; False where it is to be passed on to the library."""
         if kind == METHOD:
             (code,) = _LONG.unpack_from(data, start)
             if code == BASIC_DELIVER:
                 at = start + 5 + data[start + 4]
                 consumer = data[start + 5 : at].decode("utf-8", "replace")
                 (tag,) = _LONG_LONG.unpack_from(data, at)
-                self._tapped[channel] = _Content(consumer, tag, data[at + 8] & 1 == 1, None)
+                self._watched[channel] = _Content(consumer, tag, data[at + 8] & 1 == 1, None)
             elif code == BASIC_ACK:
                 (tag,) = _LONG_LONG.unpack_from(data, start + 4)
                 events.append(Confirm(channel, tag, data[start + 12] & 1 == 1, True))
@@ -287,11 +287,11 @@ class Splitter:
                 events.append(Confirm(channel, tag, data[start + 12] & 1 == 1, False))
             elif code == BASIC_RETURN:
                 text = data[start + 7 : start + 7 + data[start + 6]].decode("utf-8", "replace")
-                self._tapped[channel] = _Content("", 0, False, text)
+                self._watched[channel] = _Content("", 0, False, text)
             else:
                 return False
             return True
-        content = self._tapped[channel]
+        content = self._watched[channel]
         if content is None:
             return False
         if kind == HEADER:
@@ -313,7 +313,7 @@ class Splitter:
         else:
             return False
         if content.todo == 0:
-            self._tapped[channel] = None
+            self._watched[channel] = None
             events.append(content.event(channel))
         return True
 

@@ -154,7 +154,7 @@ class Producer:
         seconds with what has come. By default `expect` is the number of users that the body names; for `all` that is
         unknown. Raises as `publish_all`, and BrokerUnavailable where the connection is lost meanwhile.
         """
-        wanted = expect if expect is not None else expected(body)
+        wanted = expect if expect is not None else expected_receipts(body)
         inbox: asyncio.Queue[_Received] = asyncio.Queue()
         receipts: list[dict[str, Any]] = []
         rest = _Rest()
@@ -220,7 +220,7 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
             yield _receipt(await inbox.get())
 
 
-def expected(body: bytes) -> int | None:
+def expected_receipts(body: bytes) -> int | None:
     """How many final receipts a request brings: one for each named user, one for a session or for a wrong request.
 
     None where only the bridge can know: for everyone. A batch brings the sum over its elements.

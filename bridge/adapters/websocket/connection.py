@@ -19,7 +19,7 @@ import socket as stdlib_socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
 from websockets.frames import Frame as IncomingFrame
@@ -40,11 +40,9 @@ from bridge.adapters.websocket.handshake import (
     Protocol,
     refused_by_library,
 )
+from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
-
-if TYPE_CHECKING:
-    from bridge.adapters.websocket.server import WebSocketServer
 
 CLIENT_MESSAGE_BYTES_MAX: Final = 64 * 1024
 """Bytes of one message from a client. A larger one closes the connection with 1009."""
@@ -80,7 +78,7 @@ class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
 _library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
-class Connection(asyncio.BufferedProtocol):
+class WebSocketConnection(asyncio.BufferedProtocol):
     """One TCP connection; the Socket port of its session once its handshake is granted."""
 
     __slots__ = (
@@ -255,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unheard = False
             self._read_or_not()
         if self._handle is not None and self.writable:
-            self._handle.writable()
+            self._handle.became_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone. A reset is an ordinary end of a WebSocket: `exc` says no more than 1006 does."""

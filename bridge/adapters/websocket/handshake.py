@@ -19,7 +19,7 @@
 The path may be a whole URL (absolute-form, RFC 9112 3.2.2); scheme and authority are ignored.
 
 No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
-is told of every handshake that is refused here, with a word of `WHYS`.
+is told of every handshake that is refused here, with a word of `HANDSHAKE_REFUSALS`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ REQUEST_BYTES_MAX: Final = 40 * 1024
 """Bytes of an opening request with its headers, give or take one read: enough for a long token and as much in
 cookies."""
 
-WHYS: Final = (
+HANDSHAKE_REFUSALS: Final = (
     "path",
     "method",
     "no_upgrade",

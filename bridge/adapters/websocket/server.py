@@ -9,12 +9,9 @@ is ever queued on the way in, so a client that floods is not read for a while, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Protocol
 
-from bridge.adapters.websocket.connection import Connection
-from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Readiness
+from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Early, Readiness
 from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
 
@@ -26,8 +23,30 @@ UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of their requests so far. Over it the oldest gets 503, too."""
 HANDSHAKES_AT_ONCE: Final = 100
 """Handshakes that the host may decide on at a time, where it has to wait for something; over it they get 503."""
-BACKLOG: Final = 4096
-"""Connections that the kernel keeps waiting for `accept` (capped by net.core.somaxconn)."""
+
+
+class ServedConnection(Protocol):
+    """What the server asks of a connection; `WebSocketConnection` has it, and knows the server."""
+
+    requested: int
+    """Bytes of its opening request so far."""
+
+    @property
+    def undecided(self) -> bool:
+        """The host decides on its handshake at this moment."""
+        ...
+
+    def turn_away(self, early: Early) -> None:
+        """Answer a connection that has no answer yet with this one, and end it; also while the host decides on it."""
+        ...
+
+    def leave(self) -> None:
+        """Close a session with 1001, abort any other connection."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once (TCP reset)."""
+        ...
 
 
 class WebSocketServer:
@@ -45,8 +64,8 @@ class WebSocketServer:
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.leaving = False
-        self._connections: set[Connection] = set()
-        self._unanswered: dict[Connection, None] = {}
+        self._connections: set[ServedConnection] = set()
+        self._unanswered: dict[ServedConnection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
         self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
@@ -77,7 +96,7 @@ class WebSocketServer:
             if connection.undecided:
                 connection.turn_away(STOPPING)
 
-    def entered(self, connection: Connection) -> None:
+    def entered(self, connection: ServedConnection) -> None:
         """A connection was made."""
         self._connections.add(connection)
         self._gone.clear()
@@ -85,7 +104,7 @@ class WebSocketServer:
         if len(self._unanswered) > UNANSWERED_MAX:
             next(iter(self._unanswered)).turn_away(CROWDED)
 
-    def asked(self, connection: Connection, nbytes: int) -> None:
+    def asked(self, connection: ServedConnection, nbytes: int) -> None:
         """Count bytes of an unanswered request that have arrived."""
         if connection in self._unanswered:
             connection.requested += nbytes
@@ -103,7 +122,7 @@ class WebSocketServer:
         self._decisions.add(decision)
         decision.add_done_callback(self._decisions.discard)
 
-    def answered(self, connection: Connection) -> bool:
+    def answered(self, connection: ServedConnection) -> bool:
         """Its request has an answer; idempotent. Returns whether this is the first one."""
         if connection not in self._unanswered:
             return False
@@ -111,7 +130,7 @@ class WebSocketServer:
         self._unanswered_bytes -= connection.requested
         return True
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: ServedConnection) -> None:
         """A connection is gone."""
         self.answered(connection)
         self._connections.discard(connection)
@@ -136,30 +155,3 @@ class WebSocketServer:
             for connection in tuple(self._connections):
                 connection.abort()
             raise
-
-
-@asynccontextmanager
-async def listen(
-    host: str,
-    port: int,
-    session_host: SessionHost,
-    *,
-    readiness: Readiness,
-    close_grace: float = 2.0,
-    open_timeout: float = 10.0,
-) -> AsyncIterator[WebSocketServer]:
-    """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
-
-    `close_grace`: seconds a peer has to take part in closing. `open_timeout`: seconds it has for its whole
-    opening request. At the end of the block, sessions that are still open are closed with 1001, and they are
-    gone within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
-    """
-    server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
-    listener = await server.loop.create_server(lambda: Connection(server), host, port, backlog=BACKLOG)
-    server.port = listener.sockets[0].getsockname()[1]
-    try:
-        yield server
-    finally:
-        listener.close()
-        await server.leave()
-        await listener.wait_closed()

@@ -66,7 +66,7 @@ def _members(body: bytes, size: int) -> Steps[dict[str, object]]:
             Reason.TOO_LARGE, "", f"the message has {size} bytes, {CONTROL_BYTES_MAX} are allowed"
         )
     yield from jsontext.check(body)
-    asked = jsontext.plain(body.strip(jsontext.SPACE))
+    asked = jsontext.shallow_value(body.strip(jsontext.SPACE))
     if asked == math.inf:
         raise InvalidRequest(Reason.INVALID, "", "a number is out of range")
     if not isinstance(asked, ObjectText):
@@ -79,7 +79,7 @@ def _members(body: bytes, size: int) -> Steps[dict[str, object]]:
         name, text = member
         if name in members:
             raise InvalidRequest(Reason.INVALID, jsontext.shown(name), "given twice")
-        members[name] = jsontext.plain(text)
+        members[name] = jsontext.shallow_value(text)
     return members
 
 

@@ -154,19 +154,19 @@ def parse_client(data: str | bytes) -> ClientFrame:
     except RecursionError:
         return BadFrame("nested too deep", None)
     except msgspec.ValidationError:
-        got = kind(jsontext.plain(text.strip(jsontext.SPACE)))
+        got = kind(jsontext.shallow_value(text.strip(jsontext.SPACE)))
         return BadFrame(f"expected an object, got {got}", None)
     except BAD_JSON:
         return BadFrame("expected a JSON object in UTF-8", None)
-    given = jsontext.plain(bytes(frame.ref))
+    given = jsontext.shallow_value(bytes(frame.ref))
     ref = given if _is_ref(given) else None
     if given is not None and ref is None:
         return BadFrame(f"ref: expected an id or an integer, got {kind(given)}", None)
-    what = jsontext.plain(bytes(frame.type))
+    what = jsontext.shallow_value(bytes(frame.type))
     if what == "ack":
-        push_id = jsontext.plain(bytes(frame.id))
+        push_id = jsontext.shallow_value(bytes(frame.id))
         if isinstance(push_id, str) and is_id(push_id):
-            tenant = jsontext.plain(bytes(frame.tenant))
+            tenant = jsontext.shallow_value(bytes(frame.tenant))
             return BadFrame(f"tenant: expected that of the push, got {kind(tenant)}", ref)
         return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
     if not isinstance(what, str):

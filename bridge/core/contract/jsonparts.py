@@ -106,7 +106,7 @@ def pieces(text: bytes, most: int = sys.maxsize) -> Pieces:
             return False
 
 
-def split(text: bytes) -> Steps[tuple[list[bytes], bool]]:
+def all_pieces(text: bytes) -> Steps[tuple[list[bytes], bool]]:
     """All pieces, and whether the brackets match to the end; gives up after `PIECES_MAX`."""
     found: list[bytes] = []
     cut = pieces(text, PIECES_MAX)

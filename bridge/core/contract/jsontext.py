@@ -160,7 +160,7 @@ def blame(text: bytes, parts: Mapping[str, bytes | Raw], path: str) -> Steps[Non
         raise InvalidRequest(wrong[0], path, wrong[1])
 
 
-def plain(text: bytes) -> object:
+def shallow_value(text: bytes) -> object:
     """The value of checked text. Arrays and objects stay text, as `ArrayText` and `ObjectText`.
 
     Takes no longer than to skip the text. A number that Python can't hold becomes infinity.

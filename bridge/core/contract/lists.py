@@ -11,7 +11,7 @@ import msgspec
 
 from bridge.core.contract import jsonparts
 from bridge.core.contract.fields import Id, checked_id, is_id, kind, raised
-from bridge.core.contract.jsontext import BAD_JSON, ArrayText, ObjectText, encode, plain, shown
+from bridge.core.contract.jsontext import BAD_JSON, ArrayText, ObjectText, encode, shallow_value, shown
 from bridge.core.contract.stepping import AT_ONCE, Steps
 from bridge.core.errors import PROBLEMS_MAX, InvalidRequest, together
 from bridge.core.model.outcomes import Reason
@@ -136,7 +136,7 @@ def _items(given: list[object] | ArrayText | CommaText) -> Iterator[object]:
 
 def _values(array: bytes) -> Iterator[object]:
     for element in jsonparts.elements(array):
-        yield _PAUSE if element is None else plain(element)
+        yield _PAUSE if element is None else shallow_value(element)
 
 
 def _between_commas(text: str) -> Iterator[str]:
@@ -201,11 +201,14 @@ def _looks_at(
     if len(meta.text) <= AT_ONCE:
         # This finds most mistakes.
         try:
-            glance = [(key, plain(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()]
+            glance = [
+                (key, shallow_value(bytes(text))) for key, text in jsonparts.decode_members(meta.text).items()
+            ]
         except RecursionError:
             pass
         else:
             yield glance
     yield (
-        _PAUSE if member is None else (member[0], plain(member[1])) for member in jsonparts.members(meta.text)
+        _PAUSE if member is None else (member[0], shallow_value(member[1]))
+        for member in jsonparts.members(meta.text)
     )

@@ -27,8 +27,8 @@ from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
 
 
-class Intake:
-    """Fills the Intake port: gives messages to the taker while the gate is open."""
+class PushIntake:
+    """Fills the Intake port for pushes: gives messages to the taker while the gate is open."""
 
     def __init__(
         self,

@@ -33,6 +33,6 @@ class Proofs:
         push.acked(self._clock.time())
         return True
 
-    def writable(self, session: Session) -> None:
+    def became_writable(self, session: Session) -> None:
         """A socket takes bytes again."""
         self._pages.flush(session)

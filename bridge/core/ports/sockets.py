@@ -54,7 +54,7 @@ class SessionHandle(Protocol):
         """The peer answered a ping with this payload."""
         ...
 
-    def writable(self) -> None:
+    def became_writable(self) -> None:
         """`Socket.writable` is True again after it was False."""
         ...
 

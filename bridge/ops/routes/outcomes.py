@@ -14,7 +14,7 @@ from bridge.ops.answers import ErrorAnswer
 from bridge.ops.outcome_feed import Missed, OutcomeFeed, Subscription
 
 SUBSCRIBERS_MAX: Final = 64
-HEARTBEAT: Final = 15.0
+COMMENT_AFTER: Final = 15.0
 """Seconds after which a quiet stream sends a comment, so that its reader and the proxies between keep it open."""
 
 
@@ -49,7 +49,7 @@ class Outcomes:
 async def _send_all(subscription: Subscription, response: web.StreamResponse) -> None:
     while True:
         try:
-            async with asyncio.timeout(HEARTBEAT):
+            async with asyncio.timeout(COMMENT_AFTER):
                 batch = await subscription.next()
         except TimeoutError:
             await response.write(b": still here\n\n")

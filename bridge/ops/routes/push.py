@@ -53,7 +53,7 @@ class Pushing:
         if wait is None and push_ids:
             await self._publisher.publish(body, push_id=push_id, headers=headers)
             return json_answer({"push_ids": push_ids, "complete": False, "stored": 0, "receipts": []}, 202)
-        expected = _expected(decoded)
+        expected = _expected_receipts(decoded)
         receipts = await self._publisher.request(
             body,
             push_id=push_id,
@@ -108,7 +108,7 @@ def _wait(request: web.Request) -> float | None:
     return seconds
 
 
-def _expected(decoded: Sequence[PushRequest | Rejected]) -> int | None:
+def _expected_receipts(decoded: Sequence[PushRequest | Rejected]) -> int | None:
     """How many receipts there will be: one for each push and user. None if only the bridge can know."""
     keys: set[tuple[str, str, str]] = set()
     for request in decoded:

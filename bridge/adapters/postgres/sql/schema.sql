@@ -1,13 +1,13 @@
--- The whole schema as it is now, to be read. Nothing applies this file: `bridge db upgrade` applies the numbered migrations
+-- The whole schema as it is now, for readers. Nothing applies this file: `bridge db upgrade` applies the numbered migrations
 -- beside it. A test proves that both make the same database, so whoever adds a migration changes this file too.
 --
--- `comment on` says what a table, column, view or function is for, and is in the database as well. Comments that begin with
--- two dashes say why it is made this way.
+-- `comment on` says what a table, column, view or function is for; the database has these texts as well. Comments that begin
+-- with two dashes say why something is made this way.
 --
 --   1. Rows                    one for each push and user, and what several of them share
 --   2. Writing rows            compare-and-set of a batch
---   3. Known ids               to find repeats, and all rows of a push
---   4. Final rows              what is learned after the end
+--   3. Known ids               finding repeats, and all rows of a push
+--   4. Final rows              what is learned after the outcome is final
 --   5. Debts                   receipts that are still to be sent
 --   6. Kept pushes             the mailbox of a user: pages, limits, ends
 --   7. Recalls                 taking a push back
@@ -112,31 +112,31 @@ comment on column delivery_log.fingerprint is
     'Made of event, data, confirm, ttl and collapse_key, to tell a repeat from another push with the same id; null: not known.';
 comment on column delivery_log.differed_at is 'As in delivery.';
 
--- Kept pushes may be many and stay for days; ordinary ones are final within seconds. So indexes are partial: those that an
--- ordinary row is in do not grow with what is kept, and none holds rows that its readers do not look for.
+-- There may be many kept pushes, and they stay for days; ordinary pushes are final within seconds. So most indexes are
+-- partial: the indexes for ordinary pushes do not grow with kept ones, and no index holds rows that its readers skip.
 --
--- Nearly empty: a row leaves it when its receipt is confirmed.
+-- Nearly empty: a row leaves it when its receipts are confirmed.
 create index delivery_log_owing on delivery_log (taken_at) where final and owed is not null;
--- The expression is the one of view delivery, so that a search there by user finds it.
+-- View delivery has the same expression, so that a search there by user finds this index.
 create index delivery_log_user on delivery_log ((nullif(user_id, '')), taken_at);
--- For the newest rows and for a range of time. Rows are appended at its right end, which is cheap.
+-- For the newest rows and for a range of time. New rows go to its right end, which is cheap.
 create index delivery_log_taken on delivery_log (taken_at);
 -- Nearly empty: a row leaves it when its outcome is decided.
 create index delivery_log_pending on delivery_log (node, boot) where outcome = 'pending';
--- What waits for a user, in order.
+-- The pushes that wait for a user, in order.
 create index delivery_log_mailbox on delivery_log (user_id, position) where outcome = 'stored';
 create index delivery_log_expiry on delivery_log (expires_at) where outcome = 'stored';
 create index delivery_log_collapse on delivery_log (user_id, collapse_key)
     where outcome = 'stored' and collapse_key is not null;
--- For a client that resumes: what was delivered of what was kept, and whether something was dropped.
+-- For a client that resumes: the kept pushes that were delivered, and whether any was dropped.
 create index delivery_log_resume on delivery_log (user_id, position)
     where outcome in ('acked', 'received', 'written') and expires_at is not null;
 create index delivery_log_dropped on delivery_log (user_id, position)
     where outcome = 'dropped' and reason = 'mailbox_full';
--- The highest position, for a bridge that starts.
+-- To find the highest position when a bridge starts.
 create index delivery_log_position on delivery_log (position) where position is not null;
 
--- A push to ten thousand users has ten thousand rows and one payload. The payload is here once, and the rows refer to it.
+-- A push to ten thousand users has ten thousand rows and one payload. It is stored here once, and the rows refer to it.
 create table push_content (
     day      date  not null,
     id       bytea not null,
@@ -168,7 +168,7 @@ begin
 end $$;
 comment on function whole is 'The row with what it shares with others.';
 
--- What an outcome and a reason mean is said here once. The comments of the columns are made from it (section 11).
+-- The one place that says what an outcome and a reason mean. The comments of columns are made from it (section 11).
 create table ending (
     outcome text    not null,
     reason  text    not null,
@@ -223,18 +223,18 @@ insert into ending (outcome, reason, final, meaning) values
 -- 2. Writing rows ----------------------------------------------------------------------------------------
 
 -- Many functions have these settings:
---   search_path             a table of the same name in another schema is never taken for one of these
---   plan_cache_mode         one plan, made while a partition is still empty, must be right when the partition has grown
---   enable_... to off       so that this plan looks up keys in indexes and reads no table
+--   search_path             no table of the same name in another schema is used by mistake
+--   plan_cache_mode         one plan, made while a partition is still empty, must also suit the partition when it has grown
+--   enable_... to off       so that this plan looks up keys in indexes and scans no table
 --   jit to off              compiling takes longer than a look-up
--- Some conditions are written for the planner as well: `(outcome = 'stored')::int = 1`, `offset 0` and lateral joins keep it
--- from reading a whole index where it should look up keys.
+-- Some conditions are written for the planner: `(outcome = 'stored')::int = 1`, `offset 0` and lateral joins keep it from
+-- reading a whole index where it should look up keys.
 --
--- Rows that are named by key are locked in the order of the arguments, which all callers sort by (push_id, user_id, tenant):
--- two writers never wait for each other in a circle. A row that somebody else holds is skipped: it may be held for hours, and
--- the other rows must not wait for it. The caller is told, and tries again.
+-- Rows that are named by key are locked in the order of the arguments. All callers sort them by (push_id, user_id, tenant), so
+-- two writers never deadlock. A row that another session has locked is skipped: it may stay locked for hours, and the other
+-- rows must not wait for it. The caller is told, and tries again.
 
--- New parameters are appended and have defaults: a program of an earlier version calls it with those that it knows.
+-- New parameters come last and have defaults, so that a program of an earlier version can call it with those that it knows.
 create function record_rows(
     p_tenants text[], p_push_ids text[], p_users text[],
     p_outcomes text[], p_reasons text[], p_finals boolean[], p_confirms smallint[],
@@ -542,7 +542,7 @@ comment on function ids_of_day is
 
 -- 4. Final rows ------------------------------------------------------------------------------------------
 
--- A final row keeps its outcome for ever. What is learned of it later is written to columns of its own.
+-- A final row keeps its outcome for ever. What is learned later is written to other columns.
 create function note_late_proofs(p_tenants text[], p_push_ids text[], p_users text[], p_proven float8[])
     returns setof bigint
     language plpgsql volatile
@@ -657,11 +657,11 @@ comment on function note_differences is
 
 -- 5. Debts -----------------------------------------------------------------------------------------------
 
--- While a message is unacked it carries the debt: it comes again, and is answered from its row. Where the ack does not wait for
--- the receipts, the row takes the debt over (`owed`) before the message is acked. A sweep sends what rows owe, and settles it
--- when the broker has confirmed it. So no receipt is lost when a process dies in between, but it may come twice.
+-- While a message is unacked nothing is lost: the broker delivers it again, and it is answered from its row. If the ack does
+-- not wait for the receipts, the row notes them as owed (`owed`) before the message is acked. A sweep sends what rows owe, and
+-- settles the debt when the broker has confirmed it. So no receipt is lost if a process dies in between; one may come twice.
 --
--- The lists may be long, and `not in (select ...)` looks each up in a hash table.
+-- The lists may be long; `not in (select ...)` uses a hash table to look up each entry.
 create function merge_owed(have jsonb, more jsonb) returns jsonb
     language sql immutable parallel safe
     as $$
@@ -818,8 +818,8 @@ comment on function owing_rows(integer, bigint) is
 
 -- 6. Kept pushes -----------------------------------------------------------------------------------------
 
--- A push with a ttl has a row that is `stored` until the push is proven or ends in another way. The mailbox of a user is
--- these rows; there is no other table. Every call reads and changes a bounded number of rows, however full a mailbox is.
+-- A kept push has a row that is `stored` until the push is proven or ends in another way. These rows are the mailbox of their
+-- user; there is no other table. Every call reads and changes a bounded number of rows, however full a mailbox is.
 create function mailbox_pages(
     p_users text[], p_sessions text[], p_after bigint[], p_until bigint[], p_seen bigint[], p_most integer[],
     p_bytes bigint[]
@@ -892,7 +892,7 @@ comment on function mailbox_pages is
     'more once they have p_bytes. `place` is how far that goes, also where `log` is null because a row is not '
     'wanted; `more` of the last one says that the page was cut.';
 
--- Where several tenants have a push of this id, the earliest counts: the client must miss nothing that came after it.
+-- If several tenants have a push with this id, the earliest counts, so that the client misses nothing that came after it.
 create function resume_points(p_users text[], p_push_ids text[])
     returns table (ord bigint, seen bigint, cut boolean)
     language plpgsql stable
@@ -1230,7 +1230,7 @@ comment on function supersede_rows(text[], text[], text[], bigint[], integer) is
 
 -- 7. Recalls ---------------------------------------------------------------------------------------------
 
--- The data of a recalled push is deleted even where it was delivered: no client that resumes may get it.
+-- The data of a recalled push is deleted even if it was delivered: a client that resumes must not get it.
 create function forget_data(p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
     returns setof delivery_log
     language plpgsql volatile
@@ -1371,7 +1371,7 @@ comment on function recall_stored is
     'Ends stored rows of a user with a collapse key as recalled, at most p_limit; applied is null for those that somebody '
     'else holds.';
 
--- A recall by collapse key also returns what was delivered and is still kept: a screen may show it.
+-- A recall by collapse key also returns delivered pushes whose data is still kept: a screen may show them.
 create function recall_delivered(
     p_tenant text, p_user text, p_collapse_key text, p_after bigint, p_limit integer
 ) returns table (place bigint, more boolean, held boolean, log delivery_log)
@@ -1430,7 +1430,7 @@ comment on function recall_delivered is
 -- 8. Days and partitions ---------------------------------------------------------------------------------
 
 -- A row goes to the partition of the log's day, and is dropped with it. The day is stored here and not read from a clock:
--- writers around midnight must agree on the partitions in which a key may be, or a push would get two rows.
+-- around midnight all writers must agree on the partitions in which a key may be, or a push could get two rows.
 create table log_day (
     one        boolean primary key default true check (one),
     day        date not null,
@@ -1501,7 +1501,7 @@ comment on function roll_day is
     'Moves the log on to this day (by default the clock''s) and returns the log''s day; never moves it back.';
 
 -- A role that only writes rows may not make or drop partitions, so these two functions run as the owner of the log. They name
--- everything with its schema, and pg_temp comes last: no table of the caller can take the place of one of these.
+-- everything with its schema, and pg_temp comes last: so the caller can't substitute a table of its own.
 create function make_partition(wanted date) returns boolean
     language plpgsql
     security definer
@@ -1581,7 +1581,7 @@ comment on function drop_partition is
     'Drops the partitions of a day that is past its retention, for a role that does not own them; false where it has rows '
     'that are not final or owe a receipt, or where they are not partitions any more.';
 
--- `bridge db grant` gives them to the role of a bridge.
+-- `bridge db grant` gives this right to the role of a bridge.
 revoke execute on function make_partition(date), drop_partition(date, integer) from public;
 
 -- 9. Nodes -----------------------------------------------------------------------------------------------
@@ -1706,8 +1706,8 @@ comment on function end_dead_rows is
 
 -- 10. Audit ----------------------------------------------------------------------------------------------
 
--- A log can not show by itself that nothing is missing in it. So the rows that were inserted are counted in the transaction
--- that inserts them, and each process says how many pushes it has taken (in node). `bridge audit` compares.
+-- A log can't show by itself that nothing is missing. So inserted rows are counted in the transaction that inserts them, and
+-- each process writes to `node` how many pushes it has taken. `bridge audit` compares these counts with the log.
 create table tally (
     day    date        not null,
     minute timestamptz not null,
@@ -1737,7 +1737,7 @@ comment on function tally_rows is 'Counts the rows that a statement has inserted
 create trigger tally_rows after insert on delivery_log referencing new table as inserted
     for each statement execute function tally_rows();
 
--- What a process said is kept when the next one takes its name, which would otherwise hide that a push was lost.
+-- The counts of a process are kept when the next one takes its name. Otherwise nobody could see that a push was lost.
 create table past_boot (
     boot         text        not null primary key,
     name         text        not null,
@@ -1824,8 +1824,8 @@ comment on column delivery.differed_at is
     'When a request first came with the id of this push and other content: it was answered with this row, and its content '
     'was sent to nobody. Null: none came.';
 
--- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day without a tally is a
--- partition that somebody has attached again.
+-- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day has rows and
+-- no tally if somebody has attached its partition again.
 create view delivery_hourly as
 select
     h.hour, l.tenant, l.app_id, l.event, l.outcome, l.reason,
@@ -1900,7 +1900,7 @@ comment on column user_timeline.node is 'The bridge process that wrote the row.'
 comment on column user_timeline.day is 'As in delivery.';
 comment on column user_timeline.taken_at is 'As in delivery.';
 
--- After the view, because its columns get the same comments as those of the table.
+-- This comes after the view, because the columns of view and table get the same comments.
 do $$
 declare
     outcomes text := (
@@ -1921,7 +1921,7 @@ end $$;
 
 -- 12. Roles ----------------------------------------------------------------------------------------------
 
--- A role belongs to all databases of a server: it may be there already, and whoever migrates may not be allowed to make it.
+-- Roles belong to the whole server: this one may exist already, and the role that migrates may not be allowed to create it.
 do $$
 begin
     if to_regrole('bridge_reader') is null then
@@ -1944,7 +1944,7 @@ end $$;
 
 -- 13. Earlier bridges ------------------------------------------------------------------------------------
 
--- The database is upgraded first, then the bridges one by one. So what an earlier program calls stays here.
+-- The database is upgraded first, then the bridges one by one. So the functions that an earlier program calls stay.
 
 create function find_rows(p_tenants text[], p_push_ids text[]) returns setof delivery_log
     language plpgsql stable
@@ -2042,7 +2042,7 @@ end $$;
 comment on function settle_rows(text[], text[], text[]) is
     'Nothing is owed any more by these rows, of whatever day. Idempotent.';
 
--- Better than the one with three parameters, which forgets a reply that was noted while the others were being sent.
+-- Replaces the version with three parameters, which loses a reply that was noted while the others were being sent.
 create function settle_rows(p_tenants text[], p_push_ids text[], p_users text[], p_paid jsonb[]) returns void
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -2135,7 +2135,7 @@ begin
 end $$;
 comment on function owing_rows(integer) is 'Final rows that owe a receipt, the oldest first.';
 
--- Its callers know nothing of push_content.
+-- Programs that call this do not know push_content.
 create function mailbox_rows(
     p_users text[], p_after bigint[], p_until bigint[], p_seen bigint[], p_most integer[], p_bytes bigint[]
 ) returns table (ord bigint, log delivery_log)
@@ -2287,7 +2287,7 @@ comment on function recall_rows is
 
 -- 14. Versions -------------------------------------------------------------------------------------------
 
--- `bridge db upgrade` writes its rows. A database made from this file has none, and no bridge starts on it.
+-- `bridge db upgrade` writes its rows. A database made from this file has no rows here, and no bridge starts on it.
 create table schema_version (
     version    integer     primary key,
     name       text        not null,
@@ -2300,5 +2300,5 @@ comment on column schema_version.name is 'The file''s name.';
 comment on column schema_version.checksum is 'SHA-256 of the file as it was applied.';
 comment on column schema_version.applied_at is 'When it was applied.';
 
--- Makes the partitions of today. At the end, because a new partition copies the comments that its table has by then.
+-- Makes the partitions of today. This comes last, because a new partition copies the comments of its table.
 select roll_day();

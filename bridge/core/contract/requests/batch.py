@@ -87,7 +87,7 @@ def _elements(body: bytes) -> Steps[Sequence[bytes | Raw]]:
     except BAD_JSON:
         yield
     # One element may be at fault. They are told apart by brackets alone, and each is read by itself.
-    elements, whole = yield from jsonparts.split(body)
+    elements, whole = yield from jsonparts.all_pieces(body)
     if not whole or not all(elements):
         yield from jsontext.check(body)
         raise InvalidRequest(Reason.NOT_JSON, "", "not JSON: the array is broken")

@@ -20,7 +20,7 @@ from bridge.core.model.pushes import Encoding, PushRequest, Rejected
 
 
 class _Known(msgspec.Struct, gc=False):
-    """The members of a request that the contract knows; others are passed over."""
+    """The members of a request that the contract knows; the decoder skips all others."""
 
     id: Raw | UnsetType = UNSET
     to: Raw | UnsetType = UNSET
@@ -48,17 +48,17 @@ class _Parts(NamedTuple):
     """A request taken apart."""
 
     values: dict[str, object]
-    """Those of its members, of `data` anything; where it is not JSON, what a rejected request keeps."""
+    """The values of its members; `data` may be left out. If it is not JSON: those that a rejected request keeps."""
     data: bytes | None
     members: Mapping[str, bytes | Raw]
-    """Where it is not JSON: what can be told apart."""
+    """If it is not JSON: the texts of the members that could be found."""
     is_json: bool
     more: bool = False
-    """There are members that the contract does not know beside those that are told."""
+    """There are more unknown members than a rejection names."""
 
 
 _SMALL = 4096
-"""Bytes of text of which any values may be made at once; of all values, floats may take longest."""
+"""Bytes of text that are decoded in one go. Floats are the slowest values to decode."""
 
 _decode_values = msgspec.json.Decoder(dict[str, object]).decode
 _decode_texts = msgspec.json.Decoder(_Texts).decode
@@ -95,7 +95,7 @@ def careful(
 
 
 def check_body(body: bytes, limits: Limits) -> Steps[None]:
-    """Raise InvalidRequest, with the path of the first wrong field, unless this may be the body of a message."""
+    """Raise InvalidRequest, with the paths of the wrong fields, unless this may be the body of a message."""
     parts = yield from _any(body)
     if not parts.is_json:
         yield from jsontext.blame(body, parts.members, "")
@@ -105,13 +105,13 @@ def check_body(body: bytes, limits: Limits) -> Steps[None]:
 def checked(
     body: bytes, parts: _Parts, where: str, fallback_id: str, limits: Limits, taken_at: float
 ) -> Steps[PushRequest]:
-    """Check a request that is JSON; raises InvalidRequest with the paths of its wrong fields."""
+    """Check and build a request that is JSON. Raises InvalidRequest with the paths of its wrong fields."""
 
     def path(field: str) -> str:
         return f"{where}.{field}" if where else field
 
     if not _is_object(body):
-        got = fields.kind(jsontext.plain(body.strip(SPACE)))
+        got = fields.kind(jsontext.shallow_value(body.strip(SPACE)))
         raise InvalidRequest(Reason.INVALID, where, f"expected an object, got {got}")
     values, data = parts.values, parts.data
     wrong = Wrong()
@@ -137,7 +137,7 @@ def checked(
 
 
 def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong) -> Steps[bool]:
-    """Put the members of `to` beside the other values; returns whether they can be judged together."""
+    """Add the members of `to` to the other values. Returns False if no more is to be said of `to` as a whole."""
     if "to" not in values:
         wrong.add(InvalidRequest(Reason.INVALID, path("to"), "this field is required"))
         return False
@@ -159,7 +159,7 @@ def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong
         else:
             misnamed = True
             wrong.no_such(lambda field: path(f"to.{field}"), name)
-    # With a misspelt name, a missing target is no second mistake.
+    # If a name in `to` is misspelt, do not report a missing target as well.
     return not misnamed or any(f"to.{word}" in values for word in fields.TARGETS)
 
 
@@ -180,7 +180,7 @@ def _is_object(text: bytes) -> bool:
 
 
 def _small(body: bytes) -> _Parts | None:
-    """The parts of a small request that is JSON, as most wrong ones are; else None."""
+    """The parts of a request if it is small and JSON, as most wrong requests are; else None."""
     if len(body) > _SMALL or not jsontext.has_few_brackets(body):
         return None
     try:
@@ -189,14 +189,14 @@ def _small(body: bytes) -> _Parts | None:
     except BAD_JSON:
         return None
     if "meta" in values:
-        values["meta"] = jsontext.plain(bytes(texts.meta))
+        values["meta"] = jsontext.shallow_value(bytes(texts.meta))
     return _Parts(values, bytes(texts.data) if "data" in values else None, {}, True)
 
 
 def _any(body: bytes) -> Steps[_Parts]:
-    """The parts of any request, as far as they can be told apart.
+    """The parts of any request, as far as they can be found.
 
-    Of very many unknown members, only as many are returned as a rejection names.
+    If there are very many unknown members, only as many are returned as a rejection names.
     """
     members = _few_members(body)
     more = False
@@ -217,11 +217,11 @@ def _any(body: bytes) -> Steps[_Parts]:
 
 
 def _values(members: Mapping[str, bytes | Raw]) -> dict[str, object]:
-    return {name: jsontext.plain(bytes(part)) for name, part in members.items() if name != "data"}
+    return {name: jsontext.shallow_value(bytes(part)) for name, part in members.items() if name != "data"}
 
 
 def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
-    """The members of an object, if there are not very many; else None, also for text that is no JSON object."""
+    """The members of an object. None if there are very many, or if the text is not a JSON object."""
     if _is_object(text) and jsonparts.is_small(text, b":"):
         try:
             return jsonparts.decode_members(text)
@@ -231,7 +231,7 @@ def _few_members(text: bytes) -> Mapping[str, bytes | Raw] | None:
 
 
 def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
-    """The members of a request that is JSON; see `_named` for unknown ones."""
+    """The members of a request that is JSON. `_named` says which unknown ones are included."""
     try:
         known = _decode_known(body)
     except BAD_JSON:
@@ -252,14 +252,14 @@ def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
 
 
 def _members_of_to(text: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
-    """The members of `to`, if there are very many; see `_named` for unknown ones."""
+    """The members of a `to` that has very many. `_named` says which unknown ones are included."""
     return (yield from _named(text, fields.TO_FIELDS))
 
 
 def _named(text: bytes, known: frozenset[str]) -> Steps[tuple[dict[str, bytes], bool]]:
-    """The members of an object, up to the first unknown name that a rejection has no room for.
+    """The members of an object; reading stops once there are more unknown names than a rejection can list.
 
-    At most `PROBLEMS_MAX` unknown names are included, without values. Also returns whether there are more.
+    At most `PROBLEMS_MAX` unknown names are included, without their values. Also returns whether there are more.
     """
     found: dict[str, bytes] = {}
     unknown = 0

@@ -85,7 +85,7 @@ def meant(name: str) -> str:
     return known if known != name else ""
 
 
-def misspelt(headers: Mapping[str, object]) -> str:
+def misspelt_headers(headers: Mapping[str, object]) -> str:
     """A sentence about headers that misspell ours; empty where there are none."""
     names = [(name, known) for name in headers if (known := meant(name))]
     if not names:

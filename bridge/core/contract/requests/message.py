@@ -86,7 +86,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
         return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
-    misspelt = of_headers.misspelt(headers) if headers and not payload_only else ""
+    misspelt = of_headers.misspelt_headers(headers) if headers and not payload_only else ""
     return _hinted(steps, misspelt) if misspelt else steps
 
 
