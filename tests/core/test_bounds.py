@@ -27,6 +27,28 @@ async def test_rows_are_written_in_batches_as_large_as_the_core_is_told() -> Non
         assert batches == [3, 3, 1]
 
 
+async def test_a_row_waits_a_moment_for_others_to_be_written_with_it_and_many_do_not_wait() -> None:
+    bounds = BOUNDS._replace(settlement=BOUNDS.settlement._replace(linger=0.01, linger_rows=4))
+    async with house(bounds=bounds) as h:
+        batches: list[int] = []
+        record = h.store.record
+
+        async def noted(rows: Sequence[Row]) -> Sequence[Written]:
+            batches.append(len(rows))
+            return await record(rows)
+
+        h.store.record = noted  # type: ignore[method-assign]
+        await h.push(to("absent", "p1"))
+        await h.push(to("absent", "p2"))
+        assert batches == []
+        h.clock.advance(0.01)
+        await h.settled(2)
+        assert batches == [2]
+        await h.push([to("absent", f"p{n}") for n in range(3, 7)])
+        await h.settled(3)
+        assert batches == [2, 4]
+
+
 async def test_a_sweep_asks_for_as_many_rows_as_the_core_is_told_and_for_fewer_after_a_failure() -> None:
     bounds = BOUNDS._replace(statements=BOUNDS.statements._replace(sweep_rows=40, parts=4))
     async with settlement_house(bounds=bounds) as h:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.assembly import Core, CoreLimits, Ports
-from bridge.core.bounds import Bounds
+from bridge.core.bounds import Bounds, SettlementBounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Client, Gateway
 from bridge.core.inflight.flight import Effect, Flight, Owner
@@ -45,8 +45,8 @@ from tests.support.ports import (
 )
 from tests.support.waiting import until
 
-BOUNDS: Final = Bounds()
-"""The fixed bounds of the core."""
+BOUNDS: Final = Bounds(settlement=SettlementBounds(linger=0.0))
+"""The fixed bounds of the core, but that no row waits for others: time is in the test's hands."""
 
 # --- single objects ----------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from bridge.adapters.websocket.handshake import (
     Protocol,
     refused_by_library,
 )
+from bridge.adapters.websocket.pongs import follow, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
@@ -90,8 +91,10 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         "_decision",
         "_due",
         "_handle",
+        "_head",
         "_held",
         "_message",
+        "_missing",
         "_pings",
         "_protocol",
         "_server",
@@ -127,6 +130,9 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         """Loop time at which the frames so far would be within the rate (the theoretical arrival time of GCRA)."""
         self._pings = 0
         """Our pings without an answer; their pongs don't count against the client's rate."""
+        self._head = b""
+        self._missing = 0
+        """Where the library's parser stands, see `follow`."""
 
     # --- the Socket port ---
 
@@ -222,7 +228,12 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             # Frames before our answer, as in `_answer`. The protocol must not see them: it would reply.
             self.turn_away(TOO_EARLY)
             return
-        protocol.receive_data(bytes(self._server.inbox[:nbytes]))
+        data = bytes(self._server.inbox[:nbytes])
+        if self._handle is not None:
+            if self._pings and not self._missing and not self._head and self._prove(self._handle, data):
+                return
+            self._head, self._missing = follow(self._head, self._missing, data)
+        protocol.receive_data(data)
         if self._handle is None and protocol.state is CONNECTING:
             self._server.asked(self, nbytes)
             self._answer()
@@ -365,6 +376,20 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         self._begin_closing()
 
     # --- an open session ---
+
+    def _prove(self, handle: SessionHandle, data: bytes) -> bool:
+        """Take a read that holds only answers to our pings. False, and nothing done, where it is any other."""
+        if self._protocol.state is not OPEN or self._transport.is_closing():
+            return False
+        payloads = only_pongs(data)
+        if not 0 < len(payloads) <= self._pings:
+            return False
+        self._pings -= len(payloads)
+        for payload in payloads:
+            handle.pong(payload)
+            if self._transport.is_closing():
+                break
+        return True
 
     def _serve(self) -> None:
         protocol = self._protocol

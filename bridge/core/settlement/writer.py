@@ -60,14 +60,12 @@ class Writer:
 
     async def run(self) -> None:
         """Write batches until cancelled."""
-        busy = False
         while True:
             await self._worklist.wake.wait()
-            if busy and len(self._worklist.flights) < self._linger_rows:
+            if self._linger and len(self._worklist.flights) < self._linger_rows:
                 await self._clock.sleep(self._linger)
             self._worklist.wake.clear()
             flights = self._next_batch()
-            busy = len(flights) >= self._linger_rows // 2
             answers = self._worklist.answers[: self._batch_answers]
             del self._worklist.answers[: self._batch_answers]
             ended = self._worklist.ended[: self._batch_answers]
