@@ -18,6 +18,7 @@ from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
 from benchmarks.idle import BARE, Idle
 from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
+from benchmarks.peers import nodejs
 from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
 
@@ -111,6 +112,9 @@ def _comparison(results: Results) -> Iterator[str]:
     yield _line("pushes/s, end to end", [f"{results.rate(n):,.0f}" for n in names])
     yield _line("  lowest .. highest", [_span(results.drains[n], lambda d: d.rate) for n in names])
     yield _line(f"  times {first}", [f"{results.rate(n) / results.rate(first):.1f}" for n in names])
+    if nodejs.NAME in names:
+        node = results.rate(nodejs.NAME)
+        yield _line(f"  times {nodejs.NAME}", [f"{results.rate(n) / node:.2f}" for n in names])
     yield _line("  repetitions, all counts equal", [str(len(results.drains[n])) for n in names])
     yield _line(
         "bridge's CPU per push, µs", [_median(results.drains[n], lambda d: d.cpu_each) for n in names]

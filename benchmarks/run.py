@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from benchmarks import flame, frozen, report
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
+from benchmarks.peers import nodejs
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
@@ -25,7 +26,9 @@ from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.devservers import Servers, ServersUnavailable, private_servers
 
 DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
-CONTESTANTS: Final = (NAIVE, WRITTEN, RECEIVED)
+CONTESTANTS: Final[tuple[Contestant, ...]] = (NAIVE, WRITTEN, RECEIVED)
+NODE_DIRECTORY: Final = DIRECTORY / "node"
+"""Where the packages of the Node bridge are installed."""
 RATE: Final = 500.0
 """Pushes per second when latency is measured."""
 
@@ -55,6 +58,8 @@ class Plan(NamedTuple):
     known_backlog: int = 20_000
     known_repetitions: int = 5
     profile_backlog: int = 30_000
+    with_node: bool = False
+    """Whether the comparison includes the batched Node bridge."""
 
 
 Part = Callable[[Servers, Plan, report.Results, Progress], None]
@@ -89,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", choices=("compare", "idle", "freeze", "kept", "repeats"), help="one part of it"
     )
     parser.add_argument(
+        "--with-node", action="store_true", help="compare with a batched Node bridge too: needs node and npm"
+    )
+    parser.add_argument(
         "--rows",
         type=int,
         metavar="N",
@@ -102,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {
         name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))
     }
-    plan = plan._replace(**given)
+    plan = plan._replace(**given, with_node=chosen.with_node)
     if chosen.rows:
         plan = plan._replace(known=(*plan.known, chosen.rows))
     say = Progress()
@@ -150,8 +158,11 @@ def measure(
 
 def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
     """Throughput and latency of every bridge once in each repetition, each time starting with another one."""
-    results.drains = {contestant.name: [] for contestant in CONTESTANTS}
-    results.latencies = {contestant.name: [] for contestant in CONTESTANTS}
+    contestants = CONTESTANTS
+    if plan.with_node:
+        contestants += (nodejs.contestant(NODE_DIRECTORY, say),)
+    results.drains = {contestant.name: [] for contestant in contestants}
+    results.latencies = {contestant.name: [] for contestant in contestants}
     began = time.monotonic()
     longest = 0.0
     for repetition in range(plan.repetitions):
@@ -160,8 +171,8 @@ def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress
             break
         this = time.monotonic()
         results.loop_ms.append(report.loop_milliseconds())
-        turn = repetition % len(CONTESTANTS)
-        for contestant in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
+        turn = repetition % len(contestants)
+        for contestant in contestants[turn:] + contestants[:turn]:
             one_turn(servers, contestant, plan, results, say)
         longest = max(longest, time.monotonic() - this)
 
