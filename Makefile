@@ -7,10 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help run demo test lint bench chaos compiled clean
+.PHONY: help run demo test lint bench bench-peers chaos compiled clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C
 	@$(BIN)/bridge dev
@@ -31,6 +31,9 @@ lint: $(READY) ## linters, formatting, types, and who may import whom
 
 bench: $(READY) ## this bridge against a naive one, on servers of their own
 	@$(BIN)/python -m benchmarks
+
+bench-peers: $(READY) ## this bridge beside a batched Node bridge, RabbitMQ's web plugins, NATS and others
+	@$(BIN)/python -m benchmarks --only peers
 
 chaos: $(READY) ## forty minutes of faults, each checked against the promises; docs/reliability.md
 	@$(BIN)/python -m benchmarks.chaos

@@ -100,7 +100,7 @@ class Tally:
 
 
 class Client(asyncio.Protocol):
-    """One WebSocket."""
+    """One WebSocket. Clients of other servers derive from it: some say more to be open, or unpack messages."""
 
     __slots__ = (
         "_accept",
@@ -147,17 +147,29 @@ class Client(asyncio.Protocol):
         key = base64.b64encode(os.urandom(16))
         self._accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
         self._transport.write(
-            b"GET /ws?token=%b HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"GET %b HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%b\r\n"
-            % (self._token.encode(), key, self._subprotocol)
+            % (self._target(), key, self._subprotocol)
         )
+
+    def _target(self) -> bytes:
+        """Path and query of the handshake."""
+        return b"/ws?token=%b" % self._token.encode()
+
+    def _upgraded(self) -> None:
+        """The answer to the handshake came."""
+        self.opened.set_result(None)
+
+    def _message(self, message: bytes, now: int) -> None:
+        """A data frame came; `now` is when its bytes were read."""
+        self._tally.push(self, message, now)
 
     def data_received(self, data: bytes) -> None:
         """Frames, after the answer to the handshake."""
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        if not self.opened.done():
+        if not self.answered_at:
             head, found, data = data.partition(b"\r\n\r\n")
             if not found:
                 self._rest = head
@@ -165,11 +177,11 @@ class Client(asyncio.Protocol):
             if not head.startswith(b"HTTP/1.1 101 ") or self._accept not in head:
                 self._fail(f"refused: {head[:40]!r}")
                 return
-            if self._subprotocol not in head + b"\r\n":
+            if self._subprotocol.lower() not in head.lower() + b"\r\n":
                 self._fail("the subprotocol was not chosen")
                 return
             self.answered_at = time.monotonic_ns()
-            self.opened.set_result(None)
+            self._upgraded()
         self._read_frames(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -210,7 +222,7 @@ class Client(asyncio.Protocol):
             if opcode in (_TEXT, _BINARY, _CONTINUATION):
                 if not self.first_at:
                     self.first_at = now
-                self._tally.push(self, data[body:at], now)
+                self._message(data[body:at], now)
             elif opcode == _PING and self._transport is not None:
                 self.pinged += 1
                 # A mask of zeros: a legal frame, and the server unmasks it like any other.
@@ -223,8 +235,8 @@ class Client(asyncio.Protocol):
 class Crowd:
     """All clients of this process, and the commands that they understand."""
 
-    def __init__(self) -> None:
-        self._tally = Tally()
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._clients: list[Client] = []
 
     async def connect(
@@ -236,7 +248,7 @@ class Crowd:
 
         async def one(user: int) -> None:
             async with gate:
-                await self._open(user, port, _token(user, secret), subprotocol)
+                await self._open(user, port, token(user, secret), subprotocol)
 
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
@@ -257,10 +269,10 @@ class Crowd:
         from_connect, from_answer = [], []
         counts: Counter[str] = Counter()
         for user in range(first, first + count):
-            token = _token(user, secret)
+            mine = token(user, secret)
             self._tally.expect(total, each)
             began = time.monotonic_ns()
-            client = await self._open(user, port, token)
+            client = await self._open(user, port, mine)
             complete = await self._tally.complete(seconds)
             counts.update(self._tally.report(latencies=False))
             del counts["last_at"]
@@ -276,7 +288,7 @@ class Crowd:
             lambda: Client(user, token, self._tally, loop.create_future(), subprotocol),
             "127.0.0.1",
             port,
-            local_addr=(_source(user, port), 0),
+            local_addr=(source(user, port), 0),
         )
         await client.opened
         self._clients.append(client)
@@ -317,20 +329,25 @@ class Crowd:
         return {}
 
 
-def _source(user: int, port: int) -> str:
+def source(user: int, port: int) -> str:
     """The address that a client connects from: clients of two servers share none, and no address has too many."""
     return f"127.{port >> 8}.{port & 255}.{2 + user // SOURCES}"
 
 
-def _token(user: int, secret: str) -> str:
+def token(user: int, secret: str) -> str:
     claims = {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}
     return jwt.encode(claims, secret, algorithm="HS256")
 
 
-async def serve(lines: asyncio.StreamReader) -> None:
-    """Do what each line says until there are no more."""
-    crowd = Crowd()
-    commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+Commands = dict[str, Callable[..., Awaitable[dict[str, Any]]]]
+
+
+async def serve(crowd: Crowd, more: Commands | None = None) -> None:
+    """Do what each line of stdin says until there are no more."""
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    commands: Commands = {
         "connect": crowd.connect,
         "open_kept": crowd.open_kept,
         "expect": crowd.expect,
@@ -338,6 +355,7 @@ async def serve(lines: asyncio.StreamReader) -> None:
         "report": crowd.report,
         "sessions": crowd.sessions,
         "leave": crowd.leave,
+        **(more or {}),
     }
     async for line in lines:
         command = json.loads(line)
@@ -345,14 +363,6 @@ async def serve(lines: asyncio.StreamReader) -> None:
         print(json.dumps(answer), flush=True)
 
 
-async def main() -> None:
-    """Serve stdin."""
-    loop = asyncio.get_running_loop()
-    lines = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    await serve(lines)
-
-
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+        runner.run(serve(Crowd(Tally())))

@@ -50,3 +50,13 @@ def request(run: str, number: int, user: int, made_at: int, confirm: str, ttl: i
         b'"ttl":%d,' % ttl if ttl else b"",
         data(number, user, made_at),
     )
+
+
+def request_to_all(run: str, number: int, made_at: int, confirm: str) -> bytes:
+    """A push request to everyone."""
+    return b'{"id":"%s-%08d","to":{"all":true},"confirm":"%s","data":"%s"}' % (
+        run.encode(),
+        number,
+        confirm.encode(),
+        data(number, 0, made_at),
+    )

@@ -12,8 +12,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from pamqp import commands, frame, header
@@ -111,15 +111,38 @@ class Broker:
         return methods
 
 
-class Template:
-    """What all messages of a run have in common."""
+class Outlet(Protocol):
+    """A connection to a broker that confirms what it takes."""
 
-    def __init__(self, run: str, confirm: str, ttl: int = 0) -> None:
-        self._run = run
-        self._confirm = confirm
-        self._ttl = ttl
+    @property
+    def on_their_way(self) -> int:
+        """Messages sent and not confirmed."""
+
+    def publish(self, messages: list[bytes]) -> None:
+        """Write whole messages."""
+
+    def take_confirms(self, *, wait: bool) -> None:
+        """Read the confirms that have come; with `wait` at least one read of the socket."""
+
+    def close(self) -> None:
+        """Close the connection; everything is confirmed."""
+
+
+class Template:
+    """What all messages of a run have in common. `body` makes one of number, user and time; all have one size."""
+
+    def __init__(
+        self,
+        body: Callable[[int, int, int], bytes],
+        *,
+        exchange: str = EXCHANGE,
+        key: Callable[[int], str] = lambda user: f"user.{load.user_id(user)}",
+    ) -> None:
+        self._body = body
+        self._exchange = exchange
+        self._key = key
         self._methods: dict[int, bytes] = {}
-        size = len(load.request(run, 0, 0, 0, confirm, ttl))
+        size = len(body(0, 0, 0))
         content = header.ContentHeader(
             body_size=size,
             properties=commands.Basic.Properties(content_type="application/json", delivery_mode=2),
@@ -130,62 +153,82 @@ class Template:
         """The frames of one message, made now."""
         method = self._methods.get(user)
         if method is None:
-            key = f"user.{load.user_id(user)}"
-            method = frame.marshal(commands.Basic.Publish(exchange=EXCHANGE, routing_key=key), 1)
-            self._methods[user] = method
-        body = load.request(self._run, number, user, time.monotonic_ns(), self._confirm, self._ttl)
+            publish = commands.Basic.Publish(exchange=self._exchange, routing_key=self._key(user))
+            method = self._methods[user] = frame.marshal(publish, 1)
+        body = self._body(number, user, time.monotonic_ns())
         return b"".join((method, self._middle, body, FRAME_END_CHAR))
 
 
-def backlog(
-    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, ttl: int
-) -> dict[str, Any]:
-    """Publish all at once and wait for all confirms."""
+Maker = Callable[[int, int], bytes]
+"""Makes the message with this number for this user, ready to be written."""
+
+
+def all_at_once(outlet: Outlet, make: Maker, chosen: Sequence[int]) -> dict[str, Any]:
+    """Publish a message for each of these users, and wait for all confirms."""
     began = time.monotonic()
-    template = Template(run, confirm, ttl)
-    broker = Broker(url)
-    chosen = load.addressees(seed, count, users)
-    for at in range(0, count, CHUNK):
-        broker.publish([template.message(at + n, user) for n, user in enumerate(chosen[at : at + CHUNK])])
-        broker.take_confirms(wait=False)
-        while broker.on_their_way > WINDOW:
-            broker.take_confirms(wait=True)
-    while broker.on_their_way:
-        broker.take_confirms(wait=True)
-    broker.close()
-    return {"confirmed": count, "seconds": time.monotonic() - began}
+    for at in range(0, len(chosen), CHUNK):
+        outlet.publish([make(at + n, user) for n, user in enumerate(chosen[at : at + CHUNK])])
+        outlet.take_confirms(wait=False)
+        while outlet.on_their_way > WINDOW:
+            outlet.take_confirms(wait=True)
+    while outlet.on_their_way:
+        outlet.take_confirms(wait=True)
+    outlet.close()
+    return {"confirmed": len(chosen), "seconds": time.monotonic() - began}
 
 
-def steady(
-    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, rate: float
-) -> dict[str, Any]:
+def steadily(outlet: Outlet, make: Maker, chosen: Sequence[int], rate: float) -> dict[str, Any]:
     """Publish one message every 1/rate seconds, each written as soon as it is made."""
-    template = Template(run, confirm)
-    broker = Broker(url)
     began = time.monotonic()
     late = 0.0
-    for number, user in enumerate(load.addressees(seed, count, users)):
+    for number, user in enumerate(chosen):
         due = began + number / rate
         ahead = due - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)
         late = max(late, time.monotonic() - due)
-        broker.publish([template.message(number, user)])
-        broker.take_confirms(wait=False)
+        outlet.publish([make(number, user)])
+        outlet.take_confirms(wait=False)
     seconds = time.monotonic() - began
-    while broker.on_their_way:
-        broker.take_confirms(wait=True)
-    broker.close()
-    return {"confirmed": count, "seconds": seconds, "latest": late}
+    while outlet.on_their_way:
+        outlet.take_confirms(wait=True)
+    outlet.close()
+    return {"confirmed": len(chosen), "seconds": seconds, "latest": late}
 
 
-def main() -> None:
-    """Serve stdin."""
-    known: dict[str, Callable[..., dict[str, Any]]] = {"backlog": backlog, "steady": steady}
+def requests(run: str, confirm: str, ttl: int = 0) -> Template:
+    """Push requests v1 for the bridge."""
+    return Template(lambda number, user, now: load.request(run, number, user, now, confirm, ttl))
+
+
+def backlog(
+    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, ttl: int = 0
+) -> dict[str, Any]:
+    """Publish all at once and wait for all confirms."""
+    chosen = load.addressees(seed, count, users)
+    return all_at_once(Broker(url), requests(run, confirm, ttl).message, chosen)
+
+
+def steady(
+    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, rate: float
+) -> dict[str, Any]:
+    """Publish at a steady rate."""
+    chosen = load.addressees(seed, count, users)
+    return steadily(Broker(url), requests(run, confirm).message, chosen, rate)
+
+
+def everyone(*, url: str, run: str, confirm: str) -> dict[str, Any]:
+    """Publish one push to everyone."""
+    template = Template(lambda number, _, now: load.request_to_all(run, number, now, confirm))
+    return all_at_once(Broker(url), template.message, [0])
+
+
+def serve(known: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """Do what each line of stdin says until there are no more."""
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(known[command.pop("do")](**command)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve({"backlog": backlog, "steady": steady, "everyone": everyone})

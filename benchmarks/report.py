@@ -18,6 +18,8 @@ from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
 from benchmarks.idle import BARE, Idle
 from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
+from benchmarks.peers import fan, nodejs
+from benchmarks.peers import measure as peers
 from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
 
@@ -43,6 +45,10 @@ class Results:
     away: Away | None = None
     parked: Parked | None = None
     repeats: Repeats | None = None
+    peers: list[peers.Measured] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the peers' programs."""
+    fans: list[fan.Fan] = field(default_factory=list)
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
     """The time of a fixed piece of work at the beginning of each repetition: it shows how steady the machine is."""
@@ -99,6 +105,13 @@ def table(results: Results) -> Iterator[str]:
         yield from _parked(results.parked)
     if results.repeats is not None:
         yield from _repeats(results.repeats)
+    if results.peers:
+        yield ", ".join(f"{name} {version}" for name, version in results.versions.items())
+        yield ""
+        yield from peers.table(results.peers)
+    if results.fans:
+        yield ""
+        yield from fan.table(results.fans)
     for name, places in results.places.items():
         yield from _places(name, places)
     yield from _warnings(results)
@@ -111,6 +124,13 @@ def _comparison(results: Results) -> Iterator[str]:
     yield _line("pushes/s, end to end", [f"{results.rate(n):,.0f}" for n in names])
     yield _line("  lowest .. highest", [_span(results.drains[n], lambda d: d.rate) for n in names])
     yield _line(f"  times {first}", [f"{results.rate(n) / results.rate(first):.1f}" for n in names])
+    if nodejs.NAME in names:
+        # Within each repetition, since what else runs on the machine changes more between two of them.
+        node = results.drains[nodejs.NAME]
+        ratios = {
+            n: median(d.rate / of.rate for d, of in zip(results.drains[n], node, strict=False)) for n in names
+        }
+        yield _line(f"  times {nodejs.NAME}", [f"{ratios[n]:.2f}" for n in names])
     yield _line("  repetitions, all counts equal", [str(len(results.drains[n])) for n in names])
     yield _line(
         "bridge's CPU per push, µs", [_median(results.drains[n], lambda d: d.cpu_each) for n in names]
@@ -251,8 +271,9 @@ def _warnings(results: Results) -> Iterator[str]:
     if (repeats := results.repeats) is not None:
         named |= {log.title: log.drains for log in repeats.logs}
     drains = [d for drains in named.values() for d in drains]
+    used = [d.cpu for d in drains] + [flood.cpu for one in results.peers for flood in one.floods]
     for what in ("others", "stolen"):
-        most = max((d.cpu[what] for d in drains), default=0.0)
+        most = max((cpu[what] for cpu in used), default=0.0)
         if most > BUSY:
             yield f"NOTE: up to {most:.1f} cores were {_TAKEN[what]} during a drain: compare ratios only"
     if results.loop_ms and max(results.loop_ms) > 1.5 * min(results.loop_ms):
@@ -335,5 +356,17 @@ def write_json(results: Results, directory: Path) -> Path:
             log._asdict() | {"drains": _facts(log.drains), "ratio": repeats.ratio(log)}
             for log in repeats.logs
         ]
+    made["peers"] = [
+        one._asdict()
+        | {"promises": one.promises._asdict(), "rate": one.rate}
+        | {"floods": [flood._asdict() | {"servers_each": flood.servers_each} for flood in one.floods]}
+        | {"latencies": [latency._asdict() for latency in one.latencies]}
+        for one in results.peers
+    ]
+    made["fans"] = [
+        {"name": one.name, "rate": one.rate, "complete_rate": one.complete_rate}
+        | {"pushes": [push._asdict() for push in one.pushes]}
+        for one in results.fans
+    ]
     path.write_text(json.dumps(made, indent=1) + "\n")
     return path

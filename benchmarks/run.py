@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
@@ -17,6 +18,11 @@ from typing import Final, NamedTuple
 from benchmarks import flame, frozen, report
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
+from benchmarks.peers import nodejs
+from benchmarks.peers.contenders import Ports, versions
+from benchmarks.peers.contenders import peers as all_peers
+from benchmarks.peers.fan import measure as measure_fan
+from benchmarks.peers.measure import measure as measure_peers
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
@@ -25,7 +31,9 @@ from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.devservers import Servers, ServersUnavailable, private_servers
 
 DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
-CONTESTANTS: Final = (NAIVE, WRITTEN, RECEIVED)
+CONTESTANTS: Final[tuple[Contestant, ...]] = (NAIVE, WRITTEN, RECEIVED)
+NODE_DIRECTORY: Final = DIRECTORY / "node"
+"""Where the packages of the Node bridge are installed."""
 RATE: Final = 500.0
 """Pushes per second when latency is measured."""
 
@@ -55,6 +63,12 @@ class Plan(NamedTuple):
     known_backlog: int = 20_000
     known_repetitions: int = 5
     profile_backlog: int = 30_000
+    peer_pushes: int = 10_000
+    peer_steady_seconds: float = 4.0
+    fan_sessions: int = 10_000
+    fan_repetitions: int = 7
+    with_node: bool = False
+    """Whether the comparison includes the batched Node bridge."""
 
 
 Part = Callable[[Servers, Plan, report.Results, Progress], None]
@@ -75,6 +89,10 @@ QUICK: Final = Plan(
     known=(0, 100_000),
     known_backlog=5_000,
     known_repetitions=1,
+    peer_pushes=5_000,
+    peer_steady_seconds=2.0,
+    fan_sessions=2_000,
+    fan_repetitions=3,
 )
 
 
@@ -86,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backlog", type=int, metavar="N", help="pushes of a drain [15000]")
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
     parser.add_argument(
-        "--only", choices=("compare", "idle", "freeze", "kept", "repeats"), help="one part of it"
+        "--only",
+        choices=("compare", "idle", "freeze", "kept", "repeats", "peers", "fan"),
+        help="one part of it",
+    )
+    parser.add_argument(
+        "--with-node", action="store_true", help="compare with a batched Node bridge too: needs node and npm"
     )
     parser.add_argument(
         "--rows",
@@ -102,16 +125,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {
         name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))
     }
-    plan = plan._replace(**given)
+    plan = plan._replace(**given, with_node=chosen.with_node)
     if chosen.rows:
         plan = plan._replace(known=(*plan.known, chosen.rows))
     say = Progress()
     raise_file_limit()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
+    ports = Ports() if chosen.only == "peers" else None
     try:
         with (
             sigterm_interrupts(),
-            private_servers(DIRECTORY / "servers", say=say, usual_ports=False) as servers,
+            private_servers(
+                DIRECTORY / "servers", say=say, usual_ports=False, plugins=ports.plugins() if ports else None
+            ) as servers,
         ):
             postgres = postgres_facts(servers.postgres_dsn)
             if postgres["fsync"] != "on" or postgres["synchronous_commit"] != "on":
@@ -119,8 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
             results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
             parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze, kept, repeats)
-            if chosen.only:
-                parts = [part for part in parts if part.__name__ == chosen.only]
+            if ports is not None:
+                parts = (partial(peers, ports), fan)
+            elif chosen.only:
+                parts = [part for part in (*parts, fan) if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
         print()
         for line in report.table(results):
@@ -150,8 +178,11 @@ def measure(
 
 def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
     """Throughput and latency of every bridge once in each repetition, each time starting with another one."""
-    results.drains = {contestant.name: [] for contestant in CONTESTANTS}
-    results.latencies = {contestant.name: [] for contestant in CONTESTANTS}
+    contestants = CONTESTANTS
+    if plan.with_node:
+        contestants += (nodejs.contestant(NODE_DIRECTORY, say),)
+    results.drains = {contestant.name: [] for contestant in contestants}
+    results.latencies = {contestant.name: [] for contestant in contestants}
     began = time.monotonic()
     longest = 0.0
     for repetition in range(plan.repetitions):
@@ -160,8 +191,8 @@ def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress
             break
         this = time.monotonic()
         results.loop_ms.append(report.loop_milliseconds())
-        turn = repetition % len(CONTESTANTS)
-        for contestant in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
+        turn = repetition % len(contestants)
+        for contestant in contestants[turn:] + contestants[:turn]:
             one_turn(servers, contestant, plan, results, say)
         longest = max(longest, time.monotonic() - this)
 
@@ -257,6 +288,38 @@ def repeats(servers: Servers, plan: Plan, results: report.Results, say: Progress
     )
     for log in results.repeats.logs[1:]:
         say(f"{log.title}: {results.repeats.ratio(log):.0%} of the throughput beside an empty log")
+
+
+def peers(ports: Ports, servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """Other ways to push to browsers, beside this bridge and a batched Node bridge."""
+    results.loop_ms.append(report.loop_milliseconds())
+    all_ = all_peers(servers, ports, directory=DIRECTORY, say=say)
+    results.versions = {"RabbitMQ": str(results.machine["rabbitmq"]), **versions()}
+    measure_peers(
+        servers,
+        all_,
+        results.peers,
+        directory=DIRECTORY,
+        node_directory=NODE_DIRECTORY,
+        sessions=plan.sessions,
+        pushes=plan.peer_pushes,
+        warm_up=plan.warm_up,
+        steady_seconds=plan.peer_steady_seconds,
+        rate=RATE,
+        repetitions=plan.repetitions,
+        say=say,
+    )
+
+
+def fan(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """One push to everyone, beside nchan."""
+    results.fans = measure_fan(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.fan_sessions,
+        repetitions=plan.fan_repetitions,
+        say=say,
+    )
 
 
 def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

@@ -49,6 +49,9 @@ LOOK_EVERY: Final = 0.01
 """Seconds between checks of the queue, once all frames have come."""
 QUEUE: Final = "push.requests"
 
+NO_SERVERS: Final = ("clients", "publisher", "others", "stolen")
+"""Whose CPU time is not that of a server."""
+
 _numbers = itertools.count(1)
 
 
@@ -98,6 +101,30 @@ class Drain(NamedTuple):
     def cpu_each(self) -> float:
         """Microseconds of the bridge's CPU time for each push."""
         return self.cpu["bridge"] * 1e6 / self.rate
+
+
+class Flood(NamedTuple):
+    """How pushes were delivered while they were published at full speed."""
+
+    pushes: int
+    seconds: float
+    """From just before the first was published until every client had its frames; of a bridge, rows and acks too."""
+    frames_seconds: float
+    """Until every client had its frames."""
+    publish_seconds: float
+    """How long publishing took, with the confirms."""
+    cpu: Mapping[str, float]
+    """Cores that each kept busy meanwhile, as in `Drain`; the servers of a peer have their own names."""
+
+    @property
+    def rate(self) -> float:
+        """Pushes per second, end to end."""
+        return self.pushes / self.seconds
+
+    @property
+    def servers_each(self) -> float:
+        """Microseconds of CPU time that all servers together used for each push."""
+        return sum(used for name, used in self.cpu.items() if name not in NO_SERVERS) * 1e6 / self.rate
 
 
 class Latency(NamedTuple):
@@ -285,16 +312,7 @@ class Scene:
         )
 
     def _publish(self, count: int, seed: int, run: str, ttl: int) -> float:
-        answer = self._publisher.ask(
-            "backlog",
-            url=self._url,
-            run=run,
-            confirm=self.contestant.confirm,
-            seed=seed,
-            count=count,
-            users=self.sessions,
-            ttl=ttl,
-        )
+        answer = self._publisher.ask("backlog", **self._order(count, seed, run), ttl=ttl)
         lying = self._queued()
         if not answer["confirmed"] == lying == count:
             raise BenchmarkFailed(f"{run}: {answer['confirmed']} of {count} confirmed, {lying} in the queue")
@@ -302,6 +320,57 @@ class Scene:
             # Write now what an earlier run left to be written, so that it is not written during this one.
             conn.execute("checkpoint")
         return float(answer["seconds"])
+
+    def _order(self, count: int, seed: int, run: str) -> dict[str, Any]:
+        """What the publisher is told: where to publish, and what."""
+        return {
+            "url": self._url,
+            "run": run,
+            "confirm": self.contestant.confirm,
+            "seed": seed,
+            "count": count,
+            "users": self.sessions,
+        }
+
+    def flood(self, count: int) -> Flood:
+        """Publish pushes at full speed while the bridge works; verified."""
+        seed, run = self._begin(count)
+        for crowd in self.crowds:
+            crowd.ask("expect", seed=seed, total=count, users=self.sessions)
+        return self._flood(run, count, "backlog", self._order(count, seed, run))
+
+    def everyone(self) -> Flood:
+        """Publish one push to everyone, which makes a frame and a row for each session; verified.
+
+        The client processes must be those of benchmarks/peers that count such pushes.
+        """
+        _, run = self._begin(1)
+        for crowd in self.crowds:
+            crowd.ask("expect_everywhere", total=1)
+        order = {"url": self._url, "run": run, "confirm": self.contestant.confirm}
+        return self._flood(run, self.sessions, "everyone", order)
+
+    def _flood(self, run: str, frames: int, do: str, order: Mapping[str, Any]) -> Flood:
+        before = self._cpu()
+        for crowd in self.crowds:
+            crowd.tell("complete", seconds=DRAIN_TIMEOUT)
+        began = time.monotonic_ns()
+        self._publisher.tell(do, **order)
+        told = [crowd.answer(DRAIN_TIMEOUT + 5, needs=self.bridge) for crowd in self.crowds]
+        published = self._publisher.answer(DRAIN_TIMEOUT)
+        if not all(t["complete"] for t in told):
+            raise BenchmarkFailed(f"{run}: of {frames} frames came in {DRAIN_TIMEOUT:g} s: {told}")
+        frames_at = max(t["last_at"] for t in told)
+        ended = max(self._await_the_end(run, frames), frames_at)
+        cpu = self._cpu_since(before, (ended - began) / 1e9)
+        self._verify(run, frames, some_unproven=False)
+        return Flood(
+            pushes=frames,
+            seconds=(ended - began) / 1e9,
+            frames_seconds=(frames_at - began) / 1e9,
+            publish_seconds=published["seconds"],
+            cpu=cpu,
+        )
 
     # --- latency ---
 
@@ -312,15 +381,7 @@ class Scene:
             crowd.ask("expect", seed=seed, total=count, users=self.sessions)
         before, began = self._cpu(), time.monotonic()
         published = self._publisher.ask(
-            "steady",
-            url=self._url,
-            run=run,
-            confirm=self.contestant.confirm,
-            seed=seed,
-            count=count,
-            users=self.sessions,
-            rate=rate,
-            within=count / rate * 3 + 30,
+            "steady", **self._order(count, seed, run), rate=rate, within=count / rate * 3 + 30
         )
         cpu = self._cpu_since(before, time.monotonic() - began)
         for crowd in self.crowds:
@@ -462,16 +523,17 @@ def scene(
     sessions: Sequence[int],
     wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
     prepare: Callable[[str], None] = lambda dsn: None,
+    clients: Sequence[str] = ("benchmarks.clients",),
 ) -> Iterator[Scene]:
     """A bridge that is ready, with a client process for each number of `sessions`, all connected.
 
     `wrap` may put something around the contestant's command, such as a profiler; `prepare` is called with the address
-    of its database before it starts.
+    of its database before it starts. `clients` are the module of the client processes and its arguments.
     """
     name = f"bench_{os.getpid()}_{next(_numbers)}"
     port, ops_port, secret = reserved_port(), reserved_port(), secrets.token_urlsafe(48)
     with ExitStack() as stack:
-        url = stack.enter_context(_vhost(servers, name))
+        url = stack.enter_context(vhost(servers, name))
         dsn = stack.enter_context(_database(servers, name))
         if contestant.table == "delivery":
             migrate.upgrade(dsn)
@@ -503,8 +565,7 @@ def scene(
             )
         publisher = child("publisher", (sys.executable, "-m", "benchmarks.publisher"))
         crowds = [
-            child(f"clients {number}", (sys.executable, "-m", "benchmarks.clients"))
-            for number, _ in enumerate(sessions)
+            child(f"clients {number}", (sys.executable, "-m", *clients)) for number, _ in enumerate(sessions)
         ]
         made = Scene(contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, ops_port, secret)
         if any(sessions):
@@ -513,7 +574,8 @@ def scene(
 
 
 @contextmanager
-def _vhost(servers: Servers, name: str) -> Iterator[str]:
+def vhost(servers: Servers, name: str) -> Iterator[str]:
+    """A vhost for the length of the block; its url."""
     try:
         yield servers.rabbit.create_vhost(name)
     finally:

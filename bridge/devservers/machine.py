@@ -60,8 +60,13 @@ NEEDED = {
     "postgres": Needed("Postgres", "postgresql", "BRIDGE_POSTGRES_DSN"),
     "chromium": Needed("Chromium", "chromium"),
     "pgbouncer": Needed("PgBouncer", "pgbouncer"),
+    "nats": Needed("the NATS server", "nats-server"),
+    "mosquitto": Needed("mosquitto", "mosquitto"),
+    "nchan": Needed("nginx with nchan", "libnginx-mod-nchan"),
     "venv": Needed("Python's venv", "python3-venv"),
 }
+
+NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 
 INSTALL_SCRIPT = r"""
 set -u
@@ -99,7 +104,7 @@ echo 'create_main_cluster = false' >"$no_cluster"
 
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 new=
-for unit in rabbitmq-server erlang-base; do installed "$unit" || new="$new $unit"; done
+for unit in rabbitmq-server erlang-base nats-server mosquitto nginx; do installed "$unit" || new="$new $unit"; done
 
 get() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "$@"
@@ -107,12 +112,13 @@ get() {
 get install --no-install-recommends "$@" || { get update && get install --no-install-recommends "$@"; }
 code=$?
 
-# Nor may they start with the machine: nobody asked for a system-wide broker.
+# Nor may they start with the machine: nobody asked for a system-wide broker or web server.
 if command -v systemctl >/dev/null; then
     for package in $new; do
         case $package in
             rabbitmq-server) units=rabbitmq-server.service ;;
             erlang-base) units='epmd.socket epmd.service' ;;
+            *) units=$package.service ;;
         esac
         ! installed "$package" || systemctl disable $units
     done
@@ -161,6 +167,19 @@ class Machine:
         """A pooler, for the tests of a bridge behind one."""
         return _on_path("pgbouncer")
 
+    def nats(self) -> Path | None:
+        """The NATS server, a peer of the benchmarks."""
+        return _on_path("nats-server")
+
+    def mosquitto(self) -> Path | None:
+        """An MQTT broker, a peer of the benchmarks."""
+        return _on_path("mosquitto")
+
+    def nchan(self) -> Path | None:
+        """nginx, if it has the module nchan; a peer of the benchmarks."""
+        nginx = _on_path("nginx")
+        return nginx if nginx is not None and NCHAN_MODULE.exists() else None
+
     def venv(self) -> object | None:
         """The module that `python -m venv` needs; Debian's python3 comes without it."""
         importlib.invalidate_caches()
@@ -173,6 +192,9 @@ class Machine:
             "postgres": self.postgres,
             "chromium": self.chromium,
             "pgbouncer": self.pgbouncer,
+            "nats": self.nats,
+            "mosquitto": self.mosquitto,
+            "nchan": self.nchan,
             "venv": self.venv,
         }
         return {name: found for name in wanted if (found := looks[name]()) is not None}

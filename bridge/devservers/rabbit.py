@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from bridge.devservers.directory import Run, home_of
@@ -43,9 +44,12 @@ _SHELL = (
 class PrivateRabbit:
     """RabbitMQ as child processes: the broker, its port mapper, and a shell into it."""
 
-    def __init__(self, files: RabbitFiles, run: Run, usual_ports: bool) -> None:
+    def __init__(
+        self, files: RabbitFiles, run: Run, usual_ports: bool, plugins: Mapping[str, Sequence[str]]
+    ) -> None:
         self.title = f"RabbitMQ {files.version}".strip()
         self._files = files
+        self._plugins = plugins
         self._home, self._saved = home_of(run.root, f"rabbitmq-{files.version}".rstrip("-"))
         kept = self._saved
         self._node = kept.get("node", lambda: f"bridge-{secrets.token_hex(4)}@localhost")
@@ -167,8 +171,10 @@ class PrivateRabbit:
             cookie.chmod(0o400)
         conf = self._home / "rabbitmq.conf"
         conf.touch(0o600)
-        conf.write_text(_RABBIT_CONF.format(host=HOST, port=self._port, password=self._password))
-        (self._home / "enabled_plugins").write_text("[].\n")
+        usual = _RABBIT_CONF.format(host=HOST, port=self._port, password=self._password)
+        more = [f"{line}\n" for lines in self._plugins.values() for line in lines]
+        conf.write_text("".join((usual, *more)))
+        (self._home / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         # Empty files, so that the configuration of a broker that is installed on this machine is not read.
         (self._home / "rabbitmq-env.conf").touch()
         (self._home / "advanced.config").write_text("[].\n")

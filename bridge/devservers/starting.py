@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,15 +28,19 @@ def private_servers(
     reuse: bool = True,
     usual_ports: bool = True,
     machine: Machine | None = None,
+    plugins: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Servers]:
     """Both servers, private, for the length of the block.
 
     `root` holds everything that they write, and belongs to one process at a time (otherwise ServersInUse). If
     `reuse` is false, what an earlier run left there is thrown away. A port that was used before is used again if it
     is free; with `usual_ports`, 5672 and 5432 come next. `say` gets a line for each slow step, also from other
-    threads.
+    threads. `plugins` are those of RabbitMQ to enable, each with its lines of rabbitmq.conf; a broker in docker has
+    none.
     """
-    with _started(root, ("rabbitmq", "postgres"), say, reuse, usual_ports, machine or Machine()) as running:
+    with _started(
+        root, ("rabbitmq", "postgres"), say, reuse, usual_ports, machine or Machine(), plugins or {}
+    ) as running:
         rabbit, postgres = running.rabbit, running.postgres
         assert rabbit is not None
         assert postgres is not None
@@ -59,7 +63,7 @@ def find_or_start(
         assert postgres_dsn is not None
         yield Addresses(amqp_url, postgres_dsn)
         return
-    with _started(root, wanted, say, True, True, machine or Machine()) as running:
+    with _started(root, wanted, say, True, True, machine or Machine(), {}) as running:
         url = amqp_url if running.rabbit is None else running.rabbit.url
         dsn = postgres_dsn if running.postgres is None else running.postgres.dsn
         assert url is not None
@@ -83,6 +87,7 @@ def _started(
     reuse: bool,
     usual_ports: bool,
     machine: Machine,
+    plugins: Mapping[str, Sequence[str]],
 ) -> Iterator[_Up]:
     if not Path("/proc/self/stat").exists() or not hasattr(os, "pidfd_open"):
         raise ServersUnavailable("private servers need Linux 5.3 or later with /proc")
@@ -101,7 +106,9 @@ def _started(
             stack.callback(project.down)
         rabbit: PrivateRabbit | ComposeRabbit | None = None
         if isinstance(ways.rabbitmq, RabbitFiles):
-            rabbit = PrivateRabbit(ways.rabbitmq, run, usual_ports)
+            rabbit = PrivateRabbit(ways.rabbitmq, run, usual_ports, plugins)
+        elif plugins:
+            raise ServersUnavailable("plugins need a RabbitMQ on this machine, not in docker")
         elif project is not None and ways.rabbitmq is not None:
             rabbit = ComposeRabbit(project)
         postgres: PrivatePostgres | ComposePostgres | None = None

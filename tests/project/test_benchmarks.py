@@ -414,6 +414,14 @@ def results(more: Sequence[Drain] = ()) -> report.Results:
     return made
 
 
+def test_the_report_compares_with_the_node_bridge_within_each_repetition() -> None:
+    made = results()
+    made.drains["node, batched"] = [drain(r) for r in (800, 500, 1000)]
+    made.latencies["node, batched"] = made.latencies["bridge"]
+    text = "\n".join(report.table(made))
+    assert re.search(r"times node, batched +0\.20 +0\.60 +1\.00\n", text)
+
+
 def test_the_report_shows_medians_and_their_ratio() -> None:
     text = "\n".join(report.table(results()))
     assert re.search(r"pushes/s, end to end +100 +500\n", text)

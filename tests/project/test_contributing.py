@@ -44,7 +44,7 @@ def marked(page: str) -> list[str]:
 
 
 def make_target_is_there(words: list[str]) -> bool:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return len(words) == 2 and words[1] in targets
 
 
