@@ -55,12 +55,18 @@ class Histogram:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self._last = 0.0
+        self._place = bisect_left(bounds, 0.0)
 
     def observe(self, value: float) -> None:
         """Count one observation. A negative one, from the clocks of two machines, counts as 0."""
         if value < 0:
             value = 0.0
-        self.counts[bisect_left(self.bounds, value)] += 1
+        if value != self._last:
+            # What a batch has in common is observed again and again.
+            self._last = value
+            self._place = bisect_left(self.bounds, value)
+        self.counts[self._place] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:

@@ -44,6 +44,7 @@ _TAG = struct.Struct(">BHLLQBB")
 _CONTENT = struct.Struct(">BHLLQ")
 _NEXT = struct.Struct(">BBHL")
 """The end octet of a frame and the head of the next."""
+_ONE_BYTE = [bytes((value,)) for value in range(256)]
 _BASIC = 60 << 16
 """Class and weight of a content header (4.2.6.1)."""
 _DOUBLE = struct.Struct(">d")
@@ -83,8 +84,8 @@ def cut(text: str) -> bytes:
 
 def short_string(text: str) -> bytes:
     """An AMQP short string. One that is too long is cut (see `cut`): check `fits` first where that matters."""
-    raw = text.encode() if text.isascii() and len(text) <= SHORT_BYTES_MAX else cut(text)
-    return bytes((len(raw),)) + raw
+    raw = text.encode() if len(text) <= SHORT_BYTES_MAX and text.isascii() else cut(text)
+    return _ONE_BYTE[len(raw)] + raw
 
 
 def ack(channel: int, tag: int, multiple: bool) -> bytes:
@@ -217,10 +218,10 @@ def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> byt
     size = len(body)
     begin = _CONTENT.pack(HEADER, channel, 12 + len(properties), _BASIC, size)
     if size == 0:
-        return b"%b%b\xce" % (begin, properties)
+        return b"".join((begin, properties, b"\xce"))
     most = frame_max - 8
     if size <= most:
-        return b"%b%b%b%b\xce" % (begin, properties, _NEXT.pack(END, BODY, channel, size), body)
+        return b"".join((begin, properties, _NEXT.pack(END, BODY, channel, size), body, b"\xce"))
     parts = [begin, properties, b"\xce"]
     for at in range(0, size, most):
         piece = body[at : at + most]

@@ -17,25 +17,17 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
     `differs`: it answers a request with the row's id and other content.
     """
     tenant, push_id, user = row.key
-    return (
-        b'{"push_id":%b,"user_id":%b,%b,"event":%b,"tenant":%b,"published_at":%b,"taken_at":%b,"written_at":%b,'
-        b'"proven_at":%b,"finished_at":%b,"sessions":%d,"attempts":%d,"node":%b%b%b}'
-        % (
+    return b"".join(
+        (
+            b'{"push_id":',
             encode(push_id),
+            b',"user_id":',
             b"null" if user == NO_USER else encode(user),
-            _ending(row.outcome, row.reason),
-            _often(row.event),
-            _often(tenant),
-            _time(row.published_at),
-            _time(row.taken_at),
-            _time(row.written_at),
-            _time(row.proven_at),
-            _time(row.finished_at),
-            row.sessions,
-            row.attempts,
-            _often(row.node),
-            b',"detail":%b' % encode(row.detail) if row.detail else b"",
-            b',"repeat":"differs"' if differs else b"",
+            _what(row.outcome, row.reason, row.event, tenant),
+            _when(row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at),
+            _where(row.sessions, row.attempts, row.node),
+            b',"detail":' + encode(row.detail) if row.detail else b"",
+            b',"repeat":"differs"}' if differs else b"}",
         )
     )
 
@@ -43,15 +35,38 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
 # What many receipts share is written once.
 
 
-@lru_cache(maxsize=256)
-def _ending(outcome: Outcome, reason: Reason) -> bytes:
-    final = b"true" if FINAL[outcome] else b"false"
-    return b'"outcome":%b,"reason":%b,"final":%b' % (encode(outcome), encode(reason), final)
+@lru_cache(maxsize=1024)
+def _what(outcome: Outcome, reason: Reason, event: str, tenant: str) -> bytes:
+    return b',"outcome":%b,"reason":%b,"final":%b,"event":%b,"tenant":%b' % (
+        encode(outcome),
+        encode(reason),
+        b"true" if FINAL[outcome] else b"false",
+        encode(event or None),
+        encode(tenant or None),
+    )
 
 
 @lru_cache(maxsize=1024)
-def _often(text: str) -> bytes:
-    return encode(text or None)
+def _when(
+    published_at: float,
+    taken_at: float,
+    written_at: float | None,
+    proven_at: float | None,
+    finished_at: float | None,
+) -> bytes:
+    # The rows of a batch have most of their times in common.
+    return b',"published_at":%b,"taken_at":%b,"written_at":%b,"proven_at":%b,"finished_at":%b' % (
+        _time(published_at),
+        _time(taken_at),
+        _time(written_at),
+        _time(proven_at),
+        _time(finished_at),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _where(sessions: int, attempts: int, node: str) -> bytes:
+    return b',"sessions":%d,"attempts":%d,"node":%b' % (sessions, attempts, encode(node))
 
 
 @lru_cache(maxsize=1024)

@@ -58,6 +58,5 @@ class Dispatcher:
 
     def flush(self) -> None:
         """Hand over what was offered: one write for each session, however many pushes it was offered."""
-        for session in self._touched:
-            self._pages.flush(session)
+        self._pages.flush_all(self._touched)
         self._touched.clear()

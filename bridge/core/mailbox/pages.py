@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from bridge.core.bounds import Bounds, MailboxBounds
 from bridge.core.contract.fields import is_id
@@ -117,6 +117,13 @@ class Pages:
     def _hold(self, session: Session, replay: Replay) -> None:
         session.begin_replay(replay)
         self._replaying[session] = None
+
+    def flush_all(self, sessions: Collection[Session]) -> None:
+        """As `flush`, for many sessions at one time."""
+        self._outgoing.flush_all(sessions)
+        if self._replaying:
+            for session in sessions:
+                self.more(session)
 
     def flush(self, session: Session) -> None:
         """Hand over what was offered to a session, and continue its replay if that made room."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
 from bridge.core.sessions.hub import Hub
@@ -16,20 +18,27 @@ class Outgoing:
         self._metrics = metrics
         self._clock = clock
 
+    def flush_all(self, sessions: Iterable[Session]) -> None:
+        """Hand over all that their sockets take now, in one write each."""
+        mono, now = self._clock.monotonic(), self._clock.time()
+        for session in sessions:
+            self._flush(session, mono, now)
+
     def flush(self, session: Session) -> None:
         """Hand over all that the socket takes now, in one write."""
-        handed = session.flush(self._clock.monotonic())
+        self._flush(session, self._clock.monotonic(), self._clock.time())
+
+    def _flush(self, session: Session, mono: float, now: float) -> None:
+        handed = session.flush(mono)
         if session.waiting:
             self._hub.backlogged.add(session)
         else:
             self._hub.backlogged.discard(session)
         if handed:
-            now = self._clock.time()
             self._metrics.handed(len(handed))
             for push in handed:
                 push.handed(now)
         if session.forgotten:
             forgotten, session.forgotten = session.forgotten, []
-            now = self._clock.time()
             for push in forgotten:
                 push.lost(now, handed=True)
