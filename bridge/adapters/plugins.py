@@ -244,7 +244,12 @@ class FanOutHooks:
 
     def on_outcome(self, row: Row) -> None:
         """A row was committed."""
-        self._call("on_outcome", self._on_outcome, row)
+        # As `_call`, for what is called for every push.
+        for method in self._on_outcome:
+            try:
+                method(row)
+            except Exception as error:  # other people's code may raise anything
+                self._handler.handle(error, "hooks.on_outcome", {"hook": _owner(method)})
 
     def on_error(self, error: BaseException, where: str) -> None:
         """Something failed that the service survived."""

@@ -11,8 +11,9 @@ import pytest
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import publish as amqp_publish
+from bridge.adapters.amqp.announcing import outcome_key
 from bridge.adapters.amqp.link import LinkState
-from bridge.adapters.amqp.publish import HeadersLeftOut, ReceiptPublisher, ReplyQueueTooLong, outcome_key
+from bridge.adapters.amqp.publish import HeadersLeftOut, ReceiptPublisher, ReplyQueueTooLong
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.core.contract.receipts import receipt_body

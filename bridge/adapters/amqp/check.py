@@ -39,6 +39,7 @@ from aiormq.exceptions import (
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp import limits as amqp_limits
+from bridge.adapters.amqp.announcing import outcome_key
 from bridge.adapters.amqp.broker import version as broker_version
 from bridge.adapters.amqp.connection import (
     STEP_TIMEOUT,
@@ -52,7 +53,6 @@ from bridge.adapters.amqp.connection import (
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
-from bridge.adapters.amqp.publish import outcome_key
 from bridge.adapters.amqp.topology import (
     BINDINGS,
     CONTROL,

@@ -20,16 +20,16 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.broker import HIGH_PRIORITY, reorders_by_priority, version
+from bridge.adapters.amqp.arrivals import read_of
+from bridge.adapters.amqp.broker import reorders_by_priority, version
 from bridge.adapters.amqp.connection import CLOSE_TIMEOUT, STEP_TIMEOUT, Tap, border, channel
 from bridge.adapters.amqp.depths import QueueDepth, depths
-from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivered, Event
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
 from bridge.adapters.amqp.turn import LOCK, Role, Turn
 from bridge.core.errors import BridgeError, BrokerUnavailable
-from bridge.core.model.tuples import new_tuple
-from bridge.core.ports.broker import AckToken, Arrival, Intake, Source
+from bridge.core.ports.broker import AckToken, Intake, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
@@ -233,39 +233,29 @@ class Consumer:
 
     def happened(self, events: Sequence[Event]) -> None:
         """Give the core what one read of the socket brought; notice that the channel or a consumer is gone."""
-        batch: list[Arrival] = []
-        now = self._clock.time()
-        number, incarnation, held = self._number, self.incarnation, self._held
+        number = self._number
+        stopped = self._stopped
+        read = read_of(
+            events,
+            channel=0 if stopped else number,
+            incarnation=self.incarnation,
+            now=self._clock.time(),
+            sources=_SOURCES,
+            single=_ONE_BY_ONE,
+            by_priority=self._by_priority,
+        )
+        batch = read.arrivals
+        if read.single is not None:
+            self._single = read.single
+        self._held.update(read.sizes)
+        self.held_bytes += read.total_bytes
+        self._others.update(read.others)
+        for arrival in read.unreadable:
+            unreadable = UnreadableHeaders(arrival.source.value, arrival.token.tag)
+            self._errors.handle(unreadable, "broker.decode", {})
         gone = ""
-        for event in events:
-            if type(event) is Delivered:
-                if event.channel != number or self._stopped or event.consumer == _LOCK_TAG:
-                    continue
-                size = len(event.body)
-                if event.consumer == _ONE_BY_ONE:
-                    self._single = event.tag
-                held[event.tag] = size
-                self.held_bytes += size
-                source = _SOURCES[event.consumer]
-                if source is not Source.REQUESTS:
-                    self._others[event.tag] = source
-                batch.append(
-                    Arrival(
-                        new_tuple(AckToken, (incarnation, event.tag)),
-                        source,
-                        event.body,
-                        event.body_size,
-                        event.properties,
-                        now,
-                        self._by_priority
-                        and event.properties.priority >= HIGH_PRIORITY
-                        and source is Source.REQUESTS,
-                    )
-                )
-                if not event.readable:
-                    unreadable = UnreadableHeaders(source.value, event.tag)
-                    self._errors.handle(unreadable, "broker.decode", {})
-            elif type(event) is ConsumerCancelled and event.channel == number:
+        for event in read.other_events:
+            if type(event) is ConsumerCancelled and event.channel == number:
                 lost = _SOURCES.get(event.consumer)
                 gone = f"the broker cancelled the consumer of {lost.value if lost else LOCK}"
             elif type(event) is Closed and event.channel == number and number:

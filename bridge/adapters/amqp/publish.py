@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from types import TracebackType
 from typing import Self, TypeVar
 
 import aio_pika
 
 from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.announcing import one_write, outcome_event, receipt_headers, receipt_properties
 from bridge.adapters.amqp.connection import Tap, channel
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
@@ -25,10 +25,8 @@ from bridge.adapters.amqp.search import Kind, PublishRefused, Search
 from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode, ensure
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.errors import BridgeError, BrokerUnavailable
-from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import Properties
-from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
-from bridge.core.model.tuples import new_tuple
+from bridge.core.model.rows import DeadLetter, Receipt, Reply
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
@@ -39,8 +37,6 @@ SEND_TIMEOUT = 5.0
 WRITE_BYTES = 4 * 1024 * 1024
 """Bytes of messages in one write. A larger batch takes several, each after the confirms of the one before."""
 DETAIL_CHARS = 500
-_SURE_CHARS = SHORT_BYTES_MAX // 4
-"""A text with so many characters fits into a short string, whatever they are."""
 _NOT_KEPT = frozenset({"CC", "BCC", "x-push-reason", "x-push-detail", "x-push-id", "x-push-buried-at"})
 """Headers of the original that a dead letter does not get: the broker would route by the first two."""
 
@@ -186,20 +182,15 @@ class ReceiptPublisher:
 
     def _receipt(self, receipt: Receipt) -> list[Message]:
         row = receipt.row
-        messages: list[Message] = []
-        announce = receipt.announce and self._outcome_events
-        if not announce and not receipt.replies:
+        messages = [outcome_event(row)] if receipt.announce and self._outcome_events else []
+        if not receipt.replies:
             return messages
-        body = receipt_body(row)
-        headers = _receipt_headers(row)
-        if announce:
-            key = outcome_key(row.outcome, row.event)
-            properties = _receipt_properties(row.key.push_id, headers, "")
-            messages.append(new_tuple(Message, (OUTCOMES, key, properties, body, "")))
+        body = messages[0].body if messages else receipt_body(row)
+        headers = receipt_headers(row)
         for reply in receipt.replies:
             key = self._reply_key(reply, "receipts.send", row.key.push_id)
             if key:
-                properties = _receipt_properties(row.key.push_id, headers, reply.correlation_id)
+                properties = receipt_properties(row.key.push_id, headers, reply.correlation_id)
                 told = receipt_body(row, differs=True) if reply.differs else body
                 messages.append(Message("", key, properties, told))
         return messages
@@ -276,19 +267,10 @@ class ReceiptPublisher:
                 if self.blocked or loop.time() >= deadline:
                     unconfirmed += things[at:]
                     break
-                messages: list[Message] = []
-                owners: list[int] = []
-                size = 0
-                while at < len(things) and size < WRITE_BYTES:
-                    made = encode(things[at])
-                    if not self._search.idle and any(self._waits(message) for message in made):
-                        unconfirmed.append(things[at])
-                        made = []
-                    for message in made:
-                        messages.append(message)
-                        owners.append(at)
-                        size += len(message.body)
-                    at += 1
+                waiting: list[T] = []
+                making = encode if self._search.idle else self._unless_refused(encode, waiting)
+                messages, owners, at = one_write(things, at, making, WRITE_BYTES)
+                unconfirmed += waiting
                 failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
                 if failures or self._events_refused:
                     given_up = self._given_up(messages, failures)
@@ -297,6 +279,20 @@ class ReceiptPublisher:
                     left = {owners[place] for place in failures.keys() - set(given_up)}
                     unconfirmed += [things[i] for i in sorted(left)]
             return unconfirmed
+
+    def _unless_refused(
+        self, encode: Callable[[T], list[Message]], waiting: list[T]
+    ) -> Callable[[T], list[Message]]:
+        """As `encode`, but a thing with a message that was refused a moment ago goes to `waiting`."""
+
+        def making(thing: T) -> list[Message]:
+            made = encode(thing)
+            if any(self._waits(message) for message in made):
+                waiting.append(thing)
+                return []
+            return made
+
+        return making
 
     def _given_up(self, messages: Sequence[Message], failures: Mapping[int, Failure]) -> list[int]:
         """The places of outcome events to give up, since only their routing keys are refused."""
@@ -322,49 +318,6 @@ class ReceiptPublisher:
 def rfc3339(seconds: float) -> str:
     """A time as RFC 3339 writes it: UTC, to the second."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-@lru_cache(maxsize=4096)
-def outcome_key(outcome: Outcome, event: str) -> bytes:
-    """The routing key of a receipt on push.outcomes: `<outcome>.<event>`, cut at 255 bytes as a key must be."""
-    return encoding.cut(f"{outcome.value}.{event}")
-
-
-@lru_cache(maxsize=256)
-def _tenant_header(tenant: str) -> bytes:
-    return encoding.table({"tenant": tenant})[0]
-
-
-def _receipt_headers(row: Row) -> bytes:
-    tenant = row.key.tenant
-    if row.traceparent:
-        given = {"traceparent": row.traceparent}
-        return encoding.table({"tenant": tenant, **given} if tenant else given)[0]
-    return _tenant_header(tenant) if tenant else b""
-
-
-def _receipt_properties(push_id: str, headers: bytes, correlation_id: str) -> bytes:
-    if not correlation_id and len(push_id) <= _SURE_CHARS:
-        before, after = _around_message_id(headers)
-        return before + encoding.short_string(push_id) + after
-    return encoding.properties(
-        content_type="application/json",
-        headers=headers,
-        correlation_id=correlation_id,
-        # The body has the whole id. A cut id could be that of another push, too.
-        message_id=push_id if encoding.fits(push_id) else "",
-        type="push.outcome",
-    )
-
-
-@lru_cache(maxsize=256)
-def _around_message_id(headers: bytes) -> tuple[bytes, bytes]:
-    """The properties of a receipt without correlation id: what comes before its message id, and after."""
-    whole = encoding.properties(
-        content_type="application/json", headers=headers, message_id="?", type="push.outcome"
-    )
-    before, _, after = whole.rpartition(encoding.short_string("?"))
-    return before, after
 
 
 def _letter_properties(original: Properties, headers: bytes) -> bytes:

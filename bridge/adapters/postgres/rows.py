@@ -17,6 +17,8 @@ from bridge.core.errors import RowsRefused
 from bridge.core.model.outcomes import FINAL, Outcome, Proof, Reason
 from bridge.core.model.pushes import Encoding
 from bridge.core.model.rows import Reply, Row, RowKey
+from bridge.core.model.tuples import new_tuple
+from bridge.core.ports.store import Written
 
 COLUMNS: tuple[LiteralString, ...] = (
     "tenant", "push_id", "user_id", "outcome", "reason", "confirm", "sessions", "attempts",
@@ -182,6 +184,17 @@ def key_params(rows: Iterable[RowKey]) -> tuple[str, str, str]:
 def lock_order(key: RowKey) -> tuple[str, str, str]:
     """The order in which every writer takes rows, that of the primary key; without one, two writers would deadlock."""
     return key.push_id, key.user, key.tenant
+
+
+def in_lock_order(rows: Sequence[Row]) -> list[int]:
+    """The places of these rows in lock order."""
+    keys = [row.key for row in rows]
+    return [place for *_, place in sorted([(k[1], k[2], k[0], at) for at, k in enumerate(keys)])]
+
+
+def all_applied(rows: Sequence[Row]) -> list[Written]:
+    """What a write returns where every row was written as it is."""
+    return [new_tuple(Written, (row, True)) for row in rows]
 
 
 RECORD_PARAMS = 37

@@ -14,7 +14,9 @@ from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres.probe import refused, try_writing
 from bridge.adapters.postgres.rows import (
     RECORD_PARAMS,
+    all_applied,
     columns,
+    in_lock_order,
     key_params,
     lock_order,
     nullable_numbers,
@@ -28,7 +30,6 @@ from bridge.adapters.postgres.rows import (
 from bridge.core.errors import LogTakesNoRows, StoreUnavailable
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
-from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.store import (
     Collapse,
     IdPage,
@@ -102,7 +103,7 @@ class PostgresStore:
         """
         if not rows:
             return []
-        places = sorted(range(len(rows)), key=lambda i: lock_order(rows[i].key))
+        places = in_lock_order(rows)
         tries = 0
 
         def again() -> None:
@@ -111,7 +112,7 @@ class PostgresStore:
 
         records = await self._fetch(_RECORD, record_params([rows[i] for i in places]), again)
         # record_rows() fails unless every row was inserted or is among those it returned.
-        written: list[Written] = [new_tuple(Written, (row, True)) for row in rows]
+        written = all_applied(rows)
         for record in records:
             place, stored = places[record[0] - 1], row_of(record[2:])
             applied = record[1]

@@ -1,0 +1,73 @@
+"""Turn what one read of the broker's socket brought into messages for the core. It decides nothing and calls nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bridge.adapters.amqp.broker import HIGH_PRIORITY
+from bridge.adapters.amqp.frames import Delivered, Event
+from bridge.core.model.tuples import new_tuple
+from bridge.core.ports.broker import AckToken, Arrival, Source
+
+
+class Read:
+    """What one read brought, in the order in which it came."""
+
+    __slots__ = ("arrivals", "other_events", "others", "single", "sizes", "total_bytes", "unreadable")
+
+    def __init__(self) -> None:
+        self.arrivals: list[Arrival] = []
+        self.sizes: dict[int, int] = {}
+        """Bytes of the body of each, by delivery tag."""
+        self.total_bytes = 0
+        self.others: dict[int, Source] = {}
+        """The sources of those that are not from push.requests, by delivery tag."""
+        self.single: int | None = None
+        """Delivery tag of the newest one of the consumer `single`, if any."""
+        self.unreadable: list[Arrival] = []
+        """Those whose header table can't be read."""
+        self.other_events: list[Event] = []
+
+
+def read_of(
+    events: Sequence[Event],
+    *,
+    channel: int,
+    incarnation: int,
+    now: float,
+    sources: Mapping[str, Source],
+    single: str,
+    by_priority: bool,
+) -> Read:
+    """Sort out these events.
+
+    `sources`: by consumer tag; messages of another consumer, or of another channel, are left out. `single`: a consumer
+    tag. `by_priority`: the broker gives out messages of a high priority ahead of older ones. `now`: wall-clock seconds.
+    """
+    read = Read()
+    arrivals, sizes = read.arrivals, read.sizes
+    for event in events:
+        if type(event) is not Delivered:
+            read.other_events.append(event)
+            continue
+        its_channel, consumer, tag, body, body_size, properties, readable = event
+        source = sources.get(consumer)
+        if its_channel != channel or source is None:
+            continue
+        if consumer == single:
+            read.single = tag
+        size = len(body)
+        sizes[tag] = size
+        read.total_bytes += size
+        reordered = False
+        if source is not Source.REQUESTS:
+            read.others[tag] = source
+        elif by_priority:
+            reordered = properties.priority >= HIGH_PRIORITY
+        arrival = Arrival(
+            new_tuple(AckToken, (incarnation, tag)), source, body, body_size, properties, now, reordered
+        )
+        arrivals.append(arrival)
+        if not readable:
+            read.unreadable.append(arrival)
+    return read
