@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help run demo test lint bench bench-peers chaos compiled clean
+.PHONY: help run demo test lint bench bench-guard bench-peers chaos compiled clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(READY) ## this bridge against a naive one, on servers of their own
 
 bench-peers: $(READY) ## this bridge beside a batched Node bridge, RabbitMQ's web plugins, NATS and others
 	@$(BIN)/python -m benchmarks --only peers
+
+bench-guard: $(READY) ## is a push more expensive than in the parent commit? a few minutes; 1 above five percent
+	@$(BIN)/python -m benchmarks.guard
 
 chaos: $(READY) ## forty minutes of faults, each checked against the promises; docs/reliability.md
 	@$(BIN)/python -m benchmarks.chaos
