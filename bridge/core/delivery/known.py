@@ -15,7 +15,7 @@ from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.targets import resolver_of
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.inflight import InFlight
-from bridge.core.model.pushes import NO_USER, PushRequest, Rejected
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.broker import Arrival, Source
 
@@ -121,7 +121,7 @@ def _rows_named(taking: Decoded, most: int) -> int:
     """How many rows the requests of a message name; over `most` where only the hub knows the users."""
     rows = 0
     for request in taking.requests:
-        if isinstance(request, Rejected):
+        if isinstance(request, Rejected) or isinstance(request.target, ToUser):
             rows += 1
             continue
         resolver = resolver_of(request)
