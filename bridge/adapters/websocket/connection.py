@@ -14,7 +14,6 @@ The life of a connection, by the library's state of it:
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket as stdlib_socket
 import struct
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from bridge.adapters.websocket.handshake import (
     BUSY,
     CROWDED,
     GONE,
+    LIBRARY_LOGGER,
     REQUEST_BYTES_MAX,
     TOO_EARLY,
     TOO_LATE,
@@ -68,17 +68,6 @@ def frame_header(first_byte: int, size: int) -> bytes:
     return struct.pack("!BBQ", first_byte, 127, size)
 
 
-class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
-    """Keeps websockets' debug and info lines out of every log, at any level: they hold request lines and
-    headers, so tokens, and payloads."""
-
-    def isEnabledFor(self, level: int) -> bool:
-        return level >= logging.WARNING and super().isEnabledFor(level)
-
-
-_library_logger = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
-
-
 class WebSocketConnection(asyncio.BufferedProtocol):
     """One TCP connection; the Socket port of its session once its handshake is granted."""
 
@@ -107,7 +96,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def __init__(self, server: WebSocketServer) -> None:
         self._server = server
-        self._protocol = Protocol(max_size=CLIENT_MESSAGE_BYTES_MAX, logger=_library_logger)
+        self._protocol = Protocol(max_size=CLIENT_MESSAGE_BYTES_MAX, logger=LIBRARY_LOGGER)
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         """The timer that turns it away during the handshake, or aborts it while it closes."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import http
 import json
+import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -75,6 +76,17 @@ HANDSHAKE_REFUSALS: Final = (
     "gone",
 )
 """Why a handshake is refused without a decision of the host, in metrics and logs."""
+
+
+class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
+    """Keeps websockets' debug and info lines out of every log, at any level: they hold request lines and
+    headers, so tokens, and payloads."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= logging.WARNING and super().isEnabledFor(level)
+
+
+LIBRARY_LOGGER = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
 class Early(NamedTuple):
