@@ -30,6 +30,7 @@ from bridge.adapters.postgres.rows import (
 )
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.postgres.upkeep import MARK, Upkeep, UpkeepDone
+from bridge.core.contract.receipts import receipt_body
 from bridge.core.errors import NodeNameTaken, RowsRefused, StatementFailed, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
@@ -573,6 +574,26 @@ async def test_a_server_that_goes_away_in_mid_call_is_away_and_works_when_it_is_
     await execute(dsn, "drop trigger linger on delivery_log")
     assert [w.applied for w in await store.record([row("x"), row("y"), row("kept")])] == [True, True, False]
     await store.close()
+
+
+async def test_the_times_of_a_row_are_those_of_its_receipt(database: str, store: PostgresStore) -> None:
+    chance = random.Random(5)
+    rows = [
+        row(f"p{n}", taken_at=NOON + chance.random(), finished_at=NOON + 1 + chance.random())
+        for n in range(500)
+    ]
+    await store.record(rows)
+    query: LiteralString = """
+        select push_id, to_char(taken_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+            to_char(finished_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        from delivery_log
+        """
+    async with await psycopg.AsyncConnection.connect(database) as conn:
+        found = {
+            name: (taken, finished) for name, taken, finished in await (await conn.execute(query)).fetchall()
+        }
+    said = {r.key.push_id: json.loads(receipt_body(r)) for r in rows}
+    assert found == {name: (one["taken_at"], one["finished_at"]) for name, one in said.items()}
 
 
 async def test_a_server_that_does_not_answer_is_away_in_time(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from bridge.core.contract.jsontext import encode
 from bridge.core.model.outcomes import FINAL, Outcome, Reason
 from bridge.core.model.pushes import NO_USER
 from bridge.core.model.rows import Row
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def receipt_body(row: Row, *, differs: bool = False) -> bytes:
@@ -71,4 +73,7 @@ def _where(sessions: int, attempts: int, node: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _time(seconds: float | None) -> bytes:
-    return b"null" if seconds is None else encode(datetime.fromtimestamp(seconds, UTC))
+    # To the microsecond that the row gets: the library rounds the fraction of a float in another way.
+    if seconds is None:
+        return b"null"
+    return encode(_EPOCH + timedelta(microseconds=round(seconds * 1_000_000)))

@@ -1,0 +1,85 @@
+"""The JSON of a receipt says what the row says, whatever texts and times the row has."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.contract.receipts import receipt_body
+from bridge.core.model.outcomes import ENDINGS
+from bridge.core.model.pushes import NO_USER
+from bridge.core.model.rows import RowKey
+from tests.support.rows import row
+
+texts = st.text(max_size=20)
+times = st.none() | st.floats(1e9, 4e9)
+
+
+@given(
+    texts.filter(bool),
+    texts,
+    texts,
+    texts,
+    texts,
+    texts,
+    st.tuples(times, times, times),
+    st.sampled_from(ENDINGS),
+)
+def test_a_receipt_has_every_field_of_the_row(
+    push_id: str,
+    user: str,
+    tenant: str,
+    event: str,
+    node: str,
+    detail: str,
+    at: tuple[float | None, float | None, float | None],
+    ending: tuple[object, ...],
+) -> None:
+    made = msgspec.structs.replace(
+        row(),
+        key=RowKey(tenant, push_id, user),
+        event=event,
+        node=node,
+        detail=detail,
+        outcome=ending[0],
+        reason=ending[1],
+        written_at=at[0],
+        proven_at=at[1],
+        finished_at=at[2],
+    )
+    said = json.loads(receipt_body(made, differs=True))
+    assert said == {
+        "push_id": push_id,
+        "user_id": None if user == NO_USER else user,
+        "outcome": ending[0],
+        "reason": ending[1],
+        "final": ending[2],
+        "event": event or None,
+        "tenant": tenant or None,
+        "published_at": stamp(made.published_at),
+        "taken_at": stamp(made.taken_at),
+        "written_at": stamp(at[0]),
+        "proven_at": stamp(at[1]),
+        "finished_at": stamp(at[2]),
+        "sessions": made.sessions,
+        "attempts": made.attempts,
+        "node": node,
+        **({"detail": detail} if detail else {}),
+        "repeat": "differs",
+    }
+    assert "repeat" not in json.loads(receipt_body(made))
+
+
+def stamp(seconds: float | None) -> str | None:
+    """RFC 3339 to the microsecond, rounded as the row's literal is."""
+    if seconds is None:
+        return None
+    micros = round(seconds * 1_000_000)
+    assert abs(Fraction(micros, 1_000_000) - Fraction(seconds)) < Fraction(1, 1_000_000)
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    return at.isoformat().replace("+00:00", "Z")
