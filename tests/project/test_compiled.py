@@ -1,10 +1,10 @@
-"""What is kept from being compiled by `make compiled`, and what it is kept for."""
+"""What is kept from being compiled, and what it is kept for."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.compiled import _NAMED, ROOT, module_name, why_interpreted
+from deploy.wheel.compiling import _NAMED, SETTINGS, module_name, why_interpreted
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_module_has_the_name_that_an_import_gives_it() -> None:
 
 
 def test_the_modules_that_are_kept_by_name_are_there() -> None:
-    assert [name for name in _NAMED if not (ROOT / name).is_file()] == []
+    assert [name for name in _NAMED if not (SETTINGS.parent / name).is_file()] == []
