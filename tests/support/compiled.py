@@ -57,6 +57,7 @@ def build() -> None:
 def _copy() -> None:
     """Copy the repository; what was compiled before stays, and files keep their times."""
     COPY.mkdir(parents=True, exist_ok=True)
+    (COPY / MANIFEST).unlink(missing_ok=True)
     for path in COPY.iterdir():
         if path.name == "bridge":
             for file in path.rglob("*.py"):
