@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
-    parser.add_argument(compiled.OPTION, action="store_true", help=compiled.ABOUT)
+    parser.add_argument("--compiled", action="store_true", help=compiled.ABOUT)
     chosen = parser.parse_args(arguments)
     if chosen.compiled:
         compiled.run_compiled("benchmarks", arguments)

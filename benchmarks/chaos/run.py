@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--short", action="store_true", help="a minute: few clients, no server is stopped")
     parser.add_argument("--list", action="store_true", help="print the faults and exit")
-    parser.add_argument(compiled.OPTION, action="store_true", help=compiled.ABOUT)
+    parser.add_argument("--compiled", action="store_true", help=compiled.ABOUT)
     chosen = parser.parse_args(arguments)
     if chosen.compiled:
         compiled.run_compiled("benchmarks.chaos", arguments)
