@@ -6,8 +6,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+QUIETLY := --disable-pip-version-check --no-input
 
-.PHONY: help run demo test lint bench bench-guard bench-peers chaos compiled clean
+.PHONY: help run demo test lint bench bench-guard bench-peers chaos compiled wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,12 @@ chaos: $(READY) ## forty minutes of faults, each checked against the promises; d
 compiled: $(READY) ## the core's tests on a copy in build/compiled whose core is compiled with mypyc; needs gcc
 	@$(BIN)/python -m tests.support.compiled
 
+wheels: $(READY) ## two wheels in dist: one compiled for this Python and machine, and one for all; needs gcc
+	@BRIDGE_PURE=0 $(BIN)/python -m pip wheel $(QUIETLY) --no-deps --wheel-dir dist --verbose . 2>&1 | \
+		{ grep '^ *bridge: ' || { echo "failed: BRIDGE_PURE=0 $(BIN)/python -m pip wheel . says why"; exit 1; }; }
+	@BRIDGE_PURE=1 $(BIN)/python -m pip wheel $(QUIETLY) --no-deps --wheel-dir dist --quiet .
+	@ls dist/bridge-*.whl
+
 clean: ## remove all that the other commands made: .venv, the servers' data in .dev, caches
 	@[ ! -d .dev ] || $(PYTHON) -m bridge.devservers forget .dev
 	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -56,5 +63,5 @@ $(READY): pyproject.toml constraints.txt
 	@[ -x $(BIN)/python ] || { echo "making a Python environment in .venv"; $(PYTHON) -m venv .venv; } || \
 		{ rm -rf .venv; echo "python -m venv failed; on Debian: sudo apt-get install python3-venv"; exit 1; }
 	@echo "installing the pinned dependencies (a minute or so at the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@BRIDGE_PURE=1 $(BIN)/python -m pip install --quiet $(QUIETLY) -c constraints.txt -e '.[dev]'
 	@touch $@

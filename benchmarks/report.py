@@ -22,6 +22,7 @@ from benchmarks.peers import fan, nodejs
 from benchmarks.peers import measure as peers
 from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
+from bridge.ops.core_form import core_form
 
 LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
 BUSY: Final = 0.5
@@ -73,6 +74,7 @@ def machine_facts(rabbit: str, postgres: Mapping[str, object]) -> dict[str, obje
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "core": core_form(),
         "rabbitmq": rabbit,
         "postgres": dict(postgres),
         "libraries": {name: version(name) for name in LIBRARIES},

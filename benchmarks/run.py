@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from benchmarks import flame, frozen, report
+from benchmarks import compiled, flame, frozen, report
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.peers import nodejs
@@ -120,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
+    parser.add_argument("--compiled", action="store_true", help=compiled.ABOUT)
     chosen = parser.parse_args(arguments)
+    if chosen.compiled:
+        compiled.run_compiled("benchmarks", arguments)
     plan = QUICK if chosen.quick else Plan()
     given = {
         name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks import compiled
 from benchmarks.chaos import (
     faults_broker,
     faults_clients,
@@ -93,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--short", action="store_true", help="a minute: few clients, no server is stopped")
     parser.add_argument("--list", action="store_true", help="print the faults and exit")
+    parser.add_argument("--compiled", action="store_true", help=compiled.ABOUT)
     chosen = parser.parse_args(arguments)
+    if chosen.compiled:
+        compiled.run_compiled("benchmarks.chaos", arguments)
     known = sorted(FAULTS.values(), key=lambda f: [m.__name__ for m in MODULES].index(f.act.__module__))
     faults = [f for f in known if f.short or not chosen.short]
     if chosen.fault:

@@ -52,6 +52,7 @@ from bridge.core.ports.store import Lease
 from bridge.core.settlement.gate import Gate
 from bridge.ops import server as http
 from bridge.ops.context import OpsContext
+from bridge.ops.core_form import core_form
 from bridge.ops.surroundings import Surroundings
 
 __all__ = ["LIMITS", "Running", "SystemClock", "running", "serve"]
@@ -178,6 +179,7 @@ async def _listen_ops(
             node=settings.node,
             boot=boot,
             version=__version__,
+            core=core_form(),
             started_at=node.clock.time(),
             ws_port=lambda: ws.port,
             readiness=node.readiness,
@@ -235,6 +237,8 @@ async def serve(
 
     `ready` is called once, when pushes are taken; `last` before a third signal kills the process.
     """
+    form = core_form()
+    log.info("the core is %s", form, extra={"core": form})
     # What is imported by now lives as long as the process, so the collector need not look at it again; and with
     # thousands of sessions it need not run after every few hundred objects.
     gc.freeze()

@@ -68,6 +68,8 @@ class OpsContext:
     node: str
     boot: str
     version: str
+    core: str
+    """Whether the core is `compiled` or `interpreted`."""
     started_at: float
     ws_port: Callable[[], int]
     readiness: Callable[[], tuple[bool, Sequence[str]]]

@@ -18,6 +18,7 @@ from bridge.adapters.amqp.topology import DEAD
 from bridge.adapters.postgres.figures import STORED_MAX, LogFigures, PostgresFigures
 from bridge.core.errors import BrokerUnavailable, StoreUnavailable
 from bridge.core.ports.clock import Clock
+from bridge.ops.core_form import core_form
 
 QUEUES_EVERY: Final = 15.0
 """Seconds between readings of the queues."""
@@ -70,9 +71,9 @@ def families(
 ) -> Iterator[Metric]:
     """The families of these figures; `now` is seconds since the epoch."""
     info = GaugeMetricFamily(
-        "bridge_build_info", "1, with what is running as its labels.", labels=("version", "python")
+        "bridge_build_info", "1, with what is running as its labels.", labels=("version", "python", "core")
     )
-    info.add_metric((__version__, platform.python_version()), 1.0)
+    info.add_metric((__version__, platform.python_version(), core_form()), 1.0)
     yield info
     waiting = GaugeMetricFamily(
         "bridge_queue_ready",

@@ -1,10 +1,14 @@
-"""What is kept from being compiled by `make compiled`, and what it is kept for."""
+"""What is kept from being compiled, and what it is kept for."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from tests.support.compiled import _NAMED, ROOT, module_name, why_interpreted
+from benchmarks import compiled
+from deploy.wheel.compiling import _NAMED, SETTINGS, module_name, why_interpreted
 
 
 @pytest.mark.parametrize(
@@ -50,4 +54,26 @@ def test_a_module_has_the_name_that_an_import_gives_it() -> None:
 
 
 def test_the_modules_that_are_kept_by_name_are_there() -> None:
-    assert [name for name in _NAMED if not (ROOT / name).is_file()] == []
+    assert [name for name in _NAMED if not (SETTINGS.parent / name).is_file()] == []
+
+
+def test_a_benchmark_runs_compiled_only_from_a_copy_that_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[list[str]] = []
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    monkeypatch.setattr(compiled, "COPY", tmp_path / "copy")
+    monkeypatch.setattr(compiled, "MANIFEST", tmp_path / "copy" / "compiled.json")
+    monkeypatch.setattr(os, "execve", lambda program, words, environment: began.append(words[1:]))
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, tmp_path / "copy"):
+        (root / "bridge").mkdir(parents=True)
+        (root / "bridge" / "a.py").write_text("A = 1\n")
+    with pytest.raises(SystemExit, match="run `make compiled` first"):
+        compiled.run_compiled("benchmarks", ["--compiled"])
+    (tmp_path / "copy" / "compiled.json").write_text("[]")
+    compiled.run_compiled("benchmarks", ["--quick", "--compiled", "--only", "idle"])
+    assert began == [["-m", "benchmarks", "--quick", "--only", "idle"]]
+    (tmp_path / "bridge" / "a.py").write_text("A = 2\n")
+    with pytest.raises(SystemExit, match="bridge/ has changed"):
+        compiled.run_compiled("benchmarks", ["--compiled"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 import time
 
@@ -19,6 +20,7 @@ from bridge.adapters.postgres.upkeep import DAYS_AHEAD
 from bridge.app.build import Running
 from bridge.devservers import Servers
 from bridge.ops import surroundings
+from bridge.ops.core_form import core_form
 from tests.support.amqp import RecordingIntake, consumer, declare
 from tests.support.bridges import bridge, counted, final_rows, get, publish, request, token
 from tests.support.clients import client
@@ -60,7 +62,11 @@ async def test_queues_dead_letters_kept_pushes_partitions_and_what_runs_are_on_t
             **dict.fromkeys((REQUESTS, FALLEN, CONTROL), 0),
             DEAD: 1,
         }
-        assert next(n for n in found if n[0] == "bridge_build_info")[2] == __version__
+        assert next(n for n in found if n[0] == "bridge_build_info")[1:] == (
+            core_form(),
+            platform.python_version(),
+            __version__,
+        )
         assert found["bridge_broker_up",] == found["bridge_database_up",] == found["bridge_active",] == 1
 
 

@@ -83,10 +83,13 @@ async def test_status_says_who_it_is_how_it_is_and_who_is_there(running: Running
     parts.causes.append("broker: away")
     async with running.client.get("/status") as answer:
         said = await answer.json()
-    assert {k: said[k] for k in ("node", "boot", "version", "ws_port", "dev", "ready", "causes", "role")} == {
+    assert {
+        k: said[k] for k in ("node", "boot", "version", "core", "ws_port", "dev", "ready", "causes", "role")
+    } == {
         "node": "n1",
         "boot": "b1",
         "version": "1.2.3",
+        "core": "interpreted",
         "ws_port": 8181,
         "dev": True,
         "ready": False,

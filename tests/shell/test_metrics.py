@@ -233,4 +233,6 @@ def test_no_label_but_the_documented_is_ever_used() -> None:
     metrics.add_source(lambda: gauge_families(GAUGE_VALUES))
     for family in text_string_to_metric_families(metrics.page().decode()):
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        assert labels <= {*("check", "outcome", "reason", "result", "stage", "queue", "version", "python")}
+        assert labels <= {
+            *("check", "outcome", "reason", "result", "stage", "queue", "version", "python", "core")
+        }

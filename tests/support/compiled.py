@@ -1,14 +1,12 @@
 """`make compiled`: builds a copy of the repository whose core is compiled, and runs the core's tests on it.
 
-The source tree stays interpreted. The copy is build/compiled; `PYTHONPATH=build/compiled` runs a bridge from it. What a
-module has that mypyc cannot compile, or would compile into something else, is in `why_interpreted`: such a module stays
-interpreted, in the copy too. Any other error of mypyc ends the build.
+The source tree stays interpreted. The copy is build/compiled; `PYTHONPATH=build/compiled` runs a bridge from it. It is
+compiled as wheels are (`deploy/wheel/compiling.py`). Where nothing has changed since the last time nothing is compiled.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
+import argparse
 import importlib
 import json
 import os
@@ -16,28 +14,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import pytest
 
+from deploy.wheel.compiling import MANIFEST
+
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 COPY: Final = ROOT / "build" / "compiled"
-MANIFEST: Final = "compiled.json"
-"""In the copy: the names of the modules that are compiled."""
-CORE: Final = "bridge/core"
-DATA: Final = "bridge/core/model"
-"""Holds data, hardly any code. mypyc fails at some uses of enums whose module is compiled too."""
+COMPILER: Final = ROOT / "deploy" / "wheel" / "compiling.py"
 TESTS: Final = ("tests/core", "tests/contract")
-SETTINGS: Final = "pyproject.toml"
 _NOT_COPIED: Final = ("build", "dist", "__pycache__", "*.egg-info", ".*")
 
-_NAMED: Final = {
-    "bridge/core/contract/requests/headers.py": "compares integers of any size with floats: mypyc converts them first",
-}
-"""Modules that stay interpreted for what cannot be told from their text, and why."""
 _SERVERS: Final = frozenset(("servers", "own_servers", "databases", "database", "empty_database", "vhost"))
 """Fixtures of tests that need real servers: those run in `make test`."""
 _ON_SERVERS: Final = frozenset(("postgres", "rabbitmq"))
@@ -51,105 +41,30 @@ _LEFT_OUT: Final = {
 """Tests that a compiled core cannot pass, and why. Its calls go straight to what they name."""
 
 
-def why_interpreted(source: str) -> str | None:
-    """Why a module with this text stays interpreted; None where it can be compiled."""
-    tree = ast.parse(source)
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
-            if "Struct" in bases:
-                # A compiled class has `type` in the place of unions and Annotated: msgspec would check nothing.
-                return (
-                    f"class {node.name}: msgspec reads its annotations, and mypyc keeps only the plain ones"
-                )
-            if any(_is_plain_builtin(base) for base in bases):
-                return f"class {node.name}: mypyc has no subclasses of built-in types"
-            if any(
-                isinstance(line, ast.Assign) and not isinstance(line.targets[0], ast.Name)
-                for line in node.body
-            ):
-                return f"class {node.name}: mypyc takes one name in an assignment of a class"
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not _is_utf_8(node.value):
-            return f"line {node.lineno}: mypyc takes no surrogates in a literal"
-        elif isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).rpartition(".")[2] == "Raw":
-            # `bytes | Raw` becomes bytes for mypyc, and a Raw is then refused with a TypeError.
-            return f"line {node.lineno}: msgspec declares Raw as a subclass of bytes, and it is none"
-        elif isinstance(node, ast.AsyncFunctionDef) and any(_own_yields(node)):
-            return f"{node.name}: mypyc has no async generators"
-        elif isinstance(node, ast.GeneratorExp) and not isinstance(parents[node], ast.Call | ast.Starred):
-            # Compiled, it is a list that is made at once: what reads it step by step would no longer.
-            return f"line {node.lineno}: mypyc makes a list of a generator expression"
-        elif (
-            isinstance(node, ast.AugAssign)
-            and isinstance(node.value, ast.Await)
-            and "." in _holder(node.target)
-        ):
-            return f"line {node.lineno}: mypyc fails at `a.b.c += await d`"
-    return None
-
-
-def _holder(target: ast.expr) -> str:
-    """What the attribute that is assigned to belongs to."""
-    return ast.unparse(target.value) if isinstance(target, ast.Attribute) else ""
-
-
-def _is_plain_builtin(name: str) -> bool:
-    found = getattr(builtins, name, None)
-    return isinstance(found, type) and found is not object and not issubclass(found, BaseException)
-
-
-def _is_utf_8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _own_yields(function: ast.AsyncFunctionDef) -> Iterator[ast.Yield]:
-    """The yields of a function, without those of functions inside it."""
-    todo: list[ast.AST] = list(function.body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Yield):
-            yield node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            todo.extend(ast.iter_child_nodes(node))
-
-
 def build() -> None:
-    """Make the copy, and compile its core."""
-    shutil.rmtree(COPY, ignore_errors=True)
-    shutil.copytree(ROOT, COPY, ignore=shutil.ignore_patterns(*_NOT_COPIED, SETTINGS))
-    chosen: list[str] = []
-    for path in sorted((COPY / CORE).rglob("*.py")):
-        name = str(path.relative_to(COPY))
-        if path.is_relative_to(COPY / DATA):
-            continue
-        text = path.read_text()
-        why = _NAMED.get(name) or why_interpreted(text)
-        if why is not None:
-            print(f"stays interpreted: {name}: {why}")
-        elif len(ast.parse(text).body) > 1:  # not the packages' own files that hold a docstring only
-            chosen.append(name)
-    began = time.monotonic()
+    """Make the copy, and compile its core; raises SystemExit where that fails."""
+    _copy()
     log = COPY / "mypyc.log"
-    # The copy gets its own pyproject.toml afterwards: setuptools would build what that says.
-    command = [sys.executable, "-m", "mypyc", f"--config-file={ROOT / SETTINGS}", *chosen]
+    command = [sys.executable, str(COMPILER), str(COPY)]
     with log.open("w") as out:
-        done = subprocess.run(command, cwd=COPY, stdout=out, stderr=out)
+        done = subprocess.run(command, stdout=out, stderr=out)
+    said = [line for line in log.read_text().splitlines() if ": warning: " not in line]
     if done.returncode != 0:
-        said = [line for line in log.read_text().splitlines() if ": warning: " not in line]
         sys.exit("\n".join([*said[-30:], f"mypyc failed; all that it said is in {log}"]))
-    shutil.copy(ROOT / SETTINGS, COPY)
-    (COPY / MANIFEST).write_text(json.dumps([module_name(name) for name in chosen]))
-    print(f"compiled {len(chosen)} modules of the core in {time.monotonic() - began:.0f} s")
+    print("\n".join(said), flush=True)
 
 
-def module_name(path: str) -> str:
-    """`bridge.core.gateway` for bridge/core/gateway.py."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def _copy() -> None:
+    """Copy the repository; what was compiled before stays, and files keep their times."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    (COPY / MANIFEST).unlink(missing_ok=True)
+    for path in COPY.iterdir():
+        if path.name == "bridge":
+            for file in path.rglob("*.py"):
+                file.unlink()
+        elif path.is_dir() and path.name != "build":
+            shutil.rmtree(path)
+    shutil.copytree(ROOT, COPY, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
 
 
 def test() -> int:
@@ -159,6 +74,16 @@ def test() -> int:
     done = subprocess.run(command, cwd=COPY, env={**os.environ, "PYTHONPATH": str(COPY)})
     print(f"tests on the compiled core: {time.monotonic() - began:.0f} s")
     return done.returncode
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Compile a copy of the core, and run its tests on that.")
+    parser.add_argument("--only", choices=("build", "test"), help="one of the two")
+    only = parser.parse_args().only
+    if only != "test":
+        build()
+    return test() if only != "build" else 0
 
 
 # --- in the tests' process: this file is a plug-in of pytest ---
@@ -207,5 +132,4 @@ def _needs_servers(item: pytest.Item) -> bool:
 
 
 if __name__ == "__main__":
-    build()
-    sys.exit(test())
+    sys.exit(main())

@@ -119,6 +119,7 @@ class Parts:
             node="n1",
             boot="b1",
             version="1.2.3",
+            core="interpreted",
             started_at=self.clock.time(),
             ws_port=lambda: self.ws_port,
             readiness=lambda: (not self.causes, self.causes),

@@ -49,6 +49,7 @@ class Looking:
                 "node": context.node,
                 "boot": context.boot,
                 "version": context.version,
+                "core": context.core,
                 "started_at": context.started_at,
                 "now": context.clock.time(),
                 "ready": ready,
