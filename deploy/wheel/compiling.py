@@ -21,8 +21,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-PACKAGES: Final = ("bridge/core",)
-"""The packages whose modules are compiled, with all packages inside them."""
+PACKAGES: Final = (
+    "bridge/core",
+    "bridge/adapters/amqp/announcing",
+    "bridge/adapters/amqp/arrivals",
+    "bridge/adapters/amqp/decoding",
+    "bridge/adapters/amqp/encoding",
+    "bridge/adapters/amqp/frames",
+    "bridge/adapters/amqp/outbox",
+    "bridge/adapters/counting",
+    "bridge/adapters/metrics",
+    "bridge/adapters/postgres/rows",
+    "bridge/adapters/websocket/pongs",
+)
+"""What is compiled: packages with all that is inside them, and the modules of the adapters that run for every push."""
 DATA: Final = ("bridge/core/model",)
 """Hold data, hardly any code. mypyc fails at some uses of enums whose module is compiled too."""
 MANIFEST: Final = "compiled.json"
