@@ -25,7 +25,7 @@ from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
 from tests.support.loops import on_both_loops
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 from tests.support.websocket_faults import FAULTS
 from tests.support.websocket_host import Host, RecordingSession
 
@@ -500,6 +500,28 @@ async def test_frames_of_any_size_arrive_whole_and_are_proven_by_the_pong_behind
         assert seen.pongs == [b"ping"]
         assert seen.socket.write((Frame(b"\xff", binary=True),), None)
         assert await peer.read() == b"\xff"
+
+
+@on_both_loops
+async def test_the_inside_of_a_frame_proves_nothing_wherever_the_frame_began() -> None:
+    answer = b"\x8a\x84" + bytes(4) + b"ping"
+    begun = b"\x82\x8a" + bytes(4)
+    for count in range(len(begun) + 1):
+        async with serving() as (host, server), raw_client(server.port) as peer:
+            peer.send(opening() + begun[:count])
+            assert (await peer.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            seen = await host.session()
+            assert seen.socket.write((), b"ping")
+            assert await peer.read_exactly(6) == b"\x89\x04ping"
+            if begun[count:]:
+                peer.send(begun[count:])
+                await turns()
+            peer.send(answer)
+            await host.until(lambda seen=seen: seen.messages or seen.pongs)  # type: ignore[misc]
+            assert (seen.messages, seen.pongs) == ([answer], [])
+            peer.send(answer)
+            await host.until(lambda seen=seen: seen.pongs)  # type: ignore[misc]
+            assert seen.pongs == [b"ping"]
 
 
 @on_both_loops

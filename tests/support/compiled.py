@@ -25,7 +25,12 @@ from deploy.wheel.compiling import MANIFEST
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 COPY: Final = ROOT / "build" / "compiled"
 COMPILER: Final = ROOT / "deploy" / "wheel" / "compiling.py"
-TESTS: Final = ("tests/core", "tests/contract", "tests/shell/test_amqp_frames.py", "tests/shell/test_pongs.py")
+TESTS: Final = (
+    "tests/core",
+    "tests/contract",
+    "tests/shell/test_amqp_frames.py",
+    "tests/shell/test_pongs.py",
+)
 _NOT_COPIED: Final = ("build", "dist", "__pycache__", "*.egg-info", ".*")
 
 _SERVERS: Final = frozenset(("servers", "own_servers", "databases", "database", "empty_database", "vhost"))

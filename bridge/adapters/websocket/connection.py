@@ -40,7 +40,7 @@ from bridge.adapters.websocket.handshake import (
     Protocol,
     refused_by_library,
 )
-from bridge.adapters.websocket.pongs import follow, only_pongs
+from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
@@ -222,6 +222,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             if self._pings and not self._missing and not self._head and self._prove(self._handle, data):
                 return
             self._head, self._missing = follow(self._head, self._missing, data)
+        else:
+            self._head, self._missing = follow_request(self._head, data)
         protocol.receive_data(data)
         if self._handle is None and protocol.state is CONNECTING:
             self._server.asked(self, nbytes)

@@ -10,6 +10,7 @@ from typing import Final
 
 PING_BYTES: Final = 4
 """Bytes of the payload of our pings, so of every pong that answers one."""
+_END_OF_REQUEST: Final = b"\r\n\r\n"
 _PONG: Final = 0x8A
 """FIN and the opcode (RFC 6455 5.2)."""
 _MASKED: Final = 0x80 | PING_BYTES
@@ -50,3 +51,15 @@ def follow(head: bytes, missing: int, data: bytes) -> tuple[bytes, int]:
             return b"", after - end
         at = after
     return b"", 0
+
+
+def follow_request(tail: bytes, data: bytes) -> tuple[bytes, int]:
+    """As `follow`, while the opening request is read; `tail` is what this returned before.
+
+    A peer may send the beginning of a frame with its request, though it must wait for the answer (RFC 6455 4.1).
+    """
+    text = tail + data
+    end = text.find(_END_OF_REQUEST)
+    if end < 0:
+        return text[1 - len(_END_OF_REQUEST) :], 0
+    return follow(b"", 0, text[end + len(_END_OF_REQUEST) :])
