@@ -122,7 +122,8 @@ def choose(tree: Path, also: tuple[str, ...] = ()) -> tuple[list[str], dict[str,
     chosen: list[str] = []
     kept: dict[str, str] = {}
     for package in (*PACKAGES, *also):
-        for path in sorted((tree / package).rglob("*.py")) or [tree / f"{package}.py"]:
+        module = tree / f"{package}.py"
+        for path in [module] if module.is_file() else sorted((tree / package).rglob("*.py")):
             name = str(path.relative_to(tree))
             if any(path.is_relative_to(tree / data) for data in DATA):
                 continue

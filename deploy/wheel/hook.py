@@ -21,8 +21,8 @@ from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PURE: Final = "BRIDGE_PURE"
-NEEDED: Final = ("mypy", "msgspec", "setuptools")
-"""What compiling needs: the compiler, the types of what the core imports, and what calls the C compiler."""
+NEEDED: Final = ("mypy", "setuptools")
+"""What compiling needs besides: the compiler, and what calls the C compiler."""
 _COMPILE: Final = Path("deploy", "wheel", "compiling.py")
 _LINES_SHOWN: Final = 30
 
@@ -33,9 +33,14 @@ class CompiledCore(BuildHookInterface[BuilderConfig]):
     _made: tempfile.TemporaryDirectory[str] | None = None
 
     def dependencies(self) -> list[str]:
-        """What pip installs for the build; nothing where nothing will be compiled."""
+        """What pip installs for the build; nothing where nothing will be compiled.
+
+        What the bridge itself needs is among it: the compiler reads its types.
+        """
+        if why_pure():
+            return []
         pins = (Path(self.root) / "constraints.txt").read_text().splitlines()
-        return [] if why_pure() else [pin for pin in pins if pin.partition("==")[0] in NEEDED]
+        return [*(pin for pin in pins if pin.partition("==")[0] in NEEDED), *self.metadata.core.dependencies]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say which form the core has."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compiled
-from deploy.wheel.compiling import _NAMED, SETTINGS, module_name, why_interpreted
+from deploy.wheel.compiling import _NAMED, PACKAGES, SETTINGS, module_name, why_interpreted
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,11 @@ def test_a_benchmark_runs_compiled_only_from_a_copy_that_is_the_same(
     (tmp_path / "bridge" / "a.py").write_text("A = 2\n")
     with pytest.raises(SystemExit, match="bridge/ has changed"):
         compiled.run_compiled("benchmarks", ["--compiled"])
+
+
+def test_everything_that_is_to_be_compiled_is_there_and_can_be() -> None:
+    root = SETTINGS.parent
+    modules = [root / f"{name}.py" for name in PACKAGES if not (root / name).is_dir()]
+    assert {path.name: why_interpreted(path.read_text()) for path in modules} == {
+        path.name: None for path in modules
+    }
