@@ -143,8 +143,10 @@ class _Sending:
             at += _PING_BYTES
             if self._flights_first:
                 flight = self._begin(user, len(sessions), mono)
+                if self._proven:
+                    self._inflight.limit(flight, mono)
+                    self._inflight.wait(flight)
                 handed += self._hand(flight, sessions, ping, mono, now)
-                self._await(flight, mono)
                 continue
             have = 0
             for session in sessions:
@@ -187,11 +189,6 @@ class _Sending:
             else:
                 flight.lost(now, handed=False)
         return have
-
-    def _await(self, flight: Flight, mono: float) -> None:
-        if not flight.ended:
-            self._inflight.limit(flight, mono)
-            self._inflight.wait(flight)
 
     def make(self, most: int) -> bool:
         """Make the flights of so many users that have none yet. Returns whether there are more."""
