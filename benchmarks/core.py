@@ -29,7 +29,7 @@ from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.metrics import PrometheusMetrics
 from bridge.adapters.plugins import FanOutHooks, LoggingErrorHandler
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.adapters.websocket.connection import frame_header
+from bridge.adapters.websocket.wire import frame_header
 from bridge.app.clock import SystemClock
 from bridge.app.limits import LIMITS
 from bridge.core.assembly import Core, CoreLimits, Ports
@@ -41,7 +41,7 @@ from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import IdPage, IdPlace, OthersRows
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.session import SessionLimits
+from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 
 PREFETCH: Final = 1000

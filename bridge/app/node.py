@@ -22,7 +22,7 @@ from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import SessionInfo
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.session import SessionLimits
+from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 
 

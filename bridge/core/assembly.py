@@ -13,6 +13,7 @@ from bridge.core.bounds import Bounds
 from bridge.core.control import Control
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
+from bridge.core.delivery.fan_out import FanOut
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.intake import PushIntake
 from bridge.core.delivery.known import KnownRows
@@ -179,6 +180,7 @@ class Core:
             park_after=limits.park_after,
         )
         load = Load(inflight, worklist, bounds.in_hand)
+        fan_out = self._fan_out(dispatcher, turns, limits)
         taker = Taker(
             TakeParts(
                 hub=self.hub,
@@ -187,6 +189,7 @@ class Core:
                 reader=Reader(limits.requests, turns, ports.errors),
                 router=self._router(dispatcher, limits),
                 dispatcher=dispatcher,
+                fan_out=fan_out,
                 known=self._known(lookups, turns),
                 lookups=lookups,
                 repeats=repeats,
@@ -221,6 +224,19 @@ class Core:
             grace=self.grace,
             clock=self.ports.clock,
             pong_after=limits.park_after,
+        )
+
+    def _fan_out(self, dispatcher: Dispatcher, turns: Turns, limits: DeliveryLimits) -> FanOut:
+        return FanOut(
+            hub=self.hub,
+            inflight=self.inflight,
+            worklist=self.worklist,
+            dispatcher=dispatcher,
+            turns=turns,
+            metrics=self.ports.metrics,
+            clock=self.ports.clock,
+            pong_after=limits.park_after,
+            frames_first=self.bounds.settlement.frames_first,
         )
 
     def _known(self, lookups: Lookups, turns: Turns) -> KnownRows:

@@ -41,6 +41,10 @@ class SettlementBounds(NamedTuple):
     as much. No browser waits for the row. 0: do not wait."""
     linger_rows: int = 100
     """With this many rows the writer does not wait for more."""
+    frames_first: float = 0.5
+    """Seconds for which rows wait at most while a push to everyone is sent: frames are what its users wait for."""
+    frames_look: float = 0.005
+    """Seconds between looks whether it is sent."""
     aside_first: float = 0.1
     """Seconds until a row that could not be written is tried again; doubled from there."""
     aside_most: float = 30.0

@@ -14,7 +14,9 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.sockets import Frame, Socket
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.session import AmbiguousAck, Session, SessionLimits
+from bridge.core.sessions.acks import AmbiguousAck
+from bridge.core.sessions.limits import SessionLimits
+from bridge.core.sessions.session import Session
 
 log = logging.getLogger("bridge.handshake")
 

@@ -17,10 +17,11 @@ from websockets.frames import Frame as WireFrame
 
 from bridge.adapters.websocket import connection as socket_connection
 from bridge.adapters.websocket import server as websocket
-from bridge.adapters.websocket.connection import WRITE_HIGH, frame_header
+from bridge.adapters.websocket.connection import WRITE_HIGH
 from bridge.adapters.websocket.handshake import HANDSHAKE_REFUSALS, LINE_BYTES_MAX
 from bridge.adapters.websocket.listening import listen
 from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer
+from bridge.adapters.websocket.wire import frame_header
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client

@@ -27,7 +27,8 @@ from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.sessions.access import Access
-from bridge.core.sessions.session import Session, SessionLimits
+from bridge.core.sessions.limits import SessionLimits
+from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
 from tests.support.ports import (
     AnyToken,

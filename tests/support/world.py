@@ -39,7 +39,7 @@ from bridge.core.ports.store import (
     Superseded,
     Written,
 )
-from bridge.core.sessions.session import SessionLimits
+from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.states import SessionState
 from tests.support.house import BOUNDS, House, Peer, start
 from tests.support.ports import ManualClock, arrival

@@ -10,7 +10,8 @@ from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
-from bridge.core.delivery.given_up import GivenUp, given_up, too_old_of
+from bridge.core.delivery.fan_out import FanOut
+from bridge.core.delivery.given_up import given_up, too_old_of
 from bridge.core.delivery.known import DecodedMessage, Known, KnownRows
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.load import Load
@@ -19,7 +20,8 @@ from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.routing import Router
-from bridge.core.delivery.targets import RESOLVERS, Resolver, resolver_of
+from bridge.core.delivery.taking import Taking
+from bridge.core.delivery.targets import RESOLVERS, resolver_of
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
@@ -27,7 +29,7 @@ from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of, flight_of_rejected
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToUser
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToAll, ToUser
 from bridge.core.model.rows import DeadLetter, Row, RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.broker import Acks, Arrival, Source
@@ -40,19 +42,6 @@ from bridge.core.settlement.worklist import Worklist
 _TO_USER = RESOLVERS[ToUser]
 
 
-class _Taking(NamedTuple):
-    """One request while it is taken."""
-
-    message: HeldMessage
-    request: PushRequest
-    resolver: Resolver
-    fingerprint: int
-    came_before: bool
-    known: Known | None
-    ending: GivenUp | None
-    """Its outcome, if the broker or this bridge has given it up."""
-
-
 class TakeParts(NamedTuple):
     """The parts that `Taker` uses."""
 
@@ -62,6 +51,7 @@ class TakeParts(NamedTuple):
     reader: Reader
     router: Router
     dispatcher: Dispatcher
+    fan_out: FanOut
     lookups: Lookups
     known: KnownRows
     repeats: Repeats
@@ -85,6 +75,7 @@ class Taker:
         self._reader = parts.reader
         self._router = parts.router
         self._dispatcher = parts.dispatcher
+        self._fan_out = parts.fan_out
         self._lookups = parts.lookups
         self._known = parts.known
         self._repeats = parts.repeats
@@ -258,7 +249,7 @@ class Taker:
             if message.done is not None:
                 message.done.set()
 
-    async def _rows_of(self, taking: _Taking, users: Sequence[str]) -> dict[RowKey, Row]:
+    async def _rows_of(self, taking: Taking, users: Sequence[str]) -> dict[RowKey, Row]:
         """The rows that a request has for these users, from a look-up of its own."""
         if not taking.came_before:
             return {}
@@ -302,8 +293,11 @@ class Taker:
         ending = given_up(arrival, self._limits.max_attempts)
         if ending is not None and place == 0:
             message.letters.append(_letter(arrival, request.id, ending.reason, ending.detail, arrival.body))
+        too_old = None if ending is not None else too_old_of(message, request, self._limits.max_age)
         resolver = resolver_of(request)
-        taking = _Taking(message, request, resolver, fingerprint_of(request), came_before, known, ending)
+        taking = Taking(
+            message, request, resolver, fingerprint_of(request), came_before, known, ending, too_old
+        )
         users = (
             resolver.users(self._hub, request.target) if ending is None else resolver.named(request.target)
         )
@@ -324,7 +318,7 @@ class Taker:
         if self._turns.is_due():
             await self._turns.give()
 
-    async def _take_again(self, taking: _Taking, users: Sequence[str]) -> None:
+    async def _take_again(self, taking: Taking, users: Sequence[str]) -> None:
         """Take a push to a session or to everyone that may have come before: it may have been for other users then."""
         request, message = taking.request, taking.message
         # A session has one user: the outcome from when the push was taken before stands, even if no user had it.
@@ -349,7 +343,7 @@ class Taker:
         await self._take_for(taking, users, position)
         await self._repeats.join_earlier(request.key, message, taking.fingerprint, frozenset(users))
 
-    def _ask_later(self, taking: _Taking, position: int) -> None:
+    def _ask_later(self, taking: Taking, position: int) -> None:
         """The session is not here. Decide nothing until another bridge, which may have it, has had time to write the
         row."""
         request, message = taking.request, taking.message
@@ -361,34 +355,40 @@ class Taker:
         if self._enter(flight, message, {}, roams=True):
             self._elsewhere.add(flight, request.key, *end)
 
-    async def _take_for(self, taking: _Taking, users: Sequence[str], position: int) -> None:
+    async def _take_for(self, taking: Taking, users: Sequence[str], position: int) -> None:
         """Take a push for these users."""
-        _, request, resolver, _, _, _, ending = taking
-        too_old = None if ending is not None else too_old_of(taking.message, request, self._limits.max_age)
+        request = taking.request
         frames: dict[Mode, Frame] = {}
+
+        def take_one(user: str, rows: dict[RowKey, Row]) -> None:
+            self._take_one(taking, user, position, rows, frames)
+
+        if isinstance(request.target, ToAll) and not (taking.came_before or taking.ending or taking.too_old):
+            await self._fan_out.take(taking, position, frames, take_one)
+            users = ()
         for at in range(0, len(users), self._lookup_rows):
             some = users[at : at + self._lookup_rows] if len(users) > self._lookup_rows else users
             rows = taking.known.rows if taking.known is not None else await self._rows_of(taking, some)
             for user in some:
-                flight = flight_of(
-                    request,
-                    user,
-                    taking.message,
-                    self._inflight,
-                    self._clock.monotonic(),
-                    position,
-                    taking.fingerprint,
-                )
-                if ending is not None:
-                    flight.detail = ending.detail
-                    flight.born_ended(ending.outcome, ending.reason, taking.message.taken_at)
-                elif too_old is not None:
-                    flight.born_ended(*too_old, taking.message.taken_at)
-                if self._enter(flight, taking.message, rows, roams=resolver.roams) and not flight.ended:
-                    self._router.route(flight, request, resolver, frames)
+                take_one(user, rows)
                 if self._turns.is_due():
                     await self._turns.give()
         self._remember(request)
+
+    def _take_one(
+        self, taking: Taking, user: str, position: int, rows: dict[RowKey, Row], frames: dict[Mode, Frame]
+    ) -> None:
+        """Take a push for one user."""
+        message, request, resolver, fingerprint, _, _, ending, too_old = taking
+        mono = self._clock.monotonic()
+        flight = flight_of(request, user, message, self._inflight, mono, position, fingerprint)
+        if ending is not None:
+            flight.detail = ending.detail
+            flight.born_ended(ending.outcome, ending.reason, message.taken_at)
+        elif too_old is not None:
+            flight.born_ended(*too_old, message.taken_at)
+        if self._enter(flight, message, rows, roams=resolver.roams) and not flight.ended:
+            self._router.route(flight, request, resolver, frames)
 
     def _remember(self, request: PushRequest) -> None:
         if not request.generated_id:

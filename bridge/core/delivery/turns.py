@@ -27,9 +27,9 @@ class Turns:
         """Start the count of `is_due`."""
         self._since = 0
 
-    def is_due(self) -> bool:
-        """Count one more piece of work. Returns whether the event loop should get a turn."""
-        self._since += 1
+    def is_due(self, pieces: int = 1) -> bool:
+        """Count one more piece of work, or so many. Returns whether the event loop should get a turn."""
+        self._since += pieces
         return self._since >= self._yield_every or self.is_late
 
     @property

@@ -7,7 +7,7 @@ must write. All indexes, deadlines and positions of flights are here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -71,6 +71,8 @@ class InFlight:
         self._begun = 0
         self._first_rows = 0
         self._watches: list[_Watch] = []
+        self.make_sent: Callable[[], None] | None = None
+        """Makes the flights of a push that was sent to everyone and has none yet; None while there is no such push."""
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes for whose final row a caller waits."""
 
@@ -102,6 +104,8 @@ class InFlight:
 
     def of_push(self, push_id: str) -> Collection[Flight]:
         """The flights of pushes with this id, of any tenant and user."""
+        if self.make_sent is not None:
+            self.make_sent()
         return self._index.of_push(push_id)
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:

@@ -110,6 +110,10 @@ class Hub:
         """Every user with a session, at this moment."""
         return list(self._users)
 
+    def sessions_of_everyone(self) -> list[tuple[str, Sequence[Session]]]:
+        """Every user with a session, and the user's sessions; the list of users does not change, those lists do."""
+        return list(self._users.items())
+
     def turns(self, now: float) -> Iterator[WheelTurn]:
         """The turns that have come since the last call; `now` is monotonic seconds.
 

@@ -10,7 +10,7 @@ frame before it (RFC 6455 5.5.3). Frames that are handed over meanwhile are cove
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from bridge.core.inflight.offered import Offered
 from bridge.core.model.outcomes import Proof
@@ -18,6 +18,8 @@ from bridge.core.model.rows import RowKey
 from bridge.core.model.sessions import Claims, CloseReason, Mode
 from bridge.core.ports.plugins import SessionInfo
 from bridge.core.ports.sockets import Frame, Socket
+from bridge.core.sessions.acks import meant_by
+from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.replay import Replay
 from bridge.core.sessions.states import SessionEvent, SessionState, next_session_state
 
@@ -29,19 +31,6 @@ _ROUNDING = 1e-6
 
 UNPROVEN_MAX = 4096
 """Frames handed over and not yet proven; with so many, the rest waits in the bounded queue."""
-
-
-class AmbiguousAck(Exception):
-    """Pushes of several tenants with this id wait for their ack, and the ack frame names no tenant."""
-
-
-class SessionLimits(NamedTuple):
-    """The bounds of one session's queue."""
-
-    frames: int
-    """Frames that wait for the socket."""
-    total_bytes: int
-    """Bytes of those frames, including what the transport still buffers."""
 
 
 class Session:
@@ -211,8 +200,8 @@ class Session:
         return awaited.union(f.key for f in self._unproven)
 
     def tell(self, frame: Frame) -> None:
-        """Queue a frame that is not a push, after all that was offered before, and after kept pushes. It is small, and
-        there is always room for it: if a push was sent, the frame about that push must not be lost."""
+        """Queue a frame that is not a push, after all that was offered before, and after kept pushes. There is always
+        room for it: if a push was sent, the frame about that push must not be lost."""
         size = len(frame.payload)
         if self.replay is None:
             self._queue.append((frame, None))
@@ -283,14 +272,7 @@ class Session:
                 self.queued_bytes += sum(len(frame.payload) for frame, _ in self._queue[:taken])
                 return handed
             del self._queue[:taken]
-            self._unproven.extend(owed)
-            if ping is not None:
-                self._ping = ping
-                self._covered = len(self._unproven)
-                self.owing_since = now
-            for push in owed:
-                if push.confirm is Proof.ACKED:
-                    self._await_ack(push)
+            self._handed(owed, ping, now)
             handed.extend(pushes)
             self.stalled_since = self.spoken_at = now
         if not self._queue:
@@ -298,6 +280,34 @@ class Session:
         elif self.stalled_since is None:
             self.stalled_since = now
         return handed
+
+    def free(self, size: int) -> bool:
+        """Whether a frame of this size may be handed over at once: nothing waits before it, and the socket takes it."""
+        if self._queue or self.state is not SessionState.LIVE or len(self._unproven) >= UNPROVEN_MAX:
+            return False
+        buffered = self.socket.buffered
+        return self.socket.writable and (not buffered or buffered + size <= self._limits.total_bytes)
+
+    def hand(self, frame: Frame, push: Offered | None, now: float, ping: bytes) -> bool:
+        """Hand over a push at once, where it is `free`; None where no proof is asked for. `ping`: its payload,
+        if one is due. False: the socket is closing."""
+        due = ping if push is not None and self._ping is None else None
+        if not self.socket.write((frame,), due):
+            return False
+        self._handed(() if push is None else (push,), due, now)
+        self.spoken_at = now
+        return True
+
+    def _handed(self, owed: Sequence[Offered], ping: bytes | None, now: float) -> None:
+        """Wait for the proofs that these pushes ask for."""
+        self._unproven.extend(owed)
+        if ping is not None:
+            self._ping = ping
+            self._covered = len(self._unproven)
+            self.owing_since = now
+        for push in owed:
+            if push.confirm is Proof.ACKED:
+                self._await_ack(push)
 
     def _await_ack(self, push: Offered) -> None:
         if self._acks is None:
@@ -347,22 +357,14 @@ class Session:
             self.spoken_at = due_at
 
     def ack(self, push_id: str, tenant: str | None = None) -> Offered | None:
-        """The application acknowledged this push; returns the oldest push of this id that waited for an ack here.
-
-        `tenant`: of the push; None where the client does not say. Raises AmbiguousAck where it does not and pushes of
-        several tenants with this id wait.
-        """
-        pushes = self._acks.get(push_id, ()) if self._acks else ()
-        meant = [f for f in pushes if tenant is None or f.key.tenant == tenant]
-        if not meant:
-            return None
-        if tenant is None and len({f.key.tenant for f in meant}) > 1:
-            raise AmbiguousAck
-        assert self._acks is not None
-        self._acks[push_id].remove(meant[0])
-        if not self._acks[push_id]:
-            del self._acks[push_id]
-        return meant[0]
+        """The application acknowledged this push. Returns the one that waited for it, if any; see `meant_by`."""
+        pushes = self._acks.get(push_id) if self._acks else None
+        push = meant_by(tenant, pushes) if pushes else None
+        if pushes and push is not None and self._acks:
+            pushes.remove(push)
+            if not pushes:
+                del self._acks[push_id]
+        return push
 
     # --- drained and closed ---
 

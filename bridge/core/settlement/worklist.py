@@ -51,6 +51,8 @@ class Worklist:
         self.ended: list[Row] = []
         """Rows that the store has ended."""
         self.sweep_due = False
+        self.held_until = 0.0
+        """Monotonic seconds until which rows wait for the frames of a push to everyone; 0 while none is sent."""
         self.replace_wake = asyncio.Event()
         self.wake = asyncio.Event()
         self.all_done = asyncio.Event()

@@ -54,6 +54,7 @@ class Writer:
         self._batch_answers = bounds.batch_answers
         self._linger = bounds.linger
         self._linger_rows = bounds.linger_rows
+        self._frames_look = bounds.frames_look
         self._aside_first = bounds.aside_first
         self._aside_most = bounds.aside_most
         self._aside_many = bounds.aside_many
@@ -62,6 +63,8 @@ class Writer:
         """Write batches until cancelled."""
         while True:
             await self._worklist.wake.wait()
+            while self._clock.monotonic() < self._worklist.held_until:
+                await self._clock.sleep(self._frames_look)
             if self._linger and len(self._worklist.flights) < self._linger_rows:
                 await self._clock.sleep(self._linger)
             self._worklist.wake.clear()

@@ -1,0 +1,186 @@
+"""One push to everyone: frames first, rows after, and every promise of a push to one user all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Recall
+from bridge.core.model.sessions import Mode
+from bridge.core.ports.sockets import Frame
+from tests.support.house import House, Peer, house, to
+from tests.support.ports import arrival
+from tests.support.waiting import turns
+
+USERS = 600
+
+
+def publish(h: House, excluded: Sequence[str] = (), **more: object) -> None:
+    body = {"id": "p1", "to": {"all": True, "except": excluded}, "data": 1, **more}
+    h.intake.arrived([arrival(json.dumps(body).encode(), arrived_at=h.clock.now)])
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[House]:
+    """A house that knows all ids of the last day: a push with another id is new, and takes the short way."""
+    async with house() as h:
+        h.remembered.complete = True
+        yield h
+
+
+async def crowd(h: House, users: int = USERS) -> list[Peer]:
+    return [await h.live(f"u{number}") for number in range(users)]
+
+
+async def sent(peers: list[Peer]) -> None:
+    """Let the loop run until all of them have the push, and no further."""
+    while not all(peer.pushes for peer in peers):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("confirm", ["written", "received"])
+async def test_everyone_has_the_frame_before_the_first_row_is_written(confirm: str) -> None:
+    async with opened() as h:
+        peers = await crowd(h)
+        publish(h, confirm=confirm)
+        while len(h.store.rows) < USERS:
+            assert not h.store.rows or all(peer.pushes for peer in peers)
+            for peer in peers:
+                peer.answer()
+            h.clock.advance(0.001)
+            await asyncio.sleep(0)
+        await h.settled(1)
+        assert all(len(peer.pushes) == 1 for peer in peers)
+        expected = (Outcome.WRITTEN, Reason.HANDED_OVER)
+        if confirm == "received":
+            expected = (Outcome.RECEIVED, Reason.PONG)
+        for number in range(USERS):
+            row = h.row("p1", f"u{number}")
+            assert ((row.outcome, row.reason), row.sessions, row.attempts) == (expected, 1, 1)
+        account = h.inflight.account()
+        assert (account.begun, account.with_row, account.on_their_way) == (USERS, USERS, 0)
+        assert (h.inflight.busy, len(h.acks.acked)) == (0, 1)
+
+
+async def test_rows_do_not_wait_for_ever_while_a_push_to_everyone_is_sent() -> None:
+    async with opened() as h:
+        peer = await h.live("u1")
+        h.worklist.held_until = h.clock.mono + 0.5
+        await h.push(to("u1", "before", confirm="written"))
+        h.clock.advance(0.4)
+        await turns()
+        assert (len(peer.pushes), len(h.store.rows)) == (1, 0)
+        h.clock.advance(0.2)
+        await h.settled(1)
+        assert h.end("before") == (Outcome.WRITTEN, Reason.HANDED_OVER)
+
+
+async def test_a_recall_finds_what_was_sent_and_has_no_flight_yet() -> None:
+    async with opened() as h:
+        peers = await crowd(h)
+        publish(h, confirm="written")
+        await sent(peers)
+        assert h.inflight.busy < USERS
+        recalled = await h.core.recalls.recall(Recall(push_id="p1"))
+        assert (recalled.ended, recalled.sessions) == (0, USERS)
+        assert all(b'"withdraw"' in peer.socket.texts[-1] for peer in peers)
+        await h.settled(1)
+        for number in range(USERS):
+            assert h.end("p1", f"u{number}") == (Outcome.WRITTEN, Reason.HANDED_OVER)
+
+
+async def test_a_peer_that_leaves_after_the_frame_and_before_the_row_has_its_row() -> None:
+    async with opened() as h:
+        peers = await crowd(h)
+        publish(h, confirm="written")
+        await sent(peers)
+        peers[-1].leave()
+        peers[0].leave()
+        await h.settled(1)
+        for number in (0, USERS - 1):
+            assert h.end("p1", f"u{number}") == (Outcome.WRITTEN, Reason.HANDED_OVER)
+
+
+@pytest.mark.parametrize("confirm", ["written", "received"])
+async def test_who_cannot_take_it_at_once_gets_it_like_any_other_push(confirm: str) -> None:
+    async with opened() as h:
+        first, second = await h.live("two"), await h.live("two", Mode.BARE)
+        left_out, full, gone = await h.live("left out"), await h.live("full"), await h.live("gone")
+        full.socket.stuffed = True
+        await h.push(to("full", "before"))
+        replaying = h.connect("replaying")
+        # Its socket is closing, and nobody has been told.
+        gone.socket.open = False
+        publish(h, [left_out.session_id], confirm=confirm)
+        await turns()
+        gone.leave()
+        full.socket.stuffed = False
+        full.client.became_writable()
+        await turns()
+        for peer in (first, second, replaying, full):
+            peer.answer()
+        await h.settled(2)
+        assert [p["id"] for p in full.pushes] == ["before", "p1"]
+        assert (len(first.pushes), len(second.socket.texts), len(replaying.pushes)) == (1, 1, 1)
+        assert (left_out.pushes, gone.pushes) == ([], [])
+        delivered = Outcome.WRITTEN if confirm == "written" else Outcome.RECEIVED
+        assert [h.row("p1", user).outcome for user in ("two", "full", "replaying")] == [delivered] * 3
+        assert h.row("p1", "two").sessions == h.row("p1", "two").attempts == 2
+        assert h.end("p1", "left out") == (Outcome.OFFLINE, Reason.EXCLUDED)
+        assert h.end("p1", "gone") == (Outcome.OFFLINE, Reason.LEFT_BEFORE_SEND)
+
+
+async def test_what_was_taken_before_goes_out_before() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 3)
+        h.intake.arrived([arrival(json.dumps(to(f"u{n}", "p0")).encode()) for n in range(3)])
+        publish(h)
+        h.intake.arrived([arrival(json.dumps(to(f"u{n}", "p2")).encode()) for n in range(3)])
+        await turns()
+        for _ in range(3):
+            for peer in peers:
+                peer.answer()
+        await h.settled(7)
+        assert all([p["id"] for p in peer.pushes] == ["p0", "p1", "p2"] for peer in peers)
+
+
+async def test_kept_pushes_for_everyone_are_kept_for_who_gives_no_proof() -> None:
+    async with opened() as h:
+        proven, silent = await crowd(h, 2)
+        publish(h, ttl=60)
+        await turns()
+        proven.answer()
+        h.advance(6)
+        await h.settled(1)
+        assert h.end("p1", "u0") == (Outcome.RECEIVED, Reason.PONG)
+        assert h.row("p1", "u1").outcome is Outcome.STORED
+        silent.leave()
+        back = await h.live("u1")
+        back.answer()
+        await h.ends("p1", Outcome.RECEIVED, Reason.PONG, "u1")
+        assert [p["id"] for p in back.pushes] == ["p1"]
+
+
+async def test_a_defect_on_the_way_costs_the_message_and_no_row_of_who_has_the_push() -> None:
+    async with opened() as h:
+        peers = await crowd(h)
+        sound = peers[400].socket.write
+
+        def broken(frames: Sequence[Frame], ping: bytes | None) -> bool:
+            peers[400].socket.write = sound  # type: ignore[method-assign]
+            raise ZeroDivisionError
+
+        peers[400].socket.write = broken  # type: ignore[method-assign]
+        publish(h, confirm="written")
+        while len(h.store.rows) < 400:
+            h.clock.advance(0.001)
+            await asyncio.sleep(0)
+        assert len(h.acks.requeued) == 1
+        assert [bool(peer.pushes) for peer in peers] == [True] * 400 + [False] * 200
+        assert {row.outcome for row in h.store.rows.values()} == {Outcome.WRITTEN}
+        assert h.inflight.make_sent is None
