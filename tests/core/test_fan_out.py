@@ -70,7 +70,7 @@ async def test_everyone_has_the_frame_before_the_first_row_is_written(confirm: s
 async def test_rows_do_not_wait_for_ever_while_a_push_to_everyone_is_sent() -> None:
     async with opened() as h:
         peer = await h.live("u1")
-        h.worklist.held_until = h.clock.mono + 0.5
+        h.worklist.hold(h.clock.mono + 0.5)
         await h.push(to("u1", "before", confirm="written"))
         h.clock.advance(0.4)
         await turns()
@@ -183,4 +183,3 @@ async def test_a_defect_on_the_way_costs_the_message_and_no_row_of_who_has_the_p
         assert len(h.acks.requeued) == 1
         assert [bool(peer.pushes) for peer in peers] == [True] * 400 + [False] * 200
         assert {row.outcome for row in h.store.rows.values()} == {Outcome.WRITTEN}
-        assert h.inflight.make_sent is None

@@ -1,8 +1,8 @@
 """Send a push to everyone: to each session that takes it at once, the frames first and the rows after.
 
 The bytes are the same for all, so nearly nothing is done for each user until all frames are sent. A push that asks for
-no more than `written` needs no flight until then: its sessions have nothing to prove. `InFlight.make_sent` makes those
-flights earlier for whoever looks for them.
+no more than `written` needs no flight until then: its sessions have nothing to prove. Whoever looks for those flights
+earlier gets them made, and so does whatever goes wrong meanwhile: what was sent has its row. See `InFlight.sending`.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ class FanOut:
         # What was taken before goes out before.
         self._dispatcher.flush()
         sending = _Sending(self._inflight, taking, position, self._pong_after, frames)
-        self._inflight.make_sent = sending.make_all
-        self._worklist.held_until = self._clock.monotonic() + self._frames_first
-        try:
+        hold_until = self._clock.monotonic() + self._frames_first
+        with self._inflight.sending(sending.make_all), self._worklist.holding(hold_until):
             for at in range(0, len(users), _AT_ONCE):
                 handed = sending.send(users[at : at + _AT_ONCE], self._clock.monotonic(), self._clock.time())
                 if handed:
@@ -93,15 +92,10 @@ class FanOut:
                 if self._turns.is_due():
                     await self._turns.give()
             await self._turns.give()
-            self._worklist.held_until = 0.0
+            self._worklist.hold(0.0)
             while sending.make(_AT_ONCE):
                 if self._turns.is_due(_AT_ONCE):
                     await self._turns.give()
-        finally:
-            self._worklist.held_until = 0.0
-            self._inflight.make_sent = None
-            # Whatever went wrong: what was sent has its row.
-            sending.make_all()
 
 
 class _Sending:

@@ -71,8 +71,8 @@ class InFlight:
         self._begun = 0
         self._first_rows = 0
         self._watches: list[_Watch] = []
-        self.make_sent: Callable[[], None] | None = None
-        """Makes the flights of a push that was sent to everyone and has none yet; None while there is no such push."""
+        self._make_sent: Callable[[], None] | None = None
+        """See `sending`."""
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes for whose final row a caller waits."""
 
@@ -104,8 +104,8 @@ class InFlight:
 
     def of_push(self, push_id: str) -> Collection[Flight]:
         """The flights of pushes with this id, of any tenant and user."""
-        if self.make_sent is not None:
-            self.make_sent()
+        if self._make_sent is not None:
+            self._make_sent()
         return self._index.of_push(push_id)
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
@@ -256,6 +256,17 @@ class InFlight:
             yield watch.rows
         finally:
             self._watches.remove(watch)
+
+    @contextmanager
+    def sending(self, make_sent: Callable[[], None]) -> Iterator[None]:
+        """During the block a push is sent to everyone before its flights are made. `make_sent` makes those that are
+        missing: it is called when somebody looks for flights by push id, and at the end of the block."""
+        self._make_sent = make_sent
+        try:
+            yield
+        finally:
+            self._make_sent = None
+            make_sent()
 
     def _watched(self, row: Row, *, by_sweep: bool = False) -> None:
         for watch in self._watches:

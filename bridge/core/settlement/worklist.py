@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
@@ -116,6 +117,19 @@ class Worklist:
         """The store has ended these rows: tell logs, hooks and metrics. The sweep pays what they owe."""
         self.ended.extend(rows)
         self._stir()
+
+    def hold(self, until: float) -> None:
+        """Let rows wait until then (monotonic seconds): the frames of a push to everyone go first. 0: no longer."""
+        self.held_until = until
+
+    @contextmanager
+    def holding(self, until: float) -> Iterator[None]:
+        """As `hold`, to the end of the block at most."""
+        self.hold(until)
+        try:
+            yield
+        finally:
+            self.hold(0.0)
 
     def sweep(self) -> None:
         """Have the payer pay debts and note late proofs once. Called every second."""
