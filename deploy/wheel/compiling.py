@@ -33,6 +33,7 @@ PACKAGES: Final = (
     "bridge/adapters/metrics",
     "bridge/adapters/postgres/rows",
     "bridge/adapters/websocket/pongs",
+    "bridge/adapters/websocket/wire",
 )
 """What is compiled: packages with all that is inside them, and the modules of the adapters that run for every push."""
 DATA: Final = ("bridge/core/model",)
