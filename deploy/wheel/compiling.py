@@ -30,14 +30,14 @@ PACKAGES: Final = (
     "bridge/adapters/amqp/frames",
     "bridge/adapters/amqp/outbox",
     "bridge/adapters/counting",
-    "bridge/adapters/metrics",
     "bridge/adapters/postgres/rows",
     "bridge/adapters/websocket/pongs",
     "bridge/adapters/websocket/wire",
 )
 """What is compiled: packages with all that is inside them, and the modules of the adapters that run for every push."""
-DATA: Final = ("bridge/core/model",)
-"""Hold data, hardly any code. mypyc fails at some uses of enums whose module is compiled too."""
+DATA: Final = ("bridge/core/model", "bridge/core/ports")
+"""Hold data and protocols, hardly any code. mypyc fails at some uses of enums whose module is compiled too, and other
+people's plug-ins may name a protocol as their base."""
 MANIFEST: Final = "compiled.json"
 """In the tree afterwards: the names of the modules that are compiled."""
 SETTINGS: Final = Path(__file__).resolve().parent.parent.parent / "pyproject.toml"
@@ -46,6 +46,7 @@ _GROUP: Final = "bridge_core"
 """Names the library with the code of all modules, bridge_core__mypyc. Each module's own extension points there."""
 
 _NAMED: Final = {
+    "bridge/core/errors.py": "interpreted classes outside the core have these as bases, and a compiled one forbids it",
     "bridge/core/contract/requests/headers.py": "compares integers of any size with floats: mypyc converts them first",
 }
 """Modules that stay interpreted for what cannot be told from their text, and why."""
@@ -75,6 +76,8 @@ def why_interpreted(source: str) -> str | None:
         elif isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).rpartition(".")[2] == "Raw":
             # `bytes | Raw` becomes bytes for mypyc, and a Raw is then refused with a TypeError.
             return f"line {node.lineno}: msgspec declares Raw as a subclass of bytes, and it is none"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "vars":
+            return f"line {node.lineno}: vars: objects of compiled classes have no dictionary"
         elif isinstance(node, ast.AsyncFunctionDef) and any(_own_yields(node)):
             return f"{node.name}: mypyc has no async generators"
         elif isinstance(node, ast.GeneratorExp) and not isinstance(parents[node], ast.Call | ast.Starred):

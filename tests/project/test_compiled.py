@@ -23,6 +23,7 @@ from deploy.wheel.compiling import _NAMED, PACKAGES, SETTINGS, module_name, why_
         ("async def a():\n    for b in c:\n        yield b", "no async generators"),
         ("def a():\n    return (b for b in c)", "a list of a generator expression"),
         ("async def a(b):\n    b.c.d += await e()", "fails at"),
+        ("def a(b):\n    return vars(b).values()", "have no dictionary"),
     ],
 )
 def test_what_mypyc_cannot_compile_or_would_change_stays_interpreted(source: str, why: str) -> None:

@@ -25,12 +25,7 @@ from deploy.wheel.compiling import MANIFEST
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 COPY: Final = ROOT / "build" / "compiled"
 COMPILER: Final = ROOT / "deploy" / "wheel" / "compiling.py"
-TESTS: Final = (
-    "tests/core",
-    "tests/contract",
-    "tests/shell/test_amqp_frames.py",
-    "tests/shell/test_pongs.py",
-)
+TESTS: Final = ("tests/core", "tests/contract", "tests/shell")
 _NOT_COPIED: Final = ("build", "dist", "__pycache__", "*.egg-info", ".*")
 
 _SERVERS: Final = frozenset(("servers", "own_servers", "databases", "database", "empty_database", "vhost"))
@@ -75,7 +70,8 @@ def _copy() -> None:
 def test() -> int:
     """Run the tests of the core, and those of its contracts that need no server, on the copy."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", __spec__.name, *TESTS]
+    spread = ("-n", "2", "--dist", "loadfile")
+    command = [sys.executable, "-m", "pytest", "-q", *spread, "-p", __spec__.name, *TESTS]
     done = subprocess.run(command, cwd=COPY, env={**os.environ, "PYTHONPATH": str(COPY)})
     print(f"tests on the compiled core: {time.monotonic() - began:.0f} s")
     return done.returncode
