@@ -80,6 +80,17 @@ async def test_rows_do_not_wait_for_ever_while_a_push_to_everyone_is_sent() -> N
         assert h.end("before") == (Outcome.WRITTEN, Reason.HANDED_OVER)
 
 
+async def test_rows_are_not_held_again_before_they_are_written() -> None:
+    async with opened() as h:
+        await h.live("u1")
+        with h.worklist.holding(h.clock.mono + 0.5):
+            await h.push(to("u1", "before", confirm="written"))
+        with h.worklist.holding(h.clock.mono + 0.5):
+            h.clock.advance(0.01)
+            await h.settled(1)
+        assert h.end("before") == (Outcome.WRITTEN, Reason.HANDED_OVER)
+
+
 async def test_a_recall_finds_what_was_sent_and_has_no_flight_yet() -> None:
     async with opened() as h:
         peers = await crowd(h)

@@ -54,6 +54,8 @@ class Worklist:
         self.sweep_due = False
         self.held_until = 0.0
         """Monotonic seconds until which rows wait for the frames of a push to everyone; 0 while none is sent."""
+        self.was_held = False
+        """Whether rows were held since the writer began its last batch."""
         self.replace_wake = asyncio.Event()
         self.wake = asyncio.Event()
         self.all_done = asyncio.Event()
@@ -124,8 +126,11 @@ class Worklist:
 
     @contextmanager
     def holding(self, until: float) -> Iterator[None]:
-        """As `hold`, to the end of the block at most."""
-        self.hold(until)
+        """As `hold`, to the end of the block at most. Rows that were held before and are not written since are not held
+        again: pushes to everyone may follow one another for long."""
+        if not self.was_held:
+            self.was_held = True
+            self.hold(until)
         try:
             yield
         finally:

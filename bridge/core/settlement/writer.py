@@ -68,6 +68,7 @@ class Writer:
             if self._linger and len(self._worklist.flights) < self._linger_rows:
                 await self._clock.sleep(self._linger)
             self._worklist.wake.clear()
+            self._worklist.was_held = False
             flights = self._next_batch()
             answers = self._worklist.answers[: self._batch_answers]
             del self._worklist.answers[: self._batch_answers]
