@@ -26,6 +26,7 @@ from bridge.adapters.amqp.frames import Confirm, Delivered, Event, Splitter
 from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.outbox import Outbox
 from bridge.adapters.amqp.publish import ReceiptPublisher
+from bridge.adapters.memory import MemoryRevocations
 from bridge.adapters.metrics import PrometheusMetrics
 from bridge.adapters.plugins import FanOutHooks, LoggingErrorHandler
 from bridge.adapters.postgres.store import PostgresStore
@@ -45,6 +46,7 @@ from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 
 PREFETCH: Final = 1000
+TOKEN_SECONDS: Final = 1e9
 READ_BYTES: Final = 64 * 1024
 """What one read of the broker's socket brings at most."""
 _DELIVER: Final = encoding.publish_method(1, "push", b"user.u", False)
@@ -271,6 +273,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     core = Core(
         Ports(
             store=store,
+            revocations=MemoryRevocations(clock, "bench", TOKEN_SECONDS),
             logs=(),
             acks=Acks(),
             receipts=publisher,
@@ -281,17 +284,18 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
             errors=errors,
             clock=clock,
         ),
-        CoreLimits(DeliveryLimits(start_grace=0.0), MailboxLimits(), 1 << 22),
+        CoreLimits(DeliveryLimits(start_grace=0.0), MailboxLimits(), 1 << 22, TOKEN_SECONDS),
         gate=gate,
         node="bench",
         boot="b1",
     )
-    core.remembered.complete = True
+    core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
     gateway = Gateway(
         access=Access(_Anybody(), ()),
         presence=core.presence,
         proofs=core.proofs,
+        revoked=core.revoked,
         limits=SessionLimits(256, 1 << 20),
         hooks=hooks,
         metrics=metrics,

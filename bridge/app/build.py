@@ -189,6 +189,7 @@ async def _listen_ops(
             metrics_page=reports.metrics.page,
             publisher=producer,
             recall=node.core.recalls.recall,
+            revoke=node.core.revoking.revoke,
             feed=reports.feed,
             limits=node.request_limits,
             errors=reports.errors,

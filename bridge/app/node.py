@@ -68,6 +68,7 @@ class Node:
             access=self.access,
             presence=self.core.presence,
             proofs=self.core.proofs,
+            revoked=self.core.revoked,
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=given.reports.hooks,
             metrics=given.reports.metrics,
@@ -126,6 +127,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
     settings, reports = given.settings, given.reports
     ports = Ports(
         store=given.rows.store,
+        revocations=given.rows.revocations,
         logs=given.rows.logs,
         acks=given.consumer,
         receipts=given.publisher,
@@ -147,5 +149,6 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         ),
         mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
         id_memory_bytes=settings.id_memory_bytes,
+        token_seconds=settings.token_days * 86400.0,
     )
     return assembly.Core(ports, limits, gate=given.gate, node=settings.node, boot=given.boot)

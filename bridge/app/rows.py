@@ -8,14 +8,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from bridge.adapters import plugins
-from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.adapters.memory import MemoryLease, MemoryRevocations, MemoryStore
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
+from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.config import Settings
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
+from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Lease, Store
 from bridge.operator import books, lookup
 from bridge.operator.auditor import Look
@@ -29,6 +31,7 @@ class Rows(NamedTuple):
 
     store: Store
     lease: Lease
+    revocations: RevocationLog
     postgres: PostgresStore | None
     """The store, where it is in Postgres."""
     figures: PostgresFigures | None
@@ -49,20 +52,25 @@ async def delivery_log(
             elif name != "postgres":
                 made = plugins.load_delivery_log(name)
                 logs.append(await plugins.enter(stack, made, name, "BRIDGE_DELIVERY_LOG", errors))
+        token_seconds = settings.token_days * 86400.0
         if settings.uses_postgres:
             store = PostgresStore(settings.postgres_dsn, application_name=f"bridge {settings.node}")
             stack.push_async_callback(store.close)
             figures = PostgresFigures(settings.postgres_dsn, settings.node)
             stack.push_async_callback(figures.close)
             lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
-            yield Rows(store, lease, store, figures, logs)
+            revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
+            stack.push_async_callback(revocations.close)
+            yield Rows(store, lease, revocations, store, figures, logs)
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
-                "delivered and logged again after a restart; it keeps nothing, so it rejects pushes with a ttl"
+                "delivered and logged again after a restart; it keeps nothing, so it rejects pushes with a ttl; and a "
+                "restart forgets which tokens were revoked"
             )
             memory = MemoryStore(clock)
-            yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), None, None, logs)
+            revoked = MemoryRevocations(clock, settings.node, token_seconds)
+            yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, logs)
 
 
 def look_up_of(settings: Settings, seconds: float) -> LookUp | None:

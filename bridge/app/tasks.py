@@ -67,6 +67,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),
         Task("lease", partial(hold_lease, at), after_start=True),
+        Task("revocations", node.core.revoking.run, after_start=True),
         Task("sweeper", partial(sweep_log, at), after_start=True),
         Task("mailbox sweeper", partial(sweep_mailboxes, at), after_start=True),
         Task("recollection", node.core.recollection.run, after_start=True),
@@ -119,8 +120,8 @@ async def _first_error() -> AsyncIterator[None]:
 async def start(at: Workplace) -> None:
     """Take away the gate's cause `starting`.
 
-    The rule: no push is taken before the node's name is claimed, a row can be written, and the highest position of the
-    log is known. A database that is down may come up, so all of it is tried again. An unsuitable database stays so, and
+    The rule: no push is taken before the node's name is claimed, a row can be written, revocations have been read, and
+    the highest position of the log is known. A database that is down may come up, so all of it is tried again. An unsuitable database stays so, and
     a name that another node has is that node's: the start is refused.
     """
     node = at.node
@@ -138,6 +139,8 @@ async def _may_start(node: Node, rows: Rows) -> bool:
         await rows.lease.claim()
         # A log that takes no row could not say how a push ended.
         await rows.store.try_writing()
+        # Nobody comes in before it is known whose tokens are revoked.
+        await node.core.revoking.read()
         node.core.begin(await rows.store.last_position())
     except DatabaseUnsuitable:
         raise

@@ -18,6 +18,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "jwt_algorithms",
         "jwt_issuer",
         "jwt_audience",
+        "token_days",
         "origins",
         "ops_token",
     ),

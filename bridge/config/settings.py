@@ -91,6 +91,12 @@ class Settings(TokenSettings):
         " empty: any.",
     )
 
+    token_days: float = Field(
+        400.0,
+        ge=0.01,
+        le=36500,
+        description="Days that a token may be good for, from `iat` to `exp`. Revocations are kept for as long.",
+    )
     delivery_log: CommaList = Field(
         ("postgres",),
         description="Where the outcomes of pushes are written, comma-separated: `postgres`, `stdout` (JSON lines),"

@@ -26,6 +26,7 @@ from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.repeats import Repeats
+from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.take import TakeParts, Taker
 from bridge.core.delivery.turns import Turns
@@ -38,9 +39,11 @@ from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
+from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.outgoing import Outgoing
+from bridge.core.sessions.revoked import Revoked
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.settlement import Settlement, SettlementPorts
 from bridge.core.settlement.worklist import Worklist
@@ -50,6 +53,7 @@ class Ports(NamedTuple):
     """The ports that the core is given."""
 
     store: Store
+    revocations: RevocationLog
     logs: Sequence[DeliveryLog]
     """The logs other than the store."""
     acks: Acks
@@ -68,6 +72,8 @@ class CoreLimits(NamedTuple):
     delivery: DeliveryLimits
     mailbox: MailboxLimits
     id_memory_bytes: int
+    token_seconds: float
+    """For how long a token may be good."""
     fixed: Bounds = Bounds()
 
 
@@ -91,6 +97,16 @@ class Core:
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self.presence = Presence(hub=self.hub, pages=self.pages, grace=self.grace, clock=clock)
+        self.revoked = Revoked(limits.token_seconds)
+        self.revoking = Revoking(
+            log=ports.revocations,
+            revoked=self.revoked,
+            hub=self.hub,
+            presence=self.presence,
+            gate=gate,
+            errors=errors,
+            clock=clock,
+        )
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
             hub=self.hub,
@@ -113,6 +129,7 @@ class Core:
         self.control = Control(
             store=ports.store,
             recalls=self.recalls,
+            revoking=self.revoking,
             acks=ports.acks,
             answers=ports.answers,
             errors=errors,

@@ -11,10 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from bridge.core.bounds import StatementBounds
-from bridge.core.contract.control import BadControl, control_error, control_reply, decode_control
+from bridge.core.contract.control import (
+    BadControl,
+    control_error,
+    control_reply,
+    decode_control,
+    revoke_reply,
+)
+from bridge.core.delivery.revoking import Revoking
 from bridge.core.errors import ControlRefused, StatementFailed
-from bridge.core.mailbox.recalls import Recalled, Recalls
+from bridge.core.mailbox.recalls import Recalls
 from bridge.core.model.pushes import Recall
+from bridge.core.model.revocations import Revocation
 from bridge.core.model.rows import Reply
 from bridge.core.ports.broker import Acks, Answers, Arrival, Intake, Source
 from bridge.core.ports.clock import Clock
@@ -34,9 +42,10 @@ class Handler(NamedTuple):
 
     name: str
     """The `type` of the message."""
-    carry_out: Callable[[Control, Any], Awaitable[Recalled]]
-    """Gets what `decode_control` made of the message. Safe to run again. Raises StatementFailed where the database
-    fails it though it is up; while the database is down it waits."""
+    carry_out: Callable[[Control, Any], Awaitable[Callable[[float], bytes]]]
+    """Gets what `decode_control` made of the message; returns what encodes the answer, given the milliseconds that it
+    took. Safe to run again. Raises StatementFailed where the database fails it though it is up; while the database is
+    down it waits."""
 
 
 class Control:
@@ -47,6 +56,7 @@ class Control:
         *,
         store: Store,
         recalls: Recalls,
+        revoking: Revoking,
         acks: Acks,
         answers: Answers,
         errors: ErrorHandler,
@@ -56,6 +66,7 @@ class Control:
         bounds: StatementBounds,
     ) -> None:
         self._recalls = recalls
+        self._revoking = revoking
         self._acks = acks
         self._answers = answers
         self._errors = errors
@@ -110,17 +121,16 @@ class Control:
         self._errors.handle(ControlRefused(asked.problem), "control", {"bytes": arrival.body_size})
         return control_error(self._node, asked.problem)
 
-    async def _carry_out(self, asked: Recall, arrival: Arrival) -> bytes | None:
+    async def _carry_out(self, asked: Recall | Revocation, arrival: Arrival) -> bytes | None:
         """The answer; None where it failed and is to be tried again."""
         handler = HANDLERS[type(asked)]
         started = self._clock.monotonic()
         try:
-            done = await handler.carry_out(self, asked)
+            reply = await handler.carry_out(self, asked)
         except StatementFailed as failed:
             self._errors.handle(failed, f"control.{handler.name}", {"bytes": arrival.body_size})
             return None
-        took_ms = round((self._clock.monotonic() - started) * 1000, 3)
-        return control_reply(handler.name, self._node, done.sessions, took_ms, done.ended)
+        return reply(round((self._clock.monotonic() - started) * 1000, 3))
 
     async def _finish(self, arrival: Arrival, answer: bytes) -> None:
         properties = arrival.properties
@@ -129,12 +139,20 @@ class Control:
             await self._answers.answer(Reply(properties.reply_to, properties.correlation_id), answer)
         self._acks.ack([arrival.token])
 
-    async def _recall(self, recall: Recall) -> Recalled:
+    async def _recall(self, recall: Recall) -> Callable[[float], bytes]:
         await self._gate.opened()
-        return await self._persistence.call(lambda: self._recalls.recall(recall))
+        done = await self._persistence.call(lambda: self._recalls.recall(recall))
+        return lambda took_ms: control_reply("recall", self._node, done.sessions, took_ms, done.ended)
+
+    async def _revoke(self, revocation: Revocation) -> Callable[[float], bytes]:
+        answer = await self._persistence.call(lambda: self._revoking.revoke(revocation))
+        return lambda took_ms: revoke_reply(self._node, answer, took_ms)
 
 
-HANDLERS: Final[Mapping[type, Handler]] = {Recall: Handler("recall", Control._recall)}
+HANDLERS: Final[Mapping[type, Handler]] = {
+    Recall: Handler("recall", Control._recall),
+    Revocation: Handler("revoke", Control._revoke),
+}
 """By what `decode_control` makes of a message."""
 
 

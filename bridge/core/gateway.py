@@ -9,13 +9,14 @@ from collections.abc import Callable
 from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
-from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
+from bridge.core.model.sessions import CloseReason, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.sockets import Frame, Socket
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
+from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.session import Session
 
 log = logging.getLogger("bridge.handshake")
@@ -30,6 +31,7 @@ class Gateway:
         access: Access,
         presence: Presence,
         proofs: Proofs,
+        revoked: Revoked,
         limits: SessionLimits,
         hooks: Hooks,
         metrics: Metrics,
@@ -39,6 +41,7 @@ class Gateway:
         self._access = access
         self._presence = presence
         self._proofs = proofs
+        self._revoked = revoked
         self._limits = limits
         self._hooks = hooks
         self._metrics = metrics
@@ -48,13 +51,18 @@ class Gateway:
     def handshake(self, request: Handshake) -> Grant | Refusal:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
-        answer = self._access.decide(request)
+        answer = self._not_revoked(self._access.decide(request))
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)
         else:
             self._metrics.handshake("opened", seconds)
         return answer
+
+    def _not_revoked(self, answer: Grant | Refusal) -> Grant | Refusal:
+        if isinstance(answer, Refusal):
+            return answer
+        return self._revoked.refusal(answer.claims, self._clock.time()) or answer
 
     def refused(self, refusal: Refusal) -> None:
         """See the port."""
@@ -80,6 +88,9 @@ class Gateway:
         )
         self._presence.opened(session, grant.last)
         self._hooks.on_open(session.info)
+        if self._revoked.covers(grant.claims):
+            # It was revoked while the handshake was on its way.
+            self._presence.close(session, CloseReason.REVOKED)
         return Client(self, session)
 
     def _message(self, session: Session, data: str | bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from bridge.core.contract.requests import Limits
 from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.pushes import Recall
+from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, SessionInfo
 from bridge.operator.lookup import Found
@@ -31,6 +32,14 @@ class RecallPushes(Protocol):
 
     async def __call__(self, recall: Recall) -> Recalled:
         """Return once it is carried out. Raises StoreUnavailable."""
+        ...
+
+
+class RevokeTokens(Protocol):
+    """Revokes tokens."""
+
+    async def __call__(self, revocation: Revocation) -> RevocationAnswer:
+        """Return once the live nodes have carried it out, or after two seconds. Raises StoreUnavailable."""
         ...
 
 
@@ -83,6 +92,7 @@ class OpsContext:
     metrics_page: Callable[[], bytes]
     publisher: PushPublisher
     recall: RecallPushes
+    revoke: RevokeTokens
     feed: OutcomeFeed
     limits: Limits
     errors: ErrorHandler

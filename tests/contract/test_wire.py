@@ -62,6 +62,7 @@ from bridge.core.model.pushes import (
     ToUser,
     ToUsers,
 )
+from bridge.core.model.revocations import Revocation
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.broker import Arrival, Source
@@ -1312,6 +1313,8 @@ def test_any_control_message_is_answered(dice: Dice, noise: bytes) -> None:
     told = decode_control(body)
     if isinstance(told, Recall):
         assert bool(told.push_id) != bool(told.user and told.collapse_key)
+    elif isinstance(told, Revocation):
+        assert [bool(told.user), bool(told.token_id), bool(told.session)].count(True) == 1
     else:
         assert told.problem.isprintable()
         assert told.problem

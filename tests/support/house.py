@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
-from bridge.adapters.memory import MemoryStore
+from bridge.adapters.memory import MemoryRevocations, MemoryStore
 from bridge.core.assembly import Core, CoreLimits, Ports
 from bridge.core.bounds import Bounds, SettlementBounds
 from bridge.core.delivery.limits import DeliveryLimits
@@ -26,6 +26,7 @@ from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.plugins import DeliveryLog
+from bridge.core.ports.revocations import RevocationLog
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
@@ -46,6 +47,7 @@ from tests.support.ports import (
 )
 from tests.support.waiting import until
 
+TOKEN_SECONDS: Final = 400 * 86400.0
 BOUNDS: Final = Bounds(settlement=SettlementBounds(linger=0.0))
 """The fixed bounds of the core, but that no row waits for others: time is in the test's hands."""
 
@@ -174,11 +176,13 @@ class House:
         boot: str = "b1",
         mailbox_limits: MailboxLimits | None = None,
         bounds: Bounds = BOUNDS,
+        revocations: RevocationLog | None = None,
         logs: Sequence[DeliveryLog] = (),
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
         self.store = store or GatedStore(self.clock)
+        self.revocations: RevocationLog = revocations or MemoryRevocations(self.clock, "n1", TOKEN_SECONDS)
         self.acks = RecordingAcks()
         self.publisher = RecordingPublisher(self.acks)
         self.answers = RecordingAnswers()
@@ -189,6 +193,7 @@ class House:
         self.core = Core(
             Ports(
                 store=self.store,
+                revocations=self.revocations,
                 logs=logs,
                 acks=self.acks,
                 receipts=self.publisher,
@@ -199,11 +204,12 @@ class House:
                 errors=self.errors,
                 clock=self.clock,
             ),
-            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, bounds),
+            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds),
             gate=self.gate,
             node="n1",
             boot=boot,
         )
+        self.core.revoked.read = True
         self.hub = self.core.hub
         self.worklist = self.core.worklist
         self.inflight = self.core.inflight
@@ -219,6 +225,7 @@ class House:
             access=Access(AnyToken(), ()),
             presence=self.core.presence,
             proofs=self.core.proofs,
+            revoked=self.core.revoked,
             limits=session_limits or SessionLimits(256, 1 << 20),
             hooks=self.hooks,
             metrics=self.metrics,

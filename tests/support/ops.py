@@ -15,6 +15,7 @@ from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits
 from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.pushes import Recall
+from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
 from bridge.operator.lookup import Found
@@ -85,6 +86,20 @@ class FakeRecall:
         return Recalled(ended=2, sessions=1)
 
 
+@dataclass
+class FakeRevoke:
+    """Fills the RevokeTokens port: notes what was revoked."""
+
+    calls: list[Revocation] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def __call__(self, revocation: Revocation) -> RevocationAnswer:
+        self.calls.append(revocation)
+        if self.error is not None:
+            raise self.error
+        return RevocationAnswer(2, ("n1",), ("n2",))
+
+
 async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
     """Fills the LookUp port with an empty log."""
     return Found((), (), datetime.now(UTC), None)
@@ -106,6 +121,7 @@ class Parts:
     metrics_error: Exception | None = None
     look_up: LookUp | None = None
     recall: FakeRecall = field(default_factory=FakeRecall)
+    revoke: FakeRevoke = field(default_factory=FakeRevoke)
 
     def context(self) -> OpsContext:
         """What `listen` wants."""
@@ -129,6 +145,7 @@ class Parts:
             metrics_page=metrics_page,
             publisher=self.publisher,
             recall=self.recall,
+            revoke=self.revoke,
             feed=self.feed,
             limits=Limits(),
             errors=self.errors,

@@ -1,6 +1,8 @@
-"""The Store and Lease ports in memory: for a log on stdout, and for tests of the core. May import the core only."""
+"""The Store, Lease and RevocationLog ports in memory: for a log on stdout, and for tests of the core. May import the core
+only."""
 
 from bridge.adapters.memory.lease import MemoryLease
+from bridge.adapters.memory.revocations import MemoryRevocations
 from bridge.adapters.memory.store import MemoryStore
 
-__all__ = ["MemoryLease", "MemoryStore"]
+__all__ = ["MemoryLease", "MemoryRevocations", "MemoryStore"]

@@ -42,6 +42,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "mailbox": 4,
     "lease": 1,
     "sweep": 1,
+    "revocations": 1,
     "figures": 1,
     "upkeep": 1,
     "audit": 1,

@@ -11,7 +11,17 @@ from psycopg import sql
 from bridge.adapters.postgres.migrate import MIGRATIONS, connected
 from bridge.core.errors import BridgeError
 
-READS_AND_WRITES: Final = ("delivery_log", "push_content", "log_day", "node", "past_boot", "tally")
+READS_AND_WRITES: Final = (
+    "delivery_log",
+    "push_content",
+    "log_day",
+    "node",
+    "past_boot",
+    "tally",
+    "revocation_mark",
+    "revocation",
+    "revocation_reader",
+)
 READS: Final = ("ending", "schema_version")
 RIGHTS: Final = ("select", "insert", "update", "delete")
 FUNCTIONS: Final = sorted(

@@ -36,6 +36,9 @@ UPKEEP_LOCK = int.from_bytes(b"bridge\0\4", "big")
 UPKEEP_TIMEOUT = 120.0
 """Seconds for all of it."""
 
+REVOCATIONS_MAX = 100_000
+"""Old revocations that are deleted at a time."""
+
 MARK = "bridge upkeep: past its retention, detached to be dropped"
 """The comment on a table that upkeep detaches. A detached table without it is somebody's archive."""
 
@@ -171,6 +174,8 @@ class Upkeep:
             return
         with _troubles("the log's day", done):
             await conn.execute("select roll_day()")
+        with _troubles("old revocations", done):
+            await conn.execute("select drop_old_revocations(%s)", (REVOCATIONS_MAX,))
         bounds = await (await conn.execute("select day, since from log_day")).fetchone()
         if bounds is None:
             return

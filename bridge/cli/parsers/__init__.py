@@ -30,6 +30,7 @@ use it
   token       make a token that opens a session
   push        publish a push request and print what became of it
   tail        print outcomes as they happen
+  revoke      log a user, a token or a session out, on all nodes
 
 look into it
   why         what became of a push, step by step, and why

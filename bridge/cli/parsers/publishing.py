@@ -1,4 +1,4 @@
-"""The commands that use a running bridge: token, push, tail."""
+"""The commands that use a running bridge: token, push, tail, revoke."""
 
 from __future__ import annotations
 
@@ -85,6 +85,24 @@ def _tail_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print the receipts as JSON, one a line")
 
 
+def _revoke(args: Namespace) -> int:
+    from bridge.cli.revoke import revocation_of, revoke
+
+    revocation = revocation_of(args.user, args.before, args.jti, args.session)
+    return run_quietly(args, lambda settings: revoke(settings, revocation, as_json=args.json))
+
+
+def _revoke_options(parser: Parser) -> None:
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--user", metavar="ID", help="all tokens of this user that were issued until now")
+    choice.add_argument("--jti", metavar="ID", help="the token with this id")
+    choice.add_argument("--session", metavar="ID", help="this session, and the token that opened it")
+    parser.add_argument(
+        "--before", type=float, metavar="S", help="only those issued before this time, in unix seconds [now]"
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
 COMMANDS: Final = (
     Command(
         "token",
@@ -114,5 +132,14 @@ COMMANDS: Final = (
         ("amqp_url",),
         "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
         _tail_options,
+    ),
+    Command(
+        "revoke",
+        "Close sessions on all nodes, and refuse their tokens from now on.",
+        _revoke,
+        ("postgres_dsn",),
+        "Exits 1 when a live node has not confirmed it within two seconds.\n\n"
+        "  bridge revoke --user u42\n  bridge revoke --jti 4f1c",
+        _revoke_options,
     ),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from bridge.core.contract.frames import bye_frame
 from bridge.core.delivery.grace import Grace
 from bridge.core.mailbox.pages import Pages
@@ -11,6 +14,12 @@ from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.states import SessionState
+
+_WHY: Final[Mapping[CloseReason, Reason]] = {
+    CloseReason.TOO_SLOW: Reason.SLOW_CONSUMER,
+    CloseReason.REVOKED: Reason.REVOKED,
+}
+"""Why pushes were not handed over, where the end of their session alone does not say it."""
 
 
 class Presence:
@@ -40,10 +49,13 @@ class Presence:
         session.close_reason = reason
         self._hub.unregister(session)
         self._pages.closed(session)
-        why = Reason.SLOW_CONSUMER if reason is CloseReason.TOO_SLOW else None
         now = self._clock.time()
         for push in session.drain():
-            push.lost(now, handed=False, why=why)
+            push.lost(now, handed=False, why=_WHY.get(reason))
+        if reason is CloseReason.REVOKED and session.socket.buffered:
+            # What the kernel has not taken must not be read any more, and a close frame would wait behind it.
+            session.socket.abort()
+            return
         if session.mode is Mode.ENVELOPE:
             session.socket.write(
                 (bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None

@@ -68,6 +68,7 @@ class Reason(enum.StrEnum):
     MAILBOX_FULL = "mailbox_full"
     WITHDRAWN = "withdrawn"
     SLOW_CONSUMER = "slow_consumer"
+    REVOKED = "revoked"
     OVERFLOW = "overflow"
     NO_PROOF = "no_proof"
     CONNECTION_LOST = "connection_lost"
@@ -133,6 +134,12 @@ ENDINGS: tuple[Ending, ...] = (
     ),
     Ending(
         Outcome.DROPPED,
+        Reason.REVOKED,
+        True,
+        "the session's token was revoked before this push was handed to its socket",
+    ),
+    Ending(
+        Outcome.DROPPED,
         Reason.OVERFLOW,
         True,
         "more came at once than the session could hold while it was being sent what is kept",
@@ -163,6 +170,12 @@ ENDINGS: tuple[Ending, ...] = (
         "kept: the user's sessions closed before it was handed to a socket",
     ),
     Ending(Outcome.STORED, Reason.SLOW_CONSUMER, False, "kept: the peer did not read"),
+    Ending(
+        Outcome.STORED,
+        Reason.REVOKED,
+        False,
+        "kept: the session's token was revoked before it was handed to a socket",
+    ),
     Ending(
         Outcome.STORED,
         Reason.OVERFLOW,

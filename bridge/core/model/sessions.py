@@ -18,6 +18,7 @@ class CloseReason(enum.Enum):
     RESTART = (1012, "restart", True, 1.0)
     TRY_LATER = (1013, "try_later", True, 10.0)
     TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
+    REVOKED = (4403, "revoked", False, 0.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
     VANISHED = (1006, "vanished", True, 0.0)
 

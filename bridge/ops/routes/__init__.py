@@ -11,6 +11,7 @@
 | GET /v1/pushes/{id} | what became of a push, as `bridge why` tells it; `?user=` and `?tenant=` choose.    |
 |                     | 404 unless the delivery log is in Postgres                                          |
 | POST /v1/recall     | takes pushes back, by id or by user and collapse key; says what that ended          |
+| POST /v1/revoke     | closes sessions and refuses their tokens, by user and time, token id or session     |
 | POST /v1/dev/token  | a token for a user; 404 outside of development                                      |
 | GET /               | the demo page and its files                                                         |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -32,6 +33,7 @@ from bridge.ops.routes.outcomes import Outcomes
 from bridge.ops.routes.page import Page
 from bridge.ops.routes.push import Pushing
 from bridge.ops.routes.recall import Recalling
+from bridge.ops.routes.revoke import RevokingTokens
 from bridge.ops.routes.why import Why
 
 
@@ -64,6 +66,7 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
         Route("POST", "/v1/push", Pushing(context).push),
         Route("GET", "/v1/outcomes", Outcomes(context.feed).get, endless=True),
         Route("POST", "/v1/recall", Recalling(context).post),
+        Route("POST", "/v1/revoke", RevokingTokens(context).post),
     ]
     if context.look_up is not None:
         # An id may contain slashes: those of batches and replays do.

@@ -13,11 +13,12 @@
 --   7. Recalls                 taking a push back
 --   8. Days and partitions     when a day begins, and when its rows are dropped
 --   9. Nodes                   leases, and rows that a dead process left pending
---  10. Audit                   counts to compare the log with
---  11. Views                   for people
---  12. Roles                   for people who only read
---  13. Earlier bridges         functions that only older programs call
---  14. Versions                the migrations that were applied
+--  10. Revocations             tokens that open no session any more
+--  11. Audit                   counts to compare the log with
+--  12. Views                   for people
+--  13. Roles                   for people who only read
+--  14. Earlier bridges         functions that only older programs call
+--  15. Versions                the migrations that were applied
 
 -- 1. Rows ------------------------------------------------------------------------------------------------
 
@@ -197,6 +198,7 @@ insert into ending (outcome, reason, final, meaning) values
     ('dropped', 'mailbox_full', true, 'the user''s mailbox was over its limit, and this was the oldest push in it'),
     ('recalled', 'withdrawn', true, 'withdrawn by a recall before it was proven'),
     ('dropped', 'slow_consumer', true, 'the peer did not read fast enough: its session was closed with 4408, or the time for a proof was over, before this push was handed to its socket'),
+    ('dropped', 'revoked', true, 'the session''s token was revoked before this push was handed to its socket'),
     ('dropped', 'overflow', true, 'more came at once than the session could hold while it was being sent what is kept'),
     ('unknown', 'no_proof', true, 'handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
     ('unknown', 'connection_lost', true, 'handed over; the connection ended before proof'),
@@ -214,6 +216,7 @@ insert into ending (outcome, reason, final, meaning) values
     ('stored', 'excluded', false, 'kept: every session of the user was named in `except`'),
     ('stored', 'left_before_send', false, 'kept: the user''s sessions closed before it was handed to a socket'),
     ('stored', 'slow_consumer', false, 'kept: the peer did not read'),
+    ('stored', 'revoked', false, 'kept: the session''s token was revoked before it was handed to a socket'),
     ('stored', 'overflow', false, 'kept: the session was still being sent what is older and could not hold it; it follows'),
     ('stored', 'awaiting_proof', false, 'kept: on its way to the user, the proof is awaited'),
     ('stored', 'no_proof', false, 'kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
@@ -1704,7 +1707,136 @@ end $$;
 comment on function end_dead_rows is
     'Ends pending rows whose boot is dead, for the boot that holds this name; returns them.';
 
--- 10. Audit ----------------------------------------------------------------------------------------------
+-- 10. Revocations --------------------------------------------------------------------------------------
+
+create table revocation_mark (
+    single boolean primary key default true check (single),
+    mark   bigint not null,
+    keep   double precision not null default 400 * 86400.0
+);
+insert into revocation_mark (mark) values (0);
+comment on table revocation_mark is 'The mark of the last revocation, and how long revocations are kept.';
+comment on column revocation_mark.single is 'There is one row.';
+comment on column revocation_mark.mark is
+    'Whoever commits a revocation holds this row meanwhile. So marks rise in the order of commits.';
+comment on column revocation_mark.keep is 'Seconds that a token may be good for (BRIDGE_TOKEN_DAYS).';
+
+create table revocation (
+    mark       bigint      primary key,
+    user_id    text        collate "C",
+    before     timestamptz,
+    jti        text        collate "C",
+    session    text        collate "C",
+    revoked_at timestamptz not null,
+    kept_until timestamptz not null,
+    closed     jsonb       not null default '{}',
+    check ((user_id is null) = (before is null)),
+    check (num_nonnulls(user_id, coalesce(jti, session)) = 1)
+);
+create index revocation_user on revocation (user_id) where user_id is not null;
+create index revocation_jti on revocation (jti) where jti is not null;
+create index revocation_session on revocation (session) where session is not null;
+create index revocation_kept on revocation (kept_until);
+comment on table revocation is 'Tokens that open no session any more. One that says no more than a newer one is deleted.';
+comment on column revocation.mark is 'Its place in the order of commits.';
+comment on column revocation.user_id is 'The user whose tokens are revoked.';
+comment on column revocation.before is 'Those that were issued before this.';
+comment on column revocation.jti is 'The id of the token that is revoked.';
+comment on column revocation.session is 'The session that was closed, and whose token is revoked.';
+comment on column revocation.revoked_at is 'When it was committed.';
+comment on column revocation.kept_until is 'When no token that it means can be valid any more; then it is deleted.';
+comment on column revocation.closed is 'How many sessions it closed, by the node that had them.';
+
+create table revocation_reader (
+    boot    text        primary key,
+    node    text        not null,
+    mark    bigint      not null,
+    read_at timestamptz not null
+);
+comment on table revocation_reader is 'How far each node has carried out revocations.';
+comment on column revocation_reader.boot is 'The start of the process.';
+comment on column revocation_reader.node is 'The name of its node.';
+comment on column revocation_reader.mark is 'It has closed the sessions of all revocations up to this mark, and refuses their tokens.';
+comment on column revocation_reader.read_at is 'When it said so.';
+
+create function revoke_tokens(p_user text, p_before double precision, p_jti text, p_session text) returns bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+declare
+    right_now timestamptz;
+    since timestamptz := to_timestamp(p_before);
+    its_mark bigint;
+    its_keep double precision;
+begin
+    update revocation_mark m set mark = m.mark + 1 returning m.mark, m.keep into strict its_mark, its_keep;
+    right_now := clock_timestamp();
+    delete from revocation r
+    where (p_user is not null and r.user_id = p_user collate "C" and r.before <= since)
+       or (p_user is null and p_jti is not null and r.jti = p_jti collate "C"
+           and r.session is not distinct from p_session collate "C")
+       or (p_user is null and p_jti is null and r.session = p_session collate "C" and r.jti is null);
+    insert into revocation (mark, user_id, before, jti, session, revoked_at, kept_until)
+    values (its_mark, p_user, since, p_jti, p_session, right_now,
+            greatest(right_now, since) + make_interval(secs => its_keep));
+    return its_mark;
+end $$;
+comment on function revoke_tokens is
+    'Commits a revocation, and returns its mark.';
+
+create function confirm_revocations(
+    p_node text, p_boot text, p_keep double precision, p_mark bigint, p_marks bigint[], p_sessions integer[])
+    returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+begin
+    update revocation_mark m set keep = p_keep where m.keep <> p_keep;
+    update revocation r set closed = r.closed || jsonb_build_object(p_node, c.sessions)
+    from (select n.mark, n.sessions from unnest(p_marks, p_sessions) as n (mark, sessions) order by 1) c
+    where r.mark = c.mark;
+    insert into revocation_reader values (p_boot, p_node, p_mark, clock_timestamp())
+    on conflict (boot) do update set mark = excluded.mark, read_at = excluded.read_at
+        where revocation_reader.mark < excluded.mark;
+end $$;
+comment on function confirm_revocations is
+    'Notes that a node has carried out all revocations up to a mark, and how many sessions each of these closed there.';
+
+create function revocation_answers(p_mark bigint)
+    returns table (node text, has_read boolean, sessions integer)
+    language sql stable
+    set search_path to public, pg_temp
+    as $$
+    select n.name, coalesce(r.mark >= p_mark, false), coalesce((v.closed ->> n.name)::integer, 0)
+    from node n
+    left join revocation_reader r on r.boot = n.boot
+    left join revocation v on v.mark = p_mark
+    where n.seen_at > clock_timestamp() - interval '5 seconds'
+    order by 1;
+$$;
+comment on function revocation_answers is
+    'For each live node: whether it has carried out this revocation, and how many sessions it closed.';
+
+create function drop_old_revocations(p_limit integer) returns bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+declare
+    dropped bigint;
+begin
+    delete from revocation_reader r
+    where r.read_at < clock_timestamp() - interval '1 day'
+      and not exists (select from node n where n.boot = r.boot);
+    with old as materialized (
+        select v.mark from revocation v where v.kept_until <= clock_timestamp() order by v.kept_until limit p_limit)
+    delete from revocation v using old where v.mark = old.mark;
+    get diagnostics dropped = row_count;
+    return dropped;
+end $$;
+comment on function drop_old_revocations is
+    'Deletes at most so many revocations that mean no token that could still be valid; returns how many.';
+
+-- 11. Audit ----------------------------------------------------------------------------------------------
 
 -- A log can't show by itself that nothing is missing. So inserted rows are counted in the transaction that inserts them, and
 -- each process writes to `node` how many pushes it has taken. `bridge audit` compares these counts with the log.
@@ -1768,7 +1900,7 @@ comment on function keep_boot is 'Keeps what a process has said when its name go
 create trigger keep_boot_replaced after update on node for each row when (old.boot <> new.boot) execute function keep_boot();
 create trigger keep_boot_ended after delete on node for each row execute function keep_boot();
 
--- 11. Views ----------------------------------------------------------------------------------------------
+-- 12. Views ----------------------------------------------------------------------------------------------
 
 create view delivery as
 select
@@ -1919,7 +2051,7 @@ begin
     end loop;
 end $$;
 
--- 12. Roles ----------------------------------------------------------------------------------------------
+-- 13. Roles ----------------------------------------------------------------------------------------------
 
 -- Roles belong to the whole server: this one may exist already, and the role that migrates may not be allowed to create it.
 do $$
@@ -1937,12 +2069,12 @@ do $$
 begin
     if to_regrole('bridge_reader') is not null then
         grant usage on schema public to bridge_reader;
-        grant select on delivery, delivery_hourly, user_timeline, ending, node, tally, past_boot, push_content
-            to bridge_reader;
+        grant select on delivery, delivery_hourly, user_timeline, ending, node, tally, past_boot, push_content,
+            revocation, revocation_reader to bridge_reader;
     end if;
 end $$;
 
--- 13. Earlier bridges ------------------------------------------------------------------------------------
+-- 14. Earlier bridges ------------------------------------------------------------------------------------
 
 -- The database is upgraded first, then the bridges one by one. So the functions that an earlier program calls stay.
 
@@ -2285,7 +2417,7 @@ comment on function recall_rows is
     'Ends the stored rows of a push, or of a user with a collapse key, as recalled; tells of its others too, of a key '
     'of those that were delivered and whose ttl has not ended, and forgets the data that was kept of those.';
 
--- 14. Versions -------------------------------------------------------------------------------------------
+-- 15. Versions -------------------------------------------------------------------------------------------
 
 -- `bridge db upgrade` writes its rows. A database made from this file has no rows here, and no bridge starts on it.
 create table schema_version (

@@ -1,0 +1,138 @@
+"""Carry out revocations: close the sessions that they mean, on this node and on all others, and refuse their tokens.
+
+A revocation is committed first. Every node reads new ones a few times a second, closes what it has, and confirms it in
+the log, where whoever asked for the revocation finds that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from bridge.core.delivery.presence import Presence
+from bridge.core.errors import StoreUnavailable
+from bridge.core.model.revocations import Revocation, RevocationAnswer
+from bridge.core.model.sessions import CloseReason
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.revocations import Marked, RevocationLog
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.revoked import Revoked
+from bridge.core.sessions.session import Session
+from bridge.core.settlement.gate import Gate
+
+PAGE = 5_000
+"""Revocations that are read at a time."""
+READ_EVERY = 0.25
+"""Seconds between two looks for new ones."""
+ANSWERS_WITHIN = 2.0
+"""Seconds in which all live nodes should have confirmed. Who has not by then is named."""
+LOOK_EVERY = 0.05
+"""Seconds between two looks for their confirmations."""
+CAUSE = "revocations"
+"""The gate's cause while this node may have missed a revocation: it takes no pushes then."""
+
+
+async def answered(log: RevocationLog, mark: int, clock: Clock) -> RevocationAnswer:
+    """What came of the revocation with this mark: returns when all live nodes have confirmed it, or after
+    `ANSWERS_WITHIN` seconds. Raises StoreUnavailable."""
+    give_up = clock.monotonic() + ANSWERS_WITHIN
+    while True:
+        answer = await log.answer(mark)
+        if not answer.silent or clock.monotonic() >= give_up:
+            return answer
+        await clock.sleep(LOOK_EVERY)
+
+
+class Revoking:
+    """Commits revocations, and carries out those of all nodes."""
+
+    def __init__(
+        self,
+        *,
+        log: RevocationLog,
+        revoked: Revoked,
+        hub: Hub,
+        presence: Presence,
+        gate: Gate,
+        errors: ErrorHandler,
+        clock: Clock,
+    ) -> None:
+        self._log = log
+        self._revoked = revoked
+        self._hub = hub
+        self._presence = presence
+        self._gate = gate
+        self._errors = errors
+        self._clock = clock
+        self._mark = 0
+        self._one_reader = asyncio.Lock()
+
+    async def revoke(self, revocation: Revocation) -> RevocationAnswer:
+        """Commit a revocation, and return when all live nodes have carried it out, or after two seconds. Idempotent.
+        Raises StoreUnavailable: it may have been committed then, and is safe to ask for again."""
+        session = self._hub.session(revocation.session) if revocation.session else None
+        if session is not None:
+            revocation = Revocation(session=session.id, token_id=session.claims.token_id)
+        mark = await self._log.revoke(revocation)
+        await self.read()
+        return await answered(self._log, mark, self._clock)
+
+    async def read(self) -> None:
+        """Carry out everything that has been committed, and confirm it. Raises StoreUnavailable."""
+        async with self._one_reader:
+            while True:
+                page = await self._log.after(self._mark, PAGE)
+                if page.mark > self._mark or not self._revoked.read:
+                    closed, ours = self._carry_out(page.revocations)
+                    for token_id in ours:
+                        await self._log.revoke(Revocation(token_id=token_id))
+                    self._mark = page.mark
+                    self._revoked.read = self._revoked.read or not page.more
+                    await self._log.confirm(page.mark, closed)
+                if not page.more:
+                    return
+
+    async def run(self) -> None:
+        """Read new revocations, until cancelled."""
+        while True:
+            await self._clock.sleep(READ_EVERY)
+            self._revoked.forget(self._clock.time())
+            try:
+                await self.read()
+            except StoreUnavailable as down:
+                # Whoever was cut off sends nothing before it has read what it missed.
+                self._gate.shut(CAUSE, str(down), database=True)
+            else:
+                self._gate.clear(CAUSE)
+
+    def _carry_out(self, page: Sequence[Marked]) -> tuple[dict[int, int], list[str]]:
+        """Refuse the tokens of these revocations, and close their sessions. Returns how many each one closed, and the
+        tokens of sessions that were named by whoever could not know them."""
+        closed: dict[int, int] = {}
+        learned: list[str] = []
+        by_token: dict[str, int] = {}
+        for mark, revocation, kept_until in page:
+            self._revoked.note(revocation, kept_until)
+            if revocation.token_id:
+                by_token[revocation.token_id] = mark
+            if revocation.user:
+                named = [s for s in self._hub.of_user(revocation.user) if self._revoked.covers(s.claims)]
+                closed[mark] = self._close(named)
+            if revocation.session and (session := self._hub.session(revocation.session)) is not None:
+                token_id = session.claims.token_id
+                if token_id and not revocation.token_id:
+                    self._revoked.note(Revocation(token_id=token_id), kept_until)
+                    learned.append(token_id)
+                closed[mark] = self._close([session])
+        if by_token:
+            for session in self._hub:
+                mark = by_token.get(session.claims.token_id, 0)
+                if mark:
+                    closed[mark] = closed.get(mark, 0) + self._close([session])
+        return closed, learned
+
+    def _close(self, sessions: Sequence[Session]) -> int:
+        for session in sessions:
+            self._presence.close(session, CloseReason.REVOKED)
+        return len(sessions)

@@ -1,0 +1,61 @@
+"""Which tokens are revoked: the revocations in memory, as a handshake asks for them."""
+
+from __future__ import annotations
+
+from bridge.core.model.revocations import Revocation
+from bridge.core.model.sessions import Claims, Refusal
+
+UNREAD = Refusal(503, "starting", "The service is starting, come back in a moment.\n")
+"""Before the revocations have been read, nobody knows which tokens are good."""
+REVOKED = Refusal(401, "revoked", "The token was refused: revoked.\n")
+LONG_LIVED = Refusal(
+    401, "long_lived", "The token was refused: it is good for longer than BRIDGE_TOKEN_DAYS allows.\n"
+)
+
+
+class Revoked:
+    """The revocations that have been read. `token_seconds`: for how long a token may be good; revocations are kept for
+    as long, so that each outlives every token that it means."""
+
+    def __init__(self, token_seconds: float) -> None:
+        self.token_seconds = token_seconds
+        self.read = False
+        """Whether all that were there at the start have been read."""
+        # Both in the order of `kept_until`, which is that of their commits.
+        self._users: dict[str, tuple[float, float]] = {}
+        self._tokens: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._users) + len(self._tokens)
+
+    def note(self, revocation: Revocation, kept_until: float) -> None:
+        """This one was committed; idempotent."""
+        if revocation.user:
+            before, until = self._users.pop(revocation.user, (0.0, 0.0))
+            self._users[revocation.user] = max(before, revocation.before), max(until, kept_until)
+        if revocation.token_id:
+            until = self._tokens.pop(revocation.token_id, 0.0)
+            self._tokens[revocation.token_id] = max(until, kept_until)
+
+    def covers(self, claims: Claims) -> bool:
+        """Whether this token is revoked. One that does not say when it was issued may be older than any revocation."""
+        if claims.token_id in self._tokens:
+            return True
+        found = self._users.get(claims.user)
+        return found is not None and (claims.issued_at is None or claims.issued_at < found[0])
+
+    def refusal(self, claims: Claims, now: float) -> Refusal | None:
+        """Why a session with these claims may not open at `now` (unix seconds), as far as revocations go; else None."""
+        if not self.read:
+            return UNREAD
+        if self.covers(claims):
+            return REVOKED
+        begins = now if claims.issued_at is None else min(claims.issued_at, now)
+        return LONG_LIVED if claims.expires_at > begins + self.token_seconds else None
+
+    def forget(self, now: float) -> None:
+        """Forget revocations that are not kept any more at `now` (unix seconds)."""
+        while self._tokens and self._tokens[token_id := next(iter(self._tokens))] <= now:
+            del self._tokens[token_id]
+        while self._users and self._users[user := next(iter(self._users))][1] <= now:
+            del self._users[user]
