@@ -58,6 +58,7 @@ class Gauges(NamedTuple):
     replaying: int
     ids_remembered: int
     ids_whole: bool
+    revocations: int
     rows_set_aside: int
     unproven: int
     queued_frames: int
@@ -91,6 +92,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "replaying": "Sessions that are being sent what is kept for their user.",
     "ids_remembered": "Ids in the memory of the last day or two, by which repeats are recognised.",
     "ids_whole": "1 while all ids of the last day are in that memory; 0: every push is looked up before it is sent.",
+    "revocations": "Revocations in memory: users and tokens that are refused.",
     "rows_set_aside": "Rows that could not be written with the others, and that are tried again alone.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket is not writable, or behind what is kept for their user.",

@@ -110,6 +110,7 @@ class Node:
             replaying=self.core.pages.replaying,
             ids_remembered=self.core.remembered.added,
             ids_whole=self.core.remembered.complete,
+            revocations=len(self.core.revoked),
             rows_set_aside=self.core.worklist.set_aside,
             unproven=sum(s.unproven for s in sessions),
             queued_frames=sum(s.waiting for s in self.core.hub.backlogged),

@@ -121,8 +121,8 @@ async def start(at: Workplace) -> None:
     """Take away the gate's cause `starting`.
 
     The rule: no push is taken before the node's name is claimed, a row can be written, revocations have been read, and
-    the highest position of the log is known. A database that is down may come up, so all of it is tried again. An unsuitable database stays so, and
-    a name that another node has is that node's: the start is refused.
+    the highest position of the log is known. A database that is down may come up, so all of it is tried again. An
+    unsuitable database stays so, and a name that another node has is that node's: the start is refused.
     """
     node = at.node
     back_off = BackOff(node.clock, at.limits.start_retry)

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from bridge.core.contract import fields
 from bridge.core.contract import requests as decoding
-from bridge.core.contract.control import control_error, control_reply, decode_control
+from bridge.core.contract.control import control_error, control_reply, decode_control, revoke_reply
 from bridge.core.contract.frames import (
     HEARTBEAT,
     AckFrame,
@@ -45,6 +45,7 @@ from bridge.core.model.pushes import (
     Rejected,
     ToUser,
 )
+from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
 from tests.support.ports import arrival
@@ -367,14 +368,23 @@ def test_each_example_of_a_recall_is_understood(example: dict[str, str]) -> None
     assert decode_control(encoded(example)) == Recall(**{k: v for k, v in example.items() if k != "type"})
 
 
+@pytest.mark.parametrize("example", sample("control-revoke.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_a_revocation_is_understood(example: dict[str, Any]) -> None:
+    asked = {"token_id" if name == "jti" else name: value for name, value in example.items()}
+    assert decode_control(encoded(example)) == Revocation(**{k: v for k, v in asked.items() if k != "type"})
+
+
 @settings(max_examples=1000, deadline=None, database=None)
 @given(DICE)
 def test_a_control_message_is_understood_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
     message = dice.control()
     note(repr(message))
     understood = decode_control(encoded(message))
-    expected = validator("control-recall.json").is_valid(message) and not beyond_a_schema(message)
-    assert isinstance(understood, Recall) == expected, understood
+    within = not beyond_a_schema(message)
+    assert isinstance(understood, Recall) == (validator("control-recall.json").is_valid(message) and within)
+    assert isinstance(understood, Revocation) == (
+        validator("control-revoke.json").is_valid(message) and within
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,6 +393,8 @@ def test_a_control_message_is_understood_if_and_only_if_the_schema_says_so(dice:
         control_reply("recall", "n1", 2, 0.25, 1),
         control_reply("recall", "n1", 0, 0, 0),
         control_error("n1", "type: expected a string, got null"),
+        revoke_reply("n1", RevocationAnswer(2, ("n1",), ("n2",)), 41.5),
+        revoke_reply("n1", RevocationAnswer(0, (), ()), 0.0),
     ],
 )
 def test_every_reply_to_a_control_message_fits_its_schema(reply: bytes) -> None:

@@ -122,6 +122,8 @@ class Dice:
     def control(self) -> dict[str, Any]:
         """A control message that is right in most points."""
         forms = (("push_id",), ("user", "collapse_key"), ("user", "collapse_key", "push_id"), ("user",), ())
+        if self.roll(3) == 2:
+            return self._revocation()
         made: dict[str, Any] = {"type": "recall"}
         for field in self.pick((forms[0], forms[1], forms[0], forms[1], *forms)):
             made[field] = self.id()
@@ -131,6 +133,17 @@ class Dice:
             made["type"] = self.pick(("revoke", "Recall", "", None, {}))
         if self.roll(12) == 11:
             made[self.pick(("x", "", "\n", "id", "users", "\ud800"))] = self.junk()
+        return made
+
+    def _revocation(self) -> dict[str, Any]:
+        forms = (("user", "before"), ("jti",), ("session",), ("user",), ("jti", "session"), ())
+        made: dict[str, Any] = {"type": "revoke"}
+        for field in self.pick((*forms[:3], *forms[:3], *forms)):
+            made[field] = self.id()
+        if "before" in made:
+            made["before"] = self.pick((1, 1_790_000_000, 1.5, 0, -1, 1e13, "1", True, None))
+        if self.roll(12) == 11:
+            made[self.pick(("x", "tenant", "type"))] = self.junk()
         return made
 
     def damaged(self) -> bytes:

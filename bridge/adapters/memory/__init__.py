@@ -1,5 +1,4 @@
-"""The Store, Lease and RevocationLog ports in memory: for a log on stdout, and for tests of the core. May import the core
-only."""
+"""The ports of the database in memory: for a log on stdout, and for tests of the core. May import the core only."""
 
 from bridge.adapters.memory.lease import MemoryLease
 from bridge.adapters.memory.revocations import MemoryRevocations

@@ -26,8 +26,8 @@ _ANSWER: LiteralString = "select a.node, a.has_read, a.sessions from revocation_
 class PostgresRevocations:
     """Revocations in Postgres. Opens its connection when it is needed; needs no start.
 
-    `boot`: of the node that reads and confirms them; without one they are only made, and asked for. `token_seconds`: for
-    how long a token may be good; from its first `confirm` on, revocations are kept for as long.
+    `boot`: of the node that reads and confirms them; without one they are only made, and asked for. `token_seconds`:
+    for how long a token may be good; from its first `confirm` on, revocations are kept for as long.
     """
 
     def __init__(self, dsn: str, node: str, boot: str = "", token_seconds: float = 0.0) -> None:

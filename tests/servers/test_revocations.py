@@ -1,0 +1,166 @@
+"""Revocations on real servers: whoever is revoked is closed on every node, and stays out after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import psycopg
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.servers.test_kept import control, session
+from tests.support.bridges import Process, bridge, endings, final_rows, process, publish, request, token
+from tests.support.clients import client
+
+
+async def revoke(port: int, **asked: object) -> Any:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"http://127.0.0.1:{port}/v1/revoke", json=asked) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        return await answer.json()
+
+
+async def command(*words: str, **environment: str) -> tuple[int, str, str]:
+    """`bridge` with these words, in a process of its own: its exit code, what it printed, and its errors."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        f"import sys; from bridge.cli import main; sys.exit(main({words!r}))",
+        env={**inherited, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, errors = await child.communicate()
+    assert child.returncode is not None
+    return child.returncode, out.decode(), errors.decode()
+
+
+async def refused(port: int, given: str) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as caught:
+        async with client(port, given):
+            pass
+    response = caught.value.response
+    return response.status_code, (response.body or b"").decode()
+
+
+async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_more(
+    vhost: str, database: str
+) -> None:
+    old = token("u1", now=time.time() - 60)
+    async with bridge(vhost, database) as b:
+        async with client(b.ws_port, old) as here, session(b.ws_port, "u2") as (other, _):
+            answer = await revoke(b.ops_port, user="u1", before=int(time.time()))
+            assert (answer["sessions"], answer["nodes"], answer["silent"]) == (1, ["n1"], [])
+            assert (answer["type"], answer["node"]) == ("revoke", "n1")
+            assert await here.ended() == (4403, "revoked")
+            assert await refused(b.ws_port, old) == (401, "The token was refused: revoked.\n")
+            await publish(vhost, request("u1", "p1"), request("u2", "p2"))
+            assert (await other.read_json())["id"] == "p2"
+        found = endings(await final_rows(database, 2))
+        assert found == {("p1", "u1"): ("offline", "no_session"), ("p2", "u2"): ("received", "pong")}
+        async with client(b.ws_port, token("u1")):
+            pass
+    async with bridge(vhost, database) as again:
+        assert await refused(again.ws_port, old) == (401, "The token was refused: revoked.\n")
+
+
+async def test_a_control_message_revokes_and_what_is_wrong_with_one_is_said(
+    vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database) as b, control(vhost) as say:
+        async with client(b.ws_port, token("u1", jti="t1")) as here:
+            answer = await say({"type": "revoke", "jti": "t1"})
+            assert (answer["type"], answer["sessions"], answer["silent"]) == ("revoke", 1, [])
+            assert await here.ended() == (4403, "revoked")
+        async with session(b.ws_port, "u2") as (there, welcome):
+            assert (await say({"type": "revoke", "session": welcome["session"]}))["sessions"] == 1
+            assert await there.read_json() == {
+                "type": "bye",
+                "code": 4403,
+                "reason": "revoked",
+                "retry_after": 0,
+            }
+        wrong = await say({"type": "revoke", "user": "u1", "before": time.time() * 1000})
+        assert wrong["problem"] == "before: expected unix seconds: it looks like milliseconds"
+
+
+@asynccontextmanager
+async def standby(vhost: str, database: str) -> AsyncIterator[Process]:
+    second = Process(vhost, database, node="n2")
+    await second.start()
+    try:
+        async with asyncio.timeout(20):
+            while [cause.partition(":")[0] for cause in await second.ready(503)] != ["standby"]:
+                await asyncio.sleep(0.05)
+        yield second
+    finally:
+        await second.kill()
+
+
+async def test_every_node_closes_what_it_has_and_one_that_is_stopped_is_named_and_catches_up(
+    vhost: str, database: str
+) -> None:
+    async with process(vhost, database) as first, standby(vhost, database) as second:
+        async with client(first.ws_port, token("u1")) as one, client(second.ws_port, token("u1")) as two:
+            answer = await revoke(first.ops_port, user="u1", before=time.time() + 60)
+            assert (answer["sessions"], answer["nodes"], answer["silent"]) == (2, ["n1", "n2"], [])
+            assert answer["took_ms"] < 1000
+            assert [await c.ended() for c in (one, two)] == [(4403, "revoked")] * 2
+        async with client(second.ws_port, token("u2", jti="t2")) as late:
+            second.signal(signal.SIGSTOP)
+            answer = await revoke(first.ops_port, jti="t2")
+            assert (answer["sessions"], answer["nodes"], answer["silent"]) == (0, ["n1"], ["n2"])
+            second.signal(signal.SIGCONT)
+            assert await late.ended() == (4403, "revoked")
+
+
+async def test_a_node_that_is_killed_between_commit_and_close_refuses_the_token_when_it_is_back(
+    vhost: str, database: str
+) -> None:
+    async with process(vhost, database) as first:
+        given = token("u1", jti="t1")
+        async with client(first.ws_port, given):
+            first.signal(signal.SIGSTOP)  # nothing is closed from now on
+            async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+                await conn.execute("select revoke_tokens(null, null, 't1', null)")
+            await first.kill()
+        async with bridge(vhost, database, node="n2") as b:
+            assert await refused(b.ws_port, given) == (401, "The token was refused: revoked.\n")
+
+
+async def test_the_command_revokes_without_a_broker_and_says_what_came_of_it(
+    vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database) as b, client(b.ws_port, token("u1")) as here:
+        code, said, _ = await command(
+            "revoke", "--user", "u1", BRIDGE_POSTGRES_DSN=database, BRIDGE_AMQP_URL="amqp://127.0.0.1:1/"
+        )
+        assert code == 0
+        assert said.startswith("revoked: 1 sessions closed; confirmed by n1 in ")
+        assert await here.ended() == (4403, "revoked")
+        code, said, _ = await command("revoke", "--jti", "t9", "--json", BRIDGE_POSTGRES_DSN=database)
+        assert (code, json.loads(said)["sessions"]) == (0, 0)
+        code, _, told = await command("revoke", "--jti", "t9", "--before", "5", BRIDGE_POSTGRES_DSN=database)
+        assert (code, "--before: goes with --user" in told) == (2, True)
+
+
+async def test_without_a_database_revocations_last_until_a_restart(vhost: str, database: str) -> None:
+    given = token("u1", jti="t1")
+    async with bridge(vhost, database, delivery_log="stdout") as b:
+        async with client(b.ws_port, given) as here:
+            assert (await revoke(b.ops_port, jti="t1"))["sessions"] == 1
+            assert await here.ended() == (4403, "revoked")
+        assert (await refused(b.ws_port, given))[0] == 401
