@@ -6,7 +6,7 @@
 | I1 | a kept one not ended as proven, or by ttl, newer push, recall or full mailbox, that has no reason to wait |
 | I1 | one given up as rejected that neither kills the bridge nor was returned by others again and again |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
-| I3 | a push on the screen of another user |
+| I3 | a push on the screen of another user, or read two seconds after its session was revoked |
 | I4 | messages left, rows not final, owed receipts, final rows without a receipt, receipts with another outcome |
 | I5 | rows and receipts that nobody published |
 | order | a kept push that a client reads after one that was published later; a resume that left one out |
@@ -30,6 +30,9 @@ FACTS_MAX = 10
 """Lines of each kind in a violation's story: a push to everyone has hundreds."""
 
 
+IN_KERNELS = 2.0
+"""Seconds in which a client may read what the kernels had when its session was revoked; the machine is busy."""
+
 READ = frozenset(("acked", "received", "written", "stored", "dropped"))
 """Outcomes of a kept push after which a client that resumes must have read it, or must know that something is
 missing. Superseded, recalled and expired ones are not among them."""
@@ -44,6 +47,7 @@ class Broken(enum.Enum):
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
+    AFTER_REVOKED = "I3 read after it was revoked"
     LEFT_IN_QUEUE = "I4 left in a queue"
     NOT_FINAL = "I4 not final"
     OWED = "I4 owed"
@@ -97,7 +101,7 @@ class Verdict:
     @property
     def wrong(self) -> int:
         """Pushes shown to somebody else."""
-        return self.count(Broken.WRONG_USER)
+        return self.count(Broken.WRONG_USER, Broken.AFTER_REVOKED)
 
 
 def check(evidence: Evidence) -> Verdict:
@@ -148,6 +152,7 @@ class _Check:
         for tab in self._e.tabs:
             self._in_order(tab)
             self._without_gap(tab)
+            self._nothing_after(tab)
         self._proofs()
         self._screens()
         self._rest()
@@ -421,6 +426,14 @@ class _Check:
                 self._broken(Broken.WRONG_USER, f"shown to session {other} of {user}", request)
             elif request.to is not To.ALL and user not in request.users:
                 self._broken(Broken.WRONG_USER, f"shown to {user}", request)
+
+    def _nothing_after(self, tab: Tab) -> None:
+        for connection, answered in tab.revoked:
+            for number, mark, at in tab.reads:
+                if number <= connection and at > answered + IN_KERNELS:
+                    late = at - answered
+                    what = f"{tab.user} read {mark} {late:.1f} s after the session was revoked"
+                    self._broken(Broken.AFTER_REVOKED, what, self._e.requests.get(mark))
 
     # --- I4 ---
 

@@ -135,6 +135,15 @@ class Row(NamedTuple):
     """Whether it is kept, and its ttl is over."""
 
 
+class Revoked(NamedTuple):
+    """A client's token was revoked."""
+
+    connection: int
+    """The number of its last connection that was begun with this token before."""
+    answered: float
+    """Monotonic seconds of the answer, which says that its session is closed."""
+
+
 @dataclass
 class Tab:
     """The evidence of one client that reads and stays until the end."""
@@ -150,6 +159,7 @@ class Tab:
     """Monotonic seconds of the first push it could name."""
     cut: int = 0
     """How often it was told that the replay is not complete."""
+    revoked: list[Revoked] = field(default_factory=list)
 
 
 @dataclass(slots=True)

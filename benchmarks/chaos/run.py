@@ -25,6 +25,7 @@ from typing import Final
 
 from benchmarks import compiled
 from benchmarks.chaos import (
+    faults_access,
     faults_broker,
     faults_clients,
     faults_database,
@@ -47,6 +48,7 @@ MODULES: Final = (
     faults_clients,
     faults_kept,
     faults_large,
+    faults_access,
     faults_time,
     faults_mixed,
 )

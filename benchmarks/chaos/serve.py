@@ -21,6 +21,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.pool import Connections
+from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.app import build as app
@@ -127,6 +128,7 @@ POINTS: Final = {
     "after a full mailbox is cut": Point(PostgresStore, "trim", after=True, result=True),
     "before a recall": Point(PostgresStore, "recall", after=False),
     "after a recall": Point(PostgresStore, "recall", after=True),
+    "after a revocation": Point(PostgresRevocations, "revoke", after=True),
 }
 
 

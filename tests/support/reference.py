@@ -19,7 +19,10 @@ OUTCOMES = REFERENCE / "outcomes.md"
 TABLES = REFERENCE / "tables.md"
 
 PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "ending")
-INTERNAL = ("delivery_log", "push_content", "log_day", "tally", "node", "past_boot", "revocation", "revocation_mark", "revocation_reader", "schema_version")
+INTERNAL = (
+    *("delivery_log", "push_content", "log_day", "tally", "node", "past_boot"),
+    *("revocation", "revocation_mark", "revocation_reader", "schema_version"),
+)
 
 
 def outcomes_page() -> str:
