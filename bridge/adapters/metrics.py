@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.registry import Collector
@@ -345,6 +345,24 @@ def audit_families(drift: Mapping[str, int], audited_at: float) -> Iterator[Metr
         "When all checks were last made, since the epoch; 0: never.",
         value=audited_at,
     )
+
+
+def key_families(fetches: Mapping[str, int], age: float | None) -> Iterator[Metric]:
+    """The families of the keys that an address publishes: fetches by result, and the age of the keys in seconds."""
+    family = CounterMetricFamily(
+        "bridge_jwks_fetches",
+        "How often the address BRIDGE_JWT_JWKS_URL was asked for keys, by result: `ok` or `failed`. Absent without it.",
+        labels=("result",),
+    )
+    for result, count in fetches.items():
+        family.add_metric((result,), float(count))
+    yield family
+    if age is not None:
+        yield GaugeMetricFamily(
+            "bridge_jwks_age_seconds",
+            "Seconds since that address last answered with keys. Absent until it has.",
+            value=age,
+        )
 
 
 class NullMetrics:

@@ -16,6 +16,8 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "Who may come in": (
         "jwt_secret",
         "jwt_algorithms",
+        "jwt_keys",
+        "jwt_jwks_url",
         "jwt_issuer",
         "jwt_audience",
         "origins",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
 from bridge.core.delivery.presence import Presence
@@ -13,7 +14,7 @@ from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.sockets import Frame, Socket
-from bridge.core.sessions.access import Access
+from bridge.core.sessions.access import Access, Decision, Undecided
 from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
@@ -45,10 +46,18 @@ class Gateway:
         self._clock = clock
         self._new_session_id = new_session_id
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
+    def handshake(self, request: Handshake) -> Decision | Coroutine[Any, Any, Decision]:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
         answer = self._access.decide(request)
+        if isinstance(answer, Grant | Refusal):
+            return self._decided(answer, started)
+        return self._decided_later(answer, started)
+
+    async def _decided_later(self, waits: Undecided, started: float) -> Decision:
+        return self._decided(await self._access.decided(waits), started)
+
+    def _decided(self, answer: Decision, started: float) -> Decision:
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)
@@ -70,6 +79,7 @@ class Gateway:
 
     def opened(self, grant: Grant, socket: Socket) -> Client:
         """The handshake is done: welcome first, then what is kept for this user, then what is newer."""
+        assert grant.claims is not None
         session = Session(
             self._new_session_id(),
             grant.claims,

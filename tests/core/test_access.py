@@ -55,6 +55,7 @@ def access(*origins: str) -> Access:
 def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) -> None:
     answer = access().decide(request_)
     assert isinstance(answer, Grant)
+    assert answer.claims is not None
     assert answer.claims.user == "u1"
 
 

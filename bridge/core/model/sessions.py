@@ -62,7 +62,8 @@ class Handshake(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True):
     """A handshake that opens a session."""
 
-    claims: Claims
+    claims: Claims | None
+    """None: nobody has opened a session yet, the token is to come as the first message."""
     mode: Mode
     subprotocol: str | None
     """The subprotocol in the answer; None where the client offered none."""

@@ -7,6 +7,7 @@
 | subprotocols are offered, and we speak none       | 400                        | `subprotocol`     |
 | no token, or tokens that differ                   | 401                        | `missing`, `many` |
 | the verifier refuses the token                    | 401                        | the verifier's why|
+| the keys to check it with are not there yet       | 503, Retry-After           | `no_keys`         |
 | no subprotocol is offered                         | granted, bare mode         | `opened`          |
 
 A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
@@ -15,11 +16,24 @@ only sees 1006. So the bridge refuses such a handshake with an answer that a dev
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
+from typing import NamedTuple, TypeAlias
 
-from bridge.core.errors import TokenRefused
-from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
+from msgspec import structs
+
+from bridge.core.errors import KeysUnavailable, TokenRefused
+from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.plugins import TokenVerifier
+
+Decision: TypeAlias = Grant | Refusal
+
+
+class Undecided(NamedTuple):
+    """A decision for which the verifier waits. It may be dropped."""
+
+    claims: Awaitable[Claims]
+    grant: Grant
+
 
 TOKEN_ENTRY = "bridge.token."
 """The start of a subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
@@ -40,7 +54,7 @@ class Access:
         """Refuse every handshake from now on."""
         self.draining = True
 
-    def decide(self, request: Handshake) -> Grant | Refusal:
+    def decide(self, request: Handshake) -> Decision | Undecided:
         """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
@@ -56,13 +70,36 @@ class Access:
             return _no_token(request)
         if len(tokens) > 1:
             return Refusal(401, "many", "More than one token was given, and they differ.\n")
-        try:
-            claims = self._verifier.verify(tokens.pop())
-        except TokenRefused as refused:
-            detail = f" ({refused.detail})" if refused.detail else ""
-            return Refusal(401, refused.why, f"The token was refused: {refused.why}{detail}.\n")
         last = request.query.get("last")
-        return Grant(claims, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+        grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+        return self.check(tokens.pop(), grant)
+
+    def check(self, token: str, grant: Grant) -> Decision | Undecided:
+        """The grant with what the token says, or the refusal. Never raises."""
+        try:
+            claims = self._verifier.verify(token)
+        except (TokenRefused, KeysUnavailable) as error:
+            return _not_verified(error)
+        if isinstance(claims, Claims):
+            return structs.replace(grant, claims=claims)
+        return Undecided(claims, grant)
+
+    @staticmethod
+    async def decided(waits: Undecided) -> Decision:
+        """The decision that had to wait. Never raises."""
+        try:
+            return structs.replace(waits.grant, claims=await waits.claims)
+        except (TokenRefused, KeysUnavailable) as error:
+            return _not_verified(error)
+
+
+def _not_verified(error: TokenRefused | KeysUnavailable) -> Refusal:
+    if isinstance(error, KeysUnavailable):
+        return Refusal(
+            503, "no_keys", "The keys that check tokens are not there yet, try again in a moment.\n"
+        )
+    detail = f" ({error.detail})" if error.detail else ""
+    return Refusal(401, error.why, f"The token was refused: {error.why}{detail}.\n")
 
 
 def _tokens(request: Handshake) -> set[str]:
