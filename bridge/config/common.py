@@ -99,7 +99,7 @@ class CommonSettings(BaseSettings):
         for name in KEYS:
             for given in (os.environ.get(env_name(name), "").strip(), str(values.get(name, ""))):
                 # Several secrets may be given in one setting, see `TokenSettings`.
-                redaction.learn([given, *given.split(",")])
+                redaction.learn([given, *map(str.strip, given.split(","))])
         try:
             super().__init__(**values)
         except UnreadableSource as error:

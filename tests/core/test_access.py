@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from bridge.core.errors import TokenRefused
+from bridge.core.errors import KeysUnavailable, TokenRefused
 from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
-from bridge.core.sessions.access import Access
+from bridge.core.sessions.access import Access, Undecided
 
 
 class OneToken:
@@ -122,6 +124,44 @@ def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
 
     refused = Access(Explaining(), ()).decide(shake(token="t"))
     assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).\n")
+
+
+def test_while_there_are_no_keys_whoever_needs_one_is_told_to_come_back() -> None:
+    class Keyless:
+        def verify(self, token: str) -> Claims:
+            raise KeysUnavailable("no keys yet from an address of ours")
+
+    refused = Access(Keyless(), ()).decide(shake(token="t"))
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.why) == (503, "no_keys")
+    assert "address" not in refused.text
+
+
+@pytest.mark.parametrize("end", ["granted", "refused", "no keys"])
+async def test_a_verifier_that_waits_decides_later_by_the_same_rules(end: str) -> None:
+    class Slow:
+        def verify(self, token: str) -> asyncio.Future[Claims]:
+            done = asyncio.get_running_loop().create_future()
+            if end == "granted":
+                done.set_result(Claims("u1", 100.0))
+            else:
+                done.set_exception(
+                    TokenRefused("unknown_key", "no key has its kid")
+                    if end == "refused"
+                    else KeysUnavailable("x")
+                )
+            return done
+
+    slow = Access(Slow(), ())
+    waits = slow.decide(shake(token="t", subprotocols=("bridge.v1.json",), last="p1"))
+    assert isinstance(waits, Undecided)
+    answer = await slow.decided(waits)
+    if end == "granted":
+        assert answer == Grant(Claims("u1", 100.0), Mode.ENVELOPE, "bridge.v1.json", "p1")
+    else:
+        assert isinstance(answer, Refusal)
+        expected = (401, "unknown_key") if end == "refused" else (503, "no_keys")
+        assert (answer.status, answer.why) == expected
 
 
 def test_the_first_subprotocol_that_we_speak_is_taken() -> None:

@@ -49,11 +49,12 @@ def pair(algorithm: str, kid: str | None = None, *, bits: int = 2048, which: str
     """A pair; made once for each (algorithm, bits, which), since RSA keys take a while."""
     name = f"{algorithm} {bits} {which}"
     if name not in _MADE:
-        _MADE[name] = {
-            "RS256": lambda: rsa.generate_private_key(65537, bits),
-            "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
-            "EdDSA": ed25519.Ed25519PrivateKey.generate,
-        }[algorithm]()
+        if algorithm == "RS256":
+            _MADE[name] = rsa.generate_private_key(65537, bits)
+        elif algorithm == "ES256":
+            _MADE[name] = ec.generate_private_key(ec.SECP256R1())
+        else:
+            _MADE[name] = ed25519.Ed25519PrivateKey.generate()
     return Pair(algorithm, kid, _MADE[name])
 
 
