@@ -304,7 +304,9 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     for number in range(users):
         socket = _Socket(peers)
         claims = Claims(load.user_id(number), time.time() + 1e6)
-        socket.client = gateway.opened(Grant(claims, Mode.BARE, "", None), socket)
+        opened = gateway.opened(Grant(claims, Mode.BARE, "", None), socket)
+        assert isinstance(opened, Client)
+        socket.client = opened
     while core.pages.replaying and not any(task.done() for task in tasks):
         core.tick()
         await asyncio.sleep(0.001)

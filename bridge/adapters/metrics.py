@@ -51,6 +51,7 @@ class Gauges(NamedTuple):
     sessions: int
     users: int
     handshakes_in_progress: int
+    strangers: int
     inbox: int
     in_flight: int
     parked: int
@@ -83,6 +84,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "sessions": "Open WebSocket sessions.",
     "users": "Users with at least one open session.",
     "handshakes_in_progress": "WebSocket handshakes begun and not answered yet.",
+    "strangers": "Connections without a session, whose token is to come as the first message.",
     "inbox": "Messages delivered by the broker and not taken yet.",
     "in_flight": "Pushes on their way, each counted once for each user; those parked are among them.",
     "parked": "Pushes whose proof is overdue: their message is acked and their row is written. Those that have ended "

@@ -55,7 +55,12 @@ class Node:
         self.request_limits = Limits(settings.max_data_bytes, max_ttl)
         self.core = _core(given, self.request_limits)
         self.keys = _key_ring(given)
-        self.access = Access(_verifier(given, self.keys), settings.origins)
+        self.access = Access(
+            _verifier(given, self.keys),
+            settings.origins,
+            token_from=settings.token_from,
+            cookie=settings.token_cookie,
+        )
         self.gateway = Gateway(
             access=self.access,
             presence=self.core.presence,
@@ -106,6 +111,7 @@ class Node:
             sessions=len(sessions),
             users=self.core.hub.users,
             handshakes_in_progress=ws.handshakes_in_progress,
+            strangers=self.gateway.strangers.waiting,
             inbox=self.core.intake.waiting,
             in_flight=self.core.inflight.busy,
             parked=self.core.inflight.parked,

@@ -156,6 +156,7 @@ async def tick(at: Workplace) -> None:
     taking = TakingLog(node.gate)
     while True:
         node.core.tick()
+        node.gateway.strangers.tick()
         now = node.clock.monotonic()
         if now - second >= 1.0:
             second = now

@@ -21,6 +21,8 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "jwt_issuer",
         "jwt_audience",
         "origins",
+        "token_from",
+        "token_cookie",
         "ops_token",
     ),
     "The delivery log and plug-ins": ("delivery_log", "retention_days", "error_handler", "hooks"),

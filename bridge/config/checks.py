@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationInfo
 
 from bridge.config.names import env_name
+from bridge.core.sessions.carriers import CARRIERS
 
 SECRET_VARIETY: Final = 8
 """Different characters that a secret must have: random ones have more, `aaaa...` and `change-me...` have not."""
@@ -154,6 +155,25 @@ def origin(entry: str) -> str:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != default else "")
+
+
+def carriers(value: tuple[str, ...], *, origins: bool) -> tuple[str, ...]:
+    """Where a token may come from."""
+    wrong = [word for word in value if word not in CARRIERS]
+    if wrong or not value:
+        given = "".join(f", not {word!r}" for word in wrong)
+        raise ValueError(f"one or more of {', '.join(CARRIERS)} expected{given}")
+    if "cookie" in value and not origins:
+        # A browser sends the cookie whichever page asks it to.
+        raise ValueError(f"cookie needs {env_name('origins')}: the pages that may use it")
+    return tuple(dict.fromkeys(value))
+
+
+def cookie_name(value: str) -> str:
+    """The name of a cookie (RFC 6265 4.1.1)."""
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", value):
+        raise ValueError("a name of 1 to 64 letters, digits, '_', '-' or '.' expected")
+    return value
 
 
 def at_least(value: int, other: str, info: ValidationInfo) -> int:

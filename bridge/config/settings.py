@@ -15,6 +15,7 @@ from bridge.config.common import KEYS, CommonSettings
 from bridge.config.names import PREFIX
 from bridge.core import redaction
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
+from bridge.core.sessions.carriers import USUAL_CARRIERS
 
 BROKER_DELIVERY_LIMIT: Final = 100
 """The broker's own limit on the queue of requests. `max_attempts` is lower: the bridge writes a row when it gives a
@@ -122,6 +123,17 @@ class Settings(TokenSettings):
         (),
         description="Web origins that may open a session (`https://app.example.com`), comma-separated;"
         " empty: any.",
+    )
+
+    token_from: CommaList = Field(
+        USUAL_CARRIERS,
+        description="Where a token may come from, comma-separated: `authorization` (the header), `subprotocol`,"
+        " `query`, `frame` (the first message), `cookie`.",
+    )
+    token_cookie: str = Field(
+        "bridge_token",
+        description="The name of the cookie that has the token, where `BRIDGE_TOKEN_FROM` names `cookie`; it counts"
+        " only from the pages of `BRIDGE_ORIGINS`.",
     )
 
     delivery_log: CommaList = Field(
@@ -249,6 +261,16 @@ class Settings(TokenSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(checks.origin(entry) for entry in value))
+
+    @field_validator("token_from")
+    @classmethod
+    def _check_token_from(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return checks.carriers(value, origins=bool(info.data.get("origins", "wrong")))
+
+    @field_validator("token_cookie")
+    @classmethod
+    def _check_token_cookie(cls, value: str) -> str:
+        return checks.cookie_name(value)
 
     @field_validator("delivery_log")
     @classmethod

@@ -13,11 +13,12 @@ from bridge.core.delivery.proof import Proofs
 from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
-from bridge.core.ports.sockets import Frame, Socket
+from bridge.core.ports.sockets import Frame, SessionHandle, Socket
 from bridge.core.sessions.access import Access, Decision, Undecided
 from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
+from bridge.core.sessions.strangers import CROWD, Strangers
 
 log = logging.getLogger("bridge.handshake")
 
@@ -45,6 +46,7 @@ class Gateway:
         self._metrics = metrics
         self._clock = clock
         self._new_session_id = new_session_id
+        self.strangers = Strangers(access=access, clock=clock, opened=self.opened, told=self._stranger_ended)
 
     def handshake(self, request: Handshake) -> Decision | Coroutine[Any, Any, Decision]:
         """Decide on an opening handshake."""
@@ -59,6 +61,10 @@ class Gateway:
 
     def _decided(self, answer: Decision, started: float) -> Decision:
         seconds = self._clock.monotonic() - started
+        if isinstance(answer, Grant) and answer.claims is None:
+            if not self.strangers.full:
+                return answer  # how it ends is told later
+            answer = CROWD
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)
         else:
@@ -77,9 +83,19 @@ class Gateway:
             extra={"why": refusal.why, "status": refusal.status},
         )
 
-    def opened(self, grant: Grant, socket: Socket) -> Client:
-        """The handshake is done: welcome first, then what is kept for this user, then what is newer."""
-        assert grant.claims is not None
+    def _stranger_ended(self, refusal: Refusal | None, seconds: float) -> None:
+        if refusal is None:
+            self._metrics.handshake("opened", seconds)
+        else:
+            self._refused(refusal, seconds)
+
+    def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
+        """The handshake is done: welcome first, then what is kept for this user, then what is newer.
+
+        Without claims none of it: the token comes first.
+        """
+        if grant.claims is None:
+            return self.strangers.came(grant, socket)
         session = Session(
             self._new_session_id(),
             grant.claims,

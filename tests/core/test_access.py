@@ -27,13 +27,14 @@ def shake(
     subprotocols: tuple[str, ...] = (),
     origin: str | None = None,
     last: str | None = None,
+    cookie: str | None = None,
 ) -> Handshake:
     query: dict[str, list[str]] = {}
     if token is not None:
         query["token"] = [token]
     if last is not None:
         query["last"] = [last]
-    return Handshake("/ws", query, origin, authorization, subprotocols)
+    return Handshake("/ws", query, origin, authorization, subprotocols, cookie)
 
 
 def access(*origins: str) -> Access:
@@ -64,7 +65,6 @@ def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) 
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (shake(), "missing"),
         (shake(token=""), "missing"),
         (shake(authorization="Basic Z29vZA=="), "missing"),
         (shake(authorization="good"), "missing"),
@@ -79,6 +79,70 @@ def test_no_stranger_gets_in(request_: Handshake, why: str) -> None:
     answer = access().decide(request_)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.why) == (401, why)
+
+
+def test_without_a_token_nobody_is_let_in_yet_where_the_first_message_may_bring_it() -> None:
+    assert access().decide(shake()) == Grant(None, Mode.BARE, None)
+    asked = shake(subprotocols=("bridge.v1.json",), last="p1")
+    assert access().decide(asked) == Grant(None, Mode.ENVELOPE, "bridge.v1.json", "p1")
+    no_frame = Access(OneToken(), (), token_from=("authorization", "query"))
+    refused = no_frame.decide(shake())
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.why) == (401, "missing")
+    assert "in the header Authorization with the scheme Bearer, or in the query" in refused.text
+
+
+CARRIED = {
+    "authorization": shake(authorization="Bearer good"),
+    "subprotocol": shake(subprotocols=("bridge.token.good", "bridge.v1.json")),
+    "query": shake(token="good"),
+    "cookie": shake(origin="https://app.example", cookie="a=b; jar=good"),
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIED)
+def test_each_carrier_can_be_switched_off(carrier: str) -> None:
+    app = ("https://app.example",)
+    for others in ((), ("frame",)):
+        allowed = [each for each in CARRIED if each != carrier]
+        off = Access(OneToken(), app, token_from=(*allowed, *others), cookie="jar")
+        refused = off.decide(CARRIED[carrier])
+        if carrier == "cookie" and others:
+            assert refused == Grant(None, Mode.BARE, None), "browsers send cookies by themselves"
+            continue
+        assert isinstance(refused, Refusal)
+        assert (refused.status, refused.why) == (401, "missing" if carrier == "cookie" else "carrier")
+        assert "good" not in refused.text
+    on = Access(OneToken(), app, token_from=(carrier,), cookie="jar")
+    granted = on.decide(CARRIED[carrier])
+    assert isinstance(granted, Grant)
+    assert granted.claims == Claims("u1", 100.0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (shake(origin="https://app.example", cookie='jar="good"'), "granted"),
+        (shake(origin="https://app.example", cookie="jar=good; jar=good"), "granted"),
+        (shake(origin="https://app.example", cookie="jar=good; jar=bad"), "many"),
+        (shake(origin="https://app.example", cookie="jar=bad"), "signature"),
+        (shake(origin="https://evil.example", cookie="jar=good"), "origin"),
+        (shake(cookie="jar=good"), "origin"),
+        (shake(origin="https://app.example", cookie="Jar=good; jars=good; xjar=good; jar"), "missing"),
+        (shake(origin="https://app.example", cookie="jar=other", token="good"), "granted"),
+        (shake(cookie="jar=other", token="good"), "granted"),
+    ],
+)
+def test_a_cookie_counts_only_from_listed_origins_and_only_without_another_token(
+    request_: Handshake, expected: str
+) -> None:
+    jar = Access(OneToken(), ("https://app.example",), token_from=("query", "cookie"), cookie="jar")
+    answer = jar.decide(request_)
+    if expected == "granted":
+        assert isinstance(answer, Grant)
+    else:
+        assert isinstance(answer, Refusal)
+        assert (answer.status, answer.why) == (403 if expected == "origin" else 401, expected)
 
 
 def test_the_token_is_never_echoed_as_a_subprotocol() -> None:

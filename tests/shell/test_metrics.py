@@ -37,7 +37,9 @@ ROW = Row(
     proven_at=100.014,
     finished_at=100.014,
 )
-GAUGE_VALUES = Gauges(3, 2, 1, 10, 11, 12, 18, 19, 20, True, 21, 13, 14, 15, 16, 17, True, True, True, True)
+GAUGE_VALUES = Gauges(
+    3, 2, 1, 22, 10, 11, 12, 18, 19, 20, True, 21, 13, 14, 15, 16, 17, True, True, True, True
+)
 
 
 def scraped(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:

@@ -255,7 +255,9 @@ class House:
     def open(self, grant: Grant) -> Peer:
         """Open the session that a handshake was granted."""
         socket = RecordingSocket()
-        return Peer(self.gateway.opened(grant, socket), socket)
+        opened = self.gateway.opened(grant, socket)
+        assert isinstance(opened, Client), "a grant without a token"
+        return Peer(opened, socket)
 
     async def live(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
         """Connect, and wait until the session was sent what is kept for its user."""

@@ -18,6 +18,8 @@ class CloseReason(enum.Enum):
     RESTART = (1012, "restart", True, 1.0)
     TRY_LATER = (1013, "try_later", True, 10.0)
     TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
+    TOKEN_REFUSED = (4401, "token_refused", False, 0.0)
+    AUTH_TIMEOUT = (4401, "auth_timeout", True, 1.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
     VANISHED = (1006, "vanished", True, 0.0)
 
@@ -57,6 +59,8 @@ class Handshake(msgspec.Struct, frozen=True):
     origin: str | None
     authorization: str | None
     subprotocols: tuple[str, ...]
+    cookie: str | None = None
+    """The header Cookie."""
 
 
 class Grant(msgspec.Struct, frozen=True):
