@@ -51,7 +51,7 @@ def come(h: House, request: Handshake = ENVELOPE) -> tuple[Stranger, RecordingSo
 
 
 def results(h: House) -> list[str]:
-    return [result for result, _ in h.metrics.handshakes]
+    return list(h.metrics.handshakes)
 
 
 def said(socket: RecordingSocket) -> list[dict[str, object]]:
@@ -63,7 +63,7 @@ async def test_before_the_token_there_is_no_session_and_after_it_there_is_one(re
     async with house() as h:
         use(h)
         stranger, socket = come(h, request_)
-        await h.take({"id": "p1", "to": {"all": True}, "data": 1})
+        await h.push({"id": "p1", "to": {"all": True}, "data": 1})
         assert (list(h.hub), socket.frames, socket.pings, h.hooks.opened) == ([], [], [], [])
         assert results(h) == []
         assert h.gateway.strangers.waiting == 1
@@ -72,7 +72,7 @@ async def test_before_the_token_there_is_no_session_and_after_it_there_is_one(re
         assert [info.user for info in h.hooks.opened] == ["u1"]
         assert results(h) == ["opened"]
         assert h.gateway.strangers.waiting == 0
-        await h.take({"id": "p2", "to": {"user": "u1"}, "data": 2})
+        await h.push({"id": "p2", "to": {"user": "u1"}, "data": 2})
         if request_ is ENVELOPE:
             assert [frame["type"] for frame in said(socket)] == ["welcome", "push"]
             stranger.message(auth("good"))
@@ -131,11 +131,11 @@ async def test_who_says_nothing_within_five_seconds_is_closed_and_who_leaves_is_
         _, second = come(h)
         h.advance(AUTH_SECONDS / 2 - 0.1)
         h.gateway.strangers.tick()
-        assert first.closed_with is None
+        assert [first.closed_with, gone.closed_with] == [None, None]
         h.advance(0.1)
         h.gateway.strangers.tick()
-        assert first.closed_with is CloseReason.AUTH_TIMEOUT
-        assert (second.closed_with, gone.closed_with) == (None, None)
+        closed = [socket.closed_with for socket in (first, gone, second)]
+        assert closed == [CloseReason.AUTH_TIMEOUT, None, None]
         assert results(h) == ["gone", "auth_timeout"]
         assert h.gateway.strangers.waiting == 1
 

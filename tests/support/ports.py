@@ -186,6 +186,7 @@ class CountingMetrics:
         self.differing = 0
         self.takings = 0
         self.looked = 0
+        self.handshakes: list[str] = []
 
     def taken(self, messages: int, requests: int) -> None:
         self.takings += messages
@@ -210,7 +211,8 @@ class CountingMetrics:
 
     def handed(self, pushes: int) -> None: ...
 
-    def handshake(self, result: str, seconds: float) -> None: ...
+    def handshake(self, result: str, seconds: float) -> None:
+        self.handshakes.append(result)
 
     def closed(self, reason: str) -> None: ...
 

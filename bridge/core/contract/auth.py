@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from bridge.core.contract.jsontext import BAD_JSON
 
 
-class _Auth(msgspec.Struct, tag_field="type", tag="auth", gc=False):
+class _Auth(msgspec.Struct, gc=False):
+    # Not a tag, which may be missing.
+    type: Literal["auth"]
     token: str
 
 
