@@ -274,6 +274,21 @@ def test_the_address_of_keys_is_https_outside_development_and_never_shown(url: s
     assert Settings(jwt_jwks_url="https://id.example/keys?tenant=1", jwt_secret=SECRET).jwt_jwks_url
 
 
+def test_a_cookie_needs_a_list_of_origins() -> None:
+    assert "cookie needs BRIDGE_ORIGINS" in problems(token_from="cookie")["BRIDGE_TOKEN_FROM"]
+    app = {"jwt_secret": SECRET, "origins": "https://app.example"}
+    assert Settings(**app, token_from="cookie,query,cookie").token_from == ("cookie", "query")
+    assert Settings(**app).token_from == ("authorization", "subprotocol", "query", "frame")
+    assert "a name of 1 to 64 letters" in problems(token_cookie="a b")["BRIDGE_TOKEN_COOKIE"]
+    assert Settings(**app, token_cookie="__Host-push").token_cookie == "__Host-push"
+
+
+@pytest.mark.parametrize("value", ["", "header", "query,header"])
+def test_where_a_token_may_come_from_is_one_of_five_ways(value: str) -> None:
+    told = problems(token_from=tuple(value.split(",")) if value else ())["BRIDGE_TOKEN_FROM"]
+    assert told.startswith("one or more of authorization, subprotocol, query, frame, cookie expected")
+
+
 def test_in_development_keys_may_come_over_http() -> None:
     url = "http://127.0.0.1:8080/keys"
     assert Settings(dev=True, jwt_jwks_url=url).jwt_jwks_url == url
