@@ -292,10 +292,9 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
     gateway = Gateway(
-        access=Access(_Anybody(), ()),
+        access=Access(_Anybody(), (), revoked=core.revoked, clock=clock),
         presence=core.presence,
         proofs=core.proofs,
-        revoked=core.revoked,
         limits=SessionLimits(256, 1 << 20),
         hooks=hooks,
         metrics=metrics,
@@ -308,7 +307,9 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     for number in range(users):
         socket = _Socket(peers)
         claims = Claims(load.user_id(number), time.time() + 1e6)
-        socket.client = gateway.opened(Grant(claims, Mode.BARE, "", None), socket)
+        opened = gateway.opened(Grant(claims, Mode.BARE, "", None), socket)
+        assert isinstance(opened, Client)
+        socket.client = opened
     while core.pages.replaying and not any(task.done() for task in tasks):
         core.tick()
         await asyncio.sleep(0.001)

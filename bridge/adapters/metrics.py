@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.registry import Collector
@@ -51,6 +51,7 @@ class Gauges(NamedTuple):
     sessions: int
     users: int
     handshakes_in_progress: int
+    strangers: int
     inbox: int
     in_flight: int
     parked: int
@@ -84,6 +85,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "sessions": "Open WebSocket sessions.",
     "users": "Users with at least one open session.",
     "handshakes_in_progress": "WebSocket handshakes begun and not answered yet.",
+    "strangers": "Connections without a session, whose token is to come as the first message.",
     "inbox": "Messages delivered by the broker and not taken yet.",
     "in_flight": "Pushes on their way, each counted once for each user; those parked are among them.",
     "parked": "Pushes whose proof is overdue: their message is acked and their row is written. Those that have ended "
@@ -347,6 +349,24 @@ def audit_families(drift: Mapping[str, int], audited_at: float) -> Iterator[Metr
         "When all checks were last made, since the epoch; 0: never.",
         value=audited_at,
     )
+
+
+def key_families(fetches: Mapping[str, int], age: float | None) -> Iterator[Metric]:
+    """The families of the keys that an address publishes: fetches by result, and the age of the keys in seconds."""
+    family = CounterMetricFamily(
+        "bridge_jwks_fetches",
+        "How often the address BRIDGE_JWT_JWKS_URL was asked for keys, by result: `ok` or `failed`. Absent without it.",
+        labels=("result",),
+    )
+    for result, count in fetches.items():
+        family.add_metric((result,), float(count))
+    yield family
+    if age is not None:
+        yield GaugeMetricFamily(
+            "bridge_jwks_age_seconds",
+            "Seconds since that address last answered with keys. Absent until it has.",
+            value=age,
+        )
 
 
 class NullMetrics:

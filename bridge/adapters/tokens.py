@@ -1,4 +1,4 @@
-"""JSON Web Tokens (RFC 7519) signed with a shared secret: who may open a session, and until when.
+"""JSON Web Tokens (RFC 7519) signed with a shared secret or a private key: who may open a session, and until when.
 
 | why              | the token                                                                        |
 |------------------|----------------------------------------------------------------------------------|
@@ -6,7 +6,8 @@
 | `malformed`      | is not a JWT, or has a header that asks for more than this program knows (`crit`,|
 |                  | `b64`), or a claim has the wrong type, or a time is in milliseconds              |
 | `algorithm`      | names an algorithm that the settings do not allow (`none` among them)            |
-| `signature`      | was not signed with our secret, or was changed since                             |
+| `unknown_key`    | has a `kid` that no key has, or none and several keys could be meant             |
+| `signature`      | was not signed with one of our secrets or with that key, or was changed since    |
 | `no_expiry`      | has no `exp`                                                                     |
 | `expired`        | `exp` is past                                                                    |
 | `not_yet`        | `nbf` or `iat` is in the future                                                  |
@@ -16,6 +17,10 @@
 
 The signature is checked first, so claims are only read if somebody with the secret wrote them. No token is logged.
 
+HS256, HS384 and HS512 are checked with the secrets, one after the other. The others are checked with one public key,
+which the `kid` chooses, and only with that key's own algorithm (`bridge.adapters.keys`). So no token can have a public
+key taken for a secret, or choose a weaker algorithm for a key (RFC 8725 3.1).
+
 Hand-written code often makes tokens in standard base64, with `+`, `/` and `=` for padding, where RFC 7515 requires
 base64url. Both are read. The signature may be over the text that came or, if somebody has rewritten a valid token,
 over its base64url form.
@@ -23,19 +28,22 @@ over its base64url form.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import jwt
 from jwt.types import Options
 from jwt.warnings import InsecureKeyLengthWarning
 
+from bridge.adapters.keys import SIGNED_BY_KEYS, KeySet, PublicKey
+from bridge.core.contract.control import TOKEN_ID_MAX
 from bridge.core.errors import SettingsError, TokenRefused
 from bridge.core.model.pushes import ID_MAX
 from bridge.core.model.sessions import Claims
@@ -55,6 +63,7 @@ TOKEN_REFUSALS: Final = (
     "missing",
     "malformed",
     "algorithm",
+    "unknown_key",
     "signature",
     "no_expiry",
     "expired",
@@ -64,6 +73,8 @@ TOKEN_REFUSALS: Final = (
     "no_user",
 )
 """Why a token is refused, in metrics and logs."""
+
+_TOKEN_ID = re.compile(rf"[^\x00\ud800-\udfff]{{0,{TOKEN_ID_MAX}}}")
 
 # No C0, DEL, C1, and no lone surrogates: JSON escapes may contain those, but UTF-8 can't encode them.
 _USER = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{ID_MAX}}}")
@@ -86,8 +97,15 @@ _SIGNATURE_ONLY: Final[Options] = {
 }
 
 
+class _Check(NamedTuple):
+    """What one signature is checked with."""
+
+    key: bytes | PublicKey
+    algorithms: Sequence[str]
+
+
 class JwtVerifier:
-    """Fills the TokenVerifier port with HMAC-signed tokens.
+    """Fills the TokenVerifier port, without waiting for anything.
 
     Raises SettingsError for a secret that is shorter than its algorithms need. With `dev` a short one is accepted,
     but never an empty one. An empty `issuer` or `audience` is not checked.
@@ -95,40 +113,49 @@ class JwtVerifier:
 
     def __init__(
         self,
-        secret: str,
-        *,
+        *secrets: str,
         clock: Clock,
         algorithms: Sequence[str] = ("HS256",),
+        keys: Callable[[], KeySet] | None = None,
         issuer: str = "",
         audience: str = "",
         leeway: float = LEEWAY,
         dev: bool = False,
     ) -> None:
+        """`secrets`: each verifies. `keys`: asked for each token that is signed with a private key. Without it secrets
+        are required."""
         unknown = [a for a in algorithms if a not in KEY_BYTES]
         if unknown or not algorithms:
             raise SettingsError(
                 "BRIDGE_JWT_ALGORITHMS",
                 f"one or more of {', '.join(KEY_BYTES)} expected" + "".join(f", not {a!r}" for a in unknown),
             )
-        self._key = secret.encode()
         need = max(KEY_BYTES[a] for a in algorithms)
-        if not self._key:
+        if not secrets and keys is None:
             raise SettingsError("BRIDGE_JWT_SECRET", f"a secret of at least {need} bytes is required")
-        self._short = len(self._key) < need
-        if self._short and not dev:
-            raise SettingsError(
-                "BRIDGE_JWT_SECRET",
-                f"{max(algorithms, key=lambda a: KEY_BYTES[a])} needs a secret of at least {need} bytes, "
-                f"this one has {len(self._key)}",
-            )
         self._algorithms = list(algorithms)
+        self._keys = keys
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
         self._clock = clock
+        for secret in secrets:
+            self._examine(secret.encode(), need, dev=dev)
+        self._short = any(len(secret.encode()) < need for secret in secrets)
+        self._secrets = tuple(_Check(secret.encode(), self._algorithms) for secret in secrets)
+
+    def _examine(self, secret: bytes, need: int, *, dev: bool) -> None:
+        if not secret:
+            raise SettingsError("BRIDGE_JWT_SECRET", f"a secret of at least {need} bytes is required")
+        if len(secret) < need and not dev:
+            raise SettingsError(
+                "BRIDGE_JWT_SECRET",
+                f"{max(self._algorithms, key=lambda a: KEY_BYTES[a])} needs a secret of at least {need} bytes, "
+                f"this one has {len(secret)}",
+            )
         try:
             # This also refuses keys that are not secrets: a public key in PEM form, a JWK.
-            jwt.get_algorithm_by_name(self._algorithms[0]).prepare_key(self._key)
+            jwt.get_algorithm_by_name(self._algorithms[0]).prepare_key(secret)
         except jwt.InvalidKeyError as error:
             raise SettingsError("BRIDGE_JWT_SECRET", str(error)) from error
 
@@ -154,13 +181,15 @@ class JwtVerifier:
             if audience != self._audience and not (isinstance(audience, list) and self._audience in audience):
                 raise TokenRefused("audience")
         token_id = said.get("jti")
-        if token_id is not None and not isinstance(token_id, str):
+        if token_id is not None and not (isinstance(token_id, str) and _TOKEN_ID.fullmatch(token_id)):
             # Not ignored: a token without a usable id could not be revoked by its id.
-            raise TokenRefused("malformed")
+            raise TokenRefused(
+                "malformed", f"jti is not a string of at most {TOKEN_ID_MAX} characters, none of them U+0000"
+            )
         return Claims(
             user=_user(said),
             expires_at=expires_at,
-            token_id=token_id or "",
+            token_id=token_id or _made_id(token),
             issued_at=issued_at,
         )
 
@@ -168,38 +197,56 @@ class JwtVerifier:
         if not _TOKEN.fullmatch(token):
             raise TokenRefused("malformed", _no_jwt(token))
         if not _STANDARD.search(token):
-            return self._read(token)
+            return self._read(token, self._checks(token))
         as_base64url = ".".join(part.rstrip("=") for part in token.translate(_AS_BASE64URL).split("."))
+        checks = self._checks(as_base64url)
         try:
-            return self._read(as_base64url)
+            return self._read(as_base64url, checks)
         except TokenRefused as refused:
             if refused.why != "signature":
                 raise
-        return self._signed_as_it_stands(token, as_base64url)
+        return self._signed_as_it_stands(token, as_base64url, checks)
 
-    def _signed_as_it_stands(self, token: str, as_base64url: str) -> Mapping[str, Any]:
+    def _checks(self, token: str) -> Sequence[_Check]:
+        """What may have signed this token: each secret, or one key."""
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError as error:
+            raise TokenRefused("malformed", _unreadable(token)) from error
+        algorithm = header.get("alg")
+        if self._secrets and algorithm in self._algorithms:
+            return self._secrets
+        if self._keys is None or not isinstance(algorithm, str) or algorithm not in SIGNED_BY_KEYS:
+            raise TokenRefused("algorithm")
+        key = self._keys().chosen(header.get("kid"), algorithm)
+        return (_Check(key.public, [key.algorithm]),)
+
+    @staticmethod
+    def _signed_as_it_stands(token: str, as_base64url: str, checks: Sequence[_Check]) -> Mapping[str, Any]:
         """The claims of a token that is signed in standard base64, which the library does not read."""
         try:
-            name = jwt.get_unverified_header(as_base64url).get("alg")
-            if name not in self._algorithms:
-                raise TokenRefused("algorithm")
+            name = str(jwt.get_unverified_header(as_base64url).get("alg"))
             signed, _, _ = token.rpartition(".")
             signature = jwt.utils.base64url_decode(as_base64url.rpartition(".")[2])
             algorithm = jwt.get_algorithm_by_name(name)
-            if not algorithm.verify(signed.encode(), algorithm.prepare_key(self._key), signature):
+            if not any(
+                algorithm.verify(signed.encode(), algorithm.prepare_key(check.key), signature)
+                for check in checks
+                if name in check.algorithms
+            ):
                 raise TokenRefused("signature")
             said: Mapping[str, Any] = jwt.decode(as_base64url, options={"verify_signature": False})
         except jwt.PyJWTError as error:
             raise TokenRefused("malformed", _unreadable(as_base64url)) from error
         return said
 
-    def _read(self, token: str) -> Mapping[str, Any]:
+    def _read(self, token: str, checks: Sequence[_Check]) -> Mapping[str, Any]:
         try:
             if not self._short:
-                return self._decode(token)
+                return _decode(token, checks)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InsecureKeyLengthWarning)
-                return self._decode(token)
+                return _decode(token, checks)
         except jwt.InvalidAlgorithmError as error:
             raise TokenRefused("algorithm") from error
         except jwt.InvalidSignatureError as error:
@@ -207,11 +254,30 @@ class JwtVerifier:
         except jwt.PyJWTError as error:
             raise TokenRefused("malformed", _unreadable(token)) from error
 
-    def _decode(self, token: str) -> Mapping[str, Any]:
-        said: Mapping[str, Any] = jwt.decode(
-            token, self._key, algorithms=self._algorithms, options=_SIGNATURE_ONLY
-        )
-        return said
+
+def _decode(token: str, checks: Sequence[_Check]) -> Mapping[str, Any]:
+    """The claims, by the first key that fits; raises what the library says of the last one."""
+    *others, last = checks
+    for check in others:
+        try:
+            return _decode_by(token, check)
+        except jwt.InvalidSignatureError:
+            pass
+    return _decode_by(token, last)
+
+
+def _decode_by(token: str, check: _Check) -> Mapping[str, Any]:
+    said: Mapping[str, Any] = jwt.decode(
+        token, check.key, algorithms=check.algorithms, options=_SIGNATURE_ONLY
+    )
+    return said
+
+
+def _made_id(token: str) -> str:
+    """An id for a token without `jti`, so that its session can be revoked with it: of its claims as they were signed, as
+    base64 and some signatures can be written in several ways."""
+    claims = jwt.utils.base64url_decode(token.translate(_AS_BASE64URL).split(".")[1].rstrip("="))
+    return f"sha256:{hashlib.sha256(claims).hexdigest()[:32]}"
 
 
 def make_token(

@@ -30,7 +30,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
-from bridge.adapters.metrics import gauge_families
+from bridge.adapters.metrics import gauge_families, key_families
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
@@ -99,6 +99,8 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         async with _listen_websocket(settings, node) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
             reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
+            if (keys := node.keys) is not None and settings.jwt_jwks_url:
+                reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
                 _listen_ops(settings, limits, reports, node, ws, boot) as ops,  # 5
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
@@ -194,7 +196,7 @@ async def _listen_ops(
             limits=node.request_limits,
             errors=reports.errors,
             clock=node.clock,
-            dev_token=_dev_token(settings) if settings.dev else None,
+            dev_token=_dev_token(settings) if settings.dev and settings.jwt_secrets else None,
             look_up=look_up_of(settings, limits.look_up_seconds),
         )
         async with http.listen(
@@ -207,7 +209,7 @@ async def _listen_ops(
 
 
 def _dev_token(settings: Settings) -> Callable[[str, float], str]:
-    secret, algorithm = settings.jwt_secret.get_secret_value(), settings.jwt_algorithms[0]
+    secret, algorithm = settings.jwt_secrets[0], settings.jwt_algorithms[0]
     claims: dict[str, Any] = {
         name: value for name, value in (("iss", settings.jwt_issuer), ("aud", settings.jwt_audience)) if value
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.turn import Role
+from bridge.adapters.jwks import KeyedVerifier, KeyRing
 from bridge.adapters.metrics import Gauges
 from bridge.adapters.tokens import JwtVerifier
 from bridge.adapters.websocket.server import WebSocketServer
@@ -20,7 +21,7 @@ from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Gateway
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.ports.clock import Clock
-from bridge.core.ports.plugins import SessionInfo
+from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
@@ -53,22 +54,19 @@ class Node:
         max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
         self.request_limits = Limits(settings.max_data_bytes, max_ttl)
         self.core = _core(given, self.request_limits)
+        self.keys = _key_ring(given)
         self.access = Access(
-            JwtVerifier(
-                settings.jwt_secret.get_secret_value(),
-                clock=self.clock,
-                algorithms=settings.jwt_algorithms,
-                issuer=settings.jwt_issuer,
-                audience=settings.jwt_audience,
-                dev=settings.dev,
-            ),
+            _verifier(given, self.keys),
             settings.origins,
+            revoked=self.core.revoked,
+            clock=self.clock,
+            token_from=settings.token_from,
+            cookie=settings.token_cookie,
         )
         self.gateway = Gateway(
             access=self.access,
             presence=self.core.presence,
             proofs=self.core.proofs,
-            revoked=self.core.revoked,
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=given.reports.hooks,
             metrics=given.reports.metrics,
@@ -83,9 +81,21 @@ class Node:
         """The role of this node among the others; None while it is not connected to the broker."""
         return self.consumer.role
 
+    @property
+    def keys_missing(self) -> str:
+        """Why tokens that are signed with a private key can't be checked yet, for people; empty if they can. Pushes are
+        taken all the same: open sessions, and those with a secret, get theirs."""
+        return self.keys.missing if self.keys else ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether pushes are taken, and sessions are opened."""
+        return self.gate.is_open and not self.keys_missing
+
     def readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and if not, one sentence for each cause."""
-        return self.gate.is_open, self.gate.causes
+        """Whether it is ready, and if not, one sentence for each cause."""
+        missing = self.keys_missing
+        return self.ready, [*self.gate.causes, *([f"keys: {missing}"] if missing else [])]
 
     @property
     def database_up(self) -> bool | None:
@@ -93,8 +103,8 @@ class Node:
         return not self.gate.database_down if self._keeps else None
 
     def public_readiness(self) -> tuple[bool, list[str]]:
-        """Whether pushes are taken, and if not, a word for each cause: what strangers may know."""
-        return self.gate.is_open, self.gate.names
+        """Whether it is ready, and if not, a word for each cause: what strangers may know."""
+        return self.ready, [*self.gate.names, *(["keys"] if self.keys_missing else [])]
 
     def gauges(self, ws: WebSocketServer) -> Gauges:
         """How much there is of everything now."""
@@ -103,6 +113,7 @@ class Node:
             sessions=len(sessions),
             users=self.core.hub.users,
             handshakes_in_progress=ws.handshakes_in_progress,
+            strangers=self.gateway.strangers.waiting,
             inbox=self.core.intake.waiting,
             in_flight=self.core.inflight.busy,
             parked=self.core.inflight.parked,
@@ -117,11 +128,32 @@ class Node:
             queued_bytes=self.core.hub.queued_bytes,
             rows_waiting=self.core.worklist.rows_waiting,
             receipts_waiting=self.core.settlement.payments_waiting,
-            ready=self.gate.is_open,
+            ready=self.ready,
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
             broker_up=self.role() is not None,
             database_up=self.database_up,
         )
+
+
+def _key_ring(given: Given) -> KeyRing | None:
+    settings = given.settings
+    if not settings.jwt_keys and not settings.jwt_jwks_url:
+        return None
+    return KeyRing(settings.jwt_keys, settings.jwt_jwks_url, clock=given.clock, errors=given.reports.errors)
+
+
+def _verifier(given: Given, keys: KeyRing | None) -> TokenVerifier:
+    settings = given.settings
+    verifier = JwtVerifier(
+        *settings.jwt_secrets,
+        clock=given.clock,
+        algorithms=settings.jwt_algorithms,
+        keys=keys.keys if keys else None,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        dev=settings.dev,
+    )
+    return KeyedVerifier(verifier, keys) if keys else verifier
 
 
 def _core(given: Given, request_limits: Limits) -> assembly.Core:

@@ -59,7 +59,9 @@ class Workplace:
 def tasks_of(at: Workplace) -> Sequence[Task]:
     """All tasks, in the order in which they are started."""
     node = at.node
+    keys = [Task("keys", node.keys.run)] if node.keys else []
     return (
+        *keys,
         Task("settlement", node.core.settlement.run, settles=True),
         Task("delivery", node.core.intake.run, settles=True),
         Task("mailbox", node.core.pages.run),
@@ -157,6 +159,7 @@ async def tick(at: Workplace) -> None:
     taking = TakingLog(node.gate)
     while True:
         node.core.tick()
+        node.gateway.strangers.tick()
         now = node.clock.monotonic()
         if now - second >= 1.0:
             second = now

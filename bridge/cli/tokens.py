@@ -8,7 +8,7 @@ from bridge.core.errors import SettingsError
 
 def token(settings: TokenSettings, user: str, ttl: float) -> int:
     """Print a token that a bridge with the same settings accepts."""
-    if "jwt_secret" not in settings.model_fields_set:
+    if "jwt_secret" not in settings.model_fields_set or not settings.jwt_secrets:
         # With `dev` a random one is made at each start: a token signed with it would open nothing.
         raise SettingsError("BRIDGE_JWT_SECRET", "needed: the secret of the bridge that the token is for")
     print(token_for(settings, user, ttl))
@@ -20,7 +20,7 @@ def token_for(settings: TokenSettings, user: str, seconds: float) -> str:
     from bridge.adapters.tokens import make_token
 
     return make_token(
-        settings.jwt_secret.get_secret_value(),
+        settings.jwt_secrets[0],
         user,
         seconds,
         algorithm=settings.jwt_algorithms[0],

@@ -10,9 +10,13 @@ from urllib.parse import urlsplit
 from pydantic import ValidationInfo
 
 from bridge.config.names import env_name
+from bridge.core.sessions.carriers import CARRIERS
 
 SECRET_VARIETY: Final = 8
 """Different characters that a secret must have: random ones have more, `aaaa...` and `change-me...` have not."""
+
+KEYS_FILE_BYTES: Final = 1 << 20
+"""Bytes that are read of a file with keys; it may have fewer, and says so itself."""
 
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,6 +61,54 @@ def algorithms(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def secrets(value: str) -> tuple[str, ...]:
+    """The secrets of a comma-separated text."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def each_secret(given: tuple[str, ...], signatures: tuple[str, ...], *, dev: bool) -> None:
+    """Secrets that sign tokens; each must be a good one."""
+    for place, value in enumerate(given, 1):
+        try:
+            secret(value, signatures, dev=dev)
+        except ValueError as error:
+            if len(given) == 1:
+                raise
+            of = f"secret {place} of {len(given)} (commas separate them, so none may have one)"
+            raise ValueError(f"{of}: {error}") from None
+
+
+def keys_file(path: str) -> None:
+    """A file with a JWK Set whose keys can all be used."""
+    from bridge.adapters.keys import read_jwks
+
+    try:
+        with open(path, "rb") as file:
+            problems = read_jwks(file.read(KEYS_FILE_BYTES)).problems
+    except OSError as error:
+        raise ValueError(f"the file can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"the file can't be used: {error}") from None
+    if problems:
+        raise ValueError("the file can't be used: " + "; ".join(problems))
+
+
+def jwks_url(value: str, *, dev: bool) -> str:
+    """The address of a JWK Set. It is never quoted: it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("an https:// address expected") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", value):
+        raise ValueError("an https:// address expected")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("an address without user and password expected")
+    if parts.scheme == "http" and not dev:
+        raise ValueError(f"https:// expected: http:// is only for development ({env_name('dev')})")
+    return value
+
+
 def secret(value: str, signatures: tuple[str, ...], *, dev: bool) -> None:
     """A secret that signs tokens; with `dev` any will do."""
     from bridge.adapters.tokens import KEY_BYTES
@@ -65,7 +117,8 @@ def secret(value: str, signatures: tuple[str, ...], *, dev: bool) -> None:
     need = max(KEY_BYTES[name] for name in signatures)
     if not key:
         raise ValueError(
-            f"a secret of at least {need} bytes is required, for example from `openssl rand -base64 48`"
+            f"a secret of at least {need} bytes is required, for example from `openssl rand -base64 48`;"
+            f" or keys: {env_name('jwt_keys')} or {env_name('jwt_jwks_url')}"
         )
     if dev:
         return
@@ -102,6 +155,25 @@ def origin(entry: str) -> str:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != default else "")
+
+
+def carriers(value: tuple[str, ...], *, origins: bool) -> tuple[str, ...]:
+    """Where a token may come from."""
+    wrong = [word for word in value if word not in CARRIERS]
+    if wrong or not value:
+        given = "".join(f", not {word!r}" for word in wrong)
+        raise ValueError(f"one or more of {', '.join(CARRIERS)} expected{given}")
+    if "cookie" in value and not origins:
+        # A browser sends the cookie whichever page asks it to.
+        raise ValueError(f"cookie needs {env_name('origins')}: the pages that may use it")
+    return tuple(dict.fromkeys(value))
+
+
+def cookie_name(value: str) -> str:
+    """The name of a cookie (RFC 6265 4.1.1)."""
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", value):
+        raise ValueError("a name of 1 to 64 letters, digits, '_', '-' or '.' expected")
+    return value
 
 
 def at_least(value: int, other: str, info: ValidationInfo) -> int:

@@ -97,7 +97,9 @@ class CommonSettings(BaseSettings):
             raise TypeError(f"there is no setting {', '.join(unknown)}")
         # Before anything is read: an error may quote a secret that was given for another setting.
         for name in KEYS:
-            redaction.learn([os.environ.get(env_name(name), "").strip(), str(values.get(name, ""))])
+            for given in (os.environ.get(env_name(name), "").strip(), str(values.get(name, ""))):
+                # Several secrets may be given in one setting, see `TokenSettings`.
+                redaction.learn([given, *map(str.strip, given.split(","))])
         try:
             super().__init__(**values)
         except UnreadableSource as error:

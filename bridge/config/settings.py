@@ -15,6 +15,7 @@ from bridge.config.common import KEYS, CommonSettings
 from bridge.config.names import PREFIX
 from bridge.core import redaction
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
+from bridge.core.sessions.carriers import USUAL_CARRIERS
 
 BROKER_DELIVERY_LIMIT: Final = 100
 """The broker's own limit on the queue of requests. `max_attempts` is lower: the bridge writes a row when it gives a
@@ -31,11 +32,23 @@ class TokenSettings(CommonSettings):
         def __init__(self, **values: Any) -> None: ...
 
     jwt_algorithms: CommaList = Field(
-        ("HS256",), description="Signatures that are accepted, comma-separated: `HS256`, `HS384`, `HS512`."
+        ("HS256",),
+        description="Signatures that are accepted of the secrets, comma-separated: `HS256`, `HS384`, `HS512`.",
+    )
+    jwt_keys: str = Field(
+        "",
+        description="A file with the public keys that check tokens, as a JWK Set: `RS256`, `ES256` (P-256), `EdDSA`"
+        " (Ed25519). It is read again every ten minutes, and when a token has an unknown `kid`.",
+    )
+    jwt_jwks_url: str = Field(
+        "",
+        description="The address of such a JWK Set, as identity providers publish it; `https` only, but for"
+        " `BRIDGE_DEV`.",
     )
     jwt_secret: SecretStr = Field(
         default_factory=lambda data: SecretStr(secrets.token_urlsafe(48) if data.get("dev") else ""),
-        description="Required: the secret that signs the tokens of users, at least 32 bytes (`HS384`: 48, `HS512`: 64)."
+        description="Required without keys: the secret that signs the tokens of users, at least 32 bytes (`HS384`: 48,"
+        " `HS512`: 64). Several may be given, comma-separated, to change it: each is accepted, the first signs."
         " Better in a secret file or the environment than in a flag, which all users of the machine can see.",
     )
     jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")
@@ -45,18 +58,39 @@ class TokenSettings(CommonSettings):
         """See CommonSettings."""
         super().model_post_init(context)
         keys = (getattr(self, name) for name in KEYS if name in type(self).model_fields)
-        redaction.learn(key.get_secret_value() for key in keys)
+        redaction.learn([*(key.get_secret_value() for key in keys), *self.jwt_secrets])
+
+    @property
+    def jwt_secrets(self) -> tuple[str, ...]:
+        """The secrets that verify tokens; the first one signs."""
+        return checks.secrets(self.jwt_secret.get_secret_value())
 
     @field_validator("jwt_algorithms")
     @classmethod
     def _check_algorithms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checks.algorithms(value)
 
+    @field_validator("jwt_keys")
+    @classmethod
+    def _check_keys(cls, value: str) -> str:
+        if value:
+            checks.keys_file(value)
+        return value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, value: str, info: ValidationInfo) -> str:
+        return checks.jwks_url(value, dev=bool(info.data.get("dev"))) if value else value
+
     @field_validator("jwt_secret")
     @classmethod
     def _check_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        signatures = info.data.get("jwt_algorithms", ("HS256",))
-        checks.secret(value.get_secret_value(), signatures, dev=bool(info.data.get("dev")))
+        given = checks.secrets(value.get_secret_value())
+        # A wrong one of these is not in `data`, and is told by itself.
+        keys = any(info.data.get(name, "wrong") for name in ("jwt_keys", "jwt_jwks_url"))
+        if given or not keys:
+            signatures = info.data.get("jwt_algorithms", ("HS256",))
+            checks.each_secret(given or ("",), signatures, dev=bool(info.data.get("dev")))
         return value
 
 
@@ -91,6 +125,16 @@ class Settings(TokenSettings):
         " empty: any.",
     )
 
+    token_from: CommaList = Field(
+        USUAL_CARRIERS,
+        description="Where a token may come from, comma-separated: `authorization` (the header), `subprotocol`,"
+        " `query`, `frame` (the first message), `cookie`.",
+    )
+    token_cookie: str = Field(
+        "bridge_token",
+        description="The name of the cookie that has the token, where `BRIDGE_TOKEN_FROM` names `cookie`; it counts"
+        " only from the pages of `BRIDGE_ORIGINS`.",
+    )
     token_days: float = Field(
         400.0,
         ge=0.01,
@@ -222,6 +266,16 @@ class Settings(TokenSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(checks.origin(entry) for entry in value))
+
+    @field_validator("token_from")
+    @classmethod
+    def _check_token_from(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return checks.carriers(value, origins=bool(info.data.get("origins", "wrong")))
+
+    @field_validator("token_cookie")
+    @classmethod
+    def _check_token_cookie(cls, value: str) -> str:
+        return checks.cookie_name(value)
 
     @field_validator("delivery_log")
     @classmethod

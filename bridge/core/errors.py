@@ -219,3 +219,11 @@ class TokenRefused(BridgeError):
         self.why = why
         self.detail = detail
         super().__init__(f"token refused: {why}" + (f": {detail}" if detail else ""))
+
+
+class KeysUnavailable(BridgeError):
+    """The keys that check tokens can't be read now: no token that needs them can be accepted or refused."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"the keys for tokens could not be read: {cause}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
 from bridge.core.delivery.presence import Presence
@@ -12,12 +13,12 @@ from bridge.core.delivery.proof import Proofs
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
-from bridge.core.ports.sockets import Frame, Socket
-from bridge.core.sessions.access import Access
+from bridge.core.ports.sockets import Frame, SessionHandle, Socket
+from bridge.core.sessions.access import Access, Decision, Undecided
 from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
-from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.session import Session
+from bridge.core.sessions.strangers import CROWD, Strangers
 
 log = logging.getLogger("bridge.handshake")
 
@@ -31,7 +32,6 @@ class Gateway:
         access: Access,
         presence: Presence,
         proofs: Proofs,
-        revoked: Revoked,
         limits: SessionLimits,
         hooks: Hooks,
         metrics: Metrics,
@@ -41,28 +41,35 @@ class Gateway:
         self._access = access
         self._presence = presence
         self._proofs = proofs
-        self._revoked = revoked
         self._limits = limits
         self._hooks = hooks
         self._metrics = metrics
         self._clock = clock
         self._new_session_id = new_session_id
+        self.strangers = Strangers(access=access, clock=clock, opened=self.opened, told=self._stranger_ended)
 
-    def handshake(self, request: Handshake) -> Grant | Refusal:
+    def handshake(self, request: Handshake) -> Decision | Coroutine[Any, Any, Decision]:
         """Decide on an opening handshake."""
         started = self._clock.monotonic()
-        answer = self._not_revoked(self._access.decide(request))
+        answer = self._access.decide(request)
+        if isinstance(answer, Grant | Refusal):
+            return self._decided(answer, started)
+        return self._decided_later(answer, started)
+
+    async def _decided_later(self, waits: Undecided, started: float) -> Decision:
+        return self._decided(await self._access.decided(waits), started)
+
+    def _decided(self, answer: Decision, started: float) -> Decision:
         seconds = self._clock.monotonic() - started
+        if isinstance(answer, Grant) and answer.claims is None:
+            if not self.strangers.full:
+                return answer  # how it ends is told later
+            answer = CROWD
         if isinstance(answer, Refusal):
             self._refused(answer, seconds)
         else:
             self._metrics.handshake("opened", seconds)
         return answer
-
-    def _not_revoked(self, answer: Grant | Refusal) -> Grant | Refusal:
-        if isinstance(answer, Refusal):
-            return answer
-        return self._revoked.refusal(answer.claims, self._clock.time()) or answer
 
     def refused(self, refusal: Refusal) -> None:
         """See the port."""
@@ -76,8 +83,19 @@ class Gateway:
             extra={"why": refusal.why, "status": refusal.status},
         )
 
-    def opened(self, grant: Grant, socket: Socket) -> Client:
-        """The handshake is done: welcome first, then what is kept for this user, then what is newer."""
+    def _stranger_ended(self, refusal: Refusal | None, seconds: float) -> None:
+        if refusal is None:
+            self._metrics.handshake("opened", seconds)
+        else:
+            self._refused(refusal, seconds)
+
+    def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
+        """The handshake is done: welcome first, then what is kept for this user, then what is newer.
+
+        Without claims none of it: the token comes first.
+        """
+        if grant.claims is None:
+            return self.strangers.came(grant, socket)
         session = Session(
             self._new_session_id(),
             grant.claims,
@@ -88,7 +106,7 @@ class Gateway:
         )
         self._presence.opened(session, grant.last)
         self._hooks.on_open(session.info)
-        if self._revoked.covers(grant.claims):
+        if self._access.revokes(grant.claims):
             # It was revoked while the handshake was on its way.
             self._presence.close(session, CloseReason.REVOKED)
         return Client(self, session)

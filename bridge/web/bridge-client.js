@@ -15,6 +15,7 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
  * `url` of the WebSocket; `token`: a JWT, or a function that returns one or a promise of one (null: close for good),
  * called at first, when the token has expired, and when a connection could not be opened (a browser hides why);
+ * `tokenBy`: "frame" to send it as the first message, instead of beside the subprotocol;
  * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
@@ -101,7 +102,9 @@ class Connection {
     try {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
-      this.#socket = new WebSocket(address.href, ["bridge.v1.json", `bridge.token.${jwt}`]);
+      const entry = this.#options.tokenBy === "frame" ? [] : [`bridge.token.${jwt}`];
+      const socket = this.#socket = new WebSocket(address.href, ["bridge.v1.json", ...entry]);
+      if (!entry.length) socket.onopen = () => socket.send(JSON.stringify({ type: "auth", token: jwt }));
     } catch (cause) { // trying again would not help
       return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
     }
@@ -178,7 +181,8 @@ class Connection {
     // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
-    const renew = opened && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
+    const told = opened || this.#options.tokenBy === "frame"; // then 4401 is about the token
+    const renew = told && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
     if (renew) this.#expired = this.#jwt;
     if (renew || !opened) this.#jwt = null;
     this.#drop();

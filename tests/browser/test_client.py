@@ -311,6 +311,21 @@ async def test_the_token_goes_beside_the_subprotocol_and_never_into_the_address(
     assert await phase(page, "open") == {"phase": "open", "user": "alice", "session": "s1"}
 
 
+async def test_the_token_can_go_as_the_first_message_and_a_refused_one_is_renewed(
+    page: Page, script: Script
+) -> None:
+    tokens = [jwt("alice"), jwt("alice", n=2)]
+    await begin(page, f"ws://{script.url}/ws", tokens=tokens, tokenBy="frame")
+    for token in tokens:
+        peer = await script.peer()
+        assert peer.offered == ["bridge.v1.json"]
+        assert await peer.frame() == {"type": "auth", "token": token}
+        if token == tokens[0]:
+            await peer.bye(4401, "token_refused")
+    await peer.welcome()
+    await phase(page, "open")
+
+
 async def test_an_address_that_cannot_be_used_is_the_end(page: Page, script: Script) -> None:
     await begin(page, "ftp://nowhere")
     why = await ended(page, None, "unusable")

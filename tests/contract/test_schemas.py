@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 
 from bridge.core.contract import fields
 from bridge.core.contract import requests as decoding
+from bridge.core.contract.auth import token_of
 from bridge.core.contract.control import control_error, control_reply, decode_control, revoke_reply
 from bridge.core.contract.frames import (
     HEARTBEAT,
@@ -307,6 +308,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
     "error": [
         lambda: error_frame("unsupported", "not here", 7),
         lambda: error_frame("bad_frame", "not a frame"),
+        lambda: error_frame("refused", "The token was refused: expired."),
     ],
     "ok": [lambda: ok_frame("r"), ok_frame],
     "bye": [
@@ -327,7 +329,24 @@ def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
     there = {
         name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
     }
-    assert there == {*OURS, "ack"}
+    assert there == {*OURS, "ack", "auth"}
+
+
+def test_the_token_of_an_auth_frame_is_read_if_and_only_if_the_schema_says_so() -> None:
+    (example,) = sample("frame-auth.json", slice(None))  # type: ignore[arg-type]
+    wrong = [
+        {"type": "auth"},
+        {"token": "a"},
+        {"type": "auth", "token": 7},
+        {"type": "ack", "token": "a"},
+        [],
+        "auth",
+    ]
+    for frame in (example, {**example, "more": [1]}, *wrong):
+        assert (token_of(encoded(frame)) is not None) == validator("frame-auth.json").is_valid(frame)
+    assert token_of(encoded(example).decode()) == example["token"]
+    for text in ("", "{", "[" * 100_000, b"\xff"):
+        assert token_of(text) is None
 
 
 def test_every_ack_of_the_schema_is_understood() -> None:
@@ -354,7 +373,7 @@ def test_close_codes_are_those_of_the_schema() -> None:
     schema = SCHEMAS["frame-bye.json"]
     # 1006 is what a peer makes of a connection that broke; it is never sent (RFC 6455 7.4.1).
     sent = [reason for reason in CloseReason if reason.code != 1006]
-    assert schema["properties"]["code"]["enum"] == [reason.code for reason in sent]
+    assert schema["properties"]["code"]["enum"] == list(dict.fromkeys(reason.code for reason in sent))
     assert schema["properties"]["reason"]["enum"] == [reason.word for reason in sent]
     pairs = [(c["properties"]["code"]["const"], c["properties"]["reason"]["const"]) for c in schema["oneOf"]]
     assert pairs == [(reason.code, reason.word) for reason in sent]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from bridge.core.errors import TokenRefused
+from bridge.core.errors import KeysUnavailable, TokenRefused
 from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
-from bridge.core.sessions.access import Access
+from bridge.core.sessions.access import Access, Undecided
+from tests.support.ports import access as access_of
 
 
 class OneToken:
@@ -25,17 +28,18 @@ def shake(
     subprotocols: tuple[str, ...] = (),
     origin: str | None = None,
     last: str | None = None,
+    cookie: str | None = None,
 ) -> Handshake:
     query: dict[str, list[str]] = {}
     if token is not None:
         query["token"] = [token]
     if last is not None:
         query["last"] = [last]
-    return Handshake("/ws", query, origin, authorization, subprotocols)
+    return Handshake("/ws", query, origin, authorization, subprotocols, cookie)
 
 
 def access(*origins: str) -> Access:
-    return Access(OneToken(), origins)
+    return access_of(OneToken(), origins)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +59,13 @@ def access(*origins: str) -> Access:
 def test_a_good_token_opens_a_session_wherever_it_is_given(request_: Handshake) -> None:
     answer = access().decide(request_)
     assert isinstance(answer, Grant)
+    assert answer.claims is not None
     assert answer.claims.user == "u1"
 
 
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (shake(), "missing"),
         (shake(token=""), "missing"),
         (shake(authorization="Basic Z29vZA=="), "missing"),
         (shake(authorization="good"), "missing"),
@@ -76,6 +80,70 @@ def test_no_stranger_gets_in(request_: Handshake, why: str) -> None:
     answer = access().decide(request_)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.why) == (401, why)
+
+
+def test_without_a_token_nobody_is_let_in_yet_where_the_first_message_may_bring_it() -> None:
+    assert access().decide(shake()) == Grant(None, Mode.BARE, None)
+    asked = shake(subprotocols=("bridge.v1.json",), last="p1")
+    assert access().decide(asked) == Grant(None, Mode.ENVELOPE, "bridge.v1.json", "p1")
+    no_frame = access_of(OneToken(), (), token_from=("authorization", "query"))
+    refused = no_frame.decide(shake())
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.why) == (401, "missing")
+    assert "in the header Authorization with the scheme Bearer, or in the query" in refused.text
+
+
+CARRIED = {
+    "authorization": shake(authorization="Bearer good"),
+    "subprotocol": shake(subprotocols=("bridge.token.good", "bridge.v1.json")),
+    "query": shake(token="good"),
+    "cookie": shake(origin="https://app.example", cookie="a=b; jar=good"),
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIED)
+def test_each_carrier_can_be_switched_off(carrier: str) -> None:
+    app = ("https://app.example",)
+    for others in ((), ("frame",)):
+        allowed = [each for each in CARRIED if each != carrier]
+        off = access_of(OneToken(), app, token_from=(*allowed, *others), cookie="jar")
+        refused = off.decide(CARRIED[carrier])
+        if carrier == "cookie" and others:
+            assert refused == Grant(None, Mode.BARE, None), "browsers send cookies by themselves"
+            continue
+        assert isinstance(refused, Refusal)
+        assert (refused.status, refused.why) == (401, "missing" if carrier == "cookie" else "carrier")
+        assert "good" not in refused.text
+    on = access_of(OneToken(), app, token_from=(carrier,), cookie="jar")
+    granted = on.decide(CARRIED[carrier])
+    assert isinstance(granted, Grant)
+    assert granted.claims == Claims("u1", 100.0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (shake(origin="https://app.example", cookie='jar="good"'), "granted"),
+        (shake(origin="https://app.example", cookie="jar=good; jar=good"), "granted"),
+        (shake(origin="https://app.example", cookie="jar=good; jar=bad"), "many"),
+        (shake(origin="https://app.example", cookie="jar=bad"), "signature"),
+        (shake(origin="https://evil.example", cookie="jar=good"), "origin"),
+        (shake(cookie="jar=good"), "origin"),
+        (shake(origin="https://app.example", cookie="Jar=good; jars=good; xjar=good; jar"), "missing"),
+        (shake(origin="https://app.example", cookie="jar=other", token="good"), "granted"),
+        (shake(cookie="jar=other", token="good"), "granted"),
+    ],
+)
+def test_a_cookie_counts_only_from_listed_origins_and_only_without_another_token(
+    request_: Handshake, expected: str
+) -> None:
+    jar = access_of(OneToken(), ("https://app.example",), token_from=("query", "cookie"), cookie="jar")
+    answer = jar.decide(request_)
+    if expected == "granted":
+        assert isinstance(answer, Grant)
+    else:
+        assert isinstance(answer, Refusal)
+        assert (answer.status, answer.why) == (403 if expected == "origin" else 401, expected)
 
 
 def test_the_token_is_never_echoed_as_a_subprotocol() -> None:
@@ -109,7 +177,7 @@ def test_one_token_in_two_spellings_of_base64_is_one_token() -> None:
             seen.append(token)
             return Claims("u1", 100.0)
 
-    answer = Access(Noting(), ()).decide(shake(token="a =.b/.c", authorization="Bearer a-.b_.c"))
+    answer = access_of(Noting(), ()).decide(shake(token="a =.b/.c", authorization="Bearer a-.b_.c"))
     assert isinstance(answer, Grant)
     assert seen in (["a+=.b/.c"], ["a-.b_.c"])
 
@@ -119,8 +187,46 @@ def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
         def verify(self, token: str) -> Claims:
             raise TokenRefused("malformed", "exp is no number")
 
-    refused = Access(Explaining(), ()).decide(shake(token="t"))
+    refused = access_of(Explaining(), ()).decide(shake(token="t"))
     assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).\n")
+
+
+def test_while_there_are_no_keys_whoever_needs_one_is_told_to_come_back() -> None:
+    class Keyless:
+        def verify(self, token: str) -> Claims:
+            raise KeysUnavailable("no keys yet from an address of ours")
+
+    refused = access_of(Keyless(), ()).decide(shake(token="t"))
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.why) == (503, "no_keys")
+    assert "address" not in refused.text
+
+
+@pytest.mark.parametrize("end", ["granted", "refused", "no keys"])
+async def test_a_verifier_that_waits_decides_later_by_the_same_rules(end: str) -> None:
+    class Slow:
+        def verify(self, token: str) -> asyncio.Future[Claims]:
+            done = asyncio.get_running_loop().create_future()
+            if end == "granted":
+                done.set_result(Claims("u1", 100.0))
+            else:
+                done.set_exception(
+                    TokenRefused("unknown_key", "no key has its kid")
+                    if end == "refused"
+                    else KeysUnavailable("x")
+                )
+            return done
+
+    slow = access_of(Slow(), ())
+    waits = slow.decide(shake(token="t", subprotocols=("bridge.v1.json",), last="p1"))
+    assert isinstance(waits, Undecided)
+    answer = await slow.decided(waits)
+    if end == "granted":
+        assert answer == Grant(Claims("u1", 100.0), Mode.ENVELOPE, "bridge.v1.json", "p1")
+    else:
+        assert isinstance(answer, Refusal)
+        expected = (401, "unknown_key") if end == "refused" else (503, "no_keys")
+        assert (answer.status, answer.why) == expected
 
 
 def test_the_first_subprotocol_that_we_speak_is_taken() -> None:

@@ -136,7 +136,9 @@ async def test_a_session_whose_token_was_revoked_during_its_handshake_is_closed_
 
 
 def asked(h: House) -> Grant | Refusal:
-    return h.gateway.handshake(Handshake("/ws", {"token": ["u1"]}, None, None, ()))
+    answer = h.gateway.handshake(Handshake("/ws", {"token": ["u1"]}, None, None, ()))
+    assert isinstance(answer, Grant | Refusal)
+    return answer
 
 
 async def test_a_revoked_token_opens_nothing_and_nobody_comes_in_before_revocations_are_read() -> None:

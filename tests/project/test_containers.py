@@ -34,8 +34,9 @@ MADE_ONCE = frozenset(
 """Containers that are as large as the code, or a setting, makes them. (Those at the end are the libraries' own.)"""
 LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 """What is not needed any more is looked for once there is so much."""
-LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap", "_Batch.failures"))
-"""Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered.)"""
+LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid"))
+"""Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered; there are no
+keys where tokens are signed with a secret.)"""
 
 
 def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bridge.cli.parsers import build_parser
 from tests.support import reference_states
 from tests.support.reference import OUTCOMES, TABLES, outcomes_page, tables_page
 
@@ -35,6 +36,42 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)} -> {target}")
     assert broken == []
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    named = {
+        (page.name, file, test)
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+    }
+    assert len([name for name, _, _ in named if name == "security.md"]) > 40
+    missing = [
+        f"{page} -> {file}::{test}"
+        for page, file, test in sorted(named)
+        if not (ROOT / file).exists()
+        or not re.search(rf"^(?:async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+
+
+def test_the_page_about_security_has_every_point_of_both_standards() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| (\d+)\.(\d+) [^|]+\|[^|]+\| (.+) \|$", page, re.MULTILINE)
+    assert [(int(a), int(b)) for a, b, _ in rows] == [
+        *((3, n) for n in range(1, 13)),
+        *((10, n) for n in range(1, 9)),
+    ]
+    assert all("::test_" in tests for _, _, tests in rows)
+
+
+def test_no_command_takes_a_token_of_a_user() -> None:
+    taken = {
+        option
+        for parser in build_parser()[1].values()
+        for action in parser._actions
+        for option in (*action.option_strings, action.dest)
+    }
+    assert {word for word in taken if "token" in word} == set()
 
 
 def test_the_decisions_are_numbered_without_gaps() -> None:

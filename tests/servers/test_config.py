@@ -18,6 +18,8 @@ from bridge.config import (
     misspelt_variables,
 )
 from bridge.core.errors import SettingsError
+from bridge.core.redaction import redact
+from tests.support.keys import jwks, pair
 
 SECRET = "n0t-a-real-secret-but-long-enough-for-it"
 
@@ -221,6 +223,75 @@ def test_a_missing_or_weak_secret_is_refused(secret: str, problem: str) -> None:
 
 def test_a_longer_hash_wants_a_longer_secret() -> None:
     assert "at least 64 bytes" in problems(jwt_algorithms="HS256,HS512")["BRIDGE_JWT_SECRET"]
+
+
+def test_several_secrets_are_each_checked_and_the_first_one_signs() -> None:
+    other = SECRET[::-1]
+    assert Settings(jwt_secret=f"{SECRET}, {other},").jwt_secrets == (SECRET, other)
+    told = problems(jwt_secret=f"{SECRET},short")["BRIDGE_JWT_SECRET"]
+    assert told.startswith(
+        "secret 2 of 2 (commas separate them, so none may have one): at least 32 bytes expected"
+    )
+    assert redact(f"{SECRET} or {other}") == "*** or ***"
+
+
+def test_a_secret_keys_or_an_address_of_keys_is_required(nowhere: Path) -> None:
+    (nowhere / "keys.json").write_bytes(jwks(pair("ES256", "k1").jwk()))
+    assert "or keys: BRIDGE_JWT_KEYS or BRIDGE_JWT_JWKS_URL" in problems(jwt_secret="")["BRIDGE_JWT_SECRET"]
+    assert Settings(jwt_keys="keys.json").jwt_secrets == ()
+    assert Settings(jwt_jwks_url="https://id.example/keys").jwt_secrets == ()
+    assert "at least 32 bytes" in problems(jwt_secret="short", jwt_keys="keys.json")["BRIDGE_JWT_SECRET"]
+
+
+def test_a_file_of_keys_that_cannot_be_used_is_refused_without_showing_a_key(nowhere: Path) -> None:
+    private = pair("ES256", "k1").private_jwk()
+    (nowhere / "keys.json").write_bytes(jwks(private))
+    told = problems(jwt_secret="", jwt_keys="keys.json")
+    assert list(told) == ["BRIDGE_JWT_KEYS"]
+    assert "key 0 (kid 'k1'): it is a private key" in told["BRIDGE_JWT_KEYS"]
+    assert private["d"] not in str(told)
+    assert "No such file" in problems(jwt_keys="none.json")["BRIDGE_JWT_KEYS"]
+    (nowhere / "keys.json").write_text("{}")
+    assert "not a JWK Set" in problems(jwt_keys="keys.json")["BRIDGE_JWT_KEYS"]
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://id.example/keys", "https:// expected: http:// is only for development"),
+        ("ftp://id.example/keys", "an https:// address expected"),
+        ("id.example", "an https:// address expected"),
+        ("https:///keys", "an https:// address expected"),
+        ("https://id.example:x/", "an https:// address expected"),
+        ("https://id.example/a b", "an https:// address expected"),
+        ("https://me:s3cret@id.example/", "an address without user and password expected"),
+    ],
+)
+def test_the_address_of_keys_is_https_outside_development_and_never_shown(url: str, problem: str) -> None:
+    told = problems(jwt_jwks_url=url)["BRIDGE_JWT_JWKS_URL"]
+    assert problem in told
+    assert "s3cret" not in told
+    assert Settings(jwt_jwks_url="https://id.example/keys?tenant=1", jwt_secret=SECRET).jwt_jwks_url
+
+
+def test_a_cookie_needs_a_list_of_origins() -> None:
+    assert "cookie needs BRIDGE_ORIGINS" in problems(token_from="cookie")["BRIDGE_TOKEN_FROM"]
+    app = {"jwt_secret": SECRET, "origins": "https://app.example"}
+    assert Settings(**app, token_from="cookie,query,cookie").token_from == ("cookie", "query")
+    assert Settings(**app).token_from == ("authorization", "subprotocol", "query", "frame")
+    assert "a name of 1 to 64 letters" in problems(token_cookie="a b")["BRIDGE_TOKEN_COOKIE"]
+    assert Settings(**app, token_cookie="__Host-push").token_cookie == "__Host-push"
+
+
+@pytest.mark.parametrize("value", ["", "header", "query,header"])
+def test_where_a_token_may_come_from_is_one_of_five_ways(value: str) -> None:
+    told = problems(token_from=tuple(value.split(",")) if value else ())["BRIDGE_TOKEN_FROM"]
+    assert told.startswith("one or more of authorization, subprotocol, query, frame, cookie expected")
+
+
+def test_in_development_keys_may_come_over_http() -> None:
+    url = "http://127.0.0.1:8080/keys"
+    assert Settings(dev=True, jwt_jwks_url=url).jwt_jwks_url == url
 
 
 def test_in_dev_a_short_secret_will_do_and_a_missing_one_is_made() -> None:

@@ -38,7 +38,7 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
         "bad_header": opening(f"/ws?token={good}", "Sec-WebSocket-Protocol: "),
         "malformed": opening(f"/ws?token={in_ms}"),
         "signature": opening(f"/ws?token={good[:-8]}AAAAAAAA"),
-        "missing": opening("/ws"),
+        "missing": opening("/ws?token="),
         "many": opening(f"/ws?token={good}", f"Authorization: Bearer {in_ms}"),
         "origin": opening(f"/ws?token={good}", "Origin: https://evil.example"),
         "path": opening(f"/socket?token={good}"),

@@ -20,7 +20,7 @@ from bridge.adapters.tokens import make_token
 from bridge.app import build as app
 from bridge.config import Settings
 
-SECRET = "a secret for tests only, 0123456789"
+SECRET = "a secret for tests only: 0123456789"
 SECONDS = 20.0
 """How long anything may take before a test fails."""
 

@@ -222,10 +222,9 @@ class House:
         """In a settlement house, the rows of nobody, u1 and u2 that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
-            access=Access(AnyToken(), ()),
+            access=Access(AnyToken(), (), revoked=self.core.revoked, clock=self.clock),
             presence=self.core.presence,
             proofs=self.core.proofs,
-            revoked=self.core.revoked,
             limits=session_limits or SessionLimits(256, 1 << 20),
             hooks=self.hooks,
             metrics=self.metrics,
@@ -262,7 +261,9 @@ class House:
     def open(self, grant: Grant) -> Peer:
         """Open the session that a handshake was granted."""
         socket = RecordingSocket()
-        return Peer(self.gateway.opened(grant, socket), socket)
+        opened = self.gateway.opened(grant, socket)
+        assert isinstance(opened, Client), "a grant without a token"
+        return Peer(opened, socket)
 
     async def live(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
         """Connect, and wait until the session was sent what is kept for its user."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from bridge.adapters.memory import MemoryStore
 from bridge.core.model.outcomes import Outcome
@@ -13,9 +14,11 @@ from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
 from bridge.core.model.sessions import Claims, CloseReason
 from bridge.core.ports.broker import AckToken, Arrival, Source
-from bridge.core.ports.plugins import SessionInfo
+from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import MailboxAsk, MailboxPage, Written
+from bridge.core.sessions.access import Access
+from bridge.core.sessions.revoked import Revoked
 
 
 class ManualClock:
@@ -130,6 +133,13 @@ class RecordingErrors:
         self.facts.append(facts)
 
 
+def access(verifier: TokenVerifier, origins: Collection[str] = (), **more: Any) -> Access:
+    """Access with nothing revoked, for tokens of any length."""
+    revoked = Revoked(1e10)
+    revoked.read = True
+    return Access(verifier, origins, revoked=revoked, clock=ManualClock(), **more)
+
+
 def claims(user: str, expires_at: float = 4e9) -> Claims:
     return Claims(user=user, expires_at=expires_at)
 
@@ -186,6 +196,7 @@ class CountingMetrics:
         self.differing = 0
         self.takings = 0
         self.looked = 0
+        self.handshakes: list[str] = []
 
     def taken(self, messages: int, requests: int) -> None:
         self.takings += messages
@@ -210,7 +221,8 @@ class CountingMetrics:
 
     def handed(self, pushes: int) -> None: ...
 
-    def handshake(self, result: str, seconds: float) -> None: ...
+    def handshake(self, result: str, seconds: float) -> None:
+        self.handshakes.append(result)
 
     def closed(self, reason: str) -> None: ...
 

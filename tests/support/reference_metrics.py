@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
-from bridge.adapters.metrics import STAGES, Gauges, PrometheusMetrics, audit_families, gauge_families
+from bridge.adapters.metrics import (
+    STAGES,
+    Gauges,
+    PrometheusMetrics,
+    audit_families,
+    gauge_families,
+    key_families,
+)
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
 from bridge.ops.surroundings import families
@@ -34,6 +41,7 @@ QUESTIONS = {
         '`max by (queue) (bridge_queue_ready{queue!="push.dead"})` growing; '
         "`sum by (queue) (bridge_queue_unacked)` are in hand"
     ),
+    "Are the keys for tokens out of date?": "`bridge_jwks_age_seconds > 3700`: the address does not answer",
     "Must somebody look at dead letters?": "`max(bridge_dead_letters) > 0`, see `bridge dead list`",
     "Will the log have a place for tomorrow's rows?": "`min(bridge_partitions_ahead) < 2`: the upkeep fails",
     "Is a peer not reading?": (
@@ -47,6 +55,7 @@ def metrics_page() -> str:
     metrics = PrometheusMetrics(process=False)
     metrics.add_source(lambda: audit_families(dict.fromkeys(CHECKS, 0), 0.0))
     metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0))
+    metrics.add_source(lambda: key_families({"ok": 0, "failed": 0}, 0.0))
     metrics.add_source(lambda: gauge_families(Gauges._make([0] * len(Gauges._fields))))
     lines = [
         "# Metrics",

@@ -60,7 +60,8 @@ class RecordingSession:
 
 
 class Host:
-    """Fills the SessionHost port. The tokens `refuse-<status>` are refused, every other one is granted."""
+    """Fills the SessionHost port. The tokens `refuse-<status>` are refused, every other one is granted; with the token
+    `later` it is to come as the first message."""
 
     def __init__(self) -> None:
         self.handshakes: list[Handshake] = []
@@ -94,7 +95,8 @@ class Host:
             return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}\n")
         spoken = next((entry for entry in request.subprotocols if entry in self.speaks), None)
         mode = Mode(spoken) if spoken else Mode.BARE
-        return Grant(Claims(user=token or "anybody", expires_at=4e9), mode, spoken)
+        claims = None if token == "later" else Claims(user=token or "anybody", expires_at=4e9)
+        return Grant(claims, mode, spoken)
 
     async def _hold(self, held: asyncio.Future[None]) -> None:
         self.begun += 1

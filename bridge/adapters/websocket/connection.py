@@ -30,6 +30,7 @@ from bridge.adapters.websocket.handshake import (
     CROWDED,
     GONE,
     LIBRARY_LOGGER,
+    LINE_BYTES_MAX,
     REQUEST_BYTES_MAX,
     TOO_EARLY,
     TOO_LATE,
@@ -321,6 +322,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if grant.claims is None:
+            self._protocol.max_message_size = LINE_BYTES_MAX
         self._handle = self._server.session_host.opened(grant, self)
 
     def _refused(self) -> None:
@@ -409,6 +412,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._protocol.fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
             self._flush()
             return False
+        self._protocol.max_message_size = CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
         if self._handle is not None:
             self._handle.message(message)
         return True

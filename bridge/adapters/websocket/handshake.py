@@ -325,4 +325,5 @@ def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
         origin=headers.get("Origin"),
         authorization=authorizations[0] if authorizations else None,
         subprotocols=tuple(entry for entry in offered if entry),
+        cookie="; ".join(headers.get_all("Cookie")) or None,
     )

@@ -171,6 +171,10 @@ def parse_client(data: str | bytes) -> ClientFrame:
         return BadFrame(f"id: expected the id of a push, got {kind(push_id)}", ref)
     if not isinstance(what, str):
         return BadFrame(f"type: expected a string, got {kind(what)}", ref)
+    if what == "auth":
+        return BadFrame(
+            "type: auth can only be the first message, and only if the handshake had no token", ref
+        )
     if what in UNSUPPORTED_FRAMES:
         return UnsupportedFrame(what, ref)
     return BadFrame(f"type: {jsontext.shown(what)} is not known", ref)

@@ -18,6 +18,8 @@ class CloseReason(enum.Enum):
     RESTART = (1012, "restart", True, 1.0)
     TRY_LATER = (1013, "try_later", True, 10.0)
     TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
+    TOKEN_REFUSED = (4401, "token_refused", False, 0.0)
+    AUTH_TIMEOUT = (4401, "auth_timeout", True, 1.0)
     REVOKED = (4403, "revoked", False, 0.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
     VANISHED = (1006, "vanished", True, 0.0)
@@ -58,12 +60,15 @@ class Handshake(msgspec.Struct, frozen=True):
     origin: str | None
     authorization: str | None
     subprotocols: tuple[str, ...]
+    cookie: str | None = None
+    """The header Cookie."""
 
 
 class Grant(msgspec.Struct, frozen=True):
     """A handshake that opens a session."""
 
-    claims: Claims
+    claims: Claims | None
+    """None: nobody has opened a session yet, the token is to come as the first message."""
     mode: Mode
     subprotocol: str | None
     """The subprotocol in the answer; None where the client offered none."""

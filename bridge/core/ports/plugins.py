@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bridge.core.model.outcomes import Outcome
@@ -21,8 +21,14 @@ class DeliveryLog(Protocol):
 class TokenVerifier(Protocol):
     """Checks a bearer token."""
 
-    def verify(self, token: str) -> Claims:
-        """Return what the token says; raises TokenRefused for every token that opens no session."""
+    def verify(self, token: str) -> Claims | Awaitable[Claims]:
+        """Return what the token says; raises TokenRefused for every token that opens no session, and KeysUnavailable
+        where that can't be told now.
+
+        A check that has to wait for something is an awaitable with the same result. It is awaited once, and may be
+        cancelled then, or not at all: so it is no coroutine, which would complain. Few may wait at once (see
+        SessionHost).
+        """
         ...
 
 

@@ -84,5 +84,9 @@ class SessionHost(Protocol):
         ...
 
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
-        """The handshake is done. The host may write to the socket from now on, even during this call."""
+        """The handshake is done. The host may write to the socket from now on, even during this call.
+
+        Where the grant has no claims, the first message is to bring the token: the adapter allows it no more bytes than
+        a header may have.
+        """
         ...

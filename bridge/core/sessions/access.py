@@ -5,8 +5,16 @@
 | the service is draining                           | 503, Retry-After           | `draining`        |
 | the Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
 | subprotocols are offered, and we speak none       | 400                        | `subprotocol`     |
-| no token, or tokens that differ                   | 401                        | `missing`, `many` |
+| a token came in a way that is switched off        | 401                        | `carrier`         |
+| a cookie has it, and the Origin is not listed     | 403                        | `origin`          |
+| tokens that differ                                | 401                        | `many`            |
+| no token, and it may come as the first message    | granted, nobody yet        | see `strangers`   |
+| no token                                          | 401                        | `missing`         |
 | the verifier refuses the token                    | 401                        | the verifier's why|
+| the keys to check it with are not there yet       | 503, Retry-After           | `no_keys`         |
+| revocations have not been read yet                | 503, Retry-After           | `starting`        |
+| the token is revoked                              | 401                        | `revoked`         |
+| it is good for longer than revocations are kept   | 401                        | `long_lived`      |
 | no subprotocol is offered                         | granted, bare mode         | `opened`          |
 
 A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
@@ -15,23 +23,46 @@ only sees 1006. So the bridge refuses such a handshake with an answer that a dev
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
+from typing import NamedTuple, TypeAlias
 
-from bridge.core.errors import TokenRefused
-from bridge.core.model.sessions import Grant, Handshake, Mode, Refusal
+from msgspec import structs
+
+from bridge.core.errors import KeysUnavailable, TokenRefused
+from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
+from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import TokenVerifier
+from bridge.core.sessions.carriers import TOKEN_ENTRY, USUAL_CARRIERS, Carriers
+from bridge.core.sessions.revoked import Revoked
 
-TOKEN_ENTRY = "bridge.token."
-"""The start of a subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
+Decision: TypeAlias = Grant | Refusal
 
-_AS_BASE64URL = str.maketrans("+/", "-_")
+
+class Undecided(NamedTuple):
+    """A decision for which the verifier waits. It may be dropped."""
+
+    claims: Awaitable[Claims]
+    grant: Grant
 
 
 class Access:
     """Decides on handshakes; holds no sessions."""
 
-    def __init__(self, verifier: TokenVerifier, origins: Collection[str]) -> None:
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        origins: Collection[str],
+        *,
+        revoked: Revoked,
+        clock: Clock,
+        token_from: Collection[str] = USUAL_CARRIERS,
+        cookie: str = "",
+    ) -> None:
+        """`token_from`: the carriers that may have a token; `cookie`: the name of the one that may."""
         self._verifier = verifier
+        self._revoked = revoked
+        self._clock = clock
+        self._carriers = Carriers(token_from, cookie, origins)
         self._origins = frozenset(origins)
         self.draining = False
         """While True every handshake is refused with 503."""
@@ -40,7 +71,7 @@ class Access:
         """Refuse every handshake from now on."""
         self.draining = True
 
-    def decide(self, request: Handshake) -> Grant | Refusal:
+    def decide(self, request: Handshake) -> Decision | Undecided:
         """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
@@ -51,33 +82,46 @@ class Access:
         spoken = _spoken(request.subprotocols)
         if spoken is None and request.subprotocols:
             return _not_spoken(request.subprotocols)
-        tokens = _tokens(request)
-        if not tokens:
-            return _no_token(request)
-        if len(tokens) > 1:
-            return Refusal(401, "many", "More than one token was given, and they differ.\n")
-        try:
-            claims = self._verifier.verify(tokens.pop())
-        except TokenRefused as refused:
-            detail = f" ({refused.detail})" if refused.detail else ""
-            return Refusal(401, refused.why, f"The token was refused: {refused.why}{detail}.\n")
+        token = self._carriers.token(request)
+        if isinstance(token, Refusal):
+            return token
         last = request.query.get("last")
-        return Grant(claims, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+        grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+        return grant if token is None else self.check(token, grant)
+
+    def check(self, token: str, grant: Grant) -> Decision | Undecided:
+        """The grant with what the token says, or the refusal. Never raises."""
+        try:
+            claims = self._verifier.verify(token)
+        except (TokenRefused, KeysUnavailable) as error:
+            return _not_verified(error)
+        if isinstance(claims, Claims):
+            return self._not_revoked(claims, grant)
+        return Undecided(claims, grant)
+
+    async def decided(self, waits: Undecided) -> Decision:
+        """The decision that had to wait. Never raises."""
+        try:
+            return self._not_revoked(await waits.claims, waits.grant)
+        except (TokenRefused, KeysUnavailable) as error:
+            return _not_verified(error)
+
+    def revokes(self, claims: Claims) -> bool:
+        """Whether this token was revoked, perhaps after it was granted."""
+        return self._revoked.covers(claims)
+
+    def _not_revoked(self, claims: Claims, grant: Grant) -> Decision:
+        refusal = self._revoked.refusal(claims, self._clock.time())
+        return refusal or structs.replace(grant, claims=claims)
 
 
-def _tokens(request: Handshake) -> set[str]:
-    """The different tokens of all carriers. The same token in two spellings of base64 counts once."""
-    # A raw `+` in a query becomes a space, and no token has a space.
-    given = [token.strip("\t\r\n").replace(" ", "+") for token in request.query.get("token", ())]
-    scheme, *credentials = (request.authorization or "").split(None, 1)[:2] or [""]
-    if scheme.lower() == "bearer":
-        given.extend(token.strip() for token in credentials)
-    given.extend(entry[len(TOKEN_ENTRY) :] for entry in request.subprotocols if entry.startswith(TOKEN_ENTRY))
-    return set({_canonical(token): token for token in given if token}.values())
-
-
-def _canonical(token: str) -> str:
-    return ".".join(part.rstrip("=") for part in token.translate(_AS_BASE64URL).split("."))
+def _not_verified(error: TokenRefused | KeysUnavailable) -> Refusal:
+    if isinstance(error, KeysUnavailable):
+        return Refusal(
+            503, "no_keys", "The keys that check tokens are not there yet, try again in a moment.\n"
+        )
+    detail = f" ({error.detail})" if error.detail else ""
+    return Refusal(401, error.why, f"The token was refused: {error.why}{detail}.\n")
 
 
 def _spoken(subprotocols: Collection[str]) -> Mode | None:
@@ -94,12 +138,3 @@ def _not_spoken(subprotocols: Collection[str]) -> Refusal:
     else:
         text = "The bridge speaks none of these subprotocols: offer bridge.v1.json or bridge.bare too.\n"
     return Refusal(400, "subprotocol", text)
-
-
-def _no_token(request: Handshake) -> Refusal:
-    # Worded so that the log's redaction does not mistake it for a token.
-    ways = "in the query as `token`, in the header Authorization with the scheme Bearer, or as a subprotocol"
-    if request.authorization is not None:
-        text = f"The header Authorization has no Bearer token. A token is required: {ways}.\n"
-        return Refusal(401, "missing", text)
-    return Refusal(401, "missing", f"A token is required: {ways} (bridge.token. and the JWT).\n")

@@ -1,0 +1,171 @@
+"""Open sockets whose token is to come as the first message. Until then nobody has a session there, and nothing is sent.
+
+| what comes first                           | what happens                             | why in metrics     |
+|--------------------------------------------|------------------------------------------|--------------------|
+| `{"type":"auth","token":...}`, good        | the session opens                        | `opened`           |
+| the same, the verifier refuses the token   | closed with 4401 `token_refused`         | the verifier's why |
+| the same, its key is not there yet         | closed with 1013, and the keys are read  | `no_keys`          |
+| any other message                          | closed with 4401 `token_refused`         | `auth_frame`       |
+| nothing within `AUTH_SECONDS`              | closed with 4401 `auth_timeout`          | `auth_timeout`     |
+| the service begins to drain                | closed with 1012                         | `draining`         |
+| the peer leaves, or breaks RFC 6455        | nothing                                  | `gone`             |
+
+In envelope mode an `error` frame says why, and a `bye` follows. Whoever holds these sockets is unknown, so there are
+`STRANGERS_MAX` of them at most; over it handshakes without a token get 503 (`strangers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from bridge.core.contract.auth import token_of
+from bridge.core.contract.frames import bye_frame, error_frame
+from bridge.core.model.sessions import CloseReason, Grant, Mode, Refusal
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.sockets import SessionHandle, Socket
+from bridge.core.sessions.access import Access, Undecided
+from bridge.core.sessions.revoked import REVOKED
+
+AUTH_SECONDS: Final = 5.0
+"""Seconds that the token may take."""
+STRANGERS_MAX: Final = 1000
+"""Sockets that wait for their token at a time."""
+
+CROWD: Final = Refusal(
+    503, "strangers", "Too many connections wait for their token, try again in a moment.\n"
+)
+_DRAINING: Final = Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
+_LATE: Final = Refusal(401, "auth_timeout", f"No token came within {AUTH_SECONDS:g} seconds.\n")
+_OTHER: Final = Refusal(
+    401,
+    "auth_frame",
+    "The first message must have the type auth and the token, since the handshake had none.\n",
+)
+_READING: Final = Refusal(503, "no_keys", "The keys that check tokens are being read again.\n")
+_GONE: Final = Refusal(400, "gone", "The client left before its token came.\n")
+
+
+class Strangers:
+    """All sockets that wait for their token, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        clock: Clock,
+        opened: Callable[[Grant, Socket], SessionHandle],
+        told: Callable[[Refusal | None, float], None],
+    ) -> None:
+        """`opened` opens a session. `told` hears how each has ended: the refusal, or None for a session, and the
+        seconds that the decision took."""
+        self._access = access
+        self._clock = clock
+        self._opened = opened
+        self._told = told
+        self._waiting: dict[Stranger, float] = {}
+        """Since when, in monotonic seconds."""
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """As many wait as may."""
+        return len(self._waiting) >= STRANGERS_MAX
+
+    def came(self, grant: Grant, socket: Socket) -> Stranger:
+        """A handshake without a token was granted."""
+        stranger = Stranger(self, grant, socket)
+        self._waiting[stranger] = self._clock.monotonic()
+        return stranger
+
+    def tick(self) -> None:
+        """Close those whose time is over, and all of them during a drain."""
+        while self._waiting:
+            stranger, since = next(iter(self._waiting.items()))
+            if self._access.draining:
+                self._refuse(stranger, CloseReason.RESTART, _DRAINING, 0.0)
+            elif self._clock.monotonic() - since >= AUTH_SECONDS:
+                self._refuse(stranger, CloseReason.AUTH_TIMEOUT, _LATE, 0.0)
+            else:
+                break
+
+    def heard(self, stranger: Stranger, data: str | bytes) -> None:
+        """A message came; the first one decides."""
+        if stranger not in self._waiting:
+            return  # it was refused, and the closing handshake is under way
+        started = self._clock.monotonic()
+        token = token_of(data)
+        if self._access.draining:
+            self._refuse(stranger, CloseReason.RESTART, _DRAINING, 0.0)
+            return
+        answer = _OTHER if token is None else self._access.check(token, stranger.grant)
+        seconds = self._clock.monotonic() - started
+        if isinstance(answer, Undecided):
+            # The read has begun. Nobody waits for it here: a client that comes back then gets in.
+            self._refuse(stranger, CloseReason.TRY_LATER, _READING, seconds)
+        elif isinstance(answer, Refusal):
+            self._refuse(stranger, _reason(answer), answer, seconds)
+        else:
+            del self._waiting[stranger]
+            self._told(None, seconds)
+            stranger.session = self._opened(answer, stranger.socket)
+
+    def left(self, stranger: Stranger) -> None:
+        """Its socket is gone, and no session was opened there."""
+        if self._waiting.pop(stranger, None) is not None:
+            self._told(_GONE, 0.0)
+
+    def _refuse(self, stranger: Stranger, reason: CloseReason, refusal: Refusal, seconds: float) -> None:
+        del self._waiting[stranger]
+        self._told(refusal, seconds)
+        if stranger.grant.mode is Mode.ENVELOPE:
+            stranger.socket.write(
+                (error_frame("refused", refusal.text.strip()), bye_frame(reason, reason.retry_after)), None
+            )
+        stranger.socket.close(reason)
+
+
+def _reason(refusal: Refusal) -> CloseReason:
+    if refusal is REVOKED:
+        return CloseReason.REVOKED
+    return CloseReason.TRY_LATER if refusal.status == 503 else CloseReason.TOKEN_REFUSED
+
+
+class Stranger:
+    """Fills the SessionHandle port: one such socket, and then the session that was opened there."""
+
+    __slots__ = ("_all", "grant", "session", "socket")
+
+    def __init__(self, strangers: Strangers, grant: Grant, socket: Socket) -> None:
+        self._all = strangers
+        self.grant = grant
+        self.socket = socket
+        self.session: SessionHandle | None = None
+
+    def pong(self, payload: bytes) -> None:
+        """See the port."""
+        if self.session is not None:
+            self.session.pong(payload)
+
+    def became_writable(self) -> None:
+        """See the port."""
+        if self.session is not None:
+            self.session.became_writable()
+
+    def message(self, data: str | bytes) -> None:
+        """See the port."""
+        if self.session is not None:
+            self.session.message(data)
+        else:
+            self._all.heard(self, data)
+
+    def closed(self, code: int, reason: str) -> None:
+        """See the port."""
+        if self.session is not None:
+            self.session.closed(code, reason)
+        else:
+            self._all.left(self)
