@@ -274,8 +274,8 @@ def _decode_by(token: str, check: _Check) -> Mapping[str, Any]:
 
 
 def _made_id(token: str) -> str:
-    """An id for a token without `jti`, so that its session can be revoked with it: of its claims as they were signed, as
-    base64 and some signatures can be written in several ways."""
+    """An id for a token without `jti`, so that its session can be revoked with it. It is made of the claims only, since
+    the text and the signature of the same token can be written in several ways."""
     claims = jwt.utils.base64url_decode(token.translate(_AS_BASE64URL).split(".")[1].rstrip("="))
     return f"sha256:{hashlib.sha256(claims).hexdigest()[:32]}"
 

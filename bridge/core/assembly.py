@@ -111,6 +111,7 @@ class Core:
         self.liveness = Liveness(
             hub=self.hub,
             presence=self.presence,
+            pages=self.pages,
             clock=clock,
             confirm_timeout=delivery.confirm_timeout,
             total_bytes=delivery.total_bytes,
@@ -306,7 +307,8 @@ class Core:
         self.liveness.show_life(now)
 
     def every_second(self) -> None:
-        """Called each second: close sessions whose token has expired, continue replays, let remembered ids age."""
-        self.liveness.close_expired()
+        """Called each second: ask for new tokens, close sessions whose token has expired, continue replays, let
+        remembered ids age."""
+        self.liveness.renew_tokens()
         self.pages.every_second()
         self.remembered.every_second(self.ports.clock.monotonic())

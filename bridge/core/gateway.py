@@ -7,7 +7,14 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bridge.core.contract.frames import AckFrame, UnsupportedFrame, error_frame, ok_frame, parse_client
+from bridge.core.contract.frames import (
+    AckFrame,
+    RefreshFrame,
+    UnsupportedFrame,
+    error_frame,
+    ok_frame,
+    parse_client,
+)
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Mode, Refusal
@@ -118,11 +125,32 @@ class Gateway:
         frame = parse_client(data)
         if isinstance(frame, AckFrame):
             self._acked(session, frame)
+        elif isinstance(frame, RefreshFrame):
+            self._refreshed(session, frame)
         elif isinstance(frame, UnsupportedFrame):
             problem = f"{frame.type} is not available here"
             send_answer(session, error_frame("unsupported", problem, frame.ref))
         else:
             send_answer(session, error_frame("bad_frame", frame.problem, frame.ref))
+
+    def _refreshed(self, session: Session, refresh: RefreshFrame) -> None:
+        """A new token for an open session: of the same user, or the session ends with the one that it has."""
+        answer = self._access.check(refresh.token, Grant(None, session.mode, None))
+        if isinstance(answer, Undecided):
+            problem = "token: the keys that check it are being read, send it again in a moment"
+            send_answer(session, error_frame("try_later", problem, refresh.ref))
+        elif isinstance(answer, Refusal):
+            code = "try_later" if answer.status == 503 else "refused"
+            send_answer(session, error_frame(code, answer.text.strip(), refresh.ref))
+        elif answer.claims is None or answer.claims.user != session.user:
+            send_answer(session, error_frame("refused", "token: it is not of this user", refresh.ref))
+        elif answer.claims.expires_at <= session.claims.expires_at:
+            problem = "token: it does not expire later than the one before"
+            send_answer(session, error_frame("refused", problem, refresh.ref))
+        else:
+            session.claims = answer.claims
+            self._presence.refreshed(session)
+            send_answer(session, ok_frame(refresh.ref))
 
     def _acked(self, session: Session, ack: AckFrame) -> None:
         """Note an ack. It is answered only where it has a `ref`: a client may ack everything it gets."""

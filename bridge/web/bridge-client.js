@@ -14,7 +14,7 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * Connect, and stay connected until `close()` or until the bridge says not to reconnect. Callbacks are called after
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
  * `url` of the WebSocket; `token`: a JWT, or a function that returns one or a promise of one (null: close for good),
- * called at first, when the token has expired, and when a connection could not be opened (a browser hides why);
+ * called at first, before the token expires, when it has, and when a connection could not be opened (a browser hides why);
  * `tokenBy`: "frame" to send it as the first message, instead of beside the subprotocol;
  * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
@@ -135,11 +135,32 @@ class Connection {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
       this.#welcome(frame);
+    } else if (frame.type === "refresh") {
+      this.#refresh(this.#socket);
     } else if (frame.type === "bye") {
       this.#bye = frame;
     } else if (frame.type === "error") {
       this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
     } // heartbeats only set #heard; frames of later versions are ignored
+  }
+
+  // The token expires soon. Whatever fails here, the function is called again when it has expired.
+  async #refresh(socket) {
+    const { token, onError } = this.#options;
+    if (typeof token !== "function") return;
+    let jwt;
+    try {
+      jwt = await token();
+      if (jwt === null) return;
+      if (typeof jwt === "string") jwt = jwt.trim();
+      if (!JWT.test(jwt)) throw new Error(noToken(jwt, true));
+    } catch (error) { return onError(error); }
+    if (socket !== this.#socket || jwt === this.#jwt) return;
+    const same = userOf(jwt) === userOf(this.#jwt);
+    this.#jwt = jwt;
+    if (same) return socket.send(JSON.stringify({ type: "refresh", token: jwt }));
+    this.#drop(); // another user has signed in
+    this.#open();
   }
 
   #welcome({ user, session, complete, heartbeat }) {

@@ -779,6 +779,26 @@ async def test_an_expired_token_is_replaced_once_and_at_once(page: Page, script:
     assert (await script.peer()).token == jwt("alice", 2)
 
 
+async def test_a_token_is_renewed_in_good_time_without_a_break(page: Page, script: Script) -> None:
+    tokens = [jwt("alice", 0), "broken", jwt("alice", 1), jwt("alice", 2)]
+    peer = await met(page, script, tokens=tokens)
+    await peer.send(type="refresh")
+    await told(page, ("token", tokens[0]), ("token", "broken"), ("error", "no token today"))
+    await peer.send(type="refresh")
+    assert await peer.frame() == {"type": "refresh", "token": tokens[2]}
+    await peer.bye(4401, "token_expired")
+    assert (await script.peer()).token == tokens[3], "the one that it sent has expired"
+
+
+async def test_a_renewal_that_finds_another_user_signed_in_connects_again_as_that_user(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, tokens=[jwt("alice"), jwt("bob")])
+    await peer.send(type="refresh")
+    assert (await script.peer()).token == jwt("bob")
+    assert await peer.closed() == 1000
+
+
 async def test_the_same_token_again_is_the_end(page: Page, script: Script) -> None:
     peer = await met(page, script, tokens=[jwt("alice"), jwt("alice")])
     await peer.close(4401, "token_expired")

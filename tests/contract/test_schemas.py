@@ -19,7 +19,9 @@ from bridge.core.contract.auth import token_of
 from bridge.core.contract.control import control_error, control_reply, decode_control, revoke_reply
 from bridge.core.contract.frames import (
     HEARTBEAT,
+    REFRESH,
     AckFrame,
+    RefreshFrame,
     bye_frame,
     error_frame,
     ok_frame,
@@ -329,7 +331,7 @@ def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
     there = {
         name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
     }
-    assert there == {*OURS, "ack", "auth"}
+    assert there == {*OURS, "ack", "auth", "refresh"}
 
 
 def test_the_token_of_an_auth_frame_is_read_if_and_only_if_the_schema_says_so() -> None:
@@ -367,6 +369,12 @@ def test_a_frame_is_an_ack_if_and_only_if_the_schema_says_so(dice: Dice) -> None
     understood = isinstance(parse_client(encoded(frame)), AckFrame)
     expected = validator("frame-ack.json").is_valid(frame) and not beyond_a_schema(frame)
     assert understood == expected
+
+
+def test_a_refresh_of_a_client_fits_its_schema_and_so_does_that_of_the_bridge() -> None:
+    asks, brings = sample("frame-refresh.json", slice(None))  # type: ignore[arg-type]
+    assert json.loads(REFRESH.payload) == asks
+    assert parse_client(encoded(brings)) == RefreshFrame(brings["token"], brings["ref"])
 
 
 def test_close_codes_are_those_of_the_schema() -> None:

@@ -29,6 +29,7 @@ from bridge.core.contract.frames import (
     AckFrame,
     BadFrame,
     ClientFrame,
+    RefreshFrame,
     UnsupportedFrame,
     bare_frame,
     bye_frame,
@@ -1161,6 +1162,8 @@ def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
     frame = parse_client(data)
     if isinstance(frame, AckFrame):
         assert frame.id
+    elif isinstance(frame, RefreshFrame):
+        assert isinstance(frame.token, str)
     elif isinstance(frame, UnsupportedFrame):
         json.loads(error_frame("unsupported", frame.type, frame.ref).payload)
     else:

@@ -11,7 +11,7 @@ from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.delivery.targets import Address, address, resolver_of
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import PushRequest, Target, ToAll, ToSession, ToUser, ToUsers
-from bridge.core.model.sessions import Mode
+from bridge.core.model.sessions import Claims, Mode
 from bridge.core.sessions.hub import HEARTBEAT_LOOK, PING_EVERY, PLACES_A_SECOND, Hub, WheelTurn
 from bridge.core.sessions.session import Session
 from tests.support.house import session
@@ -149,8 +149,45 @@ def test_sessions_are_given_out_once_when_their_token_is_over() -> None:
     for name, expires in (("a", 50.0), ("b", 40.0), ("c", 60.0)):
         made, _ = session(name, session_id=name, expires_at=expires)
         hub.register(made, 0.0)
-    assert [s.id for s in hub.expired(55.0)] == ["b", "a"]
-    assert hub.expired(55.0) == []
+    soon, gone = hub.expiring(55.0)
+    assert ([s.id for s in soon], [s.id for s in gone]) == ([], ["b", "a"])
+    for old in gone:
+        hub.unregister(old)
+    assert hub.expiring(55.0) == ([], [])
+
+
+def test_a_client_is_asked_once_for_each_token_a_minute_or_a_tenth_of_its_life_before_its_end() -> None:
+    hub = Hub()
+    hour, minute = (session("u1", session_id=name, mode=Mode.ENVELOPE)[0] for name in ("hour", "minute"))
+    hour.claims = Claims("u1", 4600.0, "t1", 1000.0)
+    minute.claims = Claims("u1", 1060.0, "t2", 1000.0)
+    for made in (hour, minute):
+        hub.register(made, 0.0)
+    assert hub.expiring(1053.9) == ([], [])
+    assert hub.expiring(1054.1) == ([minute], [])
+    assert hub.expiring(1055.0) == ([], [])
+    minute.claims = Claims("u1", 1120.0, "t3", 1060.0)
+    hub.refreshed(minute)
+    assert hub.expiring(1061.0) == ([], []), "the end of the old token is nobody's end"
+    assert hub.expiring(1114.1) == ([minute], [])
+    assert hub.expiring(1121.0) == ([], [minute])
+    hub.unregister(minute)
+    assert hub.expiring(4539.0) == ([], [])
+    assert hub.expiring(4541.0) == ([hour], [])
+    assert hub.expiring(5000.0) == ([], [hour])
+
+
+def test_in_bare_mode_nobody_is_asked_and_who_comes_late_is_asked_at_once() -> None:
+    hub = Hub()
+    bare, _ = session("u1", session_id="bare", mode=Mode.BARE)
+    late, _ = session("u1", session_id="late", mode=Mode.ENVELOPE)
+    bare.claims = late.claims = Claims("u1", 4600.0, "t1", 1000.0)
+    hub.register(bare, 0.0)
+    hub.register(late, 0.0)
+    assert hub.expiring(4590.0) == ([late], [])
+    late.claims = Claims("u1", 9000.0, "t2", 4590.0)
+    hub.refreshed(late)
+    assert hub.expiring(4600.0) == ([], [bare])
 
 
 def test_the_ends_of_tokens_of_sessions_that_left_are_not_kept_for_weeks(
@@ -163,4 +200,4 @@ def test_the_ends_of_tokens_of_sessions_that_left_are_not_kept_for_weeks(
         hub.register(gone, 0.0)
         hub.unregister(gone)
     assert len(hub._expiries) < 20
-    assert hub.expired(s["stays"].claims.expires_at) == [s["stays"]]
+    assert hub.expiring(s["stays"].claims.expires_at) == ([], [s["stays"]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import Literal, NamedTuple, TypeAlias, TypeGuard
 
 import msgspec
 from msgspec import Raw
@@ -59,6 +59,10 @@ def welcome_frame(session: str, user: str, complete: bool) -> Frame:
     return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY}))
 
 
+REFRESH = Frame(b'{"type":"refresh"}')
+"""Asks the client for a new token: its own expires soon."""
+
+
 def withdraw_frame(push_id: str, tenant: str = "") -> Frame:
     """The push with this id was recalled: a client that shows it should remove it."""
     of = {"tenant": tenant} if tenant else {}
@@ -95,6 +99,13 @@ class AckFrame(NamedTuple):
     ref: Ref = None
 
 
+class RefreshFrame(NamedTuple):
+    """A new token for the session."""
+
+    token: str
+    ref: Ref
+
+
 class UnsupportedFrame(NamedTuple):
     """A frame for a feature that this version does not have."""
 
@@ -109,15 +120,17 @@ class BadFrame(NamedTuple):
     ref: Ref
 
 
-ClientFrame: TypeAlias = AckFrame | UnsupportedFrame | BadFrame
-UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "refresh", "publish"))
+ClientFrame: TypeAlias = AckFrame | RefreshFrame | UnsupportedFrame | BadFrame
+UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "publish"))
 """Types of frames for features that this version does not have."""
 _REF_INT_MAX = 2**53 - 1
 """The largest integer that every client reads exactly (RFC 8259 section 6)."""
 _NULL = Raw(b"null")
 
 
-class _Ack(msgspec.Struct, tag_field="type", tag="ack", gc=False):
+class _Ack(msgspec.Struct, gc=False):
+    # Not a tag, which may be missing.
+    type: Literal["ack"]
     id: Id
     tenant: Id | msgspec.UnsetType | None = msgspec.UNSET
     ref: str | int | None = None
@@ -132,6 +145,7 @@ class _Frame(msgspec.Struct, gc=False):
     type: Raw = _NULL
     id: Raw = _NULL
     tenant: Raw = _NULL
+    token: Raw = _NULL
     ref: Raw = _NULL
 
 
@@ -175,6 +189,11 @@ def parse_client(data: str | bytes) -> ClientFrame:
         return BadFrame(
             "type: auth can only be the first message, and only if the handshake had no token", ref
         )
+    if what == "refresh":
+        token = jsontext.shallow_value(bytes(frame.token))
+        if isinstance(token, str):
+            return RefreshFrame(token.strip(), ref)
+        return BadFrame(f"token: expected a string, got {kind(token)}", ref)
     if what in UNSUPPORTED_FRAMES:
         return UnsupportedFrame(what, ref)
     return BadFrame(f"type: {jsontext.shown(what)} is not known", ref)

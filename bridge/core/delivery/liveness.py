@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bridge.core.contract.frames import HEARTBEAT
+from bridge.core.contract.frames import HEARTBEAT, REFRESH
 from bridge.core.delivery.presence import Presence
+from bridge.core.mailbox.pages import Pages
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
@@ -13,11 +14,19 @@ class Liveness:
     """Checks sessions as time passes."""
 
     def __init__(
-        self, *, hub: Hub, presence: Presence, clock: Clock, confirm_timeout: float, total_bytes: int
+        self,
+        *,
+        hub: Hub,
+        presence: Presence,
+        pages: Pages,
+        clock: Clock,
+        confirm_timeout: float,
+        total_bytes: int,
     ) -> None:
         """`total_bytes`: of the frames that wait for all sockets together; over it the fullest session is closed."""
         self._hub = hub
         self._presence = presence
+        self._pages = pages
         self._clock = clock
         self._confirm_timeout = confirm_timeout
         self._total_bytes = total_bytes
@@ -46,7 +55,12 @@ class Liveness:
                 if session.close_reason is None:
                     session.beat(heartbeat, turn.at)
 
-    def close_expired(self) -> None:
-        """Close sessions whose token has expired."""
-        for session in self._hub.expired(self._clock.time()):
+    def renew_tokens(self) -> None:
+        """Ask for a new token where one expires soon, and close sessions whose token has expired."""
+        soon, gone = self._hub.expiring(self._clock.time())
+        for session in gone:
             self._presence.close(session, CloseReason.TOKEN_EXPIRED)
+        for session in soon:
+            # Who does not read gets it behind what waits; it may come too late then.
+            session.tell(REFRESH)
+            self._pages.flush(session)

@@ -38,6 +38,10 @@ class Presence:
         self._pages.opened(session, last)
         self._grace.came(session)
 
+    def refreshed(self, session: Session) -> None:
+        """A session has a new token."""
+        self._hub.refreshed(session)
+
     def close(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `closed` follows when the socket is gone.
 

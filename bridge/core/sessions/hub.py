@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.model.sessions import Mode
+from bridge.core.sessions.renewal import asks_at
 from bridge.core.sessions.session import Session
 
 PING_EVERY = 20
@@ -71,11 +72,24 @@ class Hub:
         self._users.setdefault(session.user, []).append(session)
         session.place = self._place(now)
         self._wheel[session.place].add(session)
-        heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
+        self._look_at(session)
+
+    def refreshed(self, session: Session) -> None:
+        """It has a new token."""
+        if session.id in self._sessions:
+            self._look_at(session)
+
+    def _look_at(self, session: Session) -> None:
+        heapq.heappush(self._expiries, (asks_at(session), session.id))
         if len(self._expiries) > 2 * len(self._sessions) + EXPIRIES_SPARED:
             # Tokens may be good for weeks, and most sessions leave long before.
-            self._expiries = [(s.claims.expires_at, s.id) for s in self._sessions.values()]
+            self._expiries = [entry for entry in self._expiries if self._is_due(entry)]
             heapq.heapify(self._expiries)
+
+    def _is_due(self, entry: tuple[float, str]) -> bool:
+        """Whether the session is still here, and has the token for which this was entered."""
+        session = self._sessions.get(entry[1])
+        return session is not None and entry[0] in (asks_at(session), session.claims.expires_at)
 
     def _place(self, now: float) -> int:
         """The next place on the wheel, such that a session that is sent nothing gets its heartbeats with its pings.
@@ -133,15 +147,22 @@ class Hub:
             ]
             yield WheelTurn(at, list(self._wheel[turn % _PLACES]), quiet)
 
-    def expired(self, now: float) -> list[Session]:
-        """The sessions whose token has expired by `now` (wall-clock seconds); each is returned once."""
+    def expiring(self, now: float) -> tuple[list[Session], list[Session]]:
+        """The sessions whose token expires soon, and those whose token has expired by `now` (wall-clock seconds); each
+        is returned once for each of its tokens."""
+        soon: list[Session] = []
         gone: list[Session] = []
         while self._expiries and self._expiries[0][0] <= now:
-            _, session_id = heapq.heappop(self._expiries)
-            session = self._sessions.get(session_id)
-            if session is not None:
+            entry = heapq.heappop(self._expiries)
+            if not self._is_due(entry):
+                continue
+            session = self._sessions[entry[1]]
+            if session.claims.expires_at <= now:
                 gone.append(session)
-        return gone
+            else:
+                soon.append(session)
+                heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
+        return soon, gone
 
     def stalled(self, now: float, deadline: float) -> list[Session]:
         """The sessions that took nothing for `deadline` seconds though frames wait for them."""
