@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from bridge.adapters.finding import Finding
 from bridge.addresses import redacted
-from bridge.config import Settings, misspelt_variables
+from bridge.config import Settings, env_name, misspelt_variables
 from bridge.core.errors import (
     BridgeError,
     BrokerUnavailable,
@@ -43,6 +43,8 @@ async def check(settings: Settings) -> int:
         Finding("warn", "settings", f"{name} is no setting; {meant} was probably meant")
         for name, meant in misspelt_variables(os.environ).items()
     )
+    if settings.jwt_jwks_url:
+        _tell(await _keys(settings.jwt_jwks_url))
     ports, runs = await _ports(settings)
     codes = [USAGE * _tell(await _plugins(settings)), USAGE * _tell(ports)]
     codes.append(await _check_broker(settings, runs))
@@ -60,6 +62,26 @@ def _tell(findings: Iterable[tuple[str, str, str]]) -> bool:
         print(f"{level:<5} {what:<9} {redact(' '.join(words.split()))}", flush=True)
         failed = failed or level == "fail"
     return failed
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+
+async def _keys(url: str) -> list[Finding]:
+    """Fetch the keys that check tokens. `serve` starts without them, so what is wrong is a warning."""
+    from bridge.adapters.jwks import fetch
+    from bridge.adapters.keys import read_jwks
+
+    setting = env_name("jwt_jwks_url")
+    try:
+        keys, problems = read_jwks((await fetch(url)).text)
+    except (BridgeError, ValueError) as error:
+        return [Finding("warn", "keys", f"{setting}: {error}")]
+    found = [Finding("warn", "keys", f"{setting}: ignored: {problem}") for problem in problems]
+    usable = ", ".join(f"{key.algorithm} {key.kid or 'without kid'}" for key in keys)
+    if not keys:
+        return [*found, Finding("warn", "keys", f"{setting}: there is no key that can be used")]
+    return [*found, Finding("ok", "keys", f"{len(keys)} fetched: {usable}")]
 
 
 # --- plug-ins --------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ import pytest
 
 from bridge.core.errors import KeysUnavailable, TokenRefused
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
-from bridge.core.sessions import strangers
-from bridge.core.sessions.strangers import AUTH_SECONDS, Stranger
+from bridge.core.sessions.strangers import AUTH_SECONDS, STRANGERS_MAX, Stranger
 from tests.support.house import House, house
 from tests.support.ports import RecordingSocket
 from tests.support.ports import access as access_of
@@ -140,10 +139,11 @@ async def test_who_says_nothing_within_five_seconds_is_closed_and_who_leaves_is_
         assert h.gateway.strangers.waiting == 1
 
 
-async def test_only_so_many_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "STRANGERS_MAX", 2)
+async def test_only_so_many_may_wait() -> None:
     async with house() as h:
         use(h)
+        assert h.gateway.strangers.most == STRANGERS_MAX
+        h.gateway.strangers.most = 2
         first, _ = come(h)
         come(h)
         refused = h.gateway.handshake(ENVELOPE)

@@ -534,7 +534,7 @@ ONE_FOR_EACH_STATUS = {
     101: opening(f"/ws?token={token('u1')}", "Sec-WebSocket-Protocol: bridge.v1.json"),
     200: opening("/livez"),
     400: b"no request\r\n\r\n",
-    401: opening("/ws"),
+    401: opening("/ws?token="),
     404: opening("/nothing"),
 }
 """What is made up may leave some status out."""

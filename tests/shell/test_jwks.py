@@ -24,6 +24,7 @@ from bridge.adapters.jwks import (
 )
 from bridge.adapters.keys import JWKS_BYTES_MAX
 from bridge.adapters.tokens import JwtVerifier
+from bridge.cli import check
 from bridge.core.errors import KeysUnavailable, SettingsError, TokenRefused
 from bridge.core.model.sessions import Claims
 from bridge.core.ports.plugins import TokenVerifier
@@ -342,6 +343,32 @@ async def test_what_is_no_plain_answer_is_refused(monkeypatch: pytest.MonkeyPatc
                 await fetch(url)
             assert "opaque" not in str(caught.value)
     assert len(followed) == 1, "no redirect is followed"
+
+
+async def test_bridge_check_says_which_keys_the_address_has() -> None:
+    body = jwks(OLD.jwk(), NEW.private_jwk())
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    async with serving(handler) as url:
+        said = await check._keys(url)
+        assert [(each.level, each.words.partition(": ")[2]) for each in said] == [
+            (
+                "warn",
+                "ignored: key 1 (kid 'new'): it is a private key: only its public half is needed, and it should be"
+                " nowhere else",
+            ),
+            ("ok", "EdDSA old"),
+        ]
+        body = b"{}"
+        (none,) = await check._keys(url)
+        assert none.level == "warn"
+        body = jwks()
+        assert "no key that can be used" in (await check._keys(url))[0].words
+    (down,) = await check._keys(url)
+    assert "cannot connect" in down.words
+    assert "opaque" not in down.words
 
 
 async def test_nobody_at_the_address_is_told_without_the_address() -> None:

@@ -52,7 +52,7 @@ class Carriers:
             if carrier not in self._allowed and any(tokens):
                 text = f"A token came {CARRIERS[carrier]}, which BRIDGE_TOKEN_FROM does not allow here.\n"
                 return Refusal(401, "carrier", text)
-        found = _different(token for tokens in given.values() for token in tokens)
+        found = _different([token for tokens in given.values() for token in tokens])
         if not found and "cookie" in self._allowed:
             found = _different(_cookies(request.cookie or "", self._cookie))
             if found and (request.origin is None or request.origin not in self._origins):
@@ -90,7 +90,7 @@ def _given(request: Handshake) -> dict[str, list[str]]:
 
 def _cookies(header: str, name: str) -> list[str]:
     """The values of the cookies with this name (RFC 6265 4.2.1)."""
-    pairs = (pair.partition("=") for pair in header.split(";"))
+    pairs = [pair.partition("=") for pair in header.split(";")]
     return [value.strip().strip('"') for key, _, value in pairs if key.strip() == name]
 
 

@@ -63,6 +63,8 @@ class Strangers:
         self._clock = clock
         self._opened = opened
         self._told = told
+        self.most = STRANGERS_MAX
+        self.seconds = AUTH_SECONDS
         self._waiting: dict[Stranger, float] = {}
         """Since when, in monotonic seconds."""
 
@@ -74,7 +76,7 @@ class Strangers:
     @property
     def full(self) -> bool:
         """As many wait as may."""
-        return len(self._waiting) >= STRANGERS_MAX
+        return len(self._waiting) >= self.most
 
     def came(self, grant: Grant, socket: Socket) -> Stranger:
         """A handshake without a token was granted."""
@@ -88,7 +90,7 @@ class Strangers:
             stranger, since = next(iter(self._waiting.items()))
             if self._access.draining:
                 self._refuse(stranger, CloseReason.RESTART, _DRAINING, 0.0)
-            elif self._clock.monotonic() - since >= AUTH_SECONDS:
+            elif self._clock.monotonic() - since >= self.seconds:
                 self._refuse(stranger, CloseReason.AUTH_TIMEOUT, _LATE, 0.0)
             else:
                 break
