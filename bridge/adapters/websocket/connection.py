@@ -39,7 +39,7 @@ from bridge.adapters.websocket.handshake import (
     Protocol,
     refused_by_library,
 )
-from bridge.adapters.websocket.parsers import at_rest, forget, new_protocol
+from bridge.adapters.websocket.parsers import at_rest, ending, forget, new_protocol
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
@@ -271,7 +271,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             forget(self._protocol)
         self._server.left(self)
         if self._handle is not None:
-            code, reason = self._ending()
+            code, reason = ending(self._protocol, self._asked_to_close)
             # Its session knows this connection: without the circle both are freed at once.
             handle, self._handle = self._handle, None
             handle.closed(code, reason)
@@ -494,14 +494,3 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         except (OSError, RuntimeError):
             # The peer has reset the connection (RuntimeError in uvloop): nobody is there to read.
             self._transport.abort()
-
-    def _ending(self) -> tuple[int, str]:
-        """The close code and reason: the peer's, else ours for a fault of the peer, else 1006."""
-        protocol = self._protocol
-        if protocol is None:
-            return int(CloseCode.ABNORMAL_CLOSURE), ""
-        if protocol.close_rcvd is not None:
-            return int(protocol.close_rcvd.code), protocol.close_rcvd.reason
-        if protocol.close_sent is not None and not self._asked_to_close:
-            return int(protocol.close_sent.code), protocol.close_sent.reason
-        return int(CloseCode.ABNORMAL_CLOSURE), ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from websockets.frames import CloseCode
 from websockets.protocol import OPEN, State
 
 from bridge.adapters.websocket.handshake import LIBRARY_LOGGER, Protocol
@@ -38,6 +39,18 @@ def at_rest(protocol: Protocol) -> bool:
 def forget(protocol: Protocol) -> None:
     """Nothing will be read with it: break the circle of a parser and its protocol, so that both are freed at once."""
     protocol.parser.close()
+
+
+def ending(protocol: Protocol | None, asked_to_close: bool) -> tuple[int, str]:
+    """The close code and reason of a connection that is gone: the peer's, else ours for a fault of the peer, else 1006.
+
+    `asked_to_close`: what we sent was no answer to a fault.
+    """
+    if protocol is not None and protocol.close_rcvd is not None:
+        return int(protocol.close_rcvd.code), protocol.close_rcvd.reason
+    if protocol is not None and protocol.close_sent is not None and not asked_to_close:
+        return int(protocol.close_sent.code), protocol.close_sent.reason
+    return int(CloseCode.ABNORMAL_CLOSURE), ""
 
 
 class Parsers:
