@@ -179,6 +179,9 @@ def _idle(all_: Sequence[Idle]) -> Iterator[str]:
     yield _line(f"  times {bare.name}", [f"{one.cpu / bare.cpu:.2f}" for one in all_])
     yield _line("  without any session", [f"{one.without.share * 100:.2f}" for one in all_])
     yield _line("  ms a session and hour", [f"{one.each_hour * 1e3:.1f}" for one in all_])
+    if any(one.processes > 1 for one in all_):
+        yield _line("processes of it", [str(one.processes) for one in all_])
+    yield _line("all open, pings to each at least", [str(one.fewest_pings) for one in all_])
     yield _line("windows", [f"{len(one.windows)} of {first.windows[0].seconds:.0f} s" for one in all_])
     yield _line("  pings to each", [_each(one, [w.pings for w in one.windows]) for one in all_])
     yield _line("  heartbeats to each", [_each(one, [w.frames for w in one.windows]) for one in all_])

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from benchmarks import compiled, flame, frozen, report
+from benchmarks import idle as idling
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.peers import nodejs
@@ -240,6 +241,7 @@ def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
         sessions=plan.idle_sessions,
         windows=plan.idle_windows,
         seconds=plan.idle_seconds,
+        contestants=idling.CONTESTANTS if plan.idle_sessions <= idling.MANY else (idling.ENVELOPE,),
     )
     for one in results.idle:
         say(

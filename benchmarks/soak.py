@@ -1,8 +1,8 @@
 """Does the bridge's memory grow? Sessions open and close all the time, while pushes flow.
 
 Each round publishes pushes while sessions come and go, waits until the queue is empty, and looks at the resident memory
-of the bridge. Rounds differ in the proof that is asked for and in the ttl. A third of the users are absent at any moment,
-and some for good: their pushes are kept, sent when they come, or expire. The database grows, and is not counted.
+of the bridge. Rounds differ in the proof that is asked for and in the ttl. A third of the users are absent at any
+moment, and some for good: their pushes are kept, sent when they come, or expire. The database may grow.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ PIECES: Final = st.one_of(
 def read(protocol: Protocol, data: bytes) -> tuple[list[Event], list[bytes]]:
     """What comes of these bytes: the events, and what is to be sent."""
     protocol.receive_data(data)
-    events = [(int(e.opcode), bytes(e.data), e.fin) for e in protocol.events_received() if isinstance(e, Frame)]
+    events = [
+        (int(e.opcode), bytes(e.data), e.fin) for e in protocol.events_received() if isinstance(e, Frame)
+    ]
     return events, protocol.data_to_send()
 
 
