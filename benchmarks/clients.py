@@ -312,12 +312,14 @@ class Crowd:
         return self._tally.report(latencies=True)
 
     async def sessions(self) -> dict[str, Any]:
-        """How many are open, how many of those have got a ping, and how many pings and frames all have got."""
+        """How many are open, how many of those have got a ping, how many pings and frames all have got, and the fewest
+        pings that one of them has got."""
         still = [client for client in self._clients if client.open]
         return {
             "open": len(still),
             "pinged": sum(client.pinged > 0 for client in still),
             "pings": sum(client.pinged for client in still),
+            "fewest": min((client.pinged for client in still), default=0),
             "frames": self._tally.frames,
         }
 

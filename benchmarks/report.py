@@ -22,6 +22,7 @@ from benchmarks.peers import fan, nodejs
 from benchmarks.peers import measure as peers
 from benchmarks.repeats import Repeats
 from benchmarks.scene import Drain, Latency
+from benchmarks.soak import GROWTH, Soak
 from bridge.ops.core_form import core_form
 
 LIBRARIES: Final = ("aio-pika", "aiormq", "websockets", "psycopg", "psycopg-binary", "uvloop", "msgspec")
@@ -50,6 +51,7 @@ class Results:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the peers' programs."""
     fans: list[fan.Fan] = field(default_factory=list)
+    soak: Soak | None = None
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
     """The time of a fixed piece of work at the beginning of each repetition: it shows how steady the machine is."""
@@ -114,6 +116,8 @@ def table(results: Results) -> Iterator[str]:
     if results.fans:
         yield ""
         yield from fan.table(results.fans)
+    if results.soak is not None:
+        yield from _soak(results.soak)
     for name, places in results.places.items():
         yield from _places(name, places)
     yield from _warnings(results)
@@ -175,6 +179,9 @@ def _idle(all_: Sequence[Idle]) -> Iterator[str]:
     yield _line(f"  times {bare.name}", [f"{one.cpu / bare.cpu:.2f}" for one in all_])
     yield _line("  without any session", [f"{one.without.share * 100:.2f}" for one in all_])
     yield _line("  ms a session and hour", [f"{one.each_hour * 1e3:.1f}" for one in all_])
+    if any(one.processes > 1 for one in all_):
+        yield _line("processes of it", [str(one.processes) for one in all_])
+    yield _line("all open, pings to each at least", [str(one.fewest_pings) for one in all_])
     yield _line("windows", [f"{len(one.windows)} of {first.windows[0].seconds:.0f} s" for one in all_])
     yield _line("  pings to each", [_each(one, [w.pings for w in one.windows]) for one in all_])
     yield _line("  heartbeats to each", [_each(one, [w.frames for w in one.windows]) for one in all_])
@@ -236,6 +243,22 @@ def _repeats(repeats: Repeats) -> Iterator[str]:
     yield _line("looked up per push", [f"{median(log.looked_up):.3f}" for log in repeats.logs])
     yield _line("seconds to read the ids", [f"{median(log.read_in):.1f}" for log in repeats.logs])
     yield _line("throughput / beside an empty log", [f"{repeats.ratio(log):.2f}" for log in repeats.logs])
+
+
+def _soak(soak: Soak) -> Iterator[str]:
+    resident = [one.resident for one in soak.samples]
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(soak.rows.items()))
+    yield ""
+    yield (
+        f"{soak.sessions:,} sessions opened and closed, {soak.pushes:,} pushes, in {soak.seconds:,.0f} s"
+        f" ({soak.cpu / soak.seconds:.0%} of a core for the bridge); frames read: {soak.frames:,}"
+    )
+    yield f"  outcomes: {outcomes}"
+    yield (
+        f"  the bridge's memory, MiB: {soak.warm / 2**20:.1f} after the warm-up, {soak.last / 2**20:.1f} at the end"
+        f" (lowest {min(resident) / 2**20:.1f}, highest {max(resident) / 2**20:.1f})"
+    )
+    yield f"  growth: {soak.growth:+.1%} (target: at most {GROWTH:.0%}{_missed(soak.growth > GROWTH)})"
 
 
 def _drains(columns: Sequence[Sequence[Drain]]) -> Iterator[str]:
@@ -352,6 +375,13 @@ def write_json(results: Results, directory: Path) -> Path:
             "without": _facts(parked.without),
             "beside": _facts(parked.beside),
             "ratio": parked.ratio,
+        }
+    if (soak := results.soak) is not None:
+        made["soak"] = soak._asdict() | {
+            "samples": [one._asdict() for one in soak.samples],
+            "warm": soak.warm,
+            "last": soak.last,
+            "growth": soak.growth,
         }
     if (repeats := results.repeats) is not None:
         made["repeats"] = [

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from benchmarks import compiled, flame, frozen, report
+from benchmarks import idle as idling
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.peers import nodejs
@@ -26,6 +27,8 @@ from benchmarks.peers.measure import measure as measure_peers
 from benchmarks.processes import BenchmarkFailed, raise_file_limit
 from benchmarks.repeats import measure_repeats
 from benchmarks.scene import NAIVE, RECEIVED, WRITTEN, Contestant, postgres_facts, scene
+from benchmarks.soak import measure as measure_soak
+from benchmarks.soak import verify as verify_soak
 from bridge.cli.dev import Progress, sigterm_interrupts
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.devservers import Servers, ServersUnavailable, private_servers
@@ -34,6 +37,15 @@ DIRECTORY: Final = Path(__file__).resolve().parent.parent / ".dev" / "bench"
 CONTESTANTS: Final[tuple[Contestant, ...]] = (NAIVE, WRITTEN, RECEIVED)
 NODE_DIRECTORY: Final = DIRECTORY / "node"
 """Where the packages of the Node bridge are installed."""
+GIVEN: Final = (
+    "repetitions",
+    "backlog",
+    "minutes",
+    "idle_sessions",
+    "soak_sessions",
+    "soak_pushes",
+)
+"""Options that change the plan."""
 RATE: Final = 500.0
 """Pushes per second when latency is measured."""
 
@@ -67,6 +79,8 @@ class Plan(NamedTuple):
     peer_steady_seconds: float = 4.0
     fan_sessions: int = 10_000
     fan_repetitions: int = 7
+    soak_sessions: int = 40_000
+    soak_pushes: int = 400_000
     with_node: bool = False
     """Whether the comparison includes the batched Node bridge."""
 
@@ -93,6 +107,8 @@ QUICK: Final = Plan(
     peer_steady_seconds=2.0,
     fan_sessions=2_000,
     fan_repetitions=3,
+    soak_sessions=10_000,
+    soak_pushes=100_000,
 )
 
 
@@ -105,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
     parser.add_argument(
         "--only",
-        choices=("compare", "idle", "freeze", "kept", "repeats", "peers", "fan"),
+        choices=("compare", "idle", "freeze", "kept", "repeats", "peers", "fan", "soak"),
         help="one part of it",
     )
     parser.add_argument(
@@ -117,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="one more log for `repeats`, with this many ids, such as 50000000",
     )
+    parser.add_argument("--idle-sessions", type=int, metavar="N", help="idle sessions of each bridge [10000]")
+    parser.add_argument("--soak-sessions", type=int, metavar="N", help="sessions of the soak [40000]")
+    parser.add_argument("--soak-pushes", type=int, metavar="N", help="pushes of the soak [400000]")
     parser.add_argument(
         "--profile", action="store_true", help="sample this bridge instead (py-spy), and draw a flame graph"
     )
@@ -125,9 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.compiled:
         compiled.run_compiled("benchmarks", arguments)
     plan = QUICK if chosen.quick else Plan()
-    given = {
-        name: value for name in ("repetitions", "backlog", "minutes") if (value := getattr(chosen, name))
-    }
+    given = {name: value for name in GIVEN if (value := getattr(chosen, name))}
     plan = plan._replace(**given, with_node=chosen.with_node)
     if chosen.rows:
         plan = plan._replace(known=(*plan.known, chosen.rows))
@@ -151,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if ports is not None:
                 parts = (partial(peers, ports), fan)
             elif chosen.only:
-                parts = [part for part in (*parts, fan) if part.__name__ == chosen.only]
+                parts = [part for part in (*parts, fan, soak) if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
         print()
         for line in report.table(results):
@@ -224,6 +241,7 @@ def idle(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
         sessions=plan.idle_sessions,
         windows=plan.idle_windows,
         seconds=plan.idle_seconds,
+        contestants=idling.CONTESTANTS if plan.idle_sessions <= idling.MANY else (idling.ENVELOPE,),
     )
     for one in results.idle:
         say(
@@ -323,6 +341,18 @@ def fan(servers: Servers, plan: Plan, results: report.Results, say: Progress) ->
         repetitions=plan.fan_repetitions,
         say=say,
     )
+
+
+def soak(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """Whether the memory of a bridge grows."""
+    results.soak = measure_soak(
+        servers,
+        directory=DIRECTORY,
+        sessions=plan.soak_sessions,
+        pushes=plan.soak_pushes,
+        say=say,
+    )
+    verify_soak(results.soak)
 
 
 def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

@@ -420,6 +420,33 @@ class Scene:
         self._leave([crowd])
         return Openings(each, told["from_connect"], told["from_answer"])
 
+    # --- a soak ---
+
+    def stir(
+        self, *, sessions: int, users: int, most: int, pushes: int, absent: int, confirm: str, ttl: int
+    ) -> dict[str, int]:
+        """Publish pushes while sessions of these users come and go, and wait until the queue is empty.
+
+        At most `most` sessions are open at once. Some pushes are for `absent` more users, who never come. The client
+        process must be benchmarks.churn; returns its counts.
+        """
+        number = next(_numbers)
+        order = self._order(pushes, number, f"run{os.getpid():08d}x{number:06d}")
+        self._publisher.tell("backlog", **order | {"confirm": confirm, "users": users + absent, "ttl": ttl})
+        (crowd,) = self.crowds
+        crowd.tell("churn", port=self._port, secret=self._secret, count=sessions, users=users, most=most)
+        told = crowd.answer(DRAIN_TIMEOUT, needs=self.bridge)
+        self._publisher.answer(DRAIN_TIMEOUT, needs=self.bridge)
+        wait_until(
+            lambda: self._queued() == 0, seconds=DRAIN_TIMEOUT, every=LOOK_EVERY, what="the queue is empty"
+        )
+        return told
+
+    def all_outcomes(self) -> dict[str, int]:
+        """All rows by outcome."""
+        with psycopg.connect(self.dsn) as conn:
+            return dict(conn.execute("select outcome, count(*) from delivery group by outcome").fetchall())
+
     # --- counts ---
 
     def _begin(self, count: int) -> tuple[int, str]:

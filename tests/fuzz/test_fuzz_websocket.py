@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from bridge.adapters.websocket import connection, listening
+from bridge.adapters.websocket import connection, listening, parsers
 from bridge.adapters.websocket import server as websocket
 from bridge.core.contract.frames import AckFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
@@ -400,7 +400,7 @@ ONE_FOR_EACH_CODE = {
     1002: masked(0x8, b"\x03"),
     1005: masked(0x8, b""),
     1007: masked(0x1, b"\xff"),
-    1009: masked(0x1, b"x" * (connection.CLIENT_MESSAGE_BYTES_MAX + 1)),
+    1009: masked(0x1, b"x" * (parsers.CLIENT_MESSAGE_BYTES_MAX + 1)),
 }
 """What is made up may leave some code out."""
 
@@ -423,7 +423,7 @@ def verdict(stream: bytes) -> set[int]:
         if len(stream) < 2 + wide:
             return codes
         size = int.from_bytes(stream[2 : 2 + wide], "big") if wide else second & 0x7F
-        if size + len(message or b"") > connection.CLIENT_MESSAGE_BYTES_MAX:
+        if size + len(message or b"") > parsers.CLIENT_MESSAGE_BYTES_MAX:
             return codes | {1009}
         at = 2 + wide + 4
         if len(stream) < at + size:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from benchmarks import flame, frozen, idle, kept, load, repeats, report
+from benchmarks import flame, frozen, idle, kept, load, repeats, report, soak
 from benchmarks import scene as scenery
 from benchmarks.clients import Client, Tally
 from benchmarks.ports import reserved_port
@@ -345,6 +345,54 @@ def test_sessions_that_miss_their_heartbeats_fail_the_measurement() -> None:
             idle.verify(idle_sessions(1.0, pings=pings, frames=frames), heartbeats=heartbeats)
 
 
+def test_sessions_beyond_the_open_files_of_a_process_are_spread_over_several() -> None:
+    assert idle.shares(10_000, 19_000) == [10_000]
+    assert idle.shares(50_000, 19_000) == [16_667, 16_667, 16_666]
+    assert idle.shares(38_000, 19_000) == [19_000, 19_000]
+
+
+def test_idle_sessions_of_several_processes_are_counted_together(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "shares", lambda sessions, most: [20, 10])
+    (measured,) = idle.measure(
+        servers,
+        directory=tmp_path,
+        sessions=30,
+        windows=1,
+        seconds=HEARTBEAT_EVERY,
+        contestants=[idle.ENVELOPE],
+    )
+    assert (measured.sessions, measured.processes) == (30, 2)
+    assert measured.fewest_pings >= 1
+    assert 25 <= measured.windows[0].frames <= 35
+
+
+# --- the soak ---
+
+
+def test_sessions_come_and_go_while_pushes_flow(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "ROUNDS_LEAST", 10)
+    measured = soak.measure(servers, directory=tmp_path, sessions=2_000, pushes=2_500, say=print)
+    assert measured.samples[-1][1:3] == (2_000, 2_500)
+    assert len(measured.samples) == 10
+    assert sum(measured.rows.values()) == 2_500
+    assert {"written", "received", "stored"} <= set(measured.rows)
+    assert measured.frames >= measured.rows["written"]
+    assert measured.lost == 0
+
+
+def test_memory_that_grows_after_the_warm_up_fails_the_soak() -> None:
+    soak.verify(soaked(0.04))
+    soak.verify(soaked(-0.5))
+    with pytest.raises(BenchmarkFailed, match=r"grew by 6\.0%: 5% are allowed"):
+        soak.verify(soaked(0.06))
+    with pytest.raises(BenchmarkFailed, match="closed 1 sessions"):
+        soak.verify(soaked(0.0)._replace(lost=1))
+
+
 async def test_a_bridge_that_does_not_choose_the_subprotocol_fails_the_client() -> None:
     transport = Written()
     client = Client(1, "token", Tally(), asyncio.get_running_loop().create_future(), "bridge.v1.json")
@@ -397,6 +445,13 @@ def idle_sessions(cpu: float, *, pings: int, frames: int) -> idle.Idle:
     return idle.Idle(name, 100, 8192.0 + frames, idle.Window(40.0, 0.4, 0, 0), windows)
 
 
+def soaked(growth: float) -> soak.Soak:
+    """A soak in which memory grew by so much between warm-up and end."""
+    sizes = [50, *[100] * 10, *[100 * (1 + growth)] * 9]
+    samples = [soak.Sample(n, n, n, round(size * 2**20)) for n, size in enumerate(sizes)]
+    return soak.Soak(20, 200, 10.0, 5.0, 300, 0, {"received": 150, "stored": 50}, samples)
+
+
 def results(more: Sequence[Drain] = ()) -> report.Results:
     """Two contestants, three repetitions."""
     latency = Latency(100, 500.0, 1.0, 2.0, 3.0, CPU)
@@ -410,6 +465,7 @@ def results(more: Sequence[Drain] = ()) -> report.Results:
         1_000_000, Openings(20, [10.0, 51.0, 12.0], [2.0, 3.0, 4.0]), [drain(400)], [drain(300)], [990.0]
     )
     made.places = {"bridge": [flame.Place("run (a.py)", 1.0, 0.25)]}
+    made.soak = soaked(0.06)
     made.idle = [idle_sessions(0.8, pings=200, frames=0), idle_sessions(1.2, pings=200, frames=400)]
     return made
 
@@ -446,6 +502,9 @@ def test_the_report_shows_medians_and_their_ratio() -> None:
         "20 pushes kept for its user: ms until the first is there (3 users; target: under 50: MISSED)" in text
     )
     assert re.search(r"from the first packet +median 12\.0, highest 51\.0\n", text)
+    assert "20 sessions opened and closed, 200 pushes, in 10 s (50% of a core for the bridge)" in text
+    assert "MiB: 100.0 after the warm-up, 106.0 at the end (lowest 50.0, highest 106.0)" in text
+    assert "growth: +6.0% (target: at most 5%: MISSED)" in text
     assert "25.0% 100.0%  run (a.py)" in text
     assert "NOTE" not in text
 
@@ -471,6 +530,7 @@ def test_the_json_has_every_repetition(tmp_path: Path) -> None:
     assert [round(d["rate"]) for d in made["away"]["there"]] == [400, 300]
     assert [one["cpu"] for one in made["idle"]] == pytest.approx([0.02, 0.03])
     assert [w["cpu"] for w in made["idle"][1]["windows"]] == pytest.approx([1.0, 1.2, 3.6])
+    assert made["soak"]["growth"] == pytest.approx(0.06)
     assert made["parked"]["ratio"] == pytest.approx(0.75)
     assert made["parked"]["openings"]["from_connect"] == [10.0, 51.0, 12.0]
     assert made["places"]["bridge"] == [{"name": "run (a.py)", "share": 1.0, "own": 0.25}]

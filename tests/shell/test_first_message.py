@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from bridge.adapters.websocket.connection import CLIENT_MESSAGE_BYTES_MAX
 from bridge.adapters.websocket.handshake import LINE_BYTES_MAX
 from bridge.adapters.websocket.listening import listen
+from bridge.adapters.websocket.parsers import CLIENT_MESSAGE_BYTES_MAX
 from tests.support.clients import SECONDS, client, masked, opening, raw_client
 from tests.support.loops import on_both_loops
 from tests.support.websocket_host import Host

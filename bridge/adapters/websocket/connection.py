@@ -29,7 +29,6 @@ from bridge.adapters.websocket.handshake import (
     BUSY,
     CROWDED,
     GONE,
-    LIBRARY_LOGGER,
     LINE_BYTES_MAX,
     REQUEST_BYTES_MAX,
     TOO_EARLY,
@@ -41,13 +40,18 @@ from bridge.adapters.websocket.handshake import (
     Protocol,
     refused_by_library,
 )
+from bridge.adapters.websocket.parsers import (
+    CLIENT_MESSAGE_BYTES_MAX,
+    at_rest,
+    ending,
+    forget,
+    new_protocol,
+)
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
 
-CLIENT_MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Bytes of one message from a client. A larger one closes the connection with 1009."""
 WRITE_HIGH: Final = 64 * 1024
 """Bytes in the transport's buffer above which a socket is not writable. It is again below a quarter of it."""
 FRAMES_PER_SECOND: Final = 2000.0
@@ -86,7 +90,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def __init__(self, server: WebSocketServer) -> None:
         self._server = server
-        self._protocol = Protocol(max_size=CLIENT_MESSAGE_BYTES_MAX, logger=LIBRARY_LOGGER)
+        self._protocol: Protocol | None = new_protocol(CONNECTING)
+        """None while its session is at rest: OPEN, and between two messages."""
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         """The timer that turns it away during the handshake, or aborts it while it closes."""
@@ -118,7 +123,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
     @property
     def writable(self) -> bool:
         """See the port."""
-        return not self._backed_up and self._protocol.state is OPEN and not self._transport.is_closing()
+        return not self._backed_up and self._open
 
     @property
     def buffered(self) -> int:
@@ -131,7 +136,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         The frames bypass the library's serialiser, which costs five times as much. That is safe: without extensions
         and fragments, sending a frame does not change the protocol's state.
         """
-        if self._protocol.state is not OPEN or self._transport.is_closing():
+        if not self._open:
             return False
         if ping is not None:
             self._pings += 1
@@ -143,9 +148,9 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         """See the port. There is no frame for 1006 (RFC 6455 7.4.1), so `VANISHED` aborts."""
         if reason is CloseReason.VANISHED:
             self.abort()
-        elif self._protocol.state is OPEN and not self._transport.is_closing():
+        elif self._open:
             self._asked_to_close = True
-            self._protocol.send_close(reason.code, reason.word)
+            self._library().send_close(reason.code, reason.word)
             self._flush()
             self._begin_closing()
 
@@ -171,10 +176,29 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def leave(self) -> None:
         """The server is leaving: close a session, abort any other connection."""
-        if self._protocol.state is CONNECTING:
+        if self._protocol is not None and self._protocol.state is CONNECTING:
             self.abort()
         else:
             self.close(CloseReason.GOING_AWAY)
+
+    # --- the library's protocol ---
+
+    @property
+    def _open(self) -> bool:
+        # A connection without a protocol is OPEN.
+        return (self._protocol is None or self._protocol.state is OPEN) and not self._transport.is_closing()
+
+    def _library(self) -> Protocol:
+        if self._protocol is None:
+            self._protocol = self._server.parsers.take()
+        return self._protocol
+
+    def _rest(self) -> None:
+        """Let go of the protocol, if it knows nothing that every other one does not."""
+        protocol = self._protocol
+        if protocol is not None and not self._head and not self._missing and at_rest(protocol):
+            self._protocol = None
+            self._server.parsers.give_back(protocol)
 
     # --- asyncio's callbacks ---
 
@@ -195,7 +219,6 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """The loop has read so many bytes."""
-        protocol = self._protocol
         if self._decision is not None:
             # Frames before our answer, as in `_answer`. The protocol must not see them: it would reply.
             self.turn_away(TOO_EARLY)
@@ -207,19 +230,21 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._head, self._missing = follow(self._head, self._missing, data)
         else:
             self._head, self._missing = follow_request(self._head, data)
+        protocol = self._library()
         protocol.receive_data(data)
         if self._handle is None and protocol.state is CONNECTING:
             self._server.asked(self, nbytes)
             self._answer()
         else:
-            self._serve()
+            self._serve(protocol)
+            self._rest()
 
     def eof_received(self) -> None:
         """The peer will send no more. The transport closes once its buffer is written."""
         if self._decision is not None:
             self._left_undecided()
             return
-        self._protocol.receive_eof()
+        self._library().receive_eof()
         if self._handle is None:
             self._refused()
         else:
@@ -248,16 +273,20 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         self._deadline = self._held = None
         if self._decision is not None:
             self._left_undecided()
-        self._protocol.receive_eof()
+        if self._protocol is not None:
+            self._protocol.receive_eof()
+            forget(self._protocol)
         self._server.left(self)
         if self._handle is not None:
-            code, reason = self._ending()
-            self._handle.closed(code, reason)
+            code, reason = ending(self._protocol, self._asked_to_close)
+            # Its session knows this connection: without the circle both are freed at once.
+            handle, self._handle = self._handle, None
+            handle.closed(code, reason)
 
     # --- the handshake ---
 
     def _answer(self) -> None:
-        protocol = self._protocol
+        protocol = self._library()
         events = protocol.events_received()
         if not events:
             if protocol.eof_sent:
@@ -282,7 +311,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             decision = BUSY
             self._server.session_host.refused(BUSY)
         if isinstance(decision, Grant | Refusal):
-            self._reply(*self._server.doorway.decided(self._protocol, asked, decision))
+            self._reply(*self._server.doorway.decided(self._library(), asked, decision))
             return
         self._decision = self._server.loop.create_task(decision, name="handshake")
         self._server.decides(self._decision)
@@ -294,7 +323,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             return  # it was stopped, and the peer was turned away or has left
         self._decision = None
         try:
-            answer = self._server.doorway.decided(self._protocol, asked, decision.result())
+            answer = self._server.doorway.decided(self._library(), asked, decision.result())
         except BaseException:
             # A bug in the host: the loop's exception handler reports it.
             self.abort()
@@ -313,7 +342,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._server.session_host.refused(GONE)
 
     def _reply(self, response: Response, grant: Grant | None) -> None:
-        self._protocol.send_response(response)
+        self._library().send_response(response)
         self._server.answered(self)
         self._flush()
         if grant is None:
@@ -323,13 +352,15 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._deadline.cancel()
             self._deadline = None
         if grant.claims is None:
-            self._protocol.max_message_size = LINE_BYTES_MAX
+            self._library().max_message_size = LINE_BYTES_MAX
+        self._rest()
         self._handle = self._server.session_host.opened(grant, self)
 
     def _refused(self) -> None:
         # Either the library's parser refuses the request, once, or the peer of a refused connection hangs up.
-        if SEND_EOF in self._protocol.data_to_send():
-            self._say(refused_by_library(self._protocol))
+        protocol = self._library()
+        if SEND_EOF in protocol.data_to_send():
+            self._say(refused_by_library(protocol))
         self._begin_closing()
 
     def _say(self, early: Early) -> None:
@@ -344,10 +375,11 @@ class WebSocketConnection(asyncio.BufferedProtocol):
     def turn_away(self, early: Early) -> None:
         """Answer a connection that has no answer yet with this one, and end it; also while the host decides on it."""
         self._stop_deciding()
-        if not self._protocol.eof_sent:
+        protocol = self._library()
+        if not protocol.eof_sent:
             # While it is CONNECTING this sends nothing, and later input is discarded.
-            self._protocol.fail(CloseCode.PROTOCOL_ERROR)
-        self._protocol.data_to_send()
+            protocol.fail(CloseCode.PROTOCOL_ERROR)
+        protocol.data_to_send()
         self._say(early)
         self._begin_closing()
 
@@ -355,7 +387,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def _prove(self, handle: SessionHandle, data: bytes) -> bool:
         """Take a read that holds only answers to our pings. False, and nothing done, where it is any other."""
-        if self._protocol.state is not OPEN or self._transport.is_closing():
+        if not self._open:
             return False
         payloads = only_pongs(data)
         if not 0 < len(payloads) <= self._pings:
@@ -367,8 +399,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
                 break
         return True
 
-    def _serve(self) -> None:
-        protocol = self._protocol
+    def _serve(self, protocol: Protocol) -> None:
         replied = self._flush()
         frames = cast(list[IncomingFrame], protocol.events_received())
         rated = len(frames)
@@ -409,10 +440,10 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         try:
             message = bytes(data) if self._binary else str(data, "utf-8")
         except UnicodeDecodeError:
-            self._protocol.fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
+            self._library().fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
             self._flush()
             return False
-        self._protocol.max_message_size = CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
+        self._library().max_message_size = CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
         if self._handle is not None:
             self._handle.message(message)
         return True
@@ -455,7 +486,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def _flush(self) -> bool:
         """Write what the protocol sends by itself. Returns whether there was anything."""
-        return self._send(self._protocol.data_to_send())
+        return self._protocol is not None and self._send(self._protocol.data_to_send())
 
     def _send(self, writes: Sequence[bytes]) -> bool:
         if not writes or self._transport.is_closing():
@@ -473,12 +504,3 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         except (OSError, RuntimeError):
             # The peer has reset the connection (RuntimeError in uvloop): nobody is there to read.
             self._transport.abort()
-
-    def _ending(self) -> tuple[int, str]:
-        """The close code and reason: the peer's, else ours for a fault of the peer, else 1006."""
-        protocol = self._protocol
-        if protocol.close_rcvd is not None:
-            return int(protocol.close_rcvd.code), protocol.close_rcvd.reason
-        if protocol.close_sent is not None and not self._asked_to_close:
-            return int(protocol.close_sent.code), protocol.close_sent.reason
-        return int(CloseCode.ABNORMAL_CLOSURE), ""

@@ -12,6 +12,7 @@ import asyncio
 from typing import Final, Protocol
 
 from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Early, Readiness
+from bridge.adapters.websocket.parsers import Parsers
 from bridge.adapters.websocket.wire import Wire
 from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
@@ -65,6 +66,7 @@ class WebSocketServer:
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.wire = Wire()
+        self.parsers = Parsers()
         self.leaving = False
         self._connections: set[ServedConnection] = set()
         self._unanswered: dict[ServedConnection, None] = {}
