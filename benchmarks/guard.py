@@ -146,6 +146,11 @@ def unpack(commit: str, directory: Path) -> Path:
     return directory
 
 
+def resolve(commit: str) -> str:
+    """The whole name of a commit."""
+    return _git("rev-parse", "--verify", f"{commit}^{{commit}}")
+
+
 def file_of(commit: str, path: str) -> bytes:
     """One file as it is in a commit."""
     return _git("show", f"{commit}:{path}").encode() + b"\n"
