@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import gc
 import hashlib
+import itertools
 import json
 import os
+import socket
 import struct
 import sys
 import time
@@ -29,7 +32,10 @@ from benchmarks.load import NUMBER_AT, PADDING_AT, USER_AT, addressees, user_id
 HANDSHAKES_AT_ONCE: Final = 100
 TOKEN_SECONDS: Final = 3600
 SOURCES: Final = 20_000
-"""Clients per loopback address: one address has about 28,000 ports, whatever they are connected to."""
+"""Clients per loopback address: fewer than it has ports, whatever they are connected to."""
+LOWEST_PORT: Final = 10_000
+PORTS: Final = 22_768
+"""Up to those that the kernel gives out."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -303,9 +309,7 @@ class Crowd:
         loop = asyncio.get_running_loop()
         _, client = await loop.create_connection(
             lambda: Client(user, token, self._tally, loop.create_future(), subprotocol, device),
-            "127.0.0.1",
-            port,
-            local_addr=(source(user, port), 0),
+            sock=await connected(source(user, port), port),
         )
         await client.opened
         self._clients.append(client)
@@ -357,6 +361,34 @@ class Crowd:
 def source(user: int, port: int) -> str:
     """The address that a client connects from: clients of two servers share none, and no address has too many."""
     return f"127.{port >> 8}.{port & 255}.{2 + user // SOURCES}"
+
+
+_ports = itertools.count(os.getpid() * 7919)
+"""Processes begin in different places."""
+
+
+async def connected(local: str, port: int) -> socket.socket:
+    """A connection to this port of loopback, from this address.
+
+    With thousands of sockets the kernel takes milliseconds to find a port that is free. So they are taken one after the
+    other, below those that the kernel gives out.
+    """
+    while True:
+        made = socket.socket()
+        try:
+            made.setblocking(False)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((local, LOWEST_PORT + next(_ports) % PORTS))
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+        except OSError as taken:
+            made.close()
+            if taken.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
 
 
 def token(user: int, secret: str) -> str:

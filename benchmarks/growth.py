@@ -130,6 +130,7 @@ class Bench(NamedTuple):
         failed: dict[int, str] = {}
         order = list(turns)
         for repetition in range(self.extent.repetitions):
+            self.say(f"repetition {repetition + 1} of {self.extent.repetitions}: {len(order)} points")
             first = repetition % len(order)
             for x in order[first:] + order[:first]:
                 if x not in failed:
