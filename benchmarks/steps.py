@@ -1,14 +1,16 @@
-"""What each step made cheaper: instructions of a push before and after single commits, `python -m benchmarks.steps`.
+"""What each step made cheaper: a push before and after single commits, `python -m benchmarks.steps`.
 
-Each commit and its parent are unpacked, and `benchmarks.core` runs in both under valgrind. Instructions hardly depend
-on what else the machine does, so that the steps can be counted months later. Only a drain after the warm-up is counted:
-the start would take most of the time. It takes about half a minute for each tree, and prints the table that
-docs/performance.md shows. Exit codes: 0 measured, 2 it could not be measured.
+Each commit and its parent are unpacked, and `benchmarks.core` runs in all of those trees in turn: the least CPU of many
+drains counts, since other programs only add to it. Then it runs in each under valgrind, which counts instructions. Only
+a drain after the warm-up is counted: the start would take most of the time. It takes about ten minutes, and prints the
+table that docs/performance.md shows. Exit codes: 0 measured, 2 it could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import re
 import shutil
@@ -33,6 +35,7 @@ STEPS: Final[Mapping[str, str]] = {
 """Commits, or ranges of them, and what each did."""
 COMPILED: Final = ROOT / "build" / "compiled"
 """What `make compiled` made of this tree."""
+TURNS: Final = 5
 PUSHES: Final = 1_500
 """Of one drain. Under valgrind a drain must not take so long that pushes expire."""
 FIRST_CORE: Final = "b5405a4"
@@ -44,12 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__.splitlines()[0])
     parser.add_argument("commits", nargs="*", metavar="COMMIT", help="[those that docs/performance.md names]")
     parser.add_argument("--confirm", choices=PROOFS, default=PROOFS[0], help=f"the proof [{PROOFS[0]}]")
+    parser.add_argument("--turns", type=int, default=TURNS, help=f"of each tree [{TURNS}]")
+    parser.add_argument("--no-count", action="store_true", help="CPU only, no instructions")
     chosen = parser.parse_args(arguments)
-    if shutil.which("valgrind") is None:
-        print("not measured: valgrind is not installed", file=sys.stderr)
+    if not chosen.no_count and shutil.which("valgrind") is None:
+        print("not measured: valgrind is not installed, use --no-count", file=sys.stderr)
         return 2
     try:
-        for line in table(chosen.commits or list(STEPS), chosen.confirm):
+        for line in table(
+            chosen.commits or list(STEPS), chosen.confirm, chosen.turns, count=not chosen.no_count
+        ):
             print(line, flush=True)
     except CannotMeasure as problem:
         print(f"not measured: {problem}", file=sys.stderr)
@@ -59,51 +66,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(commits: Sequence[str], proof: str) -> Iterator[str]:
-    """The lines of the table, each as soon as it is measured."""
-    counted: dict[str, float] = {}
-    yield "| step | commit | before | after | ratio |"
-    yield "|---|---|---:|---:|---:|"
-    for commit in commits:
-        first, _, last = commit.rpartition("..")
-        before, after = (_of_commit(name, proof, counted) for name in (first or f"{last}^", last))
-        yield _line(STEPS.get(commit, ""), f"`{commit}`", before, after)
+def table(commits: Sequence[str], proof: str, turns: int, *, count: bool) -> Iterator[str]:
+    """The lines of the table."""
+    pairs = {commit: _trees(commit) for commit in commits}
     if COMPILED.is_dir():
-        before, after = (instructions(tree, proof) for tree in (ROOT, COMPILED))
-        yield _line("This tree, interpreted and compiled", "", before, after)
+        pairs["this tree"] = (ROOT, COMPILED)
+    trees = list(dict.fromkeys(tree for pair in pairs.values() for tree in pair))
+    spent = cpu(trees, proof, turns)
+    counted: dict[Path, float] = {}
+    yield "| step | commit | CPU, µs | ratio | instructions | ratio |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for commit, pair in pairs.items():
+        for tree in pair:
+            if count and tree not in counted:
+                counted[tree] = instructions(tree, proof)
+        cells = [STEPS.get(commit, "Compiled"), f"`{commit}`", *_before_after(spent, pair, 1)]
+        yield f"| {' | '.join(cells + (_before_after(counted, pair, 0) if count else ['', '']))} |"
 
 
-def _line(step: str, commit: str, before: float, after: float) -> str:
-    return f"| {step} | {commit} | {before:,.0f} | {after:,.0f} | {after / before:.2f} |"
+def _before_after(figures: Mapping[Path, float], pair: tuple[Path, Path], digits: int) -> list[str]:
+    before, after = (figures[tree] for tree in pair)
+    return [f"{before:,.{digits}f} to {after:,.{digits}f}", f"{after / before:.2f}"]
 
 
-def _of_commit(name: str, proof: str, counted: dict[str, float]) -> float:
-    commit = resolve(name)
-    if commit not in counted:
-        tree = unpack(commit, DIRECTORY)
-        core = tree / "benchmarks" / "core.py"
+def _trees(commit: str) -> tuple[Path, Path]:
+    """The files before and after a step."""
+    first, _, last = commit.rpartition("..")
+    before, after = (_tree(resolve(name)) for name in (first or f"{last}^", last))
+    return before, after
+
+
+def _tree(commit: str) -> Path:
+    tree = DIRECTORY / commit
+    if not tree.is_dir():
+        core = unpack(commit, tree) / "benchmarks" / "core.py"
         if not core.is_file():
             core.write_bytes(file_of(FIRST_CORE, "benchmarks/core.py"))
-        counted[commit] = instructions(tree, proof)
-    return counted[commit]
+    return tree
+
+
+def cpu(trees: Sequence[Path], proof: str, turns: int) -> dict[Path, float]:
+    """Microseconds for each push, the least of many drains in each of these trees, which are run in turn."""
+    least = dict.fromkeys(trees, math.inf)
+    command = (sys.executable, "-m", "benchmarks.core", "--pushes", "4000", "--runs", "5", "--confirm", proof)
+    for _ in range(turns):
+        for tree in trees:
+            found = json.loads(_run(tree, command).stdout)
+            least[tree] = min(least[tree], found[proof]["lowest"])
+    return least
+
+
+def _run(tree: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    # A fixed seed for hashes: a dictionary's order, and so its cost, is the same in every tree.
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise CannotMeasure(f"benchmarks.core of {tree.name}: {done.stderr.strip()[-1000:]}")
+    return done
 
 
 def instructions(tree: Path, proof: str) -> float:
     """Instructions for each push of the second drain in this tree."""
     valgrind = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--instr-atstart=no")
     core = ("--pushes", str(PUSHES), "--runs", "1", "--confirm", proof)
-    # A fixed seed for hashes: a dictionary's order, and so its cost, is the same in every tree.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
-    done = subprocess.run(
-        [*valgrind, sys.executable, "-c", _RUN, *core],
-        cwd=tree,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = _run(tree, (*valgrind, sys.executable, "-c", _RUN, *core))
     found = re.search(r"Collected : (\d+)", done.stderr)
-    if done.returncode or found is None or not int(found[1]):
-        raise CannotMeasure(f"benchmarks.core under valgrind: {done.stderr.strip()[-1000:]}")
+    if found is None or not int(found[1]):
+        raise CannotMeasure(f"valgrind says nothing of instructions: {done.stderr.strip()[-300:]}")
     return int(found[1]) / PUSHES
 
 
