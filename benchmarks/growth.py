@@ -54,6 +54,8 @@ class Extent(NamedTuple):
     batch: Sequence[int] = (1, 10, 100, 1_000)
     rows: Sequence[int] = (0, 1_000_000, 10_000_000)
     mailbox: Sequence[int] = (1, 10, 100, 1_000)
+    comers: int = 2_000
+    """Users at most who come for what is kept."""
 
 
 SMALL: Final = Extent(
@@ -228,7 +230,7 @@ def mailbox(bench: Bench) -> Curve:
     opening: list[float] = []
 
     def one(on: Scene, depth: int) -> Drain:
-        run, users = f"depth{next(runs):06d}", max(1, extent.backlog // max(depth, 1))
+        run, users = f"depth{next(runs):06d}", min(extent.comers, extent.backlog // max(depth, 1))
         if depth:
             with psycopg.connect(on.dsn, autocommit=True) as conn:
                 insert_stored(
