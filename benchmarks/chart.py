@@ -23,7 +23,7 @@ PANEL_WIDTH: Final = 320
 TOP: Final = 74
 BOTTOM: Final = 250
 LEFTS: Final = (60, 460)
-INSET: Final = 16
+INSET: Final = 28
 """Between the frame of a panel and its first and last point."""
 BINARY: Final = "bytes"
 """The unit of an x axis whose numbers are shown as KiB."""
