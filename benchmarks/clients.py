@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import gc
 import hashlib
+import itertools
 import json
 import os
+import socket
 import struct
 import sys
 import time
@@ -29,7 +32,10 @@ from benchmarks.load import NUMBER_AT, PADDING_AT, USER_AT, addressees, user_id
 HANDSHAKES_AT_ONCE: Final = 100
 TOKEN_SECONDS: Final = 3600
 SOURCES: Final = 20_000
-"""Clients per loopback address: one address has about 28,000 ports, whatever they are connected to."""
+"""Clients per loopback address: fewer than it has ports, whatever they are connected to."""
+LOWEST_PORT: Final = 10_000
+PORTS: Final = 22_768
+"""Up to those that the kernel gives out."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -42,9 +48,13 @@ class Tally:
         self._complete = asyncio.Event()
         self.expect(0, 0)
 
-    def expect(self, total: int, mine: int) -> None:
-        """Begin to count: of `total` pushes, `mine` are for this process."""
-        self._seen = bytearray(total)
+    def expect(self, total: int, mine: int, *, users: int = 0, each: int = 1, devices: int = 1) -> None:
+        """Begin to count: `total` requests come, and of their frames `mine` are for this process.
+
+        A request goes to `each` of `users` users from the one that its data names, and to every device of theirs.
+        """
+        self._total, self._users, self._each, self._devices = total, users, each, devices
+        self._seen = bytearray(total * each * devices)
         self._mine = mine
         self.frames = self.distinct = self.duplicates = self.strays = self.disordered = 0
         self.latencies = array("q")
@@ -58,16 +68,20 @@ class Tally:
         self.frames += 1
         try:
             number = int(frame[NUMBER_AT : USER_AT - 1])
-            mine = int(frame[USER_AT : PADDING_AT - 1]) == client.user and number < len(self._seen)
+            place = client.user - int(frame[USER_AT : PADDING_AT - 1])
         except ValueError:
-            mine = False
-        if not mine:
             self.strays += 1
             return
-        if self._seen[number]:
+        if place < 0:
+            place += self._users
+        if not 0 <= place < self._each or number >= self._total:
+            self.strays += 1
+            return
+        at = (number * self._each + place) * self._devices + client.device
+        if self._seen[at]:
             self.duplicates += 1
             return
-        self._seen[number] = 1
+        self._seen[at] = 1
         self.distinct += 1
         self.latencies.append(now - int(frame[: NUMBER_AT - 1]))
         if number < client.newest:
@@ -110,6 +124,7 @@ class Client(asyncio.Protocol):
         "_token",
         "_transport",
         "answered_at",
+        "device",
         "first_at",
         "newest",
         "opened",
@@ -118,9 +133,16 @@ class Client(asyncio.Protocol):
     )
 
     def __init__(
-        self, user: int, token: str, tally: Tally, opened: asyncio.Future[None], subprotocol: str = ""
+        self,
+        user: int,
+        token: str,
+        tally: Tally,
+        opened: asyncio.Future[None],
+        subprotocol: str = "",
+        device: int = 0,
     ) -> None:
         self.user = user
+        self.device = device
         self.newest = -1
         self.pinged = 0
         self.answered_at = 0
@@ -240,19 +262,20 @@ class Crowd:
         self._clients: list[Client] = []
 
     async def connect(
-        self, *, port: int, secret: str, first: int, count: int, subprotocol: str = ""
+        self, *, port: int, secret: str, first: int, count: int, subprotocol: str = "", devices: int = 1
     ) -> dict[str, Any]:
-        """Open a session for each of `count` users from `first` on."""
+        """Open a session for each of `count` users from `first` on, or one for each of their devices."""
         began = time.monotonic()
         gate = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
 
-        async def one(user: int) -> None:
+        async def one(user: int, device: int) -> None:
             async with gate:
-                await self._open(user, port, token(user, secret), subprotocol)
+                await self._open(user, port, token(user, secret), subprotocol, device)
 
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
-                group.create_task(one(user), name=f"handshake of {user}")
+                for device in range(devices):
+                    group.create_task(one(user, device), name=f"handshake of {user}")
         # Clients live as long as this process; collecting garbage among them only costs time.
         gc.collect()
         gc.freeze()
@@ -282,26 +305,32 @@ class Crowd:
             from_answer.append((client.first_at - client.answered_at) / 1e6)
         return {**counts, "from_connect": from_connect, "from_answer": from_answer}
 
-    async def _open(self, user: int, port: int, token: str, subprotocol: str = "") -> Client:
+    async def _open(self, user: int, port: int, token: str, subprotocol: str = "", device: int = 0) -> Client:
         loop = asyncio.get_running_loop()
         _, client = await loop.create_connection(
-            lambda: Client(user, token, self._tally, loop.create_future(), subprotocol),
-            "127.0.0.1",
-            port,
-            local_addr=(source(user, port), 0),
+            lambda: Client(user, token, self._tally, loop.create_future(), subprotocol, device),
+            sock=await connected(source(user, port), port),
         )
         await client.opened
         self._clients.append(client)
         return client
 
-    async def expect(self, *, seed: int, total: int, users: int) -> dict[str, Any]:
-        """Count from now on: `total` pushes come, to users that depend on the seed."""
-        mine = {client.user for client in self._clients}
+    async def expect(
+        self, *, seed: int, total: int, users: int, each: int = 1, devices: int = 1
+    ) -> dict[str, Any]:
+        """Count from now on: `total` requests come, to `each` users from one on that depends on the seed."""
+        mine = Counter(client.user for client in self._clients)
         for client in self._clients:
             client.newest = -1
-        expected = sum(user in mine for user in addressees(seed, total, users))
-        self._tally.expect(total, expected)
+        chosen = addressees(seed, total, users)
+        expected = sum(mine[(user + n) % users] for user in chosen for n in range(each))
+        self._tally.expect(total, expected, users=users, each=each, devices=devices)
         return {"expected": expected}
+
+    async def expect_kept(self, *, total: int) -> dict[str, Any]:
+        """Count from now on: `total` kept pushes come, all of them to this process."""
+        self._tally.expect(total, total)
+        return {"expected": total}
 
     async def complete(self, *, seconds: float) -> dict[str, Any]:
         """Wait for what is expected, for at most `seconds`; return what came."""
@@ -336,6 +365,34 @@ def source(user: int, port: int) -> str:
     return f"127.{port >> 8}.{port & 255}.{2 + user // SOURCES}"
 
 
+_ports = itertools.count(os.getpid() * 7919)
+"""Processes begin in different places."""
+
+
+async def connected(local: str, port: int) -> socket.socket:
+    """A connection to this port of loopback, from this address.
+
+    With thousands of sockets the kernel takes milliseconds to find a port that is free. So they are taken one after the
+    other, below those that the kernel gives out.
+    """
+    while True:
+        made = socket.socket()
+        try:
+            made.setblocking(False)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((local, LOWEST_PORT + next(_ports) % PORTS))
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+        except OSError as taken:
+            made.close()
+            if taken.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+
+
 def token(user: int, secret: str) -> str:
     claims = {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}
     return jwt.encode(claims, secret, algorithm="HS256")
@@ -353,6 +410,7 @@ async def serve(crowd: Crowd, more: Commands | None = None) -> None:
         "connect": crowd.connect,
         "open_kept": crowd.open_kept,
         "expect": crowd.expect,
+        "expect_kept": crowd.expect_kept,
         "complete": crowd.complete,
         "report": crowd.report,
         "sessions": crowd.sessions,

@@ -126,18 +126,34 @@ def _run(tree: Path, command: Sequence[str], *, errors: bool = False) -> str:
 @contextmanager
 def tree_of(commit: str) -> Iterator[Path]:
     """The files of a commit, in a directory of their own."""
-    shutil.rmtree(PARENT, ignore_errors=True)
-    PARENT.mkdir(parents=True)
     try:
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
-        if archive.returncode != 0:
-            raise CannotMeasure(f"{commit}: {archive.stderr.decode().strip()}")
-        subprocess.run(["tar", "-x", "-C", str(PARENT)], input=archive.stdout, check=True)
-        if not (PARENT / "benchmarks" / "core.py").is_file():
+        tree = unpack(commit, PARENT)
+        if not (tree / "benchmarks" / "core.py").is_file():
             raise CannotMeasure(f"{commit} has no benchmarks/core.py to run")
-        yield PARENT
+        yield tree
     finally:
         shutil.rmtree(PARENT, ignore_errors=True)
+
+
+def unpack(commit: str, directory: Path) -> Path:
+    """Put the files of a commit into this directory and nothing else; returns it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
+    if archive.returncode != 0:
+        raise CannotMeasure(f"{commit}: {archive.stderr.decode().strip()}")
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive.stdout, check=True)
+    return directory
+
+
+def resolve(commit: str) -> str:
+    """The whole name of a commit."""
+    return _git("rev-parse", "--verify", f"{commit}^{{commit}}")
+
+
+def file_of(commit: str, path: str) -> bytes:
+    """One file as it is in a commit."""
+    return _git("show", f"{commit}:{path}").encode() + b"\n"
 
 
 def _git(*arguments: str) -> str:

@@ -140,7 +140,9 @@ def _beside(on: Scene, made: Parked, backlog: int, seconds: int) -> None:
 
         def expire_from_now_on() -> None:
             nonlocal began
-            _insert(conn, run, rows, EXPIRING_USERS, days=1, expire_after=0, expire_every=1 / EXPIRING_RATE)
+            insert_stored(
+                conn, run, rows, EXPIRING_USERS, days=1, expire_after=0, expire_every=1 / EXPIRING_RATE
+            )
             began = time.time()
 
         drain = on.drain(backlog, just_before=expire_from_now_on)
@@ -167,13 +169,13 @@ def park(dsn: str, rows: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("select make_partition(day - ago) from log_day, generate_series(1, %s) ago", (DAYS - 1,))
         conn.execute("update log_day set kept_since = day - %s::int", (DAYS - 1,))
-        _insert(conn, PARKED, rows, PARKED_USERS, days=DAYS, expire_after=86_400, expire_every=0)
+        insert_stored(conn, PARKED, rows, PARKED_USERS, days=DAYS, expire_after=86_400, expire_every=0)
         # The server would do this by itself soon: do it now, so that it is not measured.
         conn.execute("vacuum (analyze) delivery_log")
         conn.execute("checkpoint")
 
 
-def _insert(
+def insert_stored(
     conn: psycopg.Connection,
     run: str,
     rows: int,
@@ -182,8 +184,9 @@ def _insert(
     days: int,
     expire_after: float,
     expire_every: float,
+    each: int = EACH,
 ) -> None:
-    """Stored rows as the bridge writes them, for users from `first_user` on, `EACH` for each user.
+    """Stored rows as the bridge writes them, for users from `first_user` on, `each` for each user.
 
     A user's rows are spread over all days. The first expires in `expire_after` seconds from now, each of the
     others `expire_every` seconds after the one before.
@@ -220,7 +223,7 @@ def _insert(
             "after": expire_after,
             "every": expire_every,
             "first": first_user,
-            "users": max(1, rows // EACH),
+            "users": max(1, rows // each),
             "padding": DATA_BYTES - PADDING_AT,
         },
     )

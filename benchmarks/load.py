@@ -11,13 +11,25 @@ for this user. The clock is `time.monotonic_ns`, which all processes of one mach
 from __future__ import annotations
 
 import random
-from typing import Final
+from functools import cache, lru_cache
+from typing import Final, NamedTuple
 
 DATA_BYTES: Final = 200
 NUMBER_AT: Final = 21
 USER_AT: Final = 30
 PADDING_AT: Final = 37
-_PADDING: Final = b"x" * (DATA_BYTES - PADDING_AT)
+
+
+class Shape(NamedTuple):
+    """What the requests of a drain look like."""
+
+    data_bytes: int = DATA_BYTES
+    """Characters of the data, without the quotes."""
+    each: int = 1
+    """Users whom a request names: the one that is chosen, and those with the next numbers."""
+
+
+ORDINARY: Final = Shape()
 
 
 def addressees(seed: int, count: int, users: int) -> list[int]:
@@ -35,21 +47,40 @@ def push_id(run: str, number: int) -> str:
     return f"{run}-{number:08d}"
 
 
-def data(number: int, user: int, made_at: int) -> bytes:
+def data(number: int, user: int, made_at: int, size: int = DATA_BYTES) -> bytes:
     """The data of a push, without the quotes."""
-    return b"%020d %08d %06d " % (made_at, number, user) + _PADDING
+    return b"%020d %08d %06d " % (made_at, number, user) + _padding(size)
 
 
-def request(run: str, number: int, user: int, made_at: int, confirm: str, ttl: int = 0) -> bytes:
-    """The push request v1; `ttl` in seconds, 0 leaves it out."""
-    return b'{"id":"%s-%08d","to":{"user":"u%06d"},"confirm":"%s",%b"data":"%s"}' % (
+@lru_cache
+def _padding(size: int) -> bytes:
+    return b"x" * (size - PADDING_AT)
+
+
+def request(
+    run: str,
+    number: int,
+    user: int,
+    made_at: int,
+    confirm: str,
+    ttl: int = 0,
+    shape: Shape = ORDINARY,
+    users: int = 0,
+) -> bytes:
+    """The push request v1; `ttl` in seconds, 0 leaves it out. `users` is how many there are, if it names several."""
+    return b'{"id":"%s-%08d","to":{%b},"confirm":"%s",%b"data":"%s"}' % (
         run.encode(),
         number,
-        user,
+        b'"user":"u%06d"' % user if shape.each == 1 else _several(user, shape.each, users),
         confirm.encode(),
         b'"ttl":%d,' % ttl if ttl else b"",
-        data(number, user, made_at),
+        data(number, user, made_at, shape.data_bytes),
     )
+
+
+@cache
+def _several(first: int, each: int, users: int) -> bytes:
+    return b'"users":[%b]' % b",".join(b'"u%06d"' % ((first + n) % users) for n in range(each))
 
 
 def request_to_all(run: str, number: int, made_at: int, confirm: str) -> bytes:

@@ -196,17 +196,29 @@ def steadily(outlet: Outlet, make: Maker, chosen: Sequence[int], rate: float) ->
     return {"confirmed": len(chosen), "seconds": seconds, "latest": late}
 
 
-def requests(run: str, confirm: str, ttl: int = 0) -> Template:
+def requests(
+    run: str, confirm: str, ttl: int = 0, shape: load.Shape = load.ORDINARY, users: int = 0
+) -> Template:
     """Push requests v1 for the bridge."""
-    return Template(lambda number, user, now: load.request(run, number, user, now, confirm, ttl))
+    return Template(
+        lambda number, user, now: load.request(run, number, user, now, confirm, ttl, shape, users)
+    )
 
 
 def backlog(
-    *, url: str, run: str, confirm: str, seed: int, count: int, users: int, ttl: int = 0
+    *,
+    url: str,
+    run: str,
+    confirm: str,
+    seed: int,
+    count: int,
+    users: int,
+    ttl: int = 0,
+    shape: Sequence[int] = load.ORDINARY,
 ) -> dict[str, Any]:
     """Publish all at once and wait for all confirms."""
     chosen = load.addressees(seed, count, users)
-    return all_at_once(Broker(url), requests(run, confirm, ttl).message, chosen)
+    return all_at_once(Broker(url), requests(run, confirm, ttl, load.Shape(*shape), users).message, chosen)
 
 
 def steady(

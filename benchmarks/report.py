@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from benchmarks.chart import shown
 from benchmarks.flame import Place
 from benchmarks.frozen import Frozen
+from benchmarks.growth import Curve
 from benchmarks.idle import BARE, Idle
 from benchmarks.kept import AWAY_RATIO, EXPIRING_RATE, FIRST_PUSH_MS, Away, Parked
 from benchmarks.peers import fan, nodejs
@@ -42,6 +44,8 @@ class Results:
     machine: Mapping[str, object]
     drains: dict[str, list[Drain]] = field(default_factory=dict)
     latencies: dict[str, list[Latency]] = field(default_factory=dict)
+    loaded: dict[str, list[Latency]] = field(default_factory=dict)
+    """Each at a fixed share of the rate of the bridge's own drain."""
     idle: list[Idle] = field(default_factory=list)
     frozen: Frozen | None = None
     away: Away | None = None
@@ -52,6 +56,7 @@ class Results:
     """Of the peers' programs."""
     fans: list[fan.Fan] = field(default_factory=list)
     soak: Soak | None = None
+    curves: list[Curve] = field(default_factory=list)
     places: dict[str, list[Place]] = field(default_factory=dict)
     loop_ms: list[float] = field(default_factory=list)
     """The time of a fixed piece of work at the beginning of each repetition: it shows how steady the machine is."""
@@ -118,9 +123,18 @@ def table(results: Results) -> Iterator[str]:
         yield from fan.table(results.fans)
     if results.soak is not None:
         yield from _soak(results.soak)
+    for curve in results.curves:
+        yield f"{curve.title}, by {curve.x}: {', '.join(points(curve))}"
     for name, places in results.places.items():
         yield from _places(name, places)
     yield from _warnings(results)
+
+
+def points(curve: Curve) -> Iterator[str]:
+    """The medians of a curve."""
+    for x, drains in curve.points.items():
+        cpu, rate = median(d.cpu_each for d in drains), median(d.rate for d in drains)
+        yield f"{shown(x, curve.unit)}: {cpu:,.0f} µs, {rate:,.0f}/s"
 
 
 def _comparison(results: Results) -> Iterator[str]:
@@ -159,6 +173,11 @@ def _comparison(results: Results) -> Iterator[str]:
                 f"  {process}",
                 [_median(results.latencies[n], _share_of(process)) for n in names],
             )
+    if any(results.loaded.values()):
+        yield "publish to browser at 70 % of its own pushes/s"
+        yield _line("  pushes/s", [_median(results.loaded[n], lambda one: one.rate) for n in names])
+        for title, pick in _PERCENTILES.items():
+            yield _line(f"  {title}, ms", [_median(results.loaded[n], pick, 1) for n in names])
 
 
 _PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
@@ -295,6 +314,8 @@ def _warnings(results: Results) -> Iterator[str]:
         named |= {"without parked rows": parked.without, "beside parked rows": parked.beside}
     if (repeats := results.repeats) is not None:
         named |= {log.title: log.drains for log in repeats.logs}
+    for curve in results.curves:
+        named |= {f"{curve.name} {x:,}": list(drains) for x, drains in curve.points.items()}
     drains = [d for drains in named.values() for d in drains]
     used = [d.cpu for d in drains] + [flood.cpu for one in results.peers for flood in one.floods]
     for what in ("others", "stolen"):
@@ -345,6 +366,7 @@ def write_json(results: Results, directory: Path) -> Path:
         "latencies": {
             name: [latency._asdict() for latency in all_] for name, all_ in results.latencies.items()
         },
+        "loaded": {name: [latency._asdict() for latency in all_] for name, all_ in results.loaded.items()},
         "median_rate": {name: results.rate(name) for name, drains in results.drains.items() if drains},
         "places": {
             name: [place._asdict() for place in places[:100]] for name, places in results.places.items()
@@ -400,5 +422,6 @@ def write_json(results: Results, directory: Path) -> Path:
         | {"pushes": [push._asdict() for push in one.pushes]}
         for one in results.fans
     ]
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    made["curves"] = {curve.name: curve.facts(results.machine) for curve in results.curves}
+    path.write_text(json.dumps(made, indent=1, default=str) + "\n")
     return path

@@ -17,6 +17,9 @@ from typing import Final, NamedTuple
 
 from benchmarks import compiled, flame, frozen, report
 from benchmarks import idle as idling
+from benchmarks.chart import CHARTS
+from benchmarks.growth import CURVES, SMALL, Bench, Extent
+from benchmarks.growth import measure as measure_growth
 from benchmarks.idle import measure as measure_idle
 from benchmarks.kept import measure_away, measure_parked
 from benchmarks.peers import nodejs
@@ -48,6 +51,8 @@ GIVEN: Final = (
 """Options that change the plan."""
 RATE: Final = 500.0
 """Pushes per second when latency is measured."""
+LOADED: Final = 0.7
+"""Then once more at this share of the rate of the bridge's own drain."""
 
 
 class Plan(NamedTuple):
@@ -81,6 +86,10 @@ class Plan(NamedTuple):
     fan_repetitions: int = 7
     soak_sessions: int = 40_000
     soak_pushes: int = 400_000
+    growth: Extent = Extent()
+    curves: tuple[str, ...] = tuple(CURVES)
+    charts: Path = CHARTS
+    """Where the charts of growth go."""
     with_node: bool = False
     """Whether the comparison includes the batched Node bridge."""
 
@@ -109,6 +118,8 @@ QUICK: Final = Plan(
     fan_repetitions=3,
     soak_sessions=10_000,
     soak_pushes=100_000,
+    growth=SMALL,
+    charts=DIRECTORY / "charts",
 )
 
 
@@ -121,8 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="that the comparison may take [5.5]")
     parser.add_argument(
         "--only",
-        choices=("compare", "idle", "freeze", "kept", "repeats", "peers", "fan", "soak"),
+        choices=("compare", "idle", "freeze", "kept", "repeats", "peers", "fan", "soak", "growth"),
         help="one part of it",
+    )
+    parser.add_argument(
+        "--curve", choices=tuple(CURVES), action="append", help="one curve of `growth`: the others stay"
     )
     parser.add_argument(
         "--with-node", action="store_true", help="compare with a batched Node bridge too: needs node and npm"
@@ -131,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rows",
         type=int,
         metavar="N",
-        help="one more log for `repeats`, with this many ids, such as 50000000",
+        help="one more log for `repeats` and `growth`, with this many ids, such as 50000000",
     )
     parser.add_argument("--idle-sessions", type=int, metavar="N", help="idle sessions of each bridge [10000]")
     parser.add_argument("--soak-sessions", type=int, metavar="N", help="sessions of the soak [40000]")
@@ -147,7 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name in GIVEN if (value := getattr(chosen, name))}
     plan = plan._replace(**given, with_node=chosen.with_node)
     if chosen.rows:
-        plan = plan._replace(known=(*plan.known, chosen.rows))
+        more = plan.growth._replace(rows=(*plan.growth.rows, chosen.rows))
+        plan = plan._replace(known=(*plan.known, chosen.rows), growth=more)
+    if chosen.repetitions:
+        plan = plan._replace(growth=plan.growth._replace(repetitions=chosen.repetitions))
+    if chosen.curve:
+        plan = plan._replace(curves=tuple(chosen.curve))
     say = Progress()
     raise_file_limit()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
@@ -168,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if ports is not None:
                 parts = (partial(peers, ports), fan)
             elif chosen.only:
-                parts = [part for part in (*parts, fan, soak) if part.__name__ == chosen.only]
+                parts = [part for part in (*parts, fan, soak, growth) if part.__name__ == chosen.only]
             failure = measure(parts, servers, plan, results, say)
         print()
         for line in report.table(results):
@@ -203,6 +222,7 @@ def compare(servers: Servers, plan: Plan, results: report.Results, say: Progress
         contestants += (nodejs.contestant(NODE_DIRECTORY, say),)
     results.drains = {contestant.name: [] for contestant in contestants}
     results.latencies = {contestant.name: [] for contestant in contestants}
+    results.loaded = {contestant.name: [] for contestant in contestants}
     began = time.monotonic()
     longest = 0.0
     for repetition in range(plan.repetitions):
@@ -225,11 +245,15 @@ def one_turn(
         on.drain(plan.warm_up)
         drain = on.drain(plan.backlog)
         latency = on.latency(round(plan.steady_seconds * RATE), RATE)
+        rate = LOADED * drain.rate
+        loaded = on.latency(round(plan.steady_seconds * rate), rate)
     results.drains[contestant.name].append(drain)
     results.latencies[contestant.name].append(latency)
+    results.loaded[contestant.name].append(loaded)
     say(
         f"{contestant.name}: {drain.rate:,.0f} pushes/s, {drain.cpu_each:.0f} µs of CPU for each;"
-        f" at {latency.rate:.0f}/s p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms"
+        f" at {latency.rate:.0f}/s p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms;"
+        f" at {loaded.rate:.0f}/s p50 {loaded.p50:.1f} ms, p99 {loaded.p99:.1f} ms"
     )
 
 
@@ -353,6 +377,18 @@ def soak(servers: Servers, plan: Plan, results: report.Results, say: Progress) -
         say=say,
     )
     verify_soak(results.soak)
+
+
+def growth(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:
+    """How the cost of a push grows with sessions, devices, data, users of a request, rows and mailboxes."""
+    bench = Bench(servers, DIRECTORY / "growth", plan.growth, say)
+    failed: list[str] = []
+    for curve in measure_growth(bench, plan.curves, plan.charts, results.machine):
+        results.curves.append(curve)
+        failed += [f"{curve.name} {why}" for why in curve.failed]
+        say(f"{curve.name}: " + ", ".join(report.points(curve)))
+    if failed:
+        raise BenchmarkFailed("; ".join(failed))
 
 
 def profile(servers: Servers, plan: Plan, results: report.Results, say: Progress) -> None:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
+from benchmarks.load import ORDINARY, Shape
 from benchmarks.ports import reserved_port
 from benchmarks.processes import (
     BenchmarkFailed,
@@ -174,11 +175,14 @@ class Scene:
         port: int,
         ops_port: int,
         secret: str,
+        devices: int = 1,
     ) -> None:
         self.contestant = contestant
         self.bridge = bridge
         self.crowds = crowds
         self.sessions = 0
+        """Users with sessions; each has one on every device."""
+        self.devices = devices
         self._servers = servers
         self._vhost = vhost
         self._url, self.dsn = urls
@@ -210,15 +214,16 @@ class Scene:
         users = self._users[self.crowds.index(crowd)]
         answer = crowd.ask(
             "connect",
-            within=START_TIMEOUT + len(users) / SLOWEST_OPENING,
+            within=START_TIMEOUT + len(users) * self.devices / SLOWEST_OPENING,
             port=self._port,
             secret=self._secret,
             first=users.start,
             count=len(users),
             subprotocol=self.contestant.subprotocol,
+            devices=self.devices,
         )
-        if answer["connected"] != len(users):
-            raise BenchmarkFailed(f"{answer['connected']} of {len(users)} sessions are open")
+        if answer["connected"] != len(users) * self.devices:
+            raise BenchmarkFailed(f"{answer['connected']} of {len(users) * self.devices} sessions are open")
 
     def _leave(self, crowds: Sequence[Child]) -> None:
         """Close the sessions of these client processes, and wait until the bridge knows."""
@@ -228,7 +233,7 @@ class Scene:
             len(users) for crowd, users in zip(self.crowds, self._users, strict=True) if crowd not in crowds
         )
         wait_until(
-            lambda: _open_sessions(self._ops_port) == left,
+            lambda: _open_sessions(self._ops_port) == left * self.devices,
             seconds=END_TIMEOUT,
             every=LOOK_EVERY,
             what=f"the bridge has {left} sessions",
@@ -257,9 +262,12 @@ class Scene:
         frozen: Sequence[Child] = (),
         away: Sequence[Child] = (),
         ttl: int = 0,
+        shape: Shape = ORDINARY,
         just_before: Callable[[], None] = lambda: None,
     ) -> Drain:
-        """Drain a backlog of pushes; verified.
+        """Drain a backlog of `count` pushes, each to one user; verified.
+
+        With a `shape` that names several users, so many pushes come in one request.
 
         With `only`, the clock stops when these client processes have all their frames, and `pushes` counts
         theirs. Those in `frozen` are stopped meanwhile (SIGSTOP), and only the others count. Rows,
@@ -271,10 +279,20 @@ class Scene:
         `just_before` is called when the backlog is in the queue, just before the clock starts.
         """
         seed, run = self._begin(count)
+        requests, rest = divmod(count, shape.each)
+        if rest:
+            raise BenchmarkFailed(f"{count} pushes can't be divided among requests with {shape.each} users")
         counted = only or [crowd for crowd in self.crowds if crowd not in (*frozen, *away)]
         pushes = kept = 0
         for crowd in self.crowds:
-            answer = crowd.ask("expect", seed=seed, total=count, users=self.sessions)
+            answer = crowd.ask(
+                "expect",
+                seed=seed,
+                total=requests,
+                users=self.sessions,
+                each=shape.each,
+                devices=self.devices,
+            )
             pushes += answer["expected"] if crowd in (*counted, *away) else 0
             kept += answer["expected"] if crowd in away else 0
         if away:
@@ -282,7 +300,7 @@ class Scene:
         for crowd in frozen:
             crowd.freeze()
         self.bridge.freeze()
-        published = self._publish(count, seed, run, ttl)
+        published = self._publish(requests, seed, run, ttl, shape)
         just_before()
         before = self._cpu()
         for crowd in counted:
@@ -303,7 +321,7 @@ class Scene:
         self._await_the_end(run, count)
         counts = self._verify(run, count, some_unproven=bool(frozen))
         return Drain(
-            pushes=pushes,
+            pushes=pushes // self.devices,
             seconds=(ended - began) / 1e9,
             frames_seconds=(frames_at - began) / 1e9,
             publish_seconds=published,
@@ -311,8 +329,8 @@ class Scene:
             disordered=counts.disordered,
         )
 
-    def _publish(self, count: int, seed: int, run: str, ttl: int) -> float:
-        answer = self._publisher.ask("backlog", **self._order(count, seed, run), ttl=ttl)
+    def _publish(self, count: int, seed: int, run: str, ttl: int, shape: Shape) -> float:
+        answer = self._publisher.ask("backlog", **self._order(count, seed, run), ttl=ttl, shape=shape)
         lying = self._queued()
         if not answer["confirmed"] == lying == count:
             raise BenchmarkFailed(f"{run}: {answer['confirmed']} of {count} confirmed, {lying} in the queue")
@@ -447,6 +465,40 @@ class Scene:
         with psycopg.connect(self.dsn) as conn:
             return dict(conn.execute("select outcome, count(*) from delivery group by outcome").fetchall())
 
+    def replay(self, crowd: Child, *, run: str, first: int, users: int, each: int) -> Drain:
+        """Open a session for each of `users` users from `first` on, as fast as they come; verified.
+
+        `each` pushes of `run` are kept for each of them, and no others. Where nothing is kept, the figures are those of
+        the openings.
+        """
+        total = users * each
+        crowd.ask("expect_kept", total=total)
+        before = self._cpu()
+        began = time.monotonic_ns()
+        opened = crowd.ask(
+            "connect",
+            within=START_TIMEOUT + users / SLOWEST_OPENING,
+            port=self._port,
+            secret=self._secret,
+            first=first,
+            count=users,
+        )
+        ended = time.monotonic_ns()
+        told = crowd.ask("complete", within=DRAIN_TIMEOUT + 5, seconds=DRAIN_TIMEOUT)
+        frames_at = max(told["last_at"], ended)
+        if total:
+            ended = self._await_the_end(run, total)
+        cpu = self._cpu_since(before, (ended - began) / 1e9)
+        wanted = {self.contestant.confirm: total} if total else {}
+        if opened["connected"] != users or told["distinct"] != total or told["duplicates"] or told["strays"]:
+            raise BenchmarkFailed(
+                f"{run}: {total} pushes were kept for {users} users, the clients say {told}"
+            )
+        if self.outcomes(run) != wanted or self.outcomes(run, final=False):
+            raise BenchmarkFailed(f"{run}: {total} pushes were kept, the rows are {self.outcomes(run)}")
+        self._leave([crowd])
+        return Drain(total or users, (ended - began) / 1e9, (frames_at - began) / 1e9, 0.0, cpu, 0)
+
     # --- counts ---
 
     def _begin(self, count: int) -> tuple[int, str]:
@@ -468,7 +520,7 @@ class Scene:
                 raise BenchmarkFailed(f"{run}: not all frames came")
         counts = [crowd.ask("report") for crowd in self.crowds]
         total = Sum(**{name: sum(c[name] for c in counts) for name in Sum._fields})
-        if total.distinct != count or total.duplicates or total.strays:
+        if total.distinct != count * self.devices or total.duplicates or total.strays:
             raise BenchmarkFailed(f"{run}: {count} pushes were published, the clients say {total}")
         return total
 
@@ -551,8 +603,11 @@ def scene(
     wrap: Callable[[Sequence[str]], Sequence[str]] = lambda command: command,
     prepare: Callable[[str], None] = lambda dsn: None,
     clients: Sequence[str] = ("benchmarks.clients",),
+    devices: int = 1,
 ) -> Iterator[Scene]:
     """A bridge that is ready, with a client process for each number of `sessions`, all connected.
+
+    Each user has one session, or so many as they have `devices`.
 
     `wrap` may put something around the contestant's command, such as a profiler; `prepare` is called with the address
     of its database before it starts. `clients` are the module of the client processes and its arguments.
@@ -594,7 +649,9 @@ def scene(
         crowds = [
             child(f"clients {number}", (sys.executable, "-m", *clients)) for number, _ in enumerate(sessions)
         ]
-        made = Scene(contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, ops_port, secret)
+        made = Scene(
+            contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, ops_port, secret, devices
+        )
         if any(sessions):
             made.connect(sessions)
         yield made

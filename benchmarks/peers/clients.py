@@ -60,9 +60,9 @@ class EveryoneTally(Tally):
         """For each user the numbers that came, as bits."""
         super().__init__()
 
-    def expect(self, total: int, mine: int) -> None:
+    def expect(self, total: int, mine: int, *, users: int = 0, each: int = 1, devices: int = 1) -> None:
         """Begin to count: `total` pushes come, `mine` frames in all."""
-        super().expect(total, mine)
+        super().expect(total, mine, users=users, each=each, devices=devices)
         self.seen.clear()
 
     def push(self, client: Client, frame: bytes, now: int) -> None:
