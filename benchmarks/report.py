@@ -178,6 +178,9 @@ def _comparison(results: Results) -> Iterator[str]:
         yield _line("  pushes/s", [_median(results.loaded[n], lambda one: one.rate) for n in names])
         for title, pick in _PERCENTILES.items():
             yield _line(f"  {title}, ms", [_median(results.loaded[n], pick, 1) for n in names])
+        yield "CPU at that rate, % of a core"
+        for process in ("bridge", "rabbitmq", "postgres", "clients", "publisher", "others"):
+            yield _line(f"  {process}", [_median(results.loaded[n], _share_of(process)) for n in names])
 
 
 _PERCENTILES: Final[Mapping[str, Callable[[Latency], float]]] = {
@@ -423,5 +426,5 @@ def write_json(results: Results, directory: Path) -> Path:
         for one in results.fans
     ]
     made["curves"] = {curve.name: curve.facts(results.machine) for curve in results.curves}
-    path.write_text(json.dumps(made, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(made, indent=1) + "\n")
     return path

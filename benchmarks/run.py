@@ -182,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if postgres["fsync"] != "on" or postgres["synchronous_commit"] != "on":
                 raise BenchmarkFailed(f"this Postgres commits without fsync: {postgres}")
             rabbit = servers.rabbit.evaluate("list_to_binary(rabbit_misc:version())").strip('<>"')
-            results = report.Results(plan._asdict(), report.machine_facts(rabbit, postgres))
+            options = {name: value for name, value in plan._asdict().items() if name != "charts"}
+            results = report.Results(options, report.machine_facts(rabbit, postgres))
             parts: Sequence[Part] = (profile,) if chosen.profile else (compare, idle, freeze, kept, repeats)
             if ports is not None:
                 parts = (partial(peers, ports), fan)

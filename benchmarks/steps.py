@@ -33,6 +33,7 @@ STEPS: Final[Mapping[str, str]] = {
     "fffe232..034ca1e": "All from the first to the last, with what was added meanwhile",
 }
 """Commits, or ranges of them, and what each did."""
+AS_IT_IS: Final = "this tree, interpreted and compiled"
 COMPILED: Final = ROOT / "build" / "compiled"
 """What `make compiled` made of this tree."""
 TURNS: Final = 5
@@ -70,7 +71,7 @@ def table(commits: Sequence[str], proof: str, turns: int, *, count: bool) -> Ite
     """The lines of the table."""
     pairs = {commit: _trees(commit) for commit in commits}
     if COMPILED.is_dir():
-        pairs["this tree"] = (ROOT, COMPILED)
+        pairs[AS_IT_IS] = (ROOT, COMPILED)
     trees = list(dict.fromkeys(tree for pair in pairs.values() for tree in pair))
     spent = cpu(trees, proof, turns)
     counted: dict[Path, float] = {}
@@ -80,7 +81,7 @@ def table(commits: Sequence[str], proof: str, turns: int, *, count: bool) -> Ite
         for tree in pair:
             if count and tree not in counted:
                 counted[tree] = instructions(tree, proof)
-        cells = [STEPS.get(commit, "Compiled"), f"`{commit}`", *_before_after(spent, pair, 1)]
+        cells = [STEPS.get(commit, commit), f"`{commit}`", *_before_after(spent, pair, 1)]
         yield f"| {' | '.join(cells + (_before_after(counted, pair, 0) if count else ['', '']))} |"
 
 

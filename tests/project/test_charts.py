@@ -13,13 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import load, report
+from benchmarks import load, report, steps
 from benchmarks.chart import CHARTS, HEIGHT, WIDTH, Chart, Point, draw_file, places, read, scale, shown, svg
 from benchmarks.clients import Client, Tally
 from benchmarks.growth import CURVES, SMALL, Bench, Curve, measure
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.scene import Drain, Latency
-from benchmarks.steps import STEPS
 from bridge.devservers import Servers
 
 PAGE = CHARTS.parent / "performance.md"
@@ -176,6 +175,16 @@ def test_a_chart_is_what_was_measured(name: str, tmp_path: Path) -> None:
     assert len(chart.points) > 2
 
 
+def test_the_table_of_steps_has_a_ratio_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    monkeypatch.setattr(steps, "COMPILED", tmp_path / "none")
+    monkeypatch.setattr(steps, "_trees", lambda commit: (before, after))
+    monkeypatch.setattr(steps, "cpu", lambda trees, proof, turns: {before: 50.0, after: 40.0})
+    monkeypatch.setattr(steps, "instructions", lambda tree, proof: {before: 4_000.0, after: 2_000.0}[tree])
+    *_, line = steps.table(["1a2b3c4"], "written", 1, count=True)
+    assert line == "| 1a2b3c4 | `1a2b3c4` | 50.0 to 40.0 | 0.80 | 4,000 to 2,000 | 0.50 |"
+
+
 def test_the_page_has_every_step_that_is_counted() -> None:
     page = PAGE.read_text()
-    assert [commit for commit in STEPS if f"`{commit}`" not in page] == []
+    assert [commit for commit in steps.STEPS if f"`{commit}`" not in page] == []
