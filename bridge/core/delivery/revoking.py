@@ -72,7 +72,7 @@ class Revoking:
         self._closed: dict[int, int] = {}
         """How many sessions each revocation closed that was not confirmed yet, by its mark."""
         self._learned: list[str] = []
-        """Tokens to be revoked: those of sessions that were named by whoever could not know them."""
+        """Tokens to be revoked: those of sessions that were named by whoever could not know all of them."""
         self._one_reader = asyncio.Lock()
 
     async def revoke(self, revocation: Revocation) -> RevocationAnswer:
@@ -133,10 +133,11 @@ class Revoking:
                 named = [s for s in self._hub.of_user(revocation.user) if self._revoked.covers(s.claims)]
                 self._close(named, mark)
             if revocation.session and (session := self._hub.session(revocation.session)) is not None:
-                token_id = session.claims.token_id
-                if token_id and not revocation.token_id:
-                    self._revoked.note(Revocation(token_id=token_id), kept_until)
-                    self._learned.append(token_id)
+                for token_id in {claims.token_id for claims in (session.claims, *session.former)}:
+                    if token_id and token_id != revocation.token_id:
+                        by_token[token_id] = mark
+                        self._revoked.note(Revocation(token_id=token_id), kept_until)
+                        self._learned.append(token_id)
                 self._close([session], mark)
         if by_token:
             for session in self._hub:
