@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from bridge.core.contract.frames import (
     AckFrame,
@@ -28,6 +28,9 @@ from bridge.core.sessions.session import Session
 from bridge.core.sessions.strangers import CROWD, Strangers
 
 log = logging.getLogger("bridge.handshake")
+
+FORMER_SECONDS: Final = 60.0
+"""For so long after it has expired, a token that was refreshed is remembered: clocks differ."""
 
 
 class Gateway:
@@ -148,6 +151,9 @@ class Gateway:
             problem = "token: it does not expire later than the one before"
             send_answer(session, error_frame("refused", problem, refresh.ref))
         else:
+            # Whoever revokes the session means them too: its client must not come back with one.
+            good = self._clock.time() - FORMER_SECONDS
+            session.former = tuple(c for c in (*session.former, session.claims) if c.expires_at > good)
             session.claims = answer.claims
             self._presence.refreshed(session)
             send_answer(session, ok_frame(refresh.ref))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
@@ -13,6 +15,7 @@ import pytest
 from bridge.adapters.memory import MemoryRevocations
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
+from bridge.core.contract.control import TOKEN_ID_MAX, decode_revocation
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.revocations import RevocationLog
 from tests.support.ports import ManualClock
@@ -151,3 +154,17 @@ async def test_many_at_a_time_get_marks_of_their_own_and_none_is_missed(subject:
     await reader
     assert seen == sorted(marks)
     assert len(set(marks)) == 40
+
+
+@pytest.mark.parametrize(("first", "many"), [(0x21, 90), (0x4E00, 20_000), (0x10000, 60_000)])
+async def test_the_longest_token_id_is_revoked_whatever_its_characters(
+    subject: Subject, first: int, many: int
+) -> None:
+    # Random, since Postgres compresses what repeats itself.
+    characters = random.Random(1)
+    longest = "".join(chr(first + characters.randrange(many)) for _ in range(TOKEN_ID_MAX))
+    asked = decode_revocation(json.dumps({"jti": longest}).encode())
+    assert asked == Revocation(token_id=longest)
+    for _ in range(2):
+        await subject.log.revoke(asked)
+    assert [r.revocation for r in (await subject.log.after(0, 10)).revocations] == [asked]

@@ -77,7 +77,7 @@ async def test_a_recall_of_which_only_the_beginning_came_is_not_carried_out() ->
         await h.settled(2)
         await h.ends("p1", Outcome.STORED, Reason.NO_SESSION)
         assert [said["problem"] for _, said in answers.given] == [
-            "the message has 2000000 bytes, 8192 are allowed"
+            "the message has 2000000 bytes, 16384 are allowed"
         ]
 
 

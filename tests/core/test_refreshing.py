@@ -108,6 +108,14 @@ async def test_a_revoked_token_refreshes_nothing_and_a_refreshed_session_is_revo
         assert peer.socket.closed_with is CloseReason.REVOKED
 
 
+async def test_a_session_that_is_revoked_after_a_refresh_does_not_come_back_with_its_first_token() -> None:
+    async with house() as h:
+        peer = await come(h)
+        refresh(peer, "u1 1200")
+        await h.core.revoking.revoke(Revocation(session=peer.session_id))
+        assert [h.core.revoked.covers(Tokens().verify(t)) for t in ("u1 600", "u1 1200")] == [True, True]
+
+
 async def test_in_bare_mode_nobody_is_asked() -> None:
     async with house() as h:
         peer = await come(h, mode=Mode.BARE)

@@ -9,7 +9,7 @@ import pytest
 from bridge.core.delivery.revoking import CAUSE, READ_EVERY
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.revocations import Revocation
+from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.revocations import RevocationPage
 from bridge.core.sessions.revoked import LONG_LIVED, REVOKED, UNREAD, Revoked
@@ -215,3 +215,49 @@ async def test_thousands_of_revocations_are_read_page_by_page(monkeypatch: pytes
 
 def test_the_tests_tokens_live_as_long_as_the_default_allows() -> None:
     assert TOKEN_SECONDS == 400 * DAY
+
+
+async def away(*_: object) -> None:
+    raise StoreUnavailable("the database is away")
+
+
+async def test_a_node_that_could_not_confirm_does_so_as_soon_as_the_database_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        come(h)
+        mark = await h.revocations.revoke(Revocation(token_id="t1"))
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(h.revocations, "confirm", away)
+            with pytest.raises(StoreUnavailable):
+                await h.core.revoking.read()
+        await h.core.revoking.read()
+        assert await h.revocations.answer(mark) == RevocationAnswer(1, ("n1",), ())
+
+
+async def test_a_token_that_could_not_be_committed_is_committed_as_soon_as_the_database_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        peer = come(h)
+        mark = await h.revocations.revoke(Revocation(session=peer.client.session.id))
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(h.revocations, "revoke", away)
+            with pytest.raises(StoreUnavailable):
+                await h.core.revoking.read()
+        assert closes(peer) is CloseReason.REVOKED
+        await h.core.revoking.read()
+        found = (await h.revocations.after(0, 10)).revocations
+        assert Revocation(token_id="t1") in [one.revocation for one in found]
+        assert (await h.revocations.answer(mark)).sessions == 1
+
+
+def test_a_revocation_for_all_time_does_not_keep_those_behind_it_in_memory() -> None:
+    revoked = Revoked(DAY)
+    revoked.note(Revocation(user="banned", before=9e9), 9e9 + DAY)
+    for n in range(10):
+        revoked.note(Revocation(user=f"u{n}", before=10.0), 100.0 + n)
+    revoked.forget(200.0)
+    revoked.forget(200.0)
+    assert len(revoked) == 1
+    assert revoked.covers(Claims("banned", 4e9, "", 100.0))

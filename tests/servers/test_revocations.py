@@ -17,6 +17,8 @@ import psycopg
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from bridge.adapters.postgres.revocations import PostgresRevocations
+from bridge.core.ports.revocations import RevocationPage
 from tests.servers.test_kept import control, session
 from tests.support.bridges import Process, bridge, endings, final_rows, process, publish, request, token
 from tests.support.clients import client
@@ -155,6 +157,27 @@ async def test_the_command_revokes_without_a_broker_and_says_what_came_of_it(
         assert (code, json.loads(said)["sessions"]) == (0, 0)
         code, _, told = await command("revoke", "--jti", "t9", "--before", "5", BRIDGE_POSTGRES_DSN=database)
         assert (code, "--before: goes with --user" in told) == (2, True)
+
+
+async def test_a_node_that_reads_for_long_at_its_start_claims_its_name_afterwards(
+    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after, names = PostgresRevocations.after, list[int]()
+
+    async def watched(log: PostgresRevocations, mark: int, limit: int) -> RevocationPage:
+        if not names:
+            async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+                found = await (await conn.execute("select count(*)::integer from node")).fetchone()
+                assert found is not None
+                names.extend(found)
+        return await after(log, mark, limit)
+
+    monkeypatch.setattr(PostgresRevocations, "after", watched)
+    async with bridge(vhost, database) as b:
+        assert (await revoke(b.ops_port, jti="t1"))["nodes"] == ["n1"]
+    assert names == [0], (
+        "nobody renews a name during the start: after five seconds it would be dead to all others"
+    )
 
 
 async def test_without_a_database_revocations_last_until_a_restart(vhost: str, database: str) -> None:

@@ -22,8 +22,8 @@ TOKEN_ID_MAX = 1024
 """Characters of a `jti`."""
 BEFORE_MAX = 9_999_999_999
 """Seconds since 1970, in the year 2286. A larger number is in milliseconds."""
-CONTROL_BYTES_MAX = 8 * 1024
-"""Bytes of a control message. The longest names, with every character escaped, need half of it."""
+CONTROL_BYTES_MAX = 16 * 1024
+"""Bytes of a control message. The longest `jti` needs twelve for a character: a pair of escaped surrogates."""
 
 
 class BadControl(NamedTuple):

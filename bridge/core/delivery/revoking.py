@@ -66,6 +66,13 @@ class Revoking:
         self._errors = errors
         self._clock = clock
         self._mark = 0
+        """Everything up to this mark has been carried out,"""
+        self._confirmed = -1
+        """and confirmed up to this one."""
+        self._closed: dict[int, int] = {}
+        """How many sessions each revocation closed that was not confirmed yet, by its mark."""
+        self._learned: list[str] = []
+        """Tokens to be revoked: those of sessions that were named by whoever could not know all of them."""
         self._one_reader = asyncio.Lock()
 
     async def revoke(self, revocation: Revocation) -> RevocationAnswer:
@@ -84,14 +91,23 @@ class Revoking:
             while True:
                 page = await self._log.after(self._mark, PAGE)
                 if page.mark > self._mark or not self._revoked.read:
-                    closed, ours = self._carry_out(page.revocations)
-                    for token_id in ours:
-                        await self._log.revoke(Revocation(token_id=token_id))
+                    self._carry_out(page.revocations)
                     self._mark = page.mark
                     self._revoked.read = self._revoked.read or not page.more
-                    await self._log.confirm(page.mark, closed)
+                await self._tell()
                 if not page.more:
                     return
+
+    async def _tell(self) -> None:
+        """Commit what was learned, and confirm what was carried out. What fails here is told after the next read: these
+        sessions are closed by then, so nobody would find them again."""
+        while self._learned:
+            await self._log.revoke(Revocation(token_id=self._learned[0]))
+            del self._learned[0]
+        if self._confirmed < self._mark:
+            await self._log.confirm(self._mark, self._closed)
+            self._confirmed = self._mark
+            self._closed.clear()
 
     async def run(self) -> None:
         """Read new revocations, until cancelled."""
@@ -106,11 +122,8 @@ class Revoking:
             else:
                 self._gate.clear(CAUSE)
 
-    def _carry_out(self, page: Sequence[Marked]) -> tuple[dict[int, int], list[str]]:
-        """Refuse the tokens of these revocations, and close their sessions. Returns how many each one closed, and the
-        tokens of sessions that were named by whoever could not know them."""
-        closed: dict[int, int] = {}
-        learned: list[str] = []
+    def _carry_out(self, page: Sequence[Marked]) -> None:
+        """Refuse the tokens of these revocations, and close their sessions."""
         by_token: dict[str, int] = {}
         for mark, revocation, kept_until in page:
             self._revoked.note(revocation, kept_until)
@@ -118,21 +131,21 @@ class Revoking:
                 by_token[revocation.token_id] = mark
             if revocation.user:
                 named = [s for s in self._hub.of_user(revocation.user) if self._revoked.covers(s.claims)]
-                closed[mark] = self._close(named)
+                self._close(named, mark)
             if revocation.session and (session := self._hub.session(revocation.session)) is not None:
-                token_id = session.claims.token_id
-                if token_id and not revocation.token_id:
-                    self._revoked.note(Revocation(token_id=token_id), kept_until)
-                    learned.append(token_id)
-                closed[mark] = self._close([session])
+                for token_id in {claims.token_id for claims in (session.claims, *session.former)}:
+                    if token_id and token_id != revocation.token_id:
+                        by_token[token_id] = mark
+                        self._revoked.note(Revocation(token_id=token_id), kept_until)
+                        self._learned.append(token_id)
+                self._close([session], mark)
         if by_token:
             for session in self._hub:
                 mark = by_token.get(session.claims.token_id, 0)
                 if mark:
-                    closed[mark] = closed.get(mark, 0) + self._close([session])
-        return closed, learned
+                    self._close([session], mark)
 
-    def _close(self, sessions: Sequence[Session]) -> int:
+    def _close(self, sessions: Sequence[Session], mark: int) -> None:
         for session in sessions:
             self._presence.close(session, CloseReason.REVOKED)
-        return len(sessions)
+        self._closed[mark] = self._closed.get(mark, 0) + len(sessions)

@@ -21,7 +21,7 @@ class Revoked:
         self.token_seconds = token_seconds
         self.read = False
         """Whether all that were there at the start have been read."""
-        # Both in the order of `kept_until`, which is that of their commits.
+        # Both in the order of `kept_until`, which is that of their commits; but for those `before` a time to come.
         self._users: dict[str, tuple[float, float]] = {}
         self._tokens: dict[str, float] = {}
 
@@ -57,5 +57,12 @@ class Revoked:
         """Forget revocations that are not kept any more at `now` (unix seconds)."""
         while self._tokens and self._tokens[token_id := next(iter(self._tokens))] <= now:
             del self._tokens[token_id]
-        while self._users and self._users[user := next(iter(self._users))][1] <= now:
-            del self._users[user]
+        while self._users:
+            user, (before, until) = next(iter(self._users.items()))
+            if until <= now:
+                del self._users[user]
+                continue
+            if before > now:
+                # It is kept for longer than those behind it, perhaps for centuries: they do not wait for it.
+                self._users[user] = self._users.pop(user)
+            return

@@ -48,6 +48,7 @@ class Session:
         "claims",
         "close_reason",
         "forgotten",
+        "former",
         "id",
         "mode",
         "next_round",
@@ -75,6 +76,7 @@ class Session:
     ) -> None:
         self.id = session_id
         self.claims = claims
+        self.former: tuple[Claims, ...] = ()  # of the tokens before, which may still be good
         self.user = claims.user
         self.mode = mode
         self.socket = socket
@@ -89,8 +91,7 @@ class Session:
         self.stalled_since: float | None = None
         """Since when frames have waited and none could be handed over."""
         self.spoken_at: float | None = None
-        """When the last frame was sent; for a heartbeat, when it was due. None before the welcome. Not used in bare
-        mode."""
+        """When the last frame was sent, a heartbeat was due. None before the welcome. Not used in bare mode."""
         self.queued_bytes = 0
         self.replay: Replay | None = None
         """None while it is not REPLAYING."""
@@ -106,8 +107,7 @@ class Session:
         self._ping: bytes | None = None
         self._acks: dict[str, list[Offered]] | None = None
         self.forgotten: list[Offered] = []
-        """Pushes that were handed over, and whose acks are not waited for any more: there were too many. The caller
-        of `flush` empties this list."""
+        """Pushes handed over whose acks are not waited for: there were too many. Who calls `flush` empties this."""
 
     @property
     def info(self) -> SessionInfo:

@@ -1734,7 +1734,7 @@ create table revocation (
     check (num_nonnulls(user_id, coalesce(jti, session)) = 1)
 );
 create index revocation_user on revocation (user_id) where user_id is not null;
-create index revocation_jti on revocation (jti) where jti is not null;
+create index revocation_jti on revocation using hash (jti) where jti is not null;
 create index revocation_session on revocation (session) where session is not null;
 create index revocation_kept on revocation (kept_until);
 comment on table revocation is 'Tokens that open no session any more. One that says no more than a newer one is deleted.';
