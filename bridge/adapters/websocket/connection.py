@@ -25,6 +25,7 @@ from websockets.frames import Frame as IncomingFrame
 from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
+from bridge.adapters.websocket import parsers
 from bridge.adapters.websocket.handshake import (
     BUSY,
     CROWDED,
@@ -39,13 +40,6 @@ from bridge.adapters.websocket.handshake import (
     Early,
     Protocol,
     refused_by_library,
-)
-from bridge.adapters.websocket.parsers import (
-    CLIENT_MESSAGE_BYTES_MAX,
-    at_rest,
-    ending,
-    forget,
-    new_protocol,
 )
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
@@ -90,7 +84,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def __init__(self, server: WebSocketServer) -> None:
         self._server = server
-        self._protocol: Protocol | None = new_protocol(CONNECTING)
+        self._protocol: Protocol | None = parsers.new_protocol(CONNECTING)
         """None while its session is at rest: OPEN, and between two messages."""
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -196,7 +190,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
     def _rest(self) -> None:
         """Let go of the protocol, if it knows nothing that every other one does not."""
         protocol = self._protocol
-        if protocol is not None and not self._head and not self._missing and at_rest(protocol):
+        if protocol is not None and not self._head and not self._missing and parsers.at_rest(protocol):
             self._protocol = None
             self._server.parsers.give_back(protocol)
 
@@ -275,10 +269,10 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._left_undecided()
         if self._protocol is not None:
             self._protocol.receive_eof()
-            forget(self._protocol)
+            parsers.forget(self._protocol)
         self._server.left(self)
         if self._handle is not None:
-            code, reason = ending(self._protocol, self._asked_to_close)
+            code, reason = parsers.ending(self._protocol, self._asked_to_close)
             # Its session knows this connection: without the circle both are freed at once.
             handle, self._handle = self._handle, None
             handle.closed(code, reason)
@@ -443,7 +437,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._library().fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
             self._flush()
             return False
-        self._library().max_message_size = CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
+        self._library().max_message_size = parsers.CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
         if self._handle is not None:
             self._handle.message(message)
         return True
