@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 SAMPLES: Final = Path(__file__).parent.parent.parent / "examples" / "requests.jsonl"
-SECRET: Final = "a secret for the demo, which listens on loopback for a minute"
+SECRET: Final = "a secret for the demo which listens on loopback for a minute"
 PROOF_SECONDS: Final = 2.0
 """Seconds; short, since one of the samples waits for an ack that never comes."""
 LOOK_EVERY: Final = 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 
 import jwt
 import pytest
@@ -13,7 +14,7 @@ from bridge.core.redaction import redact
 from tests.support import bridges
 from tests.support.clients import client, opening, raw_client
 
-FAR = 4_000_000_000
+FAR = int(time.time()) + 86_400
 
 
 def signed(**claims: object) -> str:
