@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
@@ -25,7 +25,7 @@ from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.app import build as app
-from bridge.core.delivery.targets import RESOLVERS
+from bridge.core.delivery.targets import RESOLVERS, Resolver
 from bridge.core.model.pushes import Target, ToUser
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
@@ -155,16 +155,26 @@ def _limit_pool(most: int) -> None:
     Connections.__init__ = limited  # type: ignore[method-assign]
 
 
-def _die_of_pushes_to(killer: str) -> None:
-    resolver = RESOLVERS[ToUser]
-    sessions = resolver.sessions
+class _Deadly:
+    """A resolver that dies when it is asked for the sessions of one user, and is the other one otherwise."""
 
-    def deadly(hub: Hub, target: Target, user: str) -> Sequence[Session]:
-        if user == killer:
+    def __init__(self, resolver: Resolver, killer: str) -> None:
+        self._resolver = resolver
+        self._killer = killer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._resolver, name)
+
+    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+        if user == self._killer:
             die()
-        return sessions(hub, target, user)
+        return self._resolver.sessions(hub, target, user)
 
-    resolver.sessions = deadly  # type: ignore[method-assign]
+
+def _die_of_pushes_to(killer: str) -> None:
+    # Replaced, not patched: the methods of compiled objects can't be.
+    resolvers = cast(dict[type[Target], Any], RESOLVERS)
+    resolvers[ToUser] = _Deadly(RESOLVERS[ToUser], killer)
 
 
 def main() -> int:

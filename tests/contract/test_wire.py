@@ -1284,7 +1284,10 @@ def test_a_recall_names_a_push_or_a_users_collapse_key(body: bytes, recall: Reca
             "push_id: expected a string of 1 to 128 characters",
         ),
         (b'{"type":"recall","push_id":"p1"}{}', "not JSON: "),
-        (b'{"type":"recall","push_id":"p1"}' + b" " * 8192, "the message has 8224 bytes, 8192 are allowed"),
+        (
+            b'{"type":"recall","push_id":"p1"}' + b" " * 16384,
+            "the message has 16416 bytes, 16384 are allowed",
+        ),
         (b'{"type":"recall","user":"u1","collapse_key":["c"]}', "collapse_key: expected a string"),
     ],
 )
@@ -1298,7 +1301,7 @@ def test_a_control_message_that_is_wrong_is_told_why(body: bytes, problem: str) 
 def test_a_control_message_of_which_only_the_beginning_came_is_too_large() -> None:
     body = b'{"type":"recall","push_id":"p1"}'
     told = decode_control(body, 10_000_000)
-    assert told == BadControl("the message has 10000000 bytes, 8192 are allowed")
+    assert told == BadControl("the message has 10000000 bytes, 16384 are allowed")
     assert decode_control(body, len(body)) == Recall(push_id="p1")
 
 
