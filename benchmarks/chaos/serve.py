@@ -25,6 +25,7 @@ from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.app import build as app
+from bridge.core.delivery import take
 from bridge.core.delivery.targets import RESOLVERS, Resolver
 from bridge.core.model.pushes import Target, ToUser
 from bridge.core.sessions.hub import Hub
@@ -174,7 +175,7 @@ class _Deadly:
 def _die_of_pushes_to(killer: str) -> None:
     # Replaced, not patched: the methods of compiled objects can't be.
     resolvers = cast(dict[type[Target], Any], RESOLVERS)
-    resolvers[ToUser] = _Deadly(RESOLVERS[ToUser], killer)
+    resolvers[ToUser] = take._TO_USER = _Deadly(RESOLVERS[ToUser], killer)
 
 
 def main() -> int:

@@ -302,8 +302,9 @@ async def test_a_session_ends_with_its_token(vhost: str, database: str) -> None:
     async with bridge(vhost, database) as b:
         async with client(b.ws_port, token("u1", ttl=5), subprotocols=ENVELOPE) as c:
             await c.read()
-            assert await c.read_json() == {"type": "refresh"}
             bye = await c.read_json()
+            if bye == {"type": "refresh"}:  # half a second before its end: between two looks, or not
+                bye = await c.read_json()
             assert (bye["type"], bye["code"]) == ("bye", 4401)
             assert (await c.ended())[0] == 4401
 
