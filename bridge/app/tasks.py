@@ -138,13 +138,13 @@ async def start(at: Workplace) -> None:
 async def _may_start(node: Node, rows: Rows) -> bool:
     """Whether the database did all that a start needs of it; else the gate says why not."""
     try:
-        # Nobody comes in before it is known whose tokens are revoked. A million take seconds, and nobody renews a
+        # Nobody comes in before it is known whose tokens are revoked. A million take seconds, and nobody renews the
         # name meanwhile: so it is claimed when nearly all are read.
         await node.core.revoking.read()
         await rows.lease.claim()
         # A log that takes no row could not say how a push ended.
         await rows.store.try_writing()
-        await node.core.revoking.read()
+        await node.core.revoking.begin()
         node.core.begin(await rows.store.last_position())
     except DatabaseUnsuitable:
         raise

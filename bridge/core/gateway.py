@@ -114,11 +114,12 @@ class Gateway:
             self._limits,
             opened_at=self._clock.time(),
         )
-        self._presence.opened(session, grant.last)
         self._hooks.on_open(session.info)
         if self._access.revokes(grant.claims):
-            # It was revoked while the handshake was on its way.
+            # It was revoked while the handshake was on its way: nothing is for this session.
             self._presence.close(session, CloseReason.REVOKED)
+        else:
+            self._presence.opened(session, grant.last)
         return Client(self, session)
 
     def _message(self, session: Session, data: str | bytes) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from bridge.core.delivery.revoking import CAUSE, READ_EVERY
-from bridge.core.errors import StoreUnavailable
+from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
@@ -63,6 +64,7 @@ async def test_a_session_that_another_node_was_told_to_close_gives_its_token_awa
         # The node that was asked does not have this session, so it could not name the token.
         await h.revocations.revoke(Revocation(session=peer.client.session.id))
         await h.core.revoking.read()
+        await h.core.revoking.confirm()
         assert closes(peer) is CloseReason.REVOKED
         found = (await h.revocations.after(0, 10)).revocations
         assert Revocation(token_id="t1") in [one.revocation for one in found], "all other nodes refuse it too"
@@ -132,7 +134,9 @@ async def test_a_session_whose_token_was_revoked_during_its_handshake_is_closed_
         peer = come(h)
         assert closes(peer) is CloseReason.REVOKED
         h.advance(2.0)
-        assert not any(b'"p1"' in text for text in peer.socket.texts)
+        assert [json.loads(text)["type"] for text in peer.socket.texts] == ["bye"]
+        peer.client.closed(4403, "revoked")
+        assert [info for info, *_ in h.hooks.closed] == h.hooks.opened
 
 
 def asked(h: House) -> Grant | Refusal:
@@ -146,7 +150,7 @@ async def test_a_revoked_token_opens_nothing_and_nobody_comes_in_before_revocati
         h.core.revoked.read = False
         h.core.revoked.token_seconds = 1e10
         assert asked(h) is UNREAD
-        await h.core.revoking.read()
+        await h.core.revoking.begin()
         assert isinstance(asked(h), Grant)
         await h.core.revoking.revoke(Revocation(user="u1", before=1.0))
         assert asked(h) is REVOKED
@@ -218,35 +222,53 @@ def test_the_tests_tokens_live_as_long_as_the_default_allows() -> None:
 
 
 async def away(*_: object) -> None:
-    raise StoreUnavailable("the database is away")
+    raise StatementFailed("a row is locked by another session")
 
 
-async def test_a_node_that_could_not_confirm_does_so_as_soon_as_the_database_is_back(
+async def test_a_node_that_cannot_confirm_works_on_says_so_and_confirms_when_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with house() as h:
-        come(h)
+        peer = come(h)
         mark = await h.revocations.revoke(Revocation(token_id="t1"))
-        with monkeypatch.context() as cut_off:
-            cut_off.setattr(h.revocations, "confirm", away)
-            with pytest.raises(StoreUnavailable):
-                await h.core.revoking.read()
-        await h.core.revoking.read()
-        assert await h.revocations.answer(mark) == RevocationAnswer(1, ("n1",), ())
+        async with h.running(h.core.revoking):
+            with monkeypatch.context() as held:
+                held.setattr(h.revocations, "confirm", away)
+                await until(lambda: later(h) and bool(h.errors.seen))
+                assert closes(peer) is CloseReason.REVOKED
+                assert CAUSE not in h.gate, "it has missed nothing"
+                assert (await h.revocations.answer(mark)).silent == ("n1",)
+            confirmed = RevocationAnswer(1, ("n1",), ())
+            async with asyncio.timeout(10):
+                while later(h) and await h.revocations.answer(mark) != confirmed:
+                    await asyncio.sleep(0)
 
 
-async def test_a_token_that_could_not_be_committed_is_committed_as_soon_as_the_database_is_back(
+async def test_a_revocation_that_cannot_be_confirmed_is_answered_with_this_node_as_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        peer = come(h)
+        monkeypatch.setattr(h.revocations, "confirm", away)
+        asked = asyncio.create_task(h.core.revoking.revoke(Revocation(token_id="t1")))
+        await until(lambda: later(h) and asked.done())
+        assert (await asked).silent == ("n1",)
+        assert closes(peer) is CloseReason.REVOKED
+
+
+async def test_a_token_that_could_not_be_committed_is_committed_as_soon_as_it_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with house() as h:
         peer = come(h)
         mark = await h.revocations.revoke(Revocation(session=peer.client.session.id))
-        with monkeypatch.context() as cut_off:
-            cut_off.setattr(h.revocations, "revoke", away)
-            with pytest.raises(StoreUnavailable):
-                await h.core.revoking.read()
+        with monkeypatch.context() as held:
+            held.setattr(h.revocations, "revoke", away)
+            await h.core.revoking.read()
+            with pytest.raises(StatementFailed):
+                await h.core.revoking.confirm()
         assert closes(peer) is CloseReason.REVOKED
-        await h.core.revoking.read()
+        await h.core.revoking.confirm()
         found = (await h.revocations.after(0, 10)).revocations
         assert Revocation(token_id="t1") in [one.revocation for one in found]
         assert (await h.revocations.answer(mark)).sessions == 1

@@ -187,3 +187,29 @@ async def test_without_a_database_revocations_last_until_a_restart(vhost: str, d
             assert (await revoke(b.ops_port, jti="t1"))["sessions"] == 1
             assert await here.ended() == (4403, "revoked")
         assert (await refused(b.ws_port, given))[0] == 401
+
+
+async def test_a_revocation_is_kept_for_the_longest_token_that_any_live_node_accepts(
+    vhost: str, database: str
+) -> None:
+    async with (
+        process(vhost, database, token_days=20) as first,
+        standby(vhost, database),
+        client(first.ws_port, token("u1", jti="t1")),
+    ):
+        await revoke(first.ops_port, jti="t1")
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            query = "select extract(day from kept_until - revoked_at)::integer from revocation"
+            assert await (await conn.execute(query)).fetchall() == [(400,)], "the other node has the default"
+
+
+async def test_whoever_locks_what_nodes_confirm_does_not_stop_pushes(vhost: str, database: str) -> None:
+    async with bridge(vhost, database) as b, client(b.ws_port, token("u1", jti="t1")) as here:
+        async with await psycopg.AsyncConnection.connect(database) as conn:
+            await conn.execute("select * from revocation_reader for update")
+            answer = await revoke(b.ops_port, jti="t1")
+            assert (answer["nodes"], answer["silent"]) == ([], ["n1"])
+            assert await here.ended() == (4403, "revoked")
+            await publish(vhost, request("u1", "p1"))
+            assert endings(await final_rows(database, 1)) == {("p1", "u1"): ("offline", "no_session")}
+        assert (await revoke(b.ops_port, jti="t1"))["nodes"] == ["n1"]

@@ -73,7 +73,7 @@ class Revoking:
         """How many sessions each revocation closed that was not confirmed yet, by its mark."""
         self._learned: list[str] = []
         """Tokens to be revoked: those of sessions that were named by whoever could not know all of them."""
-        self._one_reader = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     async def revoke(self, revocation: Revocation) -> RevocationAnswer:
         """Commit a revocation, and return when all live nodes have carried it out, or after two seconds. Idempotent.
@@ -83,34 +83,42 @@ class Revoking:
             revocation = Revocation(session=session.id, token_id=session.claims.token_id)
         mark = await self._log.revoke(revocation)
         await self.read()
+        await self._try_to_confirm()
         return await answered(self._log, mark, self._clock)
 
+    async def begin(self) -> None:
+        """From now on tokens are good unless they are revoked. Raises StoreUnavailable.
+
+        The log knows by then for how long this node accepts tokens, and keeps revocations for as long.
+        """
+        await self.read()
+        await self.confirm()
+        self._revoked.read = True
+
     async def read(self) -> None:
-        """Carry out everything that has been committed, and confirm it. Raises StoreUnavailable."""
-        async with self._one_reader:
+        """Carry out everything that has been committed. Raises StoreUnavailable."""
+        async with self._one_at_a_time:
             while True:
                 page = await self._log.after(self._mark, PAGE)
-                if page.mark > self._mark or not self._revoked.read:
-                    self._carry_out(page.revocations)
-                    self._mark = page.mark
-                    self._revoked.read = self._revoked.read or not page.more
-                await self._tell()
+                self._carry_out(page.revocations)
+                self._mark = page.mark
                 if not page.more:
                     return
 
-    async def _tell(self) -> None:
-        """Commit what was learned, and confirm what was carried out. What fails here is told after the next read: these
-        sessions are closed by then, so nobody would find them again."""
-        while self._learned:
-            await self._log.revoke(Revocation(token_id=self._learned[0]))
-            del self._learned[0]
-        if self._confirmed < self._mark:
-            await self._log.confirm(self._mark, self._closed)
-            self._confirmed = self._mark
-            self._closed.clear()
+    async def confirm(self) -> None:
+        """Commit what was learned, and confirm what was carried out. Raises StoreUnavailable. What fails here is done
+        by the next call: these sessions are closed by then, so nobody would find them again."""
+        async with self._one_at_a_time:
+            while self._learned:
+                await self._log.revoke(Revocation(token_id=self._learned[0]))
+                del self._learned[0]
+            if self._confirmed < self._mark:
+                await self._log.confirm(self._mark, self._closed)
+                self._confirmed = self._mark
+                self._closed.clear()
 
     async def run(self) -> None:
-        """Read new revocations, until cancelled."""
+        """Read new revocations and confirm them, until cancelled."""
         while True:
             await self._clock.sleep(READ_EVERY)
             self._revoked.forget(self._clock.time())
@@ -121,6 +129,16 @@ class Revoking:
                 self._gate.shut(CAUSE, str(down), database=True)
             else:
                 self._gate.clear(CAUSE)
+                await self._try_to_confirm()
+
+    async def _try_to_confirm(self) -> None:
+        """A failure changes nothing here: all that was read is carried out. Whoever asked finds this node silent."""
+        try:
+            await self.confirm()
+        except StoreUnavailable as failed:
+            self._errors.handle(
+                failed, "revocations.confirm", {"carried_out": self._mark, "confirmed": self._confirmed}
+            )
 
     def _carry_out(self, page: Sequence[Marked]) -> None:
         """Refuse the tokens of these revocations, and close their sessions."""

@@ -20,7 +20,7 @@ class Revoked:
     def __init__(self, token_seconds: float) -> None:
         self.token_seconds = token_seconds
         self.read = False
-        """Whether all that were there at the start have been read."""
+        """Whether all that were there at the start have been read, and this node has said so."""
         # Both in the order of `kept_until`, which is that of their commits; but for those `before` a time to come.
         self._users: dict[str, tuple[float, float]] = {}
         self._tokens: dict[str, float] = {}

@@ -10,7 +10,8 @@ comment on table revocation_mark is 'The mark of the last revocation, and how lo
 comment on column revocation_mark.single is 'There is one row.';
 comment on column revocation_mark.mark is
     'Whoever commits a revocation holds this row meanwhile. So marks rise in the order of commits.';
-comment on column revocation_mark.keep is 'Seconds that a token may be good for (BRIDGE_TOKEN_DAYS).';
+comment on column revocation_mark.keep is
+    'Seconds that a revocation is kept where no node is alive that says it: as the last one said.';
 
 create table revocation (
     mark       bigint      primary key,
@@ -42,12 +43,14 @@ create table revocation_reader (
     boot    text        primary key,
     node    text        not null,
     mark    bigint      not null,
+    keep    double precision not null,
     read_at timestamptz not null
 );
 comment on table revocation_reader is 'How far each node has carried out revocations.';
 comment on column revocation_reader.boot is 'The start of the process.';
 comment on column revocation_reader.node is 'The name of its node.';
 comment on column revocation_reader.mark is 'It has closed the sessions of all revocations up to this mark, and refuses their tokens.';
+comment on column revocation_reader.keep is 'Its BRIDGE_TOKEN_DAYS, in seconds.';
 comment on column revocation_reader.read_at is 'When it said so.';
 
 create function revoke_tokens(p_user text, p_before double precision, p_jti text, p_session text) returns bigint
@@ -61,6 +64,9 @@ declare
     its_keep double precision;
 begin
     update revocation_mark m set mark = m.mark + 1 returning m.mark, m.keep into strict its_mark, its_keep;
+    -- Some node may accept longer tokens than the others.
+    its_keep := coalesce(
+        (select max(r.keep) from revocation_reader r join node n on n.boot = r.boot), its_keep);
     right_now := clock_timestamp();
     delete from revocation r
     where (p_user is not null and r.user_id = p_user collate "C" and r.before <= since)
@@ -86,8 +92,8 @@ begin
     update revocation r set closed = r.closed || jsonb_build_object(p_node, c.sessions)
     from (select n.mark, n.sessions from unnest(p_marks, p_sessions) as n (mark, sessions) order by 1) c
     where r.mark = c.mark;
-    insert into revocation_reader values (p_boot, p_node, p_mark, clock_timestamp())
-    on conflict (boot) do update set mark = excluded.mark, read_at = excluded.read_at
+    insert into revocation_reader values (p_boot, p_node, p_mark, p_keep, clock_timestamp())
+    on conflict (boot) do update set mark = excluded.mark, keep = excluded.keep, read_at = excluded.read_at
         where revocation_reader.mark < excluded.mark;
 end $$;
 comment on function confirm_revocations is
