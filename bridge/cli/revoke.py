@@ -48,7 +48,7 @@ async def revoke(settings: CommonSettings, revocation: Revocation, *, as_json: b
         print(revoke_reply("", answer, took_ms).decode())
     else:
         where = ", ".join(answer.nodes) or "no node"
-        print(f"revoked: {answer.sessions} sessions closed; confirmed by {where} in {took_ms:.0f} ms")
+        print(f"revoked; sessions closed: {answer.sessions}; confirmed by {where} in {took_ms:.0f} ms")
     for node in answer.silent:
         print(f"{node} has not confirmed it; it will as soon as it reaches the database", file=sys.stderr)
     return 1 if answer.silent else 0

@@ -151,7 +151,7 @@ async def test_the_command_revokes_without_a_broker_and_says_what_came_of_it(
             "revoke", "--user", "u1", BRIDGE_POSTGRES_DSN=database, BRIDGE_AMQP_URL="amqp://127.0.0.1:1/"
         )
         assert code == 0
-        assert said.startswith("revoked: 1 sessions closed; confirmed by n1 in ")
+        assert said.startswith("revoked; sessions closed: 1; confirmed by n1 in ")
         assert await here.ended() == (4403, "revoked")
         code, said, _ = await command("revoke", "--jti", "t9", "--json", BRIDGE_POSTGRES_DSN=database)
         assert (code, json.loads(said)["sessions"]) == (0, 0)
