@@ -274,10 +274,12 @@ class ReceiptPublisher:
                 failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
                 if failures or self._events_refused:
                     given_up = self._given_up(messages, failures)
-                    if given_up:
-                        self._on_given_up(len(given_up))
                     left = {owners[place] for place in failures.keys() - set(given_up)}
                     unconfirmed += [things[i] for i in sorted(left)]
+                    # What is left is sent again as a whole, its event too: that event is counted then.
+                    events = sum(owners[place] not in left for place in given_up)
+                    if events:
+                        self._on_given_up(events)
             return unconfirmed
 
     def _unless_refused(
