@@ -292,7 +292,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
     gateway = Gateway(
-        access=Access(_Anybody(), (), revoked=core.revoked, clock=clock),
+        access=Access(_Anybody(), (), revoked=core.revoked, ledger=core.ledger, clock=clock),
         presence=core.presence,
         proofs=core.proofs,
         limits=SessionLimits(256, 1 << 20),

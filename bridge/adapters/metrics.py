@@ -60,6 +60,7 @@ class Gauges(NamedTuple):
     ids_remembered: int
     ids_whole: bool
     revocations: int
+    ledger_waiting: int
     rows_set_aside: int
     unproven: int
     queued_frames: int
@@ -95,6 +96,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "ids_remembered": "Ids in the memory of the last day or two, by which repeats are recognised.",
     "ids_whole": "1 while all ids of the last day are in that memory; 0: every push is looked up before it is sent.",
     "revocations": "Revocations in memory: users and tokens that are refused.",
+    "ledger_waiting": "Entries of the ledger that are not committed: sessions that opened, closed or have a new token.",
     "rows_set_aside": "Rows that could not be written with the others, and that are tried again alone.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket is not writable, or behind what is kept for their user.",
@@ -367,6 +369,18 @@ def key_families(fetches: Mapping[str, int], age: float | None) -> Iterator[Metr
             "Seconds since that address last answered with keys. Absent until it has.",
             value=age,
         )
+
+
+def session_event_families(sent: int, dropped: int) -> Iterator[Metric]:
+    """The family of the events on push.sessions."""
+    family = CounterMetricFamily(
+        "bridge_session_events",
+        "Events on push.sessions, by result: `sent`, or `dropped` since the broker has taken none for long.",
+        labels=("result",),
+    )
+    family.add_metric(("sent",), float(sent))
+    family.add_metric(("dropped",), float(dropped))
+    yield family
 
 
 class NullMetrics:

@@ -30,7 +30,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
-from bridge.adapters.metrics import gauge_families, key_families
+from bridge.adapters.metrics import gauge_families, key_families, session_event_families
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
@@ -40,7 +40,7 @@ from bridge.app.limits import LIMITS, ServiceLimits
 from bridge.app.node import Given, Node
 from bridge.app.readiness import BrokerReadiness
 from bridge.app.reports import Reports, reporting
-from bridge.app.rows import delivery_log, look_up_of
+from bridge.app.rows import LoggedPeople, delivery_log, look_up_of
 from bridge.app.signals import stop_signals
 from bridge.app.tasks import Workplace, at_work
 from bridge.config import Settings
@@ -99,6 +99,8 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         async with _listen_websocket(settings, node) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
             reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
+            told = node.core.announcing
+            reports.metrics.add_source(lambda: session_event_families(told.sent, told.dropped))
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
@@ -198,6 +200,9 @@ async def _listen_ops(
             clock=node.clock,
             dev_token=_dev_token(settings) if settings.dev and settings.jwt_secrets else None,
             look_up=look_up_of(settings, limits.look_up_seconds),
+            people=LoggedPeople(settings.postgres_dsn, limits.look_up_seconds)
+            if settings.uses_postgres
+            else None,
         )
         async with http.listen(
             context,

@@ -11,6 +11,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.app.limits import ServiceLimits
 from bridge.app.node import Node
+from bridge.core.errors import StoreUnavailable
 from bridge.core.model.sessions import CloseReason
 
 
@@ -78,6 +79,7 @@ class Drain:
         self._given_back = self._consumer.held
         await self._consumer.stop_consuming()
         await self._close_sessions(max(1.0, deadline - node.clock.monotonic()))
+        await self._unless_hurried(self._record(), self._limits.recording_seconds)
 
     def left(self) -> Left:
         """What the stop has left behind. Ask once nothing is settled any more."""
@@ -96,6 +98,17 @@ class Drain:
         while node.core.inflight.busy or node.core.worklist.rows_waiting:
             await node.clock.sleep(self._limits.settling_look)
         await node.core.worklist.idle()
+
+    async def _record(self) -> None:
+        """Write in the ledger that these sessions have closed, and tell it."""
+        core = self._node.core
+        if core.recording is not None:
+            try:
+                await core.recording.flush()
+            except StoreUnavailable as down:
+                # Another node, or the next start of this one, ends them.
+                core.ports.errors.handle(down, "ledger.note", {"waiting": len(core.ledger)})
+            await core.announcing.flush()
 
     async def _unless_hurried(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
         """Run `work` until it is done, for at most `seconds`, or until somebody is in a hurry."""

@@ -12,6 +12,7 @@ from bridge.adapters.memory import MemoryLease, MemoryRevocations, MemoryStore
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
+from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.config import Settings
@@ -19,7 +20,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Lease, Store
-from bridge.operator import books, lookup
+from bridge.operator import books, lookup, people
 from bridge.operator.auditor import Look
 from bridge.ops.context import LookUp
 
@@ -32,6 +33,8 @@ class Rows(NamedTuple):
     store: Store
     lease: Lease
     revocations: RevocationLog
+    sessions: PostgresSessions | None
+    """The ledger; None without one."""
     postgres: PostgresStore | None
     """The store, where it is in Postgres."""
     figures: PostgresFigures | None
@@ -61,16 +64,21 @@ async def delivery_log(
             lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
             revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
             stack.push_async_callback(revocations.close)
-            yield Rows(store, lease, revocations, store, figures, logs)
+            sessions = PostgresSessions(settings.postgres_dsn, settings.node, boot)
+            stack.push_async_callback(sessions.close)
+            yield Rows(store, lease, revocations, sessions, store, figures, logs)
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
-                "delivered and logged again after a restart; it keeps nothing, so it rejects pushes with a ttl; and a "
-                "restart forgets which tokens were revoked"
+                "delivered and logged again after a restart; it keeps nothing, so it rejects pushes with a ttl; a "
+                "restart forgets which tokens were revoked; and there is no ledger of sessions, so nobody can ask who "
+                "is or was online"
             )
             memory = MemoryStore(clock)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
-            yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, logs)
+            yield Rows(
+                memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, None, logs
+            )
 
 
 def look_up_of(settings: Settings, seconds: float) -> LookUp | None:
@@ -83,6 +91,22 @@ def look_up_of(settings: Settings, seconds: float) -> LookUp | None:
         return await lookup.look_up(settings.postgres_dsn, push_id, user=user, tenant=tenant, seconds=seconds)
 
     return look_up
+
+
+class LoggedPeople:
+    """Asks the log of these settings for users, each statement within so many seconds."""
+
+    def __init__(self, dsn: str, seconds: float) -> None:
+        self._dsn = dsn
+        self._seconds = seconds
+
+    async def look_up(self, user: str) -> people.Person:
+        """See `People`."""
+        return await people.look_up(self._dsn, user, seconds=self._seconds)
+
+    async def disconnect(self, user: str, session: str | None) -> people.Disconnected:
+        """See `People`."""
+        return await people.disconnect(self._dsn, user, session)
 
 
 def audit_look_of(settings: Settings, boot: str, seconds: float) -> Look | None:

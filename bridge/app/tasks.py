@@ -60,12 +60,18 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
     """All tasks, in the order in which they are started."""
     node = at.node
     keys = [Task("keys", node.keys.run)] if node.keys else []
+    recording = []
+    if node.core.recording is not None:
+        # The database takes entries only of a process that has its name.
+        recording = [Task("ledger", node.core.recording.run, after_start=True)]
     return (
         *keys,
         Task("settlement", node.core.settlement.run, settles=True),
         Task("delivery", node.core.intake.run, settles=True),
         Task("mailbox", node.core.pages.run),
+        Task("session events", node.core.announcing.run),
         Task("control", node.core.control.run),
+        *recording,
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),
         Task("lease", partial(hold_lease, at), after_start=True),

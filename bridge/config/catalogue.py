@@ -39,7 +39,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mailbox_bytes",
         "id_memory_bytes",
     ),
-    "The broker": ("outcome_events", "declare"),
+    "The broker": ("outcome_events", "session_events", "declare"),
     "The process": ("log_level", "log_format", "dev", "uvloop"),
 }
 """The settings by what they are about, in the order in which people read them."""

@@ -226,6 +226,9 @@ class Settings(TokenSettings):
     )
 
     outcome_events: bool = Field(True, description="Publish every outcome on the exchange `push.outcomes`.")
+    session_events: bool = Field(
+        True, description="Publish on the exchange `push.sessions` that sessions open and close."
+    )
     declare: Literal["active", "passive"] = Field(
         "active",
         description="`active`: missing exchanges, queues and bindings are made; `passive`: they are only looked for.",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
 from bridge.core.control import Control
+from bridge.core.delivery.announcing import Announcing
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.fan_out import FanOut
@@ -24,6 +25,7 @@ from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
+from bridge.core.delivery.recording import Recording
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.revoking import Revoking
@@ -40,8 +42,10 @@ from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.revocations import RevocationLog
+from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.settlement.gate import Gate
@@ -64,6 +68,10 @@ class Ports(NamedTuple):
     metrics: Metrics
     errors: ErrorHandler
     clock: Clock
+    sessions: SessionLog | None = None
+    """None: there is no ledger."""
+    session_events: SessionEvents | None = None
+    """None: nobody is told of sessions."""
 
 
 class CoreLimits(NamedTuple):
@@ -78,8 +86,8 @@ class CoreLimits(NamedTuple):
 
 
 class Core:
-    """The parts that decide. The application drives them: `run` of intake, pages, settlement, control and recollection
-    is a task each; `tick` is called about ten times a second, `every_second` each second."""
+    """The parts that decide. The application drives them: `run` of intake, pages, settlement, control, recollection,
+    recording and announcing is a task each; `tick` is called about ten times a second, `every_second` each second."""
 
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
         self.ports = ports
@@ -96,7 +104,7 @@ class Core:
         )
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
-        self.presence = Presence(hub=self.hub, pages=self.pages, grace=self.grace, clock=clock)
+        self._make_sessions(node)
         self.revoked = Revoked(limits.token_seconds)
         self.revoking = Revoking(
             log=ports.revocations,
@@ -177,6 +185,25 @@ class Core:
             clock=clock,
             bounds=self.bounds,
         )
+
+    def _make_sessions(self, node: str) -> None:
+        ports, clock = self.ports, self.ports.clock
+        self.ledger = Ledger(node, kept=ports.sessions is not None)
+        self.presence = Presence(
+            hub=self.hub, pages=self.pages, grace=self.grace, ledger=self.ledger, clock=clock
+        )
+        self.announcing = Announcing(ports.session_events, clock)
+        self.recording = None
+        if ports.sessions is not None:
+            self.recording = Recording(
+                ports.sessions,
+                ledger=self.ledger,
+                hub=self.hub,
+                presence=self.presence,
+                announcing=self.announcing,
+                errors=ports.errors,
+                clock=clock,
+            )
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
         ports, clock = self.ports, self.ports.clock
@@ -301,6 +328,8 @@ class Core:
         self.intake.tick(now)
         self.liveness.close_slow(now)
         self.grace.tick(now)
+        if self.recording is not None:
+            self.recording.tick(now)
         self.inflight.tick(now)
         self.pages.tick(now)
         self.resends.tick(now)

@@ -119,7 +119,7 @@ class Gateway:
             # It was revoked while the handshake was on its way: nothing is for this session.
             self._presence.close(session, CloseReason.REVOKED)
         else:
-            self._presence.opened(session, grant.last)
+            self._presence.opened(session, grant.last, grant.device)
         return Client(self, session)
 
     def _message(self, session: Session, data: str | bytes) -> None:
@@ -177,7 +177,7 @@ class Gateway:
         send_answer(session, answer)
 
     def _closed(self, session: Session, code: int, reason: str) -> None:
-        self._presence.closed(session)
+        self._presence.closed(session, code)
         word = session.close_reason.word if session.close_reason else "client"
         self._metrics.closed(word)
         self._hooks.on_close(session.info, code, reason or word)

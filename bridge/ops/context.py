@@ -13,6 +13,7 @@ from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, SessionInfo
 from bridge.operator.lookup import Found
+from bridge.operator.people import Disconnected, Person
 from bridge.ops.outcome_feed import OutcomeFeed
 
 
@@ -40,6 +41,18 @@ class RevokeTokens(Protocol):
 
     async def __call__(self, revocation: Revocation) -> RevocationAnswer:
         """Return once the live nodes have carried it out, or after two seconds. Raises StoreUnavailable."""
+        ...
+
+
+class People(Protocol):
+    """Knows users. Both methods raise StoreUnavailable."""
+
+    async def look_up(self, user: str) -> Person:
+        """What is known of a user."""
+        ...
+
+    async def disconnect(self, user: str, session: str | None) -> Disconnected:
+        """Close the sessions of a user, or one of them. Returns once the nodes have, or after two seconds."""
         ...
 
 
@@ -101,3 +114,5 @@ class OpsContext:
     """Makes a token for a user that is valid for so many seconds; None outside of development."""
     look_up: LookUp | None = None
     """None if the delivery log can't be asked."""
+    people: People | None = None
+    """None without a ledger."""

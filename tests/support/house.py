@@ -27,6 +27,7 @@ from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.revocations import RevocationLog
+from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
@@ -177,6 +178,8 @@ class House:
         mailbox_limits: MailboxLimits | None = None,
         bounds: Bounds = BOUNDS,
         revocations: RevocationLog | None = None,
+        sessions: SessionLog | None = None,
+        session_events: SessionEvents | None = None,
         logs: Sequence[DeliveryLog] = (),
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
@@ -203,6 +206,8 @@ class House:
                 metrics=self.metrics,
                 errors=self.errors,
                 clock=self.clock,
+                sessions=sessions,
+                session_events=session_events,
             ),
             CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds),
             gate=self.gate,
@@ -222,7 +227,9 @@ class House:
         """In a settlement house, the rows of nobody, u1 and u2 that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
-            access=Access(AnyToken(), (), revoked=self.core.revoked, clock=self.clock),
+            access=Access(
+                AnyToken(), (), revoked=self.core.revoked, ledger=self.core.ledger, clock=self.clock
+            ),
             presence=self.core.presence,
             proofs=self.core.proofs,
             limits=session_limits or SessionLimits(256, 1 << 20),

@@ -18,6 +18,7 @@ from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import MailboxAsk, MailboxPage, Written
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.revoked import Revoked
 
 
@@ -137,7 +138,8 @@ def access(verifier: TokenVerifier, origins: Collection[str] = (), **more: Any) 
     """Access with nothing revoked, for tokens of any length."""
     revoked = Revoked(1e10)
     revoked.read = True
-    return Access(verifier, origins, revoked=revoked, clock=ManualClock(), **more)
+    ledger = Ledger("n1", kept=False)
+    return Access(verifier, origins, revoked=revoked, ledger=ledger, clock=ManualClock(), **more)
 
 
 def claims(user: str, expires_at: float = 4e9) -> Claims:

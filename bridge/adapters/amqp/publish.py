@@ -22,9 +22,11 @@ from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
-from bridge.adapters.amqp.topology import DEAD, OUTCOMES, DeclareMode, ensure
+from bridge.adapters.amqp.topology import DEAD, OUTCOMES, SESSIONS, DeclareMode, ensure
 from bridge.core.contract.receipts import receipt_body
+from bridge.core.contract.session_events import session_event, session_event_word
 from bridge.core.errors import BridgeError, BrokerUnavailable
+from bridge.core.model.ledger import Closed, Opened
 from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import DeadLetter, Receipt, Reply
 from bridge.core.ports.clock import Clock
@@ -65,7 +67,7 @@ class HeadersLeftOut(BridgeError):
 
 
 class ReceiptPublisher:
-    """Publishes inside its `async with`; fills the ports Receipts, DeadLetters and Answers."""
+    """Publishes inside its `async with`; fills the ports Receipts, DeadLetters, Answers and SessionEvents."""
 
     def __init__(
         self,
@@ -249,6 +251,19 @@ class ReceiptPublisher:
             content_type="application/json", correlation_id=reply.correlation_id, type="push.control"
         )
         return [Message("", key, properties, body)]
+
+    # --- SessionEvents ---
+
+    async def announce(self, events: Sequence[Opened | Closed]) -> Sequence[Opened | Closed]:
+        """See the port."""
+        if self.blocked:
+            return events
+        return await self._publish(events, self._session_event)
+
+    def _session_event(self, event: Opened | Closed) -> list[Message]:
+        word = session_event_word(event)
+        properties = encoding.properties(content_type="application/json", type="push.session")
+        return [Message(SESSIONS, word.encode(), properties, session_event(event))]
 
     # --- All ---
 

@@ -22,6 +22,7 @@ FALLEN = "push.fallen"
 DEAD = "push.dead"
 OUTCOMES = "push.outcomes"
 CONTROL = "push.control"
+SESSIONS = "push.sessions"
 
 DELIVERY_LIMIT = 100
 """The broker's own limit, high on purpose: on 3.10 a closed channel raises the count of all messages it held."""
@@ -84,6 +85,7 @@ EXCHANGES: Sequence[Exchange] = (
     Exchange(PUSH),
     Exchange(DEAD),
     Exchange(OUTCOMES),
+    Exchange(SESSIONS),
     Exchange(CONTROL, "fanout"),
 )
 BINDINGS: Sequence[Binding] = (

@@ -2,6 +2,7 @@
 
 from bridge.adapters.memory.lease import MemoryLease
 from bridge.adapters.memory.revocations import MemoryRevocations
+from bridge.adapters.memory.sessions import MemorySessions
 from bridge.adapters.memory.store import MemoryStore
 
-__all__ = ["MemoryLease", "MemoryRevocations", "MemoryStore"]
+__all__ = ["MemoryLease", "MemoryRevocations", "MemorySessions", "MemoryStore"]

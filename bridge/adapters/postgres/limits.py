@@ -28,11 +28,11 @@ _HAVE: LiteralString = """
     where datname = current_database() and usename = session_user
       and (application_name in (
                select left('bridge ' || %s || kind, 63)
-               from unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' figures']) kind)
-           or application_name in ('bridge upkeep', 'bridge audit', 'bridge why'))
+               from unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' sessions', ' figures']) kind)
+           or application_name in ('bridge upkeep', 'bridge audit', 'bridge why', 'bridge who'))
     """
-"""Short-lived connections do not name their node. They count as those of this node, and so make the check milder by two
-or three while they are open."""
+"""Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a
+few while they are open."""
 # Sessions of other roles are counted too: whose they are is visible, only what they do is hidden.
 _LIMITS: LiteralString = """
     select quote_ident(r.rolname), case when r.rolsuper then -1 else r.rolconnlimit end,

@@ -43,10 +43,12 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "lease": 1,
     "sweep": 1,
     "revocations": 1,
+    "sessions": 1,
     "figures": 1,
     "upkeep": 1,
     "audit": 1,
     "look-ups": 2,
+    "people": 2,
 }
 """How many connections `bridge serve` has at most, by what they are for; each is opened when it is needed."""
 CONNECTIONS_NEEDED: Final = sum(CONNECTIONS.values())

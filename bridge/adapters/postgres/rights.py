@@ -21,6 +21,7 @@ READS_AND_WRITES: Final = (
     "revocation_mark",
     "revocation",
     "revocation_reader",
+    "session",
 )
 READS: Final = ("ending", "schema_version")
 RIGHTS: Final = ("select", "insert", "update", "delete")

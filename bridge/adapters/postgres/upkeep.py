@@ -36,6 +36,8 @@ UPKEEP_LOCK = int.from_bytes(b"bridge\0\4", "big")
 UPKEEP_TIMEOUT = 120.0
 """Seconds for all of it."""
 
+SESSIONS_MAX = 20_000
+"""Old sessions that are deleted at a time."""
 REVOCATIONS_MAX = 100_000
 """Old revocations that are deleted at a time."""
 
@@ -205,6 +207,11 @@ class Upkeep:
             await conn.execute(
                 "delete from tally where not 'delivery_log_' || to_char(day, 'YYYYMMDD') = any(%s)", (here,)
             )
+        with _troubles("session", done):
+            dropped: object = SESSIONS_MAX
+            while dropped == SESSIONS_MAX:
+                old = await conn.execute("select drop_old_sessions(%s, %s)", (first_kept, SESSIONS_MAX))
+                (dropped,) = await old.fetchone() or (0,)
         with _troubles("past_boot", done):
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
 

@@ -42,6 +42,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
+from bridge.core.model.ledger import DEVICE_CHARS, Device
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
@@ -199,8 +200,11 @@ class Doorway:
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
-    def read(self, protocol: ServerProtocol, request: Request) -> Response | Asked:
-        """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing."""
+    def read(self, protocol: ServerProtocol, request: Request, peer: object) -> Response | Asked:
+        """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing.
+
+        `peer`: the address of the socket's other end, as asyncio gives it.
+        """
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path)
@@ -212,7 +216,7 @@ class Doorway:
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
             return self._unacceptable(protocol, accepted)
-        asked = _read(path, query, request) if self.accepting else STOPPING.refusal
+        asked = _read(path, query, request, peer) if self.accepting else STOPPING.refusal
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return self._refused(protocol, asked)
@@ -304,7 +308,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
     return Refusal(status, why, text)
 
 
-def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
+def _read(path: str, query: str, request: Request, peer: object) -> Handshake | Refusal:
     # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
@@ -326,4 +330,10 @@ def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
         authorization=authorizations[0] if authorizations else None,
         subprotocols=tuple(entry for entry in offered if entry),
         cookie="; ".join(headers.get_all("Cookie")) or None,
+        device=_device(headers.get_all("User-Agent"), peer),
     )
+
+
+def _device(agents: Sequence[str], peer: object) -> Device:
+    agent = "".join(c if c.isprintable() else "?" for c in " ".join(agents)[:DEVICE_CHARS])
+    return Device(str(peer[0]) if isinstance(peer, tuple) and peer else "", agent)

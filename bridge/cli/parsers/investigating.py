@@ -1,4 +1,4 @@
-"""The commands that look into what happened, and mend it: why, replay, dead, audit."""
+"""The commands that look into what happened, and mend it: why, who, replay, dead, audit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def _why_options(parser: Parser) -> None:
     parser.add_argument("user", metavar="USER", nargs="?", help="only for this user")
     parser.add_argument("--tenant", metavar="ID", help="only of this tenant; each may use the same id")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, one a line")
+
+
+def _who(args: Namespace) -> int:
+    from bridge.cli.who import who
+
+    return run_quietly(args, lambda s: who(s, args.user, as_json=args.json))
+
+
+def _who_options(parser: Parser) -> None:
+    parser.add_argument("user", metavar="USER", help="as tokens and push requests name them")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _replay(args: Namespace) -> int:
@@ -156,6 +167,15 @@ COMMANDS: Final = (
         "Exits 1 when the delivery log has no row of the push, and says what that may mean.\n\n"
         "  bridge why order-7-shipped\n  bridge why order-7-shipped u42",
         _why_options,
+    ),
+    Command(
+        "who",
+        "Tell whether a user is online, where, and what became of their last pushes.",
+        _who,
+        ("postgres_dsn",),
+        "Exits 1 when neither the ledger of sessions nor the delivery log has anything of the user.\n\n"
+        "  bridge who u42",
+        _who_options,
     ),
     Command(
         "replay",

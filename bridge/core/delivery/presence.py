@@ -8,10 +8,12 @@ from typing import Final
 from bridge.core.contract.frames import bye_frame
 from bridge.core.delivery.grace import Grace
 from bridge.core.mailbox.pages import Pages
+from bridge.core.model.ledger import NO_DEVICE, Device
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.states import SessionState
 
@@ -25,22 +27,36 @@ _WHY: Final[Mapping[CloseReason, Reason]] = {
 class Presence:
     """Opens and closes sessions."""
 
-    def __init__(self, *, hub: Hub, pages: Pages, grace: Grace, clock: Clock) -> None:
+    def __init__(self, *, hub: Hub, pages: Pages, grace: Grace, ledger: Ledger, clock: Clock) -> None:
         self._hub = hub
         self._pages = pages
         self._grace = grace
+        self._ledger = ledger
         self._clock = clock
 
-    def opened(self, session: Session, last: str | None = None) -> None:
-        """A session opened: kept pushes of its user are sent first, then those that have waited since the start, then
-        newer ones. `last` is the push that its client has seen last; None unless it resumes."""
+    def opened(self, session: Session, last: str | None = None, device: Device = NO_DEVICE) -> None:
+        """A session opened. From now on pushes to its user are addressed to it; it holds them until `recorded`.
+
+        `last` is the push that its client has seen last; None unless it resumes.
+        """
         self._hub.register(session, self._clock.monotonic())
         self._pages.opened(session, last)
         self._grace.came(session)
+        if self._ledger.kept:
+            self._ledger.opened(session, device, self._clock.monotonic())
+        else:
+            self.recorded(session)
+
+    def recorded(self, session: Session) -> None:
+        """The ledger has the open of a session: it is welcomed. Kept pushes of its user are sent first, then those that
+        have waited since the start, then newer ones."""
+        if session.takes_pushes:
+            self._pages.recorded(session)
 
     def refreshed(self, session: Session) -> None:
         """A session has a new token."""
         self._hub.refreshed(session)
+        self._ledger.refreshed(session)
 
     def close(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `closed` follows when the socket is gone.
@@ -51,9 +67,8 @@ class Presence:
         if session.close_reason is not None or session.state is SessionState.CLOSED:
             return
         session.close_reason = reason
-        self._hub.unregister(session)
-        self._pages.closed(session)
         now = self._clock.time()
+        self._gone(session, reason.code, reason.word, now)
         for push in session.drain():
             push.lost(now, handed=False, why=_WHY.get(reason))
         if reason is CloseReason.REVOKED and session.socket.buffered:
@@ -66,13 +81,18 @@ class Presence:
             )
         session.socket.close(reason)
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: Session, code: int = 1006) -> None:
         """A socket is gone, whichever side closed it: pushes that it has not proven by now are lost."""
-        self._hub.unregister(session)
-        self._pages.closed(session)
         now = self._clock.time()
+        self._gone(session, code, "client", now)
         queued, unproven = session.close()
         for push in queued:
             push.lost(now, handed=False)
         for push in unproven:
             push.lost(now, handed=True)
+
+    def _gone(self, session: Session, code: int, reason: str, now: float) -> None:
+        """It gets no more pushes."""
+        if self._hub.unregister(session):
+            self._ledger.closed(session, code, reason, now)
+        self._pages.closed(session)

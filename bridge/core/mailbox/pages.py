@@ -94,11 +94,19 @@ class Pages:
         self._begun.set()
 
     def opened(self, session: Session, last: str | None) -> None:
-        """A session opened; `last` is the push that its client says it has seen. It is welcomed at once, or, if it
-        resumes, when it is known whether anything is missing."""
+        """A session opened, and holds its pushes; `last` is the push that its client says it has seen."""
         replay = Replay(after=0, until=self._inflight.take_position(), last=last)
-        replay.began = self._clock.monotonic()
+        # No page is wanted before `recorded`.
+        replay.asked = True
         self._hold(session, replay)
+
+    def recorded(self, session: Session) -> None:
+        """The ledger has this session, which has opened. It is welcomed at once, or, if it resumes, when it is known
+        whether anything is missing."""
+        replay = session.replay
+        assert replay is not None
+        replay.began = self._clock.monotonic()
+        last = replay.last
         if last is None:
             self._welcome(session, True)
         elif not is_id(last):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from bridge.core.model.ledger import NO_DEVICE, Device
+
 
 class CloseReason(enum.Enum):
     """Why a session is closed: (code, word, may the client reconnect, seconds it should wait at least).
@@ -21,6 +23,7 @@ class CloseReason(enum.Enum):
     TOKEN_REFUSED = (4401, "token_refused", False, 0.0)
     AUTH_TIMEOUT = (4401, "auth_timeout", True, 1.0)
     REVOKED = (4403, "revoked", False, 0.0)
+    DISCONNECTED = (1001, "disconnected", True, 1.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
     VANISHED = (1006, "vanished", True, 0.0)
 
@@ -62,6 +65,8 @@ class Handshake(msgspec.Struct, frozen=True):
     subprotocols: tuple[str, ...]
     cookie: str | None = None
     """The header Cookie."""
+    device: Device = NO_DEVICE
+    """Where it comes from."""
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -74,6 +79,7 @@ class Grant(msgspec.Struct, frozen=True):
     """The subprotocol in the answer; None where the client offered none."""
     last: str | None = None
     """The id of the last push the client has seen; None unless it asks to resume."""
+    device: Device = NO_DEVICE
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 | what is the case                                  | answer                     | why in metrics    |
 |---------------------------------------------------|----------------------------|-------------------|
 | the service is draining                           | 503, Retry-After           | `draining`        |
+| sessions can't be recorded at the moment          | 503, Retry-After           | `ledger`          |
 | the Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
 | subprotocols are offered, and we speak none       | 400                        | `subprotocol`     |
 | a token came in a way that is switched off        | 401                        | `carrier`         |
@@ -33,6 +34,7 @@ from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import TokenVerifier
 from bridge.core.sessions.carriers import TOKEN_ENTRY, USUAL_CARRIERS, Carriers
+from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.revoked import Revoked
 
 Decision: TypeAlias = Grant | Refusal
@@ -54,6 +56,7 @@ class Access:
         origins: Collection[str],
         *,
         revoked: Revoked,
+        ledger: Ledger,
         clock: Clock,
         token_from: Collection[str] = USUAL_CARRIERS,
         cookie: str = "",
@@ -61,6 +64,7 @@ class Access:
         """`token_from`: the carriers that may have a token; `cookie`: the name of the one that may."""
         self._verifier = verifier
         self._revoked = revoked
+        self._ledger = ledger
         self._clock = clock
         self._carriers = Carriers(token_from, cookie, origins)
         self._origins = frozenset(origins)
@@ -75,6 +79,8 @@ class Access:
         """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
+        if self._ledger.refusal is not None:
+            return self._ledger.refusal
         if self._origins and request.origin is not None and request.origin not in self._origins:
             return Refusal(
                 403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS.\n"
@@ -86,7 +92,8 @@ class Access:
         if isinstance(token, Refusal):
             return token
         last = request.query.get("last")
-        grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, last[0] if last else None)
+        resumes = last[0] if last else None
+        grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, resumes, request.device)
         return grant if token is None else self.check(token, grant)
 
     def check(self, token: str, grant: Grant) -> Decision | Undecided:

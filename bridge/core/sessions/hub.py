@@ -101,16 +101,17 @@ class Hub:
         rounds, look = divmod(self._opened, _LOOK)
         return (_turn(now) + _LOOK + 1 + look + rounds % 2 * 2 * _LOOK) % _PLACES
 
-    def unregister(self, session: Session) -> None:
-        """A session is gone; idempotent."""
+    def unregister(self, session: Session) -> bool:
+        """A session is gone; idempotent. Returns whether it was here."""
         if self._sessions.pop(session.id, None) is None:
-            return
+            return False
         of_user = self._users[session.user]
         of_user.remove(session)
         if not of_user:
             del self._users[session.user]
         self._wheel[session.place].discard(session)
         self.backlogged.discard(session)
+        return True
 
     def session(self, session_id: str) -> Session | None:
         """The session with this id, if it is open here."""

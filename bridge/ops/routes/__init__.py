@@ -12,6 +12,9 @@
 |                     | 404 unless the delivery log is in Postgres                                          |
 | POST /v1/recall     | takes pushes back, by id or by user and collapse key; says what that ended          |
 | POST /v1/revoke     | closes sessions and refuses their tokens, by user and time, token id or session     |
+| GET /v1/users/{id}  | a user's sessions, what is kept for them and how their last pushes ended. 404 without   |
+|                     | the ledger, which is in Postgres                                                    |
+| POST /v1/users/{id}/disconnect | closes their sessions, or one; their clients may come back               |
 | POST /v1/dev/token  | a token for a user; 404 outside of development                                      |
 | GET /               | the demo page and its files                                                         |
 | GET /endings.json   | what each outcome and reason mean, for the page                                     |
@@ -34,6 +37,7 @@ from bridge.ops.routes.page import Page
 from bridge.ops.routes.push import Pushing
 from bridge.ops.routes.recall import Recalling
 from bridge.ops.routes.revoke import RevokingTokens
+from bridge.ops.routes.users import Users
 from bridge.ops.routes.why import Why
 
 
@@ -71,6 +75,10 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
     if context.look_up is not None:
         # An id may contain slashes: those of batches and replays do.
         found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get))
+    if context.people is not None:
+        users = Users(context.people)
+        found.append(Route("GET", "/v1/users/{id:.+}", users.get))
+        found.append(Route("POST", "/v1/users/{id:.+}/disconnect", users.disconnect))
     if context.dev_token is not None:
         found.append(Route("POST", "/v1/dev/token", DevTokens(context.dev_token).post))
     pages = Page()

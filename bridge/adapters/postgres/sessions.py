@@ -1,0 +1,81 @@
+"""The SessionLog port on Postgres: each method is one statement, and one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString
+
+from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
+from bridge.adapters.postgres.rows import nullable_numbers, texts, times
+from bridge.core.errors import StoreUnavailable
+from bridge.core.model.ledger import Closed, Entries, Noted
+
+_NOTE: LiteralString = """
+    select n.its_session, n.word from note_sessions(
+        %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
+    """
+_END_DEAD: LiteralString = """
+    select s.session, s.user_id, s.node,
+           extract(epoch from s.opened_at)::float8, extract(epoch from s.closed_at)::float8, s.close_reason
+    from end_dead_sessions(%s, %s, %s) s
+    """
+
+
+class PostgresSessions:
+    """The ledger in Postgres. Opens its connection when it is needed; needs no start."""
+
+    def __init__(self, dsn: str, node: str, boot: str) -> None:
+        self._node = node
+        self._boot = boot
+        self._connections = Connections(dsn, f"bridge {node} sessions", CONNECTIONS["sessions"])
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        await self._connections.close()
+
+    async def note(self, entries: Entries) -> Noted:
+        """See the port."""
+        opened, refreshed, closed = entries
+        params = (
+            self._node,
+            self._boot,
+            texts([o.session for o in opened]),
+            texts([o.user for o in opened]),
+            times([o.opened_at for o in opened]),
+            texts([o.mode for o in opened]),
+            texts([o.device.address for o in opened]),
+            texts([o.device.agent for o in opened]),
+            texts([o.token_id for o in opened]),
+            times([o.issued_at for o in opened]),
+            times([o.expires_at for o in opened]),
+            texts([f.session for f in refreshed]),
+            texts([f.token_id for f in refreshed]),
+            times([f.expires_at for f in refreshed]),
+            texts([c.session for c in closed]),
+            times([c.closed_at for c in closed]),
+            nullable_numbers([c.code for c in closed]),
+            texts([c.reason for c in closed]),
+        )
+        rows = await self._fetch(_NOTE, params)
+        if any(word == "ended" and not session for session, word in rows):
+            raise StoreUnavailable("another process has the name of this node")
+        return Noted(
+            [session for session, word in rows if word == "revoked"],
+            [(session, word) for session, word in rows if word != "revoked"],
+        )
+
+    async def end_dead(self, limit: int) -> Sequence[Closed]:
+        """See the port."""
+        rows = await self._fetch(_END_DEAD, (self._node, self._boot, limit))
+        return [
+            Closed(session, user, node, opened_at, closed_at, None, reason)
+            for session, user, node, opened_at, closed_at, reason in rows
+        ]
+
+    async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
+        async def work(conn: Connection) -> list[tuple[Any, ...]]:
+            cursor = conn.cursor(binary=True)
+            await cursor.execute(query, params, prepare=True)
+            return await cursor.fetchall()
+
+        return await self._connections.run(work)
