@@ -19,11 +19,13 @@ from unittest import mock
 
 import msgspec
 
-from bridge.adapters.memory import MemoryLease, MemoryStore
+from bridge.adapters.memory import MemoryLease, MemorySessions, MemoryStore
 from bridge.core.bounds import Bounds, MailboxBounds, SettlementBounds, StatementBounds, TakingBounds
 from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.delivery.recording import Recording
 from bridge.core.errors import StoreUnavailable
 from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.model.ledger import Entries, Noted
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
@@ -186,12 +188,30 @@ class SlowStore(MemoryStore):
         return page
 
 
+class SlowSessions(MemorySessions):
+    """A ledger in the same database as a store."""
+
+    def __init__(self, store: SlowStore, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self._store = store
+
+    async def note(self, entries: Entries) -> Noted:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        while self._store.slow:
+            await asyncio.sleep(0)
+        if self._store.fail_with is not None:
+            raise StoreUnavailable("away")
+        return await super().note(entries)
+
+
 class World:
     """Everything around one core; `restart` gives it a new core on the same rows."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.store = SlowStore(self.clock)
+        self.sessions = SlowSessions(self.store, self.clock)
         self.messages: list[Published] = []
         self.facts = Facts()
         self.incarnation = 0
@@ -223,6 +243,7 @@ class World:
             boot=f"b{self.boot}",
             mailbox_limits=MailboxLimits(pushes=6),
             bounds=self.bounds,
+            sessions=self.sessions,
         )
         self.house = house
         house.acks.ack = self._acked  # type: ignore[method-assign]
@@ -231,13 +252,20 @@ class World:
         house.publisher.bury = self._bury  # type: ignore[method-assign]
         self.lease = MemoryLease(self.store, self.clock, "n1", f"b{self.boot}")
         self.store.nodes.clear()
+        self.sessions.opened.clear()
+        self.sessions.closed.clear()
         failing, self.store.fail_with = self.store.fail_with, None
         await self.lease.claim()
         house.core.begin(await self.store.last_position())
         self.store.fail_with = failing
-        self.tasks = start(*house.parts, house.recollection)
+        self.tasks = start(*house.parts, house.recollection, self._recording())
         self.peers = []
         self._deliver_all()
+
+    def _recording(self) -> Recording:
+        recording = self.house.core.recording
+        assert recording is not None
+        return recording
 
     async def kill(self) -> None:
         for task in (*self.tasks, *self.recalls):
@@ -441,6 +469,8 @@ class World:
 
     def _look(self, peer: Peer) -> None:
         user = peer.client.session.user
+        if peer.pushes and peer.session_id not in self.sessions.opened:
+            self.violations.append(f"{peer.session_id} got pushes and is not in the ledger")
         for push in peer.pushes:
             push_id = str(push["id"])
             self.facts.shown.add((push_id, user))
@@ -701,6 +731,8 @@ class World:
             yield f"sessions at rest: {[p.client.session.state for p in self.peers if p.socket.open]}"
         if house.inflight.busy or house.inflight.resting:
             yield f"in flight at rest: {house.inflight.busy} and {house.inflight.resting}"
+        if house.core.ledger.ready:
+            yield f"not in the ledger at rest: {len(house.core.ledger)}"
         if house.settlement.being_paid:
             yield f"paid, and nobody knows: {house.settlement.being_paid}"
         if not all(recall.done() for recall in self.recalls):
