@@ -225,6 +225,12 @@ class Scene:
         if answer["connected"] != len(users) * self.devices:
             raise BenchmarkFailed(f"{answer['connected']} of {len(users) * self.devices} sessions are open")
 
+    def arrive(self, crowd: Child, *, count: int, at_once: int) -> None:
+        """Let so many new users arrive, and leave again; the process must be benchmarks.arrivals, and answers then."""
+        crowd.tell(
+            "storm", port=self._port, secret=self._secret, first=self.sessions, count=count, at_once=at_once
+        )
+
     def _leave(self, crowds: Sequence[Child]) -> None:
         """Close the sessions of these client processes, and wait until the bridge knows."""
         for crowd in crowds:

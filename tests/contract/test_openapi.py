@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from bridge.ops import answers
 from bridge.ops.server import OpsServer
-from tests.support.ops import Parts, nothing_known
+from tests.support.ops import Nobody, Parts, nothing_known
 from tests.support.schemas import FOLDER
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text())
@@ -51,7 +51,7 @@ def errors() -> Iterator[tuple[int, str]]:
 def test_the_document_has_each_route_and_no_other() -> None:
     routes = {
         (route.method, route.resource.canonical)
-        for route in OpsServer(Parts(look_up=nothing_known).context()).app().router.routes()
+        for route in OpsServer(Parts(look_up=nothing_known, people=Nobody()).context()).app().router.routes()
         if route.resource is not None
     }
     # A GET is a HEAD, too, but for the stream that has no end.
@@ -71,7 +71,9 @@ def test_the_errors_of_the_document_are_those_of_the_table() -> None:
 def test_what_is_free_needs_no_token_and_nothing_else_is_free() -> None:
     free = {path for (_, path), operation in OPERATIONS.items() if operation.get("security") == []}
     assert free == {
-        route.path for route in OpsServer(Parts(look_up=nothing_known).context()).routes if route.free
+        route.path
+        for route in OpsServer(Parts(look_up=nothing_known, people=Nobody()).context()).routes
+        if route.free
     }
 
 

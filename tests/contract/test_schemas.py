@@ -482,7 +482,9 @@ def test_the_asyncapi_document_has_the_shape_of_version_3() -> None:
     for name, channel in ASYNCAPI["channels"].items():
         assert "address" in channel
         parameters = set(channel.get("parameters", ()))
-        assert parameters == {p for p in ("outcome", "event") if f"{{{p}}}" in (channel["address"] or "")}
+        assert parameters == {
+            p for p in ("outcome", "event", "type") if f"{{{p}}}" in (channel["address"] or "")
+        }
         assert channel["messages"]
         for message in channel["messages"].values():
             assert "payload" in resolve(message["$ref"]), name

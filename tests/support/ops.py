@@ -19,7 +19,8 @@ from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
 from bridge.operator.lookup import Found
-from bridge.ops.context import LookUp, OpsContext
+from bridge.operator.people import Disconnected, Kept, Person
+from bridge.ops.context import LookUp, OpsContext, People
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import OpsServer, listen
 from tests.support.ports import ManualClock, RecordingErrors
@@ -105,6 +106,16 @@ async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> F
     return Found((), (), datetime.now(UTC), None)
 
 
+class Nobody:
+    """Fills the port People with an empty ledger."""
+
+    async def look_up(self, user: str) -> Person:
+        return Person(user, False, (), (), Kept(0, None), (), datetime.now(UTC))
+
+    async def disconnect(self, user: str, session: str | None) -> Disconnected:
+        return Disconnected(0, (), ())
+
+
 @dataclass
 class Parts:
     """Everything that the ops port is given, to be changed by a test while it runs."""
@@ -120,6 +131,7 @@ class Parts:
     dev: bool = True
     metrics_error: Exception | None = None
     look_up: LookUp | None = None
+    people: People | None = None
     recall: FakeRecall = field(default_factory=FakeRecall)
     revoke: FakeRevoke = field(default_factory=FakeRevoke)
 
@@ -152,6 +164,7 @@ class Parts:
             clock=self.clock,
             dev_token=(lambda user, seconds: f"token-of.{user}.x") if self.dev else None,
             look_up=self.look_up,
+            people=self.people,
         )
 
 

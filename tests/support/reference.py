@@ -18,10 +18,10 @@ REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference"
 OUTCOMES = REFERENCE / "outcomes.md"
 TABLES = REFERENCE / "tables.md"
 
-PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "ending")
+PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "who_is_online", "session_history", "ending")
 INTERNAL = (
     *("delivery_log", "push_content", "log_day", "tally", "node", "past_boot"),
-    *("revocation", "revocation_mark", "revocation_reader", "schema_version"),
+    *("revocation", "revocation_mark", "revocation_reader", "session", "schema_version"),
 )
 
 

@@ -24,6 +24,7 @@ is told of every handshake that is refused here, with a word of `HANDSHAKE_REFUS
 
 from __future__ import annotations
 
+import asyncio
 import http
 import json
 import logging
@@ -200,10 +201,12 @@ class Doorway:
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
-    def read(self, protocol: ServerProtocol, request: Request, peer: object) -> Response | Asked:
+    def read(
+        self, protocol: ServerProtocol, request: Request, peer: asyncio.BaseTransport
+    ) -> Response | Asked:
         """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing.
 
-        `peer`: the address of the socket's other end, as asyncio gives it.
+        `peer`: the connection that it came by.
         """
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
@@ -308,7 +311,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
     return Refusal(status, why, text)
 
 
-def _read(path: str, query: str, request: Request, peer: object) -> Handshake | Refusal:
+def _read(path: str, query: str, request: Request, peer: asyncio.BaseTransport) -> Handshake | Refusal:
     # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
@@ -334,6 +337,7 @@ def _read(path: str, query: str, request: Request, peer: object) -> Handshake | 
     )
 
 
-def _device(agents: Sequence[str], peer: object) -> Device:
+def _device(agents: Sequence[str], peer: asyncio.BaseTransport) -> Device:
     agent = "".join(c if c.isprintable() else "?" for c in " ".join(agents)[:DEVICE_CHARS])
-    return Device(str(peer[0]) if isinstance(peer, tuple) and peer else "", agent)
+    address = peer.get_extra_info("peername")
+    return Device(str(address[0]) if isinstance(address, tuple) and address else "", agent)

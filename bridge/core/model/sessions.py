@@ -17,13 +17,13 @@ class CloseReason(enum.Enum):
     """
 
     GOING_AWAY = (1001, "going_away", True, 1.0)
+    DISCONNECTED = (1001, "disconnected", True, 1.0)
     RESTART = (1012, "restart", True, 1.0)
     TRY_LATER = (1013, "try_later", True, 10.0)
     TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
     TOKEN_REFUSED = (4401, "token_refused", False, 0.0)
     AUTH_TIMEOUT = (4401, "auth_timeout", True, 1.0)
     REVOKED = (4403, "revoked", False, 0.0)
-    DISCONNECTED = (1001, "disconnected", True, 1.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
     VANISHED = (1006, "vanished", True, 0.0)
 

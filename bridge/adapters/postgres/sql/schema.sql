@@ -14,11 +14,12 @@
 --   8. Days and partitions     when a day begins, and when its rows are dropped
 --   9. Nodes                   leases, and rows that a dead process left pending
 --  10. Revocations             tokens that open no session any more
---  11. Audit                   counts to compare the log with
---  12. Views                   for people
---  13. Roles                   for people who only read
---  14. Earlier bridges         functions that only older programs call
---  15. Versions                the migrations that were applied
+--  11. Sessions                the ledger: who was connected, where, and from when to when
+--  12. Audit                   counts to compare the log with
+--  13. Views                   for people
+--  14. Roles                   for people who only read
+--  15. Earlier bridges         functions that only older programs call
+--  16. Versions                the migrations that were applied
 
 -- 1. Rows ------------------------------------------------------------------------------------------------
 
