@@ -292,7 +292,9 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
     gateway = Gateway(
-        access=Access(_Anybody(), (), revoked=core.revoked, ledger=core.ledger, clock=clock),
+        access=Access(
+            _Anybody(), (), revoked=core.revoked, ledger=core.ledger, admission=core.admission, clock=clock
+        ),
         presence=core.presence,
         proofs=core.proofs,
         limits=SessionLimits(256, 1 << 20),

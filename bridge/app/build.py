@@ -36,6 +36,7 @@ from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.app.clock import SystemClock
 from bridge.app.drain import Drain
+from bridge.app.files import socket_limits
 from bridge.app.limits import LIMITS, ServiceLimits
 from bridge.app.node import Given, Node
 from bridge.app.readiness import BrokerReadiness
@@ -160,7 +161,11 @@ async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[Web
         try:
             server = await stack.enter_async_context(
                 listening.listen(
-                    settings.ws_host, settings.ws_port, node.gateway, readiness=node.public_readiness
+                    settings.ws_host,
+                    settings.ws_port,
+                    node.gateway,
+                    readiness=node.public_readiness,
+                    limits=socket_limits(settings),
                 )
             )
         except OSError as error:

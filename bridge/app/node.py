@@ -60,6 +60,7 @@ class Node:
             settings.origins,
             revoked=self.core.revoked,
             ledger=self.core.ledger,
+            admission=self.core.admission,
             clock=self.clock,
             token_from=settings.token_from,
             cookie=settings.token_cookie,
@@ -187,5 +188,6 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
         id_memory_bytes=settings.id_memory_bytes,
         token_seconds=settings.token_days * 86400.0,
+        admission=settings.admission,
     )
     return assembly.Core(ports, limits, gate=given.gate, node=settings.node, boot=given.boot)

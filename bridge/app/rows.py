@@ -20,6 +20,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Lease, Store
+from bridge.core.sessions.admission import SessionsOver
 from bridge.operator import books, lookup, people
 from bridge.operator.auditor import Look
 from bridge.ops.context import LookUp
@@ -64,7 +65,14 @@ async def delivery_log(
             lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
             revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
             stack.push_async_callback(revocations.close)
-            sessions = PostgresSessions(settings.postgres_dsn, settings.node, boot)
+            bounds = settings.admission
+            sessions = PostgresSessions(
+                settings.postgres_dsn,
+                settings.node,
+                boot,
+                bounds.of_user,
+                refuse=bounds.over is SessionsOver.REFUSE,
+            )
             stack.push_async_callback(sessions.close)
             yield Rows(store, lease, revocations, sessions, store, figures, logs)
         else:

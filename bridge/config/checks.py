@@ -4,6 +4,7 @@ expected."""
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -182,3 +183,11 @@ def at_least(value: int, other: str, info: ValidationInfo) -> int:
     if least is not None and value < least:
         raise ValueError(f"at least {env_name(other)} ({least}) expected, not {value}")
     return value
+
+
+def network(value: str) -> IPv4Network | IPv6Network:
+    """A network, or an address as one; raises ValueError that says what was expected."""
+    try:
+        return ip_network(value.strip(), strict=False)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is neither an address (10.0.0.7) nor a network (10.0.0.0/8)") from error

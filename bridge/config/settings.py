@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
@@ -15,6 +16,7 @@ from bridge.config.common import KEYS, CommonSettings
 from bridge.config.names import PREFIX
 from bridge.core import redaction
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
+from bridge.core.sessions.admission import AdmissionLimits, SessionsOver
 from bridge.core.sessions.carriers import USUAL_CARRIERS
 
 BROKER_DELIVERY_LIMIT: Final = 100
@@ -152,6 +154,61 @@ class Settings(TokenSettings):
     hooks: CommaList = Field(
         (), description="Told of sessions, outcomes and errors: `module:factory`, comma-separated."
     )
+    max_sessions: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Sessions of this process; over it handshakes get 503. 0: as many as it may have files open.",
+    )
+    max_sessions_per_user: int = Field(
+        1000, ge=0, le=1_000_000, description="Sessions of one user, over all nodes; 0: any number."
+    )
+    sessions_over: SessionsOver = Field(
+        SessionsOver.REPLACE,
+        description="What happens when a user opens one more: `replace` closes the oldest with 4409, `refuse` answers"
+        " 429.",
+    )
+    max_sessions_per_address: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Sessions from one address on this process (of IPv6, from one /64); over it handshakes get 429. 0:"
+        " any number, since many people may share one.",
+    )
+    trusted_proxies: CommaList = Field(
+        (),
+        description="Addresses and networks of your proxies, comma-separated: their `X-Forwarded-For` is believed.",
+    )
+    handshakes_per_second: float = Field(
+        5000.0, ge=0, le=1e6, description="Handshakes a second; over it they get 503. 0: any number."
+    )
+    handshake_timeout: float = Field(
+        10.0, ge=0.1, le=300, description="Seconds that a client has for its opening request."
+    )
+    max_header_bytes: int = Field(
+        40 * 1024,
+        ge=4096,
+        le=1 << 20,
+        description="Bytes of an opening request with its headers; each line may have half of them.",
+    )
+    max_frame_bytes: int = Field(
+        64 * 1024,
+        ge=1024,
+        le=1 << 24,
+        description="Bytes of one message from a client; a larger one ends with 1009.",
+    )
+    frames_per_second: float = Field(
+        2000.0,
+        ge=1,
+        le=1e6,
+        description="Frames that a client may send a second; one that sends more is not read for a while.",
+    )
+    frames_per_minute: float = Field(
+        60_000.0,
+        ge=60,
+        le=6e7,
+        description="Frames that a client may send a minute; one that sends more is closed with 4429.",
+    )
     retention_days: int = Field(30, ge=2, le=3650, description="Days that rows are kept.")
 
     confirm_timeout: float = Field(
@@ -234,6 +291,27 @@ class Settings(TokenSettings):
         description="`active`: missing exchanges, queues and bindings are made; `passive`: they are only looked for.",
     )
     uvloop: bool = Field(True, description="Run on uvloop, where it is installed.")
+
+    @property
+    def admission(self) -> AdmissionLimits:
+        """How many may come in."""
+        return AdmissionLimits(
+            sessions=self.max_sessions,
+            of_user=self.max_sessions_per_user,
+            over=self.sessions_over,
+            of_address=self.max_sessions_per_address,
+            handshakes_per_second=self.handshakes_per_second,
+        )
+
+    @property
+    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the proxies."""
+        return tuple(checks.network(entry) for entry in self.trusted_proxies)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_trusted_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(checks.network(entry)) for entry in value)
 
     @property
     def uses_postgres(self) -> bool:

@@ -44,6 +44,7 @@ from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
+from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
@@ -83,6 +84,7 @@ class CoreLimits(NamedTuple):
     token_seconds: float
     """For how long a token may be good."""
     fixed: Bounds = Bounds()
+    admission: AdmissionLimits = AdmissionLimits()
 
 
 class Core:
@@ -104,7 +106,7 @@ class Core:
         )
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
-        self._make_sessions(node)
+        self._make_sessions(node, limits.admission)
         self.revoked = Revoked(limits.token_seconds)
         self.revoking = Revoking(
             log=ports.revocations,
@@ -186,11 +188,17 @@ class Core:
             bounds=self.bounds,
         )
 
-    def _make_sessions(self, node: str) -> None:
+    def _make_sessions(self, node: str, limits: AdmissionLimits) -> None:
         ports, clock = self.ports, self.ports.clock
         self.ledger = Ledger(node, kept=ports.sessions is not None)
+        self.admission = Admission(self.hub, limits)
         self.presence = Presence(
-            hub=self.hub, pages=self.pages, grace=self.grace, ledger=self.ledger, clock=clock
+            hub=self.hub,
+            pages=self.pages,
+            grace=self.grace,
+            ledger=self.ledger,
+            admission=self.admission,
+            clock=clock,
         )
         self.announcing = Announcing(ports.session_events, clock)
         self.recording = None

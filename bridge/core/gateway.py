@@ -210,6 +210,10 @@ class Client:
         """The peer sent a data message."""
         self._gateway._message(self.session, data)
 
+    def flooded(self) -> None:
+        """The peer sends too much."""
+        self._gateway._presence.close(self.session, CloseReason.OVER_LIMIT)
+
     def closed(self, code: int, reason: str) -> None:
         """The connection is gone."""
         self._gateway._closed(self.session, code, reason)

@@ -13,12 +13,13 @@ from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.core.errors import StoreUnavailable
-from bridge.core.model.ledger import Closed, Device, Entries, Opened, Refreshed
+from bridge.core.model.ledger import Closed, Device, Entries, Noted, Opened, Refreshed
 from bridge.core.model.revocations import Revocation
 from bridge.core.ports.session_log import SessionLog
 from tests.support.ports import ManualClock
 
 NOW = 1_700_000_000.25
+NOTHING = Noted([], [], [])
 
 
 class Subject(NamedTuple):
@@ -110,7 +111,7 @@ def closed(name: str, code: int | None = 1000, reason: str = "client") -> Closed
 
 async def test_a_session_opens_and_closes_once(subject: Subject) -> None:
     both = Entries([opened("s1"), opened("s2", 'a "user", {with} \\ all')], (), [closed("s1")])
-    assert await subject.log.note(both) == ([], [])
+    assert await subject.log.note(both) == NOTHING
     expected = {
         "s1": ("u1", "n1", NOW + 60, (1000, "client")),
         "s2": ('a "user", {with} \\ all', "n1", NOW + 60, None),
@@ -132,16 +133,16 @@ async def test_a_refresh_changes_when_the_token_expires(subject: Subject) -> Non
 async def test_an_open_with_a_revoked_token_is_named(subject: Subject) -> None:
     await subject.revoke("t-s2")
     noted = await subject.log.note(Entries([opened("s1"), opened("s2")]))
-    assert noted == (["s2"], [])
+    assert noted == Noted(["s2"], [], [])
 
 
 async def test_a_session_that_is_not_wanted_is_named_until_it_is_closed(subject: Subject) -> None:
     await subject.log.note(Entries([opened("s1"), opened("s2")]))
     await subject.unwant("s1")
     for _ in range(2):
-        assert await subject.log.note(Entries()) == ([], [("s1", "disconnected")])
-    assert await subject.log.note(Entries((), (), [closed("s1", 1001, "disconnected")])) == ([], [])
-    assert await subject.log.note(Entries()) == ([], [])
+        assert await subject.log.note(Entries()) == Noted([], [], [("s1", "disconnected")])
+    assert await subject.log.note(Entries((), (), [closed("s1", 1001, "disconnected")])) == NOTHING
+    assert await subject.log.note(Entries()) == NOTHING
 
 
 async def test_a_process_without_its_name_writes_nothing(subject: Subject) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import json
 import logging
@@ -19,8 +18,9 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from bridge.adapters.websocket import connection, listening, parsers
 from bridge.adapters.websocket import server as websocket
+from bridge.adapters.websocket.connection import WRITE_HIGH
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.core.contract.frames import AckFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import Client, RawClient, client, masked, opening, raw_client
@@ -326,13 +326,15 @@ async def test_in_a_flood_the_neighbour_is_served_and_the_memory_stays_what_it_w
         assert b.alive
 
 
-async def test_answers_that_are_not_read_take_no_memory(
-    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "FRAMES_PER_SECOND", 1e9)
+async def test_answers_that_are_not_read_take_no_memory(vhost: str, database: str) -> None:
+    unhurried = {"frames_per_second": 1e6, "frames_per_minute": 6e7}
     kind = "x" * 1_000  # so that answers are more than the kernel takes
     frame = masked(0x1, json.dumps({"type": kind, "ref": "y" * 128}).encode())
-    async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other, AsyncExitStack() as stack:
+    async with (
+        bridge(vhost, database, **unhurried) as b,
+        neighbour(b.ws_port, vhost) as other,
+        AsyncExitStack() as stack,
+    ):
         deaf = await flooder(b.ws_port, stack)
         [session] = b._node.core.hub.of_user("flooder")
         while session.socket.writable:
@@ -342,7 +344,7 @@ async def test_answers_that_are_not_read_take_no_memory(
             deaf.send(frame * 100)
             await asyncio.wait_for(deaf.writer.drain(), SECONDS)
             await other.is_well()
-        assert connection.WRITE_HIGH < session.socket.buffered < connection.WRITE_HIGH + 1_000
+        assert WRITE_HIGH < session.socket.buffered < WRITE_HIGH + 1_000
 
 
 # --- frames that break the protocol ---
@@ -400,7 +402,7 @@ ONE_FOR_EACH_CODE = {
     1002: masked(0x8, b"\x03"),
     1005: masked(0x8, b""),
     1007: masked(0x1, b"\xff"),
-    1009: masked(0x1, b"x" * (parsers.CLIENT_MESSAGE_BYTES_MAX + 1)),
+    1009: masked(0x1, b"x" * (SocketLimits().message_bytes + 1)),
 }
 """What is made up may leave some code out."""
 
@@ -423,7 +425,7 @@ def verdict(stream: bytes) -> set[int]:
         if len(stream) < 2 + wide:
             return codes
         size = int.from_bytes(stream[2 : 2 + wide], "big") if wide else second & 0x7F
-        if size + len(message or b"") > parsers.CLIENT_MESSAGE_BYTES_MAX:
+        if size + len(message or b"") > SocketLimits().message_bytes:
             return codes | {1009}
         at = 2 + wide + 4
         if len(stream) < at + size:
@@ -571,9 +573,11 @@ async def test_thousands_that_never_finish_asking_keep_nobody_out_and_are_sent_a
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     monkeypatch.setattr(websocket, "UNANSWERED_MAX", HALF_OPEN // 2)
-    monkeypatch.setattr(listening, "listen", functools.partial(listening.listen, open_timeout=6.0))
     try:
-        async with bridge(vhost, database) as b, neighbour(b.ws_port, vhost) as other:
+        async with (
+            bridge(vhost, database, handshake_timeout=6.0) as b,
+            neighbour(b.ws_port, vhost) as other,
+        ):
             half_open = await asyncio.to_thread(half_opened, b.ws_port)
             await other.is_well()
             async with client(b.ws_port, token("newcomer"), subprotocols=ENVELOPE) as newcomer:

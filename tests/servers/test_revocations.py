@@ -100,8 +100,8 @@ async def test_a_control_message_revokes_and_what_is_wrong_with_one_is_said(
 
 
 @asynccontextmanager
-async def standby(vhost: str, database: str) -> AsyncIterator[Process]:
-    second = Process(vhost, database, node="n2")
+async def standby(vhost: str, database: str, **more: Any) -> AsyncIterator[Process]:
+    second = Process(vhost, database, node="n2", **more)
     await second.start()
     try:
         async with asyncio.timeout(20):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 
-from bridge.adapters.websocket.handshake import LINE_BYTES_MAX
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
-from bridge.adapters.websocket.parsers import CLIENT_MESSAGE_BYTES_MAX
 from tests.support.clients import SECONDS, client, masked, opening, raw_client
 from tests.support.loops import on_both_loops
 from tests.support.websocket_host import Host
+
+LINE_BYTES, MESSAGE_BYTES = SocketLimits().line_bytes, SocketLimits().message_bytes
 
 
 @on_both_loops
@@ -17,12 +18,12 @@ async def test_the_first_message_may_be_as_long_as_a_header_and_later_ones_longe
     host = Host()
     async with listen("127.0.0.1", 0, host, readiness=host.readiness, close_grace=SECONDS) as server:
         async with client(server.port, "later") as peer:
-            await peer.send("a" * LINE_BYTES_MAX)
+            await peer.send("a" * LINE_BYTES)
             seen = await host.session()
             await host.until(lambda: seen.messages)
-            await peer.send("b" * CLIENT_MESSAGE_BYTES_MAX)
+            await peer.send("b" * MESSAGE_BYTES)
             await host.until(lambda: len(seen.messages) == 2)
-            assert [len(message) for message in seen.messages] == [LINE_BYTES_MAX, CLIENT_MESSAGE_BYTES_MAX]
+            assert [len(message) for message in seen.messages] == [LINE_BYTES, MESSAGE_BYTES]
 
 
 @on_both_loops
@@ -38,9 +39,9 @@ async def longer(how: str) -> None:
             peer.send(opening("/ws?token=later"))
             await peer.read_until(b"\r\n\r\n")
             if how == "whole":
-                peer.send(masked(0x1, b"a" * (LINE_BYTES_MAX + 1)))
+                peer.send(masked(0x1, b"a" * (LINE_BYTES + 1)))
             elif how == "in parts":
-                peer.send(masked(0x1, b"a" * LINE_BYTES_MAX, fin=False) + masked(0x0, b"a"))
+                peer.send(masked(0x1, b"a" * LINE_BYTES, fin=False) + masked(0x0, b"a"))
             else:  # only the header of a frame that would be far too long
                 peer.send(struct.pack("!BBQI", 0x81, 0xFF, 1 << 40, 0))
             answer = await peer.read_until(struct.pack("!H", 1009))
@@ -54,6 +55,6 @@ async def test_a_session_that_is_open_has_the_usual_bound() -> None:
     host = Host()
     async with listen("127.0.0.1", 0, host, readiness=host.readiness, close_grace=SECONDS) as server:
         async with client(server.port, "u1") as peer:
-            await peer.send("a" * (LINE_BYTES_MAX + 1))
+            await peer.send("a" * (LINE_BYTES + 1))
             seen = await host.session()
             await host.until(lambda: seen.messages)

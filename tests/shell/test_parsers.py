@@ -12,14 +12,16 @@ from websockets.frames import Frame
 from websockets.protocol import CLOSED, CONNECTING, OPEN
 
 from bridge.adapters.websocket.handshake import Protocol
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
-from bridge.adapters.websocket.parsers import Parsers, at_rest, new_protocol
+from bridge.adapters.websocket.parsers import Parsers, at_rest
 from bridge.adapters.websocket.pongs import follow
 from tests.support.clients import client, masked, opening, raw_client
 from tests.support.loops import on_both_loops
 from tests.support.websocket_host import Host
 
 Event = tuple[int, bytes, bool]
+LIMITS: Final = SocketLimits()
 
 PIECES: Final = st.one_of(
     st.builds(
@@ -48,8 +50,8 @@ def read(protocol: Protocol, data: bytes) -> tuple[list[Event], list[bytes]]:
 
 @given(st.lists(st.tuples(st.integers(0, 2), PIECES, st.integers(1, 300)), max_size=20))
 def test_each_session_is_read_as_if_it_had_a_protocol_of_its_own(sent: list[tuple[int, bytes, int]]) -> None:
-    parsers = Parsers()
-    own = [new_protocol(OPEN) for _ in range(3)]
+    parsers = Parsers(LIMITS)
+    own = [Protocol(OPEN, LIMITS) for _ in range(3)]
     lent: list[Protocol | None] = [None] * 3
     place: list[tuple[bytes, int]] = [(b"", 0)] * 3
     for who, piece, cut in sent:
@@ -67,7 +69,7 @@ def test_each_session_is_read_as_if_it_had_a_protocol_of_its_own(sent: list[tupl
 
 
 def test_one_that_was_given_back_is_taken_again_and_never_by_two() -> None:
-    parsers = Parsers()
+    parsers = Parsers(LIMITS)
     first, second = parsers.take(), parsers.take()
     assert first is not second
     parsers.give_back(first)
@@ -77,16 +79,16 @@ def test_one_that_was_given_back_is_taken_again_and_never_by_two() -> None:
 
 
 def test_what_is_not_done_is_not_at_rest() -> None:
-    assert not at_rest(new_protocol(CONNECTING))
+    assert not at_rest(Protocol(CONNECTING, LIMITS))
     for data in (masked(1, b"", fin=False), masked(8, b""), b"\x81\x05hello", masked(1, b"unread")):
-        protocol = new_protocol(OPEN)
+        protocol = Protocol(OPEN, LIMITS)
         assert at_rest(protocol)
         protocol.receive_data(data)
         assert not at_rest(protocol)
-    unsent = new_protocol(OPEN)
+    unsent = Protocol(OPEN, LIMITS)
     unsent.send_ping(b"")
     assert not at_rest(unsent)
-    left = new_protocol(OPEN)
+    left = Protocol(OPEN, LIMITS)
     left.receive_eof()
     assert left.state is CLOSED
     assert not at_rest(left)

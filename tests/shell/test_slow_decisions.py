@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.adapters.websocket import server as websocket
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.ports.sockets import Frame, Socket
@@ -27,7 +28,12 @@ async def holding(
     host = Host()
     held = host.hold()
     async with listen(
-        "127.0.0.1", 0, host, readiness=host.readiness, close_grace=SECONDS, open_timeout=open_timeout
+        "127.0.0.1",
+        0,
+        host,
+        readiness=host.readiness,
+        close_grace=SECONDS,
+        limits=SocketLimits(handshake_seconds=open_timeout),
     ) as server:
         yield host, server, held
     assert (server.connections, server.handshakes_in_progress, server.unanswered_bytes) == (0, 0, 0)

@@ -9,6 +9,7 @@ import logging
 import socket as stdlib_socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -18,7 +19,8 @@ from websockets.frames import Frame as WireFrame
 from bridge.adapters.websocket import connection as socket_connection
 from bridge.adapters.websocket import server as websocket
 from bridge.adapters.websocket.connection import WRITE_HIGH
-from bridge.adapters.websocket.handshake import HANDSHAKE_REFUSALS, LINE_BYTES_MAX
+from bridge.adapters.websocket.handshake import HANDSHAKE_REFUSALS
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
 from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer
 from bridge.adapters.websocket.wire import frame_header
@@ -31,6 +33,7 @@ from tests.support.websocket_faults import FAULTS
 from tests.support.websocket_host import Host, RecordingSession
 
 MIB = 1 << 20
+LINE_BYTES = SocketLimits().line_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +50,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @asynccontextmanager
 async def serving(
-    *, close_grace: float = SECONDS, open_timeout: float = SECONDS
+    *, close_grace: float = SECONDS, open_timeout: float = SECONDS, **limits: Any
 ) -> AsyncIterator[tuple[Host, WebSocketServer]]:
     host = Host()
     async with listen(
@@ -56,7 +59,7 @@ async def serving(
         host,
         readiness=host.readiness,
         close_grace=close_grace,
-        open_timeout=open_timeout,
+        limits=SocketLimits(handshake_seconds=open_timeout, **limits),
     ) as server:
         yield host, server
     assert server.connections == 0
@@ -66,10 +69,10 @@ async def serving(
 
 @asynccontextmanager
 async def session(
-    *, close_grace: float = SECONDS
+    *, close_grace: float = SECONDS, **limits: Any
 ) -> AsyncIterator[tuple[Host, RecordingSession, RawClient, WebSocketServer]]:
     """A server and one open session of a peer that says what the test says."""
-    async with serving(close_grace=close_grace) as (host, server), raw_client(server.port) as peer:
+    async with serving(close_grace=close_grace, **limits) as (host, server), raw_client(server.port) as peer:
         await peer.upgrade()
         yield host, await host.session(), peer, server
 
@@ -180,9 +183,9 @@ MALFORMED = {
     ),
     "padded subprotocol": (opening("/ws", "Sec-WebSocket-Protocol: bridge.bare, bridge.token.YQ=="), 400),
     "too many fields": (opening("/ws?" + "&".join(f"f{i}=1" for i in range(100))), 400),
-    "long header": (opening("/ws", "X: " + "x" * LINE_BYTES_MAX), 431),
+    "long header": (opening("/ws", "X: " + "x" * LINE_BYTES), 431),
     "many headers": (opening("/ws", *(f"X{i}: x" for i in range(200))), 431),
-    "long request line": (opening("/ws?token=" + "x" * LINE_BYTES_MAX), 414),
+    "long request line": (opening("/ws?token=" + "x" * LINE_BYTES), 414),
     "body": (get("/livez", "POST", "Content-Length: 5") + b"hello", 400),
     "chunked body": (get("/livez", "POST", "Transfer-Encoding: chunked") + b"0\r\n\r\n", 400),
     "garbage": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
@@ -213,8 +216,8 @@ REASONS = {
     "old version": "the header Sec-WebSocket-Version is wrong",
     "two origins": "the header Origin occurs more than once",
     "two authorizations": "the header Authorization occurs more than once",
-    "long header": f"{LINE_BYTES_MAX} bytes are allowed",
-    "long request line": f"{LINE_BYTES_MAX} bytes are allowed",
+    "long header": f"{LINE_BYTES} bytes are allowed",
+    "long request line": f"{LINE_BYTES} bytes are allowed",
     "no upgrade": "a proxy on the way has dropped the headers",
 }
 
@@ -347,7 +350,7 @@ async def test_tokens_appear_in_no_log_and_no_answer(caplog: pytest.LogCaptureFi
                 opening(f"/nowhere?token={secret}", *ways),
                 opening(f"/ws?token={secret}", *ways, "Sec-WebSocket-Protocol: a b " + secret),
                 opening(f"/ws?token={secret}", *ways, f"Sec-WebSocket-Key: {secret}"),
-                opening(f"/ws?token={secret}", "X: " + "x" * LINE_BYTES_MAX),
+                opening(f"/ws?token={secret}", "X: " + "x" * LINE_BYTES),
                 get(f"/ws?token={secret}", "GET", f"Upgrade: {secret}", *ways),
                 f"GET /ws?token={secret}\r\n\r\n".encode(),
             ):
@@ -867,9 +870,8 @@ async def test_the_host_may_write_again_from_within_became_writable() -> None:
 async def test_a_client_that_floods_is_read_at_its_rate_and_nobody_else_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 5000.0)
     monkeypatch.setattr(socket_connection, "BURST_SECONDS", 0.02)
-    async with session() as (host, seen, peer, server), client(server.port) as other:
+    async with session(frames_per_second=5000.0) as (host, seen, peer, server), client(server.port) as other:
         loop = asyncio.get_running_loop()
         began = loop.time()
         peer.send(masked(0x1, b"") * 3000)
@@ -885,9 +887,11 @@ async def test_a_client_that_floods_is_read_at_its_rate_and_nobody_else_waits(
 
 
 async def test_pongs_that_answer_our_pings_cost_the_client_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 0.001)
     monkeypatch.setattr(socket_connection, "BURST_SECONDS", 0.5)
-    async with serving() as (host, server), client(server.port):
+    async with (
+        serving(frames_per_second=0.001, frames_per_minute=0.001) as (host, server),
+        client(server.port),
+    ):
         seen = await host.session()
         sent: list[bytes] = []
         for number in range(50):
@@ -906,11 +910,8 @@ async def test_a_client_that_is_being_slowed_down_is_still_heard_when_it_closes_
         assert await seen.end() == (1000, "")
 
 
-async def test_pongs_to_a_peer_that_does_not_read_them_do_not_pile_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(socket_connection, "FRAMES_PER_SECOND", 1e9)
-    async with session() as (_, seen, peer, _):
+async def test_pongs_to_a_peer_that_does_not_read_them_do_not_pile_up() -> None:
+    async with session(frames_per_second=1e9, frames_per_minute=1e12) as (_, seen, peer, _):
         pings = masked(0x9, bytes(125)) * 500
 
         async def flood() -> None:

@@ -116,9 +116,12 @@ class Process:
         *,
         log: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        files: int = 0,
         **more: object,
     ) -> None:
-        """`log`: the file that its log goes to; it goes nowhere without one. `variables`: of its environment."""
+        """`log`: the file that its log goes to; it goes nowhere without one. `variables`: of its environment. `files`:
+        how many it may have open; as many as this process if 0."""
+        self._files = files
         self._log = log
         self.ws_port = int(str(more.pop("ws_port", 0))) or reserved_port()
         self.ops_port = reserved_port()
@@ -145,11 +148,17 @@ class Process:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-c",
-                "import sys; from bridge.cli import main; sys.exit(main(['serve']))",
+                f"{self._bounds()}import sys; from bridge.cli import main; sys.exit(main(['serve']))",
                 env=self._environment,
                 stdout=log,
                 stderr=log,
             )
+
+    def _bounds(self) -> str:
+        """Code that it runs first."""
+        if not self._files:
+            return ""
+        return f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({self._files},) * 2); "
 
     def logged(self) -> list[str]:
         """The messages of its log so far."""

@@ -29,6 +29,7 @@ from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.admission import AdmissionLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
@@ -178,6 +179,7 @@ class House:
         mailbox_limits: MailboxLimits | None = None,
         bounds: Bounds = BOUNDS,
         revocations: RevocationLog | None = None,
+        admission: AdmissionLimits = AdmissionLimits(),  # noqa: B008 -- it can't be changed
         sessions: SessionLog | None = None,
         session_events: SessionEvents | None = None,
         logs: Sequence[DeliveryLog] = (),
@@ -209,7 +211,7 @@ class House:
                 sessions=sessions,
                 session_events=session_events,
             ),
-            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds),
+            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds, admission),
             gate=self.gate,
             node="n1",
             boot=boot,
@@ -228,7 +230,12 @@ class House:
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
             access=Access(
-                AnyToken(), (), revoked=self.core.revoked, ledger=self.core.ledger, clock=self.clock
+                AnyToken(),
+                (),
+                revoked=self.core.revoked,
+                ledger=self.core.ledger,
+                admission=self.core.admission,
+                clock=self.clock,
             ),
             presence=self.core.presence,
             proofs=self.core.proofs,

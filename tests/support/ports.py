@@ -18,6 +18,8 @@ from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import MailboxAsk, MailboxPage, Written
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.admission import Admission, AdmissionLimits
+from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.revoked import Revoked
 
@@ -139,7 +141,16 @@ def access(verifier: TokenVerifier, origins: Collection[str] = (), **more: Any) 
     revoked = Revoked(1e10)
     revoked.read = True
     ledger = Ledger("n1", kept=False)
-    return Access(verifier, origins, revoked=revoked, ledger=ledger, clock=ManualClock(), **more)
+    admission = Admission(Hub(), AdmissionLimits())
+    return Access(
+        verifier,
+        origins,
+        revoked=revoked,
+        ledger=ledger,
+        admission=admission,
+        clock=ManualClock(),
+        **more,
+    )
 
 
 def claims(user: str, expires_at: float = 4e9) -> Claims:

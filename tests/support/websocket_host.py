@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
+from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS
 
@@ -37,6 +37,10 @@ class RecordingSession:
         self.messages.append(data)
         if self.on_message is not None:
             self.on_message(data)
+        self._told()
+
+    def flooded(self) -> None:
+        self.socket.close(CloseReason.OVER_LIMIT)
         self._told()
 
     def closed(self, code: int, reason: str) -> None:

@@ -18,6 +18,8 @@ class MemorySessions:
         self.closed: dict[str, Closed] = {}
         self.revoked: set[str] = set()
         """Ids of tokens that are revoked."""
+        self.over: set[str] = set()
+        """Sessions that are one too many of their user."""
         self.unwanted: dict[str, str] = {}
         """Why somebody wants a session closed, by its id."""
         self.ended = False
@@ -42,6 +44,7 @@ class MemorySessions:
                 self.closed.setdefault(closed.session, closed)
         return Noted(
             [one.session for one in entries.opened if one.token_id in self.revoked],
+            [one.session for one in entries.opened if one.session in self.over],
             [(name, word) for name, word in self.unwanted.items() if name not in self.closed],
         )
 

@@ -12,7 +12,7 @@ from bridge.core.model.ledger import Closed, Entries, Noted
 
 _NOTE: LiteralString = """
     select n.its_session, n.word from note_sessions(
-        %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
+        %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
     """
 _END_DEAD: LiteralString = """
     select s.session, s.user_id, s.node,
@@ -22,9 +22,15 @@ _END_DEAD: LiteralString = """
 
 
 class PostgresSessions:
-    """The ledger in Postgres. Opens its connection when it is needed; needs no start."""
+    """The ledger in Postgres. Opens its connection when it is needed; needs no start.
 
-    def __init__(self, dsn: str, node: str, boot: str) -> None:
+    `most`: sessions that a user may have on all nodes, 0: any number. Of more the oldest are not wanted any more, or,
+    with `refuse`, the newest are refused.
+    """
+
+    def __init__(self, dsn: str, node: str, boot: str, most: int = 0, *, refuse: bool = False) -> None:
+        self._most = most
+        self._refuse = refuse
         self._node = node
         self._boot = boot
         self._connections = Connections(dsn, f"bridge {node} sessions", CONNECTIONS["sessions"])
@@ -55,13 +61,16 @@ class PostgresSessions:
             times([c.closed_at for c in closed]),
             nullable_numbers([c.code for c in closed]),
             texts([c.reason for c in closed]),
+            self._most,
+            self._refuse,
         )
         rows = await self._fetch(_NOTE, params)
         if any(word == "ended" and not session for session, word in rows):
             raise StoreUnavailable("another process has the name of this node")
         return Noted(
             [session for session, word in rows if word == "revoked"],
-            [(session, word) for session, word in rows if word != "revoked"],
+            [session for session, word in rows if word == "over"],
+            [(session, word) for session, word in rows if word not in ("revoked", "over")],
         )
 
     async def end_dead(self, limit: int) -> Sequence[Closed]:

@@ -4,7 +4,7 @@ The life of a connection, by the library's state of it:
 
 | state      | what happens                                              | it ends by                            |
 |------------|-----------------------------------------------------------|---------------------------------------|
-| CONNECTING | the request is read, see `handshake.py`, decided on by    | the answer, at open_timeout 408, or   |
+| CONNECTING | the request is read, see `handshake.py`, decided on by    | the answer, in time, else 408, or     |
 |            | the host, and answered                                    | 503 where the host has not decided    |
 | OPEN       | the socket is the session's                               | a close frame of either side, a fault |
 | CLOSING    | what is buffered flows out, then the peer is waited for   | the peer's EOF, or abort after grace  |
@@ -30,17 +30,14 @@ from bridge.adapters.websocket.handshake import (
     BUSY,
     CROWDED,
     GONE,
-    LINE_BYTES_MAX,
-    REQUEST_BYTES_MAX,
     TOO_EARLY,
     TOO_LATE,
-    TOO_LONG,
     UNDECIDED,
     Asked,
     Early,
     Protocol,
-    refused_by_library,
 )
+from bridge.adapters.websocket.limits import BURST_SECONDS, MINUTE
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
@@ -48,10 +45,6 @@ from bridge.core.ports.sockets import Frame, SessionHandle
 
 WRITE_HIGH: Final = 64 * 1024
 """Bytes in the transport's buffer above which a socket is not writable. It is again below a quarter of it."""
-FRAMES_PER_SECOND: Final = 2000.0
-"""Frames a second that a client may send on average. A client that sends more is not read for a while."""
-BURST_SECONDS: Final = 1.0
-"""Frames of so many seconds may come at once."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -67,6 +60,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         "_deadline",
         "_decision",
         "_due",
+        "_due_long",
         "_handle",
         "_head",
         "_held",
@@ -84,7 +78,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def __init__(self, server: WebSocketServer) -> None:
         self._server = server
-        self._protocol: Protocol | None = parsers.new_protocol(CONNECTING)
+        self._protocol: Protocol | None = server.parsers.new(CONNECTING)
         """None while its session is at rest: OPEN, and between two messages."""
         self._handle: SessionHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -105,7 +99,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         self._held: asyncio.TimerHandle | None = None
         self._unheard = False
         self._due = 0.0
-        """Loop time at which the frames so far would be within the rate (the theoretical arrival time of GCRA)."""
+        self._due_long = 0.0
+        """Loop times at which the frames so far would be within their rates (the theoretical arrival time of GCRA)."""
         self._pings = 0
         """Our pings without an answer; their pongs don't count against the client's rate."""
         self._head = b""
@@ -203,8 +198,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         self._server.entered(self)
         if self._server.leaving:
             self.abort()
-        else:
-            loop, seconds = self._server.loop, self._server.open_timeout
+        elif not self._closing:
+            loop, seconds = self._server.loop, self._server.limits.handshake_seconds
             self._deadline = loop.call_later(seconds, self._out_of_time)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -285,8 +280,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         if not events:
             if protocol.eof_sent:
                 self._refused()
-            elif self.requested > REQUEST_BYTES_MAX:
-                self.turn_away(TOO_LONG)
+            elif self.requested > self._server.limits.header_bytes:
+                self.turn_away(self._server.doorway.too_long.request)
             return
         if len(events) > 1 or protocol.eof_sent:
             # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
@@ -346,7 +341,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._deadline.cancel()
             self._deadline = None
         if grant.claims is None:
-            self._library().max_message_size = LINE_BYTES_MAX
+            self._library().max_message_size = self._server.limits.line_bytes
         self._rest()
         self._handle = self._server.session_host.opened(grant, self)
 
@@ -354,7 +349,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         # Either the library's parser refuses the request, once, or the peer of a refused connection hangs up.
         protocol = self._library()
         if SEND_EOF in protocol.data_to_send():
-            self._say(refused_by_library(protocol))
+            self._say(self._server.doorway.too_long.refused_by_library(protocol))
         self._begin_closing()
 
     def _say(self, early: Early) -> None:
@@ -437,17 +432,22 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._library().fail(CloseCode.INVALID_DATA, "a text message that is not UTF-8")
             self._flush()
             return False
-        self._library().max_message_size = parsers.CLIENT_MESSAGE_BYTES_MAX  # the first message may have less
+        self._library().max_message_size = (
+            self._server.limits.message_bytes
+        )  # the first message may have less
         if self._handle is not None:
             self._handle.message(message)
         return True
 
     def _limit(self, frames: int, replied: bool) -> None:
-        loop = self._server.loop
+        loop, limits = self._server.loop, self._server.limits
         now = loop.time()
-        self._due = max(self._due, now) + frames / FRAMES_PER_SECOND
+        self._due = max(self._due, now) + frames / limits.frames_per_second
+        self._due_long = max(self._due_long, now) + frames * MINUTE / limits.frames_per_minute
+        if self._due_long - now > MINUTE and self._handle is not None:
+            self._handle.flooded()
         excess = self._due - now - BURST_SECONDS
-        if excess > 0 and self._held is None:
+        if excess > 0 and self._held is None and not self._transport.is_closing():
             self._held = loop.call_later(excess, self._release)
         if replied and self._backed_up and not self._closing:
             # The peer sends pings and does not read our pongs: they must not pile up here.

@@ -40,10 +40,13 @@ from websockets.exceptions import (
     TooManyHeaders,
 )
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
-from bridge.core.model.ledger import DEVICE_CHARS, Device
+from bridge.adapters.websocket.devices import device_of
+from bridge.adapters.websocket.limits import SocketLimits
+from bridge.core.model.ledger import Device
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
@@ -53,12 +56,6 @@ Readiness = Callable[[], tuple[bool, Sequence[str]]]
 RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
 """Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
 QUERY_FIELDS_MAX: Final = 64
-
-LINE_BYTES_MAX: Final = 20 * 1024
-"""Bytes of the request line, and of each header line: enough for a token of 16 KiB, as single sign-on makes them."""
-REQUEST_BYTES_MAX: Final = 40 * 1024
-"""Bytes of an opening request with its headers, give or take one read: enough for a long token and as much in
-cookies."""
 
 HANDSHAKE_REFUSALS: Final = (
     "path",
@@ -72,6 +69,7 @@ HANDSHAKE_REFUSALS: Final = (
     "too_late",
     "too_long",
     "crowded",
+    "full",
     "busy",
     "draining",
     "undecided",
@@ -115,9 +113,6 @@ TOO_EARLY: Final = _early(_BAD, "too_early", "Wait for the answer before you go 
 TOO_LATE: Final = _early(
     http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request did not arrive in time\n"
 )
-TOO_LONG: Final = _early(
-    _LARGE, "too_long", f"The opening request is too long: {REQUEST_BYTES_MAX} bytes are allowed\n"
-)
 _UNAVAILABLE, _RETRY = http.HTTPStatus.SERVICE_UNAVAILABLE, f"Retry-After: {RETRY_AFTER}"
 CROWDED: Final = _early(_UNAVAILABLE, "crowded", "Too many are opening at once\n", _RETRY)
 STOPPING: Final = _early(
@@ -126,39 +121,54 @@ STOPPING: Final = _early(
 UNDECIDED: Final = _early(_UNAVAILABLE, "undecided", "The decision on this handshake took too long\n", _RETRY)
 GONE: Final = Refusal(400, "gone", "The client left before its handshake was decided on.\n")
 """It is only counted: nobody is there to read an answer."""
-_TOO_LONG: Final[Mapping[type[object], Early]] = {
-    RequestLineTooLong: _early(
-        http.HTTPStatus.REQUEST_URI_TOO_LONG,
-        "too_long",
-        f"The request line is too long: {LINE_BYTES_MAX} bytes are allowed\n",
-    ),
-    HeaderLineTooLong: _early(
-        _LARGE, "too_long", f"A header line is too long: {LINE_BYTES_MAX} bytes are allowed\n"
-    ),
-    TooManyHeaders: _early(_LARGE, "too_long", "The request has too many header lines\n"),
-}
+FULL: Final = _early(_UNAVAILABLE, "full", "Too many connections are open, try again soon\n", _RETRY)
 
 
-def refused_by_library(protocol: ServerProtocol) -> Early:
-    """The answer to a request that the library's parser refused."""
-    return _TOO_LONG.get(type(protocol.handshake_exc), MALFORMED)
+class TooLong:
+    """The answers to requests that are too long."""
+
+    def __init__(self, limits: SocketLimits) -> None:
+        line = f"{limits.line_bytes} bytes are allowed\n"
+        self.request = _early(
+            _LARGE, "too_long", f"The opening request is too long: {limits.header_bytes} bytes are allowed\n"
+        )
+        self._lines: Mapping[type[object], Early] = {
+            RequestLineTooLong: _early(
+                http.HTTPStatus.REQUEST_URI_TOO_LONG, "too_long", f"The request line is too long: {line}"
+            ),
+            HeaderLineTooLong: _early(_LARGE, "too_long", f"A header line is too long: {line}"),
+            TooManyHeaders: _early(_LARGE, "too_long", "The request has too many header lines\n"),
+        }
+
+    def refused_by_library(self, protocol: ServerProtocol) -> Early:
+        """The answer to a request that the library's parser refused."""
+        return self._lines.get(type(protocol.handshake_exc), MALFORMED)
 
 
 class _LongLines(StreamReader):
     """The library's reader with our bound for a line. Its own is 8 KiB, for the whole process."""
 
+    def __init__(self, line_bytes: int) -> None:
+        super().__init__()
+        self._line_bytes = line_bytes
+
     def read_line(
         self, m: int, too_long_exc_type: type[Exception] = RuntimeError
     ) -> Generator[None, None, bytearray]:
-        return super().read_line(LINE_BYTES_MAX, too_long_exc_type)
+        return super().read_line(self._line_bytes, too_long_exc_type)
 
 
 class Protocol(ServerProtocol):
-    """The library's server protocol with our bound for a line."""
+    """The library's server protocol with our bounds."""
+
+    def __init__(self, state: State, limits: SocketLimits) -> None:
+        # The library's constructor begins to parse.
+        self.limits = limits
+        super().__init__(state=state, max_size=limits.message_bytes, logger=LIBRARY_LOGGER)
 
     def parse(self) -> Generator[None]:
         """Parse input; the constructor starts this."""
-        self.reader = _LongLines()
+        self.reader = _LongLines(self.limits.line_bytes)
         yield from super().parse()
 
 
@@ -195,9 +205,11 @@ class Asked(NamedTuple):
 class Doorway:
     """Answers opening requests: the pages of the service, malformed handshakes, and what the host decided."""
 
-    def __init__(self, host: SessionHost, readiness: Readiness) -> None:
+    def __init__(self, host: SessionHost, readiness: Readiness, limits: SocketLimits) -> None:
         self._host = host
         self._readiness = readiness
+        self._proxies = limits.proxies
+        self.too_long = TooLong(limits)
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
@@ -219,7 +231,8 @@ class Doorway:
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
             return self._unacceptable(protocol, accepted)
-        asked = _read(path, query, request, peer) if self.accepting else STOPPING.refusal
+        device = device_of(request, peer, self._proxies)
+        asked = _read(path, query, request, device) if self.accepting else STOPPING.refusal
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return self._refused(protocol, asked)
@@ -311,7 +324,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
     return Refusal(status, why, text)
 
 
-def _read(path: str, query: str, request: Request, peer: asyncio.BaseTransport) -> Handshake | Refusal:
+def _read(path: str, query: str, request: Request, device: Device) -> Handshake | Refusal:
     # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
@@ -333,11 +346,5 @@ def _read(path: str, query: str, request: Request, peer: asyncio.BaseTransport) 
         authorization=authorizations[0] if authorizations else None,
         subprotocols=tuple(entry for entry in offered if entry),
         cookie="; ".join(headers.get_all("Cookie")) or None,
-        device=_device(headers.get_all("User-Agent"), peer),
+        device=device,
     )
-
-
-def _device(agents: Sequence[str], peer: asyncio.BaseTransport) -> Device:
-    agent = "".join(c if c.isprintable() else "?" for c in " ".join(agents)[:DEVICE_CHARS])
-    address = peer.get_extra_info("peername")
-    return Device(str(address[0]) if isinstance(address, tuple) and address else "", agent)

@@ -8,9 +8,11 @@ from typing import Final
 
 from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.adapters.websocket.handshake import Readiness
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.ports.sockets import SessionHost
 
+USUAL: Final = SocketLimits()
 BACKLOG: Final = 4096
 """Connections that the kernel keeps waiting for `accept` (capped by net.core.somaxconn)."""
 
@@ -23,15 +25,15 @@ async def listen(
     *,
     readiness: Readiness,
     close_grace: float = 2.0,
-    open_timeout: float = 10.0,
+    limits: SocketLimits = USUAL,
 ) -> AsyncIterator[WebSocketServer]:
     """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
 
-    `close_grace`: seconds a peer has to take part in closing. `open_timeout`: seconds it has for its whole
-    opening request. At the end of the block, sessions that are still open are closed with 1001, and they are
-    gone within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
+    `close_grace`: seconds a peer has to take part in closing. At the end of the block, sessions that are still open are
+    closed with 1001, and they are gone within the grace. To spread them out, close them before. Raises OSError when the
+    address can't be bound.
     """
-    server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
+    server = WebSocketServer(session_host, readiness, close_grace=close_grace, limits=limits)
     listener = await server.loop.create_server(
         lambda: WebSocketConnection(server), host, port, backlog=BACKLOG
     )

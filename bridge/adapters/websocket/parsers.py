@@ -8,20 +8,11 @@ rest again. That is so at the end of nearly every read, so one in reserve is eno
 
 from __future__ import annotations
 
-from typing import Final
-
 from websockets.frames import CloseCode
 from websockets.protocol import OPEN, State
 
-from bridge.adapters.websocket.handshake import LIBRARY_LOGGER, Protocol
-
-CLIENT_MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Bytes of one message from a client. A larger one closes the connection with 1009."""
-
-
-def new_protocol(state: State) -> Protocol:
-    """One that has read nothing yet: CONNECTING expects a request, OPEN a frame."""
-    return Protocol(state=state, max_size=CLIENT_MESSAGE_BYTES_MAX, logger=LIBRARY_LOGGER)
+from bridge.adapters.websocket.handshake import Protocol
+from bridge.adapters.websocket.limits import SocketLimits
 
 
 def at_rest(protocol: Protocol) -> bool:
@@ -31,7 +22,7 @@ def at_rest(protocol: Protocol) -> bool:
     return (
         protocol.state is OPEN
         and protocol.current_size is None
-        and protocol.max_message_size == CLIENT_MESSAGE_BYTES_MAX
+        and protocol.max_message_size == protocol.limits.message_bytes
         and not protocol.reader.buffer
         and not protocol.events
         and not protocol.writes
@@ -58,15 +49,20 @@ def ending(protocol: Protocol | None, asked_to_close: bool) -> tuple[int, str]:
 class Parsers:
     """The protocol in reserve."""
 
-    __slots__ = ("_spare",)
+    __slots__ = ("_limits", "_spare")
 
-    def __init__(self) -> None:
-        self._spare: Protocol | None = new_protocol(OPEN)
+    def __init__(self, limits: SocketLimits) -> None:
+        self._limits = limits
+        self._spare: Protocol | None = self.new(OPEN)
+
+    def new(self, state: State) -> Protocol:
+        """One that has read nothing yet: CONNECTING expects a request, OPEN a frame."""
+        return Protocol(state, self._limits)
 
     def take(self) -> Protocol:
         """One that is at rest. It belongs to the caller."""
         spare, self._spare = self._spare, None
-        return new_protocol(OPEN) if spare is None else spare
+        return self.new(OPEN) if spare is None else spare
 
     def give_back(self, protocol: Protocol) -> None:
         """The caller needs it no more, and it is at rest."""

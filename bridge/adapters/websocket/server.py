@@ -9,9 +9,11 @@ is ever queued on the way in, so a client that floods is not read for a while, a
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final, Protocol
 
-from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Early, Readiness
+from bridge.adapters.websocket.handshake import CROWDED, FULL, STOPPING, Doorway, Early, Readiness
+from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.parsers import Parsers
 from bridge.adapters.websocket.wire import Wire
 from bridge.core.model.sessions import Grant, Refusal
@@ -25,6 +27,13 @@ UNANSWERED_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of their requests so far. Over it the oldest gets 503, too."""
 HANDSHAKES_AT_ONCE: Final = 100
 """Handshakes that the host may decide on at a time, where it has to wait for something; over it they get 503."""
+
+TOLD_MAX: Final = 32
+"""Connections over the bound that get an answer; those have a descriptor until they are closed. More are dropped."""
+TELLS_EVERY: Final = 60.0
+"""Seconds between two warnings that no more connections are taken."""
+
+log = logging.getLogger("bridge.websocket")
 
 
 class ServedConnection(Protocol):
@@ -55,18 +64,18 @@ class WebSocketServer:
     """A listening port and all its connections."""
 
     def __init__(
-        self, host: SessionHost, readiness: Readiness, *, close_grace: float, open_timeout: float
+        self, host: SessionHost, readiness: Readiness, *, close_grace: float, limits: SocketLimits
     ) -> None:
         self.port = 0
         self.loop = asyncio.get_running_loop()
         self.session_host = host
-        self.doorway = Doorway(host, readiness)
+        self.doorway = Doorway(host, readiness, limits)
         self.close_grace = close_grace
-        self.open_timeout = open_timeout
+        self.limits = limits
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.wire = Wire()
-        self.parsers = Parsers()
+        self.parsers = Parsers(limits)
         self.leaving = False
         self._connections: set[ServedConnection] = set()
         self._unanswered: dict[ServedConnection, None] = {}
@@ -74,6 +83,7 @@ class WebSocketServer:
         self._unanswered_bytes = 0
         self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
         """What the host decides on at this moment."""
+        self._tells_again = 0.0
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -105,8 +115,25 @@ class WebSocketServer:
         self._connections.add(connection)
         self._gone.clear()
         self._unanswered[connection] = None
-        if len(self._unanswered) > UNANSWERED_MAX:
+        over = len(self._connections) - self.limits.connections
+        if over > 0:
+            # Before the process has no descriptor left, for then it could not even answer its operators.
+            self._tell_full()
+            if over > TOLD_MAX:
+                connection.abort()
+            else:
+                connection.turn_away(FULL)
+        elif len(self._unanswered) > UNANSWERED_MAX:
             next(iter(self._unanswered)).turn_away(CROWDED)
+
+    def _tell_full(self) -> None:
+        now = self.loop.time()
+        if now >= self._tells_again:
+            self._tells_again = now + TELLS_EVERY
+            log.warning(
+                "as many connections are open as may be, more are turned away",
+                extra={"connections": self.limits.connections},
+            )
 
     def asked(self, connection: ServedConnection, nbytes: int) -> None:
         """Count bytes of an unanswered request that have arrived."""

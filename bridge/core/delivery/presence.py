@@ -12,6 +12,7 @@ from bridge.core.model.ledger import NO_DEVICE, Device
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.clock import Clock
+from bridge.core.sessions.admission import Admission
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.session import Session
@@ -27,11 +28,14 @@ _WHY: Final[Mapping[CloseReason, Reason]] = {
 class Presence:
     """Opens and closes sessions."""
 
-    def __init__(self, *, hub: Hub, pages: Pages, grace: Grace, ledger: Ledger, clock: Clock) -> None:
+    def __init__(
+        self, *, hub: Hub, pages: Pages, grace: Grace, ledger: Ledger, admission: Admission, clock: Clock
+    ) -> None:
         self._hub = hub
         self._pages = pages
         self._grace = grace
         self._ledger = ledger
+        self._admission = admission
         self._clock = clock
 
     def opened(self, session: Session, last: str | None = None, device: Device = NO_DEVICE) -> None:
@@ -40,12 +44,21 @@ class Presence:
         `last` is the push that its client has seen last; None unless it resumes.
         """
         self._hub.register(session, self._clock.monotonic())
+        self._admission.came(session.id, device.address)
         self._pages.opened(session, last)
         self._grace.came(session)
         if self._ledger.kept:
             self._ledger.opened(session, device, self._clock.monotonic())
         else:
             self.recorded(session)
+            self._replace_oldest(session.user)
+
+    def _replace_oldest(self, user: str) -> None:
+        """Where there is a ledger, it says whose sessions are too many, on all nodes."""
+        most = self._admission.limits.of_user
+        if most:
+            for oldest in tuple(self._hub.of_user(user))[:-most]:
+                self.close(oldest, CloseReason.REPLACED)
 
     def recorded(self, session: Session) -> None:
         """The ledger has the open of a session: it is welcomed. Kept pushes of its user are sent first, then those that
@@ -95,4 +108,5 @@ class Presence:
         """It gets no more pushes."""
         if self._hub.unregister(session):
             self._ledger.closed(session, code, reason, now)
+            self._admission.left(session.id)
         self._pages.closed(session)

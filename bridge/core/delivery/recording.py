@@ -118,10 +118,11 @@ class Recording:
         self._carry_out(noted, sessions)
 
     def _carry_out(self, noted: Noted, opened: list[Session]) -> None:
-        revoked = frozenset(noted.revoked)
+        refused = dict.fromkeys(noted.over, CloseReason.OVER_LIMIT)
+        refused.update(dict.fromkeys(noted.revoked, CloseReason.REVOKED))
         for session in opened:
-            if session.id in revoked:
-                self._presence.close(session, CloseReason.REVOKED)
+            if session.id in refused:
+                self._presence.close(session, refused[session.id])
             else:
                 self._presence.recorded(session)
         for session_id, word in noted.unwanted:

@@ -72,6 +72,8 @@ class Noted(NamedTuple):
 
     revoked: Sequence[str]
     """Sessions whose token is revoked: they are in the ledger, and must be closed."""
+    over: Sequence[str]
+    """Sessions that are one too many of their user: likewise."""
     unwanted: Sequence[tuple[str, str]]
     """Sessions of this process that somebody wants closed, and a `CloseReason`'s word: again each time until they are
     closed."""

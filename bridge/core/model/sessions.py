@@ -25,6 +25,8 @@ class CloseReason(enum.Enum):
     AUTH_TIMEOUT = (4401, "auth_timeout", True, 1.0)
     REVOKED = (4403, "revoked", False, 0.0)
     TOO_SLOW = (4408, "too_slow", True, 5.0)
+    REPLACED = (4409, "replaced", False, 0.0)
+    OVER_LIMIT = (4429, "over_limit", False, 0.0)
     VANISHED = (1006, "vanished", True, 0.0)
 
     def __init__(self, code: int, word: str, reconnect: bool, retry_after: float) -> None:

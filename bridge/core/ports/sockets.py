@@ -62,6 +62,10 @@ class SessionHandle(Protocol):
         """The peer sent a data message."""
         ...
 
+    def flooded(self) -> None:
+        """The peer sends more than a client may. May be called again until the socket is closed."""
+        ...
+
     def closed(self, code: int, reason: str) -> None:
         """The connection is closed (1006 if no close frame was received). Called exactly once, last."""
         ...

@@ -3,6 +3,9 @@
 | what is the case                                  | answer                     | why in metrics    |
 |---------------------------------------------------|----------------------------|-------------------|
 | the service is draining                           | 503, Retry-After           | `draining`        |
+| as many sessions are open as may be               | 503, Retry-After           | `full`            |
+| too many handshakes come at this moment           | 503, Retry-After           | `rate`            |
+| too many sessions are open from this address      | 429                        | `address_sessions`|
 | sessions can't be recorded at the moment          | 503, Retry-After           | `ledger`          |
 | the Origin is not in BRIDGE_ORIGINS               | 403                        | `origin`          |
 | subprotocols are offered, and we speak none       | 400                        | `subprotocol`     |
@@ -16,6 +19,7 @@
 | revocations have not been read yet                | 503, Retry-After           | `starting`        |
 | the token is revoked                              | 401                        | `revoked`         |
 | it is good for longer than revocations are kept   | 401                        | `long_lived`      |
+| too many sessions of this user are open           | 429                        | `user_sessions`   |
 | no subprotocol is offered                         | granted, bare mode         | `opened`          |
 
 A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
@@ -33,6 +37,7 @@ from bridge.core.errors import KeysUnavailable, TokenRefused
 from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import TokenVerifier
+from bridge.core.sessions.admission import Admission
 from bridge.core.sessions.carriers import TOKEN_ENTRY, USUAL_CARRIERS, Carriers
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.revoked import Revoked
@@ -57,6 +62,7 @@ class Access:
         *,
         revoked: Revoked,
         ledger: Ledger,
+        admission: Admission,
         clock: Clock,
         token_from: Collection[str] = USUAL_CARRIERS,
         cookie: str = "",
@@ -65,6 +71,7 @@ class Access:
         self._verifier = verifier
         self._revoked = revoked
         self._ledger = ledger
+        self._admission = admission
         self._clock = clock
         self._carriers = Carriers(token_from, cookie, origins)
         self._origins = frozenset(origins)
@@ -79,8 +86,10 @@ class Access:
         """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
             return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
-        if self._ledger.refusal is not None:
-            return self._ledger.refusal
+        refusal = self._admission.refuses(request.device.address, self._clock.monotonic())
+        refusal = refusal or self._ledger.refusal
+        if refusal is not None:
+            return refusal
         if self._origins and request.origin is not None and request.origin not in self._origins:
             return Refusal(
                 403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS.\n"
@@ -119,6 +128,7 @@ class Access:
 
     def _not_revoked(self, claims: Claims, grant: Grant) -> Decision:
         refusal = self._revoked.refusal(claims, self._clock.time())
+        refusal = refusal or self._admission.refuses_user(claims.user)
         return refusal or structs.replace(grant, claims=claims)
 
 

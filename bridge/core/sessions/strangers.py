@@ -6,6 +6,7 @@
 | the same, the verifier refuses the token   | closed with 4401 `token_refused`         | the verifier's why |
 | the same, its key is not there yet         | closed with 1013, and the keys are read  | `no_keys`          |
 | any other message                          | closed with 4401 `token_refused`         | `auth_frame`       |
+| more frames than a client may send         | closed with 4429 `over_limit`            | `flood`            |
 | nothing within `AUTH_SECONDS`              | closed with 4401 `auth_timeout`          | `auth_timeout`     |
 | the service begins to drain                | closed with 1012                         | `draining`         |
 | the peer leaves, or breaks RFC 6455        | nothing                                  | `gone`             |
@@ -43,6 +44,7 @@ _OTHER: Final = Refusal(
     "The first message must have the type auth and the token, since the handshake had none.\n",
 )
 _READING: Final = Refusal(503, "no_keys", "The keys that check tokens are being read again.\n")
+_FLOOD: Final = Refusal(429, "flood", "More frames came than a client may send.\n")
 _GONE: Final = Refusal(400, "gone", "The client left before its token came.\n")
 
 
@@ -116,6 +118,11 @@ class Strangers:
             self._told(None, seconds)
             stranger.session = self._opened(answer, stranger.socket)
 
+    def flooded(self, stranger: Stranger) -> None:
+        """It sends more than a client may."""
+        if stranger in self._waiting:
+            self._refuse(stranger, CloseReason.OVER_LIMIT, _FLOOD, 0.0)
+
     def left(self, stranger: Stranger) -> None:
         """Its socket is gone, and no session was opened there."""
         if self._waiting.pop(stranger, None) is not None:
@@ -164,6 +171,13 @@ class Stranger:
             self.session.message(data)
         else:
             self._all.heard(self, data)
+
+    def flooded(self) -> None:
+        """See the port. A stranger has one message, which may have many fragments."""
+        if self.session is not None:
+            self.session.flooded()
+        else:
+            self._all.flooded(self)
 
     def closed(self, code: int, reason: str) -> None:
         """See the port."""

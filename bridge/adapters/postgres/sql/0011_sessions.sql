@@ -46,17 +46,25 @@ create function note_sessions(
     p_sessions text[], p_users text[], p_opened float8[], p_modes text[], p_addresses text[], p_agents text[],
     p_jtis text[], p_issued float8[], p_expires float8[],
     p_refreshed text[], p_new_jtis text[], p_new_expires float8[],
-    p_closed text[], p_closed_at float8[], p_codes integer[], p_reasons text[]
+    p_closed text[], p_closed_at float8[], p_codes integer[], p_reasons text[],
+    p_most integer, p_refuse boolean
 ) returns table (its_session text, word text)
     language plpgsql volatile
     set search_path to public, pg_temp
     as $$
+declare
+    limited boolean := p_most > 0 and cardinality(p_sessions) > 0;
 begin
     -- Nobody gives the name to another process meanwhile.
     perform 1 from node n where n.name = p_node and n.boot = p_boot for share;
     if not found then
         return query select ''::text, 'ended'::text;
         return;
+    end if;
+    if limited then
+        -- Two nodes must not both see room for the last session of a user.
+        perform pg_advisory_xact_lock(hashtextextended('bridge session ' || u.user_id, 0))
+        from (select distinct o.user_id from unnest(p_users) as o (user_id) order by 1) u;
     end if;
     if cardinality(p_sessions) > 0 then
         insert into session (
@@ -86,13 +94,30 @@ begin
         from unnest(p_closed, p_closed_at, p_codes, p_reasons) as c (session, closed, code, reason)
         where s.session = c.session collate "C" and s.closed_at is null;
     end if;
+    if limited then
+        -- Who is one too many: the oldest are not wanted any more, or the newest are refused.
+        return query
+        with live as materialized (
+            select s.session,
+                row_number() over (partition by s.user_id order by s.opened_at, s.session) as nth,
+                count(*) over (partition by s.user_id) as n
+            from session s
+            where s.user_id = any (p_users) and s.closed_at is null and s.unwanted is null
+              and (s.boot = p_boot collate "C" or exists (
+                  select from node n where n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds'))),
+        oldest as (
+            update session s set unwanted = 'replaced' from live l
+            where not p_refuse and s.session = l.session and l.nth <= l.n - p_most)
+        select l.session, 'over'::text from live l
+        where p_refuse and l.nth > p_most and l.session = any (p_sessions);
+    end if;
     return query
     select s.session, s.unwanted from session s
     where s.boot = p_boot collate "C" and s.closed_at is null and s.unwanted is not null;
 end $$;
 comment on function note_sessions is
     'Writes which sessions of a process have opened, have a new token, and have closed; says which of them must close, and '
-    'why. The word ended, of no session: this process does not have its name any more, and nothing was written.';
+    'why: also where a user has more than p_most (0: any number). The word ended, of no session: this process does not have its name any more, and nothing was written.';
 
 create function end_dead_sessions(p_name text, p_boot text, p_limit integer) returns setof session
     language plpgsql volatile
