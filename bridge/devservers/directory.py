@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from bridge.devservers.processes import Identity, end_process, machine_boot
+from bridge.devservers.processes import Identity, end_process, machine_boot, patience
 from bridge.devservers.servers import HOST, STOP_TIMEOUT, ServersInUse
 
 
@@ -167,7 +167,7 @@ def end_recorded(root: Path) -> None:
         record = records / f"{name}.process"
         who = Identity.read(record)
         if who is not None:
-            end_process(who, number, STOP_TIMEOUT)
+            end_process(who, number, patience(record))
         record.unlink(missing_ok=True)
     project = records / "compose.json"
     if project.exists():

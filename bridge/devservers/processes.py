@@ -17,6 +17,10 @@ from typing import Any, Self
 
 from bridge.devservers.servers import OPEN_FILES, START_TIMEOUT, STOP_TIMEOUT, ServersUnavailable
 
+HASTE = 3.0
+"""Seconds that a server gets to stop which has never answered; then it is killed."""
+_READY = "ready"
+
 
 @dataclass(frozen=True)
 class _Stat:
@@ -129,6 +133,14 @@ def _wait(who: Identity, seconds: float) -> bool:
         os.close(handle)
 
 
+def patience(record: Path) -> float:
+    """Seconds that the process recorded in `record` gets to stop. RabbitMQ hears no signal while it starts."""
+    with suppress(OSError):
+        if _READY in record.read_text().splitlines():
+            return STOP_TIMEOUT
+    return HASTE
+
+
 def end_process(who: Identity, number: int, patience: float) -> None:
     """Signal it, wait, then kill it; and do the same to its children."""
     family = _family(who.pid) if who.alive() else []
@@ -222,7 +234,7 @@ class Process:
 
     def end(self, number: int) -> None:
         if self.running:
-            end_process(self.identity, number, STOP_TIMEOUT)
+            end_process(self.identity, number, patience(self._record))
         self._reap()
 
     def kill(self) -> None:
@@ -242,6 +254,8 @@ class Process:
             alive = self.running
             with suppress(OSError):
                 if alive and ready() and self.running:
+                    with self._record.open("a") as record:
+                        print(_READY, file=record)
                     return
             if not alive:
                 raise ServersUnavailable(

@@ -315,9 +315,10 @@ def test_a_bridge_that_dies_fails_the_measurement(servers: Servers, tmp_path: Pa
             on.crowds[0].answer(100.0, needs=on.bridge)
 
 
-def test_idle_sessions_have_a_size_and_take_cpu_for_their_pings_and_heartbeats(
-    servers: Servers, tmp_path: Path
+def test_idle_sessions_have_a_size_and_take_cpu_for_their_pings_and_heartbeats_in_however_many_processes(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(idle, "shares", lambda sessions, most: [120, 80])
     measured = idle.measure(
         servers,
         directory=tmp_path,
@@ -328,6 +329,8 @@ def test_idle_sessions_have_a_size_and_take_cpu_for_their_pings_and_heartbeats(
     )
     assert [one.name for one in measured] == ["bridge.bare", "bridge.v1.json"]
     for one in measured:
+        assert (one.sessions, one.processes) == (200, 2)
+        assert one.fewest_pings >= 1
         assert one.each_bytes > 0
         assert one.cpu > 0
         assert len(one.windows) == 2
@@ -349,23 +352,6 @@ def test_sessions_beyond_the_open_files_of_a_process_are_spread_over_several() -
     assert idle.shares(10_000, 19_000) == [10_000]
     assert idle.shares(50_000, 19_000) == [16_667, 16_667, 16_666]
     assert idle.shares(38_000, 19_000) == [19_000, 19_000]
-
-
-def test_idle_sessions_of_several_processes_are_counted_together(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idle, "shares", lambda sessions, most: [20, 10])
-    (measured,) = idle.measure(
-        servers,
-        directory=tmp_path,
-        sessions=30,
-        windows=1,
-        seconds=HEARTBEAT_EVERY,
-        contestants=[idle.ENVELOPE],
-    )
-    assert (measured.sessions, measured.processes) == (30, 2)
-    assert measured.fewest_pings >= 1
-    assert 25 <= measured.windows[0].frames <= 35
 
 
 # --- the soak ---
