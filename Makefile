@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 QUIETLY := --disable-pip-version-check --no-input
 
-.PHONY: help run demo test lint bench bench-guard bench-peers chaos compiled wheels clean
+.PHONY: help run demo test lint bench bench-guard bench-peers chaos conformance compiled wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(READY) ## linters, formatting, types, and who may import whom
 		{ echo "fix with: $(BIN)/ruff check --fix . && $(BIN)/ruff format ."; exit 1; }
 	@echo "mypy";         $(BIN)/mypy
 	@echo "lint-imports"; out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out"; exit 1; }
+
+conformance: $(READY) ## Autobahn's WebSocket cases against the server; needs Python 2.7, and pip for it
+	@$(BIN)/python -m tests.support.conformance
 
 bench: $(READY) ## this bridge against a naive one, on servers of their own
 	@$(BIN)/python -m benchmarks

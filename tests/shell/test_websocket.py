@@ -630,6 +630,15 @@ async def test_the_peer_closes_and_its_code_and_reason_are_told() -> None:
                 assert await (await host.session(number)).end() == (code, reason)
 
 
+async def test_a_close_frame_in_the_middle_of_a_message_ends_it_with_its_code() -> None:
+    async with session() as (_, seen, peer, _):
+        peer.send(masked(0x1, b"half", fin=False) + masked(0x8, b"\x03\xe8"))
+        assert (await peer.read_all())[-4:] == b"\x88\x02\x03\xe8"
+        peer.writer.write_eof()
+        assert await seen.end() == (1000, "")
+        assert not seen.messages
+
+
 @on_both_loops
 async def test_a_close_frame_without_a_code_is_1005() -> None:
     async with session() as (_, seen, peer, _):

@@ -39,6 +39,7 @@ from websockets.exceptions import (
     RequestLineTooLong,
     TooManyHeaders,
 )
+from websockets.frames import CLOSE, Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -170,6 +171,13 @@ class Protocol(ServerProtocol):
         """Parse input; the constructor starts this."""
         self.reader = _LongLines(self.limits.line_bytes)
         yield from super().parse()
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Process an incoming frame. The library takes a close frame in the middle of a fragmented message for a fault;
+        RFC 6455 5.4 allows control frames there."""
+        if frame.opcode is CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
 
 
 _NO_HANDSHAKE: Final = "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1)"
