@@ -17,6 +17,7 @@ create table session (
     unwanted     text
 ) with (fillfactor = 90);
 create index session_of_user on session (user_id, opened_at);
+create index session_online on session (user_id) where closed_at is null;
 create index session_opened on session (opened_at);
 create index session_open on session (node, boot) where closed_at is null;
 create index session_unwanted on session (boot) where closed_at is null and unwanted is not null;
@@ -176,9 +177,11 @@ create function unwant_sessions(p_user text, p_session text, p_word text) return
     set search_path to public, pg_temp
     as $$
     update session s set unwanted = p_word
-    where s.closed_at is null
-      and (p_user is null or s.user_id = p_user collate "C") and (p_session is null or s.session = p_session collate "C")
-      and (p_user is not null or p_session is not null)
+    where s.session in (
+            select u.session from session u where u.user_id = p_user collate "C" and u.closed_at is null
+            union all
+            select o.session from session o where p_user is null and o.session = p_session collate "C")
+      and s.closed_at is null and (p_session is null or s.session = p_session collate "C")
       and exists (select from node n where n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds')
     returning s.*;
 $$;
