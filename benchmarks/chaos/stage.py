@@ -370,6 +370,12 @@ class Stage:
                 return f"{stored} pushes are stored, and their users are connected"
             if not await self._all_confirmed_have_rows():
                 return "there are requests without rows"
+            ((ghosts,),) = await self.execute(
+                "select count(*) from session where closed_at is null and session not in"
+                " (select session from who_is_online)"
+            )
+            if ghosts:
+                return f"{ghosts} sessions of dead processes are open in the ledger"
         except (psycopg.Error, *GONE) as error:
             return repr(error)
         return ""
@@ -413,6 +419,22 @@ class Stage:
         if self.witness.strangers:
             self.evidence.troubles += self.witness.strangers[:5]
         self.evidence.troubles += await self._audited()
+        self.evidence.troubles += await self._misrecorded()
+
+    async def _misrecorded(self) -> list[str]:
+        """Welcomed sessions that the ledger has not, and those that it has open though every bridge has stopped."""
+        recorded = {str(s): str(u) for s, u in await self.execute("select session, user_id from session")}
+        welcomed = {session: client.user for client in self.clients for session in client.sessions}
+        wrong = [s for s, user in welcomed.items() if recorded.get(s) != user]
+        ((open_,),) = await self.execute("select count(*) from session where closed_at is null")
+        return [
+            *(
+                [f"{len(wrong)} of {len(welcomed)} welcomed sessions are not in the ledger: {wrong[:3]}"]
+                if wrong
+                else []
+            ),
+            *([f"{open_} sessions are open in the ledger, and no bridge runs"] if open_ else []),
+        ]
 
     async def _audited(self) -> list[str]:
         """The errors that the bridge's own audit of the log finds. If it finds none, that proves nothing."""
