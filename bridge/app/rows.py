@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from bridge.adapters import plugins
+from bridge.adapters.actions import ActionLog
 from bridge.adapters.memory import MemoryLease, MemoryRevocations, MemoryStore
+from bridge.adapters.postgres.actions import PostgresActions
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
@@ -32,6 +34,8 @@ class Rows(NamedTuple):
     store: Store
     lease: Lease
     revocations: RevocationLog
+    actions: ActionLog | None
+    """None if there is no database for the rows of who did what."""
     postgres: PostgresStore | None
     """The store, where it is in Postgres."""
     figures: PostgresFigures | None
@@ -61,7 +65,9 @@ async def delivery_log(
             lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
             revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
             stack.push_async_callback(revocations.close)
-            yield Rows(store, lease, revocations, store, figures, logs)
+            actions = PostgresActions(settings.postgres_dsn, settings.node)
+            stack.push_async_callback(actions.close)
+            yield Rows(store, lease, revocations, actions, store, figures, logs)
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
@@ -70,7 +76,9 @@ async def delivery_log(
             )
             memory = MemoryStore(clock)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
-            yield Rows(memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, logs)
+            yield Rows(
+                memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, None, logs
+            )
 
 
 def look_up_of(settings: Settings, seconds: float) -> LookUp | None:

@@ -179,7 +179,7 @@ async def _cannot_listen(host: str, port: int) -> OSError | None:
 async def _who_serves(settings: Settings) -> dict[str, Any]:
     """The status of a bridge on the ops port; empty if none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.ops_host, settings.ops_host)
-    token = settings.ops_token.get_secret_value()
+    token = _ops_secret(settings)
     request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     request += f"Authorization: Bearer {token}\r\n\r\n" if token else "\r\n"
     try:
@@ -196,6 +196,16 @@ async def _who_serves(settings: Settings) -> dict[str, Any]:
     except (OSError, TimeoutError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _ops_secret(settings: Settings) -> str:
+    """A secret that may read at the ops port; empty if it asks for none."""
+    from bridge.adapters.credentials import Scope, read_entries
+
+    if token := settings.ops_token.get_secret_value():
+        return token
+    entries = read_entries(settings.ops_credentials) if settings.ops_credentials else ()
+    return next((e.secret for e in entries if e.credential().allows(Scope.READ)), "")
 
 
 # --- broker and database ---------------------------------------------------------------------------------

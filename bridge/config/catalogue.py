@@ -25,6 +25,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "token_from",
         "token_cookie",
         "ops_token",
+        "ops_credentials",
     ),
     "The delivery log and plug-ins": ("delivery_log", "retention_days", "error_handler", "hooks"),
     "Times": ("confirm_timeout", "max_age", "start_grace", "drain_timeout"),

@@ -21,7 +21,7 @@ TABLES = REFERENCE / "tables.md"
 PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "ending")
 INTERNAL = (
     *("delivery_log", "push_content", "log_day", "tally", "node", "past_boot"),
-    *("revocation", "revocation_mark", "revocation_reader", "schema_version"),
+    *("revocation", "revocation_mark", "revocation_reader", "ops_action", "schema_version"),
 )
 
 

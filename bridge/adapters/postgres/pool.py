@@ -43,6 +43,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "lease": 1,
     "sweep": 1,
     "revocations": 1,
+    "actions": 1,
     "figures": 1,
     "upkeep": 1,
     "audit": 1,

@@ -21,6 +21,7 @@ READS_AND_WRITES: Final = (
     "revocation_mark",
     "revocation",
     "revocation_reader",
+    "ops_action",
 )
 READS: Final = ("ending", "schema_version")
 RIGHTS: Final = ("select", "insert", "update", "delete")
