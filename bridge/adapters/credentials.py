@@ -193,8 +193,8 @@ class Credentials:
         self._path = path
         self._clock = clock
         self._errors = errors
-        self._of_token = [Credential.of(TOKEN_NAME, frozenset(Scope), token)] if token else []
-        self._of_files: Sequence[Credential] = _read(path) if path else ()
+        self._of_token = (Credential.of(TOKEN_NAME, frozenset(Scope), token),) if token else ()
+        self._of_files: tuple[Credential, ...] = _read(path) if path else ()
         self._read_at = clock.monotonic()
         self._one_reads = asyncio.Lock()
         self._problem = ""
@@ -247,8 +247,8 @@ class Credentials:
                 log.info("credentials of the ops port are now: %s", ", ".join(map(str, read)))
 
 
-def _read(path: str) -> Sequence[Credential]:
+def _read(path: str) -> tuple[Credential, ...]:
     try:
-        return [entry.credential() for entry in read_entries(path)]
+        return tuple(entry.credential() for entry in read_entries(path))
     except ValueError as error:
         raise SettingsError(_SETTING, str(error)) from None
