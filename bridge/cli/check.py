@@ -213,6 +213,7 @@ def _ops_secret(settings: Settings) -> str:
 
 async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters.amqp import check as amqp_check
+    from bridge.adapters.amqp import excess as amqp_excess
     from bridge.adapters.amqp.topology import DeclareMode
 
     where = redacted(settings.amqp_url)
@@ -224,6 +225,7 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             outcome_events=settings.outcome_events,
             runs=runs,
         )
+        found += await amqp_excess.findings(settings.amqp_url, DeclareMode(settings.declare))
     except BrokerUnavailable as error:
         _tell([Finding("fail", "broker", f"{where}: {error.cause}")])
         return UNREACHABLE
@@ -263,9 +265,11 @@ async def _check_database(settings: Settings) -> int:
 
 async def _check_surroundings(settings: Settings, where: str) -> int:
     from bridge.adapters.postgres import check as postgres_check
+    from bridge.adapters.postgres import excess as postgres_excess
 
     try:
-        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn, settings.node))
+        found = await postgres_check.findings(settings.postgres_dsn, settings.node)
+        return FAILED * _tell([*found, *await postgres_excess.findings(settings.postgres_dsn)])
     except DatabaseUnsuitable:
         return FAILED
     except StoreUnavailable as error:

@@ -74,6 +74,7 @@ async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers
         "read queue push.requests",
         "read queue push.fallen",
         "read queue push.control",
+        "read queue push.taker",
         "write to exchange push.dead",
         "write to exchange push.outcomes",
         "write to exchange push:",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bridge.adapters import credentials as module
 from bridge.adapters.credentials import AGAIN_AFTER, LOOK_EVERY, Credentials, Scope, read_entries
 from bridge.core import redaction
 from bridge.core.errors import SettingsError, StoreUnavailable
@@ -183,7 +182,7 @@ def test_all_are_compared_whichever_fits(file: Path, monkeypatch: pytest.MonkeyP
         compared.append(one)
         return one == other
 
-    monkeypatch.setattr(module.hmac, "compare_digest", compare)
+    monkeypatch.setattr("hmac.compare_digest", compare)
     for secret in (b"s3cret", SECRETS["read"].encode(), SECRETS["both"].encode(), b"none"):
         compared.clear()
         asked._with(secret)
