@@ -1,1 +1,1 @@
-"""What is needed to make packages of the bridge."""
+"""What is needed to make packages of the bridge, and scripts for its roles in the database and at the broker."""

@@ -26,10 +26,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from bridge import __version__
+from bridge.adapters.actions import ActionLog, OnRecord
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
+from bridge.adapters.credentials import Credentials
 from bridge.adapters.metrics import gauge_families, key_families, session_event_families
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
@@ -105,7 +107,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
-                _listen_ops(settings, limits, reports, node, ws, boot) as ops,  # 5
+                _listen_ops(settings, limits, reports, node, ws, boot, rows.actions) as ops,  # 5
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
                 work = Workplace(settings, limits, node, rows, reports, surroundings)
@@ -182,7 +184,14 @@ async def _listen_ops(
     node: Node,
     ws: WebSocketServer,
     boot: str,
+    actions: ActionLog | None,
 ) -> AsyncIterator[http.OpsServer]:
+    credentials = Credentials(
+        settings.ops_credentials,
+        settings.ops_token.get_secret_value(),
+        clock=node.clock,
+        errors=reports.errors,
+    )
     async with StandingProducer(settings.amqp_url) as producer:
         context = OpsContext(
             node=settings.node,
@@ -197,6 +206,7 @@ async def _listen_ops(
             sessions=node.sessions,
             metrics_page=reports.metrics.page,
             publisher=producer,
+            on_record=OnRecord(actions, settings.node),
             recall=node.core.recalls.recall,
             revoke=node.core.revoking.revoke,
             feed=reports.feed,
@@ -210,10 +220,7 @@ async def _listen_ops(
             else None,
         )
         async with http.listen(
-            context,
-            host=settings.ops_host,
-            port=settings.ops_port,
-            token=settings.ops_token.get_secret_value(),
+            context, host=settings.ops_host, port=settings.ops_port, credentials=credentials
         ) as server:
             yield server
 

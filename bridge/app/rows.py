@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from bridge.adapters import plugins
+from bridge.adapters.actions import ActionLog
 from bridge.adapters.memory import MemoryLease, MemoryRevocations, MemoryStore
+from bridge.adapters.postgres.actions import PostgresActions
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
@@ -36,6 +38,8 @@ class Rows(NamedTuple):
     revocations: RevocationLog
     sessions: PostgresSessions | None
     """The ledger; None without one."""
+    actions: ActionLog | None
+    """None if there is no database for the rows of who did what."""
     postgres: PostgresStore | None
     """The store, where it is in Postgres."""
     figures: PostgresFigures | None
@@ -74,7 +78,9 @@ async def delivery_log(
                 refuse=bounds.over is SessionsOver.REFUSE,
             )
             stack.push_async_callback(sessions.close)
-            yield Rows(store, lease, revocations, sessions, store, figures, logs)
+            actions = PostgresActions(settings.postgres_dsn, settings.node)
+            stack.push_async_callback(actions.close)
+            yield Rows(store, lease, revocations, sessions, actions, store, figures, logs)
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
@@ -85,7 +91,7 @@ async def delivery_log(
             memory = MemoryStore(clock)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
             yield Rows(
-                memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, None, logs
+                memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, None, None, logs
             )
 
 

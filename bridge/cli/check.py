@@ -179,7 +179,7 @@ async def _cannot_listen(host: str, port: int) -> OSError | None:
 async def _who_serves(settings: Settings) -> dict[str, Any]:
     """The status of a bridge on the ops port; empty if none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.ops_host, settings.ops_host)
-    token = settings.ops_token.get_secret_value()
+    token = _ops_secret(settings)
     request = "GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     request += f"Authorization: Bearer {token}\r\n\r\n" if token else "\r\n"
     try:
@@ -198,11 +198,22 @@ async def _who_serves(settings: Settings) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def _ops_secret(settings: Settings) -> str:
+    """A secret that may read at the ops port; empty if it asks for none."""
+    from bridge.adapters.credentials import Scope, read_entries
+
+    if token := settings.ops_token.get_secret_value():
+        return token
+    entries = read_entries(settings.ops_credentials) if settings.ops_credentials else ()
+    return next((e.secret for e in entries if e.credential().allows(Scope.READ)), "")
+
+
 # --- broker and database ---------------------------------------------------------------------------------
 
 
 async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters.amqp import check as amqp_check
+    from bridge.adapters.amqp import excess as amqp_excess
     from bridge.adapters.amqp.topology import DeclareMode
 
     where = redacted(settings.amqp_url)
@@ -214,6 +225,7 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             outcome_events=settings.outcome_events,
             runs=runs,
         )
+        found += await amqp_excess.findings(settings.amqp_url, DeclareMode(settings.declare))
     except BrokerUnavailable as error:
         _tell([Finding("fail", "broker", f"{where}: {error.cause}")])
         return UNREACHABLE
@@ -253,9 +265,11 @@ async def _check_database(settings: Settings) -> int:
 
 async def _check_surroundings(settings: Settings, where: str) -> int:
     from bridge.adapters.postgres import check as postgres_check
+    from bridge.adapters.postgres import excess as postgres_excess
 
     try:
-        return FAILED * _tell(await postgres_check.findings(settings.postgres_dsn, settings.node))
+        found = await postgres_check.findings(settings.postgres_dsn, settings.node)
+        return FAILED * _tell([*found, *await postgres_excess.findings(settings.postgres_dsn)])
     except DatabaseUnsuitable:
         return FAILED
     except StoreUnavailable as error:

@@ -6,16 +6,20 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from bridge.adapters.actions import Action
 from bridge.adapters.amqp.encoding import legible
+from bridge.cli.record import actor, on_record
 from bridge.config import CommonSettings
-from bridge.core.errors import SettingsError
+from bridge.core.errors import SettingsError, StoreUnavailable
 from bridge.operator import dead_letters
 from bridge.operator.dead_letters import Letter
 from bridge.operator.story import age, printable
+
+Done = TypeVar("Done", dead_letters.Replayed, dead_letters.Purge)
 
 
 def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
@@ -175,16 +179,25 @@ async def dead_replay(
     limit: int,
     new_ids: bool,
     dry_run: bool,
+    unrecorded: bool = False,
 ) -> int:
-    """Publish letters again; 1 if one that was asked for was not."""
-    done = await dead_letters.replay(
-        settings.amqp_url,
-        chooser(ids, reasons),
-        limit=limit,
-        now=time.time(),
-        new_ids=new_ids,
-        dry_run=dry_run,
-    )
+    """Publish letters again; 1 if one that was asked for was not. `unrecorded`: without a row of who did it."""
+
+    async def work() -> dead_letters.Replayed:
+        return await dead_letters.replay(
+            settings.amqp_url,
+            chooser(ids, reasons),
+            limit=limit,
+            now=time.time(),
+            new_ids=new_ids,
+            dry_run=dry_run,
+        )
+
+    if dry_run:
+        done = await work()
+    else:
+        target = {**_target(ids, reasons, limit), "new_ids": new_ids}
+        done = await _on_record(settings, Action(actor(), "dead replay", target), work, unrecorded=unrecorded)
     verb = "would be replayed" if dry_run else "replayed"
     for old, new in done.replayed:
         print(f"{verb}: {printable(old)}" + (f" as {printable(new)}" if new != old else ""))
@@ -202,13 +215,54 @@ async def dead_replay(
 
 
 async def dead_purge(
-    settings: CommonSettings, ids: Sequence[str], reasons: Sequence[str], *, limit: int, yes: bool
+    settings: CommonSettings,
+    ids: Sequence[str],
+    reasons: Sequence[str],
+    *,
+    limit: int,
+    yes: bool,
+    unrecorded: bool = False,
 ) -> int:
-    """Delete letters; without `yes` only say how many it would be, and raise SettingsError."""
-    done = await dead_letters.purge(settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes)
+    """Delete letters; without `yes` only say how many it would be, and raise SettingsError. `unrecorded`: without a row
+    of who did it."""
+
+    async def work() -> dead_letters.Purge:
+        return await dead_letters.purge(
+            settings.amqp_url, chooser(ids, reasons), limit=limit, dry_run=not yes
+        )
+
     if not yes:
+        done = await work()
         problem = f"nothing deleted; add --yes to delete {done.found} of {done.total} letters"
         raise SettingsError("dead purge", problem)
+    action = Action(actor(), "dead purge", _target(ids, reasons, limit))
+    done = await _on_record(settings, action, work, unrecorded=unrecorded)
     print(f"{done.found} deleted, {done.total - done.found} kept")
     _say_what_was_not_seen(done.looked_at, done.total)
     return 0 if done.found or not ids else 1
+
+
+# --- on record -------------------------------------------------------------------------------------------
+
+
+def _target(ids: Sequence[str], reasons: Sequence[str], limit: int) -> dict[str, object]:
+    chosen = {"ids": list(ids), "reasons": list(reasons)}
+    return {**{name: value for name, value in chosen.items() if value}, "limit": limit}
+
+
+def _facts(done: dead_letters.Replayed | dead_letters.Purge) -> Mapping[str, object]:
+    if isinstance(done, dead_letters.Purge):
+        return {"deleted": done.found, "looked_at": done.looked_at}
+    return {"replayed": len(done.replayed), "kept": len(done.refused), "looked_at": done.looked_at}
+
+
+async def _on_record(
+    settings: CommonSettings, action: Action, work: Callable[[], Awaitable[Done]], *, unrecorded: bool
+) -> Done:
+    async with on_record(settings, rows=not unrecorded) as record:
+        try:
+            return await record.carry_out(action, work, _facts)
+        except StoreUnavailable:
+            # Only the row needs the database.
+            print("nothing was done, since its row can't be written (--unrecorded does it)", file=sys.stderr)
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,9 +28,12 @@ def load(kind: type[S], args: Namespace) -> S:
 def quiet_logs(args: Namespace, settings: CommonSettings) -> None:
     """Log only warnings, unless a level was asked for: the command prints its own story."""
     from bridge.adapters import logs
+    from bridge.adapters.actions import LOGGER
 
     asked = f"{DEST_PREFIX}log_level" in vars(args) or "log_level" in settings.model_fields_set
     logs.setup(settings.log_level if asked else "warning", settings.log_format)
+    # Whoever changes something by hand leaves a line, whatever else is quiet.
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
 
 
 def run_quietly(args: Namespace, story: Callable[[CommonSettings], Coroutine[Any, Any, int]]) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
 
+from bridge.adapters.actions import Action
+from bridge.cli.record import actor, on_record
 from bridge.config import CommonSettings
 from bridge.core.ports.clock import Clock
 from bridge.operator import replay as replaying
@@ -37,24 +39,36 @@ async def replay(
         _print_verdicts(counts)
         wanted = counts.get(replaying.REPLAYABLE, 0)
         if wanted and not dry_run:
-            confirmed = 0
-            said = clock.monotonic()
-            try:
-                async with aclosing(
-                    replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
-                ) as progress:
-                    async for confirmed in progress:
-                        if clock.monotonic() - said >= PROGRESS_EVERY:
-                            said = clock.monotonic()
-                            print(f"{confirmed} of {wanted} replayed", file=sys.stderr)
-            except BaseException:
-                print(
-                    f"stopped after {confirmed} of {wanted}: the same command continues from there",
-                    file=sys.stderr,
+            so_far = {"wanted": wanted, "replayed": 0}
+            pages = replaying.publish(selection, settings.amqp_url, rate=rate, ttl=ttl, clock=clock)
+            target: dict[str, object] = {"where": list(conditions), "mark": mark, "ttl": ttl}
+            async with on_record(settings) as record:
+                await record.carry_out(
+                    Action(actor(), "replay", target), lambda: _publish(pages, so_far, clock), dict, so_far
                 )
-                raise
-            print(f"{confirmed} replayed")
+            print(f"{so_far['replayed']} replayed")
     return 0 if counts and counts.keys() <= {replaying.REPLAYABLE, *replaying.DONE} else 1
+
+
+async def _publish(
+    pages: AsyncGenerator[int, None], so_far: dict[str, int], clock: Clock
+) -> Mapping[str, object]:
+    """Publish page by page; says now and then how far it is, and keeps it in `so_far`."""
+    said = clock.monotonic()
+    try:
+        async with aclosing(pages) as progress:
+            async for confirmed in progress:
+                so_far["replayed"] = confirmed
+                if clock.monotonic() - said >= PROGRESS_EVERY:
+                    said = clock.monotonic()
+                    print(f"{confirmed} of {so_far['wanted']} replayed", file=sys.stderr)
+    except BaseException:
+        print(
+            f"stopped after {so_far['replayed']} of {so_far['wanted']}: the same command continues from there",
+            file=sys.stderr,
+        )
+        raise
+    return so_far
 
 
 def _print_verdicts(counts: Mapping[str, int]) -> None:

@@ -6,13 +6,17 @@ import json
 import sys
 import time
 
+import msgspec
+
+from bridge.adapters.actions import Action
 from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.app.clock import SystemClock
+from bridge.cli.record import actor, on_record
 from bridge.config import CommonSettings
 from bridge.core.contract.control import BadControl, decode_revocation, revoke_reply
 from bridge.core.delivery.revoking import answered
 from bridge.core.errors import SettingsError
-from bridge.core.model.revocations import Revocation
+from bridge.core.model.revocations import Revocation, RevocationAnswer
 
 
 def revocation_of(
@@ -39,8 +43,14 @@ async def revoke(settings: CommonSettings, revocation: Revocation, *, as_json: b
     clock = SystemClock()
     log = PostgresRevocations(settings.postgres_dsn, "command")
     started = clock.monotonic()
+
+    async def work() -> RevocationAnswer:
+        return await answered(log, await log.revoke(revocation), clock)
+
     try:
-        answer = await answered(log, await log.revoke(revocation), clock)
+        async with on_record(settings) as record:
+            action = Action(actor(), "revoke", revocation.named())
+            answer = await record.carry_out(action, work, msgspec.structs.asdict)
     finally:
         await log.close()
     took_ms = round((clock.monotonic() - started) * 1000, 1)

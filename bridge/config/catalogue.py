@@ -25,6 +25,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "token_from",
         "token_cookie",
         "ops_token",
+        "ops_credentials",
     ),
     "How many may come in": (
         "max_sessions",

@@ -94,6 +94,13 @@ def keys_file(path: str) -> None:
         raise ValueError("the file can't be used: " + "; ".join(problems))
 
 
+def credentials(path: str) -> None:
+    """A file or a directory with credentials of the ops port."""
+    from bridge.adapters.credentials import read_entries
+
+    read_entries(path)
+
+
 def jwks_url(value: str, *, dev: bool) -> str:
     """The address of a JWK Set. It is never quoted: it may hold a password."""
     try:

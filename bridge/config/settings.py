@@ -118,8 +118,16 @@ class Settings(TokenSettings):
         " any but loopback needs a token.",
     )
     ops_port: int = Field(8182, ge=0, le=65535, description="The ops port; 0: any free one.")
+    ops_credentials: str = Field(
+        "",
+        description="Who may ask the ops port, and for what: a file with lines `name scopes secret`, or a directory"
+        " with a file for each name and `scopes secret` in it. Scopes are `read`, `push` and `admin`, separated by"
+        " commas; a secret has at least 32 characters. It is read again within ten seconds of a change.",
+    )
     ops_token: SecretStr = Field(
-        SecretStr(""), description="The bearer token that the ops port asks for; empty: none, loopback only."
+        SecretStr(""),
+        description="A bearer token for the ops port that may do everything there; its name is `ops`. Without it and"
+        " `BRIDGE_OPS_CREDENTIALS` none is asked for, and the port is on loopback only.",
     )
     origins: CommaList = Field(
         (),
@@ -335,12 +343,24 @@ class Settings(TokenSettings):
             raise ValueError(f"{value} is already the port for WebSockets")
         return value
 
+    @field_validator("ops_credentials")
+    @classmethod
+    def _check_ops_credentials(cls, value: str) -> str:
+        if value:
+            checks.credentials(value)
+        return value
+
     @field_validator("ops_token")
     @classmethod
     def _check_ops_token(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         host = info.data.get("ops_host", "127.0.0.1")
-        if not value.get_secret_value() and not is_loopback(host):
-            raise ValueError(f"a token is required, since {PREFIX}OPS_HOST is {host}, which is not loopback")
+        # Wrong credentials are not in `data`, and are told by themselves.
+        others = info.data.get("ops_credentials", "wrong")
+        if not value.get_secret_value() and not others and not is_loopback(host):
+            raise ValueError(
+                f"a token is required (or {PREFIX}OPS_CREDENTIALS), since {PREFIX}OPS_HOST is {host}, which is not"
+                " loopback"
+            )
         return value
 
     @field_validator("origins")

@@ -6,7 +6,8 @@ Errors are `{"error": word, "problem": sentence}`:
 |--------|--------------------|---------------------------------------------------------------------------|
 | 400    | `bad_request`      | a wrong query, or a body that can't be read                               |
 | 401    | `token`            | no bearer token, or a wrong one                                           |
-| 403    | `host`, `origin`   | without a token, from another machine's name or another origin's page     |
+| 403    | `scope`            | the credential lacks the scope that `scope` names                         |
+| 403    | `host`, `origin`   | without credentials, from another machine's name or another origin's page |
 | 404    | `not_found`        | no such route                                                             |
 | 404    | `unknown`          | the delivery log has no row of that push (for this user, of this tenant)  |
 | 405    | `not_allowed`      | a route, but not for this method                                          |
@@ -16,7 +17,8 @@ Errors are `{"error": word, "problem": sentence}`:
 | 429    | `too_many`         | more than `SUBSCRIBERS_MAX` readers of outcomes                           |
 | 500    | `failed`           | a bug in the bridge; the error handler has the details                    |
 | 503    | `broker`           | the broker did not take the push; it may be sent again with the same id   |
-| 503    | `database`         | the database did not answer, or its schema is too old                     |
+| 503    | `database`         | the database did not answer, or its schema is too old; or it can't note   |
+|        |                    | who does this, so it was not done                                         |
 
 A request that is not valid HTTP gets 400 as plain text. schemas/openapi.json lists the statuses of each route.
 """
@@ -36,17 +38,26 @@ class ErrorAnswer(Exception):
     """An error of the module's table; a route raises it."""
 
     def __init__(
-        self, status: int, word: str, problem: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        word: str,
+        problem: str,
+        headers: Mapping[str, str] | None = None,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
+        """`facts`: further members of the answer."""
         self.status = status
         self.word = word
         self.problem = problem
         self.headers = headers
+        self.facts = facts or {}
         super().__init__(f"{status} {word}: {problem}")
 
     def response(self) -> web.Response:
         """The answer to send."""
-        return json_answer({"error": self.word, "problem": self.problem}, self.status, self.headers)
+        return json_answer(
+            {"error": self.word, "problem": self.problem, **self.facts}, self.status, self.headers
+        )
 
 
 def bad_request(problem: str) -> ErrorAnswer:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from bridge.adapters.actions import OnRecord
 from bridge.core.contract.requests import Limits
 from bridge.core.mailbox.recalls import Recalled
 from bridge.core.model.pushes import Recall
@@ -62,8 +63,10 @@ class PushPublisher(Protocol):
     Both methods raise BrokerUnavailable if the broker did not confirm.
     """
 
-    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
-        """Return once the broker has confirmed."""
+    async def publish(
+        self, body: bytes, *, push_id: str, headers: Mapping[str, object], app_id: str = ""
+    ) -> None:
+        """Return once the broker has confirmed. `app_id` names the publisher."""
         ...
 
     async def request(
@@ -74,6 +77,7 @@ class PushPublisher(Protocol):
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
+        app_id: str = "",
     ) -> Sequence[Mapping[str, object]]:
         """Publish and collect receipts.
 
@@ -104,6 +108,8 @@ class OpsContext:
     """Open sessions, at most as many as the argument says."""
     metrics_page: Callable[[], bytes]
     publisher: PushPublisher
+    on_record: OnRecord
+    """Carries out what is to have a line and a row that say who asked for it."""
     recall: RecallPushes
     revoke: RevokeTokens
     feed: OutcomeFeed

@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from bridge.adapters.credentials import Credentials
 from bridge.adapters.http_malformed import Runner
 from bridge.addresses import is_loopback
 from bridge.core.errors import SettingsError
@@ -58,16 +59,18 @@ _aiohttp_logger.addFilter(_Defects())
 
 
 @asynccontextmanager
-async def listen(context: OpsContext, *, host: str, port: int, token: str = "") -> AsyncIterator[OpsServer]:
+async def listen(
+    context: OpsContext, *, host: str, port: int, credentials: Credentials
+) -> AsyncIterator[OpsServer]:
     """Serve until the block ends; then streams are ended and open requests get `STOP_SECONDS`.
 
-    Raises SettingsError for a host that is not loopback without a token, and for an address that is taken.
+    Raises SettingsError for a host that is not loopback without credentials, and for an address that is taken.
     """
-    if not token and not is_loopback(host):
+    if not credentials and not is_loopback(host):
         raise SettingsError(
             "BRIDGE_OPS_TOKEN", f"required since BRIDGE_OPS_HOST is {host!r}, which others can reach"
         )
-    server = OpsServer(context, token)
+    server = OpsServer(context, credentials)
     runner = Runner(
         server.app(),
         access_log=None,
@@ -95,11 +98,12 @@ async def listen(context: OpsContext, *, host: str, port: int, token: str = "") 
 class OpsServer:
     """The routes, and what happens around each request."""
 
-    def __init__(self, context: OpsContext, token: str = "") -> None:
+    def __init__(self, context: OpsContext, credentials: Credentials) -> None:
         self._errors = context.errors
-        self._access = OpsAccess(token)
+        self._access = OpsAccess(credentials)
         self.routes = tuple(routes(context, self._access))
         self._free = frozenset(route.path for route in self.routes if route.free)
+        self._scopes = {route.handler: route.scope for route in self.routes}
         self.port = 0
         """Where it listens."""
 
@@ -140,7 +144,10 @@ class OpsServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in self._free:
-            self._access.require(request)
+            # No such route, or not this method: whoever has any credential may hear so.
+            known = request.match_info.http_exception is None
+            scope = self._scopes[request.match_info.handler] if known else None
+            await self._access.require(request, scope)
         return await handler(request)
 
 

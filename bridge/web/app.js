@@ -21,7 +21,7 @@ let opsToken = sessionStorage.getItem("ops-token") ?? "";
 // --- asking the ops port --------------------------------------------------------------------------------
 
 class Problem extends Error {
-  constructor(status, text) { super(text); this.status = status; }
+  constructor(status, text, scope) { super(text); this.status = status; this.scope = scope; }
 }
 
 async function ask(path, options = {}) {
@@ -41,9 +41,19 @@ async function ask(path, options = {}) {
   if (answer.status === 401) askForToken();
   if (!answer.ok && answer.status !== 422) {
     const said = await answer.json().catch(() => ({}));
-    throw new Problem(answer.status, said.problem ?? `HTTP ${answer.status}`);
+    throw new Problem(answer.status, sentence(said) ?? `HTTP ${answer.status}`, said.scope);
   }
   return answer;
+}
+
+function sentence({ scope, problem }) {
+  return scope ? `This token may not do that: it lacks the scope “${scope}”.` : problem;
+}
+
+function askForAnother(problem) {
+  $("login").hidden = false;
+  $("login-problem").textContent = problem.message;
+  $("ops-token").focus();
 }
 
 function askForToken() {
@@ -75,7 +85,8 @@ async function refresh() {
   try {
     status = await (await ask("status")).json();
   } catch (problem) {
-    pill("bad", problem.status === 401 ? "locked" : "not answering");
+    if (problem.scope) askForAnother(problem);
+    pill("bad", problem.status === 401 || problem.scope ? "locked" : "not answering");
     return;
   }
   if (!$("login").hidden) {
@@ -401,7 +412,7 @@ async function follow() {
       await events(answer.body);
     } catch (problem) {
       if (abort.signal.aborted) return;
-      if (problem.status === 401) { $("stream").textContent = ""; return; }
+      if (problem.status === 401 || problem.scope) { $("stream").textContent = ""; return; }
     }
     $("stream").textContent = "Outcomes are not live at the moment; trying again…";
     await new Promise((done) => setTimeout(done, Math.min(10000, 500 * 2 ** tries)));

@@ -52,8 +52,10 @@ class Stage(FakePublisher):
         self.copies = 1
         self.complete = True
 
-    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
-        await super().publish(body, push_id=push_id, headers=headers)
+    async def publish(
+        self, body: bytes, *, push_id: str, headers: Mapping[str, object], app_id: str = ""
+    ) -> None:
+        await super().publish(body, push_id=push_id, headers=headers, app_id=app_id)
         await self.push(json.loads(body))
 
     async def push(self, request: dict[str, object]) -> None:
@@ -105,12 +107,12 @@ class Played:
 
 
 @asynccontextmanager
-async def played(token: str = "", *, dev: bool = True) -> AsyncIterator[Played]:
+async def played(token: str = "", *, path: str = "", dev: bool = True) -> AsyncIterator[Played]:
     parts = Parts(dev=dev)
     parts.publisher = stage = Stage(parts)
     async with (
         serve(stage.session, "127.0.0.1", 0, subprotocols=["bridge.v1.json"]) as server,  # type: ignore[list-item]
-        ops(parts, token=token) as running,
+        ops(parts, token=token, path=path) as running,
     ):
         parts.ws_port = next(iter(server.sockets)).getsockname()[1]
         yield Played(parts, stage, running.url, token)
@@ -328,6 +330,22 @@ async def test_the_page_asks_for_the_ops_token_and_then_works(browser: Browser) 
         await expect(page.locator("#pushes .outcome")).to_have_text("received")
         await page.reload()
         await expect(page.locator("#ready")).to_have_text("ready")
+
+
+async def test_the_page_says_what_a_token_may_not_do(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    secrets = {scope: f"{scope}-0123456789-abcdefghijklmnopqrst" for scope in ("read", "push")}
+    file.write_text("".join(f"may-{scope} {scope} {secret}\n" for scope, secret in secrets.items()))
+    async with played(path=str(file), dev=False) as play, opened(browser, play.url) as page:
+        await page.get_by_label("ops token").fill(secrets["push"])
+        await page.get_by_role("button", name="Use it").click()
+        lacks = "This token may not do that: it lacks the scope “{}”."
+        await expect(page.locator("#login-problem")).to_have_text(lacks.format("read"))
+        await page.get_by_label("ops token").fill(secrets["read"])
+        await page.get_by_role("button", name="Use it").click()
+        await expect(page.locator("#login")).to_be_hidden()
+        await push(page, "alice", "1")
+        await expect(page.locator("#send-problem")).to_have_text(lacks.format("push"))
 
 
 async def test_outside_of_development_a_token_is_pasted(browser: Browser) -> None:

@@ -21,6 +21,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 }
+PARTS = Parts(look_up=nothing_known, people=Nobody())
 EVERYWHERE = {404, 405}
 """What no operation has: there is no such path, or not this method."""
 
@@ -51,7 +52,7 @@ def errors() -> Iterator[tuple[int, str]]:
 def test_the_document_has_each_route_and_no_other() -> None:
     routes = {
         (route.method, route.resource.canonical)
-        for route in OpsServer(Parts(look_up=nothing_known, people=Nobody()).context()).app().router.routes()
+        for route in OpsServer(PARTS.context(), PARTS.credentials()).app().router.routes()
         if route.resource is not None
     }
     # A GET is a HEAD, too, but for the stream that has no end.
@@ -71,9 +72,7 @@ def test_the_errors_of_the_document_are_those_of_the_table() -> None:
 def test_what_is_free_needs_no_token_and_nothing_else_is_free() -> None:
     free = {path for (_, path), operation in OPERATIONS.items() if operation.get("security") == []}
     assert free == {
-        route.path
-        for route in OpsServer(Parts(look_up=nothing_known, people=Nobody()).context()).routes
-        if route.free
+        route.path for route in OpsServer(PARTS.context(), PARTS.credentials()).routes if route.free
     }
 
 

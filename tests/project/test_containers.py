@@ -24,7 +24,8 @@ ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
 MADE_ONCE = frozenset(
     (
-        "JwtVerifier._algorithms", "Page._static", "Payer._logs", "Splitter._watched", "Hub._wheel",
+        "JwtVerifier._algorithms", "OpsServer._scopes",
+        "Page._static", "Payer._logs", "Splitter._watched", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_TappedConnection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
         "_Protocol._drain_waiters", "_Connection.channels", "_Connection.server_properties", "_Connection.write_queue",

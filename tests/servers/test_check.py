@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -73,6 +74,7 @@ async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers
         "read queue push.requests",
         "read queue push.fallen",
         "read queue push.control",
+        "read queue push.taker",
         "write to exchange push.dead",
         "write to exchange push.outcomes",
         "write to exchange push:",
@@ -172,6 +174,26 @@ async def test_a_port_that_is_in_use_is_a_failure_unless_this_node_has_it(
         assert f"ok    ports     {serving.ws_port} is in use by node n1, which runs" in shown
         assert "a bridge takes the pushes already" in shown
         assert await asyncio.to_thread(run_check, vhost, database, "--node", "n2", *own) == 2
+
+
+async def test_a_node_that_runs_is_known_by_a_credential_that_may_read(
+    vhost: str, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "credentials"
+    secret = secrets.token_urlsafe(32)
+    file.write_text(f"shop push push-{secret}\ngrafana read read-{secret}\n")
+    async with process(vhost, database, ops_credentials=str(file)) as serving:
+        ports = (
+            "--ws-host",
+            "127.0.0.1",
+            "--ws-port",
+            f"{serving.ws_port}",
+            "--ops-port",
+            f"{serving.ops_port}",
+        )
+        own = ("--node", "n1", "--ops-credentials", str(file), *ports)
+        assert await asyncio.to_thread(run_check, vhost, database, *own) == 0
+    assert f"ok    ports     {serving.ws_port} is in use by node n1, which runs" in capsys.readouterr().out
 
 
 def test_a_plug_in_that_can_not_be_used_is_a_failure(

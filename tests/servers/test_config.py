@@ -307,6 +307,22 @@ def test_an_ops_port_in_reach_of_others_wants_a_token_also_in_dev(host: str) -> 
     assert Settings(jwt_secret=SECRET, ops_host=host, ops_token="t").ops_host == host
 
 
+def test_credentials_do_as_well_as_a_token_and_wrong_ones_are_named_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(f"grafana read {SECRET}\n")
+    assert Settings(jwt_secret=SECRET, ops_host="::", ops_credentials=str(file)).ops_credentials == str(file)
+    file.write_text(f"grafana read {SECRET}\ngrafana write s3cr3t\n")
+    told = problems(ops_host="::", ops_credentials=str(file), jwt_secret=SECRET)
+    assert told == {
+        "BRIDGE_OPS_CREDENTIALS": f"{file} line 2: scopes out of read,push,admin expected",
+    }
+    # What docker puts into its secrets directory is the value, not a path.
+    told = problems(ops_credentials="grafana read s3cr3t", jwt_secret=SECRET)
+    assert told == {
+        "BRIDGE_OPS_CREDENTIALS": "the path of a file or of a directory expected, without spaces",
+    }
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LOCALHOST"])
 def test_loopback_needs_no_token(host: str) -> None:
     assert is_loopback(host)

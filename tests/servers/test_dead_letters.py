@@ -73,7 +73,7 @@ async def listed(
 
 
 async def replay(url: str, *ids: str, reasons: Sequence[str] = (), **more: bool) -> int:
-    asked = {"new_ids": False, "dry_run": False, **more}
+    asked = {"new_ids": False, "dry_run": False, "unrecorded": True, **more}
     return await command.dead_replay(at(url), ids, reasons, limit=1000, **asked)
 
 
@@ -463,11 +463,11 @@ async def test_a_purge_wants_a_yes_and_takes_only_what_was_named(
     await bury(vhost, ("p1", "invalid"), ("p2", "poison"), ("p3", "invalid"), ("p4", "poison"))
     with pytest.raises(SettingsError, match="nothing deleted; add --yes to delete 2 of 4 letters"):
         await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=False)
-    assert await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=True) == 0
+    assert await command.dead_purge(at(vhost), (), ["poison"], limit=1000, yes=True, unrecorded=True) == 0
     assert capsys.readouterr().out == "2 deleted, 2 kept\n"
     assert ids(await listed(vhost, capsys)) == ["p1", "p3"]
-    assert await command.dead_purge(at(vhost), ["p9"], (), limit=1000, yes=True) == 1
-    assert await command.dead_purge(at(vhost), (), (), limit=1000, yes=True) == 0
+    assert await command.dead_purge(at(vhost), ["p9"], (), limit=1000, yes=True, unrecorded=True) == 1
+    assert await command.dead_purge(at(vhost), (), (), limit=1000, yes=True, unrecorded=True) == 0
     assert await ready_messages(vhost, DEAD) == 0
 
 

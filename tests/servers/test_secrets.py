@@ -200,12 +200,15 @@ async def test_a_command_that_is_not_let_in_says_so_without_the_password(
 async def test_a_bridge_that_works_tells_no_secret(
     servers: Servers, vhost: str, database: str, tmp_path: Path
 ) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text(f"grafana read {OPS_TOKEN}-that-may-only-read\n")
     with account(servers, vhost, database) as canary:
         env = environment(
             amqp_url=canary.amqp_url,
             postgres_dsn=canary.postgres_dsn,
             jwt_secret=KEY,
             ops_token=OPS_TOKEN,
+            ops_credentials=str(credentials),
             node="n1",
             start_grace="0",
         )
@@ -216,6 +219,8 @@ async def test_a_bridge_that_works_tells_no_secret(
             said = await answers(bridge.ws_port, PUBLIC)
             said += await answers(bridge.ops_port, OPS)
             await publish(vhost, request("u1", "p1"))
+            # Half of a file that is being written, with a secret that nobody has seen yet.
+            credentials.write_text(f"grafana {CANARY}-0123456789-abcdefghijklmnopqrstuvwxyz")
             for words in COMMANDS[1:]:
                 if words[0] != "tail":
                     _, printed = await run(words, env, tmp_path)

@@ -384,7 +384,9 @@ def test_the_feed_fills_the_hooks_port() -> None:
 async def test_a_stop_ends_open_streams_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "STOP_SECONDS", 600.0)
     async with asyncio.timeout(15), aiohttp.ClientSession() as client:
-        async with listen(parts.context(), host="127.0.0.1", port=0) as server:
+        async with listen(
+            parts.context(), host="127.0.0.1", port=0, credentials=parts.credentials()
+        ) as server:
             answer = await client.get(f"http://127.0.0.1:{server.port}/v1/outcomes")
         assert await answer.text() == ": outcomes from now on\n\n"
 
@@ -437,7 +439,7 @@ async def test_a_token_beyond_ascii_is_refused_not_a_defect(parts: Parts) -> Non
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.1", "example.org"])
 async def test_a_host_that_others_can_reach_is_refused_without_a_token(parts: Parts, host: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        async with listen(parts.context(), host=host, port=0):
+        async with listen(parts.context(), host=host, port=0, credentials=parts.credentials()):
             pass
     assert caught.value.setting == "BRIDGE_OPS_TOKEN"
 
@@ -591,9 +593,10 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
 def test_the_reference_page_lists_every_route() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "ops.md").read_text()
     files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
+    parts = Parts(look_up=nothing_known)
     routes = {
         f"{route.method} {route.resource.canonical}"
-        for route in OpsServer(Parts(look_up=nothing_known).context()).app().router.routes()
+        for route in OpsServer(parts.context(), parts.credentials()).app().router.routes()
         if route.resource is not None and route.method != "HEAD" and route.resource.canonical not in files
     }
     assert set(re.findall(r"^\| `((?:GET|POST) \S+)` \|", page, re.MULTILINE)) == routes
@@ -610,7 +613,9 @@ async def test_a_defect_is_500_and_goes_to_the_error_handler(running: Running, p
 
 async def test_a_port_that_is_taken_is_named_by_its_setting(running: Running, parts: Parts) -> None:
     with pytest.raises(SettingsError) as caught:
-        async with listen(parts.context(), host="127.0.0.1", port=running.server.port):
+        async with listen(
+            parts.context(), host="127.0.0.1", port=running.server.port, credentials=parts.credentials()
+        ):
             pass
     assert caught.value.setting == "BRIDGE_OPS_PORT"
 

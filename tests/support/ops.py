@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 import aiohttp
 import msgspec
 
+from bridge.adapters.actions import Action, OnRecord
+from bridge.adapters.credentials import Credentials
 from bridge.adapters.metrics import Gauges, PrometheusMetrics
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits
@@ -43,6 +45,7 @@ class Published:
     headers: Mapping[str, object]
     expected: int | None = None
     wait: float | None = None
+    app_id: str = ""
 
 
 @dataclass
@@ -53,8 +56,10 @@ class FakePublisher:
     receipts: Sequence[Mapping[str, object]] = ()
     error: Exception | None = None
 
-    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
-        self.calls.append(Published(body, push_id, headers))
+    async def publish(
+        self, body: bytes, *, push_id: str, headers: Mapping[str, object], app_id: str = ""
+    ) -> None:
+        self.calls.append(Published(body, push_id, headers, app_id=app_id))
         if self.error is not None:
             raise self.error
 
@@ -66,8 +71,9 @@ class FakePublisher:
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
+        app_id: str = "",
     ) -> Sequence[Mapping[str, object]]:
-        self.calls.append(Published(body, push_id, headers, expected, wait))
+        self.calls.append(Published(body, push_id, headers, expected, wait, app_id))
         if self.error is not None:
             raise self.error
         return self.receipts
@@ -99,6 +105,24 @@ class FakeRevoke:
         if self.error is not None:
             raise self.error
         return RevocationAnswer(2, ("n1",), ("n2",))
+
+
+@dataclass
+class FakeActions:
+    """Fills the ActionLog port: each action is a list of what, by whom, to whom and with which result."""
+
+    rows: dict[str, list[object]] = field(default_factory=dict)
+    error: Exception | None = None
+
+    async def begin(self, action_id: str, action: Action, node: str) -> None:
+        if self.error is not None:
+            raise self.error
+        self.rows[action_id] = [action.name, action.actor, dict(action.target), "begun"]
+
+    async def end(self, action_id: str, result: str, facts: Mapping[str, object]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.rows[action_id][3:] = [result, dict(facts)]
 
 
 async def nothing_known(push_id: str, user: str | None, tenant: str | None) -> Found:
@@ -134,6 +158,11 @@ class Parts:
     people: People | None = None
     recall: FakeRecall = field(default_factory=FakeRecall)
     revoke: FakeRevoke = field(default_factory=FakeRevoke)
+    actions: FakeActions = field(default_factory=FakeActions)
+
+    def credentials(self, token: str = "", path: str = "") -> Credentials:
+        """What the port asks for."""
+        return Credentials(path, token, clock=self.clock, errors=self.errors)
 
     def context(self) -> OpsContext:
         """What `listen` wants."""
@@ -156,6 +185,7 @@ class Parts:
             sessions=lambda most: self.sessions[:most],
             metrics_page=metrics_page,
             publisher=self.publisher,
+            on_record=OnRecord(self.actions, "n1"),
             recall=self.recall,
             revoke=self.revoke,
             feed=self.feed,
@@ -182,10 +212,12 @@ class Running:
 
 
 @asynccontextmanager
-async def ops(parts: Parts, *, host: str = "127.0.0.1", token: str = "") -> AsyncIterator[Running]:
-    """Serve `parts`."""
+async def ops(
+    parts: Parts, *, host: str = "127.0.0.1", token: str = "", path: str = ""
+) -> AsyncIterator[Running]:
+    """Serve `parts` to whoever has the token, or a credential of the path."""
     async with (
-        listen(parts.context(), host=host, port=0, token=token) as server,
+        listen(parts.context(), host=host, port=0, credentials=parts.credentials(token, path)) as server,
         aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client,
     ):
         yield Running(server, client)

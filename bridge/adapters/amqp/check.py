@@ -8,7 +8,7 @@ impossible: it checks the permission first (RabbitMQ 3.10 to 4.x):
 |---|---|---|
 | configure a queue | declare it with `x-expires` 0 | 406 |
 | configure an exchange | declare it with an `alternate-exchange` that is a number | 406 |
-| read a queue | consume it with an `x-priority` that is a text | 406 |
+| read a queue | consume it with an `x-priority` that is a text | 406, or 404 or 405 |
 | write to an exchange | bind it to a source that does not exist | 404 |
 | bind a queue | unbind it from a key that it is not bound to | nothing: that is no error |
 | publish an outcome or a dead letter | publish it with an `expiration` that is no number | 406 |
@@ -241,6 +241,9 @@ class _Look:
         if await self._forbids(f"declare {LOCK}", _declaring_in_vain(Queue(LOCK, {}))):
             words = f"this user may not configure queue {LOCK}: bridges that start at once can't say which one takes"
             found.append(self._forbidden(words)._replace(level="warn"))
+        elif await self._forbids(f"read {LOCK}", partial(_consuming_in_vain, LOCK)):
+            # Who holds it consumes it, to hear of its end.
+            found.append(self._forbidden(f"this user may not read queue {LOCK}"))
         elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
             words = f"{NO_LOCK}: {delete_command(self._connection)}"
             found.append(Finding("warn", "topology", words))

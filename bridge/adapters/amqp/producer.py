@@ -147,6 +147,7 @@ class Producer:
         expect: int | None = None,
         headers: Mapping[str, object] | None = None,
         push_id: str = "",
+        app_id: str = "",
     ) -> list[dict[str, Any]]:
         """Publish one request and collect its receipts, in the order in which they came.
 
@@ -177,6 +178,7 @@ class Producer:
                 push_id=push_id,
                 reply_to=queue,
                 correlation_id=correlation_id,
+                app_id=app_id,
             )
             try:
                 async with asyncio.timeout(timeout):

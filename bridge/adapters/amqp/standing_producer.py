@@ -29,9 +29,13 @@ class StandingProducer:
     async def __aexit__(self, *_: object) -> None:
         await self._drop(self._producer)
 
-    async def publish(self, body: bytes, *, push_id: str, headers: Mapping[str, object]) -> None:
+    async def publish(
+        self, body: bytes, *, push_id: str, headers: Mapping[str, object], app_id: str = ""
+    ) -> None:
         """Publish and await the confirm; raises BrokerUnavailable where there is none."""
-        await self._with(lambda producer: producer.publish(body, push_id=push_id, headers=headers))
+        await self._with(
+            lambda producer: producer.publish(body, push_id=push_id, headers=headers, app_id=app_id)
+        )
 
     async def request(
         self,
@@ -41,10 +45,13 @@ class StandingProducer:
         headers: Mapping[str, object],
         expected: int | None,
         wait: float,
+        app_id: str = "",
     ) -> Sequence[Mapping[str, object]]:
         """Publish and collect receipts, see `Producer.request`; raises BrokerUnavailable as `publish`."""
         return await self._with(
-            lambda producer: producer.request(body, wait, expect=expected, headers=headers, push_id=push_id)
+            lambda producer: producer.request(
+                body, wait, expect=expected, headers=headers, push_id=push_id, app_id=app_id
+            )
         )
 
     async def _with(self, call: Callable[[Producer], Awaitable[T]]) -> T:

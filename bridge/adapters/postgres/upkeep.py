@@ -40,6 +40,8 @@ SESSIONS_MAX = 20_000
 """Old sessions that are deleted at a time."""
 REVOCATIONS_MAX = 100_000
 """Old revocations that are deleted at a time."""
+ACTIONS_MAX = 100_000
+"""Old actions that are deleted at a time."""
 
 MARK = "bridge upkeep: past its retention, detached to be dropped"
 """The comment on a table that upkeep detaches. A detached table without it is somebody's archive."""
@@ -83,6 +85,12 @@ _HAS_WORK: LiteralString = """
     (select from delivery_log where day = %(day)s and outcome = 'pending' limit 1) union all
     (select from delivery_log where day = %(day)s and outcome = 'stored' limit 1) union all
     (select from delivery_log where day = %(day)s and final and owed is not null limit 1)
+    """
+
+_DROP_ACTIONS: LiteralString = """
+    delete from ops_action a
+    using (select id from ops_action where begun_at < %s order by begun_at limit %s) old
+    where a.id = old.id
     """
 
 
@@ -214,6 +222,8 @@ class Upkeep:
                 (dropped,) = await old.fetchone() or (0,)
         with _troubles("past_boot", done):
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
+        with _troubles("old actions", done):
+            await conn.execute(_DROP_ACTIONS, (first_kept, ACTIONS_MAX))
 
     async def _have_dropped(
         self,

@@ -96,6 +96,7 @@ def _dead_replay(args: Namespace) -> int:
             limit=args.limit,
             new_ids=args.new_ids,
             dry_run=args.dry_run,
+            unrecorded=args.unrecorded,
         ),
     )
 
@@ -108,6 +109,7 @@ def _dead_replay_options(parser: Parser) -> None:
         help="as new pushes (p1/again-...), for letters whose users have final rows already",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    _add_unrecorded(parser)
     _add_limit(parser)
 
 
@@ -117,7 +119,12 @@ def _dead_purge(args: Namespace) -> int:
     return run_quietly(
         args,
         lambda settings: dead_purge(
-            settings, args.id or (), args.reason or (), limit=args.limit, yes=args.yes
+            settings,
+            args.id or (),
+            args.reason or (),
+            limit=args.limit,
+            yes=args.yes,
+            unrecorded=args.unrecorded,
         ),
     )
 
@@ -125,7 +132,16 @@ def _dead_purge(args: Namespace) -> int:
 def _dead_purge_options(parser: Parser) -> None:
     _add_choice(parser)
     parser.add_argument("--yes", action="store_true", help="delete them; without it they are only counted")
+    _add_unrecorded(parser)
     _add_limit(parser)
+
+
+def _add_unrecorded(parser: Parser) -> None:
+    parser.add_argument(
+        "--unrecorded",
+        action="store_true",
+        help="also where the database can't take the row that says who did it",
+    )
 
 
 def _add_choice(parser: Parser) -> None:
@@ -212,8 +228,9 @@ COMMANDS: Final = (
         "dead replay",
         "Publish dead letters again.",
         _dead_replay,
-        _BROKER,
-        "A letter leaves push.dead when the broker has confirmed its replay. Exits 1 when one was kept.\n\n"
+        _LOG_AND_BROKER,
+        "A letter leaves push.dead when the broker has confirmed its replay. Exits 1 when one was kept.\n"
+        "Who did it is kept in table ops_action.\n\n"
         "  bridge dead replay --reason unsupported --dry-run\n"
         "  bridge dead replay --id order-7-shipped\n"
         "  bridge dead replay --reason poison --new-ids",
@@ -223,8 +240,9 @@ COMMANDS: Final = (
         "dead purge",
         "Delete dead letters.",
         _dead_purge,
-        _BROKER,
-        "The rows in the delivery log stay.\n\n  bridge dead purge --reason not_json --yes",
+        _LOG_AND_BROKER,
+        "The rows in the delivery log stay. Who did it is kept in table ops_action.\n\n"
+        "  bridge dead purge --reason not_json --yes",
         _dead_purge_options,
     ),
     Command(

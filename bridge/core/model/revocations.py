@@ -14,6 +14,13 @@ class Revocation(msgspec.Struct, frozen=True):
     token_id: str = ""
     session: str = ""
 
+    def named(self) -> dict[str, object]:
+        """What it names, by the words of the contract."""
+        if self.user:
+            return {"user": self.user, "before": self.before}
+        given = {"jti": self.token_id, "session": self.session}
+        return {word: value for word, value in given.items() if value}
+
 
 class RevocationAnswer(msgspec.Struct, frozen=True):
     """What came of a revocation."""

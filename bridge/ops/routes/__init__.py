@@ -1,9 +1,11 @@
 """The routes of the ops port, in one table; a file for each group of them.
 
+Each but the free ones asks for a scope, see `bridge.adapters.credentials`.
+
 | route               | answers                                                                             |
 |---------------------|-------------------------------------------------------------------------------------|
 | GET /livez          | 200 while the process serves                                                        |
-| GET /readyz         | 200, or 503 with the causes; only their names where the token is missing            |
+| GET /readyz         | 200, or 503 with the causes; only their names without a credential that may read   |
 | GET /metrics        | Prometheus' text format                                                             |
 | GET /status         | a JSON object: who this is, whether it is ready, its gauges, the first sessions     |
 | POST /v1/push       | publishes a push request v1, or an array of them, through the broker                |
@@ -27,6 +29,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from bridge.adapters.credentials import Scope
 from bridge.ops.access import OpsAccess
 from bridge.ops.context import OpsContext
 from bridge.ops.routes import page
@@ -47,9 +50,14 @@ class Route(NamedTuple):
     method: str
     path: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    free: bool = False
-    """Whether anybody may ask, without a token and from any origin."""
+    scope: Scope | None
+    """What a credential must allow; None: anybody may ask, without one and from any origin."""
     endless: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether anybody may ask."""
+        return self.scope is None
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Register it with aiohttp."""
@@ -62,25 +70,26 @@ class Route(NamedTuple):
 def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
     """Every route that this context has the means for."""
     looking = Looking(context, access)
+    read, push, admin = Scope.READ, Scope.PUSH, Scope.ADMIN
     found = [
-        Route("GET", "/livez", looking.livez, free=True),
-        Route("GET", "/readyz", looking.readyz, free=True),
-        Route("GET", "/metrics", looking.metrics),
-        Route("GET", "/status", looking.status),
-        Route("POST", "/v1/push", Pushing(context).push),
-        Route("GET", "/v1/outcomes", Outcomes(context.feed).get, endless=True),
-        Route("POST", "/v1/recall", Recalling(context).post),
-        Route("POST", "/v1/revoke", RevokingTokens(context).post),
+        Route("GET", "/livez", looking.livez, None),
+        Route("GET", "/readyz", looking.readyz, None),
+        Route("GET", "/metrics", looking.metrics, read),
+        Route("GET", "/status", looking.status, read),
+        Route("POST", "/v1/push", Pushing(context).push, push),
+        Route("GET", "/v1/outcomes", Outcomes(context.feed, access).get, read, endless=True),
+        Route("POST", "/v1/recall", Recalling(context).post, admin),
+        Route("POST", "/v1/revoke", RevokingTokens(context).post, admin),
     ]
     if context.look_up is not None:
         # An id may contain slashes: those of batches and replays do.
-        found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get))
+        found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get, read))
     if context.people is not None:
-        users = Users(context.people)
-        found.append(Route("GET", "/v1/users/{id:.+}", users.get))
-        found.append(Route("POST", "/v1/users/{id:.+}/disconnect", users.disconnect))
+        users = Users(context, context.people)
+        found.append(Route("GET", "/v1/users/{id:.+}", users.get, read))
+        found.append(Route("POST", "/v1/users/{id:.+}/disconnect", users.disconnect, admin))
     if context.dev_token is not None:
-        found.append(Route("POST", "/v1/dev/token", DevTokens(context.dev_token).post))
+        found.append(Route("POST", "/v1/dev/token", DevTokens(context, context.dev_token).post, admin))
     pages = Page()
-    found += [Route("GET", path, pages.get, free=True) for path in (*page.FILES, page.ENDINGS_PATH)]
+    found += [Route("GET", path, pages.get, None) for path in (*page.FILES, page.ENDINGS_PATH)]
     return found

@@ -26,9 +26,9 @@ class Looking:
         return json_answer({"alive": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """200, or 503 with the causes; only their names for a request without the token that the port asks for."""
+        """200, or 503 with the causes; only their names for a request without a credential that may read."""
         ready, causes = self._context.readiness()
-        if not self._access.may_see_all(request):
+        if not await self._access.may_see_all(request):
             # A load balancer needs no more.
             causes = [cause.partition(":")[0] for cause in causes]
         return json_answer({"ready": ready, "causes": list(causes)}, 200 if ready else 503)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from aiohttp import web
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.model.rows import Row
 from bridge.ops import requests
+from bridge.ops.access import OpsAccess
 from bridge.ops.answers import ErrorAnswer
 from bridge.ops.outcome_feed import Missed, OutcomeFeed, Subscription
 
@@ -21,11 +23,15 @@ COMMENT_AFTER: Final = 15.0
 class Outcomes:
     """Streams the feed."""
 
-    def __init__(self, feed: OutcomeFeed) -> None:
+    def __init__(self, feed: OutcomeFeed, access: OpsAccess) -> None:
         self._feed = feed
+        self._access = access
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """`event: outcome` with a receipt as its data; `event: missed` with a count for a slow reader."""
+        """`event: outcome` with a receipt as its data; `event: missed` with a count for a slow reader.
+
+        It ends when the credential of its reader no longer counts.
+        """
         if self._feed.readers >= SUBSCRIBERS_MAX:
             raise ErrorAnswer(429, "too_many", f"{SUBSCRIBERS_MAX} others read outcomes already.")
         query = requests.query(request, "user", "push_id")
@@ -41,13 +47,15 @@ class Outcomes:
             )
             await response.prepare(request)
             await response.write(b": outcomes from now on\n\n")
-            await _send_all(subscription, response)
+            await _send_all(subscription, response, lambda: self._access.is_still_allowed(request))
             await response.write_eof()
             return response
 
 
-async def _send_all(subscription: Subscription, response: web.StreamResponse) -> None:
-    while True:
+async def _send_all(
+    subscription: Subscription, response: web.StreamResponse, allowed: Callable[[], Awaitable[bool]]
+) -> None:
+    while await allowed():
         try:
             async with asyncio.timeout(COMMENT_AFTER):
                 batch = await subscription.next()

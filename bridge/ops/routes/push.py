@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from bridge.adapters.actions import Action
 from bridge.core.contract.jsontext import BAD_JSON
 from bridge.core.contract.requests import decode_in_steps
 from bridge.core.contract.stepping import in_turns
@@ -16,11 +17,14 @@ from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected, ToAll, ToSession, ToUser
 from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.ops import requests
+from bridge.ops.access import ASKER, actor
 from bridge.ops.answers import bad_request, json_answer
 from bridge.ops.context import OpsContext
 
 WAIT_MAX: Final = 30.0
 """Seconds that `?wait=` may ask for."""
+IDS_TOLD: Final = 10
+"""Ids of a batch that its line of the log has."""
 WAIT_REJECTED: Final = 5.0
 """Seconds to wait at least for the receipts of a request that is known to be wrong before it is published."""
 
@@ -32,6 +36,7 @@ class Pushing:
         self._publisher = context.publisher
         self._limits = context.limits
         self._clock = context.clock
+        self._on_record = context.on_record
 
     async def push(self, request: web.Request) -> web.Response:
         """202 with the ids; with `?wait=` 200 with the final receipts, or 202 with those that have come.
@@ -41,6 +46,8 @@ class Pushing:
 
         A request that is wrong in every part goes through the broker as well, so that it gets its row. It is always
         waited for, and answered with 422 and the receipts that come within `WAIT_REJECTED`.
+
+        Its rows name the credential as `app_id`. So there is no other row of who pushed, and a push needs no database.
         """
         _require_no_amqp_headers(request)
         wait = _wait(request)
@@ -51,7 +58,8 @@ class Pushing:
         decoded = await self._decoded(body, {**headers, "x-push-id": push_id})
         push_ids = list(dict.fromkeys(r.id for r in decoded if isinstance(r, PushRequest)))
         if wait is None and push_ids:
-            await self._publisher.publish(body, push_id=push_id, headers=headers)
+            await self._publisher.publish(body, push_id=push_id, headers=headers, app_id=_app_id(request))
+            self._tell(request, push_ids)
             return json_answer({"push_ids": push_ids, "complete": False, "stored": 0, "receipts": []}, 202)
         expected = _expected_receipts(decoded)
         receipts = await self._publisher.request(
@@ -60,7 +68,9 @@ class Pushing:
             headers=headers,
             expected=expected,
             wait=max(wait or 0.0, 0.0 if push_ids else WAIT_REJECTED),
+            app_id=_app_id(request),
         )
+        self._tell(request, push_ids)
         ended, stored = _counted(receipts)
         complete = expected is not None and ended >= expected
         if not push_ids or (receipts and all(r.get("outcome") == Outcome.REJECTED for r in receipts)):
@@ -69,6 +79,10 @@ class Pushing:
             status = 200 if complete or (expected is None and receipts) else 202
         answer = {"push_ids": push_ids, "complete": complete, "stored": stored, "receipts": list(receipts)}
         return json_answer(answer, status)
+
+    def _tell(self, request: web.Request, push_ids: Sequence[str]) -> None:
+        target = {"push_ids": push_ids[:IDS_TOLD], "pushes": len(push_ids)}
+        self._on_record.tell(Action(actor(request), "push", target), "published", {})
 
     def _headers(self, request: web.Request) -> dict[str, object]:
         # Whole milliseconds: the bridge takes no fraction, since some libraries write floats with 32 bits.
@@ -83,6 +97,12 @@ class Pushing:
         properties = Properties(content_type="application/json", headers=headers)
         arrival = Arrival(AckToken(0, 0), Source.REQUESTS, body, len(body), properties, self._clock.time())
         return (await in_turns(decode_in_steps(arrival, self._limits), self._clock)).requests
+
+
+def _app_id(request: web.Request) -> str:
+    """The publisher as the rows name it; empty if it needed no credential."""
+    asker = request.get(ASKER)
+    return "" if asker is None else asker.name
 
 
 def _require_no_amqp_headers(request: web.Request) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from bridge.adapters.actions import Action
 from bridge.core.contract.control import BadControl, decode_revocation, revoke_reply
 from bridge.ops import requests
+from bridge.ops.access import actor
 from bridge.ops.answers import bad_request, json_answer
 from bridge.ops.context import OpsContext
 
@@ -18,6 +20,7 @@ class RevokingTokens:
         self._node = context.node
         self._revoke = context.revoke
         self._clock = context.clock
+        self._on_record = context.on_record
 
     async def post(self, request: web.Request) -> web.Response:
         """The body is that of a revocation on `push.control`, without `type`."""
@@ -25,6 +28,9 @@ class RevokingTokens:
         if isinstance(revocation, BadControl):
             raise bad_request(revocation.problem)
         started = self._clock.monotonic()
-        answer = await self._revoke(revocation)
+        action = Action(actor(request), "revoke", revocation.named())
+        answer = await self._on_record.carry_out(
+            action, lambda: self._revoke(revocation), msgspec.structs.asdict
+        )
         took_ms = round((self._clock.monotonic() - started) * 1000, 3)
         return json_answer(msgspec.json.decode(revoke_reply(self._node, answer, took_ms)))

@@ -8,11 +8,13 @@ from typing import Final, NoReturn
 import msgspec
 from aiohttp import web
 
+from bridge.adapters.actions import Action
 from bridge.adapters.postgres.pool import CONNECTIONS
 from bridge.core.contract.fields import is_id
 from bridge.ops import requests
+from bridge.ops.access import actor
 from bridge.ops.answers import bad_request, json_answer
-from bridge.ops.context import People
+from bridge.ops.context import OpsContext, People
 
 AT_ONCE: Final = CONNECTIONS["people"]
 """Each opens a connection to the database, so others wait: pushes must not go without."""
@@ -25,8 +27,9 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
 class Users:
     """Asks ledger and log for a user."""
 
-    def __init__(self, people: People) -> None:
+    def __init__(self, context: OpsContext, people: People) -> None:
         self._people = people
+        self._on_record = context.on_record
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, request: web.Request) -> web.Response:
@@ -48,8 +51,13 @@ class Users:
             _refuse(str(error))
         if asked.session is not None and not is_id(asked.session):
             _refuse("session: expected a string of 1 to 128 characters without controls")
+        target = {"user": user} if asked.session is None else {"user": user, "session": asked.session}
         async with self._free:
-            done = await self._people.disconnect(user, asked.session)
+            done = await self._on_record.carry_out(
+                Action(actor(request), "disconnect", target),
+                lambda: self._people.disconnect(user, asked.session),
+                lambda done: done._asdict(),
+            )
         return json_answer(
             {"user": user, "sessions": done.sessions, "nodes": done.nodes, "silent": done.silent}
         )
