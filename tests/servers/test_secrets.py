@@ -219,12 +219,15 @@ async def test_a_bridge_that_works_tells_no_secret(
             said = await answers(bridge.ws_port, PUBLIC)
             said += await answers(bridge.ops_port, OPS)
             await publish(vhost, request("u1", "p1"))
-            # Half of a file that is being written, with a secret that nobody has seen yet.
-            credentials.write_text(f"grafana {CANARY}-0123456789-abcdefghijklmnopqrstuvwxyz")
             for words in COMMANDS[1:]:
                 if words[0] != "tail":
                     _, printed = await run(words, env, tmp_path)
                     said += printed
+            # Half of a file that is being written, with a secret that nobody has seen yet.
+            credentials.write_text(f"grafana {CANARY}-0123456789-abcdefghijklmnopqrstuvwxyz")
+            code, printed = await run(("check",), env, tmp_path)
+            assert code == 2
+            said += printed
         said += bridge.printed
         said += str(await rows(database))
     assert CANARY not in said
