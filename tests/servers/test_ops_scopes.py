@@ -35,6 +35,7 @@ BODIES: dict[str, dict[str, object]] = {
     "/v1/recall": {"push_id": "kept"},
     "/v1/revoke": {"user": "u1", "before": 1_700_000_000},
     "/v1/dev/token": {"user": "u1"},
+    "/v1/users/{id}/disconnect": {},
 }
 """What each POST is asked. `kept` is a push that waits for its user, and each would change something."""
 
@@ -73,7 +74,7 @@ async def ask(port: int, method: str, path: str, scope: Scope) -> tuple[int, dic
 
 def state(database: str) -> list[str]:
     """Every row of the tables that an operation may change, but for leases and what goes with time."""
-    tables = ("delivery_log", "push_content", "revocation", "revocation_mark", "ops_action")
+    tables = ("delivery_log", "push_content", "revocation", "revocation_mark", "session", "ops_action")
     with psycopg.connect(database) as conn:
         return [
             str(row)
@@ -125,6 +126,7 @@ async def test_no_operation_does_more_than_the_scope_that_the_document_names(
     assert [(actor, action, result) for actor, action, _, result, _ in actions(database)] == [
         ("may-admin", "recall", "done"),
         ("may-admin", "revoke", "done"),
+        ("may-admin", "disconnect", "done"),
     ]
 
 
