@@ -214,7 +214,7 @@ def _ops_secret(settings: Settings) -> str:
 async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters.amqp import check as amqp_check
     from bridge.adapters.amqp import excess as amqp_excess
-    from bridge.adapters.amqp.topology import DeclareMode
+    from bridge.adapters.amqp.topology import OUTCOMES, SESSIONS, DeclareMode
 
     where = redacted(settings.amqp_url)
     try:
@@ -222,7 +222,10 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             settings.amqp_url,
             DeclareMode(settings.declare),
             where,
-            outcome_events=settings.outcome_events,
+            told=[
+                *([OUTCOMES] if settings.outcome_events else []),
+                *([SESSIONS] if settings.session_events and settings.uses_postgres else []),
+            ],
             runs=runs,
         )
         found += await amqp_excess.findings(settings.amqp_url, DeclareMode(settings.declare))

@@ -112,7 +112,7 @@ async def test_a_user_who_may_not_publish_some_routing_keys_is_told_which_and_wh
 async def test_outcome_events_that_are_switched_off_need_no_right(servers: Servers, vhost: str) -> None:
     await declare(vhost)
     topic_permissions(servers, vhost, "push.outcomes", "^$")
-    looked = await findings(vhost, DeclareMode.ACTIVE, "here", outcome_events=False)
+    looked = await findings(vhost, DeclareMode.ACTIVE, "here", told=())
     assert [f for f in looked if f.level != "ok"] == []
 
 

@@ -63,6 +63,7 @@ from bridge.adapters.amqp.topology import (
     PUSH,
     QUEUES,
     REQUESTS,
+    SESSIONS,
     Binding,
     DeclareMode,
     Exchange,
@@ -89,11 +90,11 @@ Low: TypeAlias = aiormq.abc.AbstractChannel
 
 
 async def findings(
-    url: str, mode: DeclareMode, where: str, *, outcome_events: bool = True, runs: bool = False
+    url: str, mode: DeclareMode, where: str, *, told: Sequence[str] = (OUTCOMES, SESSIONS), runs: bool = False
 ) -> list[Finding]:
     """All findings about the broker, good or bad; `where` is the URL without its password.
 
-    `runs`: this very node is connected, so limits are not checked.
+    `told`: the exchanges that get events. `runs`: this very node is connected, so limits are not checked.
     Raises BrokerUnavailable where it can't be reached.
     """
     boxes: list[Outbox] = []
@@ -110,11 +111,11 @@ async def findings(
         try:
             topology = await look.topology()
             found += topology or [_whole(mode)]
-            found += await look.permissions(outcome_events)
+            found += await look.permissions(told)
             found += await look.others()
             now = await look.publishing(tap, boxes)
             if all(finding.what != "broker" for finding in now):
-                now += await look.topics(tap, boxes, outcome_events)
+                now += await look.topics(tap, boxes, told)
             found += now
         except BrokerRefused as error:
             # One more channel may be too many while the broker still counts the one before.
@@ -218,7 +219,7 @@ class _Look:
 
     # --- permissions ---
 
-    async def permissions(self, outcome_events: bool) -> list[Finding]:
+    async def permissions(self, told: Sequence[str]) -> list[Finding]:
         """What this user may not do with existing objects."""
         found: list[Finding] = []
         for queue in (REQUESTS, FALLEN, CONTROL):
@@ -226,16 +227,16 @@ class _Look:
                 f"read {queue}", partial(_consuming_in_vain, queue)
             ):
                 found.append(self._forbidden(f"this user may not read queue {queue}"))
-        for exchange in (DEAD, *((OUTCOMES,) if outcome_events else ()), PUSH):
+        for exchange in (DEAD, *told, PUSH):
             nowhere = f"push.check.{uuid.uuid4().hex}"
             refusal = await self._refused_for(
                 f"write to {exchange}",
                 partial(_binding_in_vain, exchange, nowhere),
             )
             if isinstance(refusal, ChannelAccessRefused) and nowhere not in str(refusal):
-                needs = "" if exchange != PUSH else ": POST /v1/push of the ops port and `bridge replay` do"
-                made = self._forbidden(f"this user may not write to exchange {exchange}{needs}")
-                found.append(made if exchange != PUSH else made._replace(level="warn"))
+                words, level = _TOPICS[exchange]
+                made = self._forbidden(f"this user may not write to exchange {exchange}: {words}")
+                found.append(made._replace(level=level))
         if self._mode is DeclareMode.ACTIVE:
             found += await self._binding()
         if await self._forbids(f"declare {LOCK}", _declaring_in_vain(Queue(LOCK, {}))):
@@ -288,10 +289,10 @@ class _Look:
             return []
         return [Finding("warn", "topology", "a bridge takes the pushes already: another one stands by")]
 
-    async def topics(self, tap: Tap, boxes: list[Outbox], outcome_events: bool) -> list[Finding]:
+    async def topics(self, tap: Tap, boxes: list[Outbox], told: Sequence[str]) -> list[Finding]:
         """Which routing keys this user may not publish with, where it may write to the exchange."""
         found: list[Finding] = []
-        for exchange, keys in _keys(outcome_events).items():
+        for exchange, keys in _keys(told).items():
             if f"exchange {exchange}" not in self._there:
                 continue
             refused: list[str] = []
@@ -343,14 +344,15 @@ class _Look:
         return [Finding("warn", "broker", f"{words}; see rabbitmqctl status, its alarms")]
 
 
-def _keys(outcome_events: bool) -> Mapping[str, Sequence[str]]:
+def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
     """Routing keys that the bridge would use, by exchange. Publishers choose the event; `message` is the default."""
     outcomes = [
         outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
     ]
     rejections = {ending.reason.value for ending in ENDINGS if ending.outcome is Outcome.REJECTED}
+    events = {OUTCOMES: outcomes, SESSIONS: ["opened", "closed"]}
     return {
-        **({OUTCOMES: outcomes} if outcome_events else {}),
+        **{exchange: events[exchange] for exchange in told},
         DEAD: sorted(rejections),
         PUSH: ["bridge.producer"],
     }
@@ -358,6 +360,7 @@ def _keys(outcome_events: bool) -> Mapping[str, Sequence[str]]:
 
 _TOPICS: Mapping[str, tuple[str, Level]] = {
     OUTCOMES: ("outcome events that the broker refuses are given up", "fail"),
+    SESSIONS: ("nobody hears that sessions open and close", "warn"),
     DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
     PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
 }
