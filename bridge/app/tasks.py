@@ -60,8 +60,10 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
     """All tasks, in the order in which they are started."""
     node = at.node
     keys = [Task("keys", node.keys.run)] if node.keys else []
+    renewing = [Task("connect hook", node.core.renewing.run)] if node.core.renewing else []
     return (
         *keys,
+        *renewing,
         Task("settlement", node.core.settlement.run, settles=True),
         Task("delivery", node.core.intake.run, settles=True),
         Task("mailbox", node.core.pages.run),

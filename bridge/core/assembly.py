@@ -25,6 +25,7 @@ from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.delivery.renewing import Renewing
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
@@ -38,9 +39,11 @@ from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Store
+from bridge.core.sessions.connecting import Connecting, HookLimits
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
@@ -64,6 +67,8 @@ class Ports(NamedTuple):
     metrics: Metrics
     errors: ErrorHandler
     clock: Clock
+    hook: ConnectHook | None = None
+    """None: there is no business system to ask who clients are."""
 
 
 class CoreLimits(NamedTuple):
@@ -75,6 +80,7 @@ class CoreLimits(NamedTuple):
     token_seconds: float
     """For how long a token may be good."""
     fixed: Bounds = Bounds()
+    hook: HookLimits = HookLimits()
 
 
 class Core:
@@ -107,6 +113,7 @@ class Core:
             errors=errors,
             clock=clock,
         )
+        self.connecting, self.renewing = self._connect_hook(limits, node)
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
             hub=self.hub,
@@ -115,6 +122,7 @@ class Core:
             clock=clock,
             confirm_timeout=delivery.confirm_timeout,
             total_bytes=delivery.total_bytes,
+            renewing=self.renewing,
         )
         self.remembered = Remembered(limits.id_memory_bytes, clock.monotonic())
         self.recollection = Recollection(
@@ -139,6 +147,21 @@ class Core:
             node=node,
             bounds=self.bounds.statements,
         )
+
+    def _connect_hook(self, limits: CoreLimits, node: str) -> tuple[Connecting | None, Renewing | None]:
+        ports = self.ports
+        if ports.hook is None:
+            return None, None
+        connecting = Connecting(
+            ports.hook,
+            limits.hook,
+            node=node,
+            token_seconds=limits.token_seconds,
+            errors=ports.errors,
+            metrics=ports.metrics,
+            clock=ports.clock,
+        )
+        return connecting, Renewing(connecting=connecting, presence=self.presence, clock=ports.clock)
 
     def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
         ports, clock = self.ports, self.ports.clock
@@ -305,6 +328,9 @@ class Core:
         self.pages.tick(now)
         self.resends.tick(now)
         self.liveness.show_life(now)
+        if self.renewing is not None:
+            # A second may be all that is left to ask the hook again.
+            self.liveness.renew_tokens()
 
     def every_second(self) -> None:
         """Called each second: ask for new tokens, close sessions whose token has expired, continue replays, let

@@ -25,9 +25,12 @@ from bridge.core.model.pushes import NO_USER, Properties, PushRequest, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.carriers import usual_carriers
+from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
@@ -178,6 +181,8 @@ class House:
         bounds: Bounds = BOUNDS,
         revocations: RevocationLog | None = None,
         logs: Sequence[DeliveryLog] = (),
+        hook: ConnectHook | None = None,
+        hook_limits: HookLimits | None = None,
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
@@ -203,8 +208,16 @@ class House:
                 metrics=self.metrics,
                 errors=self.errors,
                 clock=self.clock,
+                hook=hook,
             ),
-            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds),
+            CoreLimits(
+                limits,
+                mailbox_limits or MailboxLimits(),
+                1 << 16,
+                TOKEN_SECONDS,
+                bounds,
+                hook_limits or HookLimits(),
+            ),
             gate=self.gate,
             node="n1",
             boot=boot,
@@ -222,7 +235,14 @@ class House:
         """In a settlement house, the rows of nobody, u1 and u2 that became final, by key."""
         ids = iter(range(1, 100_000))
         self.gateway = Gateway(
-            access=Access(AnyToken(), (), revoked=self.core.revoked, clock=self.clock),
+            access=Access(
+                AnyToken(),
+                (),
+                revoked=self.core.revoked,
+                clock=self.clock,
+                connecting=self.core.connecting,
+                token_from=usual_carriers(hook=hook is not None),
+            ),
             presence=self.core.presence,
             proofs=self.core.proofs,
             limits=session_limits or SessionLimits(256, 1 << 20),
@@ -359,6 +379,8 @@ async def house(
     bounds: Bounds = BOUNDS,
     start_grace: float = 0.0,
     all_bytes: int = 256 * 1024 * 1024,
+    hook: ConnectHook | None = None,
+    hook_limits: HookLimits | None = None,
     **limits: Any,
 ) -> AsyncIterator[House]:
     """A running house; `limits` are those of `DeliveryLimits`, and `all_bytes` its `total_bytes`."""
@@ -370,8 +392,11 @@ async def house(
         boot=boot,
         mailbox_limits=mailbox,
         bounds=bounds,
+        hook=hook,
+        hook_limits=hook_limits,
     )
-    async with built.running(*built.parts):
+    parts = (*built.parts, built.core.renewing) if built.core.renewing else built.parts
+    async with built.running(*parts):
         built.core.begin(await built.store.last_position())
         yield built
 

@@ -292,7 +292,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             # Frames before our answer: "the client MUST wait" (RFC 6455 4.1).
             self.turn_away(TOO_EARLY)
             return
-        asked = self._server.doorway.read(protocol, cast(Request, events[0]))
+        asked = self._server.doorway.read(protocol, cast(Request, events[0]), self._transport)
         if isinstance(asked, Response):
             self._reply(asked, None)
         else:

@@ -24,14 +24,17 @@ is told of every handshake that is refused here, with a word of `HANDSHAKE_REFUS
 
 from __future__ import annotations
 
+import asyncio
 import http
 import json
 import logging
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
+from msgspec import structs
+from websockets.datastructures import Headers
 from websockets.exceptions import (
     HeaderLineTooLong,
     InvalidHeader,
@@ -193,13 +196,17 @@ class Asked(NamedTuple):
 class Doorway:
     """Answers opening requests: the pages of the service, malformed handshakes, and what the host decided."""
 
-    def __init__(self, host: SessionHost, readiness: Readiness) -> None:
+    def __init__(self, host: SessionHost, readiness: Readiness, headers: Collection[str] = ()) -> None:
+        """`headers`: further ones that the host gets of each handshake, in lower case."""
         self._host = host
         self._readiness = readiness
+        self._headers = tuple(headers)
         self.accepting = True
         """False: opening handshakes get 503, and so does /readyz."""
 
-    def read(self, protocol: ServerProtocol, request: Request) -> Response | Asked:
+    def read(
+        self, protocol: ServerProtocol, request: Request, transport: asyncio.BaseTransport
+    ) -> Response | Asked:
         """Return the answer to what the host need not decide on, else the handshake to ask it about. Sends nothing."""
         path, _, query = _origin_form(request.path).partition("?")
         if path in ("/livez", "/readyz"):
@@ -216,6 +223,9 @@ class Doorway:
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return self._refused(protocol, asked)
+        asked = structs.replace(
+            asked, address=address_of(transport), headers=_chosen(request.headers, self._headers)
+        )
         return Asked(asked, accepted)
 
     def decided(
@@ -268,6 +278,21 @@ class Doorway:
         if request.method == "HEAD":
             response.body = b""
         return response
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The address of the client: that of the other end of the connection."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+def _chosen(headers: Headers, names: Sequence[str]) -> Mapping[str, str]:
+    """Those that have been sent. Several lines are joined, those of cookies in their own way (RFC 6265 5.4)."""
+    return {
+        name: ("; " if name == "cookie" else ", ").join(lines)
+        for name in names
+        if (lines := headers.get_all(name))
+    }
 
 
 def _origin_form(target: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -24,14 +24,25 @@ async def listen(
     readiness: Readiness,
     close_grace: float = 2.0,
     open_timeout: float = 10.0,
+    headers: Collection[str] = (),
+    asks_at_once: int = 0,
 ) -> AsyncIterator[WebSocketServer]:
     """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
 
     `close_grace`: seconds a peer has to take part in closing. `open_timeout`: seconds it has for its whole
-    opening request. At the end of the block, sessions that are still open are closed with 1001, and they are
-    gone within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
+    opening request, and the host for its decision. `headers`: those that the host gets of each handshake, in lower
+    case. `asks_at_once`: handshakes about which the host may ask somebody else; they take no place of those that wait
+    for other things. At the end of the block, sessions that are still open are closed with 1001, and they are gone
+    within the grace. To spread them out, close them before. Raises OSError when the address can't be bound.
     """
-    server = WebSocketServer(session_host, readiness, close_grace=close_grace, open_timeout=open_timeout)
+    server = WebSocketServer(
+        session_host,
+        readiness,
+        close_grace=close_grace,
+        open_timeout=open_timeout,
+        headers=headers,
+        asks_at_once=asks_at_once,
+    )
     listener = await server.loop.create_server(
         lambda: WebSocketConnection(server), host, port, backlog=BACKLOG
     )

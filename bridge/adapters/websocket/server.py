@@ -9,6 +9,7 @@ is ever queued on the way in, so a client that floods is not read for a while, a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from bridge.adapters.websocket.handshake import CROWDED, STOPPING, Doorway, Early, Readiness
@@ -55,12 +56,20 @@ class WebSocketServer:
     """A listening port and all its connections."""
 
     def __init__(
-        self, host: SessionHost, readiness: Readiness, *, close_grace: float, open_timeout: float
+        self,
+        host: SessionHost,
+        readiness: Readiness,
+        *,
+        close_grace: float,
+        open_timeout: float,
+        headers: Collection[str] = (),
+        asks_at_once: int = 0,
     ) -> None:
+        """See `listening.listen`."""
         self.port = 0
         self.loop = asyncio.get_running_loop()
         self.session_host = host
-        self.doorway = Doorway(host, readiness)
+        self.doorway = Doorway(host, readiness, headers)
         self.close_grace = close_grace
         self.open_timeout = open_timeout
         # One buffer for all: the loop fills it and the connection empties it within one callback.
@@ -72,6 +81,7 @@ class WebSocketServer:
         self._unanswered: dict[ServedConnection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
+        self._asks_at_once = asks_at_once
         self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
         """What the host decides on at this moment."""
         self._gone = asyncio.Event()
@@ -119,7 +129,7 @@ class WebSocketServer:
     @property
     def busy(self) -> bool:
         """The host decides on as many handshakes as it may."""
-        return len(self._decisions) >= HANDSHAKES_AT_ONCE
+        return len(self._decisions) >= HANDSHAKES_AT_ONCE + self._asks_at_once
 
     def decides(self, decision: asyncio.Task[Grant | Refusal]) -> None:
         """The host has begun to decide on a handshake. It counts until it has ended, also where it was cancelled."""
