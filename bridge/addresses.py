@@ -267,6 +267,23 @@ def postgres_secrets(dsn: str) -> Secrets:
     return Secrets(secrets, public)
 
 
+def http_secrets(url: str) -> Secrets:
+    """The secrets of an address of HTTP: its password, and every value of its query."""
+    parts = urlsplit(url)
+    held = _of_uri(parts)
+    raw = [pair.partition("=")[2] for pair in parts.query.split("&")]
+    given = [value for _, value in parse_qsl(parts.query)]
+    return Secrets([*held.secrets, *raw, *given], held.public)
+
+
+def is_loopback_origin(origin: str) -> bool:
+    """Whether this Origin is a page that this machine serves."""
+    try:
+        return is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether this host name or address always means this machine (RFC 6761 6.3); IPv6 with or without brackets."""
     name = host.lower().rstrip(".")

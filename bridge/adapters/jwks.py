@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
+from bridge.adapters.http_causes import cause_of
 from bridge.adapters.keys import JWKS_BYTES_MAX, KeySet, VerifyingKey, read_jwks
 from bridge.adapters.tokens import JwtVerifier
 from bridge.core.backoff import BackOff
@@ -79,12 +80,8 @@ async def fetch(url: str) -> Fetched:
             return Fetched(bytes(text), _max_age(answer.headers.get("Cache-Control", "")))
     except TimeoutError:
         raise KeysUnavailable(f"no answer within {FETCH_SECONDS:g} s") from None
-    except aiohttp.ClientConnectorError as error:
-        cause = error.os_error.strerror or type(error.os_error).__name__
-        raise KeysUnavailable(f"cannot connect: {cause}") from None
     except (aiohttp.ClientError, ValueError, OSError) as error:
-        # Such errors may quote the address.
-        raise KeysUnavailable(f"{type(error).__name__}") from None
+        raise KeysUnavailable(cause_of(error)) from None
 
 
 def _max_age(said: str) -> float | None:

@@ -42,6 +42,7 @@ SECONDS: Final = (
     32,
     64,
 )
+HOOK_RESULTS: Final = ("allowed", "refused", "wrong", "failed", "given_up")
 ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -73,6 +74,9 @@ class Gauges(NamedTuple):
     broker_up: bool
     database_up: bool | None
     """None: the log is not in Postgres."""
+    connect_hook_in_flight: int | None
+    """None, here and below: there is no connect hook."""
+    connect_hook_breaker_open: bool | None
 
     def known(self) -> dict[str, float]:
         """Those that are known, by name."""
@@ -109,6 +113,10 @@ GAUGES: Final[Mapping[str, str]] = {
     "broker_up": "1 while the connection is open by which this node takes pushes, or stands by to; 0 otherwise.",
     "database_up": "1 while the database answers and can be written to (asked every second), 0 otherwise; absent "
     "without the log in Postgres.",
+    "connect_hook_in_flight": "Requests to the connect hook that are not answered yet. Absent without "
+    "BRIDGE_CONNECT_URL.",
+    "connect_hook_breaker_open": "1 while the connect hook is left alone, since it has not answered several times in a "
+    "row: clients without a token get 503 at once; 0 otherwise. Absent without BRIDGE_CONNECT_URL.",
 }
 
 STAGES: Final[Mapping[str, str]] = {
@@ -161,6 +169,18 @@ class _Sessions:
         )
         self.handed = Counter(
             "bridge_handed_frames", "Pushes handed to sockets, counted once for each session."
+        )
+        self.hook = Counter(
+            "bridge_connect_hook_requests",
+            "How often the connect hook was asked who a client is, by result: `allowed`, `refused` (401 or 403), "
+            "`wrong` (any other answer), `failed` (no answer in time, 429 or 5xx), `given_up` (the client has left).",
+            ("result",),
+            [(result,) for result in HOOK_RESULTS],
+        )
+        self.hook_seconds = HistogramFamily(
+            "bridge_connect_hook_seconds",
+            "Time until the connect hook had answered, or was given up.",
+            SECONDS,
         )
         self.closed = Counter(
             "bridge_sessions_closed",
@@ -300,6 +320,11 @@ class PrometheusMetrics(Collector):
         self._sessions.handshakes.word(result)
         self._sessions.handshake_seconds.histograms[""].observe(seconds)
 
+    def hook_asked(self, result: str, seconds: float) -> None:
+        """The connect hook was asked; `result` is one of `HOOK_RESULTS`."""
+        self._sessions.hook.counts[(result,)] += 1
+        self._sessions.hook_seconds.histograms[""].observe(seconds)
+
     def closed(self, reason: str) -> None:
         """A session ended; `reason` is a CloseReason's word, or `client`."""
         self._sessions.closed.word(reason)
@@ -414,6 +439,9 @@ class NullMetrics:
         """Counts nothing."""
 
     def handshake(self, result: str, seconds: float) -> None:
+        """Counts nothing."""
+
+    def hook_asked(self, result: str, seconds: float) -> None:
         """Counts nothing."""
 
     def closed(self, reason: str) -> None:

@@ -4,7 +4,7 @@ Start, outermost first; each part may use those before it, so it is stopped befo
 
 1. plug-ins, metrics: no I/O, everything else reports to them
 2. the delivery log: pushes can't be settled without it, so it is the last to go
-3. the publisher: receipts are owed until the very end
+3. the publisher: receipts are owed until the very end; and the client of the connect hook
 4. the core: gate, hub, settlement, delivery, gateway
 5. the WebSocket and ops ports: they listen at once and say `not ready` until the gate opens
 6. the consumer: nothing is taken before there is somebody to send it to
@@ -31,6 +31,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
+from bridge.adapters.connect_hook import connect_hook
 from bridge.adapters.credentials import Credentials
 from bridge.adapters.metrics import gauge_families, key_families, session_event_families
 from bridge.adapters.tokens import make_token
@@ -50,6 +51,7 @@ from bridge.config import Settings
 from bridge.core.control import Switch
 from bridge.core.errors import BridgeError, SettingsError
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Lease
 from bridge.core.settlement.gate import Gate
@@ -95,9 +97,10 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         reporting(settings, clock, limits, boot) as reports,  # 1
         delivery_log(settings, clock, boot, reports.handler) as rows,  # 2
         _publisher(settings, clock, reports, readiness) as publisher,  # 3
+        _hook(settings) as hook,  # 3
     ):
         consumer = _consumer(settings, clock, reports.errors, readiness)
-        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, boot))  # 4
+        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot))  # 4
         surroundings = Surroundings(consumer, rows.figures, clock)
         async with _listen_websocket(settings, node) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
@@ -121,6 +124,19 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
                     await _release(rows.lease, reports.errors)
                 finally:
                     log.info("%s", drain.left().words)
+
+
+# --- 3. The connect hook ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _hook(settings: Settings) -> AsyncIterator[ConnectHook | None]:
+    url = settings.connect_url.get_secret_value()
+    if not url:
+        yield None
+        return
+    async with connect_hook(url, seconds=settings.connect_timeout, at_once=settings.connect_at_once) as hook:
+        yield hook
 
 
 # --- 3. and 6. The broker --------------------------------------------------------------------------------
@@ -168,6 +184,8 @@ async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[Web
                     node.gateway,
                     readiness=node.public_readiness,
                     limits=socket_limits(settings),
+                    headers=settings.connect_headers if settings.connect_url else (),
+                    asks_at_once=settings.connect_at_once if settings.connect_url else 0,
                 )
             )
         except OSError as error:

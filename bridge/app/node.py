@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bridge.adapters.amqp.consume import Consumer
@@ -11,6 +12,7 @@ from bridge.adapters.jwks import KeyedVerifier, KeyRing
 from bridge.adapters.metrics import Gauges
 from bridge.adapters.tokens import JwtVerifier
 from bridge.adapters.websocket.server import WebSocketServer
+from bridge.addresses import is_loopback_origin
 from bridge.app.reports import Reports
 from bridge.app.rows import Rows
 from bridge.config import Settings
@@ -21,8 +23,10 @@ from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Gateway
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 
@@ -38,6 +42,8 @@ class Given:
     reports: Reports
     clock: Clock
     gate: Gate
+    hook: ConnectHook | None
+    """None: there is no business system to ask who clients are."""
     boot: str
     """This start of this process; no other start has the same."""
 
@@ -64,6 +70,7 @@ class Node:
             clock=self.clock,
             token_from=settings.token_from,
             cookie=settings.token_cookie,
+            connecting=self.core.connecting,
         )
         self.gateway = Gateway(
             access=self.access,
@@ -111,6 +118,7 @@ class Node:
     def gauges(self, ws: WebSocketServer) -> Gauges:
         """How much there is of everything now."""
         sessions = list(self.core.hub)
+        connecting = self.core.connecting
         return Gauges(
             sessions=len(sessions),
             users=self.core.hub.users,
@@ -135,6 +143,8 @@ class Node:
             active=None if self.role() is Role.UNKNOWN else self.role() is Role.ACTIVE,
             broker_up=self.role() is not None,
             database_up=self.database_up,
+            connect_hook_in_flight=connecting.places.taken if connecting else None,
+            connect_hook_breaker_open=connecting.open if connecting else None,
         )
 
 
@@ -145,8 +155,10 @@ def _key_ring(given: Given) -> KeyRing | None:
     return KeyRing(settings.jwt_keys, settings.jwt_jwks_url, clock=given.clock, errors=given.reports.errors)
 
 
-def _verifier(given: Given, keys: KeyRing | None) -> TokenVerifier:
+def _verifier(given: Given, keys: KeyRing | None) -> TokenVerifier | None:
     settings = given.settings
+    if not settings.jwt_secrets and keys is None:
+        return None  # the settings allow it where there is a connect hook
     verifier = JwtVerifier(
         *settings.jwt_secrets,
         clock=given.clock,
@@ -157,6 +169,11 @@ def _verifier(given: Given, keys: KeyRing | None) -> TokenVerifier:
         dev=settings.dev,
     )
     return KeyedVerifier(verifier, keys) if keys else verifier
+
+
+def _may_use_cookies(settings: Settings) -> Callable[[str], bool]:
+    listed, dev = frozenset(settings.origins), settings.dev
+    return lambda origin: origin in listed or (dev and is_loopback_origin(origin))
 
 
 def _core(given: Given, request_limits: Limits) -> assembly.Core:
@@ -175,6 +192,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         metrics=reports.metrics,
         errors=reports.errors,
         clock=given.clock,
+        hook=given.hook,
     )
     limits = CoreLimits(
         delivery=DeliveryLimits(
@@ -189,5 +207,10 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         id_memory_bytes=settings.id_memory_bytes,
         token_seconds=settings.token_days * 86400.0,
         admission=settings.admission,
+        hook=HookLimits(
+            settings.connect_at_once,
+            frozenset(settings.connect_headers),
+            _may_use_cookies(settings),
+        ),
     )
     return assembly.Core(ports, limits, gate=given.gate, node=settings.node, boot=given.boot)

@@ -64,8 +64,10 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
     if node.core.recording is not None:
         # The database takes entries only of a process that has its name.
         recording = [Task("ledger", node.core.recording.run, after_start=True)]
+    renewing = [Task("connect hook", node.core.renewing.run)] if node.core.renewing else []
     return (
         *keys,
+        *renewing,
         Task("settlement", node.core.settlement.run, settles=True),
         Task("delivery", node.core.intake.run, settles=True),
         Task("mailbox", node.core.pages.run),

@@ -45,6 +45,8 @@ async def check(settings: Settings) -> int:
     )
     if settings.jwt_jwks_url:
         _tell(await _keys(settings.jwt_jwks_url))
+    if settings.connect_url:
+        _tell([await _hook(settings)])
     ports, runs = await _ports(settings)
     codes = [USAGE * _tell(await _plugins(settings)), USAGE * _tell(ports)]
     codes.append(await _check_broker(settings, runs))
@@ -82,6 +84,31 @@ async def _keys(url: str) -> list[Finding]:
     if not keys:
         return [*found, Finding("warn", "keys", f"{setting}: there is no key that can be used")]
     return [*found, Finding("ok", "keys", f"{len(keys)} fetched: {usable}")]
+
+
+# --- the connect hook ------------------------------------------------------------------------------------
+
+
+async def _hook(settings: Settings) -> Finding:
+    """Ask it about a client that shows nothing. `serve` starts without it, so what is wrong is a warning."""
+    from bridge.adapters.connect_hook import connect_hook
+    from bridge.core.contract.connecting import question
+    from bridge.core.model.sessions import Handshake
+
+    setting, url = env_name("connect_url"), settings.connect_url.get_secret_value()
+    nobody = question(Handshake("/ws", {}, None, None, ()), settings.node)
+    try:
+        async with connect_hook(url, seconds=settings.connect_timeout, at_once=1) as hook:
+            status = (await hook.ask(nobody)).status
+    except BridgeError as error:
+        return Finding("warn", "hook", f"{setting}: {error}")
+    if status == 200:
+        return Finding("warn", "hook", f"{setting}: it lets in a client without a cookie or any other header")
+    if status not in (401, 403):
+        return Finding(
+            "warn", "hook", f"{setting}: it answered with {status}, and 200, 401 or 403 is expected"
+        )
+    return Finding("ok", "hook", f"it answers, and refuses who shows nothing ({status})")
 
 
 # --- plug-ins --------------------------------------------------------------------------------------------

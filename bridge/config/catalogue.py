@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from bridge.config.names import PREFIX, SECRETS_DIR_VARIABLE, env_name
 from bridge.config.settings import Settings
+from bridge.core.sessions.carriers import USUAL_CARRIERS
 
 GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "Where things are": ("amqp_url", "postgres_dsn", "node", "ws_host", "ws_port", "ops_host", "ops_port"),
@@ -24,6 +25,10 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "origins",
         "token_from",
         "token_cookie",
+        "connect_url",
+        "connect_headers",
+        "connect_timeout",
+        "connect_at_once",
         "ops_token",
         "ops_credentials",
     ),
@@ -61,7 +66,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
 
 def default_text(field: str) -> str:
     """The default as a user would write it; for settings whose default is made at the start, how."""
-    made = {"node": "the host name", "jwt_secret": ""}
+    made = {"node": "the host name", "jwt_secret": "", "token_from": ",".join(USUAL_CARRIERS)}
     if field in made:
         return made[field]
     value = Settings.model_fields[field].default

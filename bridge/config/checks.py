@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ValidationInfo
 
+from bridge.addresses import is_loopback
 from bridge.config.names import env_name
 from bridge.core.sessions.carriers import CARRIERS
 
@@ -18,6 +19,9 @@ SECRET_VARIETY: Final = 8
 
 KEYS_FILE_BYTES: Final = 1 << 20
 """Bytes that are read of a file with keys; it may have fewer, and says so itself."""
+
+HEADERS_MAX: Final = 32
+"""Headers that the connect hook may get."""
 
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -101,8 +105,8 @@ def credentials(path: str) -> None:
     read_entries(path)
 
 
-def jwks_url(value: str, *, dev: bool) -> str:
-    """The address of a JWK Set. It is never quoted: it may hold a password."""
+def _http_address(value: str) -> SplitResult:
+    """The parts of an address of HTTP. It is never quoted: it may hold a password."""
     try:
         parts = urlsplit(value)
         _ = parts.port
@@ -110,11 +114,35 @@ def jwks_url(value: str, *, dev: bool) -> str:
         raise ValueError("an https:// address expected") from None
     if parts.scheme not in ("https", "http") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", value):
         raise ValueError("an https:// address expected")
+    return parts
+
+
+def jwks_url(value: str, *, dev: bool) -> str:
+    """The address of a JWK Set."""
+    parts = _http_address(value)
     if parts.username is not None or parts.password is not None:
         raise ValueError("an address without user and password expected")
     if parts.scheme == "http" and not dev:
         raise ValueError(f"https:// expected: http:// is only for development ({env_name('dev')})")
     return value
+
+
+def connect_url(value: str, *, dev: bool) -> str:
+    """The address of the connect hook. Cookies go there: only over TLS, or to this machine."""
+    parts = _http_address(value)
+    if parts.scheme == "http" and not dev and not is_loopback(parts.hostname or ""):
+        raise ValueError(f"https:// expected: http:// is only for this machine, or with {env_name('dev')}")
+    return value
+
+
+def header_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of HTTP headers (RFC 9110 5.1), in lower case."""
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", name):
+            raise ValueError("names of headers expected, with commas between")
+    if len(value) > HEADERS_MAX:
+        raise ValueError(f"at most {HEADERS_MAX} names expected")
+    return tuple(dict.fromkeys(name.lower() for name in value))
 
 
 def secret(value: str, signatures: tuple[str, ...], *, dev: bool) -> None:
@@ -126,7 +154,8 @@ def secret(value: str, signatures: tuple[str, ...], *, dev: bool) -> None:
     if not key:
         raise ValueError(
             f"a secret of at least {need} bytes is required, for example from `openssl rand -base64 48`;"
-            f" or keys: {env_name('jwt_keys')} or {env_name('jwt_jwks_url')}"
+            f" or keys: {env_name('jwt_keys')} or {env_name('jwt_jwks_url')}; or {env_name('connect_url')}, which asks"
+            " for no token"
         )
     if dev:
         return
@@ -165,7 +194,7 @@ def origin(entry: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != default else "")
 
 
-def carriers(value: tuple[str, ...], *, origins: bool) -> tuple[str, ...]:
+def carriers(value: tuple[str, ...], *, origins: bool, hook: bool) -> tuple[str, ...]:
     """Where a token may come from."""
     wrong = [word for word in value if word not in CARRIERS]
     if wrong or not value:
@@ -174,6 +203,10 @@ def carriers(value: tuple[str, ...], *, origins: bool) -> tuple[str, ...]:
     if "cookie" in value and not origins:
         # A browser sends the cookie whichever page asks it to.
         raise ValueError(f"cookie needs {env_name('origins')}: the pages that may use it")
+    if "frame" in value and hook:
+        raise ValueError(
+            f"frame can't be used with {env_name('connect_url')}: who comes without a token is decided on at once"
+        )
     return tuple(dict.fromkeys(value))
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from bridge.addresses import is_loopback
+from bridge.addresses import http_secrets, is_loopback
 from bridge.config import checks
 from bridge.config.common import KEYS, CommonSettings
 from bridge.config.names import PREFIX
 from bridge.core import redaction
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.sessions.admission import AdmissionLimits, SessionsOver
-from bridge.core.sessions.carriers import USUAL_CARRIERS
+from bridge.core.sessions.carriers import usual_carriers
 
 BROKER_DELIVERY_LIMIT: Final = 100
 """The broker's own limit on the queue of requests. `max_attempts` is lower: the bridge writes a row when it gives a
@@ -47,11 +47,17 @@ class TokenSettings(CommonSettings):
         description="The address of such a JWK Set, as identity providers publish it; `https` only, but for"
         " `BRIDGE_DEV`.",
     )
+    connect_url: SecretStr = Field(
+        SecretStr(""),
+        description="The connect hook: the address of a business system that is asked who a client without a token is;"
+        " `https`, or `http` on this machine. A user and a password in it are sent along.",
+    )
     jwt_secret: SecretStr = Field(
         default_factory=lambda data: SecretStr(secrets.token_urlsafe(48) if data.get("dev") else ""),
-        description="Required without keys: the secret that signs the tokens of users, at least 32 bytes (`HS384`: 48,"
-        " `HS512`: 64). Several may be given, comma-separated, to change it: each is accepted, the first signs."
-        " Better in a secret file or the environment than in a flag, which all users of the machine can see.",
+        description="Required without keys and connect hook: the secret that signs the tokens of users, at least 32"
+        " bytes (`HS384`: 48, `HS512`: 64). Several may be given, comma-separated, to change it: each is accepted, the"
+        " first signs. Better in a secret file or the environment than in a flag, which all users of the machine can"
+        " see.",
     )
     jwt_issuer: str = Field("", description="What a token's `iss` must be; empty: not checked.")
     jwt_audience: str = Field("", description="What a token's `aud` must hold; empty: not checked.")
@@ -61,6 +67,7 @@ class TokenSettings(CommonSettings):
         super().model_post_init(context)
         keys = (getattr(self, name) for name in KEYS if name in type(self).model_fields)
         redaction.learn([*(key.get_secret_value() for key in keys), *self.jwt_secrets])
+        redaction.learn(*http_secrets(self.connect_url.get_secret_value()))
 
     @property
     def jwt_secrets(self) -> tuple[str, ...]:
@@ -84,12 +91,19 @@ class TokenSettings(CommonSettings):
     def _check_jwks_url(cls, value: str, info: ValidationInfo) -> str:
         return checks.jwks_url(value, dev=bool(info.data.get("dev"))) if value else value
 
+    @field_validator("connect_url")
+    @classmethod
+    def _check_connect_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if value.get_secret_value():
+            checks.connect_url(value.get_secret_value(), dev=bool(info.data.get("dev")))
+        return value
+
     @field_validator("jwt_secret")
     @classmethod
     def _check_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         given = checks.secrets(value.get_secret_value())
         # A wrong one of these is not in `data`, and is told by itself.
-        keys = any(info.data.get(name, "wrong") for name in ("jwt_keys", "jwt_jwks_url"))
+        keys = any(info.data.get(name, "wrong") for name in ("jwt_keys", "jwt_jwks_url", "connect_url"))
         if given or not keys:
             signatures = info.data.get("jwt_algorithms", ("HS256",))
             checks.each_secret(given or ("",), signatures, dev=bool(info.data.get("dev")))
@@ -136,9 +150,9 @@ class Settings(TokenSettings):
     )
 
     token_from: CommaList = Field(
-        USUAL_CARRIERS,
+        default_factory=lambda data: usual_carriers(hook=bool(data.get("connect_url"))),
         description="Where a token may come from, comma-separated: `authorization` (the header), `subprotocol`,"
-        " `query`, `frame` (the first message), `cookie`.",
+        " `query`, `frame` (the first message; not with `BRIDGE_CONNECT_URL`), `cookie`.",
     )
     token_cookie: str = Field(
         "bridge_token",
@@ -150,6 +164,20 @@ class Settings(TokenSettings):
         ge=0.01,
         le=36500,
         description="Days that a token may be good for, from `iat` to `exp`. Revocations are kept for as long.",
+    )
+    connect_headers: CommaList = Field(
+        ("cookie", "authorization", "origin", "user-agent"),
+        description="The headers of a handshake that the connect hook gets, comma-separated. Cookies only from the"
+        " pages of `BRIDGE_ORIGINS`: from others, handshakes with a cookie are refused.",
+    )
+    connect_timeout: float = Field(
+        2.0, ge=0.1, le=8, description="Seconds that the connect hook has for an answer; then 503."
+    )
+    connect_at_once: int = Field(
+        100,
+        ge=2,
+        le=10_000,
+        description="The most requests to the connect hook that wait for an answer; over it handshakes get 503.",
     )
     delivery_log: CommaList = Field(
         ("postgres",),
@@ -371,7 +399,13 @@ class Settings(TokenSettings):
     @field_validator("token_from")
     @classmethod
     def _check_token_from(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return checks.carriers(value, origins=bool(info.data.get("origins", "wrong")))
+        origins, hook = bool(info.data.get("origins", "wrong")), bool(info.data.get("connect_url"))
+        return checks.carriers(value, origins=origins, hook=hook)
+
+    @field_validator("connect_headers")
+    @classmethod
+    def _check_connect_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checks.header_names(value)
 
     @field_validator("token_cookie")
     @classmethod

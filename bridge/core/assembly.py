@@ -27,6 +27,7 @@ from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.recording import Recording
 from bridge.core.delivery.remembered import Recollection, Remembered
+from bridge.core.delivery.renewing import Renewing
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
@@ -40,11 +41,13 @@ from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.admission import Admission, AdmissionLimits
+from bridge.core.sessions.connecting import Connecting, HookLimits
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
@@ -73,6 +76,8 @@ class Ports(NamedTuple):
     """None: there is no ledger."""
     session_events: SessionEvents | None = None
     """None: nobody is told of sessions."""
+    hook: ConnectHook | None = None
+    """None: there is no business system to ask who clients are."""
 
 
 class CoreLimits(NamedTuple):
@@ -85,6 +90,7 @@ class CoreLimits(NamedTuple):
     """For how long a token may be good."""
     fixed: Bounds = Bounds()
     admission: AdmissionLimits = AdmissionLimits()
+    hook: HookLimits = HookLimits()
 
 
 class Core:
@@ -117,6 +123,7 @@ class Core:
             errors=errors,
             clock=clock,
         )
+        self.connecting, self.renewing = self._connect_hook(limits, node)
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
             hub=self.hub,
@@ -125,6 +132,7 @@ class Core:
             clock=clock,
             confirm_timeout=delivery.confirm_timeout,
             total_bytes=delivery.total_bytes,
+            renewing=self.renewing,
         )
         self.remembered = Remembered(limits.id_memory_bytes, clock.monotonic())
         self.recollection = Recollection(
@@ -149,6 +157,21 @@ class Core:
             node=node,
             bounds=self.bounds.statements,
         )
+
+    def _connect_hook(self, limits: CoreLimits, node: str) -> tuple[Connecting | None, Renewing | None]:
+        ports = self.ports
+        if ports.hook is None:
+            return None, None
+        connecting = Connecting(
+            ports.hook,
+            limits.hook,
+            node=node,
+            token_seconds=limits.token_seconds,
+            errors=ports.errors,
+            metrics=ports.metrics,
+            clock=ports.clock,
+        )
+        return connecting, Renewing(connecting=connecting, presence=self.presence, clock=ports.clock)
 
     def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
         ports, clock = self.ports, self.ports.clock
@@ -342,6 +365,9 @@ class Core:
         self.pages.tick(now)
         self.resends.tick(now)
         self.liveness.show_life(now)
+        if self.renewing is not None:
+            # A second may be all that is left to ask the hook again.
+            self.liveness.renew_tokens()
 
     def every_second(self) -> None:
         """Called each second: ask for new tokens, close sessions whose token has expired, continue replays, let

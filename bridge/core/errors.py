@@ -227,3 +227,16 @@ class KeysUnavailable(BridgeError):
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(f"the keys for tokens could not be read: {cause}")
+
+
+class ConnectHookFailed(BridgeError):
+    """The connect hook (BRIDGE_CONNECT_URL) did not say whether a client may come in.
+
+    `cause` holds nothing of the address, the question or the answer. With `down` it may be the same for everybody: no
+    answer came, or one that says that it can't answer now.
+    """
+
+    def __init__(self, cause: str, *, down: bool = False) -> None:
+        self.cause = cause
+        self.down = down
+        super().__init__(f"the connect hook failed: {cause}")

@@ -70,6 +70,7 @@ class Gateway:
         return self._decided(await self._access.decided(waits), started)
 
     def _decided(self, answer: Decision, started: float) -> Decision:
+        answer = self._access.bounded(answer)
         seconds = self._clock.monotonic() - started
         if isinstance(answer, Grant) and answer.claims is None:
             if not self.strangers.full:

@@ -294,6 +294,67 @@ def test_in_development_keys_may_come_over_http() -> None:
     assert Settings(dev=True, jwt_jwks_url=url).jwt_jwks_url == url
 
 
+def test_with_a_connect_hook_no_secret_is_needed_and_the_first_message_is_no_carrier() -> None:
+    hook = Settings(connect_url="https://app.example/connect")
+    assert hook.jwt_secrets == ()
+    assert hook.token_from == ("authorization", "subprotocol", "query")
+    assert (hook.connect_timeout, hook.connect_at_once) == (2.0, 100)
+    assert hook.connect_headers == ("cookie", "authorization", "origin", "user-agent")
+    told = problems(connect_url="https://app.example/connect", token_from="frame,query")
+    assert "frame can't be used with BRIDGE_CONNECT_URL" in told["BRIDGE_TOKEN_FROM"]
+    assert Settings(jwt_secret=SECRET, connect_headers="X-Tenant,x-tenant").connect_headers == ("x-tenant",)
+    assert Settings(jwt_secret=SECRET, connect_headers="").connect_headers == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://app.example/connect?key=s3cret", "https:// expected: http:// is only for this machine"),
+        ("ftp://app.example/?key=s3cret", "an https:// address expected"),
+        ("app.example/s3cret", "an https:// address expected"),
+        ("https:///s3cret", "an https:// address expected"),
+        ("https://s3cret:s3cret@[x/", "an https:// address expected"),
+        ("https://app.example:s3cret/", "an https:// address expected"),
+        ("https://app.example/s3cret x", "an https:// address expected"),
+    ],
+)
+def test_the_address_of_the_connect_hook_is_https_or_this_machine_and_never_shown(
+    url: str, problem: str
+) -> None:
+    told = problems(connect_url=url)
+    assert problem in told["BRIDGE_CONNECT_URL"]
+    assert "s3cret" not in str(told)
+    assert "s3cret" not in str(problems(connect_url=url, connect_timeout=99, token_from="x"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "[::1]:1", "app.localhost"])
+def test_a_connect_hook_on_this_machine_may_be_http(host: str) -> None:
+    assert Settings(connect_url=f"http://{host}/connect").connect_url
+    assert Settings(dev=True, connect_url="http://app.example/").connect_url
+
+
+def test_the_secrets_in_the_address_of_the_connect_hook_are_removed_from_every_text() -> None:
+    made = Settings(connect_url="https://app:pa%73s-w0rd@app.example/connect?key=k3y-k3y-k3y&b=other%20key")
+    assert "w0rd" not in repr(made)
+    assert "k3y" not in repr(made)
+    for secret in ("pa%73s-w0rd", "pass-w0rd", "k3y-k3y-k3y", "other%20key", "other key"):
+        assert redact(f"it is {secret}, they say") == "it is ***, they say", secret
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("connect_headers", "a b", "names of headers expected, with commas between"),
+        ("connect_headers", "cookie:", "names of headers expected, with commas between"),
+        ("connect_headers", ",".join(f"h{n}" for n in range(33)), "at most 32 names expected"),
+        ("connect_timeout", 9, "a number from 0.1 to 8 expected, not 9"),
+        ("connect_at_once", 1, "a whole number from 2 to 10000 expected, not 1"),
+    ],
+)
+def test_a_wrong_value_about_the_connect_hook_is_named(field: str, value: object, expected: str) -> None:
+    assert problems(**{field: value}) == {env_name(field): expected}
+
+
 def test_in_dev_a_short_secret_will_do_and_a_missing_one_is_made() -> None:
     assert Settings(dev=True, jwt_secret="x").jwt_secret.get_secret_value() == "x"
     made = Settings(dev=True).jwt_secret.get_secret_value()

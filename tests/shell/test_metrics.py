@@ -38,7 +38,31 @@ ROW = Row(
     finished_at=100.014,
 )
 GAUGE_VALUES = Gauges(
-    3, 2, 1, 22, 10, 11, 12, 18, 19, 20, True, 23, 24, 21, 13, 14, 15, 16, 17, True, True, True, True
+    3,
+    2,
+    1,
+    22,
+    10,
+    11,
+    12,
+    18,
+    19,
+    20,
+    True,
+    23,
+    24,
+    21,
+    13,
+    14,
+    15,
+    16,
+    17,
+    True,
+    True,
+    True,
+    True,
+    25,
+    True,
 )
 
 

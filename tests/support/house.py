@@ -25,11 +25,14 @@ from bridge.core.model.pushes import NO_USER, Properties, PushRequest, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
+from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.admission import AdmissionLimits
+from bridge.core.sessions.carriers import usual_carriers
+from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
@@ -183,6 +186,8 @@ class House:
         sessions: SessionLog | None = None,
         session_events: SessionEvents | None = None,
         logs: Sequence[DeliveryLog] = (),
+        hook: ConnectHook | None = None,
+        hook_limits: HookLimits | None = None,
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
@@ -208,10 +213,19 @@ class House:
                 metrics=self.metrics,
                 errors=self.errors,
                 clock=self.clock,
+                hook=hook,
                 sessions=sessions,
                 session_events=session_events,
             ),
-            CoreLimits(limits, mailbox_limits or MailboxLimits(), 1 << 16, TOKEN_SECONDS, bounds, admission),
+            CoreLimits(
+                limits,
+                mailbox_limits or MailboxLimits(),
+                1 << 16,
+                TOKEN_SECONDS,
+                bounds,
+                admission,
+                hook_limits or HookLimits(),
+            ),
             gate=self.gate,
             node="n1",
             boot=boot,
@@ -236,6 +250,8 @@ class House:
                 ledger=self.core.ledger,
                 admission=self.core.admission,
                 clock=self.clock,
+                connecting=self.core.connecting,
+                token_from=usual_carriers(hook=hook is not None),
             ),
             presence=self.core.presence,
             proofs=self.core.proofs,
@@ -373,6 +389,8 @@ async def house(
     bounds: Bounds = BOUNDS,
     start_grace: float = 0.0,
     all_bytes: int = 256 * 1024 * 1024,
+    hook: ConnectHook | None = None,
+    hook_limits: HookLimits | None = None,
     **limits: Any,
 ) -> AsyncIterator[House]:
     """A running house; `limits` are those of `DeliveryLimits`, and `all_bytes` its `total_bytes`."""
@@ -384,8 +402,11 @@ async def house(
         boot=boot,
         mailbox_limits=mailbox,
         bounds=bounds,
+        hook=hook,
+        hook_limits=hook_limits,
     )
-    async with built.running(*built.parts):
+    parts = (*built.parts, built.core.renewing) if built.core.renewing else built.parts
+    async with built.running(*parts):
         built.core.begin(await built.store.last_position())
         yield built
 

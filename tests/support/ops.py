@@ -27,7 +27,9 @@ from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import OpsServer, listen
 from tests.support.ports import ManualClock, RecordingErrors
 
-GAUGES = Gauges(2, 1, 0, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, 0, 0, True, True, True, True)
+GAUGES = Gauges(
+    2, 1, 0, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, 0, 0, True, True, True, True, None, None
+)
 
 
 def receipt(row: Row) -> dict[str, object]:

@@ -210,6 +210,7 @@ class CountingMetrics:
         self.takings = 0
         self.looked = 0
         self.handshakes: list[str] = []
+        self.hook: list[str] = []
 
     def taken(self, messages: int, requests: int) -> None:
         self.takings += messages
@@ -236,6 +237,9 @@ class CountingMetrics:
 
     def handshake(self, result: str, seconds: float) -> None:
         self.handshakes.append(result)
+
+    def hook_asked(self, result: str, seconds: float) -> None:
+        self.hook.append(result)
 
     def closed(self, reason: str) -> None: ...
 

@@ -29,10 +29,12 @@ import http
 import json
 import logging
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
+from msgspec import structs
+from websockets.datastructures import Headers
 from websockets.exceptions import (
     HeaderLineTooLong,
     InvalidHeader,
@@ -47,7 +49,6 @@ from websockets.streams import StreamReader
 
 from bridge.adapters.websocket.devices import device_of
 from bridge.adapters.websocket.limits import SocketLimits
-from bridge.core.model.ledger import Device
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
@@ -213,9 +214,13 @@ class Asked(NamedTuple):
 class Doorway:
     """Answers opening requests: the pages of the service, malformed handshakes, and what the host decided."""
 
-    def __init__(self, host: SessionHost, readiness: Readiness, limits: SocketLimits) -> None:
+    def __init__(
+        self, host: SessionHost, readiness: Readiness, limits: SocketLimits, headers: Collection[str] = ()
+    ) -> None:
+        """`headers`: further ones that the host gets of each handshake, in lower case."""
         self._host = host
         self._readiness = readiness
+        self._headers = tuple(headers)
         self._proxies = limits.proxies
         self.too_long = TooLong(limits)
         self.accepting = True
@@ -239,11 +244,15 @@ class Doorway:
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
             return self._unacceptable(protocol, accepted)
-        device = device_of(request, peer, self._proxies)
-        asked = _read(path, query, request, device) if self.accepting else STOPPING.refusal
+        asked = _read(path, query, request) if self.accepting else STOPPING.refusal
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return self._refused(protocol, asked)
+        asked = structs.replace(
+            asked,
+            device=device_of(request, peer, self._proxies),
+            headers=_chosen(request.headers, self._headers),
+        )
         return Asked(asked, accepted)
 
     def decided(
@@ -298,6 +307,15 @@ class Doorway:
         return response
 
 
+def _chosen(headers: Headers, names: Sequence[str]) -> Mapping[str, str]:
+    """Those that have been sent. Several lines are joined, those of cookies in their own way (RFC 6265 5.4)."""
+    return {
+        name: ("; " if name == "cookie" else ", ").join(lines)
+        for name in names
+        if (lines := headers.get_all(name))
+    }
+
+
 def _origin_form(target: str) -> str:
     """A request target without scheme and authority (RFC 9112 3.2.2: servers must accept a target with them)."""
     absolute = _ABSOLUTE.match(target)
@@ -332,7 +350,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
     return Refusal(status, why, text)
 
 
-def _read(path: str, query: str, request: Request, device: Device) -> Handshake | Refusal:
+def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
     # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
@@ -354,5 +372,4 @@ def _read(path: str, query: str, request: Request, device: Device) -> Handshake 
         authorization=authorizations[0] if authorizations else None,
         subprotocols=tuple(entry for entry in offered if entry),
         cookie="; ".join(headers.get_all("Cookie")) or None,
-        device=device,
     )

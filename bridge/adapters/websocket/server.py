@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from bridge.adapters.websocket.handshake import CROWDED, FULL, STOPPING, Doorway, Early, Readiness
@@ -64,12 +65,20 @@ class WebSocketServer:
     """A listening port and all its connections."""
 
     def __init__(
-        self, host: SessionHost, readiness: Readiness, *, close_grace: float, limits: SocketLimits
+        self,
+        host: SessionHost,
+        readiness: Readiness,
+        *,
+        close_grace: float,
+        limits: SocketLimits,
+        headers: Collection[str] = (),
+        asks_at_once: int = 0,
     ) -> None:
+        """See `listening.listen`."""
         self.port = 0
         self.loop = asyncio.get_running_loop()
         self.session_host = host
-        self.doorway = Doorway(host, readiness, limits)
+        self.doorway = Doorway(host, readiness, limits, headers)
         self.close_grace = close_grace
         self.limits = limits
         # One buffer for all: the loop fills it and the connection empties it within one callback.
@@ -81,6 +90,7 @@ class WebSocketServer:
         self._unanswered: dict[ServedConnection, None] = {}
         """Those whose request has not been answered yet, oldest first."""
         self._unanswered_bytes = 0
+        self._asks_at_once = asks_at_once
         self._decisions: set[asyncio.Task[Grant | Refusal]] = set()
         """What the host decides on at this moment."""
         self._tells_again = 0.0
@@ -146,7 +156,7 @@ class WebSocketServer:
     @property
     def busy(self) -> bool:
         """The host decides on as many handshakes as it may."""
-        return len(self._decisions) >= HANDSHAKES_AT_ONCE
+        return len(self._decisions) >= HANDSHAKES_AT_ONCE + self._asks_at_once
 
     def decides(self, decision: asyncio.Task[Grant | Refusal]) -> None:
         """The host has begun to decide on a handshake. It counts until it has ended, also where it was cancelled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bridge.core.contract.frames import HEARTBEAT, REFRESH
 from bridge.core.delivery.presence import Presence
+from bridge.core.delivery.renewing import Renewing
 from bridge.core.mailbox.pages import Pages
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
@@ -22,14 +23,17 @@ class Liveness:
         clock: Clock,
         confirm_timeout: float,
         total_bytes: int,
+        renewing: Renewing | None,
     ) -> None:
-        """`total_bytes`: of the frames that wait for all sockets together; over it the fullest session is closed."""
+        """`total_bytes`: of the frames that wait for all sockets together; over it the fullest session is closed.
+        `renewing`: asks the connect hook again, where there is one."""
         self._hub = hub
         self._presence = presence
         self._pages = pages
         self._clock = clock
         self._confirm_timeout = confirm_timeout
         self._total_bytes = total_bytes
+        self._renewing = renewing
 
     def close_slow(self, now: float) -> None:
         """Close sessions whose socket takes nothing, and the fullest ones while too many bytes wait in all; `now` is
@@ -56,11 +60,15 @@ class Liveness:
                     session.beat(heartbeat, turn.at)
 
     def renew_tokens(self) -> None:
-        """Ask for a new token where one expires soon, and close sessions whose token has expired."""
+        """Ask for a new token where one expires soon, or the hook, and close sessions whose time is over."""
         soon, gone = self._hub.expiring(self._clock.time())
         for session in gone:
             self._presence.close(session, CloseReason.TOKEN_EXPIRED)
         for session in soon:
+            if session.claims.asked is not None:
+                if self._renewing is not None:
+                    self._renewing.due(session)
+                continue
             # Who does not read gets it behind what waits; it may come too late then.
             session.tell(REFRESH)
             self._pages.flush(session)

@@ -39,13 +39,19 @@ class CloseReason(enum.Enum):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a checked token says."""
+    """Who a client is and until when: what a checked token says, or what the connect hook has answered."""
 
     user: str
     expires_at: float
     token_id: str = ""
-    """The token's `jti`, empty where it has none."""
+    """The token's `jti`, empty where it has none. What the hook has let in has an id of its own."""
     issued_at: float | None = None
+    """When the token was made, or the hook asked."""
+    asked: bytes | None = None
+    """What the hook was asked, word for word, so that it can be asked again; None for a token. It holds cookies."""
+
+    def __repr__(self) -> str:
+        return f"Claims({self.user!r}, expires_at={self.expires_at})"
 
 
 class Mode(enum.StrEnum):
@@ -69,6 +75,8 @@ class Handshake(msgspec.Struct, frozen=True):
     """The header Cookie."""
     device: Device = NO_DEVICE
     """Where it comes from."""
+    headers: Mapping[str, str] = {}
+    """Those that the connect hook gets, by their names in lower case; several lines of one are joined."""
 
 
 class Grant(msgspec.Struct, frozen=True):

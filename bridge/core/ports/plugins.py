@@ -114,6 +114,10 @@ class Metrics(Protocol):
         """A WebSocket handshake ended: `opened`, or the word for why it was refused."""
         ...
 
+    def hook_asked(self, result: str, seconds: float) -> None:
+        """The connect hook was asked: `allowed`, `refused`, `wrong`, `failed` or `given_up`."""
+        ...
+
     def closed(self, reason: str) -> None:
         """A session was closed; `reason` is a CloseReason's word, or `client`."""
         ...

@@ -12,6 +12,7 @@
 | a token came in a way that is switched off        | 401                        | `carrier`         |
 | a cookie has it, and the Origin is not listed     | 403                        | `origin`          |
 | tokens that differ                                | 401                        | `many`            |
+| no token of ours, and there is a connect hook     | the hook decides           | see `connecting`  |
 | no token, and it may come as the first message    | granted, nobody yet        | see `strangers`   |
 | no token                                          | 401                        | `missing`         |
 | the verifier refuses the token                    | 401                        | the verifier's why|
@@ -24,12 +25,16 @@
 
 A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
 only sees 1006. So the bridge refuses such a handshake with an answer that a developer can read.
+
+Beside a connect hook, a token in `Authorization` or in a cookie may be the business system's own. It is ours if we have
+signed it for us. Whatever `NOT_OURS` says is the hook's to judge; a token of ours that has expired, or was revoked, is
+refused. Without anything to check tokens with, the hook gets everybody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import structs
 
@@ -39,17 +44,34 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import TokenVerifier
 from bridge.core.sessions.admission import Admission
 from bridge.core.sessions.carriers import TOKEN_ENTRY, USUAL_CARRIERS, Carriers
+from bridge.core.sessions.connecting import Connecting
 from bridge.core.sessions.ledger import Ledger
-from bridge.core.sessions.revoked import Revoked
+from bridge.core.sessions.revoked import UNREAD, Revoked
 
 Decision: TypeAlias = Grant | Refusal
 
 
-class Undecided(NamedTuple):
-    """A decision for which the verifier waits. It may be dropped."""
+NOT_OURS: Final = frozenset(("malformed", "algorithm", "unknown_key", "signature", "issuer", "audience"))
+"""Why the verifier refuses what somebody else has signed, or what is for somebody else."""
+_NO_TOKENS: Final = Refusal(
+    401, "carrier", "This bridge takes no tokens: a business system says who its clients are.\n"
+)
 
-    claims: Awaitable[Claims]
+
+class Asks(NamedTuple):
+    """What the connect hook is asked about, once none of these is a token of ours."""
+
+    request: Handshake
+    shared: tuple[str | Refusal, ...]
+
+
+class Undecided(NamedTuple):
+    """A decision for which the verifier waits, or without `claims` the hook. It may be dropped."""
+
+    claims: Awaitable[Claims] | None
     grant: Grant
+    asks: Asks | None = None
+    """None where the token alone decides."""
 
 
 class Access:
@@ -57,7 +79,7 @@ class Access:
 
     def __init__(
         self,
-        verifier: TokenVerifier,
+        verifier: TokenVerifier | None,
         origins: Collection[str],
         *,
         revoked: Revoked,
@@ -66,13 +88,16 @@ class Access:
         clock: Clock,
         token_from: Collection[str] = USUAL_CARRIERS,
         cookie: str = "",
+        connecting: Connecting | None = None,
     ) -> None:
-        """`token_from`: the carriers that may have a token; `cookie`: the name of the one that may."""
+        """`token_from`: the carriers that may have a token; `cookie`: the name of the one that may. `connecting`: asks
+        about clients without a token. Without a verifier there are no tokens."""
         self._verifier = verifier
         self._revoked = revoked
         self._ledger = ledger
         self._admission = admission
         self._clock = clock
+        self._connecting = connecting
         self._carriers = Carriers(token_from, cookie, origins)
         self._origins = frozenset(origins)
         self.draining = False
@@ -97,16 +122,47 @@ class Access:
         spoken = _spoken(request.subprotocols)
         if spoken is None and request.subprotocols:
             return _not_spoken(request.subprotocols)
-        token = self._carriers.token(request)
-        if isinstance(token, Refusal):
-            return token
         last = request.query.get("last")
         resumes = last[0] if last else None
         grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, resumes, request.device)
+        if self._connecting is not None:
+            return self._token_or_hook(request, grant)
+        token = self._carriers.token(request)
+        if isinstance(token, Refusal):
+            return token
         return grant if token is None else self.check(token, grant)
+
+    def _token_or_hook(self, request: Handshake, grant: Grant) -> Decision | Undecided:
+        if self._verifier is None:
+            return self._ask(Asks(request, ()), grant)
+        own, shared = self._carriers.shown(request)
+        if isinstance(own, Refusal):
+            return own
+        return self._first_of_ours(Asks(request, shared), grant) if own is None else self.check(own, grant)
+
+    def _first_of_ours(self, asks: Asks, grant: Grant) -> Decision | Undecided:
+        """The first of the shared tokens that is ours decides, and without one the hook."""
+        for place, token in enumerate(asks.shared, 1):
+            if isinstance(token, Refusal):
+                return token
+            answer = self.check(token, grant)
+            if isinstance(answer, Undecided):
+                return answer._replace(asks=Asks(asks.request, asks.shared[place:]))
+            if not _is_not_ours(answer):
+                return answer
+        return self._ask(asks, grant)
+
+    def _ask(self, asks: Asks, grant: Grant) -> Decision | Undecided:
+        """What can be refused without asking is refused at once."""
+        if not self._revoked.read:
+            return UNREAD
+        refusal = self._connecting.refusal(asks.request) if self._connecting else None
+        return refusal or Undecided(None, grant, Asks(asks.request, ()))
 
     def check(self, token: str, grant: Grant) -> Decision | Undecided:
         """The grant with what the token says, or the refusal. Never raises."""
+        if self._verifier is None:
+            return _NO_TOKENS
         try:
             claims = self._verifier.verify(token)
         except (TokenRefused, KeysUnavailable) as error:
@@ -117,18 +173,42 @@ class Access:
 
     async def decided(self, waits: Undecided) -> Decision:
         """The decision that had to wait. Never raises."""
+        answer: Decision | Undecided = waits
+        while isinstance(answer, Undecided):
+            answer = await self._waited(answer)
+        return answer
+
+    async def _waited(self, waits: Undecided) -> Decision | Undecided:
+        answer: Decision
         try:
-            return self._not_revoked(await waits.claims, waits.grant)
+            if waits.claims is not None:
+                answer = self._not_revoked(await waits.claims, waits.grant)
+            else:
+                return await self._asked(waits)
         except (TokenRefused, KeysUnavailable) as error:
-            return _not_verified(error)
+            answer = _not_verified(error)
+        if waits.asks is not None and _is_not_ours(answer):
+            return self._first_of_ours(waits.asks, waits.grant)
+        return answer
+
+    async def _asked(self, waits: Undecided) -> Decision:
+        assert self._connecting is not None, "there is a hook to wait for"
+        assert waits.asks is not None, "something is asked about"
+        found = await self._connecting.admit(waits.asks.request)
+        return found if isinstance(found, Refusal) else self._not_revoked(found, waits.grant)
 
     def revokes(self, claims: Claims) -> bool:
         """Whether this token was revoked, perhaps after it was granted."""
         return self._revoked.covers(claims)
 
+    def bounded(self, answer: Decision) -> Decision:
+        """This decision, unless it grants a session to a user who may have no further one."""
+        if isinstance(answer, Refusal) or answer.claims is None:
+            return answer
+        return self._admission.refuses_user(answer.claims.user) or answer
+
     def _not_revoked(self, claims: Claims, grant: Grant) -> Decision:
         refusal = self._revoked.refusal(claims, self._clock.time())
-        refusal = refusal or self._admission.refuses_user(claims.user)
         return refusal or structs.replace(grant, claims=claims)
 
 
@@ -139,6 +219,10 @@ def _not_verified(error: TokenRefused | KeysUnavailable) -> Refusal:
         )
     detail = f" ({error.detail})" if error.detail else ""
     return Refusal(401, error.why, f"The token was refused: {error.why}{detail}.\n")
+
+
+def _is_not_ours(answer: Decision) -> bool:
+    return isinstance(answer, Refusal) and answer.why in NOT_OURS
 
 
 def _spoken(subprotocols: Collection[str]) -> Mode | None:

@@ -10,12 +10,15 @@
 
 A browser sends a cookie to us whichever page asks it to. So it counts only with an Origin that the settings list, and
 only where no other carrier has a token.
+
+Beside a connect hook, `Authorization` and the cookie may as well be the business system's: they are shared. The query
+and the subprotocol are the bridge's own, and only their token counts where there is one. `frame` is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from bridge.core.model.sessions import Handshake, Refusal
 
@@ -33,7 +36,25 @@ CARRIERS: Final[Mapping[str, str]] = {
 USUAL_CARRIERS: Final = ("authorization", "subprotocol", "query", "frame")
 """Those that are on unless the settings say otherwise."""
 
+OWN: Final = ("query", "subprotocol")
+"""Those that nobody but the bridge reads."""
+
 _AS_BASE64URL = str.maketrans("+/", "-_")
+
+
+def usual_carriers(*, hook: bool) -> tuple[str, ...]:
+    """Those that are on unless the settings say otherwise, beside a connect hook or without one."""
+    return tuple(carrier for carrier in USUAL_CARRIERS if not (hook and carrier == "frame"))
+
+
+class Shown(NamedTuple):
+    """The tokens of a handshake where there is a connect hook."""
+
+    own: str | Refusal | None
+    """The one that is meant for the bridge, or why the handshake is refused for it."""
+    shared: tuple[str | Refusal, ...] = ()
+    """Without one, those that may be somebody else's, in the order in which they are tried. A refusal stands where one
+    can't be tried."""
 
 
 class Carriers:
@@ -48,22 +69,39 @@ class Carriers:
     def token(self, request: Handshake) -> str | Refusal | None:
         """The token, the refusal of a handshake without one, or None where it is to come as the first message."""
         given = _given(request)
+        found = self._one_of(given)
+        if found is None:
+            found = self._in_cookie(request)
+        if found is not None:
+            return found
+        empty = any(carrier in self._allowed for carrier in given)
+        return None if "frame" in self._allowed and not empty else self._none(request)
+
+    def shown(self, request: Handshake) -> Shown:
+        """The tokens, where a connect hook is asked about a handshake without one of ours."""
+        given = _given(request)
+        own = self._one_of({carrier: given[carrier] for carrier in OWN if carrier in given})
+        if own is not None:
+            return Shown(own)
+        shared = given.get("authorization", []) if "authorization" in self._allowed else []
+        return Shown(None, tuple(token for token in (*shared, self._in_cookie(request)) if token))
+
+    def _one_of(self, given: Mapping[str, Sequence[str]]) -> str | Refusal | None:
+        """The token that these carriers have, if they have no more than one."""
         for carrier, tokens in given.items():
             if carrier not in self._allowed and any(tokens):
                 text = f"A token came {CARRIERS[carrier]}, which BRIDGE_TOKEN_FROM does not allow here.\n"
                 return Refusal(401, "carrier", text)
-        found = _different([token for tokens in given.values() for token in tokens])
-        if not found and "cookie" in self._allowed:
-            found = _different(_cookies(request.cookie or "", self._cookie))
-            if found and (request.origin is None or request.origin not in self._origins):
-                text = "A token in a cookie needs an Origin that BRIDGE_ORIGINS lists.\n"
-                return Refusal(403, "origin", text)
-        if len(found) > 1:
-            return Refusal(401, "many", "More than one token was given, and they differ.\n")
-        if found:
-            return found.pop()
-        empty = any(carrier in self._allowed for carrier in given)
-        return None if "frame" in self._allowed and not empty else self._none(request)
+        return _only(token for tokens in given.values() for token in tokens)
+
+    def _in_cookie(self, request: Handshake) -> str | Refusal | None:
+        if "cookie" not in self._allowed:
+            return None
+        found = _only(_cookies(request.cookie or "", self._cookie))
+        if found is not None and (request.origin is None or request.origin not in self._origins):
+            text = "A token in a cookie needs an Origin that BRIDGE_ORIGINS lists.\n"
+            return Refusal(403, "origin", text)
+        return found
 
     def _none(self, request: Handshake) -> Refusal:
         *others, last = [where for carrier, where in CARRIERS.items() if carrier in self._allowed]
@@ -94,9 +132,12 @@ def _cookies(header: str, name: str) -> list[str]:
     return [value.strip().strip('"') for key, _, value in pairs if key.strip() == name]
 
 
-def _different(tokens: Iterable[str]) -> set[str]:
-    """The different ones. The same token in two spellings of base64 counts once."""
-    return set({_canonical(token): token for token in tokens if token}.values())
+def _only(tokens: Iterable[str]) -> str | Refusal | None:
+    """The token that there is, or the refusal of several. The same in two spellings of base64 is one."""
+    found = list({_canonical(token): token for token in tokens if token}.values())
+    if len(found) > 1:
+        return Refusal(401, "many", "More than one token was given, and they differ.\n")
+    return found[0] if found else None
 
 
 def _canonical(token: str) -> str:

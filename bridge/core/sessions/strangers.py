@@ -108,6 +108,8 @@ class Strangers:
             return
         answer = _OTHER if token is None else self._access.check(token, stranger.grant)
         seconds = self._clock.monotonic() - started
+        if isinstance(answer, Grant):
+            answer = self._access.bounded(answer)
         if isinstance(answer, Undecided):
             # The read has begun. Nobody waits for it here: a client that comes back then gets in.
             self._refuse(stranger, CloseReason.TRY_LATER, _READING, seconds)
@@ -138,10 +140,13 @@ class Strangers:
         stranger.socket.close(reason)
 
 
+_BY_STATUS: Final = {429: CloseReason.OVER_LIMIT, 503: CloseReason.TRY_LATER}
+
+
 def _reason(refusal: Refusal) -> CloseReason:
     if refusal is REVOKED:
         return CloseReason.REVOKED
-    return CloseReason.TRY_LATER if refusal.status == 503 else CloseReason.TOKEN_REFUSED
+    return _BY_STATUS.get(refusal.status, CloseReason.TOKEN_REFUSED)
 
 
 class Stranger:
