@@ -200,6 +200,11 @@ class Scene:
             "publisher": [publisher.pid],
         }
 
+    @property
+    def port(self) -> int:
+        """Where its WebSockets are."""
+        return self._port
+
     def connect(self, counts: Sequence[int]) -> float:
         """Open sessions in each client process, one user each; returns the seconds it took."""
         began = time.monotonic()

@@ -81,7 +81,7 @@ async def test_every_container_of_a_running_bridge_is_listed_and_every_listed_on
     gc.collect()
     before = gc.get_objects()  # of other tests; kept, so that none of their addresses is used again
     known = {id(thing) for thing in before}
-    async with bridge(vhost, database) as made:
+    async with bridge(vhost, database, connect_url="http://127.0.0.1:1/") as made:
         path = "/ws?last=p9"
         async with client(made.ws_port, token("u1"), path=path, subprotocols=["bridge.v1.json"]) as peer:
             await peer.read()

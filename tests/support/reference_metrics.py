@@ -42,6 +42,10 @@ QUESTIONS = {
         "`sum by (queue) (bridge_queue_unacked)` are in hand"
     ),
     "Are the keys for tokens out of date?": "`bridge_jwks_age_seconds > 3700`: the address does not answer",
+    "Does the connect hook answer?": (
+        "`bridge_connect_hook_breaker_open == 0`, and "
+        '`sum(rate(bridge_connect_hook_requests_total{result=~"failed|wrong"}[5m]))` near 0'
+    ),
     "Must somebody look at dead letters?": "`max(bridge_dead_letters) > 0`, see `bridge dead list`",
     "Will the log have a place for tomorrow's rows?": "`min(bridge_partitions_ahead) < 2`: the upkeep fails",
     "Is a peer not reading?": (
