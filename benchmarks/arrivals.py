@@ -1,4 +1,7 @@
-"""A process whose WebSocket clients arrive, all together or one by one, and wait for their welcome."""
+"""A process whose WebSocket clients arrive, all together or one by one, and wait for their welcome.
+
+It can also be the business system that a connect hook asks, and then lets everybody in.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 from typing import Any, Final
 
 import uvloop
+from aiohttp import web
 
 from benchmarks.clients import Client, Crowd, Tally, connected, serve, source, token
 
@@ -17,6 +21,10 @@ class Arrival(Client):
     """One WebSocket; `welcomed` is done when its first frame has come."""
 
     __slots__ = ("welcomed",)
+
+    def _target(self) -> bytes:
+        """Without a token the query says who it is, for the hook."""
+        return super()._target() if self._token else b"/ws?who=u%d" % self.user
 
     def _message(self, message: bytes, now: int) -> None:
         if not self.welcomed.done():
@@ -73,6 +81,16 @@ class Arrivals(Crowd):
         self._here.clear()
         return {"seconds": seconds, "each": each, "refused": refused}
 
+    async def vouch(self) -> dict[str, Any]:
+        """Be a business system that lets everybody in, from now on; returns the port."""
+        app = web.Application()
+        app.router.add_post("/", _vouched)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return {"port": runner.addresses[0][1]}
+
     async def _arrive(self, user: int, port: int, token: str) -> None:
         loop = asyncio.get_running_loop()
         _, client = await loop.create_connection(
@@ -88,7 +106,12 @@ class Arrivals(Crowd):
         self._here.append(client)
 
 
+async def _vouched(request: web.Request) -> web.Response:
+    who = (await request.json())["query"]["who"][0]
+    return web.json_response({"user": who, "expires_at": time.time() + 3600})
+
+
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         arrivals = Arrivals(Tally())
-        runner.run(serve(arrivals, {"storm": arrivals.storm}))
+        runner.run(serve(arrivals, {"storm": arrivals.storm, "vouch": arrivals.vouch}))

@@ -230,10 +230,19 @@ class Scene:
         if answer["connected"] != len(users) * self.devices:
             raise BenchmarkFailed(f"{answer['connected']} of {len(users) * self.devices} sessions are open")
 
-    def arrive(self, crowd: Child, *, count: int, at_once: int) -> None:
-        """Let so many new users arrive, and leave again; the process must be benchmarks.arrivals, and answers then."""
+    def arrive(self, crowd: Child, *, count: int, at_once: int, tokens: Sequence[str] = ()) -> None:
+        """Let so many new users arrive, and leave again; the process must be benchmarks.arrivals, and answers then.
+
+        `tokens`: those that they come with, in turn; empty ones for the connect hook, and none where each has its own.
+        """
         crowd.tell(
-            "storm", port=self._port, secret=self._secret, first=self.sessions, count=count, at_once=at_once
+            "storm",
+            port=self._port,
+            secret=self._secret,
+            first=self.sessions,
+            count=count,
+            at_once=at_once,
+            tokens=tokens,
         )
 
     def _leave(self, crowds: Sequence[Child]) -> None:
