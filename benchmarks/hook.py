@@ -126,7 +126,8 @@ def measure(on: Scene, strangers: Child, turns: int, seconds: float) -> None:
         used = median(one.cpu["others"] for one in found)
         print(f"{title}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({each}); others used {used:.2f} cores")
     ratio = median(b.p99 for b in beside) / median(a.p99 for a in alone)
-    print(f"p99 beside strangers / without: {ratio:.2f}")
+    within = median(b.p99 / a.p99 for a, b in zip(alone, beside, strict=True))
+    print(f"p99 beside strangers / without: {ratio:.2f}; the median of the turns' own ratios: {within:.2f}")
 
 
 def _serve_strangers() -> None:

@@ -101,14 +101,16 @@ async def _hook(settings: Settings) -> Finding:
         async with connect_hook(url, seconds=settings.connect_timeout, at_once=1) as hook:
             status = (await hook.ask(nobody)).status
     except BridgeError as error:
-        return Finding("warn", "hook", f"{setting}: {error}")
+        return Finding("warn", "connect", f"{setting}: {error}")
     if status == 200:
-        return Finding("warn", "hook", f"{setting}: it lets in a client without a cookie or any other header")
+        return Finding(
+            "warn", "connect", f"{setting}: it lets in a client without a cookie or any other header"
+        )
     if status not in (401, 403):
         return Finding(
-            "warn", "hook", f"{setting}: it answered with {status}, and 200, 401 or 403 is expected"
+            "warn", "connect", f"{setting}: it answered with {status}, and 200, 401 or 403 is expected"
         )
-    return Finding("ok", "hook", f"it answers, and refuses who shows nothing ({status})")
+    return Finding("ok", "connect", f"it answers, and refuses who shows nothing ({status})")
 
 
 # --- plug-ins --------------------------------------------------------------------------------------------

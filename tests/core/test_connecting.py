@@ -478,6 +478,23 @@ async def test_a_dead_hook_is_left_alone_and_costs_nobody_who_has_a_token() -> N
         assert why(await decided(h, shake())) == "back"
 
 
+async def test_a_client_that_tries_a_dead_hook_and_leaves_does_not_keep_the_next_one_from_trying() -> None:
+    hook = ScriptedHook()
+    await hook.say(NOTHING)
+    async with house(hook=hook) as h:
+        for _ in range(FAILURES):
+            await decided(h, shake())
+        await hook.say(None)
+        h.clock.advance(FIRST_WAIT)
+        tries = later(h, shake())
+        await hook.asked(FAILURES + 1)
+        assert why(await decided(h, shake())) == "503 hook_down"
+        tries.cancel()
+        await turns()
+        await hook.say(allowing("next"))
+        assert why(await decided(h, shake())) == "next"
+
+
 async def test_answers_that_make_no_sense_do_not_make_the_others_wait() -> None:
     hook = ScriptedHook()
     async with house(hook=hook) as h:

@@ -167,8 +167,11 @@ async def test_handshakes_leave_places_to_sessions_that_wait_for_one() -> None:
         assert hook.waiting == 4
         await pass_time(h, 60, step=1)
         waiting.pop().cancel()
+        await turns()
+        assert hook.waiting == 3
+        assert why(await decided(h, shake())) == "503 hook_busy", "the place is kept for the session"
         await pass_time(h, 0.2)
-        assert hook.waiting == 4, "the session has the place"
+        assert hook.waiting == 4, "and it has it"
         assert why(await decided(h, shake())) == "503 hook_busy"
         await hook.say(allowing("u1", BEGAN + 2 * LIFE))
         await pass_time(h, 20, step=1)

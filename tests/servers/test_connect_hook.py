@@ -86,6 +86,17 @@ async def test_a_client_with_a_cookie_of_the_business_system_gets_its_pushes(
     assert bridges.endings(rows) == {("p1", "u1"): ("received", "pong")}
 
 
+async def test_in_development_a_page_of_this_machine_may_send_its_cookie(vhost: str, database: str) -> None:
+    async with business() as hook, bridges.bridge(vhost, database, connect_url=hook.url, dev=True) as b:
+        hook.users["s=1"] = "u1"
+        here = {"Cookie": "s=1", "Origin": "http://localhost:3000"}
+        async with client(b.ws_port, headers=here, subprotocols=ENVELOPE) as peer:
+            assert (await peer.read_json())["user"] == "u1"
+        for origin in ("https://app.example", "null", "http://[x", "file://"):
+            assert (await refused(b.ws_port, headers={**here, "Origin": origin}))[0] == 403
+        assert len(hook.questions) == 1
+
+
 async def test_with_a_hook_no_secret_is_needed_and_every_header_that_is_listed_reaches_it(
     vhost: str, database: str
 ) -> None:

@@ -18,8 +18,6 @@ import itertools
 import random
 from typing import Final
 
-from msgspec import structs
-
 from bridge.core.delivery.presence import Presence
 from bridge.core.model.sessions import Claims, CloseReason, Refusal
 from bridge.core.ports.clock import Clock
@@ -88,8 +86,7 @@ class Renewing:
         elif answer.user != claims.user:
             self._presence.close(session, CloseReason.TOKEN_REFUSED)
         else:
-            # The question is kept once, not once more for each answer.
-            session.claims = structs.replace(answer, asked=claims.asked)
+            session.claims = answer
             self._presence.refreshed(session)
 
 
