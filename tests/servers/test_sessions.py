@@ -226,3 +226,20 @@ async def test_closed_sessions_leave_with_the_log_and_open_ones_stay(vhost: str,
         async with asyncio.timeout(20):
             while await asked(database, "select user_id from session") != [("u1",)]:
                 await Upkeep(database).run_once(30)
+
+
+async def test_a_process_that_was_taken_for_dead_and_wakes_up_lets_its_sessions_come_anew(
+    vhost: str, database: str
+) -> None:
+    ends = "select close_reason from session_history"
+    async with (
+        process(vhost, database) as first,
+        standby(vhost, database),
+        client(first.ws_port, token("u1")) as here,
+    ):
+        await until_asked(database, "select user_id from who_is_online", [("u1",)])
+        first.signal(signal.SIGSTOP)
+        await until_asked(database, ends, [("node_died",)])
+        first.signal(signal.SIGCONT)
+        assert (await here.ended())[0] == 1006
+        await until_asked(database, ends, [("vanished",)])

@@ -75,5 +75,5 @@ class Noted(NamedTuple):
     over: Sequence[str]
     """Sessions that are one too many of their user: likewise."""
     unwanted: Sequence[tuple[str, str]]
-    """Sessions of this process that somebody wants closed, and a `CloseReason`'s word: again each time until they are
-    closed."""
+    """Sessions of this process that must be closed, and a `CloseReason`'s word: somebody wants it, or others took this
+    process for dead. Again each time until they are closed."""

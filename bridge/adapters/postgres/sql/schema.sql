@@ -1867,6 +1867,7 @@ create index session_online on session (user_id) where closed_at is null;
 create index session_opened on session (opened_at);
 create index session_open on session (node, boot) where closed_at is null;
 create index session_unwanted on session (boot) where closed_at is null and unwanted is not null;
+create index session_died on session (boot) where close_reason = 'node_died';
 create index session_closed on session (closed_at) where closed_at is not null;
 comment on table session is
     'The ledger: one row per WebSocket session. It is live while closed_at is null and its boot has its lease; views '
@@ -1939,7 +1940,9 @@ begin
         update session s set
             closed_at = greatest(s.opened_at, to_timestamp(c.closed)), close_code = c.code, close_reason = c.reason
         from unnest(p_closed, p_closed_at, p_codes, p_reasons) as c (session, closed, code, reason)
-        where s.session = c.session collate "C" and s.closed_at is null;
+        where s.session = c.session collate "C"
+          -- Others took this process for dead, and it was not: what it says itself is true.
+          and (s.closed_at is null or (s.close_reason = 'node_died' and s.boot = p_boot collate "C"));
     end if;
     if limited then
         -- Who is one too many: the oldest are not wanted any more, or the newest are refused.
@@ -1960,11 +1963,15 @@ begin
     end if;
     return query
     select s.session, s.unwanted from session s
-    where s.boot = p_boot collate "C" and s.closed_at is null and s.unwanted is not null;
+    where s.boot = p_boot collate "C" and s.closed_at is null and s.unwanted is not null
+    union all
+    select s.session, 'vanished' from session s
+    where s.boot = p_boot collate "C" and s.close_reason = 'node_died';
 end $$;
 comment on function note_sessions is
     'Writes which sessions of a process have opened, have a new token, and have closed; says which of them must close, and '
-    'why: also where a user has more than p_most (0: any number). The word ended, of no session: this process does not have its name any more, and nothing was written.';
+    'why: also where a user has more than p_most (0: any number), and where others took the process for dead. The word '
+    'ended, of no session: this process does not have its name any more, and nothing was written.';
 
 create function end_dead_sessions(p_name text, p_boot text, p_limit integer) returns setof session
     language plpgsql volatile
