@@ -209,6 +209,22 @@ async def test_a_client_may_go_on_with_a_token_of_its_own_and_the_hook_is_asked_
         assert socket.closed_with is None
 
 
+async def test_a_token_that_comes_while_the_hook_is_asked_again_is_what_the_session_goes_by() -> None:
+    hook = ScriptedHook()
+    async with house(hook=hook) as h:
+        socket = await come(h, hook, Mode.ENVELOPE, "good1")
+        (session,) = h.hub
+        use(h, verifier=Tokens())
+        await hook.say(None)
+        await pass_time(h, LIFE - 10, step=1)
+        assert hook.waiting == 1
+        h.gateway._message(session, json.dumps({"type": "refresh", "token": "good1", "ref": 1}))
+        assert json.loads(socket.texts[-1]) == {"type": "ok", "ref": 1}
+        await hook.say(HookAnswer(401, b""))
+        await pass_time(h, 30, step=1)
+        assert (len(h.hub), session.claims.token_id) == (1, "good1")
+
+
 async def test_twenty_thousand_sessions_that_opened_together_do_not_ask_together() -> None:
     times = []
     for n in range(2000):

@@ -86,8 +86,8 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
         found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get, read))
     if context.people is not None:
         users = Users(context, context.people)
-        found.append(Route("GET", "/v1/users/{id:.+}", users.get, read))
-        found.append(Route("POST", "/v1/users/{id:.+}/disconnect", users.disconnect, admin))
+        found.append(Route("GET", "/v1/users/{id}", users.get, read))
+        found.append(Route("POST", "/v1/users/{id}/disconnect", users.disconnect, admin))
     if context.dev_token is not None:
         found.append(Route("POST", "/v1/dev/token", DevTokens(context, context.dev_token).post, admin))
     pages = Page()
