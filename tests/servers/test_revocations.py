@@ -22,6 +22,7 @@ from bridge.core.ports.revocations import RevocationPage
 from tests.servers.test_kept import control, session
 from tests.support.bridges import Process, bridge, endings, final_rows, process, publish, request, token
 from tests.support.clients import client
+from tests.support.queues import ENVELOPE
 
 
 async def revoke(port: int, **asked: object) -> Any:
@@ -121,7 +122,8 @@ async def test_every_node_closes_what_it_has_and_one_that_is_stopped_is_named_an
             assert (answer["sessions"], answer["nodes"], answer["silent"]) == (2, ["n1", "n2"], [])
             assert answer["took_ms"] < 1000
             assert [await c.ended() for c in (one, two)] == [(4403, "revoked")] * 2
-        async with client(second.ws_port, token("u2", jti="t2")) as late:
+        async with client(second.ws_port, token("u2", jti="t2"), subprotocols=ENVELOPE) as late:
+            assert (await late.read_json())["type"] == "welcome"
             second.signal(signal.SIGSTOP)
             answer = await revoke(first.ops_port, jti="t2")
             assert (answer["sessions"], answer["nodes"], answer["silent"]) == (0, ["n1"], ["n2"])
