@@ -283,7 +283,7 @@ async def test_a_node_that_has_lost_its_name_lets_nobody_in() -> None:
     async with ledgered() as h:
         h.sessions.ended = True
         peer = h.come()
-        for _ in range(15):
+        for _ in range(40):
             h.advance(0.1)
             await turns(5)
         assert peer.socket.closed_with is CloseReason.TRY_LATER
