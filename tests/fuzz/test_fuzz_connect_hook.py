@@ -25,6 +25,7 @@ AT_ONCE = 20
 DAYS = 400
 
 CHARACTERS = st.characters()
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none()
     | st.booleans()

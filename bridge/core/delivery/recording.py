@@ -29,8 +29,8 @@ ENTRIES: Final = 500
 LOOK_EVERY: Final = 0.25
 """Seconds between two looks whether somebody wants sessions closed, while nothing is to be written."""
 OPENS_WITHIN: Final = 3.0
-"""Seconds that an open may take; then its session is closed, and its client told to come back later. On a busy machine a
-second passes while nothing is wrong. The session holds pushes meanwhile, which wait for their proof for longer."""
+"""Seconds that an open may take; then its session is closed, and its client told to come back later. On a busy machine
+a second passes while nothing is wrong. The session holds pushes meanwhile, which wait for their proof for longer."""
 SWEEP_EVERY: Final = 1.0
 """Seconds between two looks for sessions of dead processes."""
 DEAD_AT_ONCE: Final = 2_000
