@@ -243,13 +243,20 @@ async def test_one_session_that_the_database_refuses_does_not_keep_the_others_ou
         assert [where for _, where in h.errors.seen] == ["ledger.note"]
 
 
-async def test_a_revocation_that_only_the_database_knows_yet_closes_the_session_before_its_welcome() -> None:
+async def test_a_session_whose_token_is_revoked_is_never_welcomed_even_if_nobody_here_reads_the_revocation() -> (
+    None
+):
     async with ledgered() as h:
         h.sessions.revoked.add("t1")
         peer = h.come()
+        await h.push(to("u1", "p1"))
         await h.recorded()
+        await turns()
+        assert peer.socket.frames == []
+        h.advance(1.2)
         assert peer.socket.closed_with is CloseReason.REVOKED
         assert types(peer) == ["bye"]
+        await h.recorded()
         assert h.sessions.closed[peer.session_id].reason == "revoked"
 
 

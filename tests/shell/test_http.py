@@ -27,7 +27,7 @@ from bridge.ops.routes import outcomes
 from bridge.ops.routes.outcomes import SUBSCRIBERS_MAX
 from bridge.ops.server import OpsServer, listen
 from tests.support import bridges
-from tests.support.ops import Parts, Running, nothing_known, ops, receipt
+from tests.support.ops import Nobody, Parts, Running, nothing_known, ops, receipt
 from tests.support.rows import timed_row
 from tests.support.waiting import until
 
@@ -593,7 +593,7 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
 def test_the_reference_page_lists_every_route() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "ops.md").read_text()
     files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
-    parts = Parts(look_up=nothing_known)
+    parts = Parts(look_up=nothing_known, people=Nobody())
     routes = {
         f"{route.method} {route.resource.canonical}"
         for route in OpsServer(parts.context(), parts.credentials()).app().router.routes()

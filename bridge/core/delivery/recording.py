@@ -36,6 +36,8 @@ SWEEP_EVERY: Final = 1.0
 DEAD_AT_ONCE: Final = 2_000
 TRY_AGAIN: Final = 0.25, 2.0
 """Seconds until the first try after one that failed, and at most."""
+READ_WITHIN: Final = 1.0
+"""Seconds in which a revocation is read by then at the latest; then a session that it means is closed without."""
 SPREAD: Final = 10.0
 """Seconds over which the clients come back that were told to."""
 
@@ -67,6 +69,8 @@ class Recording:
         self._back_off = BackOff(clock, *TRY_AGAIN)
         self._looked = self._swept = clock.monotonic()
         self._one_at_a_time = asyncio.Lock()
+        self._revoked: dict[Session, float] = {}
+        """Sessions whose token is revoked, and which are never welcomed; since when, in monotonic seconds."""
 
     async def run(self) -> None:
         """Write entries as they come, until cancelled."""
@@ -92,6 +96,9 @@ class Recording:
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
             self._ledger.wake.set()
+        for session in [s for s, since in self._revoked.items() if now - since > READ_WITHIN]:
+            del self._revoked[session]
+            self._presence.close(session, CloseReason.REVOKED)
         for session in self._ledger.overdue(now - OPENS_WITHIN):
             self._ledger.refusal = DOWN
             self._turn_away(session)
@@ -119,11 +126,13 @@ class Recording:
         self._carry_out(noted, sessions)
 
     def _carry_out(self, noted: Noted, opened: list[Session]) -> None:
-        refused = dict.fromkeys(noted.over, CloseReason.OVER_LIMIT)
-        refused.update(dict.fromkeys(noted.revoked, CloseReason.REVOKED))
+        over, revoked = frozenset(noted.over), frozenset(noted.revoked)
         for session in opened:
-            if session.id in refused:
-                self._presence.close(session, refused[session.id])
+            if session.id in revoked:
+                # Whoever reads revocations closes it, and counts it: this process has not read that one yet.
+                self._revoked[session] = self._clock.monotonic()
+            elif session.id in over:
+                self._presence.close(session, CloseReason.OVER_LIMIT)
             else:
                 self._presence.recorded(session)
         for session_id, word in noted.unwanted:
