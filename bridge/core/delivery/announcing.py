@@ -16,8 +16,9 @@ WAITING_MAX: Final = 20_000
 """Events that wait while the broker takes none; of more the oldest are dropped."""
 AT_ONCE: Final = 200
 """Events in one write."""
-TRY_AGAIN: Final = 1.0, 5.0
-"""Seconds until the first try after one that failed, and at most."""
+TRY_AGAIN: Final = 1.0
+"""Seconds until the first try after one that failed."""
+TRY_AGAIN_MAX: Final = 5.0
 
 
 class Announcing:
@@ -26,7 +27,7 @@ class Announcing:
     def __init__(self, events: SessionEvents | None, clock: Clock) -> None:
         """`events`: None where nobody is to be told."""
         self._events = events
-        self._back_off = BackOff(clock, *TRY_AGAIN)
+        self._back_off = BackOff(clock, TRY_AGAIN, TRY_AGAIN_MAX)
         self._waiting: deque[Opened | Closed] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
         self.sent = 0

@@ -34,8 +34,9 @@ a second passes while nothing is wrong. The session holds pushes meanwhile, whic
 SWEEP_EVERY: Final = 1.0
 """Seconds between two looks for sessions of dead processes."""
 DEAD_AT_ONCE: Final = 2_000
-TRY_AGAIN: Final = 0.25, 2.0
-"""Seconds until the first try after one that failed, and at most."""
+TRY_AGAIN: Final = 0.25
+"""Seconds until the first try after one that failed."""
+TRY_AGAIN_MAX: Final = 2.0
 READ_WITHIN: Final = 1.0
 """Seconds in which a revocation is read by then at the latest; then a session that it means is closed without."""
 SPREAD: Final = 10.0
@@ -66,7 +67,7 @@ class Recording:
         self._errors = errors
         self._clock = clock
         self._limit = RowLimit(ENTRIES, 8)
-        self._back_off = BackOff(clock, *TRY_AGAIN)
+        self._back_off = BackOff(clock, TRY_AGAIN, TRY_AGAIN_MAX)
         self._looked = self._swept = clock.monotonic()
         self._one_at_a_time = asyncio.Lock()
         self._revoked: dict[Session, float] = {}
