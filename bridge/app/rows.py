@@ -67,6 +67,8 @@ async def delivery_log(
             figures = PostgresFigures(settings.postgres_dsn, settings.node)
             stack.push_async_callback(figures.close)
             lease = PostgresLease(settings.postgres_dsn, settings.node, boot)
+            # A bridge that ends with an error does not give its name back: what it left behind is to be found first.
+            stack.push_async_callback(lease.close)
             revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
             stack.push_async_callback(revocations.close)
             bounds = settings.admission

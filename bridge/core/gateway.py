@@ -113,7 +113,7 @@ class Gateway:
             grant.mode,
             socket,
             self._limits,
-            opened_at=self._clock.time(),
+            opened_at=grant.granted_at,
         )
         self._hooks.on_open(session.info)
         if self._access.revokes(grant.claims):

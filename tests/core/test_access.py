@@ -9,6 +9,7 @@ import pytest
 from bridge.core.errors import KeysUnavailable, TokenRefused
 from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.sessions.access import Access, Undecided
+from tests.support.ports import ManualClock
 from tests.support.ports import access as access_of
 
 
@@ -222,7 +223,9 @@ async def test_a_verifier_that_waits_decides_later_by_the_same_rules(end: str) -
     assert isinstance(waits, Undecided)
     answer = await slow.decided(waits)
     if end == "granted":
-        assert answer == Grant(Claims("u1", 100.0), Mode.ENVELOPE, "bridge.v1.json", "p1")
+        assert answer == Grant(
+            Claims("u1", 100.0), Mode.ENVELOPE, "bridge.v1.json", "p1", granted_at=ManualClock().now
+        )
     else:
         assert isinstance(answer, Refusal)
         expected = (401, "unknown_key") if end == "refused" else (503, "no_keys")

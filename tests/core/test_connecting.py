@@ -577,3 +577,14 @@ async def test_a_session_of_the_hook_is_revoked_alone_and_a_user_with_all_of_the
 def test_what_is_kept_of_a_handshake_is_not_shown() -> None:
     claims = Claims("u1", 4e9, "hook:1", 1.0, b"c4nary")
     assert "c4nary" not in f"{claims} {claims!r} {Grant(claims, Mode.BARE, None)!r}"
+
+
+async def test_a_session_is_as_old_as_its_grant_however_late_it_opens() -> None:
+    # Its client has the answer and may open the next one, at another node, while this node is held up.
+    async with house() as h:
+        use(h, verifier=Tokens())
+        asked = h.clock.now
+        grant = await decided(h, shake(token="good1"))
+        h.clock.advance(3.0)
+        opened, _ = enter(h, grant)
+        assert opened.session.opened_at == asked

@@ -78,7 +78,7 @@ class Ledgered(House):
     def come(self, user: str = "u1", token_id: str = "t1", last: str | None = None) -> Peer:
         told = Claims(user, 4e9, token_id, 100.0)
         device = Device("192.0.2.7", "a browser")
-        return self.open(Grant(told, Mode.ENVELOPE, Mode.ENVELOPE.value, last, device))
+        return self.open(Grant(told, Mode.ENVELOPE, Mode.ENVELOPE.value, last, device, self.clock.now))
 
     def turned_away(self) -> bool:
         """Whether the ledger is why a handshake is refused."""

@@ -59,6 +59,31 @@ async def test_one_session_too_many_of_each_kind(vhost: str, database: str) -> N
             assert f'bridge_handshakes_total{{result="{word}"}} 1.0'.encode() in page
 
 
+async def test_a_user_s_sessions_are_counted_over_all_nodes_and_the_oldest_is_closed(
+    vhost: str, database: str
+) -> None:
+    bound = {"max_sessions_per_user": 2}
+    async with (
+        process(vhost, database, **bound) as first,
+        standby(vhost, database, **bound) as second,
+        client(first.ws_port, token("u1")) as oldest,
+        client(second.ws_port, token("u1")) as middle,
+        client(first.ws_port, token("u2")) as other,
+    ):
+        await until_asked(database, "select count(*) from who_is_online", [(3,)])
+        async with client(second.ws_port, token("u1")):
+            assert await oldest.ended() == (4409, "replaced")
+            async with client(first.ws_port, token("u1")):
+                assert await middle.ended() == (4409, "replaced")
+                await until_asked(
+                    database,
+                    "select close_code, count(*) from session where closed_at is not null group by 1",
+                    [(4409, 2)],
+                )
+                await publish(vhost, request("u2", "p1"))
+                assert await other.read() == '{"n": "p1"}'
+
+
 async def test_or_the_newest_is_refused_wherever_it_comes(vhost: str, database: str) -> None:
     bound = {"max_sessions_per_user": 1, "sessions_over": "refuse"}
     async with (

@@ -286,7 +286,7 @@ class House:
 
     def connect(self, user: str, mode: Mode = Mode.ENVELOPE, last: str | None = None) -> Peer:
         """Open a session for a user."""
-        return self.open(Grant(claims(user), mode, mode.value, last))
+        return self.open(Grant(claims(user), mode, mode.value, last, granted_at=self.clock.now))
 
     def open(self, grant: Grant) -> Peer:
         """Open the session that a handshake was granted."""

@@ -117,7 +117,7 @@ class PostgresLease:
         return [row_of(record) for record in await self._connections.run(work)]
 
     async def release(self) -> None:
-        """See `Lease.release`. Always closes the connections; this object can't be used afterwards."""
+        """See `Lease.release`. Always closes; this object can't be used afterwards."""
         try:
             await self._ask(
                 "with gone as (delete from node where name = %s and boot = %s returning 1) select count(*) from gone",
@@ -128,8 +128,12 @@ class PostgresLease:
                 if self._conn is not None:
                     await leave(self._conn)
             finally:
-                self._disconnect()
-                await self._connections.close()
+                await self.close()
+
+    async def close(self) -> None:
+        """Close the connections and keep the name: the lease runs out by itself. Idempotent."""
+        self._disconnect()
+        await self._connections.close()
 
     async def _ask(self, query: LiteralString, params: Sequence[object]) -> tuple[Any, ...]:
         """Run a query that gives one row, on the connection that holds the lock.

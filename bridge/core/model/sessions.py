@@ -90,6 +90,9 @@ class Grant(msgspec.Struct, frozen=True):
     last: str | None = None
     """The id of the last push the client has seen; None unless it asks to resume."""
     device: Device = NO_DEVICE
+    granted_at: float = 0.0
+    """Unix seconds. Taken before the client hears of it: of two sessions that it opens one after the other, at whatever
+    nodes, the first is the older one."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -208,8 +208,8 @@ class Access:
         return self._admission.refuses_user(answer.claims.user) or answer
 
     def _not_revoked(self, claims: Claims, grant: Grant) -> Decision:
-        refusal = self._revoked.refusal(claims, self._clock.time())
-        return refusal or structs.replace(grant, claims=claims)
+        now = self._clock.time()
+        return self._revoked.refusal(claims, now) or structs.replace(grant, claims=claims, granted_at=now)
 
 
 def _not_verified(error: TokenRefused | KeysUnavailable) -> Refusal:
