@@ -116,18 +116,7 @@ class Core:
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
-        self.revoked = Revoked(limits.token_seconds)
-        self.revoking = Revoking(
-            log=ports.revocations,
-            revoked=self.revoked,
-            freshness=self.freshness,
-            hub=self.hub,
-            presence=self.presence,
-            gate=gate,
-            errors=errors,
-            clock=clock,
-        )
-        self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
+        self._make_revoking(limits.token_seconds)
         self.connecting, self.renewing = self._connect_hook(limits, node)
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
@@ -240,6 +229,20 @@ class Core:
                 errors=ports.errors,
                 clock=clock,
             )
+
+    def _make_revoking(self, token_seconds: float) -> None:
+        self.revoked = Revoked(token_seconds)
+        self.revoking = Revoking(
+            log=self.ports.revocations,
+            revoked=self.revoked,
+            freshness=self.freshness,
+            hub=self.hub,
+            presence=self.presence,
+            gate=self.gate,
+            errors=self.ports.errors,
+            clock=self.ports.clock,
+        )
+        self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
         ports, clock = self.ports, self.ports.clock
