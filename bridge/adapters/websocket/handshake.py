@@ -36,7 +36,6 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
 from msgspec import structs
-from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHeader
 from websockets.frames import CLOSE, Frame
 from websockets.http11 import Request, Response
@@ -46,6 +45,7 @@ from websockets.streams import StreamReader
 
 from bridge.adapters.websocket.answers import JSON, RETRY_AFTER, STOPPING, TooLong, refused
 from bridge.adapters.websocket.devices import device_of
+from bridge.adapters.websocket.headers import chosen
 from bridge.adapters.websocket.limits import SocketLimits
 from bridge.core.model.sessions import Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
@@ -219,7 +219,7 @@ class Doorway:
         asked = structs.replace(
             asked,
             device=device_of(request, peer, self._proxies),
-            headers=_chosen(request.headers, self._headers),
+            headers=chosen(request.headers, self._headers),
         )
         return Asked(asked, accepted)
 
@@ -264,15 +264,6 @@ class Doorway:
         if request.method == "HEAD":
             response.body = b""
         return response
-
-
-def _chosen(headers: Headers, names: Sequence[str]) -> Mapping[str, str]:
-    """Those that have been sent. Several lines are joined, those of cookies in their own way (RFC 6265 5.4)."""
-    return {
-        name: ("; " if name == "cookie" else ", ").join(lines)
-        for name in names
-        if (lines := headers.get_all(name))
-    }
 
 
 def _origin_form(target: str) -> str:
