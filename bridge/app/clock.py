@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time as machine
+from functools import partial
+
+if sys.platform == "linux":
+    # It goes on while the machine is suspended: what was true before may not be by then.
+    _monotonic = partial(machine.clock_gettime, machine.CLOCK_BOOTTIME)
+else:
+    _monotonic = machine.monotonic
 
 
 class SystemClock:
@@ -12,7 +20,7 @@ class SystemClock:
     # Not methods around them: every push asks several times.
     time = staticmethod(machine.time)
     """Seconds since the epoch."""
-    monotonic = staticmethod(machine.monotonic)
+    monotonic = staticmethod(_monotonic)
     """Seconds since some moment."""
 
     async def sleep(self, seconds: float) -> None:

@@ -59,6 +59,10 @@ async def revoke(settings: CommonSettings, revocation: Revocation, *, as_json: b
     else:
         where = ", ".join(answer.nodes) or "no node"
         print(f"revoked; sessions closed: {answer.sessions}; confirmed by {where} in {took_ms:.0f} ms")
+    for node in answer.gone:
+        print(
+            f"{node} is gone, or cut off; what it had handed over by then may still be read", file=sys.stderr
+        )
     for node in answer.silent:
         print(f"{node} has not confirmed it; it will as soon as it reaches the database", file=sys.stderr)
     return 1 if answer.silent else 0

@@ -22,6 +22,7 @@ from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.liveness import Liveness
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.muting import Muting
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
@@ -48,6 +49,7 @@ from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.connecting import Connecting, HookLimits
+from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
@@ -110,19 +112,11 @@ class Core:
             park_after=delivery.park_after,
             confirm_timeout=delivery.confirm_timeout,
         )
+        self.freshness = Freshness()
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
-        self.revoked = Revoked(limits.token_seconds)
-        self.revoking = Revoking(
-            log=ports.revocations,
-            revoked=self.revoked,
-            hub=self.hub,
-            presence=self.presence,
-            gate=gate,
-            errors=errors,
-            clock=clock,
-        )
+        self._make_revoking(limits.token_seconds)
         self.connecting, self.renewing = self._connect_hook(limits, node)
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
@@ -179,7 +173,7 @@ class Core:
             store=ports.store,
             hub=self.hub,
             inflight=self.inflight,
-            outgoing=Outgoing(hub=self.hub, metrics=ports.metrics, clock=clock),
+            outgoing=Outgoing(hub=self.hub, freshness=self.freshness, metrics=ports.metrics, clock=clock),
             clock=clock,
             gate=self.gate,
             errors=ports.errors,
@@ -235,6 +229,20 @@ class Core:
                 errors=ports.errors,
                 clock=clock,
             )
+
+    def _make_revoking(self, token_seconds: float) -> None:
+        self.revoked = Revoked(token_seconds)
+        self.revoking = Revoking(
+            log=self.ports.revocations,
+            revoked=self.revoked,
+            freshness=self.freshness,
+            hub=self.hub,
+            presence=self.presence,
+            gate=self.gate,
+            errors=self.ports.errors,
+            clock=self.ports.clock,
+        )
+        self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
         ports, clock = self.ports, self.ports.clock
@@ -309,6 +317,7 @@ class Core:
             worklist=self.worklist,
             dispatcher=dispatcher,
             turns=turns,
+            freshness=self.freshness,
             metrics=self.ports.metrics,
             clock=self.ports.clock,
             pong_after=limits.park_after,
@@ -356,6 +365,7 @@ class Core:
     def tick(self) -> None:
         """Called about ten times a second: do what is due."""
         now = self.ports.clock.monotonic()
+        self.muting.tick(now)
         self.intake.tick(now)
         self.liveness.close_slow(now)
         self.grace.tick(now)

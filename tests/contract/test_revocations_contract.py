@@ -168,3 +168,41 @@ async def test_the_longest_token_id_is_revoked_whatever_its_characters(
     for _ in range(2):
         await subject.log.revoke(asked)
     assert [r.revocation for r in (await subject.log.after(0, 10)).revocations] == [asked]
+
+
+async def test_whoever_is_gone_and_had_such_a_session_is_named(database: str) -> None:
+    log = PostgresRevocations(database, "n1", "b1", 10 * DAY)
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+        for node, seconds in (("alive", 0), ("cut-off", 6), ("long-dead", 600), ("other", 6)):
+            await conn.execute(
+                "insert into node values (%s, %s, now(), now() - make_interval(secs => %s), now())",
+                (node, f"b-{node}", seconds),
+            )
+        sessions = (
+            ("s1", "u1", "alive", "t1", None),
+            ("s2", "u1", "cut-off", "t2", None),
+            ("s3", "u1", "long-dead", "t3", 600),
+            ("s4", "u2", "other", "t4", 30),
+        )
+        for session, user, node, jti, died in sessions:
+            await conn.execute(
+                """
+                insert into session (session, user_id, node, boot, opened_at, closed_at, close_reason, mode, jti,
+                    expires_at)
+                values (%s, %s, %s, %s, now() - interval '1 hour', now() - make_interval(secs => %s),
+                        case when %s::float8 is not null then 'node_died' end, 'bridge.bare', %s, now())
+                """,
+                (session, user, node, f"b-{node}", died, died, jti),
+            )
+    try:
+        for revocation, gone in (
+            (Revocation(user="u1", before=2e9), ["cut-off"]),
+            (Revocation(token_id="t1"), []),
+            (Revocation(token_id="t3"), []),
+            (Revocation(token_id="t4"), ["other"]),
+            (Revocation(session="s2"), ["cut-off"]),
+            (Revocation(session="s9"), []),
+        ):
+            assert await log.gone(await log.revoke(revocation)) == gone
+    finally:
+        await log.close()

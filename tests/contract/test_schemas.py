@@ -316,7 +316,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
     "bye": [
         lambda reason=reason: bye_frame(reason, reason.retry_after)  # type: ignore[misc]
         for reason in CloseReason
-        if reason is not CloseReason.VANISHED
+        if reason.code != 1006
     ],
 }
 

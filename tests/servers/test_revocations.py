@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,8 +21,9 @@ from websockets.exceptions import InvalidStatus
 from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.core.ports.revocations import RevocationPage
 from tests.servers.test_kept import control, session
-from tests.support.bridges import Process, bridge, endings, final_rows, process, publish, request, token
-from tests.support.clients import client, problem
+from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
+from tests.support.clients import client, problem, raw_client
+from tests.support.proxies import AmqpProxy
 from tests.support.queues import ENVELOPE
 
 
@@ -129,6 +131,45 @@ async def test_every_node_closes_what_it_has_and_one_that_is_stopped_is_named_an
             assert (answer["sessions"], answer["nodes"], answer["silent"]) == (0, ["n1"], ["n2"])
             second.signal(signal.SIGCONT)
             assert await late.ended() == (4403, "revoked")
+
+
+async def test_a_node_that_is_cut_off_falls_silent_and_is_named(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    async with (
+        AmqpProxy(database) as link,
+        process(vhost, link.url, log=log) as cut_off,
+        standby(vhost, database) as other,
+        raw_client(cut_off.ws_port, receive_buffer=4096) as slow,
+        client(cut_off.ws_port, token("u2"), subprotocols=ENVELOPE) as well,
+    ):
+        assert (await well.read_json())["type"] == "welcome"
+        await slow.upgrade(f"/ws?token={token('u1', jti='t1')}")
+        # More than the kernels of both sides take.
+        large, pushes = "x" * 50_000, 0
+        while b"bridge_queued_frames 0.0" in (await get(cut_off.ops_port, "/metrics"))[1]:
+            pushes += 1
+            await publish(vhost, request("u1", f"p{pushes}", data=large), request("u2", f"q{pushes}"))
+            assert (await well.read_json())["id"] == f"q{pushes}"
+        link.freeze()
+        assert (await revoke(other.ops_port, jti="t1"))["silent"] == ["n1"]
+        assert (await cut_off.says("no revocation could be read")).endswith("holds bytes: 1")
+        # It is not alive any more, as far as others can see: its lease is over.
+        async with asyncio.timeout(20):
+            while (answer := await revoke(other.ops_port, jti="t1"))["silent"]:
+                await asyncio.sleep(0.1)
+        assert (answer["nodes"], answer["gone"]) == (["n2"], ["n1"])
+        # What its socket held was thrown away, and so was what its kernel held.
+        with pytest.raises(ConnectionResetError):
+            await slow.read_all()
+        link.reset()
+        link.thaw()
+        assert await cut_off.says("revocations are read again")
+        assert await refused(cut_off.ws_port, token("u1", jti="t1")) == (
+            401,
+            "The token was refused: revoked.\n",
+        )
 
 
 async def test_a_node_that_is_killed_between_commit_and_close_refuses_the_token_when_it_is_back(

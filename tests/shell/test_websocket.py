@@ -726,7 +726,7 @@ async def test_a_write_to_a_peer_that_reset_ends_quietly() -> None:
 
 @on_both_loops
 async def test_we_close_with_the_code_and_the_word() -> None:
-    reasons = [r for r in CloseReason if r is not CloseReason.VANISHED]
+    reasons = [r for r in CloseReason if r.code != 1006]
     async with serving() as (host, server):
         for number, reason in enumerate(reasons):
             async with client(server.port) as peer:

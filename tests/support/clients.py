@@ -176,9 +176,21 @@ class RawClient:
 
 
 @asynccontextmanager
-async def raw_client(port: int, host: str = "127.0.0.1") -> AsyncIterator[RawClient]:
-    """Connect without saying anything; on leaving, the connection is dropped."""
-    reader, writer = await asyncio.open_connection(host, port)
+async def raw_client(
+    port: int, host: str = "127.0.0.1", receive_buffer: int | None = None
+) -> AsyncIterator[RawClient]:
+    """Connect without saying anything; on leaving, the connection is dropped. `receive_buffer`: bytes that the kernel
+    takes before anybody reads."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    except BaseException:
+        sock.close()
+        raise
+    reader, writer = await asyncio.open_connection(sock=sock)
     try:
         yield RawClient(reader, writer)
     finally:

@@ -79,7 +79,7 @@ async def silent_proxy(port: int) -> AsyncIterator[SilentProxy]:
 
 
 class AmqpProxy:
-    """A TCP proxy before the broker that can cut, reset, freeze, and say something to the client itself."""
+    """A TCP proxy before the broker, or before Postgres. It can cut, reset, freeze, and say something to the client."""
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -114,7 +114,7 @@ class AmqpProxy:
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         user = self._split.netloc.rpartition("@")[0]
-        scheme = "amqps" if self._tls is not None else "amqp"
+        scheme = "amqps" if self._tls is not None else self._split.scheme
         return urlunsplit(self._split._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{port}"))
 
     def reset(self) -> None:

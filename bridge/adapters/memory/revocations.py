@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.clock import Clock
@@ -50,6 +50,10 @@ class MemoryRevocations:
         if self._confirmed < mark:
             return RevocationAnswer(0, (), (self._node,))
         return RevocationAnswer(self._closed.get(mark, 0), (self._node,), ())
+
+    async def gone(self, mark: int) -> Sequence[str]:
+        """See the port. There is no other node."""
+        return ()
 
 
 def _says_no_more(older: Revocation, newer: Revocation) -> bool:

@@ -21,6 +21,7 @@ _AFTER: LiteralString = """
     """
 _CONFIRM: LiteralString = "select confirm_revocations(%s, %s, %s, %s, %s, %s)"
 _ANSWER: LiteralString = "select a.node, a.has_read, a.sessions from revocation_answers(%s) a"
+_GONE: LiteralString = "select g from revocation_gone(%s) g"
 
 
 class PostgresRevocations:
@@ -74,6 +75,10 @@ class PostgresRevocations:
             tuple(node for node, has_read, _ in rows if has_read),
             tuple(node for node, has_read, _ in rows if not has_read),
         )
+
+    async def gone(self, mark: int) -> Sequence[str]:
+        """See the port."""
+        return [node for (node,) in await self._fetch(_GONE, (mark,))]
 
     async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
         async def work(conn: Connection) -> list[tuple[Any, ...]]:

@@ -125,8 +125,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         return True
 
     def close(self, reason: CloseReason) -> None:
-        """See the port. There is no frame for 1006 (RFC 6455 7.4.1), so `VANISHED` aborts."""
-        if reason is CloseReason.VANISHED:
+        """See the port. There is no frame for 1006 (RFC 6455 7.4.1), so reasons with this code abort."""
+        if reason.code == CloseCode.ABNORMAL_CLOSURE:
             self.abort()
         elif self._open:
             self._asked_to_close = True

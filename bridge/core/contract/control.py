@@ -171,6 +171,7 @@ def revoke_reply(node: str, answer: RevocationAnswer, took_ms: float) -> bytes:
             "took_ms": took_ms,
             "nodes": answer.nodes,
             "silent": answer.silent,
+            "gone": answer.gone,
         }
     )
 

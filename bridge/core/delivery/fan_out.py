@@ -24,6 +24,7 @@ from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
 from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.worklist import Worklist
@@ -44,6 +45,7 @@ class FanOut:
         worklist: Worklist,
         dispatcher: Dispatcher,
         turns: Turns,
+        freshness: Freshness,
         metrics: Metrics,
         clock: Clock,
         pong_after: float,
@@ -55,6 +57,7 @@ class FanOut:
         self._worklist = worklist
         self._dispatcher = dispatcher
         self._turns = turns
+        self._freshness = freshness
         self._metrics = metrics
         self._clock = clock
         self._pong_after = pong_after
@@ -82,7 +85,12 @@ class FanOut:
         hold_until = self._clock.monotonic() + self._frames_first
         with self._inflight.sending(sending.make_all), self._worklist.holding(hold_until):
             for at in range(0, len(users), _AT_ONCE):
-                handed = sending.send(users[at : at + _AT_ONCE], self._clock.monotonic(), self._clock.time())
+                mono = self._clock.monotonic()
+                if not self._freshness.lasts(mono):
+                    # They are offered it, and have it when revocations are read again.
+                    sending.others.extend(user for user, _ in users[at:])
+                    break
+                handed = sending.send(users[at : at + _AT_ONCE], mono, self._clock.time())
                 if handed:
                     self._metrics.handed(handed)
                 if self._turns.is_due(_AT_ONCE):

@@ -84,7 +84,7 @@ class Presence:
         self._gone(session, reason.code, reason.word, now)
         for push in session.drain():
             push.lost(now, handed=False, why=_WHY.get(reason))
-        if reason is CloseReason.REVOKED and session.socket.buffered:
+        if reason is CloseReason.CUT_OFF or (reason is CloseReason.REVOKED and session.socket.buffered):
             # What the kernel has not taken must not be read any more, and a close frame would wait behind it.
             session.socket.abort()
             return

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from bridge.core.delivery.presence import Presence
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.revocations import Revocation, RevocationAnswer
@@ -16,6 +18,7 @@ from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.revocations import Marked, RevocationLog
+from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.session import Session
@@ -40,7 +43,7 @@ async def answered(log: RevocationLog, mark: int, clock: Clock) -> RevocationAns
     while True:
         answer = await log.answer(mark)
         if not answer.silent or clock.monotonic() >= give_up:
-            return answer
+            return structs.replace(answer, gone=tuple(await log.gone(mark)))
         await clock.sleep(LOOK_EVERY)
 
 
@@ -52,6 +55,7 @@ class Revoking:
         *,
         log: RevocationLog,
         revoked: Revoked,
+        freshness: Freshness,
         hub: Hub,
         presence: Presence,
         gate: Gate,
@@ -60,6 +64,7 @@ class Revoking:
     ) -> None:
         self._log = log
         self._revoked = revoked
+        self._freshness = freshness
         self._hub = hub
         self._presence = presence
         self._gate = gate
@@ -99,10 +104,12 @@ class Revoking:
         """Carry out everything that has been committed. Raises StoreUnavailable."""
         async with self._one_at_a_time:
             while True:
+                asked = self._clock.monotonic()
                 page = await self._log.after(self._mark, PAGE)
                 self._carry_out(page.revocations)
                 self._mark = page.mark
                 if not page.more:
+                    self._freshness.heard(asked)
                     return
 
     async def confirm(self) -> None:

@@ -31,3 +31,6 @@ class RevocationAnswer(msgspec.Struct, frozen=True):
     """Live nodes that have closed what they had of it, and refuse its tokens."""
     silent: tuple[str, ...]
     """Live nodes that have not said so in time. They will, as soon as they reach the database."""
+    gone: tuple[str, ...] = ()
+    """Nodes that are not alive any more, or cut off, and had such a session within the last minute. They send nothing;
+    what they had handed to their machine by then may still be read."""

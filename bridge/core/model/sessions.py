@@ -28,6 +28,7 @@ class CloseReason(enum.Enum):
     REPLACED = (4409, "replaced", False, 0.0)
     OVER_LIMIT = (4429, "over_limit", False, 0.0)
     VANISHED = (1006, "vanished", True, 0.0)
+    CUT_OFF = (1006, "cut_off", True, 1.0)
 
     def __init__(self, code: int, word: str, reconnect: bool, retry_after: float) -> None:
         self.code = code

@@ -43,5 +43,9 @@ class RevocationLog(Protocol):
         ...
 
     async def answer(self, mark: int) -> RevocationAnswer:
-        """How far the revocation with this mark has come."""
+        """How far the revocation with this mark has come; who is gone is asked apart."""
+        ...
+
+    async def gone(self, mark: int) -> Sequence[str]:
+        """See `RevocationAnswer.gone`. It may look at every session of a node that has just died."""
         ...

@@ -6,15 +6,18 @@ from collections.abc import Iterable
 
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
+from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
 
 class Outgoing:
-    """Flushes sessions. Pushes that were just taken and pushes that were read from the log are treated alike."""
+    """Flushes sessions, unless this node may have missed a revocation. Pushes that were just taken and pushes that were
+    read from the log are treated alike."""
 
-    def __init__(self, *, hub: Hub, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, *, hub: Hub, freshness: Freshness, metrics: Metrics, clock: Clock) -> None:
         self._hub = hub
+        self._freshness = freshness
         self._metrics = metrics
         self._clock = clock
 
@@ -29,7 +32,7 @@ class Outgoing:
         self._flush(session, self._clock.monotonic(), self._clock.time())
 
     def _flush(self, session: Session, mono: float, now: float) -> None:
-        handed = session.flush(mono)
+        handed = session.flush(mono) if self._freshness.lasts(mono) else ()
         if session.waiting:
             self._hub.backlogged.add(session)
         else:

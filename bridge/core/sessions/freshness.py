@@ -1,0 +1,36 @@
+"""How fresh what this node knows of revocations is. What is stale must not be acted on: nothing is sent by it.
+
+A node that is cut off from the log, or was frozen, may have missed that a session is revoked. It stops sending a second
+before its lease runs out, so whoever finds no lease of it knows that it sends nothing any more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from bridge.core.ports.store import LEASE_SECONDS
+
+FRESH_FOR: Final = LEASE_SECONDS - 1.0
+"""Seconds after the last time all revocations were asked for."""
+
+
+class Freshness:
+    """Seconds are those of the clock's `monotonic`, which goes on while the process is stopped."""
+
+    def __init__(self) -> None:
+        self._until = math.inf
+        """Before all have been read for the first time no session is open."""
+        self.was_stale = False
+        """Whether something was not sent, or was looked at in vain, since this was last set to False."""
+
+    def heard(self, asked: float) -> None:
+        """All revocations that were committed by `asked` are carried out."""
+        self._until = asked + FRESH_FOR
+
+    def lasts(self, now: float) -> bool:
+        """Whether it is fresh. Ask right before sending: a process may be stopped between any two lines."""
+        if now < self._until:
+            return True
+        self.was_stale = True
+        return False
