@@ -90,7 +90,7 @@ class Gateway:
         self._metrics.handshake(refusal.why, seconds)
         log.debug(
             "handshake refused: %s",
-            refusal.text.strip(),
+            refusal.text,
             extra={"why": refusal.why, "status": refusal.status},
         )
 
@@ -146,7 +146,7 @@ class Gateway:
             send_answer(session, error_frame("try_later", problem, refresh.ref))
         elif isinstance(answer, Refusal):
             code = "try_later" if answer.status == 503 else "refused"
-            send_answer(session, error_frame(code, answer.text.strip(), refresh.ref))
+            send_answer(session, error_frame(code, answer.text, refresh.ref))
         elif answer.claims is None or answer.claims.user != session.user:
             send_answer(session, error_frame("refused", "token: it is not of this user", refresh.ref))
         elif answer.claims.expires_at <= session.claims.expires_at:

@@ -15,7 +15,8 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * the return; those for pushes one at a time: the next waits for the promise of the one before.
  * `url` of the WebSocket; `token`: a JWT, or a function that returns one or a promise of one (null: close for good),
  * called at first, before the token expires, when it has, and when a connection could not be opened (a browser hides why);
- * `tokenBy`: "frame" to send it as the first message, instead of beside the subprotocol;
+ * `tokenBy`: "frame" to send it as the first message, instead of beside the subprotocol; "cookie" where the page has no
+ * token, and the cookie that the browser sends says who it is;
  * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
@@ -26,6 +27,9 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  */
 export function connect(options) {
   if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
+  const { token, tokenBy } = options;
+  if (![undefined, "frame", "cookie"].includes(tokenBy)) throw new TypeError('tokenBy: "frame" or "cookie" is possible');
+  if (tokenBy === "cookie" && token !== undefined) throw new TypeError('token: leave it out, tokenBy says "cookie"');
   return new Connection(options);
 }
 
@@ -78,14 +82,15 @@ class Connection {
   // --- the connection ---
 
   async #open() {
-    const { url, token, timing, after, WebSocket } = this.#options;
+    const { url, token, tokenBy, timing, after, WebSocket } = this.#options;
     const turn = ++this.#turn;
     this.#tell({ phase: "connecting" });
-    let jwt = this.#jwt, asked = false;
+    const cookie = tokenBy === "cookie";
+    let jwt = cookie ? "" : this.#jwt, asked = false;
     try {
       if (jwt === null) jwt = (asked = typeof token === "function") ? await token() : token;
       if (typeof jwt === "string") jwt = jwt.trim();
-      if (!(asked && jwt === null) && !JWT.test(jwt)) throw new Error(noToken(jwt, asked));
+      if (!cookie && !(asked && jwt === null) && !JWT.test(jwt)) throw new Error(noToken(jwt, asked));
     } catch (error) {
       if (turn !== this.#turn) return;
       if (!asked) return this.#end({ reason: "unusable" }, error);
@@ -102,9 +107,9 @@ class Connection {
     try {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
-      const entry = this.#options.tokenBy === "frame" ? [] : [`bridge.token.${jwt}`];
+      const entry = tokenBy === undefined ? [`bridge.token.${jwt}`] : [];
       const socket = this.#socket = new WebSocket(address.href, ["bridge.v1.json", ...entry]);
-      if (!entry.length) socket.onopen = () => socket.send(JSON.stringify({ type: "auth", token: jwt }));
+      if (tokenBy === "frame") socket.onopen = () => socket.send(JSON.stringify({ type: "auth", token: jwt }));
     } catch (cause) { // trying again would not help
       return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
     }
@@ -207,7 +212,10 @@ class Connection {
     if (renew) this.#expired = this.#jwt;
     if (renew || !opened) this.#jwt = null;
     this.#drop();
-    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) return this.#end({ code, reason }, ended(code, reason));
+    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) {
+      const cookie = code === TOKEN_EXPIRED && this.#options.tokenBy === "cookie";
+      return this.#end({ code, reason }, cookie ? new Error(SIGNED_OUT) : ended(code, reason));
+    }
     const hopeless = this.#hopeless(opened || reason === "offline");
     this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
   }
@@ -419,10 +427,11 @@ inSeconds.now = () => performance.now() / 1000;
 
 const AGAIN = "then call connect() again";
 const NO_TOKEN = `No token: the function \`token\` returned null, so nobody is signed in. Sign in, ${AGAIN}.`;
+const SIGNED_OUT = `Whoever knows the cookie says that this session is over (4401): sign in again, ${AGAIN}.`;
 const TOKEN_OVER = "The token has expired: give a function as `token`, which fetches a new one whenever it is called.";
 const SAME_TOKEN = "The token has expired, and the function `token` returned the same one again: it must fetch a new one.";
 const WHERE = "Is a bridge running, and is this its WebSocket port and path (usually port 8181, /ws; not the ops port)? "
-  + "Does it accept this token and this page's origin? With BRIDGE_LOG_LEVEL=debug its log says why it refuses.";
+  + "Does it accept this token, or cookie, and this page's origin? With BRIDGE_LOG_LEVEL=debug its log says why it refuses.";
 const LOST = "It was open before: is the bridge still running, and does it accept the new token? With BRIDGE_LOG_LEVEL=debug "
   + "its log says why it refuses.";
 const ENDS = {

@@ -251,7 +251,7 @@ def jwt(user: object, n: int = 0, claim: str = "sub") -> str:
 
 async def begin(page: Page, url: str, **options: object) -> None:
     """Start the library in the page."""
-    token = {} if "tokens" in options else {"token": jwt("alice")}
+    token = {} if "tokens" in options or options.get("tokenBy") == "cookie" else {"token": jwt("alice")}
     await page.evaluate("begin", {"url": url, **token, **options})
 
 
@@ -324,6 +324,52 @@ async def test_the_token_can_go_as_the_first_message_and_a_refused_one_is_renewe
             await peer.bye(4401, "token_refused")
     await peer.welcome()
     await phase(page, "open")
+
+
+async def test_a_page_without_a_token_goes_by_its_cookie_and_resumes_as_whoever_the_bridge_names(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, tokenBy="cookie", storage="localStorage")
+    assert peer.offered == ["bridge.v1.json"]
+    await peer.send(type="refresh")
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1", "p2"))
+    await peer.close()
+    again = await (await script.peer()).welcome()
+    assert again.last == "p2"
+    await phase(page, "open")
+    await page.reload()
+    await begin(page, f"ws://{script.url}/ws", tokenBy="cookie", storage="localStorage")
+    # It does not know who it is: the welcome says so, and what that user has seen last is asked about.
+    unknown = await (await script.peer()).welcome()
+    assert (unknown.last, await unknown.closed()) == (None, 1000)
+    known = await (await script.peer()).welcome()
+    await known.push("p2", "p3")
+    assert known.last == "p2"
+    await told(page, *pushes("p3"))
+    assert script.nobody
+
+
+async def test_a_page_whose_cookie_is_not_good_any_more_is_told_to_sign_in(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, tokenBy="cookie")
+    await peer.bye(4401, "token_expired")
+    assert "sign in again" in str((await phase(page, "closed"))["error"])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"tokenBy": "cookie", "token": "a.b.c"}, "token: leave it out"),
+        ({"tokenBy": "header", "token": "a.b.c"}, "tokenBy: "),
+    ],
+)
+async def test_a_token_and_a_cookie_or_another_way_are_refused_at_once(
+    page: Page, options: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(playwright.async_api.Error, match=problem):
+        await page.evaluate("begin", {"url": "ws://x/ws", **options})
 
 
 async def test_an_address_that_cannot_be_used_is_the_end(page: Page, script: Script) -> None:

@@ -189,7 +189,7 @@ def test_the_reason_of_the_verifier_is_told_with_its_words() -> None:
             raise TokenRefused("malformed", "exp is no number")
 
     refused = access_of(Explaining(), ()).decide(shake(token="t"))
-    assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).\n")
+    assert refused == Refusal(401, "malformed", "The token was refused: malformed (exp is no number).")
 
 
 def test_while_there_are_no_keys_whoever_needs_one_is_told_to_come_back() -> None:

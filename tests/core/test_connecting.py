@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bridge.core.contract.connecting import question
 from bridge.core.errors import ConnectHookFailed, KeysUnavailable, TokenRefused
 from bridge.core.gateway import Client
 from bridge.core.model.ledger import Device
@@ -274,17 +273,6 @@ async def test_the_question_holds_headers_query_address_and_node_and_nothing_els
                 "node": "n1",
             }
         ]
-
-
-@pytest.mark.parametrize(
-    ("sent", "said"),
-    [("é".encode(), "é"), ("é".encode("latin-1"), "é"), (b"plain", "plain"), ("é€😀".encode(), "é€😀")],
-)
-def test_bytes_that_are_not_ascii_reach_the_hook_as_text(sent: bytes, said: str) -> None:
-    text = sent.decode("ascii", "surrogateescape")
-    request = Handshake("/ws", {text: [text]}, None, None, (), None, Device(), {"x-name": text})
-    asked = json.loads(question(request, "n1"))
-    assert (asked["headers"], asked["query"]) == ({"x-name": said}, {said: [said]})
 
 
 # --- what it answers -------------------------------------------------------------------------------------

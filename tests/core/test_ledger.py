@@ -200,7 +200,7 @@ async def test_an_open_that_takes_over_a_second_is_turned_away_and_then_handshak
         assert types(peer) == ["bye"]
         assert early.socket.closed_with is None
         assert h.handshake() == Refusal(
-            503, "ledger", "Sessions can't be recorded at the moment, try again soon.\n"
+            503, "ledger", "Sessions can't be recorded at the moment, try again soon."
         )
         h.sessions.go.set()
         await h.recorded()

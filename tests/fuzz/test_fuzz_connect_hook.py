@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import strategies as st
 
+from bridge.adapters.connect_hook import ANSWER_BYTES_MAX
 from bridge.core.errors import ConnectHookFailed
 from bridge.core.sessions import breaker
 from tests.support import bridges, fuzzing
 from tests.support.clients import opening, raw_client
 
 ANSWERS = 2_200
-"""Answers that are made up, `AT_ONCE` of them in one go."""
+"""Answers that are made up, `AT_ONCE` of them in one go. Ten thousand go through the core alone."""
 AT_ONCE = 20
 DAYS = 400
 
@@ -45,6 +46,22 @@ OFFSETS = st.floats(-1e6, 1e8) | st.sampled_from((0, 60, 3600, 1e10, -1e10, 1e30
 STATUSES = st.sampled_from((200,) * 6 + (201, 204, 206, 301, 302, 400, 401, 403, 404, 418, 429, 500, 503))
 
 
+HEADERS = st.sampled_from(
+    (
+        *(
+            b"",
+            b"",
+            b"Content-Type: application/json\r\n",
+            b"Content-Type: text/html\r\n",
+            b"Content-Type:\r\n",
+        ),
+        *(b"Content-Type: \xff\r\n", b"Content-Type: application/json; charset=utf-16\r\n"),
+        *(b"Content-Encoding: gzip\r\n", b"Content-Encoding: identity\r\n"),
+    )
+)
+BLANKS = st.sampled_from((0,) * 8 + (60_000, 70_000))
+
+
 class Made(NamedTuple):
     """An answer."""
 
@@ -65,6 +82,10 @@ class Sketch(NamedTuple):
     offset: float | None
     cut: tuple[int, int, bytes] | None
     http: bytes
+    header: bytes = b""
+    """One more, which a hook may send: the type of its answer is not looked at, a coded one is none."""
+    blanks: int = 0
+    """After the JSON."""
 
 
 @st.composite
@@ -77,7 +98,7 @@ def sketches(draw: st.DrawFn) -> Sketch:
     )
     if kind <= 3 or kind == 9:
         said = {"user": draw(GOOD_USERS), "meta": draw(JSON)}
-        return Sketch(200, said, draw(st.floats(60, 86_400)), cut, b"")
+        return Sketch(200, said, draw(st.floats(60, 86_400)), cut, b"", draw(HEADERS), draw(BLANKS))
     if kind == 4:
         said = draw(JSON)
         return Sketch(draw(STATUSES), said, None, None, b"")
@@ -111,7 +132,7 @@ def make(sketch: Sketch) -> Made:
     said, now = sketch.said, time.time()
     if isinstance(said, dict) and sketch.offset is not None:
         said = {**said, "expires_at": now + sketch.offset}
-    body = json.dumps(said).encode()
+    body = json.dumps(said).encode() + b" " * sketch.blanks
     if sketch.cut is not None:
         at, gone, more = sketch.cut
         body = body[: at % len(body)] + more + body[at % len(body) + gone :]
@@ -121,7 +142,9 @@ def make(sketch: Sketch) -> Made:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
         at = len(sketch.http) * 7 % len(head)
         return Made(head[:at] + sketch.http + head[at:] + b"{}", None, None, True)
-    head = f"HTTP/1.1 {sketch.status} Said\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    if len(body) > ANSWER_BYTES_MAX or b"gzip" in sketch.header:
+        may = None
+    head = b"HTTP/1.1 %d Said\r\n%sContent-Length: %d\r\n\r\n" % (sketch.status, sketch.header, len(body))
     if sketch.status == 204:
         head, body = b"HTTP/1.1 204 Said\r\n\r\n", b""
     must = may if sketch.cut is None and "\\ud" not in json.dumps(said) else None

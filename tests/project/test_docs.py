@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
+from bridge.adapters.tokens import TOKEN_REFUSALS
+from bridge.adapters.websocket.handshake import HANDSHAKE_REFUSALS
 from bridge.cli.parsers import build_parser
 from tests.support import reference_states
 from tests.support.reference import OUTCOMES, TABLES, outcomes_page, tables_page
@@ -23,6 +26,26 @@ def test_the_page_of_tables_is_the_schema(database: str) -> None:
 def test_the_page_of_states_is_the_tables_that_are_executed() -> None:
     page = reference_states.PAGE.read_text()
     assert page == reference_states.states_page(), "run: python -m tests.support.reference_states"
+
+
+def words_of_refusals() -> set[str]:
+    """What a refused handshake may be answered, as the calls in the code have it, but for words put together there."""
+    words = {*HANDSHAKE_REFUSALS, *TOKEN_REFUSALS}
+    for file in (ROOT / "bridge").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
+                for field in (*node.args[3:], *node.args[1:2]):
+                    if isinstance(field, ast.Constant):
+                        words.add(str(field.value))
+                        break
+    # The first three end open sockets, and of the last nobody is there to hear.
+    return words - {"auth_timeout", "auth_frame", "flood", "gone"}
+
+
+def test_the_page_about_clients_lists_every_word_of_a_refused_handshake() -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    table = page.partition("| status | `error` |")[2].partition("\n\n")[0]
+    assert set(re.findall("`([a-z_]+)`", table)) == words_of_refusals()
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:

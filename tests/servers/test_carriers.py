@@ -16,7 +16,7 @@ from aiohttp import web
 from websockets.exceptions import InvalidStatus
 
 from tests.support import bridges
-from tests.support.clients import Client, client, opening, raw_client
+from tests.support.clients import Client, client, opening, problem, raw_client
 from tests.support.keys import jwks, pair
 from tests.support.waiting import until
 
@@ -68,7 +68,7 @@ async def test_no_token_is_in_a_log_a_metric_an_answer_or_a_row_whichever_way_it
                         else:
                             said.append(str(await peer.ended()))
                 except InvalidStatus as refused:
-                    said.append(f"{refused.response.status_code} {(refused.response.body or b'').decode()}")
+                    said.append(f"{refused.response.status_code} {problem(refused.response.body)}")
         for path in ("/metrics", "/status", "/readyz"):
             said.append((await bridges.get(b.ops_port, path))[1].decode())
         rows = await bridges.final_rows(database, len(CARRIERS))
@@ -165,7 +165,8 @@ async def test_tokens_of_keys_open_sessions_beside_those_of_several_secrets(
         assert await welcomed(b.ws_port, bridges.token("u2")) == "u2"
         with pytest.raises(InvalidStatus) as refused:
             await welcomed(b.ws_port, keys[0].sign(claims, kid="none"))
-        assert b"unknown_key (no key has its kid)" in (refused.value.response.body or b"")
+        sentence = "The token was refused: unknown_key (no key has its kid)."
+        assert problem(refused.value.response.body) == ("unknown_key", sentence)
 
 
 async def test_keys_of_an_address_are_awaited_fetched_and_renewed(

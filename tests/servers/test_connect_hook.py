@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 
 from benchmarks.ports import reserved_port
 from tests.support import bridges
-from tests.support.clients import client, opening, raw_client
+from tests.support.clients import client, opening, problem, raw_client
 from tests.support.hooks import Business, business, hanging
 from tests.support.waiting import until
 
@@ -44,12 +44,12 @@ def cookie(value: str) -> dict[str, str]:
     return {"Cookie": value, "Origin": APP}
 
 
-async def refused(port: int, **how: Any) -> tuple[int, str]:
-    """The status and body of the answer to a handshake that opens nothing."""
+async def refused(port: int, **how: Any) -> tuple[int, str, str]:
+    """Status, word and sentence of the answer to a handshake that opens nothing."""
     with pytest.raises(InvalidStatus) as caught:
         async with client(port, **how):
             pass
-    return caught.value.response.status_code, (caught.value.response.body or b"").decode()
+    return caught.value.response.status_code, *problem(caught.value.response.body)
 
 
 async def metrics(port: int) -> str:
@@ -180,8 +180,8 @@ async def test_a_hook_that_hangs_costs_its_own_clients_a_503_and_nobody_else_any
             assert [answer[:13] for answer in answers] == [b"HTTP/1.1 503 "] * 500
             assert all(b"\r\nRetry-After: 1\r\n" in answer for answer in answers)
             assert len(hook.questions) == 100
-            status, text = await refused(b.ws_port, headers=cookie("s=1"))
-            assert (status, text) == (503, "Clients can't be checked at the moment, try again soon.\n")
+            answer = await refused(b.ws_port, headers=cookie("s=1"))
+            assert answer == (503, "unchecked", "Clients can't be checked at the moment, try again soon.")
             assert len(hook.questions) <= 101
             assert (await bridges.get(b.ws_port, "/readyz"))[0] == 200
             page = await metrics(b.ops_port)
@@ -228,7 +228,7 @@ async def test_a_revocation_while_the_hook_answers_wins(vhost: str, database: st
             async with http.post(url, json={"user": "u1", "before": now}) as answer:
                 assert answer.status == 200, await answer.text()
         go.set()
-        assert await opens == (401, "The token was refused: revoked.\n")
+        assert await opens == (401, "revoked", "The token was refused: revoked.")
         await until(lambda: time.time() > now)
         async with client(b.ws_port, headers=cookie("s=1"), subprotocols=ENVELOPE) as peer:
             assert (await peer.read_json())["user"] == "u1", "who is asked about later is let in"

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.core.redaction import redact
 from tests.support import bridges
-from tests.support.clients import client, opening, raw_client
+from tests.support.clients import client, opening, raw_client, refusal
 
 FAR = int(time.time()) + 86_400
 
@@ -21,12 +21,11 @@ def signed(**claims: object) -> str:
     return jwt.encode({"exp": FAR, **claims}, bridges.SECRET, algorithm="HS256")
 
 
-async def refusal(port: int, request: bytes) -> str:
-    """The status line's code and the body of the answer."""
+async def answer(port: int, request: bytes) -> tuple[int, str, str]:
+    """Status, word and sentence of the answer."""
     async with raw_client(port) as peer:
         peer.send(request)
-        head, _, body = (await peer.read_all()).decode().partition("\r\n\r\n")
-    return f"{head.split(' ')[1]} {body.strip()}"
+        return refusal(await peer.read_all())
 
 
 async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_reason_and_no_token(
@@ -49,18 +48,19 @@ async def test_every_refused_handshake_is_counted_and_one_debug_line_with_its_re
     }
     caplog.set_level(logging.DEBUG, "bridge.handshake")
     async with bridges.bridge(vhost, database, origins="https://app.example") as b:
-        answers = {why: await refusal(b.ws_port, request) for why, request in requests.items()}
+        answers = {why: await answer(b.ws_port, request) for why, request in requests.items()}
         _, page = await bridges.get(b.ops_port, "/metrics")
     lines = [record for record in caplog.records if record.name == "bridge.handshake"]
     assert [vars(line)["why"] for line in lines] == list(requests)
     assert {line.levelno for line in lines} == {logging.DEBUG}
-    for line, (why, answer) in zip(lines, answers.items(), strict=True):
-        assert line.getMessage() == f"handshake refused: {answer[4:]}"
+    for line, (why, (status, word, sentence)) in zip(lines, answers.items(), strict=True):
+        assert word == why
+        assert line.getMessage() == f"handshake refused: {sentence}"
         assert redact(line.getMessage()) == line.getMessage(), "nothing in it looks like a secret"
-        assert str(vars(line)["status"]) == answer[:3]
+        assert vars(line)["status"] == status
         assert f'bridge_handshakes_total{{result="{why}"}} 1' in page.decode()
-    assert "milliseconds" in answers["malformed"]
-    assert "offer bridge.v1.json or bridge.bare too" in answers["subprotocol"]
+    assert "milliseconds" in answers["malformed"][2]
+    assert "offer bridge.v1.json or bridge.bare too" in answers["subprotocol"][2]
     assert all(part not in caplog.text for token in (good, in_ms) for part in token.split(".")[1:])
 
 

@@ -15,17 +15,17 @@ from tests.servers.test_kept import session
 from tests.servers.test_revocations import standby
 from tests.servers.test_sessions import until_asked
 from tests.support.bridges import bridge, get, process, publish, request, token
-from tests.support.clients import client, masked, opening, raw_client
+from tests.support.clients import client, masked, opening, problem, raw_client, refusal
 from tests.support.queues import ENVELOPE
 
 
-async def answer(port: int, user: str, **headers: str) -> tuple[int, str]:
-    """The status and the text that a handshake is refused with."""
+async def answer(port: int, user: str, **headers: str) -> tuple[int, str, str]:
+    """Status, word and sentence that a handshake is refused with."""
     with pytest.raises(InvalidStatus) as refused:
         async with client(port, token(user), headers=headers):
             pass
     response = refused.value.response
-    return response.status_code, (response.body or b"").decode()
+    return response.status_code, *problem(response.body)
 
 
 @asynccontextmanager
@@ -48,12 +48,14 @@ async def test_one_session_too_many_of_each_kind(vhost: str, database: str) -> N
     async with bridge(vhost, database, **limits) as made:
         async with held(made.ws_port, "u1", "u1", **{"X-Forwarded-For": "192.0.2.1"}):
             refused = await answer(made.ws_port, "u1")
-            assert refused == (429, "As many sessions of this user are open as may be: close some first.\n")
+            sentence = "As many sessions of this user are open as may be: close some first."
+            assert refused == (429, "user_sessions", sentence)
             async with held(made.ws_port, "u2", **{"X-Forwarded-For": "192.0.2.1"}):
-                status, text = await answer(made.ws_port, "u3", **{"X-Forwarded-For": "6.6.6.6, 192.0.2.1"})
-                assert (status, "from this address" in text) == (429, True)
+                spoofed = {"X-Forwarded-For": "6.6.6.6, 192.0.2.1"}
+                status, word, text = await answer(made.ws_port, "u3", **spoofed)
+                assert (status, word, "from this address" in text) == (429, "address_sessions", True)
                 async with held(made.ws_port, "u3", "u4", "u5", **{"X-Forwarded-For": "192.0.2.2"}):
-                    assert (await answer(made.ws_port, "u6"))[0] == 503
+                    assert (await answer(made.ws_port, "u6"))[:2] == (503, "full")
         _, page = await get(made.ops_port, "/metrics")
         for word in ("user_sessions", "address_sessions", "full"):
             assert f'bridge_handshakes_total{{result="{word}"}} 1.0'.encode() in page
@@ -96,7 +98,7 @@ async def test_or_the_newest_is_refused_wherever_it_comes(vhost: str, database: 
         async with client(second.ws_port, token("u1"), subprotocols=ENVELOPE) as late:
             assert (await late.read_json())["reason"] == "over_limit"
             assert await late.ended() == (4429, "over_limit")
-        assert (await answer(first.ws_port, "u1"))[0] == 429
+        assert (await answer(first.ws_port, "u1"))[:2] == (429, "user_sessions")
 
 
 async def test_what_a_client_sends_has_bounds_and_nobody_else_pays_for_it(vhost: str, database: str) -> None:
@@ -110,10 +112,10 @@ async def test_what_a_client_sends_has_bounds_and_nobody_else_pays_for_it(vhost:
     async with bridge(vhost, database, **limits) as made, session(made.ws_port, "well") as (well, _):
         async with raw_client(made.ws_port) as bomb:
             bomb.send(opening("/ws", *(f"X-{n}: {'x' * 1000}" for n in range(20))))
-            assert (await bomb.read_all()).startswith(b"HTTP/1.1 431 ")
+            assert refusal(await bomb.read_all())[:2] == (431, "too_long")
         async with raw_client(made.ws_port) as slow:
             slow.send(opening("/ws")[:-2])
-            assert (await slow.read_all()).startswith(b"HTTP/1.1 408 ")
+            assert refusal(await slow.read_all())[:2] == (408, "too_late")
         async with client(made.ws_port, token("u1")) as large:
             await large.send("x" * 2049)
             assert (await large.ended())[0] == 1009

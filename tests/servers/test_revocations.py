@@ -22,7 +22,7 @@ from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.core.ports.revocations import RevocationPage
 from tests.servers.test_kept import control, session
 from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
-from tests.support.clients import client, raw_client
+from tests.support.clients import client, problem, raw_client
 from tests.support.proxies import AmqpProxy
 from tests.support.queues import ENVELOPE
 
@@ -53,12 +53,12 @@ async def command(*words: str, **environment: str) -> tuple[int, str, str]:
     return child.returncode, out.decode(), errors.decode()
 
 
-async def refused(port: int, given: str) -> tuple[int, str]:
+async def refused(port: int, given: str) -> tuple[int, str, str]:
     with pytest.raises(InvalidStatus) as caught:
         async with client(port, given):
             pass
     response = caught.value.response
-    return response.status_code, (response.body or b"").decode()
+    return response.status_code, *problem(response.body)
 
 
 async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_more(
@@ -71,7 +71,7 @@ async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_
             assert (answer["sessions"], answer["nodes"], answer["silent"]) == (1, ["n1"], [])
             assert (answer["type"], answer["node"]) == ("revoke", "n1")
             assert await here.ended() == (4403, "revoked")
-            assert await refused(b.ws_port, old) == (401, "The token was refused: revoked.\n")
+            assert await refused(b.ws_port, old) == (401, "revoked", "The token was refused: revoked.")
             await publish(vhost, request("u1", "p1"), request("u2", "p2"))
             assert (await other.read_json())["id"] == "p2"
         found = endings(await final_rows(database, 2))
@@ -79,7 +79,7 @@ async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_
         async with client(b.ws_port, token("u1")):
             pass
     async with bridge(vhost, database) as again:
-        assert await refused(again.ws_port, old) == (401, "The token was refused: revoked.\n")
+        assert await refused(again.ws_port, old) == (401, "revoked", "The token was refused: revoked.")
 
 
 async def test_a_control_message_revokes_and_what_is_wrong_with_one_is_said(
@@ -168,7 +168,8 @@ async def test_a_node_that_is_cut_off_falls_silent_and_is_named(
         assert await cut_off.says("revocations are read again")
         assert await refused(cut_off.ws_port, token("u1", jti="t1")) == (
             401,
-            "The token was refused: revoked.\n",
+            "revoked",
+            "The token was refused: revoked.",
         )
 
 
@@ -183,7 +184,7 @@ async def test_a_node_that_is_killed_between_commit_and_close_refuses_the_token_
                 await conn.execute("select revoke_tokens(null, null, 't1', null)")
             await first.kill()
         async with bridge(vhost, database, node="n2") as b:
-            assert await refused(b.ws_port, given) == (401, "The token was refused: revoked.\n")
+            assert await refused(b.ws_port, given) == (401, "revoked", "The token was refused: revoked.")
 
 
 async def test_the_command_revokes_without_a_broker_and_says_what_came_of_it(

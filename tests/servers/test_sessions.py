@@ -17,7 +17,7 @@ from bridge.adapters.postgres.upkeep import Upkeep
 from tests.servers.test_kept import session
 from tests.servers.test_revocations import command, standby
 from tests.support.bridges import bridge, final_rows, get, process, publish, request, token
-from tests.support.clients import client
+from tests.support.clients import client, problem
 from tests.support.queues import ENVELOPE, listening
 
 
@@ -193,6 +193,7 @@ async def test_a_database_that_takes_no_entry_keeps_newcomers_out_and_nobody_els
         await asked(database, "alter table session rename to away")
         answer = await turned_away(made.ws_port)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert problem(answer.body)[0] == "ledger"
         await publish(vhost, request("u1", "p1"))
         assert (await here.read_json())["id"] == "p1"
         await asked(database, "alter table away rename to session")

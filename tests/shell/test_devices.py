@@ -63,7 +63,7 @@ def test_without_proxies_the_header_is_not_read_and_a_socket_without_address_has
 
 def test_a_user_agent_is_cut_and_printable() -> None:
     # As the library reads bytes beyond ASCII.
-    sent = (b"a\tb\xe4" + b"x" * 1000).decode("ascii", "surrogateescape")
+    sent = ("a\tbü\x85".encode() + b"x" * 1000).decode("latin-1")
     request = SimpleNamespace(headers=SimpleNamespace(get_all=lambda name: [sent]))
     agent = device_of(cast(Request, request), cast(Any, Peer(None)), ()).agent
-    assert agent == ("a?b?" + "x" * 1000)[:400]
+    assert agent == ("a?bü?" + "x" * 1000)[:400]

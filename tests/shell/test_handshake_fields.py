@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from urllib.parse import quote
+
 import pytest
 
 from bridge.adapters.websocket import server as websocket
 from bridge.adapters.websocket.listening import listen
+from bridge.core.contract.connecting import question
 from tests.support.clients import SECONDS, opening, raw_client
 from tests.support.loops import on_both_loops
 from tests.support.websocket_host import Host
@@ -31,6 +35,27 @@ async def test_the_host_gets_the_address_and_the_headers_that_it_asked_for_and_n
     (asked,) = host.handshakes
     assert asked.headers == {"cookie": "a=1; b=2", "x-tenant": "acme, 7"}
     assert (asked.device.address, asked.cookie, asked.origin) == ("127.0.0.1", "a=1; b=2", "o")
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [("é".encode(), "é"), ("é".encode("latin-1"), "é"), (b"plain", "plain"), ("é€😀".encode(), "é€😀")],
+)
+async def test_bytes_that_are_not_ascii_reach_a_connect_hook_as_text(sent: bytes, said: str) -> None:
+    host = Host()
+    async with listen("127.0.0.1", 0, host, readiness=host.readiness, headers=("x-name", "cookie")) as server:
+        async with raw_client(server.port) as peer:
+            lines = (
+                b"\r\nX-Name: " + sent + b"\r\nCookie: a=" + sent + b"\r\nUser-Agent: " + sent + b"\r\n\r\n"
+            )
+            path = f"/ws?{quote(said)}={quote(said)}"
+            peer.send(opening(path).removesuffix(b"\r\n\r\n") + lines)
+            await peer.read_until(b"\r\n\r\n")
+    (asked,) = host.handshakes
+    told = json.loads(question(asked, "n1"))
+    assert told["headers"] == {"x-name": said, "cookie": f"a={said}"}
+    assert told["query"] == {said: [said]}
+    assert asked.device.agent == said
 
 
 @on_both_loops

@@ -14,7 +14,7 @@ from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.core.ports.sockets import Frame, Socket
-from tests.support.clients import SECONDS, masked, opening, raw_client
+from tests.support.clients import SECONDS, masked, opening, raw_client, refusal
 from tests.support.loops import on_both_loops
 from tests.support.waiting import until
 from tests.support.websocket_host import Host
@@ -73,9 +73,7 @@ async def test_a_refusal_after_a_wait_is_an_answer_like_any_other() -> None:
         peer.send(opening("/ws?token=refuse-401"))
         await host.until(lambda: host.begun)
         held.set_result(None)
-        answer = await peer.read_all()
-        assert answer.startswith(b"HTTP/1.1 401 ")
-        assert answer.endswith(b"\r\n\r\nrefused with 401\n")
+        assert refusal(await peer.read_all()) == (401, "test", "refused with 401")
         assert host.sessions == []
 
 
@@ -93,7 +91,7 @@ async def test_a_peer_that_leaves_meanwhile_is_dropped_and_its_decision_given_up
                     peer.reset()
             await host.until(lambda: host.cancelled)
             await until(lambda: server.connections == 0)
-            assert [refusal.why for refusal in host.refusals] == ["gone"]
+            assert [told.why for told in host.refusals] == ["gone"]
             assert host.sessions == []
 
 
@@ -104,11 +102,10 @@ async def test_a_peer_that_goes_on_meanwhile_is_turned_away_and_nothing_of_it_is
             peer.send(opening())
             await host.until(lambda: host.begun)
             peer.send(more)
-            answer = await peer.read_all()
-            assert answer.startswith(b"HTTP/1.1 400 ")
-            assert answer.endswith(b"\r\n\r\nWait for the answer before you go on (RFC 6455 4.1)\n")
+            sentence = "Wait for the answer before you go on (RFC 6455 4.1)."
+            assert refusal(await peer.read_all()) == (400, "too_early", sentence)
             await host.until(lambda: host.cancelled)
-            assert [refusal.why for refusal in host.refusals] == ["too_early"]
+            assert [told.why for told in host.refusals] == ["too_early"]
             assert host.sessions == []
 
 
@@ -132,9 +129,8 @@ async def test_only_so_many_are_decided_on_at_once_and_who_comes_over_it_is_told
             async with raw_client(server.port) as over:
                 over.send(opening())
                 answer = await over.read_all()
-            assert answer.startswith(b"HTTP/1.1 503 ")
-            assert b"Retry-After: " in answer
-            assert [refusal.why for refusal in host.refusals] == ["busy"]
+            assert refusal(answer)[:2] == (503, "busy")
+            assert [told.why for told in host.refusals] == ["busy"]
             host.held = None  # whoever need not wait is decided on all the same
             async with raw_client(server.port) as quick:
                 quick.send(opening())
@@ -170,10 +166,8 @@ async def test_a_drain_meanwhile_sends_them_away_at_once() -> None:
         peer.send(opening())
         await host.until(lambda: host.begun)
         server.stop_accepting()
-        answer = await peer.read_all()
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"Retry-After: " in answer
-        assert [refusal.why for refusal in host.refusals] == ["draining"]
+        assert refusal(await peer.read_all())[:2] == (503, "draining")
+        assert [told.why for told in host.refusals] == ["draining"]
         await host.until(lambda: host.cancelled)
 
 
@@ -206,10 +200,8 @@ async def test_leaving_ends_what_is_being_decided_on() -> None:
 async def test_a_decision_that_is_not_there_in_time_is_a_503() -> None:
     async with holding(open_timeout=0.2) as (host, server, _), raw_client(server.port) as peer:
         peer.send(opening())
-        answer = await peer.read_all()
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"Retry-After: " in answer
-        assert [refusal.why for refusal in host.refusals] == ["undecided"]
+        assert refusal(await peer.read_all())[:2] == (503, "undecided")
+        assert [told.why for told in host.refusals] == ["undecided"]
         await host.until(lambda: host.cancelled)
 
 

@@ -26,7 +26,7 @@ from bridge.adapters.websocket.server import READ_CHUNK, WebSocketServer
 from bridge.adapters.websocket.wire import frame_header
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame, Socket
-from tests.support.clients import SECONDS, RawClient, client, masked, opening, raw_client
+from tests.support.clients import SECONDS, RawClient, client, masked, opening, problem, raw_client, refusal
 from tests.support.loops import on_both_loops
 from tests.support.waiting import turns, until
 from tests.support.websocket_faults import FAULTS
@@ -151,10 +151,9 @@ async def test_the_host_sees_query_and_headers_as_they_were_meant() -> None:
 async def test_a_refusal_is_an_http_answer_before_any_upgrade() -> None:
     async with serving() as (host, server):
         for status in (400, 401, 403, 429, 503):
-            got, headers, body = await answer(server.port, opening(f"/ws?token=refuse-{status}"))
-            assert (got, body) == (status, f"refused with {status}\n")
-            assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
-            assert ("retry-after" in headers) == (status == 503)
+            async with raw_client(server.port) as peer:
+                peer.send(opening(f"/ws?token=refuse-{status}"))
+                assert refusal(await peer.read_all()) == (status, "test", f"refused with {status}")
         assert host.sessions == []
 
 
@@ -198,13 +197,13 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_request_that_is_no_handshake_gets_an_answer_that_says_so(name: str) -> None:
     request, status = MALFORMED[name]
-    async with serving() as (host, server):
-        got, headers, body = await answer(server.port, request)
-        assert (got, headers["connection"]) == (status, "close")
-        assert len(body) == int(headers["content-length"])
+    async with serving() as (host, server), raw_client(server.port) as peer:
+        peer.send(request)
+        got, word, sentence = refusal(await peer.read_all())
         assert host.handshakes == []
         (told,) = host.refusals
-        assert (told.status, told.text, told.why in HANDSHAKE_REFUSALS) == (status, body, True)
+        assert (status, told.status, told.why, told.text) == (got, got, word, sentence)
+        assert word in HANDSHAKE_REFUSALS
 
 
 REASONS = {
@@ -226,7 +225,48 @@ REASONS = {
 async def test_the_answer_says_what_is_wrong(name: str) -> None:
     async with serving() as (_, server):
         _, _, body = await answer(server.port, MALFORMED[name][0])
-        assert REASONS[name] in body
+        assert REASONS[name] in problem(body)[1]
+
+
+async def bodiless(port: int, *sent: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers of the answer to a request that comes in these pieces, which has no body."""
+    async with raw_client(port) as peer:
+        for piece in sent:
+            peer.send(piece)
+            await turns()
+        head, _, body = (await peer.read_all()).decode().partition("\r\n\r\n")
+    assert body == ""
+    first, *lines = head.split("\r\n")
+    return int(first.split()[1]), dict(line.split(": ", 1) for line in lines)
+
+
+BY_HEAD = {
+    "to the WebSocket": (405, get("/ws", "HEAD")),
+    "a whole handshake": (405, opening().replace(b"GET", b"HEAD", 1)),
+    "another path": (404, get("/other", "HEAD", "Upgrade: websocket")),
+    "long request line": (414, get("/" + "x" * LINE_BYTES, "HEAD")),
+    "long header": (431, get("/ws", "HEAD", "X: " + "x" * LINE_BYTES)),
+    "many headers": (431, get("/ws", "HEAD", *(f"X{i}: x" for i in range(200)))),
+    "long request": (431, b"HEAD /ws HTTP/1.1\r\n" + (b"X: " + b"a" * 4000 + b"\r\n") * 12),
+    "body": (400, get("/ws", "HEAD", "Content-Length: 5") + b"hello"),
+    "no HTTP": (400, b"HEAD /ws\r\n\r\n"),
+    "frames": (400, get("/ws", "HEAD") + masked(0x1, b"early")),
+    "slow": (408, b"HEAD /ws HTTP/1.1\r\nHost: te"),
+    "slow in its first line": (408, b"HEAD /w"),
+}
+
+
+@pytest.mark.parametrize("name", BY_HEAD)
+async def test_a_head_request_that_is_refused_gets_the_headers_and_no_body(name: str) -> None:
+    status, request = BY_HEAD[name]
+    async with serving(open_timeout=0.2 if status == 408 else SECONDS) as (host, server):
+        for pieces in ((request,), (request[:2], request[2:])):
+            got, headers = await bodiless(server.port, *pieces)
+            assert (got, headers["Content-Type"]) == (status, "application/json")
+            told = host.refusals[-1]
+            said = {"error": told.why, "problem": told.text}
+            assert int(headers["Content-Length"]) == len(json.dumps(said, separators=(",", ":"))) + 1
+            assert headers.get("Allow") == ("GET" if status == 405 else None)
 
 
 @pytest.mark.parametrize("size", [8 * 1024, 12 * 1024, 16 * 1024])
@@ -271,10 +311,10 @@ async def test_requests_that_are_not_through_are_bounded_in_bytes_together() -> 
             one.send(b"GET /ws HTTP/1.1\r\nX: " + b"a" * 6_000)
             await until(lambda: server.unanswered_bytes >= 6_000)
             two.send(opening()[:-2] + b"X: " + b"a" * 6_000)
-            assert (await one.read_until(b"at once\n")).startswith(b"HTTP/1.1 503 ")
+            assert refusal(await one.read_until(b"}\n"))[:2] == (503, "crowded")
             two.send(b"\r\n\r\n")
             assert (await two.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            assert [refusal.why for refusal in host.refusals] == ["crowded"]
+            assert [told.why for told in host.refusals] == ["crowded"]
             assert server.unanswered_bytes == 0
 
 
@@ -286,7 +326,7 @@ async def test_who_never_says_a_word_has_asked_for_nothing() -> None:
         async with raw_client(server.port):
             pass
         await until(lambda: server.connections == 0)
-        assert [refusal.why for refusal in host.refusals] == ["too_late"]
+        assert [told.why for told in host.refusals] == ["too_late"]
 
 
 @on_both_loops
@@ -321,15 +361,17 @@ async def test_liveness_and_readiness_are_pages_on_the_same_port() -> None:
         status, headers, body = await answer(server.port, get("/readyz", "HEAD"))
         assert (status, body) == (503, "")
         assert int(headers["content-length"]) > 0
-        status, headers, _ = await answer(server.port, get("/livez", "DELETE"))
+        status, headers, body = await answer(server.port, get("/livez", "DELETE"))
         assert (status, headers["allow"]) == (405, "GET, HEAD")
+        assert problem(body) == ("method", "Only GET and HEAD are possible here.")
 
 
 async def test_when_it_stops_accepting_open_sessions_stay_and_new_ones_are_sent_away() -> None:
     async with serving() as (host, server), client(server.port, "early") as early:
         server.stop_accepting()
-        status, headers, _ = await answer(server.port, opening())
-        assert (status, "retry-after" in headers) == (503, True)
+        async with raw_client(server.port) as late:
+            late.send(opening())
+            assert refusal(await late.read_all())[:2] == (503, "draining")
         status, _, body = await answer(server.port, get("/readyz"))
         assert (status, len(json.loads(body)["causes"])) == (503, 1)
         assert (await answer(server.port, get("/livez")))[0] == 200
@@ -379,7 +421,7 @@ async def test_handshakes_in_progress_are_counted_until_they_are_answered_or_gon
             assert server.connections == 1
             async with raw_client(server.port) as refused:
                 refused.send(opening("/ws?token=refuse-401"))
-                await refused.read_until(b"refused with 401\n")
+                await refused.read_until(b"}\n")
                 assert (server.connections, server.handshakes_in_progress) == (2, 0)
         assert await (await host.session()).end() == (1006, "")
 
@@ -390,7 +432,7 @@ async def test_a_peer_that_dawdles_over_its_handshake_is_told_and_dropped() -> N
         async with raw_client(server.port) as silent, raw_client(server.port) as slow:
             slow.send(opening()[:-3])
             for peer in (silent, slow):
-                assert (await peer.read_all()).startswith(b"HTTP/1.1 408 ")
+                assert refusal(await peer.read_all())[:2] == (408, "too_late")
         await until(lambda: server.connections == 0)
         assert host.handshakes == []
 
@@ -399,7 +441,8 @@ async def test_a_peer_that_dawdles_over_its_handshake_is_told_and_dropped() -> N
 async def test_an_opening_request_that_does_not_end_is_refused_at_its_bound() -> None:
     async with serving() as (host, server), raw_client(server.port) as peer:
         peer.send(b"GET /ws HTTP/1.1\r\n" + (b"X: " + b"a" * 4000 + b"\r\n") * 12)
-        assert (await peer.read_until(b"bytes are allowed\n")).startswith(b"HTTP/1.1 431 ")
+        status, word, sentence = refusal(await peer.read_until(b"}\n"))
+        assert (status, word, sentence[-18:]) == (431, "too_long", "bytes are allowed.")
         assert host.handshakes == []
 
 
@@ -416,9 +459,7 @@ async def crowd() -> None:
         await until(lambda: server.handshakes_in_progress == 1)
         for _ in range(3):
             await stack.enter_async_context(raw_client(server.port))
-        answered = await first.read_all()
-        assert answered.startswith(b"HTTP/1.1 503 ")
-        assert b"Retry-After: " in answered
+        assert refusal(await first.read_all())[:2] == (503, "crowded")
         assert server.handshakes_in_progress == 3
         for _ in range(10):
             peer = await stack.enter_async_context(raw_client(server.port))
@@ -443,9 +484,8 @@ async def test_a_peer_that_says_more_than_its_handshake_too_early_is_told_and_dr
         for more in early:
             async with raw_client(server.port) as peer:
                 peer.send(opening() + more)
-                answered = await peer.read_all()
-                assert answered.startswith(b"HTTP/1.1 400 ")
-                assert answered.endswith(b"\r\n\r\nWait for the answer before you go on (RFC 6455 4.1)\n")
+                sentence = "Wait for the answer before you go on (RFC 6455 4.1)."
+                assert refusal(await peer.read_all()) == (400, "too_early", sentence)
                 peer.send(masked(0x1, b"and another thing"))
                 await until(lambda: server.connections == 0)
         assert host.sessions == []
@@ -458,7 +498,7 @@ async def test_a_peer_that_hangs_up_in_its_handshake_leaves_nothing() -> None:
             async with raw_client(server.port) as peer:
                 peer.send(sent)
                 peer.writer.write_eof()
-                assert (await peer.read_all()).startswith(b"HTTP/1.1 400 ")
+                assert refusal(await peer.read_all())[:2] == (400, "not_http")
         await until(lambda: server.connections == 0)
         assert host.handshakes == []
 

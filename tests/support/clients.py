@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -196,6 +197,33 @@ async def raw_client(
         writer.transport.abort()
         with suppress(ConnectionError):  # the server was quicker to drop it
             await writer.wait_closed()
+
+
+def problem(body: bytes | bytearray | str | None) -> tuple[str, str]:
+    """The word and the sentence of an answer that refuses a request; fails where the body has another form."""
+    text = body if isinstance(body, str) else bytes(body or b"").decode()
+    said = json.loads(text)
+    assert set(said) == {"error", "problem"}
+    word, sentence = said["error"], said["problem"]
+    assert isinstance(word, str)
+    assert isinstance(sentence, str)
+    assert re.fullmatch("[a-z_]+", word), "one word, for programs"
+    assert sentence == sentence.strip()
+    assert text.endswith("}\n")
+    return word, sentence
+
+
+def refusal(answer: bytes) -> tuple[int, str, str]:
+    """Status, word and sentence of a whole answer that refuses a request; fails where its headers say other things."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    status = int(first.split(" ")[1])
+    assert (headers["content-type"], headers["connection"]) == ("application/json", "close")
+    assert int(headers["content-length"]) == len(body)
+    assert (headers.get("www-authenticate") == "Bearer") == (status == 401)
+    assert ("retry-after" in headers) == (status == 503)
+    return status, *problem(body)
 
 
 def opening(path: str = "/ws", *more: str) -> bytes:

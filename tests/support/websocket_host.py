@@ -96,7 +96,7 @@ class Host:
     def _decision(self, request: Handshake) -> Grant | Refusal:
         token = request.query.get("token", [""])[0]
         if token.startswith("refuse-"):
-            return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}\n")
+            return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}")
         spoken = next((entry for entry in request.subprotocols if entry in self.speaks), None)
         mode = Mode(spoken) if spoken else Mode.BARE
         claims = None if token == "later" else Claims(user=token or "anybody", expires_at=4e9)

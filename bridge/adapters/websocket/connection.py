@@ -26,17 +26,8 @@ from websockets.http11 import Request, Response
 from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 
 from bridge.adapters.websocket import parsers
-from bridge.adapters.websocket.handshake import (
-    BUSY,
-    CROWDED,
-    GONE,
-    TOO_EARLY,
-    TOO_LATE,
-    UNDECIDED,
-    Asked,
-    Early,
-    Protocol,
-)
+from bridge.adapters.websocket.answers import CROWDED, TOO_EARLY, TOO_LATE, UNDECIDED, Early
+from bridge.adapters.websocket.handshake import BUSY, GONE, Asked, Protocol
 from bridge.adapters.websocket.limits import BURST_SECONDS, MINUTE
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
@@ -356,7 +347,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         # A connection without a byte is no refused handshake: browsers open connections in advance.
         if self._server.answered(self) and (self.requested or early is CROWDED):
             self._server.session_host.refused(early.refusal)
-        self._send([early.answer, SEND_EOF])
+        self._send([early.answer(by_head=self._library().reader.by_head), SEND_EOF])
 
     def _out_of_time(self) -> None:
         self.turn_away(TOO_LATE if self._decision is None else UNDECIDED)

@@ -10,6 +10,7 @@ from typing import Final
 
 from websockets.http11 import Request
 
+from bridge.adapters.websocket.headers import text_of
 from bridge.core.model.ledger import DEVICE_CHARS, Device
 
 _WITH_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|([^:]*):\d+")
@@ -32,7 +33,7 @@ def device_of(
             if before is None:
                 break
             address = before
-    agents = " ".join(request.headers.get_all("User-Agent"))[:DEVICE_CHARS]
+    agents = text_of(" ".join(request.headers.get_all("User-Agent")))[:DEVICE_CHARS]
     agent = "".join(char if char.isprintable() else "?" for char in agents)
     return Device("" if address is None else str(address), agent)
 

@@ -18,6 +18,8 @@
 
 The path may be a whole URL (absolute-form, RFC 9112 3.2.2); scheme and authority are ignored.
 
+Every answer but that of /livez is JSON. That to a request which opens nothing says why, as in `answers`.
+
 No answer repeats anything that the client sent: a token may be in the query, a header or a subprotocol. The host
 is told of every handshake that is refused here, with a word of `HANDSHAKE_REFUSALS`.
 """
@@ -34,29 +36,23 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
 from msgspec import structs
-from websockets.datastructures import Headers
-from websockets.exceptions import (
-    HeaderLineTooLong,
-    InvalidHeader,
-    RequestLineTooLong,
-    TooManyHeaders,
-)
+from websockets.exceptions import InvalidHeader
 from websockets.frames import CLOSE, Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
+from bridge.adapters.websocket.answers import JSON, RETRY_AFTER, STOPPING, TooLong, refused
 from bridge.adapters.websocket.devices import device_of
+from bridge.adapters.websocket.headers import chosen
 from bridge.adapters.websocket.limits import SocketLimits
-from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
+from bridge.core.model.sessions import Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
 Readiness = Callable[[], tuple[bool, Sequence[str]]]
 """Returns whether the service is ready, and a sentence for each cause why it is not."""
 
-RETRY_AFTER: Final = f"{CloseReason.RESTART.retry_after:.0f}"
-"""Seconds in the Retry-After of every 503 (RFC 9110 10.2.3)."""
 QUERY_FIELDS_MAX: Final = 64
 
 HANDSHAKE_REFUSALS: Final = (
@@ -91,60 +87,12 @@ class _LibraryLogger(logging.LoggerAdapter[logging.Logger]):
 LIBRARY_LOGGER = _LibraryLogger(logging.getLogger("bridge.websocket"), {})
 
 
-class Early(NamedTuple):
-    """An answer for which the library has none, or only one that quotes the request."""
-
-    refusal: Refusal
-    answer: bytes
-
-
-def _early(status: http.HTTPStatus, why: str, text: str, *headers: str) -> Early:
-    lines = (
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        "Connection: close",
-        "Content-Type: text/plain; charset=utf-8",
-        f"Content-Length: {len(text)}",
-        *headers,
-    )
-    return Early(Refusal(status.value, why, text), ("\r\n".join(lines) + "\r\n\r\n" + text).encode())
-
-
-_BAD, _LARGE = http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-MALFORMED: Final = _early(_BAD, "not_http", "This is not a valid HTTP request\n")
-TOO_EARLY: Final = _early(_BAD, "too_early", "Wait for the answer before you go on (RFC 6455 4.1)\n")
-TOO_LATE: Final = _early(
-    http.HTTPStatus.REQUEST_TIMEOUT, "too_late", "The opening request did not arrive in time\n"
-)
-_UNAVAILABLE, _RETRY = http.HTTPStatus.SERVICE_UNAVAILABLE, f"Retry-After: {RETRY_AFTER}"
-CROWDED: Final = _early(_UNAVAILABLE, "crowded", "Too many are opening at once\n", _RETRY)
-STOPPING: Final = _early(
-    _UNAVAILABLE, "draining", "The service is stopping, come back in a moment.\n", _RETRY
-)
-UNDECIDED: Final = _early(_UNAVAILABLE, "undecided", "The decision on this handshake took too long\n", _RETRY)
-GONE: Final = Refusal(400, "gone", "The client left before its handshake was decided on.\n")
+GONE: Final = Refusal(400, "gone", "The client left before its handshake was decided on.")
 """It is only counted: nobody is there to read an answer."""
-FULL: Final = _early(_UNAVAILABLE, "full", "Too many connections are open, try again soon\n", _RETRY)
+BUSY: Final = Refusal(503, "busy", "Too many handshakes wait for a decision, try again in a moment.")
 
 
-class TooLong:
-    """The answers to requests that are too long."""
-
-    def __init__(self, limits: SocketLimits) -> None:
-        line = f"{limits.line_bytes} bytes are allowed\n"
-        self.request = _early(
-            _LARGE, "too_long", f"The opening request is too long: {limits.header_bytes} bytes are allowed\n"
-        )
-        self._lines: Mapping[type[object], Early] = {
-            RequestLineTooLong: _early(
-                http.HTTPStatus.REQUEST_URI_TOO_LONG, "too_long", f"The request line is too long: {line}"
-            ),
-            HeaderLineTooLong: _early(_LARGE, "too_long", f"A header line is too long: {line}"),
-            TooManyHeaders: _early(_LARGE, "too_long", "The request has too many header lines\n"),
-        }
-
-    def refused_by_library(self, protocol: ServerProtocol) -> Early:
-        """The answer to a request that the library's parser refused."""
-        return self._lines.get(type(protocol.handshake_exc), MALFORMED)
+_HEAD: Final = b"HEAD "
 
 
 class _LongLines(StreamReader):
@@ -153,11 +101,27 @@ class _LongLines(StreamReader):
     def __init__(self, line_bytes: int) -> None:
         super().__init__()
         self._line_bytes = line_bytes
+        self._begin: bytes | None = None
+        """What the request line began with, once that was read or dropped."""
 
     def read_line(
         self, m: int, too_long_exc_type: type[Exception] = RuntimeError
     ) -> Generator[None, None, bytearray]:
-        return super().read_line(self._line_bytes, too_long_exc_type)
+        line = yield from super().read_line(self._line_bytes, too_long_exc_type)
+        if self._begin is None:
+            self._begin = bytes(line[: len(_HEAD)])
+        return line
+
+    def discard(self) -> None:
+        """The library drops what is not read: after a fault, or when the connection is failed."""
+        if self._begin is None:
+            self._begin = bytes(self.buffer[: len(_HEAD)])
+        super().discard()
+
+    @property
+    def by_head(self) -> bool:
+        """The request has the method HEAD, as far as it has come. Known once it is refused."""
+        return self._begin == _HEAD
 
 
 class Protocol(ServerProtocol):
@@ -170,7 +134,7 @@ class Protocol(ServerProtocol):
 
     def parse(self) -> Generator[None]:
         """Parse input; the constructor starts this."""
-        self.reader = _LongLines(self.limits.line_bytes)
+        self.reader: _LongLines = _LongLines(self.limits.line_bytes)
         yield from super().parse()
 
     def recv_frame(self, frame: Frame) -> None:
@@ -183,24 +147,27 @@ class Protocol(ServerProtocol):
 
 _NO_HANDSHAKE: Final = "This is not a valid WebSocket opening handshake (RFC 6455 4.2.1)"
 _FAULTS: Final[Mapping[int, tuple[str, str]]] = {
-    400: ("bad_header", f"{_NO_HANDSHAKE}.\n"),
-    405: ("method", "A WebSocket opening handshake is a GET request.\n"),
+    400: ("bad_header", f"{_NO_HANDSHAKE}."),
+    405: ("method", "A WebSocket opening handshake is a GET request."),
     426: (
         "no_upgrade",
         "This is the address of a WebSocket: open it with a WebSocket client. (If you did, a proxy on the way has"
-        " dropped the headers Connection and Upgrade.)\n",
+        " dropped the headers Connection and Upgrade.)",
     ),
-    505: ("http_version", "A WebSocket opening handshake needs HTTP/1.1.\n"),
+    505: ("http_version", "A WebSocket opening handshake needs HTTP/1.1."),
 }
 _NO_SUBPROTOCOLS: Final = (
     f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol must list names with commas between, and names have no"
     " spaces, quotes, / or = (a token in standard base64 can't be one). Offer bridge.v1.json or bridge.bare, or"
-    " leave the header out.\n"
+    " leave the header out."
 )
 _EMPTY_SUBPROTOCOLS: Final = (
     f"{_NO_HANDSHAKE}: the header Sec-WebSocket-Protocol is empty. Offer bridge.v1.json or bridge.bare, or leave"
-    " the header out.\n"
+    " the header out."
 )
+
+
+_NO_PAGE: Final = Refusal(405, "method", "Only GET and HEAD are possible here.")
 
 
 class Asked(NamedTuple):
@@ -234,24 +201,25 @@ class Doorway:
         `peer`: the connection that it came by.
         """
         path, _, query = _origin_form(request.path).partition("?")
+        by_head = request.method == "HEAD"
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path)
         if path != "/ws":
-            elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.\n")
+            elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.")
             if request.headers.get_all("Upgrade"):
                 self._host.refused(elsewhere)
-            return self._refused(protocol, elsewhere)
+            return refused(protocol, elsewhere, by_head=by_head)
         accepted = protocol.accept(request)
         if accepted.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            return self._unacceptable(protocol, accepted)
+            return self._unacceptable(protocol, accepted, by_head)
         asked = _read(path, query, request) if self.accepting else STOPPING.refusal
         if isinstance(asked, Refusal):
             self._host.refused(asked)
-            return self._refused(protocol, asked)
+            return refused(protocol, asked)
         asked = structs.replace(
             asked,
             device=device_of(request, peer, self._proxies),
-            headers=_chosen(request.headers, self._headers),
+            headers=chosen(request.headers, self._headers),
         )
         return Asked(asked, accepted)
 
@@ -260,25 +228,16 @@ class Doorway:
     ) -> tuple[Response, Grant | None]:
         """The answer to a handshake that the host has decided on, not sent yet; with status 101 the grant, too."""
         if isinstance(decision, Refusal):
-            return self._refused(protocol, decision), None
+            return refused(protocol, decision), None
         if decision.subprotocol is not None:
             asked.accepted.headers["Sec-WebSocket-Protocol"] = decision.subprotocol
         return asked.accepted, decision
 
-    @staticmethod
-    def _refused(protocol: ServerProtocol, refusal: Refusal) -> Response:
-        response = protocol.reject(refusal.status, refusal.text)
-        if refusal.status == http.HTTPStatus.UNAUTHORIZED:
-            response.headers["WWW-Authenticate"] = "Bearer"
-        elif refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
-            response.headers["Retry-After"] = RETRY_AFTER
-        return response
-
-    def _unacceptable(self, protocol: ServerProtocol, theirs: Response) -> Response:
+    def _unacceptable(self, protocol: ServerProtocol, theirs: Response, by_head: bool) -> Response:
         # The library's own sentence quotes the header that is wrong, which may hold the token.
         refusal = _fault(theirs.status_code, protocol.handshake_exc)
         self._host.refused(refusal)
-        response = protocol.reject(refusal.status, refusal.text)
+        response = refused(protocol, refusal, by_head=by_head)
         for name in ("Allow", "Upgrade"):
             if name in theirs.headers:
                 response.headers[name] = theirs.headers[name]
@@ -286,7 +245,7 @@ class Doorway:
 
     def _page(self, protocol: ServerProtocol, request: Request, path: str) -> Response:
         if request.method not in ("GET", "HEAD"):
-            response = protocol.reject(405, "Only GET and HEAD are possible here.\n")
+            response = refused(protocol, _NO_PAGE)
             response.headers["Allow"] = "GET, HEAD"
             return response
         if path == "/livez":
@@ -298,22 +257,13 @@ class Doorway:
             body = json.dumps({"ready": ready, "causes": list(causes)}) + "\n"
             response = protocol.reject(200 if ready else 503, body)
             del response.headers["Content-Type"]
-            response.headers["Content-Type"] = "application/json"
+            response.headers["Content-Type"] = JSON
             if not ready:
                 response.headers["Retry-After"] = RETRY_AFTER
         response.headers["Cache-Control"] = "no-store"
         if request.method == "HEAD":
             response.body = b""
         return response
-
-
-def _chosen(headers: Headers, names: Sequence[str]) -> Mapping[str, str]:
-    """Those that have been sent. Several lines are joined, those of cookies in their own way (RFC 6265 5.4)."""
-    return {
-        name: ("; " if name == "cookie" else ", ").join(lines)
-        for name in names
-        if (lines := headers.get_all(name))
-    }
 
 
 def _origin_form(target: str) -> str:
@@ -327,12 +277,10 @@ def _origin_form(target: str) -> str:
 
 _ABSOLUTE: Final = re.compile(r"(?:https?|wss?)://[^/?#]+", re.IGNORECASE)
 
-BUSY: Final = Refusal(503, "busy", "Too many handshakes wait for a decision, try again in a moment.\n")
-
 
 def _fault(status: int, error: Exception | None) -> Refusal:
     """What is wrong with a request that the library refuses as a handshake, in words that quote nothing of it."""
-    why, text = _FAULTS.get(status, ("bad_header", "The handshake failed.\n"))
+    why, text = _FAULTS.get(status, ("bad_header", "The handshake failed."))
     if status == http.HTTPStatus.BAD_REQUEST and isinstance(error, InvalidHeader):
         value = error.value or ""
         if error.name == "Sec-WebSocket-Protocol":
@@ -346,7 +294,7 @@ def _fault(status: int, error: Exception | None) -> Refusal:
                 if value
                 else "is missing"
             )
-            text = f"{_NO_HANDSHAKE}: the header {error.name} {state}.\n"
+            text = f"{_NO_HANDSHAKE}: the header {error.name} {state}."
     return Refusal(status, why, text)
 
 
@@ -355,12 +303,12 @@ def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
     headers = request.headers
     authorizations = headers.get_all("Authorization")
     if len(authorizations) > 1:
-        text = f"{_NO_HANDSHAKE}: the header Authorization occurs more than once.\n"
+        text = f"{_NO_HANDSHAKE}: the header Authorization occurs more than once."
         return Refusal(400, "bad_header", text)
     try:
         fields = parse_qs(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
     except ValueError:
-        text = f"The query has too many fields: {QUERY_FIELDS_MAX} are allowed.\n"
+        text = f"The query has too many fields: {QUERY_FIELDS_MAX} are allowed."
         return Refusal(400, "bad_query", text)
     offered = [
         entry.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for entry in value.split(",")

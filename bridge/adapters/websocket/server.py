@@ -13,7 +13,8 @@ import logging
 from collections.abc import Collection
 from typing import Final, Protocol
 
-from bridge.adapters.websocket.handshake import CROWDED, FULL, STOPPING, Doorway, Early, Readiness
+from bridge.adapters.websocket.answers import CROWDED, FULL, STOPPING, Early
+from bridge.adapters.websocket.handshake import Doorway, Readiness
 from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.parsers import Parsers
 from bridge.adapters.websocket.wire import Wire

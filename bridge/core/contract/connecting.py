@@ -35,23 +35,12 @@ def question(request: Handshake, node: str) -> bytes:
     """What the hook is asked about a handshake."""
     return _encode(
         {
-            "headers": {name: _text(value) for name, value in request.headers.items()},
-            "query": {_text(name): [*map(_text, values)] for name, values in request.query.items()},
+            "headers": request.headers,
+            "query": request.query,
             "address": request.device.address,
             "node": node,
         }
     )
-
-
-def _text(value: str) -> str:
-    """What a client sent as text. A byte over 127 comes as a surrogate: they are UTF-8 together, or else latin-1."""
-    if value.isascii():
-        return value
-    raw = value.encode(errors="surrogateescape")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
 
 
 def allowed(body: bytes, now: float, latest: float) -> Allowed:

@@ -103,4 +103,11 @@ class Refusal(msgspec.Struct, frozen=True):
     why: str
     """A fixed word for metrics and logs."""
     text: str
-    """The body for people, and the log line. It quotes nothing that the client sent."""
+    """A sentence for people, in the answer and in the log. It quotes nothing that the client sent."""
+    told: str = ""
+    """The word for the client where `why` says more of the bridge than `text` does."""
+
+    @property
+    def word(self) -> str:
+        """The word in the answer."""
+        return self.told or self.why

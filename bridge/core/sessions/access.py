@@ -54,7 +54,7 @@ Decision: TypeAlias = Grant | Refusal
 NOT_OURS: Final = frozenset(("malformed", "algorithm", "unknown_key", "signature", "issuer", "audience"))
 """Why the verifier refuses what somebody else has signed, or what is for somebody else."""
 _NO_TOKENS: Final = Refusal(
-    401, "carrier", "This bridge takes no tokens: a business system says who its clients are.\n"
+    401, "carrier", "This bridge takes no tokens: a business system says who its clients are."
 )
 
 
@@ -110,14 +110,14 @@ class Access:
     def decide(self, request: Handshake) -> Decision | Undecided:
         """Answer a handshake by the first line of the module's table that fits. Never raises."""
         if self.draining:
-            return Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
+            return Refusal(503, "draining", "The service is restarting, come back in a moment.")
         refusal = self._admission.refuses(request.device.address, self._clock.monotonic())
         refusal = refusal or self._ledger.refusal
         if refusal is not None:
             return refusal
         if self._origins and request.origin is not None and request.origin not in self._origins:
             return Refusal(
-                403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS.\n"
+                403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS."
             )
         spoken = _spoken(request.subprotocols)
         if spoken is None and request.subprotocols:
@@ -214,11 +214,9 @@ class Access:
 
 def _not_verified(error: TokenRefused | KeysUnavailable) -> Refusal:
     if isinstance(error, KeysUnavailable):
-        return Refusal(
-            503, "no_keys", "The keys that check tokens are not there yet, try again in a moment.\n"
-        )
+        return Refusal(503, "no_keys", "The keys that check tokens are not there yet, try again in a moment.")
     detail = f" ({error.detail})" if error.detail else ""
-    return Refusal(401, error.why, f"The token was refused: {error.why}{detail}.\n")
+    return Refusal(401, error.why, f"The token was refused: {error.why}{detail}.")
 
 
 def _is_not_ours(answer: Decision) -> bool:
@@ -235,7 +233,7 @@ def _spoken(subprotocols: Collection[str]) -> Mode | None:
 
 def _not_spoken(subprotocols: Collection[str]) -> Refusal:
     if any(entry.startswith(TOKEN_ENTRY) for entry in subprotocols):
-        text = "The subprotocol with the token is not enough: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The subprotocol with the token is not enough: offer bridge.v1.json or bridge.bare too."
     else:
-        text = "The bridge speaks none of these subprotocols: offer bridge.v1.json or bridge.bare too.\n"
+        text = "The bridge speaks none of these subprotocols: offer bridge.v1.json or bridge.bare too."
     return Refusal(400, "subprotocol", text)

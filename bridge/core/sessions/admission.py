@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 from bridge.core.model.sessions import Refusal
 from bridge.core.sessions.hub import Hub
 
-FULL: Final = Refusal(503, "full", "As many sessions are open as may be, try again soon.\n")
-TOO_FAST: Final = Refusal(503, "rate", "Too many are opening sessions at this moment, try again soon.\n")
+FULL: Final = Refusal(503, "full", "As many sessions are open as may be, try again soon.")
+TOO_FAST: Final = Refusal(503, "rate", "Too many are opening sessions at this moment, try again soon.")
 OF_ADDRESS: Final = Refusal(
-    429, "address_sessions", "As many sessions are open from this address as may be: close some first.\n"
+    429, "address_sessions", "As many sessions are open from this address as may be: close some first."
 )
 OF_USER: Final = Refusal(
-    429, "user_sessions", "As many sessions of this user are open as may be: close some first.\n"
+    429, "user_sessions", "As many sessions of this user are open as may be: close some first."
 )
 
 

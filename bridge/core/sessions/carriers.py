@@ -90,7 +90,7 @@ class Carriers:
         """The token that these carriers have, if they have no more than one."""
         for carrier, tokens in given.items():
             if carrier not in self._allowed and any(tokens):
-                text = f"A token came {CARRIERS[carrier]}, which BRIDGE_TOKEN_FROM does not allow here.\n"
+                text = f"A token came {CARRIERS[carrier]}, which BRIDGE_TOKEN_FROM does not allow here."
                 return Refusal(401, "carrier", text)
         return _only(token for tokens in given.values() for token in tokens)
 
@@ -99,7 +99,7 @@ class Carriers:
             return None
         found = _only(_cookies(request.cookie or "", self._cookie))
         if found is not None and (request.origin is None or request.origin not in self._origins):
-            text = "A token in a cookie needs an Origin that BRIDGE_ORIGINS lists.\n"
+            text = "A token in a cookie needs an Origin that BRIDGE_ORIGINS lists."
             return Refusal(403, "origin", text)
         return found
 
@@ -107,7 +107,7 @@ class Carriers:
         *others, last = [where for carrier, where in CARRIERS.items() if carrier in self._allowed]
         ways = f"{', '.join(others)}, or {last}" if others else last
         begin = "The header Authorization has no Bearer token. " if request.authorization is not None else ""
-        return Refusal(401, "missing", f"{begin}A token is required: {ways}.\n")
+        return Refusal(401, "missing", f"{begin}A token is required: {ways}.")
 
 
 def _given(request: Handshake) -> dict[str, list[str]]:
@@ -136,7 +136,7 @@ def _only(tokens: Iterable[str]) -> str | Refusal | None:
     """The token that there is, or the refusal of several. The same in two spellings of base64 is one."""
     found = list({_canonical(token): token for token in tokens if token}.values())
     if len(found) > 1:
-        return Refusal(401, "many", "More than one token was given, and they differ.\n")
+        return Refusal(401, "many", "More than one token was given, and they differ.")
     return found[0] if found else None
 
 

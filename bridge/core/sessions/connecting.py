@@ -30,11 +30,16 @@ from bridge.core.ports.connecting import ConnectHook, HookAnswer
 from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.sessions.breaker import Breaker, BreakerState
 
-DOWN: Final = Refusal(503, "hook_down", "Clients can't be checked at the moment, try again soon.\n")
-BUSY: Final = Refusal(503, "hook_busy", "Too many clients are being checked, try again in a moment.\n")
-FAILED: Final = Refusal(503, "hook_failed", "This client could not be checked, try again in a moment.\n")
+# These sentences leave open what has failed, and so do the words for clients.
+DOWN: Final = Refusal(
+    503, "hook_down", "Clients can't be checked at the moment, try again soon.", "unchecked"
+)
+BUSY: Final = Refusal(503, "hook_busy", "Too many clients are being checked, try again in a moment.", "busy")
+FAILED: Final = Refusal(
+    503, "hook_failed", "This client could not be checked, try again in a moment.", "unchecked"
+)
 REFUSED: Final = {
-    status: Refusal(status, "hook_refused", "The system that knows the clients has refused this one.\n")
+    status: Refusal(status, "hook_refused", "The system that knows the clients has refused this one.")
     for status in (401, 403)
 }
 TOLD_EVERY: Final = 1.0
@@ -123,7 +128,7 @@ class Connecting:
             return Refusal(
                 403,
                 "origin",
-                "Cookies, and what else a browser sends by itself, need an Origin that BRIDGE_ORIGINS lists.\n",
+                "Cookies, and what else a browser sends by itself, need an Origin that BRIDGE_ORIGINS lists.",
             )
         if not self.breaker.allows:
             return DOWN

@@ -15,7 +15,7 @@ from bridge.core.model.ledger import Closed, Device, Entries, Opened, Refreshed
 from bridge.core.model.sessions import Refusal
 from bridge.core.sessions.session import Session
 
-DOWN: Final = Refusal(503, "ledger", "Sessions can't be recorded at the moment, try again soon.\n")
+DOWN: Final = Refusal(503, "ledger", "Sessions can't be recorded at the moment, try again soon.")
 """The answer to handshakes while the ledger can't be written."""
 
 

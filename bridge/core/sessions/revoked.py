@@ -5,11 +5,11 @@ from __future__ import annotations
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.sessions import Claims, Refusal
 
-UNREAD = Refusal(503, "starting", "The service is starting, come back in a moment.\n")
+UNREAD = Refusal(503, "starting", "The service is starting, come back in a moment.")
 """Before the revocations have been read, nobody knows which tokens are good."""
-REVOKED = Refusal(401, "revoked", "The token was refused: revoked.\n")
+REVOKED = Refusal(401, "revoked", "The token was refused: revoked.")
 LONG_LIVED = Refusal(
-    401, "long_lived", "The token was refused: it is good for longer than BRIDGE_TOKEN_DAYS allows.\n"
+    401, "long_lived", "The token was refused: it is good for longer than BRIDGE_TOKEN_DAYS allows."
 )
 
 

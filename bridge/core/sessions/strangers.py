@@ -33,19 +33,17 @@ AUTH_SECONDS: Final = 5.0
 STRANGERS_MAX: Final = 1000
 """Sockets that wait for their token at a time."""
 
-CROWD: Final = Refusal(
-    503, "strangers", "Too many connections wait for their token, try again in a moment.\n"
-)
-_DRAINING: Final = Refusal(503, "draining", "The service is restarting, come back in a moment.\n")
-_LATE: Final = Refusal(401, "auth_timeout", f"No token came within {AUTH_SECONDS:g} seconds.\n")
+CROWD: Final = Refusal(503, "strangers", "Too many connections wait for their token, try again in a moment.")
+_DRAINING: Final = Refusal(503, "draining", "The service is restarting, come back in a moment.")
+_LATE: Final = Refusal(401, "auth_timeout", f"No token came within {AUTH_SECONDS:g} seconds.")
 _OTHER: Final = Refusal(
     401,
     "auth_frame",
-    "The first message must have the type auth and the token, since the handshake had none.\n",
+    "The first message must have the type auth and the token, since the handshake had none.",
 )
-_READING: Final = Refusal(503, "no_keys", "The keys that check tokens are being read again.\n")
-_FLOOD: Final = Refusal(429, "flood", "More frames came than a client may send.\n")
-_GONE: Final = Refusal(400, "gone", "The client left before its token came.\n")
+_READING: Final = Refusal(503, "no_keys", "The keys that check tokens are being read again.")
+_FLOOD: Final = Refusal(429, "flood", "More frames came than a client may send.")
+_GONE: Final = Refusal(400, "gone", "The client left before its token came.")
 
 
 class Strangers:
@@ -135,7 +133,7 @@ class Strangers:
         self._told(refusal, seconds)
         if stranger.grant.mode is Mode.ENVELOPE:
             stranger.socket.write(
-                (error_frame("refused", refusal.text.strip()), bye_frame(reason, reason.retry_after)), None
+                (error_frame("refused", refusal.text), bye_frame(reason, reason.retry_after)), None
             )
         stranger.socket.close(reason)
 
