@@ -8,6 +8,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 QUIETLY := --disable-pip-version-check --no-input
 
+# Containers often set it. Then every process compiles every module again, and the tests start hundreds of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run demo test lint bench bench-guard bench-peers chaos conformance compiled wheels clean
 
 help: ## this list

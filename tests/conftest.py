@@ -204,8 +204,9 @@ def vhost(servers: Servers) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _servers_to_kill(say: Callable[[str], None]) -> Iterator[tuple[Servers, Databases]]:
+    # Once for all files: idle they cost next to nothing, and a start of RabbitMQ is five seconds of a processor.
     with _first_free(say, "fault") as running:
         yield running, Databases(running.postgres_dsn)
 

@@ -243,4 +243,7 @@ async def test_a_bridge_that_finds_a_newer_schema_says_so_and_serves(
 def _permit(servers: Servers, vhost: str, configure: str, write: str, read: str) -> None:
     address = urlsplit(vhost)
     user = address.username or ""
-    servers.rabbit.ctl("set_permissions", "-p", address.path[1:], user, configure, write, read)
+    rights = ", ".join(f'<<"{right}">>' for right in (configure, write, read))
+    servers.rabbit.evaluate(
+        f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"{address.path[1:]}">>, {rights}, <<"test">>).'
+    )

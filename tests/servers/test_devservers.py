@@ -347,17 +347,16 @@ def test_an_owner_that_ends_in_the_middle_of_the_start_leaves_nothing(warm_root:
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.05, 0.3])
-@pytest.mark.parametrize("when", ["starting RabbitMQ", "postgres"], ids=["in the start", "in the stop"])
-def test_an_owner_that_is_interrupted_again_and_again_leaves_nothing(
-    warm_root: Path, when: str, gap: float
-) -> None:
-    with owner_of(warm_root, until=when) as (owner, _):
-        wait_until(lambda: any("rabbit" in command for command in processes_of(warm_root).values()))
-        for _ in range(5):
-            owner.send_signal(signal.SIGINT)
-            time.sleep(gap)
-        assert owner.wait(60) != 1
-    wait_until(lambda: processes_of(warm_root) == {})
+def test_an_owner_that_is_interrupted_again_and_again_leaves_nothing(warm_root: Path, gap: float) -> None:
+    """In its start, then in its stop; the second owner comes up on what the first has left, and a third on both."""
+    for when in ("starting RabbitMQ", "postgres"):
+        with owner_of(warm_root, until=when) as (owner, _):
+            wait_until(lambda: any("rabbit" in command for command in processes_of(warm_root).values()))
+            for _ in range(5):
+                owner.send_signal(signal.SIGINT)
+                time.sleep(gap)
+            assert owner.wait(60) != 1
+        wait_until(lambda: processes_of(warm_root) == {})
     with private_servers(warm_root, say=silent, usual_ports=False):
         pass
 

@@ -1,8 +1,14 @@
-"""What an operator sets at the broker: what a user may do, and a memory alarm."""
+"""What an operator sets at the broker: what a user may do, limits, and a memory alarm.
+
+All of it is asked of the shell that runs into the broker: each `rabbitmqctl` is a second or two of a processor.
+"""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 from bridge.devservers import Servers
 
@@ -23,6 +29,41 @@ def permissions(servers: Servers, vhost: str, write: str) -> None:
         f'rabbit_auth_backend_internal:set_permissions(<<"bridge">>, <<"{name}">>, <<".*">>, <<"{write}">>, '
         '<<".*">>, <<"test">>).'
     )
+
+
+@contextmanager
+def own_user(servers: Servers, vhost: str) -> Iterator[str]:
+    """The URL of the vhost for a user of its own, who may do everything there, and on whom limits may be set."""
+    address = urlsplit(vhost)
+    place = address.path[1:]
+    name = f"user_{place}"
+    rights = ", ".join(['<<".*">>'] * 3)
+    servers.rabbit.evaluate(f'rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"x">>, <<"test">>).')
+    servers.rabbit.evaluate(
+        f'rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"{place}">>, {rights}, <<"test">>).'
+    )
+    yield urlunsplit(address._replace(netloc=f"{name}:x@{address.hostname}:{address.port}"))
+    servers.rabbit.evaluate(f'rabbit_auth_backend_internal:delete_user(<<"{name}">>, <<"test">>).')
+
+
+def limit_vhost(servers: Servers, url: str, **limits: int) -> None:
+    """As `rabbitmqctl set_vhost_limits`."""
+    name = urlsplit(url).path[1:]
+    servers.rabbit.evaluate(f'ok = rabbit_vhost_limit:parse_set(<<"{name}">>, {_text(limits)}, <<"test">>).')
+
+
+def limit_user(servers: Servers, url: str, **limits: int) -> None:
+    """As `rabbitmqctl set_user_limits`."""
+    name = urlsplit(url).username
+    servers.rabbit.evaluate(
+        f'ok = rabbit_auth_backend_internal:set_user_limits(<<"{name}">>, {_text(limits)}, <<"test">>).'
+    )
+
+
+def _text(limits: dict[str, int]) -> str:
+    """The limits as JSON, written as an Erlang binary."""
+    text = json.dumps({name.replace("_", "-"): value for name, value in limits.items()})
+    return f"<<{','.join(map(str, text.encode()))}>>"
 
 
 def memory_alarm(on: bool) -> str:

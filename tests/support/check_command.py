@@ -23,12 +23,14 @@ async def broker_findings(vhost: str, mode: DeclareMode = DeclareMode.ACTIVE) ->
     return [f for f in await findings(vhost, mode, "here") if f.level != "ok"]
 
 
-def broker_objects(servers: Servers, vhost: str) -> set[str]:
-    """Every queue and exchange of the vhost, and every binding."""
-    at = ("-p", urlsplit(vhost).path[1:])
-    listed = [
-        servers.rabbit.ctl("list_queues", *at, "name", "arguments"),
-        servers.rabbit.ctl("list_exchanges", *at, "name", "type"),
-        servers.rabbit.ctl("list_bindings", *at),
+def broker_objects(servers: Servers, vhost: str) -> list[str]:
+    """Every queue with its arguments, every exchange with its type, and every binding of the vhost."""
+    at = f'<<"{urlsplit(vhost).path[1:]}">>'
+    return [
+        servers.rabbit.evaluate(f"lists:sort({listed}).")
+        for listed in (
+            f"[{{amqqueue:get_name(Q), amqqueue:get_arguments(Q)}} || Q <- rabbit_amqqueue:list({at})]",
+            f"[{{element(2, E), element(3, E)}} || E <- rabbit_exchange:list({at})]",
+            f"rabbit_binding:list({at})",
+        )
     ]
-    return {line for text in listed for line in text.splitlines()}
