@@ -59,6 +59,8 @@ HEADERS = st.sampled_from(
         *(b"Content-Encoding: gzip\r\n", b"Content-Encoding: identity\r\n"),
     )
 )
+CUTS = st.tuples(st.integers(0, 200), st.integers(0, 9), st.binary(max_size=9)) | st.just((0, 0, b"\n "))
+"""Where bytes are taken out, how many, and what comes instead; or what JSON may begin with."""
 BLANKS = st.sampled_from((0,) * 8 + (60_000, 70_000))
 
 
@@ -93,9 +95,7 @@ def sketches(draw: st.DrawFn) -> Sketch:
     """Answers right and wrong, with JSON changed at random, and with HTTP that is none."""
     kind = draw(st.integers(0, 9))
     said: Any
-    cut = (
-        draw(st.tuples(st.integers(0, 200), st.integers(0, 9), st.binary(max_size=9))) if kind >= 8 else None
-    )
+    cut = draw(CUTS) if kind >= 8 else None
     if kind <= 3 or kind == 9:
         said = {"user": draw(GOOD_USERS), "meta": draw(JSON)}
         return Sketch(200, said, draw(st.floats(60, 86_400)), cut, b"", draw(HEADERS), draw(BLANKS))

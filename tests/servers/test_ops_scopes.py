@@ -170,7 +170,7 @@ def test_a_command_that_changes_something_has_a_row_with_the_user_of_the_machine
     assert main(["dead", "purge", *where, "--all", "--yes"]) == 0
     who = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
     assert actions(database) == [
-        (who, "revoke", {"jti": "t1"}, "done", {"sessions": 0, "nodes": [], "silent": []}),
+        (who, "revoke", {"jti": "t1"}, "done", {"sessions": 0, "nodes": [], "silent": [], "gone": []}),
         (
             who,
             "replay",
