@@ -1,4 +1,4 @@
-"""The connect hook over HTTP: one POST of JSON for each question, on connections that are kept open.
+"""The connect hook over HTTP: one POST of JSON for each question, on a connection of its own.
 
 | what comes back                                        | what it is                          |
 |--------------------------------------------------------|-------------------------------------|
@@ -7,7 +7,9 @@
 | nothing whole within the time                          | a failure, and the hook is down     |
 | no connection, or one that is closed before the answer | a failure, and the hook is down     |
 
-Whose cookies are in a question is nobody else's business: what the hook wants to set is not kept.
+Whose cookies are in a question is nobody else's business: what the hook wants to set is not kept. And an answer is as
+good as a token, so it must be the one to this question: no connection is used twice. Bytes that come on a kept one
+between two questions would be read as the answer to the second (HTTP/1.1 pairs them by their order, RFC 9112 9.3).
 """
 
 from __future__ import annotations
@@ -25,8 +27,6 @@ from bridge.core.ports.connecting import HookAnswer
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
 """Bytes of the body of an answer."""
-KEEP_SECONDS: Final = 4.0
-"""Seconds for which a connection without a request stays open. Many servers close it after five."""
 _HEADERS: Final = {
     "Accept": "application/json",
     # Compressed answers are not asked for: a small one can become a very large text.
@@ -49,13 +49,7 @@ class HttpConnectHook:
         """See the port."""
         try:
             async with asyncio.timeout(self._seconds):
-                try:
-                    return await self._post(question)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if isinstance(error, aiohttp.ClientConnectorError):
-                        raise
-                    # The hook may have closed a kept connection in this moment. Asking again does no harm.
-                    return await self._post(question)
+                return await self._post(question)
         except TimeoutError:
             raise ConnectHookFailed(f"no answer within {self._seconds:g} s", down=True) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
@@ -77,7 +71,7 @@ class HttpConnectHook:
 async def connect_hook(url: str, *, seconds: float, at_once: int) -> AsyncIterator[HttpConnectHook]:
     """The hook at this address, with at most `at_once` connections, for the length of the block."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=at_once, keepalive_timeout=KEEP_SECONDS),
+        connector=aiohttp.TCPConnector(limit=at_once, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),

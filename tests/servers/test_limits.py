@@ -13,9 +13,9 @@ from websockets.exceptions import InvalidStatus
 
 from tests.servers.test_kept import session
 from tests.servers.test_revocations import standby
-from tests.servers.test_sessions import until_asked
 from tests.support.bridges import bridge, get, process, publish, request, token
 from tests.support.clients import client, masked, opening, problem, raw_client, refusal
+from tests.support.queries import until_asked
 from tests.support.queues import ENVELOPE
 
 

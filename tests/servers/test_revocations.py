@@ -24,6 +24,7 @@ from tests.servers.test_kept import control, session
 from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
 from tests.support.clients import client, problem, raw_client
 from tests.support.proxies import AmqpProxy
+from tests.support.queries import until_asked
 from tests.support.queues import ENVELOPE
 
 
@@ -80,6 +81,20 @@ async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_
             pass
     async with bridge(vhost, database) as again:
         assert await refused(again.ws_port, old) == (401, "revoked", "The token was refused: revoked.")
+
+
+async def test_a_session_that_has_just_closed_still_names_its_token(vhost: str, database: str) -> None:
+    given = token("u1", jti="t1")
+    async with bridge(vhost, database) as b:
+        async with client(b.ws_port, given, subprotocols=ENVELOPE) as first:
+            closed = (await first.read_json())["session"]
+        await until_asked(database, "select count(*) from session where closed_at is not null", [(1,)])
+        async with client(b.ws_port, given, subprotocols=ENVELOPE) as back:
+            assert (await back.read_json())["type"] == "welcome"
+            assert (await revoke(b.ops_port, session=closed))["sessions"] == 1
+            assert (await back.read_json())["reason"] == "revoked"
+            assert await back.ended() == (4403, "revoked")
+        assert (await refused(b.ws_port, given))[0] == 401
 
 
 async def test_a_control_message_revokes_and_what_is_wrong_with_one_is_said(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import aiohttp
-import psycopg
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
@@ -18,32 +17,8 @@ from tests.servers.test_kept import session
 from tests.servers.test_revocations import command, standby
 from tests.support.bridges import bridge, final_rows, get, process, publish, request, token
 from tests.support.clients import client, problem
+from tests.support.queries import asked, until_asked
 from tests.support.queues import ENVELOPE, listening
-
-
-async def asked(dsn: str, query: str, *params: object) -> list[tuple[Any, ...]]:
-    """The rows of a query."""
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        cursor = await conn.execute(query.encode(), params)
-        return await cursor.fetchall() if cursor.description else []
-
-
-async def until_asked(
-    dsn: str, query: str, wanted: list[tuple[Any, ...]] | Callable[[list[tuple[Any, ...]]], bool]
-) -> list[tuple[Any, ...]]:
-    """The rows of a query, once they are as wanted."""
-    found: list[tuple[Any, ...]] = []
-    try:
-        async with asyncio.timeout(20):
-            while not (
-                wanted(found := await asked(dsn, query))
-                if callable(wanted)
-                else (found := await asked(dsn, query)) == wanted
-            ):
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"{query} gives {found}") from None
-    return found
 
 
 async def read(events: asyncio.Queue[Mapping[str, object]]) -> Any:

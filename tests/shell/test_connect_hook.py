@@ -53,11 +53,12 @@ async def test_a_question_is_one_post_of_json_and_the_answer_comes_as_it_is() ->
             "Host",
             "Accept",
             "Accept-Encoding",
+            "Connection",
             "Content-Type",
             "Content-Length",
             "User-Agent",
         }
-        assert first.transport is second.transport, "the connection is used again"
+        assert first.headers["Connection"] == second.headers["Connection"] == "close"
 
 
 async def test_cookies_that_the_hook_sets_are_not_kept_for_the_next_client() -> None:
@@ -157,24 +158,29 @@ async def test_the_whole_answer_must_be_there_in_time(handler: Handler) -> None:
         assert await failure(hook, down=True) == "no answer within 0.3 s"
 
 
-async def test_a_kept_connection_that_the_hook_has_closed_costs_no_client() -> None:
-    served: list[asyncio.StreamWriter] = []
+async def test_what_comes_after_an_answer_is_nobody_elses_answer() -> None:
+    said, served = asyncio.Event(), list[asyncio.StreamWriter]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # It answers one request on each connection, and closes it when the second one comes.
-        await reader.readuntil(b"{}")
-        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
         served.append(writer)
         await reader.readuntil(b"{}")
-        writer.close()
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        if len(served) == 1:
+            # A second answer, when the first has been read: on a kept connection it would be the next client's.
+            await said.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     try:
         async with connect_hook(url, seconds=LONG, at_once=2) as hook:
+            assert (await hook.ask(b"{}")).status == 401
+            said.set()
             for _ in range(3):
-                assert (await hook.ask(b"{}")).status == 403
-        assert len(served) == 3
+                await asyncio.sleep(0)
+                assert (await hook.ask(b"{}")).status == 401
+        assert len(served) == 4
     finally:
         server.close()
         for writer in served:

@@ -1773,19 +1773,24 @@ declare
     since timestamptz := to_timestamp(p_before);
     its_mark bigint;
     its_keep double precision;
+    its_jti text := p_jti;
 begin
     update revocation_mark m set mark = m.mark + 1 returning m.mark, m.keep into strict its_mark, its_keep;
     -- Some node may accept longer tokens than the others.
     its_keep := coalesce(
         (select max(r.keep) from revocation_reader r join node n on n.boot = r.boot), its_keep);
+    if p_jti is null and p_session is not null then
+        -- It may have closed a moment ago, and its client may be back with the same token.
+        select s.jti into its_jti from session s where s.session = p_session collate "C";
+    end if;
     right_now := clock_timestamp();
     delete from revocation r
     where (p_user is not null and r.user_id = p_user collate "C" and r.before <= since)
-       or (p_user is null and p_jti is not null and r.jti = p_jti collate "C"
+       or (p_user is null and its_jti is not null and r.jti = its_jti collate "C"
            and r.session is not distinct from p_session collate "C")
-       or (p_user is null and p_jti is null and r.session = p_session collate "C" and r.jti is null);
+       or (p_user is null and its_jti is null and r.session = p_session collate "C" and r.jti is null);
     insert into revocation (mark, user_id, before, jti, session, revoked_at, kept_until)
-    values (its_mark, p_user, since, p_jti, p_session, right_now,
+    values (its_mark, p_user, since, its_jti, p_session, right_now,
             greatest(right_now, since) + make_interval(secs => its_keep));
     return its_mark;
 end $$;
