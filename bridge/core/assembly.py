@@ -236,6 +236,7 @@ class Core:
             log=self.ports.revocations,
             revoked=self.revoked,
             freshness=self.freshness,
+            ledger=self.ledger,
             hub=self.hub,
             presence=self.presence,
             gate=self.gate,

@@ -25,7 +25,7 @@ from bridge.core.sessions.access import Access, Decision, Undecided
 from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
-from bridge.core.sessions.strangers import CROWD, Strangers
+from bridge.core.sessions.strangers import CROWD, Strangers, reason_of
 
 log = logging.getLogger("bridge.handshake")
 
@@ -119,6 +119,9 @@ class Gateway:
         if self._access.revokes(grant.claims):
             # It was revoked while the handshake was on its way: nothing is for this session.
             self._presence.close(session, CloseReason.REVOKED)
+        elif isinstance(late := self._access.bounded(grant), Refusal):
+            # Others whose handshakes were decided on at the same moment have come first.
+            self._presence.close(session, reason_of(late))
         else:
             self._presence.opened(session, grant.last, grant.device)
         return Client(self, session)

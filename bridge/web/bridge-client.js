@@ -212,10 +212,10 @@ class Connection {
     if (renew) this.#expired = this.#jwt;
     if (renew || !opened) this.#jwt = null;
     this.#drop();
-    if (!renew && code >= 4400 && code < 4500 && code !== TOO_SLOW) {
-      const cookie = code === TOKEN_EXPIRED && this.#options.tokenBy === "cookie";
-      return this.#end({ code, reason }, cookie ? new Error(SIGNED_OUT) : ended(code, reason));
-    }
+    const cookie = this.#options.tokenBy === "cookie" && code === TOKEN_EXPIRED;
+    // Where whoever knows the cookie could not be asked, the session has run out: that is no refusal.
+    const over = cookie ? reason !== "token_expired" : code >= 4400 && code < 4500 && code !== TOO_SLOW;
+    if (!renew && over) return this.#end({ code, reason }, cookie ? new Error(SIGNED_OUT) : ended(code, reason));
     const hopeless = this.#hopeless(opened || reason === "offline");
     this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
   }

@@ -354,7 +354,10 @@ async def test_a_page_whose_cookie_is_not_good_any_more_is_told_to_sign_in(
     page: Page, script: Script
 ) -> None:
     peer = await met(page, script, tokenBy="cookie")
+    # Nobody has said no: whoever knows the cookie could not be asked in time.
     await peer.bye(4401, "token_expired")
+    again = await (await script.peer()).welcome()
+    await again.bye(4401, "token_refused")
     assert "sign in again" in str((await phase(page, "closed"))["error"])
 
 

@@ -69,6 +69,20 @@ async def test_sessions_from_one_address_and_of_ipv6_from_one_network() -> None:
     assert asked(h, "2001:db8:0:2::1") == "opened"
 
 
+@pytest.mark.parametrize(
+    ("limits", "how"), [({"sessions": 2}, CloseReason.TRY_LATER), ({"of_address": 2}, CloseReason.OVER_LIMIT)]
+)
+async def test_of_those_who_were_let_in_at_the_same_moment_only_so_many_stay(
+    limits: dict[str, int], how: CloseReason
+) -> None:
+    h = limited(**limits)
+    assert [asked(h) for _ in range(4)] == ["opened"] * 4  # nobody is here yet
+    peers = [come(h, f"u{n}") for n in range(4)]
+    assert [peer.socket.closed_with for peer in peers] == [None, None, how, how]
+    peers[0].leave()
+    assert asked(h) == "opened"
+
+
 async def test_a_user_s_oldest_session_makes_room_for_the_newest() -> None:
     h = limited(of_user=2)
     peers = [come(h) for _ in range(3)]

@@ -86,6 +86,24 @@ async def test_a_user_s_sessions_are_counted_over_all_nodes_and_the_oldest_is_cl
                 assert await other.read() == '{"n": "p1"}'
 
 
+@pytest.mark.parametrize(
+    ("limit", "code"), [({"max_sessions": 2}, 1013), ({"max_sessions_per_address": 2}, 4429)]
+)
+async def test_a_token_that_comes_as_the_first_message_passes_no_bound(
+    vhost: str, database: str, limit: dict[str, int], code: int
+) -> None:
+    async with bridge(vhost, database, **limit) as made, AsyncExitStack() as stack:
+        strangers = [
+            await stack.enter_async_context(client(made.ws_port, subprotocols=ENVELOPE)) for _ in range(4)
+        ]
+        for number, stranger in enumerate(strangers):
+            await stranger.send_json({"type": "auth", "token": token(f"u{number}")})
+            if number < 2:
+                assert (await stranger.read_json())["type"] == "welcome"
+            else:
+                assert (await stranger.ended())[0] == code
+
+
 async def test_or_the_newest_is_refused_wherever_it_comes(vhost: str, database: str) -> None:
     bound = {"max_sessions_per_user": 1, "sessions_over": "refuse"}
     async with (

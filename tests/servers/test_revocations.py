@@ -22,7 +22,7 @@ from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.core.ports.revocations import RevocationPage
 from tests.servers.test_kept import control, session
 from tests.support.bridges import Process, bridge, endings, final_rows, get, process, publish, request, token
-from tests.support.clients import client, problem, raw_client
+from tests.support.clients import Client, client, problem, raw_client
 from tests.support.proxies import AmqpProxy
 from tests.support.queries import until_asked
 from tests.support.queues import ENVELOPE
@@ -83,18 +83,35 @@ async def test_a_logout_reaches_the_open_socket_and_its_token_opens_nothing_any_
         assert await refused(again.ws_port, old) == (401, "revoked", "The token was refused: revoked.")
 
 
-async def test_a_session_that_has_just_closed_still_names_its_token(vhost: str, database: str) -> None:
-    given = token("u1", jti="t1")
+async def refreshed(here: Client, given: str) -> str:
+    """Give an open session this token; its id."""
+    welcome = await here.read_json()
+    await here.send_json({"type": "refresh", "token": given, "ref": 1})
+    assert (await here.read_json())["type"] == "ok"
+    return str(welcome["session"])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the ledger", "a moment ago"])
+async def test_a_session_that_has_closed_still_names_its_tokens(
+    vhost: str, database: str, known: bool
+) -> None:
+    first, second = token("u1", jti="t1"), token("u1", 7200, jti="t2")
     async with bridge(vhost, database) as b:
-        async with client(b.ws_port, given, subprotocols=ENVELOPE) as first:
-            closed = (await first.read_json())["session"]
-        await until_asked(database, "select count(*) from session where closed_at is not null", [(1,)])
-        async with client(b.ws_port, given, subprotocols=ENVELOPE) as back:
-            assert (await back.read_json())["type"] == "welcome"
-            assert (await revoke(b.ops_port, session=closed))["sessions"] == 1
-            assert (await back.read_json())["reason"] == "revoked"
-            assert await back.ended() == (4403, "revoked")
-        assert (await refused(b.ws_port, given))[0] == 401
+        async with client(b.ws_port, first, subprotocols=ENVELOPE) as here:
+            closed = await refreshed(here, second)
+        if known:
+            await until_asked(database, "select jti from session where closed_at is not null", [("t2",)])
+        async with (
+            client(b.ws_port, first, subprotocols=ENVELOPE) as one,
+            client(b.ws_port, second, subprotocols=ENVELOPE) as two,
+        ):
+            for back in (one, two):
+                assert (await back.read_json())["type"] == "welcome"
+            assert (await revoke(b.ops_port, session=closed))["sessions"] == 2
+            for back in (one, two):
+                assert (await back.read_json())["reason"] == "revoked"
+        for given in (first, second):
+            assert (await refused(b.ws_port, given))[0] == 401
 
 
 async def test_a_control_message_revokes_and_what_is_wrong_with_one_is_said(
@@ -148,6 +165,31 @@ async def test_every_node_closes_what_it_has_and_one_that_is_stopped_is_named_an
             assert await late.ended() == (4403, "revoked")
 
 
+@pytest.mark.parametrize("asked", [0, 1], ids=["its own node", "another node"])
+async def test_all_tokens_of_a_session_are_refused_everywhere_once_the_answer_says_so(
+    vhost: str, database: str, asked: int
+) -> None:
+    given = token("u1", jti="t1")
+    async with (
+        process(vhost, database) as first,
+        standby(vhost, database) as second,
+        client(first.ws_port, given, subprotocols=ENVELOPE) as one,
+        client(second.ws_port, given, subprotocols=ENVELOPE) as two,
+    ):
+        assert (await two.read_json())["type"] == "welcome"
+        session_id = await refreshed(one, token("u1", 7200, jti="t2"))
+        answer = await revoke((first, second)[asked].ops_port, session=session_id)
+        assert (await refused(second.ws_port, given))[0] == 401
+        assert (answer["sessions"], answer["nodes"], answer["silent"]) == (2, ["n1", "n2"], [])
+        assert [(await here.read_json())["reason"] for here in (one, two)] == ["revoked"] * 2
+
+
+async def queued(node: Process) -> float:
+    """The frames that wait for a socket."""
+    _, page = await get(node.ops_port, "/metrics")
+    return float(page.partition(b"\nbridge_queued_frames ")[2].split()[0])
+
+
 async def test_a_node_that_is_cut_off_falls_silent_and_is_named(
     vhost: str, database: str, tmp_path: Path
 ) -> None:
@@ -161,9 +203,10 @@ async def test_a_node_that_is_cut_off_falls_silent_and_is_named(
     ):
         assert (await well.read_json())["type"] == "welcome"
         await slow.upgrade(f"/ws?token={token('u1', jti='t1')}")
-        # More than the kernels of both sides take.
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        # More than the kernels of both sides take: so much waits that they can't take that, too, a moment later.
         large, pushes = "x" * 50_000, 0
-        while b"bridge_queued_frames 0.0" in (await get(cut_off.ops_port, "/metrics"))[1]:
+        while await queued(cut_off) < 10:
             pushes += 1
             await publish(vhost, request("u1", f"p{pushes}", data=large), request("u2", f"q{pushes}"))
             assert (await well.read_json())["id"] == f"q{pushes}"
@@ -176,6 +219,7 @@ async def test_a_node_that_is_cut_off_falls_silent_and_is_named(
                 await asyncio.sleep(0.1)
         assert (answer["nodes"], answer["gone"]) == (["n2"], ["n1"])
         # What its socket held was thrown away, and so was what its kernel held.
+        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises(ConnectionResetError):
             await slow.read_all()
         link.reset()

@@ -49,7 +49,10 @@ class MemoryRevocations:
         """See the port."""
         if self._confirmed < mark:
             return RevocationAnswer(0, (), (self._node,))
-        return RevocationAnswer(self._closed.get(mark, 0), (self._node,), ())
+        row = self._rows.get(mark)
+        session = row.revocation.session if row else ""
+        meant = {m for m, other in self._rows.items() if session and other.revocation.session == session}
+        return RevocationAnswer(sum(self._closed.get(m, 0) for m in meant | {mark}), (self._node,), ())
 
     async def gone(self, mark: int) -> Sequence[str]:
         """See the port. There is no other node."""

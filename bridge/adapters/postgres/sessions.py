@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, LiteralString
 
+import msgspec
+
 from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres.rows import nullable_numbers, texts, times
 from bridge.core.errors import StoreUnavailable
@@ -12,7 +14,7 @@ from bridge.core.model.ledger import Closed, Entries, Noted
 
 _NOTE: LiteralString = """
     select n.its_session, n.word from note_sessions(
-        %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
+        %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
     """
 _END_DEAD: LiteralString = """
     select s.session, s.user_id, s.node,
@@ -57,6 +59,7 @@ class PostgresSessions:
             texts([f.session for f in refreshed]),
             texts([f.token_id for f in refreshed]),
             times([f.expires_at for f in refreshed]),
+            texts([msgspec.json.encode(list(f.former)).decode() for f in refreshed]),
             texts([c.session for c in closed]),
             times([c.closed_at for c in closed]),
             nullable_numbers([c.code for c in closed]),

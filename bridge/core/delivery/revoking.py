@@ -20,6 +20,7 @@ from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.revocations import Marked, RevocationLog
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
@@ -56,6 +57,7 @@ class Revoking:
         log: RevocationLog,
         revoked: Revoked,
         freshness: Freshness,
+        ledger: Ledger,
         hub: Hub,
         presence: Presence,
         gate: Gate,
@@ -65,6 +67,7 @@ class Revoking:
         self._log = log
         self._revoked = revoked
         self._freshness = freshness
+        self._ledger = ledger
         self._hub = hub
         self._presence = presence
         self._gate = gate
@@ -76,16 +79,13 @@ class Revoking:
         """and confirmed up to this one."""
         self._closed: dict[int, int] = {}
         """How many sessions each revocation closed that was not confirmed yet, by its mark."""
-        self._learned: list[str] = []
-        """Tokens to be revoked: those of sessions that were named by whoever could not know all of them."""
+        self._learned: list[Revocation] = []
+        """Tokens to be revoked, each with its session, which was named by whoever could not know all of them."""
         self._one_at_a_time = asyncio.Lock()
 
     async def revoke(self, revocation: Revocation) -> RevocationAnswer:
         """Commit a revocation, and return when all live nodes have carried it out, or after two seconds. Idempotent.
         Raises StoreUnavailable: it may have been committed then, and is safe to ask for again."""
-        session = self._hub.session(revocation.session) if revocation.session else None
-        if session is not None:
-            revocation = Revocation(session=session.id, token_id=session.claims.token_id)
         mark = await self._log.revoke(revocation)
         await self.read()
         await self._try_to_confirm()
@@ -99,6 +99,10 @@ class Revoking:
         await self.read()
         await self.confirm()
         self._revoked.read = True
+
+    def _session(self, session_id: str) -> Session | None:
+        """One that is open here, or has closed and whose last token the ledger does not know yet."""
+        return self._hub.session(session_id) or self._ledger.refreshing(session_id)
 
     async def read(self) -> None:
         """Carry out everything that has been committed. Raises StoreUnavailable."""
@@ -117,7 +121,8 @@ class Revoking:
         by the next call: these sessions are closed by then, so nobody would find them again."""
         async with self._one_at_a_time:
             while self._learned:
-                await self._log.revoke(Revocation(token_id=self._learned[0]))
+                # Before the mark is confirmed: whoever asked waits until all nodes have read these as well.
+                await self._log.revoke(self._learned[0])
                 del self._learned[0]
             if self._confirmed < self._mark:
                 await self._log.confirm(self._mark, self._closed)
@@ -149,21 +154,21 @@ class Revoking:
 
     def _carry_out(self, page: Sequence[Marked]) -> None:
         """Refuse the tokens of these revocations, and close their sessions."""
-        by_token: dict[str, int] = {}
-        for mark, revocation, kept_until in page:
+        for _, revocation, kept_until in page:
             self._revoked.note(revocation, kept_until)
-            if revocation.token_id:
-                by_token[revocation.token_id] = mark
+        by_token = {one.token_id: mark for mark, one, _ in page if one.token_id}
+        for mark, revocation, kept_until in page:
             if revocation.user:
                 named = [s for s in self._hub.of_user(revocation.user) if self._revoked.covers(s.claims)]
                 self._close(named, mark)
-            if revocation.session and (session := self._hub.session(revocation.session)) is not None:
-                for token_id in {claims.token_id for claims in (session.claims, *session.former)}:
-                    if token_id and token_id != revocation.token_id:
-                        by_token[token_id] = mark
+            if (session := self._session(revocation.session)) is not None:
+                for token_id in _tokens(session):
+                    by_token.setdefault(token_id, mark)
+                    if not self._revoked.means(token_id):
                         self._revoked.note(Revocation(token_id=token_id), kept_until)
-                        self._learned.append(token_id)
-                self._close([session], mark)
+                        self._learned.append(Revocation(session=session.id, token_id=token_id))
+                if session.takes_pushes:
+                    self._close([session], mark)
         if by_token:
             for session in self._hub:
                 mark = by_token.get(session.claims.token_id, 0)
@@ -174,3 +179,11 @@ class Revoking:
         for session in sessions:
             self._presence.close(session, CloseReason.REVOKED)
         self._closed[mark] = self._closed.get(mark, 0) + len(sessions)
+
+
+def _tokens(session: Session | None) -> list[str]:
+    """The ids of its tokens that may still be good."""
+    if session is None:
+        return []
+    ids = (claims.token_id for claims in (*session.former, session.claims))
+    return list(dict.fromkeys(token_id for token_id in ids if token_id))

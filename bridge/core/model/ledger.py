@@ -43,6 +43,8 @@ class Refreshed(NamedTuple):
     session: str
     token_id: str
     expires_at: float
+    former: Sequence[str] = ()
+    """Ids of the tokens that it had before, and that may still be good."""
 
 
 class Closed(NamedTuple):

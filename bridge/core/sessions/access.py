@@ -202,10 +202,10 @@ class Access:
         return self._revoked.covers(claims)
 
     def bounded(self, answer: Decision) -> Decision:
-        """This decision, unless it grants a session to a user who may have no further one."""
+        """This decision, unless it grants a session and there is no room for it by now."""
         if isinstance(answer, Refusal) or answer.claims is None:
             return answer
-        return self._admission.refuses_user(answer.claims.user) or answer
+        return self._admission.refuses_session(answer.claims.user, answer.device.address) or answer
 
     def _not_revoked(self, claims: Claims, grant: Grant) -> Decision:
         now = self._clock.time()

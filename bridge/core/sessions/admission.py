@@ -59,21 +59,30 @@ class Admission:
     def refuses(self, address: str, now: float) -> Refusal | None:
         """Why a handshake from this address is refused at `now` (monotonic seconds), whoever it is; else None."""
         limits = self.limits
-        if limits.sessions and len(self._hub) >= limits.sessions:
-            return FULL
+        if (no_room := self._no_room(address)) is not None:
+            return no_room
         if limits.handshakes_per_second:
             # Those of one second may come at once.
             due = max(self._due, now) + 1.0 / limits.handshakes_per_second
             if due - now > 1.0 + _ROUNDING:
                 return TOO_FAST
             self._due = due
+        return None
+
+    def _no_room(self, address: str) -> Refusal | None:
+        limits = self.limits
+        if limits.sessions and len(self._hub) >= limits.sessions:
+            return FULL
         if limits.of_address and self._sessions[_place(address)] >= limits.of_address:
             return OF_ADDRESS
         return None
 
-    def refuses_user(self, user: str) -> Refusal | None:
-        """Why this user may open no further session; else None. The ledger knows about other nodes."""
+    def refuses_session(self, user: str, address: str) -> Refusal | None:
+        """Why this user may open no further session from this address; else None. The ledger knows about other nodes.
+        Ask when the session opens: others may have come since its handshake."""
         limits = self.limits
+        if (no_room := self._no_room(address)) is not None:
+            return no_room
         if limits.over is SessionsOver.REFUSE and 0 < limits.of_user <= len(self._hub.of_user(user)):
             return OF_USER
         return None

@@ -84,8 +84,7 @@ class Ledger:
 
     def refreshed(self, session: Session) -> None:
         """A session has a new token."""
-        opening = self._opening.get(session.id)
-        if self.kept and (opening is None or opening.tried):
+        if self.kept:
             self._refreshed[session.id] = session
             self.wake.set()
 
@@ -102,6 +101,10 @@ class Ledger:
         )
         self.wake.set()
 
+    def refreshing(self, session_id: str) -> Session | None:
+        """The session with this id, also when it has closed, if the ledger has to be told of its new token yet."""
+        return self._refreshed.get(session_id)
+
     def overdue(self, before: float) -> list[Session]:
         """The sessions that wait since before `before` (monotonic seconds), oldest first."""
         waiting = itertools.takewhile(lambda opening: opening.since < before, self._opening.values())
@@ -113,14 +116,13 @@ class Ledger:
         for one in opening:
             one.tried = True
         taken = {one.session.id for one in opening}
-        refreshed = [
-            Refreshed(session_id, session.claims.token_id, session.claims.expires_at)
-            for session_id, session in itertools.islice(self._refreshed.items(), most)
-        ]
-        # A close never comes before its open.
-        ready = (closed for key, closed in self._closed.items() if key in taken or key not in self._opening)
+        # Nothing comes before the open.
+        fresh = (one for key, one in self._refreshed.items() if key in taken or key not in self._opening)
+        ready = (one for key, one in self._closed.items() if key in taken or key not in self._opening)
         entries = Entries(
-            [one.entry(self._node) for one in opening], refreshed, list(itertools.islice(ready, most))
+            [one.entry(self._node) for one in opening],
+            [_refreshed(session) for session in itertools.islice(fresh, most)],
+            list(itertools.islice(ready, most)),
         )
         return entries, [one.session for one in opening]
 
@@ -132,6 +134,11 @@ class Ledger:
             session = self._refreshed.get(entry.session)
             if session is not None and session.claims.token_id == entry.token_id:
                 del self._refreshed[entry.session]
+
+
+def _refreshed(session: Session) -> Refreshed:
+    former = [claims.token_id for claims in session.former if claims.token_id]
+    return Refreshed(session.id, session.claims.token_id, session.claims.expires_at, former)
 
 
 def _forget(entries: dict[str, Opening] | dict[str, Closed], sessions: Iterable[str]) -> None:

@@ -37,6 +37,10 @@ class Revoked:
             until = self._tokens.pop(revocation.token_id, 0.0)
             self._tokens[revocation.token_id] = max(until, kept_until)
 
+    def means(self, token_id: str) -> bool:
+        """Whether the token with this id is revoked by its id."""
+        return token_id in self._tokens
+
     def covers(self, claims: Claims) -> bool:
         """Whether this token is revoked. One that does not say when it was issued may be older than any revocation."""
         if claims.token_id in self._tokens:

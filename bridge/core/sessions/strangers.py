@@ -112,7 +112,7 @@ class Strangers:
             # The read has begun. Nobody waits for it here: a client that comes back then gets in.
             self._refuse(stranger, CloseReason.TRY_LATER, _READING, seconds)
         elif isinstance(answer, Refusal):
-            self._refuse(stranger, _reason(answer), answer, seconds)
+            self._refuse(stranger, reason_of(answer), answer, seconds)
         else:
             del self._waiting[stranger]
             self._told(None, seconds)
@@ -141,7 +141,8 @@ class Strangers:
 _BY_STATUS: Final = {429: CloseReason.OVER_LIMIT, 503: CloseReason.TRY_LATER}
 
 
-def _reason(refusal: Refusal) -> CloseReason:
+def reason_of(refusal: Refusal) -> CloseReason:
+    """How a socket is closed that is refused after its handshake."""
     if refusal is REVOKED:
         return CloseReason.REVOKED
     return _BY_STATUS.get(refusal.status, CloseReason.TOKEN_REFUSED)

@@ -108,9 +108,7 @@ begin
             from session s
             where s.user_id = any (p_users) and s.closed_at is null and s.unwanted is null
               and (s.boot = p_boot collate "C" or exists (
-                  select from node n where n.boot = s.boot
-                  -- Nobody is refused because of a process that may be dead; that its sessions are replaced harms nobody.
-                  and (not p_refuse or n.seen_at > clock_timestamp() - interval '5 seconds')))),
+                  select from node n where n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds'))),
         oldest as (
             update session s set unwanted = 'replaced' from live l
             where not p_refuse and s.session = l.session and l.nth <= l.n - p_most)

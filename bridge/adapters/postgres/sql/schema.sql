@@ -1773,29 +1773,37 @@ declare
     since timestamptz := to_timestamp(p_before);
     its_mark bigint;
     its_keep double precision;
-    its_jti text := p_jti;
+    tokens text[] := '{}';
+    token text;
 begin
-    update revocation_mark m set mark = m.mark + 1 returning m.mark, m.keep into strict its_mark, its_keep;
-    -- Some node may accept longer tokens than the others.
-    its_keep := coalesce(
-        (select max(r.keep) from revocation_reader r join node n on n.boot = r.boot), its_keep);
-    if p_jti is null and p_session is not null then
-        -- It may have closed a moment ago, and its client may be back with the same token.
-        select s.jti into its_jti from session s where s.session = p_session collate "C";
+    if p_session is not null then
+        -- Its other tokens, so that nobody has to learn them from its node, and if it has closed.
+        tokens := array(
+            select t.jti from session s, lateral (
+                select s.jti union select jsonb_array_elements_text(s.former)) t (jti)
+            where s.session = p_session collate "C" and t.jti is not null and t.jti is distinct from p_jti
+            order by 1);
     end if;
-    right_now := clock_timestamp();
-    delete from revocation r
-    where (p_user is not null and r.user_id = p_user collate "C" and r.before <= since)
-       or (p_user is null and its_jti is not null and r.jti = its_jti collate "C"
-           and r.session is not distinct from p_session collate "C")
-       or (p_user is null and its_jti is null and r.session = p_session collate "C" and r.jti is null);
-    insert into revocation (mark, user_id, before, jti, session, revoked_at, kept_until)
-    values (its_mark, p_user, since, its_jti, p_session, right_now,
-            greatest(right_now, since) + make_interval(secs => its_keep));
+    -- What is asked for comes last: whoever has read up to its mark has read the others.
+    foreach token in array array_append(tokens, p_jti) loop
+        update revocation_mark m set mark = m.mark + 1 returning m.mark, m.keep into strict its_mark, its_keep;
+        -- Some node may accept longer tokens than the others.
+        its_keep := coalesce(
+            (select max(r.keep) from revocation_reader r join node n on n.boot = r.boot), its_keep);
+        right_now := clock_timestamp();
+        delete from revocation r
+        where (p_user is not null and r.user_id = p_user collate "C" and r.before <= since)
+           or (p_user is null and token is not null and r.jti = token collate "C"
+               and r.session is not distinct from p_session collate "C")
+           or (p_user is null and token is null and r.session = p_session collate "C" and r.jti is null);
+        insert into revocation (mark, user_id, before, jti, session, revoked_at, kept_until)
+        values (its_mark, p_user, since, token, p_session, right_now,
+                greatest(right_now, since) + make_interval(secs => its_keep));
+    end loop;
     return its_mark;
 end $$;
 comment on function revoke_tokens is
-    'Commits a revocation, and returns its mark.';
+    'Commits a revocation, and of a session a row for each token that the ledger knows of it; returns the last mark.';
 
 create function confirm_revocations(
     p_node text, p_boot text, p_keep double precision, p_mark bigint, p_marks bigint[], p_sessions integer[])
@@ -1820,10 +1828,16 @@ create function revocation_answers(p_mark bigint)
     language sql stable
     set search_path to public, pg_temp
     as $$
-    select n.name, coalesce(r.mark >= p_mark, false), coalesce((v.closed ->> n.name)::integer, 0)
+    -- Of a session also what its node has learned of it, which that node commits before it confirms.
+    with meant as materialized (
+        select v.mark, v.closed from revocation v where v.mark = p_mark
+        union
+        select o.mark, o.closed from revocation v join revocation o on o.session = v.session
+        where v.mark = p_mark)
+    select n.name, coalesce(r.mark >= greatest(p_mark, (select max(m.mark) from meant m)), false),
+           (select coalesce(sum((m.closed ->> n.name)::integer), 0)::integer from meant m)
     from node n
     left join revocation_reader r on r.boot = n.boot
-    left join revocation v on v.mark = p_mark
     where n.seen_at > clock_timestamp() - interval '5 seconds'
     order by 1;
 $$;
@@ -1865,7 +1879,8 @@ create table session (
     user_agent   text,
     jti          text        collate "C",
     expires_at   timestamptz not null,
-    unwanted     text
+    unwanted     text,
+    former       jsonb
 ) with (fillfactor = 90);
 create index session_of_user on session (user_id, opened_at);
 create index session_online on session (user_id) where closed_at is null;
@@ -1893,12 +1908,14 @@ comment on column session.user_agent is 'The User-Agent of its client, its first
 comment on column session.jti is 'The id of its token, or of the last one that it was given; sha256: and a hash where the token has none.';
 comment on column session.expires_at is 'When that token expires.';
 comment on column session.unwanted is 'Why its node is asked to close it; null: nobody has asked.';
+comment on column session.former is
+    'The ids of the tokens that it had before a refresh, and that have not expired by then: an array; null: none.';
 
 create function note_sessions(
     p_node text, p_boot text,
     p_sessions text[], p_users text[], p_opened float8[], p_modes text[], p_addresses text[], p_agents text[],
     p_jtis text[], p_issued float8[], p_expires float8[],
-    p_refreshed text[], p_new_jtis text[], p_new_expires float8[],
+    p_refreshed text[], p_new_jtis text[], p_new_expires float8[], p_former text[],
     p_closed text[], p_closed_at float8[], p_codes integer[], p_reasons text[],
     p_most integer, p_refuse boolean
 ) returns table (its_session text, word text)
@@ -1937,8 +1954,9 @@ begin
            or exists (select from revocation r where r.jti = o.jti collate "C");
     end if;
     if cardinality(p_refreshed) > 0 then
-        update session s set jti = nullif(f.jti, ''), expires_at = to_timestamp(f.expires)
-        from unnest(p_refreshed, p_new_jtis, p_new_expires) as f (session, jti, expires)
+        update session s set
+            jti = nullif(f.jti, ''), expires_at = to_timestamp(f.expires), former = f.former::jsonb
+        from unnest(p_refreshed, p_new_jtis, p_new_expires, p_former) as f (session, jti, expires, former)
         where s.session = f.session collate "C";
     end if;
     if cardinality(p_closed) > 0 then
