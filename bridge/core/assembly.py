@@ -112,7 +112,7 @@ class Core:
             park_after=delivery.park_after,
             confirm_timeout=delivery.confirm_timeout,
         )
-        self.freshness = Freshness()
+        self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
@@ -366,7 +366,7 @@ class Core:
     def tick(self) -> None:
         """Called about ten times a second: do what is due."""
         now = self.ports.clock.monotonic()
-        self.muting.tick(now)
+        self.muting.tick()
         self.intake.tick(now)
         self.liveness.close_slow(now)
         self.grace.tick(now)

@@ -23,6 +23,9 @@ class BrokenClock:
     def monotonic(self) -> float:
         raise AssertionError
 
+    def boottime(self) -> float:
+        raise AssertionError
+
     async def sleep(self, seconds: float) -> None:
         raise OSError("no clock")
 

@@ -33,12 +33,12 @@ async def test_what_is_taken_while_revocations_are_stale_goes_out_when_they_have
         one, all_ = await h.live("u1", Mode.BARE), await h.live("u2", Mode.BARE)
         await h.core.revoking.read()
         h.clock.advance(FRESH_FOR)
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         await h.push(to("u1", "p1"))
         await h.push({"id": "p2", "to": {"all": True}, "data": 1})
         assert (sent(one), sent(all_)) == ([], [])
         await h.core.revoking.read()
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         assert (len(sent(one)), len(sent(all_))) == (2, 1)
 
 
@@ -50,7 +50,7 @@ async def test_what_was_not_sent_is_sent_though_nobody_looked_meanwhile() -> Non
         await h.push(to("u1", "p1"))
         await h.core.revoking.read()
         assert sent(peer) == []
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         assert len(sent(peer)) == 1
 
 
@@ -62,7 +62,7 @@ async def test_a_revocation_that_was_missed_is_carried_out_before_anything_is_se
         await h.push([to("u1", "p1"), to("u2", "p2")])
         await h.revocations.revoke(Revocation(token_id="t1"))
         await h.core.revoking.read()
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         assert revoked.socket.closed_with is CloseReason.REVOKED
         assert (sent(revoked), len(sent(other))) == ([], 1)
 
@@ -74,7 +74,7 @@ async def test_what_a_socket_still_holds_is_thrown_away_and_whoever_has_read_all
         await h.push([to("u1", "p1"), to("u2", "p2")])
         slow.socket.buffered_bytes = 10
         h.clock.advance(FRESH_FOR)
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         assert (slow.socket.aborted, good.socket.open) == (True, True)
         assert slow.client.session.close_reason is CloseReason.CUT_OFF
 
@@ -85,7 +85,7 @@ async def test_a_pong_still_proves_what_was_sent_before() -> None:
         await h.core.revoking.read()
         await h.push(to("u1", "p1"))
         h.clock.advance(FRESH_FOR)
-        h.core.muting.tick(h.clock.mono)
+        h.core.muting.tick()
         peer.answer()
         await h.ends("p1", Outcome.RECEIVED, Reason.PONG)
 
@@ -121,7 +121,7 @@ async def test_whoever_reads_revocations_is_never_stale(monkeypatch: pytest.Monk
 
             def later() -> bool:
                 h.clock.advance(READ_EVERY)
-                h.core.muting.tick(h.clock.mono)
+                h.core.muting.tick()
                 return h.clock.mono > began + 10 * FRESH_FOR
 
             await until(later)

@@ -39,6 +39,9 @@ class ManualClock:
     def monotonic(self) -> float:
         return self.mono
 
+    def boottime(self) -> float:
+        return self.mono
+
     async def sleep(self, seconds: float) -> None:
         if seconds <= 0:
             await asyncio.sleep(0)

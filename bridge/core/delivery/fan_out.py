@@ -85,12 +85,11 @@ class FanOut:
         hold_until = self._clock.monotonic() + self._frames_first
         with self._inflight.sending(sending.make_all), self._worklist.holding(hold_until):
             for at in range(0, len(users), _AT_ONCE):
-                mono = self._clock.monotonic()
-                if not self._freshness.lasts(mono):
+                if not self._freshness.lasts():
                     # They are offered it, and have it when revocations are read again.
                     sending.others.extend(user for user, _ in users[at:])
                     break
-                handed = sending.send(users[at : at + _AT_ONCE], mono, self._clock.time())
+                handed = sending.send(users[at : at + _AT_ONCE], self._clock.monotonic(), self._clock.time())
                 if handed:
                     self._metrics.handed(handed)
                 if self._turns.is_due(_AT_ONCE):

@@ -23,9 +23,9 @@ class Muting:
         self._pages = pages
         self._mute = False
 
-    def tick(self, now: float) -> None:
-        """Called about ten times a second; `now` is monotonic seconds."""
-        if not self._freshness.lasts(now):
+    def tick(self) -> None:
+        """Called about ten times a second."""
+        if not self._freshness.lasts():
             if not self._mute:
                 self._mute = True
                 self._discard()

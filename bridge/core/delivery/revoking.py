@@ -108,7 +108,7 @@ class Revoking:
         """Carry out everything that has been committed. Raises StoreUnavailable."""
         async with self._one_at_a_time:
             while True:
-                asked = self._clock.monotonic()
+                asked = self._clock.boottime()
                 page = await self._log.after(self._mark, PAGE)
                 self._carry_out(page.revocations)
                 self._mark = page.mark

@@ -16,6 +16,10 @@ class Clock(Protocol):
         """Seconds since any fixed moment; never goes back."""
         ...
 
+    def boottime(self) -> float:
+        """As `monotonic`, and goes on while the machine is suspended, where the system can tell."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """Return after at least `seconds` of monotonic time."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import LEASE_SECONDS
 
 FRESH_FOR: Final = LEASE_SECONDS - 1.0
@@ -16,9 +17,10 @@ FRESH_FOR: Final = LEASE_SECONDS - 1.0
 
 
 class Freshness:
-    """Seconds are those of the clock's `monotonic`, which goes on while the process is stopped."""
+    """Its seconds are those of the clock's `boottime`, which goes on while the process or the machine is stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._until = math.inf
         """Before all have been read for the first time no session is open."""
         self.was_stale = False
@@ -28,9 +30,9 @@ class Freshness:
         """All revocations that were committed by `asked` are carried out."""
         self._until = asked + FRESH_FOR
 
-    def lasts(self, now: float) -> bool:
+    def lasts(self) -> bool:
         """Whether it is fresh. Ask right before sending: a process may be stopped between any two lines."""
-        if now < self._until:
+        if self._clock.boottime() < self._until:
             return True
         self.was_stale = True
         return False

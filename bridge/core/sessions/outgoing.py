@@ -23,16 +23,16 @@ class Outgoing:
 
     def flush_all(self, sessions: Iterable[Session]) -> None:
         """Hand over all that their sockets take now, in one write each."""
-        mono, now = self._clock.monotonic(), self._clock.time()
+        mono, now, fresh = self._clock.monotonic(), self._clock.time(), self._freshness.lasts()
         for session in sessions:
-            self._flush(session, mono, now)
+            self._flush(session, mono, now, fresh)
 
     def flush(self, session: Session) -> None:
         """Hand over all that the socket takes now, in one write."""
-        self._flush(session, self._clock.monotonic(), self._clock.time())
+        self._flush(session, self._clock.monotonic(), self._clock.time(), self._freshness.lasts())
 
-    def _flush(self, session: Session, mono: float, now: float) -> None:
-        handed = session.flush(mono) if self._freshness.lasts(mono) else ()
+    def _flush(self, session: Session, mono: float, now: float, fresh: bool) -> None:
+        handed = session.flush(mono) if fresh else ()
         if session.waiting:
             self._hub.backlogged.add(session)
         else:
