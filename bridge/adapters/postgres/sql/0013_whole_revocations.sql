@@ -5,9 +5,6 @@ comment on column session.former is
     'The ids of the tokens that it had before a refresh, and that have not expired by then: an array; null: none.';
 
 -- Whose process may be dead counts where the oldest sessions are replaced, and not where the newest are refused.
-drop function note_sessions(
-    text, text, text[], text[], float8[], text[], text[], text[], text[], float8[], float8[],
-    text[], text[], float8[], text[], float8[], integer[], text[], integer, boolean);
 create function note_sessions(
     p_node text, p_boot text,
     p_sessions text[], p_users text[], p_opened float8[], p_modes text[], p_addresses text[], p_agents text[],
@@ -90,10 +87,33 @@ begin
     select s.session, 'vanished' from session s
     where s.boot = p_boot collate "C" and s.close_reason = 'node_died';
 end $$;
-comment on function note_sessions is
+comment on function note_sessions(
+    text, text, text[], text[], float8[], text[], text[], text[], text[], float8[], float8[],
+    text[], text[], float8[], text[], text[], float8[], integer[], text[], integer, boolean) is
     'Writes which sessions of a process have opened, have a new token, and have closed; says which of them must close, and '
     'why: also where a user has more than p_most (0: any number), and where others took the process for dead. The word '
     'ended, of no session: this process does not have its name any more, and nothing was written.';
+
+-- As a bridge calls it that knows of no earlier tokens.
+create or replace function note_sessions(
+    p_node text, p_boot text,
+    p_sessions text[], p_users text[], p_opened float8[], p_modes text[], p_addresses text[], p_agents text[],
+    p_jtis text[], p_issued float8[], p_expires float8[],
+    p_refreshed text[], p_new_jtis text[], p_new_expires float8[],
+    p_closed text[], p_closed_at float8[], p_codes integer[], p_reasons text[],
+    p_most integer, p_refuse boolean
+) returns table (its_session text, word text)
+    language sql volatile
+    set search_path to public, pg_temp
+    as $$
+    select n.its_session, n.word from note_sessions(
+        p_node, p_boot, p_sessions, p_users, p_opened, p_modes, p_addresses, p_agents, p_jtis, p_issued, p_expires,
+        p_refreshed, p_new_jtis, p_new_expires, '{}', p_closed, p_closed_at, p_codes, p_reasons, p_most, p_refuse) n;
+$$;
+comment on function note_sessions(
+    text, text, text[], text[], float8[], text[], text[], text[], text[], float8[], float8[],
+    text[], text[], float8[], text[], float8[], integer[], text[], integer, boolean) is
+    'As the other one, for bridges that keep no earlier tokens of a session.';
 
 create or replace function revoke_tokens(p_user text, p_before double precision, p_jti text, p_session text) returns bigint
     language plpgsql volatile
