@@ -24,7 +24,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from benchmarks.clients import TOKEN_SECONDS
 from benchmarks.guard import ROOT, CannotMeasure, resolve, unpack
-from benchmarks.processes import BenchmarkFailed, Child, raise_file_limit, running
+from benchmarks.processes import (
+    BenchmarkFailed,
+    Child,
+    cpu_seconds,
+    raise_file_limit,
+    running,
+    wait_until,
+)
 from benchmarks.scene import RECEIVED, Scene, scene
 from bridge.devservers import Servers, private_servers
 
@@ -38,6 +45,9 @@ RATE: Final = 500.0
 """Pushes a second beside storms."""
 SECONDS: Final = 4.0
 WITHIN: Final = 120.0
+REST: Final = 0.1
+"""The share of a core up to which a bridge is at rest."""
+LOOK_EVERY: Final = 0.3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,12 +157,27 @@ def measure(
     for turn in range(turns + 1):
         for name in sorted(doors, reverse=bool(turn % 2)):
             for figure in figures:
+                # The sessions of the figure before end after their clients have gone.
+                _rest(doors[name].scene.bridge.pid)
                 value = figure.measure(doors[name])
                 if turn:  # the first is a warm-up
                     found[figure][name].append(value)
             print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return found
+
+
+def _rest(pid: int) -> None:
+    """Wait until this process does next to nothing."""
+    before = cpu_seconds(pid)
+
+    def at_rest() -> bool:
+        nonlocal before
+        last, before = before, cpu_seconds(pid)
+        return before - last <= REST * LOOK_EVERY
+
+    time.sleep(LOOK_EVERY)
+    wait_until(at_rest, seconds=WITHIN, every=LOOK_EVERY, what="the bridge is at rest")
 
 
 def _beside(door: Door) -> float:
