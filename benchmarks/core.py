@@ -33,9 +33,10 @@ from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.websocket.wire import frame_header
 from bridge.app.clock import SystemClock
 from bridge.app.limits import LIMITS
-from bridge.core.assembly import Core, CoreLimits, Ports
+from bridge.core.assembly import Core
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Client, Gateway
+from bridge.core.given import CoreLimits, Ports
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival, Source

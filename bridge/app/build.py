@@ -6,7 +6,8 @@ Start, outermost first; each part may use those before it, so it is stopped befo
 2. the delivery log: pushes can't be settled without it, so it is the last to go
 3. the publisher: receipts are owed until the very end; and the client of the connect hook
 4. the core: gate, hub, settlement, delivery, gateway
-5. the WebSocket and ops ports: they listen at once and say `not ready` until the gate opens
+5. the WebSocket and ops ports: they listen at once and say `not ready` until the gate opens; and the link to other
+   nodes, whose pushes go to the sessions here
 6. the consumer: nothing is taken before there is somebody to send it to
 7. the tasks: only they make anything happen
 
@@ -28,6 +29,7 @@ from typing import Any
 from bridge import __version__
 from bridge.adapters.actions import ActionLog, OnRecord
 from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.nodes import NodeLink
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
@@ -92,7 +94,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
     clock, limits, boot = SystemClock(), LIMITS, uuid.uuid4().hex
     gate = Gate()
     gate.shut("starting", "the database has not answered yet", database=True)
-    readiness = BrokerReadiness(gate)
+    readiness = BrokerReadiness(gate, shares=settings.uses_postgres)
     async with (
         reporting(settings, clock, limits, boot) as reports,  # 1
         delivery_log(settings, clock, boot, reports.handler) as rows,  # 2
@@ -100,7 +102,8 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         _hook(settings) as hook,  # 3
     ):
         consumer = _consumer(settings, clock, reports.errors, readiness)
-        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot))  # 4
+        link = _node_link(settings, clock, reports.errors, boot) if rows.directory is not None else None
+        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot, link))  # 4
         surroundings = Surroundings(consumer, rows.figures, clock)
         async with _listen_websocket(settings, node) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
@@ -111,6 +114,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
                 _listen_ops(settings, limits, reports, node, ws, boot, rows.actions) as ops,  # 5
+                _linked(link, node),  # 5
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
                 work = Workplace(settings, limits, node, rows, reports, surroundings)
@@ -168,6 +172,22 @@ def _consumer(settings: Settings, clock: Clock, errors: ErrorHandler, readiness:
         on_role=readiness.became,
         name=f"{settings.node} consumer",
     )
+
+
+def _node_link(settings: Settings, clock: Clock, errors: ErrorHandler, boot: str) -> NodeLink:
+    seconds = settings.confirm_timeout
+    return NodeLink(settings.amqp_url, settings.node, boot, seconds=seconds, clock=clock, errors=errors)
+
+
+@asynccontextmanager
+async def _linked(link: NodeLink | None, node: Node) -> AsyncIterator[None]:
+    """For the block other nodes can be reached, where there may be any."""
+    if link is None:
+        yield
+        return
+    link.listen(node.core.from_nodes)
+    async with link:
+        yield
 
 
 # --- 5. The ports ----------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class ServiceLimits:
     """How long a statement may take by which the ops port or the audit reads the log."""
     start_retry: float = 0.5
     """Between tries while the database is down at the start."""
+    look_around: float = 0.2
+    """Between looks at the start whether all other nodes know this one."""
     recording_seconds: float = 2.0
     """How long a stop may take to write in the ledger that its sessions have closed."""
     new_objects: int = 10_000

@@ -17,13 +17,14 @@ from bridge.app.reports import Reports
 from bridge.app.rows import Rows
 from bridge.config import Settings
 from bridge.core import assembly
-from bridge.core.assembly import CoreLimits, Ports
 from bridge.core.contract.requests import Limits
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Gateway
+from bridge.core.given import CoreLimits, Ports
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.connecting import ConnectHook
+from bridge.core.ports.nodes import NodePost
 from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.connecting import HookLimits
@@ -46,6 +47,8 @@ class Given:
     """None: there is no business system to ask who clients are."""
     boot: str
     """This start of this process; no other start has the same."""
+    post: NodePost | None
+    """None: there can't be other nodes."""
 
 
 class Node:
@@ -193,6 +196,8 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         errors=reports.errors,
         clock=given.clock,
         hook=given.hook,
+        directory=given.rows.directory,
+        post=given.post,
     )
     limits = CoreLimits(
         delivery=DeliveryLimits(

@@ -1,7 +1,8 @@
 """Whether pushes are taken: the broker's adapters tell the gate, and the log gets one line for each change.
 
-A node that stands by is not ready (`standby`), so no load balancer sends people to it. The active node sends the
-pushes, and it does not know the sessions of another node.
+A node that stands by takes no pushes from the queue. Where nodes share their sessions, it is ready all the same: the
+active node forwards to it what is for them. Without Postgres they do not: then it is not ready (`standby`), so no load
+balancer sends people to it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ UNKNOWN = (
 class BrokerReadiness:
     """Listens to the consumer and the publisher, and opens and shuts the gate for them."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, *, shares: bool) -> None:
+        """`shares`: whether the active node forwards to the others what is for their sessions."""
         self._gate = gate
+        self._shares = shares
+        self._stands_by = False
         gate.shut("broker", "connecting")
 
     def linked(self, ok: bool, cause: str) -> None:
@@ -35,6 +39,7 @@ class BrokerReadiness:
             # In this order, or the gate would be open for a moment.
             self._gate.shut("broker", cause)
             self._gate.clear("standby")
+            self._stands_by = False
 
     def events_refused(self, cause: str) -> None:
         """The broker refuses every outcome event, so receipts stay owed. An empty `cause`: it accepts them again."""
@@ -46,14 +51,17 @@ class BrokerReadiness:
     def became(self, role: Role) -> None:
         """This node is connected, and knows its role among the nodes."""
         if role is Role.STANDBY:
-            self._gate.shut("standby", STANDBY)
+            self._stands_by = True
+            if not self._shares:
+                self._gate.shut("standby", STANDBY)
             self._gate.clear("broker")
             log.info("standby: %s", STANDBY)
             return
         if role is Role.UNKNOWN:
             log.warning(UNKNOWN)
-        elif "standby" in self._gate:
+        elif self._stands_by:
             log.info("active: this node takes the pushes")
+        self._stands_by = False
         self._gate.clear("standby")
 
 

@@ -11,6 +11,7 @@ from bridge.adapters import plugins
 from bridge.adapters.actions import ActionLog
 from bridge.adapters.memory import MemoryLease, MemoryRevocations, MemoryStore
 from bridge.adapters.postgres.actions import PostgresActions
+from bridge.adapters.postgres.directory import PostgresDirectory
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.revocations import PostgresRevocations
@@ -38,6 +39,8 @@ class Rows(NamedTuple):
     revocations: RevocationLog
     sessions: PostgresSessions | None
     """The ledger; None without one."""
+    directory: PostgresDirectory | None
+    """What the database knows of other nodes; None without a ledger."""
     actions: ActionLog | None
     """None if there is no database for the rows of who did what."""
     postgres: PostgresStore | None
@@ -80,9 +83,11 @@ async def delivery_log(
                 refuse=bounds.over is SessionsOver.REFUSE,
             )
             stack.push_async_callback(sessions.close)
+            directory = PostgresDirectory(settings.postgres_dsn, settings.node, boot)
+            stack.push_async_callback(directory.close)
             actions = PostgresActions(settings.postgres_dsn, settings.node)
             stack.push_async_callback(actions.close)
-            yield Rows(store, lease, revocations, sessions, actions, store, figures, logs)
+            yield Rows(store, lease, revocations, sessions, directory, actions, store, figures, logs)
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
@@ -93,7 +98,15 @@ async def delivery_log(
             memory = MemoryStore(clock)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
             yield Rows(
-                memory, MemoryLease(memory, clock, settings.node, boot), revoked, None, None, None, None, logs
+                memory,
+                MemoryLease(memory, clock, settings.node, boot),
+                revoked,
+                None,
+                None,
+                None,
+                None,
+                None,
+                logs,
             )
 
 

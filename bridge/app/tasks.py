@@ -74,6 +74,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("session events", node.core.announcing.run),
         Task("control", node.core.control.run),
         *recording,
+        *_sharing(node),
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),
         Task("lease", partial(hold_lease, at), after_start=True),
@@ -86,6 +87,19 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("auditor", partial(audit, at)),
         Task("queues", at.surroundings.watch_queues),
         Task("figures", at.surroundings.watch_log, after_start=True),
+    )
+
+
+def _sharing(node: Node) -> Sequence[Task]:
+    """What only a bridge does that may have neighbours."""
+    core = node.core
+    if core.ports.directory is None:
+        return ()
+    return (
+        Task("nodes", core.neighbours.run, after_start=True),
+        Task("letters", core.post.run),
+        Task("forwards", core.router.run),
+        Task("rings", core.ringing.run),
     )
 
 
@@ -131,35 +145,51 @@ async def start(at: Workplace) -> None:
     """Take away the gate's cause `starting`.
 
     The rule: no push is taken before the node's name is claimed, a row can be written, revocations have been read, and
-    the highest position of the log is known. A database that is down may come up, so all of it is tried again. An
+    the highest position of the log is known; and nobody comes in before all other nodes know this one. A database that is down may come up, so all of it is tried again. An
     unsuitable database stays so, and a name that another node has is that node's: the start is refused.
     """
     node = at.node
     back_off = BackOff(node.clock, at.limits.start_retry)
-    while not await _may_start(node, at.rows):
+    while not await _done(node, _claim(node, at.rows)):
+        await back_off.wait()
+    while not await _done(node, _become_known(node, at.rows)) or node.core.neighbours.unaware:
+        await node.clock.sleep(at.limits.look_around)
+    while not await _done(node, node.core.revoking.begin()):
         await back_off.wait()
     node.core.grace.begin()
     node.gate.clear("starting")
     at.started.set()
 
 
-async def _may_start(node: Node, rows: Rows) -> bool:
-    """Whether the database did all that a start needs of it; else the gate says why not."""
+async def _done(node: Node, step: Coroutine[Any, Any, None]) -> bool:
+    """Whether the database did all that a step of the start needs of it; else the gate says why not."""
     try:
-        # Nobody comes in before it is known whose tokens are revoked. A million take seconds, and nobody renews the
-        # name meanwhile: so it is claimed when nearly all are read.
-        await node.core.revoking.read()
-        await rows.lease.claim()
-        # A log that takes no row could not say how a push ended.
-        await rows.store.try_writing()
-        await node.core.revoking.begin()
-        node.core.begin(await rows.store.last_position())
+        await step
     except DatabaseUnsuitable:
         raise
     except StoreUnavailable as down:
         node.gate.shut("starting", str(down), database=True)
         return False
     return True
+
+
+async def _claim(node: Node, rows: Rows) -> None:
+    # Nobody comes in before it is known whose tokens are revoked. A million take seconds, and nobody renews the name
+    # meanwhile: so it is claimed when nearly all are read.
+    await node.core.revoking.read()
+    await rows.lease.claim()
+    # A log that takes no row could not say how a push ended.
+    await rows.store.try_writing()
+    node.core.begin(await rows.store.last_position())
+
+
+async def _become_known(node: Node, rows: Rows) -> None:
+    """Let other nodes know this one: until they do they would say that nobody is here."""
+    await node.core.neighbours.look()
+    await rows.lease.renew()
+    unaware = node.core.neighbours.unaware
+    if unaware:
+        node.gate.shut("starting", f"other nodes do not know this one yet: {', '.join(unaware)}")
 
 
 async def tick(at: Workplace) -> None:

@@ -6,15 +6,17 @@ floors: what is in flight, sessions, mailbox, delivery, settlement, control.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from bridge.core.bounds import Bounds
+from bridge.core.cluster.forwards import Forwards
+from bridge.core.cluster.hosting import Hosting
+from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.cluster.post import Post
+from bridge.core.cluster.ringing import Ringing
 from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.fan_out import FanOut
+from bridge.core.delivery.from_nodes import FromNodes
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.intake import PushIntake
 from bridge.core.delivery.known import KnownRows
@@ -34,65 +36,24 @@ from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.take import TakeParts, Taker
 from bridge.core.delivery.turns import Turns
+from bridge.core.given import CoreLimits, Ports
 from bridge.core.inflight.inflight import InFlight
-from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
 from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
-from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
-from bridge.core.ports.clock import Clock
-from bridge.core.ports.connecting import ConnectHook
-from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
-from bridge.core.ports.revocations import RevocationLog
-from bridge.core.ports.session_log import SessionEvents, SessionLog
-from bridge.core.ports.store import Store
+from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
-from bridge.core.sessions.connecting import Connecting, HookLimits
+from bridge.core.sessions.connecting import Connecting
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.persistence import Persistence
 from bridge.core.settlement.settlement import Settlement, SettlementPorts
 from bridge.core.settlement.worklist import Worklist
-
-
-class Ports(NamedTuple):
-    """The ports that the core is given."""
-
-    store: Store
-    revocations: RevocationLog
-    logs: Sequence[DeliveryLog]
-    """The logs other than the store."""
-    acks: Acks
-    receipts: Receipts
-    dead_letters: DeadLetters
-    answers: Answers
-    hooks: Hooks
-    metrics: Metrics
-    errors: ErrorHandler
-    clock: Clock
-    sessions: SessionLog | None = None
-    """None: there is no ledger."""
-    session_events: SessionEvents | None = None
-    """None: nobody is told of sessions."""
-    hook: ConnectHook | None = None
-    """None: there is no business system to ask who clients are."""
-
-
-class CoreLimits(NamedTuple):
-    """The bounds of the core: those from the settings, and the fixed ones."""
-
-    delivery: DeliveryLimits
-    mailbox: MailboxLimits
-    id_memory_bytes: int
-    token_seconds: float
-    """For how long a token may be good."""
-    fixed: Bounds = Bounds()
-    admission: AdmissionLimits = AdmissionLimits()
-    hook: HookLimits = HookLimits()
 
 
 class Core:
@@ -114,6 +75,7 @@ class Core:
         )
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
+        self._make_cluster(boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -205,6 +167,23 @@ class Core:
             bounds=self.bounds,
         )
 
+    def _make_cluster(self, boot: str) -> None:
+        ports, clock, errors = self.ports, self.ports.clock, self.ports.errors
+        self.neighbours = Neighbours(ports.directory, ports.post, clock=clock, errors=errors)
+        self.post = Post(ports.post, self.neighbours, boot)
+        self.forwards = Forwards(post=self.post, clock=clock)
+        self.ringing = Ringing(
+            ports.directory,
+            persistence=self._persistence("nodes to ring"),
+            neighbours=self.neighbours,
+            post=self.post,
+            errors=errors,
+            clock=clock,
+        )
+
+    def _persistence(self, name: str) -> Persistence:
+        return Persistence(self.ports.store, self.gate, self.ports.clock, name, self.bounds.statements)
+
     def _make_sessions(self, node: str, limits: AdmissionLimits) -> None:
         ports, clock = self.ports, self.ports.clock
         self.ledger = Ledger(node, kept=ports.sessions is not None)
@@ -266,13 +245,15 @@ class Core:
         )
         load = Load(inflight, worklist, bounds.in_hand)
         fan_out = self._fan_out(dispatcher, turns, limits)
+        self.router = self._router(dispatcher, limits)
+        self._make_from_nodes()
         taker = Taker(
             TakeParts(
                 hub=self.hub,
                 inflight=inflight,
                 worklist=worklist,
                 reader=Reader(limits.requests, turns, ports.errors),
-                router=self._router(dispatcher, limits),
+                router=self.router,
                 dispatcher=dispatcher,
                 fan_out=fan_out,
                 known=self._known(lookups, turns),
@@ -307,8 +288,32 @@ class Core:
             inflight=self.inflight,
             dispatcher=dispatcher,
             grace=self.grace,
+            neighbours=self.neighbours,
+            directory=self.ports.directory,
+            forwards=self.forwards,
+            persistence=self._persistence("nodes"),
+            errors=self.ports.errors,
             clock=self.ports.clock,
             pong_after=limits.park_after,
+        )
+
+    def _make_from_nodes(self) -> None:
+        self.hosting = Hosting(
+            hub=self.hub,
+            inflight=self.inflight,
+            pages=self.pages,
+            post=self.post,
+            close=self.presence.close,
+            now=self.ports.clock.time,
+        )
+        self.from_nodes = FromNodes(
+            hosting=self.hosting,
+            forwards=self.forwards,
+            router=self.router,
+            pages=self.pages,
+            neighbours=self.neighbours,
+            hub=self.hub,
+            errors=self.ports.errors,
         )
 
     def _fan_out(self, dispatcher: Dispatcher, turns: Turns, limits: DeliveryLimits) -> FanOut:
@@ -354,9 +359,13 @@ class Core:
             bounds=self.bounds,
             node=node,
             boot=boot,
-            on_stored=self.mailbox_sweep.stored,
+            on_stored=self._stored,
             on_written=self.pages.row_written,
         )
+
+    def _stored(self, row: Row, size: int) -> None:
+        self.mailbox_sweep.stored(row.key.user, size)
+        self.ringing.stored(row.key.user, row.position)
 
     def begin(self, last_position: int) -> None:
         """The store can be read, and this is the highest position that it has. Kept pushes are read from now on."""

@@ -49,7 +49,7 @@ async def test_a_traceback_names_the_lines_of_a_coroutine() -> None:
 
 def test_a_traceback_names_the_line_that_raised() -> None:
     with pytest.raises(IllegalTransition) as caught:
-        transitions.step(transitions.State.ENDED, transitions.Event.ADDRESSED)
+        transitions.step(transitions.State.ENDED, transitions.Event.DECIDED)
     [(file, text)] = frames(caught.value)
     assert file == "bridge/core/inflight/transitions.py"
     assert text.startswith("raise IllegalTransition(")

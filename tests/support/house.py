@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from bridge.adapters.memory import MemoryRevocations, MemoryStore
-from bridge.core.assembly import Core, CoreLimits, Ports
+from bridge.core.assembly import Core
 from bridge.core.bounds import Bounds, SettlementBounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Client, Gateway
+from bridge.core.given import CoreLimits, Ports
 from bridge.core.inflight.flight import Effect, Flight, Owner
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of

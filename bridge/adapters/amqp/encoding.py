@@ -27,6 +27,7 @@ from bridge.adapters.amqp.grammar import (
     FLAG_REPLY_TO,
     FLAG_TIMESTAMP,
     FLAG_TYPE,
+    FLAG_USER_ID,
     HEADER,
     METHOD,
     SHORT_BYTES_MAX,
@@ -129,6 +130,7 @@ def properties(
     message_id: str = "",
     timestamp: int | None = None,
     type: str = "",
+    user_id: str = "",
     app_id: str = "",
 ) -> bytes:
     """Flags and values of a content header, always persistent. `headers`: what `table` returned, or empty."""
@@ -159,6 +161,9 @@ def properties(
     if type:
         flags |= FLAG_TYPE
         parts.append(short_string(type))
+    if user_id:
+        flags |= FLAG_USER_ID
+        parts.append(short_string(user_id))
     if app_id:
         flags |= FLAG_APP_ID
         parts.append(short_string(app_id))

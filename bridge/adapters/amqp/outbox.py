@@ -34,6 +34,8 @@ class Failure(NamedTuple):
     """The broker had no queue for it."""
     refused: bool = False
     """The broker refuses this very message, until somebody changes something there."""
+    nacked: bool = False
+    """The broker has not taken it (basic.nack): its queue is full."""
 
 
 class _Batch:
@@ -163,7 +165,7 @@ class Outbox:
         if place is None:
             return
         if not ok:
-            place[0].failures.setdefault(place[1], Failure("refused by the broker (basic.nack)"))
+            place[0].failures.setdefault(place[1], Failure("refused by the broker (basic.nack)", nacked=True))
         place[0].settle()
 
     def _forget(self, batch: _Batch, first: int, why: str) -> Mapping[int, Failure]:

@@ -44,6 +44,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "sweep": 1,
     "revocations": 1,
     "sessions": 1,
+    "nodes": 2,
     "actions": 1,
     "figures": 1,
     "upkeep": 1,

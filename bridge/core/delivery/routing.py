@@ -1,18 +1,50 @@
-"""Route a push to one user: offer it to the sessions, write it to the log, or hold it until the user comes back."""
+"""Route a push to one user: to the sessions here, to nodes that have others, to the log, or until the user is back.
+
+While other nodes live, the ledger says which of them have sessions of a user. It is asked for many pushes at a time,
+and the answers are acted on in the order in which the pushes were taken. Sessions here get theirs at once, unless an
+older push of the same user waits for such an answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from bridge.core.cluster.forwards import Forward, Forwards
+from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.grace import Grace
-from bridge.core.delivery.targets import Resolver, address
+from bridge.core.delivery.targets import Resolver, address, resolver_of
+from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushRequest
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Directory
+from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
+from bridge.core.settlement.persistence import Persistence
+
+PUSHES: Final = 1_000
+"""Pushes whose holders are asked for in one statement."""
+TRY_AGAIN: Final = 1.0
+"""Seconds until they are asked for again, where the statement fails though the database is there."""
+
+
+class Asked(NamedTuple):
+    """A push that waits for the answer which nodes have sessions of its user."""
+
+    flight: Flight
+    request: PushRequest
+    offered: bool
+    """Whether the sessions here have been offered it."""
+    again: bool = False
+    """It was forwarded to a node that had no session of its user any more."""
 
 
 class Router:
@@ -25,32 +57,73 @@ class Router:
         inflight: InFlight,
         dispatcher: Dispatcher,
         grace: Grace,
+        neighbours: Neighbours,
+        directory: Directory | None,
+        forwards: Forwards,
+        persistence: Persistence,
+        errors: ErrorHandler,
         clock: Clock,
         pong_after: float,
     ) -> None:
-        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
+        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once.
+        `directory`: None where there can't be other nodes."""
         self._hub = hub
         self._inflight = inflight
         self._dispatcher = dispatcher
         self._grace = grace
+        self._neighbours = neighbours
+        self._directory = directory
+        self._forwards = forwards
+        self._persistence = persistence
+        self._errors = errors
         self._clock = clock
         self._pong_after = pong_after
+        self._asked: list[Asked] = []
+        self._unrouted: dict[str, int] = {}
+        """How many pushes of a user wait for their holders and were not offered to anybody yet."""
+        self._wake = asyncio.Event()
+
+    @property
+    def asking(self) -> int:
+        """Pushes that wait for the answer who has sessions of their users."""
+        return len(self._asked)
 
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         """Route one push. A message that is handled alone holds up the whole queue: its pushes are parked at once."""
+        if resolver.waits and not self._neighbours.alone:
+            # Its users are known without the hub, and may have sessions elsewhere.
+            self._ask(flight, request, resolver, frames)
+            return
+        self._here(flight, request, resolver, frames)
+
+    def _here(
+        self,
+        flight: Flight,
+        request: PushRequest,
+        resolver: Resolver,
+        frames: dict[Mode, Frame],
+        *,
+        waits: bool = False,
+    ) -> None:
+        """Offer it to the sessions here, or find that there are none. `waits`: its deadlines have begun."""
         now = self._clock.monotonic()
-        alone = flight.messages[0].alone
+        alone = bool(flight.messages) and flight.messages[0].alone
         to = address(self._hub, request, resolver, flight.key.user)
-        if not to.sessions:
+        sessions = to.sessions
+        if not sessions:
             self._nobody(flight, request, resolver, to.nobody, now, alone)
             return
-        self._dispatcher.offer(flight, request, to.sessions, frames)
-        if flight.ended:
+        if flight.sessions:
+            # It waited for its holders, and sessions that opened meanwhile have read it.
+            key = flight.key
+            sessions = [s for s in sessions if key not in s.waiting_keys() and key not in s.handed_keys()]
+        self._dispatcher.offer(flight, request, sessions, frames)
+        if flight.ended or waits:
             return
         self._inflight.limit(flight, now)
-        owing = any(s.owes_pong(now, self._pong_after) for s in to.sessions)
+        owing = any(s.owes_pong(now, self._pong_after) for s in sessions)
         self._wait(flight, parked=alone or owing)
 
     def _nobody(
@@ -67,3 +140,83 @@ class Router:
             self._inflight.park(flight, at_once=True)
         else:
             self._inflight.wait(flight)
+
+    # --- sessions at other nodes ---
+
+    def _ask(
+        self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
+    ) -> None:
+        user = flight.key.user
+        offered = user not in self._unrouted and bool(address(self._hub, request, resolver, user).sessions)
+        if offered:
+            self._here(flight, request, resolver, frames)
+        self._wait_for_holders(Asked(flight, request, offered))
+
+    def _wait_for_holders(self, asked: Asked) -> None:
+        if asked.offered:
+            # The sessions here may fail before it is known who else has the user.
+            asked.flight.looked_for()
+        else:
+            user = asked.flight.key.user
+            self._unrouted[user] = self._unrouted.get(user, 0) + 1
+        self._asked.append(asked)
+        self._wake.set()
+
+    def again(self, forward: Forward) -> None:
+        """The node that it was forwarded to has no session of its user any more: ask once more who has."""
+        self._wait_for_holders(Asked(forward.flight, forward.request, offered=True, again=True))
+
+    async def run(self) -> None:
+        """Ask for holders, and act on the answers, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asked:
+                some = self._asked[:PUSHES]
+                holders = await self._holders(list(dict.fromkeys(one.flight.key.user for one in some)))
+                del self._asked[: len(some)]
+                for one in some:
+                    self._found(one, holders.get(one.flight.key.user, ()))
+                self._dispatcher.flush()
+
+    async def _holders(self, users: list[str]) -> dict[str, Sequence[str]]:
+        assert self._directory is not None
+        while True:
+            try:
+                return dict(await self._persistence.call(partial(self._directory.holders, users)))
+            except StatementFailed as failed:
+                self._errors.handle(failed, "nodes.holders", {"users": len(users)})
+                await self._clock.sleep(TRY_AGAIN)
+
+    def _found(self, asked: Asked, boots: Sequence[str]) -> None:
+        """These processes have sessions of its user."""
+        flight, request, offered, again = asked
+        if not offered:
+            self._routed(flight.key.user)
+        if not flight.withdrawn:
+            for boot in boots:
+                self._forwards.send(flight, request, boot, again=again)
+        if offered and not (again and flight.sessions == 0):
+            flight.found(self._clock.time())
+        elif not flight.ended:
+            self._unoffered(flight, request, forwarded=bool(boots), waits=offered)
+
+    def _unoffered(self, flight: Flight, request: PushRequest, *, forwarded: bool, waits: bool) -> None:
+        """No session here was offered it. `waits`: its deadlines have begun."""
+        if waits:
+            flight.open -= 1  # see `looked_for`
+        else:
+            flight.taken_mono = self._clock.monotonic()
+        resolver = resolver_of(request)
+        if not forwarded or address(self._hub, request, resolver, flight.key.user).sessions:
+            self._here(flight, request, resolver, {}, waits=waits)
+            return
+        self._inflight.limit(flight, flight.taken_mono)
+        self._wait(flight, parked=bool(flight.messages) and flight.messages[0].alone)
+
+    def _routed(self, user: str) -> None:
+        left = self._unrouted[user] - 1
+        if left:
+            self._unrouted[user] = left
+        else:
+            del self._unrouted[user]

@@ -116,6 +116,7 @@ class Flight(Offered):
         "published_at",
         "reason",
         "sessions",
+        "silent",
         "state",
         "taken_at",
         "taken_mono",
@@ -173,7 +174,9 @@ class Flight(Offered):
         self.proof = Proof.NONE
         """The best proof, late proof included."""
         self.sessions = self.open = 0
-        """Sessions that may still prove it."""
+        """Sessions that may still prove it; all those at another node count as one."""
+        self.silent = 0
+        """Nodes that it was forwarded to, and that have not said what became of it."""
         self.attempts = 0
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
@@ -203,6 +206,35 @@ class Flight(Offered):
         step(self.state, Event.ADDRESSED)
         self.sessions += sessions
         self.open += sessions
+
+    def looked_for(self) -> None:
+        """It is asked which other nodes have sessions of its user: until `found` it does not fail."""
+        self.open += 1
+
+    def found(self, now: float) -> Effect:
+        """It was forwarded to all of those; or it fails now, if nobody can prove it."""
+        return self.lost(now, handed=False)
+
+    def forwarded(self) -> None:
+        """It was forwarded to another node that has sessions of its user."""
+        self.addressed(1)
+        self.silent += 1
+
+    def answered(self) -> None:
+        """One of those nodes has said for the first time what became of it, or never got it."""
+        self.silent -= 1
+
+    def not_there(self) -> None:
+        """That node has no session of its user any more. Its holders are asked for again: nothing is decided yet."""
+        self.sessions -= 1
+        self.open -= 1
+
+    def excluded(self, now: float) -> Effect:
+        """All sessions that the user has at that node are named in `except`."""
+        if self.sessions > 1 or self.ended:
+            return self.lost(now, handed=False)
+        self.not_there()
+        return self.undeliverable(Outcome.OFFLINE, Reason.EXCLUDED, now)
 
     def handed(self, now: float) -> Effect:
         """See `Offered`."""
@@ -264,8 +296,11 @@ class Flight(Offered):
         line = step(self.state, Event.TIMED_OUT)
         if line.outcome is None or line.reason is None:
             return Effect.NOTHING
-        if self.sessions == 0 and self.state is State.TAKEN:
-            return self._fail(Outcome.OFFLINE, Reason.NO_SESSION, now)
+        if self.state is State.TAKEN:
+            if self.sessions == 0:
+                return self._fail(Outcome.OFFLINE, Reason.NO_SESSION, now)
+            if self.silent:
+                return self._fail(Outcome.UNKNOWN, Reason.NODE_SILENT, now)
         return self._fail(line.outcome, line.reason, now)
 
     def undeliverable(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
@@ -276,7 +311,7 @@ class Flight(Offered):
     def superseded(self, now: float) -> Effect:
         """A newer push with its collapse key was taken: if it was not handed over yet, it never will be."""
         line = step(self.state, Event.SUPERSEDED)
-        if line.outcome is not None and line.reason is not None and self.attempts == 0:
+        if line.outcome is not None and line.reason is not None and self.attempts == 0 and not self.silent:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         if self.kept is not None:
             self.kept.collapsed = True

@@ -98,6 +98,7 @@ STEPS: Mapping[tuple[State, Event], Step] = {
     (_S.RECEIVED, _E.SUPERSEDED): Step(_S.RECEIVED, _O.SUPERSEDED, _R.COLLAPSED),
     (_S.RECEIVED, _E.RECALLED): Step(_S.ENDED, _O.RECALLED, _R.WITHDRAWN),
     (_S.RECEIVED, _E.LOGGED): Step(_S.ENDED),
+    (_S.ENDED, _E.ADDRESSED): Step(_S.ENDED),
     (_S.ENDED, _E.HANDED): Step(_S.ENDED),
     (_S.ENDED, _E.RECEIVED): Step(_S.ENDED),
     (_S.ENDED, _E.ACKED): Step(_S.ENDED),

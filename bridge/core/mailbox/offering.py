@@ -47,6 +47,9 @@ class Offering:
             return session.offer_kept(_frame(session.mode, row), None)
         flight = self._inflight.get(key)
         if flight is None:
+            if key in handed:
+                # Forwarded by its owner, who hears what its peer proves.
+                return True
             if key in gone:
                 # Delivered to another session just now: a session that resumes gets it as well.
                 resumes = session.replay is not None and session.replay.seen is not None

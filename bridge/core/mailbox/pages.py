@@ -122,6 +122,19 @@ class Pages:
         self._hold(session, replay)
         self._want(session)
 
+    def rung(self, user: str, position: int) -> None:
+        """Another node has stored a push for this user, at this position: sessions read it, unless they have it."""
+        for session in self._hub.of_user(user):
+            if not session.takes_pushes:
+                continue
+            replay = session.replay
+            if replay is None:
+                until = max(position, self._inflight.take_position())
+                self.begin_replay(session, Replay(after=position - 1, until=until, again=True))
+            else:
+                replay.until = max(replay.until, position)
+                replay.rung = position if replay.rung is None else min(position, replay.rung)
+
     def _hold(self, session: Session, replay: Replay) -> None:
         session.begin_replay(replay)
         self._replaying[session] = None
@@ -226,8 +239,10 @@ class Pages:
         if replay is None:
             return
         replay.asked = replay.full = False
-        waiting = session.waiting_keys() if replay.again else set()
-        handed = session.handed_keys() if replay.again else set()
+        # What another node has stored it may have forwarded as well.
+        may_have = replay.again or any(row.boot != self._boot for row in page.rows)
+        waiting = session.waiting_keys() if may_have else set()
+        handed = session.handed_keys() if may_have else set()
         for row in page.rows:
             # Pushes taken here from now on come after those of other nodes that were seen.
             self._inflight.above(row.position)
@@ -244,11 +259,11 @@ class Pages:
             replay.after = row.position
         else:
             replay.after = max(replay.after, page.reached if page.more else replay.after)
-            if (
-                not page.more
-                and self._released(session)
-                and session.end_replay(self._inflight.take_position())
-            ):
+            if page.more:
+                pass
+            elif replay.rung is not None:
+                replay.after, replay.rung, replay.again = min(replay.after, replay.rung - 1), None, True
+            elif self._released(session) and session.end_replay(self._inflight.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
         self.flush(session)

@@ -69,10 +69,12 @@ class Reason(enum.StrEnum):
     WITHDRAWN = "withdrawn"
     SLOW_CONSUMER = "slow_consumer"
     REVOKED = "revoked"
+    NODE_UNREACHABLE = "node_unreachable"
     OVERFLOW = "overflow"
     NO_PROOF = "no_proof"
     CONNECTION_LOST = "connection_lost"
     NODE_DIED = "node_died"
+    NODE_SILENT = "node_silent"
     NOT_JSON = "not_json"
     INVALID = "invalid"
     UNSUPPORTED = "unsupported"
@@ -147,6 +149,18 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.UNKNOWN, Reason.NO_PROOF, True, "handed over; no proof in BRIDGE_CONFIRM_TIMEOUT"),
     Ending(Outcome.UNKNOWN, Reason.CONNECTION_LOST, True, "handed over; the connection ended before proof"),
     Ending(Outcome.UNKNOWN, Reason.NODE_DIED, True, "the bridge process died while the proof was awaited"),
+    Ending(
+        Outcome.DROPPED,
+        Reason.NODE_UNREACHABLE,
+        True,
+        "the node that has the user's session could not be reached",
+    ),
+    Ending(
+        Outcome.UNKNOWN,
+        Reason.NODE_SILENT,
+        True,
+        "forwarded to the node that has the user's session, which has not answered in time",
+    ),
     Ending(Outcome.REJECTED, Reason.NOT_JSON, True, "the body is not JSON (RFC 8259) in UTF-8"),
     Ending(Outcome.REJECTED, Reason.INVALID, True, "a field or header is wrong; `detail` names it"),
     Ending(Outcome.REJECTED, Reason.UNSUPPORTED, True, "a field whose feature this version does not have"),
@@ -189,6 +203,18 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.STORED, Reason.NOT_ACKED, False, "kept: received, but acked was wanted and has not come"),
     Ending(
         Outcome.STORED, Reason.CONNECTION_LOST, False, "kept: handed over; the connection ended before proof"
+    ),
+    Ending(
+        Outcome.STORED,
+        Reason.NODE_UNREACHABLE,
+        False,
+        "kept: the node that has the user's session could not be reached",
+    ),
+    Ending(
+        Outcome.STORED,
+        Reason.NODE_SILENT,
+        False,
+        "kept: forwarded to the node that has the user's session, which has not answered in time",
     ),
 )
 FINAL: Mapping[Outcome, bool] = {e.outcome: e.final for e in ENDINGS}

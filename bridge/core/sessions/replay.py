@@ -6,7 +6,19 @@ from __future__ import annotations
 class Replay:
     """How far a session has come with what is kept for its user. Positions are those of `Row.position`."""
 
-    __slots__ = ("after", "again", "asked", "began", "full", "last", "missed", "resumed", "seen", "until")
+    __slots__ = (
+        "after",
+        "again",
+        "asked",
+        "began",
+        "full",
+        "last",
+        "missed",
+        "resumed",
+        "rung",
+        "seen",
+        "until",
+    )
 
     def __init__(
         self, *, after: int, until: int, seen: int | None = None, last: str | None = None, again: bool = False
@@ -27,6 +39,8 @@ class Replay:
         """There was no room for all of the last page: no other is read before the socket takes bytes."""
         self.missed: int | None = None
         """The position of the first push that could not be held: the next round begins with it."""
+        self.rung: int | None = None
+        """The lowest position that another node has stored a push at since the last page was asked for."""
         self.resumed: int | None = None
         """The position of the push that it resumed after; None unless its client was promised everything since."""
         self.began = 0.0

@@ -34,10 +34,10 @@ class Commits:
         *,
         hooks: Hooks,
         metrics: Metrics,
-        on_stored: Callable[[str, int], None],
+        on_stored: Callable[[Row, int], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """`on_stored` is called with the user and the bytes of each push whose row says `stored`, `on_written` with
+        """`on_stored` is called with each row that says `stored`, and the bytes of its push, `on_written` with
         the user of each committed row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
@@ -121,7 +121,7 @@ class Commits:
                 flight.kept.stored_announced = True
                 payment.receipts.append(Receipt(row, row.owed or ()))
             self._inflight.stored(flight)
-            self._on_stored(row.key.user, flight.kept.size)
+            self._on_stored(row, flight.kept.size)
             self._on_written(row.key.user)
 
     def answered(self, message: HeldMessage, row: Row, fingerprint: int, payment: Payment) -> None:

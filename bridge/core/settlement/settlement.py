@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.rows import Row
 from bridge.core.ports.broker import Acks, DeadLetters, Receipts
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
@@ -62,7 +63,7 @@ class Settlement:
         bounds: Bounds,
         node: str,
         boot: str,
-        on_stored: Callable[[str, int], None],
+        on_stored: Callable[[Row, int], None],
         on_written: Callable[[str], None],
     ) -> None:
         """For `on_stored` and `on_written` see `Commits`."""

@@ -205,6 +205,10 @@ insert into ending (outcome, reason, final, meaning) values
     ('unknown', 'no_proof', true, 'handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
     ('unknown', 'connection_lost', true, 'handed over; the connection ended before proof'),
     ('unknown', 'node_died', true, 'the bridge process died while the proof was awaited'),
+    ('dropped', 'node_unreachable', true, 'the node that has the user''s session could not be reached'),
+    ('unknown', 'node_silent', true, 'forwarded to the node that has the user''s session, which has not answered in time'),
+    ('stored', 'node_unreachable', false, 'kept: the node that has the user''s session could not be reached'),
+    ('stored', 'node_silent', false, 'kept: forwarded to the node that has the user''s session, which has not answered in time'),
     ('rejected', 'not_json', true, 'the body is not JSON (RFC 8259) in UTF-8'),
     ('rejected', 'invalid', true, 'a field or header is wrong; `detail` names it'),
     ('rejected', 'unsupported', true, 'a field whose feature this version does not have'),
@@ -1599,7 +1603,9 @@ create table node (
     steady_since timestamptz not null,
     begun        bigint      not null default 0,
     with_row     bigint      not null default 0,
-    on_their_way bigint      not null default 0
+    on_their_way bigint      not null default 0,
+    queue        text,
+    known_until  timestamptz
 );
 comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
 comment on column node.name is 'The node''s name (BRIDGE_NODE).';
@@ -1611,6 +1617,10 @@ comment on column node.steady_since is
 comment on column node.begun is 'Pushes that this boot has taken until seen_at, each counted once per user.';
 comment on column node.with_row is 'Those of them whose first row was committed by then.';
 comment on column node.on_their_way is 'Those of them that had no row yet; with with_row they must be all.';
+comment on column node.queue is 'The queue at the broker on which it listens to other nodes; null while it has none.';
+comment on column node.known_until is
+    'It knows every process that had its name by then; null: it does not look for others. A node has no sessions before '
+    'all living ones know it.';
 
 create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
     language plpgsql volatile
@@ -2082,6 +2092,31 @@ begin
     return dropped;
 end $$;
 comment on function drop_old_sessions is 'Deletes at most so many sessions that closed before a time; returns how many.';
+
+create function look_around(p_name text, p_boot text, p_queue text, p_known_until float8)
+    returns table (its_name text, its_boot text, its_queue text, lives boolean, knows_until float8, right_now float8)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+declare
+    -- Before the statement that looks: who has a name by now is seen by it.
+    now_first timestamptz := clock_timestamp();
+begin
+    update node n set queue = nullif(p_queue, ''), known_until = coalesce(to_timestamp(p_known_until), n.claimed_at)
+    where n.name = p_name and n.boot = p_boot;
+    if not found then
+        return;
+    end if;
+    return query
+    select n.name, n.boot, coalesce(n.queue, ''), n.seen_at > now_first - interval '5 seconds',
+        extract(epoch from n.known_until)::float8, extract(epoch from now_first)::float8
+    from node n
+    where n.boot = p_boot or n.seen_at > now_first - interval '30 seconds'
+       or exists (select from session s where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null);
+end $$;
+comment on function look_around is
+    'Notes where a process listens and up to when it knows the others; returns it and those: who lives, or has sessions that '
+    'nobody has ended. Without a row, another process has its name.';
 
 create view who_is_online as
 select s.user_id, s.session, s.node, s.opened_at, s.mode, s.address, s.user_agent, s.expires_at

@@ -1,0 +1,148 @@
+"""Letters between nodes: a queue of this process at the broker, and a channel to those of the others.
+
+It has a connection of its own, which is never paused. The queue is exclusive to it, so it ends with it. The next
+connection has another, since a connection that the broker has not noticed to be dead keeps its queue. Others learn its
+name from the database.
+
+A letter counts only with the user id that the broker has checked (RabbitMQ's guide "Validated User-ID"): that of this
+bridge's own user. Who logs in without a name in the URL (EXTERNAL) has no such id: then whoever may publish to the
+default exchange can write letters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import aio_pika
+import aiormq.abc
+from aio_pika.connection import make_url
+from pamqp.common import FieldTable
+
+from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, Tap, border, channel
+from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.link import Link, LinkState
+from bridge.adapters.amqp.login import GUEST
+from bridge.adapters.amqp.outbox import Failure, Message, Outbox
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Letter, NodeListener, Sent
+from bridge.core.ports.plugins import ErrorHandler
+
+NODE_QUEUE: Final = "push.node"
+"""What the names of the queues begin with."""
+WRITE_TIMEOUT: Final = 2.0
+"""Seconds to wait for the confirms of one write."""
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of letters that may wait for a node; over it the broker takes no more."""
+
+
+class NodeLink:
+    """Fills the port NodePost inside its `async with`. `listen` says who hears what comes."""
+
+    def __init__(
+        self, url: str, node: str, boot: str, *, seconds: float, clock: Clock, errors: ErrorHandler
+    ) -> None:
+        """`seconds`: after that a letter that nobody has read is thrown away."""
+        self._errors = errors
+        self._node = node
+        self._boot = boot
+        self._millis = max(1, int(seconds * 1000))
+        self._link = Link(url, f"{node} nodes", self, clock=clock, errors=errors)
+        given = make_url(url)
+        external = str(given.query.get("auth", "")).lower() == "external"
+        self._user = "" if external else given.user or GUEST
+        self._outbox: Outbox | None = None
+        self._queue = ""
+        self._numbers = itertools.count(1)
+        self._listener: NodeListener | None = None
+        self.strangers = 0
+        """Letters that were thrown away, since their user id is not ours."""
+
+    def listen(self, listener: NodeListener) -> None:
+        """From now on this one hears what comes; to be called before the connection is opened."""
+        self._listener = listener
+
+    async def __aenter__(self) -> Self:
+        await self._link.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._link.__aexit__(kind, exc, tb)
+        self.lost("closed")
+
+    @property
+    def queue(self) -> str:
+        """See the port."""
+        return self._queue
+
+    # --- LinkUser ---
+
+    async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
+        """Declare the queue, consume it, and open the channel to the others."""
+        name = f"{NODE_QUEUE}.{self._node}.{self._boot}-{next(self._numbers)}"
+        low = await channel(connection, confirms=False)
+        arguments: FieldTable = {
+            "x-queue-type": "classic",
+            "x-message-ttl": self._millis,
+            "x-max-length-bytes": QUEUE_BYTES,
+            "x-overflow": "reject-publish",
+        }
+        async with border(f"declare {name}", STEP_TIMEOUT):
+            await low.queue_declare(name, exclusive=True, arguments=arguments)
+        async with border(f"consume {name}", STEP_TIMEOUT):
+            # Letters are not acked: what a dead node has not read is worth nothing.
+            await low.basic_consume(name, self._came, no_ack=True, exclusive=True)
+        self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
+        self._queue = name
+        if self._listener is not None:
+            self._listener.listening()
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Confirms, returns, and whatever ends the channel."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        outbox.happened(events)
+        if outbox.ended:
+            self._link.give_up(outbox.ended)
+
+    def lost(self, cause: str) -> None:
+        """The connection is lost, and the queue with it."""
+        outbox, self._outbox = self._outbox, None
+        self._queue = ""
+        if outbox is not None:
+            outbox.end(cause)
+
+    # --- Letters ---
+
+    async def _came(self, message: aiormq.abc.DeliveredMessage) -> None:
+        if self._user and message.header.properties.user_id != self._user:
+            self.strangers += 1
+            return
+        if self._listener is not None:
+            self._listener.came(bytes(message.body))
+
+    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
+        """See the port."""
+        outbox = self._outbox
+        if outbox is None or self._link.state is not LinkState.OPEN:
+            return [Sent.UNREACHABLE] * len(letters)
+        failures = await outbox.publish([self._message(letter) for letter in letters], WRITE_TIMEOUT)
+        return [_sent(failures, place) for place in range(len(letters))]
+
+    def _message(self, letter: Letter) -> Message:
+        number = f"{self._boot}-{next(self._numbers)}"
+        properties = encoding.properties(message_id=number, type="push.letter", user_id=self._user)
+        return Message("", encoding.octets(letter.queue), properties, letter.body, number)
+
+
+def _sent(failures: Mapping[int, Failure], place: int) -> Sent:
+    failure = failures.get(place)
+    if failure is None:
+        return Sent.DELIVERED
+    return Sent.UNREACHABLE if failure.returned or failure.nacked else Sent.UNSURE

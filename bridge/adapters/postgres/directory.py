@@ -1,0 +1,59 @@
+"""The Directory port on Postgres: the table of nodes, and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
+
+from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
+from bridge.adapters.postgres.rows import texts
+from bridge.core.errors import StoreUnavailable
+from bridge.core.model.nodes import Around, Neighbour
+
+_LOOK: LiteralString = """
+    select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.right_now from look_around(%s, %s, %s, %s) a
+    """
+_HOLDERS: LiteralString = """
+    select distinct s.user_id, s.boot from session s
+    where s.user_id = any (%s) and s.closed_at is null and s.boot <> %s collate "C"
+    """
+
+
+class PostgresDirectory:
+    """Other nodes, by the database. Opens its connections when they are needed; needs no start."""
+
+    def __init__(self, dsn: str, node: str, boot: str) -> None:
+        self._node = node
+        self._boot = boot
+        self._connections = Connections(dsn, f"bridge {node} nodes", CONNECTIONS["nodes"])
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._connections.close()
+
+    async def look(self, queue: str, known_until: float | None) -> Around:
+        """See the port."""
+        rows = await self._fetch(_LOOK, (self._node, self._boot, queue, known_until))
+        if not rows:
+            raise StoreUnavailable("another process has the name of this node")
+        others = [
+            Neighbour(node, boot, its_queue, alive, knows)
+            for node, boot, its_queue, alive, knows, _ in rows
+            if boot != self._boot
+        ]
+        return Around(rows[0][5], others)
+
+    async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """See the port."""
+        found: dict[str, list[str]] = {}
+        for user, boot in await self._fetch(_HOLDERS, (texts(list(users)), self._boot)):
+            found.setdefault(user, []).append(boot)
+        return found
+
+    async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
+        async def work(conn: Connection) -> list[tuple[Any, ...]]:
+            cursor = conn.cursor(binary=True)
+            await cursor.execute(query, params, prepare=True)
+            return await cursor.fetchall()
+
+        return await self._connections.run(work)

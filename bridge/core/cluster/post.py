@@ -1,0 +1,89 @@
+"""Send items to other nodes: one letter for all that waits for a node, in the order in which it came.
+
+While a letter is on its way, items collect for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.contract.letters import Forwarded, Item, encode_letter
+from bridge.core.ports.nodes import Letter, NodePost, Sent
+
+ITEMS: Final = 500
+"""Items in one letter,"""
+BYTES: Final = 1024 * 1024
+"""and bytes of their data; a single push may have more."""
+
+
+class _Waiting(NamedTuple):
+    item: Item
+    failed: Callable[[Sent], None]
+
+
+class Post:
+    """Sends what other nodes are to know."""
+
+    def __init__(self, mail: NodePost | None, neighbours: Neighbours, boot: str) -> None:
+        self._mail = mail
+        self._neighbours = neighbours
+        self._boot = boot
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._wake = asyncio.Event()
+
+    def add(self, boot: str, item: Item, failed: Callable[[Sent], None]) -> None:
+        """Send this to the process with this boot. `failed` is told unless it is delivered."""
+        self._waiting.setdefault(boot, deque()).append(_Waiting(item, failed))
+        self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Items that are not sent yet."""
+        return sum(map(len, self._waiting.values()))
+
+    async def run(self) -> None:
+        """Send as items come, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._send()
+
+    async def _send(self) -> None:
+        letters: list[Letter] = []
+        inside: list[list[_Waiting]] = []
+        for boot in list(self._waiting):
+            line = self._waiting[boot]
+            some = _some(line)
+            if not line:
+                del self._waiting[boot]
+            neighbour = self._neighbours.of_boot(boot)
+            if neighbour is None or not neighbour.queue:
+                _tell(some, Sent.UNREACHABLE)
+                continue
+            letters.append(Letter(neighbour.queue, encode_letter(self._boot, [one.item for one in some])))
+            inside.append(some)
+        if not letters or self._mail is None:
+            return
+        for some, sent in zip(inside, await self._mail.send(letters), strict=True):
+            if sent is not Sent.DELIVERED:
+                _tell(some, sent)
+
+
+def _some(line: deque[_Waiting]) -> list[_Waiting]:
+    some: list[_Waiting] = []
+    size = 0
+    while line and len(some) < ITEMS and size < BYTES:
+        one = line.popleft()
+        some.append(one)
+        size += len(one.item.data) if isinstance(one.item, Forwarded) else 0
+    return some
+
+
+def _tell(some: list[_Waiting], sent: Sent) -> None:
+    for one in some:
+        one.failed(sent)

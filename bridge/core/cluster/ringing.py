@@ -1,0 +1,88 @@
+"""Ring other nodes when a push is stored: its user may have opened a session there since the holders were asked for.
+
+The order is: store, commit, look again, ring. A session that opens reads the mailbox after its open is committed. So
+either it finds the row, or this look finds the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.cluster.post import Post
+from bridge.core.contract.letters import Ring
+from bridge.core.errors import StatementFailed
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Directory, Sent
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.settlement.persistence import Persistence
+
+USERS: Final = 500
+"""Users that one statement asks for."""
+TRY_AGAIN: Final = 1.0
+"""Seconds until users are asked for again, where the statement fails though the database is there."""
+
+
+class Ringing:
+    """Asks for the holders of users whose mailbox has grown, and rings them."""
+
+    def __init__(
+        self,
+        directory: Directory | None,
+        *,
+        persistence: Persistence,
+        neighbours: Neighbours,
+        post: Post,
+        errors: ErrorHandler,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._persistence = persistence
+        self._neighbours = neighbours
+        self._post = post
+        self._errors = errors
+        self._clock = clock
+        self._grown: dict[str, int] = {}
+        """The lowest position that each user may not have heard of."""
+        self._wake = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Users whose holders are not asked for yet."""
+        return len(self._grown)
+
+    def stored(self, user: str, position: int) -> None:
+        """The row of a push is committed and says `stored`."""
+        if self._directory is None or self._neighbours.alone:
+            return
+        self._grown[user] = min(position, self._grown.get(user, position))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Ring as rows are stored, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._grown:
+                some = {user: self._grown.pop(user) for user in list(self._grown)[:USERS]}
+                await self._ring(some)
+
+    async def _ring(self, positions: dict[str, int]) -> None:
+        assert self._directory is not None
+        ask = partial(self._directory.holders, list(positions))
+        while True:
+            try:
+                found = await self._persistence.call(ask)
+                break
+            except StatementFailed as failed:
+                self._errors.handle(failed, "nodes.holders", {"users": len(positions)})
+                await self._clock.sleep(TRY_AGAIN)
+        for user, boots in found.items():
+            for boot in boots:
+                self._post.add(boot, Ring(user, positions[user]), _not_heard)
+
+
+def _not_heard(sent: Sent) -> None:
+    """Whoever could not be reached reads the mailboxes of all its users when it listens again."""

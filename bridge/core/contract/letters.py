@@ -1,0 +1,121 @@
+"""What one node sends to another: pushes for sessions there, reports of what became of them, and rings.
+
+A letter is a MessagePack array: the version, who sent it, and its items in their order.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from bridge.core.errors import BridgeError
+
+VERSION: Final = 1
+
+
+class Word(enum.IntEnum):
+    """What a node reports of a push that was forwarded to it."""
+
+    HANDED = 0
+    """A session has handed it to its socket."""
+    RECEIVED = 1
+    """A peer has answered a ping that was sent after it."""
+    ACKED = 2
+    """An application has sent the ack frame for it."""
+    LOST = 3
+    """No session will prove it any more, and one had handed it over."""
+    UNSENT = 4
+    """No session will prove it any more, and none had handed it over."""
+    ABSENT = 5
+    """No session of its user is here."""
+    EXCLUDED = 6
+    """Every session of its user that is here is excluded."""
+
+
+class Forwarded(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
+    """A push for the sessions of one user."""
+
+    number: int
+    """By which its sender knows it."""
+    tenant: str
+    push_id: str
+    user: str
+    event: str
+    encoding: str
+    data: bytes
+    confirm: int
+    excluded: tuple[str, ...]
+    kept_at: int | None
+    """Its position where it has a ttl: then it is in the mailbox, too. None: it is not."""
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """What became of a push."""
+
+    number: int
+    word: Word
+    why: str = ""
+    """A `Reason`'s word, where the queue of a session was the cause that it was not sent."""
+
+
+class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """A push is stored in the mailbox of a user who has sessions there."""
+
+    user: str
+    position: int
+
+
+class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """A push must not be sent any more; sessions that have it are told."""
+
+    tenant: str
+    push_id: str
+    user: str
+
+
+Item: TypeAlias = Forwarded | Report | Ring | Withdrawn
+
+
+class Post(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A letter."""
+
+    version: int
+    boot: str
+    """The process that sends it."""
+    items: Sequence[Item]
+
+
+class _Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    version: int
+
+
+class NotUnderstood(BridgeError):
+    """A letter that this version can't read."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"a letter from another node can't be read: {why}")
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Post).decode
+_version = msgspec.msgpack.Decoder(_Envelope).decode
+
+
+def encode_letter(boot: str, items: Sequence[Item]) -> bytes:
+    """A letter from this process."""
+    return _encode(Post(VERSION, boot, items))
+
+
+def decode_letter(body: bytes) -> Post:
+    """The letter; raises NotUnderstood."""
+    try:
+        version = _version(body).version
+        if version != VERSION:
+            raise NotUnderstood(f"its version is {version}, and this bridge speaks version {VERSION}")
+        return _decode(body)
+    except msgspec.MsgspecError as error:
+        raise NotUnderstood(str(error)) from error

@@ -1,0 +1,68 @@
+"""The ports to other nodes: who they are, which of them have a user's sessions, and how a message gets to one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from bridge.core.model.nodes import Around
+
+
+class Directory(Protocol):
+    """What the database knows of other nodes. Raises StoreUnavailable as the methods of the store do."""
+
+    async def look(self, queue: str, known_until: float | None) -> Around:
+        """Who else is there now. It notes for others where this process listens, and that it has acted on an earlier
+        answer whose `now` was `known_until` (None: on none yet).
+
+        Raises StoreUnavailable also where another process has this node's name.
+        """
+        ...
+
+    async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """For each of these users that has open sessions at other processes: the boots of those, in no order."""
+        ...
+
+
+class Letter(NamedTuple):
+    """A message to another node."""
+
+    queue: str
+    body: bytes
+
+
+class Sent(enum.Enum):
+    """What became of a letter."""
+
+    DELIVERED = "delivered"
+    """It is in the queue of its node."""
+    UNREACHABLE = "unreachable"
+    """No node has it, and none will."""
+    UNSURE = "unsure"
+    """Nobody knows: the connection was lost, or no confirm came in time."""
+
+
+class NodePost(Protocol):
+    """Messages between nodes."""
+
+    @property
+    def queue(self) -> str:
+        """The queue on which this process listens; empty while it has none."""
+        ...
+
+    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
+        """Publish these in order; returns what became of each within a few seconds. Never raises."""
+        ...
+
+
+class NodeListener(Protocol):
+    """The core's side: called from the event loop, must not raise."""
+
+    def came(self, body: bytes) -> None:
+        """Another node sent this; letters of one node come in the order in which it sent them."""
+        ...
+
+    def listening(self) -> None:
+        """This process listens on a new queue. What was sent to the one before may be lost."""
+        ...
