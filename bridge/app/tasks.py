@@ -96,10 +96,11 @@ def _sharing(node: Node) -> Sequence[Task]:
     if core.ports.directory is None:
         return ()
     return (
-        Task("nodes", core.neighbours.run, after_start=True),
-        Task("letters", core.post.run),
+        Task("nodes", core.cluster.neighbours.run, after_start=True),
+        Task("letters", core.cluster.post.run),
         Task("forwards", core.router.run),
-        Task("rings", core.ringing.run),
+        Task("rings", core.cluster.ringing.run),
+        Task("recalls of others", core.from_nodes.run),
     )
 
 
@@ -144,15 +145,16 @@ async def _first_error() -> AsyncIterator[None]:
 async def start(at: Workplace) -> None:
     """Take away the gate's cause `starting`.
 
-    The rule: no push is taken before the node's name is claimed, a row can be written, revocations have been read, and
-    the highest position of the log is known; and nobody comes in before all other nodes know this one. A database that is down may come up, so all of it is tried again. An
-    unsuitable database stays so, and a name that another node has is that node's: the start is refused.
+    The rule: no push is taken before the node's name is claimed, a row can be written, revocations have been read,
+    and the highest position of the log is known; and nobody comes in before all other nodes know this one. A
+    database that is down may come up, so all of it is tried again. An unsuitable database stays so, and a name that
+    another node has is that node's: the start is refused.
     """
     node = at.node
     back_off = BackOff(node.clock, at.limits.start_retry)
     while not await _done(node, _claim(node, at.rows)):
         await back_off.wait()
-    while not await _done(node, _become_known(node, at.rows)) or node.core.neighbours.unaware:
+    while not await _done(node, _become_known(node, at.rows)) or node.core.cluster.neighbours.unaware:
         await node.clock.sleep(at.limits.look_around)
     while not await _done(node, node.core.revoking.begin()):
         await back_off.wait()
@@ -185,9 +187,9 @@ async def _claim(node: Node, rows: Rows) -> None:
 
 async def _become_known(node: Node, rows: Rows) -> None:
     """Let other nodes know this one: until they do they would say that nobody is here."""
-    await node.core.neighbours.look()
+    await node.core.cluster.neighbours.look()
     await rows.lease.renew()
-    unaware = node.core.neighbours.unaware
+    unaware = node.core.cluster.neighbours.unaware
     if unaware:
         node.gate.shut("starting", f"other nodes do not know this one yet: {', '.join(unaware)}")
 

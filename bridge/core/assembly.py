@@ -6,15 +6,13 @@ floors: what is in flight, sessions, mailbox, delivery, settlement, control.
 
 from __future__ import annotations
 
-from bridge.core.cluster.forwards import Forwards
+from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
-from bridge.core.cluster.neighbours import Neighbours
-from bridge.core.cluster.post import Post
-from bridge.core.cluster.ringing import Ringing
 from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.elsewhere import Elsewhere
+from bridge.core.delivery.everywhere import Everywhere
 from bridge.core.delivery.fan_out import FanOut
 from bridge.core.delivery.from_nodes import FromNodes
 from bridge.core.delivery.grace import Grace
@@ -25,6 +23,7 @@ from bridge.core.delivery.liveness import Liveness
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.muting import Muting
+from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.delivery.reading import Reader
@@ -34,7 +33,7 @@ from bridge.core.delivery.renewing import Renewing
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
-from bridge.core.delivery.take import TakeParts, Taker
+from bridge.core.delivery.take import Taker
 from bridge.core.delivery.turns import Turns
 from bridge.core.given import CoreLimits, Ports
 from bridge.core.inflight.inflight import InFlight
@@ -75,7 +74,14 @@ class Core:
         )
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
-        self._make_cluster(boot)
+        self.cluster = Cluster(
+            ports.directory,
+            ports.post,
+            persistence=self._persistence("nodes to ring"),
+            clock=clock,
+            errors=errors,
+            boot=boot,
+        )
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -100,6 +106,7 @@ class Core:
             bounds=self.bounds,
         )
         self._make_taking(delivery)
+        self._make_from_nodes()
         self._make_settlement(node, boot)
         self.control = Control(
             store=ports.store,
@@ -163,22 +170,9 @@ class Core:
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
+            tell_others=lambda recall: self.from_nodes.spread(recall),
             clock=clock,
             bounds=self.bounds,
-        )
-
-    def _make_cluster(self, boot: str) -> None:
-        ports, clock, errors = self.ports, self.ports.clock, self.ports.errors
-        self.neighbours = Neighbours(ports.directory, ports.post, clock=clock, errors=errors)
-        self.post = Post(ports.post, self.neighbours, boot)
-        self.forwards = Forwards(post=self.post, clock=clock)
-        self.ringing = Ringing(
-            ports.directory,
-            persistence=self._persistence("nodes to ring"),
-            neighbours=self.neighbours,
-            post=self.post,
-            errors=errors,
-            clock=clock,
         )
 
     def _persistence(self, name: str) -> Persistence:
@@ -228,7 +222,9 @@ class Core:
         ports, clock = self.ports, self.ports.clock
         inflight, worklist = self.inflight, self.worklist
         bounds = self.bounds.taking
-        lookups = Lookups(ports.store, self.gate, clock, ports.errors, ports.metrics, self.bounds)
+        lookups = Lookups(
+            ports.store, ports.directory, self.gate, clock, ports.errors, ports.metrics, self.bounds
+        )
         dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
         turns = Turns(clock, dispatcher.flush, bounds)
         repeats = Repeats(
@@ -246,7 +242,14 @@ class Core:
         load = Load(inflight, worklist, bounds.in_hand)
         fan_out = self._fan_out(dispatcher, turns, limits)
         self.router = self._router(dispatcher, limits)
-        self._make_from_nodes()
+        everywhere = Everywhere(
+            neighbours=self.cluster.neighbours,
+            lookups=lookups,
+            router=self.router,
+            inflight=inflight,
+            turns=turns,
+            clock=clock,
+        )
         taker = Taker(
             TakeParts(
                 hub=self.hub,
@@ -260,6 +263,7 @@ class Core:
                 lookups=lookups,
                 repeats=repeats,
                 elsewhere=elsewhere,
+                everywhere=everywhere,
                 remembered=self.remembered,
                 turns=turns,
                 load=load,
@@ -288,9 +292,7 @@ class Core:
             inflight=self.inflight,
             dispatcher=dispatcher,
             grace=self.grace,
-            neighbours=self.neighbours,
-            directory=self.ports.directory,
-            forwards=self.forwards,
+            cluster=self.cluster,
             persistence=self._persistence("nodes"),
             errors=self.ports.errors,
             clock=self.ports.clock,
@@ -302,18 +304,20 @@ class Core:
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
-            post=self.post,
+            cluster=self.cluster,
             close=self.presence.close,
-            now=self.ports.clock.time,
+            late=self.worklist.late,
+            clock=self.ports.clock,
         )
         self.from_nodes = FromNodes(
             hosting=self.hosting,
-            forwards=self.forwards,
+            cluster=self.cluster,
             router=self.router,
             pages=self.pages,
-            neighbours=self.neighbours,
+            recalls=self.recalls,
             hub=self.hub,
             errors=self.ports.errors,
+            clock=self.ports.clock,
         )
 
     def _fan_out(self, dispatcher: Dispatcher, turns: Turns, limits: DeliveryLimits) -> FanOut:
@@ -365,7 +369,7 @@ class Core:
 
     def _stored(self, row: Row, size: int) -> None:
         self.mailbox_sweep.stored(row.key.user, size)
-        self.ringing.stored(row.key.user, row.position)
+        self.cluster.ringing.stored(row.key.user, row.position)
 
     def begin(self, last_position: int) -> None:
         """The store can be read, and this is the highest position that it has. Kept pushes are read from now on."""
@@ -394,4 +398,5 @@ class Core:
         remembered ids age."""
         self.liveness.renew_tokens()
         self.pages.every_second()
+        self.hosting.every_second()
         self.remembered.every_second(self.ports.clock.monotonic())

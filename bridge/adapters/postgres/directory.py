@@ -9,6 +9,7 @@ from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres.rows import texts
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.nodes import Around, Neighbour
+from bridge.core.ports.nodes import Holder
 
 _LOOK: LiteralString = """
     select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.right_now from look_around(%s, %s, %s, %s) a
@@ -16,6 +17,15 @@ _LOOK: LiteralString = """
 _HOLDERS: LiteralString = """
     select distinct s.user_id, s.boot from session s
     where s.user_id = any (%s) and s.closed_at is null and s.boot <> %s collate "C"
+    """
+_HOLDER: LiteralString = """
+    select s.user_id, case when s.closed_at is null then s.boot else '' end
+    from session s where s.session = %s collate "C"
+    """
+_EVERYONE: LiteralString = """
+    select s.user_id, array_agg(distinct s.boot) from session s
+    where s.closed_at is null and s.user_id > %s collate "C" and s.boot <> %s collate "C"
+    group by s.user_id order by s.user_id limit %s
     """
 
 
@@ -49,6 +59,15 @@ class PostgresDirectory:
         for user, boot in await self._fetch(_HOLDERS, (texts(list(users)), self._boot)):
             found.setdefault(user, []).append(boot)
         return found
+
+    async def holder(self, session: str) -> Holder | None:
+        """See the port."""
+        found = await self._fetch(_HOLDER, (session,))
+        return Holder(*found[0]) if found else None
+
+    async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
+        """See the port."""
+        return [(user, boots) for user, boots in await self._fetch(_EVERYONE, (after, self._boot, limit))]
 
     async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
         async def work(conn: Connection) -> list[tuple[Any, ...]]:

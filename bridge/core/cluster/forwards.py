@@ -1,4 +1,4 @@
-"""Forward a push to another node that has sessions of its user, and hear what became of it there.
+"""Forward pushes to other nodes that have sessions of their users, and hear what became of them there.
 
 The node that took the push owns its end. To it another node is one recipient among the user's sessions. A forward
 proves nothing, and a node that does not answer until the deadline has proven nothing either.
@@ -6,25 +6,25 @@ proves nothing, and a node that does not answer until the deadline has proven no
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.post import Post
-from bridge.core.contract.letters import Forwarded, Report, Withdrawn, Word
+from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Reason
-from bridge.core.model.pushes import PushRequest
+from bridge.core.model.pushes import PushRequest, ToSession
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
 
 OUT_MAX: Final = 100_000
 """Forwards whose end is awaited; over it the oldest are forgotten. Their deadlines are long over."""
+USERS_MAX: Final = 500
+"""Users for whom a push is in one letter: its data is in it once."""
 
 
 class Forward(NamedTuple):
-    """A push that another node has, and that may still be reported."""
+    """A push that another node has for one user, and that may still be reported."""
 
     flight: Flight
     request: PushRequest
@@ -33,49 +33,82 @@ class Forward(NamedTuple):
     """It was forwarded before, to a node that had no session of its user any more."""
 
 
+class _Batch(NamedTuple):
+    """Flights of one request for one node."""
+
+    request: PushRequest
+    again: bool
+    flights: list[Flight]
+
+
 class Forwards:
     """The pushes of this node that other nodes have."""
 
     def __init__(self, *, post: Post, clock: Clock) -> None:
         self._post = post
         self._clock = clock
-        self._numbers = itertools.count(1)
+        self._next = 1
         self._out: dict[int, Forward] = {}
         self._silent: set[int] = set()
         """Those of them of which nothing was heard yet."""
+        self._batches: dict[str, _Batch] = {}
+        """What `flush` sends, by boot."""
 
     def __len__(self) -> int:
         return len(self._out)
 
-    def send(self, flight: Flight, request: PushRequest, boot: str, *, again: bool = False) -> None:
-        """Forward a push to the process with this boot."""
-        number = next(self._numbers)
-        self._out[number] = Forward(flight, request, boot, again)
-        self._silent.add(number)
-        if len(self._out) > OUT_MAX:
-            self._forget(next(iter(self._out)))
+    def add(self, flight: Flight, request: PushRequest, boot: str, *, again: bool = False) -> None:
+        """Forward a push to the process with this boot: the next `flush` sends it."""
         flight.forwarded()
+        batch = self._batches.get(boot)
+        if batch is not None:
+            same = batch.request is request and batch.again is again
+            if same and len(batch.flights) < USERS_MAX:
+                batch.flights.append(flight)
+                return
+            self._send(boot, batch)
+        self._batches[boot] = _Batch(request, again, [flight])
+
+    def flush(self) -> None:
+        """Send what was added."""
+        batches, self._batches = self._batches, {}
+        for boot, batch in batches.items():
+            self._send(boot, batch)
+
+    def _send(self, boot: str, batch: _Batch) -> None:
+        request, again, flights = batch
+        first = self._next
+        self._next += len(flights)
+        for number, flight in enumerate(flights, first):
+            self._out[number] = Forward(flight, request, boot, again)
+            self._silent.add(number)
+        while len(self._out) > OUT_MAX:
+            self._forget(next(iter(self._out)))
         item = Forwarded(
-            number,
+            first,
+            [flight.key.user for flight in flights],
+            request.target.session if isinstance(request.target, ToSession) else "",
             request.tenant,
             request.id,
-            flight.key.user,
             request.event,
             request.encoding.value,
             request.data,
             int(request.confirm),
-            tuple(request.excluded),
-            None if flight.kept is None else flight.position,
+            list(request.excluded),
+            request.collapse_key,
+            None if flights[0].kept is None else flights[0].position,
         )
-        self._post.add(boot, item, partial(self._failed, number))
+        self._post.add(boot, item, partial(self._failed, range(first, self._next)))
 
-    def _failed(self, number: int, sent: Sent) -> None:
+    def _failed(self, numbers: range, sent: Sent) -> None:
         if sent is not Sent.UNREACHABLE:
             return  # the node may have it: its report, or the deadline, says more
-        out = self._forget(number)
-        if out is not None:
-            out.flight.answered()
-            out.flight.lost(self._clock.time(), handed=False, why=Reason.NODE_UNREACHABLE)
+        now = self._clock.time()
+        for number in numbers:
+            out = self._forget(number)
+            if out is not None:
+                out.flight.answered()
+                out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
 
     def reported(self, boot: str, report: Report) -> Forward | None:
         """A node reports. Returns the forward that found no session there: its holders must be asked for again."""
@@ -102,7 +135,8 @@ class Forwards:
     def _ended(self, report: Report, out: Forward, now: float) -> Forward | None:
         self._forget(report.number)
         flight, word = out.flight, report.word
-        if word is Word.ABSENT and not out.again and not flight.ended:
+        moved = word is Word.ABSENT and not isinstance(out.request.target, ToSession)
+        if moved and not out.again and not flight.ended:
             flight.not_there()
             return out
         if word is Word.EXCLUDED:
@@ -115,11 +149,3 @@ class Forwards:
     def _forget(self, number: int) -> Forward | None:
         self._silent.discard(number)
         return self._out.pop(number, None)
-
-    def withdraw(self, flights: Sequence[Flight]) -> None:
-        """These must not be sent any more: tell the nodes that may have them."""
-        wanted = {id(flight) for flight in flights}
-        for out in self._out.values():
-            if id(out.flight) in wanted:
-                key = out.flight.key
-                self._post.add(out.boot, Withdrawn(key.tenant, key.push_id, key.user), lambda sent: None)

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
-from bridge.core.cluster.post import Post
+from bridge.core.cluster.cluster import Cluster
 from bridge.core.contract.frames import bare_frame, push_frame, withdraw_frame
-from bridge.core.contract.letters import Forwarded, Report, Withdrawn, Word
+from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.offered import Offered
 from bridge.core.mailbox.pages import Pages
 from bridge.core.model.outcomes import Proof, Reason
-from bridge.core.model.pushes import Encoding, PushRequest, ToUser
-from bridge.core.model.rows import RowKey
+from bridge.core.model.pushes import Encoding, PushRequest, Recall, ToUsers
+from bridge.core.model.rows import LateProof, RowKey
 from bridge.core.model.sessions import CloseReason, Mode
+from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
 GUESTS_MAX: Final = 100_000
-"""Pushes of others that are remembered for a withdrawal; over it the oldest are not withdrawn any more."""
+"""Pushes of others that are remembered for a recall or a repeat; over it the oldest are forgotten."""
+UNHEARD_MAX: Final = 100_000
+"""Reports that could not be delivered and are sent again; over it the oldest are dropped."""
 
 
 class Guest(Offered):
     """A push that another node owns. It reports what its sessions report, each proof once."""
 
-    __slots__ = ("_best", "_open", "_report", "_withdrawn")
+    __slots__ = ("_best", "_open", "_report", "_withdrawn", "collapse_key")
 
-    def __init__(self, key: RowKey, confirm: Proof, report: Callable[[Word, str], None]) -> None:
+    def __init__(
+        self, key: RowKey, confirm: Proof, collapse_key: str, report: Callable[[Word, str], None]
+    ) -> None:
         self.key = key
         self.confirm = confirm
+        self.collapse_key = collapse_key
         self._report = report
         self._best = Proof.NONE
         self._open = 0
@@ -43,8 +51,14 @@ class Guest(Offered):
         return self._withdrawn
 
     def withdraw(self) -> None:
-        """Its owner does not want it to be sent any more."""
+        """A recall names it."""
         self._withdrawn = True
+
+    def rebound(self, report: Callable[[Word, str], None]) -> None:
+        """It has another owner, who is told what was proven by now."""
+        self._report = report
+        if self._best is not Proof.NONE:
+            report(Word(self._best - 1), "")
 
     def addressed(self, sessions: int) -> None:
         """It was offered to this many more sessions."""
@@ -75,6 +89,16 @@ class Guest(Offered):
             self._report(word, "" if why is None or word is Word.LOST else why.value)
 
 
+class _Unheard(NamedTuple):
+    """A report that its owner may not have."""
+
+    boot: str
+    key: RowKey
+    report: Report
+    at: float
+    """When it was made, in unix seconds."""
+
+
 class Hosting:
     """Offers the pushes of other nodes to the sessions here."""
 
@@ -84,39 +108,64 @@ class Hosting:
         hub: Hub,
         inflight: InFlight,
         pages: Pages,
-        post: Post,
+        cluster: Cluster,
         close: Callable[[Session, CloseReason], None],
-        now: Callable[[], float],
+        late: Callable[[LateProof], None],
+        clock: Clock,
     ) -> None:
-        """`close` closes a session; `now` is the wall clock."""
+        """`close` closes a session; `late` notes a proof in the row of a push whose owner is dead."""
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
-        self._post = post
+        self._post = cluster.post
+        self._neighbours = cluster.neighbours
         self._close = close
-        self._now = now
+        self._late = late
+        self._clock = clock
         self._guests: dict[RowKey, Guest] = {}
+        self._unheard: deque[_Unheard] = deque(maxlen=UNHEARD_MAX)
         self._touched: set[Session] = set()
 
     def __len__(self) -> int:
         return len(self._guests)
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
-        """Offer a push to the sessions of its user. It is handed over by `flush`."""
-        number = forwarded.number
+        """Offer a push to the sessions of its users. It is handed over by `flush`."""
+        if forwarded.kept_at is not None:
+            # Pushes taken here from now on come after it.
+            self._inflight.above(forwarded.kept_at)
+        request = _request_of(forwarded)
+        frames: dict[Mode, Frame] = {}
+        for number, user in enumerate(forwarded.users, forwarded.number):
+            self._offer_one(boot, forwarded, number, user, request, frames)
+
+    def _offer_one(
+        self,
+        boot: str,
+        forwarded: Forwarded,
+        number: int,
+        user: str,
+        request: PushRequest,
+        frames: dict[Mode, Frame],
+    ) -> None:
+        key = RowKey(forwarded.tenant, forwarded.push_id, user)
 
         def report(word: Word, why: str) -> None:
             ended = word >= Word.LOST or word >= forwarded.confirm - 1
             if ended and self._guests.get(key) is guest:
                 del self._guests[key]
-            self._post.add(boot, Report(number, word, why), _kept_back)
+            self._report(_Unheard(boot, key, Report(number, word, why), self._clock.time()))
 
-        key = RowKey(forwarded.tenant, forwarded.push_id, forwarded.user)
-        guest = Guest(key, Proof(forwarded.confirm), report)
-        if forwarded.kept_at is not None:
-            # Pushes taken here from now on come after it.
-            self._inflight.above(forwarded.kept_at)
-        here = [s for s in self._hub.of_user(forwarded.user) if s.takes_pushes]
+        known = self._guests.get(key)
+        if known is not None:
+            # Its owner has died, and the next one has taken the push: sessions have it, or will.
+            guest = known
+            guest.rebound(report)
+            return
+        guest = Guest(key, Proof(forwarded.confirm), forwarded.collapse_key, report)
+        here = [s for s in self._hub.of_user(user) if s.takes_pushes]
+        if forwarded.session:
+            here = [s for s in here if s.id == forwarded.session]
         sessions = [s for s in here if s.id not in forwarded.excluded]
         if not sessions:
             report(Word.EXCLUDED if here else Word.ABSENT, "")
@@ -125,8 +174,6 @@ class Hosting:
         if len(self._guests) > GUESTS_MAX:
             del self._guests[next(iter(self._guests))]
         guest.addressed(len(sessions))
-        frames: dict[Mode, Frame] = {}
-        request = _request_of(forwarded)
         for session in sessions:
             frame = frames.get(session.mode)
             if frame is None:
@@ -144,7 +191,9 @@ class Hosting:
 
     def _no_room(self, session: Session, guest: Guest, kept_at: int | None) -> None:
         replay = session.replay
-        guest.lost(self._now(), handed=False, why=Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW)
+        guest.lost(
+            self._clock.time(), handed=False, why=Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW
+        )
         if replay is None:
             self._close(session, CloseReason.TOO_SLOW)
         elif kept_at is not None:
@@ -156,26 +205,48 @@ class Hosting:
         self._pages.flush_all(self._touched)
         self._touched.clear()
 
-    def withdraw(self, withdrawn: Withdrawn) -> None:
-        """A push must not be sent any more; sessions are told, whether they have it or not."""
-        key = RowKey(withdrawn.tenant, withdrawn.push_id, withdrawn.user)
-        guest = self._guests.pop(key, None)
-        if guest is not None:
+    def recall(self, recall: Recall) -> None:
+        """A recall is carried out: what it names is not sent any more, and sessions are told that may have it."""
+        for guest in [guest for guest in self._guests.values() if _is_named(guest, recall)]:
             guest.withdraw()
-        for session in self._hub.of_user(withdrawn.user):
-            if session.mode is Mode.ENVELOPE and session.takes_pushes:
-                session.tell(withdraw_frame(withdrawn.push_id, withdrawn.tenant))
-                self._touched.add(session)
+            for session in self._hub.of_user(guest.key.user):
+                if session.mode is Mode.ENVELOPE and session.takes_pushes:
+                    session.tell(withdraw_frame(guest.key.push_id, guest.key.tenant))
+                    self._touched.add(session)
+        self.flush()
+
+    # --- reports ---
+
+    def _report(self, one: _Unheard) -> None:
+        self._post.add(one.boot, one.report, partial(self._not_heard, one))
+
+    def _not_heard(self, one: _Unheard, sent: Sent) -> None:
+        self._unheard.append(one)
+
+    def every_second(self) -> None:
+        """Called each second: report again what was not delivered. What a dead owner will never hear is noted in the
+        row, which has its final outcome by then."""
+        for _ in range(len(self._unheard)):
+            one = self._unheard.popleft()
+            if self._neighbours.of_boot(one.boot) is not None:
+                self._report(one)
+            elif one.report.word in (Word.RECEIVED, Word.ACKED):
+                self._late(LateProof(one.key, one.at))
 
 
-def _kept_back(sent: Sent) -> None:
-    """A report that does not arrive proves nothing to the owner, whose deadline goes on."""
+def _is_named(guest: Guest, recall: Recall) -> bool:
+    key = guest.key
+    if key.tenant != recall.tenant:
+        return False
+    if recall.push_id:
+        return key.push_id == recall.push_id
+    return key.user == recall.user and guest.collapse_key == recall.collapse_key
 
 
 def _request_of(forwarded: Forwarded) -> PushRequest:
     return PushRequest(
         id=forwarded.push_id,
-        target=ToUser(forwarded.user),
+        target=ToUsers(tuple(forwarded.users)),
         data=forwarded.data,
         event=forwarded.event,
         encoding=Encoding(forwarded.encoding),

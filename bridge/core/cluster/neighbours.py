@@ -43,6 +43,11 @@ class Neighbours:
         self._changed = asyncio.Event()
 
     @property
+    def any(self) -> bool:
+        """Whether another process is known."""
+        return bool(self._others)
+
+    @property
     def alone(self) -> bool:
         """Whether no other process can have a session now."""
         return not self._others and self._clock.boottime() < self._fresh_until

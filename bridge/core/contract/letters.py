@@ -36,18 +36,21 @@ class Word(enum.IntEnum):
 
 
 class Forwarded(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
-    """A push for the sessions of one user."""
+    """A push for the sessions of some users."""
 
     number: int
-    """By which its sender knows it."""
+    """By which its sender knows it for the first of these users; the others have the numbers that follow."""
+    users: Sequence[str]
+    session: str
+    """The only session that it is for; empty: it is for all of these users."""
     tenant: str
     push_id: str
-    user: str
     event: str
     encoding: str
     data: bytes
     confirm: int
-    excluded: tuple[str, ...]
+    excluded: Sequence[str]
+    collapse_key: str
     kept_at: int | None
     """Its position where it has a ttl: then it is in the mailbox, too. None: it is not."""
 
@@ -68,15 +71,16 @@ class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     position: int
 
 
-class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
-    """A push must not be sent any more; sessions that have it are told."""
+class Recalled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """A recall, as `Recall`: every node ends what it owns, and tells its sessions."""
 
     tenant: str
     push_id: str
     user: str
+    collapse_key: str
 
 
-Item: TypeAlias = Forwarded | Report | Ring | Withdrawn
+Item: TypeAlias = Forwarded | Report | Ring | Recalled
 
 
 class Post(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,15 +1,31 @@
-"""What other nodes send: pushes for sessions here, reports of pushes that were forwarded, rings, withdrawals."""
+"""What other nodes send: pushes for sessions here, reports of pushes that were forwarded, rings, recalls."""
 
 from __future__ import annotations
 
-from bridge.core.cluster.forwards import Forwards
+import asyncio
+from collections import deque
+from typing import Final
+
+from bridge.core.backoff import BackOff
+from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
-from bridge.core.cluster.neighbours import Neighbours
-from bridge.core.contract.letters import Forwarded, Report, Ring, decode_letter
+from bridge.core.contract.letters import Forwarded, Recalled, Report, Ring, decode_letter
 from bridge.core.delivery.routing import Router
+from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.mailbox.pages import Pages
+from bridge.core.mailbox.recalls import Recalls
+from bridge.core.model.pushes import Recall
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Sent
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.sessions.hub import Hub
+
+RECALLS_MAX: Final = 10_000
+"""Recalls of other nodes that wait to be carried out; over it the oldest are dropped: what they name is in the store's
+hands, and ends there."""
+TRY_AGAIN: Final = 0.5
+"""Seconds until a recall is tried again that failed, doubled up to `TRY_AGAIN_MAX`."""
+TRY_AGAIN_MAX: Final = 5.0
 
 
 class FromNodes:
@@ -19,20 +35,26 @@ class FromNodes:
         self,
         *,
         hosting: Hosting,
-        forwards: Forwards,
+        cluster: Cluster,
         router: Router,
         pages: Pages,
-        neighbours: Neighbours,
+        recalls: Recalls,
         hub: Hub,
         errors: ErrorHandler,
+        clock: Clock,
     ) -> None:
         self._hosting = hosting
-        self._forwards = forwards
+        self._forwards = cluster.forwards
         self._router = router
         self._pages = pages
-        self._neighbours = neighbours
+        self._recalls = recalls
+        self._neighbours = cluster.neighbours
+        self._post = cluster.post
         self._hub = hub
         self._errors = errors
+        self._back_off = BackOff(clock, TRY_AGAIN, TRY_AGAIN_MAX)
+        self._recalled: deque[Recall] = deque(maxlen=RECALLS_MAX)
+        self._wake = asyncio.Event()
 
     def came(self, body: bytes) -> None:
         """See the port."""
@@ -48,7 +70,7 @@ class FromNodes:
                 elif isinstance(item, Ring):
                     self._pages.rung(item.user, item.position)
                 else:
-                    self._hosting.withdraw(item)
+                    self._recall(item)
         except Exception as error:  # a letter that can't be handled must not cost the others
             self._errors.handle(error, "nodes.letter", {"bytes": len(body)})
         self._hosting.flush()
@@ -58,3 +80,38 @@ class FromNodes:
         self._neighbours.look_soon()
         for user in self._hub.everyone():
             self._pages.rung(user, 1)
+
+    # --- recalls ---
+
+    def spread(self, recall: Recall) -> None:
+        """Have the other nodes carry out a recall."""
+        item = Recalled(recall.tenant, recall.push_id, recall.user, recall.collapse_key)
+        for other in self._neighbours.others:
+            self._post.add(other.boot, item, _nobody_there)
+
+    def _recall(self, item: Recalled) -> None:
+        recall = Recall(item.tenant, item.push_id, item.user, item.collapse_key)
+        self._hosting.recall(recall)
+        self._recalled.append(recall)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Carry out recalls of other nodes, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._recalled:
+                recall = self._recalled[0]
+                try:
+                    await self._recalls.recall(recall, everywhere=False)
+                except (StoreUnavailable, StatementFailed) as failed:
+                    self._errors.handle(failed, "nodes.recall", {})
+                    await self._back_off.wait()
+                    continue
+                self._back_off.reset()
+                if self._recalled and self._recalled[0] is recall:
+                    self._recalled.popleft()
+
+
+def _nobody_there(sent: Sent) -> None:
+    """A node that can't be reached gets no pushes either; what it has ends by its deadline."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushRequest
+from bridge.core.model.rows import DeadLetter
 from bridge.core.ports.broker import Arrival, Source
 
 
@@ -40,3 +41,8 @@ def too_old_of(message: HeldMessage, request: PushRequest, max_age: float) -> tu
     if request.ttl == 0:
         return (Outcome.EXPIRED, Reason.MAX_AGE) if age > max_age else None
     return (Outcome.EXPIRED, Reason.TTL) if age >= request.ttl else None
+
+
+def letter_of(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:
+    """The message in `push.dead` for a request that ends so."""
+    return DeadLetter(push_id, reason, detail, body, arrival.properties)

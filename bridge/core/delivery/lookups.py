@@ -7,7 +7,7 @@ are sent without a query; the compare-and-set of their row decides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from bridge.core.errors import BridgeError, StatementFailed
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Directory, Holder
 from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.ports.store import Store
 from bridge.core.row_limit import RowLimit
@@ -38,6 +39,7 @@ class Lookups:
     def __init__(
         self,
         store: Store,
+        directory: Directory | None,
         gate: Gate,
         clock: Clock,
         errors: ErrorHandler,
@@ -45,6 +47,7 @@ class Lookups:
         bounds: Bounds,
     ) -> None:
         self._store = store
+        self._directory = directory
         self._clock = clock
         self._errors = errors
         self._metrics = metrics
@@ -89,6 +92,28 @@ class Lookups:
         """Whether a push has any row. Raises Stopped."""
         rows, _ = await self._unless_stopped(self._page(push, "", self._any_row))
         return bool(rows)
+
+    async def holder(self, session: str) -> Holder | None:
+        """Who has or had a session. Raises Stopped."""
+        assert self._directory is not None
+        return await self._ask(partial(self._directory.holder, session), "nodes.holder")
+
+    async def everyone_elsewhere(self, after: str) -> Sequence[tuple[str, Sequence[str]]]:
+        """Users with sessions at other processes, and the boots of those; a page, as `Directory.everyone`. Raises
+        Stopped."""
+        assert self._directory is not None
+        return await self._ask(partial(self._directory.everyone, after, self._rows_most), "nodes.everyone")
+
+    async def _ask(self, call: Callable[[], Awaitable[T]], where: str) -> T:
+        return await self._unless_stopped(self._repeated(call, where))
+
+    async def _repeated(self, call: Callable[[], Awaitable[T]], where: str) -> T:
+        while True:
+            try:
+                return await self._persistence.call(call)
+            except StatementFailed as failed:
+                self._errors.handle(failed, where, {})
+                await self._clock.sleep(self._retry)
 
     async def _some(self, keys: Sequence[RowKey]) -> list[Row]:
         async def failed(key: RowKey, error: StatementFailed) -> Sequence[Row]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from bridge.core.cluster.forwards import Forward, Forwards
-from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.cluster.cluster import Cluster
+from bridge.core.cluster.forwards import Forward
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.targets import Resolver, address, resolver_of
@@ -24,7 +24,6 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushRequest
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
-from bridge.core.ports.nodes import Directory
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.hub import Hub
@@ -57,23 +56,20 @@ class Router:
         inflight: InFlight,
         dispatcher: Dispatcher,
         grace: Grace,
-        neighbours: Neighbours,
-        directory: Directory | None,
-        forwards: Forwards,
+        cluster: Cluster,
         persistence: Persistence,
         errors: ErrorHandler,
         clock: Clock,
         pong_after: float,
     ) -> None:
-        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once.
-        `directory`: None where there can't be other nodes."""
+        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
         self._hub = hub
         self._inflight = inflight
         self._dispatcher = dispatcher
         self._grace = grace
-        self._neighbours = neighbours
-        self._directory = directory
-        self._forwards = forwards
+        self._neighbours = cluster.neighbours
+        self._directory = cluster.directory
+        self._forwards = cluster.forwards
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
@@ -92,11 +88,11 @@ class Router:
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
         """Route one push. A message that is handled alone holds up the whole queue: its pushes are parked at once."""
-        if resolver.waits and not self._neighbours.alone:
+        if resolver.waits and self._neighbours.any:
             # Its users are known without the hub, and may have sessions elsewhere.
             self._ask(flight, request, resolver, frames)
-            return
-        self._here(flight, request, resolver, frames)
+        else:
+            self._here(flight, request, resolver, frames, known=not resolver.waits)
 
     def _here(
         self,
@@ -105,14 +101,20 @@ class Router:
         resolver: Resolver,
         frames: dict[Mode, Frame],
         *,
+        known: bool = True,
         waits: bool = False,
     ) -> None:
-        """Offer it to the sessions here, or find that there are none. `waits`: its deadlines have begun."""
+        """Offer it to the sessions here, or find that there are none. `known`: no other node has its user. `waits`: its
+        deadlines have begun."""
         now = self._clock.monotonic()
         alone = bool(flight.messages) and flight.messages[0].alone
         to = address(self._hub, request, resolver, flight.key.user)
         sessions = to.sessions
         if not sessions:
+            if not known and not self._neighbours.alone:
+                # Others may have come while this process was stopped.
+                self._wait_for_holders(Asked(flight, request, offered=False))
+                return
             self._nobody(flight, request, resolver, to.nobody, now, alone)
             return
         if flight.sessions:
@@ -177,7 +179,23 @@ class Router:
                 del self._asked[: len(some)]
                 for one in some:
                     self._found(one, holders.get(one.flight.key.user, ()))
+                self._forwards.flush()
                 self._dispatcher.flush()
+
+    def forward(self, flight: Flight, request: PushRequest, boots: Sequence[str]) -> None:
+        """Forward a push that is for no session here but those that have it; `forwards.flush` sends it. `boots`: the
+        processes that have sessions of its user."""
+        waits = flight.sessions > 0
+        if not flight.withdrawn:
+            for boot in boots:
+                self._forwards.add(flight, request, boot)
+        if not waits and not flight.ended:
+            self._inflight.limit(flight, self._clock.monotonic())
+            self._wait(flight, parked=bool(flight.messages) and flight.messages[0].alone)
+
+    def send_forwards(self) -> None:
+        """Send what `forward` has collected."""
+        self._forwards.flush()
 
     async def _holders(self, users: list[str]) -> dict[str, Sequence[str]]:
         assert self._directory is not None
@@ -195,7 +213,7 @@ class Router:
             self._routed(flight.key.user)
         if not flight.withdrawn:
             for boot in boots:
-                self._forwards.send(flight, request, boot, again=again)
+                self._forwards.add(flight, request, boot, again=again)
         if offered and not (again and flight.sessions == 0):
             flight.found(self._clock.time())
         elif not flight.ended:

@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
-from bridge.core.delivery.dispatch import Dispatcher
-from bridge.core.delivery.elsewhere import Elsewhere
-from bridge.core.delivery.fan_out import FanOut
-from bridge.core.delivery.given_up import given_up, too_old_of
-from bridge.core.delivery.known import DecodedMessage, Known, KnownRows
+from bridge.core.delivery.given_up import given_up, letter_of, too_old_of
+from bridge.core.delivery.known import DecodedMessage, Known
 from bridge.core.delivery.limits import DeliveryLimits
-from bridge.core.delivery.load import Load
-from bridge.core.delivery.lookups import Lookups, Stopped
-from bridge.core.delivery.reading import Reader
-from bridge.core.delivery.remembered import Remembered
-from bridge.core.delivery.repeats import Repeats
-from bridge.core.delivery.routing import Router
+from bridge.core.delivery.lookups import Stopped
+from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.taking import Taking
 from bridge.core.delivery.targets import RESOLVERS, resolver_of
-from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
-from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of, flight_of_rejected
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToAll, ToUser
-from bridge.core.model.rows import DeadLetter, Row, RowKey
+from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
-from bridge.core.ports.broker import Acks, Arrival, Source
-from bridge.core.ports.clock import Clock
-from bridge.core.ports.plugins import ErrorHandler, Metrics
+from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.sockets import Frame
-from bridge.core.sessions.hub import Hub
-from bridge.core.settlement.worklist import Worklist
 
 _TO_USER = RESOLVERS[ToUser]
-
-
-class TakeParts(NamedTuple):
-    """The parts that `Taker` uses."""
-
-    hub: Hub
-    inflight: InFlight
-    worklist: Worklist
-    reader: Reader
-    router: Router
-    dispatcher: Dispatcher
-    fan_out: FanOut
-    lookups: Lookups
-    known: KnownRows
-    repeats: Repeats
-    elsewhere: Elsewhere
-    remembered: Remembered
-    turns: Turns
-    load: Load
-    acks: Acks
-    metrics: Metrics
-    errors: ErrorHandler
-    clock: Clock
 
 
 class Taker:
@@ -80,6 +43,7 @@ class Taker:
         self._known = parts.known
         self._repeats = parts.repeats
         self._elsewhere = parts.elsewhere
+        self._everywhere = parts.everywhere
         self._remembered = parts.remembered
         self._turns = parts.turns
         self._load = parts.load
@@ -287,12 +251,14 @@ class Taker:
             self._known.may_have_come(arrival, request) if known is None else id(request) in known.came
         )
         if isinstance(request, Rejected):
-            message.letters.append(_letter(arrival, request.id, request.reason, request.detail, request.body))
+            message.letters.append(
+                letter_of(arrival, request.id, request.reason, request.detail, request.body)
+            )
             await self._take_rejected(message, request, came_before, known)
             return
         ending = given_up(arrival, self._limits.max_attempts)
         if ending is not None and place == 0:
-            message.letters.append(_letter(arrival, request.id, ending.reason, ending.detail, arrival.body))
+            message.letters.append(letter_of(arrival, request.id, ending.reason, ending.detail, arrival.body))
         too_old = None if ending is not None else too_old_of(message, request, self._limits.max_age)
         resolver = resolver_of(request)
         taking = Taking(
@@ -301,6 +267,7 @@ class Taker:
         users = (
             resolver.users(self._hub, request.target) if ending is None else resolver.named(request.target)
         )
+        taking, users = await self._everywhere.holder(taking, users)
         if resolver.roams and came_before:
             await self._take_again(taking, users)
         else:
@@ -340,8 +307,8 @@ class Taker:
                 await self._repeats.join_earlier(request.key, message, taking.fingerprint)
                 return
             users = taking.resolver.users(self._hub, request.target)
-        await self._take_for(taking, users, position)
-        await self._repeats.join_earlier(request.key, message, taking.fingerprint, frozenset(users))
+        taken = await self._take_for(taking, users, position)
+        await self._repeats.join_earlier(request.key, message, taking.fingerprint, taken)
 
     def _ask_later(self, taking: Taking, position: int) -> None:
         """The session is not here. Decide nothing until another bridge, which may have it, has had time to write the
@@ -355,16 +322,21 @@ class Taker:
         if self._enter(flight, message, {}, roams=True):
             self._elsewhere.add(flight, request.key, *end)
 
-    async def _take_for(self, taking: Taking, users: Sequence[str], position: int) -> None:
-        """Take a push for these users."""
+    async def _take_for(self, taking: Taking, users: Sequence[str], position: int) -> Collection[str]:
+        """Take a push for these users, and for everyone elsewhere if it is for everyone. Returns all of them."""
         request = taking.request
         frames: dict[Mode, Frame] = {}
+        taken = set(users)
+        page = await self._everywhere.page(taking)
+        if page and users == (NO_USER,):
+            users = ()
 
         def take_one(user: str, rows: dict[RowKey, Row]) -> None:
             self._take_one(taking, user, position, rows, frames)
 
         if isinstance(request.target, ToAll) and not (taking.came_before or taking.ending or taking.too_old):
-            await self._fan_out.take(taking, position, frames, take_one)
+            if users:
+                await self._fan_out.take(taking, position, frames, take_one)
             users = ()
         for at in range(0, len(users), self._lookup_rows):
             some = users[at : at + self._lookup_rows] if len(users) > self._lookup_rows else users
@@ -373,13 +345,19 @@ class Taker:
                 take_one(user, rows)
                 if self._turns.is_due():
                     await self._turns.give()
+        while page:
+            taken.update(user for user, _ in page)
+            rows = await self._rows_of(taking, [user for user, _ in page])
+            await self._everywhere.take(taking, page, position, rows, self._enter)
+            page = await self._everywhere.page(taking, page[-1][0])
         self._remember(request)
+        return taken
 
     def _take_one(
         self, taking: Taking, user: str, position: int, rows: dict[RowKey, Row], frames: dict[Mode, Frame]
     ) -> None:
         """Take a push for one user."""
-        message, request, resolver, fingerprint, _, _, ending, too_old = taking
+        message, request, resolver, fingerprint, _, _, ending, too_old, boots = taking
         mono = self._clock.monotonic()
         flight = flight_of(request, user, message, self._inflight, mono, position, fingerprint)
         if ending is not None:
@@ -388,12 +366,12 @@ class Taker:
         elif too_old is not None:
             flight.born_ended(*too_old, message.taken_at)
         if self._enter(flight, message, rows, roams=resolver.roams) and not flight.ended:
-            self._router.route(flight, request, resolver, frames)
+            if boots:
+                self._router.forward(flight, request, boots)
+                self._router.send_forwards()
+            else:
+                self._router.route(flight, request, resolver, frames)
 
     def _remember(self, request: PushRequest) -> None:
         if not request.generated_id:
             self._remembered.add(request.id)
-
-
-def _letter(arrival: Arrival, push_id: str, reason: Reason, detail: str, body: bytes) -> DeadLetter:
-    return DeadLetter(push_id, reason, detail, body, arrival.properties)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bridge.core.delivery.given_up import GivenUp
@@ -25,3 +26,5 @@ class Taking(NamedTuple):
     """Its outcome, if the broker or this bridge has given it up."""
     too_old: tuple[Outcome, Reason] | None
     """Its outcome, if its time was over before it was taken."""
+    boots: Sequence[str] = ()
+    """The process that has the session that it is for, where that is another one."""

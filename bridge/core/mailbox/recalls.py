@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
@@ -36,8 +36,18 @@ class Recalls:
     """Carries out recalls: pushes in flight first, then what is stored."""
 
     def __init__(
-        self, *, store: Store, hub: Hub, inflight: InFlight, pages: Pages, clock: Clock, bounds: Bounds
+        self,
+        *,
+        store: Store,
+        hub: Hub,
+        inflight: InFlight,
+        pages: Pages,
+        tell_others: Callable[[Recall], None],
+        clock: Clock,
+        bounds: Bounds,
     ) -> None:
+        """`tell_others` has other nodes carry out a recall, too."""
+        self._tell_others = tell_others
         self._store = store
         self._hub = hub
         self._inflight = inflight
@@ -47,12 +57,15 @@ class Recalls:
         self._tries = bounds.mailbox.recall_tries
         self._wait = bounds.mailbox.recall_wait
 
-    async def recall(self, recall: Recall) -> Recalled:
-        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent.
+    async def recall(self, recall: Recall, *, everywhere: bool = True) -> Recalled:
+        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent. `everywhere`: on other
+        nodes, too, which do not say what they did.
 
         Returns when all of it is committed: a push in flight without a row would come again with its message. Many rows
         are ended step by step, and the sessions are told after each step. Raises StoreUnavailable: call it again then.
         """
+        if everywhere:
+            self._tell_others(recall)
         now = self._clock.time()
         ended: set[RowKey] = set()
         told: set[Session] = set()

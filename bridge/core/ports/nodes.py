@@ -9,6 +9,14 @@ from typing import NamedTuple, Protocol
 from bridge.core.model.nodes import Around
 
 
+class Holder(NamedTuple):
+    """Whose a session is."""
+
+    user: str
+    boot: str
+    """The process that has it; empty where it has closed."""
+
+
 class Directory(Protocol):
     """What the database knows of other nodes. Raises StoreUnavailable as the methods of the store do."""
 
@@ -22,6 +30,15 @@ class Directory(Protocol):
 
     async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """For each of these users that has open sessions at other processes: the boots of those, in no order."""
+        ...
+
+    async def holder(self, session: str) -> Holder | None:
+        """Who has or had this session; None where the ledger has none with this id."""
+        ...
+
+    async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
+        """Users with open sessions at other processes, in the order of their ids (bytewise), at most `limit` from the
+        first one after `after` on; each with the boots of those."""
         ...
 
 

@@ -1,0 +1,40 @@
+"""The parts that know of other nodes, put together. They do not know how a push is taken."""
+
+from __future__ import annotations
+
+from bridge.core.cluster.forwards import Forwards
+from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.cluster.post import Post
+from bridge.core.cluster.ringing import Ringing
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Directory, NodePost
+from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.settlement.persistence import Persistence
+
+
+class Cluster:
+    """What a node knows of others, and sends to them."""
+
+    def __init__(
+        self,
+        directory: Directory | None,
+        post: NodePost | None,
+        *,
+        persistence: Persistence,
+        clock: Clock,
+        errors: ErrorHandler,
+        boot: str,
+    ) -> None:
+        """`persistence`: by which it is asked whom to ring."""
+        self.directory = directory
+        self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
+        self.post = Post(post, self.neighbours, boot)
+        self.forwards = Forwards(post=self.post, clock=clock)
+        self.ringing = Ringing(
+            directory,
+            persistence=persistence,
+            neighbours=self.neighbours,
+            post=self.post,
+            errors=errors,
+            clock=clock,
+        )

@@ -1,0 +1,100 @@
+"""Find the users of a push to everyone, or to a session, at other nodes, and forward it to them.
+
+The ledger knows them. Users are read in pages; a page has the data of the push once for each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.routing import Router
+from bridge.core.delivery.taking import Taking
+from bridge.core.delivery.turns import Turns
+from bridge.core.inflight.flight import Flight
+from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.making import flight_of
+from bridge.core.model.pushes import NO_USER, ToAll, ToSession
+from bridge.core.model.rows import Row, RowKey
+from bridge.core.ports.clock import Clock
+
+Page = Sequence[tuple[str, Sequence[str]]]
+"""Users, and the processes that have sessions of each."""
+
+
+class Enter(Protocol):
+    """See `Taker`: adds a new flight; False where its push is known."""
+
+    def __call__(
+        self, flight: Flight, message: HeldMessage, rows: dict[RowKey, Row], *, roams: bool = False
+    ) -> bool:
+        """Add it."""
+        ...
+
+
+class Everywhere:
+    """Asks the ledger for users whom only the hub of another node knows."""
+
+    def __init__(
+        self,
+        *,
+        neighbours: Neighbours,
+        lookups: Lookups,
+        router: Router,
+        inflight: InFlight,
+        turns: Turns,
+        clock: Clock,
+    ) -> None:
+        self._router = router
+        self._turns = turns
+        self._neighbours = neighbours
+        self._lookups = lookups
+        self._inflight = inflight
+        self._clock = clock
+
+    async def holder(self, taking: Taking, users: Sequence[str]) -> tuple[Taking, Sequence[str]]:
+        """For a push to a session that is not here: the user whose it is or was, and the process that has it now.
+        Raises Stopped."""
+        target = taking.request.target
+        if not isinstance(target, ToSession) or users != (NO_USER,):
+            return taking, users
+        if taking.ending is not None or self._neighbours.alone:
+            return taking, users
+        found = await self._lookups.holder(target.session)
+        if found is None:
+            return taking, users
+        return taking._replace(boots=(found.boot,) if found.boot else ()), (found.user,)
+
+    async def page(self, taking: Taking, after: str = "") -> Page:
+        """For a push to everyone: who is elsewhere, from the first user after this one on. Raises Stopped."""
+        wanted = isinstance(taking.request.target, ToAll) and not (taking.ending or taking.too_old)
+        if not wanted or self._neighbours.alone:
+            return ()
+        return await self._lookups.everyone_elsewhere(after)
+
+    async def take(
+        self, taking: Taking, page: Page, position: int, rows: dict[RowKey, Row], enter: Enter
+    ) -> None:
+        """Take a push to everyone for these users, who have sessions at other nodes. `rows`: those that they have."""
+        for user, boots in page:
+            flight, new = self._flight(taking, user, position)
+            if not new or enter(flight, taking.message, rows, roams=True):
+                self._router.forward(flight, taking.request, boots)
+            if self._turns.is_due():
+                await self._turns.give()
+        self._router.send_forwards()
+
+    def _flight(self, taking: Taking, user: str, position: int) -> tuple[Flight, bool]:
+        """The flight for a user elsewhere, and whether it is new: sessions here may have made it."""
+        request = taking.request
+        known = self._inflight.get(RowKey(request.tenant, request.id, user))
+        if known is not None and known.position == position:
+            return known, False
+        mono = self._clock.monotonic()
+        return (
+            flight_of(request, user, taking.message, self._inflight, mono, position, taking.fingerprint),
+            True,
+        )
