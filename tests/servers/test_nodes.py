@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
+import aio_pika
+import psycopg
+
 from bridge.app.build import Running
-from tests.support.bridges import bridge, endings, final_rows, publish, request, token
+from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE
 
@@ -106,3 +110,147 @@ async def test_a_push_without_ttl_to_a_user_who_is_nowhere_is_offline(vhost: str
         await nodes(stack, vhost, database)
         await publish(vhost, request("u", "p1"))
         assert endings(await final_rows(database, 1)) == {("p1", "u"): ("offline", "no_session")}
+
+
+async def test_a_push_to_a_session_reaches_it_at_another_node_and_a_closed_one_is_told_by_its_user(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database)
+        async with client(other.ws_port, token("u"), subprotocols=ENVELOPE) as c:
+            session = json.loads(await c.read())["session"]
+            await publish(vhost, {"id": "p1", "to": {"session": session}, "data": 1})
+            assert json.loads(await c.read())["id"] == "p1"
+        async with asyncio.timeout(10):
+            while await open_sessions(database):
+                await asyncio.sleep(0.02)
+        await publish(vhost, {"id": "p2", "to": {"session": session}, "data": 1})
+        await publish(vhost, {"id": "p3", "to": {"session": "never-was"}, "data": 1})
+        assert endings(await final_rows(database, 3)) == {
+            ("p1", "u"): ("received", "pong"),
+            ("p2", "u"): ("offline", "no_session"),
+            ("p3", None): ("offline", "no_session"),
+        }
+
+
+async def test_a_push_to_everyone_reaches_all_nodes_and_each_user_has_one_row(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        made = await nodes(stack, vhost, database, "abc")
+        here = []
+        for n, node in enumerate(made):
+            for user in (f"u{n}", "at every node"):
+                c = await stack.enter_async_context(client(node.ws_port, token(user), subprotocols=ENVELOPE))
+                assert json.loads(await c.read())["type"] == "welcome"
+                here.append(c)
+        await publish(vhost, {"id": "p1", "to": {"all": True}, "data": 1})
+        for c in here:
+            assert json.loads(await c.read())["id"] == "p1"
+        found = endings(await final_rows(database, 4))
+        assert found == {("p1", user): ("received", "pong") for user in ("u0", "u1", "u2", "at every node")}
+
+
+async def test_a_push_to_everyone_whom_only_other_nodes_have_has_no_row_of_nobody(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database)
+        async with client(other.ws_port, token("u"), subprotocols=ENVELOPE) as c:
+            assert json.loads(await c.read())["type"] == "welcome"
+            await publish(vhost, {"id": "p1", "to": {"all": True}, "data": 1, "confirm": "written"})
+            assert json.loads(await c.read())["id"] == "p1"
+            assert endings(await final_rows(database, 1)) == {("p1", "u"): ("written", "handed_over")}
+
+
+async def test_a_recall_reaches_the_sessions_of_all_nodes(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database)
+        c = await stack.enter_async_context(client(other.ws_port, token("u"), subprotocols=ENVELOPE))
+        assert json.loads(await c.read())["type"] == "welcome"
+        await publish(vhost, request("u", "p1", confirm="acked", ttl=60), request("u", "p2", confirm="acked"))
+        assert [json.loads(await c.read())["id"] for _ in range(2)] == ["p1", "p2"]
+        for name in ("p1", "p2"):
+            async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+                exchange = await channel.get_exchange("push.control")
+                body = json.dumps({"type": "recall", "push_id": name}).encode()
+                await exchange.publish(aio_pika.Message(body), "")
+            frame = json.loads(await c.read())
+            assert (frame["type"], frame["id"]) == ("withdraw", name)
+        found = endings(await final_rows(database, 2))
+        assert found == {(name, "u"): ("recalled", "withdrawn") for name in ("p1", "p2")}
+
+
+async def test_a_client_resumes_at_another_node_and_misses_nothing(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = await nodes(stack, vhost, database)
+        async with client(first.ws_port, token("u"), subprotocols=ENVELOPE) as c:
+            assert json.loads(await c.read())["type"] == "welcome"
+            await publish(vhost, request("u", "p1", ttl=60))
+            assert json.loads(await c.read())["id"] == "p1"
+            await final_rows(database, 1)
+        await publish(vhost, *(request("u", f"p{n}", ttl=60) for n in range(2, 6)))
+        async with client(second.ws_port, token("u"), path="/ws?last=p1", subprotocols=ENVELOPE) as c:
+            welcome = json.loads(await c.read())
+            assert (welcome["type"], welcome["complete"]) == ("welcome", True)
+            # A resume begins a moment before the push that was seen last.
+            assert [json.loads(await c.read())["id"] for _ in range(5)] == ["p1", "p2", "p3", "p4", "p5"]
+        assert set(endings(await final_rows(database, 5)).values()) == {("received", "pong")}
+
+
+async def test_a_holder_that_is_killed_leaves_its_pushes_unknown_or_kept_and_none_is_offline(
+    vhost: str, database: str
+) -> None:
+    async with (
+        bridge(vhost, database, node="a", confirm_timeout=2.0),
+        process(vhost, database, node="b") as other,
+    ):
+        async with client(other.ws_port, token("u"), subprotocols=ENVELOPE) as c:
+            assert json.loads(await c.read())["type"] == "welcome"
+            await publish(vhost, request("u", "p1"))
+            assert json.loads(await c.read())["id"] == "p1"
+            await final_rows(database, 1)
+            other.signal(signal.SIGSTOP)
+            await publish(vhost, request("u", "p2"), request("u", "p3", ttl=600))
+            found = endings(await final_rows(database, 2))
+            assert found[("p2", "u")] == ("unknown", "node_silent")
+            assert found[("p3", "u")] == ("stored", "node_silent")
+            await other.kill()
+            await publish(vhost, request("u", "p4"))
+            assert endings(await final_rows(database, 3))[("p4", "u")] == ("dropped", "node_unreachable")
+
+
+async def test_a_taker_that_is_killed_is_followed_by_one_that_ends_what_it_left(
+    vhost: str, database: str
+) -> None:
+    async with process(vhost, database, node="a") as first, bridge(vhost, database, node="b") as other:
+        async with client(other.ws_port, token("u"), subprotocols=ENVELOPE) as c:
+            assert json.loads(await c.read())["type"] == "welcome"
+            await publish(vhost, request("u", "p1", confirm="acked", ack_within=60), request("u", "p2"))
+            assert [json.loads(await c.read())["id"] for _ in range(2)] == ["p1", "p2"]
+            await final_rows(database, 1)
+            await until_parked(database, "p1")
+            await first.kill()
+            await publish(vhost, request("u", "p3"))
+            assert json.loads(await c.read())["id"] == "p3"
+            found = endings(await final_rows(database, 3))
+            assert found == {
+                ("p1", "u"): ("received", "not_acked"),
+                ("p2", "u"): ("received", "pong"),
+                ("p3", "u"): ("received", "pong"),
+            }
+            await c.send_json({"type": "ack", "id": "p1"})
+
+
+async def until_parked(database: str, push: str) -> None:
+    async with asyncio.timeout(10):
+        while not any(row["push_id"] == push for row in await rows(database)):
+            await asyncio.sleep(0.02)
+
+
+async def open_sessions(database: str) -> int:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute("select count(*) from session where closed_at is null")
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
