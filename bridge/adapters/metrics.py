@@ -62,6 +62,9 @@ class Gauges(NamedTuple):
     ids_whole: bool
     revocations: int
     ledger_waiting: int
+    neighbours: int
+    forwards: int
+    letters_waiting: int
     rows_set_aside: int
     unproven: int
     queued_frames: int
@@ -101,6 +104,9 @@ GAUGES: Final[Mapping[str, str]] = {
     "ids_whole": "1 while all ids of the last day are in that memory; 0: every push is looked up before it is sent.",
     "revocations": "Revocations in memory: users and tokens that are refused.",
     "ledger_waiting": "Entries of the ledger that are not committed: sessions that opened, closed or have a new token.",
+    "neighbours": "Other nodes that this one knows: those that live, or have sessions that nobody has ended yet.",
+    "forwards": "Pushes that other nodes have for their sessions, and whose end is not reported yet.",
+    "letters_waiting": "Pushes, reports and rings that wait to be sent to other nodes.",
     "rows_set_aside": "Rows that could not be written with the others, and that are tried again alone.",
     "unproven": "Frames handed to sockets whose proof is awaited.",
     "queued_frames": "Frames that wait because their socket is not writable, or behind what is kept for their user.",

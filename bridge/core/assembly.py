@@ -7,7 +7,6 @@ floors: what is in flight, sessions, mailbox, delivery, settlement, control.
 from __future__ import annotations
 
 from bridge.core.cluster.cluster import Cluster
-from bridge.core.cluster.hosting import Hosting
 from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
 from bridge.core.delivery.dispatch import Dispatcher
@@ -74,13 +73,9 @@ class Core:
         )
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
+        rings = self._persistence("nodes to ring")
         self.cluster = Cluster(
-            ports.directory,
-            ports.post,
-            persistence=self._persistence("nodes to ring"),
-            clock=clock,
-            errors=errors,
-            boot=boot,
+            ports.directory, ports.post, persistence=rings, clock=clock, errors=errors, boot=boot
         )
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
@@ -96,15 +91,7 @@ class Core:
             total_bytes=delivery.total_bytes,
             renewing=self.renewing,
         )
-        self.remembered = Remembered(limits.id_memory_bytes, clock.monotonic())
-        self.recollection = Recollection(
-            self.remembered,
-            store=ports.store,
-            errors=errors,
-            clock=clock,
-            boot=boot,
-            bounds=self.bounds,
-        )
+        self._make_memory(limits.id_memory_bytes, boot)
         self._make_taking(delivery)
         self._make_from_nodes()
         self._make_settlement(node, boot)
@@ -175,6 +162,18 @@ class Core:
             bounds=self.bounds,
         )
 
+    def _make_memory(self, id_memory_bytes: int, boot: str) -> None:
+        ports = self.ports
+        self.remembered = Remembered(id_memory_bytes, ports.clock.monotonic())
+        self.recollection = Recollection(
+            self.remembered,
+            store=ports.store,
+            errors=ports.errors,
+            clock=ports.clock,
+            boot=boot,
+            bounds=self.bounds,
+        )
+
     def _persistence(self, name: str) -> Persistence:
         return Persistence(self.ports.store, self.gate, self.ports.clock, name, self.bounds.statements)
 
@@ -230,15 +229,7 @@ class Core:
         repeats = Repeats(
             inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock, bounds=bounds
         )
-        elsewhere = Elsewhere(
-            inflight=inflight,
-            worklist=worklist,
-            lookups=lookups,
-            repeats=repeats,
-            recollection=self.recollection,
-            clock=clock,
-            park_after=limits.park_after,
-        )
+        elsewhere = self._elsewhere(lookups, repeats, limits.park_after)
         load = Load(inflight, worklist, bounds.in_hand)
         fan_out = self._fan_out(dispatcher, turns, limits)
         self.router = self._router(dispatcher, limits)
@@ -286,6 +277,17 @@ class Core:
             batch=bounds.batch,
         )
 
+    def _elsewhere(self, lookups: Lookups, repeats: Repeats, park_after: float) -> Elsewhere:
+        return Elsewhere(
+            inflight=self.inflight,
+            worklist=self.worklist,
+            lookups=lookups,
+            repeats=repeats,
+            recollection=self.recollection,
+            clock=self.ports.clock,
+            park_after=park_after,
+        )
+
     def _router(self, dispatcher: Dispatcher, limits: DeliveryLimits) -> Router:
         return Router(
             hub=self.hub,
@@ -300,22 +302,15 @@ class Core:
         )
 
     def _make_from_nodes(self) -> None:
-        self.hosting = Hosting(
+        self.from_nodes = FromNodes(
+            cluster=self.cluster,
+            router=self.router,
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
-            cluster=self.cluster,
+            recalls=self.recalls,
             close=self.presence.close,
             late=self.worklist.late,
-            clock=self.ports.clock,
-        )
-        self.from_nodes = FromNodes(
-            hosting=self.hosting,
-            cluster=self.cluster,
-            router=self.router,
-            pages=self.pages,
-            recalls=self.recalls,
-            hub=self.hub,
             errors=self.ports.errors,
             clock=self.ports.clock,
         )
@@ -398,5 +393,5 @@ class Core:
         remembered ids age."""
         self.liveness.renew_tokens()
         self.pages.every_second()
-        self.hosting.every_second()
+        self.from_nodes.every_second()
         self.remembered.every_second(self.ports.clock.monotonic())

@@ -49,9 +49,9 @@ own='^$'
 [ "${REPLIES:-}" != 1 ] || own='^amq\.gen'
 user "$publisher" "${PUBLISHER_PASSWORD:-}" "$own" '^push$' "$own"
 user "$bridge" "${BRIDGE_PASSWORD:-}" \
-    '^(push\.taker$|amq\.gen)' \
+    '^(push\.(taker$|node\.)|amq\.gen)' \
     '^(push|push\.(dead|outcomes|sessions)|amq\.default)$' \
-    '^(push\.(requests|fallen|control|taker)$|amq\.gen)'
+    '^(push\.((requests|fallen|control|taker)$|node\.)|amq\.gen)'
 user "$operator" "${OPERATOR_PASSWORD:-}" \
     '^amq\.gen' \
     '^(push$|amq\.gen)' \

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from bridge.adapters.amqp import limits as amqp_limits
-from bridge.adapters.amqp.limits import CHANNELS, REPLY_QUEUES
+from bridge.adapters.amqp.limits import CHANNELS, OWN_QUEUES
 from bridge.adapters.amqp.topology import QUEUES
 from bridge.adapters.finding import Finding
 from bridge.devservers import Servers
@@ -82,7 +82,7 @@ async def test_a_user_with_too_few_channels_is_a_failure_in_the_brokers_words(
 async def test_a_vhost_with_too_few_queues_is_a_failure_in_the_brokers_words(
     servers: Servers, user: str, declared: bool
 ) -> None:
-    enough = len(QUEUES) + 1 + REPLY_QUEUES
+    enough = len(QUEUES) + 1 + OWN_QUEUES
     if declared:
         await declare(user)
     limit = enough - 1

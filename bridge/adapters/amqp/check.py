@@ -52,6 +52,7 @@ from bridge.adapters.amqp.connection import (
 )
 from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.nodes import NODE_QUEUE
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.topology import (
     BINDINGS,
@@ -248,7 +249,20 @@ class _Look:
         elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
             words = f"{NO_LOCK}: {delete_command(self._connection)}"
             found.append(Finding("warn", "topology", words))
+        found += await self._own_queue()
         return found
+
+    async def _own_queue(self) -> list[Finding]:
+        """Whether other nodes can reach this one: each listens on a queue of its own."""
+        name = f"{NODE_QUEUE}.check.{uuid.uuid4().hex}"
+        lost = "other nodes can't reach the sessions of this one"
+        if await self._forbids(f"declare {name}", _declaring_in_vain(Queue(name, {}))):
+            words = f"this user may not configure queues whose name begins with {NODE_QUEUE}.: {lost}"
+            return [self._forbidden(words)._replace(level="warn")]
+        if await self._forbids(f"read {name}", partial(_consuming_in_vain, name)):
+            words = f"this user may not read queues whose name begins with {NODE_QUEUE}.: {lost}"
+            return [self._forbidden(words)._replace(level="warn")]
+        return []
 
     async def _binding(self) -> list[Finding]:
         found = []

@@ -21,11 +21,12 @@ from bridge.adapters.amqp.turn import LOCK
 from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 
-CHANNELS: Final[Mapping[str, int]] = {"consumer": 3, "publisher": 1, "ops": 2}
+CHANNELS: Final[Mapping[str, int]] = {"consumer": 3, "publisher": 1, "ops": 2, "nodes": 2}
 """The connections of `bridge serve`, and how many channels each has at most. The consumer has one to take messages, one
-for its turn and one to look at queues; the ops port has one to publish and one for receipts."""
-REPLY_QUEUES: Final = 1
-"""Queues besides those of the topology: the ops port has one of its own for receipts."""
+for its turn and one to look at queues; the ops port has one to publish and one for receipts; the one to other nodes has
+one to listen and one to publish."""
+OWN_QUEUES: Final = 2
+"""Queues besides those of the topology: one for the receipts of the ops port, and one for letters of other nodes."""
 CLOSING: Final = 2.0
 """Seconds in which a refusal does not count: the broker still counts a connection that was just closed."""
 _STEP: Final = 0.2
@@ -88,7 +89,7 @@ async def _queues(lows: Sequence[AbstractChannel], missing: int) -> str:
     Returns what is refused, or an empty text. Each refusal costs a channel.
     """
     look, low, spare = lows
-    wanted = missing + REPLY_QUEUES + (0 if await _taken(look) else 1)
+    wanted = missing + OWN_QUEUES + (0 if await _taken(look) else 1)
     made: list[str] = []
     refusal = ""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from bridge.core.backoff import BackOff
@@ -12,13 +13,17 @@ from bridge.core.cluster.hosting import Hosting
 from bridge.core.contract.letters import Forwarded, Recalled, Report, Ring, decode_letter
 from bridge.core.delivery.routing import Router
 from bridge.core.errors import StatementFailed, StoreUnavailable
+from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
 from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import LateProof
+from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.session import Session
 
 RECALLS_MAX: Final = 10_000
 """Recalls of other nodes that wait to be carried out; over it the oldest are dropped: what they name is in the store's
@@ -34,16 +39,21 @@ class FromNodes:
     def __init__(
         self,
         *,
-        hosting: Hosting,
         cluster: Cluster,
         router: Router,
+        hub: Hub,
+        inflight: InFlight,
         pages: Pages,
         recalls: Recalls,
-        hub: Hub,
+        close: Callable[[Session, CloseReason], None],
+        late: Callable[[LateProof], None],
         errors: ErrorHandler,
         clock: Clock,
     ) -> None:
-        self._hosting = hosting
+        """For `close` and `late` see `Hosting`."""
+        self._hosting = Hosting(
+            hub=hub, inflight=inflight, pages=pages, cluster=cluster, close=close, late=late, clock=clock
+        )
         self._forwards = cluster.forwards
         self._router = router
         self._pages = pages
@@ -74,6 +84,10 @@ class FromNodes:
         except Exception as error:  # a letter that can't be handled must not cost the others
             self._errors.handle(error, "nodes.letter", {"bytes": len(body)})
         self._hosting.flush()
+
+    def every_second(self) -> None:
+        """Called each second: see `Hosting`."""
+        self._hosting.every_second()
 
     def listening(self) -> None:
         """See the port. Rings may be lost: every open session looks into its mailbox."""

@@ -173,11 +173,9 @@ class Flight(Offered):
         self.state = State.TAKEN
         self.proof = Proof.NONE
         """The best proof, late proof included."""
-        self.sessions = self.open = 0
-        """Sessions that may still prove it; all those at another node count as one."""
-        self.silent = 0
-        """Nodes that it was forwarded to, and that have not said what became of it."""
-        self.attempts = 0
+        self.sessions = self.open = self.silent = self.attempts = 0
+        """Sessions that it was offered to, and those that may still prove it: all at another node count as one. Nodes
+        that it was forwarded to and that have not answered yet. How often a session has handed it over."""
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
         self.parked = False
