@@ -74,9 +74,7 @@ class Core:
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
         rings = self._persistence("nodes to ring")
-        self.cluster = Cluster(
-            ports.directory, ports.post, persistence=rings, clock=clock, errors=errors, boot=boot
-        )
+        self.cluster = Cluster(ports.directory, ports.post, rings, clock, errors, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -359,8 +357,12 @@ class Core:
             node=node,
             boot=boot,
             on_stored=self._stored,
-            on_written=self.pages.row_written,
+            on_written=self._written,
         )
+
+    def _written(self, user: str) -> None:
+        self.pages.row_written(user)
+        self.router.row_written(user)
 
     def _stored(self, row: Row, size: int) -> None:
         self.mailbox_sweep.stored(row.key.user, size)

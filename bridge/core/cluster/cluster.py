@@ -19,20 +19,19 @@ class Cluster:
         self,
         directory: Directory | None,
         post: NodePost | None,
-        *,
-        persistence: Persistence,
+        rings: Persistence,
         clock: Clock,
         errors: ErrorHandler,
         boot: str,
     ) -> None:
-        """`persistence`: by which it is asked whom to ring."""
+        """`rings`: by which it is asked whom to ring."""
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
         self.post = Post(post, self.neighbours, boot)
         self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,
-            persistence=persistence,
+            persistence=rings,
             neighbours=self.neighbours,
             post=self.post,
             errors=errors,

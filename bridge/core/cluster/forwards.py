@@ -59,7 +59,7 @@ class Forwards:
 
     def add(self, flight: Flight, request: PushRequest, boot: str, *, again: bool = False) -> None:
         """Forward a push to the process with this boot: the next `flush` sends it."""
-        flight.forwarded()
+        flight.forwarded(boot)
         batch = self._batches.get(boot)
         if batch is not None:
             same = batch.request is request and batch.again is again

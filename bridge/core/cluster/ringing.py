@@ -7,6 +7,7 @@ either it finds the row, or this look finds the session.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -46,6 +47,8 @@ class Ringing:
         self._clock = clock
         self._grown: dict[str, int] = {}
         """The lowest position that each user may not have heard of."""
+        self._asking: dict[str, int] = {}
+        """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
 
     @property
@@ -60,28 +63,36 @@ class Ringing:
         self._grown[user] = min(position, self._grown.get(user, position))
         self._wake.set()
 
+    def due(self, user: str) -> int | None:
+        """From which position a user is about to be rung; None where there is nothing to ring for."""
+        found = [due[user] for due in (self._grown, self._asking) if user in due]
+        return min(found, default=None)
+
+    def ring(self, user: str, position: int, boots: Sequence[str]) -> None:
+        """Ring a user at these processes."""
+        for boot in boots:
+            self._post.add(boot, Ring(user, position), _not_heard)
+
     async def run(self) -> None:
         """Ring as rows are stored, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._grown:
-                some = {user: self._grown.pop(user) for user in list(self._grown)[:USERS]}
-                await self._ring(some)
+                self._asking = {user: self._grown.pop(user) for user in list(self._grown)[:USERS]}
+                for user, boots in (await self._holders()).items():
+                    self.ring(user, self._asking[user], boots)
+                self._asking = {}
 
-    async def _ring(self, positions: dict[str, int]) -> None:
+    async def _holders(self) -> Mapping[str, Sequence[str]]:
         assert self._directory is not None
-        ask = partial(self._directory.holders, list(positions))
+        ask = partial(self._directory.holders, list(self._asking))
         while True:
             try:
-                found = await self._persistence.call(ask)
-                break
+                return await self._persistence.call(ask)
             except StatementFailed as failed:
-                self._errors.handle(failed, "nodes.holders", {"users": len(positions)})
+                self._errors.handle(failed, "nodes.holders", {"users": len(self._asking)})
                 await self._clock.sleep(TRY_AGAIN)
-        for user, boots in found.items():
-            for boot in boots:
-                self._post.add(boot, Ring(user, positions[user]), _not_heard)
 
 
 def _not_heard(sent: Sent) -> None:

@@ -70,6 +70,7 @@ class Router:
         self._neighbours = cluster.neighbours
         self._directory = cluster.directory
         self._forwards = cluster.forwards
+        self._ringing = cluster.ringing
         self._persistence = persistence
         self._errors = errors
         self._clock = clock
@@ -77,6 +78,8 @@ class Router:
         self._asked: list[Asked] = []
         self._unrouted: dict[str, int] = {}
         """How many pushes of a user wait for their holders and were not offered to anybody yet."""
+        self._behind: dict[str, list[tuple[Asked, Sequence[str]]]] = {}
+        """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
         self._wake = asyncio.Event()
 
     @property
@@ -207,8 +210,49 @@ class Router:
                 await self._clock.sleep(TRY_AGAIN)
 
     def _found(self, asked: Asked, boots: Sequence[str]) -> None:
-        """These processes have sessions of its user."""
+        """These processes have sessions of its user. A kept push that was taken before and that they were not forwarded
+        has its row first, and is rung for: sessions there read it before they get this one."""
+        flight = asked.flight
+        user = flight.key.user
+        if boots and not flight.withdrawn:
+            rows = self._behind.get(user)
+            if rows is None and self._older(flight, boots):
+                self._inflight.write_unwritten(user, flight.position - 1)
+                rows = self._behind[user] = []
+            if rows is not None:
+                rows.append((asked, boots))
+                return
+        self._route_to(asked, boots)
+
+    def _older(self, flight: Flight, boots: Sequence[str]) -> list[Flight]:
+        """The user's older kept pushes without a row that not all of these processes were forwarded."""
+        return [
+            older
+            for older in self._inflight.unwritten(flight.key.user)
+            if older.position < flight.position and not older.ended and not set(boots) <= set(older.holders)
+        ]
+
+    def row_written(self, user: str) -> None:
+        """A row of this user was committed: what waited for it may go on."""
+        waiting = self._behind.get(user)
+        if waiting is None:
+            return
+        while waiting:
+            asked, boots = waiting[0]
+            if self._older(asked.flight, boots):
+                return
+            del waiting[0]
+            self._route_to(asked, boots)
+        del self._behind[user]
+        self._forwards.flush()
+        self._dispatcher.flush()
+
+    def _route_to(self, asked: Asked, boots: Sequence[str]) -> None:
         flight, request, offered, again = asked
+        rung_from = self._ringing.due(flight.key.user)
+        if rung_from is not None and rung_from < flight.position:
+            self._forwards.flush()
+            self._ringing.ring(flight.key.user, rung_from, boots)
         if not offered:
             self._routed(flight.key.user)
         if not flight.withdrawn:

@@ -101,6 +101,7 @@ class Flight(Offered):
         "event",
         "fingerprint",
         "finished_at",
+        "holders",
         "kept",
         "messages",
         "meta",
@@ -176,6 +177,7 @@ class Flight(Offered):
         self.sessions = self.open = self.silent = self.attempts = 0
         """Sessions that it was offered to, and those that may still prove it: all at another node count as one. Nodes
         that it was forwarded to and that have not answered yet. How often a session has handed it over."""
+        self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
         self.parked = False
@@ -213,10 +215,11 @@ class Flight(Offered):
         """It was forwarded to all of those; or it fails now, if nobody can prove it."""
         return self.lost(now, handed=False)
 
-    def forwarded(self) -> None:
-        """It was forwarded to another node that has sessions of its user."""
+    def forwarded(self, boot: str) -> None:
+        """It was forwarded to another process, which has sessions of its user."""
         self.addressed(1)
         self.silent += 1
+        self.holders = (*self.holders, boot)
 
     def answered(self) -> None:
         """One of those nodes has said for the first time what became of it, or never got it."""

@@ -185,6 +185,10 @@ class InFlight:
 
     # --- rows ---
 
+    def unwritten(self, user: str) -> Collection[Flight]:
+        """The user's pushes that have a ttl and no row yet, in the order in which they were taken."""
+        return self._index.unwritten(user)
+
     def write_unwritten(self, user: str, until: int) -> bool:
         """Queue the rows of the user's pushes up to this position that have a ttl and no row yet, in the order in which
         they were taken. Returns whether there are any."""
