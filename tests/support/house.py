@@ -27,6 +27,7 @@ from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.connecting import ConnectHook
+from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
@@ -189,6 +190,9 @@ class House:
         logs: Sequence[DeliveryLog] = (),
         hook: ConnectHook | None = None,
         hook_limits: HookLimits | None = None,
+        node: str = "n1",
+        directory: Directory | None = None,
+        post: NodePost | None = None,
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
@@ -217,6 +221,8 @@ class House:
                 hook=hook,
                 sessions=sessions,
                 session_events=session_events,
+                directory=directory,
+                post=post,
             ),
             CoreLimits(
                 limits,
@@ -228,7 +234,7 @@ class House:
                 hook_limits or HookLimits(),
             ),
             gate=self.gate,
-            node="n1",
+            node=node,
             boot=boot,
         )
         self.core.revoked.read = True
@@ -260,7 +266,7 @@ class House:
             hooks=self.hooks,
             metrics=self.metrics,
             clock=self.clock,
-            new_session_id=lambda: f"s{next(ids)}",
+            new_session_id=lambda: f"s{next(ids)}" if node == "n1" else f"{node}-s{next(ids)}",
         )
         self._tags = iter(range(1, 100_000))
 

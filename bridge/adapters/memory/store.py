@@ -46,12 +46,14 @@ V = TypeVar("V")
 class Node:
     """A node's claim on its name."""
 
-    __slots__ = ("boot", "seen_at", "steady_since")
+    __slots__ = ("boot", "known_until", "queue", "seen_at", "steady_since")
 
     def __init__(self, boot: str, now: float) -> None:
         self.boot = boot
         self.seen_at = now
         self.steady_since = now
+        self.queue = ""
+        self.known_until: float | None = None
 
 
 class MemoryStore:

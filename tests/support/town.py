@@ -1,0 +1,127 @@
+"""Several cores with one store and one ledger, and letters between them, in memory: each step when the test says so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from bridge.adapters.memory import MemoryDirectory, MemoryLease, MemorySessions
+from bridge.core.bounds import Bounds
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.ports.nodes import Letter, Sent
+from tests.support.house import BOUNDS, House
+from tests.support.ports import GatedStore, ManualClock
+
+
+async def open_gate() -> None:
+    """Wait for nothing."""
+
+
+class Wire:
+    """Fills the NodePost port of one core: letters come at once, unless the test wants otherwise."""
+
+    def __init__(self, town: Town, queue: str) -> None:
+        self._town = town
+        self._queue = queue
+
+    @property
+    def queue(self) -> str:
+        return self._queue
+
+    async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
+        await self._town.before("send")
+        return [self._town.deliver(letter) for letter in letters]
+
+
+class Asked(MemoryDirectory):
+    """Tells the town before it looks who has a user."""
+
+    town: Town
+
+    async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        self.town.asked += 1
+        await self.town.before("look")
+        found = await super().holders(users)
+        await self.town.before("found")
+        return found
+
+
+@dataclass
+class Town:
+    """Houses by the queue on which they listen."""
+
+    clock: ManualClock
+    store: GatedStore
+    sessions: MemorySessions
+    houses: dict[str, House] = field(default_factory=dict)
+    fate: Callable[[Letter], Sent | None] = lambda letter: None
+    """What becomes of a letter; None: it comes. UNSURE: it does not come, and nobody knows."""
+    before: Callable[[str], Awaitable[None]] = lambda step: open_gate()
+    """Awaited before the steps `look`, `found` (after the look), and `send`."""
+    asked: int = 0
+    """How often somebody has looked who has users."""
+    letters: list[Letter] = field(default_factory=list)
+
+    def deliver(self, letter: Letter) -> Sent:
+        self.letters.append(letter)
+        fate = self.fate(letter)
+        if fate is not None:
+            return fate
+        house = self.houses.get(letter.queue)
+        if house is None:
+            return Sent.UNREACHABLE
+        house.core.from_nodes.came(letter.body)
+        return Sent.DELIVERED
+
+    async def know_each_other(self) -> None:
+        """Every core looks around."""
+        for _ in range(2):
+            for house in self.houses.values():
+                await house.core.cluster.neighbours.look()
+
+
+@asynccontextmanager
+async def town(
+    *names: str, limits: DeliveryLimits | None = None, bounds: Bounds = BOUNDS
+) -> AsyncIterator[tuple[Town, list[House]]]:
+    """A house for each name, which run and know each other."""
+    clock = ManualClock()
+    made = Town(clock, GatedStore(clock), MemorySessions(clock))
+    houses = []
+    async with AsyncExitStack() as stack:
+        for name in names:
+            boot = f"boot-{name}"
+            directory = Asked(made.store, made.sessions, clock, name, boot)
+            directory.town = made
+            await MemoryLease(made.store, clock, name, boot).claim()
+            wire = Wire(made, f"push.node.{name}.{boot}-1")
+            house = House(
+                limits,
+                clock=clock,
+                store=made.store,
+                boot=boot,
+                bounds=bounds,
+                sessions=made.sessions,
+                node=name,
+                directory=directory,
+                post=wire,
+            )
+            made.houses[wire.queue] = house
+            houses.append(house)
+            cluster = house.core.cluster
+            recording = house.core.recording
+            assert recording is not None
+            await stack.enter_async_context(
+                house.running(
+                    *house.parts,
+                    recording,
+                    cluster.post,
+                    cluster.ringing,
+                    house.core.router,
+                    house.core.from_nodes,
+                )
+            )
+            house.core.begin(0)
+        await made.know_each_other()
+        yield made, houses
