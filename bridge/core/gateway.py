@@ -29,6 +29,9 @@ from bridge.core.sessions.strangers import CROWD, Strangers, reason_of
 
 log = logging.getLogger("bridge.handshake")
 
+FORMER_MAX: Final = 20
+"""Tokens before the present one that a session may have while they are still good: each is revoked with the session,
+and written with each refresh. Who refreshes when it is asked has one."""
 FORMER_SECONDS: Final = 60.0
 """For so long after it has expired, a token that was refreshed is remembered: clocks differ."""
 
@@ -158,7 +161,12 @@ class Gateway:
         else:
             # Whoever revokes the session means them too: its client must not come back with one.
             good = self._clock.time() - FORMER_SECONDS
-            session.former = tuple(c for c in (*session.former, session.claims) if c.expires_at > good)
+            former = tuple(c for c in (*session.former, session.claims) if c.expires_at > good)
+            if len(former) > FORMER_MAX:
+                problem = f"token: the session has had {FORMER_MAX} others that are still good, send it later"
+                send_answer(session, error_frame("refused", problem, refresh.ref))
+                return
+            session.former = former
             session.claims = answer.claims
             self._presence.refreshed(session)
             send_answer(session, ok_frame(refresh.ref))

@@ -88,16 +88,20 @@ _COLUMNS: LiteralString = """
     s.session, s.node, s.opened_at, s.closed_at, s.close_code, s.close_reason, s.mode, s.address, s.user_agent,
     s.expires_at
     """
+_ITS_PROCESS_LIVES: LiteralString = """
+    exists (
+        select from node n
+        where n.name = s.node and n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds')
+    """
+# As who_is_online judges. A join with that view may read all open sessions for each of the user's.
 _LIVE: LiteralString = f"""
     select {_COLUMNS} from session s
-    where s.user_id = %(user)s and s.closed_at is null and s.session in (
-        select o.session from who_is_online o where o.user_id = %(user)s)
+    where s.user_id = %(user)s and s.closed_at is null and {_ITS_PROCESS_LIVES}
     order by s.opened_at limit %(limit)s
     """
 _ENDED: LiteralString = f"""
     select {_COLUMNS} from session s
-    where s.user_id = %(user)s and not exists (
-        select from who_is_online o where o.user_id = %(user)s and o.session = s.session)
+    where s.user_id = %(user)s and (s.closed_at is not null or not {_ITS_PROCESS_LIVES})
     order by s.opened_at desc limit %(limit)s
     """
 _KEPT: LiteralString = """

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.core.errors import TokenRefused
+from bridge.core.gateway import FORMER_MAX, FORMER_SECONDS
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from tests.support.house import House, Peer, house
@@ -123,3 +124,17 @@ async def test_in_bare_mode_nobody_is_asked() -> None:
         assert peer.socket.frames == []
         at(h, 600.0)
         assert peer.socket.closed_with is CloseReason.TOKEN_EXPIRED
+
+
+async def test_a_session_has_only_so_many_tokens_that_are_still_good() -> None:
+    async with house() as h:
+        peer = await come(h, "u1 1000")
+        for n in range(FORMER_MAX):
+            assert refresh(peer, f"u1 {1001 + n}")["type"] == "ok"
+        answer = refresh(peer, "u1 2000")
+        assert (answer["type"], answer["code"]) == ("error", "refused")
+        assert "send it later" in answer["message"]
+        assert len(peer.client.session.former) == FORMER_MAX
+        at(h, 1000.0 + FORMER_MAX - 1 + FORMER_SECONDS)
+        assert refresh(peer, "u1 2000")["type"] == "ok"
+        assert len(peer.client.session.former) == 1

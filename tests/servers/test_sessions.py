@@ -6,13 +6,16 @@ import asyncio
 import json
 import signal
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 
 import aiohttp
+import psycopg
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
+from bridge.adapters.postgres import directory
 from bridge.adapters.postgres.upkeep import Upkeep
+from bridge.operator import people
 from tests.servers.test_kept import session
 from tests.servers.test_revocations import command, standby
 from tests.support.bridges import bridge, final_rows, get, process, publish, request, token
@@ -219,3 +222,41 @@ async def test_a_process_that_was_taken_for_dead_and_wakes_up_lets_its_sessions_
         first.signal(signal.SIGCONT)
         assert (await here.ended())[0] == 1006
         await until_asked(database, ends, [("vanished",)])
+
+
+def test_statements_of_one_user_read_only_that_users_rows_whatever_the_statistics_say(database: str) -> None:
+    """They were taken when hardly any session was open."""
+    filled = """
+        insert into session (session, user_id, node, boot, opened_at, closed_at, mode, expires_at)
+        select %(kind)s || n, 'u' || n, 'n1', 'b1', now(), %(closed)s::timestamptz, 'bridge.bare', now()
+        from generate_series(1, %(count)s) n
+        """
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("alter table session set (autovacuum_enabled = false)")
+        conn.execute("select claim_node('n1', 'b1', null)")
+        conn.execute(filled, {"kind": "old", "closed": "2026-01-01", "count": 20_000})
+        conn.execute("analyze session")
+        conn.execute(filled, {"kind": "open", "closed": None, "count": 3_000})
+        asked: list[tuple[str, LiteralString | str, dict[str, object]]] = [
+            ("unwant", "select * from unwant_sessions(%(user)s, null, 'disconnected')", {"user": "u7"}),
+            (
+                "unwant one",
+                "select * from unwant_sessions(null, %(name)s, 'disconnected')",
+                {"name": "open8"},
+            ),
+            ("live", people._LIVE, {"user": "u7", "limit": 10}),
+            ("ended", people._ENDED, {"user": "u7", "limit": 10}),
+            (
+                "holders",
+                directory._HOLDERS.replace("%s", "%(users)s", 1).replace("%s", "'b2'"),
+                {"users": ["u7"]},
+            ),
+        ]
+        for name, query, given in asked:
+            with conn.transaction():
+                assert conn.execute(query.encode(), given).fetchall(), name
+                found = conn.execute(
+                    "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'session'"
+                ).fetchone()
+                assert found is not None
+                assert found[0] < 20, name

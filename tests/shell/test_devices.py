@@ -10,7 +10,7 @@ import pytest
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from bridge.adapters.websocket.devices import device_of
+from bridge.adapters.websocket.devices import HOPS_MAX, device_of
 
 PROXIES = tuple(map(ip_network, ("10.0.0.0/8", "2001:db8:1::/48")))
 
@@ -53,6 +53,14 @@ def test_the_first_address_that_no_trusted_proxy_has(
     peer: str, forwarded: tuple[str, ...], seen: str
 ) -> None:
     assert address((peer, 4711), *forwarded) == seen
+
+
+def test_only_so_many_hops_are_looked_through() -> None:
+    assert address(("10.0.0.1", 1), "198.51.100.1" + ", 10.0.0.2" * (HOPS_MAX - 1)) == "198.51.100.1"
+    assert address(("10.0.0.1", 1), "198.51.100.1, 10.0.0.3" + ", 10.0.0.2" * (HOPS_MAX - 1)) == "10.0.0.3"
+    assert (
+        address(("10.0.0.1", 1), "198.51.100.1, 10.0.0.4, 10.0.0.3" + ", 10.0.0.2" * HOPS_MAX) == "10.0.0.2"
+    )
 
 
 def test_without_proxies_the_header_is_not_read_and_a_socket_without_address_has_none() -> None:

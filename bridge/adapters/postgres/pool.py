@@ -43,6 +43,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "lease": 1,
     "sweep": 1,
     "revocations": 1,
+    "revoking": 1,
     "sessions": 1,
     "nodes": 2,
     "actions": 1,

@@ -36,17 +36,20 @@ class PostgresRevocations:
         self._boot = boot
         self._keep = token_seconds
         self._connections = Connections(dsn, f"bridge {node} revocations", CONNECTIONS["revocations"])
+        # Whoever reads must not wait for those who ask: a node that has not read sends nothing.
+        self._asking = Connections(dsn, f"bridge {node} revoking", CONNECTIONS["revoking"])
 
     async def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connections. Idempotent."""
         await self._connections.close()
+        await self._asking.close()
 
     async def revoke(self, revocation: Revocation) -> int:
         """See the port."""
         named = revocation.user or None, revocation.token_id or None, revocation.session or None
         user, token_id, session = named
         before = revocation.before if user else None
-        rows = await self._fetch(_REVOKE, (user, before, token_id, session))
+        rows = await self._ask(_REVOKE, (user, before, token_id, session))
         return int(rows[0][0])
 
     async def after(self, mark: int, limit: int) -> RevocationPage:
@@ -69,7 +72,7 @@ class PostgresRevocations:
 
     async def answer(self, mark: int) -> RevocationAnswer:
         """See the port."""
-        rows = await self._fetch(_ANSWER, (mark,))
+        rows = await self._ask(_ANSWER, (mark,))
         return RevocationAnswer(
             sum(sessions for _, _, sessions in rows),
             tuple(node for node, has_read, _ in rows if has_read),
@@ -78,12 +81,21 @@ class PostgresRevocations:
 
     async def gone(self, mark: int) -> Sequence[str]:
         """See the port."""
-        return [node for (node,) in await self._fetch(_GONE, (mark,))]
+        return [node for (node,) in await self._ask(_GONE, (mark,))]
 
     async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
-        async def work(conn: Connection) -> list[tuple[Any, ...]]:
-            cursor = conn.cursor(binary=True)
-            await cursor.execute(query, params, prepare=True)
-            return await cursor.fetchall()
+        return await _fetched(self._connections, query, params)
 
-        return await self._connections.run(work)
+    async def _ask(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
+        return await _fetched(self._asking, query, params)
+
+
+async def _fetched(
+    connections: Connections, query: LiteralString, params: Sequence[object]
+) -> list[tuple[Any, ...]]:
+    async def work(conn: Connection) -> list[tuple[Any, ...]]:
+        cursor = conn.cursor(binary=True)
+        await cursor.execute(query, params, prepare=True)
+        return await cursor.fetchall()
+
+    return await connections.run(work)

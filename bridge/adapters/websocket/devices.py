@@ -13,6 +13,8 @@ from websockets.http11 import Request
 from bridge.adapters.websocket.headers import text_of
 from bridge.core.model.ledger import DEVICE_CHARS, Device
 
+HOPS_MAX: Final = 20
+"""Proxies in a row that are looked through; the address before them counts as the client's."""
 _WITH_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|([^:]*):\d+")
 
 
@@ -22,12 +24,12 @@ def device_of(
     """The address of a client and its User-Agent.
 
     The header X-Forwarded-For is read from its end, as each proxy adds who called it: the first address that is not of
-    a trusted proxy is the client's. What comes before it, anybody may have written.
+    a trusted proxy is the client's. What comes before it, anybody may have written. At most `HOPS_MAX` are read.
     """
     at = peer.get_extra_info("peername")
     address = _address(str(at[0])) if isinstance(at, tuple) and at else None
     if address is not None and proxies:
-        hops = ",".join(request.headers.get_all("X-Forwarded-For")).split(",")
+        hops = ",".join(request.headers.get_all("X-Forwarded-For")).split(",")[-HOPS_MAX:]
         while hops and _is_one_of(address, proxies):
             before = _address(hops.pop())
             if before is None:

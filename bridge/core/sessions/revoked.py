@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.sessions import Claims, Refusal
 
@@ -59,13 +61,13 @@ class Revoked:
 
     def forget(self, now: float) -> None:
         """Forget revocations that are not kept any more at `now` (unix seconds)."""
-        while self._tokens and self._tokens[token_id := next(iter(self._tokens))] <= now:
+        # Each is looked for once: the first entry of a dictionary is found past all that were deleted before it.
+        for token_id in list(itertools.takewhile(lambda one: self._tokens[one] <= now, self._tokens)):
             del self._tokens[token_id]
-        while self._users:
-            user, (before, until) = next(iter(self._users.items()))
-            if until <= now:
-                del self._users[user]
-                continue
+        gone = list(itertools.takewhile(lambda one: self._users[one][1] <= now, self._users))
+        for user in gone:
+            del self._users[user]
+        for user, (before, _) in self._users.items():
             if before > now:
                 # It is kept for longer than those behind it, perhaps for centuries: they do not wait for it.
                 self._users[user] = self._users.pop(user)

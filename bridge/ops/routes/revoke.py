@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 import msgspec
 from aiohttp import web
 
@@ -12,6 +15,10 @@ from bridge.ops.access import actor
 from bridge.ops.answers import bad_request, json_answer
 from bridge.ops.context import OpsContext
 
+AT_ONCE: Final = 16
+"""Revocations that are carried out at a time: each asks the database again and again until all nodes have confirmed it.
+Others wait their turn."""
+
 
 class RevokingTokens:
     """Revokes what it is asked to."""
@@ -21,6 +28,7 @@ class RevokingTokens:
         self._revoke = context.revoke
         self._clock = context.clock
         self._on_record = context.on_record
+        self._free = asyncio.Semaphore(AT_ONCE)
 
     async def post(self, request: web.Request) -> web.Response:
         """The body is that of a revocation on `push.control`, without `type`."""
@@ -29,8 +37,9 @@ class RevokingTokens:
             raise bad_request(revocation.problem)
         started = self._clock.monotonic()
         action = Action(actor(request), "revoke", revocation.named())
-        answer = await self._on_record.carry_out(
-            action, lambda: self._revoke(revocation), msgspec.structs.asdict
-        )
+        async with self._free:
+            answer = await self._on_record.carry_out(
+                action, lambda: self._revoke(revocation), msgspec.structs.asdict
+            )
         took_ms = round((self._clock.monotonic() - started) * 1000, 3)
         return json_answer(msgspec.json.decode(revoke_reply(self._node, answer, took_ms)))

@@ -26,7 +26,9 @@ begin
         extract(epoch from n.known_until)::float8, extract(epoch from now_first)::float8
     from node n
     where n.boot = p_boot or n.seen_at > now_first - interval '30 seconds'
-       or exists (select from session s where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null);
+       or exists (
+           select from session s
+           where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null and s.node <> '');
 end $$;
 comment on function look_around is
     'Notes where a process listens and up to when it knows the others; returns it and those: who lives, or has sessions that '

@@ -1895,7 +1895,7 @@ create table session (
 create index session_of_user on session (user_id, opened_at);
 create index session_online on session (user_id) where closed_at is null;
 create index session_opened on session (opened_at);
-create index session_open on session (node, boot) where closed_at is null;
+create index session_open on session (node, boot) where closed_at is null and node <> '';
 create index session_unwanted on session (boot) where closed_at is null and unwanted is not null;
 create index session_died on session (boot) where close_reason = 'node_died';
 create index session_closed on session (closed_at) where closed_at is not null;
@@ -2032,7 +2032,7 @@ begin
     while room > 0 loop
         select s.node, s.boot into its_node, its_boot
         from session s
-        where s.closed_at is null and (s.node, s.boot) > (its_node collate "C", its_boot collate "C")
+        where s.closed_at is null and s.node <> '' and (s.node, s.boot) > (its_node collate "C", its_boot collate "C")
         order by s.node, s.boot
         limit 1;
         exit when not found;
@@ -2048,7 +2048,7 @@ begin
         return query
         with dead as materialized (
             select s.session from session s
-            where s.closed_at is null and s.node = its_node collate "C" and s.boot = its_boot collate "C"
+            where s.closed_at is null and s.node <> '' and s.node = its_node collate "C" and s.boot = its_boot collate "C"
             limit room
             for update of s skip locked)
         update session s set closed_at = greatest(s.opened_at, died), close_reason = 'node_died'
@@ -2063,18 +2063,24 @@ comment on function end_dead_sessions is
     'returns them.';
 
 create function unwant_sessions(p_user text, p_session text, p_word text) returns setof session
-    language sql volatile
+    language plpgsql volatile
     set search_path to public, pg_temp
     as $$
+declare
+    -- First which, by the index of users or the key; then the rows, by the key. In one statement the planner may read
+    -- all open sessions for each of them. (No index is for the coalesce below.)
+    wanted text[] := array(
+        select u.session from session u where p_user is not null and u.user_id = p_user collate "C" and u.closed_at is null
+        union all
+        select o.session from session o where p_user is null and o.session = p_session collate "C");
+begin
+    return query
     update session s set unwanted = p_word
-    where s.session in (
-            select u.session from session u where u.user_id = p_user collate "C" and u.closed_at is null
-            union all
-            select o.session from session o where p_user is null and o.session = p_session collate "C")
-      and s.closed_at is null and (p_session is null or s.session = p_session collate "C")
+    where s.session = any (wanted)
+      and coalesce(s.closed_at, 'infinity') = 'infinity' and (p_session is null or s.session = p_session collate "C")
       and exists (select from node n where n.boot = s.boot and n.seen_at > clock_timestamp() - interval '5 seconds')
     returning s.*;
-$$;
+end $$;
 comment on function unwant_sessions is
     'Asks the nodes to close the live sessions of a user, or one session; returns these. Each node does so within a second.';
 
@@ -2112,7 +2118,9 @@ begin
         extract(epoch from n.known_until)::float8, extract(epoch from now_first)::float8
     from node n
     where n.boot = p_boot or n.seen_at > now_first - interval '30 seconds'
-       or exists (select from session s where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null);
+       or exists (
+           select from session s
+           where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null and s.node <> '');
 end $$;
 comment on function look_around is
     'Notes where a process listens and up to when it knows the others; returns it and those: who lives, or has sessions that '
