@@ -1,0 +1,409 @@
+"""Several nodes, step by step: who is asked, what is forwarded, in which order, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from bridge.core.contract.letters import Forwarded, Item, Report, Ring, Word, decode_letter, encode_letter
+from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.errors import StoreUnavailable
+from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.ports.nodes import Letter, Sent
+from bridge.core.sessions.freshness import FRESH_FOR
+from tests.support.house import House, Peer, kept, to
+from tests.support.town import Town, town
+from tests.support.waiting import until
+
+LIMITS = DeliveryLimits(start_grace=0.0, confirm_timeout=5.0)
+
+
+async def online(house: House, user: str) -> Peer:
+    """A session that is welcomed, and in the ledger."""
+    peer = house.connect(user)
+    await until(lambda: any(b"welcome" in frame.payload for frame in peer.socket.frames))
+    await until(lambda: peer.client.session.replay is None)
+    return peer
+
+
+async def ticks(*houses: House, seconds: float = 0.1) -> None:
+    """Let time pass, and all that follows from it."""
+    for house in houses[:1]:
+        house.clock.advance(seconds)
+    for house in houses:
+        house.core.tick()
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def ids(peer: Peer) -> list[object]:
+    """The pushes that it was sent, in order."""
+    return [push["id"] for push in peer.pushes]
+
+
+def items(made: Town) -> list[Item]:
+    """All that was sent between nodes."""
+    return [item for letter in made.letters for item in decode_letter(letter.body).items]
+
+
+def held(gate: asyncio.Event, step: str) -> Callable[[str], Awaitable[None]]:
+    """Hold this step until the gate is open."""
+
+    async def before(now: str) -> None:
+        if now == step:
+            await gate.wait()
+
+    return before
+
+
+async def test_who_is_alone_asks_nobody_and_sends_nothing() -> None:
+    async with town("a", limits=LIMITS) as (made, [a]):
+        peer = await online(a, "u1")
+        await a.push(to("u1", "p1"))
+        await a.push(to("nobody", "p2"))
+        peer.answer()
+        await a.settled(2)
+        assert (made.asked, made.letters) == (0, [])
+        assert a.end("p2", "nobody") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+async def test_who_was_stopped_for_long_asks_before_it_says_that_nobody_is_there() -> None:
+    async with town("a", limits=LIMITS) as (made, [a]):
+        a.clock.advance(FRESH_FOR + 0.1)
+        await a.push(to("nobody", "p1"))
+        await a.settled(1)
+        assert made.asked == 1
+        assert a.end("p1", "nobody") == (Outcome.OFFLINE, Reason.NO_SESSION)
+
+
+async def test_a_push_is_proven_by_the_session_at_another_node() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        assert a.acks.acked == []
+        peer.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        words = [item.word for item in items(made) if isinstance(item, Report)]
+        assert words == [Word.HANDED, Word.RECEIVED]
+        assert len(a.core.cluster.forwards) == 0
+
+
+async def test_one_statement_and_one_letter_are_for_many_pushes() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peers = [await online(b, f"u{n}") for n in range(5)]
+        made.letters.clear()
+        made.asked = 0
+        await a.push({"id": "p1", "to": {"users": [f"u{n}" for n in range(5)]}, "data": "x" * 100})
+        await until(lambda: all(ids(peer) == ["p1"] for peer in peers))
+        forwarded = [item for item in items(made) if isinstance(item, Forwarded)]
+        assert [list(item.users) for item in forwarded] == [[f"u{n}" for n in range(5)]]
+        assert made.asked == 1
+
+
+async def test_a_node_that_does_not_answer_has_proven_nothing() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await online(b, "u1")
+        made.fate = lambda letter: Sent.DELIVERED
+        await a.push(to("u1", "p1"))
+        await a.push(kept("u1", "p2", 60))
+        for _ in range(60):
+            await ticks(a)
+        assert a.end("p1") == (Outcome.UNKNOWN, Reason.NODE_SILENT)
+        assert a.end("p2") == (Outcome.STORED, Reason.NODE_SILENT)
+
+
+async def test_a_node_that_can_not_be_reached_has_nothing() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        await online(b, "u1")
+        made.fate = lambda letter: Sent.UNREACHABLE
+        await a.push(to("u1", "p1"))
+        await a.push(kept("u1", "p2", 60))
+        await a.settled(2)
+        assert a.end("p1") == (Outcome.DROPPED, Reason.NODE_UNREACHABLE)
+        assert a.end("p2") == (Outcome.STORED, Reason.NODE_UNREACHABLE)
+
+
+async def test_a_session_here_proves_it_though_the_other_node_says_nothing() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here, there = await online(a, "u1"), await online(b, "u1")
+        made.fate = lambda letter: Sent.UNSURE
+        await a.push(to("u1", "p1"))
+        here.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+        assert ids(there) == []
+
+
+async def test_a_session_that_leaves_before_its_other_node_is_known_does_not_end_the_push() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here, there = await online(a, "u1"), await online(b, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p1"))
+        assert ids(here) == ["p1"]
+        here.leave()
+        gate.set()
+        await until(lambda: ids(there) == ["p1"])
+        there.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_who_has_moved_on_is_asked_for_once_more() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        first = await online(b, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "send")
+        await a.push(to("u1", "p1"))
+        first.leave()
+        second = await online(c, "u1")
+        await until(lambda: len(made.sessions.closed) == 1)
+        gate.set()
+        await until(lambda: ids(second) == ["p1"])
+        second.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_who_has_moved_to_the_taker_gets_it_there() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        first = await online(b, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "send")
+        await a.push(to("u1", "p1"))
+        first.leave()
+        second = await online(a, "u1")
+        await until(lambda: len(made.sessions.closed) == 1)
+        gate.set()
+        await until(lambda: ids(second) == ["p1"])
+        second.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_who_has_left_is_offline_after_the_second_look() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        gate = asyncio.Event()
+        made.before = held(gate, "send")
+        await a.push(to("u1", "p1"))
+        peer.leave()
+        await until(lambda: len(made.sessions.closed) == 1)
+        gate.set()
+        await a.settled(1)
+        assert a.end("p1")[0] is Outcome.OFFLINE
+
+
+async def test_pushes_of_a_user_stay_in_order_while_their_holders_are_asked_for() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, _]):
+        gate = asyncio.Event()
+        made.before = held(gate, "look")
+        await a.push(to("u1", "p1"))
+        here = await online(a, "u1")
+        await a.push(to("u1", "p2"))
+        assert ids(here) == []
+        gate.set()
+        await until(lambda: len(ids(here)) == 2)
+        assert ids(here) == ["p1", "p2"]
+
+
+async def test_an_older_kept_push_comes_first_where_its_user_has_just_arrived() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        made.store.writing.clear()
+        await a.push(kept("u1", "p1", 60))
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p2"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ids(peer) == [], "p1 is not written yet, so nobody could read it"
+        made.store.writing.set()
+        for _ in range(20):
+            await ticks(a, b, seconds=0.01)
+            peer.answer()
+        assert ids(peer) == ["p1", "p2"]
+        kinds = [type(item) for item in items(made) if isinstance(item, Ring | Forwarded)]
+        assert kinds.index(Ring) < kinds.index(Forwarded)
+
+
+async def test_a_new_taker_is_told_of_what_a_session_has_already() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (_, [a, b, c]):
+        peer = await online(c, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        # The first taker is dead: its message comes again, to the next one.
+        await b.push(to("u1", "p1"), redelivered=True)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ids(peer) == ["p1"], "the session has it"
+        peer.answer()
+        await b.settled(1)
+        assert b.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_what_a_dead_taker_never_hears_is_noted_in_the_row() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        made.fate = lambda letter: Sent.UNREACHABLE
+        peer.answer()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        b.core.every_second()
+        assert b.worklist.late_proofs == [], "it may still live"
+        del made.store.nodes["a"]
+        await b.core.cluster.neighbours.look()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        b.core.every_second()
+        assert [proof.key.push_id for proof in b.worklist.late_proofs] == ["p1"]
+
+
+async def test_a_letter_of_another_version_is_told_and_costs_nothing_else() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        for body in (b"", b"\xc1", encode_letter("x", [])[:-1], b"\x93\x63\xa1x\x90"):
+            b.core.from_nodes.came(body)
+        assert [where for _, where in b.errors.seen] == ["nodes.letter"] * 4
+        assert "version is 99" in str(b.errors.seen[-1][0])
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+
+
+async def test_holders_are_asked_for_again_until_the_database_answers() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        failures = 2
+
+        async def failing(step: str) -> None:
+            nonlocal failures
+            if step == "look" and failures:
+                failures -= 1
+                raise StoreUnavailable("down")
+
+        made.before = failing
+        await a.push(to("u1", "p1"))
+        for _ in range(60):
+            await ticks(a, b)
+        await until(lambda: ids(peer) == ["p1"])
+
+
+# --- no lost wake-up: store, commit, look again, ring -----------------------------------------------------
+
+
+class Gates:
+    """Lets each named step happen when it is let."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, asyncio.Event] = {}
+
+    def _of(self, step: str) -> asyncio.Event:
+        return self._events.setdefault(step, asyncio.Event())
+
+    async def passed(self, step: str) -> None:
+        await self._of(step).wait()
+
+    async def let(self, step: str) -> None:
+        self._of(step).set()
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+
+def orders() -> Iterator[tuple[str, ...]]:
+    """Every order in which the steps of the taker and those of the session may come."""
+    taker, session = ("look", "commit", "look again", "ring"), ("open", "read")
+    for places in itertools.combinations(range(6), len(session)):
+        order = []
+        rest = {True: iter(session), False: iter(taker)}
+        for place in range(6):
+            order.append(next(rest[place in places]))
+        yield tuple(order)
+
+
+@pytest.mark.parametrize("order", list(orders()), ids=" ".join)
+async def test_a_push_that_is_stored_while_its_user_opens_elsewhere_is_shown_once(
+    order: tuple[str, ...],
+) -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        gates = Gates()
+        looks = itertools.count()
+
+        async def before(step: str) -> None:
+            if step == "look":
+                await gates.passed("look" if next(looks) == 0 else "look again")
+            elif step == "send":
+                await gates.passed("ring")
+
+        record, mailbox, note = made.store.record, made.store.mailbox, made.sessions.note
+
+        def gated(step: str, call: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+            async def later(*given: object) -> object:
+                await gates.passed(step)
+                return await call(*given)
+
+            return later
+
+        made.before = before
+        made.store.record = gated("commit", record)  # type: ignore[method-assign,assignment]
+        made.store.mailbox = gated("read", mailbox)  # type: ignore[method-assign,assignment]
+        made.sessions.note = gated("open", note)  # type: ignore[method-assign,assignment]
+        await a.push(kept("u1", "p1", 60))
+        peer = b.connect("u1")
+        for step in order:
+            await gates.let(step)
+        for _ in range(40):
+            await ticks(a, b, seconds=0.01)
+            peer.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        assert ids(peer) == ["p1"]
+
+
+async def test_the_same_at_random_two_thousand_times() -> None:
+    rng = random.Random(1)
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+
+        async def before(step: str) -> None:
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+
+        record, mailbox = made.store.record, made.store.mailbox
+
+        def delayed(call: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+            async def later(*given: object) -> object:
+                await before("")
+                result = await call(*given)
+                await before("")
+                return result
+
+            return later
+
+        made.before = before
+        made.store.record = delayed(record)  # type: ignore[method-assign,assignment]
+        made.store.mailbox = delayed(mailbox)  # type: ignore[method-assign,assignment]
+        for n in range(2_000):
+            user, name = f"u{n}", f"p{n}"
+            pushed = asyncio.create_task(a.push(kept(user, name, 60)), name="push")
+            for _ in range(rng.randrange(40)):
+                await asyncio.sleep(0)
+            peer = b.connect(user)
+            await pushed
+            for _ in range(2_000):
+                peer.answer()
+                if peer.pushes:
+                    break
+                await asyncio.sleep(0)
+            assert ids(peer) == [name]
+            peer.answer()
+            peer.leave()
+        assert len(made.store.rows) == 2_000
+
+
+def test_a_letter_that_was_lost_is_not_taken_for_another() -> None:
+    letter = Letter("queue", encode_letter("b", [Report(1, Word.HANDED)]))
+    assert decode_letter(letter.body).items == [Report(1, Word.HANDED)]
