@@ -155,8 +155,7 @@ class Flight(Offered):
         self.position = position
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
-        self.ack_within = ack_within
-        """Seconds to wait for its proof; 0: as long as for every other push."""
+        self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None
         """None for a push with ttl 0."""
         self.day: datetime.date | None = None
