@@ -175,9 +175,12 @@ class Scene:
         port: int,
         ops_port: int,
         secret: str,
+        environment: Mapping[str, str],
         devices: int = 1,
     ) -> None:
         self.contestant = contestant
+        self.environment = environment
+        """The settings of the bridge."""
         self.bridge = bridge
         self.crowds = crowds
         self.sessions = 0
@@ -205,8 +208,10 @@ class Scene:
         """Where its WebSockets are."""
         return self._port
 
-    def connect(self, counts: Sequence[int]) -> float:
-        """Open sessions in each client process, one user each; returns the seconds it took."""
+    def connect(self, counts: Sequence[int], *, port: int | None = None) -> float:
+        """Open sessions in each client process, one user each; returns the seconds it took. `port`: of another bridge,
+        at which they are from now on."""
+        self._port = port or self._port
         began = time.monotonic()
         for place, (crowd, count) in enumerate(zip(self.crowds, counts, strict=True)):
             self._users[place] = range(self.sessions, self.sessions + count)
@@ -660,7 +665,7 @@ def scene(
                 raise BenchmarkFailed(f"{contestant.name} did not become ready, see {bridge.log}")
         else:
             wait_until(
-                lambda: _is_ready(bridge, port),
+                lambda: is_ready(bridge, port),
                 seconds=START_TIMEOUT,
                 every=0.05,
                 what=f"{contestant.name} is ready",
@@ -670,7 +675,18 @@ def scene(
             child(f"clients {number}", (sys.executable, "-m", *clients)) for number, _ in enumerate(sessions)
         ]
         made = Scene(
-            contestant, servers, name, (url, dsn), bridge, publisher, crowds, port, ops_port, secret, devices
+            contestant,
+            servers,
+            name,
+            (url, dsn),
+            bridge,
+            publisher,
+            crowds,
+            port,
+            ops_port,
+            secret,
+            environment,
+            devices,
         )
         if any(sessions):
             made.connect(sessions)
@@ -696,7 +712,8 @@ def _database(servers: Servers, name: str) -> Iterator[str]:
             admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
-def _is_ready(bridge: Child, port: int) -> bool:
+def is_ready(bridge: Child, port: int) -> bool:
+    """Whether its `/readyz` says so."""
     bridge.check_alive()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
