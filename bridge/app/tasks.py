@@ -54,6 +54,8 @@ class Workplace:
     surroundings: Surroundings
     started: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the start is done."""
+    rare: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Upkeep and audit have one connection between them."""
 
 
 def tasks_of(at: Workplace) -> Sequence[Task]:
@@ -271,7 +273,8 @@ async def keep_partitions(at: Workplace) -> None:
     upkeep = Upkeep(at.settings.postgres_dsn)
     while True:
         try:
-            done = await upkeep.run_once(at.settings.retention_days)
+            async with at.rare:
+                done = await upkeep.run_once(at.settings.retention_days)
         except BridgeError as error:
             # Usually the database is down. Whatever it is, no push needs this today.
             at.reports.errors.handle(error, "upkeep", {})
@@ -285,12 +288,13 @@ async def keep_partitions(at: Workplace) -> None:
 
 
 async def audit(at: Workplace) -> None:
-    """Compare what was taken with what was written. It has a connection of its own."""
+    """Compare what was taken with what was written."""
     node = at.node
     while True:
         await node.clock.sleep(at.limits.audit_every)
         try:
-            await at.reports.auditor.run(node.core.inflight.account(), gate_open=node.gate.is_open)
+            async with at.rare:
+                await at.reports.auditor.run(node.core.inflight.account(), gate_open=node.gate.is_open)
         except BridgeError as error:
             # Usually the database is down, or the log holds something that it should not.
             at.reports.errors.handle(error, "audit", {})

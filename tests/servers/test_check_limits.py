@@ -121,7 +121,7 @@ async def test_a_bridge_that_runs_has_what_a_check_opens_and_no_more(
     servers: Servers, user: str, database: str
 ) -> None:
     limit_user(servers, user, max_connections=len(CHANNELS) + 1, max_channels=sum(CHANNELS.values()) + 2)
-    limit_vhost(servers, user, max_queues=6)
+    limit_vhost(servers, user, max_queues=len(QUEUES) + 1 + OWN_QUEUES)
     async with process(user, database) as served:
         await publish(user, request("u", "p"))
         body = json.dumps(request("u", "q")).encode()

@@ -28,7 +28,8 @@ _HAVE: LiteralString = """
     where datname = current_database() and usename = session_user
       and (application_name in (
                select left('bridge ' || %s || kind, 63)
-               from unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' sessions', ' figures']) kind)
+               from unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
+                   ' actions', ' figures']) kind)
            or application_name in ('bridge upkeep', 'bridge audit', 'bridge why', 'bridge who'))
     """
 """Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a

@@ -45,13 +45,12 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "revocations": 1,
     "revoking": 1,
     "sessions": 1,
-    "nodes": 2,
+    "nodes": 1,
     "actions": 1,
     "figures": 1,
-    "upkeep": 1,
-    "audit": 1,
+    "upkeep and audit": 1,
     "look-ups": 2,
-    "people": 2,
+    "people": 1,
 }
 """How many connections `bridge serve` has at most, by what they are for; each is opened when it is needed."""
 CONNECTIONS_NEEDED: Final = sum(CONNECTIONS.values())
