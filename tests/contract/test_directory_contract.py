@@ -124,6 +124,7 @@ async def test_a_session_is_found_by_its_id_also_when_it_has_closed(subject: Sub
     a, b = await two(subject)
     await b.log.note(Entries([opened("s1", "u1", "b")]))
     assert await a.directory.holder("s1") == Holder("u1", "boot-b")
+    assert await b.directory.holder("s1") == Holder("u1", "")
     await b.log.note(Entries(closed=[Closed("s1", "u1", "b", NOW, NOW + 1, 1000, "client")]))
     assert await a.directory.holder("s1") == Holder("u1", "")
     assert await a.directory.holder("never") is None

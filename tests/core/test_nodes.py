@@ -155,6 +155,32 @@ async def test_a_session_that_leaves_before_its_other_node_is_known_does_not_end
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
 
 
+async def test_a_session_here_that_reads_nothing_does_not_keep_it_from_one_elsewhere() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        here, there = await online(a, "u1"), await online(b, "u1")
+        here.socket.buffered_bytes = 1 << 30
+        here.socket.stuffed = True
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(there) == ["p1"])
+        there.answer()
+        await a.settled(1)
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_what_has_expired_is_not_handed_over_at_another_node() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        peer = await online(b, "u1")
+        peer.socket.stuffed = True
+        await a.push(kept("u1", "p1", 60))
+        await until(lambda: peer.client.session.queued == 1)
+        a.clock.advance(61)
+        peer.socket.stuffed = False
+        await b.core.cluster.neighbours.look()
+        b.core.freshness.heard(b.clock.boottime())
+        peer.client.became_writable()
+        assert ids(peer) == []
+
+
 async def test_who_has_moved_on_is_asked_for_once_more() -> None:
     async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
         first = await online(b, "u1")

@@ -69,8 +69,8 @@ class MemoryDirectory:
         opened = self._sessions.opened.get(session)
         if opened is None:
             return None
-        closed = session in self._sessions.closed
-        return Holder(opened.user, "" if closed else self._store.nodes[opened.node].boot)
+        elsewhere = session not in self._sessions.closed and opened.node != self._node
+        return Holder(opened.user, self._store.nodes[opened.node].boot if elsewhere else "")
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
         """See the port."""

@@ -19,7 +19,7 @@ _HOLDERS: LiteralString = """
     where s.user_id = any (%s) and s.closed_at is null and s.boot <> %s collate "C"
     """
 _HOLDER: LiteralString = """
-    select s.user_id, case when s.closed_at is null then s.boot else '' end
+    select s.user_id, case when s.closed_at is null and s.boot <> %s then s.boot else '' end
     from session s where s.session = %s collate "C"
     """
 _EVERYONE: LiteralString = """
@@ -62,7 +62,7 @@ class PostgresDirectory:
 
     async def holder(self, session: str) -> Holder | None:
         """See the port."""
-        found = await self._fetch(_HOLDER, (session,))
+        found = await self._fetch(_HOLDER, (self._boot, session))
         return Holder(*found[0]) if found else None
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:

@@ -84,6 +84,7 @@ class Forwards:
             self._silent.add(number)
         while len(self._out) > OUT_MAX:
             self._forget(next(iter(self._out)))
+        kept = flights[0].kept
         item = Forwarded(
             first,
             [flight.key.user for flight in flights],
@@ -96,7 +97,8 @@ class Forwards:
             int(request.confirm),
             list(request.excluded),
             request.collapse_key,
-            None if flights[0].kept is None else flights[0].position,
+            None if kept is None else flights[0].position,
+            None if kept is None else kept.expires_at,
         )
         self._post.add(boot, item, partial(self._failed, range(first, self._next)))
 

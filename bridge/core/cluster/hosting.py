@@ -32,11 +32,19 @@ UNHEARD_MAX: Final = 100_000
 class Guest(Offered):
     """A push that another node owns. It reports what its sessions report, each proof once."""
 
-    __slots__ = ("_best", "_open", "_report", "_withdrawn", "collapse_key")
+    __slots__ = ("_best", "_clock", "_expires_at", "_open", "_report", "_withdrawn", "collapse_key")
 
     def __init__(
-        self, key: RowKey, confirm: Proof, collapse_key: str, report: Callable[[Word, str], None]
+        self,
+        key: RowKey,
+        confirm: Proof,
+        collapse_key: str,
+        expires_at: float | None,
+        clock: Clock,
+        report: Callable[[Word, str], None],
     ) -> None:
+        self._expires_at = expires_at
+        self._clock = clock
         self.key = key
         self.confirm = confirm
         self.collapse_key = collapse_key
@@ -48,6 +56,8 @@ class Guest(Offered):
     @property
     def withdrawn(self) -> bool:
         """See `Offered`."""
+        if self._expires_at is not None and self._clock.time() >= self._expires_at:
+            return True
         return self._withdrawn
 
     def withdraw(self) -> None:
@@ -162,7 +172,14 @@ class Hosting:
             guest = known
             guest.rebound(report)
             return
-        guest = Guest(key, Proof(forwarded.confirm), forwarded.collapse_key, report)
+        guest = Guest(
+            key,
+            Proof(forwarded.confirm),
+            forwarded.collapse_key,
+            forwarded.expires_at,
+            self._clock,
+            report,
+        )
         here = [s for s in self._hub.of_user(user) if s.takes_pushes]
         if forwarded.session:
             here = [s for s in here if s.id == forwarded.session]

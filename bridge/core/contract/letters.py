@@ -53,6 +53,8 @@ class Forwarded(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     collapse_key: str
     kept_at: int | None
     """Its position where it has a ttl: then it is in the mailbox, too. None: it is not."""
+    expires_at: float | None
+    """When its ttl is over, in unix seconds: it is not sent after that."""
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -154,14 +154,13 @@ class Router:
         user = flight.key.user
         offered = user not in self._unrouted and bool(address(self._hub, request, resolver, user).sessions)
         if offered:
+            # The sessions here may fail before it is known who else has the user.
+            flight.looked_for()
             self._here(flight, request, resolver, frames)
         self._wait_for_holders(Asked(flight, request, offered))
 
     def _wait_for_holders(self, asked: Asked) -> None:
-        if asked.offered:
-            # The sessions here may fail before it is known who else has the user.
-            asked.flight.looked_for()
-        else:
+        if not asked.offered:
             user = asked.flight.key.user
             self._unrouted[user] = self._unrouted.get(user, 0) + 1
         self._asked.append(asked)
@@ -169,6 +168,7 @@ class Router:
 
     def again(self, forward: Forward) -> None:
         """The node that it was forwarded to has no session of its user any more: ask once more who has."""
+        forward.flight.looked_for()
         self._wait_for_holders(Asked(forward.flight, forward.request, offered=True, again=True))
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ class Holder(NamedTuple):
 
     user: str
     boot: str
-    """The process that has it; empty where it has closed."""
+    """The other process that has it; empty where it has closed, or was this one's."""
 
 
 class Directory(Protocol):
