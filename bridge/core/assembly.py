@@ -379,7 +379,8 @@ class Core:
         self.muting.tick()
         self.intake.tick(now)
         self.liveness.close_slow(now)
-        self.grace.tick(now)
+        for flight, request in self.grace.over(now):
+            self.router.grace_over(flight, request)
         if self.recording is not None:
             self.recording.tick(now)
         self.inflight.tick(now)

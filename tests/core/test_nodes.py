@@ -167,6 +167,25 @@ async def test_a_session_here_that_reads_nothing_does_not_keep_it_from_one_elsew
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
 
 
+async def test_who_has_come_to_another_node_during_the_grace_gets_it_there() -> None:
+    limits = DeliveryLimits(start_grace=3.0, confirm_timeout=9.0)
+    async with town("a", "b", limits=limits) as (_, [a, b]):
+        a.core.grace.begin()
+        await a.push(to("u1", "p1"))
+        await a.push(to("u2", "p2"))
+        peer = await online(b, "u1")
+        for _ in range(31):
+            await ticks(a, b)
+            await a.core.cluster.neighbours.look()
+            await b.core.cluster.neighbours.look()
+            for house in (a, b):
+                house.core.freshness.heard(house.clock.boottime())
+        await until(lambda: ids(peer) == ["p1"])
+        peer.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        await a.ends("p2", Outcome.OFFLINE, Reason.NO_SESSION, "u2")
+
+
 async def test_what_has_expired_is_not_handed_over_at_another_node() -> None:
     async with town("a", "b", limits=LIMITS) as (_, [a, b]):
         peer = await online(b, "u1")

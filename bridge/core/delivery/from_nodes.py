@@ -76,7 +76,7 @@ class FromNodes:
                 elif isinstance(item, Report):
                     absent = self._forwards.reported(letter.boot, item)
                     if absent is not None:
-                        self._router.again(absent)
+                        self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
                     self._pages.rung(item.user, item.position)
                 else:

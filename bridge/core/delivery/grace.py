@@ -48,13 +48,9 @@ class Grace:
             session.hold(build(request), flight)
             self._inflight.limit(flight, self._clock.monotonic())
 
-    def tick(self, now: float) -> None:
-        """Called about ten times a second; `now` is monotonic seconds."""
+    def over(self, now: float) -> list[tuple[Flight, PushRequest]]:
+        """The pushes whose user has not come, once the grace is over; `now` is monotonic seconds."""
         if not self._awaited or self.lasts(now):
-            return
-        wall = self._clock.time()
-        for waiting in self._awaited.values():
-            for flight, _ in waiting:
-                if not flight.ended:
-                    flight.decided(Outcome.OFFLINE, Reason.NO_SESSION, wall)
-        self._awaited.clear()
+            return []
+        awaited, self._awaited = self._awaited, {}
+        return [one for waiting in awaited.values() for one in waiting if not one[0].ended]

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.cluster import Cluster
-from bridge.core.cluster.forwards import Forward
 from bridge.core.delivery.dispatch import Dispatcher
 from bridge.core.delivery.grace import Grace
 from bridge.core.delivery.targets import Resolver, address, resolver_of
@@ -166,10 +165,17 @@ class Router:
         self._asked.append(asked)
         self._wake.set()
 
-    def again(self, forward: Forward) -> None:
+    def again(self, flight: Flight, request: PushRequest) -> None:
         """The node that it was forwarded to has no session of its user any more: ask once more who has."""
-        forward.flight.looked_for()
-        self._wait_for_holders(Asked(forward.flight, forward.request, offered=True, again=True))
+        flight.looked_for()
+        self._wait_for_holders(Asked(flight, request, offered=True, again=True))
+
+    def grace_over(self, flight: Flight, request: PushRequest) -> None:
+        """It was held for its user, who has not come here: they may have come to another node."""
+        if self._neighbours.alone:
+            flight.decided(Outcome.OFFLINE, Reason.NO_SESSION, self._clock.time())
+        else:
+            self.again(flight, request)
 
     async def run(self) -> None:
         """Ask for holders, and act on the answers, until cancelled."""
