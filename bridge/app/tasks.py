@@ -102,7 +102,6 @@ def _sharing(node: Node) -> Sequence[Task]:
         Task("letters", core.cluster.post.run),
         Task("forwards", core.router.run),
         Task("rings", core.cluster.ringing.run),
-        Task("recalls of others", core.from_nodes.run),
     )
 
 

@@ -73,8 +73,7 @@ class Core:
         )
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
-        rings = self._persistence("nodes to ring")
-        self.cluster = Cluster(ports.directory, ports.post, rings, clock, errors, boot)
+        self.cluster = Cluster(ports.directory, ports.post, self._persistence("rings"), clock, errors, boot)
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -155,7 +154,7 @@ class Core:
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
-            tell_others=lambda recall: self.from_nodes.spread(recall),
+            tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
             clock=clock,
             bounds=self.bounds,
         )
@@ -357,6 +356,7 @@ class Core:
             node=node,
             boot=boot,
             on_stored=self._stored,
+            on_delivered=self.cluster.ringing.delivered,
             on_written=self._written,
         )
 

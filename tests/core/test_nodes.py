@@ -9,10 +9,20 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from bridge.core.contract.letters import Forwarded, Item, Report, Ring, Word, decode_letter, encode_letter
+from bridge.core.contract.letters import (
+    Forwarded,
+    Item,
+    Recalled,
+    Report,
+    Ring,
+    Word,
+    decode_letter,
+    encode_letter,
+)
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
+from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
 from bridge.core.sessions.freshness import FRESH_FOR
 from tests.support.house import House, Peer, kept, to
@@ -337,6 +347,35 @@ async def test_holders_are_asked_for_again_until_the_database_answers() -> None:
         for _ in range(60):
             await ticks(a, b)
         await until(lambda: ids(peer) == ["p1"])
+
+
+async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        held_back: list[Letter] = []
+
+        def late(letter: Letter) -> Sent | None:
+            if any(isinstance(item, Recalled) for item in decode_letter(letter.body).items):
+                held_back.append(letter)
+                return Sent.DELIVERED
+            return None
+
+        made.fate = late
+        await a.push(to("u1", "before", collapse_key="k", ttl=60, confirm="acked"))
+        await until(lambda: ids(peer) == ["before"])
+        await a.core.recalls.recall(Recall(user="u1", collapse_key="k"))
+        await until(lambda: bool(held_back))
+        await ticks(a, b)
+        await a.push(to("u1", "after", collapse_key="k", ttl=60, confirm="acked"))
+        peer.answer()
+        await until(lambda: ids(peer) == ["before", "after"])
+        for letter in held_back:
+            b.core.from_nodes.came(letter.body)
+        withdrawn = [frame for frame in peer.socket.frames if b"withdraw" in frame.payload]
+        assert [b"before" in frame.payload for frame in withdrawn] == [True]
+        peer.client.message('{"type": "ack", "id": "after"}')
+        await a.ends("after", Outcome.ACKED, Reason.ACK_FRAME)
+        assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
 
 
 # --- no lost wake-up: store, commit, look again, ring -----------------------------------------------------

@@ -7,12 +7,17 @@ import json
 import signal
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
 import psycopg
+import pytest
 
 from bridge.app.build import Running
+from bridge.core.contract.letters import Forwarded, encode_letter
+from bridge.devservers import Servers
 from tests.support.bridges import bridge, endings, final_rows, process, publish, request, rows, token
+from tests.support.broker_settings import own_user
 from tests.support.clients import client
 from tests.support.queues import ENVELOPE
 
@@ -198,6 +203,28 @@ async def test_a_client_resumes_at_another_node_and_misses_nothing(vhost: str, d
         assert set(endings(await final_rows(database, 5)).values()) == {("received", "pong")}
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["where the push is taken", "at another node"])
+async def test_a_client_that_resumes_gets_what_another_session_proves_meanwhile(
+    vhost: str, database: str, place: int
+) -> None:
+    async with AsyncExitStack() as stack:
+        made = await nodes(stack, vhost, database)
+        one = await stack.enter_async_context(client(made[0].ws_port, token("u"), subprotocols=ENVELOPE))
+        assert json.loads(await one.read())["type"] == "welcome"
+        await publish(vhost, request("u", "p0", ttl=600))
+        assert json.loads(await one.read())["id"] == "p0"
+        await final_rows(database, 1)
+        await publish(vhost, request("u", "p1", ttl=600, confirm="acked"))
+        assert json.loads(await one.read())["id"] == "p1"
+        port = made[place].ws_port
+        async with client(port, token("u"), path="/ws?last=p0", subprotocols=ENVELOPE) as two:
+            assert json.loads(await two.read())["complete"] is True
+            await one.send_json({"type": "ack", "id": "p1"})
+            while json.loads(await two.read())["id"] != "p1":
+                pass
+        await final_rows(database, 2)
+
+
 async def test_a_holder_that_is_killed_leaves_its_pushes_unknown_or_kept_and_none_is_offline(
     vhost: str, database: str
 ) -> None:
@@ -254,3 +281,49 @@ async def open_sessions(database: str) -> int:
         row = await cursor.fetchone()
         assert row is not None
         return int(row[0])
+
+
+async def test_what_somebody_else_writes_to_the_queue_of_a_node_is_thrown_away(
+    servers: Servers, vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database)
+        c = await stack.enter_async_context(client(other.ws_port, token("u"), subprotocols=ENVELOPE))
+        assert json.loads(await c.read())["type"] == "welcome"
+        [queue] = [name for name in await queues_of_nodes(database) if name.startswith("push.node.b.")]
+        forged = Forwarded(1, ["u"], "", "", "forged", "message", "json", b"1", 2, [], "", 1, None)
+        with own_user(servers, vhost) as stranger:
+            for url in (stranger, vhost):
+                name = urlsplit(url).username
+                async with await aio_pika.connect(url) as connection, connection.channel() as channel:
+                    for user_id in (None, name) if url is stranger else (None,):
+                        letter = aio_pika.Message(encode_letter("x", [forged]), user_id=user_id)
+                        await channel.default_exchange.publish(letter, queue)
+        await publish(vhost, request("u", "p1"))
+        assert json.loads(await c.read())["id"] == "p1"
+
+
+async def test_nodes_whose_connections_are_cut_find_each_other_again(
+    servers: Servers, vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, other = await nodes(stack, vhost, database)
+        c = await stack.enter_async_context(client(other.ws_port, token("u"), subprotocols=ENVELOPE))
+        assert json.loads(await c.read())["type"] == "welcome"
+        before = await queues_of_nodes(database)
+        servers.rabbit.evaluate(
+            '[rabbit_networking:close_connection(P, "test") || P <- rabbit_networking:connections()].'
+        )
+        async with asyncio.timeout(20):
+            while len(now := await queues_of_nodes(database)) != 2 or set(now) & set(before):
+                await asyncio.sleep(0.05)
+        await publish(vhost, *(request("u", f"p{n}", ttl=60) for n in range(3)))
+        seen = [json.loads(await c.read())["id"] for _ in range(3)]
+        assert seen == ["p0", "p1", "p2"]
+        assert set(endings(await final_rows(database, 3)).values()) == {("received", "pong")}
+
+
+async def queues_of_nodes(database: str) -> list[str]:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        cursor = await connection.execute("select queue from node where queue is not null")
+        return [name for (name,) in await cursor.fetchall()]

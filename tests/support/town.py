@@ -119,7 +119,6 @@ async def town(
                     cluster.post,
                     cluster.ringing,
                     house.core.router,
-                    house.core.from_nodes,
                 )
             )
             house.core.begin(0)

@@ -97,7 +97,7 @@ class Forwards:
             int(request.confirm),
             list(request.excluded),
             request.collapse_key,
-            None if kept is None else flights[0].position,
+            flights[0].position,
             None if kept is None else kept.expires_at,
         )
         self._post.add(boot, item, partial(self._failed, range(first, self._next)))

@@ -32,22 +32,26 @@ UNHEARD_MAX: Final = 100_000
 class Guest(Offered):
     """A push that another node owns. It reports what its sessions report, each proof once."""
 
-    __slots__ = ("_best", "_clock", "_expires_at", "_open", "_report", "_withdrawn", "collapse_key")
+    __slots__ = (
+        "_best",
+        "_clock",
+        "_open",
+        "_report",
+        "_withdrawn",
+        "collapse_key",
+        "expires_at",
+        "position",
+    )
 
     def __init__(
-        self,
-        key: RowKey,
-        confirm: Proof,
-        collapse_key: str,
-        expires_at: float | None,
-        clock: Clock,
-        report: Callable[[Word, str], None],
+        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str], None]
     ) -> None:
-        self._expires_at = expires_at
-        self._clock = clock
         self.key = key
-        self.confirm = confirm
-        self.collapse_key = collapse_key
+        self.confirm = Proof(forwarded.confirm)
+        self.collapse_key = forwarded.collapse_key
+        self.position = forwarded.position
+        self.expires_at = forwarded.expires_at
+        self._clock = clock
         self._report = report
         self._best = Proof.NONE
         self._open = 0
@@ -56,7 +60,7 @@ class Guest(Offered):
     @property
     def withdrawn(self) -> bool:
         """See `Offered`."""
-        if self._expires_at is not None and self._clock.time() >= self._expires_at:
+        if self.expires_at is not None and self._clock.time() >= self.expires_at:
             return True
         return self._withdrawn
 
@@ -141,9 +145,8 @@ class Hosting:
 
     def offer(self, boot: str, forwarded: Forwarded) -> None:
         """Offer a push to the sessions of its users. It is handed over by `flush`."""
-        if forwarded.kept_at is not None:
-            # Pushes taken here from now on come after it.
-            self._inflight.above(forwarded.kept_at)
+        # Pushes taken here from now on come after it.
+        self._inflight.above(forwarded.position)
         request = _request_of(forwarded)
         frames: dict[Mode, Frame] = {}
         for number, user in enumerate(forwarded.users, forwarded.number):
@@ -172,14 +175,7 @@ class Hosting:
             guest = known
             guest.rebound(report)
             return
-        guest = Guest(
-            key,
-            Proof(forwarded.confirm),
-            forwarded.collapse_key,
-            forwarded.expires_at,
-            self._clock,
-            report,
-        )
+        guest = Guest(key, forwarded, self._clock, report)
         here = [s for s in self._hub.of_user(user) if s.takes_pushes]
         if forwarded.session:
             here = [s for s in here if s.id == forwarded.session]
@@ -196,35 +192,37 @@ class Hosting:
             if frame is None:
                 build = bare_frame if session.mode is Mode.BARE else push_frame
                 frame = frames[session.mode] = build(request)
-            self._offer(session, frame, guest, forwarded.kept_at)
+            self._offer(session, frame, guest)
 
-    def _offer(self, session: Session, frame: Frame, guest: Guest, kept_at: int | None) -> None:
+    def _offer(self, session: Session, frame: Frame, guest: Guest) -> None:
         if not session.offer(frame, guest):
             self._pages.flush(session)
             if not session.offer(frame, guest):
-                self._no_room(session, guest, kept_at)
+                self._no_room(session, guest)
                 return
         self._touched.add(session)
 
-    def _no_room(self, session: Session, guest: Guest, kept_at: int | None) -> None:
+    def _no_room(self, session: Session, guest: Guest) -> None:
         replay = session.replay
         guest.lost(
             self._clock.time(), handed=False, why=Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW
         )
         if replay is None:
             self._close(session, CloseReason.TOO_SLOW)
-        elif kept_at is not None:
+        elif guest.expires_at is not None:
             # It follows from the mailbox, and so does all that is newer.
-            replay.missed = kept_at if replay.missed is None else min(replay.missed, kept_at)
+            at = guest.position
+            replay.missed = at if replay.missed is None else min(replay.missed, at)
 
     def flush(self) -> None:
         """Hand over what was offered."""
         self._pages.flush_all(self._touched)
         self._touched.clear()
 
-    def recall(self, recall: Recall) -> None:
-        """A recall is carried out: what it names is not sent any more, and sessions are told that may have it."""
-        for guest in [guest for guest in self._guests.values() if _is_named(guest, recall)]:
+    def recall(self, recall: Recall, until: int) -> None:
+        """What a recall names, up to this position, is not sent any more, and sessions are told that may have it."""
+        named = [one for one in self._guests.values() if one.position <= until and _is_named(one, recall)]
+        for guest in named:
             guest.withdraw()
             for session in self._hub.of_user(guest.key.user):
                 if session.mode is Mode.ENVELOPE and session.takes_pushes:

@@ -15,6 +15,7 @@ from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.cluster.post import Post
 from bridge.core.contract.letters import Ring
 from bridge.core.errors import StatementFailed
+from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Directory, Sent
 from bridge.core.ports.plugins import ErrorHandler
@@ -47,6 +48,8 @@ class Ringing:
         self._clock = clock
         self._grown: dict[str, int] = {}
         """The lowest position that each user may not have heard of."""
+        self._delivered: list[tuple[str, int, Sequence[str]]] = []
+        """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
         self._asking: dict[str, int] = {}
         """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
@@ -54,7 +57,7 @@ class Ringing:
     @property
     def waiting(self) -> int:
         """Users whose holders are not asked for yet."""
-        return len(self._grown)
+        return len(self._grown) + len(self._delivered)
 
     def stored(self, user: str, position: int) -> None:
         """The row of a push is committed and says `stored`."""
@@ -63,35 +66,48 @@ class Ringing:
         self._grown[user] = min(position, self._grown.get(user, position))
         self._wake.set()
 
+    def delivered(self, row: Row, holders: Sequence[str]) -> None:
+        """The first row of a kept push is committed, and says that it was delivered. Who has resumed elsewhere since
+        its holders were asked for, and was promised everything, lacks it."""
+        if self._directory is not None and not self._neighbours.alone:
+            self._delivered.append((row.key.user, row.position, holders))
+            self._wake.set()
+
     def due(self, user: str) -> int | None:
         """From which position a user is about to be rung; None where there is nothing to ring for."""
         found = [due[user] for due in (self._grown, self._asking) if user in due]
         return min(found, default=None)
 
-    def ring(self, user: str, position: int, boots: Sequence[str]) -> None:
+    def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""
         for boot in boots:
-            self._post.add(boot, Ring(user, position), _not_heard)
+            self._post.add(boot, Ring(user, position, delivered), _not_heard)
 
     async def run(self) -> None:
         """Ring as rows are stored, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._grown:
+            while self._grown or self._delivered:
                 self._asking = {user: self._grown.pop(user) for user in list(self._grown)[:USERS]}
-                for user, boots in (await self._holders()).items():
-                    self.ring(user, self._asking[user], boots)
+                delivered = self._delivered[:USERS]
+                del self._delivered[: len(delivered)]
+                found = await self._holders([*self._asking, *(user for user, _, _ in delivered)])
+                for user, position in self._asking.items():
+                    self.ring(user, position, found.get(user, ()))
                 self._asking = {}
+                for user, position, holders in delivered:
+                    new = [boot for boot in found.get(user, ()) if boot not in holders]
+                    self.ring(user, position, new, delivered=True)
 
-    async def _holders(self) -> Mapping[str, Sequence[str]]:
+    async def _holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
         assert self._directory is not None
-        ask = partial(self._directory.holders, list(self._asking))
+        ask = partial(self._directory.holders, list(dict.fromkeys(users)))
         while True:
             try:
                 return await self._persistence.call(ask)
             except StatementFailed as failed:
-                self._errors.handle(failed, "nodes.holders", {"users": len(self._asking)})
+                self._errors.handle(failed, "nodes.holders", {"users": len(users)})
                 await self._clock.sleep(TRY_AGAIN)
 
 

@@ -51,10 +51,9 @@ class Forwarded(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     confirm: int
     excluded: Sequence[str]
     collapse_key: str
-    kept_at: int | None
-    """Its position where it has a ttl: then it is in the mailbox, too. None: it is not."""
+    position: int
     expires_at: float | None
-    """When its ttl is over, in unix seconds: it is not sent after that."""
+    """When its ttl is over, in unix seconds: it is not sent after that. None: it has none, and is in no mailbox."""
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -71,11 +70,15 @@ class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
     user: str
     position: int
+    delivered: bool = False
+    """Another session has proven it: it is not in the mailbox any more, and only for sessions that have resumed."""
 
 
 class Recalled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """A recall, as `Recall`: every node ends what it owns, and tells its sessions."""
 
+    until: int
+    """Pushes that were taken after this position are not meant, however late this comes."""
     tenant: str
     push_id: str
     user: str

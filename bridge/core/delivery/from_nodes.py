@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Final
 
-from bridge.core.backoff import BackOff
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
 from bridge.core.contract.letters import Forwarded, Recalled, Report, Ring, decode_letter
 from bridge.core.delivery.routing import Router
-from bridge.core.errors import StatementFailed, StoreUnavailable
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
@@ -24,13 +19,6 @@ from bridge.core.ports.nodes import Sent
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
-
-RECALLS_MAX: Final = 10_000
-"""Recalls of other nodes that wait to be carried out; over it the oldest are dropped: what they name is in the store's
-hands, and ends there."""
-TRY_AGAIN: Final = 0.5
-"""Seconds until a recall is tried again that failed, doubled up to `TRY_AGAIN_MAX`."""
-TRY_AGAIN_MAX: Final = 5.0
 
 
 class FromNodes:
@@ -62,9 +50,6 @@ class FromNodes:
         self._post = cluster.post
         self._hub = hub
         self._errors = errors
-        self._back_off = BackOff(clock, TRY_AGAIN, TRY_AGAIN_MAX)
-        self._recalled: deque[Recall] = deque(maxlen=RECALLS_MAX)
-        self._wake = asyncio.Event()
 
     def came(self, body: bytes) -> None:
         """See the port."""
@@ -78,7 +63,7 @@ class FromNodes:
                     if absent is not None:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
-                    self._pages.rung(item.user, item.position)
+                    self._pages.rung(item.user, item.position, delivered=item.delivered)
                 else:
                     self._recall(item)
         except Exception as error:  # a letter that can't be handled must not cost the others
@@ -97,34 +82,16 @@ class FromNodes:
 
     # --- recalls ---
 
-    def spread(self, recall: Recall) -> None:
-        """Have the other nodes carry out a recall."""
-        item = Recalled(recall.tenant, recall.push_id, recall.user, recall.collapse_key)
+    def spread(self, recall: Recall, until: int) -> None:
+        """Have the other nodes carry out a recall of what was taken up to this position."""
+        item = Recalled(until, recall.tenant, recall.push_id, recall.user, recall.collapse_key)
         for other in self._neighbours.others:
             self._post.add(other.boot, item, _nobody_there)
 
     def _recall(self, item: Recalled) -> None:
         recall = Recall(item.tenant, item.push_id, item.user, item.collapse_key)
-        self._hosting.recall(recall)
-        self._recalled.append(recall)
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Carry out recalls of other nodes, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._recalled:
-                recall = self._recalled[0]
-                try:
-                    await self._recalls.recall(recall, everywhere=False)
-                except (StoreUnavailable, StatementFailed) as failed:
-                    self._errors.handle(failed, "nodes.recall", {})
-                    await self._back_off.wait()
-                    continue
-                self._back_off.reset()
-                if self._recalled and self._recalled[0] is recall:
-                    self._recalled.popleft()
+        self._recalls.recall_here(recall, item.until)
+        self._hosting.recall(recall, item.until)
 
 
 def _nobody_there(sent: Sent) -> None:

@@ -44,7 +44,7 @@ class Offering:
         if key in waiting:
             return True
         if row.final:
-            return session.offer_kept(_frame(session.mode, row), None)
+            return key in handed or session.offer_kept(_frame(session.mode, row), None)
         flight = self._inflight.get(key)
         if flight is None:
             if key in handed:

@@ -83,6 +83,8 @@ class Pages:
         self._replaying: dict[Session, None] = {}
         self._unwelcomed: dict[Session, None] = {}
         """Sessions that wait for their welcome, oldest first."""
+        self._unshown: dict[Session, list[int]] = {}
+        """Positions of pushes that sessions which have resumed may lack, though others have proven them."""
         self._postponed: dict[Session, float] = {}
         """Sessions whose page could not be read: monotonic seconds of the next try."""
 
@@ -122,18 +124,35 @@ class Pages:
         self._hold(session, replay)
         self._want(session)
 
-    def rung(self, user: str, position: int) -> None:
-        """Another node has stored a push for this user, at this position: sessions read it, unless they have it."""
+    def rung(self, user: str, position: int, *, delivered: bool = False) -> None:
+        """Another node has stored a push for this user, at this position: sessions read it, unless they have it.
+
+        `delivered`: another session has proven it by now. Sessions that have resumed were promised it all the same.
+        """
         for session in self._hub.of_user(user):
-            if not session.takes_pushes:
+            if not session.takes_pushes or (delivered and session not in self._resuming.promised):
                 continue
             replay = session.replay
-            if replay is None:
+            if delivered:
+                self._unshown.setdefault(session, []).append(position)
+                if replay is None:
+                    self._show(session)
+            elif replay is None:
                 until = max(position, self._inflight.take_position())
                 self.begin_replay(session, Replay(after=position - 1, until=until, again=True))
             else:
                 replay.until = max(replay.until, position)
                 replay.rung = position if replay.rung is None else min(position, replay.rung)
+
+    def _show(self, session: Session) -> None:
+        """Begin the replay of the next of these pushes: of that one only."""
+        unshown = self._unshown[session]
+        position = unshown.pop(0)
+        if not unshown:
+            del self._unshown[session]
+        replay = Replay(after=position - 1, until=position, seen=position - 1, again=True)
+        replay.exact = True
+        self.begin_replay(session, replay)
 
     def _hold(self, session: Session, replay: Replay) -> None:
         session.begin_replay(replay)
@@ -166,6 +185,8 @@ class Pages:
         self._replaying.pop(session, None)
         self._unwelcomed.pop(session, None)
         self._asked.pop(session, None)
+        self._unshown.pop(session, None)
+        self._resuming.promised.discard(session)
         self._postponed.pop(session, None)
         blocked = self._blocked.get(session.user)
         if blocked is not None:
@@ -266,6 +287,8 @@ class Pages:
             elif self._released(session) and session.end_replay(self._inflight.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience
+                if session in self._unshown:
+                    self._show(session)
         self.flush(session)
 
     def _released(self, session: Session) -> bool:
@@ -316,7 +339,7 @@ def _ask(session: Session, sessions: int, bounds: MailboxBounds) -> MailboxAsk |
     return MailboxAsk(
         session.user,
         replay.after,
-        replay.until + bounds.skew,
+        replay.until if replay.exact else replay.until + bounds.skew,
         replay.seen,
         session.id,
         min(bounds.page_rows, max(bounds.page_rows_least, bounds.read_rows // sessions)),

@@ -42,11 +42,11 @@ class Recalls:
         hub: Hub,
         inflight: InFlight,
         pages: Pages,
-        tell_others: Callable[[Recall], None],
+        tell_others: Callable[[Recall, int], None],
         clock: Clock,
         bounds: Bounds,
     ) -> None:
-        """`tell_others` has other nodes carry out a recall, too."""
+        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position."""
         self._tell_others = tell_others
         self._store = store
         self._hub = hub
@@ -57,15 +57,24 @@ class Recalls:
         self._tries = bounds.mailbox.recall_tries
         self._wait = bounds.mailbox.recall_wait
 
-    async def recall(self, recall: Recall, *, everywhere: bool = True) -> Recalled:
-        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent. `everywhere`: on other
-        nodes, too, which do not say what they did.
+    def recall_here(self, recall: Recall, until: int) -> None:
+        """Another node carries out a recall, and ends the rows: end what is in flight here and was taken up to this
+        position, and tell the sessions here."""
+        now = self._clock.time()
+        named = [flight for flight in self._named(recall) if flight.position <= until]
+        for flight in named:
+            flight.recalled(now)
+        pushes = dict.fromkeys((flight.key.user, flight.key.push_id) for flight in named)
+        self._withdraw(pushes, recall.tenant, set())
+
+    async def recall(self, recall: Recall) -> Recalled:
+        """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent. Other
+        nodes are told, and do not say what they did.
 
         Returns when all of it is committed: a push in flight without a row would come again with its message. Many rows
         are ended step by step, and the sessions are told after each step. Raises StoreUnavailable: call it again then.
         """
-        if everywhere:
-            self._tell_others(recall)
+        self._tell_others(recall, self._inflight.take_position())
         now = self._clock.time()
         ended: set[RowKey] = set()
         told: set[Session] = set()

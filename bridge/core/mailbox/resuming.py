@@ -33,6 +33,8 @@ class Resuming:
         self._errors = errors
         self._welcome = welcome
         self._slack = slack
+        self.promised: set[Session] = set()
+        """Sessions that have resumed, and were promised everything since. Who is told of their end empties this."""
 
     async def find(self, sessions: Sequence[Session]) -> None:
         """Find out where these sessions resume and whether anything is missing since, and welcome them."""
@@ -103,6 +105,8 @@ class Resuming:
         replay.seen = None if point is None else point.position - self._slack
         complete = point is not None and not point.cut
         replay.resumed = point.position if point is not None and complete else None
+        if complete:
+            self.promised.add(session)
         self._welcome(session, complete)
 
 

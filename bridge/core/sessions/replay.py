@@ -11,6 +11,7 @@ class Replay:
         "again",
         "asked",
         "began",
+        "exact",
         "full",
         "last",
         "missed",
@@ -33,6 +34,8 @@ class Replay:
         """The push the client has seen last, while its position is not yet known."""
         self.again = again
         """Whether this round is for pushes that the session was handed before and did not prove."""
+        self.exact = False
+        """Whether nothing after `until` is read, not even what another node's clock may have put there."""
         self.asked = False
         """Its next page was asked for, and has not come yet."""
         self.full = False

@@ -35,16 +35,19 @@ class Commits:
         hooks: Hooks,
         metrics: Metrics,
         on_stored: Callable[[Row, int], None],
+        on_delivered: Callable[[Row, Sequence[str]], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """`on_stored` is called with each row that says `stored`, and the bytes of its push, `on_written` with
-        the user of each committed row, once the flight is settled or stored."""
+        """`on_stored` is called with each row that says `stored`, and the bytes of its push; `on_delivered` with each
+        row of a kept push that was proven before it had any, and the processes that were forwarded it; `on_written`
+        with the user of each committed row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
         self._payments = payments
         self._hooks = hooks
         self._metrics = metrics
         self._on_stored = on_stored
+        self._on_delivered = on_delivered
         self._on_written = on_written
 
     def committed(self, flight: Flight, written: Written, payment: Payment) -> None:
@@ -61,6 +64,8 @@ class Commits:
         if self._worklist.flights.get(row.key) is flight:
             # It became due again during the write. A second write would announce it again, or not find it.
             del self._worklist.flights[row.key]
+        if first and flight.kept is not None and row.outcome in DELIVERED:
+            self._on_delivered(row, flight.holders)
         self._inflight.settled(flight, row)
         self._on_written(row.key.user)
         if (

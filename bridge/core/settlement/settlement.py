@@ -64,9 +64,10 @@ class Settlement:
         node: str,
         boot: str,
         on_stored: Callable[[Row, int], None],
+        on_delivered: Callable[[Row, Sequence[str]], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """For `on_stored` and `on_written` see `Commits`."""
+        """For `on_stored`, `on_delivered` and `on_written` see `Commits`."""
         statements = bounds.statements
         rows = Persistence(ports.store, gate, ports.clock, "rows", statements)
         set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again", statements)
@@ -81,6 +82,7 @@ class Settlement:
             hooks=ports.hooks,
             metrics=ports.metrics,
             on_stored=on_stored,
+            on_delivered=on_delivered,
             on_written=on_written,
         )
         self._writer = Writer(
