@@ -349,6 +349,20 @@ async def test_holders_are_asked_for_again_until_the_database_answers() -> None:
         await until(lambda: ids(peer) == ["p1"])
 
 
+async def test_a_ring_that_nobody_has_heard_is_rung_again() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        made.fate = lambda letter: Sent.UNREACHABLE  # its queue has just become another
+        await a.push(kept("u1", "p1", 60))
+        await a.ends("p1", Outcome.STORED, Reason.NODE_UNREACHABLE)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        made.fate = lambda letter: None
+        assert ids(peer) == []
+        a.core.every_second()
+        await until(lambda: ids(peer) == ["p1"])
+
+
 async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peer = await online(b, "u1")

@@ -23,6 +23,8 @@ from bridge.core.settlement.persistence import Persistence
 
 USERS: Final = 500
 """Users that one statement asks for."""
+UNHEARD_MAX: Final = 100_000
+"""Rings that are tried again; over it they are given up, and their users get the pushes when they come back."""
 TRY_AGAIN: Final = 1.0
 """Seconds until users are asked for again, where the statement fails though the database is there."""
 
@@ -50,6 +52,8 @@ class Ringing:
         """The lowest position that each user may not have heard of."""
         self._delivered: list[tuple[str, int, Sequence[str]]] = []
         """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
+        self._unheard: list[tuple[str, int, str, bool]] = []
+        """Rings that nobody has heard: user, position, process, and whether the push was delivered."""
         self._asking: dict[str, int] = {}
         """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
@@ -81,7 +85,23 @@ class Ringing:
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""
         for boot in boots:
-            self._post.add(boot, Ring(user, position, delivered), _not_heard)
+            self._post.add(
+                boot,
+                Ring(user, position, delivered),
+                partial(self._not_heard, user, position, boot, delivered),
+            )
+
+    def _not_heard(self, user: str, position: int, boot: str, delivered: bool, sent: Sent) -> None:
+        """It may listen on another queue by now, and have read its mailboxes before this was stored."""
+        if len(self._unheard) < UNHEARD_MAX:
+            self._unheard.append((user, position, boot, delivered))
+
+    def every_second(self) -> None:
+        """Called each second: ring again where nobody has heard it, as long as the process is known."""
+        unheard, self._unheard = self._unheard, []
+        for user, position, boot, delivered in unheard:
+            if self._neighbours.of_boot(boot) is not None:
+                self.ring(user, position, (boot,), delivered=delivered)
 
     async def run(self) -> None:
         """Ring as rows are stored, until cancelled."""
@@ -109,7 +129,3 @@ class Ringing:
             except StatementFailed as failed:
                 self._errors.handle(failed, "nodes.holders", {"users": len(users)})
                 await self._clock.sleep(TRY_AGAIN)
-
-
-def _not_heard(sent: Sent) -> None:
-    """Whoever could not be reached reads the mailboxes of all its users when it listens again."""

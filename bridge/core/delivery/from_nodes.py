@@ -43,6 +43,7 @@ class FromNodes:
             hub=hub, inflight=inflight, pages=pages, cluster=cluster, close=close, late=late, clock=clock
         )
         self._forwards = cluster.forwards
+        self._ringing = cluster.ringing
         self._router = router
         self._pages = pages
         self._recalls = recalls
@@ -71,8 +72,9 @@ class FromNodes:
         self._hosting.flush()
 
     def every_second(self) -> None:
-        """Called each second: see `Hosting`."""
+        """Called each second: say again what other nodes have not heard."""
         self._hosting.every_second()
+        self._ringing.every_second()
 
     def listening(self) -> None:
         """See the port. Rings may be lost: every open session looks into its mailbox."""
