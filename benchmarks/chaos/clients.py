@@ -94,6 +94,7 @@ class _Connection(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self.session = ""
+        self.welcomed: float | None = None
         self.code = 1006
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -129,6 +130,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self.welcomed is not None:
+            self._client.tab.open.append((self.welcomed, time.monotonic()))
         if self._protocol.close_rcvd is not None:
             self.code = int(self._protocol.close_rcvd.code)
         if not self.opened.done():
@@ -153,6 +156,7 @@ class _Connection(asyncio.Protocol):
             else:
                 if message["type"] == "welcome":
                     self.session = message["session"]
+                    self.welcomed = time.monotonic()
                     client.session_opened(self.session, message["complete"])
                 return
         except (ValueError, KeyError, TypeError):
@@ -274,6 +278,11 @@ class Client:
         """Reset its connection; it reconnects."""
         if self._connection is not None:
             self._connection.reset()
+
+    def move(self, port: Callable[[], int]) -> None:
+        """Reset its connection, and connect to this port from now on."""
+        self._port = port
+        self.drop()
 
     def freeze(self) -> None:
         """Stop reading on the connection that it has."""

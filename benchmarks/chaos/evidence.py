@@ -160,6 +160,8 @@ class Tab:
     cut: int = 0
     """How often it was told that the replay is not complete."""
     revoked: list[Revoked] = field(default_factory=list)
+    open: list[tuple[float, float]] = field(default_factory=list)
+    """Monotonic seconds from the welcome to the end of each of its connections."""
 
 
 @dataclass(slots=True)
@@ -206,6 +208,8 @@ class Evidence:
     """Correlation id to what came to the reply queue."""
     stored: dict[RowKey, float] = field(default_factory=dict)
     """Monotonic seconds at which we heard that it is stored, the first time."""
+    ended: dict[RowKey, float] = field(default_factory=dict)
+    """Monotonic seconds at which we heard of its end, the first time."""
     recalls: dict[str, Recall] = field(default_factory=dict)
     """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
@@ -217,6 +221,8 @@ class Evidence:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
     """Whether order and resumes are checked: only if all sessions are at one bridge."""
+    found: bool = False
+    """Whether it is checked that nobody is taken for absent whose session was open all the time."""
     deadly: set[str] = field(default_factory=set)
     """Marks of requests that kill the bridge whenever it handles them."""
     given_back: bool = False
