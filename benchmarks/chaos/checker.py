@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, Tab, To
+from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Session, Showing, Tab, To
 
 STORIES_MAX = 10
 """Violations of each kind for which the evidence is gathered, which takes a search of everything known."""
@@ -37,6 +37,10 @@ IN_KERNELS = 2.0
 CLOSING = 1.0
 """Seconds for which a session must stay open after the end of a push to count as open all the time: its end and the
 receipt come on different connections."""
+
+LEASE = 4.0
+"""Seconds after which others may take a node for dead that does not say that it lives: its lease of five seconds, less
+the second that may have passed since it said so."""
 
 READ = frozenset(("acked", "received", "written", "stored", "dropped"))
 """Outcomes of a kept push after which a client that resumes must have read it, or must know that something is
@@ -309,10 +313,20 @@ class _Check:
                 continue
             ended = self._e.ended[row.key]
             for tab in self._open[row.key.user or ""]:
-                for since, until in tab.open:
-                    if since < request.first_published and ended + CLOSING < until:
-                        what = f"{row.key.user} had a session from {since:.3f} to {until:.3f}"
+                for session in tab.open:
+                    until = self._living(session)
+                    if session.since < request.first_published and ended + CLOSING < until:
+                        what = f"{row.key.user} had a session from {session.since:.3f} to {until:.3f}"
                         self._broken(Broken.TAKEN_FOR_ABSENT, f"{what}, its end came at {ended:.3f}", request)
+
+    def _living(self, session: Session) -> float:
+        """Until when a session was open, and its node not taken for dead."""
+        silent = [
+            mute.since + LEASE
+            for mute in self._e.mute
+            if mute.port == session.port and mute.since < session.until
+        ]
+        return min([session.until, *(end for end in silent if end > session.since)])
 
     def _same_key(self, request: Request, user: str | None) -> Iterable[Request]:
         """Other requests that may have replaced this one, or be replaced by it."""

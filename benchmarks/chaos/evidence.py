@@ -144,6 +144,24 @@ class Revoked(NamedTuple):
     """Monotonic seconds of the answer, which says that its session is closed."""
 
 
+class Session(NamedTuple):
+    """A session of a client, as that saw it."""
+
+    since: float
+    """Monotonic seconds of the welcome."""
+    until: float
+    """Monotonic seconds at which the connection was lost."""
+    port: int = 0
+    """Of the node that had it."""
+
+
+class Mute(NamedTuple):
+    """A node was stopped, or could not say that it lives."""
+
+    port: int
+    since: float
+
+
 @dataclass
 class Tab:
     """The evidence of one client that reads and stays until the end."""
@@ -160,8 +178,8 @@ class Tab:
     cut: int = 0
     """How often it was told that the replay is not complete."""
     revoked: list[Revoked] = field(default_factory=list)
-    open: list[tuple[float, float]] = field(default_factory=list)
-    """Monotonic seconds from the welcome to the end of each of its connections."""
+    open: list[Session] = field(default_factory=list)
+    """The sessions that it had."""
 
 
 @dataclass(slots=True)
@@ -223,6 +241,8 @@ class Evidence:
     """Whether order and resumes are checked: only if all sessions are at one bridge."""
     found: bool = False
     """Whether it is checked that nobody is taken for absent whose session was open all the time."""
+    mute: list[Mute] = field(default_factory=list)
+    """Nodes that were taken for dead: the others have ended their sessions."""
     deadly: set[str] = field(default_factory=set)
     """Marks of requests that kill the bridge whenever it handles them."""
     given_back: bool = False

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed
 from benchmarks.chaos.clients import Client, Manner
+from benchmarks.chaos.evidence import Mute
 from benchmarks.chaos.fault import fault
-from benchmarks.chaos.stage import Measure, Stage
+from benchmarks.chaos.faults_process import KILLING_PACE
+from benchmarks.chaos.stage import QUORUM_SETTLES, Measure, Stage
 
 MOVES = 0.25
 """Seconds between two clients that move to another node, on average."""
@@ -19,6 +22,13 @@ PROBES = 0.1
 """Seconds between two pushes to the user who stays at one node, for each node."""
 ROLES_TIMEOUT = 60.0
 """Seconds in which one node must take: longer than the broker needs to find a connection dead."""
+
+FROZEN = (6.0, 3.0, 30.0, 12.0, 8.0)
+"""Seconds for which a node that stands by is stopped: for less than its lease lasts, and for more."""
+FROZEN_TAKER = (6.0, 40.0, 12.0)
+"""Seconds for the one that takes: the broker gives it up after 20 to 30."""
+CUT_OFF = (3.0, 10.0, 25.0, 35.0)
+"""Seconds for which a node is cut off; every second time its connections fall silent."""
 
 
 class Nodes:
@@ -97,10 +107,25 @@ class Nodes:
             where = "at the same node" if node in [b.node for b in hit] else "at another node"
             self._stage.measures.append(Measure(f"first proof {where}", now, user))
 
+    def mute(self, hit: Bridge) -> None:
+        """From now on the node can't say that it lives."""
+        self._stage.evidence.mute.append(Mute(hit.ws_port, time.monotonic()))
+
     async def kill(self, *hit: Bridge) -> None:
         """SIGKILL to each."""
         self.measure(*hit)
         await asyncio.gather(*[bridge.kill() for bridge in hit])
+
+    async def freeze(self, hit: Bridge, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT so many seconds later; recovery counts from then."""
+        self.measure(hit)
+        self.mute(hit)
+        hit.signal(signal.SIGSTOP)
+        try:
+            await self._stage.load(seconds)
+        finally:
+            hit.signal(signal.SIGCONT)
+        self._stage.now_healed()
 
     async def start(self, *hit: Bridge) -> None:
         """Start each again, and wait until all are ready; recovery counts from now."""
@@ -150,4 +175,162 @@ async def holder_killed(stage: Stage) -> int:
             await nodes.kill(holder)
             await stage.sleep_some(*((0.0, 1.0) if number % 3 else (6.0, 9.0)))
             await nodes.start(holder)
+    return times
+
+
+@fault("several nodes: kill -9 of the one that takes")
+async def taker_killed(stage: Stage) -> int:
+    """The node that takes is killed over and over, and the other one follows; clients of both come back."""
+    times = 2 * stage.scale.repeats
+    stage.pace = KILLING_PACE
+    followed = 0
+    async with several(stage) as nodes:
+        for number in range(times):
+            await stage.sleep_some(0.5, 2.5)
+            taker, (other,) = await nodes.roles()
+            await nodes.kill(taker)
+            await stage.sleep_some(*((0.0, 1.0) if number % 3 else (6.0, 9.0)))
+            await nodes.start(taker)
+            followed += (await nodes.roles())[0] is other
+        stage.pace = 1.0
+    if followed < times // 2:
+        stage.evidence.troubles.append(f"only {followed} of {times} times the other node took over")
+    return times
+
+
+@fault("several nodes: kill -9 of both")
+async def both_killed(stage: Stage) -> int:
+    """All nodes are killed at the same moment, and start again one after the other or together."""
+    times = 2 * stage.scale.repeats
+    stage.pace = KILLING_PACE
+    async with several(stage) as nodes:
+        for number in range(times):
+            await stage.sleep_some(0.5, 2.5)
+            await nodes.kill(*nodes.all)
+            await stage.sleep_some(0.0, 2.0)
+            for bridge in stage.rng.sample(nodes.all, len(nodes.all)) if number % 2 else ():
+                await nodes.start(bridge)
+            if not number % 2:
+                await nodes.start(*nodes.all)
+        stage.pace = 1.0
+    return times
+
+
+@fault("several nodes: one that stands by is frozen")
+async def holder_frozen(stage: Stage) -> int:
+    """The node that has sessions and does not take is stopped by SIGSTOP for 6 to 30 s, and goes on."""
+    async with several(stage) as nodes:
+        for seconds in FROZEN:
+            _, (holder,) = await nodes.roles()
+            await nodes.freeze(holder, seconds)
+            await holder.ready()
+            await stage.sleep_some(2, 5)
+        # What a session was handed and has not proven is sent again when its user opens one.
+        stage.come_back_at_last = list(stage.clients)
+    return len(FROZEN)
+
+
+@fault("several nodes: the one that takes is frozen")
+async def taker_frozen(stage: Stage) -> int:
+    """The node that takes is stopped by SIGSTOP, until the broker has given its messages to the other, and less."""
+    followed = 0
+    async with several(stage) as nodes:
+        for seconds in FROZEN_TAKER:
+            taker, (other,) = await nodes.roles()
+            await nodes.freeze(taker, seconds)
+            await taker.ready()
+            followed += (await nodes.roles())[0] is other
+            await stage.sleep_some(2, 5)
+        stage.come_back_at_last = list(stage.clients)
+    if not followed:
+        stage.evidence.troubles.append("the other node never took over")
+    return len(FROZEN_TAKER)
+
+
+@fault("several nodes: one that stands by is cut off from the broker")
+async def holder_without_broker(stage: Stage) -> int:
+    """Connections of the standing node to the broker are reset and refused, or fall silent."""
+    return await _cut_off(stage, amqp=True)
+
+
+@fault("several nodes: one that stands by is cut off from Postgres")
+async def holder_without_postgres(stage: Stage) -> int:
+    """Connections of the standing node to Postgres are reset and refused, or fall silent."""
+    return await _cut_off(stage, postgres=True)
+
+
+@fault("several nodes: one that stands by is cut off from both")
+async def holder_without_both(stage: Stage) -> int:
+    """Connections of the standing node to broker and Postgres are reset and refused, or fall silent."""
+    return await _cut_off(stage, amqp=True, postgres=True)
+
+
+async def _cut_off(stage: Stage, *, amqp: bool = False, postgres: bool = False) -> int:
+    """Cut off the second node, which alone goes through the proxies."""
+    stage.amqp_proxied, stage.postgres_proxied = amqp, postgres
+    proxies = [proxy for proxy, used in ((stage.amqp, amqp), (stage.postgres, postgres)) if used]
+    async with several(stage) as nodes:
+        behind = nodes.all[1]
+        for number, seconds in enumerate(CUT_OFF):
+            taker, _ = await nodes.roles()
+            if taker is behind:
+                raise BridgeFailed(f"{behind.node} was to stand by, and it takes")
+            if not all(proxy.links for proxy in proxies):
+                raise BridgeFailed(f"{behind.node} has no connection through the proxy")
+            nodes.measure(behind)
+            if postgres:
+                nodes.mute(behind)
+            for proxy in proxies:
+                proxy.refuse = True
+                if number % 2:
+                    proxy.silence()
+                else:
+                    proxy.reset()
+            await stage.load(seconds)
+            for proxy in proxies:
+                proxy.heal()
+                if number % 2:
+                    # A network that is back resets what it has no state of.
+                    proxy.reset()
+            stage.now_healed()
+            await behind.ready()
+            await stage.sleep_some(2, 5)
+        stage.come_back_at_last = list(stage.clients)
+    return len(CUT_OFF)
+
+
+@fault("several nodes: broker restarted under three")
+async def broker_restarted(stage: Stage) -> int:
+    """The broker is stopped in order, or killed, and started again; any node may take then."""
+    async with several(stage, 3) as nodes:
+        for number in range(4):
+            await nodes.roles()
+            nodes.measure(*nodes.all)
+            if number % 2:
+                await asyncio.to_thread(stage.servers.rabbit.kill)
+            else:
+                await asyncio.to_thread(stage.servers.rabbit.stop)
+            await stage.sleep_some(0.5, 3)
+            await asyncio.to_thread(stage.servers.rabbit.start)
+            stage.now_healed()
+            for bridge in nodes.all:
+                await bridge.ready()
+            await stage.sleep_some(QUORUM_SETTLES + 1, QUORUM_SETTLES + 4)
+    return 4
+
+
+@fault("several nodes: kill -9 at random among four")
+async def four(stage: Stage) -> int:
+    """Any one, or two at the same time, of four nodes are killed at random moments, and start again a little later."""
+    times = 3 * stage.scale.repeats
+    stage.pace = KILLING_PACE
+    async with several(stage, 4) as nodes:
+        for _ in range(times):
+            await stage.sleep_some(0.0, 2.0)
+            hit = stage.rng.sample(nodes.all, stage.rng.choice([1, 1, 2]))
+            await nodes.kill(*hit)
+            await stage.sleep_some(0.0, 2.0)
+            await nodes.start(*hit)
+        await nodes.roles()
+        stage.pace = 1.0
     return times
