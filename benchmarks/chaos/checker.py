@@ -42,6 +42,10 @@ LEASE = 4.0
 """Seconds after which others may take a node for dead that does not say that it lives: its lease of five seconds, less
 the second that may have passed since it said so."""
 
+MENDED = 5.0
+"""Seconds after which a node that says again that it lives has closed the sessions that others have ended, or has told
+of them anew."""
+
 READ = frozenset(("acked", "received", "written", "stored", "dropped"))
 """Outcomes of a kept push after which a client that resumes must have read it, or must know that something is
 missing. Superseded, recalled and expired ones are not among them."""
@@ -313,20 +317,20 @@ class _Check:
                 continue
             ended = self._e.ended[row.key]
             for tab in self._open[row.key.user or ""]:
-                for session in tab.open:
-                    until = self._living(session)
-                    if session.since < request.first_published and ended + CLOSING < until:
-                        what = f"{row.key.user} had a session from {session.since:.3f} to {until:.3f}"
+                for since, until in (span for session in tab.open for span in self._spans(session)):
+                    if since < request.first_published and ended + CLOSING < until:
+                        what = f"{row.key.user} had a session from {since:.3f} to {until:.3f}"
                         self._broken(Broken.TAKEN_FOR_ABSENT, f"{what}, its end came at {ended:.3f}", request)
 
-    def _living(self, session: Session) -> float:
-        """Until when a session was open, and its node not taken for dead."""
-        silent = [
-            mute.since + LEASE
-            for mute in self._e.mute
-            if mute.port == session.port and mute.since < session.until
-        ]
-        return min([session.until, *(end for end in silent if end > session.since)])
+    def _spans(self, session: Session) -> Sequence[tuple[float, float]]:
+        """When a session was open, and its node not taken for dead."""
+        spans = []
+        since = session.since
+        for mute in self._e.mute:
+            if mute.port == session.port and mute.until + MENDED > since and mute.since < session.until:
+                spans.append((since, min(session.until, mute.since + LEASE)))
+                since = mute.until + MENDED
+        return [*spans, (since, session.until)]
 
     def _same_key(self, request: Request, user: str | None) -> Iterable[Request]:
         """Other requests that may have replaced this one, or be replaced by it."""
@@ -421,7 +425,7 @@ class _Check:
 
     def _without_gap(self, tab: Tab) -> None:
         """Check that a client that always resumes, and is never told of a gap, has read all kept pushes."""
-        if not tab.resumes or tab.cut or not self._e.ordered:
+        if not tab.resumes or tab.cut or not (self._e.ordered or self._e.complete):
             return
         read = {mark for _, mark, _ in tab.reads}
         for mark, rows in self._rows.items():

@@ -160,6 +160,7 @@ class Mute(NamedTuple):
 
     port: int
     since: float
+    until: float
 
 
 @dataclass
@@ -239,10 +240,12 @@ class Evidence:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
     """Whether order and resumes are checked: only if all sessions are at one bridge."""
+    complete: bool = False
+    """Whether resumes are checked where order is not."""
     found: bool = False
     """Whether it is checked that nobody is taken for absent whose session was open all the time."""
     mute: list[Mute] = field(default_factory=list)
-    """Nodes that were taken for dead: the others have ended their sessions."""
+    """Nodes that may have been taken for dead, with the sessions that they had, in the order of time."""
     deadly: set[str] = field(default_factory=set)
     """Marks of requests that kill the bridge whenever it handles them."""
     given_back: bool = False

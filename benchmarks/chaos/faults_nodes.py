@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import time
@@ -10,8 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed
-from benchmarks.chaos.clients import Client, Manner
-from benchmarks.chaos.evidence import Mute
+from benchmarks.chaos.broker import LONG
+from benchmarks.chaos.clients import RETRY_MOST, Client, Manner
+from benchmarks.chaos.evidence import Mute, Recall
 from benchmarks.chaos.fault import fault
 from benchmarks.chaos.faults_process import KILLING_PACE
 from benchmarks.chaos.stage import QUORUM_SETTLES, Measure, Stage
@@ -29,6 +31,17 @@ FROZEN_TAKER = (6.0, 40.0, 12.0)
 """Seconds for the one that takes: the broker gives it up after 20 to 30."""
 CUT_OFF = (3.0, 10.0, 25.0, 35.0)
 """Seconds for which a node is cut off; every second time its connections fall silent."""
+
+HEALED = 10.0
+"""Seconds of load after it is back, in which its sessions must be reached again."""
+MOVED = 5
+"""Clients that move at the same time."""
+COMES = 0.05
+"""Seconds between two pushes to each of them."""
+RECALLED = 5
+"""Users for each time that a node is cut off for whom something is recalled meanwhile."""
+ANSWERED = 20.0
+"""Seconds in which a recall must be answered."""
 
 
 class Nodes:
@@ -107,9 +120,9 @@ class Nodes:
             where = "at the same node" if node in [b.node for b in hit] else "at another node"
             self._stage.measures.append(Measure(f"first proof {where}", now, user))
 
-    def mute(self, hit: Bridge) -> None:
-        """From now on the node can't say that it lives."""
-        self._stage.evidence.mute.append(Mute(hit.ws_port, time.monotonic()))
+    def mute(self, hit: Bridge, since: float) -> None:
+        """The node could not say that it lives since then, and can again."""
+        self._stage.evidence.mute.append(Mute(hit.ws_port, since, time.monotonic()))
 
     async def kill(self, *hit: Bridge) -> None:
         """SIGKILL to each."""
@@ -119,12 +132,13 @@ class Nodes:
     async def freeze(self, hit: Bridge, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so many seconds later; recovery counts from then."""
         self.measure(hit)
-        self.mute(hit)
+        began = time.monotonic()
         hit.signal(signal.SIGSTOP)
         try:
             await self._stage.load(seconds)
         finally:
             hit.signal(signal.SIGCONT)
+        self.mute(hit, began)
         self._stage.now_healed()
 
     async def start(self, *hit: Bridge) -> None:
@@ -220,11 +234,11 @@ async def both_killed(stage: Stage) -> int:
 async def holder_frozen(stage: Stage) -> int:
     """The node that has sessions and does not take is stopped by SIGSTOP for 6 to 30 s, and goes on."""
     async with several(stage) as nodes:
-        for seconds in FROZEN:
+        for number, seconds in enumerate(FROZEN):
             _, (holder,) = await nodes.roles()
-            await nodes.freeze(holder, seconds)
+            await asyncio.gather(nodes.freeze(holder, seconds), _recall_and_push(stage, number))
             await holder.ready()
-            await stage.sleep_some(2, 5)
+            await stage.load(HEALED)
         # What a session was handed and has not proven is sent again when its user opens one.
         stage.come_back_at_last = list(stage.clients)
     return len(FROZEN)
@@ -278,25 +292,45 @@ async def _cut_off(stage: Stage, *, amqp: bool = False, postgres: bool = False) 
             if not all(proxy.links for proxy in proxies):
                 raise BridgeFailed(f"{behind.node} has no connection through the proxy")
             nodes.measure(behind)
-            if postgres:
-                nodes.mute(behind)
+            began = time.monotonic()
             for proxy in proxies:
                 proxy.refuse = True
                 if number % 2:
                     proxy.silence()
                 else:
                     proxy.reset()
-            await stage.load(seconds)
+            await asyncio.gather(stage.load(seconds), _recall_and_push(stage, number))
             for proxy in proxies:
                 proxy.heal()
                 if number % 2:
                     # A network that is back resets what it has no state of.
                     proxy.reset()
+            if postgres:
+                nodes.mute(behind, began)
             stage.now_healed()
             await behind.ready()
-            await stage.sleep_some(2, 5)
+            await stage.load(HEALED)
         stage.come_back_at_last = list(stage.clients)
     return len(CUT_OFF)
+
+
+async def _recall_and_push(stage: Stage, number: int) -> None:
+    """Recall what is kept under a key for users who are away; once that is answered, keep something for them under
+    that key. It waits for them, whenever the node that is cut off hears of the recall."""
+    makes, publisher = stage.requests[0], stage.publishers[0]
+    again = [makes.to(f"recalled-{number}-{i}", ttl=LONG, key="balance") for i in range(RECALLED)]
+    recalls = []
+    for envelope in again:
+        (request,) = envelope.requests
+        recalls.append(Recall(request.tenant, user=min(request.users), collapse_key=request.collapse_key))
+    publisher.also([makes.withdrawing(recall) for recall in recalls])
+    deadline = time.monotonic() + ANSWERED
+    while any(math.isinf(recall.replied) for recall in recalls):
+        if time.monotonic() > deadline:
+            stage.evidence.troubles.append(f"recalls were not answered in {ANSWERED:g} s")
+            break
+        await asyncio.sleep(0.05)
+    publisher.also(again)
 
 
 @fault("several nodes: broker restarted under three")
@@ -317,6 +351,25 @@ async def broker_restarted(stage: Stage) -> int:
                 await bridge.ready()
             await stage.sleep_some(QUORUM_SETTLES + 1, QUORUM_SETTLES + 4)
     return 4
+
+
+@fault("several nodes: sessions that resume while it is under way")
+async def resumed(stage: Stage) -> int:
+    """Clients move to any of three nodes and resume there, while pushes come for them that other clients prove."""
+    rounds = 10 * stage.scale.repeats
+    stage.evidence.complete = True
+    made = 0
+    async with several(stage, 3) as nodes:
+        resuming = [client for client in nodes.moving if client.tab.resumes]
+        for _ in range(rounds):
+            chosen = stage.rng.sample(resuming, MOVED)
+            for client in chosen:
+                client.drop()
+            for _ in range(round(RETRY_MOST / COMES)):
+                await asyncio.sleep(COMES)
+                stage.publishers[0].also([stage.requests[0].to(c.user, ttl=LONG) for c in chosen])
+            made += len(chosen)
+    return made
 
 
 @fault("several nodes: kill -9 at random among four")
