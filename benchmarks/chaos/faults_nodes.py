@@ -34,10 +34,10 @@ CUT_OFF = (3.0, 10.0, 25.0, 35.0)
 
 HEALED = 10.0
 """Seconds of load after it is back, in which its sessions must be reached again."""
-MOVED = 5
+MOVED = 15
 """Clients that move at the same time."""
-COMES = 0.05
-"""Seconds between two pushes to each of them."""
+QUIET_PACE = 0.2
+"""The load meanwhile: the next push to a user has the one before written, and so hides that it was missed."""
 RECALLED = 5
 """Users for each time that a node is cut off for whom something is recalled meanwhile."""
 ANSWERED = 20.0
@@ -359,16 +359,19 @@ async def resumed(stage: Stage) -> int:
     rounds = 10 * stage.scale.repeats
     stage.evidence.complete = True
     made = 0
+    stage.pace = QUIET_PACE
     async with several(stage, 3) as nodes:
         resuming = [client for client in nodes.moving if client.tab.resumes]
         for _ in range(rounds):
-            chosen = stage.rng.sample(resuming, MOVED)
+            chosen = stage.rng.sample(resuming, min(MOVED, len(resuming)))
             for client in chosen:
                 client.drop()
-            for _ in range(round(RETRY_MOST / COMES)):
-                await asyncio.sleep(COMES)
-                stage.publishers[0].also([stage.requests[0].to(c.user, ttl=LONG) for c in chosen])
+            for client in chosen:
+                await stage.sleep_some(0.0, 2 * RETRY_MOST / len(chosen))
+                stage.publishers[0].also([stage.requests[0].to(client.user, ttl=LONG)])
+            await stage.sleep_some(0.2, 0.6)
             made += len(chosen)
+        stage.pace = 1.0
     return made
 
 
