@@ -240,6 +240,8 @@ class Collector:
         self._evidence.announced[key][receipt] += 1
         if receipt.outcome == "stored":
             self._evidence.stored.setdefault(key, time.monotonic())
+        elif receipt.final:
+            self._evidence.ended.setdefault(key, time.monotonic())
 
     def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
         correlation = message.header.properties.correlation_id or ""

@@ -7,6 +7,7 @@
 | I1 | one given up as rejected that neither kills the bridge nor was returned by others again and again |
 | I2 | `received` without a pong written after the push was read, `acked` without an ack frame |
 | I3 | a push on the screen of another user, or read two seconds after its session was revoked |
+| I1 | one that is not kept ended as `offline`, and its user had a session that was open all the time |
 | I4 | messages left, rows not final, owed receipts, final rows without a receipt, receipts with another outcome |
 | I5 | rows and receipts that nobody published |
 | order | a kept push that a client reads after one that was published later; a resume that left one out |
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Showing, Tab, To
+from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Session, Showing, Tab, To
 
 STORIES_MAX = 10
 """Violations of each kind for which the evidence is gathered, which takes a search of everything known."""
@@ -32,6 +33,18 @@ FACTS_MAX = 10
 
 IN_KERNELS = 2.0
 """Seconds in which a client may read what the kernels had when its session was revoked; the machine is busy."""
+
+CLOSING = 1.0
+"""Seconds for which a session must stay open after the end of a push to count as open all the time: its end and the
+receipt come on different connections."""
+
+LEASE = 4.0
+"""Seconds after which others may take a node for dead that does not say that it lives: its lease of five seconds, less
+the second that may have passed since it said so."""
+
+MENDED = 5.0
+"""Seconds after which a node that says again that it lives has closed the sessions that others have ended, or has told
+of them anew."""
 
 READ = frozenset(("acked", "received", "written", "stored", "dropped"))
 """Outcomes of a kept push after which a client that resumes must have read it, or must know that something is
@@ -44,6 +57,7 @@ class Broken(enum.Enum):
     LOST = "I1 lost"
     TWICE = "I1 more than one outcome"
     KEPT_ENDED = "I1 an outcome that it can't have"
+    TAKEN_FOR_ABSENT = "I1 offline, and connected all the time"
     NOT_BURIED = "I1 rejected, but not in push.dead"
     FALSE_PROOF = "I2 false proof"
     WRONG_USER = "I3 wrong user"
@@ -127,6 +141,10 @@ class _Check:
     def __init__(self, evidence: Evidence) -> None:
         self._e = evidence
         self._waits = Waits(evidence.tabs)
+        self._open: dict[str, list[Tab]] = defaultdict(list)
+        """The clients of a user."""
+        for tab in evidence.tabs:
+            self._open[tab.user].append(tab)
         self._shaken = sorted(evidence.shaken)
         self._verdict = Verdict()
         self._broken_times: Counter[Broken] = Counter()
@@ -146,6 +164,7 @@ class _Check:
             self._ends(request, self._rows.get(mark, []))
             if request.fate is Fate.PUSHED:
                 self._kept(request, self._rows.get(mark, []))
+                self._found(request, self._rows.get(mark, []))
         self._collapsed()
         self._recalled()
         self._mailboxes()
@@ -288,6 +307,31 @@ class _Check:
                 return request.ttl > 0 and self._e.mailbox > 0
         return request.ttl == 0
 
+    def _found(self, request: Request, rows: Sequence[Row]) -> None:
+        """Check that no user counts as absent who had one session from before the push was published until after its
+        end was known."""
+        if not self._e.found or request.to is not To.USERS:
+            return
+        for row in rows:
+            if row.outcome != "offline" or row.key not in self._e.ended:
+                continue
+            ended = self._e.ended[row.key]
+            for tab in self._open[row.key.user or ""]:
+                for since, until in (span for session in tab.open for span in self._spans(session)):
+                    if since < request.first_published and ended + CLOSING < until:
+                        what = f"{row.key.user} had a session from {since:.3f} to {until:.3f}"
+                        self._broken(Broken.TAKEN_FOR_ABSENT, f"{what}, its end came at {ended:.3f}", request)
+
+    def _spans(self, session: Session) -> Sequence[tuple[float, float]]:
+        """When a session was open, and its node not taken for dead."""
+        spans = []
+        since = session.since
+        for mute in self._e.mute:
+            if mute.port == session.port and mute.until + MENDED > since and mute.since < session.until:
+                spans.append((since, min(session.until, mute.since + LEASE)))
+                since = mute.until + MENDED
+        return [*spans, (since, session.until)]
+
     def _same_key(self, request: Request, user: str | None) -> Iterable[Request]:
         """Other requests that may have replaced this one, or be replaced by it."""
         if not request.collapse_key:
@@ -381,7 +425,7 @@ class _Check:
 
     def _without_gap(self, tab: Tab) -> None:
         """Check that a client that always resumes, and is never told of a gap, has read all kept pushes."""
-        if not tab.resumes or tab.cut or not self._e.ordered:
+        if not tab.resumes or tab.cut or not (self._e.ordered or self._e.complete):
             return
         read = {mark for _, mark, _ in tab.reads}
         for mark, rows in self._rows.items():

@@ -25,7 +25,7 @@ from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from benchmarks.chaos.evidence import Showing, Tab
+from benchmarks.chaos.evidence import Session, Showing, Tab
 
 ENVELOPE = Subprotocol("bridge.v1.json")
 _RESET = struct.pack("ii", 1, 0)
@@ -81,8 +81,9 @@ class Witness:
 class _Connection(asyncio.Protocol):
     """One connection of a client."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, port: int) -> None:
         self._client = client
+        self._port = port
         last = f"&last={quote(client.last)}" if client.tab.resumes and client.last else ""
         uri = parse_uri(f"ws://127.0.0.1/ws?token={client.token}{last}")
         wanted = None if client.manner is Manner.BARE else [ENVELOPE]
@@ -94,6 +95,7 @@ class _Connection(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self.session = ""
+        self.welcomed: float | None = None
         self.code = 1006
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -129,6 +131,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self.welcomed is not None:
+            self._client.tab.open.append(Session(self.welcomed, time.monotonic(), self._port))
         if self._protocol.close_rcvd is not None:
             self.code = int(self._protocol.close_rcvd.code)
         if not self.opened.done():
@@ -153,6 +157,7 @@ class _Connection(asyncio.Protocol):
             else:
                 if message["type"] == "welcome":
                     self.session = message["session"]
+                    self.welcomed = time.monotonic()
                     client.session_opened(self.session, message["complete"])
                 return
         except (ValueError, KeyError, TypeError):
@@ -275,6 +280,11 @@ class Client:
         if self._connection is not None:
             self._connection.reset()
 
+    def move(self, port: Callable[[], int]) -> None:
+        """Reset its connection, and connect to this port from now on."""
+        self._port = port
+        self.drop()
+
     def freeze(self) -> None:
         """Stop reading on the connection that it has."""
         if self._connection is not None:
@@ -293,7 +303,8 @@ class Client:
         loop = asyncio.get_running_loop()
         while True:
             await self._away.wait()
-            connection = _Connection(self)
+            port = self._port()
+            connection = _Connection(self, port)
             self.connects += 1
             try:
                 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -302,7 +313,7 @@ class Client:
                 sock.setblocking(False)
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     try:
-                        await loop.sock_connect(sock, ("127.0.0.1", self._port()))
+                        await loop.sock_connect(sock, ("127.0.0.1", port))
                     except BaseException:
                         sock.close()
                         raise

@@ -144,6 +144,25 @@ class Revoked(NamedTuple):
     """Monotonic seconds of the answer, which says that its session is closed."""
 
 
+class Session(NamedTuple):
+    """A session of a client, as that saw it."""
+
+    since: float
+    """Monotonic seconds of the welcome."""
+    until: float
+    """Monotonic seconds at which the connection was lost."""
+    port: int = 0
+    """Of the node that had it."""
+
+
+class Mute(NamedTuple):
+    """A node was stopped, or could not say that it lives."""
+
+    port: int
+    since: float
+    until: float
+
+
 @dataclass
 class Tab:
     """The evidence of one client that reads and stays until the end."""
@@ -160,6 +179,8 @@ class Tab:
     cut: int = 0
     """How often it was told that the replay is not complete."""
     revoked: list[Revoked] = field(default_factory=list)
+    open: list[Session] = field(default_factory=list)
+    """The sessions that it had."""
 
 
 @dataclass(slots=True)
@@ -206,6 +227,8 @@ class Evidence:
     """Correlation id to what came to the reply queue."""
     stored: dict[RowKey, float] = field(default_factory=dict)
     """Monotonic seconds at which we heard that it is stored, the first time."""
+    ended: dict[RowKey, float] = field(default_factory=dict)
+    """Monotonic seconds at which we heard of its end, the first time."""
     recalls: dict[str, Recall] = field(default_factory=dict)
     """By correlation id."""
     dead: Counter[str] = field(default_factory=Counter)
@@ -217,6 +240,12 @@ class Evidence:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
     """Whether order and resumes are checked: only if all sessions are at one bridge."""
+    complete: bool = False
+    """Whether resumes are checked where order is not."""
+    found: bool = False
+    """Whether it is checked that nobody is taken for absent whose session was open all the time."""
+    mute: list[Mute] = field(default_factory=list)
+    """Nodes that may have been taken for dead, with the sessions that they had, in the order of time."""
     deadly: set[str] = field(default_factory=set)
     """Marks of requests that kill the bridge whenever it handles them."""
     given_back: bool = False

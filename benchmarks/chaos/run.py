@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import sys
 import time
 import traceback
@@ -32,6 +33,7 @@ from benchmarks.chaos import (
     faults_kept,
     faults_large,
     faults_mixed,
+    faults_nodes,
     faults_process,
     faults_time,
 )
@@ -51,6 +53,7 @@ MODULES: Final = (
     faults_access,
     faults_time,
     faults_mixed,
+    faults_nodes,
 )
 """Importing them adds their faults to the list, in the order of the table."""
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"
@@ -186,6 +189,8 @@ async def _run_one(
     line.seconds = time.monotonic() - began
     say(_progress(line))
     if line.outcome is not None:
+        for what, seconds in line.outcome.proven.items():
+            say(_measured(what, seconds))
         for story in _stories(line.outcome.verdict.violations):
             say(story)
         if line.bad:
@@ -206,6 +211,11 @@ def _progress(line: Line) -> str:
     ends = line.outcome.verdict.outcomes.most_common() if line.outcome is not None else ()
     told = ", ".join(f"{count} {ending}" for ending, count in ends)
     return f"{line.fault.name}: {end} ({line.seconds:.0f} s) {told}".rstrip()
+
+
+def _measured(what: str, seconds: Sequence[float]) -> str:
+    middle = statistics.median(seconds)
+    return f"  {what}: {min(seconds):.2f} to {max(seconds):.2f} s, median {middle:.2f}, {len(seconds)} times"
 
 
 def _stories(violations: Sequence[Violation]) -> Iterator[str]:

@@ -7,12 +7,12 @@ import math
 import random
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -32,7 +32,7 @@ from benchmarks.chaos.broker import (
 )
 from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
-from benchmarks.chaos.evidence import Depth, Evidence, Row, RowKey, Tab
+from benchmarks.chaos.evidence import Depth, Evidence, Request, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers, ServersUnavailable
@@ -85,6 +85,15 @@ SHORT = Scale(users=40, absent=6, rate=150.0, before=1.0, after=1.0)
 FULL = Scale(repeats=5)
 
 
+class Measure(NamedTuple):
+    """How long after a moment a push to a user is proven that was published since then."""
+
+    what: str
+    since: float
+    """Monotonic seconds."""
+    user: str
+
+
 @dataclass
 class Outcome:
     """How a run ended."""
@@ -96,6 +105,8 @@ class Outcome:
     """Seconds from the end of the fault to the first push that a client read."""
     rest: float | None = None
     """Seconds from the end of fault and load to rest."""
+    proven: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What was measured to the seconds after which a push was proven again, for each time."""
 
 
 class Stage:
@@ -131,6 +142,7 @@ class Stage:
         self.ended_at: float | None = None
         self.come_back_at_last: list[Client] = []
         """Clients that reconnect when the load is over, since their bridge did not get the pushes meanwhile."""
+        self.measures: list[Measure] = []
         self.amqp_proxied = self.postgres_proxied = False
 
     @property
@@ -393,6 +405,30 @@ class Stage:
             for tenant, push_id, user, lapsed in stored
         )
 
+    def proven(self) -> dict[str, list[float]]:
+        """The measures; one without an end is a trouble."""
+        sent: dict[str, list[Request]] = defaultdict(list)
+        for request in self.evidence.requests.values():
+            if len(request.users) == 1:
+                sent[min(request.users)].append(request)
+        made: dict[str, list[float]] = defaultdict(list)
+        for what, since, user in self.measures:
+            ends = [
+                end
+                for request in sent[user]
+                if request.first_published >= since and (end := self._proven_at(request, user)) is not None
+            ]
+            if ends:
+                made[what].append(min(ends) - since)
+            else:
+                self.evidence.troubles.append(f"{what}: no push to {user} was proven any more")
+        return made
+
+    def _proven_at(self, request: Request, user: str) -> float | None:
+        key = RowKey(request.tenant, request.push_id, user)
+        told = self.evidence.announced.get(key, ())
+        return self.evidence.ended.get(key) if any(r.outcome in ("received", "acked") for r in told) else None
+
     def tabs(self) -> list[Tab]:
         """The evidence of the clients that stay until the end."""
         return [client.tab for client in self.clients if client.stays]
@@ -612,6 +648,7 @@ async def play(
         await asyncio.sleep(0.5)
         await stage.gather_evidence()
         await _cancelled(collecting)
+        outcome.proven = stage.proven()
         outcome.verdict = check(stage.evidence)
         return outcome
 

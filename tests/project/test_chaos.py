@@ -19,11 +19,13 @@ from benchmarks.chaos.evidence import (
     Depth,
     Evidence,
     Fate,
+    Mute,
     Recall,
     Receipt,
     Request,
     Row,
     RowKey,
+    Session,
     Showing,
     Tab,
     To,
@@ -328,6 +330,30 @@ def test_a_kept_push_does_not_end_as_if_it_were_not(outcome: str, reason: str) -
     assert kinds(made) == [Broken.KEPT_ENDED]
 
 
+def test_nobody_is_taken_for_absent_who_was_connected_all_the_time() -> None:
+    request = pushed(first_published=2.0)
+    made = evidence(request, rows=[row(request, "u1", "offline", "no_session")])
+    made.ended[made.rows[0].key] = 3.0
+    made.tabs = [tab("u1", open=[Session(1.0, 9.0, 80)])]
+    assert kinds(made) == [], "it is checked only where it is said"
+    made.found = True
+    assert kinds(made) == [Broken.TAKEN_FOR_ABSENT]
+    for opened in ([(2.5, 9.0)], [(1.0, 3.5)], [(0.0, 2.5), (2.6, 9.0)], []):
+        made.tabs = [tab("u1", open=[Session(*times) for times in opened])]
+        assert kinds(made) == [], opened
+    made.tabs = [tab("u2", open=[Session(1.0, 9.0, 80)])]
+    assert kinds(made) == []
+    made.tabs = [tab("u1", open=[Session(1.0, 9.0, 80)])]
+    made.mute = [Mute(80, 1.5, 9.0), Mute(81, 0.0, 9.0)]
+    assert kinds(made) == [Broken.TAKEN_FOR_ABSENT], "its node was not given up yet"
+    made.mute = [Mute(80, -0.5, 0.5)]
+    assert kinds(made) == [], "its node was taken for dead when the push ended"
+    made.mute = [Mute(80, -8.0, -4.5)]
+    assert kinds(made) == [Broken.TAKEN_FOR_ABSENT], "its node was there again before the session opened"
+    made.tabs = [tab("u1", open=[Session(-9.0, 9.0, 80)])]
+    assert kinds(made) == [Broken.TAKEN_FOR_ABSENT], "the session has lasted until its node was there again"
+
+
 def test_a_short_ttl_may_end() -> None:
     request = kept(ttl=2.0)
     assert kinds(evidence(request, rows=[row(request, "u1", "expired", "ttl")])) == []
@@ -438,7 +464,11 @@ def test_a_resume_that_leaves_something_out_must_say_so() -> None:
     assert kinds(made) == [Broken.GAP]
     made.tabs[1].cut = 1
     assert kinds(made) == []
-    made.tabs[1].cut, made.tabs[1].since = 0, 2.1
+    made.tabs[1].cut, made.ordered = 0, False
+    assert kinds(made) == []
+    made.complete = True
+    assert kinds(made) == [Broken.GAP]
+    made.tabs[1].since = 2.1
     assert kinds(made) == [], "it knew nothing yet when that was published"
 
 
