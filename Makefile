@@ -45,7 +45,7 @@ bench-peers: $(READY) ## this bridge beside a batched Node bridge, RabbitMQ's we
 bench-guard: $(READY) ## is a push more expensive than in the parent commit? a few minutes; 1 above five percent
 	@$(BIN)/python -m benchmarks.guard
 
-chaos: $(READY) ## forty minutes of faults, each checked against the promises; docs/reliability.md
+chaos: $(READY) ## over an hour of faults, each checked against the promises; docs/reliability.md
 	@$(BIN)/python -m benchmarks.chaos
 
 compiled: $(READY) ## the core's tests on a copy in build/compiled whose core is compiled with mypyc; needs gcc
