@@ -140,9 +140,6 @@ class Hosting:
         self._unheard: deque[_Unheard] = deque(maxlen=UNHEARD_MAX)
         self._touched: set[Session] = set()
 
-    def __len__(self) -> int:
-        return len(self._guests)
-
     def offer(self, boot: str, forwarded: Forwarded) -> None:
         """Offer a push to the sessions of its users. It is handed over by `flush`."""
         # Pushes taken here from now on come after it.

@@ -58,11 +58,6 @@ class Ringing:
         """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
 
-    @property
-    def waiting(self) -> int:
-        """Users whose holders are not asked for yet."""
-        return len(self._grown) + len(self._delivered)
-
     def stored(self, user: str, position: int) -> None:
         """The row of a push is committed and says `stored`."""
         if self._directory is None or self._neighbours.alone:

@@ -81,11 +81,6 @@ class Router:
         """Pushes, by user, whose holders are known, and that wait for the rows of older ones."""
         self._wake = asyncio.Event()
 
-    @property
-    def asking(self) -> int:
-        """Pushes that wait for the answer who has sessions of their users."""
-        return len(self._asked)
-
     def route(
         self, flight: Flight, request: PushRequest, resolver: Resolver, frames: dict[Mode, Frame]
     ) -> None:
