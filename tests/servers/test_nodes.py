@@ -284,7 +284,7 @@ async def open_sessions(database: str) -> int:
 
 
 async def test_what_somebody_else_writes_to_the_queue_of_a_node_is_thrown_away(
-    servers: Servers, vhost: str, database: str
+    servers: Servers, vhost: str, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncExitStack() as stack:
         _, other = await nodes(stack, vhost, database)
@@ -301,6 +301,7 @@ async def test_what_somebody_else_writes_to_the_queue_of_a_node_is_thrown_away(
                         await channel.default_exchange.publish(letter, queue)
         await publish(vhost, request("u", "p1"))
         assert json.loads(await c.read())["id"] == "p1"
+        assert sum("are thrown away" in message for message in caplog.messages) == 1
 
 
 async def test_nodes_whose_connections_are_cut_find_each_other_again(

@@ -12,6 +12,7 @@ default exchange can write letters.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -31,8 +32,11 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Letter, NodeListener, Sent
 from bridge.core.ports.plugins import ErrorHandler
 
+log = logging.getLogger("bridge")
+
 NODE_QUEUE: Final = "push.node"
 """What the names of the queues begin with."""
+STRANGER: Final = "messages in %s are thrown away: their user_id is not %s, as which all nodes log in"
 WRITE_TIMEOUT: Final = 2.0
 """Seconds to wait for the confirms of one write."""
 QUEUE_BYTES: Final = 64 * 1024 * 1024
@@ -46,7 +50,6 @@ class NodeLink:
         self, url: str, node: str, boot: str, *, seconds: float, clock: Clock, errors: ErrorHandler
     ) -> None:
         """`seconds`: after that a letter that nobody has read is thrown away."""
-        self._errors = errors
         self._node = node
         self._boot = boot
         self._millis = max(1, int(seconds * 1000))
@@ -58,8 +61,7 @@ class NodeLink:
         self._queue = ""
         self._numbers = itertools.count(1)
         self._listener: NodeListener | None = None
-        self.strangers = 0
-        """Letters that were thrown away, since their user id is not ours."""
+        self._told = False
 
     def listen(self, listener: NodeListener) -> None:
         """From now on this one hears what comes; to be called before the connection is opened."""
@@ -122,7 +124,9 @@ class NodeLink:
 
     async def _came(self, message: aiormq.abc.DeliveredMessage) -> None:
         if self._user and message.header.properties.user_id != self._user:
-            self.strangers += 1
+            if not self._told:
+                self._told = True
+                log.warning(STRANGER, self._queue, self._user)
             return
         if self._listener is not None:
             self._listener.came(bytes(message.body))

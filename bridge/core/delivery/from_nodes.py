@@ -67,7 +67,7 @@ class FromNodes:
                     self._pages.rung(item.user, item.position, delivered=item.delivered)
                 else:
                     self._recall(item)
-        except Exception as error:  # a letter that can't be handled must not cost the others
+        except Exception as error:  # it must cost this letter only, and not the connection
             self._errors.handle(error, "nodes.letter", {"bytes": len(body)})
         self._hosting.flush()
 
