@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -180,7 +180,7 @@ class _Broker:
     def requeue(self, tokens: Iterable[AckToken]) -> None:
         raise AssertionError("requeued")
 
-    def widen(self) -> None:
+    def widen(self, incarnations: Collection[int] = ()) -> None:
         pass
 
     def give(self) -> None:
@@ -268,7 +268,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
         def requeue(self, tokens: Iterable[AckToken]) -> None:
             holder[-1].requeue(tokens)
 
-        def widen(self) -> None:
+        def widen(self, incarnations: Collection[int] = ()) -> None:
             pass
 
     core = Core(

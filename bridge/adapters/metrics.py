@@ -6,7 +6,7 @@ metric ever holds a user, session or push id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
@@ -412,6 +412,24 @@ def session_event_families(sent: int, dropped: int) -> Iterator[Metric]:
     family.add_metric(("sent",), float(sent))
     family.add_metric(("dropped",), float(dropped))
     yield family
+
+
+def partition_families(taken: Sequence[int], other_keys: int | None) -> Iterator[Metric]:
+    """The families of the partitions of the requests. `other_keys`: None where keys do not matter."""
+    family = GaugeMetricFamily(
+        "bridge_partition_taken",
+        "1 for each partition of the requests that this node takes; 0 is the queue push.requests.",
+        labels=("partition",),
+    )
+    for partition in taken:
+        family.add_metric((str(partition),), 1.0)
+    yield family
+    if other_keys is not None:
+        yield CounterMetricFamily(
+            "bridge_requests_other_key",
+            "Requests to one user with another routing key than `user.<id>`, where partitions do not keep their order.",
+            value=float(other_keys),
+        )
 
 
 class NullMetrics:

@@ -30,12 +30,14 @@ from bridge import __version__
 from bridge.adapters.actions import ActionLog, OnRecord
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.nodes import NodeLink
+from bridge.adapters.amqp.partitions import Partitions, TakesRequests
 from bridge.adapters.amqp.publish import ReceiptPublisher
+from bridge.adapters.amqp.spread import Spread
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.connect_hook import connect_hook
 from bridge.adapters.credentials import Credentials
-from bridge.adapters.metrics import gauge_families, key_families, session_event_families
+from bridge.adapters.metrics import gauge_families, key_families, partition_families, session_event_families
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
@@ -64,13 +66,16 @@ from bridge.ops.surroundings import Surroundings
 
 __all__ = ["LIMITS", "Running", "SystemClock", "running", "serve"]
 
+SETTLE_MORE = 1.0
+"""Seconds that a partition which is handed over has to settle, beside those for a proof."""
+
 log = logging.getLogger("bridge")
 
 
 class Running:
     """A bridge that serves; `ws_port` and `ops_port` are where it listens."""
 
-    def __init__(self, node: Node, ws: WebSocketServer, ops: http.OpsServer, consumer: Consumer) -> None:
+    def __init__(self, node: Node, ws: WebSocketServer, ops: http.OpsServer, consumer: TakesRequests) -> None:
         self._node = node
         self._ws = ws
         self._consumer = consumer
@@ -110,6 +115,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
             reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
             told = node.core.announcing
             reports.metrics.add_source(lambda: session_event_families(told.sent, told.dropped))
+            reports.metrics.add_source(lambda: partition_families(consumer.taken, node.other_keys))
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
@@ -161,16 +167,32 @@ def _publisher(
     )
 
 
-def _consumer(settings: Settings, clock: Clock, errors: ErrorHandler, readiness: BrokerReadiness) -> Consumer:
-    return Consumer(
+def _consumer(
+    settings: Settings, clock: Clock, errors: ErrorHandler, readiness: BrokerReadiness
+) -> TakesRequests:
+    spread = Spread(settings.partitions, DeclareMode(settings.declare))
+    name = f"{settings.node} consumer"
+    if settings.partitions == 1:
+        return Consumer(
+            settings.amqp_url,
+            clock=clock,
+            errors=errors,
+            prefetch=settings.prefetch,
+            spread=spread,
+            on_state=readiness.linked,
+            on_role=readiness.became,
+            name=name,
+        )
+    return Partitions(
         settings.amqp_url,
+        spread,
         clock=clock,
         errors=errors,
         prefetch=settings.prefetch,
-        declare=DeclareMode(settings.declare),
+        settle_seconds=settings.confirm_timeout + SETTLE_MORE,
         on_state=readiness.linked,
         on_role=readiness.became,
-        name=f"{settings.node} consumer",
+        name=name,
     )
 
 

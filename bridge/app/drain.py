@@ -7,7 +7,7 @@ import random
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
-from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.partitions import TakesRequests
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.app.limits import ServiceLimits
 from bridge.app.node import Node
@@ -50,7 +50,7 @@ class Drain:
         self,
         node: Node,
         ws: WebSocketServer,
-        consumer: Consumer,
+        consumer: TakesRequests,
         limits: ServiceLimits,
         hurry: asyncio.Event,
     ) -> None:

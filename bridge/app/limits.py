@@ -32,6 +32,8 @@ class ServiceLimits:
     """Between tries while the database is down at the start."""
     look_around: float = 0.2
     """Between looks at the start whether all other nodes know this one."""
+    share_every: float = 0.5
+    """Between looks at which partitions of the requests are this node's share."""
     recording_seconds: float = 2.0
     """How long a stop may take to write in the ledger that its sessions have closed."""
     new_objects: int = 10_000

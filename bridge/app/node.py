@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.partitions import TakesRequests
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.turn import Role
 from bridge.adapters.jwks import KeyedVerifier, KeyRing
@@ -17,6 +17,7 @@ from bridge.app.reports import Reports
 from bridge.app.rows import Rows
 from bridge.config import Settings
 from bridge.core import assembly
+from bridge.core.cluster.sharing import Sharing
 from bridge.core.contract.requests import Limits
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.gateway import Gateway
@@ -38,7 +39,7 @@ class Given:
 
     settings: Settings
     rows: Rows
-    consumer: Consumer
+    consumer: TakesRequests
     publisher: ReceiptPublisher
     reports: Reports
     clock: Clock
@@ -63,6 +64,7 @@ class Node:
         max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
         self.request_limits = Limits(settings.max_data_bytes, max_ttl)
         self.core = _core(given, self.request_limits)
+        self.sharing = Sharing(settings.partitions, settings.node, self.core.cluster.neighbours, self.clock)
         self.keys = _key_ring(given)
         self.access = Access(
             _verifier(given, self.keys),
@@ -92,6 +94,12 @@ class Node:
     def role(self) -> Role | None:
         """The role of this node among the others; None while it is not connected to the broker."""
         return self.consumer.role
+
+    @property
+    def other_keys(self) -> int | None:
+        """Requests so far whose routing key was not their user's; None where keys do not matter."""
+        keys = self.core.reader.keys
+        return keys.others if keys else None
 
     @property
     def keys_missing(self) -> str:
@@ -210,6 +218,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
             start_grace=settings.start_grace,
             max_attempts=settings.max_attempts,
             total_bytes=settings.total_bytes,
+            partitions=settings.partitions,
         ),
         mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
         id_memory_bytes=settings.id_memory_bytes,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bridge.adapters import loop_watch
+from bridge.adapters.amqp.partitions import Partitions
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.app.limits import ServiceLimits
 from bridge.app.node import Node
@@ -76,7 +77,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("session events", node.core.announcing.run),
         Task("control", node.core.control.run),
         *recording,
-        *_sharing(node),
+        *_sharing(at),
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),
         Task("lease", partial(hold_lease, at), after_start=True),
@@ -92,9 +93,9 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
     )
 
 
-def _sharing(node: Node) -> Sequence[Task]:
+def _sharing(at: Workplace) -> Sequence[Task]:
     """What only a bridge does that may have neighbours."""
-    core = node.core
+    core = at.node.core
     if core.ports.directory is None:
         return ()
     return (
@@ -102,6 +103,7 @@ def _sharing(node: Node) -> Sequence[Task]:
         Task("letters", core.cluster.post.run),
         Task("forwards", core.router.run),
         Task("rings", core.cluster.ringing.run),
+        Task("partitions", partial(share_partitions, at), after_start=True),
     )
 
 
@@ -225,6 +227,21 @@ async def hold_lease(at: Workplace) -> None:
             node.gate.shut("database", str(down), database=True)
         else:
             node.gate.clear("database")
+
+
+async def share_partitions(at: Workplace) -> None:
+    """Tell others what this node takes, and take what is its share."""
+    node, consumer = at.node, at.node.consumer
+    # With one partition the consumers decide it between themselves, at the broker.
+    several = consumer if isinstance(consumer, Partitions) else None
+    while True:
+        able = node.gate.is_open and consumer.role is not None
+        aim = node.sharing.aim(
+            consumer.taken, several.untaken if several else {}, able=able, leaving="draining" in node.gate
+        )
+        if several:
+            several.take(aim.wanted, aim.watched)
+        await node.clock.sleep(at.limits.share_every)
 
 
 async def sweep_log(at: Workplace) -> None:

@@ -251,6 +251,7 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             settings.amqp_url,
             DeclareMode(settings.declare),
             where,
+            partitions=settings.partitions,
             told=[
                 *([OUTCOMES] if settings.outcome_events else []),
                 *([SESSIONS] if settings.session_events and settings.uses_postgres else []),

@@ -49,6 +49,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "Times": ("confirm_timeout", "max_age", "start_grace", "drain_timeout"),
     "Limits": (
         "prefetch",
+        "partitions",
         "max_attempts",
         "max_data_bytes",
         "session_queue",

@@ -273,7 +273,15 @@ class Settings(TokenSettings):
         1000,
         ge=1,
         le=65535,
-        description="The most messages that the broker hands out and that are not acknowledged yet.",
+        description="The most messages that the broker hands out and that are not acknowledged yet, of each partition.",
+    )
+    partitions: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Queues over which requests are spread by their routing key, so that several nodes take at once;"
+        " the same for all nodes, and fixed once they are made. More than 1 need RabbitMQ's plug-in"
+        " `rabbitmq_consistent_hash_exchange`.",
     )
     max_attempts: int = Field(
         20,
@@ -418,6 +426,13 @@ class Settings(TokenSettings):
         if not value:
             raise ValueError("one or more of postgres, stdout, module:factory expected")
         return checks.plugins(value, ("postgres", "stdout"))
+
+    @field_validator("partitions")
+    @classmethod
+    def _check_partitions(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and "postgres" not in info.data.get("delivery_log", ("postgres",)):
+            raise ValueError("more than 1 need BRIDGE_DELIVERY_LOG=postgres, by which nodes share them")
+        return value
 
     @field_validator("error_handler")
     @classmethod

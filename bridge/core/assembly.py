@@ -215,8 +215,7 @@ class Core:
         self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
-        ports, clock = self.ports, self.ports.clock
-        inflight, worklist = self.inflight, self.worklist
+        ports, clock, inflight, worklist = self.ports, self.ports.clock, self.inflight, self.worklist
         bounds = self.bounds.taking
         lookups = Lookups(
             ports.store, ports.directory, self.gate, clock, ports.errors, ports.metrics, self.bounds
@@ -228,7 +227,7 @@ class Core:
         )
         elsewhere = self._elsewhere(lookups, repeats, limits.park_after)
         load = Load(inflight, worklist, bounds.in_hand)
-        fan_out = self._fan_out(dispatcher, turns, limits)
+        self.reader = Reader(limits.requests, limits.partitions, turns, ports.errors, clock)
         self.router = self._router(dispatcher, limits)
         everywhere = Everywhere(
             neighbours=self.cluster.neighbours,
@@ -243,10 +242,10 @@ class Core:
                 hub=self.hub,
                 inflight=inflight,
                 worklist=worklist,
-                reader=Reader(limits.requests, turns, ports.errors),
+                reader=self.reader,
                 router=self.router,
                 dispatcher=dispatcher,
-                fan_out=fan_out,
+                fan_out=self._fan_out(dispatcher, turns, limits),
                 known=self._known(lookups, turns),
                 lookups=lookups,
                 repeats=repeats,
@@ -266,6 +265,7 @@ class Core:
         self.intake = PushIntake(
             taker=taker,
             elsewhere=elsewhere,
+            inflight=inflight,
             lookups=lookups,
             recollection=self.recollection,
             load=load,

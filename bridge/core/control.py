@@ -24,7 +24,7 @@ from bridge.core.mailbox.recalls import Recalls
 from bridge.core.model.pushes import Recall
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.rows import Reply
-from bridge.core.ports.broker import Acks, Answers, Arrival, Intake, Source
+from bridge.core.ports.broker import Acks, AckToken, Answers, Arrival, Intake, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import Store
@@ -84,7 +84,13 @@ class Control:
 
     def channel_lost(self, incarnation: int) -> None:
         """Messages of this channel will come again."""
-        self._inbox = deque(a for a in self._inbox if a.token.incarnation > incarnation)
+        self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
+
+    def give_back(self, incarnation: int) -> Sequence[AckToken]:
+        """See the port."""
+        tokens = [a.token for a in self._inbox if a.token.incarnation == incarnation]
+        self.channel_lost(incarnation)
+        return tokens
 
     async def run(self) -> None:
         """Carry out what arrives, until cancelled. Messages that are not acked by then come again."""
@@ -178,3 +184,7 @@ class Switch:
         """See the port."""
         self._pushes.channel_lost(incarnation)
         self._control.channel_lost(incarnation)
+
+    def give_back(self, incarnation: int) -> Sequence[AckToken]:
+        """See the port."""
+        return [*self._pushes.give_back(incarnation), *self._control.give_back(incarnation)]

@@ -29,6 +29,9 @@ disk_free_limit.absolute = 200MB
 raft.wal_max_size_bytes = 67108864
 """
 
+HASH_PLUGIN = "rabbitmq_consistent_hash_exchange"
+"""Ships with every RabbitMQ, and several partitions of the requests need it."""
+
 # Reads one expression a line, evaluates it on the node, and answers with one line. It ends at the end of its
 # input, so it ends with us.
 _SHELL = (
@@ -49,7 +52,7 @@ class PrivateRabbit:
     ) -> None:
         self.title = f"RabbitMQ {files.version}".strip()
         self._files = files
-        self._plugins = plugins
+        self._plugins = {HASH_PLUGIN: (), **plugins}
         self._home, self._saved = home_of(run.root, f"rabbitmq-{files.version}".rstrip("-"))
         kept = self._saved
         self._node = kept.get("node", lambda: f"bridge-{secrets.token_hex(4)}@localhost")

@@ -360,7 +360,6 @@ def outgoing(letter: Letter, now: float, *, new_id: bool) -> PushMessage:
         correlation_id=letter.correlation_id,
         app_id=letter.app_id,
         content_type=letter.content_type,
-        routing_key="bridge.replay",
         content_encoding=letter.content_encoding,
     )
 

@@ -281,7 +281,6 @@ def outgoing(row: Mapping[str, Any], ttl: float | None) -> PushMessage:
         headers,
         app_id=row["app_id"],
         content_type=_CONTENT_TYPES[row["encoding"]],
-        routing_key=f"user.{row['user_id']}",
     )
 
 

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from bridge import __version__
-from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.partitions import TakesRequests
 from bridge.adapters.amqp.topology import DEAD
 from bridge.adapters.postgres.figures import STORED_MAX, LogFigures, PostgresFigures
 from bridge.core.errors import BrokerUnavailable, StoreUnavailable
@@ -32,7 +32,7 @@ class Surroundings:
     """Reads the figures and keeps them until the next reading. `watch_queues` runs until cancelled, and so does
     `watch_log` where there is a log to read."""
 
-    def __init__(self, consumer: Consumer, log: PostgresFigures | None, clock: Clock) -> None:
+    def __init__(self, consumer: TakesRequests, log: PostgresFigures | None, clock: Clock) -> None:
         self._consumer = consumer
         self._log = log
         self._clock = clock

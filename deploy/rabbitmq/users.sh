@@ -49,9 +49,9 @@ own='^$'
 [ "${REPLIES:-}" != 1 ] || own='^amq\.gen'
 user "$publisher" "${PUBLISHER_PASSWORD:-}" "$own" '^push$' "$own"
 user "$bridge" "${BRIDGE_PASSWORD:-}" \
-    '^(push\.(taker$|node\.)|amq\.gen)' \
+    '^(push\.(taker(\.[0-9]+)?$|node\.)|amq\.gen)' \
     '^(push|push\.(dead|outcomes|sessions)|amq\.default)$' \
-    '^(push\.((requests|fallen|control|taker)$|node\.)|amq\.gen)'
+    '^(push\.((requests|taker)(\.[0-9]+)?$|(fallen|control)$|node\.)|amq\.gen)'
 user "$operator" "${OPERATOR_PASSWORD:-}" \
     '^amq\.gen' \
     '^(push$|amq\.gen)' \

@@ -81,20 +81,20 @@ async def two(subject: Subject) -> tuple[Node, Node]:
 async def test_who_is_alone_sees_nobody(subject: Subject) -> None:
     a = subject.node("a", "boot-a")
     await a.lease.claim()
-    assert (await a.directory.look("queue-a", None)).others == []
+    assert (await a.directory.look("queue-a", None, None)).others == []
 
 
 async def test_each_sees_the_other_with_the_queue_and_what_it_knows(subject: Subject) -> None:
     a, b = await two(subject)
-    first = await a.directory.look("queue-a", None)
+    first = await a.directory.look("queue-a", None, None)
     assert [(one.node, one.boot, one.queue, one.alive) for one in first.others] == [("b", "boot-b", "", True)]
-    second = await b.directory.look("", None)
+    second = await b.directory.look("", None, None)
     [seen] = second.others
     assert (seen.node, seen.queue) == ("a", "queue-a")
     assert seen.known_until is not None
     assert seen.known_until <= first.now <= second.now
-    await a.directory.look("queue-2", first.now)
-    [seen] = (await b.directory.look("", second.now)).others
+    await a.directory.look("queue-2", first.now, None)
+    [seen] = (await b.directory.look("", second.now, None)).others
     assert seen.queue == "queue-2"
     assert seen.known_until == pytest.approx(first.now, abs=1e-5)
 
@@ -102,7 +102,7 @@ async def test_each_sees_the_other_with_the_queue_and_what_it_knows(subject: Sub
 async def test_who_has_lost_its_name_is_told(subject: Subject) -> None:
     a = subject.node("a", "boot-a")
     with pytest.raises(StoreUnavailable, match="name"):
-        await a.directory.look("queue", None)
+        await a.directory.look("queue", None, None)
 
 
 async def test_the_holders_of_users_are_the_others_with_open_sessions(subject: Subject) -> None:

@@ -59,6 +59,9 @@ def test_until_it_is_whole_every_id_may_have_come() -> None:
     assert "p1" not in whole()
 
 
+CHANNEL = 1
+
+
 class Log(MemoryStore):
     """A store whose readings can be held, and fail."""
 
@@ -99,7 +102,7 @@ async def test_what_the_log_knows_is_read_at_the_start_and_trusted_once_messages
         await until(lambda: log.pages)
         await turns()
         assert not h.remembered.complete, "another process may be taking"
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.remembered.complete)
         assert "p1" in h.remembered
         assert "p3" not in h.remembered
@@ -111,21 +114,21 @@ async def test_who_stood_by_reads_what_the_other_has_taken_before_it_trusts_its_
         await until(lambda: log.counts == 1)
         await turns()
         await log.record([row("p2", boot="other")])
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.remembered.complete)
         assert "p2" in h.remembered
 
 
 async def test_after_a_lost_channel_nothing_is_trusted_before_the_next_message() -> None:
     async with recollecting("p1") as (h, log):
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.remembered.complete)
-        h.recollection.doubt()
+        h.recollection.doubt(CHANNEL)
         assert "p9" in h.remembered
         await turns()
         assert not h.remembered.complete
         await log.record([row("p2", boot="other"), row("mine", boot="b1")])
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.remembered.complete)
         assert "p2" in h.remembered
 
@@ -133,14 +136,14 @@ async def test_after_a_lost_channel_nothing_is_trusted_before_the_next_message()
 async def test_a_channel_that_is_lost_while_the_log_is_read_is_doubted() -> None:
     async with recollecting("p1") as (h, log):
         log.reading.clear()
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: log.pages)
-        h.recollection.doubt()
+        h.recollection.doubt(CHANNEL)
         await log.record([row("p2", boot="other")])
         log.reading.set()
         await turns()
         assert not h.remembered.complete
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.remembered.complete)
         assert "p2" in h.remembered
 
@@ -148,7 +151,7 @@ async def test_a_channel_that_is_lost_while_the_log_is_read_is_doubted() -> None
 async def test_a_page_that_takes_too_long_is_read_in_smaller_ones() -> None:
     async with recollecting(*(f"p{n}" for n in range(3000))) as (h, log):
         log.too_slow_above = BOUNDS.taking.ids_rows // 16
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         for _ in range(20):
             await turns()
             h.clock.advance(1)
@@ -160,7 +163,7 @@ async def test_a_page_that_takes_too_long_is_read_in_smaller_ones() -> None:
 async def test_a_log_that_can_not_be_read_is_asked_again_and_everything_is_looked_up_meanwhile() -> None:
     async with recollecting("p1") as (h, log):
         log.fail_with = StoreUnavailable("stopped")
-        h.recollection.began()
+        h.recollection.began(CHANNEL)
         await until(lambda: h.errors.seen)
         assert "p9" in h.remembered
         log.fail_with = None

@@ -24,7 +24,8 @@ ARCHITECTURE = Path(__file__).parent.parent.parent / "docs" / "architecture.md"
 GROWS = (dict, list, set, deque, bytearray, asyncio.Queue)
 MADE_ONCE = frozenset(
     (
-        "JwtVerifier._algorithms", "OpsServer._scopes",
+        "JwtVerifier._algorithms", "OpsServer._scopes", "Recollection._channels",
+        "Consumers.queues", "Consumers.sources",
         "Page._static", "Payer._logs", "Splitter._watched", "Hub._wheel",
         "Histogram.counts", "HistogramFamily.histograms", "_LibraryLogger.extra", "_TappedConnection.kwargs",
         "Protocol.extensions", "Runner._kwargs", "Runner._sites", "_Server._kwargs",
@@ -35,9 +36,14 @@ MADE_ONCE = frozenset(
 """Containers that are as large as the code, or a setting, makes them. (Those at the end are the libraries' own.)"""
 LET_GO_OF_IN_THOUSANDS = frozenset(("Hub._expiries", "Appointments._heap"))
 """What is not needed any more is looked for once there is so much."""
-LISTED_ALL_THE_SAME = frozenset(("Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid"))
+LISTED_ALL_THE_SAME = frozenset(
+    (
+        "Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid",
+        "Partitions._consumers", "Partitions._leave", "Partitions._tasks",
+    )
+)  # fmt: skip
 """Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered; there are no
-keys where tokens are signed with a secret.)"""
+keys where tokens are signed with a secret, and one partition has a consumer of its own.)"""
 
 
 def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, int]]:

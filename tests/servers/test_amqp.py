@@ -33,9 +33,9 @@ from bridge.adapters.amqp.topology import (
     CONTROL,
     DEAD,
     FALLEN,
+    ONE,
     OUTCOMES,
     PUSH,
-    QUEUES,
     REQUESTS,
     DeclareMode,
     TopologyError,
@@ -182,10 +182,10 @@ async def test_requests_come_one_by_one_until_what_came_is_known_to_be_harmless(
             await intake.has(count)
             assert taker.held == 1
             taker.ack(intake.tokens[-1:])
-        taker.widen()
+        taker.widen({taker.incarnation})
         await intake.has(4)
         assert taker.held == 1, "it was asked to when it held nothing: then the next decides"
-        taker.widen()
+        taker.widen({taker.incarnation})
         await intake.has(9)
         assert intake.bodies == numbered(9)
         taker.ack(intake.tokens[3:])
@@ -792,7 +792,7 @@ async def test_the_topology_is_what_the_contract_says(vhost: str) -> None:
         for name in (PUSH, DEAD, OUTCOMES):
             await channel.declare_exchange(name, "topic", durable=True)
         await channel.declare_exchange(CONTROL, "fanout", durable=True)
-        for queue in QUEUES:
+        for queue in ONE.queues:
             await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
 
 

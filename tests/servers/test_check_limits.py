@@ -12,7 +12,7 @@ import pytest
 
 from bridge.adapters.amqp import limits as amqp_limits
 from bridge.adapters.amqp.limits import CHANNELS, OWN_QUEUES
-from bridge.adapters.amqp.topology import QUEUES
+from bridge.adapters.amqp.topology import ONE
 from bridge.adapters.finding import Finding
 from bridge.devservers import Servers
 from tests.support.amqp import declare
@@ -82,7 +82,7 @@ async def test_a_user_with_too_few_channels_is_a_failure_in_the_brokers_words(
 async def test_a_vhost_with_too_few_queues_is_a_failure_in_the_brokers_words(
     servers: Servers, user: str, declared: bool
 ) -> None:
-    enough = len(QUEUES) + 1 + OWN_QUEUES
+    enough = len(ONE.queues) + 1 + OWN_QUEUES
     if declared:
         await declare(user)
     limit = enough - 1
@@ -121,7 +121,7 @@ async def test_a_bridge_that_runs_has_what_a_check_opens_and_no_more(
     servers: Servers, user: str, database: str
 ) -> None:
     limit_user(servers, user, max_connections=len(CHANNELS) + 1, max_channels=sum(CHANNELS.values()) + 2)
-    limit_vhost(servers, user, max_queues=len(QUEUES) + 1 + OWN_QUEUES)
+    limit_vhost(servers, user, max_queues=len(ONE.queues) + 1 + OWN_QUEUES)
     async with process(user, database) as served:
         await publish(user, request("u", "p"))
         body = json.dumps(request("u", "q")).encode()

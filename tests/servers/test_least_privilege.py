@@ -21,7 +21,7 @@ from psycopg import sql
 from bridge.adapters.amqp import excess as amqp_excess
 from bridge.adapters.amqp.connection import border, channel, opened
 from bridge.adapters.amqp.consume import never_called
-from bridge.adapters.amqp.topology import BINDINGS, EXCHANGES, QUEUES, DeclareMode
+from bridge.adapters.amqp.topology import ONE, DeclareMode
 from bridge.adapters.postgres import excess as postgres_excess
 from bridge.adapters.postgres import migrate
 from bridge.adapters.postgres.migrate import MIGRATIONS, Migration
@@ -162,12 +162,12 @@ async def test_no_user_of_the_broker_can_do_more_than_its_work(
 def test_the_topology_that_is_imported_is_the_one_that_a_bridge_declares() -> None:
     said = json.loads((DEPLOY / "rabbitmq" / "topology.json").read_text())
     assert {name: (q["durable"], q["arguments"]) for q in said["queues"] for name in [q["name"]]} == {
-        queue.name: (True, dict(queue.arguments)) for queue in QUEUES
+        queue.name: (True, dict(queue.arguments)) for queue in ONE.queues
     }
     assert {(e["name"], e["type"], e["durable"]) for e in said["exchanges"]} == {
-        (*e, True) for e in EXCHANGES
+        (*e, True) for e in ONE.exchanges
     }
-    assert [(b["destination"], b["source"], b["routing_key"]) for b in said["bindings"]] == list(BINDINGS)
+    assert [(b["destination"], b["source"], b["routing_key"]) for b in said["bindings"]] == list(ONE.bindings)
     assert {thing["vhost"] for things in said.values() for thing in things} == {"@VHOST@"}
 
 

@@ -181,7 +181,7 @@ async def test_an_ordinary_queue_in_place_of_the_lock_is_told_with_the_command_t
         assert roles == [Role.UNKNOWN, Role.ACTIVE]
     [message] = caplog.messages
     command = f"rabbitmqctl delete_queue -p {urlsplit(vhost).path[1:]} push.taker"
-    assert message == f"{amqp_turn.NO_LOCK}: {command}"
+    assert message == f"{amqp_turn.no_lock(amqp_turn.LOCK)}: {command}"
     [finding] = [f for f in await findings(vhost, DeclareMode.ACTIVE, "here") if f.level != "ok"]
     assert (finding.level, finding.words) == ("warn", message)
     servers.rabbit.ctl(*command.split()[1:])

@@ -157,7 +157,7 @@ def test_deliveries_are_read_as_the_library_reads_them_however_tcp_cuts_the_stre
         assert isinstance(header, ContentHeader)
         assert event.readable
         assert event._replace(properties=Properties()) == Delivered(
-            CHANNEL, "push.requests", tag, body, len(body), Properties(), True
+            CHANNEL, "push.requests", tag, body, len(body), Properties(), True, b"user.u1"
         )
         assert event.properties == read_back(header, redelivered)
 

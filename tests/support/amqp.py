@@ -11,6 +11,7 @@ from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.outbox import Message, Outbox
 from bridge.adapters.amqp.publish import ReceiptPublisher
+from bridge.adapters.amqp.spread import Spread
 from bridge.adapters.amqp.topology import PUSH, DeclareMode, ensure
 from bridge.app.build import SystemClock
 from bridge.core.ports.broker import AckToken, Arrival
@@ -33,11 +34,14 @@ class RecordingIntake:
         self.arrivals += batch
         self.batches.append(len(batch))
         if self.acks is not None:
-            self.acks.widen()
+            self.acks.widen({a.token.incarnation for a in batch})
             self.acks.ack([a.token for a in batch])
 
     def channel_lost(self, incarnation: int) -> None:
         self.lost.append(incarnation)
+
+    def give_back(self, incarnation: int) -> Sequence[AckToken]:
+        return [a.token for a in self.arrivals if a.token.incarnation == incarnation]
 
     @property
     def bodies(self) -> list[bytes]:
@@ -57,14 +61,20 @@ class WideConsumer(Consumer):
     def happened(self, events: Sequence[Event]) -> None:
         super().happened(events)
         if any(isinstance(event, Delivered) for event in events):
-            self.widen()
+            self.widen({self.incarnation})
 
 
 def consumer(
-    url: str, errors: RecordingErrors | None = None, *, kind: type[Consumer] = WideConsumer, **options: object
+    url: str,
+    errors: RecordingErrors | None = None,
+    *,
+    kind: type[Consumer] = WideConsumer,
+    declare: DeclareMode = DeclareMode.ACTIVE,
+    **options: object,
 ) -> Consumer:
     """A consumer that is not connected yet."""
-    return kind(url, clock=CLOCK, errors=errors or RecordingErrors(), **options)  # type: ignore[arg-type]
+    spread = Spread(1, declare)
+    return kind(url, clock=CLOCK, errors=errors or RecordingErrors(), spread=spread, **options)  # type: ignore[arg-type]
 
 
 @asynccontextmanager

@@ -123,7 +123,7 @@ class RecordingAcks:
         self.requeued.extend(tokens)
         self.changed.set()
 
-    def widen(self) -> None:
+    def widen(self, incarnations: Collection[int]) -> None:
         self.wide = True
 
 

@@ -12,6 +12,7 @@ from bridge.adapters.metrics import (
     audit_families,
     gauge_families,
     key_families,
+    partition_families,
 )
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
@@ -59,6 +60,7 @@ def metrics_page() -> str:
     metrics = PrometheusMetrics(process=False)
     metrics.add_source(lambda: audit_families(dict.fromkeys(CHECKS, 0), 0.0))
     metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0))
+    metrics.add_source(lambda: partition_families([0], 0))
     metrics.add_source(lambda: key_families({"ok": 0, "failed": 0}, 0.0))
     metrics.add_source(lambda: gauge_families(Gauges._make([0] * len(Gauges._fields))))
     lines = [

@@ -7,12 +7,14 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from bridge.adapters.amqp.link import LinkState
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.rows import Receipt, Reply, RowKey
 from bridge.core.ports.broker import Arrival
 from tests.support.amqp import RecordingIntake, consumer, publisher
 from tests.support.rows import row
+from tests.support.waiting import until
 
 PENDING = (Outcome.PENDING, Reason.AWAITING_PROOF)
 RECEIVED = (Outcome.RECEIVED, Reason.PONG)
@@ -54,4 +56,5 @@ async def scripted_receipts(url: str) -> AsyncIterator[ScriptedReceipts]:
         taker = consumer(url)
         intake.acks = taker
         async with taker.taking(intake):
+            await until(lambda: taker.state is LinkState.OPEN)
             yield intake

@@ -50,7 +50,7 @@ def read_of(
         if type(event) is not Delivered:
             read.other_events.append(event)
             continue
-        its_channel, consumer, tag, body, body_size, properties, readable = event
+        its_channel, consumer, tag, body, body_size, properties, readable, key = event
         source = sources.get(consumer)
         if its_channel != channel or source is None:
             continue
@@ -65,7 +65,7 @@ def read_of(
         elif by_priority:
             reordered = properties.priority >= HIGH_PRIORITY
         arrival = Arrival(
-            new_tuple(AckToken, (incarnation, tag)), source, body, body_size, properties, now, reordered
+            new_tuple(AckToken, (incarnation, tag)), source, body, body_size, properties, now, reordered, key
         )
         arrivals.append(arrival)
         if not readable:

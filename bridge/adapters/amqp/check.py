@@ -37,7 +37,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
 )
 
-from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp import encoding, spread_check
 from bridge.adapters.amqp import limits as amqp_limits
 from bridge.adapters.amqp.announcing import outcome_key
 from bridge.adapters.amqp.broker import version as broker_version
@@ -55,23 +55,21 @@ from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.nodes import NODE_QUEUE
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.topology import (
-    BINDINGS,
-    CONTROL,
     DEAD,
-    EXCHANGES,
-    FALLEN,
     OUTCOMES,
     PUSH,
-    QUEUES,
     REQUESTS,
     SESSIONS,
     Binding,
     DeclareMode,
     Exchange,
     Queue,
+    Topology,
     problem_with,
+    requests_queue,
+    topology_of,
 )
-from bridge.adapters.amqp.turn import LOCK, NO_LOCK, delete_command
+from bridge.adapters.amqp.turn import LOCK, delete_command, no_lock
 from bridge.adapters.finding import Finding, Level
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 from bridge.core.model.outcomes import ENDINGS, Outcome
@@ -91,13 +89,20 @@ Low: TypeAlias = aiormq.abc.AbstractChannel
 
 
 async def findings(
-    url: str, mode: DeclareMode, where: str, *, told: Sequence[str] = (OUTCOMES, SESSIONS), runs: bool = False
+    url: str,
+    mode: DeclareMode,
+    where: str,
+    *,
+    partitions: int = 1,
+    told: Sequence[str] = (OUTCOMES, SESSIONS),
+    runs: bool = False,
 ) -> list[Finding]:
     """All findings about the broker, good or bad; `where` is the URL without its password.
 
     `told`: the exchanges that get events. `runs`: this very node is connected, so limits are not checked.
     Raises BrokerUnavailable where it can't be reached.
     """
+    needed = topology_of(partitions)
     boxes: list[Outbox] = []
     refused: BrokerRefused | None = None
 
@@ -107,11 +112,12 @@ async def findings(
 
     async with opened(url, "bridge check", happened, lambda cause: None) as (connection, tap):
         version = broker_version(connection) or "of an unknown version"
-        look = _Look(connection, mode)
+        look = _Look(connection, mode, needed)
         found = [Finding("ok", "broker", f"{where}: RabbitMQ {version}"), *_about_version(version)]
         try:
             topology = await look.topology()
-            found += topology or [_whole(mode)]
+            topology += await spread_check.findings(url, connection, partitions, mode)
+            found += topology or [_whole(mode, needed)]
             found += await look.permissions(told)
             found += await look.others()
             now = await look.publishing(tap, boxes)
@@ -127,10 +133,12 @@ async def findings(
     return found + limits
 
 
-def _whole(mode: DeclareMode) -> Finding:
+def _whole(mode: DeclareMode, needed: Topology) -> Finding:
     words = "exchanges and queues are there, as the bridge needs them"
     if mode is DeclareMode.PASSIVE:
-        bindings = ", ".join(f"{b.queue} to exchange {b.exchange} with key {b.key!r}" for b in BINDINGS)
+        bindings = ", ".join(
+            f"{b.queue} to exchange {b.exchange} with key {b.key!r}" for b in needed.bindings
+        )
         words += f"; bindings can't be seen over AMQP, there must be {bindings}"
     return Finding("ok", "topology", words)
 
@@ -138,8 +146,9 @@ def _whole(mode: DeclareMode) -> Finding:
 class _Look:
     """Checks over one connection, with a channel for each question: a refusal closes it."""
 
-    def __init__(self, connection: aio_pika.Connection, mode: DeclareMode) -> None:
+    def __init__(self, connection: aio_pika.Connection, mode: DeclareMode, needed: Topology) -> None:
         self._connection = connection
+        self._needed = needed
         self._mode = mode
         assert connection.transport is not None
         low = cast(aiormq.Connection, connection.transport.connection)
@@ -165,7 +174,7 @@ class _Look:
         """Whether limits allow what `serve` opens and declares at once; call it when this connection is closed."""
         missing = 0
         if self._mode is DeclareMode.ACTIVE:
-            missing = sum(f"queue {queue.name}" not in self._there for queue in QUEUES)
+            missing = sum(f"queue {queue.name}" not in self._there for queue in self._needed.queues)
         return await amqp_limits.limits(url, self._vhost, self._user, missing)
 
     # --- exchanges and queues ---
@@ -174,7 +183,7 @@ class _Look:
         """What is missing, different or forbidden."""
         found: list[Finding] = []
         missing: list[str] = []
-        things: Sequence[Queue | Exchange] = [*QUEUES, *EXCHANGES]
+        things: Sequence[Queue | Exchange] = [*self._needed.queues, *self._needed.exchanges]
         for thing in things:
             kind = "queue" if isinstance(thing, Queue) else "exchange"
             named = f"{kind} {thing.name}"
@@ -223,7 +232,7 @@ class _Look:
     async def permissions(self, told: Sequence[str]) -> list[Finding]:
         """What this user may not do with existing objects."""
         found: list[Finding] = []
-        for queue in (REQUESTS, FALLEN, CONTROL):
+        for queue in (queue.name for queue in self._needed.queues if queue.name != DEAD):
             if f"queue {queue}" in self._there and await self._forbids(
                 f"read {queue}", partial(_consuming_in_vain, queue)
             ):
@@ -247,7 +256,7 @@ class _Look:
             # Who holds it consumes it, to hear of its end.
             found.append(self._forbidden(f"this user may not read queue {LOCK}"))
         elif await self._refused_for(f"look at {LOCK}", _looking(Queue(LOCK, {}))) is None:
-            words = f"{NO_LOCK}: {delete_command(self._connection)}"
+            words = f"{no_lock(LOCK)}: {delete_command(self._connection, LOCK)}"
             found.append(Finding("warn", "topology", words))
         found += await self._own_queue()
         return found
@@ -266,7 +275,7 @@ class _Look:
 
     async def _binding(self) -> list[Finding]:
         found = []
-        for binding in BINDINGS:
+        for binding in self._needed.bindings:
             if (
                 f"queue {binding.queue}" not in self._there
                 or f"exchange {binding.exchange}" not in self._there
@@ -293,8 +302,8 @@ class _Look:
     # --- who else, and does it take publishes ---
 
     async def others(self) -> list[Finding]:
-        """Whether another consumer takes the pushes."""
-        if f"queue {REQUESTS}" not in self._there:
+        """Whether another consumer takes all pushes."""
+        if f"queue {REQUESTS}" not in self._there or f"queue {requests_queue(1)}" in self._there:
             return []
         low = await channel(self._connection, confirms=False)
         declared = await look_at(low, REQUESTS)
@@ -368,7 +377,7 @@ def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
     return {
         **{exchange: events[exchange] for exchange in told},
         DEAD: sorted(rejections),
-        PUSH: ["bridge.producer"],
+        PUSH: ["bridge.producer", "user.check"],
     }
 
 

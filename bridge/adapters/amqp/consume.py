@@ -13,8 +13,9 @@ A node consumes only when it is its turn (`turn.py`). A node that stands by keep
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 
 import aio_pika
 import aiormq.abc
@@ -26,8 +27,9 @@ from bridge.adapters.amqp.connection import CLOSE_TIMEOUT, STEP_TIMEOUT, Tap, bo
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
-from bridge.adapters.amqp.topology import CONTROL, FALLEN, REQUESTS, DeclareMode, ensure
-from bridge.adapters.amqp.turn import LOCK, Role, Turn
+from bridge.adapters.amqp.spread import Spread
+from bridge.adapters.amqp.topology import CONTROL, FALLEN, requests_queue
+from bridge.adapters.amqp.turn import Role, Turn, lock_of
 from bridge.core.errors import BridgeError, BrokerUnavailable
 from bridge.core.ports.broker import AckToken, Intake, Source
 from bridge.core.ports.clock import Clock
@@ -37,18 +39,26 @@ HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies given to the core and not acked. Above this the socket is not read any more."""
 FEW = 100
 """Prefetch of push.fallen and of push.control: both have few messages."""
-_ONE_BY_ONE = f"one by one: {REQUESTS}"
-"""Sorts before REQUESTS. A quorum queue takes the messages of a lost channel back in the order of consumer tags, so the
-oldest message stays in front."""
-_SOURCES = {
-    _ONE_BY_ONE: Source.REQUESTS,
-    REQUESTS: Source.REQUESTS,
-    FALLEN: Source.FALLEN,
-    CONTROL: Source.CONTROL,
-}
-"""By consumer tag, which only has to be unique on its channel."""
 _LOCK_TAG = "lock"
 """Tag of a consumer of the lock: it keeps a policy from expiring the lock, and notices when somebody deletes it."""
+
+
+class Consumers:
+    """The tags of what is consumed for one partition. They only have to be unique on their channel."""
+
+    def __init__(self, partition: int) -> None:
+        self.requests = requests_queue(partition)
+        self.lock = lock_of(partition)
+        self.single = f"one by one: {self.requests}"
+        """Sorts before the other one of requests. A quorum queue takes the messages of a lost channel back in the
+        order of consumer tags, so the oldest message stays in front."""
+        others = {} if partition else {CONTROL: CONTROL, FALLEN: FALLEN}
+        self.queues: Mapping[str, str] = {**others, self.single: self.requests, self.requests: self.requests}
+        """The queue of each, in the order in which they are begun."""
+        self.sources: Mapping[str, Source] = {
+            tag: Source.REQUESTS if queue == self.requests else Source(queue)
+            for tag, queue in self.queues.items()
+        }
 
 
 class UnreadableHeaders(BridgeError):
@@ -61,7 +71,8 @@ class UnreadableHeaders(BridgeError):
 
 
 class Consumer:
-    """Takes messages from push.requests, push.fallen and push.control inside `taking`; fills the Acks port."""
+    """Takes messages of one partition inside `taking`; fills the Acks port for them. With the first one,
+    push.requests, go push.fallen and push.control."""
 
     def __init__(
         self,
@@ -71,18 +82,24 @@ class Consumer:
         errors: ErrorHandler,
         prefetch: int = 1000,
         held_bytes: int = HELD_BYTES_MAX,
-        declare: DeclareMode = DeclareMode.ACTIVE,
+        spread: Spread | None = None,
+        partition: int = 0,
+        incarnations: Iterator[int] | None = None,
         on_state: StateListener | None = None,
         on_role: Callable[[Role], None] | None = None,
         name: str = "bridge consumer",
     ) -> None:
-        """`on_role` is told at each change while the link is up: STANDBY before the link counts as set up, ACTIVE or
-        UNKNOWN when it is consumed."""
+        """`spread` ensures the topology at each connect; None: somebody else does. `incarnations` are the numbers of
+        the next channels, for consumers whose tokens must differ. `on_role` is told at each change while the link is
+        up: STANDBY before the link counts as set up, ACTIVE or UNKNOWN when it is consumed."""
+        self.partition = partition
+        self._consumers = Consumers(partition)
+        self._incarnations = count(1) if incarnations is None else incarnations
         self._clock = clock
         self._errors = errors
         self._prefetch = prefetch
         self._held_bytes_max = held_bytes
-        self._declare = declare
+        self._spread = spread
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._on_role = on_role
         self._turn: Turn | None = None
@@ -133,8 +150,14 @@ class Consumer:
     def unacked(self) -> dict[str, int]:
         """`held` by queue."""
         others = list(self._others.values())
-        counts = {source.value: others.count(source) for source in (Source.FALLEN, Source.CONTROL)}
-        return {REQUESTS: len(self._held) - len(others), **counts}
+        sources = [] if self.partition else [Source.FALLEN, Source.CONTROL]
+        counts = {source.value: others.count(source) for source in sources}
+        return {self._consumers.requests: len(self._held) - len(others), **counts}
+
+    @property
+    def taken(self) -> Sequence[int]:
+        """The partitions that this node takes."""
+        return [self.partition] if self.role is Role.ACTIVE else []
 
     async def depths(self) -> list[QueueDepth]:
         """How many messages wait in the queues. Raises BrokerUnavailable."""
@@ -157,6 +180,19 @@ class Consumer:
         finally:
             self._end_incarnation()
             self._intake = None
+
+    def take_no_more(self) -> None:
+        """Leave what the broker delivers from now on to whoever consumes next. Not cancelled, or they could overtake
+        what the core still has."""
+        self._stopped = True
+
+    def forget(self, tokens: Collection[AckToken]) -> None:
+        """The core has given these up: they go back to the queue with the channel."""
+        for token in tokens:
+            size = self._held.pop(token.tag, None) if token.incarnation == self.incarnation else None
+            if size is not None:
+                self.held_bytes -= size
+                self._others.pop(token.tag, None)
 
     async def stop_consuming(self) -> None:
         """Close the channel after all acks have reached the broker; idempotent. Then the next node has its turn,
@@ -188,16 +224,18 @@ class Consumer:
                 await turn.give_up()
             except BrokerUnavailable as gone:
                 # The lock ends with the connection in any case.
-                self._errors.handle(gone, "broker.stop_consuming", {"queue": LOCK})
+                self._errors.handle(gone, "broker.stop_consuming", {"queue": self._consumers.lock})
 
     # --- LinkUser ---
 
     async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Make sure of the topology, wait for this node's turn, then begin a new incarnation; not after
         `stop_consuming`."""
-        await ensure(connection, self._declare)
+        if self._spread is not None:
+            await self._spread.ensure(connection)
         self._connection = connection
-        self._turn = Turn(connection, self._clock)
+        consumers = self._consumers
+        self._turn = Turn(connection, self._clock, self.partition)
         role = await self._turn.come(lambda: self._become(Role.STANDBY), lambda: self._stopped)
         if self._stopped:
             await self._give_up_turn()
@@ -208,20 +246,21 @@ class Consumer:
         self._number = opened.number
         tap.watch(opened.number)
         self._channel = opened
-        self.incarnation += 1
+        self.incarnation = next(self._incarnations)
         self._wanted_wide = False
         few = min(FEW, self._prefetch)
-        for tag, prefetch in ((CONTROL, few), (FALLEN, few), (_ONE_BY_ONE, 1), (REQUESTS, self._prefetch)):
-            queue = _SOURCES[tag].value
+        prefetches = {consumers.single: 1, consumers.requests: self._prefetch}
+        for tag, queue in consumers.queues.items():
+            prefetch = prefetches.get(tag, few)
             async with border(f"consume {queue}", STEP_TIMEOUT):
                 await opened.basic_qos(prefetch_count=prefetch)
                 await opened.basic_consume(queue, never_called, consumer_tag=tag)
         if role is Role.ACTIVE:
-            async with border(f"consume {LOCK}", STEP_TIMEOUT):
-                await opened.basic_consume(LOCK, never_called, consumer_tag=_LOCK_TAG, no_ack=True)
+            async with border(f"consume {consumers.lock}", STEP_TIMEOUT):
+                await opened.basic_consume(consumers.lock, never_called, consumer_tag=_LOCK_TAG, no_ack=True)
         self._set_up = True
         if self._wanted_wide:
-            self.widen()
+            self._widen()
         # If a request has come already, the node is ACTIVE whatever the turn said.
         self._become(Role.ACTIVE if self.role is Role.ACTIVE else role)
 
@@ -240,8 +279,8 @@ class Consumer:
             channel=0 if stopped else number,
             incarnation=self.incarnation,
             now=self._clock.time(),
-            sources=_SOURCES,
-            single=_ONE_BY_ONE,
+            sources=self._consumers.sources,
+            single=self._consumers.single,
             by_priority=self._by_priority,
         )
         batch = read.arrivals
@@ -256,8 +295,8 @@ class Consumer:
         gone = ""
         for event in read.other_events:
             if type(event) is ConsumerCancelled and event.channel == number:
-                lost = _SOURCES.get(event.consumer)
-                gone = f"the broker cancelled the consumer of {lost.value if lost else LOCK}"
+                lost = self._consumers.queues.get(event.consumer, self._consumers.lock)
+                gone = f"the broker cancelled the consumer of {lost}"
             elif type(event) is Closed and event.channel == number and number:
                 gone = f"the broker closed the channel: {event}"
         if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
@@ -303,8 +342,12 @@ class Consumer:
         """See the port. A message given back counts as delivered once more (`x-delivery-count`)."""
         self._answer(tokens, self._back)
 
-    def widen(self) -> None:
+    def widen(self, incarnations: Collection[int]) -> None:
         """See the port."""
+        if self.incarnation in incarnations:
+            self._widen()
+
+    def _widen(self) -> None:
         if not self._set_up:
             # If one consumer ended before the other began, a second bridge would take over.
             self._wanted_wide = True
@@ -312,7 +355,7 @@ class Consumer:
             # Cancel it only while its one message is unanswered: then nothing is on the way to this consumer. Such a
             # message would be given out again, after newer ones.
             self._single = None
-            self._tap.write(encoding.cancel(self._number, _ONE_BY_ONE))
+            self._tap.write(encoding.cancel(self._number, self._consumers.single))
 
     def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
         incarnation = self.incarnation

@@ -8,7 +8,7 @@ import aio_pika
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from bridge.adapters.amqp.connection import channel, close_channel, look_at
-from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, REQUESTS
+from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, requests_queue
 from bridge.core.errors import BrokerUnavailable
 
 
@@ -21,10 +21,10 @@ class QueueDepth(NamedTuple):
     consumers: int
 
 
-async def depths(connection: aio_pika.Connection) -> list[QueueDepth]:
+async def depths(connection: aio_pika.Connection, partitions: int = 1) -> list[QueueDepth]:
     """The queues that bridges take from, and push.dead. Raises BrokerUnavailable."""
     found = []
-    for name in (REQUESTS, FALLEN, CONTROL, DEAD):
+    for name in (*map(requests_queue, range(partitions)), FALLEN, CONTROL, DEAD):
         # A queue that is missing costs the channel, so each gets its own.
         low = await channel(connection, confirms=False)
         try:

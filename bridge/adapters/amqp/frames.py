@@ -70,6 +70,8 @@ class Delivered(NamedTuple):
     properties: Properties
     readable: bool
     """False: the header table could not be read, and `properties.headers` is empty."""
+    key: bytes
+    """The routing key with which it was published."""
 
 
 class Confirm(NamedTuple):
@@ -128,6 +130,7 @@ class _Content:
         "body",
         "consumer",
         "kept",
+        "key",
         "properties",
         "readable",
         "redelivered",
@@ -137,8 +140,11 @@ class _Content:
         "todo",
     )
 
-    def __init__(self, consumer: str, tag: int, redelivered: bool, text: str | None) -> None:
+    def __init__(
+        self, consumer: str, tag: int, redelivered: bool, text: str | None, key: bytes = b""
+    ) -> None:
         self.consumer = consumer
+        self.key = key
         self.tag = tag
         self.redelivered = redelivered
         self.text = text
@@ -156,7 +162,9 @@ class _Content:
         if self.text is not None:
             return Returned(channel, properties.message_id, self.text)
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        return Delivered(channel, self.consumer, self.tag, body, self.size, properties, self.readable)
+        return Delivered(
+            channel, self.consumer, self.tag, body, self.size, properties, self.readable, self.key
+        )
 
 
 class Splitter:
@@ -249,7 +257,10 @@ class Splitter:
         (tag,) = _LONG_LONG.unpack_from(data, at)
         properties, readable = self._properties(data, head, head_stop, data[at + 8] & 1 == 1)
         text = data[body:body_stop]
-        events.append(new_tuple(Delivered, (channel, consumer, tag, text, body_size, properties, readable)))
+        key = _routing_key(data, at + 9)
+        events.append(
+            new_tuple(Delivered, (channel, consumer, tag, text, body_size, properties, readable, key))
+        )
         return int(body_stop + 1)
 
     def _properties(self, data: bytes, head: int, stop: int, redelivered: bool) -> tuple[Properties, bool]:
@@ -278,7 +289,10 @@ class Splitter:
                 at = start + 5 + data[start + 4]
                 consumer = data[start + 5 : at].decode("utf-8", "replace")
                 (tag,) = _LONG_LONG.unpack_from(data, at)
-                self._watched[channel] = _Content(consumer, tag, data[at + 8] & 1 == 1, None)
+                redelivered = data[at + 8] & 1 == 1
+                self._watched[channel] = _Content(
+                    consumer, tag, redelivered, None, _routing_key(data, at + 9)
+                )
             elif code == BASIC_ACK:
                 (tag,) = _LONG_LONG.unpack_from(data, start + 4)
                 events.append(Confirm(channel, tag, data[start + 12] & 1 == 1, True))
@@ -316,6 +330,12 @@ class Splitter:
             self._watched[channel] = None
             events.append(content.event(channel))
         return True
+
+
+def _routing_key(data: bytes, at: int) -> bytes:
+    """Of a delivery whose exchange begins there: two short strings follow one another."""
+    at += 1 + data[at]
+    return data[at + 1 : at + 1 + data[at]]
 
 
 def _notable(channel: int, data: bytes, start: int, stop: int) -> Event | None:

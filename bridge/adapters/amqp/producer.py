@@ -23,6 +23,7 @@ from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.refusals import outage
 from bridge.adapters.amqp.topology import OUTCOMES, PUSH
+from bridge.core.contract.routing_keys import key_of_request
 from bridge.core.errors import BridgeError, BrokerUnavailable
 
 REQUEST_TIMEOUT = 5.0
@@ -55,8 +56,8 @@ class PushMessage(NamedTuple):
     expiration: float | None = None
     """Seconds."""
     timestamp: int | None = None
-    routing_key: str = "bridge.producer"
-    """The unit of order is `user.<id>`; the bridge itself reads the body only."""
+    routing_key: str = ""
+    """Empty: that of its user, `user.<id>`. Requests with the same one stay in order."""
     content_encoding: str = ""
 
 
@@ -108,7 +109,7 @@ class Producer:
         content_type: str = "application/json",
         expiration: float | None = None,
         timestamp: int | None = None,
-        routing_key: str = "bridge.producer",
+        routing_key: str = "",
     ) -> None:
         """Publish one request and await its confirm. See `publish_all`."""
         await self.publish_all(
@@ -298,8 +299,8 @@ def _message(request: PushMessage) -> Message:
         timestamp=request.timestamp,
         app_id=request.app_id,
     )
-    # A key that is cut (a user with a long name) does no harm: the bridge reads the body.
-    return Message(PUSH, encoding.cut(request.routing_key), properties, request.body, message_id)
+    key = encoding.cut(request.routing_key) or key_of_request(request.body, request.headers)
+    return Message(PUSH, key, properties, request.body, message_id)
 
 
 def _error(failure: Failure) -> BridgeError:

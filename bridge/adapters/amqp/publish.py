@@ -22,7 +22,7 @@ from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
-from bridge.adapters.amqp.topology import DEAD, OUTCOMES, SESSIONS, DeclareMode, ensure
+from bridge.adapters.amqp.topology import DEAD, OUTCOMES, OUTGOING, SESSIONS, DeclareMode, ensure
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.session_events import session_event, session_event_word
 from bridge.core.errors import BridgeError, BrokerUnavailable
@@ -125,7 +125,7 @@ class ReceiptPublisher:
 
     async def set_up(self, connection: aio_pika.Connection, tap: Tap) -> None:
         """Ensure the topology, then open the channel."""
-        await ensure(connection, self._declare)
+        await ensure(connection, self._declare, OUTGOING)
         self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
         self._connection = connection, tap
 

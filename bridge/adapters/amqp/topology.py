@@ -61,39 +61,57 @@ class Binding(NamedTuple):
     key: str
 
 
-QUEUES: Sequence[Queue] = (
-    Queue(FALLEN, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}),
-    Queue(
-        REQUESTS,
-        {
-            "x-queue-type": "quorum",
-            "x-single-active-consumer": True,
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": FALLEN,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-            "x-delivery-limit": DELIVERY_LIMIT,
-        },
-    ),
+class Topology(NamedTuple):
+    """What there must be at the broker. Queues are declared before exchanges, and exchanges before bindings, so that no
+    message is lost."""
+
+    queues: Sequence[Queue]
+    exchanges: Sequence[Exchange]
+    bindings: Sequence[Binding]
+
+
+_REQUESTS: Mapping[str, str | int | bool] = {
+    "x-queue-type": "quorum",
+    "x-single-active-consumer": True,
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": FALLEN,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+    "x-delivery-limit": DELIVERY_LIMIT,
+}
+_OTHER_QUEUES: Sequence[Queue] = (
     Queue(DEAD, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}),
     Queue(
         CONTROL,
         {"x-queue-type": "quorum", "x-single-active-consumer": True, "x-delivery-limit": NO_LIMIT},
     ),
 )
-EXCHANGES: Sequence[Exchange] = (
+_EXCHANGES: Sequence[Exchange] = (
     Exchange(PUSH),
     Exchange(DEAD),
     Exchange(OUTCOMES),
     Exchange(SESSIONS),
     Exchange(CONTROL, "fanout"),
 )
-BINDINGS: Sequence[Binding] = (
-    Binding(REQUESTS, PUSH, "#"),
-    Binding(DEAD, DEAD, "#"),
-    Binding(CONTROL, CONTROL, ""),
-)
-"""Queues are declared before exchanges, and exchanges before bindings, so that no message is lost."""
+_OTHER_BINDINGS: Sequence[Binding] = (Binding(DEAD, DEAD, "#"), Binding(CONTROL, CONTROL, ""))
+
+
+def requests_queue(partition: int) -> str:
+    """The queue of a partition of the requests."""
+    return f"{REQUESTS}.{partition}" if partition else REQUESTS
+
+
+def topology_of(partitions: int) -> Topology:
+    """What there must be for so many partitions, but for the exchange that spreads requests over several of them."""
+    requests = [Queue(requests_queue(partition), _REQUESTS) for partition in range(partitions)]
+    source = [Binding(REQUESTS, PUSH, "#")] if partitions == 1 else []
+    fallen = Queue(FALLEN, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
+    return Topology((fallen, *requests, *_OTHER_QUEUES), _EXCHANGES, (*source, *_OTHER_BINDINGS))
+
+
+ONE = topology_of(1)
+OUTGOING = Topology(_OTHER_QUEUES, _EXCHANGES, _OTHER_BINDINGS)
+"""What is needed to publish. How requests come in is for who takes them: see `spread`."""
 
 
 class TopologyError(BrokerUnavailable):
@@ -108,40 +126,41 @@ class TopologyError(BrokerUnavailable):
         self.args = (f"the broker's queues and exchanges do not fit: {self.cause}",)
 
 
-async def ensure(connection: aio_pika.Connection, mode: DeclareMode) -> None:
+async def ensure(connection: aio_pika.Connection, mode: DeclareMode, topology: Topology = ONE) -> None:
     """Declare the topology, or check that it is there; idempotent. Uses channels of its own.
 
     Raises TopologyError where something is missing, refused or different, and BrokerUnavailable.
     """
     if mode is DeclareMode.PASSIVE:
-        await _look(connection)
+        await _look(connection, topology)
     else:
-        await _declare(connection)
+        await _declare(connection, topology)
 
 
-async def _declare(connection: aio_pika.Connection) -> None:
+async def _declare(connection: aio_pika.Connection, topology: Topology) -> None:
     low = await channel(connection, confirms=False)
-    for queue in QUEUES:
-        async with _named(f"queue {queue.name}"):
+    for queue in topology.queues:
+        async with named(f"queue {queue.name}"):
             await low.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-    for exchange in EXCHANGES:
-        async with _named(f"exchange {exchange.name}"):
+    for exchange in topology.exchanges:
+        async with named(f"exchange {exchange.name}"):
             await low.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
-    for binding in BINDINGS:
-        async with _named(f"binding of {binding.queue} to {binding.exchange}"):
+    for binding in topology.bindings:
+        async with named(f"binding of {binding.queue} to {binding.exchange}"):
             await low.queue_bind(binding.queue, binding.exchange, binding.key)
     await close_channel(low)
 
 
-async def _look(connection: aio_pika.Connection) -> None:
+async def _look(connection: aio_pika.Connection, topology: Topology) -> None:
     """Check everything before raising, so that one error names all that is missing."""
     problems: list[str] = []
     low: aiormq.abc.AbstractChannel | None = None
-    names = [("queue", queue.name) for queue in QUEUES] + [("exchange", e.name) for e in EXCHANGES]
+    names = [("queue", queue.name) for queue in topology.queues]
+    names += [("exchange", exchange.name) for exchange in topology.exchanges]
     for kind, name in names:
         low = low or await channel(connection, confirms=False)
         try:
-            async with _named(f"{kind} {name}"):
+            async with named(f"{kind} {name}"):
                 if kind == "queue":
                     await low.queue_declare(name, passive=True)
                 else:
@@ -156,7 +175,7 @@ async def _look(connection: aio_pika.Connection) -> None:
 
 
 @asynccontextmanager
-async def _named(thing: str) -> AsyncIterator[None]:
+async def named(thing: str) -> AsyncIterator[None]:
     """The border around one declare: errors of the channel become TopologyError and name the object."""
     try:
         async with border(f"declare {thing}", STEP_TIMEOUT):

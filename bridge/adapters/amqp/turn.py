@@ -1,4 +1,4 @@
-"""Decide which node consumes push.requests.
+"""Decide which node consumes a partition of the requests; with one partition, push.requests.
 
 The queue has a single active consumer, so the broker gives requests to one consumer at a time in any case. But it never
 tells a consumer whether it is that one (AMQP 0-9-1 has no such message). So a node consumes only when it is its turn:
@@ -43,23 +43,31 @@ from aiormq.exceptions import (
 )
 
 from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, close_channel, look_at
-from bridge.adapters.amqp.topology import REQUESTS
+from bridge.adapters.amqp.topology import requests_queue
 from bridge.core.errors import BrokerUnavailable
 from bridge.core.ports.clock import Clock
 
 log = logging.getLogger("bridge")
 
 LOCK = "push.taker"
-"""The exclusive queue that the active node holds. Nothing is ever published to it."""
+"""The exclusive queue that the active node holds. Nothing is ever published to it. See `lock_of` for partitions."""
 LOOK_EVERY = 0.5
 """Seconds between two looks of a node that stands by. A takeover takes no longer."""
 LOCK_PATIENCE = 5.0
 """Seconds to wait for a lock whose holder does not consume."""
 
-NO_LOCK = (
-    f"{LOCK} is an ordinary queue that somebody has declared, where the bridges want one that each declares for its "
-    "own connection: bridges that start at once can't say which one takes"
-)
+
+def lock_of(partition: int) -> str:
+    """The lock of a partition."""
+    return f"{LOCK}.{partition}" if partition else LOCK
+
+
+def no_lock(lock: str) -> str:
+    """A sentence for operators: anybody may consume this lock."""
+    return (
+        f"{lock} is an ordinary queue that somebody has declared, where the bridges want one that each declares for "
+        "its own connection: bridges that start at once can't say which one takes"
+    )
 
 
 class Role(enum.StrEnum):
@@ -76,9 +84,11 @@ class Role(enum.StrEnum):
 class Turn:
     """Waits for the turn of one connection. `held` is the channel on which the lock was declared."""
 
-    def __init__(self, connection: aio_pika.Connection, clock: Clock) -> None:
+    def __init__(self, connection: aio_pika.Connection, clock: Clock, partition: int = 0) -> None:
         self._connection = connection
         self._clock = clock
+        self._queue = requests_queue(partition)
+        self._name = lock_of(partition)
         self.held: aiormq.abc.AbstractChannel | None = None
         self._told = False
 
@@ -91,14 +101,14 @@ class Turn:
         locked_since: float | None = None
         first = True
         while not stopped():
-            if await _consumers(looking):
+            if await consumers_of(looking, self._queue):
                 locked_since = None
                 if first and await self._lock() is Role.ACTIVE:
                     log.warning(
                         "%s is consumed by somebody who does not hold the queue %s: a bridge of an older version, or "
                         "none",
-                        REQUESTS,
-                        LOCK,
+                        self._queue,
+                        self._name,
                     )
             else:
                 role = await self._lock()
@@ -106,7 +116,7 @@ class Turn:
                 locked_since = now if locked_since is None else locked_since
                 if role is Role.STANDBY and now - locked_since >= LOCK_PATIENCE:
                     log.warning(
-                        "%s is locked by a connection that does not consume: going on without it", LOCK
+                        "%s is locked by a connection that does not consume: going on without it", self._name
                     )
                     role = Role.UNKNOWN
                 if role is not Role.STANDBY:
@@ -123,8 +133,8 @@ class Turn:
         # A refusal costs the channel.
         low = await channel(self._connection, confirms=False)
         try:
-            async with border(f"declare {LOCK}", STEP_TIMEOUT):
-                await low.queue_declare(LOCK, exclusive=True, arguments={"x-queue-type": "classic"})
+            async with border(f"declare {self._name}", STEP_TIMEOUT):
+                await low.queue_declare(self._name, exclusive=True, arguments={"x-queue-type": "classic"})
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelAccessRefused):
                 return Role.UNKNOWN
@@ -141,7 +151,7 @@ class Turn:
         """
         low = await channel(self._connection, confirms=False)
         try:
-            await look_at(low, LOCK)
+            await look_at(low, self._name)
         except BrokerUnavailable as error:
             if isinstance(error.__cause__, ChannelLockedResource | ChannelNotFoundEntity):
                 # Another connection has it, or had it a moment ago.
@@ -150,24 +160,24 @@ class Turn:
         await close_channel(low)
         if not self._told:
             self._told = True
-            log.warning("%s: %s", NO_LOCK, delete_command(self._connection))
+            log.warning("%s: %s", no_lock(self._name), delete_command(self._connection, self._name))
         return Role.UNKNOWN
 
     async def give_up(self) -> None:
         """Let the next node have its turn at once, and not only when this connection ends. Raises BrokerUnavailable."""
         held, self.held = self.held, None
         if held is not None:
-            async with border(f"delete {LOCK}", STEP_TIMEOUT):
-                await held.queue_delete(LOCK)
+            async with border(f"delete {self._name}", STEP_TIMEOUT):
+                await held.queue_delete(self._name)
 
 
-def delete_command(connection: aio_pika.Connection) -> str:
-    """The command that fixes `NO_LOCK`."""
+def delete_command(connection: aio_pika.Connection, lock: str) -> str:
+    """The command that fixes `no_lock`."""
     assert connection.transport is not None
     vhost = cast(aiormq.Connection, connection.transport.connection).vhost
-    return f"rabbitmqctl delete_queue -p {shlex.quote(vhost)} {LOCK}"
+    return f"rabbitmqctl delete_queue -p {shlex.quote(vhost)} {lock}"
 
 
-async def _consumers(low: aiormq.abc.AbstractChannel) -> int:
-    """How many consumers push.requests has; a quorum queue counts only the single active one."""
-    return (await look_at(low, REQUESTS)).consumer_count or 0
+async def consumers_of(low: aiormq.abc.AbstractChannel, queue: str) -> int:
+    """How many consumers a queue of requests has; a quorum queue counts only the single active one."""
+    return (await look_at(low, queue)).consumer_count or 0

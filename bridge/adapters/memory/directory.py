@@ -28,16 +28,19 @@ class MemoryDirectory:
         self._node = node
         self._boot = boot
 
-    async def look(self, queue: str, known_until: float | None) -> Around:
+    async def look(self, queue: str, known_until: float | None, taking: Sequence[int] | None) -> Around:
         """See the port."""
         now = self._clock.time()
         ours = self._store.nodes.get(self._node)
         if ours is None or ours.boot != self._boot:
             raise StoreUnavailable("another process has the name of this node")
         ours.queue = queue
+        ours.taking = None if taking is None else tuple(taking)
         ours.known_until = now if known_until is None else known_until
         others = [
-            Neighbour(name, one.boot, one.queue, now - one.seen_at < LEASE_SECONDS, one.known_until)
+            Neighbour(
+                name, one.boot, one.queue, now - one.seen_at < LEASE_SECONDS, one.known_until, one.taking
+            )
             for name, one in self._store.nodes.items()
             if name != self._node and (now - one.seen_at < FORGET or name in self._nodes_with_sessions())
         ]

@@ -46,7 +46,7 @@ V = TypeVar("V")
 class Node:
     """A node's claim on its name."""
 
-    __slots__ = ("boot", "known_until", "queue", "seen_at", "steady_since")
+    __slots__ = ("boot", "known_until", "queue", "seen_at", "steady_since", "taking")
 
     def __init__(self, boot: str, now: float) -> None:
         self.boot = boot
@@ -54,6 +54,7 @@ class Node:
         self.steady_since = now
         self.queue = ""
         self.known_until: float | None = None
+        self.taking: Sequence[int] | None = None
 
 
 class MemoryStore:

@@ -12,7 +12,8 @@ from bridge.core.model.nodes import Around, Neighbour
 from bridge.core.ports.nodes import Holder
 
 _LOOK: LiteralString = """
-    select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.right_now from look_around(%s, %s, %s, %s) a
+    select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.its_taking, a.right_now
+    from look_around(%s, %s, %s, %s, %s::smallint[]) a
     """
 _HOLDERS: LiteralString = """
     select distinct s.user_id, s.boot from session s
@@ -41,17 +42,17 @@ class PostgresDirectory:
         """Close the connections. Idempotent."""
         await self._connections.close()
 
-    async def look(self, queue: str, known_until: float | None) -> Around:
+    async def look(self, queue: str, known_until: float | None, taking: Sequence[int] | None) -> Around:
         """See the port."""
-        rows = await self._fetch(_LOOK, (self._node, self._boot, queue, known_until))
+        rows = await self._fetch(_LOOK, (self._node, self._boot, queue, known_until, _array(taking)))
         if not rows:
             raise StoreUnavailable("another process has the name of this node")
         others = [
-            Neighbour(node, boot, its_queue, alive, knows)
-            for node, boot, its_queue, alive, knows, _ in rows
+            Neighbour(node, boot, its_queue, alive, knows, taking)
+            for node, boot, its_queue, alive, knows, taking, _ in rows
             if boot != self._boot
         ]
-        return Around(rows[0][5], others)
+        return Around(rows[0][6], others)
 
     async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See the port."""
@@ -76,3 +77,8 @@ class PostgresDirectory:
             return await cursor.fetchall()
 
         return await self._connections.run(work)
+
+
+def _array(numbers: Sequence[int] | None) -> str | None:
+    """A literal of an array, as Postgres reads it (its page "Arrays")."""
+    return None if numbers is None else "{" + ",".join(map(str, numbers)) + "}"

@@ -41,6 +41,7 @@ class Neighbours:
         self._began: float | None = None
         """The database's clock when this process had its name, and the others could learn where it listens."""
         self._changed = asyncio.Event()
+        self._taking: Sequence[int] | None = None
 
     @property
     def any(self) -> bool:
@@ -50,7 +51,12 @@ class Neighbours:
     @property
     def alone(self) -> bool:
         """Whether no other process can have a session now."""
-        return not self._others and self._clock.boottime() < self._fresh_until
+        return not self._others and self.fresh
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what is known of others is new enough to act on."""
+        return self._clock.boottime() < self._fresh_until
 
     @property
     def others(self) -> Sequence[Neighbour]:
@@ -67,7 +73,7 @@ class Neighbours:
             return
         asked = self._clock.boottime()
         queue = "" if self._post is None else self._post.queue
-        around = await self._directory.look(queue, self._known_until)
+        around = await self._directory.look(queue, self._known_until, self._taking)
         self._others = {one.boot: one for one in around.others}
         self._known_until = around.now
         self._fresh_until = asked + FRESH_FOR
@@ -87,6 +93,12 @@ class Neighbours:
             for one in self._others.values()
             if one.alive and one.known_until is not None and one.known_until < self._began
         ]
+
+    def say(self, taking: Sequence[int] | None) -> None:
+        """Which partitions this process takes; None: it takes no part. Others learn it with the next look."""
+        if taking != self._taking:
+            self._taking = taking
+            self._changed.set()
 
     def look_soon(self) -> None:
         """Something has changed that others should know: look at once."""

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.load import Load
-from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.lookups import Lookups, Stopped
 from bridge.core.delivery.remembered import Recollection
 from bridge.core.delivery.take import Taker
-from bridge.core.ports.broker import Arrival, Source
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
 
@@ -35,6 +36,7 @@ class PushIntake:
         *,
         taker: Taker,
         elsewhere: Elsewhere,
+        inflight: InFlight,
         lookups: Lookups,
         recollection: Recollection,
         load: Load,
@@ -45,6 +47,7 @@ class PushIntake:
         """`batch`: messages taken together, at most."""
         self._taker = taker
         self._elsewhere = elsewhere
+        self._inflight = inflight
         self._lookups = lookups
         self._recollection = recollection
         self._load = load
@@ -56,21 +59,32 @@ class PushIntake:
         self._room = asyncio.Event()
         self._room.set()
         self._stopping = False
+        self._below = False
+        """Whether another process may have taken later than this one's positions say."""
         self._handling = asyncio.Lock()
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
         """Queue the messages that one read of the broker's socket brought, in the order of the queue."""
         # Messages of `push.fallen` come to every bridge: only requests show that no other bridge takes now.
-        if not self._recollection.taking and any(a.source is Source.REQUESTS for a in batch):
-            self._recollection.began()
+        for arrival in batch:
+            if arrival.source is Source.REQUESTS:
+                if self._recollection.began(arrival.token.incarnation):
+                    self._below = True
+                break
         self._inbox.extend(batch)
         self._wake.set()
 
     def channel_lost(self, incarnation: int) -> None:
         """Messages of this channel will come again: forget those that are not taken yet."""
         self._taker.channel_lost(incarnation)
-        self._recollection.doubt()
-        self._inbox = deque(a for a in self._inbox if not self._taker.is_lost(a))
+        self._recollection.doubt(incarnation)
+        self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
+
+    def give_back(self, incarnation: int) -> Sequence[AckToken]:
+        """See the port."""
+        tokens = [a.token for a in self._inbox if a.token.incarnation == incarnation]
+        self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
+        return tokens
 
     async def run(self) -> None:
         """Take messages while the gate is open, until `stop`."""
@@ -81,10 +95,14 @@ class PushIntake:
             async with self._handling:
                 # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
+                    if self._below and not await self._go_above():
+                        continue
                     if self._inbox:
                         batch = self._next_batch()
                         taken = await self._taker.take(batch)
-                        self._inbox.extendleft(reversed(batch[taken:]))
+                        self._inbox.extendleft(
+                            a for a in reversed(batch[taken:]) if not self._taker.is_lost(a)
+                        )
                     await self._elsewhere.look_again()
             if not self._inbox:
                 self._wake.clear()
@@ -92,6 +110,16 @@ class PushIntake:
                 self._room.clear()  # until `tick` finds that half of it is gone
             # Between two batches, pongs and writable sockets get their turn.
             await self._clock.sleep(0)
+
+    async def _go_above(self) -> bool:
+        """Make later positions higher than all that the log has: the clock of who took before may be ahead. False where
+        taking ends."""
+        self._below = False
+        try:
+            self._inflight.above(await self._lookups.last_position())
+        except Stopped:
+            return False
+        return True
 
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []

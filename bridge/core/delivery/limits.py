@@ -16,4 +16,5 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     max_age: float = 60.0
     start_grace: float = 2.0
     max_attempts: int = 20
+    partitions: int = 1
     total_bytes: int = 256 * 1024 * 1024

@@ -93,6 +93,10 @@ class Lookups:
         rows, _ = await self._unless_stopped(self._page(push, "", self._any_row))
         return bool(rows)
 
+    async def last_position(self) -> int:
+        """The highest position that the log has. Raises Stopped."""
+        return await self._ask(self._store.last_position, "store.last_position")
+
     async def holder(self, session: str) -> Holder | None:
         """Who has or had a session. Raises Stopped."""
         assert self._directory is not None

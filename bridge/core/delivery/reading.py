@@ -6,17 +6,23 @@ import hashlib
 
 from bridge.core.contract.requests import Decoded, Limits, begin
 from bridge.core.contract.stepping import Steps
+from bridge.core.delivery.keys import Keys
 from bridge.core.delivery.turns import Turns
 from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import Rejected
 from bridge.core.ports.broker import Arrival
+from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
 
 class Reader:
     """Reads messages, and never raises: what a defect makes unreadable is rejected."""
 
-    def __init__(self, limits: Limits, turns: Turns, errors: ErrorHandler) -> None:
+    def __init__(
+        self, limits: Limits, partitions: int, turns: Turns, errors: ErrorHandler, clock: Clock
+    ) -> None:
+        self.keys = Keys(errors, clock) if partitions > 1 else None
+        """Looks at routing keys; None where they do not matter."""
         self._limits = limits
         self._turns = turns
         self._errors = errors
@@ -24,9 +30,12 @@ class Reader:
     def begin(self, arrival: Arrival) -> Decoded | Steps[Decoded]:
         """Read an ordinary message; for any other return what `finish` needs."""
         try:
-            return begin(arrival, self._limits)
+            begun = begin(arrival, self._limits)
         except Exception as error:
             return self._unreadable(arrival, error)
+        if self.keys is not None and isinstance(begun, Decoded):
+            self.keys.look(arrival, begun.requests)
+        return begun
 
     async def finish(self, arrival: Arrival, steps: Steps[Decoded]) -> Decoded:
         """Read the rest of a message."""
@@ -35,6 +44,8 @@ class Reader:
                 next(steps)
             except StopIteration as end:
                 read: Decoded = end.value
+                if self.keys is not None:
+                    self.keys.look(arrival, read.requests)
                 return read
             except Exception as error:
                 return self._unreadable(arrival, error)

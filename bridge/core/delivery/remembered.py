@@ -115,10 +115,10 @@ class Recollection:
         self._errors = errors
         self._clock = clock
         self._boot = boot
-        self.taking = False
-        """Whether a request has come on the present channel."""
+        self._channels: set[int] = set()
+        """Those on which a request has come."""
         self.began_at = clock.monotonic()
-        """Monotonic seconds at which the first one came."""
+        """Monotonic seconds at which the first one came on the newest of them."""
         self._others: OthersRows | None = None
         """The count of other processes' rows when they were last read."""
         self._doubts = 0
@@ -129,17 +129,31 @@ class Recollection:
         self._at_once = taking.ids_at_once
         self._retry = taking.ids_retry
 
-    def began(self) -> None:
-        """The first request of a channel has come: from now on no other process takes requests."""
-        self.taking = True
-        self.began_at = self._clock.monotonic()
-        self._wanted.set()
+    @property
+    def taking(self) -> bool:
+        """Whether a request has come on a present channel."""
+        return bool(self._channels)
 
-    def doubt(self) -> None:
-        """The channel is lost: until a request comes on the next one, another process may take."""
-        self.taking = False
+    def began(self, incarnation: int) -> bool:
+        """A request of this channel has come: from now on no other process takes from its queue. Idempotent; returns
+        whether it is the first one."""
+        if incarnation in self._channels:
+            return False
+        self._channels.add(incarnation)
+        self.began_at = self._clock.monotonic()
+        self._doubt()
+        return True
+
+    def doubt(self, incarnation: int) -> None:
+        """The channel is lost: until a request comes on the next one, another process may take. Idempotent."""
+        self._channels.discard(incarnation)
+        self._doubt()
+
+    def _doubt(self) -> None:
         self._doubts += 1
         self._remembered.complete = False
+        if self._channels:
+            self._wanted.set()
 
     async def run(self) -> None:
         """Read the log whenever `began` was called, and at the start, until cancelled."""

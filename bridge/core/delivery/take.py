@@ -55,7 +55,8 @@ class Taker:
         self._lookup_rows = bounds.lookup_rows
         # Even if few attempts are allowed, some of them must be alone.
         self._suspect_from = min(bounds.suspect_attempts, max(1, limits.max_attempts // 2))
-        self._lost_incarnation = -1
+        self._lost: set[int] = set()
+        """Channels that were lost while the batch in hand was taken."""
         self._taken_at = 0.0
         """Wall-clock seconds since the last wait: one time for all messages that are taken without one."""
 
@@ -64,15 +65,17 @@ class Taker:
         return arrival.properties.delivery_count >= self._suspect_from
 
     def channel_lost(self, incarnation: int) -> None:
-        """Messages of this channel, and of those before it, will come again."""
-        self._lost_incarnation = max(self._lost_incarnation, incarnation)
+        """Messages of this channel will come again."""
+        self._lost.add(incarnation)
 
     def is_lost(self, arrival: Arrival) -> bool:
-        """Whether the channel of this message is lost."""
-        return arrival.token.incarnation <= self._lost_incarnation
+        """Whether the channel of this message was lost since the last `take` began."""
+        return arrival.token.incarnation in self._lost
 
     async def take(self, batch: Sequence[Arrival]) -> int:
-        """Take these messages. Returns how many it has dealt with: fewer than all if too much is in hand."""
+        """Take these messages, of channels that are there. Returns how many it has dealt with: fewer than all if too
+        much is in hand."""
+        self._lost.clear()
         self._turns.begin()
         decoded: list[DecodedMessage] = []
         for arrival in batch:
@@ -108,8 +111,11 @@ class Taker:
         finally:
             self._dispatcher.flush()
             self._metrics.taken(messages, requests)
-        if any(arrival.source is Source.REQUESTS and not self.is_suspect(arrival) for arrival in batch):
-            self._acks.widen()
+        handled = {
+            a.token.incarnation for a in batch if a.source is Source.REQUESTS and not self.is_suspect(a)
+        }
+        if handled:
+            self._acks.widen(handled)
         return messages
 
     # --- a message ---

@@ -18,6 +18,8 @@ class Neighbour(NamedTuple):
     known_until: float | None
     """It knows every process that had its name by then, by the database's clock in unix seconds. None: it does not look
     for others, since it is of an older version."""
+    taking: Sequence[int] | None = None
+    """The partitions of the requests that it takes. None: it can't take any now, or is of an older version."""
 
 
 class Around(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -43,6 +43,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     """Wall-clock seconds."""
     reordered: bool = False
     """The broker may have delivered it ahead of older messages, because of its priority."""
+    key: bytes = b""
+    """The routing key."""
 
 
 class Intake(Protocol):
@@ -54,6 +56,11 @@ class Intake(Protocol):
 
     def channel_lost(self, incarnation: int) -> None:
         """Every token of this incarnation is invalid: the broker will deliver its messages again."""
+        ...
+
+    def give_back(self, incarnation: int) -> Sequence[AckToken]:
+        """Forget the messages of this incarnation that are not taken yet; returns their tokens. Those that are taken go
+        on."""
         ...
 
 
@@ -71,8 +78,9 @@ class Acks(Protocol):
         """Return messages (AMQP basic.nack with requeue). Tokens of another incarnation are ignored. Never raises."""
         ...
 
-    def widen(self) -> None:
-        """The first message could be handled: deliver as many requests at a time as the prefetch allows from now on.
+    def widen(self, incarnations: Collection[int]) -> None:
+        """The first message of these channels could be handled: deliver as many requests at a time as the prefetch
+        allows from now on.
 
         Until then, on every new channel, requests are delivered one at a time. A broker may count each return of a
         message, handled or not: a message that kills the process must not raise the counts of its neighbours.

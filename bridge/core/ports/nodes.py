@@ -20,9 +20,10 @@ class Holder(NamedTuple):
 class Directory(Protocol):
     """What the database knows of other nodes. Raises StoreUnavailable as the methods of the store do."""
 
-    async def look(self, queue: str, known_until: float | None) -> Around:
-        """Who else is there now. It notes for others where this process listens, and that it has acted on an earlier
-        answer whose `now` was `known_until` (None: on none yet).
+    async def look(self, queue: str, known_until: float | None, taking: Sequence[int] | None) -> Around:
+        """Who else is there now. It notes for others where this process listens, that it has acted on an earlier
+        answer whose `now` was `known_until` (None: on none yet), and which partitions it takes (None: it takes no
+        part).
 
         Raises StoreUnavailable also where another process has this node's name.
         """

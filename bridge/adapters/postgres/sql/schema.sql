@@ -1605,7 +1605,8 @@ create table node (
     with_row     bigint      not null default 0,
     on_their_way bigint      not null default 0,
     queue        text,
-    known_until  timestamptz
+    known_until  timestamptz,
+    taking       smallint[]
 );
 comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
 comment on column node.name is 'The node''s name (BRIDGE_NODE).';
@@ -1621,6 +1622,9 @@ comment on column node.queue is 'The queue at the broker on which it listens to 
 comment on column node.known_until is
     'It knows every process that had its name by then; null: it does not look for others. A node has no sessions before '
     'all living ones know it.';
+comment on column node.taking is
+    'The partitions of the requests that it takes (0 is the queue push.requests); null: it can take none now, or its '
+    'program knows of no partitions.';
 
 create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
     language plpgsql volatile
@@ -2099,8 +2103,10 @@ begin
 end $$;
 comment on function drop_old_sessions is 'Deletes at most so many sessions that closed before a time; returns how many.';
 
-create function look_around(p_name text, p_boot text, p_queue text, p_known_until float8)
-    returns table (its_name text, its_boot text, its_queue text, lives boolean, knows_until float8, right_now float8)
+create function look_around(p_name text, p_boot text, p_queue text, p_known_until float8, p_taking smallint[])
+    returns table (
+        its_name text, its_boot text, its_queue text, lives boolean, knows_until float8, its_taking smallint[],
+        right_now float8)
     language plpgsql volatile
     set search_path to public, pg_temp
     as $$
@@ -2108,23 +2114,24 @@ declare
     -- Before the statement that looks: who has a name by now is seen by it.
     now_first timestamptz := clock_timestamp();
 begin
-    update node n set queue = nullif(p_queue, ''), known_until = coalesce(to_timestamp(p_known_until), n.claimed_at)
+    update node n set
+        queue = nullif(p_queue, ''), known_until = coalesce(to_timestamp(p_known_until), n.claimed_at), taking = p_taking
     where n.name = p_name and n.boot = p_boot;
     if not found then
         return;
     end if;
     return query
     select n.name, n.boot, coalesce(n.queue, ''), n.seen_at > now_first - interval '5 seconds',
-        extract(epoch from n.known_until)::float8, extract(epoch from now_first)::float8
+        extract(epoch from n.known_until)::float8, n.taking, extract(epoch from now_first)::float8
     from node n
     where n.boot = p_boot or n.seen_at > now_first - interval '30 seconds'
        or exists (
            select from session s
            where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null and s.node <> '');
 end $$;
-comment on function look_around is
-    'Notes where a process listens and up to when it knows the others; returns it and those: who lives, or has sessions that '
-    'nobody has ended. Without a row, another process has its name.';
+comment on function look_around(text, text, text, float8, smallint[]) is
+    'Notes where a process listens, up to when it knows the others, and what it takes; returns it and those: who lives, or '
+    'has sessions that nobody has ended. Without a row, another process has its name.';
 
 create view who_is_online as
 select s.user_id, s.session, s.node, s.opened_at, s.mode, s.address, s.user_agent, s.expires_at
@@ -2788,6 +2795,16 @@ comment on function note_sessions(
     text, text, text[], text[], float8[], text[], text[], text[], text[], float8[], float8[],
     text[], text[], float8[], text[], float8[], integer[], text[], integer, boolean) is
     'As the other one, for bridges that keep no earlier tokens of a session.';
+
+create function look_around(p_name text, p_boot text, p_queue text, p_known_until float8)
+    returns table (its_name text, its_boot text, its_queue text, lives boolean, knows_until float8, right_now float8)
+    language sql volatile
+    set search_path to public, pg_temp
+    as $$
+    select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.right_now
+    from look_around(p_name, p_boot, p_queue, p_known_until, null) a;
+$$;
+comment on function look_around(text, text, text, float8) is 'As the other one, for bridges that know of no partitions.';
 
 -- 16. Versions -------------------------------------------------------------------------------------------
 
