@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -128,6 +129,11 @@ class Bridge:
 
     async def metric(self, name: str) -> float | None:
         """The value of a metric without labels; None if it can't be read."""
+        values = await self.metrics(name)
+        return None if values is None else values.get("")
+
+    async def metrics(self, name: str) -> dict[str, float] | None:
+        """The values of a metric, by their labels as the page writes them; None if it can't be read."""
         try:
             async with asyncio.timeout(10):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.ops_port)
@@ -141,9 +147,8 @@ class Bridge:
                     writer.close()
         except (OSError, TimeoutError):
             return None
-        return next(
-            (float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} ")), None
-        )
+        found = re.findall(rf"^{name}({{[^}}]*}})? (\S+)$", page, re.MULTILINE)
+        return {labels: float(value) for labels, value in found}
 
     async def unready(self, seconds: float = 60.0) -> str:
         """Wait until it says that it takes no pushes; returns why. Raises TimeoutError."""

@@ -66,12 +66,16 @@ class Envelope:
     message_id: str = ""
     reply_to: bool = False
     correlation_id: str = ""
-    routing_key: str = "chaos"
     expiration: float | None = None
     insist: bool = True
     """Published again, under the same ids, until it is confirmed; else once."""
     recall: Recall | None = None
     """Set if it is not a push but a recall."""
+
+    def routing_key(self) -> str:
+        """That of its user, if it is for one only."""
+        users = set[str]().union(*(request.users for request in self.requests))
+        return f"user.{min(users)}" if len(users) == 1 else "chaos"
 
     def message(self) -> aio_pika.Message:
         """As aio-pika wants it."""
@@ -90,8 +94,12 @@ class Envelope:
 class Publisher:
     """Publishes messages at a pace, reconnects after a loss, and knows which were confirmed."""
 
-    def __init__(self, url: str, make: Callable[[], Envelope], pace: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, make: Callable[[], Envelope], pace: Callable[[], float], *, keyed: bool
+    ) -> None:
+        """`keyed`: there are partitions."""
         self._url = url
+        self._keyed = keyed
         self._make = make
         self._pace = pace
         self._again: deque[Envelope] = deque()
@@ -142,6 +150,8 @@ class Publisher:
                 envelope = self._make()
             for request in envelope.requests:
                 request.publishing()
+                if self._keyed:
+                    request.queue_key = envelope.routing_key()
             exchange = control if envelope.recall else pushes
             task = asyncio.create_task(self._publish(exchange, envelope), name="publish")
             self._flying.add(task)
@@ -150,7 +160,7 @@ class Publisher:
     async def _publish(self, exchange: aio_pika.abc.AbstractExchange, envelope: Envelope) -> None:
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
-                confirmed = await exchange.publish(envelope.message(), envelope.routing_key, mandatory=True)
+                confirmed = await exchange.publish(envelope.message(), envelope.routing_key(), mandatory=True)
         except asyncio.CancelledError:
             # When its connection is lost, aiormq cancels what waits for a confirm; we cancel nothing ourselves.
             confirmed = None
@@ -339,8 +349,6 @@ class Requests:
         else:
             request, document = self._request()
             envelope = Envelope([request], _bytes(document), _published_now() if request.ttl else {})
-            if len(request.users) == 1:
-                envelope.routing_key = f"user.{next(iter(request.users))}"
             if rng.random() < 0.1:
                 del document["id"]
                 envelope.body = _bytes(document)

@@ -401,6 +401,8 @@ class _Check:
         read: set[str] = set()
         connection = 0
         for number, mark, at in tab.reads:
+            if number != tab.reads[0][0] and not self._e.reopened:
+                return
             if tab.resumes and number != connection:
                 connection, newest, read = number, None, set()
             request = self._e.requests.get(mark)

@@ -66,6 +66,8 @@ class Request:
     """Monotonic seconds at which it was first handed to the broker's connection."""
     first_confirmed: float = math.inf
     """Monotonic seconds at which the broker first confirmed it."""
+    queue_key: str = ""
+    """The routing key where there are partitions, which keep an order for each key; else empty."""
 
     @property
     def lasts(self) -> bool:
@@ -83,8 +85,8 @@ class Request:
         self.first_confirmed = min(self.first_confirmed, time.monotonic())
 
     def before(self, other: Request) -> bool:
-        """Whether this was certainly in the queue when the other was first published."""
-        return self.first_confirmed < other.first_published
+        """Whether this was certainly in the same queue when the other was first published."""
+        return self.queue_key == other.queue_key and self.first_confirmed < other.first_published
 
 
 @dataclass(slots=True)
@@ -240,6 +242,8 @@ class Evidence:
     the bridge began or ended, or a connection to the broker was lost."""
     ordered: bool = True
     """Whether order and resumes are checked: only if all sessions are at one bridge."""
+    reopened: bool = True
+    """Whether order is checked after the first connection of a client as well."""
     complete: bool = False
     """Whether resumes are checked where order is not."""
     found: bool = False

@@ -34,6 +34,7 @@ from benchmarks.chaos import (
     faults_large,
     faults_mixed,
     faults_nodes,
+    faults_partitions,
     faults_process,
     faults_time,
 )
@@ -54,6 +55,7 @@ MODULES: Final = (
     faults_time,
     faults_mixed,
     faults_nodes,
+    faults_partitions,
 )
 """Importing them adds their faults to the list, in the order of the table."""
 DEV: Final = Path(__file__).resolve().parent.parent.parent / ".dev"

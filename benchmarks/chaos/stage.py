@@ -34,6 +34,7 @@ from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Request, Row, RowKey, Tab
 from benchmarks.chaos.proxy import Proxy
+from bridge.adapters.amqp.topology import CONTROL, FALLEN, requests_queue
 from bridge.adapters.postgres import migrate
 from bridge.devservers import Servers, ServersUnavailable
 from bridge.operator.books import read_books
@@ -58,7 +59,6 @@ WANDERS = 0.15
 AWAY = 3.0
 """Seconds that they are disconnected, at most."""
 AUDITED_HOURS = 24
-QUEUES = ("push.requests", "push.fallen", "push.control")
 _MARK = re.compile(rb"\bm\w+-\d+\b")
 
 
@@ -144,6 +144,8 @@ class Stage:
         """Clients that reconnect when the load is over, since their bridge did not get the pushes meanwhile."""
         self.measures: list[Measure] = []
         self.amqp_proxied = self.postgres_proxied = False
+        self.settings: Mapping[str, object] = {}
+        """Those of every bridge that differ from the defaults."""
 
     @property
     def bridge(self) -> Bridge:
@@ -168,8 +170,19 @@ class Stage:
         await self.bridge.ready()
         await self.sleep_some(0.2, 0.8)
 
+    @property
+    def partitions(self) -> int:
+        """Of the requests."""
+        return int(str(self.settings.get("partitions", 1)))
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that bridges take from."""
+        return (*map(requests_queue, range(self.partitions)), FALLEN, CONTROL)
+
     async def start_bridge(self, node: str = "n1", **settings: object) -> Bridge:
         """Start one, ready."""
+        settings = {**self.settings, **settings}
         url, dsn = self.url, self.dsn
         if self.amqp_proxied:
             url = _with_port(url, self.amqp.port)
@@ -321,7 +334,7 @@ class Stage:
             def pace(rng: random.Random = rng, mean: float = mean) -> float:
                 return rng.expovariate(1 / mean) / self.pace
 
-            publisher = Publisher(self.url, requests.next, pace)
+            publisher = Publisher(self.url, requests.next, pace, keyed=self.partitions > 1)
             self.publishers.append(publisher)
             work.append(publisher.run())
         return work
@@ -368,7 +381,7 @@ class Stage:
     async def _restless(self) -> str:
         """What is still in progress; empty at rest."""
         try:
-            for queue in QUEUES:
+            for queue in self.queues:
                 if count := await waiting(self.url, queue):
                     return f"{count} messages in {queue}"
             ((pending, owing),) = await self.execute(
@@ -448,7 +461,7 @@ class Stage:
         self.evidence.shaken += self.amqp.ended
         for bridge in self.bridges:
             self.evidence.shaken += bridge.turns
-        for queue in QUEUES:
+        for queue in self.queues:
             self.evidence.queues[queue] = Depth(await waiting(self.url, queue), 0)
         letters = await drained(self.url, "push.dead")
         self.evidence.dead = Counter(mark.decode() for m in letters for mark in _MARK.findall(m.body))
@@ -604,7 +617,8 @@ async def play(
         for proxy in (stage.amqp, stage.postgres):
             await stack.enter_async_context(proxy.listening())
         stack.push_async_callback(_leave, stage)
-        await stage.start_bridge("n1", **(settings or {}))
+        stage.settings = settings or {}
+        await stage.start_bridge("n1")
         stage.websocket = await stack.enter_async_context(
             Proxy("127.0.0.1", stage.bridge.ws_port).listening()
         )

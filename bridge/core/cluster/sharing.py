@@ -55,13 +55,16 @@ class Plan(NamedTuple):
 
 def plan_of(partitions: int, nodes: Collection[str]) -> Plan:
     """Who takes what; the same for the same names, in every process. `nodes` must not be empty."""
-    share = math.ceil(partitions / len(nodes))
+    # So many each, and so many nodes one more.
+    share, larger = divmod(partitions, len(nodes))
     load = dict.fromkeys(nodes, 0)
     owners, stand_ins = [], []
     for partition in range(partitions):
         ranked = sorted(nodes, key=lambda node: (_score(partition, node), node), reverse=True)
-        owner = next(node for node in ranked if load[node] < share)
+        owner = next(node for node in ranked if load[node] < share + (larger > 0))
         load[owner] += 1
+        if load[owner] > share:
+            larger -= 1
         owners.append(owner)
         stand_ins.append(next((node for node in ranked if node != owner), ""))
     return Plan(owners, stand_ins)
