@@ -48,7 +48,7 @@ from bridge.app.limits import LIMITS, ServiceLimits
 from bridge.app.node import Given, Node
 from bridge.app.readiness import BrokerReadiness
 from bridge.app.reports import Reports, reporting
-from bridge.app.rows import LoggedPeople, delivery_log, look_up_of
+from bridge.app.rows import LoggedNodes, LoggedPeople, delivery_log, look_up_of
 from bridge.app.signals import stop_signals
 from bridge.app.tasks import Workplace, at_work
 from bridge.config import Settings
@@ -276,6 +276,9 @@ async def _listen_ops(
             dev_token=_dev_token(settings) if settings.dev and settings.jwt_secrets else None,
             look_up=look_up_of(settings, limits.look_up_seconds),
             people=LoggedPeople(settings.postgres_dsn, limits.look_up_seconds)
+            if settings.uses_postgres
+            else None,
+            nodes=LoggedNodes(settings.postgres_dsn, limits.look_up_seconds, node.clock)
             if settings.uses_postgres
             else None,
         )

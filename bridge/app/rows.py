@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bridge.adapters import plugins
 from bridge.adapters.actions import ActionLog
@@ -24,9 +25,12 @@ from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.store import Lease, Store
 from bridge.core.sessions.admission import SessionsOver
-from bridge.operator import books, lookup, people
+from bridge.operator import books, lookup, nodes, people
 from bridge.operator.auditor import Look
 from bridge.ops.context import LookUp
+
+NODES_COUNT: Final = 1.0
+"""Seconds for which an answer to who the nodes are counts: the page asks often."""
 
 log = logging.getLogger("bridge")
 
@@ -136,6 +140,26 @@ class LoggedPeople:
     async def disconnect(self, user: str, session: str | None) -> people.Disconnected:
         """See `People`."""
         return await people.disconnect(self._dsn, user, session)
+
+
+class LoggedNodes:
+    """Asks the log of these settings for the nodes; an answer counts for `NODES_COUNT` seconds."""
+
+    def __init__(self, dsn: str, seconds: float, clock: Clock) -> None:
+        self._dsn = dsn
+        self._seconds = seconds
+        self._clock = clock
+        self._found: Sequence[nodes.KnownNode] = ()
+        self._until = 0.0
+        self._asking = asyncio.Lock()
+
+    async def __call__(self) -> Sequence[nodes.KnownNode]:
+        """Raises StoreUnavailable."""
+        async with self._asking:
+            if self._clock.monotonic() >= self._until:
+                self._found = await nodes.read(self._dsn, self._seconds)
+                self._until = self._clock.monotonic() + NODES_COUNT
+            return self._found
 
 
 def audit_look_of(settings: Settings, boot: str, seconds: float) -> Look | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, SessionInfo
 from bridge.operator.lookup import Found
+from bridge.operator.nodes import KnownNode
 from bridge.operator.people import Disconnected, Person
 from bridge.ops.outcome_feed import OutcomeFeed
 
@@ -122,3 +123,5 @@ class OpsContext:
     """None if the delivery log can't be asked."""
     people: People | None = None
     """None without a ledger."""
+    nodes: Callable[[], Awaitable[Sequence[KnownNode]]] | None = None
+    """The nodes that there are. It raises StoreUnavailable. None where they do not know of one another."""

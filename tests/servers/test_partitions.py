@@ -8,13 +8,16 @@ import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import aiohttp
 import pytest
 
+from bridge import __version__
 from bridge.adapters.amqp import spread_check
 from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.spread import PLUGIN, SPREAD, Spread, exchange_is_there
 from bridge.adapters.amqp.topology import REQUESTS, DeclareMode, TopologyError, requests_queue
 from bridge.app.build import Running
+from bridge.cli.nodes import show_nodes
 from bridge.core.errors import SettingsError
 from tests.support.bridges import (
     bridge,
@@ -211,3 +214,35 @@ async def test_another_type_is_tried_where_the_broker_does_not_know_the_first(vh
 def test_partitions_need_the_log_in_postgres() -> None:
     with pytest.raises(SettingsError, match="BRIDGE_DELIVERY_LOG"):
         settings("amqp://here", "postgresql://here", partitions=2, delivery_log="stdout")
+
+
+async def test_status_and_a_command_tell_which_nodes_there_are(
+    vhost: str, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with AsyncExitStack() as stack:
+        a, b = [
+            await stack.enter_async_context(bridge(vhost, database, node=name, partitions=PARTITIONS))
+            for name in "ab"
+        ]
+        await shared(a, b)
+        await crowd(stack, b.ws_port, USERS[:3])
+
+        async def told() -> list[tuple[str, str, bool, int, bool]]:
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(f"http://127.0.0.1:{a.ops_port}/status") as answer,
+            ):
+                nodes = (await answer.json())["nodes"]
+            return [
+                (n["node"], n["version"], n["alive"], n["sessions"], len(n["taking"]) == 2) for n in nodes
+            ]
+
+        expected = [("a", __version__, True, 0, True), ("b", __version__, True, 3, True)]
+        async with asyncio.timeout(10):
+            while await told() != expected:
+                await asyncio.sleep(0)
+        assert await show_nodes(settings(vhost, database), as_json=False) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.startswith("a ")
+        assert "3 sessions" in second
+        assert "takes partition" in second

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
+from bridge import __version__
 from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
 from bridge.adapters.postgres.rows import texts
 from bridge.core.errors import StoreUnavailable
@@ -13,7 +14,7 @@ from bridge.core.ports.nodes import Holder
 
 _LOOK: LiteralString = """
     select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.its_taking, a.right_now
-    from look_around(%s, %s, %s, %s, %s::smallint[]) a
+    from look_around(%s, %s, %s, %s, %s::smallint[], %s) a
     """
 _HOLDERS: LiteralString = """
     select distinct s.user_id, s.boot from session s
@@ -44,7 +45,9 @@ class PostgresDirectory:
 
     async def look(self, queue: str, known_until: float | None, taking: Sequence[int] | None) -> Around:
         """See the port."""
-        rows = await self._fetch(_LOOK, (self._node, self._boot, queue, known_until, _array(taking)))
+        rows = await self._fetch(
+            _LOOK, (self._node, self._boot, queue, known_until, _array(taking), __version__)
+        )
         if not rows:
             raise StoreUnavailable("another process has the name of this node")
         others = [

@@ -35,6 +35,7 @@ use it
 look into it
   why         what became of a push, step by step, and why
   who         whether a user is online, where, and their last pushes
+  nodes       which bridges run with this database, and what they do
   replay      publish logged pushes again, chosen by user, event, outcome, time
   dead        list, show, replay, purge: the messages that need a person
   audit       check that the delivery log adds up

@@ -33,6 +33,16 @@ def _who_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _nodes(args: Namespace) -> int:
+    from bridge.cli.nodes import show_nodes
+
+    return run_quietly(args, lambda s: show_nodes(s, as_json=args.json))
+
+
+def _nodes_options(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
+
+
 def _replay(args: Namespace) -> int:
     from bridge.cli.replay import replay
 
@@ -192,6 +202,14 @@ COMMANDS: Final = (
         "Exits 1 when neither the ledger of sessions nor the delivery log has anything of the user.\n\n"
         "  bridge who u42",
         _who_options,
+    ),
+    Command(
+        "nodes",
+        "List the bridges that run with this database, their sessions and what they take.",
+        _nodes,
+        ("postgres_dsn",),
+        "Exits 1 when none of them lives.\n\n  bridge nodes",
+        _nodes_options,
     ),
     Command(
         "replay",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
+from bridge.core.errors import StoreUnavailable
 from bridge.ops.access import OpsAccess
 from bridge.ops.answers import json_answer
 from bridge.ops.context import OpsContext
@@ -58,6 +60,17 @@ class Looking:
                 "ws_port": context.ws_port(),
                 "dev": context.dev_token is not None,
                 "gauges": dict(context.gauges()),
+                "nodes": await self._nodes(),
                 "sessions": [session._asdict() for session in context.sessions(SESSIONS_SHOWN)],
             }
         )
+
+    async def _nodes(self) -> object:
+        """The nodes that there are; None where that can't be known now."""
+        if self._context.nodes is None:
+            return None
+        try:
+            return msgspec.to_builtins(await self._context.nodes())
+        except StoreUnavailable:
+            # `causes` says that the database is down.
+            return None

@@ -1606,7 +1606,8 @@ create table node (
     on_their_way bigint      not null default 0,
     queue        text,
     known_until  timestamptz,
-    taking       smallint[]
+    taking       smallint[],
+    version      text
 );
 comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
 comment on column node.name is 'The node''s name (BRIDGE_NODE).';
@@ -1625,6 +1626,7 @@ comment on column node.known_until is
 comment on column node.taking is
     'The partitions of the requests that it takes (0 is the queue push.requests); null: it can take none now, or its '
     'program knows of no partitions.';
+comment on column node.version is 'The version of its program; null for those that do not say it.';
 
 create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
     language plpgsql volatile
@@ -2103,7 +2105,9 @@ begin
 end $$;
 comment on function drop_old_sessions is 'Deletes at most so many sessions that closed before a time; returns how many.';
 
-create function look_around(p_name text, p_boot text, p_queue text, p_known_until float8, p_taking smallint[])
+create function look_around(
+    p_name text, p_boot text, p_queue text, p_known_until float8, p_taking smallint[], p_version text
+)
     returns table (
         its_name text, its_boot text, its_queue text, lives boolean, knows_until float8, its_taking smallint[],
         right_now float8)
@@ -2115,7 +2119,8 @@ declare
     now_first timestamptz := clock_timestamp();
 begin
     update node n set
-        queue = nullif(p_queue, ''), known_until = coalesce(to_timestamp(p_known_until), n.claimed_at), taking = p_taking
+        queue = nullif(p_queue, ''), known_until = coalesce(to_timestamp(p_known_until), n.claimed_at), taking = p_taking,
+        version = p_version
     where n.name = p_name and n.boot = p_boot;
     if not found then
         return;
@@ -2129,7 +2134,7 @@ begin
            select from session s
            where s.node = n.name collate "C" and s.boot = n.boot collate "C" and s.closed_at is null and s.node <> '');
 end $$;
-comment on function look_around(text, text, text, float8, smallint[]) is
+comment on function look_around(text, text, text, float8, smallint[], text) is
     'Notes where a process listens, up to when it knows the others, and what it takes; returns it and those: who lives, or '
     'has sessions that nobody has ended. Without a row, another process has its name.';
 
@@ -2802,7 +2807,7 @@ create function look_around(p_name text, p_boot text, p_queue text, p_known_unti
     set search_path to public, pg_temp
     as $$
     select a.its_name, a.its_boot, a.its_queue, a.lives, a.knows_until, a.right_now
-    from look_around(p_name, p_boot, p_queue, p_known_until, null) a;
+    from look_around(p_name, p_boot, p_queue, p_known_until, null, null) a;
 $$;
 comment on function look_around(text, text, text, float8) is 'As the other one, for bridges that know of no partitions.';
 
