@@ -49,7 +49,7 @@ from bridge.app.node import Given, Node
 from bridge.app.readiness import BrokerReadiness
 from bridge.app.reports import Reports, reporting
 from bridge.app.rows import LoggedNodes, LoggedPeople, delivery_log, look_up_of
-from bridge.app.signals import stop_signals
+from bridge.app.signals import StopSignals, stop_signals
 from bridge.app.tasks import Workplace, at_work
 from bridge.config import Settings
 from bridge.core.control import Switch
@@ -75,13 +75,22 @@ log = logging.getLogger("bridge")
 class Running:
     """A bridge that serves; `ws_port` and `ops_port` are where it listens."""
 
-    def __init__(self, node: Node, ws: WebSocketServer, ops: http.OpsServer, consumer: TakesRequests) -> None:
+    def __init__(
+        self,
+        node: Node,
+        ws: WebSocketServer,
+        ops: http.OpsServer,
+        consumer: TakesRequests,
+        stop_asked: asyncio.Event,
+    ) -> None:
         self._node = node
         self._ws = ws
         self._consumer = consumer
         self.ws_port = ws.port
         self.ops_port = ops.port
         self.gate = node.gate
+        self.stop_asked = stop_asked
+        """Set when somebody has asked for a stop by `bridge drain`; whoever runs the bridge ends the block then."""
 
     async def ready(self) -> None:
         """Return when pushes are taken."""
@@ -124,11 +133,11 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
                 work = Workplace(settings, limits, node, rows, reports, surroundings)
-                drain = Drain(node, ws, consumer, limits, hurry or asyncio.Event())
+                drain = Drain(node, ws, consumer, rows.lease, limits, hurry or asyncio.Event())
                 try:
                     async with at_work(work) as can_settle:  # 7
                         try:
-                            yield Running(node, ws, ops, consumer)
+                            yield Running(node, ws, ops, consumer, work.stop_asked)
                         finally:
                             await drain.run(settings.drain_timeout, settle=can_settle())
                     await _release(rows.lease, reports.errors)
@@ -316,7 +325,7 @@ async def serve(
     ready: Callable[[Running], None] | None = None,
     last: Callable[[], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; returns the exit code, see `bridge.app.signals`.
+    """Serve until SIGTERM, SIGINT or `bridge drain`, then drain; returns the exit code, see `bridge.app.signals`.
 
     `ready` is called once, when pushes are taken; `last` before a third signal kills the process.
     """
@@ -334,13 +343,24 @@ async def serve(
                 bridge.ws_port,
                 bridge.ops_port,
             )
-            announce = asyncio.create_task(_announce(bridge, ready), name="announce")
+            aside = (
+                asyncio.create_task(_announce(bridge, ready), name="announce"),
+                asyncio.create_task(_hear(bridge, signals), name="hear of a drain"),
+            )
             try:
                 await signals.asked.wait()
             finally:
-                announce.cancel()
-                await asyncio.gather(announce, return_exceptions=True)
+                for task in aside:
+                    task.cancel()
+                await asyncio.gather(*aside, return_exceptions=True)
         return signals.exit_code
+
+
+async def _hear(bridge: Running, signals: StopSignals) -> None:
+    """Stop when `bridge drain` asks for it. A first signal after that changes nothing: a supervisor may send one."""
+    await bridge.stop_asked.wait()
+    log.info("stopping: `bridge drain` asks for it; settling what is under way")
+    signals.asked.set()
 
 
 async def _announce(bridge: Running, ready: Callable[[Running], None] | None) -> None:

@@ -34,6 +34,8 @@ class ServiceLimits:
     """Between looks at the start whether all other nodes know this one."""
     share_every: float = 0.5
     """Between looks at which partitions of the requests are this node's share."""
+    saying_seconds: float = 0.5
+    """How long a stop may take to say in the database that it has begun."""
     recording_seconds: float = 2.0
     """How long a stop may take to write in the ledger that its sessions have closed."""
     new_objects: int = 10_000
@@ -41,9 +43,7 @@ class ServiceLimits:
     settling_look: float = 0.05
     """Between looks, at a stop, whether everything is settled."""
     closed_at_once: int = 50
-    """Sessions that are closed at a stop before other work gets a turn."""
-    close_spread: float = 2.0
-    """How long the closing of sessions takes at a stop, at most. Their return is spread over as long."""
+    """Sessions that are closed at the end of a stop before other work gets a turn."""
 
 
 LIMITS: Final = ServiceLimits()

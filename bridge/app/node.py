@@ -219,6 +219,8 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
             max_attempts=settings.max_attempts,
             total_bytes=settings.total_bytes,
             partitions=settings.partitions,
+            drain_rate=settings.drain_rate,
+            session_lifetime=settings.session_lifetime,
         ),
         mailbox=MailboxLimits(settings.mailbox_pushes, settings.mailbox_bytes),
         id_memory_bytes=settings.id_memory_bytes,

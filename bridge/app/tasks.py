@@ -55,6 +55,8 @@ class Workplace:
     surroundings: Surroundings
     started: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the start is done."""
+    stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when somebody has asked this process to stop by `bridge drain`, or when it does."""
     rare: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Upkeep and audit have one connection between them."""
 
@@ -214,7 +216,8 @@ async def tick(at: Workplace) -> None:
 
 
 async def hold_lease(at: Workplace) -> None:
-    """Show that this node lives, and decide whether the database is down while nothing is pushed.
+    """Show that this node lives, hear whether it should stop, and decide whether the database is down while nothing is
+    pushed.
 
     This loop does nothing else: a node whose lease is not renewed in time is dead to all others.
     """
@@ -222,11 +225,13 @@ async def hold_lease(at: Workplace) -> None:
     while True:
         await node.clock.sleep(at.limits.renew_every)
         try:
-            await at.rows.lease.renew(node.core.inflight.account())
+            stops = await at.rows.lease.renew(node.core.inflight.account())
         except StoreUnavailable as down:
             node.gate.shut("database", str(down), database=True)
         else:
             node.gate.clear("database")
+            if stops:
+                at.stop_asked.set()
 
 
 async def share_partitions(at: Workplace) -> None:

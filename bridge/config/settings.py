@@ -269,6 +269,20 @@ class Settings(TokenSettings):
         le=600,
         description="Seconds that a stop may take; messages that are open then go back to the queue.",
     )
+    drain_rate: float = Field(
+        500.0,
+        ge=0,
+        le=100_000,
+        description="Sessions that a stop closes a second. Those for which `BRIDGE_DRAIN_TIMEOUT` leaves no time are"
+        " closed at its end, and told to come back one after the other at this rate. 0: all at once.",
+    )
+    session_lifetime: float = Field(
+        0.0,
+        ge=0,
+        le=365 * 86400,
+        description="Seconds after which, about, a session is asked to move on: it comes back at a node that the load"
+        " balancer chooses, so nodes become even after one was added. 0: never.",
+    )
     prefetch: int = Field(
         1000,
         ge=1,

@@ -21,6 +21,7 @@ from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.liveness import Liveness
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.moving import Moving
 from bridge.core.delivery.muting import Muting
 from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.presence import Presence
@@ -59,11 +60,9 @@ class Core:
     recording and announcing is a task each; `tick` is called about ten times a second, `every_second` each second."""
 
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
-        self.ports = ports
-        self.gate = gate
-        self.bounds = limits.fixed
+        self.ports, self.gate, self.bounds = ports, gate, limits.fixed
         clock, errors, delivery = ports.clock, ports.errors, limits.delivery
-        self.hub = Hub()
+        self.hub = Hub(delivery.session_lifetime)
         self.worklist = Worklist(metrics=ports.metrics, clock=clock, late_max=self.bounds.settlement.late_max)
         self.inflight = InFlight(
             ends=self.worklist,
@@ -84,10 +83,10 @@ class Core:
             presence=self.presence,
             pages=self.pages,
             clock=clock,
-            confirm_timeout=delivery.confirm_timeout,
-            total_bytes=delivery.total_bytes,
+            limits=delivery,
             renewing=self.renewing,
         )
+        self.moving = Moving(self.hub, self.inflight, self.presence, gate, clock, delivery)
         self._make_memory(limits.id_memory_bytes, boot)
         self._make_taking(delivery)
         self._make_from_nodes()
@@ -215,8 +214,8 @@ class Core:
         self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
-        ports, clock, inflight, worklist = self.ports, self.ports.clock, self.inflight, self.worklist
-        bounds = self.bounds.taking
+        ports, clock, bounds = self.ports, self.ports.clock, self.bounds.taking
+        inflight, worklist = self.inflight, self.worklist
         lookups = Lookups(
             ports.store, ports.directory, self.gate, clock, ports.errors, ports.metrics, self.bounds
         )
@@ -387,13 +386,13 @@ class Core:
         self.pages.tick(now)
         self.resends.tick(now)
         self.liveness.show_life(now)
+        self.moving.tick(now)
         if self.renewing is not None:
             # A second may be all that is left to ask the hook again.
             self.liveness.renew_tokens()
 
     def every_second(self) -> None:
-        """Called each second: ask for new tokens, close sessions whose token has expired, continue replays, let
-        remembered ids age."""
+        """Called each second: look at tokens, replays, what other nodes have not heard, and the age of ids."""
         self.liveness.renew_tokens()
         self.pages.every_second()
         self.from_nodes.every_second()

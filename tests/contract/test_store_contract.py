@@ -995,6 +995,23 @@ async def test_a_name_is_claimed_renewed_released_and_claimed_by_the_next(subjec
     await second.renew()
 
 
+async def test_a_process_hears_with_its_renewal_that_it_stops_and_the_next_of_its_name_does_not(
+    subject: Subject,
+) -> None:
+    first, second, other = subject.lease("n1", "b1"), subject.lease("n1", "b2"), subject.lease("n2", "b3")
+    await first.claim()
+    await other.claim()
+    assert not await first.renew()
+    await first.stopping()
+    await first.stopping()
+    assert await first.renew()
+    assert not await other.renew()
+    await second.stopping()
+    await first.release()
+    await second.claim()
+    assert not await second.renew()
+
+
 async def test_a_second_live_boot_of_a_name_is_refused_and_other_names_are_free(subject: Subject) -> None:
     first = subject.lease("n1", "b1")
     await first.claim()

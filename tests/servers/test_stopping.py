@@ -15,9 +15,20 @@ from bridge.app.drain import Left
 from bridge.app.readiness import STANDBY, TakingLog
 from bridge.core.settlement.gate import Gate
 from bridge.devservers import Servers
-from tests.support.bridges import counted, endings, final_rows, get, process, publish, request, rows, token
+from tests.support.bridges import (
+    bridge,
+    counted,
+    endings,
+    final_rows,
+    get,
+    process,
+    publish,
+    request,
+    rows,
+    token,
+)
 from tests.support.clients import client
-from tests.support.queues import ready_messages
+from tests.support.queues import ENVELOPE, ready_messages
 
 
 async def test_a_stop_says_that_all_is_settled(vhost: str, database: str, tmp_path: Path) -> None:
@@ -29,6 +40,74 @@ async def test_a_stop_says_that_all_is_settled(vhost: str, database: str, tmp_pa
         said = await p.says("stopped after")
         assert said.endswith("s: everything that was taken is settled; 1 session closed")
         assert "stopping: settling what is under way (signal again to stop at once)" in p.logged()
+
+
+async def test_a_node_that_stops_hands_over_what_others_forward_until_it_closes_its_sessions(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    more = {"drain_rate": 0.01, "drain_timeout": 60}
+    async with (
+        bridge(vhost, database, node="taker"),
+        process(vhost, database, node="holder", log=tmp_path / "log", **more) as p,
+        client(p.ws_port, token("u1"), subprotocols=ENVELOPE) as first,
+        client(p.ws_port, token("u2"), subprotocols=ENVELOPE) as second,
+    ):
+        for c in (first, second):
+            assert (await c.read_json())["type"] == "welcome"
+        p.signal(signal.SIGTERM)
+        assert await first.ended() == (1012, "restart")
+        await publish(vhost, request("u2", "p1"), request("u2", "p2", ttl=60))
+        assert [(await second.read_json())["id"] for _ in range(2)] == ["p1", "p2"]
+        found = endings(await final_rows(database, 2))
+        assert found == {("p1", "u2"): ("received", "pong"), ("p2", "u2"): ("received", "pong")}
+        await second.close()
+        assert await p.exited() == 0
+        assert (await p.says("stopped after")).endswith("settled; 1 session closed")
+
+
+async def test_a_lone_node_closes_all_sessions_at_once_and_spreads_their_return(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    more = {"drain_rate": 0.1, "drain_timeout": 60}
+    async with (
+        process(vhost, database, log=tmp_path / "log", **more) as p,
+        client(p.ws_port, token("u1"), subprotocols=ENVELOPE) as first,
+        client(p.ws_port, token("u2"), subprotocols=ENVELOPE) as second,
+    ):
+        for c in (first, second):
+            assert (await c.read_json())["type"] == "welcome"
+        assert await p.stop() == 0
+        told = [(await c.read_json())["retry_after"] for c in (first, second)]
+        assert 1 <= told[0] <= 11 <= told[1] <= 21
+        assert (await p.says("stopped after")).endswith("settled; 2 sessions closed")
+
+
+async def test_a_node_that_stops_hands_the_taking_over_before_it_closes_its_sessions(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    more = {"drain_rate": 0.01, "drain_timeout": 60, "confirm_timeout": 60}
+    async with (
+        process(vhost, database, node="taker", log=tmp_path / "log", **more) as p,
+        bridge(vhost, database, node="next"),
+        client(p.ws_port, token("u1"), subprotocols=ENVELOPE) as mute,
+        client(p.ws_port, token("u2"), subprotocols=ENVELOPE) as left,
+        client(p.ws_port, token("u3"), subprotocols=ENVELOPE) as here,
+    ):
+        for c in (mute, left, here):
+            assert (await c.read_json())["type"] == "welcome"
+        mute.freeze()
+        await publish(vhost, request("u1", "p1"))
+        await counted(database, "outcome = 'pending'", 1)
+        p.signal(signal.SIGTERM)
+        assert await left.ended() == (1012, "restart")
+        await publish(vhost, request("u3", "p2"))
+        assert (await here.read_json())["id"] == "p2"
+        mute.thaw()
+        found = endings(await final_rows(database, 2))
+        assert found == {("p1", "u1"): ("received", "pong"), ("p2", "u3"): ("received", "pong")}
+        await here.close()
+        await mute.close()
+        assert await p.exited() == 0
 
 
 def told(sentence: str) -> dict[str, int]:
@@ -116,6 +195,11 @@ def _catches(pid: int, number: int) -> bool:
         (
             Left(0.12, 0, 0, 0, 0),
             "stopped after 0.1 s: everything that was taken is settled; 0 sessions closed",
+        ),
+        (
+            Left(10.0, 0, 0, 0, 5000, 1),
+            "stopped after 10.0 s: everything that was taken is settled; 5000 sessions closed, 1 of them at once at "
+            "the end",
         ),
         (
             Left(10.0, 2, 1, 3, 5),

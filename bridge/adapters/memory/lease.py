@@ -33,7 +33,7 @@ class MemoryLease:
             raise NodeNameTaken(self._node)
         self._store.nodes[self._node] = Node(self._boot, now)
 
-    async def renew(self, account: Account = NO_ACCOUNT) -> None:
+    async def renew(self, account: Account = NO_ACCOUNT) -> bool:
         """See `Lease.renew`."""
         self._begin()
         now = self._clock.time()
@@ -43,6 +43,14 @@ class MemoryLease:
         if now - holder.seen_at > RENEW_GAP:
             holder.steady_since = now
         holder.seen_at = now
+        return holder.stopping
+
+    async def stopping(self) -> None:
+        """See `Lease.stopping`."""
+        self._begin()
+        holder = self._store.nodes.get(self._node)
+        if holder is not None and holder.boot == self._boot:
+            holder.stopping = True
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
         """See `Lease.end_dead`."""

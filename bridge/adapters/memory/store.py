@@ -46,7 +46,7 @@ V = TypeVar("V")
 class Node:
     """A node's claim on its name."""
 
-    __slots__ = ("boot", "known_until", "queue", "seen_at", "steady_since", "taking")
+    __slots__ = ("boot", "known_until", "queue", "seen_at", "steady_since", "stopping", "taking")
 
     def __init__(self, boot: str, now: float) -> None:
         self.boot = boot
@@ -55,6 +55,7 @@ class Node:
         self.queue = ""
         self.known_until: float | None = None
         self.taking: Sequence[int] | None = None
+        self.stopping = False
 
 
 class MemoryStore:

@@ -44,6 +44,14 @@ _LOOK = """
            n.seen_at > pg_postmaster_start_time() as since_start
     from (values (1)) as always left join node n on n.name = %s
     """
+_RENEW: LiteralString = """
+    select renew_node(%s, %s, %s, %s, %s),
+           exists (select from node n where n.name = %s and n.boot = %s and n.stopping = n.boot)
+    """
+_STOPPING: LiteralString = """
+    update node set stopping = boot, stopping_since = clock_timestamp()
+    where name = %s and boot = %s and stopping is distinct from boot
+    """
 _END_DEAD: LiteralString = f"select {columns('l')} from end_dead_rows(%s, %s, %s) l"
 
 
@@ -88,11 +96,11 @@ class PostgresLease:
         (claimed,) = await self._ask("select claim_node(%s, %s, %s)", (self._node, self._boot, boot))
         return bool(claimed)
 
-    async def renew(self, account: Account = NO_ACCOUNT) -> None:
+    async def renew(self, account: Account = NO_ACCOUNT) -> bool:
         """See `Lease.renew`. Connects again if the connection was lost, and takes the lock when it can."""
         begun, with_row, on_their_way, _ = account
-        (ours,) = await self._ask(
-            "select renew_node(%s, %s, %s, %s, %s)", (self._node, self._boot, begun, with_row, on_their_way)
+        ours, stops = await self._ask(
+            _RENEW, (self._node, self._boot, begun, with_row, on_their_way, self._node, self._boot)
         )
         if not ours:
             self._disconnect()
@@ -101,6 +109,15 @@ class PostgresLease:
             (self._locked,) = await self._ask(
                 "select pg_try_advisory_lock(%s, hashtext(%s))", (LOCK_CLASS, self._node)
             )
+        return bool(stops)
+
+    async def stopping(self) -> None:
+        """See `Lease.stopping`."""
+
+        async def work(conn: Connection) -> None:
+            await conn.execute(_STOPPING, (self._node, self._boot))
+
+        await self._connections.run(work)
 
     async def end_dead(self, limit: int) -> Sequence[Row]:
         """See `Lease.end_dead`. Rows of other names only after this node has renewed for as long as a lease lasts.

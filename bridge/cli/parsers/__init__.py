@@ -25,6 +25,7 @@ run it
   db          upgrade, status, sql, grant: the schema of the delivery log
   check       check that serve would work, one line for each of its parts
   serve       run the bridge
+  drain       stop a node, and see its sessions move to others
 
 use it
   token       make a token that opens a session

@@ -1,12 +1,12 @@
-"""The commands that start something, and what it stands on: serve, dev, demo, check, db."""
+"""The commands that start or stop something, and what it stands on: serve, drain, dev, demo, check, db."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from typing import Final
 
-from bridge.cli.loading import flags, load, quiet_logs
-from bridge.cli.parser import Command, Parser
+from bridge.cli.loading import flags, load, quiet_logs, run_quietly
+from bridge.cli.parser import Command, Parser, seconds
 from bridge.core.errors import SettingsError
 
 
@@ -17,6 +17,17 @@ def _serve(args: Namespace) -> int:
 
     settings = load(Settings, args)
     return run_loop(serve(settings), uvloop=settings.uvloop)
+
+
+def _drain(args: Namespace) -> int:
+    from bridge.cli.drain import drain
+
+    return run_quietly(args, lambda s: drain(s, args.node, wait=args.wait))
+
+
+def _drain_options(parser: Parser) -> None:
+    parser.add_argument("node", metavar="NODE", nargs="?", help="its BRIDGE_NODE [the one that is alive]")
+    parser.add_argument("--wait", type=seconds, default=120.0, metavar="S", help="seconds for its end [120]")
 
 
 def _dev(args: Namespace) -> int:
@@ -103,6 +114,20 @@ COMMANDS: Final = (
         "SIGTERM or Ctrl-C drains: what was taken is settled, what is left goes back to the queue, exit code 0.\n"
         "A second one ends the drain at once, exit code 143 or 130; a third kills.\n\n"
         "  bridge serve --ws-port 9000 --log-format json",
+    ),
+    Command(
+        "drain",
+        "Stop a node as SIGTERM does, from anywhere, and show its sessions move to other nodes.",
+        _drain,
+        ("postgres_dsn", "log_level"),
+        "Exits 0 when the node has ended and no push was lost by it; 1 when not, or when it is unknown, dead, or\n"
+        "stops already; 2 when several nodes are alive and none is named. Lost is a push to a user whose session it\n"
+        "closed, that ended as unknown (connection_lost, node_died, node_silent), dropped (node_unreachable) or\n"
+        "offline (left_before_send). Pushes without a ttl for a user between two nodes (offline, no_session) are\n"
+        "counted by themselves. What has a ttl is kept.\n"
+        "After Ctrl-C the node goes on stopping. Whatever supervises it may start it again.\n\n"
+        "  bridge drain node-2",
+        _drain_options,
     ),
     Command(
         "dev",

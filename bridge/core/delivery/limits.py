@@ -18,3 +18,7 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     max_attempts: int = 20
     partitions: int = 1
     total_bytes: int = 256 * 1024 * 1024
+    drain_rate: float = 500.0
+    """Sessions a second; 0: any number."""
+    session_lifetime: float = 0.0
+    """0: sessions stay as long as they like."""

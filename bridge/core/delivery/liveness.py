@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.core.contract.frames import HEARTBEAT, REFRESH
+from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.renewing import Renewing
 from bridge.core.mailbox.pages import Pages
@@ -21,18 +22,17 @@ class Liveness:
         presence: Presence,
         pages: Pages,
         clock: Clock,
-        confirm_timeout: float,
-        total_bytes: int,
+        limits: DeliveryLimits,
         renewing: Renewing | None,
     ) -> None:
-        """`total_bytes`: of the frames that wait for all sockets together; over it the fullest session is closed.
-        `renewing`: asks the connect hook again, where there is one."""
+        """Of `limits`: `total_bytes` of the frames that wait for all sockets together; over it the fullest session is
+        closed. `renewing`: asks the connect hook again, where there is one."""
         self._hub = hub
         self._presence = presence
         self._pages = pages
         self._clock = clock
-        self._confirm_timeout = confirm_timeout
-        self._total_bytes = total_bytes
+        self._confirm_timeout = limits.confirm_timeout
+        self._total_bytes = limits.total_bytes
         self._renewing = renewing
 
     def close_slow(self, now: float) -> None:

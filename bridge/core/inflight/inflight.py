@@ -297,6 +297,10 @@ class InFlight:
         ages = [now - flight.taken_mono for flight in self._index if not flight.parked]
         return Account(self._begun, self._first_rows, len(ages), ages)
 
+    def awaited(self) -> set[str]:
+        """The users to whom a push is on its way: its proof, its row or its message waits for something."""
+        return {flight.key.user for flight in self._index}
+
     @property
     def busy(self) -> int:
         """Pushes whose message or outcome waits for something, including parked ones. Their number bounds what is

@@ -19,6 +19,7 @@ class CloseReason(enum.Enum):
     GOING_AWAY = (1001, "going_away", True, 1.0)
     DISCONNECTED = (1001, "disconnected", True, 1.0)
     RESTART = (1012, "restart", True, 1.0)
+    MOVE_ON = (1012, "move_on", True, 0.0)
     TRY_LATER = (1013, "try_later", True, 10.0)
     TOKEN_EXPIRED = (4401, "token_expired", False, 0.0)
     TOKEN_REFUSED = (4401, "token_refused", False, 0.0)

@@ -285,11 +285,16 @@ class Lease(Protocol):
         """Claim the name for this boot. Raises NodeNameTaken while another boot with this name is alive."""
         ...
 
-    async def renew(self, account: Account = NO_ACCOUNT) -> None:
-        """Renew the lease, and record the account for the audit; called every second.
+    async def renew(self, account: Account = NO_ACCOUNT) -> bool:
+        """Renew the lease, and record the account for the audit; called every second. Returns whether this process
+        should stop, or has said that it does.
 
         Raises NodeNameTaken when another boot has claimed the name.
         """
+        ...
+
+    async def stopping(self) -> None:
+        """Let everybody know that this process stops. Idempotent; may be called while another method runs."""
         ...
 
     async def end_dead(self, limit: int) -> Sequence[Row]:

@@ -1,4 +1,4 @@
-"""This process's sessions: by id, by user, on the wheel of pings, and in the order their tokens expire."""
+"""This process's sessions: by id, by user, on the wheel of pings, and in the order in which their time is over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bridge.core.contract.frames import HEARTBEAT_EVERY
 from bridge.core.model.sessions import Mode
+from bridge.core.sessions.lifetimes import Lifetimes
 from bridge.core.sessions.renewal import asks_at
 from bridge.core.sessions.session import Session
 
@@ -44,7 +45,8 @@ class WheelTurn(NamedTuple):
 class Hub:
     """Decides synchronously and returns what the caller must do; it closes nothing itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifetime: float = 0.0) -> None:
+        """`lifetime`: seconds after which, about, `outlived` names a session; 0: never."""
         self._sessions: dict[str, Session] = {}
         self._users: dict[str, list[Session]] = {}
         self._wheel: list[set[Session]] = [set() for _ in range(_PLACES)]
@@ -52,6 +54,7 @@ class Hub:
         """The last turn that `turns` has returned; 0 before the first."""
         self._opened = 0
         self._expiries: list[tuple[float, str]] = []
+        self._lifetimes = Lifetimes(lifetime)
         self.backlogged: set[Session] = set()
         """Sessions with frames that their socket has not taken yet, or that wait for the end of a replay."""
 
@@ -73,6 +76,7 @@ class Hub:
         session.place = self._place(now)
         self._wheel[session.place].add(session)
         self._look_at(session)
+        self._lifetimes.opened(session.id, now, self._sessions)
 
     def refreshed(self, session: Session) -> None:
         """It has a new token."""
@@ -164,6 +168,10 @@ class Hub:
                 soon.append(session)
                 heapq.heappush(self._expiries, (session.claims.expires_at, session.id))
         return soon, gone
+
+    def outlived(self, now: float) -> list[Session]:
+        """The sessions whose lifetime is over by `now` (monotonic seconds), each once."""
+        return [self._sessions[name] for name in self._lifetimes.over(now) if name in self._sessions]
 
     def stalled(self, now: float, deadline: float) -> list[Session]:
         """The sessions that took nothing for `deadline` seconds though frames wait for them."""

@@ -1607,7 +1607,9 @@ create table node (
     queue        text,
     known_until  timestamptz,
     taking       smallint[],
-    version      text
+    version      text,
+    stopping     text        collate "C",
+    stopping_since timestamptz
 );
 comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
 comment on column node.name is 'The node''s name (BRIDGE_NODE).';
@@ -1627,6 +1629,9 @@ comment on column node.taking is
     'The partitions of the requests that it takes (0 is the queue push.requests); null: it can take none now, or its '
     'program knows of no partitions.';
 comment on column node.version is 'The version of its program; null for those that do not say it.';
+comment on column node.stopping is
+    'The boot that stops, or that somebody has asked to; null, or an earlier boot of this name: the process goes on.';
+comment on column node.stopping_since is 'Since when that boot stops.';
 
 create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
     language plpgsql volatile
@@ -2848,7 +2853,7 @@ comment on column ops_action.begun_at is 'When it was asked for.';
 comment on column ops_action.ended_at is 'When its result was known.';
 comment on column ops_action.actor is
     'Who: the name of a credential of the ops port, local where it asks for none, or cli: and the user of the machine.';
-comment on column ops_action.action is 'What: recall, revoke, disconnect, replay, dead replay, dead purge.';
+comment on column ops_action.action is 'What: recall, revoke, disconnect, drain, replay, dead replay, dead purge.';
 comment on column ops_action.target is 'To whom or what, as it was asked for; without secrets.';
 comment on column ops_action.result is
     'done, failed, or begun: it is under way, or nobody could tell its end (its process was killed, its caller left).';
