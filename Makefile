@@ -16,8 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C
-	@$(BIN)/bridge dev
+run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C; with WORKERS=2 in two processes
+	@$(BIN)/bridge dev $(if $(WORKERS),--workers $(WORKERS))
 
 demo: $(READY) ## the whole story in a minute: push, receive, compare with the delivery log
 	@$(BIN)/bridge demo

@@ -55,6 +55,8 @@ class Child:
         self.title = title
         self.log = log
         self._process = process
+        self.workers: Sequence[int] = ()
+        """Processes of its own, which are frozen with it."""
         self._frozen = False
         self._received = b""
 
@@ -108,12 +110,20 @@ class Child:
     def freeze(self) -> None:
         """SIGSTOP: it stops working, and its connections stay open. Returns when it has stopped."""
         self._frozen = True
-        os.kill(self.pid, signal.SIGSTOP)
+        for pid in (*self.workers, self.pid):
+            os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        wait_until(
+            lambda: all(map(_is_stopped, self.workers)),
+            seconds=5.0,
+            every=0.001,
+            what="the workers are frozen",
+        )
 
     def thaw(self) -> None:
         """SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
+        for pid in (self.pid, *self.workers):
+            os.kill(pid, signal.SIGCONT)
         self._frozen = False
 
     def interrupt(self) -> None:
@@ -184,6 +194,11 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, every: float, w
 
 
 # --- /proc -----------------------------------------------------------------------------------------------
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has stopped it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class _Stat(NamedTuple):

@@ -733,10 +733,11 @@ def _open_sessions(ops_port: int) -> int:
         page = connection.getresponse().read().decode()
     finally:
         connection.close()
-    found = re.search(r"^bridge_sessions ([0-9.e+]+)$", page, re.MULTILINE)
-    if found is None:
+    # One for each worker, where there are several.
+    found = re.findall(r"^bridge_sessions(?:\{[^}]*\})? ([0-9.e+]+)$", page, re.MULTILINE)
+    if not found:
         raise BenchmarkFailed("the bridge's metrics have no number of sessions")
-    return int(float(found[1]))
+    return int(sum(map(float, found)))
 
 
 def percentiles(values: Sequence[int], *wanted: int) -> list[float]:

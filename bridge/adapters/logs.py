@@ -85,16 +85,34 @@ class JsonLineFormatter(JsonFormatter):
         return {key: _clean(key, value) for key, value in super().process_log_record(log_data).items()}
 
 
-def setup(level: str = "info", style: str = "auto", stream: TextIO | None = None) -> logging.Handler:
+class _Named(logging.Filter):
+    """Gives each record the node whose it is, where several processes write to one place."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps every record."""
+        if not hasattr(record, "node"):
+            record.node = self._node
+        return True
+
+
+def setup(
+    level: str = "info", style: str = "auto", stream: TextIO | None = None, *, node: str = ""
+) -> logging.Handler:
     """Send every log record of the process to `stream` (default: standard error) in this style.
 
-    `level` and `style` are values of the settings `log_level` and `log_format`. A second call replaces the handler of
-    the first and leaves other handlers alone. Returns the handler.
+    `level` and `style` are values of the settings `log_level` and `log_format`. `node`: what every line is to name.
+    A second call replaces the handler of the first and leaves other handlers alone. Returns the handler.
     """
     out = sys.stderr if stream is None else stream
     text = style == "text" or (style == "auto" and out.isatty())
     handler = _OurHandler(out)
     handler.setFormatter(TextFormatter() if text else JsonLineFormatter())
+    if node:
+        handler.addFilter(_Named(node))
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _OurHandler)]:
         root.removeHandler(old)

@@ -35,6 +35,7 @@ from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.spread import Spread
 from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.adapters.amqp.topology import DeclareMode
+from bridge.adapters.amqp.turn import Role
 from bridge.adapters.connect_hook import connect_hook
 from bridge.adapters.credentials import Credentials
 from bridge.adapters.metrics import gauge_families, key_families, partition_families, session_event_families
@@ -96,14 +97,22 @@ class Running:
         """Return when pushes are taken."""
         await self.gate.opened()
 
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """Whether it is ready, and whether it is the node that takes the pushes."""
+        return self._node.ready, self._node.role() is Role.ACTIVE
+
 
 @asynccontextmanager
-async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings, *, hurry: asyncio.Event | None = None, ops_path: str = ""
+) -> AsyncIterator[Running]:
     """A bridge for the length of the block; the order of everything is in the module's docstring.
 
     The block runs once the ports listen, which is before anything is ready. Leaving it drains first; from the moment
-    that `hurry` is set the drain waits for nothing. Raises SettingsError, NodeNameTaken, DatabaseUnsuitable, and the
-    error of any task: a part that fails takes the whole bridge along.
+    that `hurry` is set the drain waits for nothing. `ops_path`: for one of several workers, the unix socket that its
+    ops routes are served on; others listen on its WebSocket port, too. Raises SettingsError, NodeNameTaken,
+    DatabaseUnsuitable, and the error of any task: a part that fails takes the whole bridge along.
     """
     clock, limits, boot = SystemClock(), LIMITS, uuid.uuid4().hex
     gate = Gate()
@@ -119,7 +128,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
         link = _node_link(settings, clock, reports.errors, boot) if rows.directory is not None else None
         node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot, link))  # 4
         surroundings = Surroundings(consumer, rows.figures, clock)
-        async with _listen_websocket(settings, node) as ws:  # 5
+        async with _listen_websocket(settings, node, shared=bool(ops_path)) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
             reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
             told = node.core.announcing
@@ -128,7 +137,7 @@ async def running(settings: Settings, *, hurry: asyncio.Event | None = None) -> 
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
             async with (
-                _listen_ops(settings, limits, reports, node, ws, boot, rows.actions) as ops,  # 5
+                _listen_ops(settings, limits, reports, node, ws, boot, rows.actions, ops_path) as ops,  # 5
                 _linked(link, node),  # 5
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
@@ -225,7 +234,9 @@ async def _linked(link: NodeLink | None, node: Node) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[WebSocketServer]:
+async def _listen_websocket(
+    settings: Settings, node: Node, *, shared: bool
+) -> AsyncIterator[WebSocketServer]:
     async with AsyncExitStack() as stack:
         try:
             server = await stack.enter_async_context(
@@ -237,6 +248,7 @@ async def _listen_websocket(settings: Settings, node: Node) -> AsyncIterator[Web
                     limits=socket_limits(settings),
                     headers=settings.connect_headers if settings.connect_url else (),
                     asks_at_once=settings.connect_at_once if settings.connect_url else 0,
+                    shared=shared,
                 )
             )
         except OSError as error:
@@ -254,6 +266,7 @@ async def _listen_ops(
     ws: WebSocketServer,
     boot: str,
     actions: ActionLog | None,
+    path: str,
 ) -> AsyncIterator[http.OpsServer]:
     credentials = Credentials(
         settings.ops_credentials,
@@ -292,7 +305,7 @@ async def _listen_ops(
             else None,
         )
         async with http.listen(
-            context, host=settings.ops_host, port=settings.ops_port, credentials=credentials
+            context, host=settings.ops_host, port=settings.ops_port, credentials=credentials, path=path
         ) as server:
             yield server
 
@@ -319,6 +332,16 @@ async def _release(lease: Lease, errors: ErrorHandler) -> None:
 # --- As a process ----------------------------------------------------------------------------------------
 
 
+def begin_process() -> None:
+    """What a process does once before it serves."""
+    form = core_form()
+    log.info("the core is %s", form, extra={"core": form})
+    # What is imported by now lives as long as the process, so the collector need not look at it again; and with
+    # thousands of sessions it need not run after every few hundred objects.
+    gc.freeze()
+    gc.set_threshold(LIMITS.new_objects)
+
+
 async def serve(
     settings: Settings,
     *,
@@ -329,12 +352,7 @@ async def serve(
 
     `ready` is called once, when pushes are taken; `last` before a third signal kills the process.
     """
-    form = core_form()
-    log.info("the core is %s", form, extra={"core": form})
-    # What is imported by now lives as long as the process, so the collector need not look at it again; and with
-    # thousands of sessions it need not run after every few hundred objects.
-    gc.freeze()
-    gc.set_threshold(LIMITS.new_objects)
+    begin_process()
     with stop_signals(last) as signals:
         async with running(settings, hurry=signals.hurried) as bridge:
             log.info(

@@ -81,6 +81,8 @@ class Drain:
         self._ws.stop_accepting()
         node.gate.shut("draining", "this process is stopping")
         await self._unless_hurried(self._say(), self._limits.saying_seconds)
+        if self._ws.leave_port is not None:
+            await self._ws.leave_port()
         if settle:
             await self._unless_hurried(self._settle_taken(), seconds)
         self._given_back = self._consumer.held

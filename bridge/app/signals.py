@@ -27,12 +27,13 @@ class StopSignals:
         """What the process should exit with: 0 after a whole drain, 128 and the signal's number after a hurried one."""
         self._loop = asyncio.get_running_loop()
         self._third = third
-        self._count = 0
+        self.count = 0
+        """How many have come."""
 
     def came(self, number: int, frame: FrameType | None) -> None:
         """A handler of Python's `signal` module: it runs even while something blocks the event loop."""
-        self._count += 1
-        if self._count == 1:
+        self.count += 1
+        if self.count == 1:
             self._loop.call_soon_threadsafe(self._first)
         else:
             self.exit_code = 128 + number

@@ -37,7 +37,9 @@ def settings_are_wrong(error: SettingsError) -> int:
 
 async def check(settings: Settings) -> int:
     """Check everything that `serve` needs; the exit code is that of the worst line."""
-    words = f"node {settings.node}, delivery log {','.join(settings.delivery_log)}"
+    nodes = settings.nodes
+    names = f"node {nodes[0]}" if len(nodes) == 1 else f"nodes {nodes[0]} to {nodes[-1]}"
+    words = f"{names}, delivery log {','.join(settings.delivery_log)}"
     _tell([Finding("ok", "settings", words)])
     _tell(
         Finding("warn", "settings", f"{name} is no setting; {meant} was probably meant")
@@ -301,7 +303,7 @@ async def _check_surroundings(settings: Settings, where: str) -> int:
     from bridge.adapters.postgres import excess as postgres_excess
 
     try:
-        found = await postgres_check.findings(settings.postgres_dsn, settings.node)
+        found = await postgres_check.findings(settings.postgres_dsn, settings.nodes)
         return FAILED * _tell([*found, *await postgres_excess.findings(settings.postgres_dsn)])
     except DatabaseUnsuitable:
         return FAILED

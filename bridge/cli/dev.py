@@ -10,10 +10,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from pydantic import SecretStr
 
 from bridge.cli.loop import run_loop
 from bridge.cli.tokens import token_for
@@ -23,8 +25,6 @@ from bridge.devservers import Addresses, find_or_start
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from bridge.app.build import Running
 
 TOKEN_DAYS: Final = 7
 HOST: Final = "127.0.0.1"
@@ -49,37 +49,63 @@ class Progress:
 def main(flags: Mapping[str, object], *, user: str) -> int:
     """Serve until Ctrl-C or SIGTERM, then stop what was started; returns the exit code."""
     from bridge.adapters import logs
-    from bridge.app import build as app
 
     say = Progress()
     with sigterm_interrupts():
         root = Path(ENV_FILE).resolve().parent / ".dev"
         settings = dev_settings(flags, root, say)
-        logs.setup(settings.log_level, settings.log_format)
+        logs.setup(
+            settings.log_level, settings.log_format, node=settings.node if settings.workers > 1 else ""
+        )
         try:
             with servers(settings, root / "servers", say, schema=settings.uses_postgres) as found:
                 settings = settings.model_copy(
                     update={"amqp_url": found.amqp_url, "postgres_dsn": found.postgres_dsn}
                 )
 
-                def ready(running: Running) -> None:
+                def ready(ws_port: int, ops_port: int) -> None:
                     say("ready")
-                    print(banner(settings, running.ws_port, running.ops_port, user), flush=True)
-
-                async def serve() -> int:
-                    # `last`: a third signal kills this process. The guard ends the servers, and this removes the file.
-                    return await app.serve(
-                        settings, ready=ready, last=lambda: Path(DEV_ENV_FILE).unlink(missing_ok=True)
-                    )
+                    print(banner(settings, ws_port, ops_port, user), flush=True)
 
                 with env_file(settings):
-                    code = run_loop(serve(), uvloop=settings.uvloop)
+                    code = run_loop(_serve(settings, ready), uvloop=settings.uvloop and settings.workers == 1)
                 say("stopping")
         except KeyboardInterrupt:
             say("stopped")
             return 130
     say("stopped")
     return code
+
+
+async def _serve(settings: Settings, ready: Callable[[int, int], None]) -> int:
+    """As `bridge serve` does; `ready` is called once, with both ports."""
+
+    def last() -> None:
+        # A third signal kills this process. The guard ends the servers, and this removes the file.
+        Path(DEV_ENV_FILE).unlink(missing_ok=True)
+
+    if settings.workers > 1:
+        from bridge.workers.supervisor import supervise
+
+        # Without restarts at SIGHUP: that comes when the terminal is closed, and then all has to end.
+        return await supervise(settings, given(settings), ready=ready, last=last, reloads=False)
+    from bridge.app import build as app
+
+    return await app.serve(
+        settings, ready=lambda running: ready(running.ws_port, running.ops_port), last=last
+    )
+
+
+def given(settings: Settings) -> dict[str, object]:
+    """All that was given or chosen, as another process can read it."""
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {
+        "_env_file": None,
+        **{
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in values.items()
+        },
+    }
 
 
 @contextmanager

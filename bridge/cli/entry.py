@@ -21,6 +21,7 @@ from bridge.core.errors import (
     StoreUnavailable,
 )
 from bridge.core.redaction import redact
+from bridge.workers.errors import WorkerRefused
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BridgeError as error:
         for line in redact(str(error)).splitlines() or [""]:
             print(f"bridge: {line}", file=sys.stderr)
-        return _exit_code(error)
+        return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -50,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _exit_code(error: BridgeError) -> int:
+def exit_code(error: BridgeError) -> int:
+    """What the program exits with after this error."""
     match error:
+        case WorkerRefused():
+            return error.code
         case SettingsError():
             return USAGE
         case DatabaseUnsuitable() | SchemaBehind():

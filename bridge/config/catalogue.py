@@ -60,7 +60,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "id_memory_bytes",
     ),
     "The broker": ("outcome_events", "session_events", "declare"),
-    "The process": ("log_level", "log_format", "dev", "uvloop"),
+    "The process": ("workers", "log_level", "log_format", "dev", "uvloop"),
 }
 """The settings by what they are about, in the order in which people read them."""
 

@@ -46,6 +46,24 @@ def node(value: str) -> str:
     return value
 
 
+def workers(value: int, base: str, logs: tuple[str, ...]) -> int:
+    """How many processes share the port, each a node named after `base`."""
+    if value == 1:
+        return value
+    if "postgres" not in logs:
+        raise ValueError(
+            f"1 expected, not {value}: several processes know of one another only with postgres in"
+            f" {env_name('delivery_log')}"
+        )
+    longest = f"{base}-{value}"
+    if base and not _NODE.fullmatch(longest):
+        raise ValueError(
+            f"{env_name('node')} of at most {64 - len(longest) + len(base)} characters expected: worker {value} is"
+            f" node {longest}"
+        )
+    return value
+
+
 def host(value: str) -> str:
     """A host name or address to listen on."""
     if not value or any(c in value for c in "/@ "):

@@ -246,6 +246,13 @@ class Settings(TokenSettings):
         description="Frames that a client may send a minute; one that sends more is closed with 4429.",
     )
     retention_days: int = Field(30, ge=2, le=3650, description="Days that rows are kept.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the WebSocket port, each a node of its own named `<node>-<k>`; more than one"
+        " needs `postgres` in the delivery log.",
+    )
 
     confirm_timeout: float = Field(
         5.0, ge=0.1, le=300, description="Seconds to wait for the proof of a push."
@@ -372,6 +379,13 @@ class Settings(TokenSettings):
         return tuple(str(checks.network(entry)) for entry in value)
 
     @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of all nodes that `bridge serve` is with these settings, by worker."""
+        if self.workers == 1:
+            return (self.node,)
+        return tuple(f"{self.node}-{k}" for k in range(1, self.workers + 1))
+
+    @property
     def uses_postgres(self) -> bool:
         """Whether the rows are kept in Postgres; else in memory."""
         return "postgres" in self.delivery_log
@@ -457,6 +471,12 @@ class Settings(TokenSettings):
     @classmethod
     def _check_hooks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checks.plugins(value, ())
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int, info: ValidationInfo) -> int:
+        # A wrong one of these is not in `data`, and is told by itself.
+        return checks.workers(value, info.data.get("node", ""), info.data.get("delivery_log", ("postgres",)))
 
     @field_validator("session_bytes")
     @classmethod

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
@@ -60,19 +61,39 @@ _aiohttp_logger.addFilter(_Defects())
 
 @asynccontextmanager
 async def listen(
-    context: OpsContext, *, host: str, port: int, credentials: Credentials
+    context: OpsContext, *, host: str, port: int, credentials: Credentials, path: str = ""
 ) -> AsyncIterator[OpsServer]:
     """Serve until the block ends; then streams are ended and open requests get `STOP_SECONDS`.
 
-    Raises SettingsError for a host that is not loopback without credentials, and for an address that is taken.
+    `path`: a unix socket to serve on instead of the port, for this user only; it is removed at the end. Raises
+    SettingsError for a host that is not loopback without credentials, and for an address that is taken.
     """
     if not credentials and not is_loopback(host):
         raise SettingsError(
             "BRIDGE_OPS_TOKEN", f"required since BRIDGE_OPS_HOST is {host!r}, which others can reach"
         )
     server = OpsServer(context, credentials)
-    runner = Runner(
-        server.app(),
+    runner = runner_of(server.app())
+    await runner.setup()
+    try:
+        if not path:
+            server.port = await serve_port(runner, host, port)
+        else:
+            await web.UnixSite(runner, path).start()
+            os.chmod(path, 0o600)
+        yield server
+    finally:
+        context.feed.close()
+        await runner.cleanup()
+        if path:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def runner_of(app: web.Application) -> Runner:
+    """What serves an ops port's application."""
+    return Runner(
+        app,
         access_log=None,
         logger=_aiohttp_logger,
         auto_decompress=False,
@@ -80,19 +101,16 @@ async def listen(
         shutdown_timeout=STOP_SECONDS,
         keepalive_timeout=30.0,
     )
-    await runner.setup()
+
+
+async def serve_port(runner: Runner, host: str, port: int) -> int:
+    """Begin to listen, and return the port. Raises SettingsError if that can't be."""
     try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            setting = "BRIDGE_OPS_PORT" if error.errno == errno.EADDRINUSE else "BRIDGE_OPS_HOST"
-            raise SettingsError(setting, f"cannot listen on {host}:{port}: {error.strerror}") from error
-        server.port = runner.addresses[0][1]
-        yield server
-    finally:
-        context.feed.close()
-        await runner.cleanup()
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        setting = "BRIDGE_OPS_PORT" if error.errno == errno.EADDRINUSE else "BRIDGE_OPS_HOST"
+        raise SettingsError(setting, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return int(runner.addresses[0][1])
 
 
 class OpsServer:
@@ -111,7 +129,7 @@ class OpsServer:
         """The aiohttp application."""
         around = [self._hide_secrets, self._answer_errors, self._guard]
         app = web.Application(middlewares=around, client_max_size=MESSAGE_BYTES_MAX)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(add_headers)
         for route in self.routes:
             route.add_to(app.router)
         return app
@@ -151,6 +169,7 @@ class OpsServer:
         return await handler(request)
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Give every answer the headers that the demo page needs to be safe."""
     for name, value in _HEADERS.items():
         response.headers[name] = value

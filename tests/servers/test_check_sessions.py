@@ -41,7 +41,17 @@ def execute(database: str, statement: str) -> None:
 
 
 async def failures(dsn: str, node: str = "") -> list[Finding]:
-    return [f for f in await findings(dsn, node) if f.level != "ok"]
+    return [f for f in await findings(dsn, (node,)) if f.level != "ok"]
+
+
+async def test_several_workers_need_as_many_connections_each(database: str, app: str) -> None:
+    role = conninfo.conninfo_to_dict(app)["user"]
+    execute(database, f"alter role {role} connection limit {CONNECTIONS_NEEDED}")
+    assert await failures(app) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_limits, "CLOSING", 1.0)
+        (found,) = [f for f in await findings(app, ("n1-1", "n1-2")) if f.level != "ok"]
+    assert f"may open {2 * CONNECTIONS_NEEDED} connections at once, and could have" in found.words
 
 
 async def refused(dsn: str) -> Finding:

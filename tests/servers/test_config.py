@@ -128,6 +128,19 @@ def test_settings_are_frozen() -> None:
 # --- bounds and what an error says -------------------------------------------------------------------------
 
 
+def test_several_workers_need_postgres_and_room_for_their_names() -> None:
+    logs = {"delivery_log": "stdout"}
+    assert problems(workers=2, **logs) == {
+        "BRIDGE_WORKERS": "1 expected, not 2: several processes know of one another only with postgres in"
+        " BRIDGE_DELIVERY_LOG"
+    }
+    assert problems(workers=10, node="n" * 62) == {
+        "BRIDGE_WORKERS": f"BRIDGE_NODE of at most 61 characters expected: worker 10 is node {'n' * 62}-10"
+    }
+    assert Settings(jwt_secret=SECRET, workers=1, node="n" * 64, **logs).nodes == ("n" * 64,)
+    assert Settings(jwt_secret=SECRET, workers=3, node="n").nodes == ("n-1", "n-2", "n-3")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [

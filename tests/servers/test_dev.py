@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 
@@ -23,6 +25,7 @@ from bridge.cli.dev import (
     dev_settings,
     env_file,
     free_port,
+    given,
     kept_secret,
     upgrade,
     usual_or_free,
@@ -70,6 +73,13 @@ def test_what_the_user_gave_wins_over_what_dev_chooses(place: Path, monkeypatch:
     assert (chosen.ws_host, chosen.ws_port) == ("0.0.0.0", 4711)
     assert chosen.jwt_secret.get_secret_value() == "mine"
     assert "amqp_url" in chosen.model_fields_set
+
+
+def test_what_was_given_and_chosen_reaches_another_process_whole(place: Path) -> None:
+    flags = {"workers": "2", "origins": "https://a.example,https://b.example", "ops_token": "t" * 40}
+    settings = dev_settings({**flags, "amqp_url": "amqp://h/"}, place / ".dev")
+    sent = json.loads(msgspec.json.encode(given(settings)))
+    assert Settings.load(sent) == settings
 
 
 def test_a_second_dev_does_not_take_the_servers_of_the_first(place: Path) -> None:

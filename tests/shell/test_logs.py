@@ -64,6 +64,17 @@ def test_setup_again_replaces_what_it_set_up_and_leaves_other_handlers() -> None
     assert other in logging.getLogger().handlers
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_each_line_names_the_node_where_several_write_to_one_place(style: str) -> None:
+    out = io.StringIO()
+    logs.setup("info", style, out, node="n1-2")
+    logging.getLogger("bridge").info("hello")
+    logging.getLogger("bridge").info("of another", extra={"node": "n2"})
+    first, second = out.getvalue().splitlines()
+    assert first.endswith("node='n1-2'" if style == "text" else '"node": "n1-2"}')
+    assert second.endswith("node='n2'" if style == "text" else '"node": "n2"}')
+
+
 def test_nobody_can_forge_a_line_of_text() -> None:
     out = lines("text")
     logging.getLogger("bridge.test").info(

@@ -17,6 +17,7 @@ from bridge.adapters.metrics import (
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
 from bridge.ops.surroundings import families
+from bridge.workers.merging import About, supervisor_families
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "metrics.md"
 
@@ -70,7 +71,8 @@ def metrics_page() -> str:
         "",
         "`GET /metrics` on the ops port (8182 by default) answers in Prometheus' text format. No label ever",
         "holds a user, session or push id. Times are in seconds. Beside these, the page has the usual",
-        "`process_*` and `python_*` series.",
+        "`process_*` and `python_*` series. With several processes (`BRIDGE_WORKERS`) every sample has the",
+        "label `worker` in addition, and the supervisor adds those whose names begin with `bridge_worker_`.",
         "",
         "| name | type | labels | meaning |",
         "|---|---|---|---|",
@@ -79,6 +81,9 @@ def metrics_page() -> str:
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in family.samples[0].labels if label != "le")
         lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    for own in supervisor_families([About(1, "n1-1", 1, 0)]):
+        name = own.name + ("_total" if own.type == "counter" else "")
+        lines.append(f"| `{name}` | {own.type} | `worker` | {own.documentation} |")
     lines += [
         "",
         "Outcomes and reasons are those of [outcomes.md](outcomes.md); each is there from the start, at 0.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, LiteralString
 
 import psycopg
@@ -35,12 +35,12 @@ LONG_AGO: Final = 3999
 NAME: Final = "bridge check"
 
 
-async def findings(dsn: str, node: str = "") -> list[Finding]:
+async def findings(dsn: str, nodes: Sequence[str] = ("",)) -> list[Finding]:
     """Everything about the database that is worth a line. It leaves nothing behind.
 
-    It locks the log for a moment, as upkeep does for a role that does not own it. Connections that this `node` has open
-    count as available. Raises StoreUnavailable if the server can't be reached, DatabaseUnsuitable for another
-    encoding.
+    It locks the log for a moment, as upkeep does for a role that does not own it. `nodes`: those of `bridge serve`;
+    connections that they have open count as available. Raises StoreUnavailable if the server can't be reached,
+    DatabaseUnsuitable for another encoding.
     """
     found = await _pooler(dsn)
     conn = await patient_connection(dsn, NAME)
@@ -56,7 +56,7 @@ async def findings(dsn: str, node: str = "") -> list[Finding]:
         raise translated(error) from error
     finally:
         conn.pgconn.finish()
-    return [*found, await connections(dsn, NAME, node)]
+    return [*found, await connections(dsn, NAME, nodes)]
 
 
 async def _pooler(dsn: str) -> list[Finding]:

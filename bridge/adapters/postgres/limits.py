@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -27,9 +28,10 @@ _HAVE: LiteralString = """
     select count(*) from pg_stat_activity
     where datname = current_database() and usename = session_user
       and (application_name in (
-               select left('bridge ' || %s || kind, 63)
-               from unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
-                   ' actions', ' figures']) kind)
+               select left('bridge ' || node || kind, 63)
+               from unnest(%s::text[]) node,
+                   unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
+                       ' actions', ' figures']) kind)
            or application_name in ('bridge upkeep', 'bridge audit', 'bridge why', 'bridge who'))
     """
 """Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a
@@ -47,15 +49,16 @@ _LIMITS: LiteralString = """
     """
 
 
-async def connections(dsn: str, application_name: str, node: str) -> Finding:
-    """Open as many connections as `bridge serve` may have at once, minus those that this node has already.
+async def connections(dsn: str, application_name: str, nodes: Sequence[str]) -> Finding:
+    """Open as many connections as these nodes may have at once, minus those that they have already.
 
     Takes at most about ten seconds and closes them all. Raises StoreUnavailable if not even one can be had.
     """
     held = [await patient_connection(dsn, application_name)]
+    needed = CONNECTIONS_NEEDED * len(nodes)
     try:
-        have = await _have(held[0], node)
-        wanted = CONNECTIONS_NEEDED - have - 1
+        have = await _have(held[0], nodes)
+        wanted = needed - have - 1
         opening = (_opened(dsn, application_name) for _ in range(wanted))
         refusals = []
         for result in await asyncio.gather(*opening, return_exceptions=True):
@@ -67,12 +70,12 @@ async def connections(dsn: str, application_name: str, node: str) -> Finding:
                 held.append(result)
         if refusals:
             # A running bridge may have opened one in the meantime.
-            have = await _have(held[0], node)
-        if not refusals or have + len(held) >= CONNECTIONS_NEEDED:
-            words = f"{CONNECTIONS_NEEDED} at once, as many as `bridge serve` may open"
+            have = await _have(held[0], nodes)
+        if not refusals or have + len(held) >= needed:
+            words = f"{needed} at once, as many as `bridge serve` may open"
             return Finding("ok", "sessions", words)
-        words = f"`bridge serve` may open {CONNECTIONS_NEEDED} connections at once, and could have"
-        words += f" {have + len(held)}: {await _why(held, refusals)}"
+        words = f"`bridge serve` may open {needed} connections at once, and could have"
+        words += f" {have + len(held)}: {await _why(held, refusals, needed)}"
         return Finding("fail", "sessions", words)
     except psycopg.Error as error:
         raise translated(error) from error
@@ -114,14 +117,14 @@ async def _opened(dsn: str, application_name: str) -> Connection:
     return conn
 
 
-async def _have(conn: Connection, node: str) -> int:
-    """How many connections this node has now; 0 unless it runs."""
+async def _have(conn: Connection, nodes: Sequence[str]) -> int:
+    """How many connections these nodes have now; 0 unless they run."""
     async with Watchdog(conn):
-        row = await (await conn.execute(_HAVE, (node,), prepare=False)).fetchone()
-    return min(int(str(row[0])), CONNECTIONS_NEEDED - 1) if row else 0
+        row = await (await conn.execute(_HAVE, (list(nodes),), prepare=False)).fetchone()
+    return min(int(str(row[0])), CONNECTIONS_NEEDED * len(nodes) - 1) if row else 0
 
 
-async def _why(held: list[Connection], refusals: list[StoreUnavailable]) -> str:
+async def _why(held: list[Connection], refusals: list[StoreUnavailable], needed: int) -> str:
     async with Watchdog(held[0]):
         row = await (await held[0].execute(_LIMITS, prepare=False)).fetchone()
     assert row is not None
@@ -133,7 +136,7 @@ async def _why(held: list[Connection], refusals: list[StoreUnavailable]) -> str:
         return (
             f"the others were let in and got no answer within {CALL_TIMEOUT:g} s, as from a pooler whose pool is too"
             f" small: its pool size (of PgBouncer default_pool_size, max_db_connections, max_user_connections) must be"
-            f" {CONNECTIONS_NEEDED} or more"
+            f" {needed} or more"
         )
     return said
 

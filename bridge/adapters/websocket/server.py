@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
 from bridge.adapters.websocket.answers import CROWDED, FULL, STOPPING, Early
@@ -77,6 +77,8 @@ class WebSocketServer:
     ) -> None:
         """See `listening.listen`."""
         self.port = 0
+        self.leave_port: Callable[[], Awaitable[None]] | None = None
+        """Where others listen on the port, too: accepts what waits, and leaves new connections to them."""
         self.loop = asyncio.get_running_loop()
         self.session_host = host
         self.doorway = Doorway(host, readiness, limits, headers)

@@ -16,7 +16,8 @@ def _serve(args: Namespace) -> int:
     from bridge.config import Settings
 
     settings = load(Settings, args)
-    return run_loop(serve(settings), uvloop=settings.uvloop)
+    # A supervisor does next to nothing; and its processes are asyncio's.
+    return run_loop(serve(settings, flags(args)), uvloop=settings.uvloop and settings.workers == 1)
 
 
 def _drain(args: Namespace) -> int:
