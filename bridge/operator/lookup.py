@@ -16,6 +16,8 @@ from bridge.core.model.pushes import NO_USER
 from bridge.core.model.rows import Reply
 from bridge.core.ports.store import LEASE_SECONDS
 
+SESSIONS_SHOWN = 10
+"""Sessions that are told of each row."""
 USERS_SHOWN = 20
 """Rows of a push that are returned; its other users are only counted."""
 
@@ -38,6 +40,15 @@ class Owed(msgspec.Struct, frozen=True):
     correlation_id: str
     repeat: Literal["differs"] | msgspec.UnsetType = msgspec.UNSET
     """Set when it answers a repeat with other content."""
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """A session of the user that was open while the push was on its way."""
+
+    session: str
+    node: str
+    opened_at: datetime
+    closed_at: datetime | None
 
 
 class LoggedPush(msgspec.Struct, frozen=True):
@@ -77,6 +88,8 @@ class LoggedPush(msgspec.Struct, frozen=True):
     payload_bytes: int | None
     owed: tuple[Owed, ...] | None
     """None: nothing is owed. Otherwise the event on push.outcomes, and a receipt to each of these."""
+    held: Sequence[Holding] = ()
+    """The user's sessions between the taking and the end, by the ledger: at most `SESSIONS_SHOWN`, the last ones."""
 
 
 class Found(NamedTuple):
@@ -117,6 +130,14 @@ _ROWS: LiteralString = """
     order by l.outcome in ('acked', 'received', 'written'), l.tenant, l.user_id, l.day
     limit %(limit)s
     """
+_HELD: LiteralString = """
+    select h.session, h.node, h.opened_at, h.closed_at from (
+        select s.session, s.node, s.opened_at, s.closed_at from session s
+        where s.user_id = %(user)s and s.opened_at <= coalesce(%(until)s, clock_timestamp())
+          and (s.closed_at is null or s.closed_at >= %(since)s)
+        order by s.opened_at desc limit %(limit)s) h
+    order by h.opened_at
+    """
 _SINCE: LiteralString = f"""
     select clock_timestamp() as now, min(days.day) as since from ({DAYS_HERE}) as days
     """
@@ -147,6 +168,11 @@ async def look_up(
         endings = [OutcomeCount(**row) for row in await ask(conn, _ENDINGS, params, seconds)]
         found = await ask(conn, _ROWS, params, seconds)
         rows = [LoggedPush(**{**row, "owed": _legible(replies_of(row["owed"]))}) for row in found]
+        for place, row in enumerate(rows):
+            its_time = {"since": row.taken_at, "until": row.finished_at, "limit": SESSIONS_SHOWN}
+            if row.user != NO_USER:
+                held = await ask(conn, _HELD, {"user": row.user, **its_time}, seconds)
+                rows[place] = msgspec.structs.replace(row, held=[Holding(**one) for one in held])
         (frame,) = await ask(conn, _SINCE, {}, seconds)
     return Found(endings, rows, frame["now"], frame["since"])
 

@@ -108,6 +108,9 @@ def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
         yield "written", None, "never: it was handed to no socket"
     else:
         yield "written", row.written_at, f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}"
+    if any(one.node != row.node for one in row.held):
+        # At another node than the one that wrote the row: then it was forwarded.
+        yield "held", None, "by " + ", ".join(f"{one.node} (session {one.session})" for one in row.held)
     late = row.late_at
     if row.proven_at is not None and row.proven_at != late:
         yield "proven", row.proven_at, "by the peer"

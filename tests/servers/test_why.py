@@ -14,6 +14,7 @@ from bridge.cli import why as command
 from bridge.config import CommonSettings
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import Difference, LateProof, Reply, RowKey
+from bridge.operator import lookup
 from tests.support.amqp import declare, publish
 from tests.support.bridges import bridge, final_rows, request, token
 from tests.support.bridges import publish as push
@@ -318,3 +319,22 @@ def test_the_command_prints_json_and_exits_as_documented(
     assert "run `bridge db upgrade`" in capsys.readouterr().err
     assert main(["why", "p1", "--postgres-dsn", "postgresql://me:s3cr3t@127.0.0.1:1/x"]) == 3
     assert "s3cr3t" not in capsys.readouterr().err
+
+
+async def test_who_had_the_sessions_is_told_where_another_node_took_the_push(
+    vhost: str, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        bridge(vhost, database, node="taker"),
+        bridge(vhost, database, node="holder") as holder,
+        client(holder.ws_port, token("u1"), subprotocols=ENVELOPE) as c,
+    ):
+        session = json.loads(await c.read())["session"]
+        await push(vhost, request("u1", "p1"))
+        await final_rows(database, 1)
+        found = await lookup.look_up(database, "p1")
+        assert [(one.session, one.node) for one in found.rows[0].held] == [(session, "holder")]
+        assert await why(database, "p1", url=vhost) == 0
+    text = "\n".join(told(capsys))
+    assert "from the queue by node taker, boot " in text
+    assert f"held       by holder (session {session})" in text
