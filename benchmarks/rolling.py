@@ -4,6 +4,7 @@
 ready. Meanwhile 200 pushes a second with a ttl go to users at random, and 20 without one.
 
 1. Each node is stopped by SIGTERM and started again, one after the other.
+   With `--from COMMIT` they begin with the program of that commit, and are started again with this one: an upgrade.
 2. Four nodes with a session lifetime, and a fifth that joins: the sessions at each before, and 1.25 lifetimes after.
 
 Exit codes: 0 measured, and nobody missed a push with a ttl; 1 somebody did; 2 it could not be measured.
@@ -22,13 +23,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 import uvloop
 
 from benchmarks.chaos.bridges import Bridge, BridgeFailed
-from benchmarks.guard import ROOT
+from benchmarks.guard import ROOT, CannotMeasure, resolve, unpack
 from benchmarks.processes import raise_file_limit
 from benchmarks.roaming import Balancer, People, peak
 from bridge.adapters.amqp.producer import Producer, PushMessage
@@ -56,6 +57,8 @@ class Chosen(NamedTuple):
     sessions: int
     rate: float
     lifetime: float
+    before: str
+    """The commit whose program the nodes run before their restart; empty for this one."""
 
 
 class Load:
@@ -130,15 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lifetime", type=float, default=40.0, metavar="S", help="BRIDGE_SESSION_LIFETIME [40]"
     )
+    parser.add_argument(
+        "--from",
+        dest="before",
+        default="",
+        metavar="COMMIT",
+        help="upgrade from it, and leave out the second part",
+    )
     asked = parser.parse_args(arguments)
-    chosen = Chosen(asked.sessions, asked.rate, asked.lifetime)
+    chosen = Chosen(asked.sessions, asked.rate, asked.lifetime, asked.before)
     raise_file_limit()
     try:
         with private_servers(DIRECTORY / "servers", say=lambda line: None, reuse=False) as servers:
             migrate.upgrade(servers.postgres_dsn)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 missed = runner.run(both(servers, chosen))
-    except (BridgeFailed, BridgeError, ServersUnavailable, TimeoutError) as problem:
+    except (CannotMeasure, BridgeFailed, BridgeError, ServersUnavailable, TimeoutError) as problem:
         print(f"not measured: {problem!r}", file=sys.stderr)
         return 2
     return 1 if missed else 0
@@ -147,21 +157,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def both(servers: Servers, chosen: Chosen) -> int:
     """Both parts; returns how many pushes with a ttl were lost or missed."""
     with tempfile.TemporaryDirectory() as logs:
-        missed = await restarts(servers, Path(logs), chosen)
+        tree = unpack(chosen.before, DIRECTORY / "before") if chosen.before else ROOT
+        missed = await restarts(servers, Path(logs), chosen, tree)
+        if chosen.before:
+            return missed
         return missed + await joining(servers, Path(logs), chosen)
 
 
 @asynccontextmanager
 async def running(
-    servers: Servers, logs: Path, names: Sequence[str], **settings: object
+    servers: Servers, logs: Path, names: Sequence[str], *, tree: Path = ROOT, **settings: object
 ) -> AsyncIterator[list[Bridge]]:
-    """Bridges of these names, all ready."""
+    """Bridges of these names, all ready; at first with the program in `tree`."""
     bridges = [
         Bridge(name, servers.amqp_url, servers.postgres_dsn, logs / name, confirm_timeout=5, **settings)
         for name in names
     ]
     try:
         for bridge in bridges:
+            bridge.tree = tree
             await bridge.start()
         for bridge in bridges:
             await bridge.ready()
@@ -191,13 +205,15 @@ async def crowded(
 # --- 1. ----------------------------------------------------------------------------------------------------
 
 
-async def restarts(servers: Servers, logs: Path, chosen: Chosen) -> int:
-    """Restart each node; prints a line for each."""
+async def restarts(servers: Servers, logs: Path, chosen: Chosen, tree: Path) -> int:
+    """Restart each node, which has run the program in `tree`; prints a line for each."""
+    if chosen.before:
+        print(f"upgrade from {resolve(chosen.before)[:12]}")
     names = [f"node-{number + 1}" for number in range(NODES)]
     print(f"{chosen.sessions} sessions, {NODES} nodes, BRIDGE_DRAIN_RATE={chosen.rate:g}")
     print("| node | sessions moved | stopped after, s | all back after, s | most reconnects in a second |")
     print("|---|---:|---:|---:|---:|")
-    async with running(servers, logs, names, drain_rate=chosen.rate, drain_timeout=30) as bridges:
+    async with running(servers, logs, names, tree=tree, drain_rate=chosen.rate, drain_timeout=30) as bridges:
         async with crowded(servers, bridges, chosen.sessions, "r") as (_, people, load):
             for bridge in bridges:
                 await asyncio.sleep(2.0)
@@ -216,6 +232,7 @@ async def restarted(bridge: Bridge, people: People) -> str:
     await people.everybody_here(BACK_WITHIN)
     back = time.monotonic() - began
     most = peak(people.returns)
+    bridge.tree = ROOT
     await bridge.start()
     await bridge.ready()
     return f"| {bridge.node} | {moved} | {stopped:.1f} | {back:.1f} | {most} |"
@@ -266,7 +283,11 @@ async def joining(servers: Servers, logs: Path, chosen: Chosen) -> int:
     """A fifth node joins; prints the sessions at each before and after."""
     names = [f"even-{number + 1}" for number in range(NODES)]
     print(f"\n{chosen.sessions} sessions, BRIDGE_SESSION_LIFETIME={chosen.lifetime:g}, and a node that joins")
-    settings = {"session_lifetime": chosen.lifetime, "drain_rate": chosen.rate, "drain_timeout": 30}
+    settings: dict[str, Any] = {
+        "session_lifetime": chosen.lifetime,
+        "drain_rate": chosen.rate,
+        "drain_timeout": 30,
+    }
     async with running(servers, logs, names, **settings) as bridges:
         async with crowded(servers, bridges, chosen.sessions, "j") as (balancer, people, load):
             async with running(servers, logs, [f"even-{NODES + 1}"], **settings) as joined:

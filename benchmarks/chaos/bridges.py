@@ -42,6 +42,8 @@ class Bridge:
         self.starts = 0
         self.turns: list[float] = []
         """Monotonic seconds at which it was started, or found to have ended."""
+        self.tree = ROOT
+        """The program that it runs, from its next start on."""
         self.clock: Path | None = None
         """A file that says how far its clock is off; used from its next start on."""
         self.pool = 0
@@ -81,8 +83,8 @@ class Bridge:
             log.flush()
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "benchmarks.chaos.serve"),
-                env={**self._environment, **more},
-                cwd=ROOT,
+                env={**self._environment, "PYTHONPATH": str(self.tree), **more},
+                cwd=self.tree,
                 stdout=log,
                 stderr=log,
             )
