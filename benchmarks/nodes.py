@@ -28,7 +28,13 @@ SESSIONS: Final = 500
 BACKLOG: Final = 5_000
 RATE: Final = 500.0
 SECONDS: Final = 4.0
-FIGURES: Final = ("pushes/s, end to end", "p50 at 500/s, ms", "p99 at 500/s, ms")
+FIGURES: Final = (
+    "pushes/s, end to end",
+    "CPU of the node that takes, µs a push",
+    "CPU of the other one, µs a push",
+    "p50 at 500/s, ms",
+    "p99 at 500/s, ms",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +82,8 @@ def pair(servers: Servers, one: Contestant, directory: Path, *, elsewhere: bool)
                 every=0.05,
                 what="the neighbour is ready",
             )
-            made.connect([SESSIONS], port=port if elsewhere else None)
+            made.watch_neighbours([neighbour])
+            made.connect([SESSIONS], ports=[port] if elsewhere else ())
             yield made
 
 
@@ -92,7 +99,9 @@ def measure(
             drained = one.drain(BACKLOG)
             latency = one.latency(int(RATE * SECONDS), RATE)
             if turn:  # the first is a warm-up
-                for name, value in zip(FIGURES, (drained.rate, latency.p50, latency.p99), strict=True):
+                cpu = [drained.cpu[name] * 1e6 / drained.rate for name in ("bridge", "neighbours")]
+                values = (drained.rate, *cpu, latency.p50, latency.p99)
+                for name, value in zip(FIGURES, values, strict=True):
                     found[key][name].append(value)
             print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
@@ -110,7 +119,8 @@ def table(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> str
         cells = []
         for name in names:
             here, there = (median(found[where, name][figure]) for where in ("here", "elsewhere"))
-            cells += [f"{here:,.1f}", f"{there:,.1f} ({there / here:.2f})"]
+            ratio = "" if figure == FIGURES[2] else f" ({there / here:.2f})"
+            cells += [f"{here:,.1f}", f"{there:,.1f}{ratio}"]
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

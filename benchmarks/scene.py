@@ -193,6 +193,7 @@ class Scene:
         """For each client process, the users whose sessions it opens."""
         self._publisher = publisher
         self._port = port
+        self._ports: Sequence[int] = [port] * len(crowds)
         self._ops_port = ops_port
         self._secret = secret
         self._watched = {
@@ -208,10 +209,14 @@ class Scene:
         """Where its WebSockets are."""
         return self._port
 
-    def connect(self, counts: Sequence[int], *, port: int | None = None) -> float:
-        """Open sessions in each client process, one user each; returns the seconds it took. `port`: of another bridge,
-        at which they are from now on."""
-        self._port = port or self._port
+    def watch_neighbours(self, bridges: Sequence[Child]) -> None:
+        """Count what these bridges use as `neighbours`."""
+        self._watched["neighbours"] = [bridge.pid for bridge in bridges]
+
+    def connect(self, counts: Sequence[int], *, ports: Sequence[int] = ()) -> float:
+        """Open sessions in each client process, one user each; returns the seconds it took. `ports`: of the bridges at
+        which those of each process are from now on, where that is another one."""
+        self._ports = ports or self._ports
         began = time.monotonic()
         for place, (crowd, count) in enumerate(zip(self.crowds, counts, strict=True)):
             self._users[place] = range(self.sessions, self.sessions + count)
@@ -225,7 +230,7 @@ class Scene:
         answer = crowd.ask(
             "connect",
             within=START_TIMEOUT + len(users) * self.devices / SLOWEST_OPENING,
-            port=self._port,
+            port=self._ports[self.crowds.index(crowd)],
             secret=self._secret,
             first=users.start,
             count=len(users),
