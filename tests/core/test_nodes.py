@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from bridge.core.cluster.forwards import OWED_FOR
 from bridge.core.contract.letters import (
     Forwarded,
     Item,
@@ -126,6 +127,32 @@ async def test_a_node_that_does_not_answer_has_proven_nothing() -> None:
             await ticks(a)
         assert a.end("p1") == (Outcome.UNKNOWN, Reason.NODE_SILENT)
         assert a.end("p2") == (Outcome.STORED, Reason.NODE_SILENT)
+
+
+async def test_a_node_that_is_behind_with_its_answers_holds_up_nobody() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        made.fate = lambda letter: Sent.UNSURE
+        await a.push(to("u1", "p1"))
+        await until(lambda: made.letters)
+        await ticks(a, b, seconds=LIMITS.park_after / 2)
+        await a.push(to("u1", "p2"))
+        await until(lambda: len(made.letters) == 2)
+        assert len(a.acks.acked) == 0, "half a second is no reason"
+        await ticks(a, b, seconds=LIMITS.park_after / 2)
+        await a.push(to("u1", "p3"))
+        await until(lambda: len(made.letters) == 3)
+        await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
+        assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
+        # Once it answers, nothing is parked before its time.
+        made.fate = lambda letter: None
+        await ticks(a, b, seconds=OWED_FOR)
+        await a.push(to("u1", "p4"))
+        await until(lambda: ids(peer) == ["p4"])
+        assert "p4" not in [key.push_id for key in made.store.rows]
+        peer.answer()
+        await until(lambda: "p4" in [key.push_id for key in made.store.rows])
+        assert a.end("p4") == (Outcome.RECEIVED, Reason.PONG)
 
 
 async def test_a_node_that_can_not_be_reached_has_nothing() -> None:

@@ -19,6 +19,8 @@ from bridge.core.ports.nodes import Sent
 
 OUT_MAX: Final = 100_000
 """Forwards whose end is awaited; over it the oldest are forgotten. Their deadlines are long over."""
+OWED_FOR: Final = 10.0
+"""Seconds for which an answer may be owed. After that the letter is lost, or was for a process that is no more."""
 USERS_MAX: Final = 500
 """Users for whom a push is in one letter: its data is in it once."""
 
@@ -51,6 +53,8 @@ class Forwards:
         self._out: dict[int, Forward] = {}
         self._silent: set[int] = set()
         """Those of them of which nothing was heard yet."""
+        self._owed: dict[str, dict[int, float]] = {}
+        """The same by boot, in order, with the monotonic seconds at which each was sent; for `OWED_FOR` seconds."""
         self._batches: dict[str, _Batch] = {}
         """What `flush` sends, by boot."""
 
@@ -78,10 +82,12 @@ class Forwards:
     def _send(self, boot: str, batch: _Batch) -> None:
         request, again, flights = batch
         first = self._next
+        owed, now = self._owed.setdefault(boot, {}), self._clock.monotonic()
         self._next += len(flights)
         for number, flight in enumerate(flights, first):
             self._out[number] = Forward(flight, request, boot, again)
             self._silent.add(number)
+            owed[number] = now
         while len(self._out) > OUT_MAX:
             self._forget(next(iter(self._out)))
         kept = flights[0].kept
@@ -119,7 +125,7 @@ class Forwards:
             return None
         flight, now = out.flight, self._clock.time()
         if report.number in self._silent:
-            self._silent.discard(report.number)
+            self._heard(report.number, boot)
             flight.answered()
         word = report.word
         if word is Word.HANDED:
@@ -148,6 +154,27 @@ class Forwards:
             flight.lost(now, handed=word is Word.LOST, why=why)
         return None
 
-    def _forget(self, number: int) -> Forward | None:
+    def owes(self, boot: str, seconds: float) -> bool:
+        """Whether this process has owed an answer for so many seconds: then others must not wait for it."""
+        owed = self._owed.get(boot)
+        now = self._clock.monotonic()
+        while owed:
+            number, since = next(iter(owed.items()))
+            if now - since < OWED_FOR:
+                return now - since >= seconds
+            del owed[number]
+        return False
+
+    def _heard(self, number: int, boot: str) -> None:
         self._silent.discard(number)
-        return self._out.pop(number, None)
+        owed = self._owed.get(boot)
+        if owed is not None:
+            owed.pop(number, None)
+            if not owed:
+                del self._owed[boot]
+
+    def _forget(self, number: int) -> Forward | None:
+        out = self._out.pop(number, None)
+        if out is not None:
+            self._heard(number, out.boot)
+        return out

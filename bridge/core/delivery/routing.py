@@ -61,7 +61,8 @@ class Router:
         clock: Clock,
         pong_after: float,
     ) -> None:
-        """`pong_after`: seconds for which a session may owe a pong before a push to it is parked at once."""
+        """`pong_after`: seconds for which a session may owe a pong, or another node an answer, before a push to it is
+        parked at once."""
         self._hub = hub
         self._inflight = inflight
         self._dispatcher = dispatcher
@@ -195,7 +196,7 @@ class Router:
                 self._forwards.add(flight, request, boot)
         if not waits and not flight.ended:
             self._inflight.limit(flight, self._clock.monotonic())
-            self._wait(flight, parked=bool(flight.messages) and flight.messages[0].alone)
+            self._wait_for(flight, boots)
 
     def send_forwards(self) -> None:
         """Send what `forward` has collected."""
@@ -262,20 +263,25 @@ class Router:
         if offered and not (again and flight.sessions == 0):
             flight.found(self._clock.time())
         elif not flight.ended:
-            self._unoffered(flight, request, forwarded=bool(boots), waits=offered)
+            self._unoffered(flight, request, boots, waits=offered)
 
-    def _unoffered(self, flight: Flight, request: PushRequest, *, forwarded: bool, waits: bool) -> None:
-        """No session here was offered it. `waits`: its deadlines have begun."""
+    def _unoffered(self, flight: Flight, request: PushRequest, boots: Sequence[str], *, waits: bool) -> None:
+        """No session here was offered it; these processes were forwarded it. `waits`: its deadlines have begun."""
         if waits:
             flight.open -= 1  # see `looked_for`
         else:
             flight.taken_mono = self._clock.monotonic()
         resolver = resolver_of(request)
-        if not forwarded or address(self._hub, request, resolver, flight.key.user).sessions:
+        if not boots or address(self._hub, request, resolver, flight.key.user).sessions:
             self._here(flight, request, resolver, {}, waits=waits)
             return
         self._inflight.limit(flight, flight.taken_mono)
-        self._wait(flight, parked=bool(flight.messages) and flight.messages[0].alone)
+        self._wait_for(flight, boots)
+
+    def _wait_for(self, flight: Flight, boots: Sequence[str]) -> None:
+        """Wait for what these processes report; parked at once where one of them is behind with its answers."""
+        owing = any(self._forwards.owes(boot, self._pong_after) for boot in boots)
+        self._wait(flight, parked=owing or (bool(flight.messages) and flight.messages[0].alone))
 
     def _routed(self, user: str) -> None:
         left = self._unrouted[user] - 1
