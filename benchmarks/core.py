@@ -63,6 +63,9 @@ class _Rows(PostgresStore):
     async def ids(self, after: IdPlace | None, limit: int) -> IdPage:
         return IdPage([], None)
 
+    async def last_position(self) -> int:
+        return 0
+
     async def rows_of_others(self, boot: str) -> OthersRows:
         return OthersRows(time.time(), 0)  # type: ignore[arg-type]
 
@@ -290,6 +293,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
         node="bench",
         boot="b1",
     )
+    core.recollection.began(1)
     core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
     gateway = Gateway(
