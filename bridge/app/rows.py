@@ -20,6 +20,7 @@ from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.stdout import JsonLinesLog
 from bridge.config import Settings
+from bridge.core.errors import StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler
 from bridge.core.ports.revocations import RevocationLog
@@ -31,6 +32,8 @@ from bridge.ops.context import LookUp
 
 NODES_COUNT: Final = 1.0
 """Seconds for which an answer to who the nodes are counts: the page asks often."""
+NODES_WITHIN: Final = 0.5
+"""Seconds in which it must come: `/status` must answer while the database does not."""
 
 log = logging.getLogger("bridge")
 
@@ -157,7 +160,11 @@ class LoggedNodes:
         """Raises StoreUnavailable."""
         async with self._asking:
             if self._clock.monotonic() >= self._until:
-                self._found = await nodes.read(self._dsn, self._seconds)
+                try:
+                    async with asyncio.timeout(NODES_WITHIN):
+                        self._found = await nodes.read(self._dsn, self._seconds)
+                except TimeoutError as late:
+                    raise StoreUnavailable(f"no answer within {NODES_WITHIN:g} s") from late
                 self._until = self._clock.monotonic() + NODES_COUNT
             return self._found
 

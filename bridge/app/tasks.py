@@ -244,6 +244,10 @@ async def share_partitions(at: Workplace) -> None:
         aim = node.sharing.aim(
             consumer.taken, several.untaken if several else {}, able=able, leaving="draining" in node.gate
         )
+        if node.sharing.problem:
+            node.gate.shut("partitions", node.sharing.problem)
+        else:
+            node.gate.clear("partitions")
         if several:
             several.take(aim.wanted, aim.watched)
         await node.clock.sleep(at.limits.share_every)

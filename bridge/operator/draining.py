@@ -15,11 +15,14 @@ from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.store import LEASE_SECONDS
+from bridge.operator.story import printable
 
 SESSIONS_MAX: Final = 200_000
 """Sessions of one stop that are looked at."""
 QUESTION_SECONDS: Final = 10.0
 """How long each statement may take."""
+NAME_SHOWN: Final = 80
+"""Characters of a name that nobody has."""
 SKEW: Final = 1.0
 """Seconds by which the clocks of two nodes may differ."""
 
@@ -188,7 +191,7 @@ def chosen(found: Sequence[LivingNode], name: str) -> LivingNode:
                 raise NotDrained(f"{name} is stopping already, since {node.stopping:.0f} s ago")
             return node
     alive = ", ".join(node.name for node in found if node.alive) or "none"
-    raise NotDrained(f"there is no node {name}; alive: {alive}")
+    raise NotDrained(f"there is no node {printable(name[:NAME_SHOWN])}; alive: {alive}")
 
 
 async def ask_to_stop(dsn: str, node: LivingNode) -> Stop:

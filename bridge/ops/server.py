@@ -79,8 +79,12 @@ async def listen(
         if not path:
             server.port = await serve_port(runner, host, port)
         else:
-            await web.UnixSite(runner, path).start()
-            os.chmod(path, 0o600)
+            try:
+                await web.UnixSite(runner, path).start()
+                os.chmod(path, 0o600)
+            except OSError as error:
+                problem = f"cannot listen on the unix socket {path}: {error.strerror or error}"
+                raise SettingsError("TMPDIR", problem) from error
         yield server
     finally:
         context.feed.close()

@@ -208,5 +208,5 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     for name, value in headers.items():
         if name.lower() not in _HOP_BY_HOP and name.lower() not in named:
             # What is not UTF-8 would not be sent; it can't be what anybody expects either.
-            kept.add(name, value.encode("utf-8", "backslashreworker").decode())
+            kept.add(name, value.encode("utf-8", "backslashreplace").decode())
     return kept

@@ -185,3 +185,16 @@ async def test_who_leaves_takes_no_part_from_that_moment_on() -> None:
     assert await member.decide(leaving=True) == frozenset()
     await member.neighbours.look()
     assert member.directory.said[-1] is None
+
+
+async def test_who_knows_of_fewer_partitions_than_another_one_takes_none_and_says_why() -> None:
+    member = Member(2)
+    assert len(await member.decide()) == 2
+    member.directory.others = {"n2": (0, 3)}
+    assert await member.decide() == frozenset()
+    assert "node n2 takes partition 3" in member.sharing.problem
+    await member.neighbours.look()
+    assert member.directory.said[-1] is None
+    member.directory.others = {}
+    assert len(await member.decide()) == 2
+    assert member.sharing.problem == ""

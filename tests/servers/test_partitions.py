@@ -14,6 +14,7 @@ import pytest
 from bridge import __version__
 from bridge.adapters.amqp import spread_check
 from bridge.adapters.amqp.connection import channel, opened
+from bridge.adapters.amqp.producer import NotTaken
 from bridge.adapters.amqp.spread import PLUGIN, SPREAD, Spread, exchange_is_there
 from bridge.adapters.amqp.topology import REQUESTS, DeclareMode, TopologyError, requests_queue
 from bridge.app.build import Running
@@ -167,6 +168,11 @@ async def test_the_number_of_partitions_is_fixed_once_they_are_made(vhost: str) 
                 await Spread(fewer, DeclareMode.ACTIVE).ensure(connection)
             [finding] = await spread_check.findings(vhost, connection, fewer, DeclareMode.ACTIVE)
             assert (finding.level, "BRIDGE_PARTITIONS" in finding.words) == ("fail", True)
+        for more in (4, 8):
+            with pytest.raises(TopologyError, match=rf"{requests_queue(more - 1)} is not.*fewer than {more}"):
+                await Spread(more, DeclareMode.ACTIVE).ensure(connection)
+            [finding] = await spread_check.findings(vhost, connection, more, DeclareMode.ACTIVE)
+            assert (finding.level, "BRIDGE_PARTITIONS" in finding.words) == ("fail", True)
         assert await spread_check.findings(vhost, connection, 3, DeclareMode.ACTIVE) == []
 
 
@@ -186,6 +192,29 @@ async def test_partitions_are_not_made_while_requests_wait(vhost: str) -> None:
         counts = [(await low.queue_declare(requests_queue(k), passive=True)).message_count for k in range(2)]
         assert sum(count or 0 for count in counts) == len(USERS), "each of them once"
         assert all(counts)
+
+
+async def test_an_exchange_that_somebody_deletes_is_told_and_made_again(vhost: str, database: str) -> None:
+    async with bridge(vhost, database, node="a", partitions=2):
+        async with opened(vhost, "test", lambda events: None, lambda cause: None) as (connection, _):
+            low = await channel(connection, confirms=False)
+            await low.exchange_delete(SPREAD)
+            async with asyncio.timeout(10):
+                while not await exchange_is_there(connection):
+                    await asyncio.sleep(0.02)
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await publish(vhost, request("u", "p1"))
+                    break
+                except NotTaken:
+                    pass  # its bindings follow
+        await final_rows(database, 1)
+    async with opened(vhost, "test", lambda events: None, lambda cause: None) as (connection, _):
+        low = await channel(connection, confirms=False)
+        await low.exchange_delete(SPREAD)
+        [finding] = await spread_check.findings(vhost, connection, 2, DeclareMode.ACTIVE)
+        assert "pushes reach no queue" in finding.words
 
 
 async def test_a_broker_without_the_plug_in_is_told_by_its_name(

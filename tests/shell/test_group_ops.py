@@ -109,6 +109,19 @@ async def test_a_group_is_ready_while_one_worker_is_and_names_the_causes_of_the_
         assert (await answer.json())["causes"] == ["broker: away", "down"]
 
 
+async def test_a_header_that_is_not_utf_8_costs_no_answer(pair: Group) -> None:
+    url = pair.client._base_url
+    assert url is not None
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nUser-Agent: caf\xe9\r\nConnection: close\r\n\r\n"
+    )
+    try:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    finally:
+        writer.close()
+
+
 async def test_strangers_hear_a_word_for_each_cause_and_no_sums() -> None:
     async with group(Parts(causes=["broker: away"]), Parts(causes=["broker: away"]), token=TOKEN) as made:
         async with made.client.get("/readyz") as answer:

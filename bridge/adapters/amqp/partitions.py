@@ -23,7 +23,7 @@ from bridge.adapters.amqp.consume import HELD_BYTES_MAX, Consumer
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
-from bridge.adapters.amqp.spread import Spread
+from bridge.adapters.amqp.spread import Spread, look_at_exchange
 from bridge.adapters.amqp.topology import requests_queue
 from bridge.adapters.amqp.turn import Role, consumers_of
 from bridge.core.errors import BrokerUnavailable
@@ -215,17 +215,19 @@ class Partitions:
         self._said = taken
 
     async def _watch(self) -> None:
-        """Count the consumers of the partitions that are watched."""
+        """Count the consumers of the partitions that are watched, and see that the exchange is there which spreads."""
         now = self._clock.monotonic()
         untaken: dict[int, float] = {}
+        looking = self._looking
+        if looking is None:
+            return
         try:
+            await look_at_exchange(looking)
             for partition in sorted(self._watched):
-                if self._looking is None:
-                    return
-                if not await consumers_of(self._looking, requests_queue(partition)):
+                if not await consumers_of(looking, requests_queue(partition)):
                     untaken[partition] = self.untaken.get(partition, now)
         except BrokerUnavailable as away:
-            # A queue that is gone: the topology is ensured at the next connection.
+            # Something is gone: the topology is ensured at the next connection.
             self._looking = None
             self._link.give_up(away.cause)
             return

@@ -8,6 +8,7 @@ overtake what waits in the first. AMQP shows no bindings, so what is there is to
 | the broker has | and the setting says | then |
 |---|---|---|
 | `push.requests.<n>` | n partitions | refuse: there are more |
+| `push.requests.1`, and not the last of n | n partitions | refuse: there are fewer (they are declared last to first) |
 | only `push.requests`, empty and not consumed | n > 1 | make the partitions |
 | only `push.requests`, with messages or a consumer | n > 1 | refuse: what waits there would be overtaken |
 """
@@ -62,6 +63,23 @@ def too_many(partitions: int) -> str:
     )
 
 
+def too_few(partitions: int) -> str:
+    """A sentence for operators: there are fewer partitions than this."""
+    return (
+        f"queue {requests_queue(1)} is there and {requests_queue(partitions - 1)} is not, so there are fewer than "
+        f"{partitions} partitions: set BRIDGE_PARTITIONS to their number"
+    )
+
+
+async def other_number(connection: aio_pika.Connection, partitions: int) -> str:
+    """A sentence for operators where there are partitions, and not so many; else empty. Raises BrokerUnavailable."""
+    if await is_there(connection, requests_queue(partitions)):
+        return too_many(partitions)
+    if partitions > 2 and not await is_there(connection, requests_queue(partitions - 1)):
+        return too_few(partitions) if await is_there(connection, requests_queue(1)) else ""
+    return ""
+
+
 def waiting(messages: int, consumers: int) -> str:
     """A sentence for operators where partitions can't be made now; else empty."""
     if not messages and not consumers:
@@ -99,9 +117,9 @@ class Spread:
         self._checked = True
 
     async def _refuse_other_number(self, connection: aio_pika.Connection) -> bool:
-        """Whether there are partitions already. Raises TopologyError where there are more."""
-        if await is_there(connection, requests_queue(self.partitions)):
-            raise TopologyError([too_many(self.partitions)])
+        """Whether there are partitions already. Raises TopologyError where there is another number of them."""
+        if problem := await other_number(connection, self.partitions):
+            raise TopologyError([problem])
         return self.partitions > 1 and await is_there(connection, requests_queue(1))
 
     async def _refuse_what_waits(self, connection: aio_pika.Connection) -> None:
@@ -169,12 +187,17 @@ async def is_there(connection: aio_pika.Connection, queue: str) -> bool:
     return True
 
 
+async def look_at_exchange(low: aiormq.abc.AbstractChannel) -> None:
+    """Raises BrokerUnavailable where the exchange that spreads is missing; then the channel is closed, too."""
+    async with border(f"look at exchange {SPREAD}", STEP_TIMEOUT):
+        await low.exchange_declare(SPREAD, passive=True)
+
+
 async def exchange_is_there(connection: aio_pika.Connection) -> bool:
     """Whether the exchange that spreads exists. Raises BrokerUnavailable."""
     low: aiormq.abc.AbstractChannel = await channel(connection, confirms=False)
     try:
-        async with border(f"look at exchange {SPREAD}", STEP_TIMEOUT):
-            await low.exchange_declare(SPREAD, passive=True)
+        await look_at_exchange(low)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelNotFoundEntity):
             return False

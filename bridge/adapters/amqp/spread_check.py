@@ -11,8 +11,8 @@ from bridge.adapters.amqp.spread import (
     SPREAD,
     exchange_is_there,
     is_there,
+    other_number,
     plugin_missing,
-    too_many,
     waiting,
 )
 from bridge.adapters.amqp.topology import REQUESTS, DeclareMode, requests_queue
@@ -25,12 +25,13 @@ async def findings(
 ) -> list[Finding]:
     """What is wrong. A connection of its own is used to ask for an exchange type: some brokers end it over one that
     they do not know. Raises BrokerUnavailable."""
-    if await is_there(connection, requests_queue(partitions)):
-        return [Finding("fail", "partitions", too_many(partitions))]
+    if problem := await other_number(connection, partitions):
+        return [Finding("fail", "partitions", problem)]
     if partitions == 1:
         return []
     found = []
-    if not await is_there(connection, requests_queue(1)) and await is_there(connection, REQUESTS):
+    made = await is_there(connection, requests_queue(1))
+    if not made and await is_there(connection, REQUESTS):
         low = await channel(connection, confirms=False)
         declared = await look_at(low, REQUESTS)
         await close_channel(low)
@@ -38,6 +39,9 @@ async def findings(
             found.append(Finding("fail", "partitions", problem))
     if await exchange_is_there(connection):
         return found
+    if made and mode is DeclareMode.ACTIVE:
+        words = f"exchange {SPREAD} is missing, so pushes reach no queue: each bridge declares it when it connects"
+        found.append(Finding("fail", "partitions", words))
     if mode is DeclareMode.PASSIVE:
         return [*found, Finding("fail", "partitions", f"exchange {SPREAD} is missing")]
     refused = [await _refused(url, kind) for kind in KINDS]

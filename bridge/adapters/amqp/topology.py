@@ -103,7 +103,8 @@ def requests_queue(partition: int) -> str:
 
 def topology_of(partitions: int) -> Topology:
     """What there must be for so many partitions, but for the exchange that spreads requests over several of them."""
-    requests = [Queue(requests_queue(partition), _REQUESTS) for partition in range(partitions)]
+    # The last one first: where there is a second one, all are there.
+    requests = [Queue(requests_queue(partition), _REQUESTS) for partition in reversed(range(partitions))]
     source = [Binding(REQUESTS, PUSH, "#")] if partitions == 1 else []
     fallen = Queue(FALLEN, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
     return Topology((fallen, *requests, *_OTHER_QUEUES), _EXCHANGES, (*source, *_OTHER_BINDINGS))

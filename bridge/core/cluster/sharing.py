@@ -15,6 +15,7 @@ others learn that only when its lease has run out.
 | takes it | is not the owner | hands it over |
 | is the stand-in | nobody has consumed it for `PATIENCE` | takes it |
 | can't take, or leaves | another one can | hands over all |
+| | another one takes a partition beyond the number that this one knows | takes no part, and says so |
 | does not know the others | | stays with what it has |
 """
 
@@ -87,6 +88,8 @@ class Sharing:
         self._stands_in: dict[int, float] = {}
         """Since which monotonic second it takes another node's partition."""
         self._planned: tuple[frozenset[str], Plan] | None = None
+        self.problem = ""
+        """Why this node takes no part though it could, a sentence for people; else empty."""
 
     def aim(
         self, taken: Collection[int], untaken: Mapping[int, float], *, able: bool, leaving: bool = False
@@ -96,7 +99,8 @@ class Sharing:
         now = self._clock.monotonic()
         if able:
             self._able_at = now
-        takes_part = not leaving and now - self._able_at < UNABLE
+        self.problem = self._other_number()
+        takes_part = not leaving and not self.problem and now - self._able_at < UNABLE
         self._neighbours.say(sorted(taken) if takes_part else None)
         if not self._neighbours.fresh:
             return Aim(self._wanted, frozenset())
@@ -109,6 +113,16 @@ class Sharing:
         self._wanted = frozenset(k for k in range(self._partitions) if self._takes(k, plan, untaken, now))
         watched = [k for k, node in enumerate(plan.stand_ins) if node == self._node and k not in self._wanted]
         return Aim(self._wanted, frozenset(watched))
+
+    def _other_number(self) -> str:
+        """Another node takes a partition that this one does not know: then this one must take nothing."""
+        for one in self._neighbours.others:
+            if one.alive and one.taking and max(one.taking) >= self._partitions:
+                return (
+                    f"node {one.node} takes partition {max(one.taking)}, so there are more than {self._partitions}: "
+                    "set BRIDGE_PARTITIONS to their number"
+                )
+        return ""
 
     def _plan(self, nodes: frozenset[str]) -> Plan:
         if self._planned is None or self._planned[0] != nodes:
