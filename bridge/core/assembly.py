@@ -34,6 +34,7 @@ from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.take import Taker
+from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
 from bridge.core.given import CoreLimits, Ports
 from bridge.core.inflight.inflight import InFlight
@@ -264,7 +265,7 @@ class Core:
         self.intake = PushIntake(
             taker=taker,
             elsewhere=elsewhere,
-            inflight=inflight,
+            takeover=Takeover(inflight, lookups, self.hub, self.pages, self.cluster, clock),
             lookups=lookups,
             recollection=self.recollection,
             load=load,

@@ -71,6 +71,11 @@ def held(gate: asyncio.Event, step: str) -> Callable[[str], Awaitable[None]]:
     return before
 
 
+def forwarded(made: Town) -> int:
+    """How many pushes were in letters so far."""
+    return sum(isinstance(item, Forwarded) for item in items(made))
+
+
 async def test_who_is_alone_asks_nobody_and_sends_nothing() -> None:
     async with town("a", limits=LIMITS) as (made, [a]):
         peer = await online(a, "u1")
@@ -134,14 +139,14 @@ async def test_a_node_that_is_behind_with_its_answers_holds_up_nobody() -> None:
         peer = await online(b, "u1")
         made.fate = lambda letter: Sent.UNSURE
         await a.push(to("u1", "p1"))
-        await until(lambda: made.letters)
+        await until(lambda: forwarded(made) == 1)
         await ticks(a, b, seconds=LIMITS.park_after / 2)
         await a.push(to("u1", "p2"))
-        await until(lambda: len(made.letters) == 2)
+        await until(lambda: forwarded(made) == 2)
         assert len(a.acks.acked) == 0, "half a second is no reason"
         await ticks(a, b, seconds=LIMITS.park_after / 2)
         await a.push(to("u1", "p3"))
-        await until(lambda: len(made.letters) == 3)
+        await until(lambda: forwarded(made) == 3)
         await until(lambda: a.row("p3", "u1").outcome is Outcome.PENDING)
         assert a.core.cluster.forwards.owes("boot-b", LIMITS.park_after)
         # Once it answers, nothing is parked before its time.
@@ -326,6 +331,22 @@ async def test_a_new_taker_is_told_of_what_a_session_has_already() -> None:
         peer.answer()
         await b.settled(1)
         assert b.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+async def test_what_the_taker_before_has_stored_comes_before_what_the_next_one_takes(place: str) -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        peer = await online(a if place == "here" else c, "u1")
+        made.fate = lambda letter: Sent.UNREACHABLE
+        await b.push(kept("u1", "p1", 60))
+        await until(lambda: b.end("p1") == (Outcome.STORED, Reason.NODE_UNREACHABLE))
+        made.fate = lambda letter: None
+        # The broker gives what follows to another node; nobody has heard the ring of the first one.
+        await a.push(kept("u1", "p2", 60))
+        for _ in range(20):
+            await ticks(a, b, c, seconds=0.01)
+            peer.answer()
+        assert ids(peer) == ["p1", "p2"]
 
 
 async def test_what_a_dead_taker_never_hears_is_noted_in_the_row() -> None:

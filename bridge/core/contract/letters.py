@@ -65,6 +65,10 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """A `Reason`'s word, where the queue of a session was the cause that it was not sent."""
 
 
+EVERYBODY: Final = ""
+"""The user of a ring that is for all of them."""
+
+
 class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """A push is stored in the mailbox of a user who has sessions there."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
-from bridge.core.contract.letters import Forwarded, Recalled, Report, Ring, decode_letter
+from bridge.core.contract.letters import EVERYBODY, Forwarded, Recalled, Report, Ring, decode_letter
 from bridge.core.delivery.routing import Router
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
@@ -64,7 +64,7 @@ class FromNodes:
                     if absent is not None:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
-                    self._pages.rung(item.user, item.position, delivered=item.delivered)
+                    self._rung(item)
                 else:
                     self._recall(item)
         except Exception as error:  # it must cost this letter only, and not the connection
@@ -75,6 +75,10 @@ class FromNodes:
         """Called each second: say again what other nodes have not heard."""
         self._hosting.every_second()
         self._ringing.every_second()
+
+    def _rung(self, ring: Ring) -> None:
+        for user in self._hub.everyone() if ring.user == EVERYBODY else (ring.user,):
+            self._pages.rung(user, ring.position, delivered=ring.delivered)
 
     def listening(self) -> None:
         """See the port. Rings may be lost: every open session looks into its mailbox."""

@@ -7,8 +7,8 @@
 
 Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
 all that time, and `bridge.core.settlement`. The other files help them: `reading` (messages), `known`, `lookups`,
-`remembered`, `repeats` and `elsewhere` (pushes that came before), `targets`, `given_up`, `grace` (after a start),
-`presence`, `liveness` (sessions), `turns`, `load` (bounds).
+`remembered`, `repeats` and `elsewhere` (pushes that came before), `takeover` (before a channel's first push),
+`targets`, `given_up`, `grace` (after a start), `presence`, `liveness` (sessions), `turns`, `load` (bounds).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.load import Load
-from bridge.core.delivery.lookups import Lookups, Stopped
+from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.remembered import Recollection
 from bridge.core.delivery.take import Taker
-from bridge.core.inflight.inflight import InFlight
+from bridge.core.delivery.takeover import Takeover
 from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
@@ -36,7 +36,7 @@ class PushIntake:
         *,
         taker: Taker,
         elsewhere: Elsewhere,
-        inflight: InFlight,
+        takeover: Takeover,
         lookups: Lookups,
         recollection: Recollection,
         load: Load,
@@ -47,7 +47,7 @@ class PushIntake:
         """`batch`: messages taken together, at most."""
         self._taker = taker
         self._elsewhere = elsewhere
-        self._inflight = inflight
+        self._takeover = takeover
         self._lookups = lookups
         self._recollection = recollection
         self._load = load
@@ -59,8 +59,6 @@ class PushIntake:
         self._room = asyncio.Event()
         self._room.set()
         self._stopping = False
-        self._below = False
-        """Whether another process may have taken later than this one's positions say."""
         self._handling = asyncio.Lock()
 
     def arrived(self, batch: Sequence[Arrival]) -> None:
@@ -69,7 +67,7 @@ class PushIntake:
         for arrival in batch:
             if arrival.source is Source.REQUESTS:
                 if self._recollection.began(arrival.token.incarnation):
-                    self._below = True
+                    self._takeover.due = True
                 break
         self._inbox.extend(batch)
         self._wake.set()
@@ -95,7 +93,7 @@ class PushIntake:
             async with self._handling:
                 # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
-                    if self._below and not await self._go_above():
+                    if self._takeover.due and not await self._takeover.begin():
                         continue
                     if self._inbox:
                         batch = self._next_batch()
@@ -110,16 +108,6 @@ class PushIntake:
                 self._room.clear()  # until `tick` finds that half of it is gone
             # Between two batches, pongs and writable sockets get their turn.
             await self._clock.sleep(0)
-
-    async def _go_above(self) -> bool:
-        """Make later positions higher than all that the log has: the clock of who took before may be ahead. False where
-        taking ends."""
-        self._below = False
-        try:
-            self._inflight.above(await self._lookups.last_position())
-        except Stopped:
-            return False
-        return True
 
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
