@@ -1,8 +1,8 @@
 """Begin to take from a queue that another process may have taken from until a moment ago.
 
-What that process has stored for a user may not have reached their sessions yet: its ring is on the way, or was lost
-with a connection. So before the first push is taken all sessions look into their mailboxes, here and at other nodes, and
-hold what is newer meanwhile. And its clock may have been ahead: later positions are higher than all that the log has.
+What that process has stored for a user may not have reached their sessions yet: its ring is on the way, or was lost.
+So before the first push is taken all sessions look into their mailboxes, here and at other nodes, and hold what is
+newer meanwhile. And its clock may have been ahead: later positions are higher than all that the log has.
 """
 
 from __future__ import annotations
