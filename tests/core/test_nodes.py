@@ -349,6 +349,22 @@ async def test_what_the_taker_before_has_stored_comes_before_what_the_next_one_t
         assert ids(peer) == ["p1", "p2"]
 
 
+async def test_what_was_in_a_queue_that_is_no_more_is_sent_again_before_anything_newer() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        made.fate = lambda letter: Sent.DELIVERED  # into a queue that goes with its connection
+        for name in ("p1", "p2"):
+            await a.push(kept("u1", name, 60))
+        await until(lambda: forwarded(made) == 2)
+        made.fate = lambda letter: None
+        await made.moves("b")
+        await a.push(kept("u1", "p3", 60))
+        await until(lambda: ids(peer) == ["p1", "p2", "p3"])
+        peer.answer()
+        await a.settled(3)
+        assert {a.end(name) for name in ("p1", "p2", "p3")} == {(Outcome.RECEIVED, Reason.PONG)}
+
+
 async def test_what_a_dead_taker_never_hears_is_noted_in_the_row() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peer = await online(b, "u1")

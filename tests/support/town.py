@@ -29,6 +29,10 @@ class Wire:
     def queue(self) -> str:
         return self._queue
 
+    def listen(self, queue: str) -> None:
+        """Listen on another queue from now on."""
+        self._queue = queue
+
     async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
         await self._town.before("send")
         return [self._town.deliver(letter) for letter in letters]
@@ -73,6 +77,16 @@ class Town:
             return Sent.UNREACHABLE
         house.core.from_nodes.came(letter.body)
         return Sent.DELIVERED
+
+    async def moves(self, node: str) -> None:
+        """A core has lost its queue and listens on a new one, and all others know."""
+        old, house = next((q, h) for q, h in self.houses.items() if q.startswith(f"push.node.{node}."))
+        del self.houses[old]
+        self.houses[f"{old}+"] = house
+        wire = house.core.ports.post
+        assert isinstance(wire, Wire)
+        wire.listen(f"{old}+")
+        await self.know_each_other()
 
     async def know_each_other(self) -> None:
         """Every core looks around."""

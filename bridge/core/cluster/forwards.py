@@ -6,6 +6,7 @@ proves nothing, and a node that does not answer until the deadline has proven no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -43,6 +44,18 @@ class _Batch(NamedTuple):
     flights: list[Flight]
 
 
+class _Owed:
+    """What a process has not answered yet."""
+
+    __slots__ = ("queue", "since")
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        """Where it listened when the last of them was sent."""
+        self.since: dict[int, float] = {}
+        """Monotonic seconds at which each was sent, in order; for `OWED_FOR` seconds."""
+
+
 class Forwards:
     """The pushes of this node that other nodes have."""
 
@@ -53,8 +66,8 @@ class Forwards:
         self._out: dict[int, Forward] = {}
         self._silent: set[int] = set()
         """Those of them of which nothing was heard yet."""
-        self._owed: dict[str, dict[int, float]] = {}
-        """The same by boot, in order, with the monotonic seconds at which each was sent; for `OWED_FOR` seconds."""
+        self._owed: dict[str, _Owed] = {}
+        """The same by boot."""
         self._batches: dict[str, _Batch] = {}
         """What `flush` sends, by boot."""
 
@@ -81,32 +94,32 @@ class Forwards:
 
     def _send(self, boot: str, batch: _Batch) -> None:
         request, again, flights = batch
+        owed, now = self._owed_by(boot), self._clock.monotonic()
         first = self._next
-        owed, now = self._owed.setdefault(boot, {}), self._clock.monotonic()
         self._next += len(flights)
         for number, flight in enumerate(flights, first):
             self._out[number] = Forward(flight, request, boot, again)
             self._silent.add(number)
-            owed[number] = now
+            owed.since[number] = now
         while len(self._out) > OUT_MAX:
             self._forget(next(iter(self._out)))
-        kept = flights[0].kept
-        item = Forwarded(
-            first,
-            [flight.key.user for flight in flights],
-            request.target.session if isinstance(request.target, ToSession) else "",
-            request.tenant,
-            request.id,
-            request.event,
-            request.encoding.value,
-            request.data,
-            int(request.confirm),
-            list(request.excluded),
-            request.collapse_key,
-            flights[0].position,
-            None if kept is None else kept.expires_at,
-        )
-        self._post.add(boot, item, partial(self._failed, range(first, self._next)))
+        failed = partial(self._failed, range(first, self._next))
+        self._post.add(boot, _item(first, flights, request), failed)
+
+    def _owed_by(self, boot: str) -> _Owed:
+        """What this process owes. If it listens on another queue by now, what was in the one before is lost: that is
+        sent again, before anything newer. A node that has it all the same only reports."""
+        queue = self._post.queue_of(boot)
+        owed = self._owed.get(boot)
+        if owed is None:
+            owed = self._owed[boot] = _Owed(queue)
+        elif queue and queue != owed.queue:
+            owed.queue = queue
+            for number in owed.since:
+                flight, request = self._out[number][:2]
+                if not flight.ended:
+                    self._post.add(boot, _item(number, [flight], request), _as_before)
+        return owed
 
     def _failed(self, numbers: range, sent: Sent) -> None:
         if sent is not Sent.UNREACHABLE:
@@ -116,6 +129,7 @@ class Forwards:
             out = self._forget(number)
             if out is not None:
                 out.flight.answered()
+                out.flight.unreached(out.boot)
                 out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
 
     def reported(self, boot: str, report: Report) -> Forward | None:
@@ -158,19 +172,19 @@ class Forwards:
         """Whether this process has owed an answer for so many seconds: then others must not wait for it."""
         owed = self._owed.get(boot)
         now = self._clock.monotonic()
-        while owed:
-            number, since = next(iter(owed.items()))
+        while owed is not None and owed.since:
+            number, since = next(iter(owed.since.items()))
             if now - since < OWED_FOR:
                 return now - since >= seconds
-            del owed[number]
+            del owed.since[number]
         return False
 
     def _heard(self, number: int, boot: str) -> None:
         self._silent.discard(number)
         owed = self._owed.get(boot)
         if owed is not None:
-            owed.pop(number, None)
-            if not owed:
+            owed.since.pop(number, None)
+            if not owed.since:
                 del self._owed[boot]
 
     def _forget(self, number: int) -> Forward | None:
@@ -178,3 +192,26 @@ class Forwards:
         if out is not None:
             self._heard(number, out.boot)
         return out
+
+
+def _as_before(sent: Sent) -> None:
+    """Sent again in vain: the node may have the first one, and report it."""
+
+
+def _item(first: int, flights: Sequence[Flight], request: PushRequest) -> Forwarded:
+    kept = flights[0].kept
+    return Forwarded(
+        first,
+        [flight.key.user for flight in flights],
+        request.target.session if isinstance(request.target, ToSession) else "",
+        request.tenant,
+        request.id,
+        request.event,
+        request.encoding.value,
+        request.data,
+        int(request.confirm),
+        list(request.excluded),
+        request.collapse_key,
+        flights[0].position,
+        None if kept is None else kept.expires_at,
+    )

@@ -40,6 +40,11 @@ class Post:
         self._waiting.setdefault(boot, deque()).append(_Waiting(item, failed))
         self._wake.set()
 
+    def queue_of(self, boot: str) -> str:
+        """Where the process with this boot listens now; empty where that is not known."""
+        neighbour = self._neighbours.of_boot(boot)
+        return "" if neighbour is None else neighbour.queue
+
     @property
     def waiting(self) -> int:
         """Items that are not sent yet."""
@@ -61,11 +66,11 @@ class Post:
             some = _some(line)
             if not line:
                 del self._waiting[boot]
-            neighbour = self._neighbours.of_boot(boot)
-            if neighbour is None or not neighbour.queue:
+            queue = self.queue_of(boot)
+            if not queue:
                 _tell(some, Sent.UNREACHABLE)
                 continue
-            letters.append(Letter(neighbour.queue, encode_letter(self._boot, [one.item for one in some])))
+            letters.append(Letter(queue, encode_letter(self._boot, [one.item for one in some])))
             inside.append(some)
         if not letters or self._mail is None:
             return

@@ -54,6 +54,8 @@ class Ringing:
         """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
         self._unheard: list[tuple[str, int, str, bool]] = []
         """Rings that nobody has heard: user, position, process, and whether the push was delivered."""
+        self._missed: dict[str, int] = {}
+        """The lowest position of those by user."""
         self._asking: dict[str, int] = {}
         """Those of them whose holders are being asked for."""
         self._wake = asyncio.Event()
@@ -73,8 +75,9 @@ class Ringing:
             self._wake.set()
 
     def due(self, user: str) -> int | None:
-        """From which position a user is about to be rung; None where there is nothing to ring for."""
-        found = [due[user] for due in (self._grown, self._asking) if user in due]
+        """From which position a user is about to be rung, or must be rung again; None where there is nothing to ring
+        for."""
+        found = [due[user] for due in (self._grown, self._asking, self._missed) if user in due]
         return min(found, default=None)
 
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
@@ -90,10 +93,13 @@ class Ringing:
         """It may listen on another queue by now, and have read its mailboxes before this was stored."""
         if len(self._unheard) < UNHEARD_MAX:
             self._unheard.append((user, position, boot, delivered))
+            if not delivered:
+                self._missed[user] = min(position, self._missed.get(user, position))
 
     def every_second(self) -> None:
         """Called each second: ring again where nobody has heard it, as long as the process is known."""
         unheard, self._unheard = self._unheard, []
+        self._missed.clear()
         for user, position, boot, delivered in unheard:
             if self._neighbours.of_boot(boot) is not None:
                 self.ring(user, position, (boot,), delivered=delivered)

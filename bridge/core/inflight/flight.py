@@ -224,6 +224,10 @@ class Flight(Offered):
         """One of those nodes has said for the first time what became of it, or never got it."""
         self.silent -= 1
 
+    def unreached(self, boot: str) -> None:
+        """It did not get to this process: what is forwarded there later must not overtake it."""
+        self.holders = tuple(holder for holder in self.holders if holder != boot)
+
     def not_there(self) -> None:
         """That node has no session of its user any more. Its holders are asked for again: nothing is decided yet."""
         self.sessions -= 1
