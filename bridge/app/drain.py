@@ -80,7 +80,8 @@ class Drain:
         node.access.begin_drain()
         self._ws.stop_accepting()
         node.gate.shut("draining", "this process is stopping")
-        await self._unless_hurried(self._say(), self._limits.saying_seconds)
+        if "starting" not in node.gate:
+            await self._unless_hurried(self._say(), self._limits.saying_seconds)
         if self._ws.leave_port is not None:
             await self._ws.leave_port()
         if settle:

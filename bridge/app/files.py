@@ -10,7 +10,8 @@ from bridge.adapters.websocket.limits import SocketLimits
 from bridge.config import Settings
 
 SPARED: Final = 128
-"""Open files that are left for all but WebSockets: the database, the broker, the ops port, logs."""
+"""Open files that are left for all but WebSockets: the database, the broker, the ops port, logs. Each further partition
+has a connection more."""
 
 log = logging.getLogger("bridge")
 
@@ -18,7 +19,7 @@ log = logging.getLogger("bridge")
 def socket_limits(settings: Settings) -> SocketLimits:
     """The bounds of a connection. Says so where the process may not have as many as the settings allow."""
     files = _files()
-    connections = max(1, files - SPARED)
+    connections = max(1, files - SPARED - (settings.partitions - 1))
     if settings.max_sessions > connections:
         log.warning(
             "this process may have %d files open, so %d connections are taken at most: fewer than"

@@ -299,7 +299,7 @@ class Settings(TokenSettings):
     partitions: int = Field(
         1,
         ge=1,
-        le=256,
+        le=64,
         description="Queues over which requests are spread by their routing key, so that several nodes take at once;"
         " the same for all nodes, and fixed once they are made. More than 1 need RabbitMQ's plug-in"
         " `rabbitmq_consistent_hash_exchange`.",

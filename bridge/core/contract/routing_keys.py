@@ -41,6 +41,5 @@ def key_of_request(body: bytes, headers: Mapping[str, object]) -> bytes:
     except BAD_JSON:
         return NOBODYS
     requests = read if isinstance(read, list) else [read]
-    users = {one.to.user if one.to is not None else None for one in requests[:1000]} if requests else {None}
-    user = users.pop()
-    return key_of(user) if isinstance(user, str) and not users else NOBODYS
+    users = {one.to.user if one.to is not None and isinstance(one.to.user, str) else "" for one in requests}
+    return key_of(users.pop()) if len(users) == 1 and "" not in users else NOBODYS
