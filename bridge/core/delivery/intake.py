@@ -93,21 +93,23 @@ class PushIntake:
             async with self._handling:
                 # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
-                    if self._takeover.due and not await self._takeover.begin():
-                        continue
-                    if self._inbox:
-                        batch = self._next_batch()
-                        taken = await self._taker.take(batch)
-                        self._inbox.extendleft(
-                            a for a in reversed(batch[taken:]) if not self._taker.is_lost(a)
-                        )
-                    await self._elsewhere.look_again()
+                    await self._take_some()
             if not self._inbox:
                 self._wake.clear()
             if self._load.full:
                 self._room.clear()  # until `tick` finds that half of it is gone
             # Between two batches, pongs and writable sockets get their turn.
             await self._clock.sleep(0)
+
+    async def _take_some(self) -> None:
+        """Take a batch, and look again for what may be elsewhere."""
+        if self._takeover.due and not await self._takeover.begin():
+            return
+        if self._inbox:
+            batch = self._next_batch()
+            taken = await self._taker.take(batch)
+            self._inbox.extendleft(a for a in reversed(batch[taken:]) if not self._taker.is_lost(a))
+        await self._elsewhere.look_again()
 
     def _next_batch(self) -> list[Arrival]:
         batch: list[Arrival] = []
