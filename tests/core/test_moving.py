@@ -13,7 +13,7 @@ from bridge.core.delivery.moving import PATIENCE
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.sessions import CloseReason
 from bridge.core.sessions.departures import AT_ANY_RATE, BURST, DITHER, LONGEST, Pace, waits
-from bridge.core.sessions.lifetimes import SHARES, SPARED, Lifetimes
+from bridge.core.sessions.lifetimes import SHARE_LEAST, SPARED, Lifetimes
 from tests.support.house import House, Peer, house, to
 
 
@@ -189,7 +189,7 @@ async def test_each_session_moves_on_at_a_time_of_its_own_around_the_lifetime() 
                 if not left:
                     peer.answer()
             gone.append(sum(closed(peers)))
-        assert gone[int(100 * SHARES[0] / 10) - 1] == 0
+        assert gone[int(100 * SHARE_LEAST / 10) - 1] == 0
         assert gone[-1] == 200
         assert 60 < gone[9] < 140, "about half of them by the lifetime itself"
         told = [bye(peer) for peer in peers]

@@ -7,7 +7,8 @@ import random
 from collections.abc import Collection
 from typing import Final
 
-SHARES: Final = (0.75, 1.25)
+SHARE_LEAST: Final = 0.75
+SHARE_MOST: Final = 1.25
 """A session lives for at least and at most this share of the lifetime: those that opened together do not leave
 together."""
 SPARED: Final = 1000
@@ -26,7 +27,7 @@ class Lifetimes:
         """A session has opened; `now` is monotonic seconds, `here` are the ids of all that are open."""
         if not self._seconds:
             return
-        share = random.uniform(SHARES[0], SHARES[1])
+        share = random.uniform(SHARE_LEAST, SHARE_MOST)
         heapq.heappush(self._ends, (now + self._seconds * share, session_id))
         if len(self._ends) > 2 * len(here) + SPARED:
             self._ends = [entry for entry in self._ends if entry[1] in here]
