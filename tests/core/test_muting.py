@@ -127,3 +127,50 @@ async def test_whoever_reads_revocations_is_never_stale(monkeypatch: pytest.Monk
             await until(later)
         assert not h.core.freshness.was_stale
         assert peer.socket.open
+
+
+def seen_as(h: House, monkeypatch: pytest.MonkeyPatch, *, unseen_for: float, ended: tuple[str, ...]) -> None:
+    """What the log tells this node of its lease and its sessions from now on."""
+    after = h.revocations.after
+
+    async def told(mark: int, limit: int) -> RevocationPage:
+        return (await after(mark, limit))._replace(unseen_for=unseen_for, ended_at=1.0 if ended else None)
+
+    async def which() -> tuple[str, ...]:
+        return ended
+
+    monkeypatch.setattr(h.revocations, "after", told)
+    monkeypatch.setattr(h.revocations, "ended", which)
+
+
+async def test_sessions_that_others_have_ended_get_nothing_of_what_has_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        ended, open_ = await h.live("u1", Mode.BARE), await h.live("u2", Mode.BARE)
+        await h.core.revoking.read()
+        h.clock.advance(FRESH_FOR)
+        await h.push([to("u1", "p1"), to("u2", "p2")])
+        seen_as(h, monkeypatch, unseen_for=0.0, ended=(ended.session_id, "closed-already"))
+        await h.core.revoking.read()
+        h.core.muting.tick()
+        assert (sent(ended), len(sent(open_))) == ([], 1)
+        assert ended.socket.closed_with is CloseReason.VANISHED
+
+
+async def test_a_node_sends_nothing_for_longer_than_its_lease_was_renewed_though_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        peer = await h.live("u1", Mode.BARE)
+        seen_as(h, monkeypatch, unseen_for=FRESH_FOR - 1, ended=())
+        await h.core.revoking.read()
+        await h.push(to("u1", "p1"))
+        assert len(sent(peer)) == 1
+        h.clock.advance(1.0)
+        await h.push(to("u1", "p2"))
+        assert len(sent(peer)) == 1, "others may have ended its sessions by now"
+        seen_as(h, monkeypatch, unseen_for=0.0, ended=())
+        await h.core.revoking.read()
+        h.core.muting.tick()
+        assert len(sent(peer)) == 2

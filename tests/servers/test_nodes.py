@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import psycopg
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from bridge.app.build import Running
 from bridge.core.contract.letters import Forwarded, encode_letter
@@ -267,6 +268,33 @@ async def test_a_taker_that_is_killed_is_followed_by_one_that_ends_what_it_left(
                 ("p3", "u"): ("received", "pong"),
             }
             await c.send_json({"type": "ack", "id": "p1"})
+
+
+async def test_a_node_that_was_frozen_sends_nothing_to_users_whom_the_others_found_away(
+    servers: Servers, vhost: str, database: str
+) -> None:
+    async with (
+        process(vhost, database, node="a") as first,
+        bridge(vhost, database, node="b"),
+        client(first.ws_port, token("u")) as c,
+    ):
+        await until_open(database, 1)
+        first.signal(signal.SIGSTOP)
+        await publish(vhost, request("u", "p1"))  # the broker hands it to the frozen node
+        await until_open(database, 0)
+        servers.rabbit.evaluate(
+            '[rabbit_networking:close_connection(P, "test") || P <- rabbit_networking:connections()].'
+        )
+        assert endings(await final_rows(database, 1)) == {("p1", "u"): ("offline", "no_session")}
+        first.signal(signal.SIGCONT)
+        with pytest.raises(ConnectionClosed):
+            pytest.fail(f"got {await c.read()!r}")
+
+
+async def until_open(database: str, sessions: int) -> None:
+    async with asyncio.timeout(15):
+        while await open_sessions(database) != sessions:
+            await asyncio.sleep(0.05)
 
 
 async def until_parked(database: str, push: str) -> None:

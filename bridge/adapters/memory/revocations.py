@@ -40,6 +40,10 @@ class MemoryRevocations:
             return RevocationPage(newer[:limit], newer[limit - 1].mark, True)
         return RevocationPage(newer, max(mark, self._mark), False)
 
+    async def ended(self) -> Sequence[str]:
+        """See the port. There is no other node."""
+        return ()
+
     async def confirm(self, mark: int, closed: Mapping[int, int]) -> None:
         """See the port."""
         self._confirmed = max(self._confirmed, mark)

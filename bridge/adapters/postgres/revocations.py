@@ -13,11 +13,16 @@ _REVOKE: LiteralString = "select revoke_tokens(%s, %s, %s, %s)"
 # The mark is read in the snapshot of the rows: marks rise in the order of commits, so all up to it are among them.
 _AFTER: LiteralString = """
     select m.mark, r.mark, r.user_id, extract(epoch from r.before)::float8, r.jti, r.session,
-           extract(epoch from r.kept_until)::float8
+           extract(epoch from r.kept_until)::float8,
+           extract(epoch from clock_timestamp() - n.seen_at)::float8, extract(epoch from n.ended_at)::float8
     from revocation_mark m
+    left join node n on n.name = %s and n.boot = %s
     left join lateral (
         select * from revocation r where r.mark > %s order by r.mark limit %s) r on true
     order by r.mark
+    """
+_ENDED: LiteralString = """
+    select s.session from session s where s.boot = %s collate "C" and s.close_reason = 'node_died'
     """
 _CONFIRM: LiteralString = "select confirm_revocations(%s, %s, %s, %s, %s, %s)"
 _ANSWER: LiteralString = "select a.node, a.has_read, a.sessions from revocation_answers(%s) a"
@@ -54,15 +59,20 @@ class PostgresRevocations:
 
     async def after(self, mark: int, limit: int) -> RevocationPage:
         """See the port."""
-        rows = await self._fetch(_AFTER, (mark, limit))
+        rows = await self._fetch(_AFTER, (self._node, self._boot, mark, limit))
         found = [
             Marked(row[1], Revocation(row[2] or "", row[3] or 0.0, row[4] or "", row[5] or ""), row[6])
             for row in rows
             if row[1] is not None
         ]
+        seen = rows[0][7:]
         if len(found) == limit:
-            return RevocationPage(found, found[-1].mark, True)
-        return RevocationPage(found, max(mark, rows[0][0]), False)
+            return RevocationPage(found, found[-1].mark, True, *seen)
+        return RevocationPage(found, max(mark, rows[0][0]), False, *seen)
+
+    async def ended(self) -> Sequence[str]:
+        """See the port."""
+        return [session for (session,) in await self._fetch(_ENDED, (self._boot,))]
 
     async def confirm(self, mark: int, closed: Mapping[int, int]) -> None:
         """See the port."""

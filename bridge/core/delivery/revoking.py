@@ -81,6 +81,8 @@ class Revoking:
         """How many sessions each revocation closed that was not confirmed yet, by its mark."""
         self._learned: list[Revocation] = []
         """Tokens to be revoked, each with its session, which was named by whoever could not know all of them."""
+        self._ended_at: float | None = None
+        """When others had last ended sessions of this node, as far as it has let go of them."""
         self._one_at_a_time = asyncio.Lock()
 
     async def revoke(self, revocation: Revocation) -> RevocationAnswer:
@@ -113,8 +115,20 @@ class Revoking:
                 self._carry_out(page.revocations)
                 self._mark = page.mark
                 if not page.more:
-                    self._freshness.heard(asked)
+                    if page.ended_at != self._ended_at:
+                        await self._let_go()
+                        self._ended_at = page.ended_at
+                    if page.unseen_for is not None:
+                        # Who renews late may be taken for dead before the next look.
+                        self._freshness.heard(asked - page.unseen_for)
                     return
+
+    async def _let_go(self) -> None:
+        """Close the sessions that others have ended: their users were told to be away, so nothing may reach them."""
+        for name in await self._log.ended():
+            session = self._hub.session(name)
+            if session is not None:
+                self._presence.close(session, CloseReason.VANISHED)
 
     async def confirm(self) -> None:
         """Commit what was learned, and confirm what was carried out. Raises StoreUnavailable. What fails here is done

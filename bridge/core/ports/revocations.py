@@ -24,6 +24,10 @@ class RevocationPage(NamedTuple):
     mark: int
     """Everything up to this mark has been read."""
     more: bool
+    unseen_for: float | None = 0.0
+    """Seconds since this process last renewed its lease, when this was read; None where it has none."""
+    ended_at: float | None = None
+    """When others last ended sessions of this node, in unix seconds: they took it for dead. None: never."""
 
 
 class RevocationLog(Protocol):
@@ -34,7 +38,11 @@ class RevocationLog(Protocol):
         ...
 
     async def after(self, mark: int, limit: int) -> RevocationPage:
-        """At most `limit` revocations with a higher mark."""
+        """At most `limit` revocations with a higher mark, and how others see this node, in one snapshot."""
+        ...
+
+    async def ended(self) -> Sequence[str]:
+        """The sessions of this process that others have ended, by id, until it notes their closes itself."""
         ...
 
     async def confirm(self, mark: int, closed: Mapping[int, int]) -> None:

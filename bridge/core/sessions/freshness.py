@@ -1,4 +1,4 @@
-"""How fresh what this node knows of revocations is. What is stale must not be acted on: nothing is sent by it.
+"""How fresh what this node knows of revocations and of its own lease is. While it is stale nothing is sent.
 
 A node that is cut off from the log, or was frozen, may have missed that a session is revoked. It stops sending a second
 before its lease runs out, so whoever finds no lease of it knows that it sends nothing any more.
@@ -13,7 +13,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import LEASE_SECONDS
 
 FRESH_FOR: Final = LEASE_SECONDS - 1.0
-"""Seconds after the last time all revocations were asked for."""
+"""Seconds after a renewal of the lease that all revocations were asked for after."""
 
 
 class Freshness:
@@ -26,9 +26,10 @@ class Freshness:
         self.was_stale = False
         """Whether something was not sent, or was looked at in vain, since this was last set to False."""
 
-    def heard(self, asked: float) -> None:
-        """All revocations that were committed by `asked` are carried out."""
-        self._until = asked + FRESH_FOR
+    def heard(self, alive: float) -> None:
+        """The lease was renewed at `alive`; revocations and ends of sessions that were committed by then are carried
+        out."""
+        self._until = alive + FRESH_FOR
 
     def lasts(self) -> bool:
         """Whether it is fresh. Ask right before sending: a process may be stopped between any two lines."""

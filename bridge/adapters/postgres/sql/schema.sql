@@ -1609,7 +1609,8 @@ create table node (
     taking       smallint[],
     version      text,
     stopping     text        collate "C",
-    stopping_since timestamptz
+    stopping_since timestamptz,
+    ended_at timestamptz
 );
 comment on table node is 'The bridge processes that are alive, by the database''s time: one row per node name.';
 comment on column node.name is 'The node''s name (BRIDGE_NODE).';
@@ -1632,6 +1633,7 @@ comment on column node.version is 'The version of its program; null for those th
 comment on column node.stopping is
     'The boot that stops, or that somebody has asked to; null, or an earlier boot of this name: the process goes on.';
 comment on column node.stopping_since is 'Since when that boot stops.';
+comment on column node.ended_at is 'When another process last took the one of this name for dead and ended its sessions; null: none has.';
 
 create function claim_node(p_name text, p_boot text, p_instead_of text) returns boolean
     language plpgsql volatile
@@ -2053,6 +2055,10 @@ begin
                 select from node n
                 where n.name = its_node and n.boot = its_boot and n.seen_at > right_now - interval '5 seconds')
             end;
+        -- One that renews its lease in this moment lives; one that does so afterwards finds this.
+        update node n set ended_at = clock_timestamp()
+        where n.boot = its_boot and n.name <> p_name and n.seen_at <= right_now - interval '5 seconds';
+        continue when not found and exists (select from node n where n.boot = its_boot and n.name <> p_name);
         died := coalesce(
             (select p.seen_at from past_boot p where p.boot = its_boot),
             (select n.seen_at from node n where n.boot = its_boot), right_now);
