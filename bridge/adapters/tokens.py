@@ -14,6 +14,7 @@
 | `issuer`         | `iss` is not the one that the settings name                                      |
 | `audience`       | `aud` does not hold the one that the settings name                               |
 | `no_user`        | has neither `sub` nor `uid`, or the one it has is not a user id                  |
+| `claims`         | has `topics`, `subscribe` or `publish`, and it is not a list of what it may hold |
 
 The signature is checked first, so claims are only read if somebody with the secret wrote them. No token is logged.
 
@@ -44,7 +45,8 @@ from jwt.warnings import InsecureKeyLengthWarning
 
 from bridge.adapters.keys import SIGNED_BY_KEYS, KeySet, PublicKey
 from bridge.core.contract.control import TOKEN_ID_MAX
-from bridge.core.errors import SettingsError, TokenRefused
+from bridge.core.contract.patterns import Claimed, claimed
+from bridge.core.errors import InvalidClaim, SettingsError, TokenRefused
 from bridge.core.model.pushes import ID_MAX
 from bridge.core.model.sessions import Claims
 from bridge.core.ports.clock import Clock
@@ -71,6 +73,7 @@ TOKEN_REFUSALS: Final = (
     "issuer",
     "audience",
     "no_user",
+    "claims",
 )
 """Why a token is refused, in metrics and logs."""
 
@@ -186,11 +189,15 @@ class JwtVerifier:
             raise TokenRefused(
                 "malformed", f"jti is not a string of at most {TOKEN_ID_MAX} characters, none of them U+0000"
             )
+        user, may = _user(said), _claimed(said)
         return Claims(
-            user=_user(said),
+            user=user,
             expires_at=expires_at,
             token_id=token_id or _made_id(token),
             issued_at=issued_at,
+            topics=may.topics,
+            subscribe=may.subscribe,
+            publish=may.publish,
         )
 
     def _signed(self, token: str) -> Mapping[str, Any]:
@@ -380,3 +387,10 @@ def _user(said: Mapping[str, Any]) -> str:
             "no_user", f"{claim} must be a string of 1 to {ID_MAX} characters without controls, or an integer"
         )
     return user
+
+
+def _claimed(said: Mapping[str, Any]) -> Claimed:
+    try:
+        return claimed(said)
+    except InvalidClaim as error:
+        raise TokenRefused("claims", str(error)) from error

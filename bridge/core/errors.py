@@ -100,6 +100,18 @@ def together(
     return InvalidRequest(first.reason, first.path, first.problem, problems[1:], uncounted, stopped)
 
 
+class InvalidClaim(BridgeError):
+    """A claim of a token, or a field of the connect hook's answer, that can't be used.
+
+    `path` names it (`publish[3]`), `problem` says what was expected. Neither quotes what came.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path}: {problem}")
+
+
 class ControlRefused(BridgeError):
     """A message on `push.control` that was not carried out. `problem` names the wrong field and what was expected."""
 

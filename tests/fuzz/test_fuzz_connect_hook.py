@@ -42,6 +42,7 @@ USERS = st.text(CHARACTERS, max_size=140) | st.integers() | JSON
 GOOD_USERS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=128) | st.integers(
     0, 10**20
 )
+TOPICS = st.none() | st.lists(st.text("ab.*é", min_size=1, max_size=5), max_size=3) | JSON
 OFFSETS = st.floats(-1e6, 1e8) | st.sampled_from((0, 60, 3600, 1e10, -1e10, 1e300))
 STATUSES = st.sampled_from((200,) * 6 + (201, 204, 206, 301, 302, 400, 401, 403, 404, 418, 429, 500, 503))
 
@@ -102,10 +103,20 @@ def sketches(draw: st.DrawFn) -> Sketch:
     if kind == 4:
         said = draw(JSON)
         return Sketch(draw(STATUSES), said, None, None, b"")
-    said = draw(st.fixed_dictionaries({}, optional={"user": USERS, "expires_at": JSON, "topics": JSON}))
+    said = draw(st.fixed_dictionaries({}, optional={"user": USERS, "expires_at": JSON, "topics": TOPICS}))
     offset = draw(st.none() | OFFSETS)
     http = draw(st.binary(max_size=60)) if kind == 7 else b""
     return Sketch(draw(STATUSES), said, offset, cut, http)
+
+
+def is_name(value: object) -> bool:
+    """Whether this is the name of a topic."""
+    word = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff.*#{}]+"
+    return (
+        isinstance(value, str)
+        and len(value) <= 128
+        and re.fullmatch(rf"{word}(\.{word})*", value) is not None
+    )
 
 
 def allowed_by(body: bytes, now: float) -> str | None:
@@ -115,6 +126,9 @@ def allowed_by(body: bytes, now: float) -> str | None:
     except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict):
+        return None
+    topics = said.get("topics") or []
+    if said.get("topics") not in (None, []) and not (isinstance(topics, list) and all(map(is_name, topics))):
         return None
     user, at = said.get("user"), said.get("expires_at")
     if isinstance(user, bool) or not isinstance(user, str | int):

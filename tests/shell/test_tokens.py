@@ -49,6 +49,30 @@ def test_a_good_token_says_who_until_when_its_id_and_since_when() -> None:
     assert said == Claims(user="u1", expires_at=NOW + 60, token_id="t1", issued_at=NOW - 5)
 
 
+def test_a_good_token_says_what_its_user_may_do() -> None:
+    may = {"topics": ["news"], "subscribe": ["room.*"], "publish": ["chat.#", "user.{user}"]}
+    said = verifier().verify(signed({"sub": "u1", **may}))
+    assert (said.topics, said.subscribe, said.publish) == (("news",), ("room.*",), ("chat.#", "user.{user}"))
+
+
+@pytest.mark.parametrize(
+    ("may", "detail"),
+    [
+        ({"topics": "news"}, "topics: expected a list of strings, got a string"),
+        ({"subscribe": ["a.#.b"]}, "subscribe[0]: expected a pattern of at most 128 characters"),
+        ({"publish": {"a": 1}}, "publish: expected a list of strings, got an object"),
+        ({"publish": ["a"] * 101}, "publish: expected at most 100 entries, got 101"),
+    ],
+)
+def test_a_token_whose_claims_make_no_sense_is_refused_with_what_was_expected(
+    may: dict[str, object], detail: str
+) -> None:
+    with pytest.raises(TokenRefused) as caught:
+        verifier().verify(signed({"sub": "u1", **may}))
+    assert caught.value.why == "claims"
+    assert caught.value.detail.startswith(detail)
+
+
 def test_sub_wins_over_uid() -> None:
     assert verifier().verify(signed({"sub": "a", "uid": "b"})).user == "a"
 

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from bridge.core.contract.fields import is_id, kind
-from bridge.core.errors import ConnectHookFailed
+from bridge.core.contract.patterns import NOTHING_CLAIMED, Claimed, claimed
+from bridge.core.errors import ConnectHookFailed, InvalidClaim
 from bridge.core.model.pushes import ID_MAX
 from bridge.core.model.sessions import Handshake
 
@@ -25,10 +26,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Allowed(NamedTuple):
-    """Whom the hook lets in, and until when (unix seconds)."""
+    """Whom the hook lets in, until when (unix seconds), and to what."""
 
     user: str
     expires_at: float
+    claimed: Claimed = NOTHING_CLAIMED
 
 
 def question(request: Handshake, node: str) -> bytes:
@@ -52,7 +54,10 @@ def allowed(body: bytes, now: float, latest: float) -> Allowed:
         raise ConnectHookFailed("the answer is not JSON") from None
     if not isinstance(said, dict):
         raise ConnectHookFailed(f"the answer: expected an object, got {kind(said)}")
-    return Allowed(_user(said), _expires_at(said, now, latest))
+    try:
+        return Allowed(_user(said), _expires_at(said, now, latest), claimed(said))
+    except InvalidClaim as error:
+        raise ConnectHookFailed(str(error)) from None
 
 
 def _user(said: Mapping[str, object]) -> str:

@@ -51,6 +51,12 @@ class Claims(msgspec.Struct, frozen=True):
     """When the token was made, or the hook asked."""
     asked: bytes | None = None
     """What the hook was asked, word for word, so that it can be asked again; None for a token. It holds cookies."""
+    topics: tuple[str, ...] = ()
+    """Names of topics that are subscribed at once."""
+    subscribe: tuple[str, ...] = ()
+    """Patterns of the topics that may be subscribed (`bridge.core.contract.patterns`)."""
+    publish: tuple[str, ...] = ()
+    """Patterns of the events and topics that may be published."""
 
     def __repr__(self) -> str:
         return f"Claims({self.user!r}, expires_at={self.expires_at})"

@@ -191,8 +191,11 @@ class Connecting:
                 result, found = "refused", REFUSED[answer.status]
             else:
                 latest = asked_at + self._token_seconds
-                user, expires_at = _allowed(answer, self._clock.time(), latest)
-                result, found = "allowed", Claims(user, expires_at, token_id, asked_at, asked)
+                user, expires_at, may = _allowed(answer, self._clock.time(), latest)
+                result = "allowed"
+                found = Claims(
+                    user, expires_at, token_id, asked_at, asked, may.topics, may.subscribe, may.publish
+                )
             self.breaker.answered()
         except ConnectHookFailed as failed:
             result, found = "failed" if failed.down else "wrong", FAILED
