@@ -45,6 +45,7 @@ from bridge.core.ports.store import IdPage, IdPlace, OthersRows
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
+from bridge.core.talking.hearing import Hearing
 
 PREFETCH: Final = 1000
 TOKEN_SECONDS: Final = 1e9
@@ -296,12 +297,14 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
     core.recollection.began(1)
     core.remembered.complete = core.revoked.read = True
     ids = iter(range(1, users + 1))
+    access = Access(
+        _Anybody(), (), revoked=core.revoked, ledger=core.ledger, admission=core.admission, clock=clock
+    )
     gateway = Gateway(
-        access=Access(
-            _Anybody(), (), revoked=core.revoked, ledger=core.ledger, admission=core.admission, clock=clock
-        ),
+        access=access,
         presence=core.presence,
         proofs=core.proofs,
+        hearing=Hearing(access=access, presence=core.presence, proofs=core.proofs, clock=clock),
         limits=SessionLimits(256, 1 << 20),
         hooks=hooks,
         metrics=metrics,

@@ -31,6 +31,7 @@ from bridge.core.sessions.access import Access
 from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
+from bridge.core.talking.hearing import Hearing
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Node:
             access=self.access,
             presence=self.core.presence,
             proofs=self.core.proofs,
+            hearing=Hearing(
+                access=self.access, presence=self.core.presence, proofs=self.core.proofs, clock=self.clock
+            ),
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=given.reports.hooks,
             metrics=given.reports.metrics,

@@ -1,39 +1,25 @@
-"""The core's side of the WebSocket server: handshakes, the session of each socket, frames from clients."""
+"""The core's side of the WebSocket server: handshakes, and the session of each socket."""
 
 from __future__ import annotations
 
 import logging
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
-from bridge.core.contract.frames import (
-    AckFrame,
-    RefreshFrame,
-    UnsupportedFrame,
-    error_frame,
-    ok_frame,
-    parse_client,
-)
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
 from bridge.core.model.sessions import CloseReason, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
-from bridge.core.ports.sockets import Frame, SessionHandle, Socket
+from bridge.core.ports.sockets import SessionHandle, Socket
 from bridge.core.sessions.access import Access, Decision, Undecided
-from bridge.core.sessions.acks import AmbiguousAck
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.strangers import CROWD, Strangers, reason_of
+from bridge.core.talking.hearing import Hearing
 
 log = logging.getLogger("bridge.handshake")
-
-FORMER_MAX: Final = 20
-"""Tokens before the present one that a session may have while they are still good: each is revoked with the session,
-and written with each refresh. Who refreshes when it is asked has one."""
-FORMER_SECONDS: Final = 60.0
-"""For so long after it has expired, a token that was refreshed is remembered: clocks differ."""
 
 
 class Gateway:
@@ -45,6 +31,7 @@ class Gateway:
         access: Access,
         presence: Presence,
         proofs: Proofs,
+        hearing: Hearing,
         limits: SessionLimits,
         hooks: Hooks,
         metrics: Metrics,
@@ -54,6 +41,7 @@ class Gateway:
         self._access = access
         self._presence = presence
         self._proofs = proofs
+        self._hearing = hearing
         self._limits = limits
         self._hooks = hooks
         self._metrics = metrics
@@ -133,72 +121,13 @@ class Gateway:
         if session.mode is Mode.BARE:
             # Bare mode is one-way: messages from such a client are ignored.
             return
-        frame = parse_client(data)
-        if isinstance(frame, AckFrame):
-            self._acked(session, frame)
-        elif isinstance(frame, RefreshFrame):
-            self._refreshed(session, frame)
-        elif isinstance(frame, UnsupportedFrame):
-            problem = f"{frame.type} is not available here"
-            send_answer(session, error_frame("unsupported", problem, frame.ref))
-        else:
-            send_answer(session, error_frame("bad_frame", frame.problem, frame.ref))
-
-    def _refreshed(self, session: Session, refresh: RefreshFrame) -> None:
-        """A new token for an open session: of the same user, or the session ends with the one that it has."""
-        answer = self._access.check(refresh.token, Grant(None, session.mode, None))
-        if isinstance(answer, Undecided):
-            problem = "token: the keys that check it are being read, send it again in a moment"
-            send_answer(session, error_frame("try_later", problem, refresh.ref))
-        elif isinstance(answer, Refusal):
-            code = "try_later" if answer.status == 503 else "refused"
-            send_answer(session, error_frame(code, answer.text, refresh.ref))
-        elif answer.claims is None or answer.claims.user != session.user:
-            send_answer(session, error_frame("refused", "token: it is not of this user", refresh.ref))
-        elif answer.claims.expires_at <= session.claims.expires_at:
-            problem = "token: it does not expire later than the one before"
-            send_answer(session, error_frame("refused", problem, refresh.ref))
-        else:
-            # Whoever revokes the session means them too: its client must not come back with one.
-            good = self._clock.time() - FORMER_SECONDS
-            former = tuple(c for c in (*session.former, session.claims) if c.expires_at > good)
-            if len(former) > FORMER_MAX:
-                problem = f"token: the session has had {FORMER_MAX} others that are still good, send it later"
-                send_answer(session, error_frame("refused", problem, refresh.ref))
-                return
-            session.former = former
-            session.claims = answer.claims
-            self._presence.refreshed(session)
-            send_answer(session, ok_frame(refresh.ref))
-
-    def _acked(self, session: Session, ack: AckFrame) -> None:
-        """Note an ack. It is answered only where it has a `ref`: a client may ack everything it gets."""
-        try:
-            counts = self._proofs.acked(session, ack.id, ack.tenant)
-        except AmbiguousAck:
-            problem = "tenant: required, pushes of several tenants with this id wait for their ack"
-            send_answer(session, error_frame("bad_frame", problem, ack.ref))
-            return
-        if ack.ref is None:
-            return
-        if counts:
-            answer = ok_frame(ack.ref)
-        else:
-            problem = "id: no push with this id waits for an ack of this session"
-            answer = error_frame("not_awaited", problem, ack.ref)
-        send_answer(session, answer)
+        self._hearing.heard(session, data)
 
     def _closed(self, session: Session, code: int, reason: str) -> None:
         self._presence.closed(session, code)
         word = session.close_reason.word if session.close_reason else "client"
         self._metrics.closed(word)
         self._hooks.on_close(session.info, code, reason or word)
-
-
-def send_answer(session: Session, frame: Frame) -> None:
-    """Answer a client's frame, unless the client does not read: its answers must not take memory."""
-    if session.socket.writable:
-        session.socket.write((frame,), None)
 
 
 class Client:

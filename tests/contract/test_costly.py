@@ -10,8 +10,8 @@ from itertools import islice
 
 import pytest
 
+from bridge.core.contract.client_frames import parse_client
 from bridge.core.contract.control import CONTROL_BYTES_MAX, decode_control
-from bridge.core.contract.frames import parse_client
 from bridge.core.contract.requests import Decoded, Limits, decode, decode_in_steps
 from bridge.core.contract.stepping import TURN, Steps, finish, in_turns
 from bridge.core.model.pushes import BATCH_MAX, MESSAGE_BYTES_MAX, PushRequest, Rejected

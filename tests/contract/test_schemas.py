@@ -16,16 +16,18 @@ from jsonschema import Draft202012Validator
 from bridge.core.contract import fields
 from bridge.core.contract import requests as decoding
 from bridge.core.contract.auth import token_of
+from bridge.core.contract.client_frames import (
+    AckFrame,
+    RefreshFrame,
+    parse_client,
+)
 from bridge.core.contract.control import control_error, control_reply, decode_control, revoke_reply
 from bridge.core.contract.frames import (
     HEARTBEAT,
     REFRESH,
-    AckFrame,
-    RefreshFrame,
     bye_frame,
     error_frame,
     ok_frame,
-    parse_client,
     push_frame,
     welcome_frame,
     withdraw_frame,

@@ -17,6 +17,14 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from bridge.core.contract import requests as decoding
+from bridge.core.contract.client_frames import (
+    AckFrame,
+    BadFrame,
+    ClientFrame,
+    RefreshFrame,
+    UnsupportedFrame,
+    parse_client,
+)
 from bridge.core.contract.control import (
     BadControl,
     control_error,
@@ -26,16 +34,10 @@ from bridge.core.contract.control import (
 )
 from bridge.core.contract.fields import uuid7
 from bridge.core.contract.frames import (
-    AckFrame,
-    BadFrame,
-    ClientFrame,
-    RefreshFrame,
-    UnsupportedFrame,
     bare_frame,
     bye_frame,
     error_frame,
     ok_frame,
-    parse_client,
     push_frame,
     welcome_frame,
     withdraw_frame,

@@ -74,7 +74,7 @@ def shake(
 def use(h: House, *, verifier: Tokens | None = None, origins: tuple[str, ...] = (), **more: Any) -> None:
     """Let the house decide with this verifier."""
     connecting = h.core.connecting
-    h.gateway._access = Access(
+    access = Access(
         verifier,
         origins,
         revoked=h.core.revoked,
@@ -84,6 +84,7 @@ def use(h: House, *, verifier: Tokens | None = None, origins: tuple[str, ...] = 
         connecting=connecting,
         **more,
     )
+    h.gateway._access = h.gateway._hearing.refreshing._access = access
 
 
 async def decided(h: House, request: Handshake) -> Grant | Refusal:
@@ -160,7 +161,7 @@ BOTH = ("query", "subprotocol", "authorization", "cookie")
         # What we have signed, and is good no more, or never was.
         *(
             (shake(authorization=f"Bearer {why}"), f"401 {why}")
-            for why in ("expired", "not_yet", "no_expiry", "no_user")
+            for why in ("expired", "not_yet", "no_expiry", "no_user", "claims")
         ),
         (shake(authorization="Bearer later-expired"), "401 expired"),
         (shake(cookie="jar=expired", origin=APP), "401 expired"),
@@ -280,7 +281,7 @@ async def test_the_question_holds_headers_query_address_and_node_and_nothing_els
 
 async def test_its_user_gets_a_session_like_any_other() -> None:
     hook = ScriptedHook()
-    await hook.say(allowing(42, 1_800_000_600, topics=7, meta="ignored"))
+    await hook.say(allowing(42, 1_800_000_600, topic=7, meta="ignored"))
     async with house(hook=hook) as h:
         client, socket = enter(h, await decided(h, shake(subprotocols=("bridge.v1.json",))))
         await h.push({"id": "p1", "to": {"user": "42"}, "data": 1})
@@ -289,6 +290,16 @@ async def test_its_user_gets_a_session_like_any_other() -> None:
         assert (claims.user, claims.expires_at, claims.issued_at) == ("42", 1_800_000_600.0, h.clock.now)
         assert h.metrics.hook == ["allowed"]
         assert h.metrics.handshakes == ["opened"]
+
+
+async def test_its_session_may_do_what_the_answer_says() -> None:
+    hook = ScriptedHook()
+    may = {"topics": ["a", "b.c"], "subscribe": ["room.*"], "publish": ["chat.#", "user.{user}"]}
+    await hook.say(allowing("u1", 1_800_000_600, **may))
+    async with house(hook=hook) as h:
+        client, _ = enter(h, await decided(h, shake()))
+        claims = client.session.claims
+        assert {claim: list(getattr(claims, claim)) for claim in may} == may
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -342,6 +353,14 @@ WRONG = [
             (0, "one that is past"),
             (SOON * 1000, "what looks like milliseconds"),
             (1_800_000_001 + 400 * 86_400, "a later one"),
+        )
+    ),
+    *(
+        (json.dumps({"user": "u1", "expires_at": SOON, **may}).encode(), problem)
+        for may, problem in (
+            ({"topics": "c4nary"}, "topics: expected a list of strings, got a string"),
+            ({"subscribe": ["a", "c4nary*"]}, r"subscribe\[1\]: expected a pattern of .* got a word with"),
+            ({"publish": ["c4nary"] * 101}, "publish: expected at most 100 entries, got 101"),
         )
     ),
 ]

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from bridge.core.errors import TokenRefused
-from bridge.core.gateway import FORMER_MAX, FORMER_SECONDS
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
+from bridge.core.talking.refreshing import FORMER_MAX, FORMER_SECONDS
 from tests.support.house import House, Peer, house
 from tests.support.waiting import until
 
@@ -124,6 +125,21 @@ async def test_in_bare_mode_nobody_is_asked() -> None:
         assert peer.socket.frames == []
         at(h, 600.0)
         assert peer.socket.closed_with is CloseReason.TOKEN_EXPIRED
+
+
+async def test_the_session_may_do_what_the_new_token_says() -> None:
+    class Permitting(Tokens):
+        def verify(self, token: str) -> Claims:
+            return structs.replace(super().verify(token), topics=("t",), subscribe=("s",), publish=("p",))
+
+    async with house() as h:
+        peer = await come(h)
+        before = peer.client.session.claims
+        assert (before.topics, before.subscribe, before.publish) == ((), (), ())
+        h.gateway._access._verifier = Permitting()
+        assert refresh(peer, "u1 1000")["type"] == "ok"
+        after = peer.client.session.claims
+        assert (after.topics, after.subscribe, after.publish) == (("t",), ("s",), ("p",))
 
 
 async def test_a_session_has_only_so_many_tokens_that_are_still_good() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from bridge.adapters.websocket import server as websocket
 from bridge.adapters.websocket.connection import WRITE_HIGH
 from bridge.adapters.websocket.limits import SocketLimits
-from bridge.core.contract.frames import AckFrame, parse_client
+from bridge.core.contract.client_frames import AckFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import Client, RawClient, client, masked, opening, raw_client
 from tests.support.fuzzing import bridge, for_each, neighbour

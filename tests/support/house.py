@@ -38,6 +38,7 @@ from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
+from bridge.core.talking.hearing import Hearing
 from tests.support.ports import (
     AnyToken,
     CountingMetrics,
@@ -249,19 +250,23 @@ class House:
         self.final_rows: dict[RowKey, Row] = {}
         """In a settlement house, the rows of nobody, u1 and u2 that became final, by key."""
         ids = iter(range(1, 100_000))
+        access = Access(
+            AnyToken(),
+            (),
+            revoked=self.core.revoked,
+            ledger=self.core.ledger,
+            admission=self.core.admission,
+            clock=self.clock,
+            connecting=self.core.connecting,
+            token_from=usual_carriers(hook=hook is not None),
+        )
         self.gateway = Gateway(
-            access=Access(
-                AnyToken(),
-                (),
-                revoked=self.core.revoked,
-                ledger=self.core.ledger,
-                admission=self.core.admission,
-                clock=self.clock,
-                connecting=self.core.connecting,
-                token_from=usual_carriers(hook=hook is not None),
-            ),
+            access=access,
             presence=self.core.presence,
             proofs=self.core.proofs,
+            hearing=Hearing(
+                access=access, presence=self.core.presence, proofs=self.core.proofs, clock=self.clock
+            ),
             limits=session_limits or SessionLimits(256, 1 << 20),
             hooks=self.hooks,
             metrics=self.metrics,
