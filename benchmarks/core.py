@@ -40,12 +40,14 @@ from bridge.core.given import CoreLimits, Ports
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.sessions import Claims, CloseReason, Grant, Mode
 from bridge.core.ports.broker import AckToken, Arrival, Source
+from bridge.core.ports.inbound import InboundListener, InboundMessage
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import IdPage, IdPlace, OthersRows
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 from bridge.core.talking.hearing import Hearing
+from bridge.core.talking.publishing import Publishing
 
 PREFETCH: Final = 1000
 TOKEN_SECONDS: Final = 1e9
@@ -223,6 +225,16 @@ class _NoAnswers:
         return True
 
 
+class _NoInbound:
+    cause = "nothing is published here"
+
+    def listen(self, listener: InboundListener) -> None: ...
+
+    def publish(self, message: InboundMessage) -> None: ...
+
+    def forget(self, message_id: str) -> None: ...
+
+
 def deliveries(count: int, users: int, confirm: str, seed: int, run: str) -> list[bytes]:
     """So many messages as the broker delivers them (AMQP 0-9-1 1.8.3.14: basic.deliver), each to a random user."""
     chance = random.Random(seed)
@@ -304,7 +316,13 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
         access=access,
         presence=core.presence,
         proofs=core.proofs,
-        hearing=Hearing(access=access, presence=core.presence, proofs=core.proofs, clock=clock),
+        hearing=Hearing(
+            access=access,
+            presence=core.presence,
+            proofs=core.proofs,
+            publishing=Publishing(_NoInbound(), core.freshness, clock),
+            clock=clock,
+        ),
         limits=SessionLimits(256, 1 << 20),
         hooks=hooks,
         metrics=metrics,

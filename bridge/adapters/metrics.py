@@ -19,6 +19,7 @@ from bridge.adapters.counting import Counter, HistogramFamily
 from bridge.core.model.outcomes import ENDINGS, Outcome
 from bridge.core.model.rows import Row
 from bridge.core.model.sessions import CloseReason
+from bridge.core.talking.publishing import INBOUND_RESULTS
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -412,6 +413,23 @@ def session_event_families(sent: int, dropped: int) -> Iterator[Metric]:
     family.add_metric(("sent",), float(sent))
     family.add_metric(("dropped",), float(dropped))
     yield family
+
+
+def inbound_families(results: Mapping[str, int], waiting: int) -> Iterator[Metric]:
+    """The families of what users publish."""
+    family = CounterMetricFamily(
+        "bridge_inbound",
+        "Publish frames of clients, by result: `ok`, or a word that says why not (docs/clients.md).",
+        labels=("result",),
+    )
+    for result in INBOUND_RESULTS:
+        family.add_metric((result,), float(results.get(result, 0)))
+    yield family
+    yield GaugeMetricFamily(
+        "bridge_inbound_waiting",
+        "Messages of users that were sent to the exchange push.inbound and are not confirmed.",
+        float(waiting),
+    )
 
 
 def partition_families(taken: Sequence[int], other_keys: int | None) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ Start, outermost first; each part may use those before it, so it is stopped befo
 
 1. plug-ins, metrics: no I/O, everything else reports to them
 2. the delivery log: pushes can't be settled without it, so it is the last to go
-3. the publisher: receipts are owed until the very end; and the client of the connect hook
+3. the publishers: receipts are owed until the very end; and the client of the connect hook
 4. the core: gate, hub, settlement, delivery, gateway
 5. the WebSocket and ops ports: they listen at once and say `not ready` until the gate opens; and the link to other
    nodes, whose pushes go to the sessions here
@@ -29,6 +29,7 @@ from typing import Any
 from bridge import __version__
 from bridge.adapters.actions import ActionLog, OnRecord
 from bridge.adapters.amqp.consume import Consumer
+from bridge.adapters.amqp.inbound import InboundPublisher
 from bridge.adapters.amqp.nodes import NodeLink
 from bridge.adapters.amqp.partitions import Partitions, TakesRequests
 from bridge.adapters.amqp.publish import ReceiptPublisher
@@ -38,7 +39,13 @@ from bridge.adapters.amqp.topology import DeclareMode
 from bridge.adapters.amqp.turn import Role
 from bridge.adapters.connect_hook import connect_hook
 from bridge.adapters.credentials import Credentials
-from bridge.adapters.metrics import gauge_families, key_families, partition_families, session_event_families
+from bridge.adapters.metrics import (
+    gauge_families,
+    inbound_families,
+    key_families,
+    partition_families,
+    session_event_families,
+)
 from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
@@ -122,17 +129,22 @@ async def running(
         reporting(settings, clock, limits, boot) as reports,  # 1
         delivery_log(settings, clock, boot, reports.handler) as rows,  # 2
         _publisher(settings, clock, reports, readiness) as publisher,  # 3
+        _inbound(settings, clock, reports.errors) as inbound,  # 3
         _hook(settings) as hook,  # 3
     ):
         consumer = _consumer(settings, clock, reports.errors, readiness)
         link = _node_link(settings, clock, reports.errors, boot) if rows.directory is not None else None
-        node = Node(Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot, link))  # 4
+        node = Node(
+            Given(settings, rows, consumer, publisher, reports, clock, gate, hook, boot, link, inbound)
+        )  # 4
         surroundings = Surroundings(consumer, rows.figures, clock)
         async with _listen_websocket(settings, node, shared=bool(ops_path)) as ws:  # 5
             reports.metrics.add_source(surroundings.families)
             reports.metrics.add_source(lambda: gauge_families(node.gauges(ws)))
             told = node.core.announcing
             reports.metrics.add_source(lambda: session_event_families(told.sent, told.dropped))
+            heard = node.publishing
+            reports.metrics.add_source(lambda: inbound_families(heard.results, heard.waiting))
             reports.metrics.add_source(lambda: partition_families(consumer.taken, node.other_keys))
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
@@ -183,6 +195,11 @@ def _publisher(
         on_given_up=reports.metrics.events_given_up,
         on_events_refused=readiness.events_refused,
     )
+
+
+def _inbound(settings: Settings, clock: Clock, errors: ErrorHandler) -> InboundPublisher:
+    declare = DeclareMode(settings.declare)
+    return InboundPublisher(settings.amqp_url, settings.node, clock=clock, errors=errors, declare=declare)
 
 
 def _consumer(

@@ -25,6 +25,7 @@ from bridge.core.given import CoreLimits, Ports
 from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.connecting import ConnectHook
+from bridge.core.ports.inbound import Inbound
 from bridge.core.ports.nodes import NodePost
 from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.sessions.access import Access
@@ -32,6 +33,7 @@ from bridge.core.sessions.connecting import HookLimits
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.settlement.gate import Gate
 from bridge.core.talking.hearing import Hearing
+from bridge.core.talking.publishing import Publishing
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Given:
     """This start of this process; no other start has the same."""
     post: NodePost | None
     """None: there can't be other nodes."""
+    inbound: Inbound
 
 
 class Node:
@@ -78,12 +81,17 @@ class Node:
             cookie=settings.token_cookie,
             connecting=self.core.connecting,
         )
+        self.publishing = Publishing(given.inbound, self.core.freshness, self.clock)
         self.gateway = Gateway(
             access=self.access,
             presence=self.core.presence,
             proofs=self.core.proofs,
             hearing=Hearing(
-                access=self.access, presence=self.core.presence, proofs=self.core.proofs, clock=self.clock
+                access=self.access,
+                presence=self.core.presence,
+                proofs=self.core.proofs,
+                publishing=self.publishing,
+                clock=self.clock,
             ),
             limits=SessionLimits(settings.session_queue, settings.session_bytes),
             hooks=given.reports.hooks,

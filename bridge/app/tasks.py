@@ -207,6 +207,7 @@ async def tick(at: Workplace) -> None:
     while True:
         node.core.tick()
         node.gateway.strangers.tick()
+        node.publishing.tick()
         now = node.clock.monotonic()
         if now - second >= 1.0:
             second = now

@@ -21,6 +21,7 @@ from bridge.core.contract.client_frames import (
     AckFrame,
     BadFrame,
     ClientFrame,
+    PublishFrame,
     RefreshFrame,
     UnsupportedFrame,
     parse_client,
@@ -42,6 +43,7 @@ from bridge.core.contract.frames import (
     welcome_frame,
     withdraw_frame,
 )
+from bridge.core.contract.patterns import name_problem
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits, decode, request_body
 from bridge.core.contract.requests.careful import careful
@@ -1130,7 +1132,37 @@ def test_the_other_frames_say_what_they_are() -> None:
         (b'{"type":"ack","id":"p1"}', AckFrame("p1")),
         ('{"id":"p1","more":[1],"type":"ack"}', AckFrame("p1")),
         ('{"type":"subscribe","topic":"t","ref":7}', UnsupportedFrame("subscribe", 7)),
-        ('{"type":"publish","ref":"r1"}', UnsupportedFrame("publish", "r1")),
+        (
+            '{"type":"publish","event":"chat.said","data": {"a" : 1},"topic":"room.7","ref":"r1","x":0}',
+            PublishFrame("chat.said", b'{"a" : 1}', "room.7", "r1"),
+        ),
+        ('{"type":"publish","event":"typing","topic":null}', PublishFrame("typing", b"null", None, None)),
+        (
+            '{"type":"publish","data":1,"ref":"r1"}',
+            BadFrame(
+                "event: expected a name of at most 128 characters: words with dots between them, got null",
+                "r1",
+            ),
+        ),
+        (
+            '{"type":"publish","event":"a.*"}',
+            BadFrame(
+                "event: expected a name of at most 128 characters: words with dots between them,"
+                " got a word with *, #, { or } in it",
+                None,
+            ),
+        ),
+        (
+            json.dumps({"type": "publish", "event": "ü" * 128}),
+            BadFrame("event: expected at most 255 bytes in UTF-8, got more", None),
+        ),
+        (
+            '{"type":"publish","event":"a","topic":["b"]}',
+            BadFrame(
+                "topic: expected a name of at most 128 characters: words with dots between them, got a list",
+                None,
+            ),
+        ),
         (
             '{"type":"ack","id":5,"ref":"r"}',
             BadFrame("id: expected the id of a push, got a number", "r"),
@@ -1159,7 +1191,7 @@ def test_a_clients_message_is_an_ack_or_answered_with_what_is_wrong(
 @settings(SETTINGS, max_examples=1000)
 @given(DICE, st.booleans())
 def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
-    names = ("type", "id", "ref")
+    names = ("type", "id", "event", "topic", "data", "ref")
     frame_of: dict[str, Any] = {name: dice.pick((dice.junk(), "ack", "publish", "x")) for name in names}
     raw = dice.words() if dice.roll(2) else json.dumps(frame_of).encode()
     data: str | bytes = raw.decode("utf-8", "surrogateescape") if as_text else raw
@@ -1169,6 +1201,10 @@ def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
         assert frame.id
     elif isinstance(frame, RefreshFrame):
         assert isinstance(frame.token, str)
+    elif isinstance(frame, PublishFrame):
+        assert not name_problem(frame.event)
+        assert frame.topic is None or not name_problem(frame.topic)
+        json.loads(frame.data)
     elif isinstance(frame, UnsupportedFrame):
         json.loads(error_frame("unsupported", frame.type, frame.ref).payload)
     else:

@@ -39,6 +39,7 @@ from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.settlement.gate import Gate
 from bridge.core.talking.hearing import Hearing
+from bridge.core.talking.publishing import Publishing
 from tests.support.ports import (
     AnyToken,
     CountingMetrics,
@@ -48,6 +49,7 @@ from tests.support.ports import (
     RecordingAnswers,
     RecordingErrors,
     RecordingHooks,
+    RecordingInbound,
     RecordingPublisher,
     RecordingSocket,
     arrival,
@@ -260,12 +262,18 @@ class House:
             connecting=self.core.connecting,
             token_from=usual_carriers(hook=hook is not None),
         )
+        self.inbound = RecordingInbound()
+        self.publishing = Publishing(self.inbound, self.core.freshness, self.clock)
         self.gateway = Gateway(
             access=access,
             presence=self.core.presence,
             proofs=self.core.proofs,
             hearing=Hearing(
-                access=access, presence=self.core.presence, proofs=self.core.proofs, clock=self.clock
+                access=access,
+                presence=self.core.presence,
+                proofs=self.core.proofs,
+                publishing=self.publishing,
+                clock=self.clock,
             ),
             limits=session_limits or SessionLimits(256, 1 << 20),
             hooks=self.hooks,

@@ -14,6 +14,7 @@ from bridge.core.model.pushes import Properties
 from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
 from bridge.core.model.sessions import Claims, CloseReason
 from bridge.core.ports.broker import AckToken, Arrival, Source
+from bridge.core.ports.inbound import InboundEnd, InboundListener, InboundMessage
 from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.ports.sockets import Frame
 from bridge.core.ports.store import MailboxAsk, MailboxPage, Written
@@ -288,6 +289,32 @@ class RecordingPublisher:
             if r.row.key.push_id == push_id and r.row.outcome is outcome
             for reply in r.replies
         ]
+
+
+class RecordingInbound:
+    """Fills Inbound: keeps what it is given, and tells its end when the test says so."""
+
+    def __init__(self) -> None:
+        self.cause = ""
+        self.given: list[InboundMessage] = []
+        self.forgotten: list[str] = []
+        self._listener: InboundListener | None = None
+
+    def listen(self, listener: InboundListener) -> None:
+        self._listener = listener
+
+    def publish(self, message: InboundMessage) -> None:
+        self.given.append(message)
+
+    def forget(self, message_id: str) -> None:
+        self.forgotten.append(message_id)
+
+    def end(self, end: InboundEnd, *messages: InboundMessage) -> None:
+        """Tell that these have ended so; without any, all that were given and not forgotten."""
+        assert self._listener is not None
+        for message in messages or list(self.given):
+            if message.id not in self.forgotten:
+                self._listener.told(message.id, end)
 
 
 class RecordingAnswers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bridge.adapters.amqp import encoding
@@ -46,10 +46,31 @@ class _Batch:
         self.failures: dict[int, Failure] = {}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def settle(self) -> None:
+    def settle(self, place: int) -> None:
         self.open -= 1
         if self.open == 0 and not self.done.done():
             self.done.set_result(None)
+
+
+class _Each:
+    """Messages whose ends are told one by one."""
+
+    __slots__ = ("_told", "failures")
+
+    def __init__(self, told: Callable[[int, Failure | None], None]) -> None:
+        self.failures: dict[int, Failure] = {}
+        self._told = told
+
+    def settle(self, place: int) -> None:
+        self._told(place, self.failures.pop(place, None))
+
+
+class _Open(NamedTuple):
+    """A message that is not confirmed."""
+
+    batch: _Batch | _Each
+    place: int
+    mandatory_id: str
 
 
 class Outbox:
@@ -62,10 +83,10 @@ class Outbox:
         self.number = number
         """The channel's number."""
         self._next = 1
-        self._open: dict[int, tuple[_Batch, int]] = {}
-        """Delivery tag to the batch and the place in it, oldest first."""
-        self._mandatory: dict[str, tuple[_Batch, int]] = {}
-        """The same by message id, for mandatory messages that are not confirmed."""
+        self._open: dict[int, _Open] = {}
+        """By delivery tag, oldest first."""
+        self._mandatory: dict[str, int] = {}
+        """Message id to delivery tag, for those of them that are mandatory."""
         self.ended = ""
         """Why nothing can be published any more; empty while it can."""
         self.refusal: Closed | None = None
@@ -89,19 +110,9 @@ class Outbox:
             return {}
         batch = _Batch(len(messages))
         first = self._next
-        number, frame_max = self.number, self._tap.frame_max
-        out: list[bytes] = []
-        for place, message in enumerate(messages):
-            exchange, key, properties, body, mandatory_id = message
-            out.append(encoding.publish_method(number, exchange, key, bool(mandatory_id)))
-            out.append(encoding.content(number, properties, body, frame_max))
-            self._open[first + place] = (batch, place)
-            if mandatory_id:
-                self._mandatory[mandatory_id] = (batch, place)
-        self._next = first + len(messages)
         why = f"not confirmed within {seconds:g} s"
         try:
-            if not self._tap.write(b"".join(out)):
+            if not self._write(messages, batch):
                 why = "the connection was lost"
                 return self._forget(batch, first, why)
             async with asyncio.timeout(seconds):
@@ -113,6 +124,41 @@ class Outbox:
             raise
         return batch.failures
 
+    def post(self, messages: Sequence[Message], told: Callable[[int, Failure | None], None]) -> bool:
+        """Publish all in one write. Each is mandatory, and `told` gets its place and why it failed, or None, once it is
+        known; it must not raise. False: nothing was written, and nothing is told.
+
+        `forget` ends the waiting for one.
+        """
+        if self.ended:
+            return False
+        batch, first = _Each(told), self._next
+        if self._write(messages, batch):
+            return True
+        for tag in range(first, self._next):
+            self._mandatory.pop(self._open.pop(tag).mandatory_id, None)
+        return False
+
+    def forget(self, mandatory_id: str) -> None:
+        """Do not wait for this message any more, nor tell its end; idempotent."""
+        tag = self._mandatory.pop(mandatory_id, None)
+        if tag is not None:
+            del self._open[tag]
+
+    def _write(self, messages: Sequence[Message], batch: _Batch | _Each) -> bool:
+        first = self._next
+        number, frame_max = self.number, self._tap.frame_max
+        out: list[bytes] = []
+        for place, message in enumerate(messages):
+            exchange, key, properties, body, mandatory_id = message
+            out.append(encoding.publish_method(number, exchange, key, bool(mandatory_id)))
+            out.append(encoding.content(number, properties, body, frame_max))
+            self._open[first + place] = _Open(batch, place, mandatory_id)
+            if mandatory_id:
+                self._mandatory[mandatory_id] = first + place
+        self._next = first + len(messages)
+        return self._tap.write(b"".join(out))
+
     def happened(self, events: Iterable[Event]) -> None:
         """Count confirms and returns of this channel, and notice its end."""
         number = self.number
@@ -121,11 +167,11 @@ class Outbox:
                 if event.channel == number:
                     self._confirmed(event)
             elif type(event) is Returned:
-                place = self._mandatory.pop(event.message_id, None)
-                if place is not None:
-                    place[0].failures[place[1]] = Failure(
-                        f"returned by the broker: {event.text}", returned=True
-                    )
+                # Its confirm follows.
+                tag = self._mandatory.get(event.message_id)
+                if tag is not None:
+                    batch, place, _ = self._open[tag]
+                    batch.failures[place] = Failure(f"returned by the broker: {event.text}", returned=True)
             elif type(event) is Closed:
                 if event.channel == number and event.code in _REFUSALS:
                     self.refusal = event
@@ -143,9 +189,9 @@ class Outbox:
         """Give up what is not confirmed; a later confirm changes nothing."""
         failed, self._open = self._open, {}
         self._mandatory.clear()
-        for batch, place in failed.values():
+        for batch, place, _ in failed.values():
             batch.failures.setdefault(place, Failure(why))
-            batch.settle()
+            batch.settle(place)
 
     def _confirmed(self, confirm: Confirm) -> None:
         if confirm.multiple:
@@ -161,19 +207,21 @@ class Outbox:
             self._settle(confirm.tag, confirm.ok)
 
     def _settle(self, tag: int, ok: bool) -> None:
-        place = self._open.pop(tag, None)
-        if place is None:
+        known = self._open.pop(tag, None)
+        if known is None:
             return
+        batch, place, mandatory_id = known
+        if mandatory_id:
+            self._mandatory.pop(mandatory_id, None)
         if not ok:
-            place[0].failures.setdefault(place[1], Failure("refused by the broker (basic.nack)", nacked=True))
-        place[0].settle()
+            batch.failures.setdefault(place, Failure("refused by the broker (basic.nack)", nacked=True))
+        batch.settle(place)
 
     def _forget(self, batch: _Batch, first: int, why: str) -> Mapping[int, Failure]:
         for tag in range(first, self._next):
-            place = self._open.get(tag)
-            if place is not None and place[0] is batch:
+            known = self._open.get(tag)
+            if known is not None and known.batch is batch:
                 del self._open[tag]
-                batch.failures.setdefault(place[1], Failure(why))
-        for name in [name for name, place in self._mandatory.items() if place[0] is batch]:
-            del self._mandatory[name]
+                self._mandatory.pop(known.mandatory_id, None)
+                batch.failures.setdefault(known.place, Failure(why))
         return batch.failures

@@ -23,6 +23,7 @@ DEAD = "push.dead"
 OUTCOMES = "push.outcomes"
 CONTROL = "push.control"
 SESSIONS = "push.sessions"
+INBOUND = "push.inbound"
 
 DELIVERY_LIMIT = 100
 """The broker's own limit, high on purpose: on 3.10 a closed channel raises the count of all messages it held."""
@@ -113,6 +114,8 @@ def topology_of(partitions: int) -> Topology:
 ONE = topology_of(1)
 OUTGOING = Topology(_OTHER_QUEUES, _EXCHANGES, _OTHER_BINDINGS)
 """What is needed to publish. How requests come in is for who takes them: see `spread`."""
+INBOUND_ONLY = Topology((), (Exchange(INBOUND),), ())
+"""What is needed to publish what users say. Where it is missing, pushes go on."""
 
 
 class TopologyError(BrokerUnavailable):

@@ -12,6 +12,8 @@ from bridge.core.contract import jsontext
 from bridge.core.contract.fields import Id, has_no_controls, is_id, kind
 from bridge.core.contract.frames import Ref
 from bridge.core.contract.jsontext import BAD_JSON
+from bridge.core.contract.patterns import name_problem
+from bridge.core.contract.routing_keys import KEY_BYTES_MAX
 
 
 class AckFrame(NamedTuple):
@@ -30,6 +32,16 @@ class RefreshFrame(NamedTuple):
     ref: Ref
 
 
+class PublishFrame(NamedTuple):
+    """Something for the systems that listen on push.inbound."""
+
+    event: str
+    data: bytes
+    """JSON, byte for byte as it came; null where there is none."""
+    topic: str | None
+    ref: Ref
+
+
 class UnsupportedFrame(NamedTuple):
     """A frame for a feature that this version does not have."""
 
@@ -44,8 +56,8 @@ class BadFrame(NamedTuple):
     ref: Ref
 
 
-ClientFrame: TypeAlias = AckFrame | RefreshFrame | UnsupportedFrame | BadFrame
-UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe", "publish"))
+ClientFrame: TypeAlias = AckFrame | RefreshFrame | PublishFrame | UnsupportedFrame | BadFrame
+UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe"))
 """Types of frames for features that this version does not have."""
 _REF_INT_MAX = 2**53 - 1
 """The largest integer that every client reads exactly (RFC 8259 section 6)."""
@@ -70,6 +82,9 @@ class _Frame(msgspec.Struct, gc=False):
     id: Raw = _NULL
     tenant: Raw = _NULL
     token: Raw = _NULL
+    event: Raw = _NULL
+    data: Raw = _NULL
+    topic: Raw = _NULL
     ref: Raw = _NULL
 
 
@@ -134,10 +149,28 @@ def _refresh(frame: _Frame, ref: Ref) -> ClientFrame:
     return BadFrame(f"token: expected a string, got {kind(token)}", ref)
 
 
+def _publish(frame: _Frame, ref: Ref) -> ClientFrame:
+    event, topic = _value(frame.event), _value(frame.topic)
+    problem = name_problem(event)
+    if problem:
+        return BadFrame(f"event: {problem}", ref)
+    assert isinstance(event, str)
+    if len(event.encode()) > KEY_BYTES_MAX:
+        return BadFrame(f"event: expected at most {KEY_BYTES_MAX} bytes in UTF-8, got more", ref)
+    if topic is None:
+        return PublishFrame(event, bytes(frame.data), None, ref)
+    problem = name_problem(topic)
+    if problem:
+        return BadFrame(f"topic: {problem}", ref)
+    assert isinstance(topic, str)
+    return PublishFrame(event, bytes(frame.data), topic, ref)
+
+
 _READERS: Final[Mapping[str, Callable[[_Frame, Ref], ClientFrame]]] = {
     "ack": _wrong_ack,
     "auth": _late_auth,
     "refresh": _refresh,
+    "publish": _publish,
 }
 
 

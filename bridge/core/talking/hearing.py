@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 from bridge.core.contract.client_frames import (
     AckFrame,
     BadFrame,
+    PublishFrame,
     RefreshFrame,
     UnsupportedFrame,
     parse_client,
@@ -20,6 +21,8 @@ from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.session import Session
 from bridge.core.talking.acking import Acking
+from bridge.core.talking.answering import send_answer
+from bridge.core.talking.publishing import Publishing
 from bridge.core.talking.refreshing import Refreshing
 
 Hears: TypeAlias = Callable[[Session, Any], Frame | None]
@@ -29,11 +32,15 @@ Hears: TypeAlias = Callable[[Session, Any], Frame | None]
 class Hearing:
     """Hears what clients say."""
 
-    def __init__(self, *, access: Access, presence: Presence, proofs: Proofs, clock: Clock) -> None:
+    def __init__(
+        self, *, access: Access, presence: Presence, proofs: Proofs, publishing: Publishing, clock: Clock
+    ) -> None:
         self.refreshing = Refreshing(access, presence, clock)
+        self.publishing = publishing
         self._by_frame: Final[Mapping[type, Hears]] = {
             AckFrame: Acking(proofs).heard,
             RefreshFrame: self.refreshing.heard,
+            PublishFrame: publishing.heard,
             UnsupportedFrame: _unsupported,
             BadFrame: _bad,
         }
@@ -44,12 +51,6 @@ class Hearing:
         answer = self._by_frame[type(frame)](session, frame)
         if answer is not None:
             send_answer(session, answer)
-
-
-def send_answer(session: Session, frame: Frame) -> None:
-    """Answer a client's frame, unless the client does not read: its answers must not take memory."""
-    if session.socket.writable:
-        session.socket.write((frame,), None)
 
 
 def _unsupported(session: Session, frame: UnsupportedFrame) -> Frame:

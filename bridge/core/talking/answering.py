@@ -1,0 +1,12 @@
+"""Send the answer to a client's frame."""
+
+from __future__ import annotations
+
+from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.session import Session
+
+
+def send_answer(session: Session, frame: Frame) -> None:
+    """Answer a client's frame, unless the client does not read: its answers must not take memory."""
+    if session.socket.writable:
+        session.socket.write((frame,), None)
