@@ -204,23 +204,27 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self.turn_away(TOO_EARLY)
             return
         data = bytes(self._server.inbox[:nbytes])
+        if self._handle is None and self._library().state is CONNECTING:
+            self._server.asked(self, nbytes, data)
+            return
         if self._handle is not None:
             if self._pings and not self._missing and not self._head and self._prove(self._handle, data):
                 return
             self._head, self._missing = follow(self._head, self._missing, data)
-        else:
-            self._head, self._missing = follow_request(self._head, data)
         protocol = self._library()
         protocol.receive_data(data)
-        if self._handle is None and protocol.state is CONNECTING:
-            self._server.asked(self, nbytes)
-            self._answer()
-        else:
-            self._serve(protocol)
-            self._rest()
+        self._serve(protocol)
+        self._rest()
+
+    def request_came(self, data: bytes) -> None:
+        """It is its turn: these bytes of its request have come."""
+        self._head, self._missing = follow_request(self._head, data)
+        self._library().receive_data(data)
+        self._answer()
 
     def eof_received(self) -> None:
         """The peer will send no more. The transport closes once its buffer is written."""
+        self._server.line.now(self)
         if self._decision is not None:
             self._left_undecided()
             return

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from bridge.adapters.websocket.answers import CROWDED, FULL, STOPPING, Early
 from bridge.adapters.websocket.handshake import Doorway, Readiness
 from bridge.adapters.websocket.limits import SocketLimits
+from bridge.adapters.websocket.line import Line
 from bridge.adapters.websocket.parsers import Parsers
 from bridge.adapters.websocket.wire import Wire
 from bridge.core.model.sessions import Grant, Refusal
@@ -47,6 +48,10 @@ class ServedConnection(Protocol):
     @property
     def undecided(self) -> bool:
         """The host decides on its handshake at this moment."""
+        ...
+
+    def request_came(self, data: bytes) -> None:
+        """It is its turn: these bytes of its request have come."""
         ...
 
     def turn_away(self, early: Early) -> None:
@@ -88,6 +93,7 @@ class WebSocketServer:
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.wire = Wire()
         self.parsers = Parsers(limits)
+        self.line: Line[ServedConnection] = Line(self.loop, lambda one, data: one.request_came(data))
         self.leaving = False
         self._connections: set[ServedConnection] = set()
         self._unanswered: dict[ServedConnection, None] = {}
@@ -148,13 +154,16 @@ class WebSocketServer:
                 extra={"connections": self.limits.connections},
             )
 
-    def asked(self, connection: ServedConnection, nbytes: int) -> None:
-        """Count bytes of an unanswered request that have arrived."""
+    def asked(self, connection: ServedConnection, nbytes: int, data: bytes) -> None:
+        """So many bytes of a request have arrived; they wait for their turn."""
+        self.line.add(connection, data)
         if connection in self._unanswered:
             connection.requested += nbytes
             self._unanswered_bytes += nbytes
             if self._unanswered_bytes > UNANSWERED_BYTES_MAX:
                 next(iter(self._unanswered)).turn_away(CROWDED)
+            if connection.requested > self.limits.header_bytes:
+                self.line.now(connection)
 
     @property
     def busy(self) -> bool:
@@ -177,6 +186,7 @@ class WebSocketServer:
     def left(self, connection: ServedConnection) -> None:
         """A connection is gone."""
         self.answered(connection)
+        self.line.leave(connection)
         self._connections.discard(connection)
         if not self._connections:
             self._gone.set()
