@@ -6,11 +6,11 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from benchmarks.chaos.bridges import Bridge, token
+from benchmarks.chaos.bridges import SECRET, Bridge, token
 from benchmarks.clients import HANDSHAKES_AT_ONCE, Client, Tally, connected, source
 from bridge.core.model.sessions import Mode
 
@@ -19,6 +19,25 @@ LOOK_EVERY: Final = 0.5
 FIRST_WAIT: Final = 0.5
 """Seconds; the library waits for half of it to all of it before it comes back, then twice as long each time."""
 LONGEST_WAIT: Final = 30.0
+
+
+class Place(Protocol):
+    """A node, as a client sees it."""
+
+    @property
+    def node(self) -> str:
+        """Its name."""
+
+    @property
+    def ws_port(self) -> int:
+        """Where its WebSockets are."""
+
+
+class Choice(Protocol):
+    """Says where a new connection goes."""
+
+    def choose(self) -> Place | None:
+        """The node for it; None while there is none."""
 
 
 class Balancer:
@@ -75,17 +94,19 @@ _NO_TALLY: Final = Tally()
 class Person:
     """A user with one page: what they have seen, and where they are."""
 
-    def __init__(self, number: int, on_welcome: Callable[[Person], None]) -> None:
+    def __init__(self, number: int, on_welcome: Callable[[Person], None], secret: str = SECRET) -> None:
         self.number = number
         self.user = f"u{number}"
-        self.token = token(self.user)
+        self.token = token(self.user, secret)
         self.last = ""
         self.seen: list[str] = []
         """Ids of pushes, each once, in the order in which they came."""
         self.repeats = 0
-        self.at: Bridge | None = None
+        self.at: Place | None = None
         """Where the session is; None while there is none."""
         self.opened = 0
+        self.failed = 0
+        """Tries that did not get as far as a session."""
         self._known: set[str] = set()
         self._wait = 0.0
         self._on_welcome = on_welcome
@@ -105,7 +126,7 @@ class Person:
         elif frame["type"] == "bye":
             self._wait = frame["retry_after"]
 
-    async def stay(self, balancer: Balancer, gate: asyncio.Semaphore) -> None:
+    async def stay(self, balancer: Choice, gate: asyncio.Semaphore) -> None:
         """Be connected, until cancelled."""
         loop = asyncio.get_running_loop()
         tries = 0
@@ -122,6 +143,7 @@ class Person:
                         await socket.opened
                 except OSError:
                     tries += 1
+                    self.failed += 1
                 else:
                     self.at, tries = node, 0
                     await socket.ended

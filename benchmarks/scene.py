@@ -209,6 +209,11 @@ class Scene:
         """Where its WebSockets are."""
         return self._port
 
+    @property
+    def ports(self) -> Sequence[int]:
+        """Where the sessions of each client process are."""
+        return self._ports
+
     def watch_neighbours(self, bridges: Sequence[Child]) -> None:
         """Count what these bridges use as `neighbours`."""
         self._watched["neighbours"] = [bridge.pid for bridge in bridges]
@@ -332,7 +337,7 @@ class Scene:
         self.bridge.freeze()
         published = self._publish(requests, seed, run, ttl, shape)
         just_before()
-        before = self._cpu()
+        before = self.cpu()
         for crowd in counted:
             crowd.tell("complete", seconds=DRAIN_TIMEOUT)
         began = time.monotonic_ns()
@@ -399,7 +404,7 @@ class Scene:
         return self._flood(run, self.sessions, "everyone", order)
 
     def _flood(self, run: str, frames: int, do: str, order: Mapping[str, Any]) -> Flood:
-        before = self._cpu()
+        before = self.cpu()
         for crowd in self.crowds:
             crowd.tell("complete", seconds=DRAIN_TIMEOUT)
         began = time.monotonic_ns()
@@ -427,7 +432,7 @@ class Scene:
         seed, run = self._begin(count)
         for crowd in self.crowds:
             crowd.ask("expect", seed=seed, total=count, users=self.sessions)
-        before, began = self._cpu(), time.monotonic()
+        before, began = self.cpu(), time.monotonic()
         published = self._publisher.ask(
             "steady", **self._order(count, seed, run), rate=rate, within=count / rate * 3 + 30
         )
@@ -503,7 +508,7 @@ class Scene:
         """
         total = users * each
         crowd.ask("expect_kept", total=total)
-        before = self._cpu()
+        before = self.cpu()
         began = time.monotonic_ns()
         opened = crowd.ask(
             "connect",
@@ -614,13 +619,14 @@ class Scene:
 
     # --- processes ---
 
-    def _cpu(self) -> dict[str, float]:
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each by now, named as in `Drain`."""
         used = {name: sum(map(cpu_seconds, pids)) for name, pids in self._watched.items()}
         busy, stolen = busy_seconds()
         return used | {"others": busy - sum(used.values()), "stolen": stolen}
 
     def _cpu_since(self, before: Mapping[str, float], seconds: float) -> dict[str, float]:
-        return {name: (used - before[name]) / seconds for name, used in self._cpu().items()}
+        return {name: (used - before[name]) / seconds for name, used in self.cpu().items()}
 
 
 @contextmanager

@@ -58,11 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def together(servers: Servers, group: Group, directory: Path) -> Iterator[Scene]:
-    """These nodes, each with its share of the sessions."""
+def together(
+    servers: Servers,
+    group: Group,
+    directory: Path,
+    *,
+    sessions: int = SESSIONS,
+    clients: str = "benchmarks.clients",
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Scene]:
+    """These nodes, each with its share of the sessions, and `clients` as the module of a process for each of them."""
     directory.mkdir()
-    one = RECEIVED._replace(environment={"BRIDGE_PARTITIONS": str(group.partitions)})
-    with scene(servers, one, directory=directory, sessions=[0] * group.nodes) as made, ExitStack() as stack:
+    partitions = {"BRIDGE_PARTITIONS": str(group.partitions)}
+    one = RECEIVED._replace(environment={**partitions, **(settings or {})})
+    crowds = [0] * group.nodes
+    with (
+        scene(servers, one, directory=directory, sessions=crowds, clients=[clients]) as made,
+        ExitStack() as stack,
+    ):
         ports, others = [made.port], []
         for number in range(1, group.nodes):
             name, port = f"node-{number}", reserved_port()
@@ -81,7 +94,7 @@ def together(servers: Servers, group: Group, directory: Path) -> Iterator[Scene]
             ports.append(port)
             others.append(other)
         made.watch_neighbours(others)
-        made.connect([SESSIONS // group.nodes] * group.nodes, ports=ports)
+        made.connect([sessions // group.nodes] * group.nodes, ports=ports)
         yield made
 
 

@@ -26,9 +26,9 @@ class BridgeFailed(Exception):
     """A bridge did not start or stop as it must."""
 
 
-def token(user: str) -> str:
+def token(user: str, secret: str = SECRET) -> str:
     """A token that opens sessions for this user, for the length of a run."""
-    return make_token(SECRET, user, 24 * 3600)
+    return make_token(secret, user, 24 * 3600)
 
 
 class Bridge:
