@@ -231,6 +231,18 @@ class _Settled:
         )
 
 
+class _Others:
+    """What is counted of other nodes."""
+
+    def __init__(self) -> None:
+        self.asked = HistogramFamily(
+            "bridge_holders_asked_pushes", "Pushes whose users' nodes were asked for in one statement.", ROWS
+        )
+        self.letters = HistogramFamily(
+            "bridge_letter_items", "Pushes, reports and rings in one letter to another node.", ROWS
+        )
+
+
 class PrometheusMetrics(Collector):
     """Fills the Metrics port. Not thread-safe: everything, including scrapes, runs in the event loop."""
 
@@ -239,6 +251,7 @@ class PrometheusMetrics(Collector):
         self._taken = _Taken()
         self._sessions = _Sessions()
         self._settled = _Settled()
+        self._others = _Others()
         self._loop_lag = HistogramFamily(
             "bridge_loop_lag_seconds", "How late the event loop was for what was due.", SECONDS
         )
@@ -298,6 +311,14 @@ class PrometheusMetrics(Collector):
         self._loop_lag.histograms[""].observe(seconds)
         self.loop_held = max(self.loop_held, held)
 
+    def holders_asked(self, pushes: int) -> None:
+        """It was asked which other nodes have the users of so many pushes."""
+        self._others.asked.histograms[""].observe(pushes)
+
+    def letter(self, items: int) -> None:
+        """A letter with so many items was sent to another node."""
+        self._others.letters.histograms[""].observe(items)
+
     def proof_late(self, count: int) -> None:
         """So many pushes were proven after their end."""
         self._settled.late_proofs.counts[()] += count
@@ -348,7 +369,7 @@ class PrometheusMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family; called by the registry."""
-        for group in (self._taken, self._sessions, self._settled):
+        for group in (self._taken, self._sessions, self._settled, self._others):
             for family in vars(group).values():
                 yield family.family()
         yield self._loop_lag.family()
@@ -454,6 +475,12 @@ class NullMetrics:
     """Fills the Metrics port with nothing."""
 
     def looked_up(self, rows: int) -> None:
+        """Counts nothing."""
+
+    def holders_asked(self, pushes: int) -> None:
+        """Counts nothing."""
+
+    def letter(self, items: int) -> None:
         """Counts nothing."""
 
     def taken(self, messages: int, requests: int) -> None:

@@ -62,9 +62,9 @@ class Core:
 
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
         self.ports, self.gate, self.bounds = ports, gate, limits.fixed
-        clock, errors, delivery = ports.clock, ports.errors, limits.delivery
+        clock, errors, metrics, delivery = ports.clock, ports.errors, ports.metrics, limits.delivery
         self.hub = Hub(delivery.session_lifetime)
-        self.worklist = Worklist(metrics=ports.metrics, clock=clock, late_max=self.bounds.settlement.late_max)
+        self.worklist = Worklist(metrics=metrics, clock=clock, late_max=self.bounds.settlement.late_max)
         self.inflight = InFlight(
             ends=self.worklist,
             clock=clock,
@@ -73,7 +73,9 @@ class Core:
         )
         self.freshness = Freshness(clock)
         self._make_mailbox(limits, boot)
-        self.cluster = Cluster(ports.directory, ports.post, self._persistence("rings"), clock, errors, boot)
+        self.cluster = Cluster(
+            ports.directory, ports.post, metrics, self._persistence("rings"), clock, errors, boot
+        )
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
@@ -215,11 +217,9 @@ class Core:
         self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
-        ports, clock, bounds = self.ports, self.ports.clock, self.bounds.taking
+        ports, clock, metrics, bounds = self.ports, self.ports.clock, self.ports.metrics, self.bounds.taking
         inflight, worklist = self.inflight, self.worklist
-        lookups = Lookups(
-            ports.store, ports.directory, self.gate, clock, ports.errors, ports.metrics, self.bounds
-        )
+        lookups = Lookups(ports.store, ports.directory, self.gate, clock, ports.errors, metrics, self.bounds)
         dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
         turns = Turns(clock, dispatcher.flush, bounds)
         repeats = Repeats(
@@ -255,7 +255,7 @@ class Core:
                 turns=turns,
                 load=load,
                 acks=ports.acks,
-                metrics=ports.metrics,
+                metrics=metrics,
                 errors=ports.errors,
                 clock=clock,
             ),

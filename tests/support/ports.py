@@ -224,6 +224,10 @@ class CountingMetrics:
     def looked_up(self, rows: int) -> None:
         self.looked += rows
 
+    def holders_asked(self, pushes: int) -> None: ...
+
+    def letter(self, items: int) -> None: ...
+
     def repeat(self, outcome: Outcome) -> None:
         self.repeats += 1
 

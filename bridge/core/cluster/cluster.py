@@ -8,7 +8,7 @@ from bridge.core.cluster.post import Post
 from bridge.core.cluster.ringing import Ringing
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Directory, NodePost
-from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.plugins import ErrorHandler, Metrics
 from bridge.core.settlement.persistence import Persistence
 
 
@@ -19,15 +19,17 @@ class Cluster:
         self,
         directory: Directory | None,
         post: NodePost | None,
+        metrics: Metrics,
         rings: Persistence,
         clock: Clock,
         errors: ErrorHandler,
         boot: str,
     ) -> None:
         """`rings`: by which it is asked whom to ring."""
+        self.metrics = metrics
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
-        self.post = Post(post, self.neighbours, boot)
+        self.post = Post(post, self.neighbours, metrics, boot)
         self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.contract.letters import Forwarded, Item, encode_letter
 from bridge.core.ports.nodes import Letter, NodePost, Sent
+from bridge.core.ports.plugins import Metrics
 
 ITEMS: Final = 500
 """Items in one letter,"""
@@ -28,9 +29,10 @@ class _Waiting(NamedTuple):
 class Post:
     """Sends what other nodes are to know."""
 
-    def __init__(self, mail: NodePost | None, neighbours: Neighbours, boot: str) -> None:
+    def __init__(self, mail: NodePost | None, neighbours: Neighbours, metrics: Metrics, boot: str) -> None:
         self._mail = mail
         self._neighbours = neighbours
+        self._metrics = metrics
         self._boot = boot
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._wake = asyncio.Event()
@@ -72,6 +74,7 @@ class Post:
                 continue
             letters.append(Letter(queue, encode_letter(self._boot, [one.item for one in some])))
             inside.append(some)
+            self._metrics.letter(len(some))
         if not letters or self._mail is None:
             return
         for some, sent in zip(inside, await self._mail.send(letters), strict=True):

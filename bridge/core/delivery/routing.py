@@ -72,6 +72,7 @@ class Router:
         self._forwards = cluster.forwards
         self._ringing = cluster.ringing
         self._persistence = persistence
+        self._metrics = cluster.metrics
         self._errors = errors
         self._clock = clock
         self._pong_after = pong_after
@@ -180,6 +181,7 @@ class Router:
             self._wake.clear()
             while self._asked:
                 some = self._asked[:PUSHES]
+                self._metrics.holders_asked(len(some))
                 holders = await self._holders(list(dict.fromkeys(one.flight.key.user for one in some)))
                 del self._asked[: len(some)]
                 for one in some:

@@ -94,6 +94,14 @@ class Metrics(Protocol):
         """This many keys were looked up before their pushes were sent."""
         ...
 
+    def holders_asked(self, pushes: int) -> None:
+        """One statement asked which other nodes have sessions of the users of this many pushes."""
+        ...
+
+    def letter(self, items: int) -> None:
+        """One letter with this many pushes, reports and rings was sent to another node."""
+        ...
+
     def proof_late(self, count: int) -> None:
         """Proof of this many pushes came after their outcome."""
         ...
