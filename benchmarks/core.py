@@ -321,6 +321,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
             presence=core.presence,
             proofs=core.proofs,
             publishing=Publishing(_NoInbound(), core.freshness, clock),
+            subscriptions=core.subscriptions,
             clock=clock,
         ),
         limits=SessionLimits(256, 1 << 20),

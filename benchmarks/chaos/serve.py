@@ -27,7 +27,7 @@ from bridge.adapters.websocket.connection import WebSocketConnection
 from bridge.app import build as app
 from bridge.core.delivery import take
 from bridge.core.delivery.targets import RESOLVERS, Resolver
-from bridge.core.model.pushes import Target, ToUser
+from bridge.core.model.pushes import PushRequest, Target, ToUser
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
@@ -166,10 +166,10 @@ class _Deadly:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._resolver, name)
 
-    def sessions(self, hub: Hub, target: Target, user: str) -> Sequence[Session]:
+    def sessions(self, hub: Hub, request: PushRequest, user: str) -> Sequence[Session]:
         if user == self._killer:
             die()
-        return self._resolver.sessions(hub, target, user)
+        return self._resolver.sessions(hub, request, user)
 
 
 def _die_of_pushes_to(killer: str) -> None:

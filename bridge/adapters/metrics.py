@@ -65,6 +65,7 @@ class Gauges(NamedTuple):
     ledger_waiting: int
     neighbours: int
     forwards: int
+    subscriptions: int
     letters_waiting: int
     rows_set_aside: int
     unproven: int
@@ -106,6 +107,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "revocations": "Revocations in memory: users and tokens that are refused.",
     "ledger_waiting": "Entries of the ledger that are not committed: sessions that opened, closed or have a new token.",
     "neighbours": "Other nodes that this one knows: those that live, or have sessions that nobody has ended yet.",
+    "subscriptions": "Subscriptions of the open sessions: one for each session and topic.",
     "forwards": "Pushes that other nodes have for their sessions, and whose end is not reported yet.",
     "letters_waiting": "Pushes, reports and rings that wait to be sent to other nodes.",
     "rows_set_aside": "Rows that could not be written with the others, and that are tried again alone.",

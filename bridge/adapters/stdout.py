@@ -79,6 +79,9 @@ def line_of(row: Row) -> str:
         "detail": row.detail,
         "expires_at": _time(row.expires_at),
         "late_at": _time(row.late_at),
+        "topic": row.topic or None,
+        "session": row.session or None,
+        "holder": row.holder or (row.node if row.session else None),
     }
     line = msgspec.json.encode(fields).decode()
     if not line.isascii():

@@ -296,7 +296,7 @@ async def keep_partitions(at: Workplace) -> None:
     """Make partitions ahead of time, and drop them after their retention."""
     if at.rows.postgres is None:
         return
-    upkeep = Upkeep(at.settings.postgres_dsn)
+    upkeep = Upkeep(at.settings.postgres_dsn, at.settings.topic_linger)
     while True:
         try:
             async with at.rare:

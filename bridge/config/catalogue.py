@@ -46,7 +46,15 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "frames_per_minute",
     ),
     "The delivery log and plug-ins": ("delivery_log", "retention_days", "error_handler", "hooks"),
-    "Times": ("confirm_timeout", "max_age", "start_grace", "drain_timeout", "drain_rate", "session_lifetime"),
+    "Times": (
+        "confirm_timeout",
+        "max_age",
+        "start_grace",
+        "drain_timeout",
+        "drain_rate",
+        "session_lifetime",
+        "topic_linger",
+    ),
     "Limits": (
         "prefetch",
         "partitions",

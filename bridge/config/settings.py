@@ -283,6 +283,13 @@ class Settings(TokenSettings):
         description="Sessions that a stop closes a second. Those for which `BRIDGE_DRAIN_TIMEOUT` leaves no time are"
         " closed at its end, and told to come back one after the other at this rate. 0: all at once.",
     )
+    topic_linger: float = Field(
+        3600.0,
+        ge=0,
+        le=30 * 86_400,
+        description="Seconds for which a user whose session has closed still counts as a subscriber of its topics:"
+        " pushes to them with a ttl are kept for the user. 0: only who is connected.",
+    )
     session_lifetime: float = Field(
         0.0,
         ge=0,

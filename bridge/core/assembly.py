@@ -36,7 +36,7 @@ from bridge.core.delivery.routing import Router
 from bridge.core.delivery.take import Taker
 from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
-from bridge.core.given import CoreLimits, Ports
+from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
@@ -44,12 +44,12 @@ from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
-from bridge.core.sessions.connecting import Connecting
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
+from bridge.core.sessions.subscriptions import Subscriptions
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import Persistence
 from bridge.core.settlement.settlement import Settlement, SettlementPorts
@@ -79,7 +79,8 @@ class Core:
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)
-        self.connecting, self.renewing = self._connect_hook(limits, node)
+        self.connecting = connecting_of(self.ports, limits, node)
+        self.renewing = None if self.connecting is None else Renewing(self.connecting, self.presence, clock)
         self.proofs = Proofs(pages=self.pages, clock=clock)
         self.liveness = Liveness(
             hub=self.hub,
@@ -106,21 +107,6 @@ class Core:
             node=node,
             bounds=self.bounds.statements,
         )
-
-    def _connect_hook(self, limits: CoreLimits, node: str) -> tuple[Connecting | None, Renewing | None]:
-        ports = self.ports
-        if ports.hook is None:
-            return None, None
-        connecting = Connecting(
-            ports.hook,
-            limits.hook,
-            node=node,
-            token_seconds=limits.token_seconds,
-            errors=ports.errors,
-            metrics=ports.metrics,
-            clock=ports.clock,
-        )
-        return connecting, Renewing(connecting=connecting, presence=self.presence, clock=ports.clock)
 
     def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
         ports, clock = self.ports, self.ports.clock
@@ -180,11 +166,13 @@ class Core:
         ports, clock = self.ports, self.ports.clock
         self.ledger = Ledger(node, kept=ports.sessions is not None)
         self.admission = Admission(self.hub, limits)
+        self.subscriptions = Subscriptions(self.hub.topics, self.ledger)
         self.presence = Presence(
             hub=self.hub,
             pages=self.pages,
             grace=self.grace,
             ledger=self.ledger,
+            subscriptions=self.subscriptions,
             admission=self.admission,
             clock=clock,
         )
@@ -196,6 +184,7 @@ class Core:
                 ledger=self.ledger,
                 hub=self.hub,
                 presence=self.presence,
+                subscriptions=self.subscriptions,
                 announcing=self.announcing,
                 errors=ports.errors,
                 clock=clock,
@@ -236,6 +225,7 @@ class Core:
             inflight=inflight,
             turns=turns,
             clock=clock,
+            linger=limits.topic_linger,
         )
         taker = Taker(
             TakeParts(

@@ -17,7 +17,7 @@ from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.admission import AdmissionLimits
-from bridge.core.sessions.connecting import HookLimits
+from bridge.core.sessions.connecting import Connecting, HookLimits
 
 
 class Ports(NamedTuple):
@@ -58,3 +58,18 @@ class CoreLimits(NamedTuple):
     fixed: Bounds = Bounds()
     admission: AdmissionLimits = AdmissionLimits()
     hook: HookLimits = HookLimits()
+
+
+def connecting_of(ports: Ports, limits: CoreLimits, node: str) -> Connecting | None:
+    """What asks the connect hook; None where there is none."""
+    if ports.hook is None:
+        return None
+    return Connecting(
+        ports.hook,
+        limits.hook,
+        node=node,
+        token_seconds=limits.token_seconds,
+        errors=ports.errors,
+        metrics=ports.metrics,
+        clock=ports.clock,
+    )

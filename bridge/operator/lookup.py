@@ -82,6 +82,12 @@ class LoggedPush(msgspec.Struct, frozen=True):
     detail: str
     expires_at: datetime | None
     """When its ttl ends; None for a push without one."""
+    topic: str | None
+    """The topic that it was published to; None where it was published to users."""
+    session: str | None
+    """The session that gave the best proof; None: none did."""
+    holder: str | None
+    """The node of that session."""
     collapse_key: str | None
     encoding: str | None
     """json, text or bytes; None if the payload is the body of a rejected request."""
@@ -120,6 +126,7 @@ _ROWS: LiteralString = """
            coalesce(n.seen_at > clock_timestamp() - make_interval(secs => %(lease)s), false) as node_alive,
            l.event, l.app_id, l.detail,
            l.expires_at, l.collapse_key, l.encoding,
+           l.topic, l.session, coalesce(l.holder, case when l.session is not null then l.node end) as holder,
            length(coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content)))
                as payload_bytes, l.owed::text as owed
     from delivery_log l

@@ -41,6 +41,8 @@ class UserSession(msgspec.Struct, frozen=True):
     user_agent: str | None
     expires_at: datetime
     """When its token expires."""
+    topics: Sequence[str]
+    """What it is subscribed to, or was when it closed, as long as that counts."""
 
 
 class UserPush(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ class Person(msgspec.Struct, frozen=True):
 
 _COLUMNS: LiteralString = """
     s.session, s.node, s.opened_at, s.closed_at, s.close_code, s.close_reason, s.mode, s.address, s.user_agent,
-    s.expires_at
+    s.expires_at, array(select u.topic from subscription u where u.session = s.session order by 1) as topics
     """
 _ITS_PROCESS_LIVES: LiteralString = """
     exists (

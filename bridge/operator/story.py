@@ -98,7 +98,8 @@ def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
     """(step, when, how), in their order. No time: it never happened, or lasts."""
     publisher = [f"by {printable(row.app_id)}"] if row.app_id else []
     event = [f"event {printable(row.event)}"] if row.event else []
-    yield "published", row.published_at, ", ".join(publisher + event)
+    topic = [f"to topic {printable(row.topic)}"] if row.topic else []
+    yield "published", row.published_at, ", ".join(publisher + topic + event)
     yield "taken", row.taken_at, f"from the queue by node {row.node}, boot {row.boot}"
     if row.expires_at is not None:
         key = f", collapse key {printable(row.collapse_key)}" if row.collapse_key else ""
@@ -107,13 +108,18 @@ def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
     if row.written_at is None:
         yield "written", None, "never: it was handed to no socket"
     else:
-        yield "written", row.written_at, f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}"
+        by = f", first by {_prover(row)}" if row.proven_at is None and row.session else ""
+        yield (
+            "written",
+            row.written_at,
+            f"handed over {_times(row.attempts)}, to {_sessions(row.sessions)}{by}",
+        )
     if any(one.node != row.node for one in row.held):
         # At another node than the one that wrote the row: then it was forwarded.
         yield "held", None, "by " + ", ".join(f"{one.node} (session {one.session})" for one in row.held)
     late = row.late_at
     if row.proven_at is not None and row.proven_at != late:
-        yield "proven", row.proven_at, "by the peer"
+        yield "proven", row.proven_at, f"by the peer of {_prover(row)}" if row.session else "by the peer"
     elif row.proven_at is None and row.written_at is not None and row.confirm > Proof.WRITTEN:
         yield "proven", None, f"never: nothing came back from the peer; wanted was {_wanted(row)}"
     if row.finished_at is not None:
@@ -126,6 +132,10 @@ def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
             row.differed_at,
             "WARNING: with other content, which was sent to nobody: two pushes have this id",
         )
+
+
+def _prover(row: LoggedPush) -> str:
+    return f"session {row.session} at node {row.holder}"
 
 
 def _moment(at: datetime) -> str:

@@ -114,11 +114,14 @@ def test_a_line_has_the_fields_of_the_view_and_its_nulls() -> None:
         "detail": "",
         "expires_at": None,
         "late_at": None,
+        "topic": None,
+        "session": None,
+        "holder": None,
     }
 
 
 DERIVED = ("day", "latency_ms", "waited_ms", "differed_at")
-"""Columns at the end of the view that follow from the others, or from where the row is, or are noted afterwards."""
+"""Columns of the view that follow from the others, or from where the row is, or are noted afterwards."""
 
 
 async def test_a_line_has_the_columns_of_the_view_in_its_order(database: str) -> None:
@@ -129,7 +132,8 @@ async def test_a_line_has_the_columns_of_the_view_in_its_order(database: str) ->
         cursor = await conn.execute("select * from delivery")
         assert cursor.description is not None
         names = [column.name for column in cursor.description]
-    assert names == [*json.loads(line_of(row())), *DERIVED]
+    assert [name for name in names if name not in DERIVED] == list(json.loads(line_of(row())))
+    assert names[-7:-3] == list(DERIVED)
 
 
 @pytest.mark.parametrize("time", [-1e15, 1e15, 4e11, float("inf")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from bridge.adapters.postgres.directory import PostgresDirectory
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.core.errors import StoreUnavailable
-from bridge.core.model.ledger import Closed, Device, Entries, Opened
+from bridge.core.model.ledger import Closed, Device, Entries, Opened, Subscribed
 from bridge.core.ports.nodes import Directory, Holder
 from bridge.core.ports.session_log import SessionLog
 from bridge.core.ports.store import Lease
@@ -30,6 +31,7 @@ class Node(NamedTuple):
 class Subject(NamedTuple):
     node: Callable[[str, str], Node]
     """A process with a name and a boot, which has not claimed its name."""
+    now: Callable[[], float]
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -45,7 +47,7 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
                 MemoryDirectory(store, sessions, clock, name, boot),
             )
 
-        yield Subject(in_memory)
+        yield Subject(in_memory, clock.time)
         return
     dsn: str = request.getfixturevalue("database")
     made: list[tuple[PostgresLease, PostgresSessions, PostgresDirectory]] = []
@@ -60,7 +62,7 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         )
         return Node(*made[-1])
 
-    yield Subject(in_postgres)
+    yield Subject(in_postgres, time.time)
     for lease, log, directory in made:
         await lease.close()
         await log.close()
@@ -142,3 +144,62 @@ async def test_everyone_elsewhere_comes_page_by_page_in_the_order_of_bytes(subje
         found += [user for user, _ in page]
         after = page[-1][0]
     assert found == sorted(users, key=str.encode)
+
+
+async def of_topic(
+    node: Node, within: float = 0.0, *, topic: str = "t", after: str = "", limit: int = 9
+) -> list[tuple[str, list[str]]]:
+    found = await node.directory.subscribers(topic, after, limit, within)
+    return [(user, sorted(boots)) for user, boots in found]
+
+
+async def test_the_subscribers_of_a_topic_are_those_with_sessions_elsewhere(subject: Subject) -> None:
+    a, b = await two(subject)
+    c = subject.node("c", "boot-c")
+    await c.lease.claim()
+    users = {"s1": "u1", "s2": "u2", "s3": "u2", "s4": "u3", "s5": "u4"}
+    nodes = {"s1": a, "s2": b, "s3": c, "s4": b, "s5": b}
+    topics = {"s5": "other"}
+    for name, user in users.items():
+        which = "abc"[(a, b, c).index(nodes[name])]
+        says = Subscribed(name, user, topics.get(name, "t"), on=True)
+        await nodes[name].log.note(Entries([opened(name, user, which)], (), [says]))
+    assert await of_topic(a) == [("u2", ["boot-b", "boot-c"]), ("u3", ["boot-b"])]
+    assert await of_topic(b) == [("u1", ["boot-a"]), ("u2", ["boot-c"])]
+    assert await of_topic(a, limit=1) == [("u2", ["boot-b", "boot-c"])]
+    assert await of_topic(a, after="u2") == [("u3", ["boot-b"])]
+    await b.log.note(
+        Entries((), (), [Subscribed("s4", "u3", "t", on=False), Subscribed("s2", "u2", "x", on=False)])
+    )
+    assert await of_topic(a) == [("u2", ["boot-b", "boot-c"])]
+
+
+async def test_who_has_closed_is_a_subscriber_for_a_while_unless_another_session_is(subject: Subject) -> None:
+    a, b = await two(subject)
+    for name, user in {"s1": "u1", "s2": "u2", "s3": "u3"}.items():
+        await b.log.note(Entries([opened(name, user, "b")], (), [Subscribed(name, user, "t", on=True)]))
+    left = subject.now() - 10
+    gone = [Closed(name, f"u{name[1]}", "b", NOW, left, 1000, "client") for name in ("s1", "s2", "s3")]
+    await b.log.note(Entries((), (), (), gone))
+    for node in (a, b):
+        assert await of_topic(node, 60.0) == [("u1", []), ("u2", []), ("u3", [])]
+        assert await of_topic(node, 5.0) == await of_topic(node) == []
+    assert await of_topic(a, 60.0, after="u1", limit=1) == [("u2", [])]
+    # One is back and subscribed, one is back and wants it no more.
+    await b.log.note(Entries([opened("s4", "u1", "b")], (), [Subscribed("s4", "u1", "t", on=True)]))
+    await a.log.note(Entries([opened("s5", "u2", "a")], (), [Subscribed("s5", "u2", "t", on=False)]))
+    assert await of_topic(a, 60.0) == [("u1", ["boot-b"]), ("u3", [])]
+    assert await of_topic(b, 60.0) == [("u3", [])]
+
+
+async def test_what_a_session_says_of_topics_is_repeated_without_harm(subject: Subject) -> None:
+    a, b = await two(subject)
+    says = [Subscribed("s1", "u1", "t", on=True), Subscribed("never opened", "u2", "t", on=True)]
+    both = Entries([opened("s1", "u1", "b")], (), says, ())
+    for _ in range(2):
+        await b.log.note(both)
+    assert await of_topic(a) == [("u1", ["boot-b"])]
+    gone = Closed("s1", "u1", "b", NOW, subject.now(), 1000, "client")
+    # Written late: the session has closed by then.
+    await b.log.note(Entries((), (), [Subscribed("s1", "u1", "late", on=True)], [gone]))
+    assert await of_topic(a, 60.0, topic="late") == [("u1", [])]

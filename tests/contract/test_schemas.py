@@ -19,6 +19,8 @@ from bridge.core.contract.auth import token_of
 from bridge.core.contract.client_frames import (
     AckFrame,
     RefreshFrame,
+    SubscribeFrame,
+    UnsubscribeFrame,
     parse_client,
 )
 from bridge.core.contract.control import control_error, control_reply, decode_control, revoke_reply
@@ -198,7 +200,7 @@ def test_the_fields_of_a_request_are_those_of_the_schema() -> None:
     later = {name for name in fields.LATER if "." not in name}
     assert set(SCHEMAS["push-request.json"]["properties"]) == fields.FIELDS - later
     to = SCHEMAS["push-request.json"]["properties"]["to"]
-    assert set(to["properties"]) == fields.TO_FIELDS - {"topic"}
+    assert set(to["properties"]) == fields.TO_FIELDS
     assert [alternative["required"] for alternative in to["oneOf"]] == [[name] for name in fields.TARGETS]
 
 
@@ -333,7 +335,7 @@ def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
     there = {
         name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
     }
-    assert there == {*OURS, "ack", "auth", "refresh"}
+    assert there == {*OURS, "ack", "auth", "refresh", "subscribe", "unsubscribe"}
 
 
 def test_the_token_of_an_auth_frame_is_read_if_and_only_if_the_schema_says_so() -> None:
@@ -371,6 +373,31 @@ def test_a_frame_is_an_ack_if_and_only_if_the_schema_says_so(dice: Dice) -> None
     understood = isinstance(parse_client(encoded(frame)), AckFrame)
     expected = validator("frame-ack.json").is_valid(frame) and not beyond_a_schema(frame)
     assert understood == expected
+
+
+def test_a_topic_is_read_if_and_only_if_the_schema_says_so() -> None:
+    names = [
+        "t",
+        "a.b",
+        "a..b",
+        ".a",
+        "a.",
+        "*",
+        "a.#",
+        "a{b",
+        "x" * 128,
+        "x" * 129,
+        "",
+        "a\n",
+        "ü.ß",
+        7,
+        None,
+    ]
+    for word, kind in (("subscribe", SubscribeFrame), ("unsubscribe", UnsubscribeFrame)):
+        for name in names:
+            frame = {"type": word, "topic": name}
+            valid = validator(f"frame-{word}.json").is_valid(frame)
+            assert isinstance(parse_client(encoded(frame)), kind) == valid, name
 
 
 def test_a_refresh_of_a_client_fits_its_schema_and_so_does_that_of_the_bridge() -> None:
@@ -463,7 +490,7 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
 
 def test_every_schema_is_part_of_the_asyncapi_document() -> None:
     used = {Path(r).name for r in references(ASYNCAPI) if not r.startswith("#")}
-    assert used == {name for name in SCHEMAS if name != "id.json"}
+    assert used == SCHEMAS.keys() - {"id.json", "topic.json"}
 
 
 def test_the_asyncapi_document_has_the_shape_of_version_3() -> None:

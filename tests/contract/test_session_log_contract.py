@@ -110,7 +110,7 @@ def closed(name: str, code: int | None = 1000, reason: str = "client") -> Closed
 
 
 async def test_a_session_opens_and_closes_once(subject: Subject) -> None:
-    both = Entries([opened("s1"), opened("s2", 'a "user", {with} \\ all')], (), [closed("s1")])
+    both = Entries([opened("s1"), opened("s2", 'a "user", {with} \\ all')], (), (), [closed("s1")])
     assert await subject.log.note(both) == NOTHING
     expected = {
         "s1": ("u1", "n1", NOW + 60, (1000, "client")),
@@ -118,7 +118,7 @@ async def test_a_session_opens_and_closes_once(subject: Subject) -> None:
     }
     assert await subject.rows() == expected
     await subject.log.note(both)
-    await subject.log.note(Entries((), (), [closed("s1", 4408, "too_slow"), closed("never opened")]))
+    await subject.log.note(Entries((), (), (), [closed("s1", 4408, "too_slow"), closed("never opened")]))
     assert await subject.rows() == expected
 
 
@@ -141,7 +141,7 @@ async def test_a_session_that_is_not_wanted_is_named_until_it_is_closed(subject:
     await subject.unwant("s1")
     for _ in range(2):
         assert await subject.log.note(Entries()) == Noted([], [], [("s1", "disconnected")])
-    assert await subject.log.note(Entries((), (), [closed("s1", 1001, "disconnected")])) == NOTHING
+    assert await subject.log.note(Entries((), (), (), [closed("s1", 1001, "disconnected")])) == NOTHING
     assert await subject.log.note(Entries()) == NOTHING
 
 
@@ -149,7 +149,7 @@ async def test_a_process_without_its_name_writes_nothing(subject: Subject) -> No
     await subject.log.note(Entries([opened("s1")]))
     await subject.lose_name()
     with pytest.raises(StoreUnavailable):
-        await subject.log.note(Entries([opened("s2")], (), [closed("s1")]))
+        await subject.log.note(Entries([opened("s2")], (), (), [closed("s1")]))
     assert list(await subject.rows()) == ["s1"]
 
 

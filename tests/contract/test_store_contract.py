@@ -224,6 +224,18 @@ async def test_a_final_row_never_changes(store: Store, subject: Subject) -> None
     assert undateds(await of_push(subject, "p")) == [first]
 
 
+async def test_a_row_says_who_gave_the_best_proof_and_its_topic(store: Store, subject: Subject) -> None:
+    await store.record([row(outcome=Outcome.PENDING, topic="t", session="s1"), row("q"), row("r", topic="")])
+    assert [(one.topic, one.session, one.holder) for one in await of_push(subject, "p")] == [("t", "s1", "")]
+    for session, holder, expected in (
+        ("s2", "n2", ("t", "s2", "n2")),
+        ("", "", ("t", "s2", "n2")),
+        ("s3", "", ("t", "s3", "")),
+    ):
+        [written] = await store.record([row(outcome=Outcome.PENDING, session=session, holder=holder)])
+        assert (written.row.topic, written.row.session, written.row.holder) == expected
+
+
 async def test_a_pending_row_becomes_final_and_keeps_what_was_known_first(
     store: Store, subject: Subject
 ) -> None:

@@ -23,7 +23,8 @@ from bridge.core.contract.client_frames import (
     ClientFrame,
     PublishFrame,
     RefreshFrame,
-    UnsupportedFrame,
+    SubscribeFrame,
+    UnsubscribeFrame,
     parse_client,
 )
 from bridge.core.contract.control import (
@@ -184,7 +185,7 @@ def test_an_id_is_any_128_characters_that_are_no_controls(user: str) -> None:
         ({"to": {"user": "u1", "except": "s1"}}, Reason.INVALID, "to.except"),
         ({"to": {"user": "u1", "except": ["\x01"]}}, Reason.INVALID, "to.except[0]"),
         ({"to": {"user": "u1", "group": "g"}}, Reason.INVALID, "to.group"),
-        ({"to": {"topic": "t"}}, Reason.UNSUPPORTED, "to.topic"),
+        ({"to": {"topic": "a..b"}}, Reason.INVALID, "to.topic"),
         ({"id": 7}, Reason.INVALID, "id"),
         ({"id": ""}, Reason.INVALID, "id"),
         ({"event": 7}, Reason.INVALID, "event"),
@@ -244,7 +245,7 @@ def test_what_is_required_is_named(missing: str) -> None:
 
 
 def test_a_feature_that_is_not_there_yet_is_said_to_be_so() -> None:
-    assert "this version does not have topics" in rejected(dumps(request(to={"topic": "t"}))).detail
+    assert "expected words with dots between them" in rejected(dumps(request(to={"topic": "t*"}))).detail
 
 
 @pytest.mark.parametrize(
@@ -734,7 +735,7 @@ def test_headers_say_all_that_a_body_can() -> None:
         (
             {"x-push-event": "e", "x-push-user": None},
             Reason.INVALID,
-            "headers x-push-user, -users, -session, -all",
+            "headers x-push-user, -users, -session, -topic, -all",
         ),
         ({"x-push-users": 7}, Reason.INVALID, "header x-push-users"),
         ({"x-push-users": "u1,,u2"}, Reason.INVALID, "header x-push-users[1]"),
@@ -742,7 +743,7 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-all": "yes"}, Reason.INVALID, "header x-push-all"),
         ({"x-push-all": 2}, Reason.INVALID, "header x-push-all"),
         ({"x-push-all": Timestamp(1)}, Reason.INVALID, "header x-push-all"),
-        ({"x-push-all": False}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
+        ({"x-push-all": False}, Reason.INVALID, "headers x-push-user, -users, -session, -topic, -all"),
         ({"x-push-user": "u", "x-push-id": 5}, Reason.INVALID, "header x-push-id"),
         ({"x-push-user": "u", "x-push-event": ["e"]}, Reason.INVALID, "header x-push-event"),
         ({"x-push-user": "u", "x-push-confirm": 1}, Reason.INVALID, "header x-push-confirm"),
@@ -765,7 +766,7 @@ def test_headers_say_all_that_a_body_can() -> None:
         ({"x-push-published-ms": "1700000000"}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": 1.5e12}, Reason.INVALID, "header x-push-published-ms"),
         ({"x-push-published-ms": math.inf}, Reason.INVALID, "header x-push-published-ms"),
-        ({"x-push-topic": "t"}, Reason.UNSUPPORTED, "header x-push-topic"),
+        ({"x-push-topic": ".t"}, Reason.INVALID, "header x-push-topic"),
         ({"x-push-user": "u", "x-push-collapse-key": 7}, Reason.INVALID, "header x-push-collapse-key"),
         ({"x-push-user": "u", "x-push-collapse-key": ""}, Reason.INVALID, "header x-push-collapse-key"),
         ({"x-push-user": "u", "x-push-ack-within": 5}, Reason.INVALID, "header x-push-ack-within"),
@@ -779,14 +780,14 @@ def test_headers_say_all_that_a_body_can() -> None:
             Reason.INVALID,
             "header x-push-ack-within",
         ),
-        ({"x-push-ttl": 60}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
+        ({"x-push-ttl": 60}, Reason.INVALID, "headers x-push-user, -users, -session, -topic, -all"),
         ({"x-push-user": "u", "x-push-fallback": "q"}, Reason.UNSUPPORTED, "header x-push-fallback"),
         ({"x-push-usr": "u"}, Reason.INVALID, "header x-push-usr"),
-        ({"x-push-event": "e"}, Reason.INVALID, "headers x-push-user, -users, -session, -all"),
+        ({"x-push-event": "e"}, Reason.INVALID, "headers x-push-user, -users, -session, -topic, -all"),
         (
             {"x-push-user": "u", "x-push-all": True},
             Reason.INVALID,
-            "headers x-push-user, -users, -session, -all",
+            "headers x-push-user, -users, -session, -topic, -all",
         ),
     ],
 )
@@ -1131,7 +1132,6 @@ def test_the_other_frames_say_what_they_are() -> None:
         ('{"type":"ack","id":"p1"}', AckFrame("p1")),
         (b'{"type":"ack","id":"p1"}', AckFrame("p1")),
         ('{"id":"p1","more":[1],"type":"ack"}', AckFrame("p1")),
-        ('{"type":"subscribe","topic":"t","ref":7}', UnsupportedFrame("subscribe", 7)),
         (
             '{"type":"publish","event":"chat.said","data": {"a" : 1},"topic":"room.7","ref":"r1","x":0}',
             PublishFrame("chat.said", b'{"a" : 1}', "room.7", "r1"),
@@ -1163,6 +1163,16 @@ def test_the_other_frames_say_what_they_are() -> None:
                 None,
             ),
         ),
+        ('{"type":"subscribe","topic":"t","ref":7}', SubscribeFrame("t", 7)),
+        ('{"type":"unsubscribe","topic":"a.b"}', UnsubscribeFrame("a.b", None)),
+        (
+            '{"type":"subscribe","topic":"a.*","ref":7}',
+            BadFrame(
+                "topic: expected a name of at most 128 characters: words with dots between them,"
+                " got a word with *, #, { or } in it",
+                7,
+            ),
+        ),
         (
             '{"type":"ack","id":5,"ref":"r"}',
             BadFrame("id: expected the id of a push, got a number", "r"),
@@ -1192,7 +1202,8 @@ def test_a_clients_message_is_an_ack_or_answered_with_what_is_wrong(
 @given(DICE, st.booleans())
 def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
     names = ("type", "id", "event", "topic", "data", "ref")
-    frame_of: dict[str, Any] = {name: dice.pick((dice.junk(), "ack", "publish", "x")) for name in names}
+    words = ("ack", "publish", "subscribe", "unsubscribe", "x")
+    frame_of: dict[str, Any] = {name: dice.pick((dice.junk(), *words)) for name in names}
     raw = dice.words() if dice.roll(2) else json.dumps(frame_of).encode()
     data: str | bytes = raw.decode("utf-8", "surrogateescape") if as_text else raw
     note(repr(data))
@@ -1205,8 +1216,8 @@ def test_any_message_of_a_client_is_answered(dice: Dice, as_text: bool) -> None:
         assert not name_problem(frame.event)
         assert frame.topic is None or not name_problem(frame.topic)
         json.loads(frame.data)
-    elif isinstance(frame, UnsupportedFrame):
-        json.loads(error_frame("unsupported", frame.type, frame.ref).payload)
+    elif isinstance(frame, SubscribeFrame | UnsubscribeFrame):
+        assert name_problem(frame.topic) == ""
     else:
         json.loads(error_frame("bad_frame", frame.problem, frame.ref).payload)
 

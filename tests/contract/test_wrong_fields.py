@@ -96,11 +96,11 @@ def test_foreign_headers_are_nobodys_other_spelling() -> None:
 
 
 def test_the_first_one_gives_the_reason() -> None:
-    body = json.dumps({"to": {"topic": "t"}, "data": 1, "event": 7}).encode()
+    body = json.dumps({"to": {"user": "u"}, "fallback": {}, "data": 1, "event": 7}).encode()
     (only,) = decode(arrival(body), LIMITS).requests
     assert isinstance(only, Rejected)
     assert only.reason is Reason.UNSUPPORTED
-    assert paths(only.detail) == ["to.topic", "event"]
+    assert paths(only.detail) == ["fallback", "event"]
 
 
 @pytest.mark.parametrize("count", [20_000, 60_000])

@@ -1141,7 +1141,7 @@ async def test_an_envelope_session_is_welcomed_first_and_a_resume_from_what_nobo
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        ('{"type":"subscribe","topic":"t","ref":"r1"}', "unsupported"),
+        ('{"type":"subscribe","topic":"t","ref":"r1"}', "forbidden"),
         ('{"type":"nonsense"}', "bad_frame"),
         ("not json", "bad_frame"),
         (b"\x00\xff", "bad_frame"),

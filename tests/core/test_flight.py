@@ -23,43 +23,43 @@ def ended(f: Flight) -> tuple[Outcome | None, Reason | None]:
 
 def test_written_is_the_end_only_where_no_more_was_asked_for() -> None:
     f = flight(confirm=Proof.WRITTEN)
-    assert f.handed(12.0) is Effect.ENDED
+    assert f.handed(12.0, "s1") is Effect.ENDED
     assert ended(f) == (Outcome.WRITTEN, Reason.HANDED_OVER)
     g = flight(confirm=Proof.RECEIVED)
-    assert g.handed(12.0) is Effect.NOTHING
+    assert g.handed(12.0, "s1") is Effect.NOTHING
     assert not g.ended
 
 
 def test_a_pong_ends_a_push_that_asked_for_received() -> None:
     f = flight()
-    f.handed(12.0)
-    assert f.received(13.0) is Effect.ENDED
+    f.handed(12.0, "s1")
+    assert f.received(13.0, "s1") is Effect.ENDED
     assert ended(f) == (Outcome.RECEIVED, Reason.PONG)
     assert (f.written_at, f.proven_at, f.finished_at) == (12.0, 13.0, 13.0)
 
 
 def test_an_ack_ends_a_push_that_asked_for_it_and_a_pong_does_not() -> None:
     f = flight(confirm=Proof.ACKED)
-    f.handed(12.0)
-    assert f.received(13.0) is Effect.NOTHING
-    assert f.acked(14.0) is Effect.ENDED
+    f.handed(12.0, "s1")
+    assert f.received(13.0, "s1") is Effect.NOTHING
+    assert f.acked(14.0, "s1") is Effect.ENDED
     assert ended(f) == (Outcome.ACKED, Reason.ACK_FRAME)
     assert f.proven_at == 14.0
 
 
 def test_the_first_session_that_gives_the_proof_ends_it_and_later_ones_change_nothing() -> None:
     f = flight(sessions=2)
-    f.handed(12.0)
-    f.handed(12.1)
-    assert f.received(13.0) is Effect.ENDED
-    assert f.received(14.0) is Effect.NOTHING
+    f.handed(12.0, "s1")
+    f.handed(12.1, "s1")
+    assert f.received(13.0, "s1") is Effect.ENDED
+    assert f.received(14.0, "s1") is Effect.NOTHING
     assert f.lost(15.0, handed=True) is Effect.NOTHING
     assert (f.proven_at, f.finished_at, f.attempts) == (13.0, 13.0, 2)
 
 
 def test_a_connection_that_dies_after_the_hand_over_leaves_it_unknown_when_it_was_the_last() -> None:
     f = flight(sessions=2)
-    f.handed(12.0)
+    f.handed(12.0, "s1")
     assert f.lost(13.0, handed=True) is Effect.NOTHING
     assert f.lost(14.0, handed=False) is Effect.ENDED
     assert ended(f) == (Outcome.UNKNOWN, Reason.CONNECTION_LOST)
@@ -81,8 +81,8 @@ def test_a_slow_session_drops_what_was_never_handed_over() -> None:
 
 def test_a_received_push_whose_ack_can_no_longer_come_is_received_not_acked() -> None:
     f = flight(confirm=Proof.ACKED)
-    f.handed(12.0)
-    f.received(13.0)
+    f.handed(12.0, "s1")
+    f.received(13.0, "s1")
     assert f.lost(14.0, handed=True) is Effect.ENDED
     assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
     assert f.proven_at == 13.0
@@ -101,7 +101,7 @@ def test_at_the_deadline_the_best_proof_held_decides(
 ) -> None:
     f = flight(confirm=confirm)
     for step in steps:
-        getattr(f, step)(12.0)
+        getattr(f, step)(12.0, "s1")
     assert f.timed_out(17.0) is Effect.ENDED
     assert ended(f) == (outcome, reason)
 
@@ -114,37 +114,37 @@ def test_a_push_that_never_found_a_session_is_offline_at_the_deadline() -> None:
 
 def test_proof_after_the_end_fills_a_time_and_changes_no_outcome() -> None:
     f = flight()
-    f.handed(12.0)
+    f.handed(12.0, "s1")
     f.timed_out(17.0)
-    assert f.received(18.0) is Effect.LATE
+    assert f.received(18.0, "s1") is Effect.LATE
     assert ended(f) == (Outcome.UNKNOWN, Reason.NO_PROOF)
     assert (f.proven_at, f.finished_at) == (None, 17.0)
-    assert f.received(19.0) is Effect.NOTHING
-    assert f.acked(20.0) is Effect.LATE, "that is better proof still"
-    assert f.acked(21.0) is Effect.NOTHING
+    assert f.received(19.0, "s1") is Effect.NOTHING
+    assert f.acked(20.0, "s1") is Effect.LATE, "that is better proof still"
+    assert f.acked(21.0, "s1") is Effect.NOTHING
 
 
 def test_an_ack_after_the_end_is_late_where_the_outcome_claims_less() -> None:
     f = flight(confirm=Proof.ACKED)
-    f.handed(12.0)
-    f.received(13.0)
+    f.handed(12.0, "s1")
+    f.received(13.0, "s1")
     f.timed_out(17.0)
     assert ended(f) == (Outcome.RECEIVED, Reason.NOT_ACKED)
-    assert f.acked(18.0) is Effect.LATE
+    assert f.acked(18.0, "s1") is Effect.LATE
     assert (ended(f), f.proven_at) == ((Outcome.RECEIVED, Reason.NOT_ACKED), 13.0)
     proven = flight()
-    proven.handed(12.0)
-    proven.received(13.0)
-    assert proven.acked(14.0) is Effect.NOTHING, "no more was asked for"
+    proven.handed(12.0, "s1")
+    proven.received(13.0, "s1")
+    assert proven.acked(14.0, "s1") is Effect.NOTHING, "no more was asked for"
 
 
 def test_the_row_of_a_push_that_has_not_ended_is_pending_and_owes_its_receipts() -> None:
     f = flight(of=message(reply_to="answers", correlation_id="c1", app_id="shop"))
-    f.handed(12.0)
+    f.handed(12.0, "s1")
     row = row_of(f, "n", "b")
     assert (row.outcome, row.reason, row.final) == (Outcome.PENDING, Reason.AWAITING_PROOF, False)
     assert row.owed == (Reply("answers", "c1"),)
-    f.received(13.0)
+    f.received(13.0, "s1")
     row = row_of(f, "n", "b")
     assert (row.final, row.owed, row.app_id) == (True, None, "shop")
 
@@ -167,7 +167,7 @@ def test_every_ending_a_flight_can_have_is_in_the_table() -> None:
                 for last in ("timed_out", "lost", "slow"):
                     f = flight(confirm=confirm, sessions=sessions)
                     for step in steps:
-                        getattr(f, step)(12.0)
+                        getattr(f, step)(12.0, "s1")
                     if last == "timed_out":
                         f.timed_out(20.0)
                     else:
@@ -184,9 +184,9 @@ def test_replies_are_merged_in_order_and_once() -> None:
 
 EVENTS: dict[Event, Callable[[Flight], object]] = {
     Event.ADDRESSED: lambda f: f.addressed(1),
-    Event.HANDED: lambda f: f.handed(50.0),
-    Event.RECEIVED: lambda f: f.received(50.0),
-    Event.ACKED: lambda f: f.acked(50.0),
+    Event.HANDED: lambda f: f.handed(50.0, "s1"),
+    Event.RECEIVED: lambda f: f.received(50.0, "s1"),
+    Event.ACKED: lambda f: f.acked(50.0, "s1"),
     Event.LOST: lambda f: f.lost(50.0, handed=False),
     Event.TIMED_OUT: lambda f: f.timed_out(50.0),
     Event.UNDELIVERABLE: lambda f: f.undeliverable(Outcome.OFFLINE, Reason.NO_SESSION, 50.0),
@@ -204,7 +204,7 @@ def in_state(state: State) -> tuple[Flight, Recorder]:
     made = flight(confirm=Proof.ACKED, owner=owner)
     steps = [made.handed, made.received, made.acked][: int(state)]
     for step in steps:
-        step(12.0)
+        step(12.0, "s1")
     assert made.state is state
     owner.effects.clear()
     return made, owner
@@ -252,11 +252,11 @@ def stored_again(confirm: Proof) -> Flight:
 
 def test_proof_that_an_older_process_noted_does_not_keep_a_push_from_its_outcome() -> None:
     received = stored_again(Proof.RECEIVED)
-    received.handed(20.0)
-    assert received.received(21.0) is Effect.ENDED
+    received.handed(20.0, "s1")
+    assert received.received(21.0, "s1") is Effect.ENDED
     assert ended(received) == (Outcome.RECEIVED, Reason.PONG)
     written = stored_again(Proof.WRITTEN)
-    assert written.handed(20.0) is Effect.ENDED
+    assert written.handed(20.0, "s1") is Effect.ENDED
     assert ended(written) == (Outcome.WRITTEN, Reason.HANDED_OVER)
 
 
@@ -264,3 +264,16 @@ def test_a_stored_push_that_was_not_handed_over_again_is_superseded_at_once() ->
     waiting = stored_again(Proof.ACKED)
     assert waiting.superseded(20.0) is Effect.ENDED
     assert ended(waiting) == (Outcome.SUPERSEDED, Reason.COLLAPSED)
+
+
+def test_the_first_session_with_the_best_proof_has_proven_it() -> None:
+    f = flight(confirm=Proof.ACKED, sessions=3)
+    f.handed(12.0, "s1")
+    f.handed(12.0, "s2", "n2")
+    assert (f.prover, f.holder) == ("s1", "")
+    f.received(13.0, "s2", "n2")
+    f.received(13.0, "s1")
+    assert (f.prover, f.holder) == ("s2", "n2")
+    f.acked(14.0, "s3")
+    f.acked(14.0, "s2", "n2")
+    assert (f.prover, f.holder) == ("s3", "")

@@ -23,7 +23,7 @@ def request(target: Target, excluded: tuple[str, ...] = ()) -> PushRequest:
 
 def addresses(hub: Hub, asked: PushRequest) -> list[Address]:
     resolver = resolver_of(asked)
-    return [address(hub, asked, resolver, user) for user in resolver.users(hub, asked.target)]
+    return [address(hub, asked, resolver, user) for user in resolver.users(hub, asked)]
 
 
 def hub_with(*names: tuple[str, str]) -> tuple[Hub, dict[str, Session]]:

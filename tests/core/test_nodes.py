@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
+import msgspec
 import pytest
 
 from bridge.core.cluster.forwards import OWED_FOR
@@ -107,6 +108,7 @@ async def test_a_push_is_proven_by_the_session_at_another_node() -> None:
         assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
         words = [item.word for item in items(made) if isinstance(item, Report)]
         assert words == [Word.HANDED, Word.RECEIVED]
+        assert (a.row("p1").session, a.row("p1").holder) == (peer.session_id, "b")
         assert len(a.core.cluster.forwards) == 0
 
 
@@ -564,6 +566,22 @@ async def test_the_same_at_random_two_thousand_times() -> None:
             peer.answer()
             peer.leave()
         assert len(made.store.rows) == 2_000
+
+
+def test_letters_of_the_version_before_are_read_and_it_reads_ours() -> None:
+    """They say less, at the end of each array, and skip what they do not know."""
+    report, push = (
+        Report(7, Word.RECEIVED, "", "s1"),
+        Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None, "t"),
+    )
+    parts = msgspec.msgpack.decode(encode_letter("boot", [report, push]))
+    before = [parts[0], parts[1], [one[:-1] for one in parts[2]]]
+    assert decode_letter(msgspec.msgpack.encode(before)).items == [
+        Report(7, Word.RECEIVED),
+        Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None),
+    ]
+    more = [parts[0], parts[1], [[*one, "of a later version"] for one in parts[2]]]
+    assert decode_letter(msgspec.msgpack.encode(more)).items == [report, push]
 
 
 def test_a_letter_that_was_lost_is_not_taken_for_another() -> None:

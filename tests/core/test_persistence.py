@@ -117,7 +117,7 @@ def refuse(h: House, bad: Callable[[Row], bool]) -> list[int]:
 
 def received(h: House, push_id: str, reply_to: str = "") -> Flight:
     flight = h.flight(push_id, h.message(reply_to))
-    flight.received(h.clock.now)
+    flight.received(h.clock.now, "s1")
     h.worklist.due(flight)
     return flight
 
@@ -156,7 +156,7 @@ async def test_a_row_that_somebody_holds_is_written_when_it_is_let_go_with_what_
         await until(lambda: h.worklist.set_aside)
         h.clock.advance(0.2)
         await asyncio.sleep(0)
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         held = False
         h.clock.advance(60)
@@ -198,7 +198,7 @@ async def test_older_pushes_that_can_not_be_ended_hold_nobody_up_and_end_later()
         for user in ("u1", "u2"):
             flight = h.flight("b", h.message(), user)
             flight.collapse_key, flight.position = "k", 9
-            flight.received(h.clock.now)
+            flight.received(h.clock.now, "s1")
             h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert [key.user for key, row in h.final_rows.items() if row.outcome is Outcome.SUPERSEDED] == ["u2"]
@@ -320,7 +320,7 @@ async def test_proof_is_noted_on_a_row_that_another_process_has_ended_without_it
         )
         h.store.rows[ended.key] = ended
         h.clock.advance(1)
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         h.worklist.sweep()

@@ -25,7 +25,7 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
     async with settlement_house() as h:
         message = h.message("answers")
         flight = h.flight("p1", message)
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert h.row("p1").outcome is Outcome.RECEIVED
@@ -47,7 +47,7 @@ async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_ans
         h.publisher.send = silent  # type: ignore[method-assign]
         for n in range(20):
             flight = h.flight(f"p{n}", h.message())
-            flight.received(h.clock.now)
+            flight.received(h.clock.now, "s1")
             h.worklist.due(flight)
             h.worklist.sweep()
             await until(lambda n=n: len(h.store.rows) == n + 1)  # type: ignore[misc]
@@ -62,12 +62,12 @@ async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:
     async with settlement_house() as h:
         message = h.message()
         first, second = h.flight("p1", message, "u1"), h.flight("p1", message, "u2")
-        first.received(h.clock.now)
+        first.received(h.clock.now, "s1")
         h.worklist.due(first)
         await until(lambda: RowKey("", "p1", "u1") in h.store.rows)
         await h.worklist.idle()
         assert h.acks.acked == []
-        second.received(h.clock.now)
+        second.received(h.clock.now, "s1")
         h.worklist.due(second)
         await until(lambda: h.acks.acked)
 
@@ -81,7 +81,7 @@ async def test_a_parked_push_lets_its_message_go_and_its_row_owes_the_receipt() 
         assert h.row("p1").outcome is Outcome.PENDING
         assert h.row("p1").owed == (Reply("answers", "c"),)
         assert h.publisher.sent == []
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.publisher.sent)
         await until(lambda: h.row("p1").owed is None)
@@ -92,7 +92,7 @@ async def test_a_receipt_that_is_not_confirmed_becomes_a_debt_and_the_sweep_pays
     async with settlement_house() as h:
         h.publisher.refusing = True
         flight = h.flight("p1", h.message("answers"))
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert h.row("p1").owed == (Reply("answers", "c"),)
@@ -109,7 +109,7 @@ async def test_while_the_database_is_away_nothing_is_acked_and_the_gate_is_shut(
     async with settlement_house() as h:
         h.store.fail_with = StoreUnavailable("stopped")
         flight = h.flight("p1", h.message())
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: not h.gate.is_open)
         assert (h.acks.acked, h.publisher.sent) == ([], [])
@@ -140,7 +140,7 @@ async def test_a_commit_whose_answer_was_lost_is_told_once_and_announced(times: 
     async with settlement_house() as h:
         lose_the_next_answer(h, times)
         flight = h.flight("p1", h.message())
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         for _ in range(100):
             h.clock.advance(1)
@@ -159,7 +159,7 @@ async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began(
         await h.store.record([begun])
         lose_the_next_answer(h)
         flight = h.flight("p1", h.message())
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.acks.acked)
         assert [r.announce for r in h.publisher.sent] == [True]
@@ -168,7 +168,7 @@ async def test_a_lost_answer_is_known_again_on_a_row_that_another_process_began(
 async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> None:
     async with settlement_house() as h:
         first = h.flight("p1", h.message())
-        first.received(h.clock.now)
+        first.received(h.clock.now, "s1")
         h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         again = h.flight("p1", h.message("answers"))
@@ -186,7 +186,7 @@ async def test_a_repeat_makes_no_second_row_and_is_answered_from_the_first() -> 
 async def test_a_redelivered_repeat_is_announced_again_since_its_receipt_may_be_lost() -> None:
     async with settlement_house() as h:
         first = h.flight("p1", h.message())
-        first.received(h.clock.now)
+        first.received(h.clock.now, "s1")
         h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         message = h.message(redelivered=True)
@@ -214,7 +214,7 @@ async def test_a_copy_that_joins_in_the_air_brings_its_own_token_and_reply() -> 
         joining = h.message("second")
         joining.open += 1
         flight.messages.append(joining)
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)
         assert h.publisher.sent[0].replies == (Reply("first", "c"), Reply("second", "c"))
@@ -242,12 +242,12 @@ async def test_a_copy_that_joins_while_the_row_is_parked_is_acked_only_when_the_
 async def test_a_redelivered_push_whose_row_was_written_meanwhile_is_announced_again() -> None:
     async with settlement_house() as h:
         first = h.flight("p1", h.message())
-        first.received(h.clock.now)
+        first.received(h.clock.now, "s1")
         h.worklist.due(first)
         await until(lambda: len(h.acks.acked) == 1)
         h.clock.advance(1.0)
         again = h.flight("p1", h.message(redelivered=True))
-        again.received(h.clock.now)
+        again.received(h.clock.now, "s1")
         h.worklist.due(again)
         await until(lambda: len(h.acks.acked) == 2)
         assert [r.announce for r in h.publisher.sent] == [True, True]
@@ -285,7 +285,7 @@ async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing() ->
         for i in range(9):
             flight = h.flight(f"p{i}", h.message())
             flight.meta = b"bad" if i == 4 else b""
-            flight.received(h.clock.now)
+            flight.received(h.clock.now, "s1")
             h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 9)
         assert {h.row(f"p{i}").outcome for i in range(9)} == {Outcome.RECEIVED}
@@ -306,7 +306,7 @@ async def test_a_message_given_back_is_never_acked() -> None:
         message = h.message()
         flight = h.flight("p1", message)
         message.token = None  # whoever handled it gave it back
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.final_rows)
         await h.worklist.idle()
@@ -339,7 +339,7 @@ async def test_a_log_that_fails_is_told_again_before_the_ack() -> None:
     log = Log()
     async with settlement_house(log) as h:
         flight = h.flight("p1", h.message())
-        flight.received(h.clock.now)
+        flight.received(h.clock.now, "s1")
         h.worklist.due(flight)
         await until(lambda: h.errors.seen)
         assert h.acks.acked == []
@@ -354,7 +354,7 @@ async def test_any_number_of_pushes_is_settled_whole(count: int) -> None:
     async with settlement_house() as h:
         for i in range(count):
             flight = h.flight(f"p{i}", h.message())
-            flight.received(h.clock.now)
+            flight.received(h.clock.now, "s1")
             h.worklist.due(flight)
         async with asyncio.timeout(10):
             while len(h.acks.acked) < count:
@@ -383,7 +383,7 @@ async def test_a_sweep_goes_on_until_no_debt_is_left() -> None:
 async def test_an_end_is_not_undone_by_the_flight_of_a_session_that_had_the_push_before(first: bool) -> None:
     async with settlement_house() as h:
         before, proven = h.flight("p1", h.message()), h.flight("p1", h.message())
-        proven.received(h.clock.now)
+        proven.received(h.clock.now, "s1")
         for flight in (proven, before) if first else (before, proven):
             h.worklist.due(flight)
         await until(lambda: len(h.acks.acked) == 2)

@@ -41,6 +41,11 @@ class Directory:
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
         raise NotImplementedError
 
+    async def subscribers(
+        self, topic: str, after: str, limit: int, within: float
+    ) -> Sequence[tuple[str, Sequence[str]]]:
+        raise NotImplementedError
+
 
 class Member:
     """A node that decides, and does at once what it has decided."""

@@ -273,6 +273,7 @@ class House:
                 presence=self.core.presence,
                 proofs=self.core.proofs,
                 publishing=self.publishing,
+                subscriptions=self.core.subscriptions,
                 clock=self.clock,
             ),
             limits=session_limits or SessionLimits(256, 1 << 20),
@@ -350,7 +351,7 @@ class House:
     def flight(self, push_id: str, of: HeldMessage, user: str = "u1") -> Flight:
         """A push of this message that was handed to one session, for a settlement that is tested alone."""
         made = flight(push_id, user, of=of, owner=self.inflight, taken_mono=self.clock.mono)
-        made.handed(self.clock.now)
+        made.handed(self.clock.now, "s1")
         of.open += 1
         return made
 

@@ -82,3 +82,25 @@ class MemoryDirectory:
         )
         holders = await self.holders(users[:limit])
         return [(user, holders[user]) for user in users[:limit]]
+
+    async def subscribers(
+        self, topic: str, after: str, limit: int, within: float
+    ) -> Sequence[tuple[str, Sequence[str]]]:
+        """See the port."""
+        elsewhere = {session: self._store.nodes[node].boot for session, _, node in self._open()}
+        since = self._clock.time() - within
+        found: dict[str, set[str]] = {}
+        away, here = set[str](), set[str]()
+        for its_topic, session in self._sessions.subscriptions:
+            user = self._sessions.opened[session].user
+            closed = self._sessions.closed.get(session)
+            if its_topic != topic or user.encode() <= after.encode():
+                continue
+            if closed is not None:
+                away.update([user] if closed.closed_at > since else ())
+            elif session in elsewhere:
+                found.setdefault(user, set()).add(elsewhere[session])
+            else:
+                here.add(user)
+        found.update({user: set() for user in away - here - found.keys()})
+        return [(user, sorted(found[user])) for user in sorted(found, key=str.encode)[:limit]]

@@ -51,13 +51,15 @@ def updated(have: Row, new: Row) -> Row:
         excluded=have.excluded or new.excluded,
         collapse_key=have.collapse_key or new.collapse_key,
         ack_within=have.ack_within or new.ack_within,
+        session=new.session or have.session,
+        holder=new.holder if new.session else have.holder,
     )
 
 
 def check(row: Row) -> None:
     """Refuse what no database takes: NUL, lone surrogates, times out of range."""
     text = "".join((*row.key, row.node, row.boot, row.event, row.app_id, row.detail, row.traceparent))
-    text += "".join((row.collapse_key, *row.excluded))
+    text += "".join((row.collapse_key, row.topic, row.session, row.holder, *row.excluded))
     if "\0" in text:
         raise RowsRefused("22021", "text with a NUL")
     try:

@@ -16,6 +16,8 @@ class MemorySessions:
         self._clock = clock
         self.opened: dict[str, Opened] = {}
         self.closed: dict[str, Closed] = {}
+        self.subscriptions: dict[tuple[str, str], None] = {}
+        """Topics and sessions, in the order in which they were subscribed."""
         self.revoked: set[str] = set()
         """Ids of tokens that are revoked."""
         self.over: set[str] = set()
@@ -39,6 +41,14 @@ class MemorySessions:
                 self.opened[fresh.session] = found._replace(
                     token_id=fresh.token_id, expires_at=fresh.expires_at
                 )
+        for said in entries.subscribed:
+            for topic, session in list(self.subscriptions):
+                its = self.opened[session]
+                left_behind = its.user == said.user and session in self.closed
+                if topic == said.topic and (left_behind or (session == said.session and not said.on)):
+                    del self.subscriptions[topic, session]
+            if said.on and said.session in self.opened:
+                self.subscriptions[said.topic, said.session] = None
         for closed in entries.closed:
             if closed.session in self.opened:
                 self.closed.setdefault(closed.session, closed)

@@ -29,6 +29,20 @@ _EVERYONE: LiteralString = """
     where s.closed_at is null and s.user_id > %s collate "C" and s.boot <> %s collate "C"
     group by s.user_id order by s.user_id limit %s
     """
+_SUBSCRIBERS: LiteralString = """
+    (select u.user_id, array_agg(distinct s.boot) from subscription u join session s on s.session = u.session
+     where u.topic = %(topic)s collate "C" and u.user_id > %(after)s collate "C" and u.left_at is null
+       and s.closed_at is null and s.boot <> %(boot)s collate "C"
+     group by u.user_id order by u.user_id limit %(most)s)
+    union all
+    (select distinct u.user_id, array[]::text[] from subscription u
+     where u.topic = %(topic)s collate "C" and u.user_id > %(after)s collate "C"
+       and u.left_at > clock_timestamp() - make_interval(secs => %(within)s)
+       and not exists (
+           select from subscription v where v.topic = u.topic and v.user_id = u.user_id and v.left_at is null)
+     order by u.user_id limit %(most)s)
+    order by 1 limit %(most)s
+    """
 
 
 class PostgresDirectory:
@@ -73,7 +87,16 @@ class PostgresDirectory:
         """See the port."""
         return [(user, boots) for user, boots in await self._fetch(_EVERYONE, (after, self._boot, limit))]
 
-    async def _fetch(self, query: LiteralString, params: Sequence[object]) -> list[tuple[Any, ...]]:
+    async def subscribers(
+        self, topic: str, after: str, limit: int, within: float
+    ) -> Sequence[tuple[str, Sequence[str]]]:
+        """See the port."""
+        params = {"topic": topic, "after": after, "most": limit, "within": within, "boot": self._boot}
+        return [(user, boots) for user, boots in await self._fetch(_SUBSCRIBERS, params)]
+
+    async def _fetch(
+        self, query: LiteralString, params: Sequence[object] | Mapping[str, object]
+    ) -> list[tuple[Any, ...]]:
         async def work(conn: Connection) -> list[tuple[Any, ...]]:
             cursor = conn.cursor(binary=True)
             await cursor.execute(query, params, prepare=True)

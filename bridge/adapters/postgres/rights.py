@@ -22,6 +22,7 @@ READS_AND_WRITES: Final = (
     "revocation",
     "revocation_reader",
     "session",
+    "subscription",
     "ops_action",
 )
 READS: Final = ("ending", "schema_version")

@@ -29,7 +29,7 @@ COLUMNS: tuple[LiteralString, ...] = (
     "meta::text", "payload", "owed::text",
     "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
     "ack_within", "extract(epoch from late_at)::float8", "fingerprint",
-    "extract(epoch from differed_at)::float8",
+    "extract(epoch from differed_at)::float8", "topic", "session", "holder",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 META: LiteralString = (
@@ -79,7 +79,7 @@ def row_of(record: Sequence[Any]) -> Row:
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at, fingerprint,
-        differed_at,
+        differed_at, topic, session, holder,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -112,6 +112,9 @@ def row_of(record: Sequence[Any]) -> Row:
         late_at=late_at,
         fingerprint=fingerprint or 0,
         differed_at=differed_at,
+        topic=topic or "",
+        session=session or "",
+        holder=holder or "",
     )
 
 
@@ -132,6 +135,13 @@ def texts(values: Sequence[str]) -> str:
 def texts_or_none(values: Sequence[str]) -> str | None:
     """A text[] literal, None where all are empty."""
     return texts(values) if any(values) else None
+
+
+def nulls_for_empty(values: Sequence[str]) -> str | None:
+    """A literal of texts, with null for each that is empty; None where all are."""
+    if not any(values):
+        return None
+    return texts(values) if all(values) else nullable_texts([v or None for v in values])
 
 
 def nullable_texts(values: Sequence[str | None]) -> str | None:
@@ -197,7 +207,7 @@ def all_applied(rows: Sequence[Row]) -> list[Written]:
     return [new_tuple(Written, (row, True)) for row in rows]
 
 
-RECORD_PARAMS = 37
+RECORD_PARAMS = 40
 """How many parameters record_rows() has."""
 
 
@@ -238,6 +248,9 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         _bytes(shared.of_row),
         *shared.params(),
         nullable_numbers([r.fingerprint or None for r in rows]),
+        nulls_for_empty([r.topic for r in rows]),
+        nulls_for_empty([r.session for r in rows]),
+        nulls_for_empty([r.holder for r in rows]),
     )
 
 

@@ -8,13 +8,19 @@ from typing import Any, LiteralString
 import msgspec
 
 from bridge.adapters.postgres.pool import CONNECTIONS, Connection, Connections
-from bridge.adapters.postgres.rows import nullable_numbers, texts, times
+from bridge.adapters.postgres.rows import booleans, nullable_numbers, texts, times
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.ledger import Closed, Entries, Noted
 
 _NOTE: LiteralString = """
     select n.its_session, n.word from note_sessions(
         %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) n
+    """
+# The parts of a union are carried out in this order: sessions are there before what they subscribe to.
+_NOTE_ALL: LiteralString = f"""
+    {_NOTE}
+    union all
+    select null, null from note_subscriptions(%s, %s, %s, %s, %s)
     """
 _END_DEAD: LiteralString = """
     select s.session, s.user_id, s.node,
@@ -43,7 +49,7 @@ class PostgresSessions:
 
     async def note(self, entries: Entries) -> Noted:
         """See the port."""
-        opened, refreshed, closed = entries
+        opened, refreshed, subscribed, closed = entries
         params = (
             self._node,
             self._boot,
@@ -67,7 +73,11 @@ class PostgresSessions:
             self._most,
             self._refuse,
         )
-        rows = await self._fetch(_NOTE, params)
+        if subscribed or closed:
+            rows = await self._fetch(_NOTE_ALL, (*params, *_topic_params(entries)))
+            rows.remove((None, None))
+        else:
+            rows = await self._fetch(_NOTE, params)
         if any(word == "ended" and not session for session, word in rows):
             raise StoreUnavailable("another process has the name of this node")
         return Noted(
@@ -91,3 +101,15 @@ class PostgresSessions:
             return await cursor.fetchall()
 
         return await self._connections.run(work)
+
+
+def _topic_params(entries: Entries) -> tuple[str, ...]:
+    """The parameters of note_subscriptions()."""
+    subscribed = entries.subscribed
+    return (
+        texts([s.session for s in subscribed]),
+        texts([s.user for s in subscribed]),
+        texts([s.topic for s in subscribed]),
+        booleans([s.on for s in subscribed]),
+        texts([c.session for c in entries.closed]),
+    )

@@ -92,6 +92,9 @@ _DROP_ACTIONS: LiteralString = """
     using (select id from ops_action where begun_at < %s order by begun_at limit %s) old
     where a.id = old.id
     """
+_DROP_SUBSCRIPTIONS: LiteralString = """
+    delete from subscription where left_at < clock_timestamp() - make_interval(secs => %s)
+    """
 
 
 async def owns_log(conn: Connection) -> bool:
@@ -149,8 +152,12 @@ class _Table(NamedTuple):
 class Upkeep:
     """Makes and drops partitions. Safe to run on several nodes and at any time."""
 
-    def __init__(self, dsn: str, *, application_name: str = "bridge upkeep") -> None:
+    def __init__(
+        self, dsn: str, topic_linger: float = 3600.0, *, application_name: str = "bridge upkeep"
+    ) -> None:
+        """`topic_linger`: seconds for which the subscriptions of closed sessions are of use."""
         self._dsn = dsn
+        self._topic_linger = topic_linger
         self._application_name = application_name
 
     async def run_once(self, retention_days: int) -> UpkeepDone:
@@ -220,6 +227,8 @@ class Upkeep:
             while dropped == SESSIONS_MAX:
                 old = await conn.execute("select drop_old_sessions(%s, %s)", (first_kept, SESSIONS_MAX))
                 (dropped,) = await old.fetchone() or (0,)
+        with _troubles("subscription", done):
+            await conn.execute(_DROP_SUBSCRIPTIONS, (self._topic_linger,))
         with _troubles("past_boot", done):
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
         with _troubles("old actions", done):

@@ -14,7 +14,7 @@ from bridge.core.cluster.post import Post
 from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.flight import Flight
 from bridge.core.model.outcomes import Reason
-from bridge.core.model.pushes import PushRequest, ToSession
+from bridge.core.model.pushes import PushRequest, ToSession, ToTopic
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
 
@@ -132,8 +132,9 @@ class Forwards:
                 out.flight.unreached(out.boot)
                 out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
 
-    def reported(self, boot: str, report: Report) -> Forward | None:
-        """A node reports. Returns the forward that found no session there: its holders must be asked for again."""
+    def reported(self, boot: str, node: str, report: Report) -> Forward | None:
+        """A process, that of this node, reports. Returns the forward that found no session there: its holders must be
+        asked for again."""
         out = self._out.get(report.number)
         if out is None or out.boot != boot:
             return None
@@ -143,11 +144,11 @@ class Forwards:
             flight.answered()
         word = report.word
         if word is Word.HANDED:
-            flight.handed(now)
+            flight.handed(now, report.session, node)
         elif word is Word.RECEIVED:
-            flight.received(now)
+            flight.received(now, report.session, node)
         elif word is Word.ACKED:
-            flight.acked(now)
+            flight.acked(now, report.session, node)
         else:
             return self._ended(report, out, now)
         if word >= out.request.confirm - 1:
@@ -214,4 +215,5 @@ def _item(first: int, flights: Sequence[Flight], request: PushRequest) -> Forwar
         request.collapse_key,
         flights[0].position,
         None if kept is None else kept.expires_at,
+        request.target.topic if isinstance(request.target, ToTopic) else "",
     )

@@ -14,7 +14,7 @@ from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.offered import Offered
 from bridge.core.mailbox.pages import Pages
 from bridge.core.model.outcomes import Proof, Reason
-from bridge.core.model.pushes import Encoding, PushRequest, Recall, ToUsers
+from bridge.core.model.pushes import Encoding, PushRequest, Recall, ToTopic, ToUsers
 from bridge.core.model.rows import LateProof, RowKey
 from bridge.core.model.sessions import CloseReason, Mode
 from bridge.core.ports.clock import Clock
@@ -36,6 +36,7 @@ class Guest(Offered):
         "_best",
         "_clock",
         "_open",
+        "_prover",
         "_report",
         "_withdrawn",
         "collapse_key",
@@ -44,7 +45,7 @@ class Guest(Offered):
     )
 
     def __init__(
-        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str], None]
+        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str, str], None]
     ) -> None:
         self.key = key
         self.confirm = Proof(forwarded.confirm)
@@ -54,6 +55,7 @@ class Guest(Offered):
         self._clock = clock
         self._report = report
         self._best = Proof.NONE
+        self._prover = ""
         self._open = 0
         self._withdrawn = False
 
@@ -68,39 +70,40 @@ class Guest(Offered):
         """A recall names it."""
         self._withdrawn = True
 
-    def rebound(self, report: Callable[[Word, str], None]) -> None:
+    def rebound(self, report: Callable[[Word, str, str], None]) -> None:
         """It has another owner, who is told what was proven by now."""
         self._report = report
         if self._best is not Proof.NONE:
-            report(Word(self._best - 1), "")
+            report(Word(self._best - 1), "", self._prover)
 
     def addressed(self, sessions: int) -> None:
         """It was offered to this many more sessions."""
         self._open += sessions
 
-    def handed(self, now: float) -> None:
+    def handed(self, now: float, by: str) -> None:
         """See `Offered`."""
-        self._proven(Proof.WRITTEN, Word.HANDED)
+        self._proven(Proof.WRITTEN, Word.HANDED, by)
 
-    def received(self, now: float) -> None:
+    def received(self, now: float, by: str) -> None:
         """See `Offered`."""
-        self._proven(Proof.RECEIVED, Word.RECEIVED)
+        self._proven(Proof.RECEIVED, Word.RECEIVED, by)
 
-    def acked(self, now: float) -> None:
+    def acked(self, now: float, by: str) -> None:
         """See `Offered`."""
-        self._proven(Proof.ACKED, Word.ACKED)
+        self._proven(Proof.ACKED, Word.ACKED, by)
 
-    def _proven(self, proof: Proof, word: Word) -> None:
+    def _proven(self, proof: Proof, word: Word, by: str) -> None:
         if proof > self._best:
             self._best = proof
-            self._report(word, "")
+            self._prover = by
+            self._report(word, "", by)
 
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> None:
         """See `Offered`."""
         self._open -= 1
         if self._open == 0 and self._best < self.confirm:
             word = Word.UNSENT if self._best is Proof.NONE else Word.LOST
-            self._report(word, "" if why is None or word is Word.LOST else why.value)
+            self._report(word, "" if why is None or word is Word.LOST else why.value, "")
 
 
 class _Unheard(NamedTuple):
@@ -160,11 +163,11 @@ class Hosting:
     ) -> None:
         key = RowKey(forwarded.tenant, forwarded.push_id, user)
 
-        def report(word: Word, why: str) -> None:
+        def report(word: Word, why: str, session: str) -> None:
             ended = word >= Word.LOST or word >= forwarded.confirm - 1
             if ended and self._guests.get(key) is guest:
                 del self._guests[key]
-            self._report(_Unheard(boot, key, Report(number, word, why), self._clock.time()))
+            self._report(_Unheard(boot, key, Report(number, word, why, session), self._clock.time()))
 
         known = self._guests.get(key)
         if known is not None:
@@ -176,9 +179,13 @@ class Hosting:
         here = [s for s in self._hub.of_user(user) if s.takes_pushes]
         if forwarded.session:
             here = [s for s in here if s.id == forwarded.session]
+        elif forwarded.topic:
+            subscribed = [s for s in here if forwarded.topic in self._hub.topics.of(s)]
+            # A kept push is for a user, whose subscribed session may have closed a moment ago.
+            here = subscribed if subscribed or forwarded.expires_at is None else here
         sessions = [s for s in here if s.id not in forwarded.excluded]
         if not sessions:
-            report(Word.EXCLUDED if here else Word.ABSENT, "")
+            report(Word.EXCLUDED if here else Word.ABSENT, "", "")
             return
         self._guests[key] = guest
         if len(self._guests) > GUESTS_MAX:
@@ -258,7 +265,7 @@ def _is_named(guest: Guest, recall: Recall) -> bool:
 def _request_of(forwarded: Forwarded) -> PushRequest:
     return PushRequest(
         id=forwarded.push_id,
-        target=ToUsers(tuple(forwarded.users)),
+        target=ToTopic(forwarded.topic) if forwarded.topic else ToUsers(tuple(forwarded.users)),
         data=forwarded.data,
         event=forwarded.event,
         encoding=Encoding(forwarded.encoding),

@@ -42,10 +42,17 @@ class PublishFrame(NamedTuple):
     ref: Ref
 
 
-class UnsupportedFrame(NamedTuple):
-    """A frame for a feature that this version does not have."""
+class SubscribeFrame(NamedTuple):
+    """The session is to get what is published to a topic."""
 
-    type: str
+    topic: str
+    ref: Ref
+
+
+class UnsubscribeFrame(NamedTuple):
+    """Not any more."""
+
+    topic: str
     ref: Ref
 
 
@@ -56,9 +63,7 @@ class BadFrame(NamedTuple):
     ref: Ref
 
 
-ClientFrame: TypeAlias = AckFrame | RefreshFrame | PublishFrame | UnsupportedFrame | BadFrame
-UNSUPPORTED_FRAMES = frozenset(("subscribe", "unsubscribe"))
-"""Types of frames for features that this version does not have."""
+ClientFrame: TypeAlias = AckFrame | RefreshFrame | PublishFrame | SubscribeFrame | UnsubscribeFrame | BadFrame
 _REF_INT_MAX = 2**53 - 1
 """The largest integer that every client reads exactly (RFC 8259 section 6)."""
 _NULL = Raw(b"null")
@@ -121,8 +126,6 @@ def parse_client(data: str | bytes) -> ClientFrame:
     read = _READERS.get(what)
     if read is not None:
         return read(frame, ref)
-    if what in UNSUPPORTED_FRAMES:
-        return UnsupportedFrame(what, ref)
     return BadFrame(f"type: {jsontext.shown(what)} is not known", ref)
 
 
@@ -166,11 +169,29 @@ def _publish(frame: _Frame, ref: Ref) -> ClientFrame:
     return PublishFrame(event, bytes(frame.data), topic, ref)
 
 
+def _subscribe(frame: _Frame, ref: Ref) -> ClientFrame:
+    return _of_topic(frame, ref, SubscribeFrame)
+
+
+def _unsubscribe(frame: _Frame, ref: Ref) -> ClientFrame:
+    return _of_topic(frame, ref, UnsubscribeFrame)
+
+
+def _of_topic(frame: _Frame, ref: Ref, of: type[SubscribeFrame] | type[UnsubscribeFrame]) -> ClientFrame:
+    topic = _value(frame.topic)
+    problem = name_problem(topic)
+    if problem or not isinstance(topic, str):
+        return BadFrame(f"topic: {problem}", ref)
+    return of(topic, ref)
+
+
 _READERS: Final[Mapping[str, Callable[[_Frame, Ref], ClientFrame]]] = {
     "ack": _wrong_ack,
     "auth": _late_auth,
     "refresh": _refresh,
     "publish": _publish,
+    "subscribe": _subscribe,
+    "unsubscribe": _unsubscribe,
 }
 
 

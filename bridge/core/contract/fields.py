@@ -25,14 +25,15 @@ from bridge.core.model.pushes import (
     Timestamp,
     ToAll,
     ToSession,
+    ToTopic,
     ToUser,
     ToUsers,
 )
 
-TARGETS: Final = ("user", "users", "session", "all")
+TARGETS: Final = ("user", "users", "session", "topic", "all")
 """The targets, of which `to` has exactly one."""
 _TARGET_FIELDS: Final = tuple((word, f"to.{word}") for word in TARGETS)
-TO_FIELDS: Final = frozenset((*TARGETS, "topic", "except"))
+TO_FIELDS: Final = frozenset((*TARGETS, "except"))
 FIELDS: Final = frozenset(
     (
         "id",
@@ -48,15 +49,17 @@ FIELDS: Final = frozenset(
         "meta",
     )
 )
-_NAMES: Final = ("to.user", "to.session", "id", "event", "tenant", "collapse_key")
+_NAMES: Final = ("to.user", "to.session", "to.topic", "id", "event", "tenant", "collapse_key")
 """Fields that are ids."""
 LATER: Final[Mapping[str, str]] = {
-    "to.topic": "topics",
     "fallback": "a fallback to another channel",
 }
 """Fields of the contract for features that this version does not have."""
 ACK_WITHIN_MAX: Final = 3600.0
 """Seconds that a push may wait for its ack."""
+
+TOPIC: Final = "words with dots between them, without *, #, { and }"
+"""What the name of a topic is, for people."""
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
 """An id as far as a type can say it: see `is_id`."""
@@ -75,6 +78,14 @@ def has_no_controls(text: str) -> bool:
 def is_id(text: str) -> bool:
     """Whether this may be an id, user, session, tenant, event or collapse key."""
     return 0 < len(text) <= ID_MAX and has_no_controls(text)
+
+
+_NO_TOPIC = re.compile(r"(?:^|\.)(?:\.|$)|[*#{}]")
+
+
+def is_topic(name: str) -> bool:
+    """Whether this id is the name of a topic: words with dots between them, none with a character of patterns."""
+    return not _NO_TOPIC.search(name)
 
 
 def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> str:
@@ -107,6 +118,9 @@ def problems(
             value = values[field]
             if not (isinstance(value, str) and is_id(value)):
                 yield from raised(checked_id, value, path(field))
+    topic = values.get("to.topic")
+    if isinstance(topic, str) and is_id(topic) and not is_topic(topic):
+        yield from raised(checked_topic, topic, path("to.topic"))
     if values.get("to.all", True) is not True:
         yield from raised(_check_all, values["to.all"], path("to.all"))
     if fallback_id and "id" not in values and not is_id(fallback_id):
@@ -158,6 +172,8 @@ def build(
             target = ToSession(values["to.session"])
         case "users":
             target = ToUsers(values["to.users"])
+        case "topic":
+            target = ToTopic(checked_topic(values["to.topic"], path("to.topic")))
         case _:
             _check_all(values["to.all"], path("to.all"))
             target = ToAll()
@@ -198,6 +214,14 @@ def checked_id(value: object, path: str) -> str:
         path,
         f"expected a string of 1 to {ID_MAX} characters without control characters, got {got}",
     )
+
+
+def checked_topic(value: object, path: str) -> str:
+    """Return the value if it is the name of a topic, else raise InvalidRequest."""
+    name = checked_id(value, path)
+    if not is_topic(name):
+        raise InvalidRequest(Reason.INVALID, path, f"expected {TOPIC}")
+    return name
 
 
 def _check_all(value: object, path: str) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from bridge.core.contract import jsontext
 from bridge.core.contract.jsontext import encode
-from bridge.core.model.pushes import Encoding, PushRequest
+from bridge.core.model.pushes import Encoding, PushRequest, ToTopic
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.sockets import Frame
 
@@ -18,9 +18,11 @@ Ref: TypeAlias = str | int | None
 def push_frame(request: PushRequest) -> Frame:
     """A push in the envelope of `bridge.v1.json`; JSON data is copied byte for byte.
 
-    The tenant is included where the push has one: ids are unique within their tenant.
+    The tenant is included where the push has one: ids are unique within their tenant. So is its topic.
     """
     of = b',"tenant":%b' % encode(request.tenant) if request.tenant else b""
+    if isinstance(request.target, ToTopic):
+        of += b',"topic":%b' % encode(request.target.topic)
     head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
     if request.encoding is Encoding.JSON:
         return Frame(b"%b%b}" % (head, request.data))

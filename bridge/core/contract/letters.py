@@ -54,6 +54,8 @@ class Forwarded(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     position: int
     expires_at: float | None
     """When its ttl is over, in unix seconds: it is not sent after that. None: it has none, and is in no mailbox."""
+    topic: str = ""
+    """The topic that it was published to; empty: it is for users. Bridges before topics do not send it, and skip it."""
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -63,6 +65,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     word: Word
     why: str = ""
     """A `Reason`'s word, where the queue of a session was the cause that it was not sent."""
+    session: str = ""
+    """The session that proved it. Bridges of the version before do not say it, and skip it."""
 
 
 EVERYBODY: Final = ""

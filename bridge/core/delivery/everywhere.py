@@ -1,4 +1,4 @@
-"""Find the users of a push to everyone, or to a session, at other nodes, and forward it to them.
+"""Find the users of a push to everyone, to a topic, or to a session, at other nodes, and forward it to them.
 
 The ledger knows them. Users are read in pages; a page has the data of the push once for each node.
 """
@@ -12,17 +12,18 @@ from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.taking import Taking
+from bridge.core.delivery.targets import ABSENT_SUBSCRIBER
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of
-from bridge.core.model.pushes import NO_USER, ToAll, ToSession
+from bridge.core.model.pushes import NO_USER, ToAll, ToSession, ToTopic
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 
 Page = Sequence[tuple[str, Sequence[str]]]
-"""Users, and the processes that have sessions of each."""
+"""Users, and the processes that have sessions of each; none of a user who is away."""
 
 
 class Enter(Protocol):
@@ -47,7 +48,10 @@ class Everywhere:
         inflight: InFlight,
         turns: Turns,
         clock: Clock,
+        linger: float,
     ) -> None:
+        """`linger`: seconds for which a user whose session has closed counts as a subscriber of a kept push."""
+        self._linger = linger
         self._router = router
         self._turns = turns
         self._neighbours = neighbours
@@ -69,20 +73,30 @@ class Everywhere:
         return taking._replace(boots=(found.boot,) if found.boot else ()), (found.user,)
 
     async def page(self, taking: Taking, after: str = "") -> Page:
-        """For a push to everyone: who is elsewhere, from the first user after this one on. Raises Stopped."""
-        wanted = isinstance(taking.request.target, ToAll) and not (taking.ending or taking.too_old)
-        if not wanted or self._neighbours.alone:
+        """For a push to a crowd: who is elsewhere, from the first user after this one on. Where it is kept, also who
+        was subscribed to its topic until a while ago. Raises Stopped."""
+        request = taking.request
+        if taking.ending or taking.too_old:
             return ()
-        return await self._lookups.everyone_elsewhere(after)
+        if isinstance(request.target, ToAll) and not self._neighbours.alone:
+            return await self._lookups.everyone_elsewhere(after)
+        if isinstance(request.target, ToTopic) and (request.ttl > 0 or not self._neighbours.alone):
+            within = self._linger if request.ttl > 0 else 0.0
+            return await self._lookups.subscribers_elsewhere(request.target.topic, after, within)
+        return ()
 
     async def take(
         self, taking: Taking, page: Page, position: int, rows: dict[RowKey, Row], enter: Enter
     ) -> None:
-        """Take a push to everyone for these users, who have sessions at other nodes. `rows`: those that they have."""
+        """Take a push to a crowd for these users, who have sessions at other nodes or are away. `rows`: those that they
+        have."""
         for user, boots in page:
             flight, new = self._flight(taking, user, position)
             if not new or enter(flight, taking.message, rows, roams=True):
-                self._router.forward(flight, taking.request, boots)
+                if boots:
+                    self._router.forward(flight, taking.request, boots)
+                elif new:
+                    self._router.route(flight, taking.request, ABSENT_SUBSCRIBER, {})
             if self._turns.is_due():
                 await self._turns.give()
         self._router.send_forwards()

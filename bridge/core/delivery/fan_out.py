@@ -1,4 +1,4 @@
-"""Send a push to everyone: to each session that takes it at once, the frames first and the rows after.
+"""Send a push to everyone, or to a topic: to each session that takes it at once, the frames first and the rows after.
 
 The bytes are the same for all, so nearly nothing is done for each user until all frames are sent. A push that asks for
 no more than `written` needs no flight until then: its sessions have nothing to prove. Whoever looks for those flights
@@ -35,7 +35,7 @@ _PING_BYTES = 4
 
 
 class FanOut:
-    """Takes pushes to everyone that have not come before, one at a time."""
+    """Takes pushes to a crowd that have not come before, one at a time."""
 
     def __init__(
         self,
@@ -70,9 +70,9 @@ class FanOut:
         frames: dict[Mode, Frame],
         take_one: Callable[[str, dict[RowKey, Row]], None],
     ) -> None:
-        """Take a push for everyone: at once where all sessions of a user take it at once, and with `take_one` for every
+        """Take a push for a crowd: at once where all sessions of a user take it at once, and with `take_one` for every
         other user. `frames` caches the frames of the request."""
-        users = self._hub.sessions_of_everyone()
+        users = taking.resolver.audience(self._hub, taking.request)
         if not users or taking.message.alone or self._inflight.of_push(taking.request.id):
             for user in [user for user, _ in users] or [NO_USER]:
                 take_one(user, {})
@@ -126,9 +126,9 @@ class _Sending:
         self._size = max(len(frame.payload) for frame in frames.values())
         self._proven = request.confirm > Proof.WRITTEN
         self._flights_first = self._proven or request.ttl > 0 or bool(request.collapse_key)
-        self._sent: list[tuple[str, int, float, float]] = []
-        """Users without a flight, the number of their sessions, and when those were handed the push: monotonic and
-        wall-clock seconds."""
+        self._sent: list[tuple[str, int, float, float, str]] = []
+        """Users without a flight, the number of their sessions, when those were handed the push (monotonic and
+        wall-clock seconds), and the id of the first."""
         self.others: list[str] = []
         """Users for whom nothing was done."""
 
@@ -154,9 +154,9 @@ class _Sending:
                 have += session.hand(self._frames[session.mode], None, mono, ping)
             handed += have
             if have == len(sessions):
-                self._sent.append((user, have, mono, now))
+                self._sent.append((user, have, mono, now, sessions[0].id))
             else:
-                self._made(user, len(sessions), have, mono, now)
+                self._made(user, len(sessions), have, mono, now, sessions[0].id)
         return handed
 
     def _all_free(self, sessions: Sequence[Session], mono: float) -> bool:
@@ -186,7 +186,7 @@ class _Sending:
         for session in sessions:
             if session.hand(self._frames[session.mode], push, mono, ping):
                 have += 1
-                flight.handed(now)
+                flight.handed(now, session.id)
             else:
                 flight.lost(now, handed=False)
         return have
@@ -195,8 +195,8 @@ class _Sending:
         """Make the flights of so many users that have none yet. Returns whether there are more."""
         some = self._sent[-most:]
         del self._sent[-most:]
-        for user, sessions, mono, now in some:
-            self._made(user, sessions, sessions, mono, now)
+        for user, sessions, mono, now, first in some:
+            self._made(user, sessions, sessions, mono, now, first)
         return bool(self._sent)
 
     def make_all(self) -> None:
@@ -204,11 +204,11 @@ class _Sending:
         while self.make(_AT_ONCE):
             pass
 
-    def _made(self, user: str, sessions: int, have: int, mono: float, now: float) -> None:
-        """The flight for a user with so many sessions, of which so many have the push."""
+    def _made(self, user: str, sessions: int, have: int, mono: float, now: float, first: str) -> None:
+        """The flight for a user with so many sessions, of which so many have the push; the first one's id."""
         flight = self._begin(user, sessions, mono)
         for place in range(sessions):
             if place < have:
-                flight.handed(now)
+                flight.handed(now, first)
             else:
                 flight.lost(now, handed=False)

@@ -56,11 +56,13 @@ class FromNodes:
         """See the port."""
         try:
             letter = decode_letter(body)
+            sender = self._neighbours.of_boot(letter.boot)
+            node = letter.boot if sender is None else sender.node
             for item in letter.items:
                 if isinstance(item, Forwarded):
                     self._hosting.offer(letter.boot, item)
                 elif isinstance(item, Report):
-                    absent = self._forwards.reported(letter.boot, item)
+                    absent = self._forwards.reported(letter.boot, node, item)
                     if absent is not None:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):

@@ -20,5 +20,7 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     total_bytes: int = 256 * 1024 * 1024
     drain_rate: float = 500.0
     """Sessions a second; 0: any number."""
+    topic_linger: float = 3600.0
+    """See `Everywhere`."""
     session_lifetime: float = 0.0
     """0: sessions stay as long as they like."""

@@ -108,6 +108,16 @@ class Lookups:
         assert self._directory is not None
         return await self._ask(partial(self._directory.everyone, after, self._rows_most), "nodes.everyone")
 
+    async def subscribers_elsewhere(
+        self, topic: str, after: str, within: float
+    ) -> Sequence[tuple[str, Sequence[str]]]:
+        """Subscribers of a topic elsewhere, and those who are away; a page, as `Directory.subscribers`. Empty
+        where no other process is known of. Raises Stopped."""
+        if self._directory is None:
+            return ()
+        call = partial(self._directory.subscribers, topic, after, self._rows_most, within)
+        return await self._ask(call, "nodes.subscribers")
+
     async def _ask(self, call: Callable[[], Awaitable[T]], where: str) -> T:
         return await self._unless_stopped(self._repeated(call, where))
 

@@ -17,6 +17,7 @@ from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.states import SessionState
+from bridge.core.sessions.subscriptions import Subscriptions
 
 _WHY: Final[Mapping[CloseReason, Reason]] = {
     CloseReason.TOO_SLOW: Reason.SLOW_CONSUMER,
@@ -29,12 +30,21 @@ class Presence:
     """Opens and closes sessions."""
 
     def __init__(
-        self, *, hub: Hub, pages: Pages, grace: Grace, ledger: Ledger, admission: Admission, clock: Clock
+        self,
+        *,
+        hub: Hub,
+        pages: Pages,
+        grace: Grace,
+        ledger: Ledger,
+        subscriptions: Subscriptions,
+        admission: Admission,
+        clock: Clock,
     ) -> None:
         self._hub = hub
         self._pages = pages
         self._grace = grace
         self._ledger = ledger
+        self._subscriptions = subscriptions
         self._admission = admission
         self._clock = clock
 
@@ -49,7 +59,9 @@ class Presence:
         self._grace.came(session)
         if self._ledger.kept:
             self._ledger.opened(session, device, self._clock.monotonic())
+            self._subscriptions.opened(session)
         else:
+            self._subscriptions.opened(session)
             self.recorded(session)
             self._replace_oldest(session.user)
 
@@ -70,6 +82,7 @@ class Presence:
         """A session has a new token."""
         self._hub.refreshed(session)
         self._ledger.refreshed(session)
+        self._subscriptions.refreshed(session)
 
     def close(self, session: Session, reason: CloseReason, retry_after: float | None = None) -> None:
         """Close a session for a reason of ours; `closed` follows when the socket is gone.
@@ -107,6 +120,7 @@ class Presence:
     def _gone(self, session: Session, code: int, reason: str, now: float) -> None:
         """It gets no more pushes."""
         if self._hub.unregister(session):
-            self._ledger.closed(session, code, reason, now)
+            written = self._ledger.closed(session, code, reason, now)
+            self._subscriptions.closed(session, remember=written)
             self._admission.left(session.id)
         self._pages.closed(session)

@@ -18,7 +18,7 @@ class Proofs:
         """A peer answered a ping: everything that was sent before the ping is received (RFC 6455 section 5.5.3)."""
         now = self._clock.time()
         for push in session.pong(payload, self._clock.monotonic()):
-            push.received(now)
+            push.received(now, session.id)
         if session.queued or session.replay is not None:
             self._pages.flush(session)
 
@@ -30,7 +30,7 @@ class Proofs:
         push = session.ack(push_id, tenant)
         if push is None:
             return False
-        push.acked(self._clock.time())
+        push.acked(self._clock.time(), session.id)
         return True
 
     def became_writable(self, session: Session) -> None:

@@ -23,6 +23,7 @@ from bridge.core.row_limit import RowLimit
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import DOWN, Ledger
 from bridge.core.sessions.session import Session
+from bridge.core.sessions.subscriptions import Subscriptions
 
 ENTRIES: Final = 500
 """Entries of each kind in one statement."""
@@ -55,6 +56,7 @@ class Recording:
         ledger: Ledger,
         hub: Hub,
         presence: Presence,
+        subscriptions: Subscriptions,
         announcing: Announcing,
         errors: ErrorHandler,
         clock: Clock,
@@ -63,6 +65,7 @@ class Recording:
         self._ledger = ledger
         self._hub = hub
         self._presence = presence
+        self._subscriptions = subscriptions
         self._announcing = announcing
         self._errors = errors
         self._clock = clock
@@ -122,7 +125,7 @@ class Recording:
                 self._give_up(entries, sessions, failed)
                 return
             self._limit.grow()
-            self._ledger.written(entries)
+            self._subscriptions.committed(entries, self._ledger.written(entries))
         self._announcing.tell((*entries.opened, *entries.closed))
         self._carry_out(noted, sessions)
 
@@ -151,7 +154,7 @@ class Recording:
     def _give_up(self, entries: Entries, sessions: list[Session], failed: RowsRefused) -> None:
         """The database refuses these alone: without them the others can be written."""
         self._errors.handle(failed, "ledger.note", {"given_up": [one.session for one in entries.opened]})
-        self._ledger.written(entries)
+        self._subscriptions.given_up(entries, self._ledger.written(entries))
         for session in sessions:
             self._turn_away(session)
 

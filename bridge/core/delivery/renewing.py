@@ -35,7 +35,7 @@ LONGEST_RETRY: Final = 15.0
 class Renewing:
     """The sessions about which the hook is to be asked, and those about which it is being asked."""
 
-    def __init__(self, *, connecting: Connecting, presence: Presence, clock: Clock) -> None:
+    def __init__(self, connecting: Connecting, presence: Presence, clock: Clock) -> None:
         self._connecting = connecting
         self._presence = presence
         self._clock = clock

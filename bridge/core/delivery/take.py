@@ -19,7 +19,7 @@ from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of, flight_of_rejected
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToAll, ToUser
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.broker import Arrival, Source
@@ -270,9 +270,7 @@ class Taker:
         taking = Taking(
             message, request, resolver, fingerprint_of(request), came_before, known, ending, too_old
         )
-        users = (
-            resolver.users(self._hub, request.target) if ending is None else resolver.named(request.target)
-        )
+        users = resolver.users(self._hub, request) if ending is None else resolver.named(request.target)
         taking, users = await self._everywhere.holder(taking, users)
         if resolver.roams and came_before:
             await self._take_again(taking, users)
@@ -312,7 +310,7 @@ class Taker:
                 self._remember(request)
                 await self._repeats.join_earlier(request.key, message, taking.fingerprint)
                 return
-            users = taking.resolver.users(self._hub, request.target)
+            users = taking.resolver.users(self._hub, request)
         taken = await self._take_for(taking, users, position)
         await self._repeats.join_earlier(request.key, message, taking.fingerprint, taken)
 
@@ -340,7 +338,7 @@ class Taker:
         def take_one(user: str, rows: dict[RowKey, Row]) -> None:
             self._take_one(taking, user, position, rows, frames)
 
-        if isinstance(request.target, ToAll) and not (taking.came_before or taking.ending or taking.too_old):
+        if taking.resolver.crowd and not (taking.came_before or taking.ending or taking.too_old):
             if users:
                 await self._fan_out.take(taking, position, frames, take_one)
             users = ()

@@ -11,11 +11,11 @@ import enum
 from typing import Protocol
 
 from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.kept import Kept
 from bridge.core.inflight.offered import Offered
 from bridge.core.inflight.transitions import Event, State, step
 from bridge.core.model.fingerprint import NOT_KNOWN, differ
 from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
-from bridge.core.model.pushes import Encoding
 from bridge.core.model.rows import Reply, RowKey
 
 _WITHDRAWN = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
@@ -41,48 +41,6 @@ class Owner(Protocol):
         ...
 
 
-class Kept:
-    """What only the flight of a push with a ttl has."""
-
-    __slots__ = (
-        "collapsed",
-        "data",
-        "encoding",
-        "excluded",
-        "expires_at",
-        "look_at",
-        "reason",
-        "resent",
-        "size",
-        "stored_announced",
-    )
-
-    def __init__(
-        self,
-        expires_at: float,
-        data: bytes | None,
-        encoding: Encoding,
-        excluded: frozenset[str],
-    ) -> None:
-        self.expires_at = expires_at
-        self.data = data
-        """None once the row has it."""
-        self.encoding = encoding
-        self.excluded = excluded
-        self.size = len(data or b"")
-        """Bytes of the data."""
-        self.reason: Reason | None = None
-        """Why it was kept; None until it is kept."""
-        self.collapsed = False
-        """A newer push with its collapse key was taken: without proof this one ends as superseded."""
-        self.resent = 0
-        """How often it was resent to a session that had it and did not prove it."""
-        self.look_at = 0.0
-        """Monotonic seconds of the next check for its proof."""
-        self.stored_announced = False
-        """The `stored` receipt was sent."""
-
-
 class Flight(Offered):
     """One push to one user, over all sessions of the user that it was offered to.
 
@@ -101,6 +59,7 @@ class Flight(Offered):
         "event",
         "fingerprint",
         "finished_at",
+        "holder",
         "holders",
         "kept",
         "messages",
@@ -114,6 +73,7 @@ class Flight(Offered):
         "position",
         "proof",
         "proven_at",
+        "prover",
         "published_at",
         "reason",
         "sessions",
@@ -121,6 +81,7 @@ class Flight(Offered):
         "state",
         "taken_at",
         "taken_mono",
+        "topic",
         "traceparent",
         "unsendable",
         "written_at",
@@ -140,6 +101,7 @@ class Flight(Offered):
         position: int = 0,
         collapse_key: str = "",
         fingerprint: int = NOT_KNOWN,
+        topic: str = "",
     ) -> None:
         self.key = key
         self.owner = owner
@@ -155,6 +117,7 @@ class Flight(Offered):
         self.position = position
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
+        self.topic = topic
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None
         """None for a push with ttl 0."""
@@ -176,6 +139,7 @@ class Flight(Offered):
         self.sessions = self.open = self.silent = self.attempts = 0
         """Sessions that it was offered to, and those that may still prove it: all at another node count as one. Nodes
         that it was forwarded to and that have not answered yet. How often a session has handed it over."""
+        self.prover = self.holder = ""  # the session that gave the best proof; its node, empty: this one
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
@@ -240,27 +204,28 @@ class Flight(Offered):
         self.not_there()
         return self.undeliverable(Outcome.OFFLINE, Reason.EXCLUDED, now)
 
-    def handed(self, now: float) -> Effect:
-        """See `Offered`."""
+    def handed(self, now: float, by: str, at: str = "") -> Effect:
+        """See `Offered`. `at`: the node of that session; empty: it is this one."""
         line = step(self.state, Event.HANDED)
         self.attempts += 1
         if self.proof is Proof.NONE:
             self.proof = Proof.WRITTEN
             self.written_at = now
+            self.prover, self.holder = by, at
         if line.outcome is not None and line.reason is not None and self.confirm <= Proof.WRITTEN:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         self.state = line.to
         return Effect.NOTHING
 
-    def received(self, now: float) -> Effect:
-        """See `Offered`."""
-        return self._proven(Event.RECEIVED, Proof.RECEIVED, now)
+    def received(self, now: float, by: str, at: str = "") -> Effect:
+        """See `Offered`, and `handed`."""
+        return self._proven(Event.RECEIVED, Proof.RECEIVED, now, by, at)
 
-    def acked(self, now: float) -> Effect:
-        """See `Offered`."""
-        return self._proven(Event.ACKED, Proof.ACKED, now)
+    def acked(self, now: float, by: str, at: str = "") -> Effect:
+        """See `Offered`, and `handed`."""
+        return self._proven(Event.ACKED, Proof.ACKED, now, by, at)
 
-    def _proven(self, event: Event, proof: Proof, now: float) -> Effect:
+    def _proven(self, event: Event, proof: Proof, now: float, by: str, at: str) -> Effect:
         line = step(self.state, event)
         if self.outcome is not None:
             claims = self.outcome in DELIVERED and self.reason is not Reason.NOT_ACKED
@@ -271,6 +236,7 @@ class Flight(Offered):
         if proof > self.proof:
             self.proof = proof
             self.proven_at = now
+            self.prover, self.holder = by, at
         if line.outcome is not None and line.reason is not None and proof >= self.confirm:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         self.state = line.to

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bridge.core.inflight.flight import Flight, Kept, Owner
+from bridge.core.inflight.flight import Flight, Owner
 from bridge.core.inflight.held import HeldMessage
+from bridge.core.inflight.kept import Kept
 from bridge.core.inflight.transitions import State
 from bridge.core.model.fingerprint import NOT_KNOWN, fingerprint_of
 from bridge.core.model.outcomes import Outcome, Proof
-from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected
+from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected, ToTopic
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken
@@ -40,6 +41,7 @@ def flight_of(
         position=position,
         collapse_key=request.collapse_key,
         fingerprint=fingerprint,
+        topic=request.target.topic if isinstance(request.target, ToTopic) else "",
     )
     if request.ttl > 0 and user != NO_USER:
         flight.kept = Kept(
@@ -66,6 +68,7 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
         position=row.position,
         collapse_key=row.collapse_key,
         fingerprint=row.fingerprint,
+        topic=row.topic,
     )
     assert row.expires_at is not None
     flight.messages = []

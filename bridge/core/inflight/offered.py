@@ -26,16 +26,16 @@ class Offered(ABC):
         """Whether it must not be sent any more: it has ended and was not delivered."""
 
     @abstractmethod
-    def handed(self, now: float) -> object:
-        """A session has handed it to its socket."""
+    def handed(self, now: float, by: str) -> object:
+        """The session with the id `by` has handed it to its socket."""
 
     @abstractmethod
-    def received(self, now: float) -> object:
-        """A peer has answered a ping that was sent after it (RFC 6455 section 5.5.3)."""
+    def received(self, now: float, by: str) -> object:
+        """The peer of a session has answered a ping that was sent after it (RFC 6455 section 5.5.3)."""
 
     @abstractmethod
-    def acked(self, now: float) -> object:
-        """An application has sent the ack frame for it."""
+    def acked(self, now: float, by: str) -> object:
+        """The application behind a session has sent the ack frame for it."""
 
     @abstractmethod
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> object:

@@ -49,6 +49,9 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         collapse_key=flight.collapse_key,
         ack_within=0.0 if kept is None else flight.ack_within,
         fingerprint=flight.fingerprint,
+        topic=flight.topic,
+        session=flight.prover,
+        holder=flight.holder,
     )
 
 

@@ -9,7 +9,7 @@ from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import RESENDS, InFlight
 from bridge.core.inflight.making import flight_of_stored
 from bridge.core.model.outcomes import DELIVERED
-from bridge.core.model.pushes import PushRequest, ToUser
+from bridge.core.model.pushes import PushRequest, ToTopic, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
@@ -88,7 +88,7 @@ class Offering:
 def _frame(mode: Mode, row: Row) -> Frame:
     request = PushRequest(
         id=row.key.push_id,
-        target=ToUser(row.key.user),
+        target=ToTopic(row.topic) if row.topic else ToUser(row.key.user),
         data=row.payload or b"",
         event=row.event,
         encoding=row.encoding,

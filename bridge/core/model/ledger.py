@@ -61,11 +61,22 @@ class Closed(NamedTuple):
     """A `CloseReason`'s word, `client` where the peer left by itself, `node_died` where its process died."""
 
 
+class Subscribed(NamedTuple):
+    """A session that is subscribed to a topic, or is not any more. The last word of a session on a topic counts; either
+    of them replaces a subscription that an earlier session of the user has left behind."""
+
+    session: str
+    user: str
+    topic: str
+    on: bool
+
+
 class Entries(NamedTuple):
     """What is to be written at once; it is carried out in this order."""
 
     opened: Sequence[Opened] = ()
     refreshed: Sequence[Refreshed] = ()
+    subscribed: Sequence[Subscribed] = ()
     closed: Sequence[Closed] = ()
 
 

@@ -52,7 +52,13 @@ class ToAll(msgspec.Struct, frozen=True, gc=False):
     """Every session that is open when the push is taken."""
 
 
-Target: TypeAlias = ToUser | ToUsers | ToSession | ToAll
+class ToTopic(msgspec.Struct, frozen=True, gc=False):
+    """Every session that is subscribed to a topic when the push is taken."""
+
+    topic: str
+
+
+Target: TypeAlias = ToUser | ToUsers | ToSession | ToAll | ToTopic
 
 
 class Encoding(enum.Enum):

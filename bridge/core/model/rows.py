@@ -75,6 +75,12 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """When better proof than the outcome says came, after the outcome was final."""
     fingerprint: int = 0
     """See `bridge.core.model.fingerprint`; 0: not known."""
+    topic: str = ""
+    """The topic that it was published to."""
+    session: str = ""
+    """The session that gave the best proof so far."""
+    holder: str = ""
+    """The node that has that session; empty: `node`."""
     differed_at: float | None = None
     """When a request first came with this id and other content. `Store.differing` fills it, never `record`."""
 

@@ -42,6 +42,14 @@ class Directory(Protocol):
         first one after `after` on; each with the boots of those."""
         ...
 
+    async def subscribers(
+        self, topic: str, after: str, limit: int, within: float
+    ) -> Sequence[tuple[str, Sequence[str]]]:
+        """Users with sessions at other processes that are subscribed to this topic, with the boots of those; and, with
+        no boots, users whose last subscribed session closed within so many seconds without ending that. In the order of
+        their ids (bytewise), at most `limit` from the first one after `after` on."""
+        ...
+
 
 class Letter(NamedTuple):
     """A message to another node."""

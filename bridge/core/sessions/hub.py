@@ -11,6 +11,7 @@ from bridge.core.model.sessions import Mode
 from bridge.core.sessions.lifetimes import Lifetimes
 from bridge.core.sessions.renewal import asks_at
 from bridge.core.sessions.session import Session
+from bridge.core.sessions.topics import Topics
 
 PING_EVERY = 20
 """Seconds: every open session is pinged at least this often."""
@@ -55,6 +56,7 @@ class Hub:
         self._opened = 0
         self._expiries: list[tuple[float, str]] = []
         self._lifetimes = Lifetimes(lifetime)
+        self.topics = Topics()
         self.backlogged: set[Session] = set()
         """Sessions with frames that their socket has not taken yet, or that wait for the end of a replay."""
 

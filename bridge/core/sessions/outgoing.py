@@ -40,7 +40,7 @@ class Outgoing:
         if handed:
             self._metrics.handed(len(handed))
             for push in handed:
-                push.handed(now)
+                push.handed(now, session.id)
         if session.forgotten:
             forgotten, session.forgotten = session.forgotten, []
             for push in forgotten:

@@ -10,7 +10,8 @@ from bridge.core.contract.client_frames import (
     BadFrame,
     PublishFrame,
     RefreshFrame,
-    UnsupportedFrame,
+    SubscribeFrame,
+    UnsubscribeFrame,
     parse_client,
 )
 from bridge.core.contract.frames import error_frame
@@ -19,11 +20,13 @@ from bridge.core.delivery.proof import Proofs
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.sockets import Frame
 from bridge.core.sessions.access import Access
+from bridge.core.sessions.answering import send_answer
 from bridge.core.sessions.session import Session
+from bridge.core.sessions.subscriptions import Subscriptions
 from bridge.core.talking.acking import Acking
-from bridge.core.talking.answering import send_answer
 from bridge.core.talking.publishing import Publishing
 from bridge.core.talking.refreshing import Refreshing
+from bridge.core.talking.subscribing import Subscribing
 
 Hears: TypeAlias = Callable[[Session, Any], Frame | None]
 """Carries out one kind of frame. Returns the answer; None where there is none, or it comes later."""
@@ -33,15 +36,24 @@ class Hearing:
     """Hears what clients say."""
 
     def __init__(
-        self, *, access: Access, presence: Presence, proofs: Proofs, publishing: Publishing, clock: Clock
+        self,
+        *,
+        access: Access,
+        presence: Presence,
+        proofs: Proofs,
+        publishing: Publishing,
+        subscriptions: Subscriptions,
+        clock: Clock,
     ) -> None:
+        subscribing = Subscribing(subscriptions)
         self.refreshing = Refreshing(access, presence, clock)
         self.publishing = publishing
         self._by_frame: Final[Mapping[type, Hears]] = {
             AckFrame: Acking(proofs).heard,
             RefreshFrame: self.refreshing.heard,
             PublishFrame: publishing.heard,
-            UnsupportedFrame: _unsupported,
+            SubscribeFrame: subscribing.heard,
+            UnsubscribeFrame: subscribing.heard_no_more,
             BadFrame: _bad,
         }
 
@@ -51,10 +63,6 @@ class Hearing:
         answer = self._by_frame[type(frame)](session, frame)
         if answer is not None:
             send_answer(session, answer)
-
-
-def _unsupported(session: Session, frame: UnsupportedFrame) -> Frame:
-    return error_frame("unsupported", f"{frame.type} is not available here", frame.ref)
 
 
 def _bad(session: Session, frame: BadFrame) -> Frame:

@@ -28,9 +28,9 @@ from bridge.core.contract.patterns import permits
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.inbound import Inbound, InboundEnd, InboundMessage
 from bridge.core.ports.sockets import Frame
+from bridge.core.sessions.answering import send_answer
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.session import Session
-from bridge.core.talking.answering import send_answer
 
 CONFIRM_SECONDS: Final = 5.0
 """How long the broker's confirm is waited for."""

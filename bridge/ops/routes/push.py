@@ -14,7 +14,16 @@ from bridge.core.contract.jsontext import BAD_JSON
 from bridge.core.contract.requests import decode_in_steps
 from bridge.core.contract.stepping import in_turns
 from bridge.core.model.outcomes import Outcome
-from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected, ToAll, ToSession, ToUser
+from bridge.core.model.pushes import (
+    NO_USER,
+    Properties,
+    PushRequest,
+    Rejected,
+    ToAll,
+    ToSession,
+    ToTopic,
+    ToUser,
+)
 from bridge.core.ports.broker import AckToken, Arrival, Source
 from bridge.ops import requests
 from bridge.ops.access import ASKER, actor
@@ -136,7 +145,7 @@ def _expected_receipts(decoded: Sequence[PushRequest | Rejected]) -> int | None:
             keys.add((request.tenant, request.id, NO_USER))
             continue
         target = request.target
-        if isinstance(target, ToAll):
+        if isinstance(target, ToAll | ToTopic):
             return None
         if isinstance(target, ToUser):
             users: Sequence[str] = (target.user,)

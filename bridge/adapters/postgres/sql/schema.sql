@@ -64,6 +64,9 @@ create table delivery_log (
     content      bytea,
     fingerprint  integer,
     differed_at  timestamptz,
+    topic        text        collate "C",
+    session      text        collate "C",
+    holder       text        collate "C",
     -- The day is the same all over a partition, so it comes last: a push id alone finds its rows.
     constraint delivery_log_key primary key (push_id, user_id, tenant, day)
 ) partition by list (day);
@@ -114,6 +117,9 @@ comment on column delivery_log.content is
 comment on column delivery_log.fingerprint is
     'Made of event, data, confirm, ttl and collapse_key, to tell a repeat from another push with the same id; null: not known.';
 comment on column delivery_log.differed_at is 'As in delivery.';
+comment on column delivery_log.topic is 'As in delivery.';
+comment on column delivery_log.session is 'As in delivery.';
+comment on column delivery_log.holder is 'The node that had that session; null: the one that wrote the row.';
 
 -- There may be many kept pushes, and they stay for days; ordinary pushes are final within seconds. So most indexes are
 -- partial: the indexes for ordinary pushes do not grow with kept ones, and no index holds rows that its readers skip.
@@ -258,7 +264,8 @@ create function record_rows(
     p_kept_bytes integer[] default null, p_contents bytea[] default null,
     p_content_ids bytea[] default null, p_content_payloads bytea[] default null,
     p_content_excluded jsonb[] default null, p_content_metas jsonb[] default null,
-    p_fingerprints integer[] default null
+    p_fingerprints integer[] default null,
+    p_topics text[] default null, p_provers text[] default null, p_holders text[] default null
 ) returns table (ord bigint, applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -316,7 +323,7 @@ begin
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         position, expires_at, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint)
+        fingerprint, topic, session, holder)
     select
         d, n.tenant, n.push_id, n.user_id, n.outcome, n.reason, n.final, n.confirm, n.sessions, n.attempts,
         to_timestamp(n.published), to_timestamp(n.taken), to_timestamp(n.written), to_timestamp(n.proven),
@@ -324,19 +331,19 @@ begin
         n.node, n.boot, n.event, n.app_id, coalesce(n.detail, ''), coalesce(n.traceparent, ''),
         n.meta, n.payload, n.owed,
         n.position, to_timestamp(n.expires), n.encoding, n.collapse_key, n.excluded, n.ack_within, n.kept_bytes, n.content,
-        n.fingerprint
+        n.fingerprint, n.topic, n.prover, n.holder
     from unnest(
         p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_confirms, p_sessions, p_attempts,
         p_published, p_taken, p_written, p_proven, p_finished,
         p_nodes, p_boots, p_events, p_app_ids, p_details, p_traceparents, p_metas, p_payloads, p_owed,
         days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
-        p_fingerprints
+        p_fingerprints, p_topics, p_provers, p_holders
     ) as n (
         tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
         published, taken, written, proven, finished,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint)
+        fingerprint, topic, prover, holder)
     where n.its_day is null
       and not exists (
         select from delivery_log l
@@ -378,11 +385,13 @@ begin
         from rows from (unnest(
             p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_sessions, p_attempts,
             p_written, p_proven, p_finished, p_nodes, p_boots, p_details, p_payloads, p_owed,
-            days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents
+            days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
+            p_provers, p_holders
         )) with ordinality as n (
             tenant, push_id, user_id, outcome, reason, final, sessions, attempts,
             written, proven, finished, node, boot, detail, payload, owed,
-            its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content, ord)
+            its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
+            prover, holder, ord)
         cross join lateral (
             select l.day from delivery_log l
             where l.day >= first and l.day <= d
@@ -416,7 +425,9 @@ begin
         expires_at = coalesce(l.expires_at, to_timestamp(n.expires)),
         encoding = coalesce(l.encoding, n.encoding),
         collapse_key = coalesce(l.collapse_key, n.collapse_key),
-        ack_within = coalesce(l.ack_within, n.ack_within)
+        ack_within = coalesce(l.ack_within, n.ack_within),
+        session = coalesce(n.prover, l.session),
+        holder = case when n.prover is null then l.holder else n.holder end
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -2067,10 +2078,15 @@ begin
             select s.session from session s
             where s.closed_at is null and s.node <> '' and s.node = its_node collate "C" and s.boot = its_boot collate "C"
             limit room
-            for update of s skip locked)
-        update session s set closed_at = greatest(s.opened_at, died), close_reason = 'node_died'
-        from dead d where s.session = d.session
-        returning s.*;
+            for update of s skip locked),
+        gone as (
+            update session s set closed_at = greatest(s.opened_at, died), close_reason = 'node_died'
+            from dead d where s.session = d.session
+            returning s.*),
+        left_behind as (
+            update subscription u set left_at = g.closed_at
+            from gone g where u.session = g.session and u.left_at is null)
+        select * from gone;
         get diagnostics ended = row_count;
         room := room - ended;
     end loop;
@@ -2148,6 +2164,52 @@ end $$;
 comment on function look_around(text, text, text, float8, smallint[], text) is
     'Notes where a process listens, up to when it knows the others, and what it takes; returns it and those: who lives, or '
     'has sessions that nobody has ended. Without a row, another process has its name.';
+
+create table subscription (
+    topic    text        not null collate "C",
+    user_id  text        not null collate "C",
+    session  text        not null collate "C",
+    since    timestamptz not null default clock_timestamp(),
+    left_at  timestamptz,
+    primary key (topic, user_id, session)
+);
+create index subscription_of_session on subscription (session);
+create index subscription_left on subscription (topic, user_id, left_at) where left_at is not null;
+comment on table subscription is
+    'Who is subscribed to which topic: one row per topic and session. Rows of sessions that have closed stay for a while, '
+    'since pushes with a ttl are kept for their users.';
+comment on column subscription.topic is 'The topic.';
+comment on column subscription.user_id is 'The user of the session.';
+comment on column subscription.session is 'The session, as in table session.';
+comment on column subscription.since is 'When it was subscribed.';
+comment on column subscription.left_at is 'When the session closed without ending the subscription; null: it is open.';
+
+create function note_subscriptions(
+    p_sessions text[], p_users text[], p_topics text[], p_on boolean[], p_closed text[]
+) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    as $$
+begin
+    if cardinality(p_topics) > 0 then
+        -- What the session itself ends, and what earlier ones of its user have left behind.
+        delete from subscription u using unnest(p_sessions, p_users, p_topics, p_on) as n (session, user_id, topic, subscribed)
+        where u.topic = n.topic collate "C" and u.user_id = n.user_id collate "C"
+          and (u.left_at is not null or (not n.subscribed and u.session = n.session collate "C"));
+        insert into subscription (topic, user_id, session, left_at)
+        select n.topic, n.user_id, n.session, s.closed_at
+        from unnest(p_sessions, p_users, p_topics, p_on) as n (session, user_id, topic, subscribed)
+        join session s on s.session = n.session collate "C"
+        where n.subscribed
+        on conflict do nothing;
+    end if;
+    update subscription u set left_at = s.closed_at
+    from session s
+    where u.session = any (p_closed) and u.left_at is null and s.session = u.session;
+end $$;
+comment on function note_subscriptions is
+    'Writes which sessions are subscribed to which topics, or are not any more, and that sessions have closed: after '
+    'note_sessions(), in its transaction.';
 
 create view who_is_online as
 select s.user_id, s.session, s.node, s.opened_at, s.mode, s.address, s.user_agent, s.expires_at
@@ -2291,7 +2353,8 @@ select
     case when expires_at is not null
          then greatest(extract(epoch from coalesce(written_at, finished_at) - taken_at)::float8 * 1000, 0)
     end as waited_ms,
-    differed_at
+    differed_at, topic, session,
+    coalesce(holder, case when session is not null then node end) as holder
 from delivery_log l;
 comment on view delivery is 'How each push ended for each user: one row per push and user.';
 comment on column delivery.push_id is 'The id of the push, unique within its tenant.';
@@ -2329,6 +2392,11 @@ comment on column delivery.waited_ms is
 comment on column delivery.differed_at is
     'When a request first came with the id of this push and other content: it was answered with this row, and its content '
     'was sent to nobody. Null: none came.';
+comment on column delivery.topic is 'The topic that it was published to; null where it was published to users.';
+comment on column delivery.session is
+    'The session that gave the best proof by the end: it was handed the push, its peer has received it, or acknowledged it; '
+    'null: none did. Table session tells more of it.';
+comment on column delivery.holder is 'The node that had that session; null where there is none.';
 
 -- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day has rows and
 -- no tally if somebody has attached its partition again.
@@ -2870,6 +2938,7 @@ do $$
 begin
     if to_regrole('bridge_reader') is not null then
         grant select on ops_action to bridge_reader;
+        grant select on subscription to bridge_reader;
     end if;
 end $$;
 

@@ -18,6 +18,7 @@ def request_body(
     user: str | None = None,
     users: Sequence[str] | None = None,
     session: str | None = None,
+    topic: str | None = None,
     everyone: bool = False,
     excluded: Sequence[str] = (),
     push_id: str | None = None,
@@ -38,6 +39,7 @@ def request_body(
         "user": user,
         "users": users,
         "session": session,
+        "topic": topic,
         "all": True if everyone else None,
         "except": excluded or None,
     }

@@ -64,7 +64,7 @@ FIELD_OF: Mapping[str, str] = {
 }
 HEADER_OF: Mapping[str, str] = {
     **{field: f"header {header}" for header, field in FIELD_OF.items()},
-    "to": "headers x-push-user, -users, -session, -all",
+    "to": "headers x-push-user, -users, -session, -topic, -all",
 }
 
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from bridge.core.contract import fields, jsontext, lists
-from bridge.core.contract.fields import Id, has_no_controls, is_id
+from bridge.core.contract.fields import Id, has_no_controls, is_id, is_topic
 from bridge.core.contract.jsontext import BAD_JSON
 from bridge.core.contract.requests.terms import Limits
 from bridge.core.contract.stepping import AT_ONCE, PARTS_AT_ONCE, Steps, finish
@@ -20,6 +20,7 @@ from bridge.core.model.pushes import (
     Target,
     ToAll,
     ToSession,
+    ToTopic,
     ToUser,
     ToUsers,
 )
@@ -33,6 +34,7 @@ _AckWithin: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=fields.ACK_WITHIN
 class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     user: Id = ""
     session: Id = ""
+    topic: Id = ""
     users: _Users | UnsetType = UNSET
     all: bool | UnsetType = UNSET
     excluded: _Sessions | UnsetType = msgspec.field(default=UNSET, name="except")
@@ -71,20 +73,24 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     except BAD_JSON:
         return None
     to = request.to
-    user, session, users, everyone = to.user, to.session, to.users, to.all
+    user, session, users, everyone, topic = to.user, to.session, to.users, to.all, to.topic
     target: Target
     if user:
-        if session or users is not UNSET or everyone is not UNSET:
+        if session or topic or users is not UNSET or everyone is not UNSET:
             return None
         target = ToUser(user)
     elif users is not UNSET:
-        if session or everyone is not UNSET or not has_no_controls("".join(users)):
+        if session or topic or everyone is not UNSET or not has_no_controls("".join(users)):
             return None
         target = ToUsers(tuple(dict.fromkeys(users)))
     elif session:
-        if everyone is not UNSET:
+        if topic or everyone is not UNSET:
             return None
         target = ToSession(session)
+    elif topic:
+        if everyone is not UNSET or not is_topic(topic):
+            return None
+        target = ToTopic(topic)
     elif everyone is True:
         target = ToAll()
     else:
@@ -108,7 +114,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
         return None
     push_id, event, tenant, collapse_key = request.id, request.event, request.tenant, request.collapse_key
     # Their lengths have been checked, so joining them loses nothing.
-    if not has_no_controls(f"{user}{session}{push_id}{event}{tenant}{collapse_key}"):
+    if not has_no_controls(f"{user}{session}{topic}{push_id}{event}{tenant}{collapse_key}"):
         return None
     if not push_id and fallback_id:
         push_id = fallback_id

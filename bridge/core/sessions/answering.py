@@ -1,4 +1,4 @@
-"""Send the answer to a client's frame."""
+"""Answer a client's frame."""
 
 from __future__ import annotations
 
