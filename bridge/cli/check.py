@@ -245,7 +245,7 @@ def _ops_secret(settings: Settings) -> str:
 async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters.amqp import check as amqp_check
     from bridge.adapters.amqp import excess as amqp_excess
-    from bridge.adapters.amqp.topology import OUTCOMES, SESSIONS, DeclareMode
+    from bridge.adapters.amqp.topology import INBOUND, OUTCOMES, SESSIONS, DeclareMode
 
     where = redacted(settings.amqp_url)
     try:
@@ -255,6 +255,7 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             where,
             partitions=settings.partitions,
             told=[
+                INBOUND,
                 *([OUTCOMES] if settings.outcome_events else []),
                 *([SESSIONS] if settings.session_events and settings.uses_postgres else []),
             ],

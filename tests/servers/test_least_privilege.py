@@ -21,7 +21,7 @@ from psycopg import sql
 from bridge.adapters.amqp import excess as amqp_excess
 from bridge.adapters.amqp.connection import border, channel, opened
 from bridge.adapters.amqp.consume import never_called
-from bridge.adapters.amqp.topology import ONE, DeclareMode
+from bridge.adapters.amqp.topology import INBOUND_ONLY, ONE, DeclareMode
 from bridge.adapters.postgres import excess as postgres_excess
 from bridge.adapters.postgres import migrate
 from bridge.adapters.postgres.migrate import MIGRATIONS, Migration
@@ -122,9 +122,9 @@ OF_OPERATOR: dict[str, Attempt] = {
     "read control messages": lambda low: low.basic_consume("push.control", never_called),
 }
 WRITE = {
-    "publisher": ("push.dead", "push.control", "push.outcomes", "amq.topic", ""),
+    "publisher": ("push.dead", "push.control", "push.outcomes", "push.inbound", "amq.topic", ""),
     "bridge": ("push.control", "amq.topic"),
-    "operator": ("push.dead", "push.control", "push.outcomes", "amq.topic", ""),
+    "operator": ("push.dead", "push.control", "push.outcomes", "push.inbound", "amq.topic", ""),
 }
 
 
@@ -165,7 +165,7 @@ def test_the_topology_that_is_imported_is_the_one_that_a_bridge_declares() -> No
         queue.name: (True, dict(queue.arguments)) for queue in ONE.queues
     }
     assert {(e["name"], e["type"], e["durable"]) for e in said["exchanges"]} == {
-        (*e, True) for e in ONE.exchanges
+        (*e, True) for e in (*ONE.exchanges, *INBOUND_ONLY.exchanges)
     }
     assert [(b["destination"], b["source"], b["routing_key"]) for b in said["bindings"]] == list(ONE.bindings)
     assert {thing["vhost"] for things in said.values() for thing in things} == {"@VHOST@"}

@@ -56,6 +56,8 @@ from bridge.adapters.amqp.nodes import NODE_QUEUE
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.topology import (
     DEAD,
+    INBOUND,
+    INBOUND_ONLY,
     OUTCOMES,
     PUSH,
     REQUESTS,
@@ -94,7 +96,7 @@ async def findings(
     where: str,
     *,
     partitions: int = 1,
-    told: Sequence[str] = (OUTCOMES, SESSIONS),
+    told: Sequence[str] = (OUTCOMES, SESSIONS, INBOUND),
     runs: bool = False,
 ) -> list[Finding]:
     """All findings about the broker, good or bad; `where` is the URL without its password.
@@ -103,6 +105,7 @@ async def findings(
     Raises BrokerUnavailable where it can't be reached.
     """
     needed = topology_of(partitions)
+    needed = needed._replace(exchanges=(*needed.exchanges, *INBOUND_ONLY.exchanges))
     boxes: list[Outbox] = []
     refused: BrokerRefused | None = None
 
@@ -373,7 +376,7 @@ def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
         outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
     ]
     rejections = {ending.reason.value for ending in ENDINGS if ending.outcome is Outcome.REJECTED}
-    events = {OUTCOMES: outcomes, SESSIONS: ["opened", "closed"]}
+    events = {OUTCOMES: outcomes, SESSIONS: ["opened", "closed"], INBOUND: ["message"]}
     return {
         **{exchange: events[exchange] for exchange in told},
         DEAD: sorted(rejections),
@@ -384,6 +387,7 @@ def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
 _TOPICS: Mapping[str, tuple[str, Level]] = {
     OUTCOMES: ("outcome events that the broker refuses are given up", "fail"),
     SESSIONS: ("nobody hears that sessions open and close", "warn"),
+    INBOUND: ("what users publish is refused", "warn"),
     DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
     PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
 }
