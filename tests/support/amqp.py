@@ -12,7 +12,7 @@ from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.adapters.amqp.outbox import Message, Outbox
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.spread import Spread
-from bridge.adapters.amqp.topology import PUSH, DeclareMode, ensure
+from bridge.adapters.amqp.topology import INBOUND_ONLY, PUSH, DeclareMode, ensure
 from bridge.app.build import SystemClock
 from bridge.core.ports.broker import AckToken, Arrival
 from tests.support.ports import RecordingErrors
@@ -108,6 +108,7 @@ async def declare(url: str) -> None:
     """Declare the topology, as a bridge does when it starts."""
     async with opened(url, "test", lambda events: None, lambda cause: None) as (connection, _):
         await ensure(connection, DeclareMode.ACTIVE)
+        await ensure(connection, DeclareMode.ACTIVE, INBOUND_ONLY)
 
 
 async def publish(url: str, bodies: Sequence[bytes], properties: bytes | None = None) -> None:

@@ -21,7 +21,13 @@ from bridge.adapters.amqp.turn import LOCK
 from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerRefused, BrokerUnavailable
 
-CHANNELS: Final[Mapping[str, int]] = {"consumer": 3, "publisher": 1, "ops": 2, "nodes": 2}
+CHANNELS: Final[Mapping[str, int]] = {
+    "consumer": 3,
+    "publisher": 1,
+    "inbound": 1,
+    "ops": 2,
+    "nodes": 2,
+}
 """The connections of `bridge serve`, and how many channels each has at most. The consumer has one to take messages, one
 for its turn and one to look at queues; the ops port has one to publish and one for receipts; the one to other nodes has
 one to listen and one to publish."""
