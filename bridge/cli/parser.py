@@ -116,3 +116,23 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a whole number from 1 expected, not {text!r}")
     return int(text)
+
+
+def name(text: str) -> str:
+    """The name of a topic, for argparse."""
+    from bridge.core.contract.patterns import name_problem
+
+    return _without(name_problem(text), text)
+
+
+def pattern(text: str) -> str:
+    """A pattern of names, for argparse."""
+    from bridge.core.contract.patterns import pattern_problem
+
+    return _without(pattern_problem(text), text)
+
+
+def _without(problem: str, text: str) -> str:
+    if problem:
+        raise argparse.ArgumentTypeError(problem)
+    return text

@@ -57,6 +57,9 @@ class Connection {
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
+  #said = new Map(); // ref -> [resolve, reject] of what was published on #socket and is not answered
+  #name = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 10)}`; // begins the refs of this page
+  #refs = 0;
 
   constructor(options) {
     const { after = inSeconds, random = Math.random, now = inSeconds.now, WebSocket = globalThis.WebSocket } = options;
@@ -78,6 +81,22 @@ class Connection {
 
   /** Acknowledge a push by its id (and tenant), even one from before a reload; push.ack() does the same. */
   ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
+
+  /**
+   * Publish to the systems that listen for `event`; the promise is resolved when the broker has it. It is rejected with an
+   * Error that has a `code` (docs/clients.md lists them), and a `ref`: publish again with that, so that a message which
+   * has arrived after all can be told. `topic`: what it is about. Nothing waits for a connection here.
+   */
+  publish(event, data = null, { topic, ref = `${this.#name}-${++this.#refs}` } = {}) {
+    if (this.state.phase !== "open" || this.#socket?.readyState !== 1) {
+      return Promise.reject(unpublished("unavailable", "there is no connection, nothing was sent", ref));
+    }
+    if (this.#said.has(ref)) return Promise.reject(unpublished("busy", "this ref is under way", ref));
+    return new Promise((resolve, reject) => {
+      this.#socket.send(JSON.stringify({ type: "publish", event, data, topic, ref }));
+      this.#said.set(ref, [resolve, reject]);
+    });
+  }
 
   // --- the connection ---
 
@@ -144,6 +163,11 @@ class Connection {
       this.#refresh(this.#socket);
     } else if (frame.type === "bye") {
       this.#bye = frame;
+    } else if (this.#said.has(frame.ref) && (frame.type === "ok" || frame.type === "error")) {
+      const [resolve, reject] = this.#said.get(frame.ref);
+      this.#said.delete(frame.ref);
+      if (frame.type === "ok") resolve();
+      else reject(unpublished(frame.code, frame.message, frame.ref));
     } else if (frame.type === "error") {
       this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
     } // heartbeats only set #heard; frames of later versions are ignored
@@ -259,6 +283,9 @@ class Connection {
     this.#socket = this.#bye = null;
     if (socket) socket.onmessage = socket.onclose = null;
     socket?.close(1000);
+    const said = [...this.#said];
+    this.#said.clear();
+    for (const [ref, [, reject]] of said) reject(unpublished("unknown", "the connection was lost: it may have arrived", ref));
   }
 
   #end(why, error) {
@@ -444,6 +471,10 @@ const ENDS = {
 function ended(code, reason) {
   const said = `The bridge closed the session with ${code}${reason ? ` ${reason}` : ""}, which means not to reconnect: find out`;
   return new Error(ENDS[code] ?? `${said} why, ${AGAIN}.`);
+}
+
+function unpublished(code, why, ref) {
+  return Object.assign(new Error(`not published: ${why} (${code})`), { code, ref });
 }
 
 // Describes what came in place of a token. It is not quoted: it may be almost a token.

@@ -26,6 +26,7 @@ from tests.support import bridges
 from tests.support.browser import launched, opened
 from tests.support.clients import client
 from tests.support.proxies import silent_proxy
+from tests.support.queues import listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -293,6 +294,68 @@ async def ended(page: Page, code: int | None, reason: str, *before: Sequence[obj
 
 def pushes(*ids: str) -> list[tuple[str, str]]:
     return [("push", push_id) for push_id in ids]
+
+
+# --- publishing ------------------------------------------------------------------------------------------
+
+SAY = """([event, data, more]) => {
+    window.said ??= [];
+    const place = said.push(null) - 1;
+    client.publish(event, data, more)
+        .then(() => { said[place] = "ok"; }, ({ code, ref, message }) => { said[place] = [code, ref, message]; });
+}"""
+
+
+async def said(page: Page, place: int) -> Any:
+    """How the publish at this place ended, once it has: "ok", or code, ref and message of the error."""
+    await page.wait_for_function("place => window.said?.[place]", arg=place)
+    return await page.evaluate("place => said[place]", place)
+
+
+async def test_a_promise_of_publish_is_kept_when_the_bridge_says_ok_to_its_ref(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script)
+    await phase(page, "open")
+    await page.evaluate(SAY, ["chat.said", {"text": "hi"}, {"topic": "room.7"}])
+    await page.evaluate(SAY, ["typing", None, {"ref": "mine"}])
+    first, second = await peer.frame(), await peer.frame()
+    assert isinstance(first, dict)
+    ref = first.pop("ref")
+    assert first == {"type": "publish", "event": "chat.said", "data": {"text": "hi"}, "topic": "room.7"}
+    assert second == {"type": "publish", "event": "typing", "data": None, "ref": "mine"}
+    await page.evaluate(SAY, ["typing", None, {"ref": "mine"}])
+    assert (await said(page, 2))[0] == "busy", "it is under way"
+    await peer.send(type="error", code="forbidden", message="event: no", ref="mine")
+    await peer.send(type="ok", ref="of nobody")
+    assert await said(page, 1) == ["forbidden", "mine", "not published: event: no (forbidden)"]
+    assert await page.evaluate("said[0]") is None
+    await peer.send(type="ok", ref=ref)
+    assert await said(page, 0) == "ok"
+    await page.evaluate(SAY, ["typing", None, {"ref": "mine"}])
+    assert await peer.frame() == second, "it may be published again"
+    await peer.all_read(page)
+    await told(page)
+
+
+async def test_what_has_no_answer_when_the_connection_breaks_is_unknown_and_without_one_nothing_is_sent(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, impatient=False)
+    await phase(page, "open")
+    await page.evaluate(SAY, ["chat.said", 1, {"ref": "a"}])
+    assert await peer.frame()
+    await peer.bye(1012, "restart")
+    assert (await said(page, 0))[:2] == ["unknown", "a"]
+    await page.evaluate(SAY, ["chat.said", 1, {"ref": "a"}])
+    assert (await said(page, 1))[:2] == ["unavailable", "a"]
+    await page.evaluate("elapse()")
+    again = await (await script.peer()).welcome()
+    await phase(page, "open")
+    await page.evaluate(SAY, ["chat.said", 1, {"ref": "a"}])
+    assert await again.frame() == {"type": "publish", "event": "chat.said", "data": 1, "ref": "a"}
+    await page.evaluate("client.close()")
+    assert (await said(page, 2))[:2] == ["unknown", "a"]
 
 
 # --- the handshake ---------------------------------------------------------------------------------------
@@ -1627,6 +1690,28 @@ async def test_after_a_reload_it_gets_what_another_device_took_meanwhile(
         await told(page, *pushes("p3", "p4"))
         assert await page.evaluate("client.duplicates") == 2  # p1 and p2: from a little before the last one
         await bridges.final_rows(database, 4)
+
+
+async def test_what_a_page_publishes_reaches_who_listens(page: Page, vhost: str, database: str) -> None:
+    async with living(page, vhost, database) as bridge:
+        token = bridges.token("alice", publish=["chat.*"])
+        await begin(page, f"ws://127.0.0.1:{bridge.ws_port}/ws", token=token)
+        await phase(page, "open")
+        await page.evaluate(SAY, ["orders.cancel", 1, {}])
+        assert (await said(page, 0))[0] == "forbidden"
+        async with listening(vhost, "push.inbound") as seen:
+            place = 0
+            async with asyncio.timeout(bridges.SECONDS):
+                # The bridge's own connection for this may still be under way.
+                while place == 0 or (await said(page, place))[0] == "unavailable":
+                    await page.evaluate(SAY, ["chat.said", {"text": "hi"}, {"ref": "mine"}])
+                    place += 1
+                assert await said(page, place) == "ok"
+                message = await seen.get()
+        assert (message["routing_key"], message["body"]) == ("chat.said", b'{"text":"hi"}')
+        headers = message["headers"]
+        assert isinstance(headers, dict)
+        assert (headers["user"], headers["ref"]) == ("alice", "mine")
 
 
 async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, database: str) -> None:

@@ -18,6 +18,7 @@ from bridge.core.contract import requests as decoding
 from bridge.core.contract.auth import token_of
 from bridge.core.contract.client_frames import (
     AckFrame,
+    PublishFrame,
     RefreshFrame,
     SubscribeFrame,
     UnsubscribeFrame,
@@ -37,6 +38,7 @@ from bridge.core.contract.frames import (
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import decode
 from bridge.core.contract.requests import headers as of_headers
+from bridge.core.contract.routing_keys import KEY_BYTES_MAX
 from bridge.core.model.outcomes import CONFIRM, ENDINGS, Outcome, Proof, Reason
 from bridge.core.model.pushes import (
     BATCH_MAX,
@@ -55,6 +57,7 @@ from bridge.core.model.pushes import (
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import CloseReason
+from bridge.core.talking.publishing import ENDS
 from tests.support.ports import arrival
 from tests.support.random_requests import DICE, LIMITS, NOW, Dice
 from tests.support.schemas import FOLDER, HEADERS, RECEIPT, REQUEST, SCHEMAS, validator
@@ -299,6 +302,7 @@ def test_a_dead_letter_of_a_request_may_be_published_again() -> None:
 
 # --- frames ----------------------------------------------------------------------------------------------
 
+PUBLISH_CODES = sorted({code for _, code, _ in ENDS.values()} | {"forbidden", "busy"})
 OURS: dict[str, list[Callable[[], Any]]] = {
     "welcome": [
         lambda: welcome_frame("s1", "u1", complete=True),
@@ -312,9 +316,10 @@ OURS: dict[str, list[Callable[[], Any]]] = {
     "heartbeat": [lambda: HEARTBEAT],
     "withdraw": [lambda: withdraw_frame('p"1')],
     "error": [
-        lambda: error_frame("unsupported", "not here", 7),
+        lambda: error_frame("forbidden", "not here", 7),
         lambda: error_frame("bad_frame", "not a frame"),
         lambda: error_frame("refused", "The token was refused: expired."),
+        *(lambda code=code: error_frame(code, "not published") for code in PUBLISH_CODES),
     ],
     "ok": [lambda: ok_frame("r"), ok_frame],
     "bye": [
@@ -335,7 +340,7 @@ def test_there_is_a_schema_for_each_frame_and_no_other() -> None:
     there = {
         name.removeprefix("frame-").removesuffix(".json") for name in SCHEMAS if name.startswith("frame-")
     }
-    assert there == {*OURS, "ack", "auth", "refresh", "subscribe", "unsubscribe"}
+    assert there == {*OURS, "ack", "auth", "refresh", "publish", "subscribe", "unsubscribe"}
 
 
 def test_the_token_of_an_auth_frame_is_read_if_and_only_if_the_schema_says_so() -> None:
@@ -398,6 +403,34 @@ def test_a_topic_is_read_if_and_only_if_the_schema_says_so() -> None:
             frame = {"type": word, "topic": name}
             valid = validator(f"frame-{word}.json").is_valid(frame)
             assert isinstance(parse_client(encoded(frame)), kind) == valid, name
+
+
+def test_every_publish_frame_of_the_schema_is_understood() -> None:
+    for example in sample("frame-publish.json", slice(None)):  # type: ignore[arg-type]
+        frame = parse_client(encoded(example))
+        assert isinstance(frame, PublishFrame)
+        assert (frame.event, frame.topic, frame.ref) == (
+            example["event"],
+            example.get("topic"),
+            example.get("ref"),
+        )
+        assert json.loads(frame.data) == example.get("data")
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_a_frame_is_a_publish_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    names = ("chat.said", "a", "a..b", ".a", "a.", "a.*", "#", "{user}", "a\n", "ü.ä", "x" * 128, "x" * 129)
+    frame: dict[str, Any] = {"type": "publish", "data": dice.junk()}
+    for name in ("event", "topic", "ref"):
+        if dice.pick((True, True, False)):
+            frame[name] = dice.pick((dice.junk(), None, 2**53 - 1, *names))
+    note(repr(frame))
+    understood = isinstance(parse_client(encoded(frame)), PublishFrame)
+    # The event is a routing key, and a schema does not count bytes.
+    short = len(str(frame.get("event")).encode("utf-8", "surrogatepass")) <= KEY_BYTES_MAX
+    expected = validator("frame-publish.json").is_valid(frame) and not beyond_a_schema(frame) and short
+    assert understood == expected
 
 
 def test_a_refresh_of_a_client_fits_its_schema_and_so_does_that_of_the_bridge() -> None:

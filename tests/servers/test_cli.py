@@ -202,6 +202,18 @@ def test_a_token_is_what_the_bridge_with_the_same_settings_takes(capsys: pytest.
     assert claims["exp"] - claims["iat"] == 60
 
 
+def test_a_token_says_what_its_user_may_do_and_a_wrong_pattern_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--publish", "chat.*", "--publish", "a", "--topic", "news"]
+    assert run("token", "u1", "--jwt-secret", SECRET, *words) == 0
+    claims = jwt.decode(capsys.readouterr().out.strip(), SECRET, algorithms=["HS256"])
+    assert (claims["publish"], claims["topics"]) == (["chat.*", "a"], ["news"])
+    assert "subscribe" not in claims
+    assert run("token", "u1", "--jwt-secret", SECRET, "--publish", "a.#.b") == 2
+    assert "# only as the last one" in capsys.readouterr().err
+
+
 def test_a_token_signed_with_a_made_up_secret_is_not_given_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("token", "u42", "--dev") == 2
     assert "BRIDGE_JWT_SECRET" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from tests.support.bridges import bridge, final_rows, get, publish, request, tok
 from tests.support.broker_settings import memory_alarm
 from tests.support.clients import Client, client
 from tests.support.queues import ENVELOPE
+from tests.support.schemas import validator
 
 MAY = ["chat.*", "room.#"]
 
@@ -81,6 +82,7 @@ async def test_what_a_user_says_arrives_with_who_and_when(vhost: str, database: 
         )
         assert message.user_id == "bridge", "which the broker has checked"
         headers = dict(message.headers)
+        validator("inbound-headers.json").validate(headers)
         assert headers.pop("session")
         at = headers.pop("received_at")
         assert isinstance(at, str)

@@ -11,8 +11,10 @@ from bridge.adapters.metrics import (
     PrometheusMetrics,
     audit_families,
     gauge_families,
+    inbound_families,
     key_families,
     partition_families,
+    session_event_families,
 )
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
@@ -62,6 +64,8 @@ def metrics_page() -> str:
     metrics.add_source(lambda: audit_families(dict.fromkeys(CHECKS, 0), 0.0))
     metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0))
     metrics.add_source(lambda: partition_families([0], 0))
+    metrics.add_source(lambda: session_event_families(0, 0))
+    metrics.add_source(lambda: inbound_families({}, 0))
     metrics.add_source(lambda: key_families({"ok": 0, "failed": 0}, 0.0))
     metrics.add_source(lambda: gauge_families(Gauges._make([0] * len(Gauges._fields))))
     lines = [

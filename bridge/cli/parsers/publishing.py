@@ -6,14 +6,15 @@ from argparse import Namespace
 from typing import Final
 
 from bridge.cli.loading import load, run_quietly
-from bridge.cli.parser import Command, Parser, count, seconds
+from bridge.cli.parser import Command, Parser, count, name, pattern, seconds
 
 
 def _token(args: Namespace) -> int:
     from bridge.cli import tokens
     from bridge.config import TokenSettings
 
-    return tokens.token(load(TokenSettings, args), args.user, args.ttl)
+    may = {"topics": args.topic, "subscribe": args.subscribe, "publish": args.publish}
+    return tokens.token(load(TokenSettings, args), args.user, args.ttl, may)
 
 
 def _token_options(parser: Parser) -> None:
@@ -21,6 +22,17 @@ def _token_options(parser: Parser) -> None:
     parser.add_argument(
         "--ttl", type=seconds, default=3600.0, metavar="S", help="seconds that it is valid [3600]"
     )
+    parser.add_argument(
+        "--topic", action="append", type=name, metavar="NAME", help="a topic that it has; may be repeated"
+    )
+    for claim, what in (("subscribe", "topics that it may subscribe to"), ("publish", "what it may publish")):
+        parser.add_argument(
+            f"--{claim}",
+            action="append",
+            type=pattern,
+            metavar="PATTERN",
+            help=f"a pattern of {what}, such as chat.*; may be repeated",
+        )
 
 
 def _push(args: Namespace) -> int:

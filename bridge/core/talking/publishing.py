@@ -53,13 +53,14 @@ INBOUND_RESULTS: Final = (
 )
 """How a frame may end, in metrics."""
 _UNAVAILABLE: Final = "what you publish can't be taken now, nothing was sent: try again later"
-_ENDS: Final = {
+ENDS: Final = {
     InboundEnd.NOBODY: ("nobody_listens", "nobody_listens", "event: nobody listens for it, it was not kept"),
     InboundEnd.FULL: ("full", "unavailable", "a queue that should get it is full: try again later"),
     InboundEnd.REFUSED: ("refused", "unavailable", "event: the bridge itself may not publish it"),
     InboundEnd.UNSENT: ("unavailable", "unavailable", _UNAVAILABLE),
     InboundEnd.UNSURE: ("unknown", "unknown", "it was sent, and not confirmed: it may have arrived"),
 }
+"""For each end but TAKEN: the result in metrics, the code of the error, and its sentence."""
 
 
 class _Sent(NamedTuple):
@@ -127,7 +128,7 @@ class Publishing:
         if not self._of_session[sent.session.id]:
             del self._of_session[sent.session.id]
         if end is not InboundEnd.TAKEN:
-            result, code, problem = _ENDS[end]
+            result, code, problem = ENDS[end]
             answer = self._error(result, code, problem, sent.ref)
         else:
             self.results["ok"] += 1
