@@ -60,6 +60,7 @@ from bridge.app.rows import LoggedNodes, LoggedPeople, delivery_log, look_up_of
 from bridge.app.signals import StopSignals, stop_signals
 from bridge.app.tasks import Workplace, at_work
 from bridge.config import Settings
+from bridge.core.contract.patterns import EVERYTHING
 from bridge.core.control import Switch
 from bridge.core.errors import BridgeError, SettingsError
 from bridge.core.ports.clock import Clock
@@ -330,7 +331,9 @@ async def _listen_ops(
 def _dev_token(settings: Settings) -> Callable[[str, float], str]:
     secret, algorithm = settings.jwt_secrets[0], settings.jwt_algorithms[0]
     claims: dict[str, Any] = {
-        name: value for name, value in (("iss", settings.jwt_issuer), ("aud", settings.jwt_audience)) if value
+        "iss": settings.jwt_issuer or None,
+        "aud": settings.jwt_audience or None,
+        **EVERYTHING,
     }
     return lambda user, ttl: make_token(secret, user, ttl, algorithm=algorithm, **claims)
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from bridge.cli.loop import run_loop
 from bridge.cli.tokens import token_for
 from bridge.config import DEV_ENV_FILE, ENV_FILE, CommonSettings, Settings, env_name
+from bridge.core.contract.patterns import EVERYTHING
 from bridge.core.errors import BridgeError
 from bridge.devservers import Addresses, find_or_start
 
@@ -236,7 +237,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
     """What a newcomer needs next."""
-    token = token_for(settings, user, TOKEN_DAYS * 86400)
+    token = token_for(settings, user, TOKEN_DAYS * 86400, EVERYTHING)
     push = f'{our_command()} push --user {shlex.quote(user)} --data \'{{"hello": "world"}}\''
     return f"""
   WebSocket   ws://{HOST}:{ws_port}/ws?token=<token>

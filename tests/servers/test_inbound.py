@@ -64,6 +64,13 @@ async def heard(c: Client, ref: object) -> None:
             await asyncio.sleep(0.05)
 
 
+async def able(made: Running) -> None:
+    """Wait until the bridge can publish what users say."""
+    async with asyncio.timeout(40), user(made, "probe", ["probe"]) as c:
+        while (await say(c, "probe", ref=1))["code"] != "nobody_listens":
+            await asyncio.sleep(0.05)
+
+
 async def test_what_a_user_says_arrives_with_who_and_when(vhost: str, database: str) -> None:
     async with backend(vhost) as seen, bridge(vhost, database) as made, user(made, "u/7 ä") as c:
         await heard(c, "first")

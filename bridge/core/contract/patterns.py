@@ -13,7 +13,7 @@ Whoever makes the claims knows the user, and may write a whole name instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bridge.core.contract.fields import is_id, kind
@@ -23,6 +23,8 @@ from bridge.core.model.pushes import ID_MAX
 CLAIMED_MAX: Final = 100
 """Names in the claim `topics`, and patterns in each of the others."""
 USER: Final = "{user}"
+EVERYTHING: Final[Mapping[str, Sequence[str]]] = {"subscribe": ["#"], "publish": ["#"]}
+"""The claims of tokens for development."""
 _SPECIAL: Final = frozenset("*#{}")
 _WORDS: Final = "words with dots between them"
 _NAME: Final = f"a name of at most {ID_MAX} characters: {_WORDS}"
