@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import psycopg
@@ -225,15 +225,22 @@ async def test_a_final_row_never_changes(store: Store, subject: Subject) -> None
 
 
 async def test_a_row_says_who_gave_the_best_proof_and_its_topic(store: Store, subject: Subject) -> None:
-    await store.record([row(outcome=Outcome.PENDING, topic="t", session="s1"), row("q"), row("r", topic="")])
+    await store.record(
+        [row(outcome=Outcome.PENDING, topic="t", session="s1", proven_at=None), row("q"), row("r", topic="")]
+    )
     assert [(one.topic, one.session, one.holder) for one in await of_push(subject, "p")] == [("t", "s1", "")]
-    for session, holder, expected in (
-        ("s2", "n2", ("t", "s2", "n2")),
-        ("", "", ("t", "s2", "n2")),
-        ("s3", "", ("t", "s3", "")),
-    ):
-        [written] = await store.record([row(outcome=Outcome.PENDING, session=session, holder=holder)])
-        assert (written.row.topic, written.row.session, written.row.holder) == expected
+    steps: list[tuple[dict[str, Any], tuple[str, str]]] = [
+        ({"session": "s2", "holder": "n2", "proven_at": None}, ("s1", "")),  # no better than that of s1
+        ({"session": "s2", "holder": "n2", "proven_at": NOON + 1}, ("s2", "n2")),
+        ({"session": "", "proven_at": None}, ("s2", "n2")),
+        ({"session": "s3", "proven_at": NOON + 2}, ("s3", "")),
+        ({"session": "", "node": "n9", "proven_at": None}, ("s3", "n1")),  # another node has the row now
+        ({"session": "", "node": "n8", "proven_at": None}, ("s3", "n1")),
+        ({"session": "", "node": "n1", "proven_at": None}, ("s3", "")),
+    ]
+    for more, expected in steps:
+        [written] = await store.record([row(outcome=Outcome.PENDING, **more)])
+        assert (written.row.topic, written.row.session, written.row.holder) == ("t", *expected)
 
 
 async def test_a_pending_row_becomes_final_and_keeps_what_was_known_first(

@@ -30,6 +30,11 @@ def kept_bytes(row: Row) -> int:
 def updated(have: Row, new: Row) -> Row:
     """What an update makes of a row that is not final; `record_rows` of `schema.sql` does the same."""
     same_boot = have.node == new.node and have.boot == new.boot
+    session, holder = have.session, ""
+    if new.session and (new.proven_at is not None or not session):
+        session, holder = new.session, new.holder
+    elif session and (have.holder or have.node) != new.node:
+        holder = have.holder or have.node
     owed = new.owed if have.owed is None else merged(have.owed, new.owed or ())
     return msgspec.structs.replace(
         have,
@@ -51,8 +56,8 @@ def updated(have: Row, new: Row) -> Row:
         excluded=have.excluded or new.excluded,
         collapse_key=have.collapse_key or new.collapse_key,
         ack_within=have.ack_within or new.ack_within,
-        session=new.session or have.session,
-        holder=new.holder if new.session else have.holder,
+        session=session,
+        holder=holder,
     )
 
 

@@ -139,6 +139,8 @@ class Forwards:
         if out is None or out.boot != boot:
             return None
         flight, now = out.flight, self._clock.time()
+        if not report.session:
+            node = ""  # it is of the version before
         if report.number in self._silent:
             self._heard(report.number, boot)
             flight.answered()

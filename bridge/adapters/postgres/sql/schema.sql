@@ -426,8 +426,10 @@ begin
         encoding = coalesce(l.encoding, n.encoding),
         collapse_key = coalesce(l.collapse_key, n.collapse_key),
         ack_within = coalesce(l.ack_within, n.ack_within),
-        session = coalesce(n.prover, l.session),
-        holder = case when n.prover is null then l.holder else n.holder end
+        -- Who has it first stays, unless another one proves more.
+        session = case when n.proven is not null then coalesce(n.prover, l.session) else coalesce(l.session, n.prover) end,
+        holder = case when n.prover is not null and (n.proven is not null or l.session is null) then n.holder
+                      when l.session is not null then nullif(coalesce(l.holder, l.node), n.node) end
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
