@@ -1,0 +1,129 @@
+"""Topics on real servers: frames, claims, two nodes, and users who have just left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import psycopg
+
+from bridge.adapters.postgres.upkeep import Upkeep
+from tests.servers.test_revocations import command
+from tests.support.bridges import bridge, endings, final_rows, get, process, publish, rows, token
+from tests.support.clients import Client, client
+from tests.support.queues import ENVELOPE
+
+
+def to(topic: str, push_id: str, **more: object) -> dict[str, object]:
+    return {"id": push_id, "to": {"topic": topic}, "data": {"n": 1}, **more}
+
+
+async def member(stack: AsyncExitStack, port: int, user: str, **claims: Any) -> Client:
+    """A client that has its welcome."""
+    given = token(user, **claims)
+    one = await stack.enter_async_context(client(port, given, subprotocols=ENVELOPE))
+    assert (await one.read_json())["type"] == "welcome"
+    return one
+
+
+async def asks(one: Client, word: str, topic: str) -> Any:
+    await one.send_json({"type": word, "topic": topic, "ref": topic})
+    return await one.read_json()
+
+
+async def subscriptions(database: str) -> list[tuple[Any, ...]]:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+        query = "select topic, user_id, left_at is null from subscription order by 1, 2"
+        return await (await conn.execute(query)).fetchall()
+
+
+async def until_subscribed(database: str, expected: list[tuple[Any, ...]]) -> None:
+    async with asyncio.timeout(20):
+        while await subscriptions(database) != expected:
+            await asyncio.sleep(0.05)
+
+
+async def test_subscribers_on_two_nodes_get_it_and_have_a_row_each(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(bridge(vhost, database, node="a"))
+        other = await stack.enter_async_context(bridge(vhost, database, node="b"))
+        claimed = await member(stack, first.ws_port, "u1", topics=["room.7"])
+        asked = await member(stack, other.ws_port, "u2", subscribe=["room.*"])
+        stranger = await member(stack, other.ws_port, "u3")
+        assert await asks(asked, "subscribe", "room.7") == {"type": "ok", "ref": "room.7"}
+        assert (await asks(stranger, "subscribe", "room.7"))["code"] == "forbidden"
+        await publish(vhost, to("room.7", "p1"), to("room.8", "p2"))
+        for one in (claimed, asked):
+            assert await one.read_json() == {
+                "type": "push",
+                "id": "p1",
+                "topic": "room.7",
+                "event": "message",
+                "data": {"n": 1},
+            }
+        assert endings(await final_rows(database, 3)) == {
+            ("p1", "u1"): ("received", "pong"),
+            ("p1", "u2"): ("received", "pong"),
+            ("p2", None): ("offline", "nobody"),
+        }
+        found = {(r["push_id"], r["user_id"]): (r["topic"], r["holder"]) for r in await rows(database)}
+        assert found == {
+            ("p1", "u1"): ("room.7", "a"),
+            ("p1", "u2"): ("room.7", "b"),
+            ("p2", None): ("room.8", None),
+        }
+        _, told = await get(other.ops_port, "/v1/users/u2")
+        assert json.loads(told)["sessions"][0]["topics"] == ["room.7"]
+        code, said, errors = await command(
+            "why", "p1", "u2", BRIDGE_POSTGRES_DSN=database, BRIDGE_AMQP_URL=vhost
+        )
+        assert code == 0, errors
+        assert "to topic room.7" in said
+        assert "at node b" in said
+        assert await asks(asked, "unsubscribe", "room.7") == {"type": "ok", "ref": "room.7"}
+        assert await subscriptions(database) == [("room.7", "u1", True)]
+
+
+async def test_what_is_kept_waits_for_whoever_has_left_also_after_a_crash(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(bridge(vhost, database, node="b"))
+        async with process(vhost, database, node="a") as first:
+            await member(stack, first.ws_port, "u1", topics=["t"])
+            gone = await member(stack, other.ws_port, "u2", topics=["t"])
+            await gone.close()
+            first.signal(signal.SIGKILL)
+        await until_subscribed(database, [("t", "u1", False), ("t", "u2", False)])
+        await publish(vhost, to("t", "p1", ttl=60), to("t", "p2"))
+        assert ("p2", None) in endings(await final_rows(database, 1))
+        for user in ("u1", "u2"):
+            back = await member(stack, other.ws_port, user, subscribe=["t"])
+            push = await back.read_json()
+            assert (push["id"], push["topic"]) == ("p1", "t")
+            assert (await asks(back, "subscribe", "t"))["type"] == "ok"
+        assert endings(await final_rows(database, 3))[("p1", "u1")] == ("received", "pong")
+        assert await subscriptions(database) == [("t", "u1", True), ("t", "u2", True)]
+
+
+async def test_upkeep_forgets_who_left_long_ago(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(bridge(vhost, database))
+        gone = await member(stack, made.ws_port, "u1", topics=["t"])
+        await member(stack, made.ws_port, "u2", topics=["t"])
+        await gone.close()
+        await until_subscribed(database, [("t", "u1", False), ("t", "u2", True)])
+        async with asyncio.timeout(20):  # another upkeep may be under way: this one skips then
+            while len(await subscriptions(database)) != 1:
+                await Upkeep(database, 0.0).run_once(30)
+        assert await subscriptions(database) == [("t", "u2", True)]
+
+
+async def test_without_a_database_topics_work_as_well(vhost: str, database: str) -> None:
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(bridge(vhost, database, delivery_log="stdout"))
+        one = await member(stack, made.ws_port, "u1", subscribe=["#"])
+        assert (await asks(one, "subscribe", "t"))["type"] == "ok"
+        await publish(vhost, to("t", "p1"))
+        assert (await one.read_json())["topic"] == "t"
