@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bridge.adapters.amqp.partitions import TakesRequests
 from bridge.adapters.amqp.publish import ReceiptPublisher
 from bridge.adapters.amqp.turn import Role
+from bridge.adapters.gauges import Gauges
 from bridge.adapters.jwks import KeyedVerifier, KeyRing
-from bridge.adapters.metrics import Gauges
 from bridge.adapters.tokens import JwtVerifier
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.addresses import is_loopback_origin

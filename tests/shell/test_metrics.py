@@ -7,10 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
 from bridge.adapters.counting import WORDS_MAX
+from bridge.adapters.gauges import GAUGES, Gauges
 from bridge.adapters.metrics import (
-    GAUGES,
     STAGES,
-    Gauges,
     NullMetrics,
     PrometheusMetrics,
     audit_families,

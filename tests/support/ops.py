@@ -12,7 +12,8 @@ import msgspec
 
 from bridge.adapters.actions import Action, OnRecord
 from bridge.adapters.credentials import Credentials
-from bridge.adapters.metrics import Gauges, PrometheusMetrics
+from bridge.adapters.gauges import Gauges
+from bridge.adapters.metrics import PrometheusMetrics
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import Limits
 from bridge.core.mailbox.recalls import Recalled

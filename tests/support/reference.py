@@ -21,7 +21,15 @@ TABLES = REFERENCE / "tables.md"
 PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "who_is_online", "session_history", "ending")
 INTERNAL = (
     *("delivery_log", "push_content", "log_day", "tally", "node", "past_boot"),
-    *("revocation", "revocation_mark", "revocation_reader", "session", "ops_action", "schema_version"),
+    *(
+        "revocation",
+        "revocation_mark",
+        "revocation_reader",
+        "session",
+        "subscription",
+        "ops_action",
+        "schema_version",
+    ),
 )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
+from bridge.adapters.gauges import Gauges
 from bridge.adapters.metrics import (
     STAGES,
-    Gauges,
     PrometheusMetrics,
     audit_families,
     gauge_families,

@@ -119,13 +119,12 @@ class Flight(Offered):
         self.collapse_key = collapse_key
         self.topic = topic
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
-        self.kept: Kept | None = None
-        """None for a push with ttl 0."""
-        self.day: datetime.date | None = None
-        """The log's day of its row, or one before it, once there is a row."""
+        self.kept: Kept | None = None  # None for a push with ttl 0
+        self.day: datetime.date | None = (
+            None  # the log's day of its row, or one before it, once there is a row
+        )
         self.detail = ""
-        self.payload: bytes | None = None
-        """The body of a rejected request, for its row."""
+        self.payload: bytes | None = None  # the body of a rejected request, for its row
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
         self.fingerprint = fingerprint

@@ -66,6 +66,30 @@ _decode_data = msgspec.json.Decoder(_Data).decode
 _SHALLOW = 2 * jsontext.DEPTH_MAX
 
 
+def _target(to: _To) -> Target | None:
+    """The one target that is named, None where that is wrong."""
+    user, session, users, everyone, topic = to.user, to.session, to.users, to.all, to.topic
+    if user:
+        if session or topic or users is not UNSET or everyone is not UNSET:
+            return None
+        return ToUser(user)
+    if users is not UNSET:
+        if session or topic or everyone is not UNSET or not has_no_controls("".join(users)):
+            return None
+        return ToUsers(tuple(dict.fromkeys(users)))
+    if session:
+        if topic or everyone is not UNSET:
+            return None
+        return ToSession(session)
+    if topic:
+        if everyone is not UNSET or not is_topic(topic):
+            return None
+        return ToTopic(topic)
+    if everyone is True:
+        return ToAll()
+    return None
+
+
 def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -> PushRequest | None:
     """Read a request of at most `AT_ONCE` bytes in one pass; None: the careful pass must read it."""
     try:
@@ -73,27 +97,8 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     except BAD_JSON:
         return None
     to = request.to
-    user, session, users, everyone, topic = to.user, to.session, to.users, to.all, to.topic
-    target: Target
-    if user:
-        if session or topic or users is not UNSET or everyone is not UNSET:
-            return None
-        target = ToUser(user)
-    elif users is not UNSET:
-        if session or topic or everyone is not UNSET or not has_no_controls("".join(users)):
-            return None
-        target = ToUsers(tuple(dict.fromkeys(users)))
-    elif session:
-        if topic or everyone is not UNSET:
-            return None
-        target = ToSession(session)
-    elif topic:
-        if everyone is not UNSET or not is_topic(topic):
-            return None
-        target = ToTopic(topic)
-    elif everyone is True:
-        target = ToAll()
-    else:
+    target = _target(to)
+    if target is None:
         return None
     excluded: frozenset[str] = frozenset()
     if to.excluded is not UNSET:
@@ -114,7 +119,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
         return None
     push_id, event, tenant, collapse_key = request.id, request.event, request.tenant, request.collapse_key
     # Their lengths have been checked, so joining them loses nothing.
-    if not has_no_controls(f"{user}{session}{topic}{push_id}{event}{tenant}{collapse_key}"):
+    if not has_no_controls(f"{to.user}{to.session}{to.topic}{push_id}{event}{tenant}{collapse_key}"):
         return None
     if not push_id and fallback_id:
         push_id = fallback_id
