@@ -130,8 +130,7 @@ class Flight(Offered):
         self.fingerprint = fingerprint
         self.differing: dict[HeldMessage, int] | None = None
         """The fingerprints of messages that joined with other content; None while no message has."""
-        self.owes = 0
-        """How many replies its row owed when it was last written."""
+        self.owes = 0  # how many replies its row owed when it was last written
         self.state = State.TAKEN
         self.proof = Proof.NONE
         """The best proof, late proof included."""
@@ -142,8 +141,7 @@ class Flight(Offered):
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
-        self.parked = False
-        """A row of it is committed. Its messages need not wait for the final one."""
+        self.parked = False  # a row of it is committed; its messages need not wait for the final one
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
         self.written_at: float | None = None
