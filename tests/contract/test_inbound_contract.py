@@ -9,11 +9,13 @@ from typing import Protocol
 
 import pytest
 
+from bridge.adapters.amqp.encoding import properties
 from bridge.adapters.amqp.inbound import InboundPublisher
+from bridge.adapters.amqp.outbox import Message
 from bridge.adapters.amqp.topology import DeclareMode
 from bridge.core.ports.inbound import Inbound, InboundEnd, InboundMessage
 from bridge.devservers import Servers
-from tests.support.amqp import CLOCK
+from tests.support.amqp import CLOCK, outbox
 from tests.support.broker_settings import topic_permissions
 from tests.support.ports import RecordingErrors, RecordingInbound
 from tests.support.queues import channel, listening
@@ -211,3 +213,13 @@ async def test_nothing_is_kept_of_messages_that_have_ended(vhost: str) -> None:
         box = made._outbox
         assert box is not None
         assert (box._open, box._mandatory, made._unwritten) == ({}, {}, [])
+
+
+async def test_nothing_is_kept_of_mandatory_messages_that_were_published_together(vhost: str) -> None:
+    async with outbox(vhost) as box:
+        names = [f"m{n}" for n in range(10)]
+        failures = await box.publish(
+            [Message("", b"nobody", properties(message_id=name), b"", name) for name in names], 10.0
+        )
+        assert all(failures[place].returned for place in range(10))
+        assert (box._open, box._mandatory) == ({}, {})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridge.adapters.memory import MemorySessions
 from bridge.core.model.revocations import Revocation
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.inbound import InboundEnd
@@ -19,6 +20,7 @@ from bridge.core.talking.publishing import (
     SESSION_MESSAGES,
 )
 from tests.support.house import House, Peer, house
+from tests.support.ports import ManualClock
 from tests.support.waiting import until
 
 MAY = ("chat.*", "room.#", "{user}.note")
@@ -195,6 +197,16 @@ async def test_nothing_is_kept_of_sessions_that_have_left() -> None:
         h.inbound.end(InboundEnd.TAKEN)
         assert h.publishing._of_session == {}
         assert h.publishing._bytes == 0
+
+
+async def test_who_is_not_welcomed_yet_is_told_to_wait() -> None:
+    """What was revoked elsewhere is only known once the ledger has the session."""
+    clock = ManualClock()
+    h = House(clock=clock, sessions=MemorySessions(clock))
+    peer = h.open(Grant(Claims("u1", 4e9, publish=MAY), Mode.ENVELOPE, Mode.ENVELOPE.value))
+    say(peer, ref=1)
+    assert answers(peer) == [("unavailable", 1)]
+    assert h.inbound.given == []
 
 
 async def test_in_bare_mode_nothing_is_heard() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -21,10 +22,11 @@ from hypothesis import strategies as st
 from bridge.adapters.websocket import server as websocket
 from bridge.adapters.websocket.connection import WRITE_HIGH
 from bridge.adapters.websocket.limits import SocketLimits
-from bridge.core.contract.client_frames import AckFrame, parse_client
+from bridge.core.contract.client_frames import AckFrame, PublishFrame, parse_client
 from tests.support.bridges import SECONDS, endings, final_rows, process, publish, request, rows, token
 from tests.support.clients import Client, RawClient, client, masked, opening, raw_client
 from tests.support.fuzzing import bridge, for_each, neighbour
+from tests.support.queues import listening
 from tests.support.schemas import validator
 from tests.support.waiting import until
 from tests.support.websocket_faults import FAULTS
@@ -82,11 +84,16 @@ FRAMES = st.fixed_dictionaries(
         "id": st.text(CHARACTERS, max_size=140) | JSON,
         "ref": st.integers() | st.text(CHARACTERS, max_size=140) | JSON,
         "tenant": st.text(CHARACTERS, max_size=140) | JSON,
+        "event": JSON,
         "topic": JSON,
         "token": JSON,
         "data": JSON,
     },
 )
+NAMES = st.text("ab.*#{}é\n", min_size=1, max_size=6) | st.text(CHARACTERS, max_size=140) | JSON
+PUBLISHES = st.fixed_dictionaries(
+    {"event": st.sampled_from(("chat.said", "room")) | NAMES}, optional={"topic": NAMES, "data": JSON}
+).filter(lambda said: "NaN" not in json.dumps(said) and "Infinity" not in json.dumps(said))
 ACKS = st.fixed_dictionaries(
     {"type": st.just("ack"), "id": st.text(CHARACTERS, min_size=1, max_size=130)},
     optional={
@@ -158,6 +165,57 @@ async def test_each_message_is_an_ack_or_gets_one_answer_that_says_why(vhost: st
                 st.lists(messages(), min_size=AT_ONCE, max_size=AT_ONCE), MESSAGES // AT_ONCE, check
             )
     assert min(seen.values()) >= MESSAGES // AT_ONCE, seen
+
+
+async def test_each_publish_is_answered_once_and_what_arrives_is_what_was_said(
+    vhost: str, database: str
+) -> None:
+    """Whatever is in the frame: `ok` if it is a publish that is heard, else an error that says why."""
+    seen = {"ok": 0, "nobody_listens": 0, "bad_frame": 0}
+    user = token("u1", publish=["#"])
+    async with (
+        bridge(vhost, database) as b,
+        neighbour(b.ws_port, vhost),
+        client(b.ws_port, user, subprotocols=ENVELOPE) as c,
+        listening(vhost, "push.inbound", key="chat.#") as heard,
+    ):
+        assert (await c.read_json())["type"] == "welcome"
+        while (await _answer(c, {"event": "room"}, "first"))["code"] == "unavailable":
+            await asyncio.sleep(0.05)
+
+        async def check(made: list[dict[str, Any]]) -> None:
+            for ref, said in enumerate(made):
+                frame = {"type": "publish", **said, "ref": ref}
+                right = isinstance(parse_client(json.dumps(frame)), PublishFrame)
+                answer = await _answer(c, said, ref)
+                end = answer.get("code", "ok")
+                seen[end] += 1
+                assert (end != "bad_frame") == right, said
+                if end == "ok":
+                    message = await heard.get()
+                    assert message["routing_key"] == said["event"]
+                    assert json.dumps(json.loads(str(message["body"], "utf-8"))) == json.dumps(  # type: ignore[call-overload]
+                        said.get("data")
+                    )
+                    headers = message["headers"]
+                    assert isinstance(headers, dict)
+                    assert (headers["user"], headers["ref"], headers.get("topic")) == (
+                        "u1",
+                        ref,
+                        said.get("topic"),
+                    )
+
+        await for_each(st.lists(PUBLISHES, min_size=AT_ONCE, max_size=AT_ONCE), MESSAGES // AT_ONCE, check)
+        assert heard.empty()
+    assert min(seen.values()) >= MESSAGES // AT_ONCE, seen
+
+
+async def _answer(c: Client, said: dict[str, Any], ref: object) -> Any:
+    """The only answer to a publish frame."""
+    await c.send(json.dumps({"type": "publish", **said, "ref": ref}))
+    answer = await c.read_json()
+    assert answer["ref"] == ref
+    return answer
 
 
 async def test_what_a_client_of_bare_mode_says_means_nothing(vhost: str, database: str) -> None:
