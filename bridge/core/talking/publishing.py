@@ -135,8 +135,7 @@ class Publishing:
             if sent.ref is None:
                 return
             answer = ok_frame(sent.ref)
-        if sent.session.takes_pushes:
-            send_answer(sent.session, answer)
+        send_answer(sent.session, answer)
 
     def tick(self) -> None:
         """Called about ten times a second: end the waiting for what was not confirmed in time."""
