@@ -320,7 +320,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
             access=access,
             presence=core.presence,
             proofs=core.proofs,
-            publishing=Publishing(_NoInbound(), core.freshness, clock),
+            publishing=Publishing(_NoInbound(), core.freshness, core.pages, clock),
             subscriptions=core.subscriptions,
             clock=clock,
         ),

@@ -81,7 +81,7 @@ class Node:
             cookie=settings.token_cookie,
             connecting=self.core.connecting,
         )
-        self.publishing = Publishing(given.inbound, self.core.freshness, self.clock)
+        self.publishing = Publishing(given.inbound, self.core.freshness, self.core.pages, self.clock)
         self.gateway = Gateway(
             access=self.access,
             presence=self.core.presence,

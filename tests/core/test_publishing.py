@@ -163,6 +163,20 @@ async def test_a_revoked_session_publishes_nothing_more_and_is_told_nothing() ->
         assert h.publishing.waiting == 0
 
 
+async def test_an_answer_waits_for_a_client_that_does_not_read_at_the_moment() -> None:
+    async with house() as h:
+        peer = await come(h)
+        say(peer, ref=1)
+        peer.socket.stuffed = True
+        h.inbound.end(InboundEnd.TAKEN)
+        say(peer, "secret", ref=2)
+        assert answers(peer) == []
+        assert h.hub.backlogged == {peer.client.session}, "it is closed if it takes too long"
+        peer.socket.stuffed = False
+        peer.client.became_writable()
+        assert answers(peer) == [("ok", 1), ("forbidden", 2)]
+
+
 async def test_a_session_has_so_many_unconfirmed_and_others_are_not_kept_from_theirs() -> None:
     async with house() as h:
         peer, other = await come(h), await come(h, "u2")

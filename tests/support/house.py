@@ -263,7 +263,7 @@ class House:
             token_from=usual_carriers(hook=hook is not None),
         )
         self.inbound = RecordingInbound()
-        self.publishing = Publishing(self.inbound, self.core.freshness, self.clock)
+        self.publishing = Publishing(self.inbound, self.core.freshness, self.core.pages, self.clock)
         self.gateway = Gateway(
             access=access,
             presence=self.core.presence,

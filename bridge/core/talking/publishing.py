@@ -13,7 +13,8 @@
 | it was not sent                                             | error `unavailable`           | `unavailable`     |
 | no confirm within `CONFIRM_SECONDS`, or the broker was lost | error `unknown`               | `unknown`         |
 
-A frame is answered once, and always, if the session is still there. What was sent goes on when its session has closed.
+A frame is answered once, and always, if the session is still there and reads. What was sent goes on when its session
+has closed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from bridge.core.contract.client_frames import PublishFrame
 from bridge.core.contract.fields import uuid7
 from bridge.core.contract.frames import Ref, error_frame, ok_frame
 from bridge.core.contract.patterns import permits
+from bridge.core.mailbox.pages import Pages
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.inbound import Inbound, InboundEnd, InboundMessage
 from bridge.core.ports.sockets import Frame
-from bridge.core.sessions.answering import send_answer
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.session import Session
 
@@ -75,8 +76,9 @@ class _Sent(NamedTuple):
 class Publishing:
     """Passes on what users publish. Fills the port InboundListener, too."""
 
-    def __init__(self, inbound: Inbound, freshness: Freshness, clock: Clock) -> None:
+    def __init__(self, inbound: Inbound, freshness: Freshness, pages: Pages, clock: Clock) -> None:
         self._inbound = inbound
+        self._pages = pages
         self._freshness = freshness
         self._clock = clock
         self._sent: dict[str, _Sent] = {}
@@ -92,10 +94,16 @@ class Publishing:
         """Messages that were sent and not confirmed."""
         return len(self._sent)
 
-    def heard(self, session: Session, said: PublishFrame) -> Frame | None:
-        """Send it, or the answer why not."""
-        if not session.takes_pushes:
-            return None  # we have closed it
+    def heard(self, session: Session, said: PublishFrame) -> None:
+        """Pass it on, or answer why not."""
+        if session.takes_pushes:  # else we have closed it
+            refusal = self._refusal(session, said)
+            if refusal is None:
+                self._pass_on(session, said)
+            else:
+                self._answer(session, refusal)
+
+    def _refusal(self, session: Session, said: PublishFrame) -> Frame | None:
         claims, size = session.claims, len(said.data) + EACH_BYTES
         if session.spoken_at is None:
             return self._error("unavailable", "unavailable", "wait for the welcome", said.ref)
@@ -108,7 +116,10 @@ class Publishing:
             return self._error("busy", "busy", problem, said.ref)
         if self._inbound.cause or not self._freshness.lasts():
             return self._error("unavailable", "unavailable", _UNAVAILABLE, said.ref)
-        now = self._clock.time()
+        return None
+
+    def _pass_on(self, session: Session, said: PublishFrame) -> None:
+        now, size = self._clock.time(), len(said.data) + EACH_BYTES
         name = uuid7(now)
         self._sent[name] = _Sent(session, said.ref, size, self._clock.monotonic() + CONFIRM_SECONDS)
         self._of_session[session.id] += 1
@@ -116,7 +127,6 @@ class Publishing:
         self._inbound.publish(
             InboundMessage(name, said.event, said.data, session.user, session.id, now, said.topic, said.ref)
         )
-        return None
 
     def told(self, message_id: str, end: InboundEnd) -> None:
         """See the port."""
@@ -135,7 +145,7 @@ class Publishing:
             if sent.ref is None:
                 return
             answer = ok_frame(sent.ref)
-        send_answer(sent.session, answer)
+        self._answer(sent.session, answer)
 
     def tick(self) -> None:
         """Called about ten times a second: end the waiting for what was not confirmed in time."""
@@ -146,6 +156,15 @@ class Publishing:
                 break
             self._inbound.forget(message_id)
             self.told(message_id, InboundEnd.UNSURE)
+
+    def _answer(self, session: Session, answer: Frame) -> None:
+        """Unlike other answers, this one waits where the client does not read at the moment: somebody there waits for
+        it. Who does not read for long is closed, as for pushes."""
+        if session.socket.writable:
+            session.socket.write((answer,), None)
+        elif session.takes_pushes:
+            session.tell(answer)
+            self._pages.flush(session)
 
     def _error(self, result: str, code: str, problem: str, ref: Ref) -> Frame:
         self.results[result] += 1
