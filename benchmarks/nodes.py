@@ -68,12 +68,12 @@ def pair(servers: Servers, one: Contestant, directory: Path, *, elsewhere: bool)
     """Two bridges; the sessions are at the one that takes, or `elsewhere` at the other."""
     directory.mkdir()
     with scene(servers, one, directory=directory, sessions=[0]) as made:
-        port = reserved_port()
+        port, ops_port = reserved_port(), reserved_port()
         environment = {
             **made.environment,
             "BRIDGE_NODE": "neighbour",
             "BRIDGE_WS_PORT": str(port),
-            "BRIDGE_OPS_PORT": str(reserved_port()),
+            "BRIDGE_OPS_PORT": str(ops_port),
         }
         with running("neighbour", one.command, directory=directory, environment=environment) as neighbour:
             wait_until(
@@ -82,7 +82,7 @@ def pair(servers: Servers, one: Contestant, directory: Path, *, elsewhere: bool)
                 every=0.05,
                 what="the neighbour is ready",
             )
-            made.watch_neighbours([neighbour])
+            made.watch_neighbours([neighbour], [ops_port])
             made.connect([SESSIONS], ports=[port] if elsewhere else ())
             yield made
 

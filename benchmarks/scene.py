@@ -195,6 +195,8 @@ class Scene:
         self._port = port
         self._ports: Sequence[int] = [port] * len(crowds)
         self._ops_port = ops_port
+        self.ops_ports: Sequence[int] = (ops_port,)
+        """Where the metrics of all nodes are."""
         self._secret = secret
         self._watched = {
             "bridge": [bridge.pid],
@@ -214,8 +216,9 @@ class Scene:
         """Where the sessions of each client process are."""
         return self._ports
 
-    def watch_neighbours(self, bridges: Sequence[Child]) -> None:
-        """Count what these bridges use as `neighbours`."""
+    def watch_neighbours(self, bridges: Sequence[Child], ops_ports: Sequence[int]) -> None:
+        """Count what these bridges use as `neighbours`; their metrics are at `ops_ports`."""
+        self.ops_ports = (self._ops_port, *ops_ports)
         self._watched["neighbours"] = [bridge.pid for bridge in bridges]
 
     def connect(self, counts: Sequence[int], *, ports: Sequence[int] = ()) -> float:

@@ -76,14 +76,14 @@ def together(
         scene(servers, one, directory=directory, sessions=crowds, clients=[clients]) as made,
         ExitStack() as stack,
     ):
-        ports, others = [made.port], []
+        ports, others, ops_ports = [made.port], [], []
         for number in range(1, group.nodes):
-            name, port = f"node-{number}", reserved_port()
+            name, port, ops_port = f"node-{number}", reserved_port(), reserved_port()
             environment = {
                 **made.environment,
                 "BRIDGE_NODE": name,
                 "BRIDGE_WS_PORT": str(port),
-                "BRIDGE_OPS_PORT": str(reserved_port()),
+                "BRIDGE_OPS_PORT": str(ops_port),
             }
             other = stack.enter_context(
                 running(name, one.command, directory=directory, environment=environment)
@@ -92,8 +92,9 @@ def together(
                 partial(is_ready, other, port), seconds=START_TIMEOUT, every=0.05, what=f"{name} is ready"
             )
             ports.append(port)
+            ops_ports.append(ops_port)
             others.append(other)
-        made.watch_neighbours(others)
+        made.watch_neighbours(others, ops_ports)
         made.connect([sessions // group.nodes] * group.nodes, ports=ports)
         yield made
 
