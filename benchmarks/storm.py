@@ -9,10 +9,13 @@ until all are in, and how old were the pushes of those who were there: before, m
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -140,6 +143,8 @@ def measure(servers: Servers, logs: Path, users: int) -> int:
             f"{steady.published:,} pushes to those who were there: {lost} lost; published at most "
             f"{steady.late * 1e3:,.0f} ms late"
         )
+        print(f"Handshakes of all who came, by result: {counted(scene, 'bridge_handshakes_total')}")
+        print(f"Sessions that ended, by reason: {counted(scene, 'bridge_sessions_closed_total')}")
         now = [crowd.ask("here") for crowd in crowds]
         here, failed, again = (sum(one[name] for one in now) for name in ("here", "failed", "again"))
         print(
@@ -182,6 +187,17 @@ def storm_of(scene: Scene, crowds: Sequence[Child]) -> Storm:
     if len(welcomes) < users:
         raise BenchmarkFailed(f"of {users} users {len(welcomes)} were welcomed in {WITHIN:g} s")
     return Storm(min(one["began"] for one in told), welcomes)
+
+
+def counted(scene: Scene, metric: str) -> str:
+    """What a metric of all nodes has counted, by its label."""
+    counts: Counter[str] = Counter()
+    for port in scene.ops_ports:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        for word, count in re.findall(rf'^{metric}{{\w+="(\w+)"}} (\S+)$', text, re.MULTILINE):
+            counts[word] += int(float(count))
+    return ", ".join(f"{word} {count:,}" for word, count in counts.most_common() if count) or "none"
 
 
 def ended(scene: Scene, run: str, published: int) -> Mapping[str, int]:
