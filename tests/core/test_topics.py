@@ -125,6 +125,19 @@ async def test_the_answer_waits_for_the_commit_and_comes_for_each_frame(
         assert [one.on for some in entries for one in some.subscribed] == [True]
 
 
+async def test_a_client_that_does_not_read_at_the_moment_has_its_answer_later() -> None:
+    async with town("a", limits=LIMITS) as (made, [h]):
+        peer = await come(h, "u1")
+        peer.socket.stuffed = True
+        peer.client.message('{"type":"subscribe","topic":"t","ref":1}')
+        await until(lambda: len(made.sessions.subscriptions) == 1 and not h.core.ledger.ready)
+        await h.push(to("t", "p1"))
+        assert (answers(peer), ids(peer)) == ([], [])
+        peer.socket.stuffed = False
+        peer.client.became_writable()
+        assert (answers(peer), ids(peer)) == (["ok"], ["p1"])
+
+
 async def test_a_client_that_does_not_wait_for_answers_is_told_to() -> None:
     async with town("a", limits=LIMITS) as (_, [h]):
         peer = await come(h, "u1")

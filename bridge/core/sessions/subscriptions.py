@@ -14,7 +14,7 @@ from bridge.core.contract.frames import Ref, error_frame, ok_frame
 from bridge.core.contract.patterns import permits
 from bridge.core.model.ledger import Entries
 from bridge.core.model.sessions import Claims
-from bridge.core.sessions.answering import send_answer
+from bridge.core.sessions.answering import send_later_answer
 from bridge.core.sessions.ledger import Ledger, Wish
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.topics import Topics
@@ -51,7 +51,7 @@ class Subscriptions:
         for topic in [t for t in self._topics.of(session) if not _may(session.claims, t)]:
             self._set(session, topic, (), on=False)
             problem = f"topic: the new token does not permit {topic}, the subscription has ended"
-            send_answer(session, error_frame("forbidden", problem))
+            send_later_answer(session, error_frame("forbidden", problem))
 
     def subscribe(self, session: Session, topic: str, ref: Ref) -> Trouble | None:
         """A client asks for a topic. Idempotent."""
@@ -97,7 +97,9 @@ class Subscriptions:
         for wish in wishes:
             self._topics.remove(wish.session, wish.entry.topic)
             for ref in wish.refs:
-                send_answer(wish.session, error_frame("try_later", "topic: the database refuses it", ref))
+                send_later_answer(
+                    wish.session, error_frame("try_later", "topic: the database refuses it", ref)
+                )
 
 
 def _may(claims: Claims, topic: str) -> bool:
@@ -106,4 +108,4 @@ def _may(claims: Claims, topic: str) -> bool:
 
 def _answer(session: Session, refs: tuple[Ref, ...]) -> None:
     for ref in refs:
-        send_answer(session, ok_frame(ref))
+        send_later_answer(session, ok_frame(ref))
