@@ -29,7 +29,7 @@ from bridge.core.model.ledger import Entries, Noted
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
-from bridge.core.model.sessions import Mode
+from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import (
     Collapse,
@@ -47,6 +47,7 @@ from tests.support.house import BOUNDS, House, Peer, start
 from tests.support.ports import ManualClock, arrival
 
 USERS = ("a", "b", "c")
+TOPICS = ("t.0", "t.1")
 CONFIRMS = ("written", "received", "acked")
 
 
@@ -224,6 +225,11 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.recalls: list[asyncio.Task[None]] = []
         self.everyone: set[str] = set()
+        """Pushes that name no user."""
+        self.topics: dict[str, str] = {}
+        """Those of them that were published to a topic."""
+        self.subscribed: set[tuple[str, str]] = set()
+        """Users and topics: once, and so perhaps still."""
         self.devices = [Device("a"), Device("a"), Device("b")]
         self.ttls: dict[RowKey, int] = {}
         """Seconds for which pushes are kept, as the first message says that names them."""
@@ -254,6 +260,7 @@ class World:
         self.store.nodes.clear()
         self.sessions.opened.clear()
         self.sessions.closed.clear()
+        self.sessions.subscriptions.clear()
         failing, self.store.fail_with = self.store.fail_with, None
         await self.lease.claim()
         house.core.begin(await self.store.last_position())
@@ -415,6 +422,33 @@ class World:
         self.messages.append(message)
         self._deliver([message])
 
+    def publish_topic(self, n: int, m: int) -> None:
+        push_id, topic = f"t{n % 4}", TOPICS[n % 2]
+        body = {
+            "id": push_id,
+            "to": {"topic": topic},
+            "data": n,
+            "confirm": CONFIRMS[n % 3],
+            "ttl": 30 * (m % 2),
+        }
+        message = Published(json.dumps(body).encode(), ())
+        self.everyone.add(push_id)
+        self.topics[push_id] = topic
+        self.messages.append(message)
+        self._deliver([message])
+
+    def subscribe(self, n: int, m: int) -> None:
+        peer = self._peer(n)
+        if peer is not None and peer.socket.open:
+            topic = TOPICS[m % 2]
+            self.subscribed.add((peer.client.session.user, topic))
+            peer.client.message(json.dumps({"type": "subscribe", "topic": topic, "ref": m}))
+
+    def unsubscribe(self, n: int, m: int) -> None:
+        peer = self._peer(n)
+        if peer is not None and peer.socket.open:
+            peer.client.message(json.dumps({"type": "unsubscribe", "topic": TOPICS[m % 2], "ref": m}))
+
     def recall(self, n: int, m: int) -> None:
         what = Recall(push_id=f"k{n % 12}") if m % 3 else Recall(user=USERS[n % 3], collapse_key=f"c{m % 2}")
         self.withdrawn.append(what)
@@ -438,7 +472,16 @@ class World:
         seen = sorted(push_id for push_id, who in self.facts.shown if who == user)
         if len(self.peers) < 6:
             last = (seen[m % len(seen)] if seen else "never") if m % 3 == 0 else None
-            self.peers.append(self.house.connect(user, Mode.ENVELOPE, last))
+            named = TOPICS[:1] if n % 2 else ()
+            self.subscribed.update((user, topic) for topic in named)
+            self.peers.append(self._opens(user, last, named))
+
+    def _opens(self, user: str, last: str | None = None, topics: tuple[str, ...] = ()) -> Peer:
+        """A session whose token names these topics, and permits all."""
+        claims = Claims(user, 4e9, topics=topics, subscribe=("#",))
+        return self.house.open(
+            Grant(claims, Mode.ENVELOPE, Mode.ENVELOPE.value, last, granted_at=self.clock.now)
+        )
 
     def device_comes(self, n: int, m: int) -> None:
         device = self.devices[n % len(self.devices)]
@@ -447,7 +490,7 @@ class World:
         if not device.seen:
             # It names no push that it has seen: it does not resume.
             device.spared = set(self.ttls)
-        device.peer = self.house.connect(device.user, Mode.ENVELOPE, next(reversed(device.seen), None))
+        device.peer = self._opens(device.user, next(reversed(device.seen), None))
         device.read = 0
         self.peers.append(device.peer)
 
@@ -477,6 +520,11 @@ class World:
             known = any(k == RowKey("", push_id, user) for m in self.messages for k in m.keys)
             if not known and push_id not in self.everyone:
                 self.facts.strangers.append(f"{push_id} was shown to {user}")
+            topic = self.topics.get(push_id)
+            if topic is not None and (user, topic) not in self.subscribed:
+                self.facts.strangers.append(f"{push_id} of {topic} was shown to {user}, never subscribed")
+            if push.get("topic") != topic:
+                self.facts.strangers.append(f"{push_id} was shown as of topic {push.get('topic')}")
 
     def answer(self, n: int, m: int) -> None:
         if (peer := self._peer(n)) is not None:
@@ -733,6 +781,11 @@ class World:
             yield f"in flight at rest: {house.inflight.busy} and {house.inflight.resting}"
         if house.core.ledger.ready:
             yield f"not in the ledger at rest: {len(house.core.ledger)}"
+        topics = house.core.hub.topics
+        if topics.count != sum(len(topics.of(p.client.session)) for p in self.peers if p.socket.open):
+            yield f"subscriptions of nobody: {topics.count}"
+        if any(topics.leaving(topic) for topic in TOPICS):
+            yield "subscribers that leave for ever"
         if house.settlement.being_paid:
             yield f"paid, and nobody knows: {house.settlement.being_paid}"
         if not all(recall.done() for recall in self.recalls):
