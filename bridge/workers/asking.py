@@ -76,6 +76,14 @@ class Worker(Protocol):
         ...
 
 
+class _Question(NamedTuple):
+    """Requests with the same have the same answer."""
+
+    path: str
+    headers: frozenset[tuple[str, str]]
+    seconds: float
+
+
 class Answer(NamedTuple):
     """What a worker has answered."""
 
@@ -95,6 +103,8 @@ class Asking:
     def __init__(self, workers: Sequence[Worker], clients: Sequence[aiohttp.ClientSession]) -> None:
         self.workers = workers
         self._clients = dict(zip(workers, clients, strict=True))
+        self._under_way: dict[_Question, asyncio.Future[dict[int, Answer] | None]] = {}
+        """None: whoever asked has left, so somebody else must ask."""
 
     @property
     def best(self) -> Sequence[Worker]:
@@ -103,8 +113,28 @@ class Asking:
         return sorted(running, key=lambda worker: (not worker.state.ready, not worker.state.active))
 
     async def each(self, request: web.Request, seconds: float = SUM_SECONDS) -> dict[int, Answer]:
-        """What each worker answers to a GET of this path, by number. One that does not answer in time is left out."""
+        """What each worker answers to a GET of this path, by number. One that does not answer in time is left out.
 
+        Whoever asks the same meanwhile gets the same: a thousand probes at once would make workers look as if they
+        were down.
+        """
+        question = _Question(request.path_qs, frozenset(request.headers.items()), seconds)
+        while (asked := self._under_way.get(question)) is not None:
+            # Not cancelled with one of those who wait.
+            answers = await asyncio.shield(asked)
+            if answers is not None:
+                return answers
+        mine = self._under_way[question] = asyncio.get_running_loop().create_future()
+        try:
+            answers = await self._ask_each(request, seconds)
+            mine.set_result(answers)
+            return answers
+        finally:
+            del self._under_way[question]
+            if not mine.done():
+                mine.set_result(None)
+
+    async def _ask_each(self, request: web.Request, seconds: float) -> dict[int, Answer]:
         async def ask(worker: Worker) -> Answer | None:
             if worker.pid is None:
                 return None

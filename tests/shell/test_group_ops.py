@@ -9,6 +9,7 @@ from io import BytesIO
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.adapters.metrics import PrometheusMetrics, gauge_families
@@ -16,6 +17,7 @@ from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.ports.plugins import SessionInfo
 from bridge.ops.outcome_feed import BACKLOG_ROWS
 from bridge.workers import stream
+from bridge.workers.asking import Answer, Asking
 from bridge.workers.link import State
 from bridge.workers.merging import About, merged_metrics
 from tests.support.group import Group, group
@@ -107,6 +109,34 @@ async def test_a_group_is_ready_while_one_worker_is_and_names_the_causes_of_the_
     async with pair.client.get("/readyz") as answer:
         assert answer.status == 503
         assert (await answer.json())["causes"] == ["broker: away", "down"]
+
+
+async def test_many_probes_at_once_ask_each_worker_once(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, ask = list[int](), Asking._ask_each
+    go = asyncio.Event()
+
+    async def counted(self: Asking, request: web.Request, seconds: float) -> dict[int, Answer]:
+        asked.append(len(asked))
+        await go.wait()
+        return await ask(self, request, seconds)
+
+    monkeypatch.setattr(Asking, "_ask_each", counted)
+
+    async def probe(agent: str = "a") -> int:
+        async with pair.client.get("/readyz", headers={"User-Agent": agent}) as answer:
+            return answer.status
+
+    first = asyncio.create_task(probe())
+    await until(lambda: len(asked) == 1)
+    others = [asyncio.create_task(probe()) for _ in range(20)]
+    another = asyncio.create_task(probe("another"))
+    await until(lambda: len(asked) == 2)
+    first.cancel()  # whoever waits with it has an answer all the same
+    go.set()
+    assert await asyncio.gather(*others, another) == [200] * 21
+    assert len(asked) <= 3
+    assert await probe() == 200
+    assert len(asked) <= 4
 
 
 async def test_a_header_that_is_not_utf_8_costs_no_answer(pair: Group) -> None:
