@@ -101,7 +101,6 @@ class Flight(Offered):
         position: int = 0,
         collapse_key: str = "",
         fingerprint: int = NOT_KNOWN,
-        topic: str = "",
     ) -> None:
         self.key = key
         self.owner = owner
@@ -117,7 +116,7 @@ class Flight(Offered):
         self.position = position
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
-        self.topic = topic
+        self.topic = ""  # where it was published to one
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None  # None for a push with ttl 0
         self.day: datetime.date | None = (
@@ -208,7 +207,8 @@ class Flight(Offered):
         if self.proof is Proof.NONE:
             self.proof = Proof.WRITTEN
             self.written_at = now
-            self.prover, self.holder = by, at
+            self.prover = by
+            self.holder = at
         if line.outcome is not None and line.reason is not None and self.confirm <= Proof.WRITTEN:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         self.state = line.to
@@ -233,7 +233,8 @@ class Flight(Offered):
         if proof > self.proof:
             self.proof = proof
             self.proven_at = now
-            self.prover, self.holder = by, at
+            self.prover = by
+            self.holder = at
         if line.outcome is not None and line.reason is not None and proof >= self.confirm:
             return self._tell(self._end(line.outcome, line.reason, now), now)
         self.state = line.to

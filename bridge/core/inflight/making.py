@@ -41,8 +41,9 @@ def flight_of(
         position=position,
         collapse_key=request.collapse_key,
         fingerprint=fingerprint,
-        topic=request.target.topic if isinstance(request.target, ToTopic) else "",
     )
+    if isinstance(request.target, ToTopic):
+        flight.topic = request.target.topic
     if request.ttl > 0 and user != NO_USER:
         flight.kept = Kept(
             message.published_at + request.ttl,
@@ -68,8 +69,8 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
         position=row.position,
         collapse_key=row.collapse_key,
         fingerprint=row.fingerprint,
-        topic=row.topic,
     )
+    flight.topic = row.topic
     assert row.expires_at is not None
     flight.messages = []
     flight.traceparent = row.traceparent
