@@ -6,6 +6,7 @@ const USERS = 8; // users whose memories are kept, if the page's tokens name sev
 const SAVE_EVERY = 64; // pushes, while more wait; pushes that were not saved come again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const SILENT = 2.5, GRACE = 1; // heartbeats without a frame after which a connection is dead; seconds for frames that already wait
+const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
@@ -17,7 +18,7 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * called at first, before the token expires, when it has, and when a connection could not be opened (a browser hides why);
  * `tokenBy`: "frame" to send it as the first message, instead of beside the subprotocol; "cookie" where the page has no
  * token, and the cookie that the browser sends says who it is;
- * `onPush({id, tenant?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
+ * `onPush({id, tenant?, topic?, event, data, encoding?, ack()})`; `onWithdraw({id, tenant?})`: that push was recalled;
  * `onGap()`: pushes before the next may be missing, reload your state; `onState({phase, ...})`: `connecting`,
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
  * `onError(error)`: errors of callbacks, storage or bridge, something that is not a token, and why it closed for good,
@@ -57,7 +58,8 @@ class Connection {
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
-  #said = new Map(); // ref -> [resolve, reject] of what was published on #socket and is not answered
+  #said = new Map(); // ref -> [resolve, reject, lost] of what was sent on #socket and is not answered; lost: without it
+  #topics = new Map(); // topic -> {on, had, waits}: what was asked last, whether the bridge ever said ok, promises for the next welcome
   #name = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 10)}`; // begins the refs of this page
   #refs = 0;
 
@@ -94,8 +96,59 @@ class Connection {
     if (this.#said.has(ref)) return Promise.reject(unpublished("busy", "this ref is under way", ref));
     return new Promise((resolve, reject) => {
       this.#socket.send(JSON.stringify({ type: "publish", event, data, topic, ref }));
-      this.#said.set(ref, [resolve, reject]);
+      const lost = () => reject(unpublished("unknown", "the connection was lost: it may have arrived", ref));
+      this.#said.set(ref, [resolve, ({ code, message }) => reject(unpublished(code, message, ref)), lost]);
     });
+  }
+
+  /**
+   * Get what is pushed to a topic, from the moment on in which the promise is resolved, also after every reconnect. It
+   * is rejected with an Error that has a `code` (docs/clients.md lists them). Without a connection it waits for one.
+   */
+  subscribe(topic) { return this.#want(topic, true); }
+
+  /** End that. What is kept for the user already comes all the same. */
+  unsubscribe(topic) { return this.#want(topic, false); }
+
+  // --- topics ---
+
+  #want(topic, on) {
+    return new Promise((resolve, reject) => {
+      if (this.state.phase === "closed") return reject(unheard(topic, on, CLOSED));
+      let wish = this.#topics.get(topic);
+      if (wish?.on !== on) {
+        for (const [, reject] of wish?.waits ?? []) reject(unheard(topic, !on, REPLACED));
+        this.#topics.set(topic, wish = { on, had: false, waits: [] });
+      }
+      wish.waits.push([resolve, reject]);
+      if (this.state.phase === "open") this.#ask(topic, wish);
+    });
+  }
+
+  // Ask the bridge on this connection, and settle the promises that wait as it answers.
+  #ask(topic, wish) {
+    const { onError, after, random } = this.#options;
+    const socket = this.#socket, ref = `${this.#name}-${++this.#refs}`, waits = wish.waits.splice(0);
+    const current = () => this.#topics.get(topic) === wish;
+    const ok = () => {
+      wish.had = true;
+      if (!wish.on && current()) this.#topics.delete(topic);
+      for (const [resolve] of waits) resolve();
+    };
+    const refused = (answer) => {
+      const error = unheard(topic, wish.on, answer);
+      const later = answer.code === "try_later" && wish.had;
+      if (!later && current()) this.#topics.delete(topic);
+      if (later) after(LATER * (0.5 + random() / 2), () => socket === this.#socket && current() && this.#ask(topic, wish));
+      if (!waits.length) onError(error);
+      for (const [, reject] of waits) reject(error);
+    };
+    const lost = () => { // nothing is lost by asking again
+      if (current()) return wish.waits.unshift(...waits);
+      for (const [, reject] of waits) reject(unheard(topic, wish.on, REPLACED));
+    };
+    this.#said.set(ref, [ok, refused, lost]);
+    socket.send(JSON.stringify({ type: wish.on ? "subscribe" : "unsubscribe", topic, ref }));
   }
 
   // --- the connection ---
@@ -167,7 +220,7 @@ class Connection {
       const [resolve, reject] = this.#said.get(frame.ref);
       this.#said.delete(frame.ref);
       if (frame.type === "ok") resolve();
-      else reject(unpublished(frame.code, frame.message, frame.ref));
+      else reject(frame);
     } else if (frame.type === "error") {
       this.#options.onError(new Error(`the bridge says: ${frame.message} (${frame.code})`));
     } // heartbeats only set #heard; frames of later versions are ignored
@@ -211,6 +264,7 @@ class Connection {
       this.#opened = true;
       this.#failed = 0;
       if (heartbeat > 0) this.#watch(heartbeat * SILENT);
+      for (const [topic, wish] of this.#topics) this.#ask(topic, wish);
       this.#tell({ phase: "open", user, session });
     }
     if (!complete && this.#socket) this.#enqueue({ type: "gap" });
@@ -285,7 +339,7 @@ class Connection {
     socket?.close(1000);
     const said = [...this.#said];
     this.#said.clear();
-    for (const [ref, [, reject]] of said) reject(unpublished("unknown", "the connection was lost: it may have arrived", ref));
+    for (const [, [, , lost]] of said) lost();
   }
 
   #end(why, error) {
@@ -293,6 +347,8 @@ class Connection {
     this.#turn += 1;
     this.#drop();
     this.#queue.clear();
+    for (const [topic, { on, waits }] of this.#topics) for (const [, reject] of waits) reject(unheard(topic, on, CLOSED));
+    this.#topics.clear();
     globalThis.removeEventListener?.("online", this.#wake);
     globalThis.removeEventListener?.("offline", this.#cut);
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
@@ -475,6 +531,14 @@ function ended(code, reason) {
 
 function unpublished(code, why, ref) {
   return Object.assign(new Error(`not published: ${why} (${code})`), { code, ref });
+}
+
+const CLOSED = { code: "unavailable", message: "the connection is closed for good" };
+const REPLACED = { code: "replaced", message: "the opposite was asked for before the bridge could answer" };
+
+function unheard(topic, on, { code, message }) {
+  const text = `not ${on ? "subscribed to" : "unsubscribed from"} ${topic}: ${message} (${code})`;
+  return Object.assign(new Error(text), { code, topic });
 }
 
 // Describes what came in place of a token. It is not quoted: it may be almost a token.

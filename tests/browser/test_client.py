@@ -358,6 +358,157 @@ async def test_what_has_no_answer_when_the_connection_breaks_is_unknown_and_with
     assert (await said(page, 2))[:2] == ["unknown", "a"]
 
 
+# --- topics ----------------------------------------------------------------------------------------------
+
+ASK = """([word, topic]) => {
+    window.asked ??= [];
+    const place = asked.push(null) - 1;
+    client[word](topic)
+        .then(() => { asked[place] = "ok"; }, ({ code, message }) => { asked[place] = [code, message]; });
+    return place;
+}"""
+
+
+async def ask(page: Page, word: str, topic: str) -> int:
+    """Call `subscribe` or `unsubscribe`; its place for `asked`."""
+    place = await page.evaluate(ASK, [word, topic])
+    assert isinstance(place, int)
+    return place
+
+
+async def asked(page: Page, place: int) -> Any:
+    """How the promise at this place ended, once it has: "ok", or code and message of the error."""
+    await page.wait_for_function("place => asked[place]", arg=place)
+    return await page.evaluate("place => asked[place]", place)
+
+
+async def heard(peer: Peer, word: str, topic: str) -> object:
+    """The next frame is about this topic; its ref."""
+    frame = await peer.frame()
+    assert isinstance(frame, dict)
+    ref: object = frame.pop("ref")
+    assert frame == {"type": word, "topic": topic}
+    return ref
+
+
+async def agreed(peer: Peer, word: str, topic: str) -> None:
+    """The next frame is about this topic, and is answered with ok."""
+    await peer.send(type="ok", ref=await heard(peer, word, topic))
+
+
+async def test_a_promise_of_subscribe_is_kept_when_the_bridge_says_ok_and_pushes_name_their_topic(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script)
+    await phase(page, "open")
+    first, second = await ask(page, "subscribe", "room.7"), await ask(page, "subscribe", "room.8")
+    one, two = await heard(peer, "subscribe", "room.7"), await heard(peer, "subscribe", "room.8")
+    await peer.send(type="error", code="forbidden", message="topic: no", ref=two)
+    assert await asked(page, second) == ["forbidden", "not subscribed to room.8: topic: no (forbidden)"]
+    assert await page.evaluate("asked[0]") is None
+    await peer.send(type="ok", ref=one)
+    assert await asked(page, first) == "ok"
+    await peer.push("p1", topic="room.7")
+    await told(page, ("push", "p1"))
+    assert await page.evaluate("pushes.p1.topic") == "room.7"
+
+
+async def test_what_was_subscribed_is_subscribed_again_before_anything_else_and_what_was_refused_is_not(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, impatient=False)
+    await phase(page, "open")
+    for topic in "abc":
+        await ask(page, "subscribe", topic)
+    await agreed(peer, "subscribe", "a")
+    await peer.send(type="error", code="over_limit", message="no", ref=await heard(peer, "subscribe", "b"))
+    await agreed(peer, "subscribe", "c")
+    assert [await asked(page, n) for n in range(3)][0::2] == ["ok", "ok"]
+    late = await ask(page, "unsubscribe", "c")
+    await agreed(peer, "unsubscribe", "c")
+    assert await asked(page, late) == "ok"
+    waits = await ask(page, "subscribe", "d")
+    assert await heard(peer, "subscribe", "d")
+    await peer.bye(1012, "restart")
+    await phase(page, "waiting")
+    offline = await ask(page, "subscribe", "e")
+    await ask(page, "subscribe", "f")
+    gone = await ask(page, "unsubscribe", "f")
+    await page.evaluate("elapse()")
+    again = await (await script.peer()).welcome()
+    for topic in "ade":
+        await agreed(again, "subscribe", topic)
+    await agreed(again, "unsubscribe", "f")
+    assert [await asked(page, place) for place in (waits, offline, gone)] == ["ok"] * 3
+    await told(page)
+
+
+async def test_the_topics_come_before_what_the_page_sends_when_it_is_told_of_the_connection(
+    page: Page, script: Script
+) -> None:
+    await page.evaluate(
+        """([url, token]) => import("./bridge-client.js").then(({ connect }) => {
+            const bridge = connect({ url, token, onPush() {},
+                onState: ({ phase }) => { if (phase === "open") bridge.publish("hello").catch(() => {}); } });
+            bridge.subscribe("a").catch(() => {});
+        })""",
+        [f"ws://{script.url}/ws", jwt("alice")],
+    )
+    peer = await (await script.peer()).welcome()
+    await agreed(peer, "subscribe", "a")
+    assert (await peer.frame())["type"] == "publish"  # type: ignore[index]
+
+
+async def test_what_is_refused_after_a_reconnect_is_told_and_forgotten_or_tried_again(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, impatient=False, chance=0)
+    await phase(page, "open")
+    for topic in "ab":
+        await ask(page, "subscribe", topic)
+        await agreed(peer, "subscribe", topic)
+    assert [await asked(page, n) for n in range(2)] == ["ok", "ok"]
+    await peer.bye(1012, "restart")
+    await phase(page, "waiting")
+    await page.evaluate("elapse()")
+    again = await (await script.peer()).welcome()
+    one, two = await heard(again, "subscribe", "a"), await heard(again, "subscribe", "b")
+    await again.send(type="error", code="forbidden", message="no", ref=one)
+    await again.send(type="error", code="try_later", message="soon", ref=two)
+    await told(
+        page,
+        ("error", "not subscribed to a: no (forbidden)"),
+        ("error", "not subscribed to b: soon (try_later)"),
+    )
+    assert await page.evaluate("elapse()") == 5
+    await agreed(again, "subscribe", "b")
+    await again.all_read(page)
+    await again.bye(1012, "restart")
+    await phase(page, "waiting")
+    await page.evaluate("elapse()")
+    await agreed(await (await script.peer()).welcome(), "subscribe", "b")
+    await told(page)
+
+
+async def test_a_promise_of_subscribe_that_nobody_will_keep_is_broken(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False)
+    await phase(page, "open")
+    later = await ask(page, "subscribe", "a")
+    await peer.send(type="error", code="try_later", message="soon", ref=await heard(peer, "subscribe", "a"))
+    assert (await asked(page, later))[0] == "try_later"
+    await peer.bye(1012, "restart")
+    await phase(page, "waiting")
+    replaced = await ask(page, "subscribe", "b")
+    waits = await ask(page, "unsubscribe", "b")
+    assert (await asked(page, replaced))[0] == "replaced"
+    await page.evaluate("elapse()")
+    again = await (await script.peer()).welcome()
+    assert await heard(again, "unsubscribe", "b"), "a was refused, nothing is left of it"
+    await page.evaluate("client.close()")
+    assert (await asked(page, waits))[0] == "unavailable"
+    assert (await asked(page, await ask(page, "subscribe", "c")))[0] == "unavailable"
+
+
 # --- the handshake ---------------------------------------------------------------------------------------
 
 
@@ -1712,6 +1863,42 @@ async def test_what_a_page_publishes_reaches_who_listens(page: Page, vhost: str,
         headers = message["headers"]
         assert isinstance(headers, dict)
         assert (headers["user"], headers["ref"]) == ("alice", "mine")
+
+
+async def test_a_page_gets_what_is_pushed_to_its_topics_also_what_was_while_it_was_away(
+    page: Page, vhost: str, database: str
+) -> None:
+    def to(push_id: str, **more: object) -> dict[str, object]:
+        return {"id": push_id, "to": {"topic": "room.7"}, "data": 1, **more}
+
+    async with bridges.bridge(vhost, database) as bridge, silent_proxy(bridge.ws_port) as proxy:
+        token = bridges.token("alice", subscribe=["room.*"])
+        await begin(page, f"ws://127.0.0.1:{proxy.port}/ws", token=token, autoAck=True, impatient=False)
+        subscribed, refused = await ask(page, "subscribe", "room.7"), await ask(page, "subscribe", "news")
+        assert await asked(page, subscribed) == "ok"
+        assert (await asked(page, refused))[0] == "forbidden"
+        await bridges.publish(vhost, to("p1"))
+        await told(page, ("push", "p1"))
+        assert await page.evaluate("pushes.p1.topic") == "room.7"
+        proxy.cut()
+        await phase(page, "waiting")
+        await bridges.publish(vhost, to("p2", ttl=60))
+        async with asyncio.timeout(bridges.SECONDS):
+            while not any(row["push_id"] == "p2" for row in await bridges.rows(database)):
+                await asyncio.sleep(0.02)
+        proxy.mend()
+        await page.evaluate("elapse()")
+        await told(page, ("push", "p2"))
+        assert await page.evaluate("pushes.p2.topic") == "room.7"
+        behind = await ask(page, "unsubscribe", "another")
+        assert await asked(page, behind) == "ok", "the bridge has read what the library has sent before"
+        await bridges.publish(vhost, to("p3"))
+        await told(page, ("push", "p3"))
+        assert await asked(page, await ask(page, "unsubscribe", "room.7")) == "ok"
+        await bridges.publish(vhost, to("p4"), bridges.request("alice", "p5"))
+        await told(page, ("push", "p5"))
+        await page.evaluate("client.close()")
+        await bridges.final_rows(database, 5)
 
 
 async def test_what_the_bridge_no_longer_knows_is_a_gap(page: Page, vhost: str, database: str) -> None:

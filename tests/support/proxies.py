@@ -21,6 +21,7 @@ class SilentProxy:
         self.taken = 0
         """Connections so far."""
         self._behind = port
+        self._down = False
         self._silent: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -28,9 +29,21 @@ class SilentProxy:
         """From now on the open connections pass nothing; new ones do."""
         self._silent = set(self._writers)
 
+    def cut(self) -> None:
+        """Reset the open connections, and new ones until `mend`."""
+        self._down = True
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        """New connections pass again."""
+        self._down = False
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until both sides have closed; cancelled at the end where it fell silent."""
         self.taken += 1
+        if self._down:
+            return writer.transport.abort()
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
         self._writers |= {writer, inner_writer}
         try:
