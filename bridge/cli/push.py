@@ -20,6 +20,7 @@ CARED_FOR: Final = DELIVERED | {Outcome.STORED}
 _PARTS: Final = {
     "user": "--user",
     "session": "--session",
+    "topic": "--topic",
     "all": "--all",
     "excluded": "--except",
     "data": "--data",
@@ -71,6 +72,7 @@ def _built(args: Namespace) -> bytes:
             user=users[0] if len(users) == 1 else None,
             users=users if len(users) > 1 else None,
             session=args.session,
+            topic=args.topic,
             everyone=args.all,
             excluded=args.excluded or (),
             push_id=args.id or str(uuid.uuid4()),

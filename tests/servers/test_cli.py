@@ -105,8 +105,16 @@ def test_flags_of_settings_say_what_they_mean_and_their_default(capsys: pytest.C
         (["push", "--user", "u", "--data", "hi"], "bridge: --data: JSON expected (Expecting value"),
         (["push", "--user", "u"], "bridge: --data: one of --data JSON and --text TEXT is needed"),
         (["push", "--user", "u", "--data", "1", "--text", "x"], "bridge: --data: one of"),
-        (["push", "--text", "x"], "bridge: the request: to: expected one of user, users, session, all"),
+        (
+            ["push", "--text", "x"],
+            "bridge: the request: to: expected one of user, users, session, topic, all",
+        ),
         (["push", "--text", "x", "--user", "u", "--all"], "bridge: the request: to: expected one of"),
+        (["push", "--text", "x", "--topic", "a.*"], "bridge: the request: to.topic: "),
+        (
+            ["push", "{}", "--topic", "a"],
+            "bridge: REQUEST: is a whole request: it can't be mixed with --topic",
+        ),
         (["push", "--text", "x", "--user", "u", "--meta", "k"], "bridge: --meta: KEY=VALUE expected"),
         (["push", "{}", "--user", "u"], "bridge: REQUEST: is a whole request: it can't be mixed with --user"),
         (
@@ -351,13 +359,14 @@ def env(vhost: str, database: str) -> dict[str, str]:
 
 async def test_serve_push_and_tail_work_together_and_sigterm_ends_with_0(env: dict[str, str]) -> None:
     async with _serving(env) as (process, port):
-        code, token, _ = await _command("token", "u42", env=env)
+        code, token, _ = await _command("token", "u42", "--topic", "room.7", env=env)
         assert code == 0
         async with client(port, token.strip()) as peer:
-            code, out, err = await _command("push", "--user", "u42", "--data", '{"hi": 1}', env=env)
-            assert (code, err) == (0, "")
-            assert out.split()[:3] == ["u42", "received", "pong"]
-            assert await peer.read_json() == {"hi": 1}
+            for to in (("--user", "u42"), ("--topic", "room.7")):
+                code, out, err = await _command("push", *to, "--data", '{"hi": 1}', env=env)
+                assert (code, err) == (0, "")
+                assert out.split()[:3] == ["u42", "received", "pong"]
+                assert await peer.read_json() == {"hi": 1}
 
             words = (
                 "push",

@@ -51,6 +51,7 @@ def _push_options(push: Parser) -> None:
     request = push.add_argument_group("the request in parts")
     request.add_argument("--user", action="append", metavar="ID", help="to this user; may be repeated")
     request.add_argument("--session", metavar="ID", help="to this session")
+    request.add_argument("--topic", metavar="NAME", help="to everyone who is subscribed to this topic")
     request.add_argument("--all", action="store_true", help="to everyone who is connected")
     request.add_argument(
         "--except", action="append", metavar="ID", dest="excluded", help="but not to this session"
@@ -133,6 +134,7 @@ COMMANDS: Final = (
         "  bridge push --user u42 --data '{\"hi\": 1}'\n"
         "  bridge push --user u42 --user u43 --event order.paid --text 'thank you' --confirm acked\n"
         "  bridge push --user u42 --event balance --data 17 --ttl 86400 --collapse-key balance\n"
+        "  bridge push --topic room.7 --text 'hello, all of you'\n"
         '  bridge push \'{"to": {"user": "u42"}, "data": 1}\'\n'
         "  cat request.json | bridge push -",
         _push_options,
