@@ -11,13 +11,17 @@ QUIETLY := --disable-pip-version-check --no-input
 # Containers often set it. Then every process compiles every module again, and the tests start hundreds of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run demo test lint bench bench-guard bench-peers chaos conformance compiled wheels clean
+.PHONY: help run chat demo test lint bench bench-guard bench-peers chaos conformance compiled wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C; with WORKERS=2 in two processes
 	@$(BIN)/bridge dev $(if $(WORKERS),--workers $(WORKERS))
+
+chat: $(READY) ## a group chat in the browser, while `make run` runs in another shell, until Ctrl-C
+	@[ -f .dev/env ] || { echo "start make run in another shell first"; exit 1; }
+	@set -a; . .dev/env; exec $(BIN)/python examples/chat/backend.py
 
 demo: $(READY) ## the whole story in a minute: push, receive, compare with the delivery log
 	@$(BIN)/bridge demo
