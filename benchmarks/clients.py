@@ -262,15 +262,24 @@ class Crowd:
         self._clients: list[Client] = []
 
     async def connect(
-        self, *, port: int, secret: str, first: int, count: int, subprotocol: str = "", devices: int = 1
+        self,
+        *,
+        port: int,
+        secret: str,
+        first: int,
+        count: int,
+        subprotocol: str = "",
+        devices: int = 1,
+        topic: str = "",
     ) -> dict[str, Any]:
-        """Open a session for each of `count` users from `first` on, or one for each of their devices."""
+        """Open a session for each of `count` users from `first` on, or one for each of their devices. Their tokens name
+        the topic, if there is one."""
         began = time.monotonic()
         gate = asyncio.Semaphore(HANDSHAKES_AT_ONCE)
 
         async def one(user: int, device: int) -> None:
             async with gate:
-                await self._open(user, port, token(user, secret), subprotocol, device)
+                await self._open(user, port, token(user, secret, topic), subprotocol, device)
 
         async with asyncio.TaskGroup() as group:
             for user in range(first, first + count):
@@ -393,8 +402,10 @@ async def connected(local: str, port: int) -> socket.socket:
             return made
 
 
-def token(user: int, secret: str) -> str:
-    claims = {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}
+def token(user: int, secret: str, topic: str = "") -> str:
+    claims: dict[str, Any] = {"sub": user_id(user), "exp": int(time.time()) + TOKEN_SECONDS}
+    if topic:
+        claims["topics"] = [topic]
     return jwt.encode(claims, secret, algorithm="HS256")
 
 

@@ -83,11 +83,12 @@ def _several(first: int, each: int, users: int) -> bytes:
     return b'"users":[%b]' % b",".join(b'"u%06d"' % ((first + n) % users) for n in range(each))
 
 
-def request_to_all(run: str, number: int, made_at: int, confirm: str) -> bytes:
-    """A push request to everyone."""
-    return b'{"id":"%s-%08d","to":{"all":true},"confirm":"%s","data":"%s"}' % (
+def request_to_all(run: str, number: int, made_at: int, confirm: str, topic: str = "") -> bytes:
+    """A push request to everyone, or to a topic."""
+    return b'{"id":"%s-%08d","to":{%s},"confirm":"%s","data":"%s"}' % (
         run.encode(),
         number,
+        b'"topic":"%s"' % topic.encode() if topic else b'"all":true',
         confirm.encode(),
         data(number, 0, made_at),
     )

@@ -229,9 +229,9 @@ def steady(
     return steadily(Broker(url), requests(run, confirm).message, chosen, rate)
 
 
-def everyone(*, url: str, run: str, confirm: str) -> dict[str, Any]:
-    """Publish one push to everyone."""
-    template = Template(lambda number, _, now: load.request_to_all(run, number, now, confirm))
+def everyone(*, url: str, run: str, confirm: str, topic: str = "") -> dict[str, Any]:
+    """Publish one push to everyone, or to a topic."""
+    template = Template(lambda number, _, now: load.request_to_all(run, number, now, confirm, topic))
     return all_at_once(Broker(url), template.message, [0])
 
 

@@ -69,12 +69,15 @@ class Contestant(NamedTuple):
     environment: Mapping[str, str] = {}
     subprotocol: str = ""
     """The subprotocol that its clients offer; if empty, none."""
+    topic: str = ""
+    """The topic that its clients are subscribed to, and to which pushes to everyone go instead; empty: none."""
 
 
 NAIVE: Final = Contestant("naive", (sys.executable, "-m", "benchmarks.naive"), "written", "naive_log", True)
 _SERVE: Final = (str(Path(sys.executable).with_name("bridge")), "serve")
 WRITTEN: Final = Contestant("bridge, written", _SERVE, "written", "delivery", False)
 RECEIVED: Final = Contestant("bridge, received", _SERVE, "received", "delivery", False)
+TO_TOPIC: Final = WRITTEN._replace(name="bridge, written, to a topic", topic="news.now")
 
 
 class Drain(NamedTuple):
@@ -244,6 +247,7 @@ class Scene:
             count=len(users),
             subprotocol=self.contestant.subprotocol,
             devices=self.devices,
+            topic=self.contestant.topic,
         )
         if answer["connected"] != len(users) * self.devices:
             raise BenchmarkFailed(f"{answer['connected']} of {len(users) * self.devices} sessions are open")
@@ -403,8 +407,8 @@ class Scene:
         _, run = self._begin(1)
         for crowd in self.crowds:
             crowd.ask("expect_everywhere", total=1)
-        order = {"url": self._url, "run": run, "confirm": self.contestant.confirm}
-        return self._flood(run, self.sessions, "everyone", order)
+        to = {"confirm": self.contestant.confirm, "topic": self.contestant.topic}
+        return self._flood(run, self.sessions, "everyone", {"url": self._url, "run": run, **to})
 
     def _flood(self, run: str, frames: int, do: str, order: Mapping[str, Any]) -> Flood:
         before = self.cpu()

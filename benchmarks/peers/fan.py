@@ -1,4 +1,4 @@
-"""One push to everyone: the bridge, which writes a row for each session, beside nchan, which writes none."""
+"""One push to everyone, or to a topic: the bridge, with a row for each session, beside nchan, which writes none."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from benchmarks.scene import (
     RECEIVED,
     SLOWEST_OPENING,
     START_TIMEOUT,
+    TO_TOPIC,
     WRITTEN,
     Contestant,
     Scene,
@@ -163,7 +164,8 @@ def measure(
     ensure(Machine(), ("nchan",), directory / "install.log", say)
     with ExitStack() as stack:
         on: dict[str, Bridge | Nchan] = {
-            one.name: stack.enter_context(_bridge(servers, one, directory)) for one in (RECEIVED, WRITTEN)
+            one.name: stack.enter_context(_bridge(servers, one, directory))
+            for one in (RECEIVED, WRITTEN, TO_TOPIC)
         }
         on[NCHAN] = stack.enter_context(_nchan(directory))
         for name, one in on.items():
@@ -183,7 +185,7 @@ def measure(
 
 @contextmanager
 def _bridge(servers: Servers, contestant: Contestant, directory: Path) -> Iterator[Bridge]:
-    own = directory / f"fan-{contestant.confirm}"
+    own = directory / f"fan-{contestant.confirm}{'-topic' * bool(contestant.topic)}"
     own.mkdir(exist_ok=True)
     with scene(servers, contestant, directory=own, sessions=[0], clients=CLIENTS) as on:
         yield Bridge(on)
