@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from benchmarks.chaos.evidence import TOPIC, subscribes
 from benchmarks.ports import reserved_port
 from bridge.adapters.tokens import make_token
 from bridge.app.readiness import STANDBY
@@ -28,7 +29,7 @@ class BridgeFailed(Exception):
 
 def token(user: str, secret: str = SECRET) -> str:
     """A token that opens sessions for this user, for the length of a run."""
-    return make_token(secret, user, 24 * 3600)
+    return make_token(secret, user, 24 * 3600, topics=[TOPIC] if subscribes(user) else None)
 
 
 class Bridge:

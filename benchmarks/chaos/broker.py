@@ -22,7 +22,7 @@ import aiormq
 import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
-from benchmarks.chaos.evidence import Evidence, Fate, Recall, Receipt, Request, RowKey, To
+from benchmarks.chaos.evidence import TOPIC, Evidence, Fate, Recall, Receipt, Request, RowKey, To
 
 CONFIRM_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 10.0
@@ -406,6 +406,9 @@ class Requests:
         elif dice < 0.04 + self.everyone:
             request = self._new(tenant=tenant, to=To.ALL)
             to = {"all": True}
+        elif dice < 0.04 + 2 * self.everyone:
+            request = self._new(tenant=tenant, to=To.TOPIC)
+            to = {"topic": TOPIC}
         elif dice < 0.14:
             several = frozenset(rng.sample([*self._users, *self._absent], rng.randint(2, 6)))
             request = self._new(tenant=tenant, users=several)

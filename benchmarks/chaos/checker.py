@@ -23,7 +23,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.chaos.evidence import Evidence, Fate, Request, Row, RowKey, Session, Showing, Tab, To
+from benchmarks.chaos.evidence import (
+    Evidence,
+    Fate,
+    Request,
+    Row,
+    RowKey,
+    Session,
+    Showing,
+    Tab,
+    To,
+    subscribes,
+)
 
 STORIES_MAX = 10
 """Violations of each kind for which the evidence is gathered, which takes a search of everything known."""
@@ -253,7 +264,13 @@ class _Check:
             self._one_end(request, users, {None, *request.users}, must)
         else:
             if must and not users:
-                self._broken(Broken.LOST, "sent to everyone, and no row", request)
+                self._broken(Broken.LOST, "sent to everyone or a topic, and no row", request)
+            if request.to is To.TOPIC:
+                for user in set(users) - {None}:
+                    if not subscribes(str(user)):
+                        self._broken(
+                            Broken.NOT_PUBLISHED, f"a row for {user}, who is not subscribed", request
+                        )
             # A user who has read it may have no row, and a row may say that nobody was connected: each time the push
             # is taken, its users are determined anew.
 
@@ -470,7 +487,7 @@ class _Check:
             elif request.to is To.SESSION and seen.sessions - {request.session}:
                 other = _some(seen.sessions - {request.session})
                 self._broken(Broken.WRONG_USER, f"shown to session {other} of {user}", request)
-            elif request.to is not To.ALL and user not in request.users:
+            elif not _may_see(request, user):
                 self._broken(Broken.WRONG_USER, f"shown to {user}", request)
 
     def _nothing_after(self, tab: Tab) -> None:
@@ -547,3 +564,9 @@ def _row(row: Row) -> str:
 def _some(things: Iterable[object], most: int = 8) -> str:
     names = sorted(str(t) for t in things)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _may_see(request: Request, user: str) -> bool:
+    if request.to is To.TOPIC:
+        return subscribes(user)
+    return request.to is To.ALL or user in request.users

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import math
 import time
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 LASTS = 3600.0
 """Seconds of ttl, longer than any run."""
@@ -26,12 +27,21 @@ class Fate(enum.Enum):
     """As one rejected row, and a dead letter."""
 
 
+TOPIC: Final = "news.some"
+
+
+def subscribes(user: str) -> bool:
+    """Whether the token of this user names the topic: that of about every other one does."""
+    return zlib.crc32(user.encode()) % 2 == 0
+
+
 class To(enum.Enum):
     """What a request is addressed to."""
 
     USERS = "users"
     SESSION = "session"
     ALL = "all"
+    TOPIC = "topic"
 
 
 @dataclass(slots=True)
@@ -45,7 +55,7 @@ class Request:
     tenant: str = ""
     to: To = To.USERS
     users: frozenset[str] = frozenset()
-    """Who may be shown it; empty for `ALL`, when everyone may."""
+    """Who may be shown it; empty for `ALL`, when everyone may, and `TOPIC`: see `subscribes`."""
     session: str = ""
     fate: Fate = Fate.PUSHED
     copies: int = 0

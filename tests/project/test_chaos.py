@@ -29,6 +29,7 @@ from benchmarks.chaos.evidence import (
     Showing,
     Tab,
     To,
+    subscribes,
 )
 from benchmarks.chaos.fault import FAULTS, NotPossible, fault
 from benchmarks.chaos.faults_mixed import PARTS, dealt
@@ -152,6 +153,17 @@ def test_a_push_to_everyone_has_rows_for_some_or_one_for_nobody() -> None:
     assert kinds(evidence(request, rows=[nobody])) == []
     assert kinds(evidence(request, rows=[some, nobody])) == [], "it was taken twice"
     assert kinds(evidence(request, rows=[some, some])) == [Broken.TWICE]
+    assert kinds(evidence(request, rows=[])) == [Broken.LOST]
+
+
+def test_a_push_to_a_topic_has_rows_for_subscribers_only() -> None:
+    request = pushed(to=To.TOPIC, users=frozenset())
+    one, other = (
+        next(u for u in (f"u{n}" for n in range(99)) if subscribes(u) is yes) for yes in (True, False)
+    )
+    assert kinds(evidence(request, rows=[row(request, one, "offline")])) == []
+    assert kinds(evidence(request, rows=[row(request, None, "offline")])) == []
+    assert kinds(evidence(request, rows=[row(request, other, "offline")])) == [Broken.NOT_PUBLISHED]
     assert kinds(evidence(request, rows=[])) == [Broken.LOST]
 
 
