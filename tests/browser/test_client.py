@@ -1877,6 +1877,7 @@ async def test_a_page_gets_what_is_pushed_to_its_topics_also_what_was_while_it_w
         subscribed, refused = await ask(page, "subscribe", "room.7"), await ask(page, "subscribe", "news")
         assert await asked(page, subscribed) == "ok"
         assert (await asked(page, refused))[0] == "forbidden"
+        assert (await asked(page, await ask(page, "subscribe", "room.*")))[0] == "bad_frame"
         await bridges.publish(vhost, to("p1"))
         await told(page, ("push", "p1"))
         assert await page.evaluate("pushes.p1.topic") == "room.7"
