@@ -50,7 +50,10 @@ OWED_BYTES = 4 * 1024 * 1024
 """Bytes of owed receipts, as the database keeps them, after which a page ends."""
 
 # Short, so that the name of the function is in the part that pg_stat_activity shows, 1,024 bytes.
-_RECORD: LiteralString = f"select ord, applied, {columns('(l)')} from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r (ord, applied, l)"
+_RECORD: LiteralString = (
+    f"select ord, applied, {columns('(l)')}"
+    f" from record_rows({', '.join(['%s'] * RECORD_PARAMS)}) r (ord, applied, l)"
+)
 _FIND: LiteralString = f"select {columns('l', meta=False)} from find_rows(%s, %s, %s) l"
 _OF_PUSH: LiteralString = f"select {columns('l', meta=False)} from rows_of_push(%s, %s, %s, %s) l"
 _OWING: LiteralString = f"select {columns('l', meta=False)} from owing_rows(%s, %s) l"
