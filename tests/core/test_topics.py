@@ -269,3 +269,66 @@ async def test_who_has_left_another_node_finds_it_kept_wherever_they_come() -> N
             i for letter in made.letters for i in decode_letter(letter.body).items if isinstance(i, Forwarded)
         ]
         assert [one.topic for one in forwards] == ["t"]
+
+
+async def test_a_repeat_finds_subscribers_elsewhere_whom_the_first_taking_did_not_reach() -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        first = await come(a, "u1", "t")
+        await a.push(to("t", "p1"))
+        first.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        first.leave()
+        there = await come(b, "u2", "t")
+        await a.push(to("t", "p1"))
+        await until(lambda: ids(there) == ["p1"])
+        there.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG, "u2")
+        assert {key.user for key in a.store.rows} == {"u1", "u2"}
+
+
+@pytest.mark.parametrize("target", [{"topic": "t"}, {"all": True}])
+async def test_who_is_excluded_here_gets_it_at_another_node(target: dict[str, object]) -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        sender, tab, alone = await come(a, "u1", "t"), await come(b, "u1", "t"), await come(a, "u2", "t")
+        but = [sender.session_id, alone.session_id]
+        await a.push({**to("t", "p1"), "to": {**target, "except": but}})
+        await until(lambda: ids(tab) == ["p1"])
+        tab.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG, "u1")
+        await a.ends("p1", Outcome.OFFLINE, Reason.EXCLUDED, "u2")
+        assert (ids(sender), ids(alone)) == ([], [])
+        assert {key.user for key in a.store.rows} == {"u1", "u2"}
+
+
+async def test_who_leaves_while_others_are_looked_for_makes_no_row_of_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
+        await a.push(to("nobody's", "p0"))
+        a.remembered.complete = True  # so the next one takes the short way
+        here, there = await come(a, "u1", "t"), await come(b, "u2", "t")
+        directory = a.core.ports.directory
+        assert directory is not None
+        subscribers = directory.subscribers
+
+        async def slow(topic: str, after: str, limit: int, within: float) -> object:
+            if here.socket.open:
+                here.leave()
+            return await subscribers(topic, after, limit, within)
+
+        monkeypatch.setattr(directory, "subscribers", slow)
+        await a.push(to("t", "p1"))
+        await until(lambda: ids(there) == ["p1"])
+        there.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG, "u2")
+        assert [key.user for key in a.store.rows if key.push_id == "p1"] == ["u2"]
+
+
+async def test_a_new_token_brings_no_more_topics_than_a_session_may_have() -> None:
+    async with house() as h:
+        peer = await come(h, "u1", *(f"a{n}" for n in range(TOPICS_MAX)), may=("#",))
+        session = peer.client.session
+        session.claims = Claims("u1", 5e9, topics=("a0", "more"), subscribe=("#",))
+        h.core.presence.refreshed(session)
+        assert answers(peer) == ["over_limit"]
+        assert h.core.hub.topics.count == TOPICS_MAX

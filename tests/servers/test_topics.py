@@ -127,3 +127,40 @@ async def test_without_a_database_topics_work_as_well(vhost: str, database: str)
         assert (await asks(one, "subscribe", "t"))["type"] == "ok"
         await publish(vhost, to("t", "p1"))
         assert (await one.read_json())["topic"] == "t"
+
+
+def test_subscribers_are_looked_up_by_index_whatever_the_statistics_say(database: str) -> None:
+    """They were taken, and the plan was made, when nobody was subscribed."""
+    asks = "select count(*) from topic_subscribers('hot', '', 'b1', %s, 100000)"
+    read = """
+        select coalesce(sum(seq_tup_read), 0), sum(seq_tup_read + coalesce(idx_tup_fetch, 0))
+        from pg_stat_xact_user_tables where relname in ('subscription', 'session')
+        """
+    users = 2_000
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("alter table subscription set (autovacuum_enabled = false)")
+        conn.execute("alter table session set (autovacuum_enabled = false)")
+        conn.execute("analyze subscription, session")
+        for _ in range(7):
+            conn.execute(asks, (60.0,))
+        conn.execute(
+            """
+            insert into session (session, user_id, node, boot, opened_at, mode, expires_at)
+            select 's' || n, 'u' || n, 'n2', 'b2', now(), 'bridge.bare', now() from generate_series(1, %(users)s) n
+            """,
+            {"users": users},
+        )
+        conn.execute(
+            """
+            insert into subscription (topic, user_id, session, left_at)
+            select 'hot', 'u' || n, 's' || n, case when n %% 2 = 0 then clock_timestamp() end
+            from generate_series(1, %(users)s) n
+            """,
+            {"users": users},
+        )
+        for within, found in ((60.0, users), (0.0, users // 2)):
+            with conn.transaction():
+                assert conn.execute(asks, (within,)).fetchall() == [(found,)]
+                [(scanned, rows_read)] = conn.execute(read).fetchall()
+            assert scanned == 0
+            assert rows_read <= 5 * users, "each is looked up, not compared with all others"

@@ -29,20 +29,7 @@ _EVERYONE: LiteralString = """
     where s.closed_at is null and s.user_id > %s collate "C" and s.boot <> %s collate "C"
     group by s.user_id order by s.user_id limit %s
     """
-_SUBSCRIBERS: LiteralString = """
-    (select u.user_id, array_agg(distinct s.boot) from subscription u join session s on s.session = u.session
-     where u.topic = %(topic)s collate "C" and u.user_id > %(after)s collate "C" and u.left_at is null
-       and s.closed_at is null and s.boot <> %(boot)s collate "C"
-     group by u.user_id order by u.user_id limit %(most)s)
-    union all
-    (select distinct u.user_id, array[]::text[] from subscription u
-     where u.topic = %(topic)s collate "C" and u.user_id > %(after)s collate "C"
-       and u.left_at > clock_timestamp() - make_interval(secs => %(within)s)
-       and not exists (
-           select from subscription v where v.topic = u.topic and v.user_id = u.user_id and v.left_at is null)
-     order by u.user_id limit %(most)s)
-    order by 1 limit %(most)s
-    """
+_SUBSCRIBERS: LiteralString = "select t.its_user, t.its_boots from topic_subscribers(%s, %s, %s, %s, %s) t"
 
 
 class PostgresDirectory:
@@ -91,7 +78,7 @@ class PostgresDirectory:
         self, topic: str, after: str, limit: int, within: float
     ) -> Sequence[tuple[str, Sequence[str]]]:
         """See the port."""
-        params = {"topic": topic, "after": after, "most": limit, "within": within, "boot": self._boot}
+        params = topic, after, self._boot, within, limit
         return [(user, boots) for user, boots in await self._fetch(_SUBSCRIBERS, params)]
 
     async def _fetch(

@@ -69,12 +69,14 @@ class FanOut:
         position: int,
         frames: dict[Mode, Frame],
         take_one: Callable[[str, dict[RowKey, Row]], None],
+        *,
+        alone: bool,
     ) -> None:
         """Take a push for a crowd: at once where all sessions of a user take it at once, and with `take_one` for every
-        other user. `frames` caches the frames of the request."""
+        other user. `frames` caches the frames of the request. `alone`: nobody elsewhere gets it."""
         users = taking.resolver.audience(self._hub, taking.request)
         if not users or taking.message.alone or self._inflight.of_push(taking.request.id):
-            for user in [user for user, _ in users] or [NO_USER]:
+            for user in [user for user, _ in users] or ([NO_USER] if alone else []):
                 take_one(user, {})
                 if self._turns.is_due():
                     await self._turns.give()

@@ -7,13 +7,14 @@ from collections.abc import Collection, Sequence
 
 from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
+from bridge.core.delivery.everywhere import Page
 from bridge.core.delivery.given_up import given_up, letter_of, too_old_of
 from bridge.core.delivery.known import DecodedMessage, Known
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.lookups import Stopped
 from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.taking import Taking
-from bridge.core.delivery.targets import RESOLVERS, resolver_of
+from bridge.core.delivery.targets import RESOLVERS, address, resolver_of
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of, flight_of_rejected
@@ -275,7 +276,8 @@ class Taker:
         if resolver.roams and came_before:
             await self._take_again(taking, users)
         else:
-            await self._take_for(taking, users, self._inflight.take_position())
+            page = await self._everywhere.page(taking)
+            await self._take_for(taking, users, self._inflight.take_position(), page)
 
     async def _take_rejected(
         self, message: HeldMessage, request: Rejected, came_before: bool, known: Known | None
@@ -293,7 +295,9 @@ class Taker:
         """Take a push to a session or to everyone that may have come before: it may have been for other users then."""
         request, message = taking.request, taking.message
         # A session has one user: the outcome from when the push was taken before stands, even if no user had it.
-        final = taking.ending is not None or users == (NO_USER,) or taking.resolver.one_session
+        page = await self._everywhere.page(taking)
+        nobody = users == (NO_USER,) and not page
+        final = taking.ending is not None or nobody or taking.resolver.one_session
         if final and (self._inflight.roaming(request.key) or await self._lookups.has_rows(request.key)):
             # It is for no user now, or the user does not matter: the earlier outcomes stand.
             self._remember(request)
@@ -311,7 +315,7 @@ class Taker:
                 await self._repeats.join_earlier(request.key, message, taking.fingerprint)
                 return
             users = taking.resolver.users(self._hub, request)
-        taken = await self._take_for(taking, users, position)
+        taken = await self._take_for(taking, users, position, page)
         await self._repeats.join_earlier(request.key, message, taking.fingerprint, taken)
 
     def _ask_later(self, taking: Taking, position: int) -> None:
@@ -326,21 +330,29 @@ class Taker:
         if self._enter(flight, message, {}, roams=True):
             self._elsewhere.add(flight, request.key, *end)
 
-    async def _take_for(self, taking: Taking, users: Sequence[str], position: int) -> Collection[str]:
-        """Take a push for these users, and for everyone elsewhere if it is for everyone. Returns all of them."""
+    async def _take_for(
+        self, taking: Taking, users: Sequence[str], position: int, page: Page
+    ) -> Collection[str]:
+        """Take a push for these users, and for a crowd elsewhere, of which this is the first page. Returns all of
+        them."""
         request = taking.request
         frames: dict[Mode, Frame] = {}
         taken = set(users)
-        page = await self._everywhere.page(taking)
         if page and users == (NO_USER,):
             users = ()
+        # Sessions elsewhere may not be excluded: those decide.
+        waits = bool(page) and bool(request.excluded)
+        excluded: list[str] = []
 
         def take_one(user: str, rows: dict[RowKey, Row]) -> None:
-            self._take_one(taking, user, position, rows, frames)
+            if waits and address(self._hub, request, taking.resolver, user).nobody is Reason.EXCLUDED:
+                excluded.append(user)
+            else:
+                self._take_one(taking, user, position, rows, frames)
 
         if taking.resolver.crowd and not (taking.came_before or taking.ending or taking.too_old):
             if users:
-                await self._fan_out.take(taking, position, frames, take_one)
+                await self._fan_out.take(taking, position, frames, take_one, alone=not page)
             users = ()
         for at in range(0, len(users), self._lookup_rows):
             some = users[at : at + self._lookup_rows] if len(users) > self._lookup_rows else users
@@ -349,13 +361,18 @@ class Taker:
                 take_one(user, rows)
                 if self._turns.is_due():
                     await self._turns.give()
+        elsewhere = set[str]()
         while page:
-            taken.update(user for user, _ in page)
+            elsewhere.update(user for user, _ in page)
             rows = await self._rows_of(taking, [user for user, _ in page])
             await self._everywhere.take(taking, page, position, rows, self._enter)
             page = await self._everywhere.page(taking, page[-1][0])
+        left = [user for user in excluded if user not in elsewhere]
+        rows = await self._rows_of(taking, left) if left else {}
+        for user in left:
+            self._take_one(taking, user, position, rows, frames)
         self._remember(request)
-        return taken
+        return taken | elsewhere
 
     def _take_one(
         self, taking: Taking, user: str, position: int, rows: dict[RowKey, Row], frames: dict[Mode, Frame]

@@ -16,7 +16,7 @@ from bridge.core.model.ledger import Closed, Device, Entries, Opened, Refreshed,
 from bridge.core.model.sessions import Refusal
 from bridge.core.sessions.session import Session
 
-TOPICS_FOR_ONE: Final = 4
+TOPICS_FOR_ONE: Final = 20
 """Subscriptions in one statement, for each open of a session that may be in it."""
 DOWN: Final = Refusal(503, "ledger", "Sessions can't be recorded at the moment, try again soon.")
 """The answer to handshakes while the ledger can't be written."""
@@ -107,15 +107,15 @@ class Ledger:
 
     def subscribed(self, session: Session, topic: str, refs: tuple[Ref, ...], *, on: bool) -> None:
         """A session has subscribed to a topic, or ended that; `refs` are those of its frames."""
-        of_session = self._wishes.setdefault(session.id, {})
+        # To the end: who says much waits for those who say little.
+        of_session = self._wishes[session.id] = self._wishes.pop(session.id, {})
         before = of_session.get(topic)
         of_session[topic] = Wish(session, topic, on, (*before.refs, *refs) if before else refs)
         self.wake.set()
 
-    def unanswered(self, session: Session, topic: str) -> int:
-        """How many frames of a session about a topic wait for their answer."""
-        wish = self._wishes.get(session.id, {}).get(topic)
-        return 0 if wish is None else len(wish.refs)
+    def unanswered(self, session: Session) -> int:
+        """How many frames of a session about topics wait for their answer."""
+        return sum(len(wish.refs) for wish in self._wishes.get(session.id, {}).values())
 
     def closed(self, session: Session, code: int, reason: str, now: float) -> bool:
         """A session has closed; `now` is unix seconds. Returns whether that will be written."""

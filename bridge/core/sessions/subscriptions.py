@@ -21,8 +21,8 @@ from bridge.core.sessions.topics import Topics
 
 TOPICS_MAX: Final = 200
 """Topics of one session: those that its token may name, and as many by frames."""
-UNANSWERED_MAX: Final = 20
-"""Frames of a session about one topic that wait for their answer."""
+UNANSWERED_MAX: Final = 200
+"""Frames of a session that wait for their answer."""
 
 
 class Trouble(enum.Enum):
@@ -43,15 +43,19 @@ class Subscriptions:
     def opened(self, session: Session) -> None:
         """A session has opened: its token names topics."""
         for topic in session.claims.topics:
-            self._set(session, topic, (), on=True)
+            if topic in self._topics.of(session) or len(self._topics.of(session)) < TOPICS_MAX:
+                self._set(session, topic, (), on=True)
+            else:
+                problem = f"topic: there is no room for {topic}, the session has {TOPICS_MAX}"
+                send_later_answer(session, error_frame("over_limit", problem))
 
     def refreshed(self, session: Session) -> None:
         """A session has a new token."""
-        self.opened(session)
         for topic in [t for t in self._topics.of(session) if not _may(session.claims, t)]:
             self._set(session, topic, (), on=False)
             problem = f"topic: the new token does not permit {topic}, the subscription has ended"
             send_later_answer(session, error_frame("forbidden", problem))
+        self.opened(session)
 
     def subscribe(self, session: Session, topic: str, ref: Ref) -> Trouble | None:
         """A client asks for a topic. Idempotent."""
@@ -66,7 +70,7 @@ class Subscriptions:
         return self._asked(session, topic, ref, on=False)
 
     def _asked(self, session: Session, topic: str, ref: Ref, *, on: bool) -> Trouble | None:
-        unanswered = self._ledger.unanswered(session, topic)
+        unanswered = self._ledger.unanswered(session)
         if self._ledger.refusal is not None or unanswered >= UNANSWERED_MAX or not session.takes_pushes:
             return Trouble.TRY_LATER
         self._set(session, topic, (ref,), on=on)

@@ -28,6 +28,12 @@ create function note_subscriptions(
     as $$
 begin
     if cardinality(p_topics) > 0 then
+        -- Another node may write of the same users: rows are locked in one order.
+        perform 1 from subscription u
+        join unnest(p_users, p_topics) as n (user_id, topic)
+          on u.topic = n.topic collate "C" and u.user_id = n.user_id collate "C"
+        order by u.topic, u.user_id, u.session
+        for update of u;
         -- What the session itself ends, and what earlier ones of its user have left behind.
         delete from subscription u using unnest(p_sessions, p_users, p_topics, p_on) as n (session, user_id, topic, subscribed)
         where u.topic = n.topic collate "C" and u.user_id = n.user_id collate "C"
@@ -46,6 +52,44 @@ end $$;
 comment on function note_subscriptions is
     'Writes which sessions are subscribed to which topics, or are not any more, and that sessions have closed: after '
     'note_sessions(), in its transaction.';
+
+create function topic_subscribers(p_topic text, p_after text, p_boot text, p_within float8, p_limit integer)
+    returns table (its_user text, its_boots text[])
+    language plpgsql stable
+    set search_path to public, pg_temp
+    -- One plan, made while a table is empty, must be right when it has grown: index lookups only.
+    set plan_cache_mode to force_generic_plan
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    (select u.user_id, array_agg(distinct h.boot)
+     from subscription u
+     -- By its key alone: while the table is small an index of all open sessions looks as cheap.
+     cross join lateral (select s.boot, s.closed_at from session s where s.session = u.session offset 0) h
+     where u.topic = p_topic collate "C" and u.user_id > p_after collate "C" and u.left_at is null
+       and h.closed_at is null and h.boot <> p_boot collate "C"
+     group by u.user_id order by u.user_id limit p_limit)
+    union all
+    (select distinct u.user_id, array[]::text[]
+     from subscription u
+     where u.topic = p_topic collate "C" and u.user_id > p_after collate "C"
+       and u.left_at > clock_timestamp() - make_interval(secs => p_within)
+       and not exists (
+           select from subscription v
+           where v.topic = u.topic and v.user_id = u.user_id and v.left_at is null
+           offset 0)
+     order by u.user_id limit p_limit)
+    order by 1 limit p_limit;
+end $$;
+comment on function topic_subscribers is
+    'Users with sessions at other processes that are subscribed to a topic, and the boots of those; with no boots, users whose '
+    'last subscribed session closed within so many seconds.';
 
 create or replace function end_dead_sessions(p_name text, p_boot text, p_limit integer) returns setof session
     language plpgsql volatile
@@ -105,9 +149,17 @@ begin
     end loop;
 end $$;
 
+-- Whoever may write sessions, which bridges of the version before do, may write this, too: end_dead_sessions() does.
 do $$
+declare
+    may record;
 begin
-    if to_regrole('bridge_reader') is not null then
-        grant select on subscription to bridge_reader;
-    end if;
+    for may in
+        select distinct a.grantee::regrole::text as role, a.privilege_type as word
+        from pg_class c cross join lateral aclexplode(c.relacl) a
+        where c.oid = 'session'::regclass and a.grantee <> 0 and a.grantee <> c.relowner
+          and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+    loop
+        execute format('grant %s on subscription to %s', may.word, may.role);
+    end loop;
 end $$;
