@@ -12,7 +12,7 @@ import re
 
 from benchmarks.chaos.proxy import Link
 
-_PARSE = re.compile(rb"P....([^\0]*)\0select r\.ord, r\.applied", re.DOTALL)
+_PARSE = re.compile(rb"P....([^\0]*)\0select ord, applied", re.DOTALL)
 _BIND = re.compile(rb"B....[^\0]*\0([^\0]*)\0", re.DOTALL)
 
 

@@ -542,7 +542,7 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 
 async def test_the_commit_cutter_cuts_the_write_of_rows_and_nothing_else() -> None:
-    parse = _message(b"P", b"_pg3_1\0select r.ord, r.applied, x from record_rows()\0\0\0")
+    parse = _message(b"P", b"_pg3_1\0select ord, applied, x from record_rows()\0\0\0")
     write = _message(b"B", b"\0_pg3_1\0\0\0")
     other = _message(b"B", b"\0_pg3_2\0\0\0")
     for how in Cut:

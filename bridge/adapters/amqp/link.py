@@ -154,6 +154,9 @@ class Link:
             else:
                 error = outage(cause)
             self._user.lost(cause)
+            if self._stopping:
+                # The cancellation came while the library was connecting, and was taken for a failure of that.
+                return
             self._step(LinkEvent.LOSE, cause)
             if self.opens > opens:
                 reported = ""
@@ -176,6 +179,8 @@ class Link:
             except BrokerUnavailable:
                 if not lost.done():
                     raise
+            if self._stopping:
+                return "closed"
             if not lost.done():
                 self.opens += 1
                 self._step(LinkEvent.SET_UP, "")
