@@ -45,7 +45,7 @@ async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator
     page.on("request", lambda request: asked.append(request.url))
     await page.goto(url)
     yield page
-    # A browser notes every answer that says no, and every try to connect to what is away; pages show both to their users.
+    # A browser notes every answer that says no, and every try to connect to what is away; the page shows both.
     said_no = (
         "the server responded with a status of",
         "HTTP Authentication failed",
