@@ -61,7 +61,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "ids_remembered": "Ids in the memory of the last day or two, by which repeats are recognised.",
     "ids_whole": "1 while all ids of the last day are in that memory; 0: every push is looked up before it is sent.",
     "revocations": "Revocations in memory: users and tokens that are refused.",
-    "ledger_waiting": "Entries of the ledger that are not committed: sessions that opened, closed or have a new token.",
+    "ledger_waiting": "Sessions that the ledger is still to hear of: opened, closed, subscribed, or with a new token.",
     "neighbours": "Other nodes that this one knows: those that live, or have sessions that nobody has ended yet.",
     "subscriptions": "Subscriptions of the open sessions: one for each session and topic.",
     "forwards": "Pushes that other nodes have for their sessions, and whose end is not reported yet.",
