@@ -135,10 +135,13 @@ class OnRabbitMQ:
 
     async def block(self) -> None:
         self._servers.rabbit.evaluate(memory_alarm(True))
-        # RabbitMQ tells a connection that it is blocked when that tries to publish: before the confirm, or behind it.
+        # The alarm reaches connections after the answer, and RabbitMQ tells one of them that it is blocked only when that
+        # publishes: so we publish until it does.
         probe = Receipt(row("probe"), (Reply("nowhere"),), announce=False)
-        assert list(await self.receipts.send([probe])) in ([probe], [])
-        await until(lambda: self.receipts.blocked)
+        async with asyncio.timeout(20):
+            while not self.receipts.blocked:
+                assert list(await self.receipts.send([probe])) in ([probe], [])
+                await asyncio.sleep(0)
 
     async def unblock(self) -> None:
         self._servers.rabbit.evaluate(memory_alarm(False))
