@@ -30,6 +30,7 @@ _PARTS: Final = {
     "ttl": "--ttl",
     "ack_within": "--ack-within",
     "collapse_key": "--collapse-key",
+    "devices": "--devices",
     "id": "--id",
     "tenant": "--tenant",
     "meta": "--meta",
@@ -83,6 +84,7 @@ def _built(args: Namespace) -> bytes:
             ttl=args.ttl,
             ack_within=args.ack_within,
             collapse_key=args.collapse_key,
+            devices=args.devices,
             # Only the bridge knows how long its log keeps rows.
             limits=Limits(max_ttl=math.inf),
         )

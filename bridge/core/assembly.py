@@ -42,6 +42,7 @@ from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
 from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
+from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.freshness import Freshness
@@ -137,11 +138,11 @@ class Core:
             limits=limits.mailbox,
             bounds=self.bounds,
         )
+        self.withdrawing = Withdrawing(self.hub, self.pages)
         self.recalls = Recalls(
             store=ports.store,
-            hub=self.hub,
             inflight=self.inflight,
-            pages=self.pages,
+            withdrawing=self.withdrawing,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
             clock=clock,
             bounds=self.bounds,
@@ -295,6 +296,7 @@ class Core:
             hub=self.hub,
             inflight=self.inflight,
             pages=self.pages,
+            withdrawing=self.withdrawing,
             recalls=self.recalls,
             close=self.presence.close,
             late=self.worklist.late,
@@ -347,12 +349,17 @@ class Core:
             boot=boot,
             on_stored=self._stored,
             on_delivered=self.cluster.ringing.delivered,
+            on_first_ack=self._first_acked,
             on_written=self._written,
         )
 
     def _written(self, user: str) -> None:
         self.pages.row_written(user)
         self.router.row_written(user)
+
+    def _first_acked(self, row: Row) -> None:
+        self.withdrawing.withdraw([(row.key.user, row.key.push_id)], row.key.tenant, but=row.session)
+        self.cluster.ringing.first_acked(row)
 
     def _stored(self, row: Row, size: int) -> None:
         self.mailbox_sweep.stored(row.key.user, size)

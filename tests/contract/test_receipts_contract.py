@@ -135,8 +135,8 @@ class OnRabbitMQ:
 
     async def block(self) -> None:
         self._servers.rabbit.evaluate(memory_alarm(True))
-        # The alarm reaches connections after the answer, and RabbitMQ tells one of them that it is blocked only when that
-        # publishes: so we publish until it does.
+        # The alarm reaches connections after the answer, and RabbitMQ tells one of them that it is blocked only when
+        # that publishes: so we publish until it does.
         probe = Receipt(row("probe"), (Reply("nowhere"),), announce=False)
         async with asyncio.timeout(20):
             while not self.receipts.blocked:

@@ -113,6 +113,9 @@ class Dice:
         if self.roll(6) == 5:
             made["ack_within"] = self.pick((1, 0.5, 3600, 3600, 0, -1, 3600.5, True, "1", math.inf))
             made["confirm"] = self.pick(("acked", "acked", "received"))
+        if self.roll(6) == 5:
+            made["devices"] = self.pick(("first", "all", "first", "last", "", None, True))
+            made["confirm"] = self.pick(("acked", "acked", "received"))
         if self.roll(16) == 15:
             made[self.pick(("fallback", "x", "", "\n", "user"))] = self.junk()
         if self.roll(24) == 23:

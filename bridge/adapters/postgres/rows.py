@@ -29,7 +29,7 @@ COLUMNS: tuple[LiteralString, ...] = (
     "meta::text", "payload", "owed::text",
     "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
     "ack_within", "extract(epoch from late_at)::float8", "fingerprint",
-    "extract(epoch from differed_at)::float8", "topic", "session", "holder",
+    "extract(epoch from differed_at)::float8", "topic", "session", "holder", "first_device",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 META: LiteralString = (
@@ -79,7 +79,7 @@ def row_of(record: Sequence[Any]) -> Row:
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at, fingerprint,
-        differed_at, topic, session, holder,
+        differed_at, topic, session, holder, first_device,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -115,6 +115,7 @@ def row_of(record: Sequence[Any]) -> Row:
         topic=topic or "",
         session=session or "",
         holder=holder or "",
+        first_device=first_device is True,
     )
 
 
@@ -207,7 +208,7 @@ def all_applied(rows: Sequence[Row]) -> list[Written]:
     return [new_tuple(Written, (row, True)) for row in rows]
 
 
-RECORD_PARAMS = 40
+RECORD_PARAMS = 41
 """How many parameters record_rows() has."""
 
 
@@ -251,6 +252,7 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         nulls_for_empty([r.topic for r in rows]),
         nulls_for_empty([r.session for r in rows]),
         nulls_for_empty([r.holder for r in rows]),
+        booleans([r.first_device for r in rows]) if any(r.first_device for r in rows) else None,
     )
 
 

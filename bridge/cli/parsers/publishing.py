@@ -66,6 +66,11 @@ def _push_options(push: Parser) -> None:
     request.add_argument(
         "--ack-within", type=seconds, metavar="S", help="seconds to wait for the ack, with --confirm acked"
     )
+    request.add_argument(
+        "--devices",
+        metavar="all|first",
+        help="first: the first ack takes it back from the user's other sessions",
+    )
     request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
     request.add_argument("--id", help="the idempotency key [a new one]")
     request.add_argument("--tenant", help="for analysts")

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from bridge.core.cluster.cluster import Cluster
-from bridge.core.contract.frames import bare_frame, push_frame, withdraw_frame
+from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.contract.letters import Forwarded, Report, Word
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.offered import Offered
 from bridge.core.mailbox.pages import Pages
+from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.outcomes import Proof, Reason
 from bridge.core.model.pushes import Encoding, PushRequest, Recall, ToTopic, ToUsers
 from bridge.core.model.rows import LateProof, RowKey
@@ -125,6 +126,7 @@ class Hosting:
         hub: Hub,
         inflight: InFlight,
         pages: Pages,
+        withdrawing: Withdrawing,
         cluster: Cluster,
         close: Callable[[Session, CloseReason], None],
         late: Callable[[LateProof], None],
@@ -134,6 +136,7 @@ class Hosting:
         self._hub = hub
         self._inflight = inflight
         self._pages = pages
+        self._withdrawing = withdrawing
         self._post = cluster.post
         self._neighbours = cluster.neighbours
         self._close = close
@@ -228,11 +231,13 @@ class Hosting:
         named = [one for one in self._guests.values() if one.position <= until and _is_named(one, recall)]
         for guest in named:
             guest.withdraw()
-            for session in self._hub.of_user(guest.key.user):
-                if session.mode is Mode.ENVELOPE and session.takes_pushes:
-                    session.tell(withdraw_frame(guest.key.push_id, guest.key.tenant))
-                    self._touched.add(session)
-        self.flush()
+        self._withdrawing.withdraw([(guest.key.user, guest.key.push_id) for guest in named], recall.tenant)
+
+    def first_acked(self, key: RowKey) -> None:
+        """The first ack has taken it back: it is not sent any more."""
+        guest = self._guests.get(key)
+        if guest is not None:
+            guest.withdraw()
 
     # --- reports ---
 

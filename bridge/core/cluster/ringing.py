@@ -52,8 +52,8 @@ class Ringing:
         """The lowest position that each user may not have heard of."""
         self._delivered: list[tuple[str, int, Sequence[str]]] = []
         """Users and positions of kept pushes that were proven before they had a row, and who was forwarded them."""
-        self._unheard: list[tuple[str, int, str, bool]] = []
-        """Rings that nobody has heard: user, position, process, and whether the push was delivered."""
+        self._unheard: list[tuple[str, Ring]] = []
+        """Rings that nobody has heard, and for which process they are."""
         self._missed: dict[str, int] = {}
         """The lowest position of those by user."""
         self._asking: dict[str, int] = {}
@@ -80,29 +80,35 @@ class Ringing:
         found = [due[user] for due in (self._grown, self._asking, self._missed) if user in due]
         return min(found, default=None)
 
+    def first_acked(self, row: Row) -> None:
+        """The row of a push for the first device is committed, and says which session acked: others lose it."""
+        key = row.key
+        ring = Ring(key.user, row.position, True, key.push_id, key.tenant, row.session)
+        for other in self._neighbours.others:
+            self._ring(other.boot, ring)
+
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""
         for boot in boots:
-            self._post.add(
-                boot,
-                Ring(user, position, delivered),
-                partial(self._not_heard, user, position, boot, delivered),
-            )
+            self._ring(boot, Ring(user, position, delivered))
 
-    def _not_heard(self, user: str, position: int, boot: str, delivered: bool, sent: Sent) -> None:
+    def _ring(self, boot: str, ring: Ring) -> None:
+        self._post.add(boot, ring, partial(self._not_heard, boot, ring))
+
+    def _not_heard(self, boot: str, ring: Ring, sent: Sent) -> None:
         """It may listen on another queue by now, and have read its mailboxes before this was stored."""
         if len(self._unheard) < UNHEARD_MAX:
-            self._unheard.append((user, position, boot, delivered))
-            if not delivered:
-                self._missed[user] = min(position, self._missed.get(user, position))
+            self._unheard.append((boot, ring))
+            if not ring.delivered:
+                self._missed[ring.user] = min(ring.position, self._missed.get(ring.user, ring.position))
 
     def every_second(self) -> None:
         """Called each second: ring again where nobody has heard it, as long as the process is known."""
         unheard, self._unheard = self._unheard, []
         self._missed.clear()
-        for user, position, boot, delivered in unheard:
+        for boot, ring in unheard:
             if self._neighbours.of_boot(boot) is not None:
-                self.ring(user, position, (boot,), delivered=delivered)
+                self._ring(boot, ring)
 
     async def run(self) -> None:
         """Ring as rows are stored, until cancelled."""

@@ -44,6 +44,7 @@ FIELDS: Final = frozenset(
         "confirm",
         "ack_within",
         "collapse_key",
+        "devices",
         "fallback",
         "tenant",
         "meta",
@@ -55,6 +56,8 @@ LATER: Final[Mapping[str, str]] = {
     "fallback": "a fallback to another channel",
 }
 """Fields of the contract for features that this version does not have."""
+DEVICES: Final[Mapping[str, bool]] = {"all": False, "first": True}
+"""The words of `devices`: whether the first ack takes the push back from the user's other sessions."""
 ACK_WITHIN_MAX: Final = 3600.0
 """Seconds that a push may wait for its ack."""
 
@@ -133,6 +136,9 @@ def problems(
     if "ack_within" in values:
         wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
         yield from raised(_ack_within, values["ack_within"], path("ack_within"), wanted)
+    if "devices" in values:
+        wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
+        yield from raised(_first_device, values["devices"], path("devices"), wanted)
 
 
 def raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
@@ -193,6 +199,7 @@ def build(
         _ttl(values["ttl"], path("ttl"), max_ttl) if "ttl" in values else 0.0,
         values.get("collapse_key", ""),
         _ack_within(values["ack_within"], path("ack_within"), confirm) if "ack_within" in values else 0.0,
+        "devices" in values and _first_device(values["devices"], path("devices"), confirm),
     )
 
 
@@ -299,6 +306,18 @@ def _ack_within(value: object, path: str, confirm: Proof) -> float:
             Reason.INVALID, path, "expected only beside confirm acked: nothing else waits for an ack"
         )
     return float(value)
+
+
+def _first_device(word: object, path: str, confirm: Proof) -> bool:
+    first = DEVICES.get(word) if isinstance(word, str) else None
+    if first is None:
+        got = "another string" if isinstance(word, str) else kind(word)
+        raise InvalidRequest(Reason.INVALID, path, f"expected one of {', '.join(DEVICES)}, got {got}")
+    if first and confirm is not Proof.ACKED:
+        raise InvalidRequest(
+            Reason.INVALID, path, "expected first only beside confirm acked: nothing else waits for an ack"
+        )
+    return first
 
 
 def _is_finite(value: object) -> TypeGuard[int | float]:

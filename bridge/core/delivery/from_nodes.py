@@ -11,8 +11,9 @@ from bridge.core.delivery.routing import Router
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
+from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.pushes import Recall
-from bridge.core.model.rows import LateProof
+from bridge.core.model.rows import LateProof, RowKey
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Sent
@@ -32,6 +33,7 @@ class FromNodes:
         hub: Hub,
         inflight: InFlight,
         pages: Pages,
+        withdrawing: Withdrawing,
         recalls: Recalls,
         close: Callable[[Session, CloseReason], None],
         late: Callable[[LateProof], None],
@@ -40,12 +42,21 @@ class FromNodes:
     ) -> None:
         """For `close` and `late` see `Hosting`."""
         self._hosting = Hosting(
-            hub=hub, inflight=inflight, pages=pages, cluster=cluster, close=close, late=late, clock=clock
+            hub=hub,
+            inflight=inflight,
+            pages=pages,
+            withdrawing=withdrawing,
+            cluster=cluster,
+            close=close,
+            late=late,
+            clock=clock,
         )
         self._forwards = cluster.forwards
         self._ringing = cluster.ringing
         self._router = router
+        self._inflight = inflight
         self._pages = pages
+        self._withdrawing = withdrawing
         self._recalls = recalls
         self._neighbours = cluster.neighbours
         self._post = cluster.post
@@ -66,7 +77,7 @@ class FromNodes:
                     if absent is not None:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
-                    self._rung(item)
+                    self._first_acked(item) if item.push_id else self._rung(item)
                 else:
                     self._recall(item)
         except Exception as error:  # it must cost this letter only, and not the connection
@@ -81,6 +92,13 @@ class FromNodes:
     def _rung(self, ring: Ring) -> None:
         for user in self._hub.everyone() if ring.user == EVERYBODY else (ring.user,):
             self._pages.rung(user, ring.position, delivered=ring.delivered)
+
+    def _first_acked(self, ring: Ring) -> None:
+        """A session has acked a push for the first device: all others lose it."""
+        key = RowKey(ring.tenant, ring.push_id, ring.user)
+        self._hosting.first_acked(key)
+        self._inflight.acked_elsewhere(key)
+        self._withdrawing.withdraw([(ring.user, ring.push_id)], ring.tenant, but=ring.session)
 
     def listening(self) -> None:
         """See the port. Rings may be lost: every open session looks into its mailbox."""

@@ -59,6 +59,7 @@ class Flight(Offered):
         "event",
         "fingerprint",
         "finished_at",
+        "first_device",
         "holder",
         "holders",
         "kept",
@@ -117,6 +118,7 @@ class Flight(Offered):
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
         self.topic = ""  # where it was published to one
+        self.first_device = False  # the first ack takes it back from the user's other sessions
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None  # None for a push with ttl 0
         self.day: datetime.date | None = (
@@ -156,7 +158,11 @@ class Flight(Offered):
     def withdrawn(self) -> bool:
         """See `Offered`."""
         outcome = self.outcome
-        return outcome is not None and (self.proof is Proof.NONE or outcome in _WITHDRAWN)
+        return outcome is not None and (
+            self.proof is Proof.NONE
+            or outcome in _WITHDRAWN
+            or (self.first_device and outcome is Outcome.ACKED)
+        )
 
     # --- what sessions report ---
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from bridge.core.inflight.deadlines import Appointments, Deadlines
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.index import Index
+from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import LateProof, Row, RowKey
 from bridge.core.ports.clock import Clock
@@ -244,6 +245,14 @@ class InFlight:
                 self._index.remove(flight)
         if rows:
             self._ends.ended_by_sweep(rows)
+
+    def acked_elsewhere(self, key: RowKey) -> None:
+        """Another node has written that a session there was the first device to ack this push: it is over here, too."""
+        flight = self._index.get(key)
+        if flight is None or flight.messages or self._ends.is_due(flight):
+            return  # its own write will find that row
+        flight.logged(Outcome.ACKED, Reason.ACK_FRAME, self._clock.time())
+        self._index.remove(flight)
 
     def until_settled(self, flight: Flight) -> asyncio.Future[None]:
         """A future that is done when its final row is committed."""

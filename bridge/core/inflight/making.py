@@ -44,6 +44,7 @@ def flight_of(
     )
     if isinstance(request.target, ToTopic):
         flight.topic = request.target.topic
+    flight.first_device = request.first_device
     if request.ttl > 0 and user != NO_USER:
         flight.kept = Kept(
             message.published_at + request.ttl,
@@ -71,6 +72,7 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
         fingerprint=row.fingerprint,
     )
     flight.topic = row.topic
+    flight.first_device = row.first_device
     assert row.expires_at is not None
     flight.messages = []
     flight.traceparent = row.traceparent

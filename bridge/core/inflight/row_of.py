@@ -52,6 +52,7 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         topic=flight.topic,
         session=flight.prover,
         holder=flight.holder,
+        first_device=flight.first_device,
     )
 
 

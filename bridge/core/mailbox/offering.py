@@ -8,7 +8,7 @@ from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import RESENDS, InFlight
 from bridge.core.inflight.making import flight_of_stored
-from bridge.core.model.outcomes import DELIVERED
+from bridge.core.model.outcomes import DELIVERED, Outcome
 from bridge.core.model.pushes import PushRequest, ToTopic, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
@@ -44,6 +44,8 @@ class Offering:
         if key in waiting:
             return True
         if row.final:
+            if _taken_back(row):
+                return True
             return key in handed or session.offer_kept(_frame(session.mode, row), None)
         flight = self._inflight.get(key)
         if flight is None:
@@ -54,7 +56,7 @@ class Offering:
                 # Delivered to another session just now: a session that resumes gets it as well.
                 resumes = session.replay is not None and session.replay.seen is not None
                 lives = row.expires_at is not None and row.expires_at > self._clock.time()
-                if resumes and lives and gone[key].outcome in DELIVERED:
+                if resumes and lives and gone[key].outcome in DELIVERED and not _taken_back(gone[key]):
                     return session.offer_kept(_frame(session.mode, row), None)
                 return True
             flight = flight_of_stored(row, self._boot, self._inflight, self._clock.monotonic())
@@ -62,7 +64,7 @@ class Offering:
                 return False
             self._inflight.add_stored(flight)
         elif flight.ended:
-            if flight.outcome in DELIVERED and not again:
+            if flight.outcome in DELIVERED and not flight.withdrawn and not again:
                 return session.offer_kept(_frame(session.mode, row), None)
             return True
         elif key in handed:
@@ -83,6 +85,11 @@ class Offering:
         kept.resent += 1
         self._inflight.look_later(flight)
         return True
+
+
+def _taken_back(row: Row) -> bool:
+    """Whether the first ack has taken it back from all other sessions."""
+    return row.first_device and row.outcome is Outcome.ACKED
 
 
 def _frame(mode: Mode, row: Row) -> Frame:

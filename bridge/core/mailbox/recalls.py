@@ -7,19 +7,16 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
-from bridge.core.contract.frames import withdraw_frame
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.inflight import InFlight
-from bridge.core.mailbox.pages import Pages
+from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import Recall
 from bridge.core.model.rows import RowKey
-from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
 from bridge.core.row_limit import RowLimit
-from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
 
 
@@ -39,9 +36,8 @@ class Recalls:
         self,
         *,
         store: Store,
-        hub: Hub,
         inflight: InFlight,
-        pages: Pages,
+        withdrawing: Withdrawing,
         tell_others: Callable[[Recall, int], None],
         clock: Clock,
         bounds: Bounds,
@@ -49,9 +45,8 @@ class Recalls:
         """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position."""
         self._tell_others = tell_others
         self._store = store
-        self._hub = hub
         self._inflight = inflight
-        self._pages = pages
+        self._withdrawing = withdrawing
         self._clock = clock
         self._bounds = bounds.statements
         self._tries = bounds.mailbox.recall_tries
@@ -65,7 +60,7 @@ class Recalls:
         for flight in named:
             flight.recalled(now)
         pushes = dict.fromkeys((flight.key.user, flight.key.push_id) for flight in named)
-        self._withdraw(pushes, recall.tenant, set())
+        self._withdrawing.withdraw(pushes, recall.tenant)
 
     async def recall(self, recall: Recall) -> Recalled:
         """Withdraw pushes that are not proven, and tell sessions that may have them. Idempotent. Other
@@ -105,7 +100,7 @@ class Recalls:
             of_page = dict.fromkeys((w.row.key.user, w.row.key.push_id) for w in page.written)
             for push in of_page:
                 flying.pop(push, None)
-            self._withdraw(of_page, recall.tenant, told)
+            told |= self._withdrawing.withdraw(of_page, recall.tenant)
             held += sum(1 for w in page.written if w.applied is None)
             place = page.next
             await self._clock.sleep(0)
@@ -117,7 +112,7 @@ class Recalls:
                 await self._clock.sleep(self._wait)
                 held, place = 0, RecallPlace()
         # Sessions are told after the pushes have ended, so that no push is sent after its withdrawal.
-        self._withdraw(flying, recall.tenant, told)
+        told |= self._withdrawing.withdraw(flying, recall.tenant)
         if uncommitted:
             await asyncio.wait(uncommitted)
         return Recalled(count, len(told))
@@ -127,15 +122,3 @@ class Recalls:
         if recall.push_id:
             return [f for f in self._inflight.of_push(recall.push_id) if f.key.tenant == recall.tenant]
         return self._inflight.of_collapse_key(recall.tenant, recall.user, recall.collapse_key)
-
-    def _withdraw(self, pushes: Collection[tuple[str, str]], tenant: str, told: set[Session]) -> None:
-        """Tell the sessions of these users that these pushes, by id, are withdrawn."""
-        flushed: set[Session] = set()
-        for user, push_id in pushes:
-            for session in self._hub.of_user(user):
-                if session.mode is Mode.ENVELOPE and session.takes_pushes:
-                    session.tell(withdraw_frame(push_id, tenant))
-                    flushed.add(session)
-        for session in flushed:
-            self._pages.flush(session)
-        told |= flushed

@@ -123,6 +123,8 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """While it is unproven, a newer push to the same user with this key replaces it; empty: no key."""
     ack_within: float = 0.0
     """Seconds that an `acked` push waits for its ack; 0: BRIDGE_CONFIRM_TIMEOUT."""
+    first_device: bool = False
+    """The first ack takes it back from the user's other sessions."""
 
     @property
     def key(self) -> PushKey:

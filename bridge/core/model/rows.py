@@ -81,6 +81,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """The session that gave the best proof so far."""
     holder: str = ""
     """The node that has that session; empty: `node`."""
+    first_device: bool = False
+    """The first ack takes the push back from the user's other sessions."""
     differed_at: float | None = None
     """When a request first came with this id and other content. `Store.differing` fills it, never `record`."""
 

@@ -13,7 +13,7 @@ from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.row_of import OWED_MAX
 from bridge.core.model.fingerprint import differ
-from bridge.core.model.outcomes import DELIVERED, Proof, Reason
+from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, Receipt, Row, merged
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.store import Written
@@ -36,11 +36,13 @@ class Commits:
         metrics: Metrics,
         on_stored: Callable[[Row, int], None],
         on_delivered: Callable[[Row, Sequence[str]], None],
+        on_first_ack: Callable[[Row], None],
         on_written: Callable[[str], None],
     ) -> None:
         """`on_stored` is called with each row that says `stored`, and the bytes of its push; `on_delivered` with each
-        row of a kept push that was proven before it had any, and the processes that were forwarded it; `on_written`
-        with the user of each committed row, once the flight is settled or stored."""
+        row of a kept push that was proven before it had any, and the processes that were forwarded it; `on_first_ack`
+        with each row that says which session was the first device to ack; `on_written` with the user of each committed
+        row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
         self._payments = payments
@@ -48,6 +50,7 @@ class Commits:
         self._metrics = metrics
         self._on_stored = on_stored
         self._on_delivered = on_delivered
+        self._on_first_ack = on_first_ack
         self._on_written = on_written
 
     def committed(self, flight: Flight, written: Written, payment: Payment) -> None:
@@ -64,9 +67,12 @@ class Commits:
         if self._worklist.flights.get(row.key) is flight:
             # It became due again during the write. A second write would announce it again, or not find it.
             del self._worklist.flights[row.key]
-        if first and flight.kept is not None and row.outcome in DELIVERED:
+        taken_back = row.first_device and row.outcome is Outcome.ACKED
+        if first and flight.kept is not None and row.outcome in DELIVERED and not taken_back:
             self._on_delivered(row, flight.holders)
         self._inflight.settled(flight, row)
+        if taken_back and written.applied:
+            self._on_first_ack(row)
         self._on_written(row.key.user)
         if (
             written.applied

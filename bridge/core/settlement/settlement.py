@@ -65,9 +65,10 @@ class Settlement:
         boot: str,
         on_stored: Callable[[Row, int], None],
         on_delivered: Callable[[Row, Sequence[str]], None],
+        on_first_ack: Callable[[Row], None],
         on_written: Callable[[str], None],
     ) -> None:
-        """For `on_stored`, `on_delivered` and `on_written` see `Commits`."""
+        """For `on_stored`, `on_delivered`, `on_first_ack` and `on_written` see `Commits`."""
         statements = bounds.statements
         rows = Persistence(ports.store, gate, ports.clock, "rows", statements)
         set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again", statements)
@@ -83,6 +84,7 @@ class Settlement:
             metrics=ports.metrics,
             on_stored=on_stored,
             on_delivered=on_delivered,
+            on_first_ack=on_first_ack,
             on_written=on_written,
         )
         self._writer = Writer(

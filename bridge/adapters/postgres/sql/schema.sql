@@ -67,6 +67,7 @@ create table delivery_log (
     topic        text        collate "C",
     session      text        collate "C",
     holder       text        collate "C",
+    first_device boolean,
     -- The day is the same all over a partition, so it comes last: a push id alone finds its rows.
     constraint delivery_log_key primary key (push_id, user_id, tenant, day)
 ) partition by list (day);
@@ -115,11 +116,14 @@ comment on column delivery_log.kept_bytes is
 comment on column delivery_log.content is
     'Where payload, excluded and meta are: push_content.id of the same day; null: in the row itself.';
 comment on column delivery_log.fingerprint is
-    'Made of event, data, confirm, ttl and collapse_key, to tell a repeat from another push with the same id; null: not known.';
+    'Made of event, data, confirm, ttl, collapse_key and devices, to tell a repeat from another push with the same id; null: '
+    'not known.';
 comment on column delivery_log.differed_at is 'As in delivery.';
 comment on column delivery_log.topic is 'As in delivery.';
 comment on column delivery_log.session is 'As in delivery.';
 comment on column delivery_log.holder is 'The node that had that session; null: the one that wrote the row.';
+comment on column delivery_log.first_device is
+    'True: the first ack took the push back from the other sessions of its user; otherwise null.';
 
 -- There may be many kept pushes, and they stay for days; ordinary pushes are final within seconds. So most indexes are
 -- partial: the indexes for ordinary pushes do not grow with kept ones, and no index holds rows that its readers skip.
@@ -265,7 +269,8 @@ create function record_rows(
     p_content_ids bytea[] default null, p_content_payloads bytea[] default null,
     p_content_excluded jsonb[] default null, p_content_metas jsonb[] default null,
     p_fingerprints integer[] default null,
-    p_topics text[] default null, p_provers text[] default null, p_holders text[] default null
+    p_topics text[] default null, p_provers text[] default null, p_holders text[] default null,
+    p_first_devices boolean[] default null
 ) returns table (ord bigint, applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -323,7 +328,7 @@ begin
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         position, expires_at, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, session, holder)
+        fingerprint, topic, session, holder, first_device)
     select
         d, n.tenant, n.push_id, n.user_id, n.outcome, n.reason, n.final, n.confirm, n.sessions, n.attempts,
         to_timestamp(n.published), to_timestamp(n.taken), to_timestamp(n.written), to_timestamp(n.proven),
@@ -331,19 +336,19 @@ begin
         n.node, n.boot, n.event, n.app_id, coalesce(n.detail, ''), coalesce(n.traceparent, ''),
         n.meta, n.payload, n.owed,
         n.position, to_timestamp(n.expires), n.encoding, n.collapse_key, n.excluded, n.ack_within, n.kept_bytes, n.content,
-        n.fingerprint, n.topic, n.prover, n.holder
+        n.fingerprint, n.topic, n.prover, n.holder, nullif(n.first_device, false)
     from unnest(
         p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_confirms, p_sessions, p_attempts,
         p_published, p_taken, p_written, p_proven, p_finished,
         p_nodes, p_boots, p_events, p_app_ids, p_details, p_traceparents, p_metas, p_payloads, p_owed,
         days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
-        p_fingerprints, p_topics, p_provers, p_holders
+        p_fingerprints, p_topics, p_provers, p_holders, p_first_devices
     ) as n (
         tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
         published, taken, written, proven, finished,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, prover, holder)
+        fingerprint, topic, prover, holder, first_device)
     where n.its_day is null
       and not exists (
         select from delivery_log l

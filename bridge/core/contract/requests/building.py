@@ -29,6 +29,7 @@ def request_body(
     ttl: float | None = None,
     collapse_key: str | None = None,
     ack_within: float | None = None,
+    devices: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Build the body of a push request. A `msgspec.Raw` as `data` is JSON text, used as it is.
@@ -52,6 +53,7 @@ def request_body(
         "ttl": ttl,
         "collapse_key": collapse_key,
         "ack_within": ack_within,
+        "devices": devices,
     }
     try:
         body = jsontext.encode(

@@ -30,6 +30,7 @@ class _Known(msgspec.Struct, gc=False):
     confirm: Raw | UnsetType = UNSET
     ack_within: Raw | UnsetType = UNSET
     collapse_key: Raw | UnsetType = UNSET
+    devices: Raw | UnsetType = UNSET
     fallback: Raw | UnsetType = UNSET
     tenant: Raw | UnsetType = UNSET
     meta: Raw | UnsetType = UNSET

@@ -60,6 +60,7 @@ FIELD_OF: Mapping[str, str] = {
     "x-push-ttl": "ttl",
     "x-push-ack-within": "ack_within",
     "x-push-collapse-key": "collapse_key",
+    "x-push-devices": "devices",
     "x-push-fallback": "fallback",
 }
 HEADER_OF: Mapping[str, str] = {

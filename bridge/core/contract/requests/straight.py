@@ -53,6 +53,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ttl: _Ttl = 0.0
     collapse_key: Id = ""
     ack_within: _AckWithin = 0.0
+    devices: str = "all"
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -109,7 +110,10 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     confirm = CONFIRM.get(request.confirm)
     if confirm is None or request.ttl > limits.max_ttl or len(data) > limits.max_data_bytes:
         return None
-    if request.ack_within and confirm is not Proof.ACKED:
+    first_device = request.devices == "first"
+    if (request.ack_within or first_device) and confirm is not Proof.ACKED:
+        return None
+    if not first_device and request.devices != "all":
         return None
     if not (data.isascii() or jsontext.is_utf8(data)):
         return None
@@ -133,7 +137,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
         meta = compact
     return PushRequest(
         push_id or fields.uuid7(taken_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
-        meta, not push_id, request.ttl, collapse_key, request.ack_within,
+        meta, not push_id, request.ttl, collapse_key, request.ack_within, first_device,
     )  # fmt: skip
 
 
