@@ -370,8 +370,9 @@ class Requests:
         """A message with one request to these users, with this many bytes of data added."""
         request, document = self._request(users=users)
         document["data"]["pad"] += "x" * padding
-        for name in ("ttl", "collapse_key", "ack_within"):
+        for name in ("ttl", "collapse_key", "ack_within", "devices"):
             document.pop(name, None)
+        request.first_device = False
         document["confirm"] = request.confirm = confirm
         request.ttl, request.collapse_key = ttl, key
         if ttl:
@@ -439,6 +440,9 @@ class Requests:
             request.ttl = document["ttl"] = LONG if rng.random() < 0.6 else round(rng.uniform(0.5, 3.0), 2)
             if confirm == "acked" and rng.random() < 0.5:
                 document["ack_within"] = 1.0
+        if confirm == "acked" and rng.random() < 0.3:
+            document["devices"] = "first"
+            request.first_device = True
         if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
             request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document

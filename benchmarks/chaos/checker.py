@@ -456,6 +456,7 @@ class _Check:
                     row.key.user == tab.user
                     and row.outcome in READ
                     and not self._withdrawn(request, tab.user)
+                    and not (request.first_device and row.outcome == "acked")
                 ):
                     what = f"{tab.user} resumed, was told that it is complete, and has not read it"
                     self._broken(Broken.GAP, what, request)

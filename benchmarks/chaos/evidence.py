@@ -70,6 +70,8 @@ class Request:
     ttl: float = 0.0
     """Seconds that it is kept."""
     collapse_key: str = ""
+    first_device: bool = False
+    """The first ack takes it back from the user's other sessions."""
     expiration: bool = False
     """Whether it has an expiration, after which the broker gives it up."""
     first_published: float = math.inf

@@ -653,6 +653,7 @@ async def test_a_kept_row_comes_back_as_it_was_written(store: Store, subject: Su
     full = kept_row(
         position=2**53 + 1, encoding=Encoding.BYTES, payload=b"\x00\xff", excluded=frozenset(("s1", 's"2')),
         collapse_key="score", ack_within=7.5, confirm=Proof.ACKED, meta=b'{"a": "b"}', owed=(Reply("q", "1"),),
+        first_device=True,
     )  # fmt: skip
     text = kept_row("t", encoding=Encoding.TEXT, payload=b"")
     [written, _] = await store.record([full, text])

@@ -290,3 +290,20 @@ async def test_at_rest_nothing_is_owed_and_a_kept_row_holds_its_data(vhost: str,
                             break
                         await asyncio.sleep(0.05)
         assert sorted(payload for payload, _ in found) == [b'{"n": "p1"}', b'{"n": "p2"}']
+
+
+async def test_the_first_device_to_ack_takes_a_push_back_from_the_others(vhost: str, database: str) -> None:
+    async with bridge(vhost, database) as b, session(b.ws_port, "u1") as (one, _):
+        async with session(b.ws_port, "u1") as (two, welcome):
+            calls = [request("u1", name, ttl=60, confirm="acked", devices="first") for name in ("c1", "c2")]
+            await publish(vhost, *calls)
+            assert await pushes(one, 2) == await pushes(two, 2) == ["c1", "c2"]
+            await two.send(json.dumps({"type": "ack", "id": "c1"}))
+            assert await one.read_json() == {"type": "withdraw", "id": "c1"}
+        found = await when(database, lambda found: sum(row["final"] for row in found) == 1)
+        told = {row["push_id"]: (row["outcome"], row["session"]) for row in found if row["final"]}
+        assert told == {"c1": ("acked", welcome["session"])}
+        async with session(b.ws_port, "u1", last="unknown") as (three, _):
+            assert await pushes(three, 1) == ["c2"]
+            await three.send(json.dumps({"type": "ack", "id": "c2"}))
+            assert await one.read_json() == {"type": "withdraw", "id": "c2"}

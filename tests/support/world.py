@@ -381,6 +381,8 @@ class World:
             request["collapse_key"] = f"c{n % 2}"
         if CONFIRMS[n % 3] == "acked" and m % 2:
             request["ack_within"] = 3
+        if CONFIRMS[n % 3] == "acked" and m % 3 == 0:
+            request["devices"] = "first"
         for user in users:
             self.ttls.setdefault(RowKey("", push_id, user), TTLS[m % 3])
         keys = tuple(RowKey("", push_id, user) for user in users)
@@ -745,6 +747,7 @@ class World:
                 wrong.append(f"owes a receipt at rest: {msgspec.to_builtins(row.key)}")
         for device in self.devices:
             wrong += [f"a device of {device.user} never had {key.push_id}" for key in self._missing(device)]
+        wrong += self._first_devices()
         wrong += self._left_over()
         wrong += [f"to a stranger: {s}" for s in self.facts.strangers]
         wrong += [
@@ -754,6 +757,19 @@ class World:
         ]
         return wrong
 
+    def _first_devices(self) -> Iterator[str]:
+        """Sessions that show a push which another session of their user was the first to ack, and were not told."""
+        for key, row in self.store.rows.items():
+            if not row.first_device or row.outcome is not Outcome.ACKED:
+                continue
+            for peer in self.peers:
+                session = peer.client.session
+                if session.user != key.user or session.id == row.session or not peer.socket.open:
+                    continue
+                said = [one for one in map(json.loads, peer.socket.texts) if one.get("id") == key.push_id]
+                if said and said[-1]["type"] == "push":
+                    yield f"{session.id} was not told that {row.session} was the first to ack {key}"
+
     def _missing(self, device: Device) -> Iterator[RowKey]:
         """What was delivered to this user, is kept, and has not come to a device that was promised everything."""
         if device.spared is None:
@@ -761,7 +777,8 @@ class World:
         for key, row in self.store.rows.items():
             if key.user != device.user or row.outcome not in DELIVERED or key.push_id in device.seen:
                 continue
-            if self.ttls.get(key) == TTLS[-1] and key not in device.spared and not self._recalled(row):
+            taken_back = self._recalled(row) or (row.first_device and row.outcome is Outcome.ACKED)
+            if self.ttls.get(key) == TTLS[-1] and key not in device.spared and not taken_back:
                 yield key
 
     def _recalled(self, row: Row) -> bool:
