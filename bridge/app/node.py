@@ -223,6 +223,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         hook=given.hook,
         directory=given.rows.directory,
         post=given.post,
+        retained=given.rows.retained,
     )
     limits = CoreLimits(
         delivery=DeliveryLimits(

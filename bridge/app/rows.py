@@ -15,6 +15,7 @@ from bridge.adapters.postgres.actions import PostgresActions
 from bridge.adapters.postgres.directory import PostgresDirectory
 from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
+from bridge.adapters.postgres.retained import PostgresRetained
 from bridge.adapters.postgres.revocations import PostgresRevocations
 from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.adapters.postgres.store import PostgresStore
@@ -48,6 +49,8 @@ class Rows(NamedTuple):
     """The ledger; None without one."""
     directory: PostgresDirectory | None
     """What the database knows of other nodes; None without a ledger."""
+    retained: PostgresRetained | None
+    """The last values of topics; None without a ledger."""
     actions: ActionLog | None
     """None if there is no database for the rows of who did what."""
     postgres: PostgresStore | None
@@ -92,9 +95,13 @@ async def delivery_log(
             stack.push_async_callback(sessions.close)
             directory = PostgresDirectory(settings.postgres_dsn, settings.node, boot)
             stack.push_async_callback(directory.close)
+            retained = PostgresRetained(settings.postgres_dsn, settings.node)
+            stack.push_async_callback(retained.close)
             actions = PostgresActions(settings.postgres_dsn, settings.node)
             stack.push_async_callback(actions.close)
-            yield Rows(store, lease, revocations, sessions, directory, actions, store, figures, logs)
+            yield Rows(
+                store, lease, revocations, sessions, directory, retained, actions, store, figures, logs
+            )
         else:
             log.warning(
                 "no `postgres` in BRIDGE_DELIVERY_LOG: the bridge knows repeats from memory only, so a push may be "
@@ -108,6 +115,7 @@ async def delivery_log(
                 memory,
                 MemoryLease(memory, clock, settings.node, boot),
                 revoked,
+                None,
                 None,
                 None,
                 None,

@@ -31,6 +31,7 @@ _PARTS: Final = {
     "ack_within": "--ack-within",
     "collapse_key": "--collapse-key",
     "devices": "--devices",
+    "retain": "--retain",
     "id": "--id",
     "tenant": "--tenant",
     "meta": "--meta",
@@ -85,6 +86,7 @@ def _built(args: Namespace) -> bytes:
             ack_within=args.ack_within,
             collapse_key=args.collapse_key,
             devices=args.devices,
+            retain=args.retain,
             # Only the bridge knows how long its log keeps rows.
             limits=Limits(max_ttl=math.inf),
         )

@@ -31,6 +31,7 @@ from bridge.core.delivery.recording import Recording
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.renewing import Renewing
 from bridge.core.delivery.repeats import Repeats
+from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.take import Taker
@@ -38,17 +39,12 @@ from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
 from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
-from bridge.core.mailbox.pages import Pages
-from bridge.core.mailbox.recalls import Recalls
-from bridge.core.mailbox.resends import Resends
-from bridge.core.mailbox.sweep import MailboxSweep
-from bridge.core.mailbox.withdrawing import Withdrawing
+from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
-from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.subscriptions import Subscriptions
 from bridge.core.settlement.gate import Gate
@@ -58,8 +54,9 @@ from bridge.core.settlement.worklist import Worklist
 
 
 class Core:
-    """The parts that decide. The application drives them: `run` of intake, pages, settlement, control, recollection,
-    recording and announcing is a task each; `tick` is called about ten times a second, `every_second` each second."""
+    """The parts that decide. The application drives them: `run` of intake, pages, last values, settlement, control,
+    recollection, recording and announcing is a task each; `tick` is called about ten times a second, `every_second`
+    each second."""
 
     def __init__(self, ports: Ports, limits: CoreLimits, *, gate: Gate, node: str, boot: str) -> None:
         self.ports, self.gate, self.bounds = ports, gate, limits.fixed
@@ -110,43 +107,27 @@ class Core:
         )
 
     def _make_mailbox(self, limits: CoreLimits, boot: str) -> None:
-        ports, clock = self.ports, self.ports.clock
-        self.pages = Pages(
+        ports, delivery = self.ports, limits.delivery
+        mailbox = Mailbox(
             store=ports.store,
-            hub=self.hub,
-            inflight=self.inflight,
-            outgoing=Outgoing(hub=self.hub, freshness=self.freshness, metrics=ports.metrics, clock=clock),
-            clock=clock,
-            gate=self.gate,
+            retained=ports.retained,
+            metrics=ports.metrics,
             errors=ports.errors,
-            boot=boot,
-            patience=limits.delivery.confirm_timeout,
-            bounds=self.bounds,
-        )
-        self.resends = Resends(
-            hub=self.hub,
-            inflight=self.inflight,
-            pages=self.pages,
-            pong_after=limits.delivery.park_after,
-        )
-        self.mailbox_sweep = MailboxSweep(
-            store=ports.store,
-            inflight=self.inflight,
-            clock=clock,
-            gate=self.gate,
-            errors=ports.errors,
+            clock=ports.clock,
             limits=limits.mailbox,
             bounds=self.bounds,
-        )
-        self.withdrawing = Withdrawing(self.hub, self.pages)
-        self.recalls = Recalls(
-            store=ports.store,
+            confirm_timeout=delivery.confirm_timeout,
+            park_after=delivery.park_after,
+            hub=self.hub,
             inflight=self.inflight,
-            withdrawing=self.withdrawing,
+            freshness=self.freshness,
+            gate=self.gate,
+            boot=boot,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
-            clock=clock,
-            bounds=self.bounds,
         )
+        self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep
+        self.withdrawing, self.last_values = mailbox.withdrawing, mailbox.last_values
+        self.recalls = mailbox.recalls
 
     def _make_memory(self, id_memory_bytes: int, boot: str) -> None:
         ports = self.ports
@@ -167,7 +148,7 @@ class Core:
         ports, clock = self.ports, self.ports.clock
         self.ledger = Ledger(node, kept=ports.sessions is not None)
         self.admission = Admission(self.hub, limits)
-        self.subscriptions = Subscriptions(self.hub.topics, self.ledger)
+        self.subscriptions = Subscriptions(self.hub.topics, self.ledger, self.last_values)
         self.presence = Presence(
             hub=self.hub,
             pages=self.pages,
@@ -242,6 +223,9 @@ class Core:
                 repeats=repeats,
                 elsewhere=elsewhere,
                 everywhere=everywhere,
+                retaining=Retaining(
+                    ports.retained, lookups=lookups, inflight=inflight, kept_for=limits.requests.max_ttl
+                ),
                 remembered=self.remembered,
                 turns=turns,
                 load=load,
@@ -382,6 +366,7 @@ class Core:
             self.recording.tick(now)
         self.inflight.tick(now)
         self.pages.tick(now)
+        self.last_values.tick()
         self.resends.tick(now)
         self.liveness.show_life(now)
         self.moving.tick(now)

@@ -13,6 +13,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
+from bridge.core.ports.retained import Retained
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
@@ -45,6 +46,8 @@ class Ports(NamedTuple):
     """None: there can't be other nodes."""
     post: NodePost | None = None
     """None: likewise."""
+    retained: Retained | None = None
+    """None: there are no last values, since nothing is kept."""
 
 
 class CoreLimits(NamedTuple):

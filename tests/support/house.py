@@ -29,6 +29,7 @@ from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import DeliveryLog
+from bridge.core.ports.retained import Retained
 from bridge.core.ports.revocations import RevocationLog
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.sessions.access import Access
@@ -196,6 +197,7 @@ class House:
         node: str = "n1",
         directory: Directory | None = None,
         post: NodePost | None = None,
+        retained: Retained | None = None,
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
@@ -226,6 +228,7 @@ class House:
                 session_events=session_events,
                 directory=directory,
                 post=post,
+                retained=retained,
             ),
             CoreLimits(
                 limits,
@@ -289,7 +292,7 @@ class House:
     @property
     def parts(self) -> tuple[Runs, ...]:
         """What runs in every bridge."""
-        return self.settlement, self.intake, self.core.pages
+        return self.settlement, self.intake, self.core.pages, self.core.last_values
 
     @asynccontextmanager
     async def running(self, *parts: Runs) -> AsyncIterator[None]:

@@ -116,6 +116,8 @@ class Dice:
         if self.roll(6) == 5:
             made["devices"] = self.pick(("first", "all", "first", "last", "", None, True))
             made["confirm"] = self.pick(("acked", "acked", "received"))
+        if self.roll(6) == 5:
+            made["retain"] = self.pick((True, False, True, 1, "true", None))
         if self.roll(16) == 15:
             made[self.pick(("fallback", "x", "", "\n", "user"))] = self.junk()
         if self.roll(24) == 23:

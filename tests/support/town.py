@@ -7,8 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from bridge.adapters.memory import MemoryDirectory, MemoryLease, MemorySessions
+from bridge.adapters.memory.retained import MemoryRetained
 from bridge.core.bounds import Bounds
 from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.model.retained import LastValuesAsk, LastValuesPage
 from bridge.core.ports.nodes import Letter, Sent
 from tests.support.house import BOUNDS, House
 from tests.support.ports import GatedStore, ManualClock
@@ -51,6 +53,18 @@ class Asked(MemoryDirectory):
         return found
 
 
+class AskedValues(MemoryRetained):
+    """Tells the town before it reads last values, and when it has."""
+
+    town: Town
+
+    async def find(self, asks: Sequence[LastValuesAsk]) -> Sequence[LastValuesPage]:
+        await self.town.before("read")
+        found = await super().find(asks)
+        await self.town.before("have read")
+        return found
+
+
 @dataclass
 class Town:
     """Houses by the queue on which they listen."""
@@ -62,7 +76,7 @@ class Town:
     fate: Callable[[Letter], Sent | None] = lambda letter: None
     """What becomes of a letter; None: it comes. UNSURE: it does not come, and nobody knows."""
     before: Callable[[str], Awaitable[None]] = lambda step: open_gate()
-    """Awaited before the steps `look`, `found` (after the look), and `send`."""
+    """Awaited before the steps `look`, `found` (after the look), `send`, and `read` and `have read` of last values."""
     asked: int = 0
     """How often somebody has looked who has users."""
     letters: list[Letter] = field(default_factory=list)
@@ -103,6 +117,8 @@ async def town(
     clock = ManualClock()
     made = Town(clock, GatedStore(clock), MemorySessions(clock))
     houses = []
+    retained = AskedValues(made.store, clock)
+    retained.town = made
     async with AsyncExitStack() as stack:
         for name in names:
             boot = f"boot-{name}"
@@ -120,6 +136,7 @@ async def town(
                 node=name,
                 directory=directory,
                 post=wire,
+                retained=retained,
             )
             made.houses[wire.queue] = house
             houses.append(house)

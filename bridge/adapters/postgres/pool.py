@@ -46,6 +46,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "revoking": 1,
     "sessions": 1,
     "nodes": 1,
+    "last values": 2,
     "actions": 1,
     "figures": 1,
     "upkeep and audit": 1,

@@ -23,6 +23,7 @@ READS_AND_WRITES: Final = (
     "revocation_reader",
     "session",
     "subscription",
+    "retained",
     "ops_action",
 )
 READS: Final = ("ending", "schema_version")

@@ -92,6 +92,7 @@ _DROP_ACTIONS: LiteralString = """
     using (select id from ops_action where begun_at < %s order by begun_at limit %s) old
     where a.id = old.id
     """
+_DROP_RETAINED: LiteralString = "delete from retained where until < clock_timestamp()"
 _DROP_SUBSCRIPTIONS: LiteralString = """
     delete from subscription where left_at < clock_timestamp() - make_interval(secs => %s)
     """
@@ -229,6 +230,8 @@ class Upkeep:
                 (dropped,) = await old.fetchone() or (0,)
         with _troubles("subscription", done):
             await conn.execute(_DROP_SUBSCRIPTIONS, (self._topic_linger,))
+        with _troubles("retained", done):
+            await conn.execute(_DROP_RETAINED)
         with _troubles("past_boot", done):
             await conn.execute("delete from past_boot where seen_at < %s", (first_kept,))
         with _troubles("old actions", done):

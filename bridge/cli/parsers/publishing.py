@@ -71,6 +71,9 @@ def _push_options(push: Parser) -> None:
         metavar="all|first",
         help="first: the first ack takes it back from the user's other sessions",
     )
+    request.add_argument(
+        "--retain", action="store_true", help="with --topic: who subscribes later gets it first"
+    )
     request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
     request.add_argument("--id", help="the idempotency key [a new one]")
     request.add_argument("--tenant", help="for analysts")

@@ -46,6 +46,7 @@ FIELDS: Final = frozenset(
         "collapse_key",
         "devices",
         "fallback",
+        "retain",
         "tenant",
         "meta",
     )
@@ -139,6 +140,8 @@ def problems(
     if "devices" in values:
         wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
         yield from raised(_first_device, values["devices"], path("devices"), wanted)
+    if "retain" in values:
+        yield from raised(_retain, values["retain"], path("retain"), "to.topic" in values, max_ttl)
 
 
 def raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
@@ -200,6 +203,8 @@ def build(
         values.get("collapse_key", ""),
         _ack_within(values["ack_within"], path("ack_within"), confirm) if "ack_within" in values else 0.0,
         "devices" in values and _first_device(values["devices"], path("devices"), confirm),
+        "retain" in values
+        and _retain(values["retain"], path("retain"), isinstance(target, ToTopic), max_ttl),
     )
 
 
@@ -277,16 +282,26 @@ def uuid7(at: float) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+_KEEPS_NOTHING = "this bridge keeps no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in"
+
+
+def _retain(value: object, path: str, to_topic: bool, max_ttl: float) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(Reason.INVALID, path, f"expected true or false, got {kind(value)}")
+    if value and not to_topic:
+        raise InvalidRequest(
+            Reason.INVALID, path, "expected true only beside to.topic: only topics have last values"
+        )
+    if value and max_ttl <= 0:
+        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}: leave retain out")
+    return value
+
+
 def _ttl(value: object, path: str, max_ttl: float) -> float:
     if not _is_finite(value) or value < 0:
         raise InvalidRequest(Reason.INVALID, path, f"expected seconds, 0 or more, got {kind(value)}")
     if value > 0 >= max_ttl:
-        raise InvalidRequest(
-            Reason.UNSUPPORTED,
-            path,
-            "this bridge keeps no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in:"
-            " leave ttl out, or say 0",
-        )
+        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}: leave ttl out, or say 0")
     if value > max_ttl:
         raise InvalidRequest(
             Reason.INVALID, path, f"expected at most {max_ttl:.15g} seconds (BRIDGE_RETENTION_DAYS), got more"

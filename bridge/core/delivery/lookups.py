@@ -95,18 +95,18 @@ class Lookups:
 
     async def last_position(self) -> int:
         """The highest position that the log has. Raises Stopped."""
-        return await self._ask(self._store.last_position, "store.last_position")
+        return await self.ask(self._store.last_position, "store.last_position")
 
     async def holder(self, session: str) -> Holder | None:
         """Who has or had a session. Raises Stopped."""
         assert self._directory is not None
-        return await self._ask(partial(self._directory.holder, session), "nodes.holder")
+        return await self.ask(partial(self._directory.holder, session), "nodes.holder")
 
     async def everyone_elsewhere(self, after: str) -> Sequence[tuple[str, Sequence[str]]]:
         """Users with sessions at other processes, and the boots of those; a page, as `Directory.everyone`. Raises
         Stopped."""
         assert self._directory is not None
-        return await self._ask(partial(self._directory.everyone, after, self._rows_most), "nodes.everyone")
+        return await self.ask(partial(self._directory.everyone, after, self._rows_most), "nodes.everyone")
 
     async def subscribers_elsewhere(
         self, topic: str, after: str, within: float
@@ -116,9 +116,10 @@ class Lookups:
         if self._directory is None:
             return ()
         call = partial(self._directory.subscribers, topic, after, self._rows_most, within)
-        return await self._ask(call, "nodes.subscribers")
+        return await self.ask(call, "nodes.subscribers")
 
-    async def _ask(self, call: Callable[[], Awaitable[T]], where: str) -> T:
+    async def ask(self, call: Callable[[], Awaitable[T]], where: str) -> T:
+        """Any other call, repeated until the database has answered it. Raises Stopped."""
         return await self._unless_stopped(self._repeated(call, where))
 
     async def _repeated(self, call: Callable[[], Awaitable[T]], where: str) -> T:

@@ -14,6 +14,7 @@ from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.remembered import Remembered
 from bridge.core.delivery.repeats import Repeats
+from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.inflight import InFlight
@@ -39,6 +40,7 @@ class TakeParts(NamedTuple):
     repeats: Repeats
     elsewhere: Elsewhere
     everywhere: Everywhere
+    retaining: Retaining
     remembered: Remembered
     turns: Turns
     load: Load

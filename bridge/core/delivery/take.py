@@ -45,6 +45,7 @@ class Taker:
         self._repeats = parts.repeats
         self._elsewhere = parts.elsewhere
         self._everywhere = parts.everywhere
+        self._retaining = parts.retaining
         self._remembered = parts.remembered
         self._turns = parts.turns
         self._load = parts.load
@@ -272,6 +273,7 @@ class Taker:
             message, request, resolver, fingerprint_of(request), came_before, known, ending, too_old
         )
         users = resolver.users(self._hub, request) if ending is None else resolver.named(request.target)
+        await self._retaining.keep(taking)
         taking, users = await self._everywhere.holder(taking, users)
         if resolver.roams and came_before:
             await self._take_again(taking, users)

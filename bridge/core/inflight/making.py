@@ -9,6 +9,7 @@ from bridge.core.inflight.transitions import State
 from bridge.core.model.fingerprint import NOT_KNOWN, fingerprint_of
 from bridge.core.model.outcomes import Outcome, Proof
 from bridge.core.model.pushes import NO_USER, Properties, PushRequest, Rejected, ToTopic
+from bridge.core.model.retained import LastValue
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken
@@ -52,6 +53,23 @@ def flight_of(
             request.encoding,
             request.excluded,
         )
+    return flight
+
+
+def flight_of_last_value(value: LastValue, user: str, owner: Owner, now: float, now_mono: float) -> Flight:
+    """The flight of a last value to a user who has subscribed. No message waits for it."""
+    properties = Properties(app_id=value.app_id)
+    message = HeldMessage(
+        _NO_TOKEN,
+        properties,
+        published_at=value.published_at,
+        taken_at=now,
+        traceparent=value.traceparent,
+    )
+    flight = flight_of(value.request, user, message, owner, now_mono, value.position, value.fingerprint)
+    flight.messages = []
+    # It is older than others with its collapse key, and must not replace them.
+    flight.collapse_key = ""
     return flight
 
 

@@ -124,6 +124,27 @@ class Pages:
         self._hold(session, replay)
         self._want(session)
 
+    def hold(self, session: Session) -> None:
+        """From now on the session holds what it is offered, until `let_go` is called as often: something else comes
+        first."""
+        if session.replay is None:
+            now = self._inflight.take_position()
+            replay = Replay(after=now, until=now)
+            replay.asked = replay.parked = True
+            self._hold(session, replay)
+        assert session.replay is not None
+        session.replay.awaits += 1
+
+    def let_go(self, session: Session) -> None:
+        """See `hold`."""
+        replay = session.replay
+        if replay is None:
+            return
+        replay.awaits -= 1
+        if not replay.awaits and replay.parked:
+            replay.parked = False
+            self._want(session)
+
     def rung(self, user: str, position: int, *, delivered: bool = False) -> None:
         """Another node has stored a push for this user, at this position: sessions read it, unless they have it.
 
@@ -284,6 +305,8 @@ class Pages:
                 pass
             elif replay.rung is not None:
                 replay.after, replay.rung, replay.again = min(replay.after, replay.rung - 1), None, True
+            elif replay.awaits:
+                replay.asked = replay.parked = True
             elif self._released(session) and session.end_replay(self._inflight.take_position()):
                 self._replaying.pop(session, None)
                 session.next_round = self._clock.monotonic() + self._patience

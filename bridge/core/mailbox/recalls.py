@@ -10,9 +10,10 @@ from bridge.core.bounds import Bounds
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.last_values import LastValues
 from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.outcomes import Outcome
-from bridge.core.model.pushes import Recall
+from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.rows import RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
@@ -38,6 +39,7 @@ class Recalls:
         store: Store,
         inflight: InFlight,
         withdrawing: Withdrawing,
+        last_values: LastValues,
         tell_others: Callable[[Recall, int], None],
         clock: Clock,
         bounds: Bounds,
@@ -47,6 +49,7 @@ class Recalls:
         self._store = store
         self._inflight = inflight
         self._withdrawing = withdrawing
+        self._last_values = last_values
         self._clock = clock
         self._bounds = bounds.statements
         self._tries = bounds.mailbox.recall_tries
@@ -56,6 +59,8 @@ class Recalls:
         """Another node carries out a recall, and ends the rows: end what is in flight here and was taken up to this
         position, and tell the sessions here."""
         now = self._clock.time()
+        if recall.push_id:
+            self._last_values.recalled(PushKey(recall.tenant, recall.push_id))
         named = [flight for flight in self._named(recall) if flight.position <= until]
         for flight in named:
             flight.recalled(now)
@@ -69,6 +74,8 @@ class Recalls:
         Returns when all of it is committed: a push in flight without a row would come again with its message. Many rows
         are ended step by step, and the sessions are told after each step. Raises StoreUnavailable: call it again then.
         """
+        if recall.push_id:
+            await self._last_values.forget(PushKey(recall.tenant, recall.push_id))
         self._tell_others(recall, self._inflight.take_position())
         now = self._clock.time()
         ended: set[RowKey] = set()

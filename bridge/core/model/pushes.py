@@ -125,6 +125,8 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """Seconds that an `acked` push waits for its ack; 0: BRIDGE_CONFIRM_TIMEOUT."""
     first_device: bool = False
     """The first ack takes it back from the user's other sessions."""
+    retain: bool = False
+    """It is the last value of its topic and event: who subscribes later gets it first."""
 
     @property
     def key(self) -> PushKey:

@@ -10,11 +10,13 @@ class Replay:
         "after",
         "again",
         "asked",
+        "awaits",
         "began",
         "exact",
         "full",
         "last",
         "missed",
+        "parked",
         "resumed",
         "rung",
         "seen",
@@ -38,6 +40,10 @@ class Replay:
         """Whether nothing after `until` is read, not even what another node's clock may have put there."""
         self.asked = False
         """Its next page was asked for, and has not come yet."""
+        self.awaits = 0
+        """What is yet to come from elsewhere than the mailbox: it does not end before."""
+        self.parked = False
+        """All pages have come, and only that is awaited."""
         self.full = False
         """There was no room for all of the last page: no other is read before the socket takes bytes."""
         self.missed: int | None = None

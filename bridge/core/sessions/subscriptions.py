@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from bridge.core.contract.frames import Ref, error_frame, ok_frame
 from bridge.core.contract.patterns import permits
@@ -33,12 +33,33 @@ class Trouble(enum.Enum):
     TRY_LATER = enum.auto()
 
 
+class SubscriptionListener(Protocol):
+    """Is told of subscriptions on their way into the ledger. See `mailbox/last_values.py`."""
+
+    def subscribes(self, session: Session, topic: str) -> None:
+        """A session is about to be subscribed."""
+        ...
+
+    def subscribed(self, session: Session, topic: str) -> None:
+        """The ledger has it."""
+        ...
+
+    def not_subscribed(self, session: Session, topic: str) -> None:
+        """It has ended, or is refused."""
+        ...
+
+    def closed(self, session: Session) -> None:
+        """The session gets no more pushes."""
+        ...
+
+
 class Subscriptions:
     """Keeps the index of topics and what the ledger is told of it in step."""
 
-    def __init__(self, topics: Topics, ledger: Ledger) -> None:
+    def __init__(self, topics: Topics, ledger: Ledger, listener: SubscriptionListener) -> None:
         self._topics = topics
         self._ledger = ledger
+        self._listener = listener
 
     def opened(self, session: Session) -> None:
         """A session has opened: its token names topics."""
@@ -81,11 +102,14 @@ class Subscriptions:
         if not self._ledger.kept:
             _answer(session, refs)
         elif changed or refs:
+            if changed and on:
+                self._listener.subscribes(session, topic)
             self._ledger.subscribed(session, topic, refs, on=on)
 
     def closed(self, session: Session, *, remember: bool) -> None:
         """A session gets no more pushes. `remember`: until the ledger has its close."""
         self._topics.leaves(session, remember=remember)
+        self._listener.closed(session)
 
     def committed(self, entries: Entries, wishes: Iterable[Wish]) -> None:
         """The ledger has these entries; the wishes are what it had been told last."""
@@ -93,6 +117,8 @@ class Subscriptions:
             self._topics.has_left(closed.session)
         for wish in wishes:
             _answer(wish.session, wish.refs)
+            tell = self._listener.subscribed if wish.entry.on else self._listener.not_subscribed
+            tell(wish.session, wish.entry.topic)
 
     def given_up(self, entries: Entries, wishes: Iterable[Wish]) -> None:
         """The database refuses these entries."""
@@ -100,6 +126,7 @@ class Subscriptions:
             self._topics.has_left(closed.session)
         for wish in wishes:
             self._topics.remove(wish.session, wish.entry.topic)
+            self._listener.not_subscribed(wish.session, wish.entry.topic)
             for ref in wish.refs:
                 send_later_answer(
                     wish.session, error_frame("try_later", "topic: the database refuses it", ref)

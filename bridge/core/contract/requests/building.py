@@ -30,6 +30,7 @@ def request_body(
     collapse_key: str | None = None,
     ack_within: float | None = None,
     devices: str | None = None,
+    retain: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Build the body of a push request. A `msgspec.Raw` as `data` is JSON text, used as it is.
@@ -54,6 +55,7 @@ def request_body(
         "collapse_key": collapse_key,
         "ack_within": ack_within,
         "devices": devices,
+        "retain": retain or None,
     }
     try:
         body = jsontext.encode(

@@ -32,6 +32,7 @@ class _Known(msgspec.Struct, gc=False):
     collapse_key: Raw | UnsetType = UNSET
     devices: Raw | UnsetType = UNSET
     fallback: Raw | UnsetType = UNSET
+    retain: Raw | UnsetType = UNSET
     tenant: Raw | UnsetType = UNSET
     meta: Raw | UnsetType = UNSET
 

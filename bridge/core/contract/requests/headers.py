@@ -61,6 +61,7 @@ FIELD_OF: Mapping[str, str] = {
     "x-push-ack-within": "ack_within",
     "x-push-collapse-key": "collapse_key",
     "x-push-devices": "devices",
+    "x-push-retain": "retain",
     "x-push-fallback": "fallback",
 }
 HEADER_OF: Mapping[str, str] = {
@@ -159,11 +160,11 @@ def _widened(field: str, value: object) -> object:
     if isinstance(value, str):
         if field in ("to.users", "to.except"):
             return CommaText(value)
-        if field == "to.all" and value.lower() in _YES | _NO:
+        if field in ("to.all", "retain") and value.lower() in _YES | _NO:
             return value.lower() in _YES
         if field in ("ttl", "ack_within") and len(value) <= _DECIMAL_CHARS and _DECIMAL.fullmatch(value):
             return float(value)
-    elif field == "to.all" and type(value) in (int, float) and value in (0, 1):
+    elif field in ("to.all", "retain") and type(value) in (int, float) and value in (0, 1):
         return value == 1
     return value
 

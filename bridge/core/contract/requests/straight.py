@@ -54,6 +54,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     collapse_key: Id = ""
     ack_within: _AckWithin = 0.0
     devices: str = "all"
+    retain: bool = False
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -115,6 +116,8 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
         return None
     if not first_device and request.devices != "all":
         return None
+    if request.retain and (not to.topic or limits.max_ttl <= 0):
+        return None
     if not (data.isascii() or jsontext.is_utf8(data)):
         return None
     # Data over AT_ONCE is left to `straight_in_steps`.
@@ -138,6 +141,7 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     return PushRequest(
         push_id or fields.uuid7(taken_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
         meta, not push_id, request.ttl, collapse_key, request.ack_within, first_device,
+        request.retain,
     )  # fmt: skip
 
 

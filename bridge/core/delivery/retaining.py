@@ -1,0 +1,48 @@
+"""Keep the last value of a topic and an event, before the push goes to those who are subscribed.
+
+Whoever subscribes registers first and reads then. So who is not found when the push is taken, since they come later,
+finds it among the last values.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bridge.core.delivery.lookups import Lookups
+from bridge.core.delivery.taking import Taking
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.model.retained import LastValue
+from bridge.core.ports.retained import Retained
+
+
+class Retaining:
+    """Keeps last values as pushes are taken."""
+
+    def __init__(
+        self, retained: Retained | None, *, lookups: Lookups, inflight: InFlight, kept_for: float
+    ) -> None:
+        """`kept_for`: seconds after its publication for which a push without a ttl stays the last value."""
+        self._retained = retained
+        self._lookups = lookups
+        self._inflight = inflight
+        self._kept_for = kept_for
+
+    async def keep(self, taking: Taking) -> None:
+        """Keep this request, if it asks for that. A repeat is not newer than what has replaced the first. Raises
+        Stopped."""
+        request = taking.request
+        if not request.retain or self._retained is None or taking.ending or taking.too_old:
+            return
+        if taking.came_before and await self._lookups.has_rows(request.key):
+            return
+        message = taking.message
+        value = LastValue(
+            request,
+            self._inflight.take_position(),
+            message.published_at,
+            message.published_at + (request.ttl or self._kept_for),
+            taking.fingerprint,
+            message.properties.app_id,
+            message.traceparent,
+        )
+        await self._lookups.ask(partial(self._retained.keep, value), "retained.keep")

@@ -1,0 +1,91 @@
+"""The parts that keep pushes for users and take them back, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bridge.core.bounds import Bounds
+from bridge.core.inflight.inflight import InFlight
+from bridge.core.mailbox.last_values import LastValues
+from bridge.core.mailbox.measuring import MailboxLimits
+from bridge.core.mailbox.pages import Pages
+from bridge.core.mailbox.recalls import Recalls
+from bridge.core.mailbox.resends import Resends
+from bridge.core.mailbox.sweep import MailboxSweep
+from bridge.core.mailbox.withdrawing import Withdrawing
+from bridge.core.model.pushes import Recall
+from bridge.core.ports.clock import Clock
+from bridge.core.ports.plugins import ErrorHandler, Metrics
+from bridge.core.ports.retained import Retained
+from bridge.core.ports.store import Store
+from bridge.core.sessions.freshness import Freshness
+from bridge.core.sessions.hub import Hub
+from bridge.core.sessions.outgoing import Outgoing
+from bridge.core.settlement.gate import Gate
+
+
+class Mailbox:
+    """What is kept, and what is done with it."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        retained: Retained | None,
+        metrics: Metrics,
+        errors: ErrorHandler,
+        clock: Clock,
+        limits: MailboxLimits,
+        bounds: Bounds,
+        confirm_timeout: float,
+        park_after: float,
+        hub: Hub,
+        inflight: InFlight,
+        freshness: Freshness,
+        gate: Gate,
+        boot: str,
+        tell_others: Callable[[Recall, int], None],
+    ) -> None:
+        """Seconds as in `DeliveryLimits`. For `tell_others` see `Recalls`."""
+        self.pages = Pages(
+            store=store,
+            hub=hub,
+            inflight=inflight,
+            outgoing=Outgoing(hub=hub, freshness=freshness, metrics=metrics, clock=clock),
+            clock=clock,
+            gate=gate,
+            errors=errors,
+            boot=boot,
+            patience=confirm_timeout,
+            bounds=bounds,
+        )
+        self.resends = Resends(hub=hub, inflight=inflight, pages=self.pages, pong_after=park_after)
+        self.sweep = MailboxSweep(
+            store=store,
+            inflight=inflight,
+            clock=clock,
+            gate=gate,
+            errors=errors,
+            limits=limits,
+            bounds=bounds,
+        )
+        self.withdrawing = Withdrawing(hub, self.pages)
+        self.last_values = LastValues(
+            retained,
+            store=store,
+            inflight=inflight,
+            pages=self.pages,
+            clock=clock,
+            gate=gate,
+            errors=errors,
+            bounds=bounds,
+        )
+        self.recalls = Recalls(
+            store=store,
+            inflight=inflight,
+            withdrawing=self.withdrawing,
+            last_values=self.last_values,
+            tell_others=tell_others,
+            clock=clock,
+            bounds=bounds,
+        )
