@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from bridge.adapters.postgres.upkeep import Upkeep
+from tests.servers.test_kept import control
 from tests.servers.test_revocations import command
 from tests.support.bridges import bridge, endings, final_rows, get, process, publish, rows, token
 from tests.support.clients import Client, client
@@ -164,3 +165,85 @@ def test_subscribers_are_looked_up_by_index_whatever_the_statistics_say(database
                 [(scanned, rows_read)] = conn.execute(read).fetchall()
             assert scanned == 0
             assert rows_read <= 5 * users, "each is looked up, not compared with all others"
+
+
+async def test_last_values_come_first_and_are_recalled_expired_and_replaced(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(bridge(vhost, database, node="a"))
+        other = await stack.enter_async_context(bridge(vhost, database, node="b"))
+        kept = [
+            to("t", "p1", retain=True),
+            to("t", "p2", retain=True, event="b", ttl=3600),
+            to("t", "p3", retain=True),
+            to("t", "p4", retain=True, event="c"),
+            to("t", "p5", retain=True, event="d", ttl=0.001),
+        ]
+        await publish(vhost, *kept)
+        await final_rows(database, 5)
+        asked = await member(stack, other.ws_port, "u1", subscribe=["#"])
+        assert (await asks(asked, "subscribe", "t"))["type"] == "ok"
+        assert [(await asked.read_json())["id"] for _ in range(3)] == ["p2", "p3", "p4"]
+        found = endings(await final_rows(database, 8))
+        assert {key: end for key, end in found.items() if key[1] == "u1"} == {
+            ("p2", "u1"): ("received", "pong"),
+            ("p3", "u1"): ("received", "pong"),
+            ("p4", "u1"): ("received", "pong"),
+        }
+        async with control(vhost) as say:
+            await say({"type": "recall", "push_id": "p4"})
+        claimed = await member(stack, first.ws_port, "u2", topics=["t"])
+        assert [(await claimed.read_json())["id"] for _ in range(2)] == ["p2", "p3"]
+        await publish(vhost, to("t", "p6"))
+        assert (await claimed.read_json())["id"] == "p6"
+
+
+async def test_last_values_are_looked_up_by_index_whatever_the_statistics_say(
+    vhost: str, database: str
+) -> None:
+    """Topics had none when the plan was made."""
+    asks = "select count(*) from last_values(%s, %s, %s, 100, 65536)"
+    read = """
+        select coalesce(sum(seq_tup_read), 0), sum(seq_tup_read + coalesce(idx_tup_fetch, 0))
+        from pg_stat_xact_user_tables where relname like 'retained' or relname like 'delivery_log%%'
+        """
+    params = ([f"t.{n}" for n in range(50)], [f"u{n}" for n in range(50)], [0] * 50)
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("alter table retained set (autovacuum_enabled = false)")
+        conn.execute("analyze retained")
+        for _ in range(7):
+            conn.execute(asks, params)
+        conn.execute(
+            """
+            insert into retained (topic, event, position, tenant, push_id, day, published_at, until, confirm, encoding,
+                data, ttl, ack_within, first_device, app_id, traceparent, fingerprint)
+            select 't.' || n % 1000, 'e' || n, n, '', 'p' || n, log_today(), now(), now() + interval '1 day', 2, 'json',
+                '1', 0, 0, false, '', '', 0
+            from generate_series(1, 20000) n
+            """
+        )
+        with conn.transaction():
+            assert conn.execute(asks, params).fetchall() == [(1000,)]
+            [(scanned, rows_read)] = conn.execute(read).fetchall()
+        assert scanned == 0
+        assert rows_read <= 5 * 1000, "each is looked up, not compared with all others"
+    async with bridge(vhost, database) as made, AsyncExitStack() as stack:
+        one = await member(stack, made.ws_port, "u1", topics=["t.7"])
+        events = [(await one.read_json())["event"] for _ in range(20)]
+        assert events == [f"e{n}" for n in range(7, 20_000, 1000)]
+
+
+async def test_upkeep_drops_last_values_that_are_over(vhost: str, database: str) -> None:
+    async with bridge(vhost, database):
+        await publish(vhost, to("t", "p1", retain=True, ttl=0.001), to("t", "p2", retain=True, event="b"))
+        await final_rows(database, 2)
+        async with (
+            await psycopg.AsyncConnection.connect(database, autocommit=True) as conn,
+            asyncio.timeout(20),
+        ):
+            while True:
+                await Upkeep(database, 0.0).run_once(30)
+                left = await (await conn.execute("select push_id from retained")).fetchall()
+                if left == [("p2",)]:
+                    break

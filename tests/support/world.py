@@ -20,6 +20,7 @@ from unittest import mock
 import msgspec
 
 from bridge.adapters.memory import MemoryLease, MemorySessions, MemoryStore
+from bridge.adapters.memory.retained import MemoryRetained
 from bridge.core.bounds import Bounds, MailboxBounds, SettlementBounds, StatementBounds, TakingBounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.recording import Recording
@@ -28,6 +29,7 @@ from bridge.core.mailbox.measuring import MailboxLimits
 from bridge.core.model.ledger import Entries, Noted
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
+from bridge.core.model.retained import LastValue, LastValuesAsk, LastValuesPage
 from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.broker import AckToken
@@ -206,6 +208,31 @@ class SlowSessions(MemorySessions):
         return await super().note(entries)
 
 
+class SlowRetained(MemoryRetained):
+    """Last values in the same database as a store."""
+
+    def __init__(self, store: SlowStore, clock: ManualClock) -> None:
+        super().__init__(store, clock)
+        self._slow = store
+
+    async def _answers(self) -> None:
+        await asyncio.sleep(0)
+        while self._slow.slow:
+            await asyncio.sleep(0)
+        if self._slow.fail_with is not None:
+            raise StoreUnavailable("away")
+
+    async def keep(self, value: LastValue) -> None:
+        await self._answers()
+        await super().keep(value)
+
+    async def find(self, asks: Sequence[LastValuesAsk]) -> Sequence[LastValuesPage]:
+        await self._answers()
+        found = await super().find(asks)
+        await asyncio.sleep(0)
+        return found
+
+
 class World:
     """Everything around one core; `restart` gives it a new core on the same rows."""
 
@@ -213,6 +240,7 @@ class World:
         self.clock = ManualClock()
         self.store = SlowStore(self.clock)
         self.sessions = SlowSessions(self.store, self.clock)
+        self.retained = SlowRetained(self.store, self.clock)
         self.messages: list[Published] = []
         self.facts = Facts()
         self.incarnation = 0
@@ -250,6 +278,7 @@ class World:
             mailbox_limits=MailboxLimits(pushes=6),
             bounds=self.bounds,
             sessions=self.sessions,
+            retained=self.retained,
         )
         self.house = house
         house.acks.ack = self._acked  # type: ignore[method-assign]
@@ -432,6 +461,7 @@ class World:
             "data": n,
             "confirm": CONFIRMS[n % 3],
             "ttl": 30 * (m % 2),
+            "retain": m % 3 == 0,
         }
         message = Published(json.dumps(body).encode(), ())
         self.everyone.add(push_id)
