@@ -110,19 +110,9 @@ async def delivery_log(
                 "is or was online"
             )
             memory = MemoryStore(clock)
+            claim = MemoryLease(memory, clock, settings.node, boot)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
-            yield Rows(
-                memory,
-                MemoryLease(memory, clock, settings.node, boot),
-                revoked,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                logs,
-            )
+            yield Rows(memory, claim, revoked, None, None, None, None, None, None, logs)
 
 
 def look_up_of(settings: Settings, seconds: float) -> LookUp | None:

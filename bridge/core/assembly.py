@@ -45,6 +45,7 @@ from bridge.core.sessions.admission import Admission, AdmissionLimits
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.ledger import Ledger
+from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.revoked import Revoked
 from bridge.core.sessions.subscriptions import Subscriptions
 from bridge.core.settlement.gate import Gate
@@ -111,7 +112,6 @@ class Core:
         mailbox = Mailbox(
             store=ports.store,
             retained=ports.retained,
-            metrics=ports.metrics,
             errors=ports.errors,
             clock=ports.clock,
             limits=limits.mailbox,
@@ -120,7 +120,9 @@ class Core:
             park_after=delivery.park_after,
             hub=self.hub,
             inflight=self.inflight,
-            freshness=self.freshness,
+            outgoing=Outgoing(
+                hub=self.hub, freshness=self.freshness, metrics=ports.metrics, clock=ports.clock
+            ),
             gate=self.gate,
             boot=boot,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
@@ -223,9 +225,7 @@ class Core:
                 repeats=repeats,
                 elsewhere=elsewhere,
                 everywhere=everywhere,
-                retaining=Retaining(
-                    ports.retained, lookups=lookups, inflight=inflight, kept_for=limits.requests.max_ttl
-                ),
+                retaining=Retaining(ports.retained, lookups, inflight, limits.requests.max_ttl),
                 remembered=self.remembered,
                 turns=turns,
                 load=load,

@@ -27,6 +27,7 @@ INTERNAL = (
         "revocation_reader",
         "session",
         "subscription",
+        "retained",
         "ops_action",
         "schema_version",
     ),

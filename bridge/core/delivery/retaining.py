@@ -19,7 +19,7 @@ class Retaining:
     """Keeps last values as pushes are taken."""
 
     def __init__(
-        self, retained: Retained | None, *, lookups: Lookups, inflight: InFlight, kept_for: float
+        self, retained: Retained | None, lookups: Lookups, inflight: InFlight, kept_for: float
     ) -> None:
         """`kept_for`: seconds after its publication for which a push without a ttl stays the last value."""
         self._retained = retained

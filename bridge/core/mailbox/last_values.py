@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from bridge.core.bounds import Bounds
 from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.errors import StatementFailed
 from bridge.core.inflight.inflight import InFlight
@@ -26,9 +25,7 @@ from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.retained import Retained
 from bridge.core.ports.sockets import Frame
-from bridge.core.ports.store import Store
 from bridge.core.sessions.session import Session
-from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.persistence import Persistence
 
 ASKS: Final = 50
@@ -50,27 +47,26 @@ class LastValues:
         self,
         retained: Retained | None,
         *,
-        store: Store,
+        persistence: Persistence,
         inflight: InFlight,
         pages: Pages,
         clock: Clock,
-        gate: Gate,
         errors: ErrorHandler,
-        bounds: Bounds,
     ) -> None:
         self._retained = retained
         self._inflight = inflight
         self._pages = pages
         self._clock = clock
         self._errors = errors
-        self._persistence = Persistence(store, gate, clock, "last values", bounds.statements)
+        self._persistence = persistence
         self._waiting: dict[Session, set[str]] = {}
         """Topics of sessions that wait, whether the ledger has their subscription yet or not."""
         self._asked: dict[tuple[Session, str], int] = {}
         """Those to be read, and from which position on."""
         self._full: dict[tuple[Session, str], int] = {}
         """Those whose session had no room for more."""
-        self._recalled: set[PushKey] | None = None
+        self._reads = False
+        self._recalled: set[PushKey] = set()
         """Pushes that were recalled while a statement reads."""
         self._wake = asyncio.Event()
 
@@ -115,7 +111,7 @@ class LastValues:
 
     def recalled(self, push: PushKey) -> None:
         """A node carries out a recall of this push."""
-        if self._recalled is not None:
+        if self._reads:
             self._recalled.add(push)
 
     async def run(self) -> None:
@@ -138,7 +134,7 @@ class LastValues:
             self._wake.set()
 
     async def _read(self, retained: Retained, some: Sequence[_Ask]) -> None:
-        recalled = self._recalled = set[PushKey]()
+        self._reads = True
 
         async def pages(asked: Sequence[_Ask]) -> Sequence[tuple[_Ask, LastValuesPage]]:
             found = await retained.find([LastValuesAsk(a.topic, a.session.user, a.after) for a in asked])
@@ -150,18 +146,19 @@ class LastValues:
             return [(asked, LastValuesPage((), False))]
 
         for asked, page in await self._persistence.in_parts(some, pages, failed):
-            self._page(asked, page, recalled)
+            self._page(asked, page)
             # A page may hold many; pongs get their turn in between.
             await self._clock.sleep(0)
-        self._recalled = None
+        self._reads = False
+        self._recalled.clear()
 
-    def _page(self, asked: _Ask, page: LastValuesPage, recalled: Collection[PushKey]) -> None:
+    def _page(self, asked: _Ask, page: LastValuesPage) -> None:
         session, topic, after = asked
         if topic not in self._waiting.get(session, ()):
             return
         has = session.waiting_keys() | session.handed_keys()
         for found in page.values:
-            if found.value.request.key not in recalled and not self._offer(session, found, has):
+            if found.value.request.key not in self._recalled and not self._offer(session, found, has):
                 self._full[session, topic] = after
                 break
             after = found.value.position

@@ -15,13 +15,13 @@ from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.pushes import Recall
 from bridge.core.ports.clock import Clock
-from bridge.core.ports.plugins import ErrorHandler, Metrics
+from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.retained import Retained
 from bridge.core.ports.store import Store
-from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.settlement.gate import Gate
+from bridge.core.settlement.persistence import Persistence
 
 
 class Mailbox:
@@ -32,7 +32,6 @@ class Mailbox:
         *,
         store: Store,
         retained: Retained | None,
-        metrics: Metrics,
         errors: ErrorHandler,
         clock: Clock,
         limits: MailboxLimits,
@@ -41,7 +40,7 @@ class Mailbox:
         park_after: float,
         hub: Hub,
         inflight: InFlight,
-        freshness: Freshness,
+        outgoing: Outgoing,
         gate: Gate,
         boot: str,
         tell_others: Callable[[Recall, int], None],
@@ -51,7 +50,7 @@ class Mailbox:
             store=store,
             hub=hub,
             inflight=inflight,
-            outgoing=Outgoing(hub=hub, freshness=freshness, metrics=metrics, clock=clock),
+            outgoing=outgoing,
             clock=clock,
             gate=gate,
             errors=errors,
@@ -72,13 +71,11 @@ class Mailbox:
         self.withdrawing = Withdrawing(hub, self.pages)
         self.last_values = LastValues(
             retained,
-            store=store,
+            persistence=Persistence(store, gate, clock, "last values", bounds.statements),
             inflight=inflight,
             pages=self.pages,
             clock=clock,
-            gate=gate,
             errors=errors,
-            bounds=bounds,
         )
         self.recalls = Recalls(
             store=store,
