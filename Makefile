@@ -17,6 +17,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C; with WORKERS=2 in two processes
+	@echo "a group chat: \`make chat\` in another shell, then http://127.0.0.1:8183/"
 	@$(BIN)/bridge dev $(if $(WORKERS),--workers $(WORKERS))
 
 chat: $(READY) ## a group chat in the browser, while `make run` runs in another shell, until Ctrl-C

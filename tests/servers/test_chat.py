@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ from tests.support.clients import Client, client
 from tests.support.proxies import AmqpProxy
 from tests.support.queues import ENVELOPE
 
+ROOT = Path(__file__).parent.parent.parent
 ROOM: dict[str, Any] = {"topic": "room.kitchen"}
 
 
@@ -82,3 +85,11 @@ async def test_it_comes_back_when_it_has_lost_the_broker(vhost: str, database: s
         assert answer == {"type": "ok", "ref": 1}
         proxy.accept()
         assert (await said(ann))["data"] == {"user": "ann", "text": "meanwhile"}
+
+
+def test_make_run_names_the_address_of_the_chat() -> None:
+    code = (ROOT / "examples" / "chat" / "page.py").read_text()
+    port = re.search(r'"CHAT_PORT", "(\d+)"', code)
+    assert port is not None
+    run = (ROOT / "Makefile").read_text().partition("\nrun: ")[2].partition("\n\n")[0]
+    assert f"http://127.0.0.1:{port[1]}/" in run
