@@ -146,7 +146,7 @@ class Forwards:
             flight.answered()
         word = report.word
         if word is Word.HANDED:
-            flight.handed(now, report.session, node)
+            flight.handed(now, report.session, node, unprovable=report.unprovable)
         elif word is Word.RECEIVED:
             flight.received(now, report.session, node)
         elif word is Word.ACKED:
@@ -168,6 +168,8 @@ class Forwards:
             flight.excluded(now)
         else:
             why = Reason(report.why) if report.why else None
+            if report.unprovable:
+                why = Reason.NO_PROOF_POSSIBLE
             flight.lost(now, handed=word is Word.LOST, why=why)
         return None
 

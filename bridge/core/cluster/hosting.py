@@ -39,6 +39,7 @@ class Guest(Offered):
         "_open",
         "_prover",
         "_report",
+        "_unprovable",
         "_withdrawn",
         "collapse_key",
         "expires_at",
@@ -46,7 +47,7 @@ class Guest(Offered):
     )
 
     def __init__(
-        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str, str], None]
+        self, key: RowKey, forwarded: Forwarded, clock: Clock, report: Callable[[Word, str, str, bool], None]
     ) -> None:
         self.key = key
         self.confirm = Proof(forwarded.confirm)
@@ -58,6 +59,8 @@ class Guest(Offered):
         self._best = Proof.NONE
         self._prover = ""
         self._open = 0
+        self._unprovable = False
+        """Only sessions have handed it over whose clients have never proven anything."""
         self._withdrawn = False
 
     @property
@@ -71,18 +74,24 @@ class Guest(Offered):
         """A recall names it."""
         self._withdrawn = True
 
-    def rebound(self, report: Callable[[Word, str, str], None]) -> None:
+    def rebound(self, report: Callable[[Word, str, str, bool], None]) -> None:
         """It has another owner, who is told what was proven by now."""
         self._report = report
         if self._best is not Proof.NONE:
-            report(Word(self._best - 1), "", self._prover)
+            report(Word(self._best - 1), "", self._prover, self._unprovable)
 
     def addressed(self, sessions: int) -> None:
         """It was offered to this many more sessions."""
         self._open += sessions
 
-    def handed(self, now: float, by: str) -> None:
+    def handed(self, now: float, by: str, *, unprovable: bool = False) -> None:
         """See `Offered`."""
+        if self._best is Proof.NONE:
+            self._unprovable = unprovable
+        elif self._unprovable and not unprovable and self._best is Proof.WRITTEN:
+            self._unprovable = False
+            self._report(Word.HANDED, "", by, False)
+            return
         self._proven(Proof.WRITTEN, Word.HANDED, by)
 
     def received(self, now: float, by: str) -> None:
@@ -97,14 +106,15 @@ class Guest(Offered):
         if proof > self._best:
             self._best = proof
             self._prover = by
-            self._report(word, "", by)
+            self._report(word, "", by, self._unprovable)
 
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> None:
         """See `Offered`."""
         self._open -= 1
         if self._open == 0 and self._best < self.confirm:
             word = Word.UNSENT if self._best is Proof.NONE else Word.LOST
-            self._report(word, "" if why is None or word is Word.LOST else why.value, "")
+            unsent = "" if why is None or word is Word.LOST else why.value
+            self._report(word, unsent, "", why is Reason.NO_PROOF_POSSIBLE)
 
 
 class _Unheard(NamedTuple):
@@ -166,11 +176,12 @@ class Hosting:
     ) -> None:
         key = RowKey(forwarded.tenant, forwarded.push_id, user)
 
-        def report(word: Word, why: str, session: str) -> None:
+        def report(word: Word, why: str, session: str, unprovable: bool) -> None:
             ended = word >= Word.LOST or word >= forwarded.confirm - 1
             if ended and self._guests.get(key) is guest:
                 del self._guests[key]
-            self._report(_Unheard(boot, key, Report(number, word, why, session), self._clock.time()))
+            said = Report(number, word, why, session, unprovable)
+            self._report(_Unheard(boot, key, said, self._clock.time()))
 
         known = self._guests.get(key)
         if known is not None:
@@ -188,7 +199,7 @@ class Hosting:
             here = subscribed if subscribed or forwarded.expires_at is None else here
         sessions = [s for s in here if s.id not in forwarded.excluded]
         if not sessions:
-            report(Word.EXCLUDED if here else Word.ABSENT, "", "")
+            report(Word.EXCLUDED if here else Word.ABSENT, "", "", False)
             return
         self._guests[key] = guest
         if len(self._guests) > GUESTS_MAX:

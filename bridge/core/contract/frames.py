@@ -25,10 +25,11 @@ def push_frame(request: PushRequest) -> Frame:
         of += b',"topic":%b' % encode(request.target.topic)
     head = b'{"type":"push","id":%b%b,"event":%b,"data":' % (encode(request.id), of, encode(request.event))
     if request.encoding is Encoding.JSON:
-        return Frame(b"%b%b}" % (head, request.data))
+        return Frame(b"%b%b}" % (head, request.data), False, request.id)
     if request.encoding is Encoding.TEXT:
-        return Frame(b"%b%b}" % (head, encode(request.data.decode())))
-    return Frame(b'%b"%b","encoding":"base64"}' % (head, base64.b64encode(request.data)))
+        return Frame(b"%b%b}" % (head, encode(request.data.decode())), False, request.id)
+    data = base64.b64encode(request.data)
+    return Frame(b'%b"%b","encoding":"base64"}' % (head, data), False, request.id)
 
 
 def bare_frame(request: PushRequest) -> Frame:
@@ -47,14 +48,21 @@ HEARTBEAT = Frame(b'{"type":"heartbeat"}')
 """Only says that the connection is alive."""
 
 
-def welcome_frame(session: str, user: str, complete: bool) -> Frame:
+def ping_frame(payload: bytes) -> Frame:
+    """A ping, where the transport has none. Its client says the payload in a request of its own."""
+    return Frame(b'{"type":"ping","payload":"%b"}' % payload.hex().encode())
+
+
+def welcome_frame(session: str, user: str, complete: bool, key: str = "") -> Frame:
     """The first frame of a session.
 
     `complete`: nothing that was kept since the push to resume from is missing; true where the client does not resume.
-    If that turns out to be wrong during the replay, a second welcome says false.
+    If that turns out to be wrong during the replay, a second welcome says false. `key`: what the client must show with
+    each request that belongs to the session; empty where it needs none.
     """
     said = {"type": "welcome", "session": session, "user": user, "complete": complete}
-    return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY}))
+    own = {"key": key} if key else {}
+    return Frame(encode({**said, "heartbeat": HEARTBEAT_EVERY, **own}))
 
 
 REFRESH = Frame(b'{"type":"refresh"}')
@@ -79,9 +87,8 @@ def ok_frame(ref: Ref = None) -> Frame:
 
 def bye_frame(reason: CloseReason, retry_after: float) -> Frame:
     """The last frame before a close. `retry_after`: seconds to wait before coming back."""
-    return Frame(
-        encode({"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after})
-    )
+    said = {"type": "bye", "code": reason.code, "reason": reason.word, "retry_after": retry_after}
+    return Frame(encode(said), retry=retry_after)
 
 
 def _with_ref(ref: Ref) -> dict[str, Ref]:

@@ -67,6 +67,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """A `Reason`'s word, where the queue of a session was the cause that it was not sent."""
     session: str = ""
     """The session that proved it. Bridges of the version before do not say it, and skip it."""
+    unprovable: bool = False
+    """With HANDED: see `Offered.handed`. With LOST: nobody waits any more for a client that can't prove it. Bridges
+    before streams of events do not say it, and skip it."""
 
 
 EVERYBODY: Final = ""
@@ -100,7 +103,20 @@ class Recalled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     collapse_key: str
 
 
-Item: TypeAlias = Forwarded | Report | Ring | Recalled
+class Posted(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """What a client has said with a request that came to another node than its session: see `Said`. Only bridges with
+    streams of events have such sessions, so only they get it."""
+
+    key: str
+    pong: bytes | None
+    ack: str | None
+    tenant: str | None
+
+    def __repr__(self) -> str:
+        return f"Posted(pong={self.pong!r}, ack={self.ack!r})"
+
+
+Item: TypeAlias = Forwarded | Report | Ring | Recalled | Posted
 
 
 class Post(msgspec.Struct, frozen=True, array_like=True, gc=False):

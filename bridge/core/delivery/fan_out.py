@@ -124,7 +124,8 @@ class _Sending:
         self._pong_after = pong_after
         request = taking.request
         self._frames = frames
-        frames[Mode.BARE], frames[Mode.ENVELOPE] = bare_frame(request), push_frame(request)
+        frames[Mode.BARE] = bare_frame(request)
+        frames[Mode.ENVELOPE] = frames[Mode.SSE] = push_frame(request)
         self._size = max(len(frame.payload) for frame in frames.values())
         self._proven = request.confirm > Proof.WRITTEN
         self._flights_first = self._proven or request.ttl > 0 or bool(request.collapse_key)
@@ -166,7 +167,7 @@ class _Sending:
         for session in sessions:
             if not session.free(self._size):
                 return False
-            if self._proven and session.owes_pong(mono, self._pong_after):
+            if self._proven and (not session.proves or session.owes_pong(mono, self._pong_after)):
                 return False
             if excluded and session.id in excluded:
                 return False

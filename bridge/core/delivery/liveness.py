@@ -52,7 +52,12 @@ class Liveness:
             quiet = dict.fromkeys(turn.quiet, HEARTBEAT)
             for session in turn.to_ping:
                 if session.owes_pong(now, self._confirm_timeout * 2):
-                    self._presence.close(session, CloseReason.VANISHED)
+                    if session.proves:
+                        self._presence.close(session, CloseReason.VANISHED)
+                        continue
+                    session.give_up()
+                    self._pages.flush(session)
+                    session.ping(now, quiet.get(session), turn.at)
                 else:
                     session.ping(now, quiet.get(session), turn.at)
             for session, heartbeat in quiet.items():

@@ -101,7 +101,7 @@ class Presence:
             # What the kernel has not taken must not be read any more, and a close frame would wait behind it.
             session.socket.abort()
             return
-        if session.mode is Mode.ENVELOPE:
+        if session.mode is not Mode.BARE:
             session.socket.write(
                 (bye_frame(reason, reason.retry_after if retry_after is None else retry_after),), None
             )

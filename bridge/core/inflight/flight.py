@@ -18,6 +18,7 @@ from bridge.core.model.fingerprint import NOT_KNOWN, differ
 from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
 from bridge.core.model.rows import Reply, RowKey
 
+_MAY_IMPROVE = frozenset((Reason.NOT_ACKED, Reason.NO_PROOF_POSSIBLE))
 _WITHDRAWN = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
 
 
@@ -84,6 +85,7 @@ class Flight(Offered):
         "taken_mono",
         "topic",
         "traceparent",
+        "unprovable",
         "unsendable",
         "written_at",
     )
@@ -142,6 +144,8 @@ class Flight(Offered):
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
+        self.unprovable = False
+        """Every session that has handed it over is one whose client has never proven anything."""
         self.parked = False  # a row of it is committed; its messages need not wait for the final one
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
@@ -206,10 +210,12 @@ class Flight(Offered):
         self.not_there()
         return self.undeliverable(Outcome.OFFLINE, Reason.EXCLUDED, now)
 
-    def handed(self, now: float, by: str, at: str = "") -> Effect:
+    def handed(self, now: float, by: str, at: str = "", *, unprovable: bool = False) -> Effect:
         """See `Offered`. `at`: the node of that session; empty: it is this one."""
         line = step(self.state, Event.HANDED)
         self.attempts += 1
+        if unprovable is not self.unprovable:
+            self.unprovable = unprovable and self.proof is Proof.NONE
         if self.proof is Proof.NONE:
             self.proof = Proof.WRITTEN
             self.written_at = now
@@ -231,7 +237,7 @@ class Flight(Offered):
     def _proven(self, event: Event, proof: Proof, now: float, by: str, at: str) -> Effect:
         line = step(self.state, event)
         if self.outcome is not None:
-            claims = self.outcome in DELIVERED and self.reason is not Reason.NOT_ACKED
+            claims = self.outcome in DELIVERED and self.reason not in _MAY_IMPROVE
             if claims or proof <= self.proof:
                 return Effect.NOTHING
             self.proof = proof
@@ -248,7 +254,9 @@ class Flight(Offered):
 
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> Effect:
         """See `Offered`."""
-        line = step(self.state, Event.LOST)
+        # Without a ttl, a connection that ends early says more than that its client can't prove.
+        waits = why is not Reason.NO_PROOF_POSSIBLE and self.kept is None
+        line = step(self.state, Event.LOST if waits or not self._hopeless else Event.UNPROVABLE)
         self.open -= 1
         if why is not None and not handed:
             self.unsendable = why
@@ -267,7 +275,7 @@ class Flight(Offered):
     def looked_at(self, now: float) -> Effect:
         """Like `timed_out`, for a push that may be resent to the sessions that have it. The owner is not told: it
         calls this, and decides what is written."""
-        line = step(self.state, Event.TIMED_OUT)
+        line = step(self.state, Event.UNPROVABLE if self._hopeless else Event.TIMED_OUT)
         if line.outcome is None or line.reason is None:
             return Effect.NOTHING
         if self.state is State.TAKEN:
@@ -314,6 +322,11 @@ class Flight(Offered):
             self._end(outcome, reason, now)
 
     # --- the rules that the table does not have ---
+
+    @property
+    def _hopeless(self) -> bool:
+        """Sessions have it, and none of them can prove it."""
+        return self.unprovable and self.state is State.WRITTEN
 
     def _fail(self, outcome: Outcome, reason: Reason, now: float) -> Effect:
         """The proof that was asked for has not come: with ttl 0 that is the outcome, otherwise the push is kept."""

@@ -26,8 +26,9 @@ class Offered(ABC):
         """Whether it must not be sent any more: it has ended and was not delivered."""
 
     @abstractmethod
-    def handed(self, now: float, by: str) -> object:
-        """The session with the id `by` has handed it to its socket."""
+    def handed(self, now: float, by: str, *, unprovable: bool = False) -> object:
+        """The session with the id `by` has handed it to its socket. `unprovable`: whoever is there has never proven
+        anything that this push asks for, and perhaps can't."""
 
     @abstractmethod
     def received(self, now: float, by: str) -> object:
@@ -40,4 +41,5 @@ class Offered(ABC):
     @abstractmethod
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> object:
         """A session that it was offered to will not prove it any more. `handed`: the session had handed it over. If
-        not, and if the session's queue was the cause, `why` says what was wrong with it."""
+        not, and if the session's queue was the cause, `why` says what was wrong with it. If it had, and waits no longer
+        for a client that can't prove it, `why` is NO_PROOF_POSSIBLE."""

@@ -53,6 +53,8 @@ class Event(enum.IntEnum):
     """Its outcome is known without sending it: it is rejected, expired, or its user is absent."""
     LOGGED = 10
     """The log has a final row for it, whether this process wrote it or another did."""
+    UNPROVABLE = 11
+    """Its time is over, or nobody waits any more, and no session that has it can prove anything."""
 
     __hash__ = int.__hash__
 
@@ -89,6 +91,7 @@ STEPS: Mapping[tuple[State, Event], Step] = {
     (_S.WRITTEN, _E.SUPERSEDED): Step(_S.WRITTEN),
     (_S.WRITTEN, _E.RECALLED): Step(_S.ENDED, _O.RECALLED, _R.WITHDRAWN),
     (_S.WRITTEN, _E.LOGGED): Step(_S.ENDED),
+    (_S.WRITTEN, _E.UNPROVABLE): Step(_S.WRITTEN, _O.WRITTEN, _R.NO_PROOF_POSSIBLE),
     (_S.RECEIVED, _E.ADDRESSED): Step(_S.RECEIVED),
     (_S.RECEIVED, _E.HANDED): Step(_S.RECEIVED, _O.WRITTEN, _R.HANDED_OVER),
     (_S.RECEIVED, _E.RECEIVED): Step(_S.RECEIVED, _O.RECEIVED, _R.PONG),

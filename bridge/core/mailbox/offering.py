@@ -8,7 +8,7 @@ from bridge.core.contract.frames import bare_frame, push_frame
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.inflight import RESENDS, InFlight
 from bridge.core.inflight.making import flight_of_stored
-from bridge.core.model.outcomes import DELIVERED, Outcome
+from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushRequest, ToTopic, ToUser
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
@@ -41,7 +41,7 @@ class Offering:
         `gone`: rows that became final since the page was read.
         """
         key = row.key
-        if key in waiting:
+        if key in waiting or _was_seen(session, row):
             return True
         if row.final:
             if _taken_back(row):
@@ -90,6 +90,15 @@ class Offering:
 def _taken_back(row: Row) -> bool:
     """Whether the first ack has taken it back from all other sessions."""
     return row.first_device and row.outcome is Outcome.ACKED
+
+
+def _was_seen(session: Session, row: Row) -> bool:
+    """A stream of events that resumes says what it had last, and that is all that its client can say: what came before
+    that push, and was handed to such a stream, is not sent to it again. It stays kept for the user's other devices."""
+    if session.proves or row.reason is not Reason.NO_PROOF_POSSIBLE or row.final:
+        return False
+    replay = session.replay
+    return replay is not None and replay.resumed is not None and row.position <= replay.resumed
 
 
 def _frame(mode: Mode, row: Row) -> Frame:

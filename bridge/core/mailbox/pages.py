@@ -235,8 +235,9 @@ class Pages:
 
     def _welcome(self, session: Session, complete: bool) -> None:
         self._unwelcomed.pop(session, None)
-        if session.mode is Mode.ENVELOPE:
-            session.socket.write((welcome_frame(session.id, session.user, complete),), None)
+        if session.mode is not Mode.BARE:
+            welcome = welcome_frame(session.id, session.user, complete, session.key)
+            session.socket.write((welcome,), None)
             session.spoken_at = self._clock.monotonic()
 
     async def run(self) -> None:

@@ -36,6 +36,9 @@ class Resends:
         for session in self._hub.of_user(user):
             if session.state is not SessionState.LIVE or session.owes_pong(now, self._pong_after):
                 continue
+            if not session.proves:
+                # Whoever is there may show a push twice, and proves neither.
+                continue
             if now < session.next_round:
                 continue
             until = self._inflight.take_position()

@@ -24,7 +24,7 @@ class Withdrawing:
         told: set[Session] = set()
         for user, push_id in pushes:
             for session in self._hub.of_user(user):
-                if session.mode is Mode.ENVELOPE and session.takes_pushes and session.id != but:
+                if session.mode is not Mode.BARE and session.takes_pushes and session.id != but:
                     session.tell(withdraw_frame(push_id, tenant))
                     told.add(session)
         self._pages.flush_all(told)

@@ -72,6 +72,7 @@ class Reason(enum.StrEnum):
     NODE_UNREACHABLE = "node_unreachable"
     OVERFLOW = "overflow"
     NO_PROOF = "no_proof"
+    NO_PROOF_POSSIBLE = "no_proof_possible"
     CONNECTION_LOST = "connection_lost"
     NODE_DIED = "node_died"
     NODE_SILENT = "node_silent"
@@ -102,6 +103,12 @@ ENDINGS: tuple[Ending, ...] = (
     Ending(Outcome.RECEIVED, Reason.PONG, True, "the peer answered a ping sent after the push"),
     Ending(Outcome.RECEIVED, Reason.NOT_ACKED, True, "acked was wanted; at the deadline received was proven"),
     Ending(Outcome.WRITTEN, Reason.HANDED_OVER, True, "handed to an open socket, and no more was asked for"),
+    Ending(
+        Outcome.WRITTEN,
+        Reason.NO_PROOF_POSSIBLE,
+        True,
+        "handed to an open stream of events whose client has never proven anything; more was asked for",
+    ),
     Ending(Outcome.OFFLINE, Reason.NO_SESSION, True, "the user had no session (or the session was not here)"),
     Ending(Outcome.OFFLINE, Reason.EXCLUDED, True, "every session of the user was named in `except`"),
     Ending(Outcome.OFFLINE, Reason.NOBODY, True, "sent to everyone, and nobody was connected"),
@@ -200,6 +207,12 @@ ENDINGS: tuple[Ending, ...] = (
         Outcome.STORED, Reason.AWAITING_PROOF, False, "kept: on its way to the user, the proof is awaited"
     ),
     Ending(Outcome.STORED, Reason.NO_PROOF, False, "kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT"),
+    Ending(
+        Outcome.STORED,
+        Reason.NO_PROOF_POSSIBLE,
+        False,
+        "kept: handed to a stream of events whose client has never proven anything",
+    ),
     Ending(Outcome.STORED, Reason.NOT_ACKED, False, "kept: received, but acked was wanted and has not come"),
     Ending(
         Outcome.STORED, Reason.CONNECTION_LOST, False, "kept: handed over; the connection ended before proof"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from bridge.core.model.ledger import NO_DEVICE, Device
+
+
+SSE_PATH: Final = "/sse"
+"""Where a session is a stream of events; everywhere else it is a WebSocket."""
 
 
 class CloseReason(enum.Enum):
@@ -69,6 +74,9 @@ class Mode(enum.StrEnum):
     """The subprotocol with typed JSON frames, acks and a welcome."""
     BARE = "bridge.bare"
     """Each frame is the data of one push. Clients that offer no subprotocol get this mode, too."""
+    SSE = "sse"
+    """The frames of the envelope as server-sent events, for clients whose network lets no WebSocket through. Such a
+    client has a request for each thing that it says."""
 
 
 class Handshake(msgspec.Struct, frozen=True):
@@ -85,6 +93,22 @@ class Handshake(msgspec.Struct, frozen=True):
     """Where it comes from."""
     headers: Mapping[str, str] = {}
     """Those that the connect hook gets, by their names in lower case; several lines of one are joined."""
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What the client of a session in the mode `sse` has said with a request of its own."""
+
+    key: str
+    """Of its session: what the welcome has told nobody else."""
+    pong: bytes | None = None
+    """The payload of the ping that it answers."""
+    ack: str | None = None
+    """The id of the push that its application has."""
+    tenant: str | None = None
+    """Of that push."""
+
+    def __repr__(self) -> str:
+        return f"Said(pong={self.pong!r}, ack={self.ack!r})"
 
 
 class Grant(msgspec.Struct, frozen=True):

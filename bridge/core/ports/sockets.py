@@ -7,19 +7,24 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal
+from bridge.core.model.sessions import CloseReason, Grant, Handshake, Refusal, Said
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One WebSocket data message, ready for its mode (bare or envelope)."""
+    """One data message, ready for its mode (bare or envelope)."""
 
     payload: bytes
     binary: bool = False
     """False: a text frame, and `payload` is valid UTF-8."""
+    id: str = ""
+    """The id of the push that it brings; empty where it is about something else. Only server-sent events show it."""
+    retry: float | None = None
+    """Seconds after which a client may come back, where the frame says so. Likewise."""
 
 
 class Socket(Protocol):
-    """The writing side of one WebSocket. No method waits or raises; a closed socket ignores calls."""
+    """The writing side of one WebSocket, or of one stream of events. No method waits or raises; a closed socket ignores
+    calls."""
 
     @property
     def writable(self) -> bool:
@@ -73,6 +78,11 @@ class SessionHandle(Protocol):
 
 class SessionHost(Protocol):
     """The core's side of the WebSocket server. Never raises."""
+
+    def said(self, said: Said) -> Refusal | None:
+        """A client without a WebSocket answers a ping, or acknowledges a push. Returns why that counts for nothing;
+        None where it is noted, or another node was told of it."""
+        ...
 
     def handshake(self, request: Handshake) -> Grant | Refusal | Coroutine[Any, Any, Grant | Refusal]:
         """Decide on an opening handshake. The client gets no answer before that.

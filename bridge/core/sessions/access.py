@@ -21,6 +21,7 @@
 | the token is revoked                              | 401                        | `revoked`         |
 | it is good for longer than revocations are kept   | 401                        | `long_lived`      |
 | too many sessions of this user are open           | 429                        | `user_sessions`   |
+| it asks for a stream of events                    | granted, mode `sse`        | `opened`          |
 | no subprotocol is offered                         | granted, bare mode         | `opened`          |
 
 A browser fails a connection that is granted without any of the subprotocols it offered (RFC 6455 4.1), and the page
@@ -39,7 +40,7 @@ from typing import Final, NamedTuple, TypeAlias
 from msgspec import structs
 
 from bridge.core.errors import KeysUnavailable, TokenRefused
-from bridge.core.model.sessions import Claims, Grant, Handshake, Mode, Refusal
+from bridge.core.model.sessions import SSE_PATH, Claims, Grant, Handshake, Mode, Refusal
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import TokenVerifier
 from bridge.core.sessions.admission import Admission
@@ -119,12 +120,13 @@ class Access:
             return Refusal(
                 403, "origin", "This origin may not open a session: it is not one of BRIDGE_ORIGINS."
             )
-        spoken = _spoken(request.subprotocols)
+        spoken = Mode.SSE if request.path == SSE_PATH else _spoken(request.subprotocols)
         if spoken is None and request.subprotocols:
             return _not_spoken(request.subprotocols)
         last = request.query.get("last")
         resumes = last[0] if last else None
-        grant = Grant(None, spoken or Mode.BARE, spoken and spoken.value, resumes, request.device)
+        subprotocol = spoken.value if spoken and request.subprotocols else None
+        grant = Grant(None, spoken or Mode.BARE, subprotocol, resumes, request.device)
         if self._connecting is not None:
             return self._token_or_hook(request, grant)
         token = self._carriers.token(request)

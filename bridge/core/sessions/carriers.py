@@ -11,6 +11,8 @@
 A browser sends a cookie to us whichever page asks it to. So it counts only with an Origin that the settings list, and
 only where no other carrier has a token.
 
+A stream of events (`/sse`) has neither subprotocols nor a first message.
+
 Beside a connect hook, `Authorization` and the cookie may as well be the business system's: they are shared. The query
 and the subprotocol are the bridge's own, and only their token counts where there is one. `frame` is off.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from bridge.core.model.sessions import Handshake, Refusal
+from bridge.core.model.sessions import SSE_PATH, Handshake, Refusal
 
 TOKEN_ENTRY: Final = "bridge.token."
 """The start of a subprotocol entry that carries the token: browsers can set no other header. It is never echoed."""
@@ -75,7 +77,8 @@ class Carriers:
         if found is not None:
             return found
         empty = any(carrier in self._allowed for carrier in given)
-        return None if "frame" in self._allowed and not empty else self._none(request)
+        later = "frame" in self._allowed and request.path != SSE_PATH
+        return None if later and not empty else self._none(request)
 
     def shown(self, request: Handshake) -> Shown:
         """The tokens, where a connect hook is asked about a handshake without one of ours."""
@@ -104,7 +107,12 @@ class Carriers:
         return found
 
     def _none(self, request: Handshake) -> Refusal:
-        *others, last = [where for carrier, where in CARRIERS.items() if carrier in self._allowed]
+        ways_in = [carrier for carrier in CARRIERS if carrier in self._allowed]
+        if request.path == SSE_PATH:
+            ways_in = [carrier for carrier in ways_in if carrier not in ("subprotocol", "frame")]
+        if not ways_in:
+            return Refusal(401, "missing", "No token can come with a request for events: see BRIDGE_TOKEN_FROM.")
+        *others, last = [CARRIERS[carrier] for carrier in ways_in]
         ways = f"{', '.join(others)}, or {last}" if others else last
         begin = "The header Authorization has no Bearer token. " if request.authorization is not None else ""
         return Refusal(401, "missing", f"{begin}A token is required: {ways}.")

@@ -40,7 +40,7 @@ class WheelTurn(NamedTuple):
     late the caller was."""
     to_ping: list[Session]
     quiet: list[Session]
-    """Those in envelope mode that would go without a frame for too long before their next check."""
+    """Those in other than bare mode that would go without a frame for too long before their next check."""
 
 
 class Hub:
@@ -150,7 +150,7 @@ class Hub:
                 session
                 for place in self._wheel[turn % _LOOK :: _LOOK]
                 for session in place
-                if session.mode is Mode.ENVELOPE and session.quiet(at, HEARTBEAT_LOOK)
+                if session.mode is not Mode.BARE and session.quiet(at, HEARTBEAT_LOOK)
             ]
             yield WheelTurn(at, list(self._wheel[turn % _PLACES]), quiet)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bridge.core.model.outcomes import Reason
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
 from bridge.core.sessions.freshness import Freshness
@@ -39,8 +40,16 @@ class Outgoing:
             self._hub.backlogged.discard(session)
         if handed:
             self._metrics.handed(len(handed))
-            for push in handed:
-                push.handed(now, session.id)
+            if session.proves:
+                for push in handed:
+                    push.handed(now, session.id)
+            else:
+                for push in handed:
+                    push.handed(now, session.id, unprovable=session.can_not_prove(push))
+        if session.hopeless:
+            hopeless, session.hopeless = session.hopeless, []
+            for push in hopeless:
+                push.lost(now, handed=True, why=Reason.NO_PROOF_POSSIBLE)
         if session.forgotten:
             forgotten, session.forgotten = session.forgotten, []
             for push in forgotten:
