@@ -313,6 +313,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
         _Anybody(), (), revoked=core.revoked, ledger=core.ledger, admission=core.admission, clock=clock
     )
     gateway = Gateway(
+        saying=core.saying,
         access=access,
         presence=core.presence,
         proofs=core.proofs,

@@ -267,6 +267,7 @@ async def _listen_websocket(
                     headers=settings.connect_headers if settings.connect_url else (),
                     asks_at_once=settings.connect_at_once if settings.connect_url else 0,
                     shared=shared,
+                    origins=settings.origins,
                 )
             )
         except OSError as error:

@@ -86,6 +86,7 @@ class Node:
             access=self.access,
             presence=self.core.presence,
             proofs=self.core.proofs,
+            saying=self.core.saying,
             hearing=Hearing(
                 access=self.access,
                 presence=self.core.presence,

@@ -34,6 +34,7 @@ from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
+from bridge.core.delivery.saying import Saying
 from bridge.core.delivery.take import Taker
 from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
@@ -81,6 +82,7 @@ class Core:
         self.connecting = connecting_of(self.ports, limits, node)
         self.renewing = None if self.connecting is None else Renewing(self.connecting, self.presence, clock)
         self.proofs = Proofs(pages=self.pages, clock=clock)
+        self.saying = Saying(hub=self.hub, proofs=self.proofs, cluster=self.cluster, boot=boot)
         self.liveness = Liveness(
             hub=self.hub,
             presence=self.presence,
@@ -286,6 +288,7 @@ class Core:
             late=self.worklist.late,
             errors=self.ports.errors,
             clock=self.ports.clock,
+            saying=self.saying,
         )
 
     def _fan_out(self, dispatcher: Dispatcher, turns: Turns, limits: DeliveryLimits) -> FanOut:

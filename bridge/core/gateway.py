@@ -9,11 +9,13 @@ from typing import Any
 
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
-from bridge.core.model.sessions import CloseReason, Grant, Handshake, Mode, Refusal
+from bridge.core.delivery.saying import Saying
+from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal, Said
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Hooks, Metrics
 from bridge.core.ports.sockets import SessionHandle, Socket
 from bridge.core.sessions.access import Access, Decision, Undecided
+from bridge.core.sessions.events import EventSession
 from bridge.core.sessions.limits import SessionLimits
 from bridge.core.sessions.session import Session
 from bridge.core.sessions.strangers import CROWD, Strangers, reason_of
@@ -32,6 +34,7 @@ class Gateway:
         presence: Presence,
         proofs: Proofs,
         hearing: Hearing,
+        saying: Saying,
         limits: SessionLimits,
         hooks: Hooks,
         metrics: Metrics,
@@ -42,6 +45,7 @@ class Gateway:
         self._presence = presence
         self._proofs = proofs
         self._hearing = hearing
+        self._saying = saying
         self._limits = limits
         self._hooks = hooks
         self._metrics = metrics
@@ -73,6 +77,10 @@ class Gateway:
             self._metrics.handshake("opened", seconds)
         return answer
 
+    def said(self, said: Said) -> Refusal | None:
+        """See the port."""
+        return self._saying.said(said)
+
     def refused(self, refusal: Refusal) -> None:
         """See the port."""
         self._refused(refusal, 0.0)
@@ -98,14 +106,7 @@ class Gateway:
         """
         if grant.claims is None:
             return self.strangers.came(grant, socket)
-        session = Session(
-            self._new_session_id(),
-            grant.claims,
-            grant.mode,
-            socket,
-            self._limits,
-            opened_at=grant.granted_at,
-        )
+        session = self._session(grant, grant.claims, socket)
         self._hooks.on_open(session.info)
         if self._access.revokes(grant.claims):
             # It was revoked while the handshake was on its way: nothing is for this session.
@@ -116,6 +117,13 @@ class Gateway:
         else:
             self._presence.opened(session, grant.last, grant.device)
         return Client(self, session)
+
+    def _session(self, grant: Grant, claims: Claims, socket: Socket) -> Session:
+        session_id, at = self._new_session_id(), grant.granted_at
+        if grant.mode is not Mode.SSE:
+            return Session(session_id, claims, grant.mode, socket, self._limits, opened_at=at)
+        key = self._saying.key_of(session_id)
+        return EventSession(session_id, claims, socket, self._limits, key=key, opened_at=at)
 
     def _message(self, session: Session, data: str | bytes) -> None:
         if session.mode is Mode.BARE:

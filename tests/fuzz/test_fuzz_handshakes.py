@@ -15,7 +15,7 @@ import pytest
 from bridge.adapters.tokens import JwtVerifier
 from bridge.adapters.websocket.listening import listen
 from bridge.core.model.revocations import Revocation
-from bridge.core.model.sessions import Grant, Handshake, Refusal
+from bridge.core.model.sessions import Grant, Handshake, Refusal, Said
 from bridge.core.ports.sockets import SessionHandle, Socket
 from bridge.core.sessions.access import Access
 from tests.support.clients import SECONDS, opening, refusal
@@ -55,6 +55,9 @@ class Door:
 
     def refused(self, refusal: Refusal) -> None:
         self._gateway.refused(refusal)
+
+    def said(self, said: Said) -> Refusal | None:
+        return self._gateway.said(said)
 
     def opened(self, grant: Grant, socket: Socket) -> SessionHandle:
         self.users.append(grant.claims.user if grant.claims else None)

@@ -14,7 +14,7 @@ from typing import Final
 from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.listening import listen
 from bridge.adapters.websocket.server import WebSocketServer
-from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
+from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal, Said
 from bridge.core.ports.sockets import Frame, Socket
 
 LIMITS: Final = SocketLimits(
@@ -56,6 +56,9 @@ class EchoHost:
 
     def refused(self, refusal: Refusal) -> None:
         """Nobody counts."""
+
+    def said(self, said: Said) -> Refusal | None:
+        return None
 
     def opened(self, grant: Grant, socket: Socket) -> Echo:
         """Begin to listen."""

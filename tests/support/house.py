@@ -271,6 +271,7 @@ class House:
             access=access,
             presence=self.core.presence,
             proofs=self.core.proofs,
+            saying=self.core.saying,
             hearing=Hearing(
                 access=access,
                 presence=self.core.presence,

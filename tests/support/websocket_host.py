@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal
+from bridge.core.model.sessions import Claims, CloseReason, Grant, Handshake, Mode, Refusal, Said
 from bridge.core.ports.sockets import Frame, Socket
 from tests.support.clients import SECONDS
 
@@ -71,6 +71,8 @@ class Host:
         self.handshakes: list[Handshake] = []
         self.sessions: list[RecordingSession] = []
         self.refusals: list[Refusal] = []
+        self.heard: list[Said] = []
+        """What clients of streams have said; with the key `refused` it counts for nothing."""
         self.ready: tuple[bool, list[str]] = (True, [])
         self.on_open: Callable[[Socket], None] | None = None
         self.held: asyncio.Future[None] | None = None
@@ -98,7 +100,7 @@ class Host:
         if token.startswith("refuse-"):
             return Refusal(int(token.removeprefix("refuse-")), "test", f"refused with {token[7:]}")
         spoken = next((entry for entry in request.subprotocols if entry in self.speaks), None)
-        mode = Mode(spoken) if spoken else Mode.BARE
+        mode = Mode.SSE if request.path == "/sse" else Mode(spoken) if spoken else Mode.BARE
         claims = None if token == "later" else Claims(user=token or "anybody", expires_at=4e9)
         return Grant(claims, mode, spoken)
 
@@ -121,6 +123,10 @@ class Host:
     def refused(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
         self.changed()
+
+    def said(self, said: Said) -> Refusal | None:
+        self.heard.append(said)
+        return Refusal(404, "test", "refused") if said.key == "refused" else None
 
     def opened(self, grant: Grant, socket: Socket) -> RecordingSession:
         if self.on_open is not None:

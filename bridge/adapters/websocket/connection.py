@@ -14,10 +14,8 @@ The life of a connection, by the library's state of it:
 from __future__ import annotations
 
 import asyncio
-import socket as stdlib_socket
-import struct
+import http
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final, cast
 
 from websockets.frames import BINARY, CONT, DATA_OPCODES, PONG, CloseCode
@@ -31,13 +29,12 @@ from bridge.adapters.websocket.handshake import BUSY, GONE, Asked, Protocol
 from bridge.adapters.websocket.limits import BURST_SECONDS, MINUTE
 from bridge.adapters.websocket.pongs import follow, follow_request, only_pongs
 from bridge.adapters.websocket.server import WebSocketServer
+from bridge.adapters.websocket.stream import EventStream, half_close, reset
 from bridge.core.model.sessions import CloseReason, Grant, Refusal
 from bridge.core.ports.sockets import Frame, SessionHandle
 
 WRITE_HIGH: Final = 64 * 1024
 """Bytes in the transport's buffer above which a socket is not writable. It is again below a quarter of it."""
-
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class WebSocketConnection(asyncio.BufferedProtocol):
@@ -136,16 +133,7 @@ class WebSocketConnection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """See the port."""
-        if self._transport.is_closing():
-            # It is closing, but may still be writing its buffer: abort that, too.
-            self._transport.abort()
-            return
-        # Without a reset the kernel would still deliver what is in its own buffer.
-        sock = self._transport.get_extra_info("socket")
-        # Some systems refuse it once the peer has reset: then nothing is delivered anyway.
-        with suppress(OSError):
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        reset(self._transport)
 
     # --- what the server asks ---
 
@@ -225,6 +213,8 @@ class WebSocketConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """The peer will send no more. The transport closes once its buffer is written."""
         self._server.line.now(self)
+        if self._protocol is None and self._handle is None:
+            return  # its request was granted a stream just now
         if self._decision is not None:
             self._left_undecided()
             return
@@ -326,6 +316,9 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._server.session_host.refused(GONE)
 
     def _reply(self, response: Response, grant: Grant | None) -> None:
+        if grant is not None and response.status_code == http.HTTPStatus.OK:
+            self._stream(response, grant)
+            return
         self._library().send_response(response)
         self._server.answered(self)
         self._flush()
@@ -339,6 +332,18 @@ class WebSocketConnection(asyncio.BufferedProtocol):
             self._library().max_message_size = self._server.limits.line_bytes
         self._rest()
         self._handle = self._server.session_host.opened(grant, self)
+
+    def _stream(self, head: Response, grant: Grant) -> None:
+        """From now on the connection is a stream of events, and this object has no part in it."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        parsers.forget(self._library())
+        self._protocol = None
+        stream = EventStream(self._server, self._transport)
+        self._server.became(self, stream)
+        self._transport.set_protocol(stream)
+        self._transport.write(head.serialize())
+        stream.handle = self._server.session_host.opened(grant, stream)
 
     def _refused(self) -> None:
         # Either the library's parser refuses the request, once, or the peer of a refused connection hangs up.
@@ -487,9 +492,4 @@ class WebSocketConnection(asyncio.BufferedProtocol):
         return bool(data)
 
     def _half_close(self) -> None:
-        # Closing a socket with unread input resets it, and the peer may lose our last bytes: so close one half.
-        try:
-            self._transport.write_eof()
-        except (OSError, RuntimeError):
-            # The peer has reset the connection (RuntimeError in uvloop): nobody is there to read.
-            self._transport.abort()
+        half_close(self._transport)

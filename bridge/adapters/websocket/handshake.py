@@ -4,6 +4,7 @@
 |-----------------------------------------|--------------------------------------------------------------------|
 | GET or HEAD /livez                      | 200                                                                |
 | GET or HEAD /readyz                     | 200, or 503 with the causes, as JSON                               |
+| /sse, /v1/ack                           | see `plain`; what /ws below says of the service is true of /sse too|
 | any other path but /ws                  | 404                                                                |
 | /ws, not a valid opening handshake      | 400, 405, 426 or 505 (RFC 6455 4.2.1)                              |
 | /ws, the service is stopping            | 503, Retry-After                                                   |
@@ -47,7 +48,8 @@ from bridge.adapters.websocket.answers import JSON, RETRY_AFTER, STOPPING, TooLo
 from bridge.adapters.websocket.devices import device_of
 from bridge.adapters.websocket.headers import chosen
 from bridge.adapters.websocket.limits import SocketLimits
-from bridge.core.model.sessions import Grant, Handshake, Refusal
+from bridge.adapters.websocket.plain import PATHS, SHARED, Plain, resumed
+from bridge.core.model.sessions import SSE_PATH, Grant, Handshake, Refusal
 from bridge.core.ports.sockets import SessionHost
 
 Readiness = Callable[[], tuple[bool, Sequence[str]]]
@@ -175,17 +177,23 @@ class Asked(NamedTuple):
 
     handshake: Handshake
     accepted: Response
-    """The answer if it is granted; the subprotocol is added then."""
+    """The answer if it is granted; the subprotocol is added then. With status 200 a stream of events follows."""
 
 
 class Doorway:
     """Answers opening requests: the pages of the service, malformed handshakes, and what the host decided."""
 
     def __init__(
-        self, host: SessionHost, readiness: Readiness, limits: SocketLimits, headers: Collection[str] = ()
+        self,
+        host: SessionHost,
+        readiness: Readiness,
+        limits: SocketLimits,
+        headers: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
-        """`headers`: further ones that the host gets of each handshake, in lower case."""
+        """`headers`: further ones that the host gets of each handshake, in lower case. `origins`: see `Plain`."""
         self._host = host
+        self._plain = Plain(host, origins)
         self._readiness = readiness
         self._headers = tuple(headers)
         self._proxies = limits.proxies
@@ -204,6 +212,9 @@ class Doorway:
         by_head = request.method == "HEAD"
         if path in ("/livez", "/readyz"):
             return self._page(protocol, request, path)
+        if path in PATHS:
+            answer = self._plain.answer(protocol, request, path, query)
+            return self._stream(protocol, request, query, peer) if answer is None else answer
         if path != "/ws":
             elsewhere = Refusal(404, "path", "There is nothing here; the WebSocket is at /ws.")
             if request.headers.get_all("Upgrade"):
@@ -216,19 +227,42 @@ class Doorway:
         if isinstance(asked, Refusal):
             self._host.refused(asked)
             return refused(protocol, asked)
-        asked = structs.replace(
+        return Asked(self._told(asked, request, peer), accepted)
+
+    def _told(self, asked: Handshake, request: Request, peer: asyncio.BaseTransport) -> Handshake:
+        return structs.replace(
             asked,
             device=device_of(request, peer, self._proxies),
             headers=chosen(request.headers, self._headers),
         )
-        return Asked(asked, accepted)
+
+    def _stream(
+        self, protocol: ServerProtocol, request: Request, query: str, peer: asyncio.BaseTransport
+    ) -> Response | Asked:
+        asked = _read(SSE_PATH, query, request) if self.accepting else STOPPING.refusal
+        if isinstance(asked, Refusal):
+            self._host.refused(asked)
+            response = refused(protocol, asked)
+            self._plain.shared(request, response)
+            return response
+        asked = structs.replace(
+            asked,
+            origin=self._plain.origin_of(request),
+            query=resumed(asked.query, request),
+            subprotocols=(),
+        )
+        return Asked(self._told(asked, request, peer), self._plain.stream(request))
 
     def decided(
         self, protocol: ServerProtocol, asked: Asked, decision: Grant | Refusal
     ) -> tuple[Response, Grant | None]:
         """The answer to a handshake that the host has decided on, not sent yet; with status 101 the grant, too."""
         if isinstance(decision, Refusal):
-            return refused(protocol, decision), None
+            response = refused(protocol, decision)
+            for name in SHARED:
+                if name in asked.accepted.headers:
+                    response.headers[name] = asked.accepted.headers[name]
+            return response, None
         if decision.subprotocol is not None:
             asked.accepted.headers["Sec-WebSocket-Protocol"] = decision.subprotocol
         return asked.accepted, decision

@@ -37,12 +37,14 @@ async def listen(
     headers: Collection[str] = (),
     asks_at_once: int = 0,
     shared: bool = False,
+    origins: Collection[str] = (),
 ) -> AsyncIterator[WebSocketServer]:
     """Serve WebSockets at `host:port` (0: any free port, see `WebSocketServer.port`) inside the `async with`.
 
-    `close_grace`: seconds a peer has to take part in closing. `headers`: those that the host gets of each handshake, in
-    lower case. `asks_at_once`: handshakes about which the host may ask somebody else; they take no place of those that
-    wait for other things. `shared`: others listen on this port, too (SO_REUSEPORT), see `leave_port`.
+    `close_grace`: seconds a peer has to take part in closing. `headers`: those that the host gets of each
+    handshake, in lower case. `asks_at_once`: handshakes about which the host may ask somebody else; they take no
+    place of those that wait for other things. `origins`: those whose pages may open sessions, empty: of all.
+    `shared`: others listen on this port, too (SO_REUSEPORT), see `leave_port`.
 
     At the end of the block, sessions that are still open are closed with 1001, and they are gone within the grace. To
     spread them out, close them before. Raises OSError when the address can't be bound.
@@ -54,6 +56,7 @@ async def listen(
         limits=limits,
         headers=headers,
         asks_at_once=asks_at_once,
+        origins=origins,
     )
     listener = await server.loop.create_server(
         lambda: WebSocketConnection(server), host, port, backlog=BACKLOG, reuse_port=shared or None

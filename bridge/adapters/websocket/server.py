@@ -18,6 +18,7 @@ from bridge.adapters.websocket.handshake import Doorway, Readiness
 from bridge.adapters.websocket.limits import SocketLimits
 from bridge.adapters.websocket.line import Line
 from bridge.adapters.websocket.parsers import Parsers
+from bridge.adapters.websocket.stream import Events
 from bridge.adapters.websocket.wire import Wire
 from bridge.core.model.sessions import Grant, Refusal
 from bridge.core.ports.sockets import SessionHost
@@ -79,6 +80,7 @@ class WebSocketServer:
         limits: SocketLimits,
         headers: Collection[str] = (),
         asks_at_once: int = 0,
+        origins: Collection[str] = (),
     ) -> None:
         """See `listening.listen`."""
         self.port = 0
@@ -86,12 +88,13 @@ class WebSocketServer:
         """Where others listen on the port, too: accepts what waits, and leaves new connections to them."""
         self.loop = asyncio.get_running_loop()
         self.session_host = host
-        self.doorway = Doorway(host, readiness, limits, headers)
+        self.doorway = Doorway(host, readiness, limits, headers, origins)
         self.close_grace = close_grace
         self.limits = limits
         # One buffer for all: the loop fills it and the connection empties it within one callback.
         self.inbox = memoryview(bytearray(READ_CHUNK))
         self.wire = Wire()
+        self.events = Events()
         self.parsers = Parsers(limits)
         self.line: Line[ServedConnection] = Line(self.loop, lambda one, data: one.request_came(data))
         self.leaving = False
@@ -182,6 +185,12 @@ class WebSocketServer:
         del self._unanswered[connection]
         self._unanswered_bytes -= connection.requested
         return True
+
+    def became(self, connection: ServedConnection, stream: ServedConnection) -> None:
+        """The request of a connection is granted a stream of events, which takes its place."""
+        self.answered(connection)
+        self._connections.discard(connection)
+        self._connections.add(stream)
 
     def left(self, connection: ServedConnection) -> None:
         """A connection is gone."""

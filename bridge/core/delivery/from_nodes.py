@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.cluster.hosting import Hosting
-from bridge.core.contract.letters import EVERYBODY, Forwarded, Recalled, Report, Ring, decode_letter
+from bridge.core.contract.letters import EVERYBODY, Forwarded, Posted, Recalled, Report, Ring, decode_letter
 from bridge.core.delivery.routing import Router
+from bridge.core.delivery.saying import Saying
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.pages import Pages
 from bridge.core.mailbox.recalls import Recalls
@@ -39,6 +40,7 @@ class FromNodes:
         late: Callable[[LateProof], None],
         errors: ErrorHandler,
         clock: Clock,
+        saying: Saying,
     ) -> None:
         """For `close` and `late` see `Hosting`."""
         self._hosting = Hosting(
@@ -54,6 +56,7 @@ class FromNodes:
         self._forwards = cluster.forwards
         self._ringing = cluster.ringing
         self._router = router
+        self._saying = saying
         self._inflight = inflight
         self._pages = pages
         self._withdrawing = withdrawing
@@ -78,6 +81,8 @@ class FromNodes:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
                     self._first_acked(item) if item.push_id else self._rung(item)
+                elif isinstance(item, Posted):
+                    self._saying.told(item)
                 else:
                     self._recall(item)
         except Exception as error:  # it must cost this letter only, and not the connection

@@ -9,6 +9,7 @@ from bridge.core.delivery.renewing import Renewing
 from bridge.core.mailbox.pages import Pages
 from bridge.core.model.sessions import CloseReason
 from bridge.core.ports.clock import Clock
+from bridge.core.sessions.events import EventSession
 from bridge.core.sessions.hub import Hub
 
 
@@ -52,12 +53,12 @@ class Liveness:
             quiet = dict.fromkeys(turn.quiet, HEARTBEAT)
             for session in turn.to_ping:
                 if session.owes_pong(now, self._confirm_timeout * 2):
-                    if session.proves:
+                    if not session.proves and isinstance(session, EventSession):
+                        session.give_up()
+                        self._pages.flush(session)
+                        session.ping(now, quiet.get(session), turn.at)
+                    else:
                         self._presence.close(session, CloseReason.VANISHED)
-                        continue
-                    session.give_up()
-                    self._pages.flush(session)
-                    session.ping(now, quiet.get(session), turn.at)
                 else:
                     session.ping(now, quiet.get(session), turn.at)
             for session, heartbeat in quiet.items():

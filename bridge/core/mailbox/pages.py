@@ -28,6 +28,7 @@ from bridge.core.model.sessions import Mode
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.store import MailboxAsk, MailboxPage, Store
+from bridge.core.sessions.events import EventSession
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.outgoing import Outgoing
 from bridge.core.sessions.replay import Replay
@@ -236,7 +237,8 @@ class Pages:
     def _welcome(self, session: Session, complete: bool) -> None:
         self._unwelcomed.pop(session, None)
         if session.mode is not Mode.BARE:
-            welcome = welcome_frame(session.id, session.user, complete, session.key)
+            key = session.key if isinstance(session, EventSession) else ""
+            welcome = welcome_frame(session.id, session.user, complete, key)
             session.socket.write((welcome,), None)
             session.spoken_at = self._clock.monotonic()
 

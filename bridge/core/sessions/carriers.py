@@ -111,7 +111,9 @@ class Carriers:
         if request.path == SSE_PATH:
             ways_in = [carrier for carrier in ways_in if carrier not in ("subprotocol", "frame")]
         if not ways_in:
-            return Refusal(401, "missing", "No token can come with a request for events: see BRIDGE_TOKEN_FROM.")
+            return Refusal(
+                401, "missing", "No token can come with a request for events: see BRIDGE_TOKEN_FROM."
+            )
         *others, last = [CARRIERS[carrier] for carrier in ways_in]
         ways = f"{', '.join(others)}, or {last}" if others else last
         begin = "The header Authorization has no Bearer token. " if request.authorization is not None else ""

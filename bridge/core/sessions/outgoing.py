@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from bridge.core.model.outcomes import Reason
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import Metrics
+from bridge.core.sessions.events import EventSession
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.sessions.session import Session
@@ -40,17 +41,14 @@ class Outgoing:
             self._hub.backlogged.discard(session)
         if handed:
             self._metrics.handed(len(handed))
-            if session.proves:
+            if not session.proves and isinstance(session, EventSession):
                 for push in handed:
-                    push.handed(now, session.id)
+                    push.handed(now, session.id, unprovable=session.unprovable(push))
             else:
                 for push in handed:
-                    push.handed(now, session.id, unprovable=session.can_not_prove(push))
-        if session.hopeless:
-            hopeless, session.hopeless = session.hopeless, []
-            for push in hopeless:
-                push.lost(now, handed=True, why=Reason.NO_PROOF_POSSIBLE)
+                    push.handed(now, session.id)
         if session.forgotten:
             forgotten, session.forgotten = session.forgotten, []
+            why = None if session.proves else Reason.NO_PROOF_POSSIBLE
             for push in forgotten:
-                push.lost(now, handed=True)
+                push.lost(now, handed=True, why=why)

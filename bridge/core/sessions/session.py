@@ -1,7 +1,6 @@
 """One open WebSocket: its bounded queue, what it has been handed and not yet proven, and its state.
 
-While it is REPLAYING, the pushes that are kept for its user go into the queue, in order. Newer ones are held until
-those have been sent.
+While it is REPLAYING, what is kept for its user goes into the queue, in order. Newer pushes are held until then.
 
 The barrier (proof `received`): one ping at a time is outstanding. It is sent after a frame, so its pong proves every
 frame before it (RFC 6455 5.5.3). Frames that are handed over meanwhile are covered by the next ping.
@@ -55,6 +54,7 @@ class Session:
         "opened_at",
         "owing_since",
         "place",
+        "proves",
         "queued_bytes",
         "replay",
         "socket",
@@ -79,6 +79,7 @@ class Session:
         self.former: tuple[Claims, ...] = ()  # of the tokens before, which may still be good
         self.user = claims.user
         self.mode = mode
+        self.proves = True  # its peer answers pings, as every WebSocket must
         self.socket = socket
         self.opened_at = opened_at
         self.state = SessionState.LIVE
@@ -107,7 +108,7 @@ class Session:
         self._ping: bytes | None = None
         self._acks: dict[str, list[Offered]] | None = None
         self.forgotten: list[Offered] = []
-        """Pushes handed over whose acks are not waited for: there were too many. Who calls `flush` empties this."""
+        """Pushes handed over whose proof is not waited for any more. Who calls `flush` empties this."""
 
     @property
     def info(self) -> SessionInfo:
@@ -177,17 +178,16 @@ class Session:
         missed = self.replay.missed
         if missed is not None:
             # `seen`: this session has not had them, even if another has proven them meanwhile.
-            again = Replay(after=missed - 1, until=now_position, seen=missed - 1)
-            again.resumed = self.replay.resumed
-            self.replay = again
+            resumed = self.replay.resumed
+            self.replay = Replay(after=missed - 1, until=now_position, seen=missed - 1)
+            self.replay.resumed = resumed
             return False
         self.replay = None
         self.state = next_session_state(self.state, SessionEvent.REPLAYED)
         return True
 
     def offer_kept(self, frame: Frame, push: Offered | None) -> bool:
-        """Queue a kept push, or the frame of one that was delivered elsewhere (`push` None). False: there is no room;
-        try again when the session is idle."""
+        """Queue a kept push, or one that was delivered elsewhere (`push` None). False: no room until it is idle."""
         return self._enqueue(frame, push)
 
     def waiting_keys(self) -> set[RowKey]:
@@ -195,13 +195,13 @@ class Session:
         return {f.key for _, f in (*self._queue, *self._held) if f is not None}
 
     def handed_keys(self) -> set[RowKey]:
-        """Pushes that were handed to the socket, and lack the proof that they ask for."""
+        """Pushes that were handed to the socket, and lack their proof."""
         awaited = {f.key for pushes in (self._acks or {}).values() for f in pushes}
         return awaited.union(f.key for f in self._unproven)
 
     def tell(self, frame: Frame) -> None:
         """Queue a frame that is not a push, after all that was offered before, and after kept pushes. There is always
-        room for it: if a push was sent, the frame about that push must not be lost."""
+        room: the frame about a push that was sent must not be lost."""
         size = len(frame.payload)
         if self.replay is None:
             self._queue.append((frame, None))
@@ -220,7 +220,7 @@ class Session:
         if self.replay.missed is not None:
             return False
         size = len(frame.payload)
-        # The number of frames is not bounded here: they wait for the replay, not for a slow peer.
+        # Any number of frames: they wait for the replay, not for a slow peer.
         if self._held and self._held_bytes + size > self._limits.total_bytes:
             return False
         self._held.append((frame, push))
@@ -228,8 +228,8 @@ class Session:
         return True
 
     def hold(self, frame: Frame, push: Offered) -> None:
-        """Hold a push that waited for its user, who has just come back, until the replay is over. There is always
-        room: it is in memory anyway since our start, and its user could not read it."""
+        """Hold a push that waited for its user, who has just come back, until the replay is over. There is room: it
+        is in memory anyway."""
         assert self.replay is not None
         self._held.append((frame, push))
         self._held_bytes += len(frame.payload)
@@ -268,7 +268,7 @@ class Session:
             owed = [f for f in pushes if f.confirm > Proof.WRITTEN]
             ping = os.urandom(4) if owed and self._ping is None else None
             if frames and not self.socket.write(frames, ping):
-                # The connection is closing: `close` will return these as never handed over.
+                # It is closing: `close` will return these as never handed over.
                 self.queued_bytes += sum(len(frame.payload) for frame, _ in self._queue[:taken])
                 return handed
             del self._queue[:taken]
@@ -347,12 +347,11 @@ class Session:
             self.owing_since = now
 
     def quiet(self, now: float, seconds: int) -> bool:
-        """Whether it was welcomed, and has been sent no frame for more than this many seconds."""
+        """Whether it was welcomed, and sent no frame for more than this many seconds."""
         return self.spoken_at is not None and now - self.spoken_at > seconds + _ROUNDING
 
     def beat(self, frame: Frame, due_at: float) -> None:
-        """Send a heartbeat, unless it was just sent with a ping, or the peer does not read: a heartbeat proves nothing,
-        and is not worth any memory."""
+        """Send a heartbeat, unless it was just sent with a ping, or the peer does not read: it is worth no memory."""
         if self.spoken_at != due_at and self.socket.writable and self.socket.write((frame,), None):
             self.spoken_at = due_at
 

@@ -237,7 +237,9 @@ insert into ending (outcome, reason, final, meaning) values
     ('stored', 'awaiting_proof', false, 'kept: on its way to the user, the proof is awaited'),
     ('stored', 'no_proof', false, 'kept: handed over; no proof in BRIDGE_CONFIRM_TIMEOUT'),
     ('stored', 'not_acked', false, 'kept: received, but acked was wanted and has not come'),
-    ('stored', 'connection_lost', false, 'kept: handed over; the connection ended before proof');
+    ('stored', 'connection_lost', false, 'kept: handed over; the connection ended before proof'),
+    ('written', 'no_proof_possible', true, 'handed to an open stream of events whose client has never proven anything; more was asked for'),
+    ('stored', 'no_proof_possible', false, 'kept: handed to a stream of events whose client has never proven anything');
 
 -- 2. Writing rows ----------------------------------------------------------------------------------------
 
@@ -1943,7 +1945,7 @@ comment on column session.closed_at is
 comment on column session.close_code is 'The close code (RFC 6455 7.4); null while it is open, and where its process died.';
 comment on column session.close_reason is
     'Why: the reason that its client was told, client where it left by itself, node_died where its process died.';
-comment on column session.mode is 'How its frames look: bridge.v1.json or bridge.bare.';
+comment on column session.mode is 'How its frames look: bridge.v1.json or bridge.bare; sse: those of the former, as server-sent events.';
 comment on column session.address is 'The address of its client, as the bridge saw it; null where it is not known.';
 comment on column session.user_agent is 'The User-Agent of its client, its first 400 characters; null where it sent none.';
 comment on column session.jti is 'The id of its token, or of the last one that it was given; sha256: and a hash where the token has none.';
