@@ -7,6 +7,7 @@ const SAVE_EVERY = 64; // pushes, while more wait; pushes that were not saved co
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const SILENT = 2.5, GRACE = 1; // heartbeats without a frame after which a connection is dead; seconds for frames that already wait
 const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
+const BLOCKED = 2; // WebSockets in a row that did not open, after which a stream of events is tried
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
@@ -23,8 +24,8 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
  * `onError(error)`: errors of callbacks, storage or bridge, something that is not a token, and why it closed for good,
  * each with what to do (`error` of the state, too); `storage`: localStorage or similar, to resume
- * after a reload; `autoAck`: acknowledge each push that onPush has finished. For tests: `timing`, `after`, `random`,
- * `now`, `WebSocket`.
+ * after a reload; `autoAck`: acknowledge each push that onPush has finished; `sse: false`: never fall back to a stream
+ * of events, where WebSockets are blocked. For tests: `timing`, `after`, `random`, `now`, `WebSocket`, `fetch`.
  */
 export function connect(options) {
   if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
@@ -55,6 +56,7 @@ class Connection {
   #patient = false; // whether the bridge has said how long to wait
   #opened = false; // whether any connection ever opened
   #failed = 0; // tries in a row that did not open
+  #blocked = 0; // WebSockets in a row that did not open; a stream of events that ends before its welcome leaves one
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
@@ -65,9 +67,10 @@ class Connection {
 
   constructor(options) {
     const { after = inSeconds, random = Math.random, now = inSeconds.now, WebSocket = globalThis.WebSocket } = options;
+    const fetch = options.fetch ?? globalThis.fetch?.bind(globalThis);
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // if it throws, nothing here must stop
-    this.#options = { ...options, after, random, now, WebSocket, onError, timing: { ...TIMING, ...options.timing } };
+    this.#options = { ...options, after, random, now, WebSocket, fetch, onError, timing: { ...TIMING, ...options.timing } };
     this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.addEventListener?.("offline", this.#cut);
@@ -93,6 +96,7 @@ class Connection {
     if (this.state.phase !== "open" || this.#socket?.readyState !== 1) {
       return Promise.reject(unpublished("unavailable", "there is no connection, nothing was sent", ref));
     }
+    if (this.#socket.oneWay) return Promise.reject(unpublished(ONE_WAY.code, ONE_WAY.message, ref));
     if (this.#said.has(ref)) return Promise.reject(unpublished("busy", "this ref is under way", ref));
     return new Promise((resolve, reject) => {
       this.#socket.send(JSON.stringify({ type: "publish", event, data, topic, ref }));
@@ -130,6 +134,13 @@ class Connection {
     const { onError, after, random } = this.#options;
     const socket = this.#socket, ref = `${this.#name}-${++this.#refs}`, waits = wish.waits.splice(0);
     const current = () => this.#topics.get(topic) === wish;
+    if (socket.oneWay) { // what the bridge has agreed to before is asked for again on the next WebSocket
+      const error = unheard(topic, wish.on, ONE_WAY);
+      if (!wish.had) this.#topics.delete(topic);
+      if (!waits.length) onError(error);
+      for (const [, reject] of waits) reject(error);
+      return;
+    }
     const ok = () => {
       wish.had = true;
       if (!wish.on && current()) this.#topics.delete(topic);
@@ -154,7 +165,7 @@ class Connection {
   // --- the connection ---
 
   async #open() {
-    const { url, token, tokenBy, timing, after, WebSocket } = this.#options;
+    const { url, token, tokenBy, timing, after, WebSocket, fetch } = this.#options;
     const turn = ++this.#turn;
     this.#tell({ phase: "connecting" });
     const cookie = tokenBy === "cookie";
@@ -180,8 +191,15 @@ class Connection {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       const entry = tokenBy === undefined ? [`bridge.token.${jwt}`] : [];
-      const socket = this.#socket = new WebSocket(address.href, ["bridge.v1.json", ...entry]);
-      if (tokenBy === "frame") socket.onopen = () => socket.send(JSON.stringify({ type: "auth", token: jwt }));
+      const oneWay = this.#blocked >= BLOCKED && this.#mayStream();
+      const socket = this.#socket = oneWay
+        ? new EventStream(address, fetch, cookie ? null : jwt)
+        : new WebSocket(address.href, ["bridge.v1.json", ...entry]);
+      if (!oneWay) this.#blocked += 1; // until it opens
+      socket.onopen = () => {
+        if (!oneWay) this.#blocked = 0;
+        if (tokenBy === "frame") socket.send(JSON.stringify({ type: "auth", token: jwt }));
+      };
     } catch (cause) { // trying again would not help
       return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
     }
@@ -198,6 +216,12 @@ class Connection {
     this.#hand(); // another user's token may have stopped it in the attempt before
   }
 
+  // With "frame" the token must not stand in a header, and a stream has no first message.
+  #mayStream() {
+    const { sse, fetch, tokenBy } = this.#options;
+    return sse !== false && tokenBy !== "frame" && typeof fetch === "function";
+  }
+
   #take(frame) {
     const open = this.state.phase === "open"; // the welcome comes first: it names the user of the pushes
     if (frame.type === "push" && open) {
@@ -211,7 +235,10 @@ class Connection {
     } else if (frame.type === "withdraw" && open) {
       this.#enqueue(frame);
     } else if (frame.type === "welcome") {
+      if (this.#socket.oneWay) this.#socket.key = frame.key;
       this.#welcome(frame);
+    } else if (frame.type === "ping" && this.#socket.oneWay) {
+      this.#socket.send(JSON.stringify({ type: "pong", payload: frame.payload }));
     } else if (frame.type === "refresh") {
       this.#refresh(this.#socket);
     } else if (frame.type === "bye") {
@@ -240,8 +267,8 @@ class Connection {
     if (socket !== this.#socket || jwt === this.#jwt) return;
     const same = userOf(jwt) === userOf(this.#jwt);
     this.#jwt = jwt;
-    if (same) return socket.send(JSON.stringify({ type: "refresh", token: jwt }));
-    this.#drop(); // another user has signed in
+    if (same && !socket.oneWay) return socket.send(JSON.stringify({ type: "refresh", token: jwt }));
+    this.#drop(); // another user has signed in, or a stream needs its token at the beginning
     this.#open();
   }
 
@@ -285,6 +312,7 @@ class Connection {
     // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
+    if (this.#socket?.oneWay && !opened) this.#blocked = BLOCKED - 1; // a WebSocket in between, the network may be another
     const told = opened || this.#options.tokenBy === "frame"; // then 4401 is about the token
     const renew = told && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
     if (renew) this.#expired = this.#jwt;
@@ -322,6 +350,7 @@ class Connection {
   #wake = ({ type }) => {
     if (type !== "online" && document.visibilityState !== "visible") return;
     const waits = this.state.phase === "waiting" && !this.#patient;
+    if (type === "online") this.#blocked = 0; // it may be another network
     // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
     if (!waits && !(type === "online" && this.#socket)) return;
     this.#drop();
@@ -335,7 +364,7 @@ class Connection {
     this.#unwatch();
     const socket = this.#socket;
     this.#socket = this.#bye = null;
-    if (socket) socket.onmessage = socket.onclose = null;
+    if (socket) socket.onmessage = socket.onclose = socket.onopen = null;
     socket?.close(1000);
     const said = [...this.#said];
     this.#said.clear();
@@ -443,6 +472,79 @@ class Connection {
   }
 }
 
+// A stream of events in place of a WebSocket. What the page says goes by requests of their own: an ack, and the pong that
+// proves what came before its ping. Nothing else can be said there.
+class EventStream {
+  oneWay = true;
+  readyState = 0;
+  key = null; // as the welcome said it
+  #fetch;
+  #acks; // where acks go
+  #over = new AbortController();
+
+  constructor(address, fetch, jwt) {
+    const events = new URL(address);
+    events.protocol = events.protocol.replace("ws", "http");
+    events.pathname = events.pathname.replace(/ws$/, "sse");
+    this.#acks = new URL(events);
+    this.#acks.pathname = events.pathname.replace(/sse$/, "v1/ack");
+    this.#fetch = fetch;
+    this.#read(events, jwt === null ? { credentials: "include" } : { headers: { Authorization: `Bearer ${jwt}` } });
+  }
+
+  send(text) {
+    const { type, id, tenant, payload } = JSON.parse(text);
+    if (type === "pong") this.#say({ pong: payload });
+    else if (type === "ack") this.#say(tenant == null ? { id } : { id, tenant });
+  }
+
+  close() {
+    this.readyState = 3;
+    this.#over.abort();
+  }
+
+  // A request that fails has told nothing: the bridge sends the push again, or ends the stream.
+  #say(said) {
+    const address = new URL(this.#acks);
+    address.search = new URLSearchParams(said);
+    const headers = { Authorization: `Bearer ${this.key}` };
+    this.#fetch(address.href, { method: "POST", headers, keepalive: true }).catch(() => {});
+  }
+
+  async #read(address, how) {
+    let reason = "";
+    try {
+      const answer = await this.#fetch(address.href, { ...how, cache: "no-store", signal: this.#over.signal });
+      if (answer.status !== 200 || !answer.headers.get("content-type")?.startsWith("text/event-stream")) {
+        reason = `HTTP ${answer.status}`;
+      } else {
+        this.readyState = 1;
+        this.onopen?.();
+        await this.#messages(answer.body.pipeThrough(new TextDecoderStream()).getReader());
+      }
+    } catch { /* the connection broke, or was closed */ }
+    this.close();
+    this.onclose?.({ code: 1006, reason });
+  }
+
+  async #messages(reader) {
+    let rest = "", data = [];
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line.startsWith("data: ")) data.push(line.slice(6));
+        else if (line === "" && data.length) {
+          this.onmessage?.({ data: data.join("\n") });
+          data = [];
+        }
+      }
+    }
+  }
+}
+
 // What is remembered for one user. An id is never forgotten while its push waits or onPush works on it; of the finished
 // ones, the oldest are forgotten first.
 class Memory {
@@ -534,6 +636,7 @@ function unpublished(code, why, ref) {
 }
 
 const CLOSED = { code: "unavailable", message: "the connection is closed for good" };
+const ONE_WAY = { code: "one_way", message: "WebSockets are blocked here, and a stream of events has no way back for this" };
 const REPLACED = { code: "replaced", message: "the opposite was asked for before the bridge could answer" };
 
 function unheard(topic, on, { code, message }) {

@@ -10,7 +10,6 @@ import msgspec
 
 from bridge.core.model.ledger import NO_DEVICE, Device
 
-
 SSE_PATH: Final = "/sse"
 """Where a session is a stream of events; everywhere else it is a WebSocket."""
 
