@@ -571,13 +571,13 @@ async def test_the_same_at_random_two_thousand_times() -> None:
 def test_letters_of_the_version_before_are_read_and_it_reads_ours() -> None:
     """They say less, at the end of each array, and skip what they do not know."""
     report, push = (
-        Report(7, Word.RECEIVED, "", "s1"),
+        Report(7, Word.HANDED, "", "s1", True),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None, "t"),
     )
     parts = msgspec.msgpack.decode(encode_letter("boot", [report, push]))
     before = [parts[0], parts[1], [one[:-1] for one in parts[2]]]
     assert decode_letter(msgspec.msgpack.encode(before)).items == [
-        Report(7, Word.RECEIVED),
+        Report(7, Word.HANDED, "", "s1"),
         Forwarded(1, ["u"], "", "", "p1", "e", "json", b"1", 2, [], "", 9, None),
     ]
     more = [parts[0], parts[1], [[*one, "of a later version"] for one in parts[2]]]

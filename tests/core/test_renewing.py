@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec import structs
 
 from bridge.core.delivery.renewing import LONGEST_RETRY
 from bridge.core.model.revocations import Revocation
@@ -25,7 +26,10 @@ LIFE = 600.0
 async def come(h: House, hook: ScriptedHook, mode: Mode = Mode.BARE, user: str = "u1") -> RecordingSocket:
     """A session that the hook lets in for ten minutes."""
     await hook.say(allowing(user, h.clock.now + LIFE))
-    request = shake(subprotocols=(mode.value,), address="203.0.113.9", more={"x-key": "k1"})
+    spoken = () if mode is Mode.SSE else (mode.value,)
+    path = "/sse" if mode is Mode.SSE else "/ws"
+    request = shake(subprotocols=spoken, address="203.0.113.9", more={"x-key": "k1"})
+    request = structs.replace(request, path=path)
     _, socket = enter(h, await decided(h, request))
     return socket
 

@@ -39,13 +39,17 @@ class SilentProxy:
         """New connections pass again."""
         self._down = False
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until both sides have closed; cancelled at the end where it fell silent."""
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, begin: bytes = b""
+    ) -> None:
+        """One connection, until both sides have closed; cancelled at the end where it fell silent. `begin`: what was
+        read of it already."""
         self.taken += 1
         if self._down:
             return writer.transport.abort()
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
         self._writers |= {writer, inner_writer}
+        inner_writer.write(begin)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pass(reader, inner_writer))
@@ -70,10 +74,44 @@ class SilentProxy:
             sink.write_eof()
 
 
+class PlainProxy(SilentProxy):
+    """One that lets no WebSocket through, as in some companies: a request with Upgrade is refused."""
+
+    refused = 0
+
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, begin: bytes = b""
+    ) -> None:
+        """See `SilentProxy`."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.transport.abort()
+            return
+        if b"\r\nupgrade:" not in head.lower():
+            await super().serve(reader, writer, head)
+            return
+        self.refused += 1
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+
+@asynccontextmanager
+async def plain_proxy(port: int) -> AsyncIterator[PlainProxy]:
+    """Such a proxy before 127.0.0.1:port, until the block ends."""
+    async with _serving(proxy := PlainProxy(port)):
+        yield proxy
+
+
 @asynccontextmanager
 async def silent_proxy(port: int) -> AsyncIterator[SilentProxy]:
     """A proxy before 127.0.0.1:port, until the block ends."""
-    proxy = SilentProxy(port)
+    async with _serving(proxy := SilentProxy(port)):
+        yield proxy
+
+
+@asynccontextmanager
+async def _serving(proxy: SilentProxy) -> AsyncIterator[None]:
     connections: set[asyncio.Task[None]] = set()
 
     def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,7 +120,7 @@ async def silent_proxy(port: int) -> AsyncIterator[SilentProxy]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
-        yield proxy
+        yield
     finally:
         server.close()
         for task in connections:

@@ -305,6 +305,57 @@ def noise(chance: random.Random) -> Asking:
     return Asking(sent, (), None, exact=True, must=False, hangs_up=True)
 
 
+def streaming(chance: random.Random) -> Asking:
+    """A request for a stream of events, which is wrong as one for a WebSocket may be."""
+    made = chance.choice((opening, opening, changed))(chance)
+    sent = made.sent.replace(b" /ws", b" /sse", 1)
+    if chance.random() < 0.3:
+        line = chance.choice(
+            (
+                b"Last-Event-ID: p1",
+                b"Last-Event-ID: \xff\x80",
+                b"Last-Event-ID:",
+                b"Sec-Fetch-Site: same-origin",
+                b"Sec-Fetch-Site: same-origin\r\nHost: app.example",
+            )
+        )
+        sent = sent.replace(b"\r\n", b"\r\n" + line + b"\r\n", 1)
+    return Asking(sent, made.tokens, None, exact=False, must=False, hangs_up=True)
+
+
+def saying(chance: random.Random) -> Asking:
+    """A request with which a client of a stream says something, though no key is right."""
+    method = chance.choice(("POST", "POST", "POST", "OPTIONS", "HEAD", "GET", "get"))
+    path = chance.choice(("/v1/ack", "/v1/ack", "/v1/ack", "/sse", "/v1/ack/", "/v1"))
+    fields = [
+        chance.choice(
+            (
+                "pong=00ff",
+                "pong=0",
+                "pong=",
+                "pong=%ff",
+                "id=p1",
+                "id=%00",
+                "id=",
+                "tenant=t",
+                "x=1",
+                *QUERIES,
+            )
+        )
+        for _ in range(chance.randrange(4))
+    ]
+    key = chance.choice(("b1.s1.x", "..", ".", "", "b1", "b1.s1", "\xff", "b1.s1." + "x" * 3_000, "\u0130"))
+    lines = [b"Host: test"]
+    for _ in range(chance.choice((0, 1, 1, 1, 2))):
+        scheme = chance.choice((b"Bearer ", b"bearer  ", b"Bearer", b"Basic "))
+        lines.append(b"Authorization: " + scheme + key.encode(errors="surrogatepass"))
+    lines.append(
+        chance.choice((b"Content-Length: 0", b"Content-Length: 1", b"Origin: " + APP.encode(), b"X: y"))
+    )
+    sent = b"\r\n".join([f"{method} {path}?{'&'.join(fields)} HTTP/1.1".encode(), *lines]) + b"\r\n\r\n"
+    return Asking(sent, (), None, exact=True, must=False, hangs_up=chance.random() < 0.5)
+
+
 def asking(chance: random.Random) -> Asking:
     """Any request."""
-    return chance.choices((opening, changed, noise), (70, 25, 5))[0](chance)
+    return chance.choices((opening, changed, noise, streaming, saying), (56, 21, 5, 12, 6))[0](chance)

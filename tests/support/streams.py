@@ -95,9 +95,9 @@ class Stream:
 
 async def asked(port: int, method: str, target: str, *lines: str, version: str = "1.1") -> Stream:
     """The answer to a request of which the head was read."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     head = (f"{method} {target} HTTP/{version}", "Host: test", *lines)
-    writer.write(("\r\n".join(head) + "\r\n\r\n").encode())
+    writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
     answer = Stream(port, reader, writer)
     await answer.head()
     return answer

@@ -336,9 +336,11 @@ def _read(path: str, query: str, request: Request) -> Handshake | Refusal:
     # Only repeated fields are left to refuse: the library has checked the rest.
     headers = request.headers
     authorizations = headers.get_all("Authorization")
-    if len(authorizations) > 1:
-        text = f"{_NO_HANDSHAKE}: the header Authorization occurs more than once."
-        return Refusal(400, "bad_header", text)
+    for name in ("Authorization", "Origin", "Last-Event-ID"):
+        if len(headers.get_all(name)) > 1:
+            begin = _NO_HANDSHAKE if path == "/ws" else "This is no valid request"
+            text = f"{begin}: the header {name} occurs more than once."
+            return Refusal(400, "bad_header", text)
     try:
         fields = parse_qs(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
     except ValueError:

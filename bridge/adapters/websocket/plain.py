@@ -114,13 +114,16 @@ class Plain:
     def shared(self, request: Request, response: Response) -> bool:
         """Let a page of an allowed origin read this answer. Returns whether it is one."""
         response.headers["Vary"] = "Origin"
+        if not self._origins:
+            # Whoever has a token may come in from any page; without one none does.
+            response.headers["Access-Control-Allow-Origin"] = "*"
+            return True
         origins = request.headers.get_all("Origin")
-        if len(origins) != 1 or (self._origins and origins[0] not in self._origins):
+        if len(origins) != 1 or origins[0] not in self._origins:
             return False
         response.headers["Access-Control-Allow-Origin"] = origins[0]
-        if origins[0] in self._origins:
-            # Only such a page may have the browser's cookies count, as with a WebSocket.
-            response.headers["Access-Control-Allow-Credentials"] = "true"
+        # The browser's cookies may count for such a page, as with a WebSocket.
+        response.headers["Access-Control-Allow-Credentials"] = "true"
         return True
 
     def _said(self, request: Request, query: str) -> Refusal | None:

@@ -131,10 +131,14 @@ class EventStream(asyncio.BufferedProtocol):
         if reason.code == ABNORMAL:
             self.abort()
         elif self._open:
-            self._done = True
+            self._end()
             half_close(self._transport)
-            if not self._transport.is_closing():
-                self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
+
+    def _end(self) -> None:
+        """Give the peer `close_grace` seconds to read what is left and to hang up."""
+        self._done = True
+        if self._deadline is None:
+            self._deadline = self._server.loop.call_later(self._server.close_grace, self.abort)
 
     def abort(self) -> None:
         """See the port."""
@@ -165,8 +169,8 @@ class EventStream(asyncio.BufferedProtocol):
             self.abort()
 
     def eof_received(self) -> None:
-        """The client has left: the transport closes, and need not write what is buffered."""
-        self.abort()
+        """The client has left. The transport closes once its buffer is written."""
+        self._end()
 
     def pause_writing(self) -> None:
         """The peer reads more slowly than we write."""

@@ -1,0 +1,66 @@
+"""The browser's client library where a proxy lets no WebSocket through: it goes on with a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.browser.test_client import begin, kept, phase, pushes, scripted, told
+from tests.support import bridges
+from tests.support.browser import launched, opened
+from tests.support.proxies import plain_proxy
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with launched() as browser:
+        yield browser
+
+
+async def test_after_two_websockets_that_did_not_open_a_stream_proves_all_the_same(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.bridge(vhost, database) as bridge,
+        plain_proxy(bridge.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        token = bridges.token("alice", topics=["room.7"])
+        # The page is of another origin than the bridge: the browser asks before it sends the header with the token.
+        await begin(page, f"ws://127.0.0.1:{proxy.port}/ws", token=token, autoAck=True)
+        await phase(page, "open")
+        assert proxy.refused == 2
+        received = bridges.request("alice", "p0", data={"n": [1, "\u00fc\n"]})
+        in_topic = {"id": "p3", "to": {"topic": "room.7"}, "data": "a"}
+        await bridges.publish(vhost, received, *kept("p1", "p2"), in_topic)
+        await told(page, *pushes("p0", "p1", "p2", "p3"))
+        assert await page.evaluate("pushes.p0.data") == {"n": [1, "\u00fc\n"]}
+        ends = bridges.endings(await bridges.final_rows(database, 4))
+        assert ends == {
+            ("p0", "alice"): ("received", "pong"),
+            ("p1", "alice"): ("acked", "ack_frame"),
+            ("p2", "alice"): ("acked", "ack_frame"),
+            ("p3", "alice"): ("received", "pong"),
+        }
+        for promise in ("client.publish('a.b', 1)", "client.subscribe('room.8')"):
+            code = await page.evaluate(f"{promise}.catch((error) => error.code)")
+            assert code == "one_way"
+
+        proxy.cut()
+        await bridges.publish(vhost, *kept("p4"))
+        async with asyncio.timeout(bridges.SECONDS):
+            while (await bridges.rows(database))[-1]["outcome"] != "stored":
+                await asyncio.sleep(0.02)
+        proxy.mend()
+        # It may have told that several tries failed meanwhile.
+        await page.wait_for_function("told.filter(([word]) => word === 'push').length === 1")
+        ends = bridges.endings(await bridges.final_rows(database, 5))
+        assert ends["p4", "alice"] == ("acked", "ack_frame")
+        await page.evaluate("client.close()")
