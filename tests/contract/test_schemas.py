@@ -31,6 +31,7 @@ from bridge.core.contract.frames import (
     bye_frame,
     error_frame,
     ok_frame,
+    ping_frame,
     push_frame,
     welcome_frame,
     withdraw_frame,
@@ -307,6 +308,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
     "welcome": [
         lambda: welcome_frame("s1", "u1", complete=True),
         lambda: welcome_frame("s1", "u1", complete=False),
+        lambda: welcome_frame("s1", "u1", True, "b1.s1.secret"),
     ],
     "push": [
         lambda: push_frame(PushRequest("p1", ToUser("u1"), b'{"a":1}')),
@@ -314,6 +316,7 @@ OURS: dict[str, list[Callable[[], Any]]] = {
         lambda: push_frame(PushRequest("p1", ToUser("u1"), b"\xff", encoding=Encoding.BYTES)),
     ],
     "heartbeat": [lambda: HEARTBEAT],
+    "ping": [lambda: ping_frame(b"\x00\xff12")],
     "withdraw": [lambda: withdraw_frame('p"1')],
     "error": [
         lambda: error_frame("forbidden", "not here", 7),
