@@ -114,8 +114,7 @@ class Flight(Offered):
         self.traceparent = message.traceparent
         self.published_at = message.published_at
         self.taken_at = message.taken_at
-        self.taken_mono = taken_mono
-        """Monotonic seconds, for the deadlines."""
+        self.taken_mono = taken_mono  # monotonic seconds, for the deadlines
         self.position = position
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
@@ -144,8 +143,7 @@ class Flight(Offered):
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
-        self.unprovable = False
-        """Every session that has handed it over is one whose client has never proven anything."""
+        self.unprovable = False  # all sessions that handed it over are streams whose client proves nothing
         self.parked = False  # a row of it is committed; its messages need not wait for the final one
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
