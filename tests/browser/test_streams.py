@@ -64,3 +64,44 @@ async def test_after_two_websockets_that_did_not_open_a_stream_proves_all_the_sa
         ends = bridges.endings(await bridges.final_rows(database, 5))
         assert ends["p4", "alice"] == ("acked", "ack_frame")
         await page.evaluate("client.close()")
+
+
+async def test_a_plain_event_source_resumes_by_itself_and_rows_say_that_it_can_prove_nothing(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.bridge(vhost, database, confirm_timeout=0.5) as bridge,
+        plain_proxy(bridge.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        address = f"http://127.0.0.1:{proxy.port}/sse?token={bridges.token('alice')}"
+        await page.evaluate(
+            """address => {
+                window.seen = [];
+                window.source = new EventSource(address);
+                source.onmessage = ({ data }) => {
+                    const { type, id } = JSON.parse(data);
+                    if (type === "welcome" || type === "push") seen.push(id ?? type);
+                };
+            }""",
+            address,
+        )
+        await page.wait_for_function("seen.length === 1")
+        await bridges.publish(vhost, bridges.request("alice", "p1", ttl=60))
+        async with asyncio.timeout(bridges.SECONDS):
+            while (await bridges.rows(database) or [{"reason": ""}])[-1]["reason"] != "no_proof_possible":
+                await asyncio.sleep(0.05)
+        proxy.cut()
+        proxy.mend()
+        await bridges.publish(vhost, bridges.request("alice", "p2", ttl=60))
+        await page.wait_for_function("seen.includes('p2')")
+        assert await page.evaluate("seen") == ["welcome", "p1", "welcome", "p2"]
+        await bridges.publish(vhost, bridges.request("alice", "p3"))
+        ends = bridges.endings(await bridges.final_rows(database, 1))
+        assert ends == {
+            ("p1", "alice"): ("stored", "no_proof_possible"),
+            ("p2", "alice"): ("stored", "no_proof_possible"),
+            ("p3", "alice"): ("written", "no_proof_possible"),
+        }
+        await page.evaluate("source.close()")

@@ -48,6 +48,7 @@ async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator
     # A browser notes every answer that says no, and every try to connect to what is away; the page shows both.
     said_no = (
         "the server responded with a status of",
+        "Failed to load resource: net::ERR_",
         "HTTP Authentication failed",
         "Unexpected response code",
         "failed: Error during WebSocket handshake: net::ERR_CONNECTION",
