@@ -295,6 +295,7 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
             acks=Acks(),
             receipts=publisher,
             dead_letters=publisher,
+            fallbacks=publisher,
             answers=_NoAnswers(),
             hooks=hooks,
             metrics=metrics,

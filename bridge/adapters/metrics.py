@@ -150,6 +150,13 @@ class _Settled:
             ("result",),
             [("sent",), ("owed",), ("refused",)],
         )
+        self.fallbacks = Counter(
+            "bridge_fallbacks",
+            "Fallbacks of pushes that nobody has proven, by result: `published`, or `unroutable` where no queue is "
+            "bound for its routing key; `owed` ones are tried again.",
+            ("result",),
+            [("published",), ("unroutable",), ("owed",)],
+        )
         self.receipt_seconds = HistogramFamily(
             "bridge_receipts_seconds", "Time to publish one batch of receipts and have it confirmed.", SECONDS
         )
@@ -257,6 +264,13 @@ class PrometheusMetrics(Collector):
         self._settled.receipts.counts[("sent",)] += sent
         self._settled.receipts.counts[("owed",)] += owed
         self._settled.receipt_seconds.histograms[""].observe(seconds)
+
+    def fallbacks(self, published: int, unroutable: int, unsent: int) -> None:
+        """So many fallbacks were published, some of them to no queue; `unsent` others stay owed."""
+        counts = self._settled.fallbacks.counts
+        counts[("published",)] += published - unroutable
+        counts[("unroutable",)] += unroutable
+        counts[("owed",)] += unsent
 
     def events_given_up(self, events: int) -> None:
         """So many outcome events were given up, since the broker refuses them. The port lacks this: only the publisher
@@ -423,6 +437,9 @@ class NullMetrics:
         """Counts nothing."""
 
     def recorded(self, rows: int, seconds: float) -> None:
+        """Counts nothing."""
+
+    def fallbacks(self, published: int, unroutable: int, unsent: int) -> None:
         """Counts nothing."""
 
     def receipts(self, sent: int, owed: int, seconds: float) -> None:

@@ -216,6 +216,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         acks=given.consumer,
         receipts=given.publisher,
         dead_letters=given.publisher,
+        fallbacks=given.publisher,
         answers=given.publisher,
         hooks=reports.hooks,
         metrics=reports.metrics,

@@ -87,6 +87,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("revocations", node.core.revoking.run, after_start=True),
         Task("sweeper", partial(sweep_log, at), after_start=True),
         Task("mailbox sweeper", partial(sweep_mailboxes, at), after_start=True),
+        Task("fallbacks", partial(publish_fallbacks, at), after_start=True),
         Task("recollection", node.core.recollection.run, after_start=True),
         Task("loop watch", partial(loop_watch.watch, at.reports.metrics.loop_lag)),
         Task("upkeep", partial(keep_partitions, at), after_start=True),
@@ -291,6 +292,15 @@ async def sweep_mailboxes(at: Workplace) -> None:
                 await node.core.mailbox_sweep.sweep()
             except StoreUnavailable as down:
                 at.reports.errors.handle(down, "mailbox.sweep", {})
+
+
+async def publish_fallbacks(at: Workplace) -> None:
+    """Publish what is due for pushes that nobody has proven."""
+    node = at.node
+    while True:
+        await node.clock.sleep(at.limits.sweep_every)
+        if "database" not in node.gate:
+            await node.core.settlement.fallbacks.sweep()
 
 
 async def keep_partitions(at: Workplace) -> None:

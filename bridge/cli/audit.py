@@ -8,6 +8,7 @@ from typing import Final
 from bridge.adapters.amqp.depths import QueueDepth
 from bridge.config import CommonSettings
 from bridge.operator.books import (
+    FALLBACK_AFTER,
     KEPT_AFTER,
     OWED_AFTER,
     SETTLED_AFTER,
@@ -87,6 +88,11 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         f"{found.unexpired} rows stored though their ttl ended over {KEPT_AFTER:g} s ago",
     )
     yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {OWED_AFTER:g} s"
+    yield (
+        found.unpublished > 0,
+        "fallbacks",
+        f"{found.unpublished} due for over {FALLBACK_AFTER:g} s and not published",
+    )
     wrong = sum(hour.wrong for hour in books.hours)
     yield (
         wrong > 0,

@@ -245,7 +245,7 @@ def _ops_secret(settings: Settings) -> str:
 async def _check_broker(settings: Settings, runs: bool) -> int:
     from bridge.adapters.amqp import check as amqp_check
     from bridge.adapters.amqp import excess as amqp_excess
-    from bridge.adapters.amqp.topology import INBOUND, OUTCOMES, SESSIONS, DeclareMode
+    from bridge.adapters.amqp.topology import FALLBACK, INBOUND, OUTCOMES, SESSIONS, DeclareMode
 
     where = redacted(settings.amqp_url)
     try:
@@ -257,6 +257,7 @@ async def _check_broker(settings: Settings, runs: bool) -> int:
             told=[
                 INBOUND,
                 *([OUTCOMES] if settings.outcome_events else []),
+                *([FALLBACK] if settings.uses_postgres else []),
                 *([SESSIONS] if settings.session_events and settings.uses_postgres else []),
             ],
             runs=runs,

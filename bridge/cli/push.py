@@ -32,6 +32,8 @@ _PARTS: Final = {
     "collapse_key": "--collapse-key",
     "devices": "--devices",
     "retain": "--retain",
+    "fallback_after": "--fallback-after",
+    "fallback_key": "--fallback-key",
     "id": "--id",
     "tenant": "--tenant",
     "meta": "--meta",
@@ -87,11 +89,18 @@ def _built(args: Namespace) -> bytes:
             collapse_key=args.collapse_key,
             devices=args.devices,
             retain=args.retain,
+            fallback=_fallback(args),
             # Only the bridge knows how long its log keeps rows.
             limits=Limits(max_ttl=math.inf),
         )
     except InvalidRequest as error:
         raise SettingsError("the request", error.detail) from error
+
+
+def _fallback(args: Namespace) -> dict[str, object] | None:
+    """What is given of it: the check of the request says what is missing."""
+    parts = {"after": args.fallback_after, "routing_key": args.fallback_key}
+    return {name: value for name, value in parts.items() if value is not None} or None
 
 
 def _json(text: bytes, where: str) -> bytes:

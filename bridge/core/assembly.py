@@ -322,6 +322,7 @@ class Core:
                 ports.logs,
                 ports.receipts,
                 ports.dead_letters,
+                ports.fallbacks,
                 ports.acks,
                 ports.hooks,
                 ports.metrics,

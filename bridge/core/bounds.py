@@ -57,6 +57,8 @@ class SettlementBounds(NamedTuple):
     """Tries to end replaced rows before the rest is left for the next second."""
     replace_wait: float = 0.02
     """Seconds between those tries."""
+    fallback_wait: float = 5.0
+    """Seconds until a fallback that the broker has not confirmed is tried again."""
     rest: float = 30.0
     """Seconds before a row is paid again whose debt was paid but could not be cleared; doubled each time."""
     late_max: int = 100_000

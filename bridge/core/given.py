@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bridge.core.bounds import Bounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.mailbox.measuring import MailboxLimits
-from bridge.core.ports.broker import Acks, Answers, DeadLetters, Receipts
+from bridge.core.ports.broker import Acks, Answers, DeadLetters, Fallbacks, Receipts
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.connecting import ConnectHook
 from bridge.core.ports.nodes import Directory, NodePost
@@ -31,6 +31,7 @@ class Ports(NamedTuple):
     acks: Acks
     receipts: Receipts
     dead_letters: DeadLetters
+    fallbacks: Fallbacks
     answers: Answers
     hooks: Hooks
     metrics: Metrics

@@ -41,6 +41,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "stuck_rows": "pending rows older than any deadline, though their process lives",
     "kept": "stored rows whose ttl ended over a minute ago",
     "receipts": "final rows that owe a receipt for over a minute",
+    "fallbacks": "fallbacks that have been due for over a minute",
     "partitions": "days from today on without a partition",
 }
 """Every check and what it counts. Checks of rows add up from the start of the process."""
@@ -95,6 +96,7 @@ class Auditor:
             drift["stuck_rows"] = found.stuck
             drift["kept"] = found.unexpired
             drift["receipts"] = found.overdue
+            drift["fallbacks"] = found.unpublished
             drift["partitions"] = len(found.missing_days)
             self._looked_until = until
             for start in [start for start in self._committed if start < until]:

@@ -17,6 +17,8 @@ OWED_AFTER = 60.0
 """Seconds after which an owed receipt should have been sent, unless the broker was down."""
 KEPT_AFTER = 60.0
 """Seconds after the end of its ttl in which a kept push should have ended, unless no node could write."""
+FALLBACK_AFTER = 60.0
+"""Seconds after a fallback was due in which it should have been published, unless the broker was down."""
 STUCK_AFTER = 7200.0
 """Seconds after which a row of a live process can no longer be waiting for its proof: twice the longest `ack_within`,
 which is longer than the longest BRIDGE_CONFIRM_TIMEOUT."""
@@ -62,6 +64,8 @@ class Irregular(NamedTuple):
     """Final, and owing for longer than OWED_AFTER."""
     unexpired: int
     """`stored`, though their ttl ended more than KEPT_AFTER ago."""
+    unpublished: int
+    """Fallbacks that have been due for longer than FALLBACK_AFTER."""
     oldest_pending: datetime | None
     nodes: Sequence[str]
     """The processes that live."""
@@ -190,6 +194,10 @@ _UNEXPIRED: LiteralString = f"""
     select count(*) as unexpired from delivery_log
     where outcome = 'stored' and expires_at < now() - make_interval(secs => {KEPT_AFTER})
     """
+_UNPUBLISHED: LiteralString = f"""
+    select count(*) as unpublished from delivery_log
+    where fallback_due < now() - make_interval(secs => {FALLBACK_AFTER})
+    """
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
@@ -224,9 +232,10 @@ async def _irregular(conn: Connection, seconds: float) -> Irregular:
     (pending,) = await ask(conn, _PENDING, {}, seconds)
     (owed,) = await ask(conn, _OVERDUE, {}, seconds)
     (kept,) = await ask(conn, _UNEXPIRED, {}, seconds)
+    (due,) = await ask(conn, _UNPUBLISHED, {}, seconds)
     nodes = [row["name"] for row in await ask(conn, _NODES, {}, seconds)]
     (partitions,) = await ask(conn, TODAY_AND_DAYS, {}, seconds)
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
     missing = [day for day in wanted if day not in partitions["days"]]
-    return Irregular(**pending, **owed, **kept, nodes=nodes, missing_days=missing)
+    return Irregular(**pending, **owed, **kept, **due, nodes=nodes, missing_days=missing)

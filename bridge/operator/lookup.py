@@ -94,6 +94,12 @@ class LoggedPush(msgspec.Struct, frozen=True):
     payload_bytes: int | None
     owed: tuple[Owed, ...] | None
     """None: nothing is owed. Otherwise the event on push.outcomes, and a receipt to each of these."""
+    fallback_key: str | None
+    """The routing key of its fallback; None: it has none."""
+    fallback_due: datetime | None
+    """When that is published unless the push is proven by then; None: it was published or cancelled."""
+    fallback_at: datetime | None
+    """When that was published."""
     held: Sequence[Holding] = ()
     """The user's sessions between the taking and the end, by the ledger: at most `SESSIONS_SHOWN`, the last ones."""
 
@@ -128,7 +134,7 @@ _ROWS: LiteralString = """
            l.expires_at, l.collapse_key, l.encoding,
            l.topic, l.session, coalesce(l.holder, case when l.session is not null then l.node end) as holder,
            length(coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content)))
-               as payload_bytes, l.owed::text as owed
+               as payload_bytes, l.owed::text as owed, l.fallback_key, l.fallback_due, l.fallback_at
     from delivery_log l
     left join ending e on e.outcome = l.outcome and e.reason = l.reason
     left join node n on n.name = l.node and n.boot = l.boot

@@ -126,12 +126,23 @@ def steps(row: LoggedPush) -> Iterator[tuple[str, datetime | None, str]]:
         yield "finished", row.finished_at, f"{row.outcome}/{row.reason}"
     if late is not None:
         yield "late", late, f"{_late_proof(row)}, after the end: the outcome stays"
+    if row.fallback_key is not None:
+        yield "fallback", row.fallback_at, _fallback(row)
     if row.differed_at is not None:
         yield (
             "repeated",
             row.differed_at,
             "WARNING: with other content, which was sent to nobody: two pushes have this id",
         )
+
+
+def _fallback(row: LoggedPush) -> str:
+    key = f"to push.fallback with routing key {printable(row.fallback_key or '')}"
+    if row.fallback_at is not None:
+        return f"published {key}"
+    if row.fallback_due is not None:
+        return f"due at {_moment(row.fallback_due)}, {key}, unless it is proven before"
+    return f"cancelled: nothing was published {key}"
 
 
 def _prover(row: LoggedPush) -> str:

@@ -98,8 +98,11 @@ def families(
             f"Messages in {DEAD}, for people to look at; fewer while `bridge dead` reads them.",
             value=float(ready[DEAD]),
         )
-    if figures is None:
-        return
+    if figures is not None:
+        yield from _log_families(figures, now)
+
+
+def _log_families(figures: LogFigures, now: float) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "bridge_stored_rows",
         f"Pushes that are kept for absent users; read every {LOG_EVERY:g} s. Of each day only the first "
@@ -117,6 +120,11 @@ def families(
             "How long ago the oldest kept push was taken; absent if there is none.",
             value=max(0.0, now - figures.oldest_taken_at),
         )
+    yield GaugeMetricFamily(
+        "bridge_fallbacks_due",
+        f"Fallbacks that are due and not published yet, {STORED_MAX:,} at most; read every {LOG_EVERY:g} s.",
+        value=float(figures.fallbacks_due),
+    )
     yield GaugeMetricFamily(
         "bridge_partitions_ahead",
         "Days after today for which the log has a partition. It needs one by midnight UTC.",

@@ -9,7 +9,8 @@
 #   publisher  publishes to the exchange push, and nothing else. With REPLIES=1 it may also have a queue of its own for
 #              receipts (queue.declare with an empty name, exclusive).
 #   bridge     `bridge serve` with BRIDGE_DECLARE=passive: takes what it has to take, and publishes receipts, outcomes,
-#              dead letters, what users publish, and pushes of the ops port. It can't make, change or delete queues of the topology.
+#              dead letters, fallbacks, what users publish, and pushes of the ops port. It can't make, change or delete queues
+#              of the topology.
 #   operator   `bridge push`, `tail`, `why`, `replay`, `dead`, `audit`: looks at dead letters and outcomes, publishes again.
 #
 # Each service needs a publisher of its own if they are to be told apart: PUBLISHER=billing sh users.sh
@@ -50,7 +51,7 @@ own='^$'
 user "$publisher" "${PUBLISHER_PASSWORD:-}" "$own" '^push$' "$own"
 user "$bridge" "${BRIDGE_PASSWORD:-}" \
     '^(push\.(taker(\.[0-9]+)?$|node\.)|amq\.gen)' \
-    '^(push|push\.(dead|inbound|outcomes|sessions)|amq\.default)$' \
+    '^(push|push\.(dead|fallback|inbound|outcomes|sessions)|amq\.default)$' \
     '^(push\.((requests|taker)(\.[0-9]+)?$|(fallen|control)$|node\.)|amq\.gen)'
 user "$operator" "${OPERATOR_PASSWORD:-}" \
     '^amq\.gen' \

@@ -122,6 +122,8 @@ def test_a_line_has_the_fields_of_the_view_and_its_nulls() -> None:
 
 DERIVED = ("day", "latency_ms", "waited_ms", "differed_at")
 """Columns of the view that follow from the others, or from where the row is, or are noted afterwards."""
+FALLBACKS = ("fallback_due", "fallback_at")
+"""Columns of the view about what happens apart from the row's transitions."""
 
 
 async def test_a_line_has_the_columns_of_the_view_in_its_order(database: str) -> None:
@@ -132,8 +134,9 @@ async def test_a_line_has_the_columns_of_the_view_in_its_order(database: str) ->
         cursor = await conn.execute("select * from delivery")
         assert cursor.description is not None
         names = [column.name for column in cursor.description]
-    assert [name for name in names if name not in DERIVED] == list(json.loads(line_of(row())))
-    assert names[-7:-3] == list(DERIVED)
+    assert [name for name in names if name not in (*DERIVED, *FALLBACKS)] == list(json.loads(line_of(row())))
+    assert names[-9:-5] == list(DERIVED)
+    assert names[-2:] == list(FALLBACKS)
 
 
 @pytest.mark.parametrize("time", [-1e15, 1e15, 4e11, float("inf")])

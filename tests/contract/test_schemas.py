@@ -122,8 +122,9 @@ def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
 def beyond_a_schema(value: object) -> bool:
     """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
 
-    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl over what
-    BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over BRIDGE_MAX_DATA_BYTES,
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl, or the time of a
+    fallback, over what BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over
+    BRIDGE_MAX_DATA_BYTES,
     nested over 128 levels, messages over 1 MiB, 10,000 users over a whole batch, and, the other way round,
     more than 10,000 entries of `users` or `except` of which some repeat.
     """
@@ -131,7 +132,11 @@ def beyond_a_schema(value: object) -> bool:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         return True
-    return isinstance(value, dict) and is_over(value.get("ttl"), LIMITS.max_ttl)
+    if not isinstance(value, dict):
+        return False
+    fallback = value.get("fallback")
+    after = fallback.get("after") if isinstance(fallback, dict) else None
+    return is_over(value.get("ttl"), LIMITS.max_ttl) or is_over(after, LIMITS.max_ttl)
 
 
 def is_over(value: object, most: float) -> bool:
@@ -185,6 +190,8 @@ def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None
         # The schema has words for the range of a number, not for that of a string.
         or (name == "x-push-ttl" and is_over(value, LIMITS.max_ttl))
         or (name == "x-push-published-ms" and value in ("60", "007"))
+        or (name == "x-push-fallback-after" and (value == "0" or is_over(value, LIMITS.max_ttl)))
+        or (name == "x-push-fallback-key" and isinstance(value, str) and len(value.encode()) > 255)
         or (name == "x-push-ack-within" and (value == "0" or is_over(value, fields.ACK_WITHIN_MAX)))
         for name, value in headers.items()
         if name.startswith("x-push-") and name not in IGNORED
@@ -201,16 +208,16 @@ def is_utf8(text: str) -> bool:
 
 
 def test_the_fields_of_a_request_are_those_of_the_schema() -> None:
-    later = {name for name in fields.LATER if "." not in name}
-    assert set(SCHEMAS["push-request.json"]["properties"]) == fields.FIELDS - later
+    assert set(SCHEMAS["push-request.json"]["properties"]) == fields.FIELDS
+    fallback = SCHEMAS["push-request.json"]["properties"]["fallback"]
+    assert set(fallback["properties"]) == set(fallback["required"]) == fields.FALLBACK_FIELDS
     to = SCHEMAS["push-request.json"]["properties"]["to"]
     assert set(to["properties"]) == fields.TO_FIELDS
     assert [alternative["required"] for alternative in to["oneOf"]] == [[name] for name in fields.TARGETS]
 
 
 def test_the_headers_are_those_of_the_schema() -> None:
-    later = {of_headers.HEADER_OF[name].removeprefix("header ") for name in fields.LATER}
-    known = (set(of_headers.FIELD_OF) | of_headers.BOTH_MODES) - later
+    known = set(of_headers.FIELD_OF) | of_headers.BOTH_MODES
     assert set(SCHEMAS["push-headers.json"]["properties"]) == known
     assert set(SCHEMAS["push-headers.json"]["propertyNames"]["then"]["enum"]) == known
 
@@ -548,7 +555,7 @@ def test_the_asyncapi_document_has_the_shape_of_version_3() -> None:
         assert "address" in channel
         parameters = set(channel.get("parameters", ()))
         assert parameters == {
-            p for p in ("outcome", "event", "type") if f"{{{p}}}" in (channel["address"] or "")
+            p for p in ("outcome", "event", "type", "routingKey") if f"{{{p}}}" in (channel["address"] or "")
         }
         assert channel["messages"]
         for message in channel["messages"].values():

@@ -1185,3 +1185,167 @@ async def test_a_killed_boot_is_followed_at_once(subject: Subject) -> None:
 
 def test_noon_is_exact() -> None:
     assert datetime.datetime.fromtimestamp(NOON, datetime.UTC).microsecond == 0
+
+
+# --- Fallbacks -------------------------------------------------------------------------------------------
+
+
+def owing(push_id: str = "p", user: str = "u", *, due: float, **fields: object) -> Row:
+    """An `offline` row of a push without a ttl that has a fallback."""
+    made: dict[str, object] = {
+        "outcome": Outcome.OFFLINE,
+        "reason": Reason.NO_SESSION,
+        "written_at": None,
+        "proven_at": None,
+        "finished_at": NOON,
+        "payload": b'{"n": 1}',
+        "fallback_due": due,
+        "fallback_key": f"mail.{push_id}",
+    }
+    return row(push_id, user, **(made | fields))  # type: ignore[arg-type]
+
+
+async def claimed(subject: Subject, boot: str = "b1", node: str = "n1", **more: int) -> list[str]:
+    """The ids of what this boot can claim."""
+    bounds = {"limit": 100, "payload_bytes": 1 << 20} | more
+    found = await subject.store.claim_fallbacks(node, boot, bounds["limit"], bounds["payload_bytes"])
+    return [one.row.key.push_id for one in found]
+
+
+async def test_fallbacks_are_claimed_when_they_are_due_the_earliest_first_and_noted_once(
+    subject: Subject,
+) -> None:
+    await subject.lease("n1", "b1").claim()
+    now = subject.now
+    await subject.store.record(
+        [
+            owing("b", due=now - 20, meta=b'{"k": "v"}', encoding=Encoding.TEXT, payload=b"hello"),
+            owing("a", due=now - 30),
+            owing("c", due=now + 30),
+            owing("d", due=now - 0.2),
+        ]
+    )
+    found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
+    assert [(one.row.key.push_id, one.routing_key) for one in found] == [("a", "mail.a"), ("b", "mail.b")]
+    text = found[1].row
+    assert (text.payload, text.encoding, text.meta) == (b"hello", Encoding.TEXT, b'{"k": "v"}')
+    assert not await subject.store.note_fallbacks("b1", [one.row for one in found])
+    assert await claimed(subject) == []
+    left = {r.key.push_id: r.payload for r in await subject.all_rows()}
+    assert (left["a"], left["b"], left["c"]) == (None, None, b'{"n": 1}')
+
+
+async def test_claims_are_bounded_in_rows_and_bytes_and_the_first_always_goes(subject: Subject) -> None:
+    await subject.lease("n1", "b1").claim()
+    await subject.store.record(
+        [owing(f"p{n}", due=subject.now - 100 + n, payload=b"x" * 1000) for n in range(5)]
+    )
+    assert await claimed(subject, limit=2) == ["p0", "p1"]
+    assert await claimed(subject, payload_bytes=1) == ["p0"], "its own claims are among them"
+    assert await claimed(subject, payload_bytes=1001) == ["p0", "p1"]
+    assert await claimed(subject) == ["p0", "p1", "p2", "p3", "p4"]
+
+
+async def test_a_claim_stands_while_its_process_lives(subject: Subject) -> None:
+    mine, other = subject.lease("n1", "b1"), subject.lease("n2", "b2")
+    await mine.claim()
+    await other.claim()
+    await subject.store.record([owing("p1", due=subject.now - 30)])
+    assert await claimed(subject, "nobody") == []
+    assert await claimed(subject) == ["p1"]
+    assert await claimed(subject, "b2", "n2") == []
+    for _ in range(4):
+        await subject.pass_time(2)
+        await mine.renew()
+        await other.renew()
+    assert await claimed(subject, "b2", "n2") == []
+    await subject.forget_boot(mine)
+    for _ in range(4):
+        await subject.pass_time(2)
+        await other.renew()
+    assert await claimed(subject, "b2", "n2") == ["p1"]
+
+
+async def test_a_claim_that_is_given_up_is_due_later_to_anyone(subject: Subject) -> None:
+    await subject.lease("n1", "b1").claim()
+    await subject.lease("n2", "b2").claim()
+    await subject.store.record([owing("p1", due=subject.now - 30), owing("p2", due=subject.now - 30)])
+    found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
+    rows = [one.row for one in found]
+    assert not await subject.store.note_fallbacks("b2", rows), "it has not claimed them"
+    assert not await subject.store.release_fallbacks("b1", rows[:1], 60)
+    assert not await subject.store.release_fallbacks("b1", rows[1:], 0)
+    assert await claimed(subject, "b2", "n2") == []
+    await asyncio.sleep(0 if isinstance(subject, InMemory) else 1.1)
+    if isinstance(subject, InMemory):
+        await subject.pass_time(1.1)
+    assert await claimed(subject, "b2", "n2") == [rows[1].key.push_id]
+
+
+async def test_what_proves_a_push_or_takes_it_back_cancels_its_fallback(subject: Subject) -> None:
+    await subject.lease("n1", "b1").claim()
+    due = subject.now - 30
+    pending: dict[str, Any] = {"outcome": Outcome.PENDING, "finished_at": None, "owed": ()}
+    unknown: dict[str, Any] = {"outcome": Outcome.UNKNOWN, "reason": Reason.NO_PROOF}
+    await subject.store.record(
+        [
+            owing("proven", due=due, **pending),
+            owing("half", due=due, confirm=Proof.ACKED, **pending),
+            owing("written", due=due, confirm=Proof.WRITTEN, **pending),
+            owing("unproven", due=due, **pending),
+            owing("late", due=due, **unknown),
+            owing("recalled", due=due),
+            owing("key", due=due, collapse_key="k1", position=7),
+            owing("older", due=due, collapse_key="k2", position=7),
+            owing("newer", due=due, collapse_key="k2", position=9),
+            kept_row("stored", fallback_due=due, fallback_key="k"),
+            kept_row("over", fallback_due=due, fallback_key="k", collapse_key="k3"),
+        ]
+    )
+    await subject.store.record(
+        [
+            row("proven"),
+            row("half", outcome=Outcome.PENDING, confirm=Proof.ACKED, proven_at=NOON + 1),
+            row("written", outcome=Outcome.WRITTEN, reason=Reason.HANDED_OVER, proven_at=None),
+            row("unproven", outcome=Outcome.UNKNOWN, reason=Reason.NO_PROOF, proven_at=None),
+        ]
+    )
+    await subject.store.prove_late([LateProof(RowKey("", "late", "u"), NOON + 5)])
+    await recalled(subject.store, Recall(push_id="recalled"))
+    await recalled(subject.store, Recall(push_id="stored"))
+    await recalled(subject.store, Recall(user="u", collapse_key="k1"))
+    await subject.store.supersede([Collapse("", "u", "k2", 8), Collapse("", "u", "k3", 8)], 100)
+    assert sorted(await claimed(subject)) == ["newer", "unproven"]
+    data = {r.key.push_id: r.payload for r in await subject.all_rows()}
+    assert {name for name, payload in data.items() if payload is not None} == {
+        *("newer", "unproven", "stored", "over"),
+    }
+
+
+async def test_a_recall_tells_of_final_rows_whose_fallbacks_it_cancels(subject: Subject) -> None:
+    await subject.store.record([owing("p1", user, due=subject.now + 60) for user in ("u1", "u2")])
+    for _ in range(2):
+        written = await recalled(subject.store, Recall(push_id="p1"))
+        assert sorted((w.row.key.user, w.applied) for w in written) == [("u1", False), ("u2", False)]
+
+
+async def test_a_fallback_is_of_a_push_and_not_of_its_repeats(subject: Subject) -> None:
+    await subject.lease("n1", "b1").claim()
+    await subject.store.record([kept_row("p1", fallback_due=subject.now - 30, fallback_key="k")])
+    found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
+    assert not await subject.store.note_fallbacks("b1", [one.row for one in found])
+    await subject.store.record([kept_row("p1", fallback_due=subject.now - 30, fallback_key="k")])
+    assert await claimed(subject) == []
+    (left,) = await of_push(subject, "p1")
+    assert left.payload is not None
+
+
+async def test_shared_data_is_claimed_with_each_row(subject: Subject) -> None:
+    await subject.lease("n1", "b1").claim()
+    data, meta = b'"' + b"x" * 1000 + b'"', b'{"k": "v"}'
+    rows = [owing("p1", f"u{n}", due=subject.now - 30, payload=data, meta=meta) for n in range(3)]
+    await subject.store.record(rows)
+    found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
+    assert {(one.row.payload, one.row.meta) for one in found} == {(data, meta)}
+    assert not await subject.store.note_fallbacks("b1", [one.row for one in found])
+    assert await claimed(subject) == []

@@ -99,8 +99,8 @@ def test_the_first_one_gives_the_reason() -> None:
     body = json.dumps({"to": {"user": "u"}, "fallback": {}, "data": 1, "event": 7}).encode()
     (only,) = decode(arrival(body), LIMITS).requests
     assert isinstance(only, Rejected)
-    assert only.reason is Reason.UNSUPPORTED
-    assert paths(only.detail) == ["fallback", "event"]
+    assert only.reason is Reason.INVALID
+    assert paths(only.detail) == ["event", "fallback.after", "fallback.routing_key"]
 
 
 @pytest.mark.parametrize("count", [20_000, 60_000])

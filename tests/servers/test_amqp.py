@@ -809,6 +809,7 @@ async def test_passive_mode_names_everything_that_is_missing_and_makes_nothing(v
             "exchange push.dead is missing",
             "exchange push.outcomes is missing",
             "exchange push.sessions is missing",
+            "exchange push.fallback is missing",
             "exchange push.control is missing",
         )
 

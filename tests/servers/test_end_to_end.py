@@ -108,7 +108,7 @@ async def test_of_a_batch_the_wrong_elements_are_dead_letters_and_the_others_arr
         batch = [
             request("u1", "ok1"),
             {"id": "two", "to": {"user": "u1", "all": True}, "data": 1},
-            {"id": "later", "to": {"user": "u"}, "fallback": {"after": 5}, "data": 1},
+            {"id": "half", "to": {"user": "u"}, "fallback": {"after": 5}, "data": 1},
             request("u1", "ok2"),
         ]
         await publish(vhost, batch)
@@ -118,15 +118,15 @@ async def test_of_a_batch_the_wrong_elements_are_dead_letters_and_the_others_arr
             ("ok1", "u1"): ("received", "pong"),
             ("ok2", "u1"): ("received", "pong"),
             ("two", None): ("rejected", "invalid"),
-            ("later", None): ("rejected", "unsupported"),
+            ("half", None): ("rejected", "invalid"),
         }
         details = {row["push_id"]: row["detail"] for row in found}
         assert "to" in details["two"]
-        assert "fallback" in details["later"]
+        assert "fallback.routing_key" in details["half"]
         letters = {m.headers["x-push-id"]: m for m in await dead_letters(vhost, 2)}
         assert json.loads(letters["two"].body) == batch[1]
-        assert letters["later"].headers["x-push-reason"] == "unsupported"
-        assert "fallback" in str(letters["later"].headers["x-push-detail"])
+        assert letters["half"].headers["x-push-reason"] == "invalid"
+        assert "fallback.routing_key" in str(letters["half"].headers["x-push-detail"])
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,8 @@ def test_the_view_delivery_has_the_columns_that_outsiders_rely_on(database: str)
         "expires_at",
         "late_at",
         "differed_at",
+        "fallback_due",
+        "fallback_at",
     ]
     assert dict(rows) == text | dict.fromkeys(times, "timestamp with time zone") | {
         "final": "boolean", "meta": "jsonb", "sessions": "integer", "attempts": "integer",

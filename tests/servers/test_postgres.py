@@ -1026,6 +1026,7 @@ async def test_the_sweeps_of_every_second_read_indexes_only(database: str) -> No
     await store.last_position()
     await store.roll_day()
     await lease.end_dead(10)
+    await store.claim_fallbacks("n1", "b1", 10, 1000)
     await lease.release()
     await store.close()
     after = await scans(database)
@@ -1128,6 +1129,13 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             "expire": ("select * from expire_rows(500)", (), 0, 60),
             "end dead": ("select * from end_dead_rows('n1', 'b1', 500)", (), 0, 60),
             "owing": ("select * from owing_rows(500, 1000000)", (), 1, 90),
+            "claim fallbacks": ("select * from claim_fallbacks('n1', 'b1', 500, 1000000)", (), 0, 60),
+            "note a fallback": (
+                "select * from note_fallbacks('b1', %s, '{\"\"}', %s, '{u85}')",
+                (f"{{{old}}}", f"{{{old} 85}}"),
+                0,
+                60,
+            ),
             "measure": ("select * from overfull('{u79}', 1000, 1000000)", (), 0, 150),
             "measure what is over": ("select * from overfull('{u79}', 10, 1000000)", (), 1, 90),
             "trim": ("select * from trim_stored('{u79}', '{9}', 500)", (), 0, 60),

@@ -257,7 +257,7 @@ def test_what_the_audit_found_is_on_the_page_once_it_has_looked() -> None:
 
 def test_no_label_but_the_documented_is_ever_used() -> None:
     metrics = quiet()
-    metrics.add_source(lambda: families({DEAD: 1}, {REQUESTS: 1}, LogFigures(1, 1.0, 0, 3), 2.0))
+    metrics.add_source(lambda: families({DEAD: 1}, {REQUESTS: 1}, LogFigures(1, 1.0, 0, 0, 3), 2.0))
     metrics.add_source(lambda: audit_families({"taken": 0}, 0.0))
     metrics.add_source(lambda: gauge_families(GAUGE_VALUES))
     for family in text_string_to_metric_families(metrics.page().decode()):

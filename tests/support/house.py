@@ -218,6 +218,7 @@ class House:
                 acks=self.acks,
                 receipts=self.publisher,
                 dead_letters=self.publisher,
+                fallbacks=self.publisher,
                 answers=self.answers,
                 hooks=self.hooks,
                 metrics=self.metrics,

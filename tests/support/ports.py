@@ -11,9 +11,9 @@ from typing import Any
 from bridge.adapters.memory import MemoryStore
 from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import Properties
-from bridge.core.model.rows import DeadLetter, Receipt, Reply, Row
+from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Reply, Row
 from bridge.core.model.sessions import Claims, CloseReason
-from bridge.core.ports.broker import AckToken, Arrival, Source
+from bridge.core.ports.broker import AckToken, Arrival, Published, Source
 from bridge.core.ports.inbound import InboundEnd, InboundListener, InboundMessage
 from bridge.core.ports.plugins import SessionInfo, TokenVerifier
 from bridge.core.ports.sockets import Frame
@@ -213,6 +213,7 @@ class CountingMetrics:
         self.differing = 0
         self.takings = 0
         self.looked = 0
+        self.fallen = 0
         self.handshakes: list[str] = []
         self.hook: list[str] = []
 
@@ -241,6 +242,9 @@ class CountingMetrics:
 
     def receipts(self, sent: int, owed: int, seconds: float) -> None: ...
 
+    def fallbacks(self, published: int, unroutable: int, unsent: int) -> None:
+        self.fallen += published
+
     def handed(self, pushes: int) -> None: ...
 
     def handshake(self, result: str, seconds: float) -> None:
@@ -253,11 +257,12 @@ class CountingMetrics:
 
 
 class RecordingPublisher:
-    """Fills Receipts and DeadLetters: keeps what it is given, and takes nothing while `blocked` or `refusing`."""
+    """Fills Receipts, DeadLetters, Fallbacks: keeps what it gets, takes nothing while `blocked` or `refusing`."""
 
     def __init__(self, acks: RecordingAcks | None = None) -> None:
         self.sent: list[Receipt] = []
         self.buried: list[DeadLetter] = []
+        self.fallen_back: list[DueFallback] = []
         self.blocked = False
         """The broker takes no publishes, and has said so."""
         self.refusing = False
@@ -280,6 +285,13 @@ class RecordingPublisher:
             return letters
         self.buried.extend(letters)
         return ()
+
+    async def publish(self, fallbacks: Sequence[DueFallback]) -> Published:
+        await asyncio.sleep(0)
+        if self.blocked or self.refusing:
+            return Published(fallbacks, 0)
+        self.fallen_back.extend(fallbacks)
+        return Published((), 0)
 
     def final_receipts(self) -> int:
         """How many receipts say how a push ended."""

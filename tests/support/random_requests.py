@@ -118,10 +118,25 @@ class Dice:
             made["confirm"] = self.pick(("acked", "acked", "received"))
         if self.roll(6) == 5:
             made["retain"] = self.pick((True, False, True, 1, "true", None))
+        if self.roll(6) == 5:
+            made["fallback"] = self.fallback()
         if self.roll(16) == 15:
-            made[self.pick(("fallback", "x", "", "\n", "user"))] = self.junk()
+            made[self.pick(("x", "", "\n", "user"))] = self.junk()
         if self.roll(24) == 23:
             del made[self.pick(("data", "to"))]
+        return made
+
+    def fallback(self) -> Any:
+        if self.roll(8) == 7:
+            return self.junk()
+        made: dict[str, Any] = {
+            "after": self.pick((1, 0.5, 60, LIMITS.max_ttl, 0, -1, "1", True, math.inf, LIMITS.max_ttl + 1)),
+            "routing_key": self.pick(("mail", "a.b", "é", "x" * 255, "x" * 256, "", "a\n", 7, None)),
+        }
+        if self.roll(8) == 7:
+            made[self.pick(("x", "after ", "routing_key"))] = self.junk()
+        if self.roll(8) == 7:
+            del made[self.pick(("after", "routing_key"))]
         return made
 
     def control(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def metrics_page() -> str:
     """The whole page as it must be."""
     metrics = PrometheusMetrics(process=False)
     metrics.add_source(lambda: audit_families(dict.fromkeys(CHECKS, 0), 0.0))
-    metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0), 0.0))
+    metrics.add_source(lambda: families({DEAD: 0}, {REQUESTS: 0}, LogFigures(0, 0.0, 0, 0, 0), 0.0))
     metrics.add_source(lambda: partition_families([0], 0))
     metrics.add_source(lambda: session_event_families(0, 0))
     metrics.add_source(lambda: inbound_families({}, 0))

@@ -2,16 +2,16 @@
 
 `World` runs any list of steps on the real core with its ports in memory and time in its hands, heals
 everything at the end, and checks the promises: one true final row for each push and user, no proof that a
-peer did not give, nothing to a stranger, no ack before its rows, nothing owed, no row for what was never
-published, every end announced, nothing missing for a device that resumes and was told that it is complete, and
-nothing left in memory.
+peer did not give, nothing to a stranger, no ack before its rows, nothing owed, every fallback that is due and none
+after a proof, no row for what was never published, every end announced, nothing missing for a device that resumes and
+was told that it is complete, and nothing left in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,9 +30,10 @@ from bridge.core.model.ledger import Entries, Noted
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.retained import LastValue, LastValuesAsk, LastValuesPage
-from bridge.core.model.rows import DeadLetter, Receipt, Row, RowKey
+from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Row, RowKey
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.broker import AckToken
+from bridge.core.ports.broker import Published as PublishedFallbacks
 from bridge.core.ports.store import (
     Collapse,
     MailboxAsk,
@@ -89,6 +90,8 @@ TIGHT_CONSTANTS: Mapping[str, Mapping[str, object]] = {
 """The same for bounds that are constants: by module and name."""
 TTLS = (4, 40, 4000)
 """Seconds; the last is one that no story outlives."""
+AFTERS = (1, 15, 4000)
+"""Seconds until fallbacks; likewise. A routing key is its number."""
 
 
 @dataclass
@@ -118,6 +121,8 @@ class Facts:
     announced: set[RowKey] = field(default_factory=set)
     replied: set[tuple[RowKey, str]] = field(default_factory=set)
     """(row, queue) that got a final receipt."""
+    fallbacks: list[tuple[RowKey, float]] = field(default_factory=list)
+    """What was published elsewhere, and when."""
     strangers: list[str] = field(default_factory=list)
 
 
@@ -172,6 +177,23 @@ class SlowStore(MemoryStore):
             await asyncio.sleep(0)
         self._answer()
         return ended
+
+    async def claim_fallbacks(
+        self, node: str, boot: str, limit: int, payload_bytes: int
+    ) -> Sequence[DueFallback]:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        claimed = await super().claim_fallbacks(node, boot, min(limit, 2), payload_bytes)
+        await asyncio.sleep(0)
+        self._answer()
+        return claimed
+
+    async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        held = await super().note_fallbacks(boot, rows)
+        self._answer()
+        return held
 
     async def expire(self, limit: int) -> Sequence[Row]:
         ended = await super().expire(limit)
@@ -252,6 +274,10 @@ class World:
         self.violations: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.recalls: list[asyncio.Task[None]] = []
+        self.sweep: asyncio.Task[None] | None = None
+        """That of fallbacks; it waits while the broker is silent."""
+        self.disturbed = False
+        """A process was killed, or an answer of the database was lost: a fallback may come twice."""
         self.everyone: set[str] = set()
         """Pushes that name no user."""
         self.topics: dict[str, str] = {}
@@ -285,6 +311,7 @@ class World:
         house.acks.requeue = self._requeued  # type: ignore[method-assign]
         house.publisher.send = self._send  # type: ignore[method-assign]
         house.publisher.bury = self._bury  # type: ignore[method-assign]
+        house.publisher.publish = self._publish_fallbacks  # type: ignore[method-assign]
         self.lease = MemoryLease(self.store, self.clock, "n1", f"b{self.boot}")
         self.store.nodes.clear()
         self.sessions.opened.clear()
@@ -304,9 +331,13 @@ class World:
         return recording
 
     async def kill(self) -> None:
-        for task in (*self.tasks, *self.recalls):
+        self.disturbed = True
+        sweeps = [] if self.sweep is None else [self.sweep]
+        tasks = (*self.tasks, *self.recalls, *sweeps)
+        for task in tasks:
             task.cancel()
-        for result in await asyncio.gather(*self.tasks, *self.recalls, return_exceptions=True):
+        self.sweep = None
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
             if result is not None and not isinstance(result, asyncio.CancelledError):
                 self.violations.append(f"a task of the core ended with {result!r}")
 
@@ -383,6 +414,22 @@ class World:
         await asyncio.sleep(0)
         return letters if self.refusing else ()
 
+    async def _publish_fallbacks(self, fallbacks: Sequence[DueFallback]) -> PublishedFallbacks:
+        await asyncio.sleep(0)
+        stuck = self.silent
+        while self.silent:
+            await asyncio.sleep(0)
+        if self.refusing or stuck:
+            return PublishedFallbacks(fallbacks, 0)
+        now = self.clock.now
+        for one in fallbacks:
+            if one.row.payload is None:
+                self.violations.append(f"a fallback without its data: {one.row.key}")
+            if one.row.published_at + float(one.routing_key) > now:
+                self.violations.append(f"a fallback before its time: {one.row.key}")
+            self.facts.fallbacks.append((one.row.key, now))
+        return PublishedFallbacks((), 0)
+
     # --- steps ---
 
     def publish(self, n: int, m: int) -> None:
@@ -390,7 +437,9 @@ class World:
         users = (USERS[m % 3],) if m % 4 else (USERS[0], USERS[1])
         confirm = CONFIRMS[n % 3]
         to: dict[str, object] = {"user": users[0]} if len(users) == 1 else {"users": list(users)}
-        body = json.dumps({"id": push_id, "to": to, "data": n, "confirm": confirm}).encode()
+        body = json.dumps(
+            {"id": push_id, "to": to, "data": n, "confirm": confirm, **_fallback(n, m)}
+        ).encode()
         keys = tuple(RowKey("", push_id, user) for user in users)
         message = Published(body, keys, reply_to=f"q{len(self.messages)}" if m % 2 else "")
         self.messages.append(message)
@@ -405,6 +454,7 @@ class World:
             "data": n,
             "confirm": CONFIRMS[n % 3],
             "ttl": TTLS[m % 3],
+            **_fallback(m, n),
         }
         if n % 12 > 7:
             request["collapse_key"] = f"c{n % 2}"
@@ -586,6 +636,7 @@ class World:
 
     def answer_lost(self, n: int, m: int) -> None:
         self.store.lose_answers = 1
+        self.disturbed = True
 
     def acknowledge(self, n: int, m: int) -> None:
         peer = self._peer(n)
@@ -665,6 +716,10 @@ class World:
             if ended:
                 self.house.worklist.ended_by_sweep(ended)
             self.house.worklist.sweep()
+            if self.sweep is None or self.sweep.done():
+                if self.sweep is not None and (failure := self.sweep.exception()) is not None:
+                    self.violations.append(f"the sweep of fallbacks ended with {failure!r}")
+                self.sweep = asyncio.create_task(self.house.settlement.fallbacks.sweep(), name="fallbacks")
         await self._settle_down(10)
         # A socket that the bridge closed goes away some time.
         for peer in [p for p in self.peers if p.socket.closed_with is not None]:
@@ -719,6 +774,7 @@ class World:
                     peer.client.became_writable()
             await self.pass_time(1.0)
             done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
+            done = done and not any(self._is_due(row) for row in self.store.rows.values())
             if round_ > 12 and done and not self.house.inflight.busy and self._all_live():
                 break
         await self.pass_time(2.0)
@@ -727,6 +783,9 @@ class World:
 
     def _all_live(self) -> bool:
         return all(p.client.session.state is SessionState.LIVE for p in self.peers if p.socket.open)
+
+    def _is_due(self, row: Row) -> bool:
+        return row.fallback_due is not None and row.fallback_due <= self.clock.now - 2
 
     def _answer_everything(self, n: int) -> None:
         peer = self.peers[n]
@@ -778,6 +837,7 @@ class World:
         for device in self.devices:
             wrong += [f"a device of {device.user} never had {key.push_id}" for key in self._missing(device)]
         wrong += self._first_devices()
+        wrong += self._wrong_fallbacks()
         wrong += self._left_over()
         wrong += [f"to a stranger: {s}" for s in self.facts.strangers]
         wrong += [
@@ -811,6 +871,27 @@ class World:
             if self.ttls.get(key) == TTLS[-1] and key not in device.spared and not taken_back:
                 yield key
 
+    def _wrong_fallbacks(self) -> Iterator[str]:
+        """Fallbacks that were not published and should have been, or the other way round."""
+        times = dict(reversed(self.facts.fallbacks))
+        if len(times) < len(self.facts.fallbacks) and not self.disturbed:
+            yield f"published twice: {self.facts.fallbacks}"
+        for key, at in times.items():
+            row = self.store.rows[key]
+            if not row.fallback_key:
+                yield f"a fallback that nobody asked for: {key}"
+            if row.proven_at is not None and row.proven_at < at:
+                yield f"a fallback after its push was proven: {key}"
+        for key, row in self.store.rows.items():
+            if self._is_due(row):
+                yield f"a fallback that is due at rest: {key}"
+            if not row.fallback_key or key in times or row.proven_at is not None:
+                continue
+            taken_back = row.collapse_key or self._recalled(row)
+            over = row.published_at + float(row.fallback_key) < self.clock.now - 2
+            if over and row.outcome not in DELIVERED and not taken_back:
+                yield f"a fallback that was forgotten: {key} {row.outcome}/{row.reason}"
+
     def _recalled(self, row: Row) -> bool:
         return any(
             row.key.push_id == recall.push_id
@@ -835,8 +916,18 @@ class World:
             yield "subscribers that leave for ever"
         if house.settlement.being_paid:
             yield f"paid, and nobody knows: {house.settlement.being_paid}"
+        # A claim of what was cancelled meanwhile means nothing.
+        claims = [key for key in self.store.fallbacks.claims if self.store.rows[key].fallback_due is not None]
+        if claims:
+            yield f"fallbacks claimed at rest: {claims}"
         if not all(recall.done() for recall in self.recalls):
             yield "a recall has no end"
+
+
+def _fallback(n: int, m: int) -> dict[str, object]:
+    """The field of a request, for every third."""
+    after = AFTERS[m % 3]
+    return {"fallback": {"after": after, "routing_key": f"{after}"}} if n % 3 == 0 else {}
 
 
 async def play(steps: Sequence[Step]) -> list[str]:

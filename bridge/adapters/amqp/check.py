@@ -56,6 +56,7 @@ from bridge.adapters.amqp.nodes import NODE_QUEUE
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.topology import (
     DEAD,
+    FALLBACK,
     INBOUND,
     INBOUND_ONLY,
     OUTCOMES,
@@ -96,7 +97,7 @@ async def findings(
     where: str,
     *,
     partitions: int = 1,
-    told: Sequence[str] = (OUTCOMES, SESSIONS, INBOUND),
+    told: Sequence[str] = (OUTCOMES, SESSIONS, FALLBACK, INBOUND),
     runs: bool = False,
 ) -> list[Finding]:
     """All findings about the broker, good or bad; `where` is the URL without its password.
@@ -376,7 +377,12 @@ def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
         outcome_key(outcome, "message").decode() for outcome in Outcome if outcome is not Outcome.PENDING
     ]
     rejections = {ending.reason.value for ending in ENDINGS if ending.outcome is Outcome.REJECTED}
-    events = {OUTCOMES: outcomes, SESSIONS: ["opened", "closed"], INBOUND: ["message"]}
+    events = {
+        OUTCOMES: outcomes,
+        SESSIONS: ["opened", "closed"],
+        FALLBACK: ["message"],
+        INBOUND: ["message"],
+    }
     return {
         **{exchange: events[exchange] for exchange in told},
         DEAD: sorted(rejections),
@@ -387,6 +393,7 @@ def _keys(told: Sequence[str]) -> Mapping[str, Sequence[str]]:
 _TOPICS: Mapping[str, tuple[str, Level]] = {
     OUTCOMES: ("outcome events that the broker refuses are given up", "fail"),
     SESSIONS: ("nobody hears that sessions open and close", "warn"),
+    FALLBACK: ("fallbacks stay owed until it takes them", "warn"),
     INBOUND: ("what users publish is refused", "warn"),
     DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
     PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),

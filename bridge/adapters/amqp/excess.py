@@ -33,7 +33,8 @@ from bridge.adapters.finding import Finding
 from bridge.core.errors import BrokerUnavailable
 
 PASSIVE_PERMISSIONS: Final = (
-    r"'^(push\.(taker(\.[0-9]+)?$|node\.)|amq\.gen)' '^(push|push\.(dead|inbound|outcomes|sessions)|amq\.default)$'"
+    r"'^(push\.(taker(\.[0-9]+)?$|node\.)|amq\.gen)'"
+    r" '^(push|push\.(dead|fallback|inbound|outcomes|sessions)|amq\.default)$'"
     r" '^(push\.((requests|taker)(\.[0-9]+)?$|(fallen|control)$|node\.)|amq\.gen)'"
 )
 """Configure, write and read of a bridge with BRIDGE_DECLARE=passive; deploy/rabbitmq/users.sh sets the same."""

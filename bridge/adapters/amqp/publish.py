@@ -17,6 +17,7 @@ import aio_pika
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.announcing import one_write, outcome_event, receipt_headers, receipt_properties
 from bridge.adapters.amqp.connection import Tap, channel
+from bridge.adapters.amqp.fallbacks import FallbacksUnroutable, fallback_message
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
@@ -28,7 +29,8 @@ from bridge.core.contract.session_events import session_event, session_event_wor
 from bridge.core.errors import BridgeError, BrokerUnavailable
 from bridge.core.model.ledger import Closed, Opened
 from bridge.core.model.pushes import Properties
-from bridge.core.model.rows import DeadLetter, Receipt, Reply
+from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Reply
+from bridge.core.ports.broker import Published
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
@@ -67,7 +69,7 @@ class HeadersLeftOut(BridgeError):
 
 
 class ReceiptPublisher:
-    """Publishes inside its `async with`; fills the ports Receipts, DeadLetters, Answers and SessionEvents."""
+    """Publishes inside its `async with`; fills Receipts, DeadLetters, Fallbacks, Answers and SessionEvents."""
 
     def __init__(
         self,
@@ -236,6 +238,20 @@ class ReceiptPublisher:
             self._errors.handle(error, "dead_letters.bury", {"push_id": letter.push_id})
         return [Message(DEAD, letter.reason.value.encode(), properties, letter.body)]
 
+    # --- Fallbacks ---
+
+    async def publish(self, fallbacks: Sequence[DueFallback]) -> Published:
+        """See the port."""
+        if self.blocked:
+            return Published(fallbacks, 0)
+        now = self._clock.time()
+        nowhere: list[Message] = []
+        unsent = await self._publish(fallbacks, lambda one: [fallback_message(one, now)], nowhere)
+        if nowhere:
+            key = nowhere[0].routing_key.decode("utf-8", "backslashreplace")
+            self._errors.handle(FallbacksUnroutable(len(nowhere), key), "fallbacks.publish", {})
+        return Published(unsent, len(nowhere))
+
     # --- Answers ---
 
     async def answer(self, reply: Reply, body: bytes) -> bool:
@@ -267,8 +283,14 @@ class ReceiptPublisher:
 
     # --- All ---
 
-    async def _publish(self, things: Sequence[T], encode: Callable[[T], list[Message]]) -> Sequence[T]:
-        """Publish in writes of a limited size; return the things of which any message was not confirmed.
+    async def _publish(
+        self,
+        things: Sequence[T],
+        encode: Callable[[T], list[Message]],
+        nowhere: list[Message] | None = None,
+    ) -> Sequence[T]:
+        """Publish in writes of a limited size; return the things of which any message was not confirmed. `nowhere` gets
+        mandatory messages that no queue wanted: they count as confirmed.
 
         Outcome events whose routing key this user may not use are given up instead: a row that owed them could never
         be settled.
@@ -287,6 +309,9 @@ class ReceiptPublisher:
                 messages, owners, at = one_write(things, at, making, WRITE_BYTES)
                 unconfirmed += waiting
                 failures = await self._search.publish(messages, WRITE_TIMEOUT, deadline)
+                if nowhere is not None:
+                    nowhere += [messages[place] for place, failure in failures.items() if failure.returned]
+                    failures = {place: f for place, f in failures.items() if not f.returned}
                 if failures or self._events_refused:
                     given_up = self._given_up(messages, failures)
                     left = {owners[place] for place in failures.keys() - set(given_up)}

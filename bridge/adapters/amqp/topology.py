@@ -23,6 +23,7 @@ DEAD = "push.dead"
 OUTCOMES = "push.outcomes"
 CONTROL = "push.control"
 SESSIONS = "push.sessions"
+FALLBACK = "push.fallback"
 INBOUND = "push.inbound"
 
 DELIVERY_LIMIT = 100
@@ -92,6 +93,7 @@ _EXCHANGES: Sequence[Exchange] = (
     Exchange(DEAD),
     Exchange(OUTCOMES),
     Exchange(SESSIONS),
+    Exchange(FALLBACK),
     Exchange(CONTROL, "fanout"),
 )
 _OTHER_BINDINGS: Sequence[Binding] = (Binding(DEAD, DEAD, "#"), Binding(CONTROL, CONTROL, ""))

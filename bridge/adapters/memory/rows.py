@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bridge.core.errors import RowsRefused
+from bridge.core.model.outcomes import Outcome, Proof
 from bridge.core.model.rows import Row, merged
 
 _TIME_MAX = 9e12
@@ -13,12 +14,14 @@ _TIME_MAX = 9e12
 
 def light(row: Row) -> Row:
     """A row as it is returned: without its payload, which may be large."""
-    return msgspec.structs.replace(row, payload=None, excluded=frozenset())
+    return msgspec.structs.replace(
+        row, payload=None, excluded=frozenset(), fallback_due=None, fallback_key=""
+    )
 
 
 def lean(row: Row) -> Row:
     """A row without anything that its push carries."""
-    return msgspec.structs.replace(row, payload=None, excluded=frozenset(), meta=b"")
+    return msgspec.structs.replace(light(row), meta=b"")
 
 
 def kept_bytes(row: Row) -> int:
@@ -36,7 +39,7 @@ def updated(have: Row, new: Row) -> Row:
     elif session and (have.holder or have.node) != new.node:
         holder = have.holder or have.node
     owed = new.owed if have.owed is None else merged(have.owed, new.owed or ())
-    return msgspec.structs.replace(
+    written = msgspec.structs.replace(
         have,
         outcome=new.outcome,
         reason=new.reason,
@@ -59,12 +62,28 @@ def updated(have: Row, new: Row) -> Row:
         session=session,
         holder=holder,
     )
+    cared_for = written.proven_at is not None or (
+        have.confirm is Proof.WRITTEN and new.written_at is not None
+    )
+    return cancelled(written) if cared_for or new.outcome in NO_FALLBACK else written
+
+
+def cancelled(row: Row) -> Row:
+    """The row when nobody needs its fallback any more; its data goes with it, unless it is kept."""
+    if not row.fallback_key:
+        return row
+    payload = None if row.expires_at is None else row.payload
+    return msgspec.structs.replace(row, fallback_due=None, payload=payload)
+
+
+NO_FALLBACK = frozenset((Outcome.SUPERSEDED, Outcome.RECALLED, Outcome.REJECTED))
+"""Outcomes after which no fallback is published."""
 
 
 def check(row: Row) -> None:
     """Refuse what no database takes: NUL, lone surrogates, times out of range."""
     text = "".join((*row.key, row.node, row.boot, row.event, row.app_id, row.detail, row.traceparent))
-    text += "".join((row.collapse_key, row.topic, row.session, row.holder, *row.excluded))
+    text += "".join((row.collapse_key, row.topic, row.session, row.holder, row.fallback_key, *row.excluded))
     if "\0" in text:
         raise RowsRefused("22021", "text with a NUL")
     try:
@@ -73,6 +92,7 @@ def check(row: Row) -> None:
         raise RowsRefused("22021", f"text that is no UTF-8: {error.reason}") from error
     for time in (
         row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at, row.expires_at,
+        row.fallback_due,
     ):  # fmt: skip
         if time is not None and not abs(time) <= _TIME_MAX:
             raise RowsRefused("22008", "a time that is out of range")

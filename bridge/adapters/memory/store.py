@@ -14,11 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from bridge.adapters.memory.rows import check, kept_bytes, lean, light, updated
+from bridge.adapters.memory.fallbacks import FallbackClaims, due_fallbacks, later
+from bridge.adapters.memory.rows import NO_FALLBACK, cancelled, check, kept_bytes, lean, light, updated
 from bridge.core.errors import BridgeError
 from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
-from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey, merged
+from bridge.core.model.rows import Difference, DueFallback, LateProof, Reply, Row, RowKey, merged
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import (
     LEASE_SECONDS,
@@ -74,6 +75,7 @@ class MemoryStore:
         self._ended: deque[RowKey] = deque()
         """Keys of final rows in the order in which they ended. A key may be in it twice, or be forgotten already."""
         self._owing: dict[RowKey, None] = {}
+        self.fallbacks = FallbackClaims()
         self._day = _day(clock.time())
         self._since = self._kept_since = self._day - datetime.timedelta(days=1)
         self.nodes: dict[str, Node] = {}
@@ -137,6 +139,7 @@ class MemoryStore:
         self._indexed.discard(key)
         self._owing.pop(key, None)
         self._stored.pop(key, None)
+        self.fallbacks.forget(key)
         _remove(self._users, PushKey(key.tenant, key.push_id), key.user)
         _remove(self._kept, key.user, key)
 
@@ -221,7 +224,7 @@ class MemoryStore:
             row = self._known(proof.key, self._kept_since)
             if row is not None and row.final and row.late_at is None:
                 proven_at = proof.at if row.proven_at is None else row.proven_at
-                self._put(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at))
+                self._put(cancelled(msgspec.structs.replace(row, late_at=proof.at, proven_at=proven_at)))
         return ()
 
     async def differing(self, differences: Sequence[Difference]) -> Collection[RowKey]:
@@ -355,6 +358,8 @@ class MemoryStore:
             if (row.key.tenant, row.collapse_key) == (new.tenant, new.collapse_key)
             and row.position < new.position
         }
+        for new in newer:
+            self._cancel(new.tenant, new.user, new.collapse_key, new.position)
         return Superseded(self._end(list(older.values())[:limit], Outcome.SUPERSEDED, Reason.COLLAPSED), [])
 
     async def recall(self, recall: Recall, place: RecallPlace, limit: int) -> RecallPage:
@@ -365,7 +370,9 @@ class MemoryStore:
             push = PushKey(recall.tenant, recall.push_id)
             named, next_user = self._of_push(push, place.user, limit)
             following = None if next_user is None else RecallPlace(next_user)
+            named = [cancelled(row) if row.final else row for row in named]
         else:
+            self._cancel(recall.tenant, recall.user, recall.collapse_key)
             now = self._clock.time()
             mine = [
                 row
@@ -405,9 +412,45 @@ class MemoryStore:
             msgspec.structs.replace(row, outcome=outcome, reason=reason, finished_at=now) for row in rows
         ]
         for row in ended:
-            self._put(row)
+            self._put(cancelled(row) if outcome in NO_FALLBACK else row)
         self._forget()
         return [light(row) for row in ended]
+
+    def _cancel(self, tenant: str, user: str, collapse_key: str, below: int | None = None) -> None:
+        """Nobody needs the fallbacks of final rows with this collapse key, below a position or at all."""
+        for row in list(self.rows.values()):
+            named = (row.key.tenant, row.key.user, row.collapse_key) == (tenant, user, collapse_key)
+            if named and row.final and (below is None or row.position < below):
+                self._put(cancelled(row))
+
+    async def claim_fallbacks(
+        self, node: str, boot: str, limit: int, payload_bytes: int
+    ) -> Sequence[DueFallback]:
+        """See `Store.claim_fallbacks`."""
+        self._begin()
+        now = self._clock.time()
+        mine = self.nodes.get(node)
+        if mine is None or mine.boot != boot:
+            return []
+        living = {n.boot for n in self.nodes.values() if now - n.seen_at < LEASE_SECONDS}
+        steady = now - mine.steady_since >= LEASE_SECONDS and now - mine.seen_at < RENEW_GAP
+        due = due_fallbacks(self.rows.values(), now)
+        return self.fallbacks.claim(boot, due, living if steady else None, limit, payload_bytes)
+
+    async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
+        """See `Store.note_fallbacks`."""
+        self._begin()
+        for key in self.fallbacks.give_up(boot, rows):
+            self.fallbacks.published[key] = self._clock.time()
+            self._put(cancelled(self.rows[key]))
+        return ()
+
+    async def release_fallbacks(self, boot: str, rows: Sequence[Row], wait: float) -> Collection[RowKey]:
+        """See `Store.release_fallbacks`."""
+        self._begin()
+        for key in self.fallbacks.give_up(boot, rows):
+            self._put(later(self.rows[key], self._clock.time() + wait))
+        return ()
 
     def end_dead(self, node: str, boot: str, limit: int) -> list[Row]:
         """See `Lease.end_dead`, on behalf of this boot of this node."""

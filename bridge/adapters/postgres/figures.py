@@ -24,6 +24,8 @@ class LogFigures(NamedTuple):
     counted, only the counted ones are looked at."""
     days_over: int
     """Days with more stored rows than are counted."""
+    fallbacks_due: int
+    """Fallbacks that are due and not published, `STORED_MAX` at most."""
     partitions_ahead: int
     """Days after today that have a partition, without a gap."""
 
@@ -38,6 +40,11 @@ _STORED: LiteralString = f"""
         from (select l.taken_at from delivery_log l where l.day = days.day and l.outcome = 'stored'
               order by l.expires_at limit {STORED_MAX} + 1) one
     ) s
+    """
+
+
+_DUE: LiteralString = f"""
+    select count(*) from (select from delivery_log where fallback_due <= now() limit {STORED_MAX}) due
     """
 
 
@@ -64,12 +71,13 @@ async def _read(conn: Connection) -> LogFigures:
             (str(STATEMENT_MS),),
         )
         stored, oldest, over = cast("tuple[int, float | None, int]", await _one(conn, _STORED))
+        (due,) = cast("tuple[int]", await _one(conn, _DUE))
         today, days = cast("tuple[date, list[date]]", await _one(conn, TODAY_AND_DAYS))
     there = set(days)
     ahead = 0
     while today + timedelta(days=ahead + 1) in there:
         ahead += 1
-    return LogFigures(stored, oldest, over, ahead)
+    return LogFigures(stored, oldest, over, due, ahead)
 
 
 async def _one(conn: Connection, query: LiteralString) -> tuple[Any, ...]:

@@ -208,7 +208,7 @@ def all_applied(rows: Sequence[Row]) -> list[Written]:
     return [new_tuple(Written, (row, True)) for row in rows]
 
 
-RECORD_PARAMS = 41
+RECORD_PARAMS = 43
 """How many parameters record_rows() has."""
 
 
@@ -253,7 +253,14 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         nulls_for_empty([r.session for r in rows]),
         nulls_for_empty([r.holder for r in rows]),
         booleans([r.first_device for r in rows]) if any(r.first_device for r in rows) else None,
+        *_fallback_params(rows),
     )
+
+
+def _fallback_params(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+    """When fallbacks are due, and their routing keys; null where no row has one."""
+    keys = nulls_for_empty([r.fallback_key for r in rows])
+    return (None, None) if keys is None else (times([r.fallback_due for r in rows]), keys)
 
 
 def _kept_params(
@@ -261,13 +268,16 @@ def _kept_params(
 ) -> tuple[str | None, ...]:
     """Positions, ends of ttl, encodings, collapse keys, excluded sessions, times for acks, bytes; null if not kept."""
     kept = [r.expires_at is not None for r in rows]
-    if not any(kept) and not any(r.collapse_key for r in rows):
+    owes = [r.fallback_due is not None for r in rows]
+    if not any(kept) and not any(owes) and not any(r.collapse_key for r in rows):
         return (None,) * 7
     sizes = [len(r.payload or b"") + len(listed.get(id(r.excluded), "")) for r in rows]
     return (
         nullable_numbers([r.position or None for r in rows]),
         times([r.expires_at for r in rows]),
-        nullable_texts([r.encoding.value if k else None for r, k in zip(rows, kept, strict=True)]),
+        nullable_texts(
+            [r.encoding.value if k or o else None for r, k, o in zip(rows, kept, owes, strict=True)]
+        ),
         nullable_texts([r.collapse_key or None for r in rows]),
         nullable_texts([listed[id(r.excluded)] if r.excluded else None for r in own]),
         nullable_numbers([r.ack_within or None for r in rows]),

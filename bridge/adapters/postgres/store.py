@@ -29,7 +29,7 @@ from bridge.adapters.postgres.rows import (
 )
 from bridge.core.errors import LogTakesNoRows, StoreUnavailable
 from bridge.core.model.pushes import PushKey, Recall
-from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
+from bridge.core.model.rows import Difference, DueFallback, LateProof, Reply, Row, RowKey
 from bridge.core.ports.store import (
     Collapse,
     IdPage,
@@ -72,6 +72,9 @@ _RECALL_DELIVERED: LiteralString = f"""
     select r.place, r.more, (r.log).push_id is not null, r.held, {columns("(r.log)")}
     from recall_delivered(%s, %s, %s, %s, %s) r
     """
+_CLAIM: LiteralString = (
+    f"select c.routing_key, {columns('(c.log)', data=True)} from claim_fallbacks(%s, %s, %s, %s) c"
+)
 _LAST_POSITION = """
     select coalesce((
         select l.position from delivery_log l where l.position is not null order by l.position desc limit 1), 0)
@@ -302,6 +305,32 @@ class PostgresStore:
         written = [Written(row_of(r[4:]), None if r[3] else False) for r in records if r[2]]
         more = bool(records) and records[0][1]
         return RecallPage(written, RecallPlace(position=records[0][0]) if more else None)
+
+    async def claim_fallbacks(
+        self, node: str, boot: str, limit: int, payload_bytes: int
+    ) -> Sequence[DueFallback]:
+        """See `Store.claim_fallbacks`."""
+        found = await self._fetch(_CLAIM, (node, boot, limit, payload_bytes), of=self._of_mailboxes)
+        return [DueFallback(row_of(record), key) for key, *record in found]
+
+    async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
+        """See `Store.note_fallbacks`."""
+        return await self._claimed("select note_fallbacks(%s, %s, %s, %s, %s)", boot, rows)
+
+    async def release_fallbacks(self, boot: str, rows: Sequence[Row], wait: float) -> Collection[RowKey]:
+        """See `Store.release_fallbacks`."""
+        return await self._claimed("select release_fallbacks(%s, %s, %s, %s, %s, %s)", boot, rows, wait)
+
+    async def _claimed(
+        self, query: LiteralString, boot: str, rows: Sequence[Row], *more: object
+    ) -> Collection[RowKey]:
+        """Change rows that this boot has claimed; returns those that another transaction holds."""
+        if not rows:
+            return ()
+        rows = [rows[place] for place in in_lock_order(rows)]
+        days = nullable_texts([None if row.day is None else row.day.isoformat() for row in rows])
+        params = (boot, days, *key_params([row.key for row in rows]), *more)
+        return {rows[at - 1].key for (at,) in await self._fetch(query, params, of=self._of_mailboxes)}
 
     async def last_position(self) -> int:
         """See `Store.last_position`."""

@@ -84,7 +84,8 @@ TODAY_AND_DAYS: LiteralString = f"""
 _HAS_WORK: LiteralString = """
     (select from delivery_log where day = %(day)s and outcome = 'pending' limit 1) union all
     (select from delivery_log where day = %(day)s and outcome = 'stored' limit 1) union all
-    (select from delivery_log where day = %(day)s and final and owed is not null limit 1)
+    (select from delivery_log where day = %(day)s and final and owed is not null limit 1) union all
+    (select from delivery_log where day = %(day)s and fallback_due is not null limit 1)
     """
 
 _DROP_ACTIONS: LiteralString = """
@@ -125,7 +126,8 @@ class UpkeepDone(NamedTuple):
     made: list[str]
     dropped: list[str]
     kept: list[str]
-    """Past their retention and still there: some rows are not final or owe a receipt, or a reader held them."""
+    """Past their retention and still there: some rows are not final, or owe a receipt or a fallback, or a reader held
+    them."""
     trouble: list[UpkeepTrouble]
 
 
@@ -164,9 +166,9 @@ class Upkeep:
     async def run_once(self, retention_days: int) -> UpkeepDone:
         """Make the partitions of today and the next days; drop those more than `retention_days` before today.
 
-        A partition is kept as long as it has rows that are not final or owe a receipt, or keys that must still be
-        known. A table that somebody else has detached is left alone. What the schema makes impossible is in `trouble`;
-        the rest is done all the same.
+        A partition is kept as long as it has rows that are not final, or owe a receipt or a fallback, or keys that must
+        still be known. A table that somebody else has detached is left alone. What the schema makes impossible is in
+        `trouble`; the rest is done all the same.
         Idempotent, and safe to be cancelled. Raises StoreUnavailable.
         """
         done = UpkeepDone([], [], [], [])

@@ -74,6 +74,13 @@ def _push_options(push: Parser) -> None:
     request.add_argument(
         "--retain", action="store_true", help="with --topic: who subscribes later gets it first"
     )
+    request.add_argument(
+        "--fallback-after",
+        type=seconds,
+        metavar="S",
+        help="seconds after which it is published to push.fallback if nobody has proven it",
+    )
+    request.add_argument("--fallback-key", metavar="KEY", help="the routing key there")
     request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
     request.add_argument("--id", help="the idempotency key [a new one]")
     request.add_argument("--tenant", help="for analysts")

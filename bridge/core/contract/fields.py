@@ -19,7 +19,9 @@ from bridge.core.errors import InvalidRequest
 from bridge.core.model.outcomes import CONFIRM, Proof, Reason
 from bridge.core.model.pushes import (
     ID_MAX,
+    ROUTING_KEY_BYTES,
     Encoding,
+    Fallback,
     PushRequest,
     Target,
     Timestamp,
@@ -53,10 +55,9 @@ FIELDS: Final = frozenset(
 )
 _NAMES: Final = ("to.user", "to.session", "to.topic", "id", "event", "tenant", "collapse_key")
 """Fields that are ids."""
-LATER: Final[Mapping[str, str]] = {
-    "fallback": "a fallback to another channel",
-}
-"""Fields of the contract for features that this version does not have."""
+FALLBACK_FIELDS: Final = frozenset(("after", "routing_key"))
+"""The members of `fallback`."""
+_FALLBACK: Final = ("fallback", "fallback.after", "fallback.routing_key")
 DEVICES: Final[Mapping[str, bool]] = {"all": False, "first": True}
 """The words of `devices`: whether the first ack takes the push back from the user's other sessions."""
 ACK_WITHIN_MAX: Final = 3600.0
@@ -84,6 +85,14 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= ID_MAX and has_no_controls(text)
 
 
+def is_routing_key(key: str) -> bool:
+    """Whether a message may be published with this routing key: it is short enough for AMQP, and can be read."""
+    # In this order: no more than the characters of a key are encoded, and surrogates can't be.
+    return (
+        0 < len(key) <= ROUTING_KEY_BYTES and has_no_controls(key) and len(key.encode()) <= ROUTING_KEY_BYTES
+    )
+
+
 _NO_TOPIC = re.compile(r"(?:^|\.)(?:\.|$)|[*#{}]")
 
 
@@ -93,10 +102,7 @@ def is_topic(name: str) -> bool:
 
 
 def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> str:
-    """The one of `TARGETS` that is given; raises InvalidRequest, also for a field of `LATER`."""
-    if not LATER.keys().isdisjoint(values):
-        field = next(field for field in LATER if field in values)
-        raise InvalidRequest(Reason.UNSUPPORTED, path(field), f"this version does not have {LATER[field]}")
+    """The one of `TARGETS` that is given; raises InvalidRequest."""
     given = [word for word, field in _TARGET_FIELDS if field in values]
     if len(given) != 1:
         raise InvalidRequest(
@@ -113,9 +119,7 @@ def problems(
     """All that is wrong with these values, one after the other. `build` stops at the first."""
 
     # Wrong requests come by the thousand, too: so right values cost no exception and no closure.
-    if len([word for word, field in _TARGET_FIELDS if field in values]) != 1 or not LATER.keys().isdisjoint(
-        values
-    ):
+    if len([word for word, field in _TARGET_FIELDS if field in values]) != 1:
         yield from raised(check_target, values, path)
     for field in _NAMES:
         if field in values:
@@ -142,6 +146,9 @@ def problems(
         yield from raised(_first_device, values["devices"], path("devices"), wanted)
     if "retain" in values:
         yield from raised(_retain, values["retain"], path("retain"), "to.topic" in values, max_ttl)
+    if any(field in values for field in _FALLBACK):
+        yield from raised(_after, values, path, max_ttl)
+        yield from raised(_routing_key, values, path)
 
 
 def raised(check: Callable[..., object], *arguments: object) -> Sequence[InvalidRequest]:
@@ -205,6 +212,7 @@ def build(
         "devices" in values and _first_device(values["devices"], path("devices"), confirm),
         "retain" in values
         and _retain(values["retain"], path("retain"), isinstance(target, ToTopic), max_ttl),
+        _fallback(values, path, max_ttl),
     )
 
 
@@ -307,6 +315,47 @@ def _ttl(value: object, path: str, max_ttl: float) -> float:
             Reason.INVALID, path, f"expected at most {max_ttl:.15g} seconds (BRIDGE_RETENTION_DAYS), got more"
         )
     return float(value)
+
+
+def _fallback(values: Mapping[str, Any], path: Callable[[str], str], max_ttl: float) -> Fallback | None:
+    if not any(field in values for field in _FALLBACK):
+        return None
+    return Fallback(_after(values, path, max_ttl), _routing_key(values, path))
+
+
+def _after(values: Mapping[str, Any], path: Callable[[str], str], max_ttl: float) -> float:
+    value, where = _needed(values, "fallback.after", path)
+    if max_ttl <= 0:
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            where,
+            "this bridge has no fallbacks, since BRIDGE_DELIVERY_LOG names no database to keep them in",
+        )
+    if not _is_finite(value) or not 0 < value <= max_ttl:
+        raise InvalidRequest(
+            Reason.INVALID,
+            where,
+            f"expected seconds, more than 0 and at most {max_ttl:.15g} (BRIDGE_RETENTION_DAYS), got {kind(value)}",
+        )
+    return float(value)
+
+
+def _routing_key(values: Mapping[str, Any], path: Callable[[str], str]) -> str:
+    value, where = _needed(values, "fallback.routing_key", path)
+    if isinstance(value, str) and is_routing_key(value):
+        return value
+    raise InvalidRequest(
+        Reason.INVALID,
+        where,
+        f"expected a string of 1 to {ROUTING_KEY_BYTES} bytes without control characters, got "
+        + ("another string" if isinstance(value, str) else kind(value)),
+    )
+
+
+def _needed(values: Mapping[str, Any], field: str, path: Callable[[str], str]) -> tuple[object, str]:
+    if field not in values:
+        raise InvalidRequest(Reason.INVALID, path(field), "this field is required")
+    return values[field], path(field)
 
 
 def _ack_within(value: object, path: str, confirm: Proof) -> float:

@@ -58,11 +58,11 @@ def _when(
 ) -> bytes:
     # The rows of a batch have most of their times in common.
     return b',"published_at":%b,"taken_at":%b,"written_at":%b,"proven_at":%b,"finished_at":%b' % (
-        _time(published_at),
-        _time(taken_at),
-        _time(written_at),
-        _time(proven_at),
-        _time(finished_at),
+        rfc3339(published_at),
+        rfc3339(taken_at),
+        rfc3339(written_at),
+        rfc3339(proven_at),
+        rfc3339(finished_at),
     )
 
 
@@ -72,7 +72,8 @@ def _where(sessions: int, attempts: int, node: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _time(seconds: float | None) -> bytes:
+def rfc3339(seconds: float | None) -> bytes:
+    """A time as JSON, in UTC; null for None."""
     # To the microsecond that the row gets: the library rounds the fraction of a float in another way.
     if seconds is None:
         return b"null"

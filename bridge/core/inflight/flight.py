@@ -13,6 +13,7 @@ from typing import Protocol
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.kept import Kept
 from bridge.core.inflight.offered import Offered
+from bridge.core.inflight.owed import Owed
 from bridge.core.inflight.transitions import Event, State, step
 from bridge.core.model.fingerprint import NOT_KNOWN, differ
 from bridge.core.model.outcomes import DELIVERED, Outcome, Proof, Reason
@@ -20,6 +21,7 @@ from bridge.core.model.rows import Reply, RowKey
 
 _MAY_IMPROVE = frozenset((Reason.NOT_ACKED, Reason.NO_PROOF_POSSIBLE))
 _WITHDRAWN = frozenset((Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.RECALLED))
+_NO_FALLBACK = frozenset((Outcome.SUPERSEDED, Outcome.RECALLED, Outcome.REJECTED))
 
 
 class Effect(enum.Enum):
@@ -58,6 +60,7 @@ class Flight(Offered):
         "detail",
         "differing",
         "event",
+        "fallback",
         "fingerprint",
         "finished_at",
         "first_device",
@@ -119,14 +122,13 @@ class Flight(Offered):
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
         self.topic = ""  # where it was published to one
+        self.detail = ""
         self.first_device = False  # the first ack takes it back from the user's other sessions
+        self.fallback: Owed | None = None  # what is published if nobody proves it
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None  # None for a push with ttl 0
-        self.day: datetime.date | None = (
-            None  # the log's day of its row, or one before it, once there is a row
-        )
-        self.detail = ""
-        self.payload: bytes | None = None  # the body of a rejected request, for its row
+        self.day: datetime.date | None = None  # of its row, or one before it, once there is a row
+        self.payload: bytes | None = None  # the body of a rejected request, the data for a fallback
         self.messages = [message]
         """The messages that wait for this flight's row; empty once it is parked."""
         self.fingerprint = fingerprint
@@ -155,6 +157,12 @@ class Flight(Offered):
     def ended(self) -> bool:
         """Whether the outcome is decided; it never changes after that."""
         return self.outcome is not None
+
+    @property
+    def cared_for(self) -> bool:
+        """Whether nobody needs its fallback: it is received, or written where no more was asked for; or its
+        publisher has replaced it or taken it back."""
+        return self.proof >= min(self.confirm, Proof.RECEIVED) or self.outcome in _NO_FALLBACK
 
     @property
     def withdrawn(self) -> bool:

@@ -203,6 +203,8 @@ class InFlight:
         """A row of it is committed, final or not. Returns whether it is the first."""
         if flight.parked:
             return False
+        if flight.fallback is not None:
+            flight.payload = None  # its row has it
         self._first_rows += 1
         flight.parked = True
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bridge.core.inflight.flight import Flight, Owner
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.kept import Kept
+from bridge.core.inflight.owed import Owed
 from bridge.core.inflight.transitions import State
 from bridge.core.model.fingerprint import NOT_KNOWN, fingerprint_of
 from bridge.core.model.outcomes import Outcome, Proof
@@ -29,7 +30,8 @@ def flight_of(
     position: int = 0,
     fingerprint: int = NOT_KNOWN,
 ) -> Flight:
-    """The flight of a request to one of its users. A push without a user (`NO_USER`) is never kept."""
+    """The flight of a request to one of its users. A push without a user (`NO_USER`) is never kept, and has
+    no fallback."""
     flight = Flight(
         new_tuple(RowKey, (request.tenant, request.id, user)),
         message,
@@ -53,6 +55,12 @@ def flight_of(
             request.encoding,
             request.excluded,
         )
+    fallback = request.fallback
+    if fallback is not None and user != NO_USER:
+        due = message.published_at + fallback.after
+        flight.fallback = Owed(due, fallback.routing_key, request.encoding)
+        if flight.kept is None:
+            flight.payload = request.data
     return flight
 
 

@@ -20,6 +20,11 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         awaited = Outcome.PENDING, Reason.AWAITING_PROOF
     else:
         awaited = Outcome.STORED, kept.reason or Reason.AWAITING_PROOF
+    fallback = flight.fallback
+    due = None if fallback is None or flight.cared_for else fallback.due
+    payload = flight.payload if kept is None else kept.data
+    if kept is None and fallback is not None and due is None:
+        payload = None
     return Row(
         key=flight.key,
         outcome=flight.outcome or awaited[0],
@@ -38,13 +43,13 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         finished_at=flight.finished_at,
         sessions=flight.sessions,
         attempts=flight.attempts,
-        payload=flight.payload if kept is None else kept.data,
+        payload=payload,
         traceparent=flight.traceparent,
         owed=_owed(flight) if flight.outcome is None else None,
         day=None if kept is None else flight.day,
         expires_at=None if kept is None else kept.expires_at,
         position=flight.position if kept is not None or flight.collapse_key else 0,
-        encoding=Encoding.JSON if kept is None else kept.encoding,
+        encoding=_encoding(flight),
         excluded=_NOBODY if kept is None else kept.excluded,
         collapse_key=flight.collapse_key,
         ack_within=0.0 if kept is None else flight.ack_within,
@@ -53,10 +58,18 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         session=flight.prover,
         holder=flight.holder,
         first_device=flight.first_device,
+        fallback_due=due,
+        fallback_key="" if fallback is None else fallback.routing_key,
     )
 
 
 _NOBODY: frozenset[str] = frozenset()
+
+
+def _encoding(flight: Flight) -> Encoding:
+    if flight.kept is not None:
+        return flight.kept.encoding
+    return Encoding.JSON if flight.fallback is None else flight.fallback.encoding
 
 
 def _owed(flight: Flight) -> tuple[Reply, ...]:

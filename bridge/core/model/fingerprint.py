@@ -14,8 +14,8 @@ NOT_KNOWN: Final = 0
 
 
 def fingerprint_of(request: PushRequest | Rejected) -> int:
-    """A checksum of 31 bits over event, data, confirm, ttl, collapse_key, devices and retain; NOT_KNOWN where the
-    producer gave no id.
+    """A checksum of 31 bits over event, data, confirm, ttl, collapse_key, devices, retain and fallback; NOT_KNOWN where
+    the producer gave no id.
 
     The data counts byte for byte. `meta` does not count: some producers count their tries in it. Of a rejected request
     only the body counts. The checksum is CRC-32: one difference in two thousand million goes unseen, and costs no more
@@ -30,6 +30,9 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
         asked = zlib.crc32(b"first", asked)
     if request.retain:
         asked = zlib.crc32(b"retain", asked)
+    if request.fallback is not None:
+        text = f"{request.fallback.after}\0{request.fallback.routing_key}"
+        asked = zlib.crc32(text.encode("utf-8", "surrogatepass"), asked)
     return _short(zlib.crc32(request.data, asked))
 
 

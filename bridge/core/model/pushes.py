@@ -19,6 +19,8 @@ BATCH_MAX = 1_000
 """Requests in one JSON array."""
 MESSAGE_BYTES_MAX = 1024 * 1024
 """Bytes of one AMQP message's body."""
+ROUTING_KEY_BYTES = 255
+"""Bytes of an AMQP routing key."""
 NO_USER = ""
 """The user part of a key when no user was known; the `delivery` view shows it as null."""
 
@@ -101,6 +103,15 @@ class Properties(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0
 
 
+class Fallback(msgspec.Struct, frozen=True, gc=False):
+    """What is published for a push that is still unproven some time after its publication."""
+
+    after: float
+    """Seconds after the publication of the push."""
+    routing_key: str
+    """Of the message on the exchange `push.fallback`: 1 to `ROUTING_KEY_BYTES` bytes."""
+
+
 class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """A checked push request v1. Whoever makes one has checked every field against the contract."""
 
@@ -127,6 +138,8 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """The first ack takes it back from the user's other sessions."""
     retain: bool = False
     """It is the last value of its topic and event: who subscribes later gets it first."""
+    fallback: Fallback | None = None
+    """What is published for each of its users who has not got it by then."""
 
     @property
     def key(self) -> PushKey:

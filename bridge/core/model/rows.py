@@ -83,6 +83,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """The node that has that session; empty: `node`."""
     first_device: bool = False
     """The first ack takes the push back from the user's other sessions."""
+    fallback_due: float | None = None
+    """When its fallback is to be published; None: it has none, or it is not to be published any more. As `payload`, a
+    row that is read has neither this nor the key."""
+    fallback_key: str = ""
+    """The routing key of its fallback; empty: it has none."""
     differed_at: float | None = None
     """When a request first came with this id and other content. `Store.differing` fills it, never `record`."""
 
@@ -114,6 +119,14 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     replies: tuple[Reply, ...] = ()
     announce: bool = True
     """False: only to `replies`. It answers a repeat, whose outcome was announced before."""
+
+
+class DueFallback(NamedTuple):
+    """A message for `push.fallback`: its push was still unproven when its time had come."""
+
+    row: Row
+    """With its data, and as it was when the fallback was claimed."""
+    routing_key: str
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

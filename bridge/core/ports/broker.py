@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bridge.core.model.pushes import Properties
-from bridge.core.model.rows import DeadLetter, Receipt, Reply
+from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Reply
 
 
 class AckToken(NamedTuple):
@@ -112,6 +112,29 @@ class DeadLetters(Protocol):
 
     async def bury(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         """Publish to `push.dead` and await the confirms; return those NOT confirmed. As `Receipts.send`."""
+        ...
+
+
+class Published(NamedTuple):
+    """What became of fallbacks that were to be published."""
+
+    unsent: Sequence[DueFallback]
+    """Those that the broker has not confirmed."""
+    unroutable: int
+    """How many of the others no queue wanted; they are reported."""
+
+
+class Fallbacks(Protocol):
+    """The exchange for what another channel is to deliver, with publisher confirms."""
+
+    @property
+    def blocked(self) -> bool:
+        """As `Receipts.blocked`."""
+        ...
+
+    async def publish(self, fallbacks: Sequence[DueFallback]) -> Published:
+        """Publish to `push.fallback` and await the confirms. Each may be sent twice, with the same message id. Returns
+        within a few seconds whatever happens. Never raises."""
         ...
 
 

@@ -114,6 +114,10 @@ class Metrics(Protocol):
         """One batch of receipts was published; `owed` of them were not confirmed and became debts."""
         ...
 
+    def fallbacks(self, published: int, unroutable: int, unsent: int) -> None:
+        """So many fallbacks were published, of which no queue wanted `unroutable`; `unsent` others stay owed."""
+        ...
+
     def handed(self, pushes: int) -> None:
         """This many pushes were handed to a socket, each counted once for each session."""
         ...

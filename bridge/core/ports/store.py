@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bridge.core.model.pushes import PushKey, Recall
-from bridge.core.model.rows import Difference, LateProof, Reply, Row, RowKey
+from bridge.core.model.rows import Difference, DueFallback, LateProof, Reply, Row, RowKey
 
 
 class Written(NamedTuple):
@@ -253,6 +253,28 @@ class Store(Protocol):
         before, or are `pending`; for one by collapse key, those that were delivered, until their ttl ends. The kept
         data of delivered pushes is deleted.
         """
+        ...
+
+    # Fallbacks: debts of rows that have a `fallback_due`. It is cleared once nobody needs the fallback: by `record` and
+    # `prove_late` with a proof that counts, and by what ends a row as superseded or recalled. A recall, or a newer push
+    # with the same collapse key, also clears it in final rows that it names.
+
+    async def claim_fallbacks(
+        self, node: str, boot: str, limit: int, payload_bytes: int
+    ) -> Sequence[DueFallback]:
+        """Claim fallbacks that have been due for a second, the earliest first: at most `limit`, and no more once they
+        have so many bytes of data. Those that another live boot has claimed are left out, and held rows; those that
+        this boot has claimed are among them. None unless this boot has its name."""
+        ...
+
+    async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
+        """The fallbacks of these rows, which this boot has claimed, are published: `fallback_at` says so, and the data
+        of pushes without a ttl is deleted. Returns the keys of held rows."""
+        ...
+
+    async def release_fallbacks(self, boot: str, rows: Sequence[Row], wait: float) -> Collection[RowKey]:
+        """The fallbacks of these rows were claimed and not published: they are due again in `wait` seconds, to anyone.
+        Returns the keys of held rows."""
         ...
 
     async def last_position(self) -> int:

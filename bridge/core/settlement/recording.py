@@ -98,10 +98,10 @@ class Recorder:
 
 
 def _without(row: Row, names: Sequence[str]) -> Row:
-    """The row without these fields. The data of a kept push stays: it is bytes, which no database refuses."""
+    """The row without these fields. The data that is still needed stays: it is bytes, which no database refuses."""
     empty: dict[str, object] = {
         "meta": b"",
-        "payload": row.payload if row.expires_at is not None else None,
+        "payload": row.payload if row.expires_at is not None or row.fallback_due is not None else None,
         "app_id": "",
         "traceparent": "",
         "detail": "",

@@ -6,7 +6,7 @@ Two tasks, so that the next batch of rows is written while the receipts of the l
                     └──> set aside, tried alone
 
 Read `worklist`, `writer`, `commits`, `payments`, `paying` and `payer` in this order; then `replacing`, for pushes with
-a collapse key, and `debts`, for what is left over.
+a collapse key, `debts`, for what is left over, and `fallbacks`, for what is due long after that.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import NamedTuple
 from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.model.rows import Row
-from bridge.core.ports.broker import Acks, DeadLetters, Receipts
+from bridge.core.ports.broker import Acks, DeadLetters, Fallbacks, Receipts
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.store import Store
 from bridge.core.settlement.commits import Commits
 from bridge.core.settlement.debts import Debts
+from bridge.core.settlement.fallbacks import FallbackSweep
 from bridge.core.settlement.gate import Gate
 from bridge.core.settlement.payer import Payer
 from bridge.core.settlement.paying import Paying
@@ -43,6 +44,7 @@ class SettlementPorts(NamedTuple):
     """The logs other than the store."""
     receipts: Receipts
     dead_letters: DeadLetters
+    fallbacks: Fallbacks
     acks: Acks
     hooks: Hooks
     metrics: Metrics
@@ -102,6 +104,8 @@ class Settlement:
             bounds=bounds.settlement,
         )
         self._payer = _payer(ports, worklist, self._payments, gate, bounds)
+        self.fallbacks = _fallbacks(ports, worklist, inflight, gate, bounds, (node, boot))
+        """Publishes what is due elsewhere; its `sweep` is called every second."""
 
     @property
     def payments_waiting(self) -> int:
@@ -120,6 +124,28 @@ class Settlement:
             tasks.create_task(self._writer.run_aside(), name="settlement writer of what was set aside")
             tasks.create_task(self._replacer.run(), name="settlement of what was replaced")
             tasks.create_task(self._payer.run(), name="settlement payer")
+
+
+def _fallbacks(
+    ports: SettlementPorts,
+    worklist: Worklist,
+    inflight: InFlight,
+    gate: Gate,
+    bounds: Bounds,
+    owner: tuple[str, str],
+) -> FallbackSweep:
+    return FallbackSweep(
+        ports.store,
+        ports.fallbacks,
+        worklist,
+        inflight,
+        gate,
+        ports.metrics,
+        ports.errors,
+        ports.clock,
+        bounds,
+        owner,
+    )
 
 
 def _payer(

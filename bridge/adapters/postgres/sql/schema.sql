@@ -8,7 +8,7 @@
 --   2. Writing rows            compare-and-set of a batch
 --   3. Known ids               finding repeats, and all rows of a push
 --   4. Final rows              what is learned after the outcome is final
---   5. Debts                   receipts that are still to be sent
+--   5. Debts                   receipts and fallbacks that are still to be sent
 --   6. Kept pushes             the mailbox of a user: pages, limits, ends
 --   7. Recalls                 taking a push back
 --   8. Days and partitions     when a day begins, and when its rows are dropped
@@ -68,6 +68,10 @@ create table delivery_log (
     session      text        collate "C",
     holder       text        collate "C",
     first_device boolean,
+    fallback_due timestamptz,
+    fallback_key text        collate "C",
+    fallback_claim text      collate "C",
+    fallback_at  timestamptz,
     -- The day is the same all over a partition, so it comes last: a push id alone finds its rows.
     constraint delivery_log_key primary key (push_id, user_id, tenant, day)
 ) partition by list (day);
@@ -97,14 +101,16 @@ comment on column delivery_log.detail is 'A sentence for people, such as the pat
 comment on column delivery_log.traceparent is 'W3C trace context of the request; empty where it had none.';
 comment on column delivery_log.meta is 'The object meta of the request; null where it had none.';
 comment on column delivery_log.payload is
-    'Of a kept push its data, of a rejected request its body, cut where detail says so; null otherwise.';
+    'Of a kept push its data, and of one without a ttl until its fallback is published or cancelled; of a rejected request '
+    'its body, cut where detail says so; null otherwise.';
 comment on column delivery_log.owed is
     'What is still to be sent back: null nothing; otherwise the event on push.outcomes and a receipt to each '
     '{queue, correlation_id} of the list (a text that no JSON of Postgres can hold is kept as <name>_hex).';
 comment on column delivery_log.position is
     'Of a kept push its place in the mailbox, in microseconds since 1970 when it was taken; null for others.';
 comment on column delivery_log.expires_at is 'Of a kept push when its ttl ends; null for a push without a ttl.';
-comment on column delivery_log.encoding is 'Of a kept push what payload is: json, text or bytes; null for others.';
+comment on column delivery_log.encoding is
+    'Of a push that is kept, or has a fallback, what payload is: json, text or bytes; null for others.';
 comment on column delivery_log.collapse_key is 'Of a kept push its collapse_key; null where it has none.';
 comment on column delivery_log.excluded is 'Of a kept push the sessions that do not get it; null where it names none.';
 comment on column delivery_log.ack_within is
@@ -116,12 +122,19 @@ comment on column delivery_log.kept_bytes is
 comment on column delivery_log.content is
     'Where payload, excluded and meta are: push_content.id of the same day; null: in the row itself.';
 comment on column delivery_log.fingerprint is
-    'Made of event, data, confirm, ttl, collapse_key and devices, to tell a repeat from another push with the same id; null: '
-    'not known.';
+    'Made of event, data, confirm, ttl, collapse_key, devices, retain and fallback, to tell a repeat from another push with the '
+    'same id; null: not known.';
 comment on column delivery_log.differed_at is 'As in delivery.';
 comment on column delivery_log.topic is 'As in delivery.';
 comment on column delivery_log.session is 'As in delivery.';
 comment on column delivery_log.holder is 'The node that had that session; null: the one that wrote the row.';
+comment on column delivery_log.fallback_due is 'As in delivery.';
+comment on column delivery_log.fallback_key is
+    'The routing key of its fallback on the exchange push.fallback; null where it has none.';
+comment on column delivery_log.fallback_claim is
+    'The boot that publishes its fallback; null: none does. What a dead process has claimed anyone may claim. It means nothing '
+    'where none is due.';
+comment on column delivery_log.fallback_at is 'As in delivery.';
 comment on column delivery_log.first_device is
     'True: the first ack took the push back from the other sessions of its user; otherwise null.';
 
@@ -148,6 +161,10 @@ create index delivery_log_dropped on delivery_log (user_id, position)
     where outcome = 'dropped' and reason = 'mailbox_full';
 -- To find the highest position when a bridge starts.
 create index delivery_log_position on delivery_log (position) where position is not null;
+-- Nearly empty: a row leaves it when its fallback is published, or cancelled.
+create index delivery_log_fallback on delivery_log (fallback_due) where fallback_due is not null;
+create index delivery_log_fallback_key on delivery_log (user_id, collapse_key)
+    where fallback_due is not null and collapse_key is not null;
 
 -- A push to ten thousand users has ten thousand rows and one payload. It is stored here once, and the rows refer to it.
 create table push_content (
@@ -272,7 +289,8 @@ create function record_rows(
     p_content_excluded jsonb[] default null, p_content_metas jsonb[] default null,
     p_fingerprints integer[] default null,
     p_topics text[] default null, p_provers text[] default null, p_holders text[] default null,
-    p_first_devices boolean[] default null
+    p_first_devices boolean[] default null,
+    p_fallbacks float8[] default null, p_fallback_keys text[] default null
 ) returns table (ord bigint, applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -330,7 +348,7 @@ begin
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         position, expires_at, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, session, holder, first_device)
+        fingerprint, topic, session, holder, first_device, fallback_due, fallback_key)
     select
         d, n.tenant, n.push_id, n.user_id, n.outcome, n.reason, n.final, n.confirm, n.sessions, n.attempts,
         to_timestamp(n.published), to_timestamp(n.taken), to_timestamp(n.written), to_timestamp(n.proven),
@@ -338,19 +356,20 @@ begin
         n.node, n.boot, n.event, n.app_id, coalesce(n.detail, ''), coalesce(n.traceparent, ''),
         n.meta, n.payload, n.owed,
         n.position, to_timestamp(n.expires), n.encoding, n.collapse_key, n.excluded, n.ack_within, n.kept_bytes, n.content,
-        n.fingerprint, n.topic, n.prover, n.holder, nullif(n.first_device, false)
+        n.fingerprint, n.topic, n.prover, n.holder, nullif(n.first_device, false),
+        to_timestamp(n.fallback), n.fallback_key
     from unnest(
         p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_confirms, p_sessions, p_attempts,
         p_published, p_taken, p_written, p_proven, p_finished,
         p_nodes, p_boots, p_events, p_app_ids, p_details, p_traceparents, p_metas, p_payloads, p_owed,
         days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
-        p_fingerprints, p_topics, p_provers, p_holders, p_first_devices
+        p_fingerprints, p_topics, p_provers, p_holders, p_first_devices, p_fallbacks, p_fallback_keys
     ) as n (
         tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
         published, taken, written, proven, finished,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, prover, holder, first_device)
+        fingerprint, topic, prover, holder, first_device, fallback, fallback_key)
     where n.its_day is null
       and not exists (
         select from delivery_log l
@@ -388,7 +407,7 @@ begin
     -- partitions, the second is the row's own.
     return query
     with locked as materialized (
-        select l.day, n.*
+        select l.day, l.cancels, n.*
         from rows from (unnest(
             p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_sessions, p_attempts,
             p_written, p_proven, p_finished, p_nodes, p_boots, p_details, p_payloads, p_owed,
@@ -400,7 +419,12 @@ begin
             its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
             prover, holder, ord)
         cross join lateral (
-            select l.day from delivery_log l
+            select l.day,
+                   -- Whether its fallback is not to be published any more, if it has one.
+                   l.fallback_key is not null
+                   and (n.proven is not null or l.proven_at is not null or (l.confirm = 1 and n.written is not null)
+                        or n.outcome in ('superseded', 'recalled', 'rejected')) as cancels
+            from delivery_log l
             where l.day >= first and l.day <= d
               and l.day >= coalesce(n.its_day, s) and l.day <= coalesce(n.its_day, d)
               and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -424,7 +448,8 @@ begin
         detail = coalesce(n.detail, ''),
         owed = case when n.owed is null then l.owed else merge_owed(l.owed, n.owed) end,
         -- What the row has already stands, whichever of the two places it is in.
-        payload = case when l.content is null then coalesce(l.payload, n.payload) end,
+        payload = case when l.content is null and not (n.cancels and l.expires_at is null)
+                       then coalesce(l.payload, n.payload) end,
         excluded = case when l.content is null then coalesce(l.excluded, n.excluded) end,
         content = coalesce(l.content, case when l.payload is null then n.content end),
         kept_bytes = coalesce(l.kept_bytes, n.kept_bytes),
@@ -436,7 +461,8 @@ begin
         -- Who has it first stays, unless another one proves more.
         session = case when n.proven is not null then coalesce(n.prover, l.session) else coalesce(l.session, n.prover) end,
         holder = case when n.prover is not null and (n.proven is not null or l.session is null) then n.holder
-                      when l.session is not null then nullif(coalesce(l.holder, l.node), n.node) end
+                      when l.session is not null then nullif(coalesce(l.holder, l.node), n.node) end,
+        fallback_due = case when not n.cancels then l.fallback_due end
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -607,7 +633,10 @@ begin
               and l.push_id = w.push_id collate "C" and l.user_id = w.user_id collate "C"
               and l.tenant = w.tenant collate "C" and l.final and l.late_at is null
             for update skip locked) l)
-    update delivery_log l set late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven))
+    update delivery_log l set
+        late_at = to_timestamp(n.proven), proven_at = coalesce(l.proven_at, to_timestamp(n.proven)),
+        fallback_due = null,
+        payload = case when l.fallback_key is null or l.expires_at is not null then l.payload end
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -845,6 +874,227 @@ comment on function owing_rows(integer, bigint) is
     'Final rows that owe a receipt, and that nobody else holds, the oldest first: at most p_limit, and no more once they '
     'owe so many bytes.';
 
+-- A fallback is a debt, too: of a row whose push is unproven when its time has come. Whoever sweeps claims it in the row,
+-- publishes it, and notes it in the row. So none is lost if a process dies in between, and only then may one come twice.
+create function cancel_fallbacks(p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
+    returns setof delivery_log
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    return query
+    with locked as materialized (
+        select n.*
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.final and l.fallback_due is not null
+            for update skip locked) l)
+    update delivery_log l set fallback_due = null, payload = case when l.expires_at is not null then l.payload end
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C"
+    returning l.*;
+end $$;
+comment on function cancel_fallbacks is
+    'The fallbacks of those of these rows that are final, and that nobody else holds, are not published any more; returns them.';
+
+create function cancel_fallbacks_of_key(
+    p_tenants text[], p_users text[], p_collapse_keys text[], p_positions bigint[]
+) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    days date[];
+    tenants text[];
+    push_ids text[];
+    users text[];
+begin
+    select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
+    into strict days, tenants, push_ids, users
+    from (
+        select distinct l.push_id, l.user_id, l.tenant, l.day
+        from unnest(p_tenants, p_users, p_collapse_keys, p_positions) as n (tenant, user_id, collapse_key, position)
+        cross join lateral (
+            select l.day, l.tenant, l.push_id, l.user_id from delivery_log l
+            where l.fallback_due is not null and l.final
+              and l.user_id = n.user_id collate "C" and l.collapse_key = n.collapse_key collate "C"
+              and l.tenant = n.tenant collate "C" and (n.position is null or l.position < n.position)
+            offset 0) l
+        order by 1, 2, 3, 4) k;
+    if days is not null then
+        perform cancel_fallbacks(days, tenants, push_ids, users);
+    end if;
+end $$;
+comment on function cancel_fallbacks_of_key is
+    'The fallbacks of final rows with these collapse keys are not published any more: of those of a lower position, or of all '
+    'where that is null.';
+
+create function claim_fallbacks(p_node text, p_boot text, p_limit integer, p_bytes bigint)
+    returns table (routing_key text, log delivery_log)
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_sort to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+declare
+    right_now timestamptz := clock_timestamp();
+    steady boolean;
+begin
+    -- As end_dead_rows judges: only who holds its own name, and other processes are dead only to one that has seen the
+    -- database answer all the time.
+    select n.steady_since <= right_now - interval '5 seconds' and n.seen_at > right_now - interval '3 seconds'
+        into steady from node n where n.name = p_node and n.boot = p_boot;
+    if not found then
+        return;
+    end if;
+    return query
+    with due as materialized (
+        select l.day, l.push_id, l.user_id, l.tenant, l.fallback_due,
+               coalesce(octet_length(l.payload), (
+                   select octet_length(c.payload) from push_content c where c.day = l.day and c.id = l.content), 0) as bytes
+        from delivery_log l
+        -- The row of a proof that came in time is written within a second.
+        where l.fallback_due <= right_now - interval '1 second'
+          and (l.fallback_claim is null or l.fallback_claim = p_boot
+               or (steady and not exists (
+                   select from node n
+                   where n.boot = l.fallback_claim and n.seen_at > right_now - interval '5 seconds')))
+        order by l.fallback_due
+        limit p_limit
+        for update of l skip locked),
+    few as materialized (
+        select f.day, f.push_id, f.user_id, f.tenant
+        from (
+            select d.*, sum(d.bytes) over (order by d.fallback_due rows between unbounded preceding and 1 preceding) as before
+            from due d) f
+        where coalesce(f.before, 0) < p_bytes),
+    claimed as (
+        update delivery_log l set fallback_claim = p_boot
+        from few n
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C"
+        returning l)
+    select (c.l).fallback_key, whole(c.l) from claimed c;
+end $$;
+comment on function claim_fallbacks is
+    'Claims fallbacks that are due, the earliest first, for this boot, which holds this name: those that no other live '
+    'process has claimed, and that nobody else holds, at most p_limit, and no more once they have so many bytes of data.';
+
+create function note_fallbacks(p_boot text, p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    with locked as materialized (
+        select n.*
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.fallback_claim = p_boot
+            for update skip locked) l)
+    update delivery_log l set fallback_at = clock_timestamp(), fallback_due = null, fallback_claim = null,
+        payload = case when l.expires_at is not null then l.payload end
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+    return query
+    select n.ord
+    from rows from (unnest(p_days, p_tenants, p_push_ids, p_users)) with ordinality as n (day, tenant, push_id, user_id, ord)
+    cross join lateral (
+        select from delivery_log l
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and l.fallback_claim = p_boot
+        offset 0) l;
+end $$;
+comment on function note_fallbacks is
+    'The fallbacks of these rows, which this boot has claimed, are published; returns the places of rows that somebody else '
+    'holds.';
+
+create function release_fallbacks(
+    p_boot text, p_days date[], p_tenants text[], p_push_ids text[], p_users text[], p_wait float8
+)
+    returns setof bigint
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_bitmapscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set enable_material to off
+    set jit to off
+    as $$
+begin
+    with locked as materialized (
+        select n.*
+        from unnest(p_days, p_tenants, p_push_ids, p_users) as n (day, tenant, push_id, user_id)
+        cross join lateral (
+            select from delivery_log l
+            where l.day = n.day
+              and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+              and l.tenant = n.tenant collate "C"
+              and l.fallback_claim = p_boot
+            for update skip locked) l)
+    update delivery_log l set fallback_claim = null, fallback_due = case when l.fallback_due is not null then greatest(
+        l.fallback_due, clock_timestamp() + make_interval(secs => p_wait)) end
+    from locked n
+    where l.day = n.day
+      and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+      and l.tenant = n.tenant collate "C";
+    return query
+    select n.ord
+    from rows from (unnest(p_days, p_tenants, p_push_ids, p_users)) with ordinality as n (day, tenant, push_id, user_id, ord)
+    cross join lateral (
+        select from delivery_log l
+        where l.day = n.day
+          and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
+          and l.tenant = n.tenant collate "C" and l.fallback_claim = p_boot
+        offset 0) l;
+end $$;
+comment on function release_fallbacks is
+    'This boot gives up its claim of these fallbacks, which it could not publish; returns the places of rows that somebody '
+    'else holds.';
+
 -- 6. Kept pushes -----------------------------------------------------------------------------------------
 
 -- A kept push has a row that is `stored` until the push is proven or ends in another way. These rows are the mailbox of their
@@ -1003,7 +1253,9 @@ begin
               and l.tenant = n.tenant collate "C"
               and (l.outcome = 'stored')::int = 1
             for update skip locked) l)
-    update delivery_log l set outcome = p_outcome, reason = p_reason, final = true, finished_at = clock_timestamp()
+    update delivery_log l set
+        outcome = p_outcome, reason = p_reason, final = true, finished_at = clock_timestamp(),
+        fallback_due = case when p_outcome not in ('recalled', 'superseded') then l.fallback_due end
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -1228,6 +1480,7 @@ declare
     push_ids text[];
     users text[];
 begin
+    perform cancel_fallbacks_of_key(p_tenants, p_users, p_collapse_keys, p_positions);
     select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
     into strict days, tenants, push_ids, users
     from (
@@ -1340,10 +1593,15 @@ begin
             offset 0) l) s
     cross join lateral forget_data(s.days, s.tenants, s.push_ids, s.users) f;
     return query
+    select last, looked >= p_limit, false, f
+    from (select array_agg(p_tenant) as tenants, array_agg(p_push_id) as push_ids from unnest(users)) s
+    cross join lateral cancel_fallbacks(days, s.tenants, s.push_ids, users) f;
+    return query
     select last, looked >= p_limit,
            case when (l.log).outcome <> 'stored'
                  and not ((l.log).outcome in ('acked', 'received', 'written') and (l.log).expires_at is not null
-                          and ((l.log).payload is not null or (l.log).content is not null)) then false end,
+                          and ((l.log).payload is not null or (l.log).content is not null))
+                 and not ((l.log).final and (l.log).fallback_due is not null) then false end,
            l.log
     from unnest(days, users) as n (day, user_id)
     cross join lateral (
@@ -1375,6 +1633,7 @@ declare
     push_ids text[];
     users text[];
 begin
+    perform cancel_fallbacks_of_key(array[p_tenant], array[p_user], array[p_collapse_key], null);
     select array_agg(k.day), array_agg(k.tenant), array_agg(k.push_id), array_agg(k.user_id)
     into strict days, tenants, push_ids, users
     from (
@@ -1589,6 +1848,7 @@ begin
     if exists (select from public.delivery_log l where l.day = wanted and l.outcome = 'pending')
         or exists (select from public.delivery_log l where l.day = wanted and l.outcome = 'stored')
         or exists (select from public.delivery_log l where l.day = wanted and l.final and l.owed is not null)
+        or exists (select from public.delivery_log l where l.day = wanted and l.fallback_due is not null)
     then
         return false;
     end if;
@@ -1608,7 +1868,7 @@ begin
 end $$;
 comment on function drop_partition is
     'Drops the partitions of a day that is past its retention, for a role that does not own them; false where it has rows '
-    'that are not final or owe a receipt, or where they are not partitions any more.';
+    'that are not final, or owe a receipt or a fallback, or where they are not partitions any more.';
 
 -- `bridge db grant` gives this right to the role of a bridge.
 revoke execute on function make_partition(date), drop_partition(date, integer) from public;
@@ -2490,7 +2750,8 @@ select
          then greatest(extract(epoch from coalesce(written_at, finished_at) - taken_at)::float8 * 1000, 0)
     end as waited_ms,
     differed_at, topic, session,
-    coalesce(holder, case when session is not null then node end) as holder
+    coalesce(holder, case when session is not null then node end) as holder,
+    fallback_due, fallback_at
 from delivery_log l;
 comment on view delivery is 'How each push ended for each user: one row per push and user.';
 comment on column delivery.push_id is 'The id of the push, unique within its tenant.';
@@ -2533,6 +2794,10 @@ comment on column delivery.session is
     'The session that gave the best proof by the end: it was handed the push, its peer has received it, or acknowledged it; '
     'null: none did. Table session tells more of it.';
 comment on column delivery.holder is 'The node that had that session; null where there is none.';
+comment on column delivery.fallback_due is
+    'When its fallback is published if there is no proof until then; null: it has none, or it was published or cancelled.';
+comment on column delivery.fallback_at is
+    'When its fallback was published to the exchange push.fallback; null: it was not.';
 
 -- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day has rows and
 -- no tally if somebody has attached its partition again.

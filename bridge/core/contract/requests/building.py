@@ -31,6 +31,7 @@ def request_body(
     ack_within: float | None = None,
     devices: str | None = None,
     retain: bool = False,
+    fallback: Mapping[str, object] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Build the body of a push request. A `msgspec.Raw` as `data` is JSON text, used as it is.
@@ -56,6 +57,7 @@ def request_body(
         "ack_within": ack_within,
         "devices": devices,
         "retain": retain or None,
+        "fallback": fallback,
     }
     try:
         body = jsontext.encode(

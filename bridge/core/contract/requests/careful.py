@@ -125,6 +125,8 @@ def checked(
     if parts.more:
         wrong.more()
     knows_target = yield from _read_to(values, path, wrong)
+    if "fallback" in values:
+        yield from _read_fallback(values, path, wrong)
     if data is None:
         wrong.add(InvalidRequest(Reason.INVALID, path("data"), "this field is required"))
     elif len(data) > limits.max_data_bytes:
@@ -143,14 +145,7 @@ def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong
     if "to" not in values:
         wrong.add(InvalidRequest(Reason.INVALID, path("to"), "this field is required"))
         return False
-    to = values["to"]
-    if isinstance(to, ObjectText):
-        members = _few_members(to.text)
-        if members is None:
-            members, more = yield from _members_of_to(to.text)
-            if more:
-                wrong.more()
-        to = _values(members)
+    to = yield from _opened(values["to"], fields.TO_FIELDS, wrong)
     if not isinstance(to, dict):
         wrong.add(InvalidRequest(Reason.INVALID, path("to"), f"expected an object, got {fields.kind(to)}"))
         return False
@@ -163,6 +158,33 @@ def _read_to(values: dict[str, object], path: Callable[[str], str], wrong: Wrong
             wrong.no_such(lambda field: path(f"to.{field}"), name)
     # If a name in `to` is misspelt, do not report a missing target as well.
     return not misnamed or any(f"to.{word}" in values for word in fields.TARGETS)
+
+
+def _read_fallback(values: dict[str, object], path: Callable[[str], str], wrong: Wrong) -> Steps[None]:
+    """Add the members of `fallback` to the other values."""
+    fallback = yield from _opened(values["fallback"], fields.FALLBACK_FIELDS, wrong)
+    if not isinstance(fallback, dict):
+        got = fields.kind(fallback)
+        wrong.add(InvalidRequest(Reason.INVALID, path("fallback"), f"expected an object, got {got}"))
+        del values["fallback"]
+        return
+    for name, value in fallback.items():
+        if name in fields.FALLBACK_FIELDS:
+            values[f"fallback.{name}"] = value
+        else:
+            wrong.no_such(lambda field: path(f"fallback.{field}"), name)
+
+
+def _opened(value: object, known: frozenset[str], wrong: Wrong) -> Steps[object]:
+    """The members of an object that was left as its text, and every other value as it is. `known`: its fields."""
+    if not isinstance(value, ObjectText):
+        return value
+    members = _few_members(value.text)
+    if members is None:
+        members, more = yield from _named(value.text, known)
+        if more:
+            wrong.more()
+    return _values(members)
 
 
 def check_size(data: bytes, path: str, limits: Limits) -> None:
@@ -251,11 +273,6 @@ def _many_members(body: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
     yield
     named, more = yield from _named(body, fields.FIELDS)
     return {**dict.fromkeys(named, b"null"), **members}, more
-
-
-def _members_of_to(text: bytes) -> Steps[tuple[Mapping[str, bytes | Raw], bool]]:
-    """The members of a `to` that has very many. `_named` says which unknown ones are included."""
-    return (yield from _named(text, fields.TO_FIELDS))
 
 
 def _named(text: bytes, known: frozenset[str]) -> Steps[tuple[dict[str, bytes], bool]]:

@@ -62,7 +62,8 @@ FIELD_OF: Mapping[str, str] = {
     "x-push-collapse-key": "collapse_key",
     "x-push-devices": "devices",
     "x-push-retain": "retain",
-    "x-push-fallback": "fallback",
+    "x-push-fallback-after": "fallback.after",
+    "x-push-fallback-key": "fallback.routing_key",
 }
 HEADER_OF: Mapping[str, str] = {
     **{field: f"header {header}" for header, field in FIELD_OF.items()},
@@ -162,7 +163,11 @@ def _widened(field: str, value: object) -> object:
             return CommaText(value)
         if field in ("to.all", "retain") and value.lower() in _YES | _NO:
             return value.lower() in _YES
-        if field in ("ttl", "ack_within") and len(value) <= _DECIMAL_CHARS and _DECIMAL.fullmatch(value):
+        if (
+            field in ("ttl", "ack_within", "fallback.after")
+            and len(value) <= _DECIMAL_CHARS
+            and _DECIMAL.fullmatch(value)
+        ):
             return float(value)
     elif field in ("to.all", "retain") and type(value) in (int, float) and value in (0, 1):
         return value == 1

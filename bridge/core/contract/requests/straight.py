@@ -16,6 +16,7 @@ from bridge.core.model.outcomes import CONFIRM, Proof
 from bridge.core.model.pushes import (
     USERS_MAX,
     Encoding,
+    Fallback,
     PushRequest,
     Target,
     ToAll,
@@ -28,6 +29,7 @@ from bridge.core.model.pushes import (
 _Users: TypeAlias = Annotated[list[Id], msgspec.Meta(min_length=1, max_length=USERS_MAX)]
 _Sessions: TypeAlias = Annotated[list[Id], msgspec.Meta(max_length=USERS_MAX)]
 _Ttl: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_After: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 _AckWithin: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=fields.ACK_WITHIN_MAX)]
 
 
@@ -38,6 +40,11 @@ class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     users: _Users | UnsetType = UNSET
     all: bool | UnsetType = UNSET
     excluded: _Sessions | UnsetType = msgspec.field(default=UNSET, name="except")
+
+
+class _Fallback(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    after: _After
+    routing_key: str
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -55,6 +62,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ack_within: _AckWithin = 0.0
     devices: str = "all"
     retain: bool = False
+    fallback: _Fallback | UnsetType = UNSET
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -138,10 +146,16 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
         if compact is None:
             return None
         meta = compact
+    fallback: Fallback | None = None
+    if request.fallback is not UNSET:
+        after, routing_key = request.fallback.after, request.fallback.routing_key
+        if after > limits.max_ttl or not fields.is_routing_key(routing_key):
+            return None
+        fallback = Fallback(after, routing_key)
     return PushRequest(
         push_id or fields.uuid7(taken_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
         meta, not push_id, request.ttl, collapse_key, request.ack_within, first_device,
-        request.retain,
+        request.retain, fallback,
     )  # fmt: skip
 
 
