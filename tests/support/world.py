@@ -778,6 +778,8 @@ class World:
             if round_ > 12 and done and not self.house.inflight.busy and self._all_live():
                 break
         await self.pass_time(2.0)
+        if self.sweep is not None:
+            await self.sweep
         for peer in self.peers:
             self._look(peer)
 
