@@ -1205,6 +1205,22 @@ def owing(push_id: str = "p", user: str = "u", *, due: float, **fields: object) 
     return row(push_id, user, **(made | fields))  # type: ignore[arg-type]
 
 
+async def steady(subject: Subject, node: str = "n1", boot: str = "b1") -> Lease:
+    """A process that has lived for longer than a lease."""
+    lease = subject.lease(node, boot)
+    await lease.claim()
+    await live_on(subject, lease)
+    return lease
+
+
+async def live_on(subject: Subject, *leases: Lease) -> None:
+    """Let the time of a lease pass, in which these processes live."""
+    for _ in range(4):
+        await subject.pass_time(2)
+        for lease in leases:
+            await lease.renew()
+
+
 async def claimed(subject: Subject, boot: str = "b1", node: str = "n1", **more: int) -> list[str]:
     """The ids of what this boot can claim."""
     bounds = {"limit": 100, "payload_bytes": 1 << 20} | more
@@ -1215,7 +1231,7 @@ async def claimed(subject: Subject, boot: str = "b1", node: str = "n1", **more: 
 async def test_fallbacks_are_claimed_when_they_are_due_the_earliest_first_and_noted_once(
     subject: Subject,
 ) -> None:
-    await subject.lease("n1", "b1").claim()
+    await steady(subject)
     now = subject.now
     await subject.store.record(
         [
@@ -1236,7 +1252,7 @@ async def test_fallbacks_are_claimed_when_they_are_due_the_earliest_first_and_no
 
 
 async def test_claims_are_bounded_in_rows_and_bytes_and_the_first_always_goes(subject: Subject) -> None:
-    await subject.lease("n1", "b1").claim()
+    await steady(subject)
     await subject.store.record(
         [owing(f"p{n}", due=subject.now - 100 + n, payload=b"x" * 1000) for n in range(5)]
     )
@@ -1251,24 +1267,22 @@ async def test_a_claim_stands_while_its_process_lives(subject: Subject) -> None:
     await mine.claim()
     await other.claim()
     await subject.store.record([owing("p1", due=subject.now - 30)])
+    assert await claimed(subject) == [], "the database may have been away until now"
+    await live_on(subject, mine, other)
     assert await claimed(subject, "nobody") == []
     assert await claimed(subject) == ["p1"]
-    assert await claimed(subject, "b2", "n2") == []
-    for _ in range(4):
-        await subject.pass_time(2)
-        await mine.renew()
-        await other.renew()
+    await live_on(subject, mine, other)
     assert await claimed(subject, "b2", "n2") == []
     await subject.forget_boot(mine)
-    for _ in range(4):
-        await subject.pass_time(2)
-        await other.renew()
+    await live_on(subject, other)
     assert await claimed(subject, "b2", "n2") == ["p1"]
 
 
 async def test_a_claim_that_is_given_up_is_due_later_to_anyone(subject: Subject) -> None:
-    await subject.lease("n1", "b1").claim()
-    await subject.lease("n2", "b2").claim()
+    mine, other = subject.lease("n1", "b1"), subject.lease("n2", "b2")
+    await mine.claim()
+    await other.claim()
+    await live_on(subject, mine, other)
     await subject.store.record([owing("p1", due=subject.now - 30), owing("p2", due=subject.now - 30)])
     found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
     rows = [one.row for one in found]
@@ -1283,7 +1297,7 @@ async def test_a_claim_that_is_given_up_is_due_later_to_anyone(subject: Subject)
 
 
 async def test_what_proves_a_push_or_takes_it_back_cancels_its_fallback(subject: Subject) -> None:
-    await subject.lease("n1", "b1").claim()
+    await steady(subject)
     due = subject.now - 30
     pending: dict[str, Any] = {"outcome": Outcome.PENDING, "finished_at": None, "owed": ()}
     unknown: dict[str, Any] = {"outcome": Outcome.UNKNOWN, "reason": Reason.NO_PROOF}
@@ -1330,7 +1344,7 @@ async def test_a_recall_tells_of_final_rows_whose_fallbacks_it_cancels(subject: 
 
 
 async def test_a_fallback_is_of_a_push_and_not_of_its_repeats(subject: Subject) -> None:
-    await subject.lease("n1", "b1").claim()
+    await steady(subject)
     await subject.store.record([kept_row("p1", fallback_due=subject.now - 30, fallback_key="k")])
     found = await subject.store.claim_fallbacks("n1", "b1", 100, 1 << 20)
     assert not await subject.store.note_fallbacks("b1", [one.row for one in found])
@@ -1341,7 +1355,7 @@ async def test_a_fallback_is_of_a_push_and_not_of_its_repeats(subject: Subject) 
 
 
 async def test_shared_data_is_claimed_with_each_row(subject: Subject) -> None:
-    await subject.lease("n1", "b1").claim()
+    await steady(subject)
     data, meta = b'"' + b"x" * 1000 + b'"', b'{"k": "v"}'
     rows = [owing("p1", f"u{n}", due=subject.now - 30, payload=data, meta=meta) for n in range(3)]
     await subject.store.record(rows)

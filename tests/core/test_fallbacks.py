@@ -17,8 +17,8 @@ MAIL = {"after": 60, "routing_key": "mail"}
 async def sweep(h: House) -> list[str]:
     """One sweep, and the ids of what it published."""
     before = len(h.publisher.fallen_back)
-    if "n1" not in h.store.nodes:
-        await MemoryLease(h.store, h.clock, "n1", "b1").claim()
+    await MemoryLease(h.store, h.clock, "n1", "b1").claim()
+    h.store.nodes["n1"].steady_since -= 10
     await h.settlement.fallbacks.sweep()
     return [one.row.key.push_id for one in h.publisher.fallen_back[before:]]
 

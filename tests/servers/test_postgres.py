@@ -1108,6 +1108,7 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
         conn.execute(f"alter table {newest} set (autovacuum_enabled = off)".encode())
         conn.execute("update log_day set kept_since = day - 4")
         conn.execute("select claim_node('n1', 'b1', null)")
+        conn.execute("update node set steady_since = steady_since - interval '10 s'")
 
         plans = Plans(conn)
         old = today - 3 * PARTITION

@@ -25,18 +25,18 @@ class FallbackClaims:
         self,
         boot: str,
         due: Iterable[Row],
-        living: Collection[str] | None,
+        living: Collection[str],
         limit: int,
         payload_bytes: int,
     ) -> list[DueFallback]:
-        """Claim some of these for a boot. `living`: those whose claims stand; None: all do."""
+        """Claim some of these for a boot. `living`: those whose claims stand."""
         claimed: list[DueFallback] = []
         size = 0
         for row in due:
             if len(claimed) == limit or size >= payload_bytes:
                 break
             claim = self.claims.get(row.key, boot)
-            if claim == boot or (living is not None and claim not in living):
+            if claim == boot or claim not in living:
                 self.claims[row.key] = boot
                 size += len(row.payload or b"")
                 claimed.append(

@@ -432,10 +432,11 @@ class MemoryStore:
         mine = self.nodes.get(node)
         if mine is None or mine.boot != boot:
             return []
+        if now - mine.steady_since < LEASE_SECONDS or now - mine.seen_at >= RENEW_GAP:
+            return []
         living = {n.boot for n in self.nodes.values() if now - n.seen_at < LEASE_SECONDS}
-        steady = now - mine.steady_since >= LEASE_SECONDS and now - mine.seen_at < RENEW_GAP
         due = due_fallbacks(self.rows.values(), now)
-        return self.fallbacks.claim(boot, due, living if steady else None, limit, payload_bytes)
+        return self.fallbacks.claim(boot, due, living, limit, payload_bytes)
 
     async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
         """See `Store.note_fallbacks`."""

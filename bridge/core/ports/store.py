@@ -264,7 +264,8 @@ class Store(Protocol):
     ) -> Sequence[DueFallback]:
         """Claim fallbacks that have been due for a second, the earliest first: at most `limit`, and no more once they
         have so many bytes of data. Those that another live boot has claimed are left out, and held rows; those that
-        this boot has claimed are among them. None unless this boot has its name."""
+        this boot has claimed are among them. None unless this boot has its name, and has seen the database answer for
+        as long as a lease is valid: after an outage others must have time to write the proofs that have come."""
         ...
 
     async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:

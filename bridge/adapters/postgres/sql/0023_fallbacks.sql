@@ -409,11 +409,11 @@ declare
     right_now timestamptz := clock_timestamp();
     steady boolean;
 begin
-    -- As end_dead_rows judges: only who holds its own name, and other processes are dead only to one that has seen the
-    -- database answer all the time.
+    -- As end_dead_rows judges: only who holds its own name, and has seen the database answer all the time. After an outage
+    -- others must have time to write the proofs that have come meanwhile, and to say that they live.
     select n.steady_since <= right_now - interval '5 seconds' and n.seen_at > right_now - interval '3 seconds'
         into steady from node n where n.name = p_node and n.boot = p_boot;
-    if not found then
+    if not coalesce(steady, false) then
         return;
     end if;
     return query
@@ -425,9 +425,9 @@ begin
         -- The row of a proof that came in time is written within a second.
         where l.fallback_due <= right_now - interval '1 second'
           and (l.fallback_claim is null or l.fallback_claim = p_boot
-               or (steady and not exists (
+               or not exists (
                    select from node n
-                   where n.boot = l.fallback_claim and n.seen_at > right_now - interval '5 seconds')))
+                   where n.boot = l.fallback_claim and n.seen_at > right_now - interval '5 seconds'))
         order by l.fallback_due
         limit p_limit
         for update of l skip locked),
@@ -447,8 +447,8 @@ begin
     select (c.l).fallback_key, whole(c.l) from claimed c;
 end $$;
 comment on function claim_fallbacks is
-    'Claims fallbacks that are due, the earliest first, for this boot, which holds this name: those that no other live '
-    'process has claimed, and that nobody else holds, at most p_limit, and no more once they have so many bytes of data.';
+    'Claims fallbacks that are due, the earliest first, for this boot, which holds this name and has lived for five seconds: '
+    'those that no other live process has claimed, and that nobody else holds, at most p_limit, and no more once they have so many bytes of data.';
 
 create function note_fallbacks(p_boot text, p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
     returns setof bigint
