@@ -38,6 +38,7 @@ LONG = 3 * 86_400.0
 UNUSABLE = "\x01"
 """A message_id that is not a valid id: the bridge makes one from body and properties."""
 ANNOUNCEMENTS, REPLIES, ANSWERS = "chaos.outcomes", "chaos.replies", "chaos.answers"
+FALLBACKS = "chaos.fallbacks"
 GONE = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.InvalidStateError, RuntimeError)
 """What aio-pika raises when the broker goes down in the middle of a call."""
 
@@ -199,6 +200,8 @@ class Collector:
             quorum: dict[str, Any] = {"x-queue-type": "quorum"}
             announcements = await c.declare_queue(ANNOUNCEMENTS, durable=True, arguments=quorum)
             await announcements.bind("push.outcomes", "#")
+            fallbacks = await c.declare_queue(FALLBACKS, durable=True, arguments=quorum)
+            await fallbacks.bind("push.fallback", "#")
             await c.declare_queue(REPLIES, durable=True, arguments=quorum)
             await c.declare_queue(ANSWERS, durable=True, arguments=quorum)
 
@@ -228,7 +231,12 @@ class Collector:
 
                 return take
 
-            notes = {ANNOUNCEMENTS: self._announced, REPLIES: self._replied, ANSWERS: self._answered}
+            notes = {
+                ANNOUNCEMENTS: self._announced,
+                FALLBACKS: self._fell_back,
+                REPLIES: self._replied,
+                ANSWERS: self._answered,
+            }
             for name, note in notes.items():
                 await opened.basic_consume(name, taking(note), timeout=CONNECT_TIMEOUT)
             acked = 0
@@ -252,6 +260,11 @@ class Collector:
             self._evidence.stored.setdefault(key, time.monotonic())
         elif receipt.final:
             self._evidence.ended.setdefault(key, time.monotonic())
+
+    def _fell_back(self, message: aiormq.abc.DeliveredMessage) -> None:
+        push = json.loads(message.body)
+        key = RowKey(push["tenant"] or "", push["id"], push["user"])
+        self._evidence.fallbacks[key][message.header.properties.message_id or ""] += 1
 
     def _replied(self, message: aiormq.abc.DeliveredMessage) -> None:
         correlation = message.header.properties.correlation_id or ""
@@ -370,7 +383,7 @@ class Requests:
         """A message with one request to these users, with this many bytes of data added."""
         request, document = self._request(users=users)
         document["data"]["pad"] += "x" * padding
-        for name in ("ttl", "collapse_key", "ack_within", "devices"):
+        for name in ("ttl", "collapse_key", "ack_within", "devices", "fallback"):
             document.pop(name, None)
         request.first_device = False
         document["confirm"] = request.confirm = confirm
@@ -443,6 +456,10 @@ class Requests:
         if confirm == "acked" and rng.random() < 0.3:
             document["devices"] = "first"
             request.first_device = True
+        if rng.random() < 0.05:
+            after = round(rng.uniform(0.3, 3.0), 1)
+            # The key says the time, so that it can be compared in the database.
+            document["fallback"] = {"after": after, "routing_key": f"{after}"}
         if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
             request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document

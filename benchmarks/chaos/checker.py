@@ -9,7 +9,8 @@
 | I3 | a push on the screen of another user, or read two seconds after its session was revoked |
 | I1 | one that is not kept ended as `offline`, and its user had a session that was open all the time |
 | I4 | messages left, rows not final, owed receipts, final rows without a receipt, receipts with another outcome |
-| I5 | rows and receipts that nobody published |
+| I4 | a fallback that is due, or noted and never came, or came after a proof that was in time, or with two ids |
+| I5 | rows, receipts and fallbacks that nobody published |
 | order | a kept push that a client reads after one that was published later; a resume that left one out |
 """
 
@@ -78,6 +79,8 @@ class Broken(enum.Enum):
     OWED = "I4 owed"
     NO_RECEIPT = "I4 no receipt"
     WRONG_RECEIPT = "I4 a receipt with another outcome"
+    NO_FALLBACK = "I4 no fallback"
+    FALSE_FALLBACK = "I4 a fallback that must not be"
     NOT_PUBLISHED = "I5 never published"
     OUT_OF_ORDER = "order: read after a newer one"
     GAP = "order: resumed, and never read"
@@ -187,6 +190,7 @@ class _Check:
         self._screens()
         self._rest()
         self._receipts()
+        self._fallbacks()
         for trouble in self._e.troubles:
             self._broken(Broken.TROUBLE, trouble)
         return self._verdict
@@ -511,6 +515,24 @@ class _Check:
                     self._broken(Broken.NOT_FINAL, f"row {_row(row)}", self._e.requests[mark])
                 if row.owed and row.final:
                     self._broken(Broken.OWED, f"row {_row(row)}", self._e.requests[mark])
+
+    def _fallbacks(self) -> None:
+        rows = {row.key: row for row in self._e.rows}
+        marks = {row.key: mark for mark, of_mark in self._rows.items() for row in of_mark}
+        for key, row in rows.items():
+            request = self._e.requests.get(marks.get(key, ""))
+            if row.overdue:
+                self._broken(Broken.OWED, f"its fallback is due: row {_row(row)}", request)
+            if row.fell_back and not self._e.fallbacks.get(key):
+                self._broken(Broken.NO_FALLBACK, f"row {_row(row)}", request)
+            # With several nodes the proof may wait for its row at one that is stopped or cut off.
+            if row.early and self._e.ordered:
+                self._broken(Broken.FALSE_FALLBACK, f"it was proven in time: row {_row(row)}", request)
+        for key, ids in self._e.fallbacks.items():
+            if key not in rows:
+                self._broken(Broken.NOT_PUBLISHED, f"a fallback of {key}, which has no row")
+            if len(ids) > 1:
+                self._broken(Broken.FALSE_FALLBACK, f"{key} has {len(ids)} message ids")
 
     def _receipts(self) -> None:
         rows = {row.key: row for row in self._e.rows}

@@ -147,6 +147,12 @@ class Row(NamedTuple):
     attempts: int = 0
     lapsed: bool = False
     """Whether it is kept, and its ttl is over."""
+    fell_back: bool = False
+    """Whether it says that its fallback was published."""
+    overdue: bool = False
+    """Whether its fallback has been due for some time."""
+    early: bool = False
+    """Whether its fallback was published though the push was proven before that was due."""
 
 
 class Revoked(NamedTuple):
@@ -237,6 +243,8 @@ class Evidence:
     """(user, mark) to what the user's clients saw."""
     announced: dict[RowKey, Counter[Receipt]] = field(default_factory=lambda: defaultdict(Counter))
     """What came on `push.outcomes`."""
+    fallbacks: dict[RowKey, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """What came on `push.fallback`: how often, by message id."""
     replied: dict[str, Counter[tuple[RowKey, Receipt]]] = field(default_factory=lambda: defaultdict(Counter))
     """Correlation id to what came to the reply queue."""
     stored: dict[RowKey, float] = field(default_factory=dict)

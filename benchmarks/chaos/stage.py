@@ -395,6 +395,9 @@ class Stage:
                 return f"{stored} pushes are stored, and their users are connected"
             if not await self._all_confirmed_have_rows():
                 return "there are requests without rows"
+            ((due,),) = await self.execute("select count(*) from delivery_log where fallback_due <= now()")
+            if due:
+                return f"{due} fallbacks are due"
             ((ghosts,),) = await self.execute(
                 "select count(*) from session where closed_at is null and session not in"
                 " (select session from who_is_online)"
@@ -504,7 +507,11 @@ class Stage:
     async def _rows(self) -> list[Row]:
         found = await self.execute(
             "select tenant, push_id, nullif(user_id, ''), outcome, reason, final, owed is not null,"
-            " meta::text, payload, detail, node, attempts, coalesce(expires_at <= now(), false)"
+            " meta::text, payload, detail, node, attempts, coalesce(expires_at <= now(), false),"
+            " fallback_at is not null, coalesce(fallback_due < now() - interval '5 s', false),"
+            # Where the bridge's clock was set back meanwhile, its times can't be compared with the database's.
+            " coalesce(proven_at < published_at + make_interval(secs => fallback_key::float8)"
+            " and late_at is null and proven_at > fallback_at - interval '25 s', false)"
             " from delivery_log"
         )
         rows = []
@@ -522,6 +529,7 @@ class Stage:
             node,
             attempts,
             lapsed,
+            *fallback,
         ) in found:
             kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
             marks = frozenset(m.decode() for m in _MARK.findall(kept))
@@ -538,6 +546,7 @@ class Stage:
                     str(node),
                     int(str(attempts)),
                     bool(lapsed),
+                    *map(bool, fallback),
                 )
             )
         return rows

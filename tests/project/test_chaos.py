@@ -244,6 +244,24 @@ def test_rows_that_are_not_final_or_owe_something_are_seen() -> None:
     assert kinds(evidence(request, rows=[row(request, "u1", "offline", owed=True)])) == [Broken.OWED]
 
 
+def test_fallbacks_that_are_missing_early_or_of_nobody_are_seen() -> None:
+    request = pushed()
+
+    def told(*ids: str, **more: object) -> list[Broken]:
+        made = evidence(request, rows=[row(request, "u1", "offline", **more)])
+        made.fallbacks[made.rows[0].key].update(ids)
+        return kinds(made)
+
+    assert told("f1", "f1", fell_back=True) == []
+    assert told("f1", "f2", fell_back=True) == [Broken.FALSE_FALLBACK]
+    assert told("f1", fell_back=True, early=True) == [Broken.FALSE_FALLBACK]
+    assert told(fell_back=True) == [Broken.NO_FALLBACK]
+    assert told(overdue=True) == [Broken.OWED]
+    made = evidence(pushed())
+    made.fallbacks[RowKey("", "p-m9", "u1")]["f1"] += 1
+    assert kinds(made) == [Broken.NOT_PUBLISHED]
+
+
 def test_a_final_row_without_a_receipt_is_seen() -> None:
     made = evidence(pushed())
     made.announced.clear()
