@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -247,7 +248,7 @@ def test_rows_that_are_not_final_or_owe_something_are_seen() -> None:
 def test_fallbacks_that_are_missing_early_or_of_nobody_are_seen() -> None:
     request = pushed()
 
-    def told(*ids: str, **more: object) -> list[Broken]:
+    def told(*ids: str, **more: Any) -> list[Broken]:
         made = evidence(request, rows=[row(request, "u1", "offline", **more)])
         made.fallbacks[made.rows[0].key].update(ids)
         return kinds(made)
