@@ -116,7 +116,12 @@ class Drain:
         """Return when every message that was taken is acked: its push has a row, be it one that waits for a proof."""
         node = self._node
         await node.core.intake.stop()
-        while node.core.inflight.account().on_their_way or node.core.worklist.rows_waiting:
+        core = node.core
+        while (
+            core.inflight.account().on_their_way
+            or core.worklist.rows_waiting
+            or core.scheduling.later.waiting
+        ):
             await node.clock.sleep(self._limits.settling_look)
         await node.core.worklist.idle()
 

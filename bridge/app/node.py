@@ -226,6 +226,8 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
         directory=given.rows.directory,
         post=given.post,
         retained=given.rows.retained,
+        schedule=given.rows.schedule,
+        releases=given.publisher,
     )
     limits = CoreLimits(
         delivery=DeliveryLimits(

@@ -17,6 +17,7 @@ from bridge.adapters.postgres.figures import PostgresFigures
 from bridge.adapters.postgres.lease import PostgresLease
 from bridge.adapters.postgres.retained import PostgresRetained
 from bridge.adapters.postgres.revocations import PostgresRevocations
+from bridge.adapters.postgres.schedule import PostgresSchedule
 from bridge.adapters.postgres.sessions import PostgresSessions
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.stdout import JsonLinesLog
@@ -47,6 +48,8 @@ class Rows(NamedTuple):
     revocations: RevocationLog
     sessions: PostgresSessions | None
     """The ledger; None without one."""
+    schedule: PostgresSchedule | None
+    """Where scheduled pushes wait; None without a database, which would lose them."""
     directory: PostgresDirectory | None
     """What the database knows of other nodes; None without a ledger."""
     retained: PostgresRetained | None
@@ -84,15 +87,10 @@ async def delivery_log(
             stack.push_async_callback(lease.close)
             revocations = PostgresRevocations(settings.postgres_dsn, settings.node, boot, token_seconds)
             stack.push_async_callback(revocations.close)
-            bounds = settings.admission
-            sessions = PostgresSessions(
-                settings.postgres_dsn,
-                settings.node,
-                boot,
-                bounds.of_user,
-                refuse=bounds.over is SessionsOver.REFUSE,
-            )
+            sessions = _sessions(settings, boot)
             stack.push_async_callback(sessions.close)
+            schedule = PostgresSchedule(settings.postgres_dsn, settings.node)
+            stack.push_async_callback(schedule.close)
             directory = PostgresDirectory(settings.postgres_dsn, settings.node, boot)
             stack.push_async_callback(directory.close)
             retained = PostgresRetained(settings.postgres_dsn, settings.node)
@@ -100,7 +98,17 @@ async def delivery_log(
             actions = PostgresActions(settings.postgres_dsn, settings.node)
             stack.push_async_callback(actions.close)
             yield Rows(
-                store, lease, revocations, sessions, directory, retained, actions, store, figures, logs
+                store,
+                lease,
+                revocations,
+                sessions,
+                schedule,
+                directory,
+                retained,
+                actions,
+                store,
+                figures,
+                logs,
             )
         else:
             log.warning(
@@ -112,7 +120,13 @@ async def delivery_log(
             memory = MemoryStore(clock)
             claim = MemoryLease(memory, clock, settings.node, boot)
             revoked = MemoryRevocations(clock, settings.node, token_seconds)
-            yield Rows(memory, claim, revoked, None, None, None, None, None, None, logs)
+            yield Rows(memory, claim, revoked, None, None, None, None, None, None, None, logs)
+
+
+def _sessions(settings: Settings, boot: str) -> PostgresSessions:
+    bounds = settings.admission
+    refuse = bounds.over is SessionsOver.REFUSE
+    return PostgresSessions(settings.postgres_dsn, settings.node, boot, bounds.of_user, refuse=refuse)
 
 
 def look_up_of(settings: Settings, seconds: float) -> LookUp | None:

@@ -69,6 +69,12 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
     if node.core.recording is not None:
         # The database takes entries only of a process that has its name.
         recording = [Task("ledger", node.core.recording.run, after_start=True)]
+    scheduling = []
+    if (releasing := node.core.scheduling.releasing) is not None:
+        scheduling = [
+            Task("scheduling", node.core.scheduling.later.run),
+            Task("releasing", releasing.run, after_start=True),
+        ]
     renewing = [Task("connect hook", node.core.renewing.run)] if node.core.renewing else []
     return (
         *keys,
@@ -80,6 +86,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("session events", node.core.announcing.run),
         Task("control", node.core.control.run),
         *recording,
+        *scheduling,
         *_sharing(at),
         Task("ticker", partial(tick, at)),
         Task("start", partial(start, at)),

@@ -10,6 +10,7 @@ from bridge.config import CommonSettings
 from bridge.operator.books import (
     FALLBACK_AFTER,
     KEPT_AFTER,
+    LATE_AFTER,
     OWED_AFTER,
     SETTLED_AFTER,
     STUCK_AFTER,
@@ -86,6 +87,12 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         found.unexpired > 0,
         "kept",
         f"{found.unexpired} rows stored though their ttl ended over {KEPT_AFTER:g} s ago",
+    )
+    yield (
+        found.late > 0,
+        "scheduled",
+        f"{found.scheduled} pushes wait for their deliver_at"
+        + (f", {found.late} of them since over {LATE_AFTER:g} s ago" if found.late else ""),
     )
     yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {OWED_AFTER:g} s"
     yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -94,6 +95,13 @@ def _metavar(wanted: str) -> str:
 def seconds(text: str) -> float:
     """Seconds, with or without a fraction."""
     return _number(text, 0, 1e9, "seconds expected")
+
+
+def moment(text: str) -> float:
+    """Unix seconds, or `+S`: so many seconds from now."""
+    if text.startswith("+"):
+        return round(time.time() + seconds(text[1:]), 3)
+    return _number(text, 1, 1e11, "unix seconds expected, or +S for so many seconds from now")
 
 
 def rate(text: str) -> float:

@@ -34,6 +34,7 @@ _PARTS: Final = {
     "retain": "--retain",
     "fallback_after": "--fallback-after",
     "fallback_key": "--fallback-key",
+    "deliver_at": "--deliver-at",
     "id": "--id",
     "tenant": "--tenant",
     "meta": "--meta",
@@ -90,6 +91,7 @@ def _built(args: Namespace) -> bytes:
             devices=args.devices,
             retain=args.retain,
             fallback=_fallback(args),
+            deliver_at=args.deliver_at,
             # Only the bridge knows how long its log keeps rows.
             limits=Limits(max_ttl=math.inf),
         )

@@ -35,6 +35,7 @@ from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.revoking import Revoking
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.saying import Saying
+from bridge.core.delivery.scheduling import Scheduling
 from bridge.core.delivery.take import Taker
 from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
@@ -72,6 +73,8 @@ class Core:
             confirm_timeout=delivery.confirm_timeout,
         )
         self.freshness = Freshness(clock)
+        writes, on = self._persistence("schedule"), (ports.schedule, ports.releases)
+        self.scheduling = Scheduling(*on, self.worklist, writes, gate, errors, clock, boot, self.bounds)
         self._make_mailbox(limits, boot)
         self.cluster = Cluster(
             ports.directory, ports.post, metrics, self._persistence("rings"), clock, errors, boot
@@ -128,6 +131,7 @@ class Core:
             gate=self.gate,
             boot=boot,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
+            scheduled=self.scheduling.recall,
         )
         self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep
         self.withdrawing, self.last_values = mailbox.withdrawing, mailbox.last_values
@@ -201,7 +205,7 @@ class Core:
             inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock, bounds=bounds
         )
         elsewhere = self._elsewhere(lookups, repeats, limits.park_after)
-        load = Load(inflight, worklist, bounds.in_hand)
+        load = Load(inflight, worklist, self.scheduling.later, bounds.in_hand)
         self.reader = Reader(limits.requests, limits.partitions, turns, ports.errors, clock)
         self.router = self._router(dispatcher, limits)
         everywhere = Everywhere(
@@ -231,6 +235,7 @@ class Core:
                 remembered=self.remembered,
                 turns=turns,
                 load=load,
+                later=self.scheduling.later,
                 acks=ports.acks,
                 metrics=metrics,
                 errors=ports.errors,
@@ -363,6 +368,7 @@ class Core:
         now = self.ports.clock.monotonic()
         self.muting.tick()
         self.intake.tick(now)
+        self.scheduling.later.tick(now)
         self.liveness.close_slow(now)
         for flight, request in self.grace.over(now):
             self.router.grace_over(flight, request)

@@ -137,6 +137,30 @@ class TakingBounds(NamedTuple):
     """Seconds between tries to read known ids while the log can't be read."""
 
 
+class ScheduleBounds(NamedTuple):
+    """How scheduled pushes are written, and published again."""
+
+    add_rows: int = 500
+    """Entries in one statement that writes them."""
+    add_bytes: int = 4 * 1024 * 1024
+    """Bytes of their bodies after which a statement ends."""
+    add_first: float = 0.1
+    """Seconds until an entry that could not be written is tried again; doubled from there."""
+    add_most: float = 30.0
+    """Seconds between two such tries, at most."""
+    claim_rows: int = 500
+    """Entries that are claimed, and published, at a time."""
+    claim_bytes: int = 4 * 1024 * 1024
+    """Bytes of their bodies, likewise."""
+    look_most: float = 0.4
+    """Seconds between two looks for what is due, at most: a push that is scheduled for the next moment may be written
+    by any node."""
+    look_least: float = 0.05
+    """Seconds between two looks that find little, at least."""
+    rest: float = 2.0
+    """Seconds until the next look after the broker has not confirmed something."""
+
+
 class Bounds(NamedTuple):
     """All of them."""
 
@@ -144,3 +168,4 @@ class Bounds(NamedTuple):
     settlement: SettlementBounds = SettlementBounds()
     mailbox: MailboxBounds = MailboxBounds()
     taking: TakingBounds = TakingBounds()
+    schedule: ScheduleBounds = ScheduleBounds()

@@ -15,6 +15,7 @@ from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import DeliveryLog, ErrorHandler, Hooks, Metrics
 from bridge.core.ports.retained import Retained
 from bridge.core.ports.revocations import RevocationLog
+from bridge.core.ports.scheduling import Releases, Schedule
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.ports.store import Store
 from bridge.core.sessions.admission import AdmissionLimits
@@ -49,6 +50,10 @@ class Ports(NamedTuple):
     """None: likewise."""
     retained: Retained | None = None
     """None: there are no last values, since nothing is kept."""
+    schedule: Schedule | None = None
+    """None: nothing is scheduled; requests that ask for it are rejected by their limits."""
+    releases: Releases | None = None
+    """None: likewise."""
 
 
 class CoreLimits(NamedTuple):

@@ -40,6 +40,7 @@ CHECKS: Final[Mapping[str, str]] = {
     "dead_nodes": "pending rows that a dead process left, and no sweep has ended",
     "stuck_rows": "pending rows older than any deadline, though their process lives",
     "kept": "stored rows whose ttl ended over a minute ago",
+    "scheduled": "pushes that still wait for their deliver_at over a minute after it",
     "receipts": "final rows that owe a receipt for over a minute",
     "fallbacks": "fallbacks that have been due for over a minute",
     "partitions": "days from today on without a partition",
@@ -95,6 +96,7 @@ class Auditor:
             drift["dead_nodes"] = found.orphans
             drift["stuck_rows"] = found.stuck
             drift["kept"] = found.unexpired
+            drift["scheduled"] = found.late
             drift["receipts"] = found.overdue
             drift["fallbacks"] = found.unpublished
             drift["partitions"] = len(found.missing_days)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import LiteralString, NamedTuple, cast
 
+from bridge.adapters.postgres.figures import SCHEDULED_MAX
 from bridge.adapters.postgres.pool import Connection
 from bridge.adapters.postgres.reading import QUERY_TIMEOUT, ask, reading
 from bridge.adapters.postgres.upkeep import DAYS_AHEAD, DAYS_HERE, TODAY_AND_DAYS
@@ -15,6 +16,8 @@ SETTLED_AFTER = 10.0
 """Seconds after the death of a process in which others end its rows: the lease, then a sweep."""
 OWED_AFTER = 60.0
 """Seconds after which an owed receipt should have been sent, unless the broker was down."""
+LATE_AFTER = 60.0
+"""Seconds after its time when a scheduled push should have been published."""
 KEPT_AFTER = 60.0
 """Seconds after the end of its ttl in which a kept push should have ended, unless no node could write."""
 FALLBACK_AFTER = 60.0
@@ -66,6 +69,10 @@ class Irregular(NamedTuple):
     """`stored`, though their ttl ended more than KEPT_AFTER ago."""
     unpublished: int
     """Fallbacks that have been due for longer than FALLBACK_AFTER."""
+    scheduled: int
+    """Pushes that wait for their time, `SCHEDULED_MAX` at most: they have no row yet, and are not lost."""
+    late: int
+    """Those of them whose time was more than LATE_AFTER ago."""
     oldest_pending: datetime | None
     nodes: Sequence[str]
     """The processes that live."""
@@ -198,6 +205,13 @@ _UNPUBLISHED: LiteralString = f"""
     select count(*) as unpublished from delivery_log
     where fallback_due < now() - make_interval(secs => {FALLBACK_AFTER})
     """
+_SCHEDULED: LiteralString = f"""
+    select (select count(*) from (
+                select from scheduled s order by s.due_at, s.place limit {SCHEDULED_MAX}) a) as scheduled,
+           (select count(*) from (
+                select from scheduled s where s.due_at < now() - make_interval(secs => {LATE_AFTER})
+                order by s.due_at, s.place limit {SCHEDULED_MAX}) b) as late
+    """
 _NODES: LiteralString = f"""
     select name from node where seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}) order by name
     """
@@ -233,9 +247,10 @@ async def _irregular(conn: Connection, seconds: float) -> Irregular:
     (owed,) = await ask(conn, _OVERDUE, {}, seconds)
     (kept,) = await ask(conn, _UNEXPIRED, {}, seconds)
     (due,) = await ask(conn, _UNPUBLISHED, {}, seconds)
+    (later,) = await ask(conn, _SCHEDULED, {}, seconds)
     nodes = [row["name"] for row in await ask(conn, _NODES, {}, seconds)]
     (partitions,) = await ask(conn, TODAY_AND_DAYS, {}, seconds)
     today = cast("date", partitions["today"])
     wanted = [today + timedelta(days=ahead) for ahead in range(DAYS_AHEAD_AT_LEAST + 1)]
     missing = [day for day in wanted if day not in partitions["days"]]
-    return Irregular(**pending, **owed, **kept, **due, nodes=nodes, missing_days=missing)
+    return Irregular(**pending, **owed, **kept, **due, **later, nodes=nodes, missing_days=missing)

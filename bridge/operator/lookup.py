@@ -104,6 +104,19 @@ class LoggedPush(msgspec.Struct, frozen=True):
     """The user's sessions between the taking and the end, by the ledger: at most `SESSIONS_SHOWN`, the last ones."""
 
 
+class Waiting(NamedTuple):
+    """A push that is scheduled: it has no row in the log yet."""
+
+    tenant: str
+    user: str
+    """Empty where it names no one user."""
+    users: int
+    deliver_at: datetime
+    scheduled_at: datetime
+    recalled_at: datetime | None
+    """When it was recalled; it ends as soon as it is taken again."""
+
+
 class Found(NamedTuple):
     """What the log holds of one push id."""
 
@@ -115,6 +128,8 @@ class Found(NamedTuple):
     """The database's time."""
     kept_since: date | None
     """The oldest day of the log; None for a log without a partition."""
+    scheduled: Sequence[Waiting] = ()
+    """At most `USERS_SHOWN`, the next ones: what still waits for its time."""
 
 
 _ENDINGS: LiteralString = """
@@ -151,6 +166,13 @@ _HELD: LiteralString = """
         order by s.opened_at desc limit %(limit)s) h
     order by h.opened_at
     """
+_SCHEDULED: LiteralString = """
+    select s.tenant, s.user_id as user, s.users, s.deliver_at, s.scheduled_at, s.recalled_at from scheduled s
+    where s.push_id = %(push_id)s and (%(tenant)s::text is null or s.tenant = %(tenant)s)
+      and (%(user)s::text is null or s.user_id in (%(user)s, %(nobody)s))
+    order by s.due_at, s.place
+    limit %(limit)s
+    """
 _SINCE: LiteralString = f"""
     select clock_timestamp() as now, min(days.day) as since from ({DAYS_HERE}) as days
     """
@@ -186,8 +208,9 @@ async def look_up(
             if row.user != NO_USER:
                 held = await ask(conn, _HELD, {"user": row.user, **its_time}, seconds)
                 rows[place] = msgspec.structs.replace(row, held=[Holding(**one) for one in held])
+        scheduled = [Waiting(**row) for row in await ask(conn, _SCHEDULED, params, seconds)]
         (frame,) = await ask(conn, _SINCE, {}, seconds)
-    return Found(endings, rows, frame["now"], frame["since"])
+    return Found(endings, rows, frame["now"], frame["since"], scheduled)
 
 
 def _legible(owed: Sequence[Reply] | None) -> tuple[Owed, ...] | None:

@@ -24,7 +24,12 @@ def printable(text: str, most: int = 0) -> str:
 
 
 def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
-    """What the log has of a push, line by line; there must be rows for somebody."""
+    """What the log has of a push, line by line; there must be rows for somebody, or it must be scheduled."""
+    if found.scheduled:
+        yield from _scheduled(push_id, found)
+        if not found.endings:
+            return
+        yield ""
     if not found.rows:
         yield f"push {printable(push_id)} has no row for {printable(user or '')}, but for others:"
         yield from _endings(found)
@@ -47,6 +52,21 @@ def tell(push_id: str, user: str | None, found: Found) -> Iterator[str]:
         if number:
             yield ""
         yield from story(row, found.asked_at)
+
+
+def _scheduled(push_id: str, found: Found) -> Iterator[str]:
+    """That it waits for its time: a line for each request that does."""
+    for one in found.scheduled:
+        tenant = f" of tenant {printable(one.tenant)}" if one.tenant else ""
+        to = printable(one.user) or ("one target" if one.users == 1 else f"{one.users} users")
+        ahead = (one.deliver_at - found.asked_at).total_seconds()
+        if one.recalled_at is not None:
+            words = f"recalled at {_moment(one.recalled_at)}: it ends as soon as a node takes it again"
+        elif ahead >= 0:
+            words = f"in {age(ahead)}; until then it can be recalled"
+        else:
+            words = f"{age(-ahead)} ago: the next look of any node publishes it"
+        yield f"push {printable(push_id)}{tenant} for {to}: scheduled for {_moment(one.deliver_at)}, {words}"
 
 
 def _endings(found: Found) -> Iterator[str]:

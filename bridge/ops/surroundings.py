@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from bridge import __version__
 from bridge.adapters.amqp.partitions import TakesRequests
 from bridge.adapters.amqp.topology import DEAD
-from bridge.adapters.postgres.figures import STORED_MAX, LogFigures, PostgresFigures
+from bridge.adapters.postgres.figures import SCHEDULED_MAX, STORED_MAX, LogFigures, PostgresFigures
 from bridge.core.errors import BrokerUnavailable, StoreUnavailable
 from bridge.core.ports.clock import Clock
 from bridge.ops.core_form import core_form
@@ -120,6 +120,7 @@ def _log_families(figures: LogFigures, now: float) -> Iterator[Metric]:
             "How long ago the oldest kept push was taken; absent if there is none.",
             value=max(0.0, now - figures.oldest_taken_at),
         )
+    yield from _scheduled(figures)
     yield GaugeMetricFamily(
         "bridge_fallbacks_due",
         f"Fallbacks that are due and not published yet, {STORED_MAX:,} at most; read every {LOG_EVERY:g} s.",
@@ -129,4 +130,18 @@ def _log_families(figures: LogFigures, now: float) -> Iterator[Metric]:
         "bridge_partitions_ahead",
         "Days after today for which the log has a partition. It needs one by midnight UTC.",
         value=float(figures.partitions_ahead),
+    )
+
+
+def _scheduled(figures: LogFigures) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "bridge_scheduled_pushes",
+        f"Pushes that wait for their deliver_at; read every {LOG_EVERY:g} s. At most {SCHEDULED_MAX:,} are counted.",
+        value=float(figures.scheduled),
+    )
+    yield GaugeMetricFamily(
+        "bridge_scheduled_overdue_seconds",
+        "How long ago the oldest push that still waits for its deliver_at was due; 0 if none is late. It rises while "
+        "the broker takes no publishes.",
+        value=figures.overdue,
     )

@@ -122,8 +122,8 @@ def test_each_example_of_headers_is_taken(example: dict[str, Any]) -> None:
 def beyond_a_schema(value: object) -> bool:
     """What the code rejects and JSON Schema has no words for, in what `Dice` makes:
 
-    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl, or the time of a
-    fallback, over what BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over
+    numbers and text that no JSON in UTF-8 holds (NaN, infinities, lone surrogates), and a ttl, a deliver_at, or the
+    time of a fallback, over what BRIDGE_RETENTION_DAYS allows. Not made here, but beyond a schema as well: data over
     BRIDGE_MAX_DATA_BYTES,
     nested over 128 levels, messages over 1 MiB, 10,000 users over a whole batch, and, the other way round,
     more than 10,000 entries of `users` or `except` of which some repeat.
@@ -136,7 +136,11 @@ def beyond_a_schema(value: object) -> bool:
         return False
     fallback = value.get("fallback")
     after = fallback.get("after") if isinstance(fallback, dict) else None
-    return is_over(value.get("ttl"), LIMITS.max_ttl) or is_over(after, LIMITS.max_ttl)
+    return (
+        is_over(value.get("ttl"), LIMITS.max_ttl)
+        or is_over(after, LIMITS.max_ttl)
+        or is_over(value.get("deliver_at"), NOW + LIMITS.max_ttl)
+    )
 
 
 def is_over(value: object, most: float) -> bool:
@@ -156,7 +160,10 @@ def test_a_request_is_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> Non
     assert isinstance(only, PushRequest) == expected, only
 
 
-IGNORED = ("x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at", "x-push-replay-of")
+IGNORED = (
+    *("x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at", "x-push-replay-of"),
+    "x-push-released",
+)
 """Headers that the bridge itself adds, and that say nothing to it."""
 
 
@@ -192,6 +199,8 @@ def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None
         or (name == "x-push-published-ms" and value in ("60", "007"))
         or (name == "x-push-fallback-after" and (value == "0" or is_over(value, LIMITS.max_ttl)))
         or (name == "x-push-fallback-key" and isinstance(value, str) and len(value.encode()) > 255)
+        or (name == "x-push-deliver-at" and isinstance(value, float))
+        or (name == "x-push-deliver-at" and (value in ("0", "0.0") or is_over(value, NOW + LIMITS.max_ttl)))
         or (name == "x-push-ack-within" and (value == "0" or is_over(value, fields.ACK_WITHIN_MAX)))
         for name, value in headers.items()
         if name.startswith("x-push-") and name not in IGNORED

@@ -112,7 +112,8 @@ def nested(depth: int, inner: str = "") -> str:
 def test_a_request_with_every_field_is_taken() -> None:
     only = taken(
         b'{"id":"p1","to":{"user":"u1","except":["s1","s2","s1"]},"event":"e.1","data": {"a": [1, 2]} ,'
-        b'"ttl":3600,"confirm":"acked","ack_within":1.5,"collapse_key":"c 1","tenant":"shop","meta":{ "k": "v" }}'
+        b'"ttl":3600,"confirm":"acked","ack_within":1.5,"deliver_at":1800000060.5,"collapse_key":"c 1",'
+        b'"tenant":"shop","meta":{ "k": "v" }}'
     )
     assert only == PushRequest(
         id="p1",
@@ -126,6 +127,7 @@ def test_a_request_with_every_field_is_taken() -> None:
         ttl=3600.0,
         collapse_key="c 1",
         ack_within=1.5,
+        deliver_at=1_800_000_060.5,
     )
 
 
@@ -133,7 +135,7 @@ def test_what_is_left_out_has_its_default() -> None:
     only = taken(b'{"to":{"user":"u1"},"data":null}')
     assert (only.event, only.confirm, only.tenant, only.meta) == ("message", Proof.RECEIVED, "", b"")
     assert only.data == b"null"
-    assert (only.ttl, only.collapse_key, only.ack_within) == (0, "", 0)
+    assert (only.ttl, only.collapse_key, only.ack_within, only.deliver_at) == (0, "", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,11 @@ def test_an_id_is_any_128_characters_that_are_no_controls(user: str) -> None:
         ({"fallback": {"after": 1, "routing_key": "é" * 128}}, Reason.INVALID, "fallback.routing_key"),
         ({"fallback": {"after": 1, "routing_key": "k", "x": 1}}, Reason.INVALID, "fallback.x"),
         ({"fallback.after": 1}, Reason.INVALID, "fallback.after"),
+        ({"deliver_at": 0}, Reason.INVALID, "deliver_at"),
+        ({"deliver_at": "1800000000"}, Reason.INVALID, "deliver_at"),
+        ({"deliver_at": True}, Reason.INVALID, "deliver_at"),
+        ({"deliver_at": NOW + LIMITS.max_ttl + 1}, Reason.INVALID, "deliver_at"),
+        ({"deliver_at": NOW * 1000}, Reason.INVALID, "deliver_at"),
         ({"dta": 1}, Reason.INVALID, "dta"),
         ({"except": ["s1"]}, Reason.INVALID, "except"),
         ({"new\nline": 1}, Reason.INVALID, "'new\\nline'"),
@@ -709,6 +716,7 @@ def test_headers_say_all_that_a_body_can() -> None:
             "x-push-ttl": 60,
             "x-push-collapse-key": "c",
             "x-push-ack-within": 0.5,
+            "x-push-deliver-at": Timestamp(1_800_000_060),
             "x-push-meta": {"k": "v"},
             "traceparent": "x",
         },
@@ -725,6 +733,7 @@ def test_headers_say_all_that_a_body_can() -> None:
         ttl=60.0,
         collapse_key="c",
         ack_within=0.5,
+        deliver_at=1_800_000_060.0,
     )
     assert taken(b"1", headers={"x-push-session": "s1"}).target == ToSession("s1")
     for everyone in (True, "true", "True", "TRUE", 1, "1"):
@@ -1052,6 +1061,19 @@ def test_brackets_that_do_not_pair_are_never_an_exception(body: bytes) -> None:
     check_anything(body, {})
 
 
+def test_how_far_ahead_a_push_may_be_scheduled_counts_from_its_publication() -> None:
+    asked = {"x-push-user": "u1", "x-push-deliver-at": str(NOW + LIMITS.max_ttl)}
+    assert taken(b"1", headers=asked).deliver_at == NOW + LIMITS.max_ttl
+    early = {**asked, "x-push-published-ms": int(NOW - 1) * 1000}
+    assert rejected(b"1", headers=early).reason == Reason.INVALID
+    late = dumps(request(deliver_at=NOW * 1000))
+    assert "these look like milliseconds" in rejected(late).detail
+    unkept = decode(arrival(dumps(request(deliver_at=NOW))), LIMITS._replace(max_ttl=0.0)).requests[0]
+    assert isinstance(unkept, Rejected)
+    assert (unkept.reason, unkept.detail[:11]) == (Reason.UNSUPPORTED, "deliver_at:")
+    assert rejected(b"1", headers={"x-push-user": "u1", "x-push-deliver-at": 1.8e9}).reason == Reason.INVALID
+
+
 # --- building a body -------------------------------------------------------------------------------------
 
 
@@ -1068,6 +1090,7 @@ def test_a_body_that_we_build_is_taken() -> None:
         ttl=60,
         collapse_key="c",
         ack_within=0.5,
+        deliver_at=1_800_000_060,
     )
     assert taken(body) == PushRequest(
         id="p1",
@@ -1081,6 +1104,7 @@ def test_a_body_that_we_build_is_taken() -> None:
         ttl=60.0,
         collapse_key="c",
         ack_within=0.5,
+        deliver_at=1_800_000_060,
     )
     assert taken(request_body(None, everyone=True)).target == ToAll()
 

@@ -91,7 +91,7 @@ async def test_a_user_who_may_not_read_or_write_is_told_of_what(servers: Servers
     [
         ("push.outcomes", "^(acked|received)[.]", "expired.message", "fail"),
         ("push.dead", "^poison$", "not_json", "fail"),
-        ("push", "^user[.]", "bridge.producer", "warn"),
+        ("push", "^user[.]", "bridge.producer", "fail"),
     ],
 )
 async def test_a_user_who_may_not_publish_some_routing_keys_is_told_which_and_what_mends_it(

@@ -31,6 +31,7 @@ from bridge.core.ports.nodes import Directory, NodePost
 from bridge.core.ports.plugins import DeliveryLog
 from bridge.core.ports.retained import Retained
 from bridge.core.ports.revocations import RevocationLog
+from bridge.core.ports.scheduling import Releases, Schedule
 from bridge.core.ports.session_log import SessionEvents, SessionLog
 from bridge.core.sessions.access import Access
 from bridge.core.sessions.admission import AdmissionLimits
@@ -198,6 +199,8 @@ class House:
         directory: Directory | None = None,
         post: NodePost | None = None,
         retained: Retained | None = None,
+        schedule: Schedule | None = None,
+        releases: Releases | None = None,
     ) -> None:
         limits = limits or DeliveryLimits(start_grace=0.0)
         self.clock = clock or ManualClock()
@@ -230,6 +233,8 @@ class House:
                 directory=directory,
                 post=post,
                 retained=retained,
+                schedule=schedule,
+                releases=releases,
             ),
             CoreLimits(
                 limits,

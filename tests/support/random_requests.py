@@ -104,6 +104,11 @@ class Dice:
                 ({"k": "\x00"}, {"k" * 65: ""}, {"k": None}, []),
             ),
             ("ttl", (0, -0.0, 60, 0.5, LIMITS.max_ttl), (-1, True, "0", math.inf, 2592001)),
+            (
+                "deliver_at",
+                (1, 0.5, NOW, NOW + 60, NOW + LIMITS.max_ttl),
+                (0, -1, True, "1", math.inf, NOW + LIMITS.max_ttl + 10, NOW * 1000),
+            ),
         ):
             kind = self.roll(16)
             if kind > 10:

@@ -29,6 +29,7 @@ INTERNAL = (
         "subscription",
         "retained",
         "ops_action",
+        "scheduled",
         "schema_version",
     ),
 )

@@ -396,7 +396,10 @@ _TOPICS: Mapping[str, tuple[str, Level]] = {
     FALLBACK: ("fallbacks stay owed until it takes them", "warn"),
     INBOUND: ("what users publish is refused", "warn"),
     DEAD: ("rejected requests wait at the broker until it takes them", "fail"),
-    PUSH: ("POST /v1/push of the ops port and `bridge replay` do", "warn"),
+    PUSH: (
+        "scheduled pushes are published there at their time, and POST /v1/push and `bridge replay` publish, too",
+        "fail",
+    ),
 }
 """By exchange, the consequence where this user may not publish, and its level."""
 

@@ -23,7 +23,7 @@ from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
-from bridge.adapters.amqp.topology import DEAD, OUTCOMES, OUTGOING, SESSIONS, DeclareMode, ensure
+from bridge.adapters.amqp.topology import DEAD, OUTCOMES, OUTGOING, PUSH, SESSIONS, DeclareMode, ensure
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.session_events import session_event, session_event_word
 from bridge.core.errors import BridgeError, BrokerUnavailable
@@ -33,6 +33,7 @@ from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Reply
 from bridge.core.ports.broker import Published
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
+from bridge.core.ports.scheduling import Release
 
 WRITE_TIMEOUT = 2.0
 """Seconds to wait for the confirms of one write."""
@@ -58,18 +59,16 @@ class ReplyQueueTooLong(BridgeError):
 
 
 class HeadersLeftOut(BridgeError):
-    """Headers of a dead letter that AMQP, or one frame, can't hold; it was buried without them."""
+    """Headers of a message that AMQP, or one frame, can't hold; it was published without them."""
 
     def __init__(self, push_id: str, names: Sequence[str]) -> None:
         self.push_id = push_id
         self.names = tuple(map(encoding.legible, names))
-        super().__init__(
-            f"{len(names)} header(s) were left out of a dead letter: {', '.join(self.names)[:200]}"
-        )
+        super().__init__(f"{len(names)} header(s) were left out of a message: {', '.join(self.names)[:200]}")
 
 
 class ReceiptPublisher:
-    """Publishes inside its `async with`; fills Receipts, DeadLetters, Fallbacks, Answers and SessionEvents."""
+    """Publishes inside its `async with`; fills all ports that publish but Inbound and NodePost."""
 
     def __init__(
         self,
@@ -281,6 +280,29 @@ class ReceiptPublisher:
         properties = encoding.properties(content_type="application/json", type="push.session")
         return [Message(SESSIONS, word.encode(), properties, session_event(event))]
 
+    # --- Releases ---
+
+    async def release(self, releases: Sequence[Release]) -> Sequence[Release]:
+        """See the port."""
+        if self.blocked:
+            return releases
+        return await self._publish(releases, self._released)
+
+    def _released(self, release: Release) -> list[Message]:
+        outbox = self._outbox
+        original = release.properties
+        table, left_out = encoding.table(original.headers)
+        properties = _release_properties(original, table)
+        if outbox is not None and len(properties) > outbox.properties_max:
+            ours = {name: value for name, value in original.headers.items() if name.startswith("x-push-")}
+            table, _ = encoding.table(ours)
+            properties = _release_properties(original, table)
+            left_out = [name for name in original.headers if name not in ours]
+        if left_out:
+            push_id = str(original.headers.get("x-push-id", ""))
+            self._errors.handle(HeadersLeftOut(push_id, left_out), "schedule.release", {"push_id": push_id})
+        return [Message(PUSH, release.key, properties, release.body, release.id)]
+
     # --- All ---
 
     async def _publish(
@@ -373,5 +395,17 @@ def _letter_properties(original: Properties, headers: bytes) -> bytes:
         reply_to=original.reply_to,
         message_id=original.message_id,
         timestamp=int(stamp) if stamp is not None and 0 <= stamp < 1 << 63 else None,
+        app_id=original.app_id,
+    )
+
+
+def _release_properties(original: Properties, headers: bytes) -> bytes:
+    return encoding.properties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=headers,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        message_id=original.message_id,
         app_id=original.app_id,
     )

@@ -3,7 +3,15 @@
 from bridge.adapters.memory.directory import MemoryDirectory
 from bridge.adapters.memory.lease import MemoryLease
 from bridge.adapters.memory.revocations import MemoryRevocations
+from bridge.adapters.memory.schedule import MemorySchedule
 from bridge.adapters.memory.sessions import MemorySessions
 from bridge.adapters.memory.store import MemoryStore
 
-__all__ = ["MemoryDirectory", "MemoryLease", "MemoryRevocations", "MemorySessions", "MemoryStore"]
+__all__ = [
+    "MemoryDirectory",
+    "MemoryLease",
+    "MemoryRevocations",
+    "MemorySchedule",
+    "MemorySessions",
+    "MemoryStore",
+]

@@ -14,6 +14,10 @@ STATEMENT_MS = 2000
 """Milliseconds that one statement may take; a figure that takes longer is left out."""
 
 
+SCHEDULED_MAX = 100_000
+"""The most scheduled pushes that are counted."""
+
+
 class LogFigures(NamedTuple):
     """What the log says of itself."""
 
@@ -28,6 +32,10 @@ class LogFigures(NamedTuple):
     """Fallbacks that are due and not published, `STORED_MAX` at most."""
     partitions_ahead: int
     """Days after today that have a partition, without a gap."""
+    scheduled: int = 0
+    """Pushes that wait for their time, `SCHEDULED_MAX` at most."""
+    overdue: float = 0.0
+    """Seconds since the time of the oldest of them; 0 where all are ahead."""
 
 
 # The order makes the planner use the index of stored rows by the end of their ttl, which is small.
@@ -45,6 +53,11 @@ _STORED: LiteralString = f"""
 
 _DUE: LiteralString = f"""
     select count(*) from (select from delivery_log where fallback_due <= now() limit {STORED_MAX}) due
+    """
+_SCHEDULED: LiteralString = f"""
+    select (select count(*) from (select from scheduled s order by s.due_at, s.place limit {SCHEDULED_MAX}) a),
+           coalesce((select greatest(extract(epoch from clock_timestamp() - s.due_at), 0)
+                     from scheduled s order by s.due_at, s.place limit 1), 0)::float8
     """
 
 
@@ -73,11 +86,12 @@ async def _read(conn: Connection) -> LogFigures:
         stored, oldest, over = cast("tuple[int, float | None, int]", await _one(conn, _STORED))
         (due,) = cast("tuple[int]", await _one(conn, _DUE))
         today, days = cast("tuple[date, list[date]]", await _one(conn, TODAY_AND_DAYS))
+        scheduled, overdue = cast("tuple[int, float]", await _one(conn, _SCHEDULED))
     there = set(days)
     ahead = 0
     while today + timedelta(days=ahead + 1) in there:
         ahead += 1
-    return LogFigures(stored, oldest, over, due, ahead)
+    return LogFigures(stored, oldest, over, due, ahead, scheduled, overdue)
 
 
 async def _one(conn: Connection, query: LiteralString) -> tuple[Any, ...]:

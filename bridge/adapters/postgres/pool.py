@@ -47,6 +47,7 @@ CONNECTIONS: Final[Mapping[str, int]] = {
     "sessions": 1,
     "nodes": 1,
     "last values": 2,
+    "scheduled": 2,
     "actions": 1,
     "figures": 1,
     "upkeep and audit": 1,

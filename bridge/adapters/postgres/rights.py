@@ -25,6 +25,7 @@ READS_AND_WRITES: Final = (
     "subscription",
     "retained",
     "ops_action",
+    "scheduled",
 )
 READS: Final = ("ending", "schema_version")
 RIGHTS: Final = ("select", "insert", "update", "delete")

@@ -349,6 +349,11 @@ def _bytes(values: Sequence[bytes | None]) -> str | None:
     return "{" + ",".join(["NULL" if v is None else f'"\\\\x{v.hex()}"' for v in values]) + "}"
 
 
+def binaries(values: Sequence[bytes]) -> str:
+    """A bytea[] literal."""
+    return _bytes(values) or "{}"
+
+
 def _json_array(values: Iterable[str]) -> str:
     return msgspec.json.encode(sorted(values)).decode()
 

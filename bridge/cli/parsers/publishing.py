@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from bridge.cli.loading import load, run_quietly
-from bridge.cli.parser import Command, Parser, count, name, pattern, seconds
+from bridge.cli.parser import Command, Parser, count, moment, name, pattern, seconds
 
 
 def _token(args: Namespace) -> int:
@@ -82,6 +82,12 @@ def _push_options(push: Parser) -> None:
     )
     request.add_argument("--fallback-key", metavar="KEY", help="the routing key there")
     request.add_argument("--collapse-key", metavar="KEY", help="replace older pushes with this key")
+    request.add_argument(
+        "--deliver-at",
+        type=moment,
+        metavar="T",
+        help="deliver it then: unix seconds, or +S, so many seconds from now",
+    )
     request.add_argument("--id", help="the idempotency key [a new one]")
     request.add_argument("--tenant", help="for analysts")
     request.add_argument("--meta", action="append", metavar="KEY=VALUE", help="for analysts; may be repeated")

@@ -47,6 +47,7 @@ FIELDS: Final = frozenset(
         "ack_within",
         "collapse_key",
         "devices",
+        "deliver_at",
         "fallback",
         "retain",
         "tenant",
@@ -62,6 +63,8 @@ DEVICES: Final[Mapping[str, bool]] = {"all": False, "first": True}
 """The words of `devices`: whether the first ack takes the push back from the user's other sessions."""
 ACK_WITHIN_MAX: Final = 3600.0
 """Seconds that a push may wait for its ack."""
+MILLISECONDS_FROM: Final = 100_000_000_000
+"""A time as large as this, the year 5138 in seconds, is meant in milliseconds."""
 
 TOPIC: Final = "words with dots between them, without *, #, { and }"
 """What the name of a topic is, for people."""
@@ -114,7 +117,11 @@ def check_target(values: Mapping[str, object], path: Callable[[str], str]) -> st
 
 
 def problems(
-    values: Mapping[str, Any], path: Callable[[str], str], fallback_id: str, max_ttl: float
+    values: Mapping[str, Any],
+    path: Callable[[str], str],
+    fallback_id: str,
+    published_at: float,
+    max_ttl: float,
 ) -> Iterator[InvalidRequest]:
     """All that is wrong with these values, one after the other. `build` stops at the first."""
 
@@ -138,6 +145,8 @@ def problems(
         yield from raised(_confirm, confirm, path("confirm"))
     if "ttl" in values:
         yield from raised(_ttl, values["ttl"], path("ttl"), max_ttl)
+    if "deliver_at" in values:
+        yield from raised(_deliver_at, values["deliver_at"], path("deliver_at"), published_at, max_ttl)
     if "ack_within" in values:
         wanted = Proof.RECEIVED if confirm in ("received", "written") else Proof.ACKED
         yield from raised(_ack_within, values["ack_within"], path("ack_within"), wanted)
@@ -166,7 +175,7 @@ def build(
     data: bytes,
     encoding: Encoding,
     fallback_id: str,
-    taken_at: float,
+    published_at: float,
     max_ttl: float,
 ) -> PushRequest:
     """Check every value and build the request; raises InvalidRequest.
@@ -196,7 +205,7 @@ def build(
     push_id = values.get("id") or (fallback_id and checked_id(fallback_id, "property message_id"))
     confirm = _confirm(values.get("confirm", "received"), path("confirm"))
     return PushRequest(
-        push_id or uuid7(taken_at),
+        push_id or uuid7(published_at),
         target,
         data,
         values.get("event", "message"),
@@ -213,6 +222,9 @@ def build(
         "retain" in values
         and _retain(values["retain"], path("retain"), isinstance(target, ToTopic), max_ttl),
         _fallback(values, path, max_ttl),
+        _deliver_at(values["deliver_at"], path("deliver_at"), published_at, max_ttl)
+        if "deliver_at" in values
+        else 0.0,
     )
 
 
@@ -356,6 +368,31 @@ def _needed(values: Mapping[str, Any], field: str, path: Callable[[str], str]) -
     if field not in values:
         raise InvalidRequest(Reason.INVALID, path(field), "this field is required")
     return values[field], path(field)
+
+
+def _deliver_at(value: object, path: str, published_at: float, max_ttl: float) -> float:
+    """The bound counts from the publication, so that a message which comes again is judged alike. `published_at` 0:
+    that is not known, and no time is too far ahead."""
+    if isinstance(value, Timestamp):  # AMQP 0-9-1 4.2.5.4: in seconds
+        value = int(value)
+    if not _is_finite(value) or value <= 0:
+        raise InvalidRequest(Reason.INVALID, path, f"expected seconds since 1970, got {kind(value)}")
+    if max_ttl <= 0:
+        raise InvalidRequest(
+            Reason.UNSUPPORTED,
+            path,
+            "this bridge schedules no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in:"
+            " leave deliver_at out",
+        )
+    if published_at and value > published_at + max_ttl:
+        hint = ": these look like milliseconds" if value >= MILLISECONDS_FROM else ""
+        raise InvalidRequest(
+            Reason.INVALID,
+            path,
+            f"expected a time at most {max_ttl:.15g} seconds after its publication (BRIDGE_RETENTION_DAYS),"
+            f" got a later one{hint}",
+        )
+    return float(value)
 
 
 def _ack_within(value: object, path: str, confirm: Proof) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bridge.core.contract.scheduling import RECALLED, released_as
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushRequest
@@ -34,10 +35,17 @@ def given_up(arrival: Arrival, max_attempts: int) -> GivenUp | None:
     return GivenUp(Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}")
 
 
+def recalled(arrival: Arrival) -> GivenUp | None:
+    """The outcome of a scheduled push that was recalled before its time; None for any other."""
+    if released_as(arrival.properties.headers) != RECALLED:
+        return None
+    return GivenUp(Outcome.RECALLED, Reason.WITHDRAWN, "")
+
+
 def too_old_of(message: HeldMessage, request: PushRequest, max_age: float) -> tuple[Outcome, Reason] | None:
     """The outcome of a push whose time was over when it was taken; None for any other push. `max_age`: seconds that a
-    push without a ttl may be old."""
-    age = message.taken_at - message.published_at
+    push without a ttl may be old. A scheduled push ages from its `deliver_at`."""
+    age = message.taken_at - max(message.published_at, request.deliver_at)
     if request.ttl == 0:
         return (Outcome.EXPIRED, Reason.MAX_AGE) if age > max_age else None
     return (Outcome.EXPIRED, Reason.TTL) if age >= request.ttl else None

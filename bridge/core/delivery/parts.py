@@ -9,6 +9,7 @@ from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.everywhere import Everywhere
 from bridge.core.delivery.fan_out import FanOut
 from bridge.core.delivery.known import KnownRows
+from bridge.core.delivery.later import Later
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.reading import Reader
@@ -44,6 +45,7 @@ class TakeParts(NamedTuple):
     remembered: Remembered
     turns: Turns
     load: Load
+    later: Later
     acks: Acks
     metrics: Metrics
     errors: ErrorHandler

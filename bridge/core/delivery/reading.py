@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from bridge.core.contract.requests import Decoded, Limits, begin
 from bridge.core.contract.stepping import Steps
@@ -26,6 +27,17 @@ class Reader:
         self._limits = limits
         self._turns = turns
         self._errors = errors
+
+    async def read(self, batch: Sequence[Arrival]) -> list[tuple[Arrival, Decoded]]:
+        """Read these messages."""
+        decoded: list[tuple[Arrival, Decoded]] = []
+        for arrival in batch:
+            begun = self.begin(arrival)
+            read = begun if isinstance(begun, Decoded) else await self.finish(arrival, begun)
+            decoded.append((arrival, read))
+            if self._turns.is_late:
+                await self._turns.give()
+        return decoded
 
     def begin(self, arrival: Arrival) -> Decoded | Steps[Decoded]:
         """Read an ordinary message; for any other return what `finish` needs."""

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.everywhere import Page
-from bridge.core.delivery.given_up import given_up, letter_of, too_old_of
-from bridge.core.delivery.known import DecodedMessage, Known
+from bridge.core.delivery.given_up import given_up, letter_of, recalled, too_old_of
+from bridge.core.delivery.known import Known
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.lookups import Stopped
 from bridge.core.delivery.parts import TakeParts
@@ -49,6 +49,7 @@ class Taker:
         self._remembered = parts.remembered
         self._turns = parts.turns
         self._load = parts.load
+        self._later = parts.later
         self._acks = parts.acks
         self._metrics = parts.metrics
         self._errors = parts.errors
@@ -79,13 +80,7 @@ class Taker:
         much is in hand."""
         self._lost.clear()
         self._turns.begin()
-        decoded: list[DecodedMessage] = []
-        for arrival in batch:
-            begun = self._reader.begin(arrival)
-            read = begun if isinstance(begun, Decoded) else await self._reader.finish(arrival, begun)
-            decoded.append((arrival, read))
-            if self._turns.is_late:
-                await self._turns.give()
+        decoded = await self._reader.read(batch)
         self._turns.begin_count()
         self._taken_at = self._clock.time()
         messages = requests = 0
@@ -139,6 +134,7 @@ class Taker:
         if (
             not isinstance(request, PushRequest)
             or not isinstance(request.target, ToUser)
+            or request.deliver_at
             or id(request) in known.came
         ):
             return False
@@ -267,6 +263,10 @@ class Taker:
         ending = given_up(arrival, self._limits.max_attempts)
         if ending is not None and place == 0:
             message.letters.append(letter_of(arrival, request.id, ending.reason, ending.detail, arrival.body))
+        elif request.deliver_at and ending is None:
+            if self._later.schedule(arrival, message, request):
+                return
+            ending = recalled(arrival)
         too_old = None if ending is not None else too_old_of(message, request, self._limits.max_age)
         resolver = resolver_of(request)
         taking = Taking(

@@ -45,19 +45,22 @@ def flight_of(
         collapse_key=request.collapse_key,
         fingerprint=fingerprint,
     )
+    if request.deliver_at:
+        # Latencies, and the ttl, count from its time.
+        flight.published_at = max(flight.published_at, min(request.deliver_at, message.taken_at))
     if isinstance(request.target, ToTopic):
         flight.topic = request.target.topic
     flight.first_device = request.first_device
     if request.ttl > 0 and user != NO_USER:
         flight.kept = Kept(
-            message.published_at + request.ttl,
+            flight.published_at + request.ttl,
             request.data,
             request.encoding,
             request.excluded,
         )
     fallback = request.fallback
     if fallback is not None and user != NO_USER:
-        due = message.published_at + fallback.after
+        due = flight.published_at + fallback.after
         flight.fallback = Owed(due, fallback.routing_key, request.encoding)
         if flight.kept is None:
             flight.payload = request.data

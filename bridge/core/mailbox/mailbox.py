@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
@@ -44,8 +44,9 @@ class Mailbox:
         gate: Gate,
         boot: str,
         tell_others: Callable[[Recall, int], None],
+        scheduled: Callable[[Recall], Awaitable[int]],
     ) -> None:
-        """Seconds as in `DeliveryLimits`. For `tell_others` see `Recalls`."""
+        """Seconds as in `DeliveryLimits`. For `tell_others` and `scheduled` see `Recalls`."""
         self.pages = Pages(
             store=store,
             hub=hub,
@@ -69,13 +70,9 @@ class Mailbox:
             bounds=bounds,
         )
         self.withdrawing = Withdrawing(hub, self.pages)
+        writes = Persistence(store, gate, clock, "last values", bounds.statements)
         self.last_values = LastValues(
-            retained,
-            persistence=Persistence(store, gate, clock, "last values", bounds.statements),
-            inflight=inflight,
-            pages=self.pages,
-            clock=clock,
-            errors=errors,
+            retained, persistence=writes, inflight=inflight, pages=self.pages, clock=clock, errors=errors
         )
         self.recalls = Recalls(
             store=store,
@@ -83,6 +80,7 @@ class Mailbox:
             withdrawing=self.withdrawing,
             last_values=self.last_values,
             tell_others=tell_others,
+            scheduled=scheduled,
             clock=clock,
             bounds=bounds,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
@@ -41,11 +41,14 @@ class Recalls:
         withdrawing: Withdrawing,
         last_values: LastValues,
         tell_others: Callable[[Recall, int], None],
+        scheduled: Callable[[Recall], Awaitable[int]],
         clock: Clock,
         bounds: Bounds,
     ) -> None:
-        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position."""
+        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position. `scheduled`
+        withdraws what waits for its time, and returns how many pushes that were."""
         self._tell_others = tell_others
+        self._scheduled = scheduled
         self._store = store
         self._inflight = inflight
         self._withdrawing = withdrawing
@@ -76,6 +79,8 @@ class Recalls:
         """
         if recall.push_id:
             await self._last_values.forget(PushKey(recall.tenant, recall.push_id))
+        # First: what is released meanwhile is in flight when those are looked at.
+        withdrawn = await self._scheduled(recall)
         self._tell_others(recall, self._inflight.take_position())
         now = self._clock.time()
         ended: set[RowKey] = set()
@@ -92,7 +97,7 @@ class Recalls:
                 uncommitted.append(self._inflight.until_settled(flight))
         place: RecallPlace | None = RecallPlace()
         limit = RowLimit(self._bounds.sweep_rows, self._bounds.parts)
-        count = len(ended)
+        count = withdrawn + len(ended)
         held = tries = 0
         while place is not None:
             try:

@@ -14,8 +14,8 @@ NOT_KNOWN: Final = 0
 
 
 def fingerprint_of(request: PushRequest | Rejected) -> int:
-    """A checksum of 31 bits over event, data, confirm, ttl, collapse_key, devices, retain and fallback; NOT_KNOWN where
-    the producer gave no id.
+    """A checksum of 31 bits over event, data, confirm, ttl, collapse_key, devices, retain, fallback and deliver_at;
+    NOT_KNOWN where the producer gave no id.
 
     The data counts byte for byte. `meta` does not count: some producers count their tries in it. Of a rejected request
     only the body counts. The checksum is CRC-32: one difference in two thousand million goes unseen, and costs no more
@@ -33,6 +33,8 @@ def fingerprint_of(request: PushRequest | Rejected) -> int:
     if request.fallback is not None:
         text = f"{request.fallback.after}\0{request.fallback.routing_key}"
         asked = zlib.crc32(text.encode("utf-8", "surrogatepass"), asked)
+    if request.deliver_at:
+        asked = zlib.crc32(f"{request.deliver_at}\0".encode(), asked)
     return _short(zlib.crc32(request.data, asked))
 
 

@@ -140,6 +140,8 @@ class PushRequest(msgspec.Struct, frozen=True, gc=False):
     """It is the last value of its topic and event: who subscribes later gets it first."""
     fallback: Fallback | None = None
     """What is published for each of its users who has not got it by then."""
+    deliver_at: float = 0.0
+    """Wall-clock seconds before which it is not delivered; 0: at once."""
 
     @property
     def key(self) -> PushKey:

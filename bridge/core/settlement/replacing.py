@@ -121,5 +121,5 @@ def _place(one: Collapse) -> _Place:
 
 def _untried(row: Row) -> bool:
     """Whether this push was dead on arrival."""
-    late = row.outcome is Outcome.EXPIRED and row.sessions == 0
-    return late or row.reason in UNTRIED
+    over = row.outcome in (Outcome.EXPIRED, Outcome.RECALLED) and row.sessions == 0
+    return over or row.reason in UNTRIED

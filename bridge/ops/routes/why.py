@@ -37,10 +37,12 @@ class Why:
             raise bad_request("U+0000 is in no id.")
         async with self._free:
             found = await self._look_up(push_id, user, tenant)
-        status = 200 if found.rows else 404
+        status = 200 if found.rows or found.scheduled else 404
         if _wants_text(request):
             lines = (
-                story.tell(push_id, user, found) if found.endings else story.never_seen(push_id, found, None)
+                story.tell(push_id, user, found)
+                if found.endings or found.scheduled
+                else story.never_seen(push_id, found, None)
             )
             text = "".join(f"{line}\n" for line in lines)
             return web.Response(text=text, status=status, headers={"Cache-Control": "no-store"})
@@ -48,10 +50,11 @@ class Why:
             "push_id": push_id,
             "endings": [ending._asdict() for ending in found.endings],
             "rows": [_with_steps(row) for row in found.rows],
+            "scheduled": [one._asdict() for one in found.scheduled],
             "asked_at": found.asked_at,
             "log_since": found.kept_since,
         }
-        if not found.rows:
+        if status == 404:
             for_others = "for this user, but for others" if found.endings else "of this push"
             answer = {"error": "unknown", "problem": f"The delivery log has no row {for_others}.", **answer}
         return json_answer(answer, status)

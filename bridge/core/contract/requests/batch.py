@@ -33,7 +33,9 @@ _Elements = msgspec.defstruct(
 _decode_elements = msgspec.json.Decoder(_Elements).decode
 
 
-def batch(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Sequence[PushRequest | Rejected]]:
+def batch(
+    arrival: Arrival, fallback_id: str, limits: Limits, published_at: float
+) -> Steps[Sequence[PushRequest | Rejected]]:
     """Read each request of a batch; raises InvalidRequest where the whole batch is rejected."""
     elements = yield from _elements(arrival.body)
     if not elements:
@@ -42,7 +44,6 @@ def batch(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Sequence[
         raise _too_many(str(len(elements)))
     requests: list[PushRequest | Rejected] = []
     ids = LastResort(arrival)
-    taken_at = arrival.arrived_at
     pairs = work = 0
     for index, element in enumerate(elements):
         element_id = f"{fallback_id}/{index}" if fallback_id else ""
@@ -53,12 +54,12 @@ def batch(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Sequence[
             yield
         request: PushRequest | Rejected | None
         if size <= AT_ONCE:
-            request = straight(element, element_id, limits, taken_at)
+            request = straight(element, element_id, limits, published_at)
         else:
-            request = yield from straight_in_steps(element, element_id, limits, taken_at)
+            request = yield from straight_in_steps(element, element_id, limits, published_at)
         if request is None:
             yield
-            request = yield from careful(bytes(element), index, element_id, limits, taken_at, ids)
+            request = yield from careful(bytes(element), index, element_id, limits, published_at, ids)
             work = _BYTES_AT_ONCE
         if isinstance(request, PushRequest):
             pairs += len(request.target.users) if isinstance(request.target, ToUsers) else 1

@@ -32,6 +32,7 @@ def request_body(
     devices: str | None = None,
     retain: bool = False,
     fallback: Mapping[str, object] | None = None,
+    deliver_at: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Build the body of a push request. A `msgspec.Raw` as `data` is JSON text, used as it is.
@@ -58,6 +59,7 @@ def request_body(
         "devices": devices,
         "retain": retain or None,
         "fallback": fallback,
+        "deliver_at": deliver_at,
     }
     try:
         body = jsontext.encode(

@@ -31,6 +31,7 @@ class _Known(msgspec.Struct, gc=False):
     ack_within: Raw | UnsetType = UNSET
     collapse_key: Raw | UnsetType = UNSET
     devices: Raw | UnsetType = UNSET
+    deliver_at: Raw | UnsetType = UNSET
     fallback: Raw | UnsetType = UNSET
     retain: Raw | UnsetType = UNSET
     tenant: Raw | UnsetType = UNSET
@@ -69,7 +70,7 @@ _decode_only_known = msgspec.json.Decoder(_OnlyKnown).decode
 
 
 def careful(
-    body: bytes, index: int | None, fallback_id: str, limits: Limits, taken_at: float, ids: LastResort
+    body: bytes, index: int | None, fallback_id: str, limits: Limits, published_at: float, ids: LastResort
 ) -> Steps[PushRequest | Rejected]:
     """Read a request slowly; `index` is its place in a batch.
 
@@ -80,7 +81,7 @@ def careful(
     try:
         if not parts.is_json:
             yield from jsontext.blame(body, parts.members, where)
-        return (yield from checked(body, parts, where, fallback_id, limits, taken_at))
+        return (yield from checked(body, parts, where, fallback_id, limits, published_at))
     except InvalidRequest as error:
         if index is not None and error.reason == Reason.TOO_MANY:
             raise
@@ -105,7 +106,7 @@ def check_body(body: bytes, limits: Limits) -> Steps[None]:
 
 
 def checked(
-    body: bytes, parts: _Parts, where: str, fallback_id: str, limits: Limits, taken_at: float
+    body: bytes, parts: _Parts, where: str, fallback_id: str, limits: Limits, published_at: float
 ) -> Steps[PushRequest]:
     """Check and build a request that is JSON. Raises InvalidRequest with the paths of its wrong fields."""
 
@@ -135,7 +136,7 @@ def checked(
         wrong.add(InvalidRequest(Reason.INVALID, path("data"), jsontext.TOO_DEEP))
     return (
         yield from wrong.built(
-            values, path, data or b"", Encoding.JSON, fallback_id, taken_at, limits.max_ttl, knows_target
+            values, path, data or b"", Encoding.JSON, fallback_id, published_at, limits.max_ttl, knows_target
         )
     )
 

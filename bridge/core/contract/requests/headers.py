@@ -19,7 +19,7 @@ from bridge.core.ports.broker import Arrival
 
 CLOCK_SKEW_MAX = 60.0
 """Seconds that a producer's clock may be ahead of ours."""
-_MS_LEAST = 978_307_200_000
+MS_LEAST = 978_307_200_000
 """The beginning of 2001. A time in seconds is less than this until the year 32,971."""
 
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii"))
@@ -34,6 +34,8 @@ _PREFIX = "x-push-"
 _NAME_CHARS = 64
 """No spelling of one of our headers is longer."""
 _NO_LETTER = re.compile("[^a-z]+")
+RELEASED = "x-push-released"
+"""The header of a message that was scheduled: `due`, its time has come; `recalled`, it was withdrawn before."""
 BOTH_MODES = frozenset(
     (
         "x-push-id",
@@ -43,6 +45,7 @@ BOTH_MODES = frozenset(
         "x-push-buried-at",
         "x-push-replayed-at",
         "x-push-replay-of",
+        RELEASED,
     )
 )
 FIELD_OF: Mapping[str, str] = {
@@ -64,6 +67,7 @@ FIELD_OF: Mapping[str, str] = {
     "x-push-retain": "retain",
     "x-push-fallback-after": "fallback.after",
     "x-push-fallback-key": "fallback.routing_key",
+    "x-push-deliver-at": "deliver_at",
 }
 HEADER_OF: Mapping[str, str] = {
     **{field: f"header {header}" for header, field in FIELD_OF.items()},
@@ -111,7 +115,9 @@ def is_payload_only(headers: Mapping[str, object]) -> bool:
     return any(name.startswith(_PREFIX) and name not in BOTH_MODES for name in headers)
 
 
-def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[PushRequest]:
+def payload_only(
+    arrival: Arrival, fallback_id: str, limits: Limits, published_at: float
+) -> Steps[PushRequest]:
     """Read a message whose body is the data; raises InvalidRequest."""
     body = arrival.body
     values: dict[str, object] = {}
@@ -119,6 +125,11 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
     for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
         field = FIELD_OF.get(name)
         if field is not None:
+            if field == "deliver_at" and isinstance(value, float):
+                # Some libraries write floats with 32 bits, which makes this one wrong by minutes.
+                problem = "expected seconds since 1970 as an integer, a timestamp or a string, got a float"
+                wrong.add(InvalidRequest(Reason.INVALID, f"header {name}", problem))
+                continue
             widened = _widened(field, value)
             if widened is not False or field != "to.all":  # false means the same as no header
                 values[field] = widened
@@ -149,7 +160,7 @@ def payload_only(arrival: Arrival, fallback_id: str, limits: Limits) -> Steps[Pu
             body,
             encoding,
             fallback_id,
-            arrival.arrived_at,
+            published_at,
             limits.max_ttl,
             not wrong or any(f"to.{word}" in values for word in fields.TARGETS),
         )
@@ -164,7 +175,7 @@ def _widened(field: str, value: object) -> object:
         if field in ("to.all", "retain") and value.lower() in _YES | _NO:
             return value.lower() in _YES
         if (
-            field in ("ttl", "ack_within", "fallback.after")
+            field in ("ttl", "ack_within", "deliver_at", "fallback.after")
             and len(value) <= _DECIMAL_CHARS
             and _DECIMAL.fullmatch(value)
         ):
@@ -223,7 +234,7 @@ def published_at(headers: Mapping[str, object], otherwise: float, arrived_at: fl
             "expected milliseconds since 1970 as an integer, or a timestamp,"
             f" got {fields.kind(ms)}{' that is no integer' * isinstance(ms, float)}",
         )
-    if 0 < ms < _MS_LEAST:
+    if 0 < ms < MS_LEAST:
         raise InvalidRequest(
             Reason.INVALID,
             "header x-push-published-ms",

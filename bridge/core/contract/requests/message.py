@@ -82,7 +82,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
         return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
     if payload_only or body[:1] != b"{" or size > AT_ONCE:
         steps = _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
-    elif request := straight(body, fallback_id, limits, arrived_at):
+    elif request := straight(body, fallback_id, limits, published_at):
         return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
@@ -116,11 +116,11 @@ def _rest(
     yield
     try:
         if payload_only:
-            requests = ((yield from of_headers.payload_only(arrival, fallback_id, limits)),)
+            requests = ((yield from of_headers.payload_only(arrival, fallback_id, limits, published_at)),)
         elif body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
-            requests = yield from batch(arrival, fallback_id, limits)
+            requests = yield from batch(arrival, fallback_id, limits, published_at)
         else:
-            request = yield from straight_in_steps(body, fallback_id, limits, arrival.arrived_at)
+            request = yield from straight_in_steps(body, fallback_id, limits, published_at)
             if request is None:
                 return (yield from _one(arrival, limits, fallback_id, published_at, traceparent))
             requests = (request,)
@@ -134,9 +134,7 @@ def _one(
 ) -> Steps[Decoded]:
     """Read the one request of a message with the careful pass."""
     yield
-    request = yield from careful(
-        arrival.body, None, fallback_id, limits, arrival.arrived_at, LastResort(arrival)
-    )
+    request = yield from careful(arrival.body, None, fallback_id, limits, published_at, LastResort(arrival))
     return Decoded((request,), published_at, traceparent)
 
 

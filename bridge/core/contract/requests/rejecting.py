@@ -15,7 +15,7 @@ from bridge.core.ports.broker import Arrival
 
 # What a broker adds, removes or changes when it redelivers or dead-letters a message. It also removes the property
 # `expiration`.
-_BROKER_HEADERS = (
+BROKER_HEADERS = (
     "x-death",
     "x-first-death-",
     "x-last-death-",
@@ -23,7 +23,7 @@ _BROKER_HEADERS = (
     "x-acquired-count",
     "x-opt-",
 )
-_ROUTING_HEADERS = frozenset(("CC", "BCC"))
+ROUTING_HEADERS = frozenset(("CC", "BCC"))
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 _CANNOT_ENCODE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
@@ -54,7 +54,7 @@ class LastResort:
         p = self._arrival.properties
         headers: dict[str, object] = {}
         for count, (name, value) in enumerate(p.headers.items(), 1):
-            if not name.startswith(_BROKER_HEADERS) and name not in _ROUTING_HEADERS:
+            if not name.startswith(BROKER_HEADERS) and name not in ROUTING_HEADERS:
                 headers[name] = value
             if count % PARTS_AT_ONCE == 0:
                 yield

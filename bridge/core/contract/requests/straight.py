@@ -31,6 +31,7 @@ _Sessions: TypeAlias = Annotated[list[Id], msgspec.Meta(max_length=USERS_MAX)]
 _Ttl: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 _After: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 _AckWithin: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=fields.ACK_WITHIN_MAX)]
+_DeliverAt: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class _To(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -63,6 +64,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     devices: str = "all"
     retain: bool = False
     fallback: _Fallback | UnsetType = UNSET
+    deliver_at: _DeliverAt = 0.0
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -100,7 +102,7 @@ def _target(to: _To) -> Target | None:
     return None
 
 
-def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float) -> PushRequest | None:
+def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, published_at: float) -> PushRequest | None:
     """Read a request of at most `AT_ONCE` bytes in one pass; None: the careful pass must read it."""
     try:
         request = _decode_request(raw)
@@ -125,6 +127,8 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
     if not first_device and request.devices != "all":
         return None
     if request.retain and (not to.topic or limits.max_ttl <= 0):
+        return None
+    if request.deliver_at and (limits.max_ttl <= 0 or request.deliver_at > published_at + limits.max_ttl):
         return None
     if not (data.isascii() or jsontext.is_utf8(data)):
         return None
@@ -153,14 +157,14 @@ def straight(raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
             return None
         fallback = Fallback(after, routing_key)
     return PushRequest(
-        push_id or fields.uuid7(taken_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
+        push_id or fields.uuid7(published_at), target, data, event, Encoding.JSON, confirm, excluded, tenant,
         meta, not push_id, request.ttl, collapse_key, request.ack_within, first_device,
-        request.retain, fallback,
+        request.retain, fallback, request.deliver_at,
     )  # fmt: skip
 
 
 def straight_in_steps(
-    raw: bytes | Raw, fallback_id: str, limits: Limits, taken_at: float
+    raw: bytes | Raw, fallback_id: str, limits: Limits, published_at: float
 ) -> Steps[PushRequest | None]:
     """As `straight`, for a request of any size."""
     if len(raw) > AT_ONCE:
@@ -172,7 +176,7 @@ def straight_in_steps(
         if bytes(raw).count(b",") - data.count(b",") > PARTS_AT_ONCE:
             return None
         yield
-    request = straight(raw, fallback_id, limits, taken_at)
+    request = straight(raw, fallback_id, limits, published_at)
     if request is not None and len(request.data) > AT_ONCE:
         yield
         if (yield from jsontext.too_deep(request.data)):

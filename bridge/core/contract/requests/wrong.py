@@ -48,7 +48,7 @@ class Wrong:
         data: bytes,
         encoding: Encoding,
         fallback_id: str,
-        taken_at: float,
+        published_at: float,
         max_ttl: float,
         knows_target: bool = True,
     ) -> Steps[PushRequest]:
@@ -62,9 +62,9 @@ class Wrong:
             except InvalidRequest as error:
                 self._problems += error.each
                 self.more(error.uncounted, stopped=error.stopped)
-        for problem in fields.problems(values, path, fallback_id, max_ttl):
+        for problem in fields.problems(values, path, fallback_id, published_at, max_ttl):
             if knows_target or problem.path != path("to"):
                 self.add(problem)
         if not self:
-            return fields.build(values, path, data, encoding, fallback_id, taken_at, max_ttl)
+            return fields.build(values, path, data, encoding, fallback_id, published_at, max_ttl)
         raise together(self._problems, self._uncounted, stopped=self._stopped)
