@@ -16,6 +16,7 @@ from bridge.operator.books import (
     STUCK_AFTER,
     Books,
     Hour,
+    Irregular,
     read_books,
 )
 from bridge.operator.queues import queue_depths
@@ -88,12 +89,7 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         "kept",
         f"{found.unexpired} rows stored though their ttl ended over {KEPT_AFTER:g} s ago",
     )
-    yield (
-        found.late > 0,
-        "scheduled",
-        f"{found.scheduled} pushes wait for their deliver_at"
-        + (f", {found.late} of them since over {LATE_AFTER:g} s ago" if found.late else ""),
-    )
+    yield _scheduled(found)
     yield found.overdue > 0, "receipts", f"{found.overdue} rows owe one for over {OWED_AFTER:g} s"
     yield (
         found.unpublished > 0,
@@ -112,6 +108,11 @@ def _log_checks(books: Books) -> Iterator[tuple[bool, str, str]]:
         "partitions",
         f"missing: {missing}" if missing else "there, for today and the next days",
     )
+
+
+def _scheduled(found: Irregular) -> tuple[bool, str, str]:
+    late = f", {found.late} of them since over {LATE_AFTER:g} s ago" if found.late else ""
+    return found.late > 0, "scheduled", f"{found.scheduled} pushes wait for their deliver_at{late}"
 
 
 def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str]]:

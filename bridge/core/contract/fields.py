@@ -6,15 +6,15 @@ shown, only its kind: it may be a secret, or a megabyte.
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final, TypeAlias, TypeGuard
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from bridge.core.contract.jsontext import ArrayText, ObjectText
+from bridge.core.contract.kinds import is_finite
+from bridge.core.contract.kinds import kind as kind
+from bridge.core.contract.kinds import uuid7 as uuid7
 from bridge.core.errors import InvalidRequest
 from bridge.core.model.outcomes import CONFIRM, Proof, Reason
 from bridge.core.model.pushes import (
@@ -269,39 +269,6 @@ def _confirm(word: object, path: str) -> Proof:
     return confirm
 
 
-def kind(value: object) -> str:
-    """The kind of a wrong value, in words."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return "a string"
-        case Timestamp():
-            return "a timestamp"
-        case float() if not math.isfinite(value):
-            return "no finite number"
-        case int() | float():
-            return "a negative number" if value < 0 else "a number"
-        case list() | ArrayText():
-            return "a list"
-        case dict() | ObjectText():
-            return "an object"
-        case _:
-            return type(value).__name__
-
-
-def uuid7(at: float) -> str:
-    """A UUIDv7 (RFC 9562 section 5.7) for the moment `at`, wall-clock seconds."""
-    milliseconds = min(max(int(at * 1000), 0), (1 << 48) - 1)
-    bits = milliseconds << 80 | int.from_bytes(os.urandom(10), "big")
-    bits = bits & ~(0xF << 76) | 0x7 << 76
-    bits = bits & ~(0x3 << 62) | 0x2 << 62
-    digits = f"{bits:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 _KEEPS_NOTHING = "this bridge keeps no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in"
 
 
@@ -318,7 +285,7 @@ def _retain(value: object, path: str, to_topic: bool, max_ttl: float) -> bool:
 
 
 def _ttl(value: object, path: str, max_ttl: float) -> float:
-    if not _is_finite(value) or value < 0:
+    if not is_finite(value) or value < 0:
         raise InvalidRequest(Reason.INVALID, path, f"expected seconds, 0 or more, got {kind(value)}")
     if value > 0 >= max_ttl:
         raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}: leave ttl out, or say 0")
@@ -343,7 +310,7 @@ def _after(values: Mapping[str, Any], path: Callable[[str], str], max_ttl: float
             where,
             "this bridge has no fallbacks, since BRIDGE_DELIVERY_LOG names no database to keep them in",
         )
-    if not _is_finite(value) or not 0 < value <= max_ttl:
+    if not is_finite(value) or not 0 < value <= max_ttl:
         raise InvalidRequest(
             Reason.INVALID,
             where,
@@ -375,7 +342,7 @@ def _deliver_at(value: object, path: str, published_at: float, max_ttl: float) -
     that is not known, and no time is too far ahead."""
     if isinstance(value, Timestamp):  # AMQP 0-9-1 4.2.5.4: in seconds
         value = int(value)
-    if not _is_finite(value) or value <= 0:
+    if not is_finite(value) or value <= 0:
         raise InvalidRequest(Reason.INVALID, path, f"expected seconds since 1970, got {kind(value)}")
     if max_ttl <= 0:
         raise InvalidRequest(
@@ -396,7 +363,7 @@ def _deliver_at(value: object, path: str, published_at: float, max_ttl: float) -
 
 
 def _ack_within(value: object, path: str, confirm: Proof) -> float:
-    if not _is_finite(value) or not 0 < value <= ACK_WITHIN_MAX:
+    if not is_finite(value) or not 0 < value <= ACK_WITHIN_MAX:
         raise InvalidRequest(
             Reason.INVALID,
             path,
@@ -419,9 +386,3 @@ def _first_device(word: object, path: str, confirm: Proof) -> bool:
             Reason.INVALID, path, "expected first only beside confirm acked: nothing else waits for an ack"
         )
     return first
-
-
-def _is_finite(value: object) -> TypeGuard[int | float]:
-    """Whether this is a finite number; an integer may be too large for a float."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, (bool, Timestamp))
-    return is_number and -math.inf < value < math.inf  # type: ignore[operator]

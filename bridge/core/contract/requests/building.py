@@ -62,13 +62,9 @@ def request_body(
         "deliver_at": deliver_at,
     }
     try:
-        body = jsontext.encode(
-            {
-                **{name: value for name, value in optional.items() if value is not None},
-                "to": {name: value for name, value in to.items() if value is not None},
-                "data": data,
-            }
-        )
+        given = {name: value for name, value in optional.items() if value is not None}
+        target = {name: value for name, value in to.items() if value is not None}
+        body = jsontext.encode({**given, "to": target, "data": data})
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(Reason.INVALID, "", f"this cannot be said in JSON: {error}") from error
     finish(check_body(body, limits))
