@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
+
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.taking import Taking
 from bridge.core.inflight.inflight import InFlight
@@ -36,11 +38,13 @@ class Retaining:
         if taking.came_before and await self._lookups.has_rows(request.key):
             return
         message = taking.message
+        began = max(message.published_at, min(request.deliver_at, message.taken_at))
         value = LastValue(
-            request,
+            # Whoever subscribes later has not been waited for.
+            msgspec.structs.replace(request, deliver_at=0.0, fallback=None),
             self._inflight.take_position(),
-            message.published_at,
-            message.published_at + (request.ttl or self._kept_for),
+            began,
+            began + (request.ttl or self._kept_for),
             taking.fingerprint,
             message.properties.app_id,
             message.traceparent,
