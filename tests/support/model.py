@@ -66,6 +66,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     publish_many_once_more = _step("publish_many")
     publish_everyone = _step("publish_everyone")
     publish_topic = _step("publish_topic")
+    publish_later = _step("publish_later")
     subscribe = _step("subscribe")
     unsubscribe = _step("unsubscribe")
     publish_wrong = _step("publish_wrong")

@@ -19,7 +19,7 @@ from unittest import mock
 
 import msgspec
 
-from bridge.adapters.memory import MemoryLease, MemorySessions, MemoryStore
+from bridge.adapters.memory import MemoryLease, MemorySchedule, MemorySessions, MemoryStore
 from bridge.adapters.memory.retained import MemoryRetained
 from bridge.core.bounds import Bounds, MailboxBounds, SettlementBounds, StatementBounds, TakingBounds
 from bridge.core.delivery.limits import DeliveryLimits
@@ -31,9 +31,11 @@ from bridge.core.model.outcomes import DELIVERED, Outcome, Reason
 from bridge.core.model.pushes import PushKey, Recall
 from bridge.core.model.retained import LastValue, LastValuesAsk, LastValuesPage
 from bridge.core.model.rows import DeadLetter, DueFallback, Receipt, Row, RowKey
+from bridge.core.model.scheduled import Due, Scheduled
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.broker import Published as PublishedFallbacks
+from bridge.core.ports.scheduling import Release
 from bridge.core.ports.store import (
     Collapse,
     MailboxAsk,
@@ -62,6 +64,8 @@ class Published:
     keys: tuple[RowKey, ...]
     """The rows that it must lead to."""
     reply_to: str = ""
+    headers: Mapping[str, object] | None = None
+    """Those of a scheduled push that is published again."""
     token: AckToken | None = None
     acked: bool = False
     deliveries: int = 0
@@ -255,6 +259,33 @@ class SlowRetained(MemoryRetained):
         return found
 
 
+class SlowSchedule(MemorySchedule):
+    """Scheduled pushes in the same database as a store."""
+
+    def __init__(self, store: SlowStore, clock: ManualClock) -> None:
+        super().__init__(store, clock)
+        self._slow = store
+
+    async def _answers(self) -> None:
+        await asyncio.sleep(0)
+        while self._slow.slow:
+            await asyncio.sleep(0)
+        if self._slow.fail_with is not None:
+            raise StoreUnavailable("away")
+
+    async def add(self, entries: Sequence[Scheduled]) -> None:
+        await self._answers()
+        await super().add(entries)
+
+    async def claim(self, boot: str, limit: int, most_bytes: int) -> Due:
+        await self._answers()
+        return await super().claim(boot, min(limit, 2), most_bytes)
+
+    async def done(self, ids: Collection[str]) -> None:
+        await self._answers()
+        await super().done(ids)
+
+
 class World:
     """Everything around one core; `restart` gives it a new core on the same rows."""
 
@@ -263,6 +294,7 @@ class World:
         self.store = SlowStore(self.clock)
         self.sessions = SlowSessions(self.store, self.clock)
         self.retained = SlowRetained(self.store, self.clock)
+        self.schedule = SlowSchedule(self.store, self.clock)
         self.messages: list[Published] = []
         self.facts = Facts()
         self.incarnation = 0
@@ -305,6 +337,8 @@ class World:
             bounds=self.bounds,
             sessions=self.sessions,
             retained=self.retained,
+            schedule=self.schedule,
+            releases=self,
         )
         self.house = house
         house.acks.ack = self._acked  # type: ignore[method-assign]
@@ -321,7 +355,10 @@ class World:
         await self.lease.claim()
         house.core.begin(await self.store.last_position())
         self.store.fail_with = failing
-        self.tasks = start(*house.parts, house.recollection, self._recording())
+        scheduling = house.core.scheduling
+        assert scheduling.releasing is not None
+        parts = (scheduling.later, scheduling.releasing)
+        self.tasks = start(*house.parts, house.recollection, self._recording(), *parts)
         self.peers = []
         self._deliver_all()
 
@@ -373,7 +410,7 @@ class World:
                     redelivered=message.deliveries > 0,
                     delivery_count=message.deliveries,
                     reply_to=message.reply_to,
-                    headers={"x-push-published-ms": int(self.clock.now * 1000)},
+                    headers=message.headers or {"x-push-published-ms": int(self.clock.now * 1000)},
                 )
             )
             message.deliveries += 1
@@ -387,9 +424,31 @@ class World:
             for message in self.messages:
                 if message.token == token and not message.acked:
                     message.acked = True
-                    missing = [k for k in message.keys if k not in self.store.rows]
+                    missing = [k for k in message.keys if k not in self.store.rows and not self._waits(k)]
                     if missing:
                         self.violations.append(f"acked before its rows: {missing}")
+
+    def _waits(self, key: RowKey) -> bool:
+        """Whether a push is scheduled, or was published again and is not acked."""
+        scheduled = any(entry.push_id == key.push_id for entry in self.schedule.entries.values())
+        return scheduled or any(m.headers and not m.acked and key in m.keys for m in self.messages)
+
+    @property
+    def blocked(self) -> bool:
+        """Fills the port Releases, as the next method."""
+        return self.refusing
+
+    async def release(self, releases: Sequence[Release]) -> Sequence[Release]:
+        await asyncio.sleep(0)
+        for one in releases:
+            push_id = str(one.properties.headers["x-push-id"])
+            keys = next(m.keys for m in self.messages if any(k.push_id == push_id for k in m.keys))
+            self.messages.append(Published(one.body, keys, one.properties.reply_to, one.properties.headers))
+            self._deliver([self.messages[-1]])
+        stuck = self.silent
+        while self.silent:
+            await asyncio.sleep(0)
+        return releases if stuck else ()
 
     def _requeued(self, tokens: Iterable[AckToken]) -> None:
         self.violations.append(f"given back without a cause: {list(tokens)}")
@@ -503,6 +562,21 @@ class World:
         self.messages.append(message)
         self._deliver([message])
 
+    def publish_later(self, n: int, m: int) -> None:
+        push_id = f"l{n % 6}"
+        body = {
+            "id": push_id,
+            "to": {"user": USERS[n % 3]},
+            "data": n,
+            "confirm": CONFIRMS[n % 3],
+            "ttl": TTLS[m % 3],
+            "deliver_at": self.clock.now + 2.5 * (m % 4),
+        }
+        key = RowKey("", push_id, USERS[n % 3])
+        reply_to = f"q{len(self.messages)}" if m % 2 else ""
+        self.messages.append(Published(json.dumps(body).encode(), (key,), reply_to))
+        self._deliver([self.messages[-1]])
+
     def publish_topic(self, n: int, m: int) -> None:
         push_id, topic = f"t{n % 4}", TOPICS[n % 2]
         body = {
@@ -532,7 +606,11 @@ class World:
             peer.client.message(json.dumps({"type": "unsubscribe", "topic": TOPICS[m % 2], "ref": m}))
 
     def recall(self, n: int, m: int) -> None:
-        what = Recall(push_id=f"k{n % 12}") if m % 3 else Recall(user=USERS[n % 3], collapse_key=f"c{m % 2}")
+        what = (
+            Recall(push_id=f"k{n % 12}" if m % 2 else f"l{n % 6}")
+            if m % 3
+            else Recall(user=USERS[n % 3], collapse_key=f"c{m % 2}")
+        )
         self.withdrawn.append(what)
         self.recalls.append(asyncio.create_task(self._recall(what), name="recall"))
 
@@ -775,6 +853,7 @@ class World:
             await self.pass_time(1.0)
             done = all(m.acked for m in self.messages) and all(row.final for row in self.store.rows.values())
             done = done and not any(self._is_due(row) for row in self.store.rows.values())
+            done = done and not self.schedule.entries
             if round_ > 12 and done and not self.house.inflight.busy and self._all_live():
                 break
         await self.pass_time(2.0)
