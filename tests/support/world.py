@@ -634,14 +634,19 @@ class World:
             last = (seen[m % len(seen)] if seen else "never") if m % 3 == 0 else None
             named = TOPICS[:1] if n % 2 else ()
             self.subscribed.update((user, topic) for topic in named)
-            self.peers.append(self._opens(user, last, named))
+            mode = Mode.SSE if m % 7 == 6 else Mode.ENVELOPE
+            self.peers.append(self._opens(user, last, named, mode))
 
-    def _opens(self, user: str, last: str | None = None, topics: tuple[str, ...] = ()) -> Peer:
+    def _opens(
+        self,
+        user: str,
+        last: str | None = None,
+        topics: tuple[str, ...] = (),
+        mode: Mode = Mode.ENVELOPE,
+    ) -> Peer:
         """A session whose token names these topics, and permits all."""
         claims = Claims(user, 4e9, topics=topics, subscribe=("#",))
-        return self.house.open(
-            Grant(claims, Mode.ENVELOPE, Mode.ENVELOPE.value, last, granted_at=self.clock.now)
-        )
+        return self.house.open(Grant(claims, mode, mode.value, last, granted_at=self.clock.now))
 
     def device_comes(self, n: int, m: int) -> None:
         device = self.devices[n % len(self.devices)]
