@@ -131,6 +131,7 @@ class Core:
             gate=self.gate,
             boot=boot,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
+            take_back=lambda row: self.cluster.ringing.taken_back(row),
             scheduled=self.scheduling.recall,
         )
         self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep
@@ -352,7 +353,7 @@ class Core:
 
     def _first_acked(self, row: Row) -> None:
         self.withdrawing.withdraw([(row.key.user, row.key.push_id)], row.key.tenant, but=row.session)
-        self.cluster.ringing.first_acked(row)
+        self.cluster.ringing.taken_back(row, row.session)
 
     def _stored(self, row: Row, size: int) -> None:
         self.mailbox_sweep.stored(row.key.user, size)

@@ -458,6 +458,21 @@ async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() ->
         assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
 
 
+async def test_a_recall_takes_a_delivered_push_off_the_screens_of_all_nodes() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (_, [a, b, c]):
+        peers = [await online(at, "u1") for at in (a, b, c)]
+        stranger = await online(b, "u2")
+        await a.push(to("u1", "p1"))
+        await until(lambda: all(ids(peer) == ["p1"] for peer in peers))
+        for peer in peers:
+            peer.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        await c.core.recalls.recall(Recall(push_id="p1"))
+        await until(lambda: all(b"withdraw" in peer.socket.frames[-1].payload for peer in peers))
+        assert b"withdraw" not in stranger.socket.frames[-1].payload
+        assert a.end("p1") == (Outcome.RECEIVED, Reason.PONG)
+
+
 # --- no lost wake-up: store, commit, look again, ring -----------------------------------------------------
 
 

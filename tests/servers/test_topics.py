@@ -193,6 +193,7 @@ async def test_last_values_come_first_and_are_recalled_expired_and_replaced(
         }
         async with control(vhost) as say:
             await say({"type": "recall", "push_id": "p4"})
+        assert await asked.read_json() == {"type": "withdraw", "id": "p4"}
         claimed = await member(stack, first.ws_port, "u2", topics=["t"])
         assert [(await claimed.read_json())["id"] for _ in range(2)] == ["p2", "p3"]
         await publish(vhost, to("t", "p6"))

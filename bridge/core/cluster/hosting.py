@@ -244,8 +244,8 @@ class Hosting:
             guest.withdraw()
         self._withdrawing.withdraw([(guest.key.user, guest.key.push_id) for guest in named], recall.tenant)
 
-    def first_acked(self, key: RowKey) -> None:
-        """The first ack has taken it back: it is not sent any more."""
+    def taken_back(self, key: RowKey) -> None:
+        """It is taken back: it is not sent any more."""
         guest = self._guests.get(key)
         if guest is not None:
             guest.withdraw()

@@ -80,10 +80,11 @@ class Ringing:
         found = [due[user] for due in (self._grown, self._asking, self._missed) if user in due]
         return min(found, default=None)
 
-    def first_acked(self, row: Row) -> None:
-        """The row of a push for the first device is committed, and says which session acked: others lose it."""
+    def taken_back(self, row: Row, keeps: str = "") -> None:
+        """A delivered push was recalled, or is for the session `keeps` alone, which was the first to ack it: all others
+        lose it."""
         key = row.key
-        ring = Ring(key.user, row.position, True, key.push_id, key.tenant, row.session)
+        ring = Ring(key.user, row.position, True, key.push_id, key.tenant, keeps)
         for other in self._neighbours.others:
             self._ring(other.boot, ring)
 

@@ -84,12 +84,12 @@ class Ring(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     delivered: bool = False
     """Another session has proven it: it is not in the mailbox any more, and only for sessions that have resumed."""
     push_id: str = ""
-    """The push, where its first ack has taken it back from all sessions but one; empty: nothing is taken back.
+    """The push, where it is taken back: it was recalled, or its first ack leaves it to one session. Empty: it is not.
     Bridges of the version before do not send it, and skip it."""
     tenant: str = ""
     """Its tenant."""
     session: str = ""
-    """The session that keeps it."""
+    """The session that keeps it; empty: none does."""
 
 
 class Recalled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):

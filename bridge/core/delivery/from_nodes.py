@@ -80,7 +80,7 @@ class FromNodes:
                     if absent is not None:
                         self._router.again(absent.flight, absent.request)
                 elif isinstance(item, Ring):
-                    self._first_acked(item) if item.push_id else self._rung(item)
+                    self._taken_back(item) if item.push_id else self._rung(item)
                 elif isinstance(item, Posted):
                     self._saying.told(item)
                 else:
@@ -98,11 +98,11 @@ class FromNodes:
         for user in self._hub.everyone() if ring.user == EVERYBODY else (ring.user,):
             self._pages.rung(user, ring.position, delivered=ring.delivered)
 
-    def _first_acked(self, ring: Ring) -> None:
-        """A session has acked a push for the first device: all others lose it."""
+    def _taken_back(self, ring: Ring) -> None:
+        """All sessions but the one that keeps it lose this push."""
         key = RowKey(ring.tenant, ring.push_id, ring.user)
-        self._hosting.first_acked(key)
-        self._inflight.acked_elsewhere(key)
+        self._hosting.taken_back(key)
+        self._inflight.taken_back(key)
         self._withdrawing.withdraw([(ring.user, ring.push_id)], ring.tenant, but=ring.session)
 
     def listening(self) -> None:

@@ -248,8 +248,8 @@ class InFlight:
         if rows:
             self._ends.ended_by_sweep(rows)
 
-    def acked_elsewhere(self, key: RowKey) -> None:
-        """Another node has written that a session there was the first device to ack this push: it is over here, too."""
+    def taken_back(self, key: RowKey) -> None:
+        """Another node has written how this push has ended, and no session here is to have it: it is over, too."""
         flight = self._index.get(key)
         if flight is None or flight.messages or self._ends.is_due(flight):
             return  # its own write will find that row

@@ -14,6 +14,7 @@ from bridge.core.mailbox.resends import Resends
 from bridge.core.mailbox.sweep import MailboxSweep
 from bridge.core.mailbox.withdrawing import Withdrawing
 from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import Row
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 from bridge.core.ports.retained import Retained
@@ -44,6 +45,7 @@ class Mailbox:
         gate: Gate,
         boot: str,
         tell_others: Callable[[Recall, int], None],
+        take_back: Callable[[Row], None],
         scheduled: Callable[[Recall], Awaitable[int]],
     ) -> None:
         """Seconds as in `DeliveryLimits`. For `tell_others` and `scheduled` see `Recalls`."""
@@ -80,6 +82,7 @@ class Mailbox:
             withdrawing=self.withdrawing,
             last_values=self.last_values,
             tell_others=tell_others,
+            take_back=take_back,
             scheduled=scheduled,
             clock=clock,
             bounds=bounds,

@@ -12,9 +12,9 @@ from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.last_values import LastValues
 from bridge.core.mailbox.withdrawing import Withdrawing
-from bridge.core.model.outcomes import Outcome
+from bridge.core.model.outcomes import DELIVERED, Outcome
 from bridge.core.model.pushes import PushKey, Recall
-from bridge.core.model.rows import RowKey
+from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.store import RecallPlace, Store
 from bridge.core.row_limit import RowLimit
@@ -41,13 +41,16 @@ class Recalls:
         withdrawing: Withdrawing,
         last_values: LastValues,
         tell_others: Callable[[Recall, int], None],
+        take_back: Callable[[Row], None],
         scheduled: Callable[[Recall], Awaitable[int]],
         clock: Clock,
         bounds: Bounds,
     ) -> None:
-        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position. `scheduled`
+        """`tell_others` has other nodes carry out a recall, too, of what was taken up to a position; `take_back` has
+        them tell the user's sessions of a push that was delivered: nobody there knows of it any more. `scheduled`
         withdraws what waits for its time, and returns how many pushes that were."""
         self._tell_others = tell_others
+        self._take_back = take_back
         self._scheduled = scheduled
         self._store = store
         self._inflight = inflight
@@ -113,6 +116,9 @@ class Recalls:
             for push in of_page:
                 flying.pop(push, None)
             told |= self._withdrawing.withdraw(of_page, recall.tenant)
+            for written in page.written:
+                if written.row.outcome in DELIVERED:
+                    self._take_back(written.row)
             held += sum(1 for w in page.written if w.applied is None)
             place = page.next
             await self._clock.sleep(0)
