@@ -383,9 +383,9 @@ class Requests:
         """A message with one request to these users, with this many bytes of data added."""
         request, document = self._request(users=users)
         document["data"]["pad"] += "x" * padding
-        for name in ("ttl", "collapse_key", "ack_within", "devices", "fallback"):
+        for name in ("ttl", "collapse_key", "ack_within", "devices", "fallback", "deliver_at"):
             document.pop(name, None)
-        request.first_device = False
+        request.first_device = request.scheduled = False
         document["confirm"] = request.confirm = confirm
         request.ttl, request.collapse_key = ttl, key
         if ttl:
@@ -453,6 +453,11 @@ class Requests:
             request.ttl = document["ttl"] = LONG if rng.random() < 0.6 else round(rng.uniform(0.5, 3.0), 2)
             if confirm == "acked" and rng.random() < 0.5:
                 document["ack_within"] = 1.0
+            if rng.random() < 0.05:
+                document["deliver_at"] = time.time() + rng.uniform(0.2, 3.0)
+                request.scheduled = True
+        if request.to is To.TOPIC and self.kept and rng.random() < 0.3:
+            document["retain"] = request.retained = True
         if confirm == "acked" and rng.random() < 0.3:
             document["devices"] = "first"
             request.first_device = True
@@ -460,7 +465,8 @@ class Requests:
             after = round(rng.uniform(0.3, 3.0), 1)
             # The key says the time, so that it can be compared in the database.
             document["fallback"] = {"after": after, "routing_key": f"{after}"}
-        if request.to is To.USERS and rng.random() < (0.2 if request.ttl else 0.02):
+        may_collapse = request.to is To.USERS and not request.scheduled
+        if may_collapse and rng.random() < (0.2 if request.ttl else 0.02):
             request.collapse_key = document["collapse_key"] = rng.choice(["balance", "weather"])
         return request, document
 

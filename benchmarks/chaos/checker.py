@@ -331,7 +331,7 @@ class _Check:
     def _found(self, request: Request, rows: Sequence[Row]) -> None:
         """Check that no user counts as absent who had one session from before the push was published until after its
         end was known."""
-        if not self._e.found or request.to is not To.USERS:
+        if not self._e.found or request.to is not To.USERS or request.scheduled:
             return
         for row in rows:
             if row.outcome != "offline" or row.key not in self._e.ended:
@@ -441,7 +441,7 @@ class _Check:
     def _has_a_place(self, request: Request, key: RowKey, read_at: float = math.inf) -> bool:
         """Whether the order of the queue applies to this push: it is kept, was published once, and the broker
         has not taken it back before it was read or stored. A redelivered push comes after those taken meanwhile."""
-        if not request.ttl or request.copies != 1:
+        if not request.ttl or request.copies != 1 or request.scheduled or request.retained:
             return False
         settled = min(read_at, self._e.stored.get(key, math.inf))
         return bisect.bisect(self._shaken, request.first_published) == bisect.bisect(self._shaken, settled)
@@ -549,7 +549,8 @@ class _Check:
                 said = [(r.outcome, r.reason, r.final)]
                 self._agree(rows, marks, key, said, f"replied to {correlation}")
         for mark, request in self._e.requests.items():
-            if request.excused:
+            # Who subscribes after a last value was taken is nobody whom its publisher waits for.
+            if request.excused or request.retained:
                 continue
             due = {r.key for r in self._rows.get(mark, []) if r.final}
             for correlation in request.replies:

@@ -70,6 +70,10 @@ class Request:
     ttl: float = 0.0
     """Seconds that it is kept."""
     collapse_key: str = ""
+    retained: bool = False
+    """It is the last value of a topic: whoever subscribes later gets it."""
+    scheduled: bool = False
+    """It has a `deliver_at`: it is taken some time after it was published."""
     first_device: bool = False
     """The first ack takes it back from the user's other sessions."""
     expiration: bool = False
