@@ -306,3 +306,19 @@ async def test_it_is_kept_before_anybody_is_sent_it() -> None:
         await until(lambda: forwarded(made.letters) == ["p1"])
         made.fate = lambda letter: None
         assert ids(await subscribed(b, "u2")) == ["p1"]
+
+
+async def test_a_row_that_no_message_waits_for_owes_its_outcome_event() -> None:
+    """Whoever dies before it is confirmed gets no message again that would bring it."""
+    async with town("a", limits=LIMITS) as (_, [a]):
+        await a.push(value("p1", confirm="written"))
+        await a.settled(1)
+        a.publisher.refusing = True
+        await subscribed(a)
+        await a.ends("p1", Outcome.WRITTEN, Reason.HANDED_OVER)
+        assert a.row("p1").owed == ()
+        a.publisher.refusing = False
+        a.core.every_second()
+        await until(lambda: a.row("p1").owed is None)
+        told = [one for one in a.publisher.sent if one.row.key.user == "u1"]
+        assert [(one.announce, one.replies) for one in told] == [(True, ())]

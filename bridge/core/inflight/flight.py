@@ -174,6 +174,11 @@ class Flight(Offered):
             or (self.first_device and outcome is Outcome.ACKED)
         )
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but its first row can bring its outcome event: no message waits, which would come again."""
+        return not self.messages and not self.parked
+
     # --- what sessions report ---
 
     def addressed(self, sessions: int) -> None:

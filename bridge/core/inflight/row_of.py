@@ -45,7 +45,7 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         attempts=flight.attempts,
         payload=payload,
         traceparent=flight.traceparent,
-        owed=_owed(flight) if flight.outcome is None else None,
+        owed=_owed(flight) if flight.outcome is None or flight.alone else None,
         day=None if kept is None else flight.day,
         expires_at=None if kept is None else kept.expires_at,
         position=flight.position if kept is not None or flight.collapse_key else 0,

@@ -80,8 +80,8 @@ class Writer:
             sweep = self._worklist.sweep_due and not self._payments.sweep_waits
             self._payments.sweep_waits |= sweep
             self._worklist.sweep_due = False
-            # Parked rows owe their receipts already: from here on the payer pays them, not the sweep.
-            self._payments.being_paid.update(f.key for f in flights if f.parked)
+            # These rows owe their receipts already, or will: from here on the payer pays them, not the sweep.
+            self._payments.being_paid.update(f.key for f in flights if f.parked or not f.messages)
             self._worklist.writing = {f.key: f for f in flights}
             started = self._clock.monotonic()
             rows = len(flights) + len(answers) + len(ended)
