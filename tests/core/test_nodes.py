@@ -24,7 +24,7 @@ from bridge.core.contract.letters import (
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import Recall
+from bridge.core.model.pushes import NO_USER, Recall
 from bridge.core.ports.nodes import Letter, Sent
 from bridge.core.sessions.freshness import FRESH_FOR
 from tests.support.house import House, Peer, kept, to
@@ -456,6 +456,18 @@ async def test_a_recall_that_comes_late_means_only_what_was_taken_before_it() ->
         peer.client.message('{"type": "ack", "id": "after"}')
         await a.ends("after", Outcome.ACKED, Reason.ACK_FRAME)
         assert a.end("before") == (Outcome.RECALLED, Reason.WITHDRAWN)
+
+
+async def test_a_push_to_a_session_that_has_closed_is_of_its_user_also_where_no_other_node_is_known() -> None:
+    """A taker that was frozen, and is nobody by now, writes the row of the same user."""
+    async with town("a", limits=LIMITS) as (_, [a]):
+        peer = await online(a, "u1")
+        peer.leave()
+        await until(lambda: not a.core.ledger.ready)
+        await a.push({"id": "p1", "to": {"session": peer.session_id}, "data": 1})
+        await a.ends("p1", Outcome.OFFLINE, Reason.NO_SESSION)
+        await a.push({"id": "p2", "to": {"session": "nobody's"}, "data": 1})
+        await a.ends("p2", Outcome.OFFLINE, Reason.NO_SESSION, NO_USER)
 
 
 async def test_a_recall_takes_a_delivered_push_off_the_screens_of_all_nodes() -> None:

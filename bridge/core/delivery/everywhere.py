@@ -61,11 +61,13 @@ class Everywhere:
 
     async def holder(self, taking: Taking, users: Sequence[str]) -> tuple[Taking, Sequence[str]]:
         """For a push to a session that is not here: the user whose it is or was, and the process that has it now.
-        Raises Stopped."""
+
+        It is asked for also where no other process is known: one that was frozen may have taken the push before, and
+        both must write the row of the same user. Raises Stopped."""
         target = taking.request.target
         if not isinstance(target, ToSession) or users != (NO_USER,):
             return taking, users
-        if taking.ending is not None or self._neighbours.alone:
+        if taking.ending is not None:
             return taking, users
         found = await self._lookups.holder(target.session)
         if found is None:

@@ -98,8 +98,9 @@ class Lookups:
         return await self.ask(self._store.last_position, "store.last_position")
 
     async def holder(self, session: str) -> Holder | None:
-        """Who has or had a session. Raises Stopped."""
-        assert self._directory is not None
+        """Who has or had a session; None where that is not known. Raises Stopped."""
+        if self._directory is None:
+            return None
         return await self.ask(partial(self._directory.holder, session), "nodes.holder")
 
     async def everyone_elsewhere(self, after: str) -> Sequence[tuple[str, Sequence[str]]]:
