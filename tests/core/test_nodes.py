@@ -24,7 +24,7 @@ from bridge.core.contract.letters import (
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Reason
-from bridge.core.model.pushes import NO_USER, Recall
+from bridge.core.model.pushes import Recall
 from bridge.core.ports.nodes import Letter, Sent
 from bridge.core.sessions.freshness import FRESH_FOR
 from tests.support.house import House, Peer, kept, to
@@ -466,8 +466,6 @@ async def test_a_push_to_a_session_that_has_closed_is_of_its_user_also_where_no_
         await until(lambda: not a.core.ledger.ready)
         await a.push({"id": "p1", "to": {"session": peer.session_id}, "data": 1})
         await a.ends("p1", Outcome.OFFLINE, Reason.NO_SESSION)
-        await a.push({"id": "p2", "to": {"session": "nobody's"}, "data": 1})
-        await a.ends("p2", Outcome.OFFLINE, Reason.NO_SESSION, NO_USER)
 
 
 async def test_a_recall_takes_a_delivered_push_off_the_screens_of_all_nodes() -> None:
