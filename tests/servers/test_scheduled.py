@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 
+import aio_pika
 import psycopg
 import pytest
 
@@ -189,3 +190,25 @@ async def test_a_bridge_without_a_database_rejects_it_by_name(vhost: str, databa
             [receipt] = await producer.request(asked, timeout=10)
     assert (receipt["outcome"], receipt["reason"]) == ("rejected", "unsupported")
     assert "deliver_at" in receipt["detail"]
+
+
+async def test_what_has_no_binding_at_its_time_holds_up_nobody(vhost: str, database: str) -> None:
+    async with bridge(vhost, database) as b, client(b.ws_port, token("u1"), subprotocols=ENVELOPE) as opened:
+        await opened.read_json()
+        at = time.time() + 4
+        odd = [json.dumps(request("u1", f"odd{n:03}", deliver_at=at)).encode() for n in range(600)]
+        async with await aio_pika.connect(vhost) as connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange("push")
+            for body in odd:
+                await exchange.publish(aio_pika.Message(body), "odd.u1")
+            await publish(vhost, request("u2", "even", deliver_at=at, confirm="written"))
+            await scheduled(database, 601)
+            queue = await channel.get_queue("push.requests")
+            await queue.bind("push", "user.#")
+            await queue.unbind("push", "#")
+            frames = [json.loads(one)["id"] for one in await opened.read_many(600)]
+        assert frames == [f"odd{n:03}" for n in range(600)]
+        found = endings(await final_rows(database, 601))
+        assert found["even", "u2"] == ("offline", "no_session")
+        assert await waiting(database) == 0

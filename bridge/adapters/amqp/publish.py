@@ -23,7 +23,16 @@ from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.search import Kind, PublishRefused, Search
-from bridge.adapters.amqp.topology import DEAD, OUTCOMES, OUTGOING, PUSH, SESSIONS, DeclareMode, ensure
+from bridge.adapters.amqp.topology import (
+    DEAD,
+    OUTCOMES,
+    OUTGOING,
+    PUSH,
+    REQUESTS,
+    SESSIONS,
+    DeclareMode,
+    ensure,
+)
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.session_events import session_event, session_event_word
 from bridge.core.errors import BridgeError, BrokerUnavailable
@@ -65,6 +74,19 @@ class HeadersLeftOut(BridgeError):
         self.push_id = push_id
         self.names = tuple(map(encoding.legible, names))
         super().__init__(f"{len(names)} header(s) were left out of a message: {', '.join(self.names)[:200]}")
+
+
+class ReleasesUnroutable(BridgeError):
+    """No queue is bound to the exchange `push` for the routing keys of some scheduled pushes: they go to the queue of
+    requests itself."""
+
+    def __init__(self, count: int, routing_key: bytes) -> None:
+        self.count = count
+        self.routing_key = routing_key.decode("utf-8", "backslashreplace")
+        super().__init__(
+            f"{count} scheduled push(es) had no way from {PUSH} to {REQUESTS}: no binding for routing key "
+            f"{self.routing_key!r}" + (" and others" if count > 1 else "")
+        )
 
 
 class ReceiptPublisher:
@@ -286,7 +308,18 @@ class ReceiptPublisher:
         """See the port."""
         if self.blocked:
             return releases
-        return await self._publish(releases, self._released)
+        nowhere: list[Message] = []
+        unsent = await self._publish(releases, self._released, nowhere)
+        if not nowhere:
+            return unsent
+        # Others must not wait behind them: they go where they came from, past the exchange.
+        lost = {message.mandatory_id for message in nowhere}
+        self._errors.handle(ReleasesUnroutable(len(nowhere), nowhere[0].routing_key), "schedule.release", {})
+        back = [release for release in releases if release.id in lost]
+        return [*unsent, *await self._publish(back, self._released_home)]
+
+    def _released_home(self, release: Release) -> list[Message]:
+        return [one._replace(exchange="", routing_key=REQUESTS.encode()) for one in self._released(release)]
 
     def _released(self, release: Release) -> list[Message]:
         outbox = self._outbox

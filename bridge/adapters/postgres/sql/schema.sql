@@ -2587,20 +2587,22 @@ create function last_values(p_topics text[], p_users text[], p_afters bigint[], 
     as $$
 begin
     return query
-    select a.ord, v.value,
+    select a.ord, t.value,
         exists (
             select from delivery_log l
-            where l.day >= (v.value).day and l.push_id = (v.value).push_id collate "C"
-              and l.user_id = a.user_id collate "C" and l.tenant = (v.value).tenant collate "C"),
+            where l.day >= (t.value).day and l.push_id = (t.value).push_id collate "C"
+              and l.user_id = a.user_id collate "C" and l.tenant = (t.value).tenant collate "C"),
         v.found - v.nth
     from rows from (unnest(p_topics, p_users, p_afters)) with ordinality as a (topic, user_id, after, ord)
     cross join lateral (
-        select w.value, row_number() over (order by (w.value).position) as nth, count(*) over () as found,
-            sum(octet_length((w.value).data)) over (order by (w.value).position) - octet_length((w.value).data) as before
+        -- Which they are, by the sizes alone: a whole value would be fetched and thrown away.
+        select w.row, row_number() over (order by w.position) as nth, count(*) over () as found,
+            sum(w.bytes) over (order by w.position) - w.bytes as before
         from (
-            select r as value from retained r
+            select r.ctid as row, r.position, octet_length(r.data) as bytes from retained r
             where r.topic = a.topic collate "C" and r.position > a.after and r.until > clock_timestamp()
             order by r.position limit p_rows + 1) w) v
+    cross join lateral (select r as value from retained r where r.ctid = v.row offset 0) t
     where v.nth <= p_rows and (v.nth = 1 or v.before < p_bytes)
     order by a.ord, v.nth;
 end $$;
