@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import uuid
 from argparse import Namespace
 from typing import Final
@@ -122,6 +123,17 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
+def _ahead(body: bytes) -> float:
+    """The seconds until the last of these requests is to be delivered; not more than 0 where it is now."""
+    requests = json.loads(body)
+    times = [
+        request.get("deliver_at")
+        for request in (requests if isinstance(requests, list) else [requests])
+        if isinstance(request, dict)
+    ]
+    return max((at for at in times if isinstance(at, int | float)), default=0.0) - time.time()
+
+
 async def push(settings: CommonSettings, body: bytes, wait: float, *, as_json: bool) -> int:
     """Publish, wait at most `wait` seconds for the outcomes and print them; with 0 only wait for the confirm."""
     from bridge.adapters.amqp.producer import Producer
@@ -138,6 +150,9 @@ async def push(settings: CommonSettings, body: bytes, wait: float, *, as_json: b
         (r["tenant"], r["push_id"], r["user_id"]): r for r in sorted(receipts, key=lambda r: bool(r["final"]))
     }.values()
     if not any(r["final"] or r["outcome"] == "stored" for r in ends):
+        if (seconds := _ahead(body)) > 0:
+            print(f"published; it is for later, in {seconds:,.0f} s (bridge why)", file=sys.stderr)
+            return 0
         print(
             f"no outcome within {wait:g} s; the push is in the queue: is a bridge running? (bridge check)",
             file=sys.stderr,

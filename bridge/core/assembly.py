@@ -232,7 +232,7 @@ class Core:
                 repeats=repeats,
                 elsewhere=elsewhere,
                 everywhere=everywhere,
-                retaining=Retaining(ports.retained, lookups, inflight, limits.requests.max_ttl),
+                retaining=Retaining(ports.retained, lookups, inflight, ports.errors, limits.requests.max_ttl),
                 remembered=self.remembered,
                 turns=turns,
                 load=load,

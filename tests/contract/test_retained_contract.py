@@ -13,7 +13,7 @@ from bridge.adapters.memory import MemoryStore
 from bridge.adapters.memory.retained import MemoryRetained
 from bridge.adapters.postgres.retained import PostgresRetained
 from bridge.adapters.postgres.store import PostgresStore
-from bridge.core.model.outcomes import Proof
+from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.pushes import Encoding, PushKey, PushRequest, ToTopic
 from bridge.core.model.retained import LastValue, LastValuesAsk
 from bridge.core.ports.retained import Retained
@@ -123,3 +123,12 @@ async def test_what_is_over_or_recalled_is_none_any_more(subject: Subject) -> No
     assert await subject.retained.forget(PushKey("", "p1")) is False
     [page] = await subject.retained.find([LastValuesAsk("t", "u")])
     assert [one.value.request.tenant for one in page.values] == ["shop"]
+
+
+async def test_it_says_what_its_first_device_has_acked(subject: Subject) -> None:
+    await subject.retained.keep(value("p1", 1, event="a", first_device=True))
+    await subject.retained.keep(value("p2", 2, event="b", first_device=True))
+    acked = row("p1", "u", outcome=Outcome.ACKED, reason=Reason.ACK_FRAME)
+    await subject.store.record([msgspec.structs.replace(acked, first_device=True), row("p2", "u")])
+    [page] = await subject.retained.find([LastValuesAsk("t", "u")])
+    assert [(one.known, one.taken_back) for one in page.values] == [(True, True), (True, False)]

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from bridge.core.contract.letters import Forwarded, decode_letter
 from bridge.core.delivery.limits import DeliveryLimits
+from bridge.core.errors import StatementFailed
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import NO_USER, Recall
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.nodes import Letter, Sent
 from tests.support.house import House, Peer, to
-from tests.support.town import town
+from tests.support.town import open_gate, town
 from tests.support.waiting import until
 
 LIMITS = DeliveryLimits(start_grace=0.0, confirm_timeout=5.0)
@@ -322,3 +323,30 @@ async def test_a_row_that_no_message_waits_for_owes_its_outcome_event() -> None:
         await until(lambda: a.row("p1").owed is None)
         told = [one for one in a.publisher.sent if one.row.key.user == "u1"]
         assert [(one.announce, one.replies) for one in told] == [(True, ())]
+
+
+async def test_what_its_first_device_has_acked_rings_on_no_other_one() -> None:
+    async with town("a", limits=LIMITS) as (_, [a]):
+        await a.push(value("p1", confirm="acked", devices="first"))
+        one = await subscribed(a)
+        one.client.message('{"type": "ack", "id": "p1"}')
+        await a.ends("p1", Outcome.ACKED, Reason.ACK_FRAME)
+        assert ids(await subscribed(a)) == []
+        assert ids(await subscribed(a, "u2")) == ["p1"]
+
+
+async def test_what_can_not_be_kept_is_sent_and_holds_up_nobody() -> None:
+    async with town("a", limits=LIMITS) as (made, [a]):
+        peer = await subscribed(a)
+
+        async def failing(step: str) -> None:
+            if step == "keep":
+                raise StatementFailed("somebody has locked its row")
+
+        made.before = failing
+        await a.push(value("p1"))
+        await a.push(to("u1", "p2"))
+        await until(lambda: ids(peer) == ["p1", "p2"])
+        made.before = lambda step: open_gate()
+        assert {where for _, where in a.errors.seen} == {"retained.keep"}
+        assert ids(await subscribed(a, "u2")) == []

@@ -13,7 +13,17 @@ import psycopg
 from bridge.adapters.postgres.upkeep import Upkeep
 from tests.servers.test_kept import control
 from tests.servers.test_revocations import command
-from tests.support.bridges import bridge, endings, final_rows, get, process, publish, rows, token
+from tests.support.bridges import (
+    bridge,
+    endings,
+    final_rows,
+    get,
+    process,
+    publish,
+    request,
+    rows,
+    token,
+)
 from tests.support.clients import Client, client
 from tests.support.queues import ENVELOPE
 
@@ -248,3 +258,22 @@ async def test_upkeep_drops_last_values_that_are_over(vhost: str, database: str)
                 left = await (await conn.execute("select push_id from retained")).fetchall()
                 if left == [("p2",)]:
                     break
+
+
+async def test_a_last_value_that_the_database_does_not_take_holds_up_nobody(
+    vhost: str, database: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(bridge(vhost, database))
+        one = await member(stack, made.ws_port, "u1", topics=["t"])
+        await publish(vhost, to("t", "p1", retain=True), app_id="a\0b")
+        assert (await one.read_json())["id"] == "p1"
+        conn = await stack.enter_async_context(await psycopg.AsyncConnection.connect(database))
+        held = await (await conn.execute("select push_id, app_id from retained for update")).fetchall()
+        assert held == [("p1", "ab")]
+        await publish(vhost, to("t", "p2", retain=True), request("u1", "p3"))
+        assert [(await one.read_json())["id"] for _ in range(2)] == ["p2", "p3"]
+        await final_rows(database, 3)
+        await conn.rollback()
+        left = await (await conn.execute("select push_id from retained")).fetchall()
+        assert left == [("p1",)]

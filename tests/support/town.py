@@ -10,7 +10,7 @@ from bridge.adapters.memory import MemoryDirectory, MemoryLease, MemorySessions
 from bridge.adapters.memory.retained import MemoryRetained
 from bridge.core.bounds import Bounds
 from bridge.core.delivery.limits import DeliveryLimits
-from bridge.core.model.retained import LastValuesAsk, LastValuesPage
+from bridge.core.model.retained import LastValue, LastValuesAsk, LastValuesPage
 from bridge.core.ports.nodes import Letter, Sent
 from tests.support.house import BOUNDS, House
 from tests.support.ports import GatedStore, ManualClock
@@ -58,6 +58,10 @@ class AskedValues(MemoryRetained):
 
     town: Town
 
+    async def keep(self, value: LastValue) -> None:
+        await self.town.before("keep")
+        await super().keep(value)
+
     async def find(self, asks: Sequence[LastValuesAsk]) -> Sequence[LastValuesPage]:
         await self.town.before("read")
         found = await super().find(asks)
@@ -76,7 +80,7 @@ class Town:
     fate: Callable[[Letter], Sent | None] = lambda letter: None
     """What becomes of a letter; None: it comes. UNSURE: it does not come, and nobody knows."""
     before: Callable[[str], Awaitable[None]] = lambda step: open_gate()
-    """Awaited before the steps `look`, `found` (after the look), `send`, and `read` and `have read` of last values."""
+    """Awaited before the steps `look`, `found` (after the look), `send`; of last values `keep`, `read`, `have read`."""
     asked: int = 0
     """How often somebody has looked who has users."""
     letters: list[Letter] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge.adapters.memory.store import MemoryStore
+from bridge.core.model.outcomes import Outcome
 from bridge.core.model.pushes import PushKey, ToTopic
 from bridge.core.model.retained import FoundValue, LastValue, LastValuesAsk, LastValuesPage
 from bridge.core.model.rows import RowKey
@@ -45,11 +46,12 @@ class MemoryRetained:
             ),
             key=lambda value: value.position,
         )
-        some = [
-            FoundValue(value, RowKey(value.request.tenant, value.request.id, ask.user) in self._store.rows)
-            for value in found[:PAGE]
-        ]
-        return LastValuesPage(some, len(found) > PAGE)
+        return LastValuesPage([self._found(value, ask.user) for value in found[:PAGE]], len(found) > PAGE)
+
+    def _found(self, value: LastValue, user: str) -> FoundValue:
+        row = self._store.rows.get(RowKey(value.request.tenant, value.request.id, user))
+        taken_back = row is not None and row.first_device and row.outcome is Outcome.ACKED
+        return FoundValue(value, row is not None, taken_back)
 
     async def forget(self, push: PushKey) -> bool:
         """See the port."""

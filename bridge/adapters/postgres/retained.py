@@ -39,7 +39,7 @@ _FIND: LiteralString = """
         extract(epoch from (v.value).published_at)::float8, extract(epoch from (v.value).until)::float8,
         (v.value).confirm, (v.value).encoding, (v.value).data, (v.value).ttl, (v.value).ack_within,
         (v.value).first_device, (v.value).excluded::text, (v.value).meta::text, (v.value).app_id,
-        (v.value).traceparent, (v.value).fingerprint, v.known, v.others
+        (v.value).traceparent, (v.value).fingerprint, v.known, v.taken_back, v.others
     from last_values(%s, %s, %s, %s, %s) v
     """
 _FORGET: LiteralString = (
@@ -91,8 +91,8 @@ class PostgresRetained:
         params = texts(topics), texts(users), numbers(afters), ROWS, BYTES
         pages: list[list[FoundValue]] = [[] for _ in asks]
         more = [False] * len(asks)
-        for place, *record, known, others in await self._fetch(_FIND, params):
-            pages[place - 1].append(FoundValue(_value(record), known))
+        for place, *record, known, taken_back, others in await self._fetch(_FIND, params):
+            pages[place - 1].append(FoundValue(_value(record), known, taken_back))
             more[place - 1] = others > 0
         return [LastValuesPage(page, left) for page, left in zip(pages, more, strict=True)]
 

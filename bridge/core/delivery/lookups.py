@@ -119,6 +119,11 @@ class Lookups:
         call = partial(self._directory.subscribers, topic, after, self._rows_most, within)
         return await self.ask(call, "nodes.subscribers")
 
+    async def once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Any other call, repeated only while the database is down. Raises Stopped, and StatementFailed where the
+        database is there and does not carry it out."""
+        return await self._unless_stopped(self._persistence.call(call))
+
     async def ask(self, call: Callable[[], Awaitable[T]], where: str) -> T:
         """Any other call, repeated until the database has answered it. Raises Stopped."""
         return await self._unless_stopped(self._repeated(call, where))

@@ -174,7 +174,9 @@ class LastValues:
         request = found.value.request
         key = RowKey(request.tenant, request.id, session.user)
         flight = self._inflight.get(key)
-        if key in has or session.id in request.excluded or (flight is not None and flight.withdrawn):
+        if key in has or session.id in request.excluded or found.taken_back:
+            return True
+        if flight is not None and flight.withdrawn:
             return True
         frame = bare_frame(request) if session.mode is Mode.BARE else push_frame(request)
         if flight is None and not found.known:

@@ -38,6 +38,8 @@ class FoundValue(NamedTuple):
     value: LastValue
     known: bool
     """Whether the push has a row for the user: another session has got it, or was to get it."""
+    taken_back: bool = False
+    """Whether it was for the first device, and one of the user's sessions has acked it."""
 
 
 class LastValuesPage(NamedTuple):

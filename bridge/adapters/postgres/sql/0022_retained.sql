@@ -48,7 +48,7 @@ comment on column retained.traceparent is 'W3C trace context of the request; emp
 comment on column retained.fingerprint is 'As in delivery_log; 0: not known.';
 
 create function last_values(p_topics text[], p_users text[], p_afters bigint[], p_rows integer, p_bytes integer)
-    returns table (ord bigint, value retained, known boolean, others bigint)
+    returns table (ord bigint, value retained, known boolean, taken_back boolean, others bigint)
     language plpgsql stable
     set search_path to public, pg_temp
     -- One plan, made while a table is empty, must be right when it has grown: index lookups only.
@@ -62,12 +62,7 @@ create function last_values(p_topics text[], p_users text[], p_afters bigint[], 
     as $$
 begin
     return query
-    select a.ord, t.value,
-        exists (
-            select from delivery_log l
-            where l.day >= (t.value).day and l.push_id = (t.value).push_id collate "C"
-              and l.user_id = a.user_id collate "C" and l.tenant = (t.value).tenant collate "C"),
-        v.found - v.nth
+    select a.ord, t.value, u.rows > 0, u.acked, v.found - v.nth
     from rows from (unnest(p_topics, p_users, p_afters)) with ordinality as a (topic, user_id, after, ord)
     cross join lateral (
         -- Which they are, by the sizes alone: a whole value would be fetched and thrown away.
@@ -78,12 +73,17 @@ begin
             where r.topic = a.topic collate "C" and r.position > a.after and r.until > clock_timestamp()
             order by r.position limit p_rows + 1) w) v
     cross join lateral (select r as value from retained r where r.ctid = v.row offset 0) t
+    cross join lateral (
+        select count(*) as rows, coalesce(bool_or(l.first_device and l.outcome = 'acked'), false) as acked
+        from delivery_log l
+        where l.day >= (t.value).day and l.push_id = (t.value).push_id collate "C"
+          and l.user_id = a.user_id collate "C" and l.tenant = (t.value).tenant collate "C") u
     where v.nth <= p_rows and (v.nth = 1 or v.before < p_bytes)
     order by a.ord, v.nth;
 end $$;
 comment on function last_values is
     'For each (topic, user, position): the last values of the topic after that position, a page of them; whether the user has '
-    'a row of each, and how many others after it there are at least.';
+    'a row of each, whether that says that its first device has acked it, and how many others after it there are at least.';
 
 -- Whoever may write subscriptions, which bridges of the version before do, may write this, too. Who only reads those does not
 -- read this: it has the data of pushes.

@@ -179,7 +179,7 @@ begin
             where s.push_id = p_push_id collate "C" and s.tenant = p_tenant collate "C"
               and s.claimed_at is null and s.recalled_at is null
             limit p_limit
-            for update of s skip locked)
+            for update of s)
         update scheduled s set recalled_at = clock_timestamp(), due_at = least(s.due_at, clock_timestamp())
         from named n where s.place = n.place
         returning s.push_id, s.users;
@@ -190,7 +190,7 @@ begin
             where s.user_id = p_user collate "C" and s.collapse_key = p_key collate "C" and s.collapse_key <> ''
               and s.tenant = p_tenant collate "C" and s.claimed_at is null and s.recalled_at is null
             limit p_limit
-            for update of s skip locked)
+            for update of s)
         update scheduled s set recalled_at = clock_timestamp(), due_at = least(s.due_at, clock_timestamp())
         from named n where s.place = n.place
         returning s.push_id, s.users;
