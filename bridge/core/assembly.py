@@ -131,7 +131,7 @@ class Core:
             gate=self.gate,
             boot=boot,
             tell_others=lambda recall, until: self.from_nodes.spread(recall, until),
-            take_back=lambda row: self.cluster.ringing.taken_back(row),
+            take_back=lambda rows: self.cluster.ringing.recalled(rows),
             scheduled=self.scheduling.recall,
         )
         self.pages, self.resends, self.mailbox_sweep = mailbox.pages, mailbox.resends, mailbox.sweep

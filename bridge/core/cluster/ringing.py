@@ -7,7 +7,7 @@ either it finds the row, or this look finds the session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -87,6 +87,11 @@ class Ringing:
         ring = Ring(key.user, row.position, True, key.push_id, key.tenant, keeps)
         for other in self._neighbours.others:
             self._ring(other.boot, ring)
+
+    def recalled(self, rows: Iterable[Row]) -> None:
+        """Delivered pushes were recalled."""
+        for row in rows:
+            self.taken_back(row)
 
     def ring(self, user: str, position: int, boots: Sequence[str], *, delivered: bool = False) -> None:
         """Ring a user at these processes."""

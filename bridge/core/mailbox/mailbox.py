@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from bridge.core.bounds import Bounds
 from bridge.core.inflight.inflight import InFlight
@@ -45,7 +45,7 @@ class Mailbox:
         gate: Gate,
         boot: str,
         tell_others: Callable[[Recall, int], None],
-        take_back: Callable[[Row], None],
+        take_back: Callable[[Iterable[Row]], None],
         scheduled: Callable[[Recall], Awaitable[int]],
     ) -> None:
         """Seconds as in `DeliveryLimits`. For `tell_others` and `scheduled` see `Recalls`."""

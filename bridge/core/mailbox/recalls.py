@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple
 
 from bridge.core.bounds import Bounds
@@ -41,7 +41,7 @@ class Recalls:
         withdrawing: Withdrawing,
         last_values: LastValues,
         tell_others: Callable[[Recall, int], None],
-        take_back: Callable[[Row], None],
+        take_back: Callable[[Iterable[Row]], None],
         scheduled: Callable[[Recall], Awaitable[int]],
         clock: Clock,
         bounds: Bounds,
@@ -116,9 +116,7 @@ class Recalls:
             for push in of_page:
                 flying.pop(push, None)
             told |= self._withdrawing.withdraw(of_page, recall.tenant)
-            for written in page.written:
-                if written.row.outcome in DELIVERED:
-                    self._take_back(written.row)
+            self._take_back(w.row for w in page.written if w.row.outcome in DELIVERED)
             held += sum(1 for w in page.written if w.applied is None)
             place = page.next
             await self._clock.sleep(0)
