@@ -111,7 +111,7 @@ ENDINGS: tuple[Ending, ...] = (
     ),
     Ending(Outcome.OFFLINE, Reason.NO_SESSION, True, "the user had no session (or the session was not here)"),
     Ending(Outcome.OFFLINE, Reason.EXCLUDED, True, "every session of the user was named in `except`"),
-    Ending(Outcome.OFFLINE, Reason.NOBODY, True, "sent to everyone, and nobody was connected"),
+    Ending(Outcome.OFFLINE, Reason.NOBODY, True, "sent to everyone or to a topic, and nobody was there"),
     Ending(
         Outcome.OFFLINE,
         Reason.LEFT_BEFORE_SEND,

@@ -3,6 +3,7 @@
 insert into ending (outcome, reason, final, meaning) values
     ('written', 'no_proof_possible', true, 'handed to an open stream of events whose client has never proven anything; more was asked for'),
     ('stored', 'no_proof_possible', false, 'kept: handed to a stream of events whose client has never proven anything');
+update ending set meaning = 'sent to everyone or to a topic, and nobody was there' where outcome = 'offline' and reason = 'nobody';
 do $$
 declare
     reasons text := (

@@ -219,7 +219,7 @@ insert into ending (outcome, reason, final, meaning) values
     ('written', 'handed_over', true, 'handed to an open socket, and no more was asked for'),
     ('offline', 'no_session', true, 'the user had no session (or the session was not here)'),
     ('offline', 'excluded', true, 'every session of the user was named in `except`'),
-    ('offline', 'nobody', true, 'sent to everyone, and nobody was connected'),
+    ('offline', 'nobody', true, 'sent to everyone or to a topic, and nobody was there'),
     ('offline', 'left_before_send', true, 'the user''s sessions closed before the push was handed to a socket'),
     ('expired', 'max_age', true, 'older than BRIDGE_MAX_AGE when it was taken'),
     ('expired', 'ttl', true, 'its ttl ran out before it was proven'),
