@@ -93,7 +93,7 @@ async def delivery_log(
             stack.push_async_callback(schedule.close)
             directory = PostgresDirectory(settings.postgres_dsn, settings.node, boot)
             stack.push_async_callback(directory.close)
-            retained = PostgresRetained(settings.postgres_dsn, settings.node)
+            retained = PostgresRetained(settings.postgres_dsn, settings.node, schedule.connections)
             stack.push_async_callback(retained.close)
             actions = PostgresActions(settings.postgres_dsn, settings.node)
             stack.push_async_callback(actions.close)

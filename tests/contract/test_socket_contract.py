@@ -137,9 +137,11 @@ def test_frames_arrive_in_order_with_the_ping_behind_them(check: Check) -> None:
     check(story)
 
 
-def test_a_binary_frame_is_one(check: Check, request: pytest.FixtureRequest) -> None:
-    if "stream" in request.node.name:
-        pytest.skip("a stream has no binary frames, and its mode makes none")
+@pytest.mark.parametrize(
+    "check", [one for one in SUBJECTS if one[1] is not streaming], indirect=True, ids=lambda one: one[0]
+)
+def test_a_binary_frame_is_one(check: Check) -> None:
+    """Of streams there are none, and their mode makes none."""
 
     async def story(subject: Subject) -> None:
         assert subject.socket.write((Frame(b"\xff\x00", binary=True),), None)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
 import pytest
 
 from bridge.adapters.amqp import encoding
@@ -171,6 +172,8 @@ async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
         try:
             async with asyncio.timeout(SECONDS):
                 while late := missing(wanted, found := await rows(database)):
+                    # Some of it is for a month from now.
+                    await asyncio.to_thread(make_due, database)
                     await asyncio.sleep(0.1)
         except TimeoutError:
             pytest.fail(f"{len(late)} of {len(sent)} messages have not ended, such as {sent[late[0]]!r}")
@@ -193,6 +196,12 @@ async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
             unburied.discard((await letters.get()).properties.headers["x-push-id"])
     said = [record.getMessage() for record in caplog.records]
     assert [words for words in said if not any(known in words for known in TOLD)] == []
+
+
+def make_due(database: str) -> None:
+    """Let the time of all scheduled pushes be now."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("update scheduled set due_at = clock_timestamp() where due_at > clock_timestamp()")
 
 
 def missing(wanted: Sequence[Expected], found: Sequence[Mapping[str, Any]]) -> list[int]:

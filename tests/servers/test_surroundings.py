@@ -154,7 +154,7 @@ async def test_a_row_that_the_database_does_not_take_is_set_aside_whatever_the_e
             await final_rows(database, 81)
             status, page = await get(b.ops_port, "/metrics")
             assert (status, b"bridge_rows_set_aside 1" in page) == (200, True)
-            drop_picky(conn)
+            await asyncio.to_thread(drop_picky, conn)
             rows = await final_rows(database, 82)
             assert {r["user_id"] for r in rows} == {*users, "next"}
 
@@ -168,7 +168,7 @@ async def test_what_takes_no_row_at_all_is_an_outage_and_is_told_as_one(vhost: s
                 while b.gate.is_open:
                     await asyncio.sleep(0.01)
             assert any("not this one (P0001)" in cause for cause in b.gate.causes)
-            drop_picky(conn)
+            await asyncio.to_thread(drop_picky, conn)
             await b.gate.opened()
             await final_rows(database, 1)
 

@@ -31,7 +31,7 @@ _HAVE: LiteralString = """
                select left('bridge ' || node || kind, 63)
                from unnest(%s::text[]) node,
                    unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
-                       ' actions', ' figures']) kind)
+                       ' actions', ' figures', ' topics and times']) kind)
            or application_name in ('bridge upkeep', 'bridge audit', 'bridge why', 'bridge who'))
     """
 """Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a

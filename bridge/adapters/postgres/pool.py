@@ -39,15 +39,14 @@ LEAVE_TIMEOUT = 1.0
 """Seconds to clean up a session before its connection is closed."""
 CONNECTIONS: Final[Mapping[str, int]] = {
     "rows": 4,
-    "mailbox": 4,
+    "mailbox": 3,
     "lease": 1,
     "sweep": 1,
     "revocations": 1,
     "revoking": 1,
     "sessions": 1,
     "nodes": 1,
-    "last values": 1,
-    "scheduled": 1,
+    "topics and times": 1,
     "actions": 1,
     "figures": 1,
     "upkeep and audit": 1,

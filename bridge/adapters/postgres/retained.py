@@ -48,10 +48,11 @@ _FORGET: LiteralString = (
 
 
 class PostgresRetained:
-    """The last values in Postgres. Opens its connections when they are needed; needs no start."""
+    """The last values in Postgres. Opens its connection when it is needed; needs no start. `shared`: use these."""
 
-    def __init__(self, dsn: str, node: str) -> None:
-        self._connections = Connections(dsn, f"bridge {node} last values", CONNECTIONS["last values"])
+    def __init__(self, dsn: str, node: str, shared: Connections | None = None) -> None:
+        own = f"bridge {node} topics and times", CONNECTIONS["topics and times"]
+        self._connections = shared or Connections(dsn, *own)
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -19,14 +19,16 @@ _CLAIM: LiteralString = """
 
 
 class PostgresSchedule:
-    """Scheduled pushes in Postgres. Opens its connections when they are needed; needs no start."""
+    """Scheduled pushes in Postgres. Opens its connection when it is needed; needs no start."""
 
     def __init__(self, dsn: str, node: str) -> None:
-        self._connections = Connections(dsn, f"bridge {node} scheduled", CONNECTIONS["scheduled"])
+        own = f"bridge {node} topics and times", CONNECTIONS["topics and times"]
+        self.connections = Connections(dsn, *own)
+        """The last values of topics use them, too."""
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
-        await self._connections.close()
+        await self.connections.close()
 
     async def add(self, entries: Sequence[Scheduled]) -> None:
         """See the port."""
@@ -77,4 +79,4 @@ class PostgresSchedule:
             await cursor.execute(query, params, prepare=True)
             return await cursor.fetchall()
 
-        return await self._connections.run(work)
+        return await self.connections.run(work)
