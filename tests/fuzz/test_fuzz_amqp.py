@@ -8,12 +8,12 @@ import logging
 import math
 import random
 import struct
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import psycopg
 import pytest
 
 from bridge.adapters.amqp import encoding
@@ -33,8 +33,8 @@ MESSAGES = 10_000
 SEED = 20261122
 SECONDS = 60.0
 """How long each step may take before the test fails."""
-TOLD = ("the header table of delivery", "were left out of a dead letter")
-"""What the log says of header tables that the broker takes and we cannot: of nothing else there is a word."""
+TOLD = ("FallbacksUnroutable", "the header table of delivery", "were left out of a dead letter")
+"""What the log says of header tables that the broker takes and we cannot, and of fallbacks for which nobody listens."""
 
 # A text of the same length as bytes that are no UTF-8: no encoder would write those.
 STAND_IN, NOT_UTF8 = "~~~~", b"\xff\xc0\xed\xa0"
@@ -128,7 +128,9 @@ class Expected(NamedTuple):
 def expected(body: bytes, properties: bytes) -> Expected:
     """What the decoder makes of this message; that it is right is shown elsewhere."""
     _, read, _ = decode_content(bytes(12) + properties, 0, 12 + len(properties), False)
-    requests = decode(msgspec.structs.replace(arrival(body), properties=read), Limits()).requests
+    # Whether a time is too far ahead is a matter of the clock.
+    came = msgspec.structs.replace(arrival(body), properties=read, arrived_at=time.time())
+    requests = decode(came, Limits()).requests
     keys: set[tuple[str, str, str | None]] = set()
     anyones: set[tuple[str, str]] = set()
     made_up = 0
@@ -172,8 +174,6 @@ async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
         try:
             async with asyncio.timeout(SECONDS):
                 while late := missing(wanted, found := await rows(database)):
-                    # Some of it is for a month from now.
-                    await asyncio.to_thread(make_due, database)
                     await asyncio.sleep(0.1)
         except TimeoutError:
             pytest.fail(f"{len(late)} of {len(sent)} messages have not ended, such as {sent[late[0]]!r}")
@@ -196,12 +196,6 @@ async def test_ten_thousand_garbage_messages_end_each_as_a_row_and_harm_nobody(
             unburied.discard((await letters.get()).properties.headers["x-push-id"])
     said = [record.getMessage() for record in caplog.records]
     assert [words for words in said if not any(known in words for known in TOLD)] == []
-
-
-def make_due(database: str) -> None:
-    """Let the time of all scheduled pushes be now."""
-    with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute("update scheduled set due_at = clock_timestamp() where due_at > clock_timestamp()")
 
 
 def missing(wanted: Sequence[Expected], found: Sequence[Mapping[str, Any]]) -> list[int]:
