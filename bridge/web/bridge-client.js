@@ -7,7 +7,6 @@ const SAVE_EVERY = 64; // pushes, while more wait; pushes that were not saved co
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const SILENT = 2.5, GRACE = 1; // heartbeats without a frame after which a connection is dead; seconds for frames that already wait
 const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
-const BLOCKED = 2; // WebSockets in a row that did not open, after which a stream of events is tried
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
@@ -56,7 +55,9 @@ class Connection {
   #patient = false; // whether the bridge has said how long to wait
   #opened = false; // whether any connection ever opened
   #failed = 0; // tries in a row that did not open
-  #blocked = 0; // WebSockets in a row that did not open; a stream of events that ends before its welcome leaves one
+  #unopened = false; // the last WebSocket did not open
+  #reached = false; // nor did it open before, though plain HTTP got through
+  #blocked = false; // so it is the WebSocket that does not get through: a stream of events comes next
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
@@ -191,13 +192,13 @@ class Connection {
       const address = new URL(url, globalThis.location?.href);
       if (this.#sent !== null) address.searchParams.set("last", this.#sent);
       const entry = tokenBy === undefined ? [`bridge.token.${jwt}`] : [];
-      const oneWay = this.#blocked >= BLOCKED && this.#mayStream();
+      const oneWay = this.#blocked && this.#mayStream();
       const socket = this.#socket = oneWay
         ? new EventStream(address, fetch, cookie ? null : jwt)
         : new WebSocket(address.href, ["bridge.v1.json", ...entry]);
-      if (!oneWay) this.#blocked += 1; // until it opens
+      if (!oneWay) this.#unopened = true;
       socket.onopen = () => {
-        if (!oneWay) this.#blocked = 0;
+        if (!oneWay) this.#unopened = this.#reached = false;
         if (tokenBy === "frame") socket.send(JSON.stringify({ type: "auth", token: jwt }));
       };
     } catch (cause) { // trying again would not help
@@ -312,7 +313,8 @@ class Connection {
     // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
-    if (this.#socket?.oneWay && !opened) this.#blocked = BLOCKED - 1; // a WebSocket in between, the network may be another
+    if (this.#socket?.oneWay) this.#blocked = false; // a WebSocket in between, the network may be another
+    else if (this.#unopened) this.#suspect();
     const told = opened || this.#options.tokenBy === "frame"; // then 4401 is about the token
     const renew = told && code === TOKEN_EXPIRED && typeof this.#options.token === "function";
     if (renew) this.#expired = this.#jwt;
@@ -324,6 +326,16 @@ class Connection {
     if (!renew && over) return this.#end({ code, reason }, cookie ? new Error(SIGNED_OUT) : ended(code, reason));
     const hopeless = this.#hopeless(opened || reason === "offline");
     this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
+  }
+
+  // A WebSocket did not open. Where nothing answers it is not the WebSocket that is blocked, so ask, without a token.
+  #suspect() {
+    const { url, fetch } = this.#options;
+    if (!this.#mayStream()) return;
+    this.#blocked = this.#reached;
+    if (this.#reached) return;
+    const answered = ({ status }) => { this.#reached = this.#unopened && status < 500 && status !== 429; };
+    fetch(streamAt(new URL(url, globalThis.location?.href)).href, { credentials: "omit" }).then(answered).catch(() => {});
   }
 
   // What to check if one try after the other fails: a browser hides the status of the answer.
@@ -350,7 +362,7 @@ class Connection {
   #wake = ({ type }) => {
     if (type !== "online" && document.visibilityState !== "visible") return;
     const waits = this.state.phase === "waiting" && !this.#patient;
-    if (type === "online") this.#blocked = 0; // it may be another network
+    if (type === "online") this.#blocked = this.#reached = false; // it may be another network
     // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
     if (!waits && !(type === "online" && this.#socket)) return;
     this.#drop();
@@ -472,6 +484,14 @@ class Connection {
   }
 }
 
+// Where the stream of events is, beside a WebSocket.
+function streamAt(address) {
+  const events = new URL(address);
+  events.protocol = events.protocol.replace("ws", "http");
+  events.pathname = events.pathname.replace(/ws$/, "sse");
+  return events;
+}
+
 // A stream of events in place of a WebSocket. What the page says goes by requests of their own: an ack, and the pong that
 // proves what came before its ping. Nothing else can be said there.
 class EventStream {
@@ -483,9 +503,7 @@ class EventStream {
   #over = new AbortController();
 
   constructor(address, fetch, jwt) {
-    const events = new URL(address);
-    events.protocol = events.protocol.replace("ws", "http");
-    events.pathname = events.pathname.replace(/ws$/, "sse");
+    const events = streamAt(address);
     this.#acks = new URL(events);
     this.#acks.pathname = events.pathname.replace(/sse$/, "v1/ack");
     this.#fetch = fetch;

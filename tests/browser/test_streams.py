@@ -12,7 +12,7 @@ from playwright.async_api import Browser
 from tests.browser.test_client import begin, kept, phase, pushes, scripted, told
 from tests.support import bridges
 from tests.support.browser import launched, opened
-from tests.support.proxies import plain_proxy
+from tests.support.proxies import plain_proxy, silent_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,6 +63,35 @@ async def test_after_two_websockets_that_did_not_open_a_stream_proves_all_the_sa
         await page.wait_for_function("told.filter(([word]) => word === 'push').length === 1")
         ends = bridges.endings(await bridges.final_rows(database, 5))
         assert ends["p4", "alice"] == ("acked", "ack_frame")
+        await page.evaluate("client.close()")
+
+
+async def test_after_an_outage_a_page_comes_back_by_a_websocket(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.bridge(vhost, database) as bridge,
+        silent_proxy(bridge.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        token = bridges.token("alice", subscribe=["room.*"])
+        proxy.cut()
+        await begin(page, f"ws://127.0.0.1:{proxy.port}/ws", token=token)
+        await page.wait_for_function(
+            "told.filter(([word]) => word === 'error').length === 1"
+        )  # several tries
+        proxy.mend()
+        await phase(page, "open")
+        await page.evaluate("client.subscribe('room.7')")  # no stream could
+
+        proxy.cut()
+        await page.wait_for_function("told.filter(([word]) => word === 'error').length === 2")
+        proxy.mend()
+        await phase(page, "open")
+        await page.evaluate("client.subscribe('room.8')")
+        await bridges.publish(vhost, {"id": "p1", "to": {"topic": "room.7"}, "data": "a"})
+        await page.wait_for_function("'p1' in pushes")
         await page.evaluate("client.close()")
 
 
