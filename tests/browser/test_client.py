@@ -771,7 +771,8 @@ async def test_a_hundred_thousand_may_wait_through_a_break_and_each_costs_little
           }
           const begun = performance.now();
           await new Promise((done) => {
-            client = connect({ url: "ws://nowhere/", token: "t.t.t", WebSocket: Socket, sse: false, storage: localStorage,
+            client = connect({ url: "ws://nowhere/", token: "t.t.t", WebSocket: Socket, sse: false,
+              storage: localStorage,
               after(seconds, then) { timer = then; return () => {}; },
               onState({ phase }) { if (phase === "waiting") setTimeout(() => timer()); },
               async onPush({ id }) {

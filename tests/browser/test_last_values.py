@@ -45,7 +45,7 @@ async def test_a_page_gets_a_last_value_once_also_over_a_cut(
         proxy.cut()
         await bridges.publish(vhost, value("s3", "score"))
         proxy.mend()
-        # It may have told that several tries failed meanwhile. It comes back by a WebSocket: a stream could not subscribe.
+        # It may have told that several tries failed meanwhile. By a stream it could not subscribe.
         await page.wait_for_function("told.filter(([word]) => word === 'push').length === 1")
         assert await page.evaluate("pushes.s3.data") == "s3"
         await page.wait_for_function("client.duplicates === 1")
