@@ -81,6 +81,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         *renewing,
         Task("settlement", node.core.settlement.run, settles=True),
         Task("delivery", node.core.intake.run, settles=True),
+        Task("crowds", node.core.crowds.run, settles=True),
         Task("mailbox", node.core.pages.run),
         Task("last values", node.core.last_values.run),
         Task("session events", node.core.announcing.run),

@@ -9,36 +9,21 @@ from __future__ import annotations
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
-from bridge.core.delivery.dispatch import Dispatcher
-from bridge.core.delivery.elsewhere import Elsewhere
-from bridge.core.delivery.everywhere import Everywhere
-from bridge.core.delivery.fan_out import FanOut
 from bridge.core.delivery.from_nodes import FromNodes
 from bridge.core.delivery.grace import Grace
-from bridge.core.delivery.intake import PushIntake
-from bridge.core.delivery.known import KnownRows
+from bridge.core.delivery.lanes import Lanes
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.liveness import Liveness
-from bridge.core.delivery.load import Load
-from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.moving import Moving
 from bridge.core.delivery.muting import Muting
-from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.presence import Presence
 from bridge.core.delivery.proof import Proofs
-from bridge.core.delivery.reading import Reader
 from bridge.core.delivery.recording import Recording
 from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.renewing import Renewing
-from bridge.core.delivery.repeats import Repeats
-from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.revoking import Revoking
-from bridge.core.delivery.routing import Router
 from bridge.core.delivery.saying import Saying
 from bridge.core.delivery.scheduling import Scheduling
-from bridge.core.delivery.take import Taker
-from bridge.core.delivery.takeover import Takeover
-from bridge.core.delivery.turns import Turns
 from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.mailbox.mailbox import Mailbox
@@ -197,89 +182,26 @@ class Core:
         self.muting = Muting(self.freshness, hub=self.hub, presence=self.presence, pages=self.pages)
 
     def _make_taking(self, limits: DeliveryLimits) -> None:
-        ports, clock, metrics, bounds = self.ports, self.ports.clock, self.ports.metrics, self.bounds.taking
-        inflight, worklist = self.inflight, self.worklist
-        lookups = Lookups(ports.store, ports.directory, self.gate, clock, ports.errors, metrics, self.bounds)
-        dispatcher = Dispatcher(presence=self.presence, pages=self.pages, clock=clock)
-        turns = Turns(clock, dispatcher.flush, bounds)
-        repeats = Repeats(
-            inflight=inflight, worklist=worklist, lookups=lookups, turns=turns, clock=clock, bounds=bounds
-        )
-        elsewhere = self._elsewhere(lookups, repeats, limits.park_after)
-        load = Load(inflight, worklist, self.scheduling.later, bounds.in_hand)
-        self.reader = Reader(limits.requests, limits.partitions, turns, ports.errors, clock)
-        self.router = self._router(dispatcher, limits)
-        everywhere = Everywhere(
-            neighbours=self.cluster.neighbours,
-            lookups=lookups,
-            router=self.router,
-            inflight=inflight,
-            turns=turns,
-            clock=clock,
-            linger=limits.topic_linger,
-        )
-        taker = Taker(
-            TakeParts(
-                hub=self.hub,
-                inflight=inflight,
-                worklist=worklist,
-                reader=self.reader,
-                router=self.router,
-                dispatcher=dispatcher,
-                fan_out=self._fan_out(dispatcher, turns, limits),
-                known=self._known(lookups, turns),
-                lookups=lookups,
-                repeats=repeats,
-                elsewhere=elsewhere,
-                everywhere=everywhere,
-                retaining=Retaining(ports.retained, lookups, inflight, ports.errors, limits.requests.max_ttl),
-                remembered=self.remembered,
-                turns=turns,
-                load=load,
-                later=self.scheduling.later,
-                acks=ports.acks,
-                metrics=metrics,
-                errors=ports.errors,
-                clock=clock,
-            ),
+        lanes = Lanes(
+            self.ports,
             limits,
-            bounds,
-        )
-        self.intake = PushIntake(
-            taker=taker,
-            elsewhere=elsewhere,
-            takeover=Takeover(inflight, lookups, self.hub, self.pages, self.cluster, clock),
-            lookups=lookups,
-            recollection=self.recollection,
-            load=load,
-            clock=clock,
+            self.bounds,
             gate=self.gate,
-            batch=bounds.batch,
-        )
-
-    def _elsewhere(self, lookups: Lookups, repeats: Repeats, park_after: float) -> Elsewhere:
-        return Elsewhere(
-            inflight=self.inflight,
-            worklist=self.worklist,
-            lookups=lookups,
-            repeats=repeats,
-            recollection=self.recollection,
-            clock=self.ports.clock,
-            park_after=park_after,
-        )
-
-    def _router(self, dispatcher: Dispatcher, limits: DeliveryLimits) -> Router:
-        return Router(
             hub=self.hub,
             inflight=self.inflight,
-            dispatcher=dispatcher,
+            worklist=self.worklist,
+            freshness=self.freshness,
             grace=self.grace,
             cluster=self.cluster,
-            persistence=self._persistence("nodes"),
-            errors=self.ports.errors,
-            clock=self.ports.clock,
-            pong_after=limits.park_after,
+            presence=self.presence,
+            pages=self.pages,
+            later=self.scheduling.later,
+            remembered=self.remembered,
+            recollection=self.recollection,
+            nodes=self._persistence("nodes"),
         )
+        self.reader, self.router = lanes.reader, lanes.router
+        self.crowds, self.intake = lanes.crowds, lanes.intake
 
     def _make_from_nodes(self) -> None:
         self.from_nodes = FromNodes(
@@ -295,29 +217,6 @@ class Core:
             errors=self.ports.errors,
             clock=self.ports.clock,
             saying=self.saying,
-        )
-
-    def _fan_out(self, dispatcher: Dispatcher, turns: Turns, limits: DeliveryLimits) -> FanOut:
-        return FanOut(
-            hub=self.hub,
-            inflight=self.inflight,
-            worklist=self.worklist,
-            dispatcher=dispatcher,
-            turns=turns,
-            freshness=self.freshness,
-            metrics=self.ports.metrics,
-            clock=self.ports.clock,
-            pong_after=limits.park_after,
-            frames_first=self.bounds.settlement.frames_first,
-        )
-
-    def _known(self, lookups: Lookups, turns: Turns) -> KnownRows:
-        return KnownRows(
-            inflight=self.inflight,
-            lookups=lookups,
-            remembered=self.remembered,
-            turns=turns,
-            lookup_rows=self.bounds.taking.lookup_rows,
         )
 
     def _make_settlement(self, node: str, boot: str) -> None:

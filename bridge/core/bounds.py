@@ -122,6 +122,8 @@ class TakingBounds(NamedTuple):
     """Pushes taken before the event loop gets a turn: more than most batches have."""
     slice_seconds: float = 0.008
     """Seconds after which the event loop gets a turn in any case."""
+    crowd_slice: float = 0.002
+    """The same while a push to a crowd is taken: all others get their turn in between."""
     lookup_rows: int = 1000
     """Rows that one statement looks for."""
     lookup_retry: float = 1.0

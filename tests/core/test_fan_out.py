@@ -15,7 +15,7 @@ from bridge.core.model.sessions import Mode
 from bridge.core.ports.sockets import Frame
 from tests.support.house import House, Peer, house, to
 from tests.support.ports import arrival
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 
 USERS = 600
 
@@ -153,13 +153,66 @@ async def test_what_was_taken_before_goes_out_before() -> None:
         peers = await crowd(h, 3)
         h.intake.arrived([arrival(json.dumps(to(f"u{n}", "p0")).encode()) for n in range(3)])
         publish(h)
-        h.intake.arrived([arrival(json.dumps(to(f"u{n}", "p2")).encode()) for n in range(3)])
         await turns()
-        for _ in range(3):
+        for _ in range(2):
             for peer in peers:
                 peer.answer()
-        await h.settled(7)
-        assert all([p["id"] for p in peer.pushes] == ["p0", "p1", "p2"] for peer in peers)
+        await h.settled(4)
+        assert all([p["id"] for p in peer.pushes] == ["p0", "p1"] for peer in peers)
+
+
+async def test_what_comes_after_a_push_to_a_crowd_does_not_wait_for_it() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h)
+        publish(h, id="p3")
+        h.intake.arrived([arrival(json.dumps(to("u499", "p2")).encode())])
+        while not peers[499].pushes:
+            await asyncio.sleep(0)
+        assert [p["id"] for p in peers[499].pushes] == ["p2"]
+        assert h.intake.waiting >= 1, "they are taken one at a time"
+        await turns()
+        assert [p["id"] for p in peers[499].pushes] == ["p2", "p1", "p3"]
+
+
+async def test_what_has_the_id_of_a_push_to_a_crowd_is_taken_after_it() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h)
+        h.intake.arrived([arrival(json.dumps(to("u499", "p1")).encode())])
+        await turns()
+        for peer in peers:
+            peer.answer()
+        await h.settled(2)
+        assert [p["id"] for p in peers[499].pushes] == ["p1"]
+        assert len(h.store.rows) == 500
+        assert h.end("p1", "u499") == (Outcome.RECEIVED, Reason.PONG)
+
+
+async def test_messages_for_a_crowd_that_wait_go_back_with_their_channel_and_on_demand() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h)
+        publish(h, id="p2")
+        await sent(peers[:1])
+        assert h.intake.waiting == 1
+        assert len(h.intake.give_back(1)) == 1
+        assert h.intake.waiting == 0
+        publish(h, id="p3")
+        while not h.intake.waiting:
+            await asyncio.sleep(0)
+        h.intake.channel_lost(1)
+        assert h.intake.waiting == 0
+        await turns()
+        assert [p["id"] for p in peers[499].pushes] == ["p1"], "what was being taken went on"
+        again = {"id": "p3", "to": {"all": True}, "data": 1}
+        h.intake.arrived([arrival(json.dumps(again).encode(), incarnation=2, redelivered=True)])
+        await turns()
+        for _ in range(2):
+            for peer in peers:
+                peer.answer()
+        await until(lambda: len(h.store.rows) == 1_000)
+        assert [p["id"] for p in peers[499].pushes] == ["p1", "p3"]
 
 
 async def test_kept_pushes_for_everyone_are_kept_for_who_gives_no_proof() -> None:

@@ -6,6 +6,9 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
+
+from bridge.core.contract.frames import push_frame
 from bridge.core.contract.letters import Forwarded, decode_letter
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.errors import StatementFailed
@@ -13,8 +16,9 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import NO_USER, Recall
 from bridge.core.model.sessions import Claims, Grant, Mode
 from bridge.core.ports.nodes import Letter, Sent
+from bridge.core.ports.sockets import Frame
 from tests.support.house import House, Peer, to
-from tests.support.town import open_gate, town
+from tests.support.town import AskedValues, open_gate, town
 from tests.support.waiting import until
 
 LIMITS = DeliveryLimits(start_grace=0.0, confirm_timeout=5.0)
@@ -61,6 +65,49 @@ def held(gate: asyncio.Event, step: str) -> Callable[[str], Awaitable[None]]:
 async def turns(count: int = 50) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+@pytest.mark.parametrize("step", ["before", "meanwhile"])
+async def test_sessions_get_it_though_another_of_their_user_subscribes_while_it_is_sent(
+    step: str, proven: bool
+) -> None:
+    async with town("a", limits=LIMITS) as (t, [a]):
+        a.recollection.began(1)
+        a.remembered.complete = True
+        first = await subscribed(a, "u0")
+        old = await subscribed(a, "u1")
+        new = await online(a, "u1")
+        write = first.socket.write
+
+        def subscribe() -> None:
+            assert isinstance(a.core.ports.retained, AskedValues)
+            kept = a.core.ports.retained.kept
+            assert a.core.last_values._take(new.client.session, kept, push_frame(kept.request))
+            a.core.pages.flush(new.client.session)
+            if proven:
+                new.answer()
+
+        def meanwhile(frames: Sequence[Frame], ping: bytes | None) -> bool:
+            first.socket.write = write  # type: ignore[method-assign]
+            subscribe()
+            return write(frames, ping)
+
+        async def before(now: str) -> None:
+            if now == "kept":
+                subscribe()
+
+        if step == "meanwhile":
+            first.socket.write = meanwhile  # type: ignore[method-assign]
+        else:
+            t.before = before
+        await a.push(value("p1"))
+        for peer in (first, old, new):
+            assert ids(peer) == ["p1"], "once each"
+            peer.answer()
+        await a.settled(1)
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG, "u0")
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG, "u1")
 
 
 async def test_who_subscribes_later_gets_it_and_has_a_row_with_its_proof() -> None:

@@ -299,7 +299,7 @@ class House:
     @property
     def parts(self) -> tuple[Runs, ...]:
         """What runs in every bridge."""
-        return self.settlement, self.intake, self.core.pages, self.core.last_values
+        return self.settlement, self.intake, self.core.crowds, self.core.pages, self.core.last_values
 
     @asynccontextmanager
     async def running(self, *parts: Runs) -> AsyncIterator[None]:

@@ -54,13 +54,17 @@ class Asked(MemoryDirectory):
 
 
 class AskedValues(MemoryRetained):
-    """Tells the town before it reads last values, and when it has."""
+    """Tells the town when it has kept a last value, before it reads some, and when it has."""
 
     town: Town
+    kept: LastValue
+    """The last one."""
 
     async def keep(self, value: LastValue) -> None:
         await self.town.before("keep")
         await super().keep(value)
+        self.kept = value
+        await self.town.before("kept")
 
     async def find(self, asks: Sequence[LastValuesAsk]) -> Sequence[LastValuesPage]:
         await self.town.before("read")

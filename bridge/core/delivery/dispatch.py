@@ -46,6 +46,12 @@ class Dispatcher:
             else:
                 self._no_room(flight, session)
 
+    def show(self, request: PushRequest, session: Session) -> None:
+        """Offer a push that has ended to one more session, if it has room."""
+        build = bare_frame if session.mode is Mode.BARE else push_frame
+        if session.offer_kept(build(request), None):
+            self._touched.add(session)
+
     def _no_room(self, flight: Flight, session: Session) -> None:
         replay = session.replay
         why = Reason.SLOW_CONSUMER if replay is None else Reason.OVERFLOW

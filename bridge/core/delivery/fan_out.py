@@ -85,7 +85,7 @@ class FanOut:
         self._dispatcher.flush()
         sending = _Sending(self._inflight, taking, position, self._pong_after, frames)
         hold_until = self._clock.monotonic() + self._frames_first
-        with self._inflight.sending(sending.make_all), self._worklist.holding(hold_until):
+        with self._inflight.sending(taking.request.id, sending.make_all), self._worklist.holding(hold_until):
             for at in range(0, len(users), _AT_ONCE):
                 if not self._freshness.lasts():
                     # They are offered it, and have it when revocations are read again.
@@ -137,9 +137,14 @@ class _Sending:
 
     def send(self, users: Sequence[tuple[str, Sequence[Session]]], mono: float, now: float) -> int:
         """Send it to the sessions of these users. Returns how many have it."""
+        request = self._taking.request
         pings = os.urandom(_PING_BYTES * len(users)) if self._proven else b""
         at = handed = 0
         for user, sessions in users:
+            if request.retain and self._inflight.get(RowKey(request.tenant, request.id, user)) is not None:
+                # It is the last value of a session of the user that has subscribed meanwhile.
+                self.others.append(user)
+                continue
             if not sessions or not self._all_free(sessions, mono):
                 self.others.append(user)
                 continue

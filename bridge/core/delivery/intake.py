@@ -5,10 +5,11 @@
                rejected   offline        dropped      pending, then unknown
                              └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
 
-Read `intake`, `take`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which owns the push
-all that time, and `bridge.core.settlement`. The other files help them: `reading` (messages), `known`, `lookups`,
-`remembered`, `repeats` and `elsewhere` (pushes that came before), `takeover` (before a channel's first push),
-`targets`, `given_up`, `grace` (after a start), `presence`, `liveness` (sessions), `turns`, `load` (bounds).
+Read `intake`, `take`, `take_request`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which
+owns the push all that time, and `bridge.core.settlement`. The other files help them: `lanes` (puts them together),
+`crowds` and `fan_out` (pushes to many), `reading` (messages), `known`, `lookups`, `remembered`, `repeats` and
+`elsewhere` (pushes that came before), `takeover` (before a channel's first push), `targets`, `given_up`, `grace` (after
+a start), `presence`, `liveness` (sessions), `turns`, `load` (bounds).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from bridge.core.delivery.crowds import Crowds
 from bridge.core.delivery.elsewhere import Elsewhere
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
@@ -35,6 +37,7 @@ class PushIntake:
         self,
         *,
         taker: Taker,
+        crowds: Crowds,
         elsewhere: Elsewhere,
         takeover: Takeover,
         lookups: Lookups,
@@ -46,6 +49,7 @@ class PushIntake:
     ) -> None:
         """`batch`: messages taken together, at most."""
         self._taker = taker
+        self._crowds = crowds
         self._elsewhere = elsewhere
         self._takeover = takeover
         self._lookups = lookups
@@ -75,6 +79,7 @@ class PushIntake:
     def channel_lost(self, incarnation: int) -> None:
         """Messages of this channel will come again: forget those that are not taken yet."""
         self._taker.channel_lost(incarnation)
+        self._crowds.channel_lost(incarnation)
         self._recollection.doubt(incarnation)
         self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
 
@@ -82,7 +87,7 @@ class PushIntake:
         """See the port."""
         tokens = [a.token for a in self._inbox if a.token.incarnation == incarnation]
         self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
-        return tokens
+        return [*self._crowds.give_back(incarnation), *tokens]
 
     async def run(self) -> None:
         """Take messages while the gate is open, until `stop`."""
@@ -107,6 +112,8 @@ class PushIntake:
             return
         if self._inbox:
             batch = self._next_batch()
+            if self._taker.is_suspect(batch[0]):
+                await self._crowds.idle()
             taken = await self._taker.take(batch)
             self._inbox.extendleft(a for a in reversed(batch[taken:]) if not self._taker.is_lost(a))
         await self._elsewhere.look_again()
@@ -125,6 +132,7 @@ class PushIntake:
         """Called about ten times a second; `now` is monotonic seconds."""
         if self._load.light:
             self._room.set()
+        self._crowds.tick()
         if self._elsewhere.due(now):
             self._wake.set()
 
@@ -132,10 +140,11 @@ class PushIntake:
         """Take no more messages; returns when none is being taken. The rest is not acked and goes back to the queue."""
         self._stopping = True
         self._lookups.stop()
+        await self._crowds.stop()
         async with self._handling:
             self._elsewhere.drop()
 
     @property
     def waiting(self) -> int:
         """Messages that arrived and are not taken yet."""
-        return len(self._inbox)
+        return len(self._inbox) + self._crowds.waiting

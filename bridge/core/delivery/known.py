@@ -56,7 +56,10 @@ class KnownRows:
     def watching(self) -> Iterator[None]:
         """During the block, collect the rows that are settled after each look-up."""
         with self._inflight.watching() as self._settled:
-            yield
+            try:
+                yield
+            finally:
+                self._settled = {}
 
     def settled(self, key: RowKey) -> Row | None:
         """The row with this key, if it was settled since the last look-up."""

@@ -72,7 +72,7 @@ class InFlight:
         self._begun = 0
         self._first_rows = 0
         self._watches: list[_Watch] = []
-        self._make_sent: Callable[[], None] | None = None
+        self._sending: dict[str, Callable[[], None]] = {}
         """See `sending`."""
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes for whose final row a caller waits."""
@@ -105,8 +105,8 @@ class InFlight:
 
     def of_push(self, push_id: str) -> Collection[Flight]:
         """The flights of pushes with this id, of any tenant and user."""
-        if self._make_sent is not None:
-            self._make_sent()
+        if self._sending:
+            self.make_sent(push_id)
         return self._index.of_push(push_id)
 
     def of_collapse_key(self, tenant: str, user: str, collapse_key: str) -> Collection[Flight]:
@@ -273,15 +273,20 @@ class InFlight:
             self._watches.remove(watch)
 
     @contextmanager
-    def sending(self, make_sent: Callable[[], None]) -> Iterator[None]:
-        """During the block a push is sent to everyone before its flights are made. `make_sent` makes those that are
-        missing: it is called when somebody looks for flights by push id, and at the end of the block."""
-        self._make_sent = make_sent
+    def sending(self, push_id: str, make_sent: Callable[[], None]) -> Iterator[None]:
+        """During the block the push with this id is sent to a crowd before its flights are made. `make_sent` makes
+        those that are missing: it is called when somebody looks for its flights, and at the end of the block."""
+        self._sending[push_id] = make_sent
         try:
             yield
         finally:
-            self._make_sent = None
+            del self._sending[push_id]
             make_sent()
+
+    def make_sent(self, push_id: str) -> None:
+        """Make the flights that are missing, if this push is being sent to a crowd: `get` finds them then."""
+        if (make := self._sending.get(push_id)) is not None:
+            make()
 
     def _watched(self, row: Row, *, by_sweep: bool = False) -> None:
         for watch in self._watches:

@@ -173,6 +173,7 @@ class LastValues:
         """Offer one value to a session, unless it has it; False where there is no room for it now."""
         request = found.value.request
         key = RowKey(request.tenant, request.id, session.user)
+        self._inflight.make_sent(request.id)
         flight = self._inflight.get(key)
         if key in has or session.id in request.excluded or found.taken_back:
             return True
