@@ -272,7 +272,7 @@ async def test_a_last_value_that_the_database_does_not_take_holds_up_nobody(
         held = await (await conn.execute("select push_id, app_id from retained for update")).fetchall()
         assert held == [("p1", "ab")]
         await publish(vhost, to("t", "p2", retain=True), request("u1", "p3"))
-        assert [(await one.read_json())["id"] for _ in range(2)] == ["p2", "p3"]
+        assert [(await one.read_json())["id"] for _ in range(2)] == ["p3", "p2"]
         await final_rows(database, 3)
         await conn.rollback()
         left = await (await conn.execute("select push_id from retained")).fetchall()
