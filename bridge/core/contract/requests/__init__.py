@@ -9,6 +9,7 @@ What the contract (schemas/) leaves to the decoder is settled here:
   is; `x-push-replay-of` is what `bridge replay` adds. Header names count exactly as written, in lower case;
   another spelling of one (`X-Push-User`, `x_push_user`) is no such header. A rejection names it, and in
   payload-only mode it is what is wrong.
+- **CloudEvents.** A content type of `application/cloudevents+json` makes it one: see `cloud_event`.
 - **Ids.** A request's own `id`, else the header `x-push-id`, else the AMQP `message_id`, else a UUIDv7. In a
   batch an element without an id takes `<that id>/<its index>`. A rejected request without a usable id gets
   `sha256-<hex>` of its bytes, its place and its properties, leaving out what changes when it comes again.

@@ -122,26 +122,9 @@ def payload_only(
     body = arrival.body
     values: dict[str, object] = {}
     wrong = Wrong()
-    for count, (name, value) in enumerate(arrival.properties.headers.items(), 1):
-        field = FIELD_OF.get(name)
-        if field is not None:
-            if field == "deliver_at" and isinstance(value, float):
-                # Some libraries write floats with 32 bits, which makes this one wrong by minutes.
-                problem = "expected seconds since 1970 as an integer, a timestamp or a string, got a float"
-                wrong.add(InvalidRequest(Reason.INVALID, f"header {name}", problem))
-                continue
-            widened = _widened(field, value)
-            if widened is not False or field != "to.all":  # false means the same as no header
-                values[field] = widened
-        elif name not in BOTH_MODES:
-            if known := meant(name):
-                wrong.no_such("header {}".format, name, WRITE_SO.format(known))
-            elif name.startswith(_PREFIX):
-                wrong.no_such("header {}".format, name, "no such header")
-        if count % PARTS_AT_ONCE == 0:
-            yield
+    yield from read_headers(arrival.properties.headers, values, wrong)
     check_size(body, "", limits)
-    kind = _kind(arrival.properties.content_type)
+    kind = kind_of(arrival.properties.content_type)
     encoding = _encoding(body, kind)
     if encoding is Encoding.JSON:
         if kind and not jsontext.is_json(body):
@@ -167,7 +150,29 @@ def payload_only(
     )
 
 
-def _widened(field: str, value: object) -> object:
+def read_headers(headers: Mapping[str, object], values: dict[str, object], wrong: Wrong) -> Steps[None]:
+    """Read those of our headers that stand for a field into `values`."""
+    for count, (name, value) in enumerate(headers.items(), 1):
+        field = FIELD_OF.get(name)
+        if field is not None:
+            if field == "deliver_at" and isinstance(value, float):
+                # Some libraries write floats with 32 bits, which makes this one wrong by minutes.
+                problem = "expected seconds since 1970 as an integer, a timestamp or a string, got a float"
+                wrong.add(InvalidRequest(Reason.INVALID, f"header {name}", problem))
+                continue
+            wide = widened(field, value)
+            if wide is not False or field != "to.all":  # false means the same as no header
+                values[field] = wide
+        elif name not in BOTH_MODES:
+            if known := meant(name):
+                wrong.no_such("header {}".format, name, WRITE_SO.format(known))
+            elif name.startswith(_PREFIX):
+                wrong.no_such("header {}".format, name, "no such header")
+        if count % PARTS_AT_ONCE == 0:
+            yield
+
+
+def widened(field: str, value: object) -> object:
     """The value that a header stands for: some tools can only set strings."""
     if isinstance(value, str):
         if field in ("to.users", "to.except"):
@@ -185,7 +190,7 @@ def _widened(field: str, value: object) -> object:
     return value
 
 
-def _kind(content_type: str) -> str:
+def kind_of(content_type: str) -> str:
     """The kind of body that a content type names: `json`, `text`, `bytes`, or empty; raises InvalidRequest."""
     said, _, parameters = content_type.partition(";")
     said = said.strip().lower()

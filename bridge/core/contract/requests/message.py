@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
 import msgspec
 
@@ -12,6 +12,7 @@ from bridge.core.contract.jsontext import SPACE
 from bridge.core.contract.requests import headers as of_headers
 from bridge.core.contract.requests.batch import batch
 from bridge.core.contract.requests.careful import careful
+from bridge.core.contract.requests.cloud_event import cloud_event, cloud_event_values, is_cloud_event
 from bridge.core.contract.requests.coding import check_coding
 from bridge.core.contract.requests.headers import CLOCK_SKEW_MAX
 from bridge.core.contract.requests.rejecting import LastResort, strings, usable
@@ -23,6 +24,8 @@ from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX, PushRequest, Rejected
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import Arrival
+
+_ReadAs: TypeAlias = Callable[[Arrival, str, Limits, float], Steps[PushRequest]]
 
 
 def decode(arrival: Arrival, limits: Limits) -> Decoded:
@@ -56,13 +59,16 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
         published_at = properties.timestamp
     traceparent = ""
     fallback_id = properties.message_id
-    payload_only = False
+    read_as: _ReadAs | None = None
     try:
         if headers:
             traceparent = of_headers.traceparent(headers)
             fallback_id = of_headers.push_id(headers, fallback_id)
             published_at = of_headers.published_at(headers, published_at, arrived_at)
-            payload_only = of_headers.is_payload_only(headers)
+            if of_headers.is_payload_only(headers):
+                read_as = of_headers.payload_only
+        if properties.content_type and is_cloud_event(properties.content_type):
+            read_as = cloud_event
         if arrival.body_size > size or size > MESSAGE_BYTES_MAX:
             raise InvalidRequest(
                 Reason.TOO_LARGE,
@@ -80,13 +86,13 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
             )
     except InvalidRequest as wrong:
         return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
-    if payload_only or body[:1] != b"{" or size > AT_ONCE:
-        steps = _rest(arrival, limits, payload_only, fallback_id, published_at, traceparent)
+    if read_as is not None or body[:1] != b"{" or size > AT_ONCE:
+        steps = _rest(arrival, limits, read_as, fallback_id, published_at, traceparent)
     elif request := straight(body, fallback_id, limits, published_at):
         return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
-    misspelt = of_headers.misspelt_headers(headers) if headers and not payload_only else ""
+    misspelt = of_headers.misspelt_headers(headers) if headers and read_as is None else ""
     return _hinted(steps, misspelt) if misspelt else steps
 
 
@@ -105,18 +111,18 @@ def _hinted(steps: Steps[Decoded], hint: str) -> Steps[Decoded]:
 def _rest(
     arrival: Arrival,
     limits: Limits,
-    payload_only: bool,
+    read_as: _ReadAs | None,
     fallback_id: str,
     published_at: float,
     traceparent: str,
 ) -> Steps[Decoded]:
-    """Read anything but a small request."""
+    """Read anything but a small request. `read_as`: of what this one request is made, if it is not the body."""
     body = arrival.body
     requests: Sequence[PushRequest | Rejected]
     yield
     try:
-        if payload_only:
-            requests = ((yield from of_headers.payload_only(arrival, fallback_id, limits, published_at)),)
+        if read_as is not None:
+            requests = ((yield from read_as(arrival, fallback_id, limits, published_at)),)
         elif body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
             requests = yield from batch(arrival, fallback_id, limits, published_at)
         else:
@@ -143,8 +149,11 @@ def _rejected(
 ) -> Steps[Decoded]:
     """Reject a whole message, under the best id that can be found in it."""
     yield
-    values = strings((yield from jsonparts.last_members(arrival.body)))
+    members = yield from jsonparts.last_members(arrival.body)
+    values = strings(members)
     headers = arrival.properties.headers
+    if is_cloud_event(arrival.properties.content_type):
+        values = cloud_event_values(members, fallback_id if "x-push-id" in headers else "")
     request = Rejected(
         usable(values, "id") or (yield from LastResort(arrival).id(arrival.body, None, fallback_id)),
         Reason(wrong.reason),
