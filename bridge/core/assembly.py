@@ -11,7 +11,6 @@ from bridge.core.control import Control
 from bridge.core.delivery.announcing import Announcing
 from bridge.core.delivery.from_nodes import FromNodes
 from bridge.core.delivery.grace import Grace
-from bridge.core.delivery.lanes import Lanes
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.liveness import Liveness
 from bridge.core.delivery.moving import Moving
@@ -26,6 +25,7 @@ from bridge.core.delivery.saying import Saying
 from bridge.core.delivery.scheduling import Scheduling
 from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.lanes import Lanes
 from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.model.rows import Row
 from bridge.core.sessions.admission import Admission, AdmissionLimits

@@ -6,10 +6,10 @@
                              └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
 
 Read `intake`, `take`, `take_request`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which
-owns the push all that time, and `bridge.core.settlement`. The other files help them: `lanes` (puts them together),
-`crowds` and `fan_out` (pushes to many), `reading` (messages), `known`, `lookups`, `remembered`, `repeats` and
-`elsewhere` (pushes that came before), `takeover` (before a channel's first push), `targets`, `given_up`, `grace` (after
-a start), `presence`, `liveness` (sessions), `turns`, `load` (bounds).
+owns the push all that time, and `bridge.core.settlement`. The other files help them: `crowds` and `fan_out` (pushes to
+many), `reading` (messages), `known`, `lookups`, `remembered`, `repeats` and `elsewhere` (pushes that came before),
+`takeover` (before a channel's first push), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness`
+(sessions), `turns`, `load` (bounds).
 """
 
 from __future__ import annotations
