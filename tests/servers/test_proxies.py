@@ -132,3 +132,115 @@ async def frame(answer: aiohttp.ClientResponse) -> dict[str, Any]:
 
 def address(proxy: FrontProxy, path: str) -> str:
     return f"https://{HOST}:{proxy.port}{path}"
+
+
+def seconds_of(name: str) -> dict[str, float]:
+    """What ends a connection that is idle for so long, as the file says it."""
+    text = FILES[name].read_text()
+    if name == "caddy":
+        # It has no such limit while none of these is there.
+        assert not re.search("timeouts|read_timeout|write_timeout|stream_timeout", text)
+        return {}
+    pattern = r"\b(\w*_timeout) (\d+)s;" if name == "nginx" else r"\btimeout (\S+) (\d+)s"
+    opening = {"proxy_connect_timeout", "fail_timeout", "connect", "http-request"}
+    found = {what: float(limit) for what, limit in re.findall(pattern, text) if what not in opening}
+    # Counted from when the client has gone.
+    found.pop("client-fin", None)
+    return found
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_no_file_ends_a_session_between_two_pings(name: str) -> None:
+    limits = seconds_of(name)
+    assert set(limits) == {
+        "nginx": {"proxy_read_timeout", "proxy_send_timeout", "send_timeout"},
+        "haproxy": {"client", "server", "tunnel"},
+        "caddy": set(),
+    }[name]
+    # One ping may be late, and the next one is there in time.
+    assert all(seconds > 3 * hub.PING_EVERY for seconds in limits.values())
+
+
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+async def test_pings_keep_an_idle_session_open_and_without_them_it_ends(
+    vhost: str,
+    database: str,
+    tmp_path: Path,
+    authority: Authority,
+    say: Say,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    # A ping every 0.4 s, and a heartbeat, where the file's limits are cut to one second.
+    monkeypatch.setattr(hub, "_PLACES", 4)
+    monkeypatch.setattr(hub, "_LOOK", 1)
+    monkeypatch.setattr(hub, "HEARTBEAT_LOOK", 0.3)
+    tls, loop = authority.trusted(), asyncio.get_running_loop()
+    async with (
+        bridge(vhost, database, **BELIEVED) as made,
+        front_proxy(name, tmp_path, authority, [made.ws_port], say, {"75s": "1s"}) as proxy,
+        web(authority) as http,
+        client(proxy.port, token("pinged"), tls=tls, name=HOST) as pinged,
+        client(proxy.port, token("silent"), tls=tls, name=HOST) as silent,
+        http.get(address(proxy, f"/sse?token={token('stream')}")) as stream,
+    ):
+        await frame(stream)
+        sessions = made._node.core.hub
+        [alone] = sessions.of_user("silent")
+        for place in sessions._wheel:
+            place.discard(alone)
+        began = loop.time()
+        assert (await silent.ended())[0] == 1006
+        assert 0.5 < loop.time() - began < 3
+        await asyncio.sleep(3 - (loop.time() - began))
+        await publish(vhost, request("pinged", "p1"), request("stream", "p2", confirm="written"))
+        assert json.loads(await pinged.read()) == {"n": "p1"}
+        assert (await frame(stream))["id"] == "p2"
+        assert endings(await final_rows(database, 2))["p1", "pinged"] == ("received", "pong")
+
+
+async def test_reloads_and_a_drain_under_load_lose_no_push(
+    vhost: str, database: str, tmp_path: Path, authority: Authority, say: Say
+) -> None:
+    """All three before the same two bridges. The sessions that a reload leaves behind end a second later."""
+    tls, pushes = authority.trusted(), 60
+    quick = {"haproxy": {"hard-stop-after 1h": "hard-stop-after 1s"}}
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        staying = await stack.enter_async_context(bridge(vhost, database, node="n2", **BELIEVED))
+        leaving = AsyncExitStack()
+        stack.push_async_callback(leaving.aclose)
+        going = await leaving.enter_async_context(bridge(vhost, database, node="n1", **BELIEVED))
+        proxies = [
+            await stack.enter_async_context(
+                front_proxy(
+                    name, tmp_path, authority, [going.ws_port, staying.ws_port], say, quick.get(name)
+                )
+            )
+            for name in PROXIES
+        ]
+        pages = [Page(f"{proxy.name}-{n}", proxy.port, tls, HOST) for proxy in proxies for n in range(4)]
+        staying_tasks = [tasks.create_task(page.stay(), name=page.user) for page in pages]
+        await until(lambda: all(page.opened for page in pages))
+        await eventually(database, "select count(distinct node) = 2 from who_is_online")
+        flow = tasks.create_task(published(vhost, [page.user for page in pages], pushes), name="flow")
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(proxy.reload() for proxy in proxies))
+        await until(lambda: all(page.opened == 2 for page in pages), 20)
+        assert not flow.done()
+        await leaving.aclose()
+        await eventually(database, "select bool_and(node = 'n2') from who_is_online")
+        await flow
+        found = endings(await final_rows(database, pushes * len(pages), 30))
+        for task in staying_tasks:
+            task.cancel()
+    ids = [f"p{n}" for n in range(pushes)]
+    assert {page.user: page.seen for page in pages} == {page.user: ids for page in pages}
+    assert found == {(push, page.user): ("acked", "ack_frame") for push in ids for page in pages}
+
+
+async def published(vhost: str, users: list[str], count: int) -> None:
+    """So many pushes to each of them, ten a second."""
+    for n in range(count):
+        kept = {"id": f"p{n}", "to": {"users": users}, "data": n, "ttl": 60, "confirm": "acked"}
+        await publish(vhost, kept)
+        await asyncio.sleep(0.1)
