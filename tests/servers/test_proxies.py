@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Caddy before bridges, with the files in deploy/: what passes, what does not, and that nothing is lost."""
+"""nginx, HAProxy and Caddy before bridges, with the files in deploy/: what passes, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from websockets.exceptions import InvalidStatus
 
 from bridge.core.sessions import hub
 from tests.support.bridges import bridge, endings, final_rows, get, publish, request, token
@@ -45,9 +44,7 @@ class Here(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         return [
-            ResolveResult(
-                hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0
-            )
+            ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)
         ]
 
     async def close(self) -> None:
@@ -98,9 +95,7 @@ async def a_websocket_proves(vhost: str, database: str, authority: Authority, pr
     assert await ask(database, "select address from session") == [(CLIENT,)]
 
 
-async def a_stream_proves(
-    vhost: str, database: str, http: aiohttp.ClientSession, proxy: FrontProxy
-) -> None:
+async def a_stream_proves(vhost: str, database: str, http: aiohttp.ClientSession, proxy: FrontProxy) -> None:
     """Each frame comes while the next one is not there yet, so nothing collects them."""
     headers = {"X-Forwarded-For": "6.6.6.6"}
     async with http.get(address(proxy, f"/sse?token={token('u2')}"), headers=headers) as answer:
@@ -152,11 +147,14 @@ def seconds_of(name: str) -> dict[str, float]:
 @pytest.mark.parametrize("name", PROXIES)
 def test_no_file_ends_a_session_between_two_pings(name: str) -> None:
     limits = seconds_of(name)
-    assert set(limits) == {
-        "nginx": {"proxy_read_timeout", "proxy_send_timeout", "send_timeout"},
-        "haproxy": {"client", "server", "tunnel"},
-        "caddy": set(),
-    }[name]
+    assert (
+        set(limits)
+        == {
+            "nginx": {"proxy_read_timeout", "proxy_send_timeout", "send_timeout"},
+            "haproxy": {"client", "server", "tunnel"},
+            "caddy": set(),
+        }[name]
+    )
     # One ping may be late, and the next one is there in time.
     assert all(seconds > 3 * hub.PING_EVERY for seconds in limits.values())
 
@@ -212,9 +210,7 @@ async def test_reloads_and_a_drain_under_load_lose_no_push(
         going = await leaving.enter_async_context(bridge(vhost, database, node="n1", **BELIEVED))
         proxies = [
             await stack.enter_async_context(
-                front_proxy(
-                    name, tmp_path, authority, [going.ws_port, staying.ws_port], say, quick.get(name)
-                )
+                front_proxy(name, tmp_path, authority, [going.ws_port, staying.ws_port], say, quick.get(name))
             )
             for name in PROXIES
         ]

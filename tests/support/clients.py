@@ -125,7 +125,7 @@ async def client(
         connection = await connect(
             f"{'ws' if tls is None else 'wss'}://{name or host}:{port}{path}",
             sock=sock,
-            **({} if tls is None else {"ssl": tls}),
+            ssl=tls,
             subprotocols=[cast(Subprotocol, s) for s in subprotocols] or None,
             additional_headers=dict(headers or {}),
             compression=None,

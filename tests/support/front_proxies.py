@@ -91,7 +91,7 @@ class FrontProxy:
         if self.name == "caddy":
             config = self._root / FILES["caddy"].name
             # Without --force Caddy leaves a file alone that has not changed.
-            words = ["reload", "--force", "--config", config, "--adapter", "caddyfile"]
+            words = ["reload", "--force", "--config", str(config), "--adapter", "caddyfile"]
             asked = await asyncio.create_subprocess_exec(
                 self._command[0],
                 *words,
