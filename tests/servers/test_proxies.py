@@ -64,7 +64,7 @@ async def test_what_belongs_to_the_bridge_passes_and_nothing_else(
     vhost: str, database: str, tmp_path: Path, authority: Authority, say: Say, name: str
 ) -> None:
     async with AsyncExitStack() as bridges:
-        made = await bridges.enter_async_context(bridge(vhost, database, **BELIEVED))
+        made = await bridges.enter_async_context(bridge(vhost, database, confirm_timeout=1.0, **BELIEVED))
         async with (
             front_proxy(name, tmp_path, authority, [made.ws_port], say) as proxy,
             web(authority) as http,
@@ -92,6 +92,10 @@ async def a_websocket_proves(vhost: str, database: str, authority: Authority, pr
         await publish(vhost, request("u1", "p1"))
         assert (await opened.read_json())["id"] == "p1"
         assert endings(await final_rows(database, 1)) == {("p1", "u1"): ("received", "pong")}
+        # The proxy takes what its client does not read, and answers no ping in its place.
+        opened.freeze()
+        await publish(vhost, request("u1", "p3"))
+        assert endings(await final_rows(database, 2))["p3", "u1"] == ("unknown", "no_proof")
     assert await ask(database, "select address from session") == [(CLIENT,)]
 
 
@@ -106,7 +110,7 @@ async def a_stream_proves(vhost: str, database: str, http: aiohttp.ClientSession
         proof = {"Authorization": f"Bearer {welcome['key']}"}
         async with http.post(address(proxy, "/v1/ack?id=p2"), headers=proof) as said:
             assert said.status == 204
-        assert endings(await final_rows(database, 2))["p2", "u2"] == ("acked", "ack_frame")
+        assert endings(await final_rows(database, 3))["p2", "u2"] == ("acked", "ack_frame")
 
 
 async def asked(http: aiohttp.ClientSession, proxy: FrontProxy, path: str) -> int:
