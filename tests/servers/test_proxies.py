@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from bridge.core.sessions import hub
 from tests.support.bridges import bridge, endings, final_rows, get, publish, request, token
+from tests.support.browser import launched
 from tests.support.certificates import Authority
 from tests.support.clients import client
 from tests.support.front_proxies import FILES, HOST, FrontProxy, front_proxy
@@ -30,6 +31,8 @@ BELIEVED = {"trusted_proxies": "127.0.0.1"}
 KNOWN = "a-token-that-nobody-else-writes"
 CLIENT = "127.0.0.7"
 """The address of a client that is not the proxy's."""
+
+OPENS = "url => new Promise(opened => new WebSocket(url, 'bridge.v1.json').onmessage = opened).then(() => 0)"
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ async def test_what_belongs_to_the_bridge_passes_and_nothing_else(
             web(authority) as http,
         ):
             await a_websocket_proves(vhost, database, authority, proxy)
-            await a_stream_proves(vhost, database, http, proxy)
+            key = await a_stream_proves(vhost, database, http, proxy)
             for path in ("/", "/metrics", "/status", "/readyz", "/ws/", "/wsx", "/v1/users/u1"):
                 assert (path, await asked(http, proxy, path)) == (path, 404)
             assert (await get(made.ws_port, "/readyz"))[0] == 200, "the bridge itself has it"
@@ -78,7 +81,7 @@ async def test_what_belongs_to_the_bridge_passes_and_nothing_else(
             await bridges.aclose()
             assert await asked(http, proxy, f"/sse?token={KNOWN}") in (502, 503)
     assert "/sse" in proxy.logged
-    for begin in (KNOWN, "eyJ", "bridge.token"):
+    for begin in (KNOWN, "eyJ", "bridge.token", key):
         assert begin not in proxy.logged
 
 
@@ -99,8 +102,8 @@ async def a_websocket_proves(vhost: str, database: str, authority: Authority, pr
     assert await ask(database, "select address from session") == [(CLIENT,)]
 
 
-async def a_stream_proves(vhost: str, database: str, http: aiohttp.ClientSession, proxy: FrontProxy) -> None:
-    """Each frame comes while the next one is not there yet, so nothing collects them."""
+async def a_stream_proves(vhost: str, database: str, http: aiohttp.ClientSession, proxy: FrontProxy) -> str:
+    """Each frame comes while the next one is not there yet, so nothing collects them. Returns the key."""
     headers = {"X-Forwarded-For": "6.6.6.6"}
     async with http.get(address(proxy, f"/sse?token={token('u2')}"), headers=headers) as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
@@ -111,6 +114,7 @@ async def a_stream_proves(vhost: str, database: str, http: aiohttp.ClientSession
         async with http.post(address(proxy, "/v1/ack?id=p2"), headers=proof) as said:
             assert said.status == 204
         assert endings(await final_rows(database, 3))["p2", "u2"] == ("acked", "ack_frame")
+        return str(welcome["key"])
 
 
 async def asked(http: aiohttp.ClientSession, proxy: FrontProxy, path: str) -> int:
@@ -244,3 +248,23 @@ async def published(vhost: str, users: list[str], count: int) -> None:
         kept = {"id": f"p{n}", "to": {"users": users}, "data": n, "ttl": 60, "confirm": "acked"}
         await publish(vhost, kept)
         await asyncio.sleep(0.1)
+
+
+async def test_a_browser_opens_a_websocket_in_a_stream_of_http2(
+    vhost: str, database: str, tmp_path: Path, authority: Authority, say: Say
+) -> None:
+    """By RFC 8441, which HAProxy has. The browser does it where it has a connection with HTTP/2 already."""
+    version = {'"%ci [': '"%HV %ci ['}
+    async with (
+        bridge(vhost, database, **BELIEVED) as made,
+        front_proxy("haproxy", tmp_path, authority, [made.ws_port], say, version) as proxy,
+        launched() as browser,
+    ):
+        context = await browser.new_context(ignore_https_errors=True)
+        page = await context.new_page()
+        await page.goto(f"https://127.0.0.1:{proxy.port}/v1/ack")
+        await page.evaluate(OPENS, f"wss://127.0.0.1:{proxy.port}/ws?token={token('u1')}")
+        await publish(vhost, request("u1", "p1"))
+        assert endings(await final_rows(database, 1)) == {("p1", "u1"): ("received", "pong")}
+        await context.close()
+    assert re.search(r"^HTTP/2.0 .* GET https://\S+/ws 101 ", proxy.logged, re.MULTILINE)
