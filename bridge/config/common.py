@@ -76,7 +76,8 @@ class CommonSettings(BaseSettings):
     )
     postgres_dsn: str = Field(
         "postgresql://127.0.0.1:5432/bridge",
-        description="Where Postgres is: a `postgresql://` URI or libpq's `key=value` words.",
+        description="Where Postgres is: a `postgresql://` URI or libpq's `key=value` words; with TLS by"
+        " `sslmode=verify-full`, `sslrootcert`, `sslcert` and `sslkey`.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least important level that is logged."

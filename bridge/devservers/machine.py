@@ -60,6 +60,9 @@ NEEDED = {
     "postgres": Needed("Postgres", "postgresql", "BRIDGE_POSTGRES_DSN"),
     "chromium": Needed("Chromium", "chromium"),
     "pgbouncer": Needed("PgBouncer", "pgbouncer"),
+    "nginx": Needed("nginx", "nginx"),
+    "haproxy": Needed("HAProxy", "haproxy"),
+    "caddy": Needed("Caddy", "caddy"),
     "nats": Needed("the NATS server", "nats-server"),
     "mosquitto": Needed("mosquitto", "mosquitto"),
     "nchan": Needed("nginx with nchan", "libnginx-mod-nchan"),
@@ -104,7 +107,9 @@ echo 'create_main_cluster = false' >"$no_cluster"
 
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 new=
-for unit in rabbitmq-server erlang-base nats-server mosquitto nginx; do installed "$unit" || new="$new $unit"; done
+for unit in rabbitmq-server erlang-base nats-server mosquitto nginx haproxy caddy; do
+    installed "$unit" || new="$new $unit"
+done
 
 get() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "$@"
@@ -167,6 +172,18 @@ class Machine:
         """A pooler, for the tests of a bridge behind one."""
         return _on_path("pgbouncer")
 
+    def nginx(self) -> Path | None:
+        """A proxy, for the tests of a bridge behind one."""
+        return _on_path("nginx")
+
+    def haproxy(self) -> Path | None:
+        """Another one."""
+        return _on_path("haproxy")
+
+    def caddy(self) -> Path | None:
+        """Another one."""
+        return _on_path("caddy")
+
     def nats(self) -> Path | None:
         """The NATS server, a peer of the benchmarks."""
         return _on_path("nats-server")
@@ -192,6 +209,9 @@ class Machine:
             "postgres": self.postgres,
             "chromium": self.chromium,
             "pgbouncer": self.pgbouncer,
+            "nginx": self.nginx,
+            "haproxy": self.haproxy,
+            "caddy": self.caddy,
             "nats": self.nats,
             "mosquitto": self.mosquitto,
             "nchan": self.nchan,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -101,11 +102,15 @@ async def client(
     subprotocols: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     receive_buffer: int | None = None,
+    tls: ssl.SSLContext | None = None,
+    name: str = "",
+    source: str = "",
 ) -> AsyncIterator[Client]:
     """Connect, with the token in the query; on leaving, the connection is dropped without a goodbye.
 
-    `receive_buffer`: bytes that the kernel keeps for a client that doesn't read. Raises
-    `websockets.exceptions.InvalidStatus` when the server answers with another status than 101.
+    `receive_buffer`: bytes that the kernel keeps for a client that doesn't read. `tls`: by wss://, to a server of this
+    `name`. `source`: the client's own address. Raises `websockets.exceptions.InvalidStatus` when the server answers
+    with another status than 101.
     """
     if token is not None:
         path += ("&" if "?" in path else "?") + f"token={token}"
@@ -113,11 +118,14 @@ async def client(
     try:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            sock.bind((source, 0))
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (host, port))
         connection = await connect(
-            f"ws://{host}:{port}{path}",
+            f"{'ws' if tls is None else 'wss'}://{name or host}:{port}{path}",
             sock=sock,
+            ssl=tls,
             subprotocols=[cast(Subprotocol, s) for s in subprotocols] or None,
             additional_headers=dict(headers or {}),
             compression=None,

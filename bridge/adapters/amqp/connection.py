@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from aiormq.exceptions import AMQPConnectionError, AuthenticationError
 from pamqp.commands import Queue
 from yarl import URL
 
+from bridge.adapters.amqp import tls
 from bridge.adapters.amqp.encoding import AMQP_HEARTBEAT
 from bridge.adapters.amqp.frames import Closed, Event, Splitter
 from bridge.adapters.amqp.grammar import NotAmqp
@@ -79,6 +79,8 @@ async def border(step: str, seconds: float) -> AsyncIterator[None]:
 def _sentence(exc: BaseException) -> str:
     if isinstance(exc, AuthenticationError):
         return f"the broker does not support the auth of the URL; it supports {exc.args[0]}"
+    if about_tls := tls.advice(exc):
+        return about_tls
     text = str(exc) or type(exc).__name__
     if isinstance(exc, AMQPConnectionError) and len(exc.args) > 1:
         text = str(exc.args[-1])
@@ -128,7 +130,7 @@ class Tap(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the socket, as the library's own factories do, with the tap in between."""
         contexts = kwargs.pop("ssl_context_provider")
-        context: ssl.SSLContext | None = await contexts.get_context() if url.scheme == "amqps" else None
+        context = await tls.context_of(url, contexts) if url.scheme == "amqps" else None
         reader = asyncio.StreamReader(loop=self._loop)
         try:
             transport, protocol = await self._loop.create_connection(

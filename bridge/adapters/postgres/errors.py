@@ -30,6 +30,16 @@ https://www.postgresql.org/docs/15/errcodes-appendix.html"""
 _NOT_PASSED_ON = "unsupported startup parameter"
 """What PgBouncer says of a parameter that it does not pass on. Waiting does not help."""
 
+_ABOUT_TLS = {
+    "certificate verify failed": "sslrootcert in the DSN must name the file with the certificate of its authority",
+    "does not match host name": "the DSN must name the host as the server's certificate does",
+    "root certificate file": "sslrootcert in the DSN names this file",
+    "requires a valid client certificate": "name one in the DSN, as sslcert and sslkey",
+    "certificate authentication failed": "the common name of the certificate in sslcert must be the name of the role",
+    "alert unknown ca": "ssl_ca_file of the server must have the authority that signed the certificate in sslcert",
+}
+"""What libpq and Postgres say when TLS fails, and what to do. https://www.postgresql.org/docs/15/libpq-ssl.html"""
+
 
 def translated(error: Exception) -> BridgeError:
     """What an error of psycopg or of the network means to the core.
@@ -77,8 +87,9 @@ def translated(error: Exception) -> BridgeError:
 
 
 def sentence(error: psycopg.Error) -> str:
-    """What the server or the library said, on one line and without secrets."""
-    return redact(error.diag.message_primary or _first_line(error))
+    """What the server or the library said, on one line and without secrets; what to do where that is about TLS."""
+    text = redact(error.diag.message_primary or _first_line(error))
+    return next((f"{text}; {advice}" for said, advice in _ABOUT_TLS.items() if said in text), text)
 
 
 def _first_line(error: Exception) -> str:
