@@ -63,6 +63,7 @@ NEEDED = {
     "nats": Needed("the NATS server", "nats-server"),
     "mosquitto": Needed("mosquitto", "mosquitto"),
     "nchan": Needed("nginx with nchan", "libnginx-mod-nchan"),
+    "promtool": Needed("promtool", "prometheus"),
     "venv": Needed("Python's venv", "python3-venv"),
 }
 
@@ -104,7 +105,9 @@ echo 'create_main_cluster = false' >"$no_cluster"
 
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 new=
-for unit in rabbitmq-server erlang-base nats-server mosquitto nginx; do installed "$unit" || new="$new $unit"; done
+for unit in rabbitmq-server erlang-base nats-server mosquitto nginx prometheus; do
+    installed "$unit" || new="$new $unit"
+done
 
 get() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold "$@"
@@ -180,6 +183,10 @@ class Machine:
         nginx = _on_path("nginx")
         return nginx if nginx is not None and NCHAN_MODULE.exists() else None
 
+    def promtool(self) -> Path | None:
+        """The checker of Prometheus, for the tests of the alerts."""
+        return _on_path("promtool")
+
     def venv(self) -> object | None:
         """The module that `python -m venv` needs; Debian's python3 comes without it."""
         importlib.invalidate_caches()
@@ -195,6 +202,7 @@ class Machine:
             "nats": self.nats,
             "mosquitto": self.mosquitto,
             "nchan": self.nchan,
+            "promtool": self.promtool,
             "venv": self.venv,
         }
         return {name: found for name in wanted if (found := looks[name]()) is not None}
@@ -237,8 +245,11 @@ class Machine:
     def compose(self) -> ComposeFile | None:
         """Our compose.yaml and a docker client, if a docker engine answers."""
         docker = _on_path("docker")
-        file = Path(__file__).resolve().parent.parent.parent / "compose.yaml"
-        if docker is None or not file.exists():
+        here = Path(__file__).resolve()
+        # A wheel has it in this package, the repository at its root.
+        places = (here.parent / "compose.yaml", here.parent.parent.parent / "compose.yaml")
+        file = next((place for place in places if place.exists()), None)
+        if docker is None or file is None:
             return None
         # `docker info` alone succeeds without an engine; asking it for the engine's version does not.
         engine = [str(docker), "info", "--format", "{{.ServerVersion}}"]
