@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import re
 import shutil
 import subprocess
@@ -67,7 +67,7 @@ def instructions() -> list[tuple[str, str]]:
 def health_command() -> list[str]:
     """What the container is asked by, as it stands in the Dockerfile."""
     (check,) = (rest for word, rest in instructions() if word == "HEALTHCHECK")
-    command: list[str] = ast.literal_eval(check.partition("CMD ")[2])
+    command: list[str] = json.loads(check.partition("CMD ")[2])
     return command
 
 
