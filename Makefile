@@ -28,7 +28,7 @@ demo: $(READY) ## the whole story in a minute: push, receive, compare with the d
 	@$(BIN)/bridge demo
 
 test: $(READY) lint ## everything that must hold: linters, types, floors, tests on servers of their own
-	@$(BIN)/python -m bridge.devservers ensure chromium pgbouncer nginx haproxy caddy
+	@$(BIN)/python -m bridge.devservers ensure chromium pgbouncer nginx haproxy caddy promtool
 	@echo "tests"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 

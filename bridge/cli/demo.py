@@ -23,7 +23,7 @@ from bridge.core.errors import BridgeError, SettingsError
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-SAMPLES: Final = Path(__file__).parent.parent.parent / "examples" / "requests.jsonl"
+SAMPLES: Final = Path(__file__).parent / "demo_requests.jsonl"
 SECRET: Final = "a secret for the demo which listens on loopback for a minute"
 PROOF_SECONDS: Final = 2.0
 """Seconds; short, since one of the samples waits for an ack that never comes."""

@@ -66,6 +66,7 @@ NEEDED = {
     "nats": Needed("the NATS server", "nats-server"),
     "mosquitto": Needed("mosquitto", "mosquitto"),
     "nchan": Needed("nginx with nchan", "libnginx-mod-nchan"),
+    "promtool": Needed("promtool", "prometheus"),
     "venv": Needed("Python's venv", "python3-venv"),
 }
 
@@ -107,7 +108,7 @@ echo 'create_main_cluster = false' >"$no_cluster"
 
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 new=
-for unit in rabbitmq-server erlang-base nats-server mosquitto nginx haproxy caddy; do
+for unit in rabbitmq-server erlang-base nats-server mosquitto nginx haproxy caddy prometheus; do
     installed "$unit" || new="$new $unit"
 done
 
@@ -197,6 +198,10 @@ class Machine:
         nginx = _on_path("nginx")
         return nginx if nginx is not None and NCHAN_MODULE.exists() else None
 
+    def promtool(self) -> Path | None:
+        """The checker of Prometheus, for the tests of the alerts."""
+        return _on_path("promtool")
+
     def venv(self) -> object | None:
         """The module that `python -m venv` needs; Debian's python3 comes without it."""
         importlib.invalidate_caches()
@@ -215,6 +220,7 @@ class Machine:
             "nats": self.nats,
             "mosquitto": self.mosquitto,
             "nchan": self.nchan,
+            "promtool": self.promtool,
             "venv": self.venv,
         }
         return {name: found for name in wanted if (found := looks[name]()) is not None}
@@ -257,8 +263,11 @@ class Machine:
     def compose(self) -> ComposeFile | None:
         """Our compose.yaml and a docker client, if a docker engine answers."""
         docker = _on_path("docker")
-        file = Path(__file__).resolve().parent.parent.parent / "compose.yaml"
-        if docker is None or not file.exists():
+        here = Path(__file__).resolve()
+        # A wheel has it in this package, the repository at its root.
+        places = (here.parent / "compose.yaml", here.parent.parent.parent / "compose.yaml")
+        file = next((place for place in places if place.exists()), None)
+        if docker is None or file is None:
             return None
         # `docker info` alone succeeds without an engine; asking it for the engine's version does not.
         engine = [str(docker), "info", "--format", "{{.ServerVersion}}"]

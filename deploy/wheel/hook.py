@@ -1,4 +1,6 @@
-"""The build hook of the wheel: compiles its core where it can (docs/adr/0021-wheels-are-compiled.md).
+"""The build hook of the wheel: adds compose.yaml, and compiles the core where it can.
+
+docs/adr/0021-wheels-are-compiled.md says why.
 
 BRIDGE_PURE in the environment of the build decides. Not set: the core is compiled where there is a C compiler, and
 stays interpreted otherwise. 1: it stays interpreted. 0: it is compiled, or the build fails. An editable install is
@@ -25,6 +27,9 @@ NEEDED: Final = ("mypy", "setuptools")
 """What compiling needs besides: the compiler, and what calls the C compiler."""
 _COMPILE: Final = Path("deploy", "wheel", "compiling.py")
 _LINES_SHOWN: Final = 30
+_COMPOSE: Final = "compose.yaml"
+_COMPOSE_INSTALLED: Final = f"bridge/devservers/{_COMPOSE}"
+"""Where `bridge dev` of an installed wheel looks for it."""
 
 
 class CompiledCore(BuildHookInterface[BuilderConfig]):
@@ -44,6 +49,8 @@ class CompiledCore(BuildHookInterface[BuilderConfig]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say which form the core has."""
+        if version != "editable":
+            build_data["force_include"][str(Path(self.root) / _COMPOSE)] = _COMPOSE_INSTALLED
         why = "this install is editable" if version == "editable" else why_pure()
         if why is None:
             why = self._compile(build_data)

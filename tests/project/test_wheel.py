@@ -24,7 +24,7 @@ HALF = "def half(number: int) -> int:\n    return number // 2\n\n\nFIVE = half(1
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The build of this project, with a package of one function in the place of its own."""
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "constraints.txt", "compose.yaml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     core = tmp_path / "bridge" / "core"

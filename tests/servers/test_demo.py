@@ -213,6 +213,23 @@ def test_each_way_to_disagree_is_found(seen: list[Seen], log: list[Line], found:
     assert found in disagreements(MESSAGES, seen, log)
 
 
+def test_what_goes_to_everyone_may_come_after_what_was_published_later_and_keeps_its_own_order() -> None:
+    crowd = [Sample(f"all{n}", b'{"to": {"all": true}, "data": %d}' % n) for n in (1, 2)]
+    log = [*LOG, *(row(f"all{n}", user) for n in (1, 2) for user in ("ann", "ben"))]
+
+    def seen(*ann: tuple[str, Any]) -> list[Seen]:
+        others = (("3", "one"), ("all1", 1), ("all2", 2))
+        bare = (("", "one"), ("", 1), ("", "two"), ("", 2))
+        frames = {ANN: ann, BARE: bare, BEN: others}
+        return [Seen(s.person, frames[s.person], s.acked) for s in SEEN]
+
+    late = (("1", "one"), ("2", "two"), ("all1", 1), ("all2", 2))
+    assert disagreements([*crowd, *MESSAGES], seen(*late), log) == []
+    assert disagreements([*crowd, *MESSAGES], seen(late[0], late[1], late[3], late[2]), log) == [
+        "ann (laptop) received pushes in another order than they were published"
+    ]
+
+
 def test_a_bare_client_is_not_credited_with_the_same_data_for_somebody_else() -> None:
     earlier = Sample("0", b'{"to": {"user": "ben"}, "data": "one"}')
     messages, log = [earlier, *MESSAGES], [row("0", "ben", "offline"), *LOG]
