@@ -77,8 +77,12 @@ async def listening(
 
 
 @asynccontextmanager
-async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[Delivered]]:
+async def raw_deliveries(
+    url: str, queue: str, *, held: bool = False, bound_to: str = ""
+) -> AsyncIterator[asyncio.Queue[Delivered]]:
     """What reaches a queue, or one that is made under this name, as our own decoder reads it.
+
+    `held`: it goes back to the queue at the end. `bound_to`: the queue gets a copy of all that reaches this exchange.
 
     The library would give up its connection over a property that is not UTF-8.
     """
@@ -93,8 +97,10 @@ async def raw_deliveries(url: str, queue: str) -> AsyncIterator[asyncio.Queue[De
         low = await low_level.channel(connection, confirms=False)
         if queue not in (DEAD, REQUESTS, FALLEN):
             await low.queue_declare(queue, exclusive=True)
+        if bound_to:
+            await low.queue_bind(queue, bound_to, "#")
         tap.watch(low.number)
-        await low.basic_consume(queue, never_called, no_ack=True)
+        await low.basic_consume(queue, never_called, no_ack=not held)
         yield seen
 
 
