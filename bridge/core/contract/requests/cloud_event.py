@@ -199,9 +199,11 @@ def _attributes(
 
 def _data(members: Mapping[str, bytes | Raw], limits: Limits, wrong: Wrong) -> tuple[bytes, Encoding]:
     """What is pushed, and how it is encoded."""
-    data, encoded = members.get("data"), members.get("data_base64")
+    # Not by `get`: to mypyc its result would be bytes, which a Raw is for type checkers only.
+    data = bytes(members["data"]) if "data" in members else None
+    encoded = bytes(members["data_base64"]) if "data_base64" in members else None
     if encoded is None:
-        text = b"null" if data is None else bytes(data)
+        text = b"null" if data is None else data
         _check_size(text, "data", limits, wrong)
         return text, Encoding.JSON
     if data is not None:
