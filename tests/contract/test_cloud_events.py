@@ -153,6 +153,7 @@ def test_data_may_be_bytes_anything_or_nothing() -> None:
         ({**EVENT, "pushtopic": "t"}, "got user and topic"),
         ({**EVENT, "pushuser": 7}, "pushuser: expected a string"),
         ({**EVENT, "pushttl": "soon"}, "pushttl: expected seconds"),
+        ({**EVENT, "pushfallbackkey": "mail"}, "pushfallbackafter: "),
         ({**EVENT, "pushusr": "u"}, "pushusr: no such extension attribute"),
         (without("id"), "id: an event needs this attribute"),
         ({**EVENT, "source": ""}, "source: an event needs this attribute"),

@@ -39,6 +39,7 @@ from bridge.core.contract.frames import (
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.contract.requests import decode
 from bridge.core.contract.requests import headers as of_headers
+from bridge.core.contract.requests.cloud_event import FIELD_OF_ATTRIBUTE
 from bridge.core.contract.routing_keys import KEY_BYTES_MAX
 from bridge.core.model.outcomes import CONFIRM, ENDINGS, Outcome, Proof, Reason
 from bridge.core.model.pushes import (
@@ -61,7 +62,7 @@ from bridge.core.model.sessions import CloseReason
 from bridge.core.talking.publishing import ENDS
 from tests.support.ports import arrival
 from tests.support.random_requests import DICE, LIMITS, NOW, Dice
-from tests.support.schemas import FOLDER, HEADERS, RECEIPT, REQUEST, SCHEMAS, validator
+from tests.support.schemas import EVENT, FOLDER, HEADERS, RECEIPT, REQUEST, SCHEMAS, validator
 
 ASYNCAPI: dict[str, Any] = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
 
@@ -206,6 +207,40 @@ def test_headers_are_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None
         if name.startswith("x-push-") and name not in IGNORED
     )
     assert isinstance(only, PushRequest) == valid, only
+
+
+@pytest.mark.parametrize("example", sample("push-cloudevent.json", slice(None)))  # type: ignore[arg-type]
+def test_each_example_of_an_event_is_taken(example: dict[str, Any]) -> None:
+    (only,) = decoded(encoded(example), content_type="application/cloudevents+json")
+    assert isinstance(only, PushRequest), only
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(DICE)
+def test_an_event_is_taken_if_and_only_if_the_schema_says_so(dice: Dice) -> None:
+    event = dice.event()
+    # The schema leaves it to the code what stands between commas.
+    for name in ("pushusers", "pushexcept"):
+        if isinstance(event.get(name), str):
+            del event[name]
+    note(repr(event))
+    (only,) = decoded(encoded(event), content_type="application/cloudevents+json")
+    # Nor has it words for the range of a number in a string.
+    beyond = (
+        beyond_a_schema(event)
+        or is_over(event.get("pushttl"), LIMITS.max_ttl)
+        or is_over(event.get("pushackwithin"), fields.ACK_WITHIN_MAX)
+        or is_over(event.get("pushfallbackafter"), LIMITS.max_ttl)
+        or is_over(event.get("pushdeliverat"), NOW + LIMITS.max_ttl)
+        or "0" in (event.get("pushackwithin"), event.get("pushfallbackafter"), event.get("pushdeliverat"))
+    )
+    assert isinstance(only, PushRequest) == (EVENT.is_valid(event) and not beyond), only
+
+
+def test_the_attributes_of_an_event_are_those_of_the_schema() -> None:
+    schema = SCHEMAS["push-cloudevent.json"]
+    ours = {name for name in schema["properties"] if name.startswith("push")}
+    assert ours == set(FIELD_OF_ATTRIBUTE) == set(schema["propertyNames"]["then"]["enum"])
 
 
 def is_utf8(text: str) -> bool:

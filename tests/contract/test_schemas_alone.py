@@ -61,6 +61,10 @@ ROW = Row(RowKey("", "p1", "u1"), Outcome.RECEIVED, Reason.PONG, "n1", "b1", 1.8
         ("push-request.json", {"id": "p1", "to": {"user": "u1"}, "data": None, "ttl": 60}),
         ("push-batch.json", [{"to": {"users": ["a", "b"], "except": ["s"]}, "data": [1]}]),
         ("push-headers.json", {"x-push-all": "True", "x-push-ttl": "0.5"}),
+        (
+            "push-cloudevent.json",
+            {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "pushall": True},
+        ),
         ("receipt.json", json.loads(receipt_body(ROW))),
         ("frame-push.json", json.loads(push_frame(PushRequest("p1", ToUser("u1"), b'{"a":1}')).payload)),
         ("frame-welcome.json", json.loads(welcome_frame("s1", "u1", complete=True).payload)),
@@ -81,6 +85,7 @@ def test_what_is_sent_fits(name: str, value: Any) -> None:
         ("push-batch.json", [{"to": {"user": 7}, "data": 1}]),
         ("push-batch.json", []),
         ("push-headers.json", {"x-push-usr": "u"}),
+        ("push-cloudevent.json", {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}),
         ("push-headers.json", {"x-push-user": "u", "x-push-published-ms": 1_700_000_000}),
         (
             "receipt.json",

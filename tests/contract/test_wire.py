@@ -1054,6 +1054,17 @@ def test_any_headers_are_never_an_exception(dice: Dice) -> None:
     check_anything(body, properties)
 
 
+@settings(SETTINGS, max_examples=1000)
+@given(DICE)
+def test_any_event_is_never_an_exception(dice: Dice) -> None:
+    properties = {**dice.properties(), "content_type": "application/cloudevents+json"}
+    body = dice.damage(
+        json.dumps(dice.event(), ensure_ascii=bool(dice.roll(2))).encode("utf-8", "surrogatepass")
+    )
+    note(f"{body!r}, {properties!r}")
+    check_anything(body, properties)
+
+
 @pytest.mark.parametrize(
     "body", [b"[,]", b"{]", b'{"a":1]}', b"[{}}]", b'["]', b"[]]", b"}", b"{[}]", b'{"a"}']
 )

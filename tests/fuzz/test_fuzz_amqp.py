@@ -92,6 +92,9 @@ def garbage(dice: Dice, chance: random.Random, app_id: str) -> tuple[bytes, byte
         name = chance.choice(RAW_NAMES)
         table += bytes((len(name),)) + name + chance.choice(RAW_VALUES)
     given.pop("timestamp", None)
+    event = chance.random() < 0.15
+    if event and chance.random() < 0.9:
+        given["content_type"] = "application/cloudevents+json"
     properties = encoding.properties(
         **{name: STAND_IN if chance.random() < 0.05 else value for name, value in given.items()},
         timestamp=chance.choice((None, None, 0, 1, 1_800_000_000, 2**63, 2**64 - 1)),
@@ -101,6 +104,12 @@ def garbage(dice: Dice, chance: random.Random, app_id: str) -> tuple[bytes, byte
     )
     body = chance.choice(
         (
+            lambda: json.dumps(dice.event()).encode(),
+            lambda: json.dumps(dice.event()).encode(),
+            lambda: dice.damage(json.dumps(dice.event()).encode()),
+        )
+        if event
+        else (
             dice.damaged,
             lambda: json.dumps(dice.request()).encode(),
             lambda: json.dumps({"to": {"user": "away"}, "data": dice.junk(), "ttl": dice.roll(9)}).encode(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,6 +68,33 @@ async def test_a_token_of_a_sample_opens_a_session(language: str, tmp_path: Path
     claims = JwtVerifier(SECRET, clock=SystemClock()).verify(made)
     assert claims.user == "u42"
     assert 500 < claims.expires_at - SystemClock().time() <= 600
+
+
+CHECKS = {"js": ("client.mjs", "node", "--check"), "php": ("client.php", "php", "-l")}
+"""How to check the syntax of a language without the libraries of its samples."""
+
+
+def test_each_client_has_a_sample_that_publishes_the_same_request() -> None:
+    page = (ROOT / "docs/publishing.md").read_text()
+    section = page.partition("## Your client\n")[2].partition("\n## ")[0]
+    found = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
+    assert [language for language, _ in found] == ["python", "js", "js", "java", "java", "php", "csharp"]
+    for _, sample in found:
+        assert len(sample.splitlines()) <= 10
+        for word in ("order-17", "u42", "push", "user.u42"):
+            assert word in sample
+        assert re.search("[cC]onfirm|wait_for_pending_acks|lastValueFrom|await endpoint.Send", sample)
+
+
+def test_the_syntax_of_the_samples_of_clients_is_right(tmp_path: Path) -> None:
+    for sample in samples("docs/publishing.md", "python"):
+        ast.parse(sample)
+    for language, (name, *words) in CHECKS.items():
+        if shutil.which(words[0]):
+            for sample in samples("docs/publishing.md", language):
+                file = tmp_path / name
+                file.write_text(f"<?php\n{sample}" if language == "php" else sample)
+                subprocess.run([*words, str(file)], check=True, capture_output=True, timeout=SECONDS)
 
 
 async def test_the_first_sample_of_the_readme_publishes_and_reads_the_receipt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -39,6 +39,30 @@ WORDS = (
     *(b'"id"', b'"to"', b'"user"', b'"data"', b'"p1"', rb'"\ud800"', rb"\u0000", b"[" * 2000, b"]" * 2000),
     *(b'{"to":{"user":"u1"},"data":1}', b'{"id":"p1",', b"\xef\xbb\xbf", "é".encode(), b"\xed\xa0\x80"),
 )
+
+_FLAGS = (True, False, 1, 0, "true", "False", "1", "yes")
+_ATTRIBUTES: Mapping[str, Sequence[Any]] = {
+    **dict.fromkeys(
+        ("pushid", "pushevent", "pushtenant", "pushcollapsekey", "pushsession", "pushtopic"), GOOD_IDS
+    ),
+    **dict.fromkeys(("pushall", "pushretain"), _FLAGS),
+    "pushusers": ("u1,u2", "u1", ",", ["u1"]),
+    "pushexcept": ("s1, s2", "s1", ["s1"], []),
+    "pushconfirm": ("written", "received", "acked", "acked"),
+    "pushttl": (0, 60, 0.5, "60", "0.5", LIMITS.max_ttl, -1, "-1", LIMITS.max_ttl + 1),
+    "pushackwithin": (1, 0.5, "30", 3600, 0, "0", 3601),
+    "pushdevices": ("first", "all", "last"),
+    "pushfallbackafter": (1, "60", 0, "0"),
+    "pushfallbackkey": ("mail", "a.b", "x" * 256, ""),
+    "pushdeliverat": (NOW, NOW + 60, 1, str(int(NOW)), 0.5, 0, NOW * 1000),
+    "subject": ("42", "x" * 300, "\x00", 7),
+    "time": ("2026-11-29T12:00:00Z", None),
+    "datacontenttype": ("application/json", "text/plain", 7),
+    "pushmeta": ({"k": "v"},),
+    "pushusr": ("u1",),
+    "trace": ("own",),
+}
+"""Attributes of CloudEvents, with values that are right more often than not."""
 
 
 class Dice:
@@ -144,6 +168,28 @@ class Dice:
             del made[self.pick(("after", "routing_key"))]
         return made
 
+    def event(self) -> dict[str, Any]:
+        """A structured CloudEvent that is right in most points."""
+        made: dict[str, Any] = {"specversion": "1.0", "id": "A-1", "source": "/shop", "type": "order.paid"}
+        for name in made:
+            kind = self.roll(24)
+            if kind > 21:
+                made[name] = self.pick(IDS) if kind == 22 else self.junk()
+        if self.roll(3):
+            made["data"] = self.junk()
+        elif self.roll(2):
+            made["data_base64"] = self.pick(("AAE=", "AA==", "", "AAAA", "A", "?", None, 7))
+        target = self.pick(("pushuser", "pushuser", "pushuser", "pushsession", "pushtopic", "pushall"))
+        made[target] = True if target == "pushall" else self.id()
+        for _ in range(max(0, self.roll(8) - 3)):
+            name = self.pick(tuple(_ATTRIBUTES))
+            made[name] = self.pick(_ATTRIBUTES[name]) if self.roll(4) else self.pick(VALUES)
+            if name in ("pushackwithin", "pushdevices") and self.roll(4):
+                made["pushconfirm"] = "acked"
+        if self.roll(16) == 15:
+            del made[self.pick(tuple(made))]
+        return made
+
     def control(self) -> dict[str, Any]:
         """A control message that is right in most points."""
         forms = (("push_id",), ("user", "collapse_key"), ("user", "collapse_key", "push_id"), ("user",), ())
@@ -209,7 +255,10 @@ class Dice:
 
     def properties(self) -> dict[str, Any]:
         made: dict[str, Any] = {}
-        types = ("application/json", "text/plain", "text/x; charset=latin1", "image/png", ";", "+json", "\n")
+        types = (
+            *("application/json", "text/plain", "text/x; charset=latin1", "image/png", ";", "+json", "\n"),
+            *("application/cloudevents+json", "application/cloudevents-batch+json"),
+        )
         for name, choices in (
             ("message_id", IDS),
             ("correlation_id", IDS),

@@ -26,7 +26,14 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(SCHEMAS[name], registry=REGISTRY)
 
 
-REQUEST, BATCH, HEADERS, RECEIPT, DEAD_LETTER = (
+REQUEST, BATCH, HEADERS, EVENT, RECEIPT, DEAD_LETTER = (
     validator(f"{name}.json")
-    for name in ("push-request", "push-batch", "push-headers", "receipt", "dead-letter-headers")
+    for name in (
+        "push-request",
+        "push-batch",
+        "push-headers",
+        "push-cloudevent",
+        "receipt",
+        "dead-letter-headers",
+    )
 )

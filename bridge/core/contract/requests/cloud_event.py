@@ -39,6 +39,12 @@ FIELD_OF_ATTRIBUTE: Final[Mapping[str, str]] = {
     header.removeprefix("x-").replace("-", ""): field for header, field in FIELD_OF.items() if field != "meta"
 }
 """The extension attributes. CloudEvents 3.1: names are lower-case letters and digits."""
+_NAMES: Final[Mapping[str, str]] = {
+    **HEADER_OF,
+    **{field: name for name, field in FIELD_OF_ATTRIBUTE.items()},
+    "to": "attributes pushuser, pushusers, pushsession, pushtopic, pushall",
+}
+"""What a rejection calls a field, unless it came as a header."""
 _REQUIRED: Final = ("specversion", "id", "source", "type")
 _META: Final = ("source", "id", "type", "subject", "time")
 _ATTRIBUTE_BYTES: Final = 65_536
@@ -105,8 +111,8 @@ def cloud_event(
     members = yield from _members(body)
     wrong = Wrong()
     values: dict[str, object] = {}
-    names = dict(HEADER_OF)
-    attributes = _attributes(members, values, names, wrong)
+    names = dict(_NAMES)
+    attributes = _attributes(members, values, wrong)
     yield from read_headers(properties.headers, values, wrong)
     for field in values:
         if HEADER_OF.get(field, "").removeprefix("header ") in properties.headers:
@@ -158,11 +164,10 @@ def _members(body: bytes) -> Steps[Mapping[str, bytes | Raw]]:
 
 
 def _attributes(
-    members: Mapping[str, bytes | Raw], values: dict[str, object], names: dict[str, str], wrong: Wrong
+    members: Mapping[str, bytes | Raw], values: dict[str, object], wrong: Wrong
 ) -> dict[str, str]:
-    """Read our attributes into `values`, and where they stand into `names`. Returns the event's own that are used."""
+    """Read our attributes into `values`. Returns the event's own that are used."""
     own: dict[str, str] = {}
-    names["to"] = "attributes pushuser, pushusers, pushsession, pushtopic, pushall"
     for name, raw in members.items():
         field = FIELD_OF_ATTRIBUTE.get(name)
         if field is not None:
@@ -173,7 +178,7 @@ def _attributes(
             value = widened(field, _decode(raw))
             if value is None or (value is False and field == "to.all"):
                 continue
-            values[field], names[field] = value, name
+            values[field] = value
         elif name.startswith("push"):
             wrong.no_such(str, name, "no such extension attribute")
         elif name in _META or name == "specversion":
@@ -194,9 +199,11 @@ def _attributes(
 
 def _data(members: Mapping[str, bytes | Raw], limits: Limits, wrong: Wrong) -> tuple[bytes, Encoding]:
     """What is pushed, and how it is encoded."""
-    data, encoded = members.get("data"), members.get("data_base64")
+    # Not by `get`: to mypyc its result would be bytes, which a Raw is for type checkers only.
+    data = bytes(members["data"]) if "data" in members else None
+    encoded = bytes(members["data_base64"]) if "data_base64" in members else None
     if encoded is None:
-        text = b"null" if data is None else bytes(data)
+        text = b"null" if data is None else data
         _check_size(text, "data", limits, wrong)
         return text, Encoding.JSON
     if data is not None:

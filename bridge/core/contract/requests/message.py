@@ -17,6 +17,7 @@ from bridge.core.contract.requests.coding import check_coding
 from bridge.core.contract.requests.headers import CLOCK_SKEW_MAX
 from bridge.core.contract.requests.rejecting import LastResort, strings, usable
 from bridge.core.contract.requests.straight import straight, straight_in_steps
+from bridge.core.contract.requests.strangers import stranger
 from bridge.core.contract.requests.terms import Decoded, Limits
 from bridge.core.contract.stepping import AT_ONCE, Steps, finish
 from bridge.core.errors import InvalidRequest
@@ -92,13 +93,22 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
         return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
-    misspelt = of_headers.misspelt_headers(headers) if headers and read_as is None else ""
-    return _hinted(steps, misspelt) if misspelt else steps
+    return _hinted(steps, arrival) if read_as is None else steps
 
 
-def _hinted(steps: Steps[Decoded], hint: str) -> Steps[Decoded]:
-    """Begin the detail of rejected requests with a hint about a misspelt header: it may be all that is wrong."""
+def _hinted(steps: Steps[Decoded], arrival: Arrival) -> Steps[Decoded]:
+    """Begin the detail of rejected requests with a hint about the whole message: it may be all that is wrong."""
     decoded = yield from steps
+    wrong = [request for request in decoded.requests if isinstance(request, Rejected)]
+    if not wrong:
+        return decoded
+    headers = arrival.properties.headers
+    hint = of_headers.misspelt_headers(headers) if headers else ""
+    # Where one request of a batch was right, the others are meant as requests, too.
+    if not hint and len(wrong) == len(decoded.requests):
+        hint = yield from stranger(arrival)
+    if not hint:
+        return decoded
     requests = tuple(
         msgspec.structs.replace(request, detail=f"{hint}; {request.detail}")
         if isinstance(request, Rejected)
