@@ -116,6 +116,10 @@ class TakingBounds(NamedTuple):
     not be lost with it, and their deliveries must not be counted with its own."""
     in_hand: int = 50_000
     """Pushes and answers in memory at once, over which no more messages are taken."""
+    turn: int = 25
+    """What the turn of one tenant is worth where tenants share the bridge, in pushes to one user."""
+    shared_batch: int = 50
+    """Messages taken together while there are several: who comes next waits until these are taken."""
     answers: int = 10_000
     """With more repeats than this waiting to be answered, no more rows are read for others."""
     yield_every: int = 250

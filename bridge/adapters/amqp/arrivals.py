@@ -18,7 +18,7 @@ class Read:
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
         self.sizes: dict[int, int] = {}
-        """Bytes of the body of each, by delivery tag."""
+        """Bytes that each counts, by delivery tag."""
         self.total_bytes = 0
         self.others: dict[int, Source] = {}
         """The sources of those that are not from push.requests, by delivery tag."""
@@ -38,11 +38,13 @@ def read_of(
     sources: Mapping[str, Source],
     single: str,
     by_priority: bool,
+    overhead: int = 0,
 ) -> Read:
     """Sort out these events.
 
     `sources`: by consumer tag; messages of another consumer, or of another channel, are left out. `single`: a consumer
     tag. `by_priority`: the broker gives out messages of a high priority ahead of older ones. `now`: wall-clock seconds.
+    `overhead`: bytes that each message counts besides its body.
     """
     read = Read()
     arrivals, sizes = read.arrivals, read.sizes
@@ -56,7 +58,7 @@ def read_of(
             continue
         if consumer == single:
             read.single = tag
-        size = len(body)
+        size = len(body) + overhead
         sizes[tag] = size
         read.total_bytes += size
         reordered = False
