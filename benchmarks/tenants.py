@@ -3,8 +3,8 @@
 One node with its default limits. The small tenant publishes ten pushes a second to ten users, confirmed as received;
 first alone, then while the large one's pushes, published at full speed, are on their way. How old were the pushes of
 the small one when their clients had read them, and how old when their outcome came back? And how many pushes a second
-does one tenant get that is alone? With `BRIDGE_TENANT_SHARE=off` and with `fair`, in turns, each started anew. Exit codes: 0
-measured, and no push was lost; 1 one was; 2 it could not be measured.
+does one tenant get that is alone? With `BRIDGE_TENANT_SHARE=off` and with `fair`, in turns, each started anew. Exit
+codes: 0 measured, and no push was lost; 1 one was; 2 it could not be measured.
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ def table(found: Mapping[str, Sequence[Turn]], pushes: int) -> str:
     for mode, turns in found.items():
         times = [p99[mode, False][n] / p99[mode, True][n] for n in (0, 1)]
         lines.append(
-            f"`{mode}`: p99 beside the other is x{times[0]:.2f} of that alone, of outcomes x{times[1]:.2f}. The {pushes:,}"
-            f" took {median(one.seconds for one in turns):.1f} s, and the bridge"
+            f"`{mode}`: p99 beside the other is x{times[0]:.2f} of that alone, of outcomes x{times[1]:.2f}. The"
+            f" {pushes:,} took {median(one.seconds for one in turns):.1f} s, and the bridge"
             f" {median(one.peak for one in turns) / 1e6:,.0f} MB more. One tenant alone:"
             f" {median(one.rate for one in turns):,.0f} pushes/s."
         )

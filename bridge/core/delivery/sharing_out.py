@@ -45,8 +45,9 @@ class SharedInbox(Inbox):
 
     def add(self, batch: Sequence[Arrival]) -> None:
         """See `Inbox`."""
+        of = self._shares.of
         for arrival in batch:
-            share = self._shares.of(tenant_of(arrival))
+            share = of(tenant_of(arrival))
             if not share.waiting:
                 self._ring.append(share)
             share.waiting.append(arrival)
@@ -57,39 +58,59 @@ class SharedInbox(Inbox):
         if len(self._shares) > 1:
             most = min(most, self._batch)
         batch: list[Arrival] = []
-        ring, room = self._ring, self._load.room
+        ring, room_before = self._ring, self._load.room
         passed = 0
         """Turns since something was taken."""
         while ring and len(batch) < most and passed < len(ring):
             share = ring[0]
-            if share.credit <= 0 and self._may(share, room):
-                share.credit += self._quantum
             before = len(batch)
-            while share.waiting and share.credit > 0 and len(batch) < most and self._may(share, room):
-                arrival = share.waiting[0]
-                suspect = is_suspect(arrival)
-                if suspect and batch:
-                    return batch
-                batch.append(share.waiting.popleft())
-                self._take(share, arrival)
-                if suspect:
-                    self._end_turn(share)
+            # What is in the batch will be in hand, and perhaps this tenant's, too.
+            room = room_before - 2 * before
+            if self._may(share, room):
+                if share.credit <= 0:
+                    share.credit += self._quantum
+                if self._take_turn(share, batch, most, room, is_suspect):
                     return batch
             passed = 0 if len(batch) > before else passed + 1
             if len(batch) < most or share.credit <= 0 or not share.waiting:
                 self._end_turn(share)
-        if not batch and self._forgive(room):
+        if not batch and self._forgive(room_before):
             return self.next_batch(most, is_suspect)
         return batch
 
     def _may(self, share: Share, room: int) -> bool:
         return share.messages < self._window and share.flights <= room
 
-    def _take(self, share: Share, arrival: Arrival) -> None:
-        share.credit -= cost_of(arrival)
-        share.messages += 1
-        self._taken[arrival.token] = share
-        self._count -= 1
+    def _take_turn(
+        self,
+        share: Share,
+        batch: list[Arrival],
+        most: int,
+        room: int,
+        is_suspect: Callable[[Arrival], bool],
+    ) -> bool:
+        """Add to the batch what the share may take in its turn. Returns whether the batch ends here, since a suspect is
+        in it or comes next."""
+        waiting, taken, credit = share.waiting, self._taken, share.credit
+        before = len(batch)
+        end = min(most, before + self._window - share.messages, before + (room - share.flights) // 2 + 1)
+        suspect = False
+        while waiting and credit > 0 and len(batch) < end:
+            arrival = waiting[0]
+            suspect = is_suspect(arrival)
+            if suspect and batch:
+                break
+            batch.append(waiting.popleft())
+            taken[arrival.token] = share
+            credit -= 1 + arrival.body_size // COST_BYTES
+            if suspect:
+                break
+        share.credit = credit
+        share.messages += len(batch) - before
+        self._count -= len(batch) - before
+        if suspect and not share.waiting:
+            self._end_turn(share)
+        return suspect
 
     def _end_turn(self, share: Share) -> None:
         """The share at the front has had its turn."""

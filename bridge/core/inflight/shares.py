@@ -92,20 +92,19 @@ class CountedIndex(Index):
 
     def add(self, flight: Flight, *, roams: bool = False) -> Flight | None:
         """See `Index`."""
-        older = super().add(flight, roams=roams)
         self._shares.begun(flight.key.tenant)
-        return older
+        return super().add(flight, roams=roams)
 
     def rest(self, flight: Flight) -> None:
         """See `Index`."""
-        before = self.busy
+        before = len(self._busy)
         super().rest(flight)
-        if self.busy < before:
+        if len(self._busy) < before:
             self._shares.ended(flight.key.tenant)
 
     def remove(self, flight: Flight) -> None:
         """See `Index`."""
-        before = self.busy
+        before = len(self._busy)
         super().remove(flight)
-        if self.busy < before:
+        if len(self._busy) < before:
             self._shares.ended(flight.key.tenant)

@@ -11,8 +11,14 @@ from bridge.core.contract.requests.headers import is_payload_only, without_nulls
 from bridge.core.ports.broker import Arrival
 
 
-class _Named(msgspec.Struct, gc=False):
+class _Right(msgspec.Struct, gc=False):
     """Only the tenant of a request; the rest costs little to skip."""
+
+    tenant: str = ""
+
+
+class _Named(msgspec.Struct, gc=False):
+    """The same, whatever its tenant is."""
 
     tenant: Raw = Raw(b"")
 
@@ -23,6 +29,7 @@ class _Batch(msgspec.Struct, array_like=True, gc=False):
     first: _Named = msgspec.field(default_factory=_Named)
 
 
+_decode_right = msgspec.json.Decoder(_Right).decode
 _decode_one = msgspec.json.Decoder(_Named).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 
@@ -41,6 +48,14 @@ def tenant_of(arrival: Arrival) -> str:
         if is_payload_only(without_nulls(headers)):
             return ""
     body = arrival.body
+    try:
+        return _decode_right(body).tenant
+    except BAD_JSON:
+        return _of_another(body)
+
+
+def _of_another(body: bytes) -> str:
+    """The tenant of a batch, or of a request that is not right."""
     if body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
         return _of_batch(body)
     try:
