@@ -120,6 +120,11 @@ class TakingBounds(NamedTuple):
     """What the turn of one tenant is worth where tenants share the bridge, in pushes to one user."""
     shared_batch: int = 50
     """Messages taken together while there are several: who comes next waits until these are taken."""
+    shared_window: int = 200
+    """Messages of one tenant that may be taken and not answered meanwhile: rows and receipts of who comes next wait
+    behind theirs."""
+    shared_ticks: int = 20
+    """Tenths of a second for which these hold after there were several."""
     answers: int = 10_000
     """With more repeats than this waiting to be answered, no more rows are read for others."""
     yield_every: int = 250

@@ -34,7 +34,8 @@ class Room:
 
 
 def shared(shares: Shares | None = None, *, window: int = WINDOW, batch: int = BATCH) -> SharedInbox:
-    return SharedInbox(Shares() if shares is None else shares, Room(), window, QUANTUM, batch)  # type: ignore[arg-type]
+    bounds = TakingBounds(turn=QUANTUM, shared_batch=batch, shared_window=window)
+    return SharedInbox(Shares() if shares is None else shares, Room(), window, bounds)  # type: ignore[arg-type]
 
 
 def of(tenant: str, count: int = 1, *, first: int = 0, **more: object) -> list[Arrival]:
@@ -78,6 +79,23 @@ def test_what_one_tenant_has_in_hand_is_bounded() -> None:
     assert ids(inbox.next_batch(100, not_suspect)) == ["a5"]
     acks.requeue([taken[0].token, AckToken(9, 9)])
     assert ids(inbox.next_batch(100, not_suspect)) == ["a6"]
+
+
+def test_while_there_are_several_each_may_have_less_in_hand() -> None:
+    bounds = TakingBounds(turn=QUANTUM, shared_batch=2, shared_window=4, shared_ticks=2)
+    inbox = SharedInbox(Shares(), Room(), 6, bounds)  # type: ignore[arg-type]
+    inbox.add(of("a", 5) + of("b"))
+    first = inbox.next_batch(10, not_suspect)
+    assert len(first) == 2
+    while batch := inbox.next_batch(10, not_suspect):
+        first += batch
+    assert sorted(ids(first)) == ["a0", "a1", "a2", "a3", "b0"]
+    inbox.answered([one.token for one in first])
+    inbox.add(of("a", 9, first=5))
+    inbox.tick()
+    assert len(inbox.next_batch(10, not_suspect)) == 2, "it may come back at once"
+    inbox.tick()
+    assert len(inbox.next_batch(10, not_suspect)) == 4
 
 
 def test_a_tenant_may_have_as_many_pushes_in_hand_as_there_is_room_for_others() -> None:

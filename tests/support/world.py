@@ -84,7 +84,9 @@ TIGHT: Final = Bounds(
     StatementBounds(sweep_rows=2),
     SettlementBounds(batch_rows=2, replace_rows=2),
     MailboxBounds(page_rows=2, page_rows_least=2, read_sessions=2, patrol_users=1),
-    TakingBounds(in_hand=6, turn=2, shared_batch=3, lookup_rows=2, ids_rows=2, ids_at_once=1),
+    TakingBounds(
+        in_hand=6, turn=2, shared_batch=3, shared_window=2, lookup_rows=2, ids_rows=2, ids_at_once=1
+    ),
 )
 """Bounds so small that a story of a few pushes meets them."""
 SHARED_WINDOW: Final = 3

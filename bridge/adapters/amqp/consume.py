@@ -78,8 +78,9 @@ class Consumers:
         self._more = 0
 
     def one_more(self) -> str:
-        """Name one more consumer of requests, which sorts after all that there are."""
+        """Name the next consumer of requests, in place of the newest one; it sorts after all that there were."""
         self._more += 1
+        del self.queues[self.newest], self.sources[self.newest]
         self.newest = f"{self.requests} {self._more:06}"
         self.queues[self.newest] = self.requests
         self.sources[self.newest] = Source.REQUESTS

@@ -27,15 +27,19 @@ COST_BYTES = 1024
 class SharedInbox(Inbox):
     """A line for each tenant."""
 
-    def __init__(self, shares: Shares, load: Load, window: int, quantum: int, batch: int) -> None:
-        """`window`: messages of one tenant that may be taken and not answered. `batch`: messages taken together at most
-        while several tenants are here."""
+    def __init__(self, shares: Shares, load: Load, window: int, bounds: TakingBounds) -> None:
+        """`window`: messages of one tenant that may be taken and not answered, while it is alone."""
         super().__init__()
         self._shares = shares
         self._load = load
+        self._alone = window
+        self._beside_others = min(window, bounds.shared_window)
         self._window = window
-        self._quantum = quantum
-        self._batch = batch
+        self._quantum = bounds.turn
+        self._batch = bounds.shared_batch
+        self._ticks = bounds.shared_ticks
+        self._shared_for = 0
+        """Ticks for which it counts as shared."""
         self._ring: deque[Share] = deque()
         """Shares with something waiting; whose turn it is comes first."""
         self._taken: dict[AckToken, Share] = {}
@@ -56,6 +60,9 @@ class SharedInbox(Inbox):
     def next_batch(self, most: int, is_suspect: Callable[[Arrival], bool]) -> list[Arrival]:
         """See `Inbox`."""
         if len(self._shares) > 1:
+            self._shared_for = self._ticks
+            self._window = self._beside_others
+        if self._shared_for:
             most = min(most, self._batch)
         batch: list[Arrival] = []
         ring, room_before = self._ring, self._load.room
@@ -170,6 +177,10 @@ class SharedInbox(Inbox):
 
     def tick(self) -> None:
         """See `Inbox`: there may be room again."""
+        if self._shared_for:
+            self._shared_for -= 1
+            if not self._shared_for:
+                self._window = self._alone
         if self._ring:
             self.wake.set()
 
@@ -220,7 +231,7 @@ def inbox_of(
     """The inbox, and the acks that it hears of. `shares` None: tenants are not told apart, and nothing is counted."""
     if shares is None:
         return Inbox(), acks
-    inbox = SharedInbox(shares, load, window, bounds.turn, bounds.shared_batch)
+    inbox = SharedInbox(shares, load, window, bounds)
     return inbox, SharedAcks(acks, inbox)
 
 
