@@ -41,9 +41,9 @@ from bridge.core.ports.plugins import ErrorHandler
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies given to the core and not acked. Above this the socket is not read any more."""
 AHEAD_BYTES_MAX = 256 * 1024 * 1024
-"""The same where it reads ahead; then each message counts `AHEAD_OVERHEAD` bytes more."""
+"""The same where it reads ahead; then each message counts its headers and `AHEAD_OVERHEAD` bytes more."""
 AHEAD_OVERHEAD = 1024
-"""What a message with an ordinary number of properties needs in memory besides its body, at most."""
+"""What a message with all ordinary properties needs in memory besides its body and headers."""
 PREFETCH_MOST = 65_535
 """The most messages that one consumer can hold: AMQP has 16 bits for it, and a quorum queue takes 0 for 2,000."""
 FEW = 100
