@@ -313,8 +313,7 @@ class Settings(TokenSettings):
         " `rabbitmq_consistent_hash_exchange`.",
     )
     tenant_share: Literal["off", "fair"] = Field(
-        "off",
-        description="`fair`: tenants take turns, for which pushes are read ahead; `off`: all wait in one line.",
+        "off", description="`fair`: tenants take turns, for which pushes are read ahead; `off`: one line."
     )
     max_attempts: int = Field(
         20,

@@ -123,14 +123,11 @@ class Consumer:
         self.partition = partition
         self._consumers = Consumers(partition)
         self._incarnations = count(1) if incarnations is None else incarnations
-        self._clock = clock
-        self._errors = errors
+        self._clock, self._errors = clock, errors
         self._ahead = ahead
-        self._prefetch = PREFETCH_MOST if ahead else prefetch
-        self._overhead = AHEAD_OVERHEAD if ahead else 0
+        self._prefetch, self._overhead = (PREFETCH_MOST, AHEAD_OVERHEAD) if ahead else (prefetch, 0)
         self._held_bytes_max = held_bytes or held_bytes_max(ahead)
         self._resume_below = self._held_bytes_max // 16 * 15 if ahead else self._held_bytes_max // 2
-        """Bytes; others than the tenant that fills it may wait behind the bound."""
         self._spread = spread
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._on_role = on_role
@@ -154,10 +151,8 @@ class Consumer:
         self._single: int | None = None
         """Delivery tag of the newest request that came one by one. None before the first one, and after `widen()`."""
         self._wanted_wide = False
-        self._newest_after = 0
-        """Requests with a higher delivery tag came to the newest consumer."""
-        self._newest_has = 0
-        """Those of them that are not answered; counted where it reads ahead."""
+        self._newest_after = self._newest_has = 0
+        """Requests with a higher delivery tag came to the newest consumer, and so many of them are not answered."""
         self._by_priority = False
         """Whether the broker gives out messages of a high priority ahead of older ones."""
         self.incarnation = 0
