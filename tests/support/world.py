@@ -846,6 +846,9 @@ class World:
         begun, with_row, on_their_way, _ = self.house.inflight.account()
         if begun != with_row + on_their_way:
             self.violations.append(f"{begun} begun, {with_row} with a row, {on_their_way} on their way")
+        shares, busy = self.house.core.shares, self.house.inflight.busy
+        if shares is not None and shares.flights != busy:
+            self.violations.append(f"tenants have {shares.flights} of {busy} in hand")
 
     # --- the end ---
 
@@ -879,6 +882,8 @@ class World:
         await self.pass_time(2.0)
         if self.sweep is not None:
             await self.sweep
+        if self.house.core.shares:
+            self.violations.append(f"{len(self.house.core.shares)} tenants have something in hand")
         for peer in self.peers:
             self._look(peer)
 

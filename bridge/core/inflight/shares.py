@@ -82,6 +82,11 @@ class Shares:
     def __len__(self) -> int:
         return len(self._shares)
 
+    @property
+    def flights(self) -> int:
+        """Those of all tenants."""
+        return sum(share.flights for share in self._shares.values())
+
 
 class CountedIndex(Index):
     """An index that counts the busy flights of each tenant."""
@@ -92,8 +97,11 @@ class CountedIndex(Index):
 
     def add(self, flight: Flight, *, roams: bool = False) -> Flight | None:
         """See `Index`."""
-        self._shares.begun(flight.key.tenant)
-        return super().add(flight, roams=roams)
+        before = len(self._busy)
+        older = super().add(flight, roams=roams)
+        if len(self._busy) > before:
+            self._shares.begun(flight.key.tenant)
+        return older
 
     def rest(self, flight: Flight) -> None:
         """See `Index`."""
