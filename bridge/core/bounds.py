@@ -120,6 +120,10 @@ class TakingBounds(NamedTuple):
     """What the turn of one tenant is worth where tenants share the bridge, in pushes to one user."""
     shared_batch: int = 50
     """Messages taken together while there are several: who comes next waits until these are taken."""
+    behind: int = 100
+    """So many messages that arrived since the last batch mean that more are on the way, and others among them:"""
+    behind_batch: int = 10
+    """then no more than this are taken together, so that these are read first."""
     shared_window: int = 200
     """Messages of one tenant that may be taken and not answered meanwhile: rows and receipts of who comes next wait
     behind theirs."""

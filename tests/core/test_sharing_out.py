@@ -98,6 +98,15 @@ def test_while_there_are_several_each_may_have_less_in_hand() -> None:
     assert len(inbox.next_batch(10, not_suspect)) == 4
 
 
+def test_what_comes_is_read_before_much_is_taken() -> None:
+    bounds = TakingBounds(turn=QUANTUM, shared_batch=20, behind=30, behind_batch=4)
+    inbox = SharedInbox(Shares(), Room(), 100, bounds)  # type: ignore[arg-type]
+    inbox.add(of("a", 29) + of("b"))
+    assert len(inbox.next_batch(100, not_suspect)) == 4
+    inbox.add(of("a", 29, first=29))
+    assert len(inbox.next_batch(100, not_suspect)) == 20
+
+
 def test_a_tenant_may_have_as_many_pushes_in_hand_as_there_is_room_for_others() -> None:
     shares = Shares()
     inbox = shared(shares)

@@ -37,6 +37,9 @@ class SharedInbox(Inbox):
         self._window = window
         self._quantum = bounds.turn
         self._batch = bounds.shared_batch
+        self._behind, self._batch_behind = bounds.behind, bounds.behind_batch
+        self._arrived = 0
+        """Messages that have come since the last batch."""
         self._ticks = bounds.shared_ticks
         self._shared_for = 0
         """Ticks for which it counts as shared."""
@@ -56,6 +59,7 @@ class SharedInbox(Inbox):
                 self._ring.append(share)
             share.waiting.append(arrival)
         self._count += len(batch)
+        self._arrived += len(batch)
 
     def next_batch(self, most: int, is_suspect: Callable[[Arrival], bool]) -> list[Arrival]:
         """See `Inbox`."""
@@ -63,7 +67,8 @@ class SharedInbox(Inbox):
             self._shared_for = self._ticks
             self._window = self._beside_others
         if self._shared_for:
-            most = min(most, self._batch)
+            most = min(most, self._batch_behind if self._arrived >= self._behind else self._batch)
+        self._arrived = 0
         batch: list[Arrival] = []
         ring, room_before = self._ring, self._load.room
         passed = 0
