@@ -35,7 +35,7 @@ class Room:
 
 def shared(shares: Shares | None = None, *, window: int = WINDOW, batch: int = BATCH) -> SharedInbox:
     bounds = TakingBounds(turn=QUANTUM, shared_batch=batch, shared_window=window)
-    return SharedInbox(Shares() if shares is None else shares, Room(), window, bounds)  # type: ignore[arg-type]
+    return SharedInbox(Shares() if shares is None else shares, Room(), window, bounds)
 
 
 def of(tenant: str, count: int = 1, *, first: int = 0, **more: object) -> list[Arrival]:
@@ -83,7 +83,7 @@ def test_what_one_tenant_has_in_hand_is_bounded() -> None:
 
 def test_while_there_are_several_each_may_have_less_in_hand() -> None:
     bounds = TakingBounds(turn=QUANTUM, shared_batch=2, shared_window=4, shared_ticks=2)
-    inbox = SharedInbox(Shares(), Room(), 6, bounds)  # type: ignore[arg-type]
+    inbox = SharedInbox(Shares(), Room(), 6, bounds)
     inbox.add(of("a", 5) + of("b"))
     first = inbox.next_batch(10, not_suspect)
     assert len(first) == 2
@@ -100,7 +100,7 @@ def test_while_there_are_several_each_may_have_less_in_hand() -> None:
 
 def test_what_comes_is_read_before_much_is_taken() -> None:
     bounds = TakingBounds(turn=QUANTUM, shared_batch=20, behind=30, behind_batch=4)
-    inbox = SharedInbox(Shares(), Room(), 100, bounds)  # type: ignore[arg-type]
+    inbox = SharedInbox(Shares(), Room(), 100, bounds)
     inbox.add(of("a", 29) + of("b"))
     assert len(inbox.next_batch(100, not_suspect)) == 4
     inbox.add(of("a", 29, first=29))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
 from bridge.core.bounds import TakingBounds
 from bridge.core.contract.requests import tenant_of
@@ -24,10 +25,19 @@ COST_BYTES = 1024
 """Bytes of a body that cost as much as one push to one user."""
 
 
+class HasRoom(Protocol):
+    """What says how much more may be in hand: `Load`."""
+
+    @property
+    def room(self) -> int:
+        """Pushes."""
+        ...
+
+
 class SharedInbox(Inbox):
     """A line for each tenant."""
 
-    def __init__(self, shares: Shares, load: Load, window: int, bounds: TakingBounds) -> None:
+    def __init__(self, shares: Shares, load: HasRoom, window: int, bounds: TakingBounds) -> None:
         """`window`: messages of one tenant that may be taken and not answered, while it is alone."""
         super().__init__()
         self._shares = shares
