@@ -268,8 +268,8 @@ class Figures(NamedTuple):
     """Blocks that stayed allocated at the end."""
 
 
-async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures]:
-    """Drain `count` pushes `runs` times on one core."""
+async def drain(count: int, users: int, confirm: str, runs: int, window: int) -> list[Figures]:
+    """Drain `count` pushes `runs` times on one core. `window`: see `DeliveryLimits.tenant_window`."""
     clock = SystemClock()
     publisher = _publisher(clock)
     store = _Rows("postgresql://127.0.0.1/nothing")
@@ -302,7 +302,9 @@ async def drain(count: int, users: int, confirm: str, runs: int) -> list[Figures
             errors=errors,
             clock=clock,
         ),
-        CoreLimits(DeliveryLimits(start_grace=0.0), MailboxLimits(), 1 << 22, TOKEN_SECONDS),
+        CoreLimits(
+            DeliveryLimits(start_grace=0.0, tenant_window=window), MailboxLimits(), 1 << 22, TOKEN_SECONDS
+        ),
         gate=gate,
         node="bench",
         boot="b1",
@@ -382,12 +384,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sessions", type=int, default=1_000, help="one user each [1000]")
     parser.add_argument("--runs", type=int, default=5, help="drains, of which the median counts [5]")
     parser.add_argument("--confirm", choices=("written", "received"), action="append")
+    parser.add_argument("--tenant-share", choices=("off", "fair"), default="off", help="[off]")
     chosen = parser.parse_args(arguments)
+    window = PREFETCH if chosen.tenant_share == "fair" else 0
     gc.freeze()
     gc.set_threshold(LIMITS.new_objects)
     found: dict[str, object] = {"core": Path(str(sys.modules["bridge.core.assembly"].__file__)).suffix}
     for confirm in chosen.confirm or ("written", "received"):
-        figures = asyncio.run(drain(chosen.pushes, chosen.sessions, confirm, chosen.runs + 1))[1:]
+        figures = asyncio.run(drain(chosen.pushes, chosen.sessions, confirm, chosen.runs + 1, window))[1:]
         found[confirm] = {
             "us": round(median(one.seconds for one in figures) / chosen.pushes * 1e6, 2),
             "lowest": round(min(one.seconds for one in figures) / chosen.pushes * 1e6, 2),

@@ -66,14 +66,17 @@ def request(
     ttl: int = 0,
     shape: Shape = ORDINARY,
     users: int = 0,
+    tenant: str = "",
 ) -> bytes:
-    """The push request v1; `ttl` in seconds, 0 leaves it out. `users` is how many there are, if it names several."""
-    return b'{"id":"%s-%08d","to":{%b},"confirm":"%s",%b"data":"%s"}' % (
+    """The push request v1; `ttl` in seconds, 0 leaves it out. `users` is how many there are, if it names several. The
+    event of a tenant's push has its name."""
+    return b'{"id":"%s-%08d","to":{%b},"confirm":"%s",%b%b"data":"%s"}' % (
         run.encode(),
         number,
         b'"user":"u%06d"' % user if shape.each == 1 else _several(user, shape.each, users),
         confirm.encode(),
         b'"ttl":%d,' % ttl if ttl else b"",
+        b'"tenant":"%b","event":"%b",' % (tenant.encode(), tenant.encode()) if tenant else b"",
         data(number, user, made_at, shape.data_bytes),
     )
 

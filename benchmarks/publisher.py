@@ -197,11 +197,16 @@ def steadily(outlet: Outlet, make: Maker, chosen: Sequence[int], rate: float) ->
 
 
 def requests(
-    run: str, confirm: str, ttl: int = 0, shape: load.Shape = load.ORDINARY, users: int = 0
+    run: str,
+    confirm: str,
+    ttl: int = 0,
+    shape: load.Shape = load.ORDINARY,
+    users: int = 0,
+    tenant: str = "",
 ) -> Template:
     """Push requests v1 for the bridge."""
     return Template(
-        lambda number, user, now: load.request(run, number, user, now, confirm, ttl, shape, users)
+        lambda number, user, now: load.request(run, number, user, now, confirm, ttl, shape, users, tenant)
     )
 
 
@@ -215,10 +220,13 @@ def backlog(
     users: int,
     ttl: int = 0,
     shape: Sequence[int] = load.ORDINARY,
+    tenant: str = "",
 ) -> dict[str, Any]:
     """Publish all at once and wait for all confirms."""
     chosen = load.addressees(seed, count, users)
-    return all_at_once(Broker(url), requests(run, confirm, ttl, load.Shape(*shape), users).message, chosen)
+    return all_at_once(
+        Broker(url), requests(run, confirm, ttl, load.Shape(*shape), users, tenant).message, chosen
+    )
 
 
 def steady(

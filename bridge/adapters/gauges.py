@@ -14,6 +14,8 @@ class Gauges(NamedTuple):
     handshakes_in_progress: int
     strangers: int
     inbox: int
+    tenants_waiting: int | None
+    """None: tenants do not share the bridge."""
     in_flight: int
     parked: int
     resting: int
@@ -53,6 +55,7 @@ GAUGES: Final[Mapping[str, str]] = {
     "handshakes_in_progress": "WebSocket handshakes begun and not answered yet.",
     "strangers": "Connections without a session, whose token is to come as the first message.",
     "inbox": "Messages delivered by the broker and not taken yet.",
+    "tenants_waiting": "Tenants that such messages are from, counted once each. Absent with BRIDGE_TENANT_SHARE=off.",
     "in_flight": "Pushes on their way, each counted once for each user; those parked are among them.",
     "parked": "Pushes whose proof is overdue: their message is acked and their row is written. Those that have ended "
     "since are still counted for some seconds.",

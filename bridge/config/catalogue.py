@@ -58,6 +58,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "Limits": (
         "prefetch",
         "partitions",
+        "tenant_share",
         "max_attempts",
         "max_data_bytes",
         "session_queue",

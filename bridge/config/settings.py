@@ -301,7 +301,8 @@ class Settings(TokenSettings):
         1000,
         ge=1,
         le=65535,
-        description="The most messages that the broker hands out and that are not acknowledged yet, of each partition.",
+        description="The most messages that the broker hands out and that are not acknowledged yet, of each partition; "
+        "with `BRIDGE_TENANT_SHARE=fair` those of one tenant that are taken.",
     )
     partitions: int = Field(
         1,
@@ -310,6 +311,9 @@ class Settings(TokenSettings):
         description="Queues over which requests are spread by their routing key, so that several nodes take at once;"
         " the same for all nodes, and fixed once they are made. More than 1 need RabbitMQ's plug-in"
         " `rabbitmq_consistent_hash_exchange`.",
+    )
+    tenant_share: Literal["off", "fair"] = Field(
+        "off", description="`fair`: tenants take turns, for which pushes are read ahead; `off`: one line."
     )
     max_attempts: int = Field(
         20,

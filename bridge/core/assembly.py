@@ -25,6 +25,7 @@ from bridge.core.delivery.saying import Saying
 from bridge.core.delivery.scheduling import Scheduling
 from bridge.core.given import CoreLimits, Ports, connecting_of
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.shares import Shares
 from bridge.core.lanes import Lanes
 from bridge.core.mailbox.mailbox import Mailbox
 from bridge.core.model.rows import Row
@@ -51,11 +52,13 @@ class Core:
         clock, errors, metrics, delivery = ports.clock, ports.errors, ports.metrics, limits.delivery
         self.hub = Hub(delivery.session_lifetime)
         self.worklist = Worklist(metrics=metrics, clock=clock, late_max=self.bounds.settlement.late_max)
+        self.shares = Shares() if delivery.tenant_window else None
         self.inflight = InFlight(
             ends=self.worklist,
             clock=clock,
             park_after=delivery.park_after,
             confirm_timeout=delivery.confirm_timeout,
+            shares=self.shares,
         )
         self.freshness = Freshness(clock)
         writes, on = self._persistence("schedule"), (ports.schedule, ports.releases)
@@ -188,6 +191,7 @@ class Core:
             self.bounds,
             gate=self.gate,
             hub=self.hub,
+            shares=self.shares,
             inflight=self.inflight,
             worklist=self.worklist,
             freshness=self.freshness,
@@ -201,7 +205,7 @@ class Core:
             nodes=self._persistence("nodes"),
         )
         self.reader, self.router = lanes.reader, lanes.router
-        self.crowds, self.intake = lanes.crowds, lanes.intake
+        self.crowds, self.intake, self.acks = lanes.crowds, lanes.intake, lanes.acks
 
     def _make_from_nodes(self) -> None:
         self.from_nodes = FromNodes(
@@ -228,7 +232,7 @@ class Core:
                 ports.receipts,
                 ports.dead_letters,
                 ports.fallbacks,
-                ports.acks,
+                self.acks,
                 ports.hooks,
                 ports.metrics,
                 ports.errors,

@@ -116,6 +116,19 @@ class TakingBounds(NamedTuple):
     not be lost with it, and their deliveries must not be counted with its own."""
     in_hand: int = 50_000
     """Pushes and answers in memory at once, over which no more messages are taken."""
+    turn: int = 25
+    """What the turn of one tenant is worth where tenants share the bridge, in pushes to one user."""
+    shared_batch: int = 50
+    """Messages taken together while there are several: who comes next waits until these are taken."""
+    behind: int = 100
+    """So many messages that arrived since the last batch mean that more are on the way, and others among them:"""
+    behind_batch: int = 10
+    """then no more than this are taken together, so that these are read first."""
+    shared_window: int = 200
+    """Messages of one tenant that may be taken and not answered meanwhile: rows and receipts of who comes next wait
+    behind theirs."""
+    shared_ticks: int = 20
+    """Tenths of a second for which these hold after there were several."""
     answers: int = 10_000
     """With more repeats than this waiting to be answered, no more rows are read for others."""
     yield_every: int = 250

@@ -26,11 +26,13 @@ from bridge.core.delivery.remembered import Recollection, Remembered
 from bridge.core.delivery.repeats import Repeats
 from bridge.core.delivery.retaining import Retaining
 from bridge.core.delivery.routing import Router
+from bridge.core.delivery.sharing_out import inbox_of
 from bridge.core.delivery.take import Taker
 from bridge.core.delivery.takeover import Takeover
 from bridge.core.delivery.turns import Turns
 from bridge.core.given import Ports
 from bridge.core.inflight.inflight import InFlight
+from bridge.core.inflight.shares import Shares
 from bridge.core.mailbox.pages import Pages
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
@@ -50,6 +52,7 @@ class Lanes:
         *,
         gate: Gate,
         hub: Hub,
+        shares: Shares | None,
         inflight: InFlight,
         worklist: Worklist,
         freshness: Freshness,
@@ -62,7 +65,7 @@ class Lanes:
         recollection: Recollection,
         nodes: Persistence,
     ) -> None:
-        """`nodes`: asks the database for neighbours."""
+        """`shares` None: tenants do not share the bridge. `nodes`: asks the database for neighbours."""
         self._ports, self._limits, self._bounds = ports, limits, bounds
         self._gate, self._hub, self._inflight, self._worklist = gate, hub, inflight, worklist
         self._freshness, self._neighbours, self._later = freshness, cluster.neighbours, later
@@ -70,6 +73,7 @@ class Lanes:
         clock, taking = ports.clock, bounds.taking
         self._dispatcher = Dispatcher(presence=presence, pages=pages, clock=clock)
         self._load = Load(inflight, worklist, later, taking.in_hand)
+        inbox, self.acks = inbox_of(shares, self._load, ports.acks, limits.tenant_window, taking)
         self.router = Router(
             hub=hub,
             inflight=inflight,
@@ -88,6 +92,7 @@ class Lanes:
         self.crowds = self._crowds(elsewhere)
         parts = self._parts(lookups, repeats, turns, elsewhere)
         self.intake = PushIntake(
+            inbox=inbox,
             taker=Taker(parts, limits, taking, self.crowds.accepts),
             crowds=self.crowds,
             elsewhere=elsewhere,
@@ -146,7 +151,7 @@ class Lanes:
             turns=turns,
             load=self._load,
             later=self._later,
-            acks=ports.acks,
+            acks=self.acks,
             metrics=ports.metrics,
             errors=ports.errors,
             clock=ports.clock,

@@ -40,12 +40,12 @@ LISTED_ALL_THE_SAME = frozenset(
     (
         "Hub._wheel", "Appointments._heap", "_Batch.failures", "KeySet._by_kid",
         "Partitions._consumers", "Partitions._leave", "Partitions._tasks", "_Owed.since",
-        "Neighbours._taking",
+        "Neighbours._taking", "Share.waiting", "SharedInbox._ring", "SharedInbox._taken", "Shares._shares",
     )
 )  # fmt: skip
 """Not there, or not large, at any moment that one may look. (A batch lives until the broker has answered; there are no
-keys where tokens are signed with a secret, one partition has a consumer of its own, who is
-alone is owed no answers, and a node says what it takes half a second after its start.)"""
+keys where tokens are signed with a secret, tenants take turns only where a setting says so, one partition has a
+consumer of its own, who is alone is owed no answers, and a node says what it takes half a second after its start.)"""
 
 
 def containers(things: Iterator[object] | list[object]) -> Iterator[tuple[str, int]]:

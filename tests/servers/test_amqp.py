@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from pamqp import commands
 
 from bridge.adapters.amqp import connection as amqp_connection
-from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp import consume, encoding
 from bridge.adapters.amqp import link as amqp_link
 from bridge.adapters.amqp.connection import border, opened
 from bridge.adapters.amqp.consume import Consumer
@@ -170,6 +170,50 @@ async def test_prefetch_bounds_what_is_handed_over(vhost: str) -> None:
         await intake.has(10)
         assert taker.held == 7
         assert len(intake.arrivals) == 10
+
+
+async def test_reading_ahead_goes_on_with_one_consumer_after_the_other(
+    vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consume, "PREFETCH_MOST", 5)
+    await declare(vhost)
+    await publish(vhost, numbered(23))
+    intake = RecordingIntake()
+    taker = consumer(vhost, prefetch=1, ahead=True)
+    async with taker.taking(intake):
+        await intake.has(23)
+        assert intake.bodies == numbered(23)
+        assert taker.held == 23
+        taker.ack(intake.tokens[10:12])
+        await publish(vhost, numbered(10, start=23))
+        await intake.has(33)
+        taker.ack(intake.tokens[1::2])
+        await publish(vhost, numbered(20, start=33))
+        await intake.has(53)
+        assert intake.bodies == numbered(53)
+    again = RecordingIntake()
+    taker = consumer(vhost, prefetch=1, ahead=True)
+    async with taker.taking(again):
+        acked = {10, 11, *range(1, 33, 2)}
+        left = [b"%d" % n for n in range(53) if n not in acked]
+        await again.has(len(left))
+        assert again.bodies == left, "what several consumers had comes again in the order of the queue"
+        taker.ack(again.tokens)
+        await taker.stop_consuming()
+    assert await at_rest(vhost)
+
+
+async def test_reading_ahead_ends_where_too_much_is_held(vhost: str) -> None:
+    await declare(vhost)
+    await publish(vhost, [b"x" * 100] * 300)
+    intake = RecordingIntake()
+    taker = consumer(vhost, prefetch=1, ahead=True, held_bytes=20 * 1124)
+    async with taker.taking(intake):
+        await intake.has(21)
+        await asyncio.sleep(0.3)
+        assert taker.held_bytes == 1124 * taker.held, "each counts what it needs besides its body"
+        taker.ack(intake.tokens)
+        await until(lambda: taker.held_bytes > 0 or len(intake.arrivals) == 300)
 
 
 async def test_requests_come_one_by_one_until_what_came_is_known_to_be_harmless(vhost: str) -> None:

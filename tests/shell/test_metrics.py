@@ -42,6 +42,7 @@ GAUGE_VALUES = Gauges(
     1,
     22,
     10,
+    31,
     11,
     12,
     18,

@@ -53,10 +53,12 @@ class DeliveryMachine(RuleBasedStateMachine):
         self._steps.append(step)
         self._runner.run(self.world.step(step))
 
-    @initialize(tight=st.booleans())
-    def bounds(self, tight: bool) -> None:
+    @initialize(tight=st.booleans(), shared=st.booleans())
+    def bounds(self, tight: bool, shared: bool) -> None:
         if tight:
             self.do(Step("tighten"))
+        if shared:
+            self.do(Step("share"))
 
     publish = _step("publish")
     publish_once_more = _step("publish")

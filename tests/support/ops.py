@@ -29,7 +29,36 @@ from bridge.ops.server import OpsServer, listen
 from tests.support.ports import ManualClock, RecordingErrors
 
 GAUGES = Gauges(
-    2, 1, 0, 0, 0, 0, 0, 0, 0, 0, True, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, True, True, True, True, None, None
+    2,
+    1,
+    0,
+    0,
+    0,
+    None,
+    0,
+    0,
+    0,
+    0,
+    0,
+    True,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    True,
+    True,
+    True,
+    True,
+    None,
+    None,
 )
 
 

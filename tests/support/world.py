@@ -84,9 +84,13 @@ TIGHT: Final = Bounds(
     StatementBounds(sweep_rows=2),
     SettlementBounds(batch_rows=2, replace_rows=2),
     MailboxBounds(page_rows=2, page_rows_least=2, read_sessions=2, patrol_users=1),
-    TakingBounds(in_hand=6, lookup_rows=2, ids_rows=2, ids_at_once=1),
+    TakingBounds(
+        in_hand=6, turn=2, shared_batch=3, shared_window=2, lookup_rows=2, ids_rows=2, ids_at_once=1
+    ),
 )
 """Bounds so small that a story of a few pushes meets them."""
+SHARED_WINDOW: Final = 3
+"""Messages that one tenant may have in hand where tenants take turns."""
 TIGHT_CONSTANTS: Mapping[str, Mapping[str, object]] = {
     "bridge.core.sessions.session": {"UNPROVEN_MAX": 3, "WRITE_CHUNK": 60},
     "bridge.core.inflight.deadlines": {"PRUNE_FROM": 4},
@@ -94,6 +98,8 @@ TIGHT_CONSTANTS: Mapping[str, Mapping[str, object]] = {
 """The same for bounds that are constants: by module and name."""
 TTLS = (4, 40, 4000)
 """Seconds; the last is one that no story outlives."""
+TENANTS = ("", "a", "b")
+"""Of ordinary pushes, by their number."""
 AFTERS = (1, 15, 4000)
 """Seconds until fallbacks; likewise. A routing key is its number."""
 
@@ -321,6 +327,7 @@ class World:
         """Seconds for which pushes are kept, as the first message says that names them."""
         self.withdrawn: list[Recall] = []
         self.bounds = BOUNDS
+        self.tenant_window = 0
         self._constants = ExitStack()
 
     # --- the core and its life ---
@@ -328,7 +335,7 @@ class World:
     async def start(self) -> None:
         self.boot += 1
         house = House(
-            DeliveryLimits(start_grace=1.0 if self.boot % 2 else 0.0),
+            DeliveryLimits(start_grace=1.0 if self.boot % 2 else 0.0, tenant_window=self.tenant_window),
             SessionLimits(4, 1 << 20),
             clock=self.clock,
             store=self.store,
@@ -390,6 +397,12 @@ class World:
         for module, names in TIGHT_CONSTANTS.items():
             for name, value in names.items():
                 self._constants.enter_context(mock.patch(f"{module}.{name}", value))
+        await self.start()
+
+    async def share(self) -> None:
+        """Begin again, with tenants that take turns."""
+        await self.kill()
+        self.tenant_window = SHARED_WINDOW
         await self.start()
 
     def _deliver_all(self) -> None:
@@ -496,10 +509,10 @@ class World:
         users = (USERS[m % 3],) if m % 4 else (USERS[0], USERS[1])
         confirm = CONFIRMS[n % 3]
         to: dict[str, object] = {"user": users[0]} if len(users) == 1 else {"users": list(users)}
-        body = json.dumps(
-            {"id": push_id, "to": to, "data": n, "confirm": confirm, **_fallback(n, m)}
-        ).encode()
-        keys = tuple(RowKey("", push_id, user) for user in users)
+        tenant = tenant_of_push(push_id)
+        request = {"id": push_id, "to": to, "data": n, "confirm": confirm, **_fallback(n, m)}
+        body = json.dumps(request | ({"tenant": tenant} if tenant else {})).encode()
+        keys = tuple(RowKey(tenant, push_id, user) for user in users)
         message = Published(body, keys, reply_to=f"q{len(self.messages)}" if m % 2 else "")
         self.messages.append(message)
         self._deliver([message])
@@ -682,7 +695,7 @@ class World:
         for push in peer.pushes:
             push_id = str(push["id"])
             self.facts.shown.add((push_id, user))
-            known = any(k == RowKey("", push_id, user) for m in self.messages for k in m.keys)
+            known = any((k.push_id, k.user) == (push_id, user) for m in self.messages for k in m.keys)
             if not known and push_id not in self.everyone:
                 self.facts.strangers.append(f"{push_id} was shown to {user}")
             topic = self.topics.get(push_id)
@@ -822,6 +835,8 @@ class World:
             await self.start()
         elif step.kind == "tighten":
             await self.tighten()
+        elif step.kind == "share":
+            await self.share()
         elif step.kind == "pass_time":
             await self.pass_time((step.n % 16) / 4)
         else:
@@ -831,6 +846,9 @@ class World:
         begun, with_row, on_their_way, _ = self.house.inflight.account()
         if begun != with_row + on_their_way:
             self.violations.append(f"{begun} begun, {with_row} with a row, {on_their_way} on their way")
+        shares, busy = self.house.core.shares, self.house.inflight.busy
+        if shares is not None and shares.flights != busy:
+            self.violations.append(f"tenants have {shares.flights} of {busy} in hand")
 
     # --- the end ---
 
@@ -864,6 +882,8 @@ class World:
         await self.pass_time(2.0)
         if self.sweep is not None:
             await self.sweep
+        if self.house.core.shares:
+            self.violations.append(f"{len(self.house.core.shares)} tenants have something in hand")
         for peer in self.peers:
             self._look(peer)
 
@@ -1008,6 +1028,11 @@ class World:
             yield f"fallbacks claimed at rest: {claims}"
         if not all(recall.done() for recall in self.recalls):
             yield "a recall has no end"
+
+
+def tenant_of_push(push_id: str) -> str:
+    """The tenant of an ordinary push."""
+    return TENANTS[int(push_id[1:]) % 3]
 
 
 def _fallback(n: int, m: int) -> dict[str, object]:

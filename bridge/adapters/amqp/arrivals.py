@@ -10,6 +10,17 @@ from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken, Arrival, Source
 
 
+def weight_of(value: object) -> int:
+    """About how many bytes of memory a header's value, or a table of headers, takes."""
+    if isinstance(value, str | bytes):
+        return 64 + len(value)
+    if isinstance(value, Mapping):
+        return 64 + sum(128 + len(str(name)) + weight_of(one) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return 64 + sum(weight_of(one) for one in value)
+    return 32
+
+
 class Read:
     """What one read brought, in the order in which it came."""
 
@@ -18,7 +29,7 @@ class Read:
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
         self.sizes: dict[int, int] = {}
-        """Bytes of the body of each, by delivery tag."""
+        """Bytes that each counts, by delivery tag."""
         self.total_bytes = 0
         self.others: dict[int, Source] = {}
         """The sources of those that are not from push.requests, by delivery tag."""
@@ -38,11 +49,14 @@ def read_of(
     sources: Mapping[str, Source],
     single: str,
     by_priority: bool,
+    overhead: int = 0,
 ) -> Read:
     """Sort out these events.
 
     `sources`: by consumer tag; messages of another consumer, or of another channel, are left out. `single`: a consumer
     tag. `by_priority`: the broker gives out messages of a high priority ahead of older ones. `now`: wall-clock seconds.
+    `overhead`: bytes that each message counts besides body and headers; 0: only
+    bodies count.
     """
     read = Read()
     arrivals, sizes = read.arrivals, read.sizes
@@ -56,7 +70,9 @@ def read_of(
             continue
         if consumer == single:
             read.single = tag
-        size = len(body)
+        size = len(body) + overhead
+        if overhead and properties.headers:
+            size += weight_of(properties.headers)
         sizes[tag] = size
         read.total_bytes += size
         reordered = False

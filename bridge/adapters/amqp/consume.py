@@ -7,13 +7,16 @@ cancelled consumer; the link then begins a new one.
 Requests have two consumers on that channel. At first the single active one is the one with a prefetch of one. `widen`
 cancels it, and the broker goes on with the next in its list: ours with the whole prefetch.
 
+Where tenants share the bridge it reads ahead as far as the bytes go that it may hold. No consumer may have more than
+`PREFETCH_MOST` messages, so one that has them all is followed by the next in the same way.
+
 A node consumes only when it is its turn (`turn.py`). A node that stands by keeps its connection and waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -31,16 +34,27 @@ from bridge.adapters.amqp.spread import Spread
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, requests_queue
 from bridge.adapters.amqp.turn import Role, Turn, lock_of
 from bridge.core.errors import BridgeError, BrokerUnavailable
-from bridge.core.ports.broker import AckToken, Intake, Source
+from bridge.core.ports.broker import AckToken, Arrival, Intake, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
 
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies given to the core and not acked. Above this the socket is not read any more."""
+AHEAD_BYTES_MAX = 256 * 1024 * 1024
+"""The same where it reads ahead; then each message counts its headers and `AHEAD_OVERHEAD` bytes more."""
+AHEAD_OVERHEAD = 1024
+"""What a message with all ordinary properties needs in memory besides its body and headers."""
+PREFETCH_MOST = 65_535
+"""The most messages that one consumer can hold: AMQP has 16 bits for it, and a quorum queue takes 0 for 2,000."""
 FEW = 100
 """Prefetch of push.fallen and of push.control: both have few messages."""
 _LOCK_TAG = "lock"
 """Tag of a consumer of the lock: it keeps a policy from expiring the lock, and notices when somebody deletes it."""
+
+
+def held_bytes_max(ahead: bool) -> int:
+    """Bytes that may be held of all partitions together."""
+    return AHEAD_BYTES_MAX if ahead else HELD_BYTES_MAX
 
 
 class Consumers:
@@ -53,12 +67,24 @@ class Consumers:
         """Sorts before the other one of requests. A quorum queue takes the messages of a lost channel back in the
         order of consumer tags, so the oldest message stays in front."""
         others = {} if partition else {CONTROL: CONTROL, FALLEN: FALLEN}
-        self.queues: Mapping[str, str] = {**others, self.single: self.requests, self.requests: self.requests}
+        self.queues: dict[str, str] = {**others, self.single: self.requests, self.requests: self.requests}
         """The queue of each, in the order in which they are begun."""
-        self.sources: Mapping[str, Source] = {
+        self.sources: dict[str, Source] = {
             tag: Source.REQUESTS if queue == self.requests else Source(queue)
             for tag, queue in self.queues.items()
         }
+        self.newest = self.requests
+        """The one with the whole prefetch."""
+        self._more = 0
+
+    def one_more(self) -> str:
+        """Name the next consumer of requests, in place of the newest one; it sorts after all that there were."""
+        self._more += 1
+        del self.queues[self.newest], self.sources[self.newest]
+        self.newest = f"{self.requests} {self._more:06}"
+        self.queues[self.newest] = self.requests
+        self.sources[self.newest] = Source.REQUESTS
+        return self.newest
 
 
 class UnreadableHeaders(BridgeError):
@@ -81,7 +107,8 @@ class Consumer:
         clock: Clock,
         errors: ErrorHandler,
         prefetch: int = 1000,
-        held_bytes: int = HELD_BYTES_MAX,
+        held_bytes: int = 0,
+        ahead: bool = False,
         spread: Spread | None = None,
         partition: int = 0,
         incarnations: Iterator[int] | None = None,
@@ -89,16 +116,18 @@ class Consumer:
         on_role: Callable[[Role], None] | None = None,
         name: str = "bridge consumer",
     ) -> None:
-        """`spread` ensures the topology at each connect; None: somebody else does. `incarnations` are the numbers of
-        the next channels, for consumers whose tokens must differ. `on_role` is told at each change while the link is
-        up: STANDBY before the link counts as set up, ACTIVE or UNKNOWN when it is consumed."""
+        """`held_bytes` 0: the usual bound. `ahead`: read as far as it goes, whatever the prefetch. `spread` ensures the
+        topology at each connect; None: somebody else does. `incarnations` are the numbers of the next channels, for
+        consumers whose tokens must differ. `on_role` is told at each change while the link is up: STANDBY before the
+        link counts as set up, ACTIVE or UNKNOWN when it is consumed."""
         self.partition = partition
         self._consumers = Consumers(partition)
         self._incarnations = count(1) if incarnations is None else incarnations
-        self._clock = clock
-        self._errors = errors
-        self._prefetch = prefetch
-        self._held_bytes_max = held_bytes
+        self._clock, self._errors = clock, errors
+        self._ahead = ahead
+        self._prefetch, self._overhead = (PREFETCH_MOST, AHEAD_OVERHEAD) if ahead else (prefetch, 0)
+        self._held_bytes_max = held_bytes or held_bytes_max(ahead)
+        self._resume_below = self._held_bytes_max // 16 * 15 if ahead else self._held_bytes_max // 2
         self._spread = spread
         self._link = Link(url, name, self, clock=clock, errors=errors, on_state=on_state)
         self._on_role = on_role
@@ -111,7 +140,7 @@ class Consumer:
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._number = 0
         self._held: dict[int, int] = {}
-        """Delivery tag to bytes of the body, of every message that the core has and has not answered."""
+        """Delivery tag to the bytes that it counts, of every message that the core has and has not answered."""
         self._others: dict[int, Source] = {}
         """The source of those that are not from push.requests, by delivery tag."""
         self._done: list[int] = []
@@ -122,6 +151,8 @@ class Consumer:
         self._single: int | None = None
         """Delivery tag of the newest request that came one by one. None before the first one, and after `widen()`."""
         self._wanted_wide = False
+        self._newest_after = self._newest_has = 0
+        """Requests with a higher delivery tag came to the newest consumer, and so many of them are not answered."""
         self._by_priority = False
         """Whether the broker gives out messages of a high priority ahead of older ones."""
         self.incarnation = 0
@@ -192,7 +223,8 @@ class Consumer:
             size = self._held.pop(token.tag, None) if token.incarnation == self.incarnation else None
             if size is not None:
                 self.held_bytes -= size
-                self._others.pop(token.tag, None)
+                if self._others.pop(token.tag, None) is None and token.tag > self._newest_after:
+                    self._newest_has -= 1
 
     async def stop_consuming(self) -> None:
         """Close the channel after all acks have reached the broker; idempotent. Then the next node has its turn,
@@ -234,7 +266,7 @@ class Consumer:
         if self._spread is not None:
             await self._spread.ensure(connection)
         self._connection = connection
-        consumers = self._consumers
+        consumers = self._consumers = Consumers(self.partition)
         self._turn = Turn(connection, self._clock, self.partition)
         role = await self._turn.come(lambda: self._become(Role.STANDBY), lambda: self._stopped)
         if self._stopped:
@@ -282,6 +314,7 @@ class Consumer:
             sources=self._consumers.sources,
             single=self._consumers.single,
             by_priority=self._by_priority,
+            overhead=self._overhead,
         )
         batch = read.arrivals
         if read.single is not None:
@@ -301,6 +334,8 @@ class Consumer:
                 gone = f"the broker closed the channel: {event}"
         if self.role is not Role.ACTIVE and any(a.source is Source.REQUESTS for a in batch):
             self._become(Role.ACTIVE)
+        if batch and self._ahead and self._newest_after:
+            self._read_on(batch)
         if batch and self._intake is not None:
             self._intake.arrived(batch)
             if self.held_bytes > self._held_bytes_max and self._tap is not None:
@@ -322,6 +357,7 @@ class Consumer:
         self._tap = None
         self._set_up = False
         self._single = None
+        self._newest_after = self._newest_has = 0
         self._turn = None
         self.role = None
         self._held = {}
@@ -351,11 +387,25 @@ class Consumer:
         if not self._set_up:
             # If one consumer ended before the other began, a second bridge would take over.
             self._wanted_wide = True
-        elif self._single in self._held and self._tap is not None:
+        elif self._single is not None and self._single in self._held and self._tap is not None:
             # Cancel it only while its one message is unanswered: then nothing is on the way to this consumer. Such a
             # message would be given out again, after newer ones.
+            self._newest_after, self._newest_has = self._single, 0
             self._single = None
             self._tap.write(encoding.cancel(self._number, self._consumers.single))
+
+    def _read_on(self, batch: Sequence[Arrival]) -> None:
+        """Begin one more consumer once the newest can get nothing more: all that it may hold is here and unanswered, so
+        nothing is on the way to it. As in `_widen`, it ends only after the other has begun."""
+        for arrival in batch:
+            if arrival.source is Source.REQUESTS and arrival.token.tag > self._newest_after:
+                self._newest_has += 1
+        if self._newest_has < self._prefetch or self.held_bytes > self._held_bytes_max or self._tap is None:
+            return
+        full = self._consumers.newest
+        begin = encoding.consume(self._number, self._consumers.requests, self._consumers.one_more())
+        self._newest_after, self._newest_has = batch[-1].token.tag, 0
+        self._tap.write(begin + encoding.cancel(self._number, full))
 
     def _answer(self, tokens: Iterable[AckToken], answers: list[int]) -> None:
         incarnation = self.incarnation
@@ -367,8 +417,9 @@ class Consumer:
             else:
                 self.held_bytes -= size
                 answers.append(tag)
-                if self._others:
-                    self._others.pop(tag, None)
+                other = self._others.pop(tag, None) if self._others else None
+                if other is None and tag > self._newest_after:
+                    self._newest_has -= 1
         if answers and self._flush is None:
             self._flush = asyncio.get_running_loop().call_soon(self._send_answers)
 
@@ -399,7 +450,7 @@ class Consumer:
             out.append(encoding.ack(number, done[single - 1], single > 1))
         out += [encoding.ack(number, tag, False) for tag in done[single:]]
         tap.write(b"".join(out))
-        if tap.paused and self.held_bytes < self._held_bytes_max // 2:
+        if tap.paused and self.held_bytes < self._resume_below:
             tap.resume()
 
 

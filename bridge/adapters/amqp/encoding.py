@@ -12,6 +12,7 @@ from pamqp import encode
 from bridge.adapters.amqp.grammar import (
     BASIC_ACK,
     BASIC_CANCEL,
+    BASIC_CONSUME,
     BASIC_NACK,
     BASIC_PUBLISH,
     BODY,
@@ -102,6 +103,13 @@ def requeue(channel: int, tag: int) -> bytes:
 def cancel(channel: int, consumer: str) -> bytes:
     """basic.cancel as a frame; the broker does not answer it (no-wait)."""
     payload = _LONG.pack(BASIC_CANCEL) + short_string(consumer) + b"\x01"
+    return _HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
+
+
+def consume(channel: int, queue: str, consumer: str) -> bytes:
+    """basic.consume as a frame; the broker does not answer it (no-wait)."""
+    names = b"\x00\x00" + short_string(queue) + short_string(consumer)
+    payload = _LONG.pack(BASIC_CONSUME) + names + b"\x08" + _LONG.pack(0)
     return _HEAD.pack(METHOD, channel, len(payload)) + payload + b"\xce"
 
 

@@ -19,7 +19,7 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters.amqp.connection import Tap, channel
-from bridge.adapters.amqp.consume import HELD_BYTES_MAX, Consumer
+from bridge.adapters.amqp.consume import Consumer, held_bytes_max
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Event
 from bridge.adapters.amqp.link import Link, LinkState, StateListener
@@ -50,18 +50,21 @@ class Partitions:
         clock: Clock,
         errors: ErrorHandler,
         prefetch: int,
+        ahead: bool = False,
         settle_seconds: float,
         on_state: StateListener,
         on_role: Callable[[Role], None],
         name: str,
     ) -> None:
-        """`prefetch`: of each partition. `settle_seconds`: how long a partition that is handed over may settle.
+        """`prefetch`: of each partition; `ahead` as for `Consumer`. `settle_seconds`: how long a partition that is
+        handed over may settle.
         `on_state` is told of the connection that watches; `on_role` as for `Consumer`."""
         self._url = url
         self._spread = spread
         self._clock = clock
         self._errors = errors
         self._prefetch = prefetch
+        self._ahead = ahead
         self._settle_seconds = settle_seconds
         self._on_role = on_role
         self._name = name
@@ -181,7 +184,8 @@ class Partitions:
             clock=self._clock,
             errors=self._errors,
             prefetch=self._prefetch,
-            held_bytes=HELD_BYTES_MAX // self.partitions,
+            ahead=self._ahead,
+            held_bytes=held_bytes_max(self._ahead) // self.partitions,
             partition=partition,
             incarnations=self._incarnations,
             on_role=lambda role: self._changed_role(),

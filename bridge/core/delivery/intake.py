@@ -1,4 +1,4 @@
-"""Messages from the broker wait here, in the order of the queue, until they are taken. The way of a push begins here.
+"""Messages from the broker wait here until they are taken, in the order of `inbox`. The way of a push begins here.
 
     arrived ──> taken ──> routed ──> handed to sockets ──> proven ──> settled (row, receipt, ack)
                   │          │              │                 │
@@ -6,20 +6,20 @@
                              └──────────────┴─────────────────┴──> with a ttl: stored, see `bridge.core.mailbox`
 
 Read `intake`, `take`, `take_request`, `routing`, `dispatch`, `proof` in this order; then `bridge.core.inflight`, which
-owns the push all that time, and `bridge.core.settlement`. The other files help them: `crowds` and `fan_out` (pushes to
-many), `reading` (messages), `known`, `lookups`, `remembered`, `repeats` and `elsewhere` (pushes that came before),
-`takeover` (before a channel's first push), `targets`, `given_up`, `grace` (after a start), `presence`, `liveness`
-(sessions), `turns`, `load` (bounds).
+owns the push all that time, and `bridge.core.settlement`. The other files help them: `inbox` and `sharing_out` (what
+waits), `crowds` and `fan_out` (pushes to many), `reading` (messages), `known`, `lookups`, `remembered`, `repeats` and
+`elsewhere` (pushes that came before), `takeover` (before a channel's first push), `targets`, `given_up`, `grace` (after
+a start), `presence`, `liveness` (sessions), `turns`, `load` (bounds).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 
 from bridge.core.delivery.crowds import Crowds
 from bridge.core.delivery.elsewhere import Elsewhere
+from bridge.core.delivery.inbox import Inbox
 from bridge.core.delivery.load import Load
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.remembered import Recollection
@@ -36,6 +36,7 @@ class PushIntake:
     def __init__(
         self,
         *,
+        inbox: Inbox,
         taker: Taker,
         crowds: Crowds,
         elsewhere: Elsewhere,
@@ -58,8 +59,8 @@ class PushIntake:
         self._clock = clock
         self._gate = gate
         self._batch = batch
-        self._inbox: deque[Arrival] = deque()
-        self._wake = asyncio.Event()
+        self._inbox = inbox
+        self._wake = inbox.wake
         self._room = asyncio.Event()
         self._room.set()
         self._stopping = False
@@ -73,7 +74,7 @@ class PushIntake:
                 if self._recollection.began(arrival.token.incarnation):
                     self._takeover.due = True
                 break
-        self._inbox.extend(batch)
+        self._inbox.add(batch)
         self._wake.set()
 
     def channel_lost(self, incarnation: int) -> None:
@@ -81,13 +82,13 @@ class PushIntake:
         self._taker.channel_lost(incarnation)
         self._crowds.channel_lost(incarnation)
         self._recollection.doubt(incarnation)
-        self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
+        self._inbox.channel_lost(incarnation)
 
     def give_back(self, incarnation: int) -> Sequence[AckToken]:
         """See the port."""
-        tokens = [a.token for a in self._inbox if a.token.incarnation == incarnation]
-        self._inbox = deque(a for a in self._inbox if a.token.incarnation != incarnation)
-        return [*self._crowds.give_back(incarnation), *tokens]
+        aside = self._crowds.give_back(incarnation)
+        self._inbox.answered(aside)
+        return [*aside, *self._inbox.give_back(incarnation)]
 
     async def run(self) -> None:
         """Take messages while the gate is open, until `stop`."""
@@ -99,7 +100,7 @@ class PushIntake:
                 # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
                     await self._take_some()
-            if not self._inbox:
+            if not self._inbox.has_next:
                 self._wake.clear()
             if self._load.full:
                 self._room.clear()  # until `tick` finds that half of it is gone
@@ -110,29 +111,20 @@ class PushIntake:
         """Take a batch, and look again for what may be elsewhere."""
         if self._takeover.due and not await self._takeover.begin():
             return
-        if self._inbox:
-            batch = self._next_batch()
+        batch = self._inbox.next_batch(self._batch, self._taker.is_suspect)
+        if batch:
             if self._taker.is_suspect(batch[0]):
                 await self._crowds.idle()
             taken = await self._taker.take(batch)
-            self._inbox.extendleft(a for a in reversed(batch[taken:]) if not self._taker.is_lost(a))
+            self._inbox.put_back([a for a in batch[taken:] if not self._taker.is_lost(a)])
         await self._elsewhere.look_again()
-
-    def _next_batch(self) -> list[Arrival]:
-        batch: list[Arrival] = []
-        while self._inbox and len(batch) < self._batch:
-            if self._taker.is_suspect(self._inbox[0]):
-                if not batch:
-                    batch.append(self._inbox.popleft())
-                break
-            batch.append(self._inbox.popleft())
-        return batch
 
     def tick(self, now: float) -> None:
         """Called about ten times a second; `now` is monotonic seconds."""
         if self._load.light:
             self._room.set()
         self._crowds.tick()
+        self._inbox.tick()
         if self._elsewhere.due(now):
             self._wake.set()
 
@@ -147,4 +139,9 @@ class PushIntake:
     @property
     def waiting(self) -> int:
         """Messages that arrived and are not taken yet."""
-        return len(self._inbox) + self._crowds.waiting
+        return self._inbox.waiting + self._crowds.waiting
+
+    @property
+    def tenants_waiting(self) -> int | None:
+        """How many tenants have messages in the inbox; None where tenants are not told apart."""
+        return self._inbox.tenants

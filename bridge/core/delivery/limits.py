@@ -17,6 +17,8 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     start_grace: float = 2.0
     max_attempts: int = 20
     partitions: int = 1
+    tenant_window: int = 0
+    """Messages of one tenant that may be taken and not answered, where tenants share the bridge; 0: they do not."""
     total_bytes: int = 256 * 1024 * 1024
     drain_rate: float = 500.0
     """Sessions a second; 0: any number."""

@@ -29,6 +29,11 @@ class Load:
         return self.in_hand > self._in_hand_max
 
     @property
+    def room(self) -> int:
+        """How much more may be in hand."""
+        return max(0, self._in_hand_max - self.in_hand)
+
+    @property
     def light(self) -> bool:
         """Whether taking may begin again: in hand is half of the bound or less."""
         return self.in_hand <= self._in_hand_max // 2

@@ -14,6 +14,7 @@ from typing import Protocol
 from bridge.core.inflight.deadlines import Appointments, Deadlines
 from bridge.core.inflight.flight import Effect, Flight
 from bridge.core.inflight.index import Index
+from bridge.core.inflight.shares import CountedIndex, Shares
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import PushKey
 from bridge.core.model.rows import LateProof, Row, RowKey
@@ -59,13 +60,21 @@ class _Watch:
 class InFlight:
     """Every push in flight, at most one flight for each row."""
 
-    def __init__(self, *, ends: Ends, clock: Clock, park_after: float, confirm_timeout: float) -> None:
+    def __init__(
+        self,
+        *,
+        ends: Ends,
+        clock: Clock,
+        park_after: float,
+        confirm_timeout: float,
+        shares: Shares | None = None,
+    ) -> None:
         """`park_after`, `confirm_timeout`: seconds until a push without proof gets its row, and until its time for a
-        proof is over."""
+        proof is over. `shares` counts by tenant."""
         self._ends = ends
         self._clock = clock
         self._patience = confirm_timeout
-        self._index = Index()
+        self._index = Index() if shares is None else CountedIndex(shares)
         self._deadlines = Deadlines(park_after, confirm_timeout)
         self._looks = Appointments(lambda flight: self._index.get(flight.key) is flight)
         self._position = 0

@@ -37,6 +37,7 @@ What the contract (schemas/) leaves to the decoder is settled here:
 from bridge.core.contract.requests.building import request_body
 from bridge.core.contract.requests.headers import CLOCK_SKEW_MAX, is_payload_only
 from bridge.core.contract.requests.message import begin, decode, decode_in_steps
+from bridge.core.contract.requests.tenancy import tenant_of
 from bridge.core.contract.requests.terms import DEFAULT_LIMITS, Decoded, Limits
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "decode_in_steps",
     "is_payload_only",
     "request_body",
+    "tenant_of",
 ]
