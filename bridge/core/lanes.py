@@ -5,6 +5,8 @@ Each lane has a taker, look-ups and turns of its own, so neither waits for the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bridge.core.bounds import Bounds
 from bridge.core.cluster.cluster import Cluster
 from bridge.core.delivery.crowds import Crowds
@@ -34,6 +36,7 @@ from bridge.core.given import Ports
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.shares import Shares
 from bridge.core.mailbox.pages import Pages
+from bridge.core.model.pushes import PushRequest, Rejected
 from bridge.core.sessions.freshness import Freshness
 from bridge.core.sessions.hub import Hub
 from bridge.core.settlement.gate import Gate
@@ -90,7 +93,7 @@ class Lanes:
         self.reader = Reader(limits.requests, limits.partitions, turns, ports.errors, clock)
         elsewhere = self._elsewhere(lookups, repeats, recollection)
         self.crowds = self._crowds(elsewhere)
-        parts = self._parts(lookups, repeats, turns, elsewhere)
+        parts = self._parts(lookups, repeats, turns, elsewhere, self.crowds.has)
         self.intake = PushIntake(
             inbox=inbox,
             taker=Taker(parts, limits, taking, self.crowds.accepts),
@@ -117,7 +120,14 @@ class Lanes:
             clock=self._ports.clock,
         )
 
-    def _parts(self, lookups: Lookups, repeats: Repeats, turns: Turns, elsewhere: Elsewhere) -> TakeParts:
+    def _parts(
+        self,
+        lookups: Lookups,
+        repeats: Repeats,
+        turns: Turns,
+        elsewhere: Elsewhere,
+        is_aside: Callable[[PushRequest | Rejected], bool] | None = None,
+    ) -> TakeParts:
         ports, limits, inflight = self._ports, self._limits, self._inflight
         return TakeParts(
             hub=self._hub,
@@ -134,6 +144,7 @@ class Lanes:
                 remembered=self._remembered,
                 turns=turns,
                 lookup_rows=self._bounds.taking.lookup_rows,
+                is_aside=is_aside,
             ),
             repeats=repeats,
             elsewhere=elsewhere,

@@ -57,6 +57,7 @@ class Connection {
   #failed = 0; // tries in a row that did not open
   #unopened = false; // the last WebSocket did not open
   #reached = false; // nor did it open before, though plain HTTP got through
+  #asking = new AbortController(); // whether plain HTTP gets through
   #blocked = false; // so it is the WebSocket that does not get through: a stream of events comes next
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
@@ -198,7 +199,7 @@ class Connection {
         : new WebSocket(address.href, ["bridge.v1.json", ...entry]);
       if (!oneWay) this.#unopened = true;
       socket.onopen = () => {
-        if (!oneWay) this.#unopened = this.#reached = false;
+        if (!oneWay) this.#unopened = this.#forget();
         if (tokenBy === "frame") socket.send(JSON.stringify({ type: "auth", token: jwt }));
       };
     } catch (cause) { // trying again would not help
@@ -329,13 +330,25 @@ class Connection {
   }
 
   // A WebSocket did not open. Where nothing answers it is not the WebSocket that is blocked, so ask, without a token.
-  #suspect() {
+  async #suspect() {
     const { url, fetch } = this.#options;
     if (!this.#mayStream()) return;
     this.#blocked = this.#reached;
     if (this.#reached) return;
-    const answered = ({ status }) => { this.#reached = this.#unopened && status < 500 && status !== 429; };
-    fetch(streamAt(new URL(url, globalThis.location?.href)).href, { credentials: "omit" }).then(answered).catch(() => {});
+    this.#asking.abort(); // one at a time
+    const asking = this.#asking = new AbortController();
+    try {
+      const how = { credentials: "omit", cache: "no-store", signal: asking.signal };
+      const { status } = await fetch(streamAt(new URL(url, globalThis.location?.href)).href, how);
+      if (asking === this.#asking && !asking.signal.aborted) this.#reached = status < 500 && status !== 429;
+    } catch { /* nothing answers */ }
+    asking.abort(); // it may have a body without end
+  }
+
+  // What was known of the network; false.
+  #forget() {
+    this.#asking.abort();
+    return this.#reached = false;
   }
 
   // What to check if one try after the other fails: a browser hides the status of the answer.
@@ -362,7 +375,7 @@ class Connection {
   #wake = ({ type }) => {
     if (type !== "online" && document.visibilityState !== "visible") return;
     const waits = this.state.phase === "waiting" && !this.#patient;
-    if (type === "online") this.#blocked = this.#reached = false; // it may be another network
+    if (type === "online") this.#blocked = this.#forget(); // it may be another network
     // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
     if (!waits && !(type === "online" && this.#socket)) return;
     this.#drop();
@@ -386,6 +399,7 @@ class Connection {
   #end(why, error) {
     if (this.state.phase === "closed") return;
     this.#turn += 1;
+    this.#forget();
     this.#drop();
     this.#queue.clear();
     for (const [topic, { on, waits }] of this.#topics) for (const [, reject] of waits) reject(unheard(topic, on, CLOSED));

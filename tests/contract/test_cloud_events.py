@@ -132,16 +132,24 @@ def test_ids_of_two_sources_are_two_pushes_and_long_ones_are_hashed() -> None:
     assert taken({**EVENT, "source": "/other"}).id == "/other#A-1"
     long = {**EVENT, "source": "urn:" + "x" * 400}
     request = taken(long)
-    digest = hashlib.sha256(f"urn:{'x' * 400}#A-1".encode()).hexdigest()
+    digest = hashlib.sha256(f"404:urn:{'x' * 400}#A-1".encode()).hexdigest()
     assert request.id == f"sha256-{digest}"
     assert "ce-source" not in json.loads(request.meta)
     assert rejected({**long, "pushttl": -1}).id == request.id, "a rejected one has the same id"
+
+
+def test_no_two_events_have_one_id() -> None:
+    pairs = [("a#", "b"), ("a", "#b"), ("/a#b", "c"), ("/a", "b#c"), ("a", "b"), ("3:a", "b")]
+    ids = [taken({**EVENT, "source": source, "id": own}).id for source, own in pairs]
+    assert len(set(ids)) == len(pairs)
 
 
 def test_data_may_be_bytes_anything_or_nothing() -> None:
     encoded = base64.b64encode(b"\0\xff").decode()
     request = taken({**without("data"), "data_base64": encoded})
     assert (request.data, request.encoding) == (b"\0\xff", Encoding.BYTES)
+    assert taken({**EVENT, "data": None, "data_base64": encoded}).data == b"\0\xff"
+    assert taken({**EVENT, "data_base64": None}).encoding is Encoding.JSON
     assert taken(without("data")).data == b"null"
     assert taken({**EVENT, "datacontenttype": "text/plain", "data": "hi"}).data == b'"hi"'
 
@@ -154,6 +162,8 @@ def test_data_may_be_bytes_anything_or_nothing() -> None:
         ({**EVENT, "pushuser": 7}, "pushuser: expected a string"),
         ({**EVENT, "pushttl": "soon"}, "pushttl: expected seconds"),
         ({**EVENT, "pushfallbackkey": "mail"}, "pushfallbackafter: "),
+        (json.dumps(EVENT).replace('"u42"', '"u", "pushttl": 1e400').encode(), "got no finite number"),
+        ({**EVENT, "pushuser": ["u1"]}, "without control characters, got a list"),
         ({**EVENT, "pushusr": "u"}, "pushusr: no such extension attribute"),
         (without("id"), "id: an event needs this attribute"),
         ({**EVENT, "source": ""}, "source: an event needs this attribute"),

@@ -6,12 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import Recall
+from bridge.core.model.rows import Row, RowKey
 from bridge.core.model.sessions import Mode
+from bridge.core.ports.broker import Arrival
 from bridge.core.ports.sockets import Frame
 from tests.support.house import House, Peer, house, to
 from tests.support.ports import arrival
@@ -213,6 +216,108 @@ async def test_messages_for_a_crowd_that_wait_go_back_with_their_channel_and_on_
                 peer.answer()
         await until(lambda: len(h.store.rows) == 1_000)
         assert [p["id"] for p in peers[499].pushes] == ["p1", "p3"]
+
+
+def by_name(user: str, push_id: str, **more: Any) -> Arrival:
+    """A push to one user, with these properties of its message; `tenant` is the request's."""
+    body = {**to(user, push_id), "tenant": more.pop("tenant", "t")}
+    return arrival(json.dumps(body).encode(), **more)
+
+
+async def test_a_push_that_settles_in_the_lane_is_not_sent_again_though_a_look_up_began_before() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h, confirm="written", tenant="t")
+        while not h.store.rows:
+            h.clock.advance(0.0001)
+            await asyncio.sleep(0)
+        user = next(iter(h.store.rows)).user
+        asked, going_on = asyncio.Event(), asyncio.Event()
+        find = h.store.find
+
+        async def slow(keys: Sequence[RowKey]) -> Sequence[Row]:
+            asked.set()
+            await going_on.wait()
+            return await find(keys)
+
+        h.store.find = slow  # type: ignore[method-assign]
+        h.intake.arrived([by_name("nobody", "p0", redelivered=True), by_name(user, "p1")])
+        await asked.wait()
+        while h.core.crowds.busy:
+            h.clock.advance(0.001)
+            await asyncio.sleep(0)
+        going_on.set()
+        await h.settled(3)
+        assert [push["id"] for push in peers[int(user[1:])].pushes] == ["p1"]
+
+
+async def test_another_tenants_id_changes_no_order() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h, id="1", tenant="a")
+        h.intake.arrived([by_name("u499", push_id, tenant="b") for push_id in "123"])
+        await sent(peers)
+        await turns()
+        mine = [push["id"] for push in peers[499].pushes if push["tenant"] == "b"]
+        assert mine == ["1", "2", "3"]
+
+
+async def test_a_message_that_may_have_killed_a_process_is_taken_alone_also_beside_crowds() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h, id="c1")
+        body = {"id": "c2", "to": {"all": True}, "data": 1}
+        suspect = arrival(json.dumps(body).encode(), delivery_count=6, redelivered=True)
+        h.intake.arrived([suspect, by_name("u499", "after")])
+        while len(peers[499].pushes) < 3:
+            await asyncio.sleep(0)
+        assert suspect.token in h.acks.acked
+        assert [push["id"] for push in peers[499].pushes] == ["c1", "c2", "after"]
+
+
+@pytest.mark.parametrize("what", ["stop", "channel lost", "given back"])
+async def test_a_suspect_that_waits_for_the_lane_holds_up_no_stop_and_goes_back_with_its_channel(
+    what: str,
+) -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h, id="c1")
+        publish(h, id="c2")
+        suspect = by_name("u1", "s", delivery_count=6, redelivered=True)
+        h.intake.arrived([suspect])
+        await sent(peers[:1])
+        await turns(2)
+        if what == "stop":
+            await asyncio.wait_for(h.intake.stop(), 5)
+        elif what == "given back":
+            assert suspect.token in h.intake.give_back(1)
+        else:
+            h.intake.channel_lost(1)
+        await turns()
+        assert "s" not in [push["id"] for push in peers[1].pushes]
+        assert suspect.token not in h.acks.acked
+
+
+async def test_the_channel_is_widened_only_when_the_lane_has_taken_something() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 3)
+        h.acks.wide = False
+        publish(h)
+        while not h.acks.wide:
+            await asyncio.sleep(0)
+        assert any(peer.pushes for peer in peers)
+
+
+async def test_a_recall_in_the_middle_reaches_all_who_got_it_and_all_who_would() -> None:
+    async with opened() as h:
+        peers = await crowd(h, 500)
+        publish(h)
+        await sent(peers[:1])
+        recalling = asyncio.create_task(h.core.recalls.recall(Recall(push_id="p1")))
+        await h.settled(1)
+        assert (await recalling).ended == 500
+        told = [any(b'"withdraw"' in text for text in peer.socket.texts) for peer in peers]
+        assert [bool(peer.pushes) for peer in peers] == told
 
 
 async def test_kept_pushes_for_everyone_are_kept_for_who_gives_no_proof() -> None:

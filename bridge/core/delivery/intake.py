@@ -63,6 +63,8 @@ class PushIntake:
         self._wake = inbox.wake
         self._room = asyncio.Event()
         self._room.set()
+        self._alone = False
+        """Whether the next message is a suspect, which waits until nothing is taken beside it."""
         self._stopping = False
         self._handling = asyncio.Lock()
 
@@ -96,6 +98,9 @@ class PushIntake:
             await self._wake.wait()
             await self._gate.opened()
             await self._room.wait()
+            if self._alone:
+                await self._crowds.idle()
+                self._alone = False
             async with self._handling:
                 # Check again: while this waited, `stop` may have been called, or the gate shut.
                 if self._gate.is_open and not self._stopping:
@@ -112,9 +117,10 @@ class PushIntake:
         if self._takeover.due and not await self._takeover.begin():
             return
         batch = self._inbox.next_batch(self._batch, self._taker.is_suspect)
-        if batch:
-            if self._taker.is_suspect(batch[0]):
-                await self._crowds.idle()
+        self._alone = bool(batch) and self._taker.is_suspect(batch[0]) and self._crowds.busy
+        if self._alone:
+            self._inbox.put_back(batch)
+        elif batch:
             taken = await self._taker.take(batch)
             self._inbox.put_back([a for a in batch[taken:] if not self._taker.is_lost(a)])
         await self._elsewhere.look_again()
@@ -123,7 +129,7 @@ class PushIntake:
         """Called about ten times a second; `now` is monotonic seconds."""
         if self._load.light:
             self._room.set()
-        self._crowds.tick()
+        self._crowds.tick(now)
         self._inbox.tick()
         if self._elsewhere.due(now):
             self._wake.set()

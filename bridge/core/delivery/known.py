@@ -5,7 +5,7 @@ One statement looks up the rows of many messages; a large message is looked up i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -42,13 +42,16 @@ class KnownRows:
         remembered: Remembered,
         turns: Turns,
         lookup_rows: int,
+        is_aside: Callable[[PushRequest | Rejected], bool] | None = None,
     ) -> None:
-        """`lookup_rows`: rows that one statement looks for, at most."""
+        """`lookup_rows`: rows that one statement looks for, at most. `is_aside`: whether somebody else has a push with
+        this id in hand now."""
         self._inflight = inflight
         self._lookups = lookups
         self._remembered = remembered
         self._turns = turns
         self._lookup_rows = lookup_rows
+        self._is_aside = is_aside
         self._settled: dict[RowKey, Row] = {}
         """Rows that were settled since the last look-up."""
 
@@ -73,6 +76,7 @@ class KnownRows:
             or properties.delivery_count > 0
             or arrival.source is Source.FALLEN
             or request.id in self._remembered
+            or (self._is_aside is not None and self._is_aside(request))
         )
 
     def portions(self, decoded: Sequence[DecodedMessage]) -> Iterator[Sequence[DecodedMessage]]:

@@ -18,7 +18,7 @@ from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.making import flight_of
 from bridge.core.model.fingerprint import fingerprint_of
 from bridge.core.model.pushes import PushRequest, ToUser
-from bridge.core.ports.broker import Arrival, Source
+from bridge.core.ports.broker import AckToken, Arrival, Source
 
 _TO_USER = RESOLVERS[ToUser]
 
@@ -84,7 +84,8 @@ class Taker:
     async def _take(self, decoded: Sequence[tuple[Arrival, Decoded]]) -> int:
         self._turns.begin_count()
         self._taken_at = self._clock.time()
-        messages = requests = aside = 0
+        messages = requests = 0
+        aside: set[AckToken] = set()
         try:
             with self._known.watching():
                 for portion in self._known.portions(decoded):
@@ -95,8 +96,12 @@ class Taker:
                         messages += 1
                         if self.is_lost(arrival):
                             continue
-                        if self._aside is not None and self._aside(arrival, taking):
-                            aside += 1
+                        if (
+                            self._aside is not None
+                            and not self.is_suspect(arrival)
+                            and self._aside(arrival, taking)
+                        ):
+                            aside.add(arrival.token)
                             continue
                         requests += len(taking.requests)
                         if self._take_ordinary(arrival, taking, known):
@@ -111,9 +116,11 @@ class Taker:
             return len(decoded)
         finally:
             self._dispatcher.flush()
-            self._metrics.taken(messages - aside, requests)
+            self._metrics.taken(messages - len(aside), requests)
         handled = {
-            a.token.incarnation for a, _ in decoded if a.source is Source.REQUESTS and not self.is_suspect(a)
+            a.token.incarnation
+            for a, _ in decoded
+            if a.source is Source.REQUESTS and not self.is_suspect(a) and a.token not in aside
         }
         if handled:
             self._acks.widen(handled)

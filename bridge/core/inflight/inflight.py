@@ -83,6 +83,7 @@ class InFlight:
         self._watches: list[_Watch] = []
         self._sending: dict[str, Callable[[], None]] = {}
         """See `sending`."""
+        self._sent: dict[str, asyncio.Future[None]] = {}
         self._settling: dict[RowKey, asyncio.Future[None]] = {}
         """Pushes for whose final row a caller waits."""
 
@@ -286,11 +287,18 @@ class InFlight:
         """During the block the push with this id is sent to a crowd before its flights are made. `make_sent` makes
         those that are missing: it is called when somebody looks for its flights, and at the end of the block."""
         self._sending[push_id] = make_sent
+        sent = self._sent[push_id] = asyncio.get_running_loop().create_future()
         try:
             yield
         finally:
-            del self._sending[push_id]
+            del self._sending[push_id], self._sent[push_id]
             make_sent()
+            sent.set_result(None)
+
+    async def until_sent(self, push_id: str) -> None:
+        """Return when the push with this id is not being sent to a crowd: all who get it have it, and flights."""
+        if (sent := self._sent.get(push_id)) is not None:
+            await asyncio.wait((sent,))
 
     def make_sent(self, push_id: str) -> None:
         """Make the flights that are missing, if this push is being sent to a crowd: `get` finds them then."""

@@ -82,8 +82,9 @@ class Recalls:
         """
         if recall.push_id:
             await self._last_values.forget(PushKey(recall.tenant, recall.push_id))
-        # First: what is released meanwhile is in flight when those are looked at.
+        # First: what is released meanwhile, or is being sent to a crowd, is in flight when those are looked at.
         withdrawn = await self._scheduled(recall)
+        await self._inflight.until_sent(recall.push_id)
         self._tell_others(recall, self._inflight.take_position())
         now = self._clock.time()
         ended: set[RowKey] = set()

@@ -4,7 +4,7 @@
 |---|---|
 | to whom, and how | the headers of payload-only mode, else attributes of these names without `x-` and hyphens: `pushuser`, `pushttl` |
 | event | `pushevent`, else `type` |
-| id | the header `x-push-id`, else `pushid`, else `<source>#<id>`: ids are unique for one source only (section 3.1.1); its SHA-256 where that is too long |
+| id | the header `x-push-id`, else `pushid`, else `<source>#<id>`: ids are unique for one source only (section 3.1.1); a SHA-256 where that is too long, or the source has a `#` |
 | data | `data` as it is; `data_base64` decoded, as bytes; neither: null |
 | meta | `ce-source`, `ce-id`, `ce-type`, `ce-subject`, `ce-time`, where they are short enough, unless `x-push-meta` says another |
 
@@ -50,10 +50,10 @@ _META: Final = ("source", "id", "type", "subject", "time")
 _ATTRIBUTE_BYTES: Final = 65_536
 """No attribute of ours may be longer; a list of 10,000 users belongs into the header."""
 
+_LONG: Final = 4_096
 _ATTRIBUTES_MAX: Final = 1_000
 
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode = msgspec.json.Decoder().decode
 
 
 def is_cloud_event(content_type: str) -> bool:
@@ -62,14 +62,15 @@ def is_cloud_event(content_type: str) -> bool:
 
 
 def event_id(values: Mapping[str, object]) -> str:
-    """The push id for an event with these attributes; empty where it has none."""
+    """The push id for an event with these attributes; empty where it has none. No two events have the same one."""
     source, own = values.get("source"), values.get("id")
     if not isinstance(source, str) or not isinstance(own, str) or not source or not own:
         return ""
     both = f"{source}#{own}"
-    if fields.is_id(both):
+    if "#" not in source and fields.is_id(both):
         return both
-    return f"sha256-{hashlib.sha256(both.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    pair = f"{len(source)}:{both}".encode("utf-8", "surrogatepass")
+    return f"sha256-{hashlib.sha256(pair).hexdigest()}"
 
 
 def cloud_event_values(members: Mapping[str, bytes | Raw], given: str) -> dict[str, object]:
@@ -112,15 +113,15 @@ def cloud_event(
     wrong = Wrong()
     values: dict[str, object] = {}
     names = dict(_NAMES)
-    attributes = _attributes(members, values, wrong)
+    attributes = yield from _attributes(members, values, wrong)
     yield from read_headers(properties.headers, values, wrong)
     for field in values:
         if HEADER_OF.get(field, "").removeprefix("header ") in properties.headers:
             names[field] = HEADER_OF[field]
     if "x-push-id" in properties.headers:
         values["id"] = fallback_id
-    elif "id" not in values:
-        values["id"] = event_id(attributes) or fallback_id
+    elif "id" not in values and (known_by := event_id(attributes)):
+        values["id"] = known_by
     if "event" not in values and "type" in attributes:
         values["event"], names["event"] = attributes["type"], "type"
     if "meta" not in values:
@@ -165,24 +166,27 @@ def _members(body: bytes) -> Steps[Mapping[str, bytes | Raw]]:
 
 def _attributes(
     members: Mapping[str, bytes | Raw], values: dict[str, object], wrong: Wrong
-) -> dict[str, str]:
+) -> Steps[dict[str, str]]:
     """Read our attributes into `values`. Returns the event's own that are used."""
     own: dict[str, str] = {}
     for name, raw in members.items():
+        text = bytes(raw).strip(SPACE)
         field = FIELD_OF_ATTRIBUTE.get(name)
         if field is not None:
-            if len(bytes(raw)) > _ATTRIBUTE_BYTES:
+            if len(text) > _ATTRIBUTE_BYTES:
                 problem = f"expected at most {_ATTRIBUTE_BYTES} bytes: say it in the header"
                 wrong.add(InvalidRequest(Reason.TOO_LARGE, name, problem))
                 continue
-            value = widened(field, _decode(raw))
+            value = widened(field, jsontext.shallow_value(text))
+            if len(text) > _LONG:
+                yield
             if value is None or (value is False and field == "to.all"):
                 continue
             values[field] = value
         elif name.startswith("push"):
             wrong.no_such(str, name, "no such extension attribute")
         elif name in _META or name == "specversion":
-            value = jsontext.shallow_value(bytes(raw))
+            value = jsontext.shallow_value(text)
             if isinstance(value, str):
                 own[name] = value
             elif name in _REQUIRED:
@@ -201,12 +205,12 @@ def _data(members: Mapping[str, bytes | Raw], limits: Limits, wrong: Wrong) -> t
     """What is pushed, and how it is encoded."""
     # Not by `get`: to mypyc its result would be bytes, which a Raw is for type checkers only.
     data = bytes(members["data"]) if "data" in members else None
-    encoded = bytes(members["data_base64"]) if "data_base64" in members else None
-    if encoded is None:
+    encoded = bytes(members["data_base64"]) if "data_base64" in members else b"null"
+    if encoded.strip(SPACE) == b"null":
         text = b"null" if data is None else data
         _check_size(text, "data", limits, wrong)
         return text, Encoding.JSON
-    if data is not None:
+    if data is not None and data.strip(SPACE) != b"null":
         wrong.add(InvalidRequest(Reason.INVALID, "data_base64", "expected only one of data and data_base64"))
     try:
         content = binascii.a2b_base64(msgspec.json.decode(encoded, type=str), strict_mode=True)
