@@ -11,10 +11,12 @@ QUIETLY := --disable-pip-version-check --no-input
 # Containers often set it. Then every process compiles every module again, and the tests start hundreds of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run chat demo test lint bench bench-guard bench-peers chaos conformance compiled wheels clean
+TEST13 ?= --ignore tests/browser
+
+.PHONY: help run chat demo test test13 lint bench bench-guard bench-peers chaos conformance compiled wheels clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## start RabbitMQ, Postgres and the bridge, until Ctrl-C; with WORKERS=2 in two processes
 	@echo "a group chat: \`make chat\` in another shell, then http://127.0.0.1:8183/"
@@ -31,6 +33,9 @@ test: $(READY) lint ## everything that must hold: linters, types, floors, tests 
 	@$(BIN)/python -m bridge.devservers ensure chromium pgbouncer nginx haproxy caddy promtool
 	@echo "tests"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test13: $(READY) ## the tests but the browser's on Debian 13, unpacked into .dev: Python 3.13, RabbitMQ 4.0, Postgres 17; as root
+	@$(BIN)/python -m tests.support.debian13 $(TEST13)
 
 lint: $(READY) ## linters, formatting, types, and who may import whom
 	@echo "ruff";         $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . || \
