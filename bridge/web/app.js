@@ -167,6 +167,7 @@ class Connection {
     this.welcomed = false;
     this.client = connect({
       url: $("ws-url").value,
+      sse: false, // the policy of this page lets it open WebSockets only
       token: () => this.token(),
       storage: sessionStorage,
       onPush: (push) => this.take(push),

@@ -58,6 +58,7 @@ class Connection {
   #unopened = false; // the last WebSocket did not open
   #reached = false; // nor did it open before, though plain HTTP got through
   #asking = new AbortController(); // whether plain HTTP gets through
+  #askedAt = -Infinity; // when that was asked, while there is no answer
   #blocked = false; // so it is the WebSocket that does not get through: a stream of events comes next
   #heard = 0; // when the last frame came
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
@@ -331,10 +332,11 @@ class Connection {
 
   // A WebSocket did not open. Where nothing answers it is not the WebSocket that is blocked, so ask, without a token.
   async #suspect() {
-    const { url, fetch } = this.#options;
+    const { url, fetch, timing, now } = this.#options;
     if (!this.#mayStream()) return;
     this.#blocked = this.#reached;
-    if (this.#reached) return;
+    if (this.#reached || now() - this.#askedAt < timing.welcome) return; // it may take longer than the next try
+    this.#askedAt = now();
     this.#asking.abort(); // one at a time
     const asking = this.#asking = new AbortController();
     try {
@@ -342,12 +344,14 @@ class Connection {
       const { status } = await fetch(streamAt(new URL(url, globalThis.location?.href)).href, how);
       if (asking === this.#asking && !asking.signal.aborted) this.#reached = status < 500 && status !== 429;
     } catch { /* nothing answers */ }
+    if (asking === this.#asking) this.#askedAt = -Infinity;
     asking.abort(); // it may have a body without end
   }
 
   // What was known of the network; false.
   #forget() {
     this.#asking.abort();
+    this.#askedAt = -Infinity;
     return this.#reached = false;
   }
 
