@@ -9,7 +9,9 @@ import jwt
 from aiohttp import web
 
 PORT = int(os.environ.get("CHAT_PORT", "8183"))
-POLICY = "default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; connect-src 'self' ws: http:"
+POLICY = (
+    "default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; connect-src 'self' ws: http:"
+)
 HERE = Path(__file__).parent / "page"
 FILES = {
     "/": (HERE / "index.html", "text/html"),
