@@ -137,6 +137,8 @@ class TakingBounds(NamedTuple):
     """Seconds after which the event loop gets a turn in any case."""
     crowd_slice: float = 0.002
     """The same while a push to a crowd is taken: all others get their turn in between."""
+    crowd_turn: float = 1.0
+    """Seconds after which a push to a crowd is taken though more than half of what may be in hand is."""
     lookup_rows: int = 1000
     """Rows that one statement looks for."""
     lookup_retry: float = 1.0

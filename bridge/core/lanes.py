@@ -118,6 +118,7 @@ class Lanes:
             load=self._load,
             gate=self._gate,
             clock=self._ports.clock,
+            turn=taking.crowd_turn,
         )
 
     def _parts(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
 
 from bridge.core.contract.requests import Decoded
 from bridge.core.delivery.load import Load
@@ -22,14 +21,15 @@ from bridge.core.ports.broker import AckToken, Arrival
 from bridge.core.ports.clock import Clock
 from bridge.core.settlement.gate import Gate
 
-_TURN: Final = 1.0
-"""Seconds after which a push is taken though more than half of what may be in hand is."""
-
 
 class Crowds:
     """Gives messages that were set aside to a taker of its own, while the gate is open and little is in hand."""
 
-    def __init__(self, *, taker: Taker, lookups: Lookups, load: Load, gate: Gate, clock: Clock) -> None:
+    def __init__(
+        self, *, taker: Taker, lookups: Lookups, load: Load, gate: Gate, clock: Clock, turn: float
+    ) -> None:
+        """`turn`: seconds after which a push is taken though more than half of what may be in hand is."""
+        self._turn = turn
         self._taker = taker
         self._lookups = lookups
         self._load = load
@@ -116,7 +116,7 @@ class Crowds:
     def tick(self, now: float) -> None:
         """Called about ten times a second; `now` is monotonic seconds."""
         # Whatever goes on beside it, it has its turn once a second.
-        if self._load.light or (not self._load.full and now - self._full_since >= _TURN):
+        if self._load.light or (not self._load.full and now - self._full_since >= self._turn):
             self._room.set()
 
     async def idle(self) -> None:

@@ -292,8 +292,8 @@ class InFlight:
             yield
         finally:
             del self._sending[push_id], self._sent[push_id]
+            sent.set_result(None)  # whoever waits goes on in a later turn, also where this fails:
             make_sent()
-            sent.set_result(None)
 
     async def until_sent(self, push_id: str) -> None:
         """Return when the push with this id is not being sent to a crowd: all who get it have it, and flights."""

@@ -2,14 +2,14 @@
 
 | what | where it is from |
 |---|---|
-| to whom, and how | the headers of payload-only mode, else attributes of these names without `x-` and hyphens: `pushuser`, `pushttl` |
+| to whom, and how | the headers of payload-only mode, else attributes named like them without `x-` and hyphens |
 | event | `pushevent`, else `type` |
-| id | the header `x-push-id`, else `pushid`, else `<source>#<id>`: ids are unique for one source only (section 3.1.1); a SHA-256 where that is too long, or the source has a `#` |
+| id | the header `x-push-id`, else `pushid`, else `<source>#<id>`, or its hash: see `event_id` |
 | data | `data` as it is; `data_base64` decoded, as bytes; neither: null |
-| meta | `ce-source`, `ce-id`, `ce-type`, `ce-subject`, `ce-time`, where they are short enough, unless `x-push-meta` says another |
+| meta | `x-push-meta`, else `ce-source`, `ce-id`, `ce-type`, `ce-subject`, `ce-time`, where they are short |
 
 A batch of events (`application/cloudevents-batch+json`) is rejected: each event is a message.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def is_cloud_event(content_type: str) -> bool:
 
 
 def event_id(values: Mapping[str, object]) -> str:
-    """The push id for an event with these attributes; empty where it has none. No two events have the same one."""
+    """The push id for an event with these attributes; empty where it has none. No two events have the same one: an id
+    is unique for its source only (CloudEvents 3.1.1)."""
     source, own = values.get("source"), values.get("id")
     if not isinstance(source, str) or not isinstance(own, str) or not source or not own:
         return ""
