@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,8 @@ class Bridge:
         self.starts = 0
         self.turns: list[float] = []
         """Monotonic seconds at which it was started, or found to have ended."""
+        self.within: Sequence[str] = ()
+        """The command that runs it where it is to be, from its next start on."""
         self.tree = ROOT
         """The program that it runs, from its next start on."""
         self.clock: Path | None = None
@@ -83,7 +86,7 @@ class Bridge:
             log.write(f"--- start {self.starts} {point} {count if point else ''}\n".encode())
             log.flush()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.chaos.serve"),
+                *(*self.within, sys.executable, "-m", "benchmarks.chaos.serve"),
                 env={**self._environment, "PYTHONPATH": str(self.tree), **more},
                 cwd=self.tree,
                 stdout=log,

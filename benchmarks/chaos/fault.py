@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from benchmarks.chaos.stage import Act
 
 
-class NotPossible(Exception):
-    """This machine can't make the fault; it is reported as not run, with the cause."""
-
-
 @dataclass(frozen=True)
 class Fault:
     """A fault, and how to make it."""
@@ -21,6 +17,8 @@ class Fault:
     act: Act
     proxied: Sequence[str] = ()
     """Which of the bridge's connections go through a proxy: `amqp`, `postgres`."""
+    networked: bool = False
+    """Whether each bridge is on a network of its own."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings of the bridge that differ from the defaults."""
     short: bool = False
@@ -34,6 +32,7 @@ def fault(
     name: str,
     *,
     proxied: Sequence[str] = (),
+    networked: bool = False,
     settings: Mapping[str, object] | None = None,
     short: bool = False,
 ) -> Callable[[Act], Act]:
@@ -41,7 +40,9 @@ def fault(
 
     def enter(act: Act) -> Act:
         assert name not in FAULTS, name
-        FAULTS[name] = Fault(name, (act.__doc__ or "").strip(), act, proxied, settings or {}, short)
+        FAULTS[name] = Fault(
+            name, (act.__doc__ or "").strip(), act, proxied, networked, settings or {}, short
+        )
         return act
 
     return enter

@@ -12,7 +12,8 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.chaos.commits import CommitCutter, Cut
-from benchmarks.chaos.fault import NotPossible, fault
+from benchmarks.chaos.errors import NotPossible
+from benchmarks.chaos.fault import fault
 from benchmarks.chaos.stage import Stage
 
 BUSY = "all connections are busy"

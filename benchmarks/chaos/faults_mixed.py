@@ -11,7 +11,8 @@ import psycopg
 from benchmarks.chaos.broker import GONE, LONG, channel
 from benchmarks.chaos.clients import Manner
 from benchmarks.chaos.commits import CommitCutter, Cut
-from benchmarks.chaos.fault import NotPossible, fault
+from benchmarks.chaos.errors import NotPossible
+from benchmarks.chaos.fault import fault
 from benchmarks.chaos.faults_clients import COPIES
 from benchmarks.chaos.faults_database import all_connections, fill_up, wal_on_a_small_disk
 from benchmarks.chaos.faults_time import STEPS, roll_day

@@ -236,7 +236,7 @@ async def holder_frozen(stage: Stage) -> int:
     async with several(stage) as nodes:
         for number, seconds in enumerate(FROZEN):
             _, (holder,) = await nodes.roles()
-            await asyncio.gather(nodes.freeze(holder, seconds), _recall_and_push(stage, number))
+            await asyncio.gather(nodes.freeze(holder, seconds), recall_and_push(stage, number))
             await holder.ready()
             await stage.load(HEALED)
         # What a session was handed and has not proven is sent again when its user opens one.
@@ -299,7 +299,7 @@ async def _cut_off(stage: Stage, *, amqp: bool = False, postgres: bool = False) 
                     proxy.silence()
                 else:
                     proxy.reset()
-            await asyncio.gather(stage.load(seconds), _recall_and_push(stage, number))
+            await asyncio.gather(stage.load(seconds), recall_and_push(stage, number))
             for proxy in proxies:
                 proxy.heal()
                 if number % 2:
@@ -314,7 +314,7 @@ async def _cut_off(stage: Stage, *, amqp: bool = False, postgres: bool = False) 
     return len(CUT_OFF)
 
 
-async def _recall_and_push(stage: Stage, number: int) -> None:
+async def recall_and_push(stage: Stage, number: int) -> None:
     """Recall what is kept under a key for users who are away; once that is answered, keep something for them under
     that key. It waits for them, whenever the node that is cut off hears of the recall."""
     makes, publisher = stage.requests[0], stage.publishers[0]

@@ -43,8 +43,10 @@ class Link:
 class Proxy:
     """Listens on a port of its own and passes everything on to one address, in the way its attributes say."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, dial: Callable[[], socket.socket] | None = None) -> None:
+        """`dial` makes the socket with which it goes on; without it, an ordinary one."""
         self._target = (host, port)
+        self._dial = dial
         self.port = 0
         self.latency = 0.0
         """Seconds that each chunk is kept back."""
@@ -59,9 +61,12 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Proxy]:
-        """Serve for the length of the block."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, backlog=4096)
+    async def listening(self, sock: socket.socket | None = None) -> AsyncIterator[Proxy]:
+        """Serve for the length of the block, on any port of loopback, or on a socket that is bound."""
+        if sock is None:
+            server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, backlog=4096)
+        else:
+            server = await asyncio.start_server(self._accepted, sock=sock, backlog=4096)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -113,7 +118,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            up_reader, up_writer = await asyncio.open_connection(*self._target)
+            up_reader, up_writer = await self._open()
         except OSError:
             writer.transport.abort()
             return
@@ -130,6 +135,17 @@ class Proxy:
             link.reset()
             self.links.discard(link)
             self.ended.append(time.monotonic())
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._dial is None:
+            return await asyncio.open_connection(*self._target)
+        sock = self._dial()
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, self._target)
+        except BaseException:
+            sock.close()
+            raise
+        return await asyncio.open_connection(sock=sock)
 
     async def _pump(
         self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, goes_up: bool

@@ -33,13 +33,15 @@ from benchmarks.chaos import (
     faults_kept,
     faults_large,
     faults_mixed,
+    faults_network,
     faults_nodes,
     faults_partitions,
     faults_process,
     faults_time,
 )
 from benchmarks.chaos.checker import Broken, Violation
-from benchmarks.chaos.fault import FAULTS, Fault, NotPossible
+from benchmarks.chaos.errors import NotPossible
+from benchmarks.chaos.fault import FAULTS, Fault
 from benchmarks.chaos.stage import FULL, SHORT, Outcome, Scale, play
 from benchmarks.chaos.stories import Told, tell
 from bridge.devservers import Servers, ServersInUse, ServersUnavailable, private_servers
@@ -55,6 +57,7 @@ MODULES: Final = (
     faults_time,
     faults_mixed,
     faults_nodes,
+    faults_network,
     faults_partitions,
 )
 """Importing them adds their faults to the list, in the order of the table."""
@@ -181,6 +184,7 @@ async def _run_one(
                 scale=scale,
                 logs=where,
                 proxied=fault.proxied,
+                networked=fault.networked,
                 settings=fault.settings,
             )
     except NotPossible as why:

@@ -33,6 +33,7 @@ from benchmarks.chaos.broker import (
 from benchmarks.chaos.checker import Verdict, Waits, check
 from benchmarks.chaos.clients import Client, Manner, Witness
 from benchmarks.chaos.evidence import Depth, Evidence, Request, Row, RowKey, Tab
+from benchmarks.chaos.network import Network, network
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters.amqp.topology import CONTROL, FALLEN, requests_queue
 from bridge.adapters.postgres import migrate
@@ -131,8 +132,8 @@ class Stage:
         self.publishers: list[Publisher] = []
         self.requests: list[Requests] = []
         self.collector = Collector(url, self.evidence)
-        self.amqp = Proxy(urlsplit(url).hostname or "", urlsplit(url).port or 5672)
-        self.postgres = Proxy(urlsplit(dsn).hostname or "", urlsplit(dsn).port or 5432)
+        self.amqp = Proxy(*_address(url))
+        self.postgres = Proxy(*_address(dsn))
         self.websocket = Proxy("127.0.0.1", 0)
         self.hold = asyncio.Event()
         """Publishing goes on while it is set."""
@@ -144,6 +145,12 @@ class Stage:
         """Clients that reconnect when the load is over, since their bridge did not get the pushes meanwhile."""
         self.measures: list[Measure] = []
         self.amqp_proxied = self.postgres_proxied = False
+        self.networked = False
+        """Whether each bridge is on a network of its own."""
+        self.networks: dict[str, Network] = {}
+        """By the node."""
+        self.networking = AsyncExitStack()
+        """Ends the networks."""
         self.settings: Mapping[str, object] = {}
         """Those of every bridge that differ from the defaults."""
 
@@ -183,12 +190,22 @@ class Stage:
     async def start_bridge(self, node: str = "n1", **settings: object) -> Bridge:
         """Start one, ready."""
         settings = {**self.settings, **settings}
-        url, dsn = self.url, self.dsn
+        broker, postgres = _address(self.url), _address(self.dsn)
         if self.amqp_proxied:
-            url = _with_port(url, self.amqp.port)
+            broker = ("127.0.0.1", self.amqp.port)
         if self.postgres_proxied:
-            dsn = _with_port(dsn, self.postgres.port)
-        made = Bridge(node, url, dsn, self.logs / f"{node}.log", **settings)
+            postgres = ("127.0.0.1", self.postgres.port)
+        own = None
+        if self.networked:
+            own = self.networks[node] = await self.networking.enter_async_context(network(broker, postgres))
+            broker, postgres = own.amqp, own.database
+        made = Bridge(
+            node, _at(self.url, broker), _at(self.dsn, postgres), self.logs / f"{node}.log", **settings
+        )
+        if own is not None:
+            made.within = own.within
+            for port in (made.ws_port, made.ops_port):
+                await self.networking.enter_async_context(own.door(port))
         self.bridges.append(made)
         await made.start()
         await made.ready()
@@ -565,10 +582,15 @@ class Stage:
                 )
 
 
-def _with_port(url: str, port: int) -> str:
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 0
+
+
+def _at(url: str, address: tuple[str, int]) -> str:
     parts = urlsplit(url)
     credentials, at, _ = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{port}"))
+    return urlunsplit(parts._replace(netloc=f"{credentials}{at}{address[0]}:{address[1]}"))
 
 
 Act = Callable[[Stage], Awaitable[int]]
@@ -614,6 +636,7 @@ async def play(
     scale: Scale,
     logs: Path,
     proxied: Sequence[str] = (),
+    networked: bool = False,
     settings: Mapping[str, object] | None = None,
     populated: bool = True,
 ) -> Outcome:
@@ -623,6 +646,8 @@ async def play(
         url, dsn = await stack.enter_async_context(_fresh(servers, name))
         stage = Stage(servers, url, dsn, rng, scale, logs)
         stage.amqp_proxied, stage.postgres_proxied = "amqp" in proxied, "postgres" in proxied
+        stage.networked = networked
+        await stack.enter_async_context(stage.networking)
         for proxy in (stage.amqp, stage.postgres):
             await stack.enter_async_context(proxy.listening())
         stack.push_async_callback(_leave, stage)

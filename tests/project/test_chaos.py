@@ -16,6 +16,7 @@ from benchmarks.chaos import run, stories
 from benchmarks.chaos.broker import Requests
 from benchmarks.chaos.checker import Broken, check
 from benchmarks.chaos.commits import CommitCutter, Cut
+from benchmarks.chaos.errors import NotPossible
 from benchmarks.chaos.evidence import (
     Depth,
     Evidence,
@@ -32,7 +33,7 @@ from benchmarks.chaos.evidence import (
     To,
     subscribes,
 )
-from benchmarks.chaos.fault import FAULTS, NotPossible, fault
+from benchmarks.chaos.fault import FAULTS, fault
 from benchmarks.chaos.faults_mixed import PARTS, dealt
 from benchmarks.chaos.faults_process import deadly
 from benchmarks.chaos.proxy import Link, Proxy
