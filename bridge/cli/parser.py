@@ -126,6 +126,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def address(text: str) -> tuple[str, int]:
+    """A port, of loopback, or `HOST:PORT`."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"a port, or HOST:PORT expected, not {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def name(text: str) -> str:
     """The name of a topic, for argparse."""
     from bridge.core.contract.patterns import name_problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge.adapters.amqp.topology import DEAD, REQUESTS
+from bridge.adapters.canary_figures import CanaryFigures
 from bridge.adapters.gauges import Gauges
 from bridge.adapters.metrics import (
     STAGES,
@@ -18,6 +19,7 @@ from bridge.adapters.metrics import (
 )
 from bridge.adapters.postgres.figures import LogFigures
 from bridge.operator.auditor import CHECKS
+from bridge.operator.canary import Result
 from bridge.ops.surroundings import families
 from bridge.workers.merging import About, supervisor_families
 
@@ -88,6 +90,11 @@ def metrics_page() -> str:
     for own in supervisor_families([About(1, "n1-1", 1, 0)]):
         name = own.name + ("_total" if own.type == "counter" else "")
         lines.append(f"| `{name}` | {own.type} | `worker` | {own.documentation} |")
+    canary = [
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | "
+        f"{'`result`' if family.type == 'counter' else ''} | {family.documentation} |"
+        for family in CanaryFigures(list(Result)).registry.collect()
+    ]
     lines += [
         "",
         "Outcomes and reasons are those of [outcomes.md](outcomes.md); each is there from the start, at 0.",
@@ -105,6 +112,16 @@ def metrics_page() -> str:
         "| check | counts |",
         "|---|---|",
         *(f"| `{check}` | {meaning} |" for check, meaning in CHECKS.items()),
+        "",
+        "## Those of `bridge canary`",
+        "",
+        "With `--metrics`, [a canary](../operating.md#a-canary) has a page of its own:",
+        "",
+        "| name | type | labels | meaning |",
+        "|---|---|---|---|",
+        *canary,
+        "",
+        "The label `result`: `ok`, or the first step that failed.",
         "",
         "## Questions they answer",
         "",

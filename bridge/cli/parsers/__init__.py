@@ -40,6 +40,7 @@ look into it
   replay      publish logged pushes again, chosen by user, event, outcome, time
   dead        list, show, replay, purge: the messages that need a person
   audit       check that the delivery log adds up
+  canary      a push a second through everything, shown, proven and timed
 
 bridge <command> --help says more. Settings come from BRIDGE_* in the environment, a .env file,
 secret files or flags. Exit codes: 0 done, 1 it found or caused a failure, 2 usage or settings,

@@ -1,4 +1,4 @@
-"""The commands that use a running bridge: token, push, tail, revoke."""
+"""The commands that use a running bridge: token, push, tail, revoke, canary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from bridge.cli.loading import load, run_quietly
-from bridge.cli.parser import Command, Parser, count, moment, name, pattern, seconds
+from bridge.cli.parser import Command, Parser, address, count, moment, name, pattern, seconds
 
 
 def _token(args: Namespace) -> int:
@@ -137,6 +137,47 @@ def _revoke_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
+def _canary(args: Namespace) -> int:
+    from bridge.cli.canary import canary
+    from bridge.cli.loading import quiet_logs
+    from bridge.cli.loop import run_loop
+    from bridge.config import Settings
+
+    settings = load(Settings, args)
+    quiet_logs(args, settings)
+    story = canary(
+        settings,
+        url=args.url or "",
+        token_file=args.token_file,
+        every=args.every,
+        timeout=args.timeout,
+        count=args.count,
+        metrics=args.metrics,
+        as_json=args.json,
+    )
+    return run_loop(story, uvloop=False)
+
+
+def _canary_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--url", metavar="WS", help="where it connects as a browser does [the settings' port, here]"
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a token for a user of its own, read at each connect [one made with BRIDGE_JWT_SECRET]",
+    )
+    parser.add_argument("--every", type=seconds, default=1.0, metavar="S", help="seconds between pushes [1]")
+    parser.add_argument(
+        "--timeout", type=seconds, default=10.0, metavar="S", help="seconds after which one has failed [10]"
+    )
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N pushes")
+    parser.add_argument(
+        "--metrics", type=address, metavar="[HOST:]PORT", help="serve its own /metrics for Prometheus there"
+    )
+    parser.add_argument("--json", action="store_true", help="print each push as JSON, one a line")
+
+
 COMMANDS: Final = (
     Command(
         "token",
@@ -176,5 +217,16 @@ COMMANDS: Final = (
         "Exits 1 when a live node has not confirmed it within two seconds.\n\n"
         "  bridge revoke --user u42\n  bridge revoke --jti 4f1c",
         _revoke_options,
+    ),
+    Command(
+        "canary",
+        "Push to a session of its own, each second, and say what fails, until Ctrl-C.",
+        _canary,
+        ("amqp_url", "ws_host", "ws_port", "jwt_secret", "jwt_algorithms", "jwt_issuer", "jwt_audience"),
+        "Exits 1 if any push failed. A push is good when its session was shown it and its receipt says acked. Its\n"
+        "rows have the event bridge.canary.\n\n"
+        "  bridge canary --url wss://push.example.org/ws --metrics 9183\n"
+        "  bridge canary --count 5",
+        _canary_options,
     ),
 )
