@@ -204,7 +204,7 @@ def test_rabbitmq_reorders_quorum_queues_by_priority_from_4_0_on(version: str, r
 async def test_a_priority_is_nothing_where_the_broker_does_not_reorder_by_it(
     vhost: str, database: str
 ) -> None:
-    async with bridges.bridge(vhost, database):
+    async with claiming(vhost, b"3") as url, bridges.bridge(url, database):
         await publish(vhost, [(properties(priority=9), body("p1"))])
         (row,) = await bridges.final_rows(database, 1)
     assert row["outcome"] == "offline"
@@ -213,7 +213,7 @@ async def test_a_priority_is_nothing_where_the_broker_does_not_reorder_by_it(
 async def test_a_priority_is_rejected_by_name_where_the_broker_reorders_by_it(
     vhost: str, database: str
 ) -> None:
-    async with newer_broker(vhost) as url, bridges.bridge(url, database):
+    async with claiming(vhost, b"4") as url, bridges.bridge(url, database):
         await publish(vhost, [(properties(priority=p), body(f"p{p}")) for p in (0, 4, 5, 9)])
         found = await bridges.final_rows(database, 4)
     assert {row["push_id"]: row["outcome"] for row in found} == {
@@ -228,8 +228,8 @@ async def test_a_priority_is_rejected_by_name_where_the_broker_reorders_by_it(
 
 
 @asynccontextmanager
-async def newer_broker(url: str) -> AsyncIterator[str]:
-    """The broker behind `url`, as long as it lives, claiming to be of a newer version."""
+async def claiming(url: str, major: bytes) -> AsyncIterator[str]:
+    """The broker behind `url`, as long as it lives, claiming to be of this major version."""
     parts = urlsplit(url)
     copying: set[asyncio.Task[None]] = set()
 
@@ -238,7 +238,7 @@ async def newer_broker(url: str) -> AsyncIterator[str]:
             while data := await reader.read(65536):
                 if first:
                     at = data.index(b"versionS") + 12
-                    data, first = data[:at] + b"4" + data[at + 1 :], False
+                    data, first = data[:at] + major + data[at + 1 :], False
                 writer.write(data)
                 await writer.drain()
         except OSError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bridge.adapters.amqp.tls import advice
 from bridge.adapters.postgres import migrate
 from bridge.cli import main
 from bridge.core.errors import BrokerUnavailable
@@ -190,3 +192,10 @@ async def test_a_port_without_tls_is_told(vhost: str, tls: Secured) -> None:
     url = f"{vhost.replace('amqp://', 'amqps://')}?cafile={tls.authority.certificate}"
     with pytest.raises(BrokerUnavailable, match="there is no TLS at this port"):
         await publish(url, request("u1", "p1"))
+
+
+def test_a_certificate_that_newer_versions_of_python_refuse_is_called_that() -> None:
+    words = "certificate verify failed: Missing Authority Key Identifier (_ssl.c:1029)"
+    told = advice(ssl.SSLCertVerificationError(f"[SSL: CERTIFICATE_VERIFY_FAILED] {words}"))
+    assert "lacks an extension that RFC 5280 asks for" in told
+    assert "authorityKeyIdentifier" in told

@@ -54,7 +54,8 @@ _COLUMNS: LiteralString = """
         concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull then 'not null' end,
                   'default ' || pg_get_expr(d.adbin, d.adrelid), 'collate ' || co.collname,
                   nullif(a.attidentity, ''), nullif(a.attgenerated, ''), a.attstorage, nullif(a.attcompression, ''),
-                  a.attstattarget, a.attoptions::text)
+                  a.attstattarget,
+                  (select string_agg(o, ' ') from unnest(a.attoptions) o where o not like 'pg_attver=%%'))
     from pg_attribute a
     join pg_class c on c.oid = a.attrelid
     left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum

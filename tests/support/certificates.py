@@ -13,6 +13,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""Python takes an authority from 3.13 on only if it says what its key is for (RFC 5280, section 4.2.1.3)."""
 DAY = datetime.timedelta(days=1)
 
 
@@ -33,7 +45,11 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = directory / f"{name.replace(' ', '-')}.pem"
         builder = _dated(self._name, self._name, self._key.public_key())
-        made = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        made = (
+            builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+        )
         self.certificate.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
     def sign(self, name: str, *hosts: str, file: str = "") -> Certified:
@@ -44,6 +60,8 @@ class Authority:
         if hosts:
             names = x509.SubjectAlternativeName([_general(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(signer, critical=False)
         signed = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         certificate = self._directory / (file or f"{name}.pem")
         certificate.write_bytes(_pem(signed.sign(self._key, hashes.SHA256())))

@@ -22,7 +22,7 @@ FOLDER: Final = ROOT / ".dev" / "debian13"
 RELEASE: Final = "trixie"
 PACKAGES: Final = (
     "ca-certificates", "gcc", "git", "libc6-dev", "make", "openssl", "procps", "python3", "python3-dev", "python3-venv",
-    "rabbitmq-server", "postgresql", "pgbouncer", "nginx", "haproxy", "caddy", "prometheus",
+    "rabbitmq-server", "postgresql", "pgbouncer", "nginx", "haproxy", "caddy", "prometheus", "chromium",
 )  # fmt: skip
 TOOLS: Final = ("debootstrap", "unshare", "chroot", "git")
 SHARED: Final = ("/etc/ssl", "/etc/xdg/pip")
@@ -102,6 +102,7 @@ def script(command: str) -> str:
     given = {
         **passed,
         "HOME": "/root",
+        "LANG": "C.UTF-8",
         "BRIDGE_PURE": "1",
         "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }

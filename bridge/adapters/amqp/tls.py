@@ -26,6 +26,12 @@ _ADVICE: Final = (
         "the broker's certificate has expired: it needs a new one",
     ),
     (
+        "(Missing|Empty) (Authority|Subject) Key Identifier|CA cert does not include key usage",
+        "the broker's certificate, or that of its authority, lacks an extension that RFC 5280 asks for, and Python from"
+        " 3.13 on insists: make it again with basicConstraints and keyUsage (the authority), subjectKeyIdentifier and"
+        " authorityKeyIdentifier",
+    ),
+    (
         "CERTIFICATE_VERIFY_FAILED",
         "the broker's certificate is signed by nobody who is trusted here: name the file with the certificate of its"
         " authority in the broker's address, as ?cafile=/path/ca.pem",
