@@ -799,6 +799,28 @@ async def test_what_the_broker_gave_up_gets_its_row_and_goes_to_the_dead_letters
         assert peer.pushes == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {
+            "x-death": [{"reason": "expired"}, {"reason": "delivery_limit"}],
+            "x-first-death-reason": "delivery_limit",
+        },
+        {"x-last-death-reason": "expired", "x-first-death-reason": "delivery_limit"},
+        {"x-death": [], "x-first-death-reason": "expired"},
+        {"x-death": ["of a publisher"], "x-first-death-reason": "expired"},
+    ],
+)
+async def test_a_message_that_died_elsewhere_before_ends_by_its_newest_death(
+    headers: dict[str, object],
+) -> None:
+    async with house() as h:
+        h.connect("u1")
+        await h.push(to("u1"), source=Source.FALLEN, headers=headers)
+        await h.settled(1)
+        assert h.end("p1") == (Outcome.EXPIRED, Reason.QUEUE_EXPIRATION)
+
+
 async def test_only_a_request_shows_that_no_other_process_takes() -> None:
     async with house() as h:
         h.intake.channel_lost(0)

@@ -475,5 +475,5 @@ def test_every_property_that_a_push_needs_comes_back_and_nothing_that_the_broker
         "r",
         "a",
     )
-    assert (properties.user_id, properties.expiration, properties.priority) == ("", "", 0)
+    assert (properties.user_id, properties.expiration, properties.priority) == ("", "", None)
     assert released_as(properties.headers) == "due"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -42,7 +43,9 @@ from bridge.adapters.amqp.topology import (
     ensure,
 )
 from bridge.adapters.amqp.turn import Role
+from bridge.core.delivery.given_up import given_up
 from bridge.core.errors import BrokerUnavailable, IllegalTransition
+from bridge.core.model.outcomes import Reason
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.model.rows import Receipt, Reply
 from bridge.core.ports.broker import AckToken, Arrival, Source
@@ -379,6 +382,28 @@ async def test_what_expires_in_the_queue_comes_through_the_fallen_queue(vhost: s
     (death,) = death_list(arrival)
     assert (death["reason"], death["queue"]) == ("expired", REQUESTS)
     assert await at_rest(vhost)
+
+
+async def test_a_message_that_died_before_it_was_published_falls_with_its_newest_death_first(
+    vhost: str,
+) -> None:
+    await declare(vhost)
+    dead: dict[str, Any] = {
+        "x-death": [
+            {"queue": "elsewhere", "reason": "rejected", "exchange": "", "count": 1, "routing-keys": ["k"]}
+        ],
+        "x-first-death-queue": "elsewhere",
+        "x-first-death-reason": "rejected",
+    }
+    table, _ = encoding.table(dead)
+    await publish(vhost, [b"late"], encoding.properties(expiration="1", headers=table))
+    await fallen(vhost)
+    intake = RecordingIntake()
+    async with consumer(vhost).taking(intake):
+        await intake.has(1)
+    found = given_up(intake.arrivals[0], 20)
+    assert found is not None
+    assert found.reason is Reason.QUEUE_EXPIRATION
 
 
 async def fallen(url: str) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.broker import reorders_by_priority
+from bridge.adapters.amqp.broker import are_mixed, usual_priorities
 from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.frames import Event
 from tests.support import bridges
@@ -186,19 +186,41 @@ async def test_what_would_be_misread_is_rejected_with_what_to_do(vhost: str, dat
 
 
 @pytest.mark.parametrize(
-    ("version", "reorders"),
+    ("version", "refused"),
     [
-        ("3.10.8", False),
-        ("3.13.7", False),
-        ("4.0.0", True),
-        ("4.3.1", True),
-        ("10.1", True),
-        ("", False),
-        ("x", False),
+        ("3.10.8", set()),
+        ("3.13.7", set()),
+        ("4.0.0", {5, 9, 255}),
+        ("4.2.9", {5, 9, 255}),
+        ("4.3.0", {1, 3, 5, 9, 255}),
+        ("4.10.1", {1, 3, 5, 9, 255}),
+        ("10.1", {1, 3, 5, 9, 255}),
+        ("", set()),
+        ("x", set()),
     ],
 )
-def test_rabbitmq_reorders_quorum_queues_by_priority_from_4_0_on(version: str, reorders: bool) -> None:
-    assert reorders_by_priority(version) is reorders
+def test_priorities_by_which_the_broker_would_change_the_order_are_refused(
+    version: str, refused: set[int]
+) -> None:
+    usual = usual_priorities(version)
+    assert {p for p in (None, 0, 1, 3, 4, 5, 9, 255) if usual is not None and p not in usual} == refused
+
+
+@pytest.mark.parametrize(
+    ("version", "seen", "mixed"),
+    [
+        ("4.3.0", {None, 4}, False),
+        ("4.3.0", {0}, False),
+        ("4.3.0", {0, 4}, True),
+        ("4.3.0", {0, None}, True),
+        ("4.2.0", {0, None, 4}, False),
+        ("3.13.0", {0, None, 4}, False),
+    ],
+)
+def test_zero_beside_none_is_another_level_from_4_3_on(
+    version: str, seen: set[int | None], mixed: bool
+) -> None:
+    assert are_mixed(usual_priorities(version), seen) is mixed
 
 
 async def test_a_priority_is_nothing_where_the_broker_does_not_reorder_by_it(

@@ -1004,6 +1004,9 @@ async def test_keys_are_looked_up_by_index_in_the_days_that_matter(database: str
         await call()
     await store.close()
     after = await scans(database)
+    async with asyncio.timeout(10):
+        while after == before:  # Postgres 14 has a process for these numbers, which is a moment behind
+            after = await scans(database)
     days = sorted(after)
     assert [after[day][0] - before[day][0] for day in days] == [0] * len(days)
     # Today and the day before; a debt that is not found there is not looked for further back either, here.
@@ -1189,7 +1192,8 @@ def test_a_million_parked_rows_are_in_nobodys_way(database: str) -> None:
             print(f"| {what} | {came} | {pages} | {most} |")
         conn.execute("select make_partition(log_today() + 1)")
         _, pages, seq_scans = plans.run("select roll_day((select day from log_day) + 1)")
-        assert (seq_scans, pages < 500) == ([], True)
+        # Nearly all are of the catalog, and newer releases read more of it: 423 in Postgres 15, 566 in 18.
+        assert (seq_scans, pages < 800) == ([], True)
         assert conn.execute("select day - since, day - kept_since from log_day").fetchone() == (1, 5)
 
 

@@ -126,7 +126,7 @@ def read_back(header: ContentHeader, redelivered: bool) -> Properties:
         timestamp=given.timestamp.timestamp() if given.timestamp else None,
         headers=given.headers or {},
         redelivered=redelivered,
-        priority=given.priority or 0,
+        priority=given.priority,
     )
 
 
@@ -386,7 +386,7 @@ def test_answers_are_written_as_the_library_writes_them() -> None:
     for multiple in (False, True):
         expected = pamqp.frame.marshal(commands.Basic.Ack(1 << 40, multiple), 5)
         assert encoding.ack(5, 1 << 40, multiple) == expected
-    assert encoding.requeue(5, 77) == pamqp.frame.marshal(commands.Basic.Nack(77, False, True), 5)
+    assert encoding.requeue(5, 77) == pamqp.frame.marshal(commands.Basic.Reject(77, True), 5)
     assert encoding.cancel(5, "q") == pamqp.frame.marshal(commands.Basic.Cancel("q", True), 5)
 
 

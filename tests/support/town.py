@@ -83,6 +83,8 @@ class Town:
     houses: dict[str, House] = field(default_factory=dict)
     fate: Callable[[Letter], Sent | None] = lambda letter: None
     """What becomes of a letter; None: it comes. UNSURE: it does not come, and nobody knows."""
+    on_the_way: Callable[[Letter], Letter] = lambda letter: letter
+    """What a letter is when it comes."""
     before: Callable[[str], Awaitable[None]] = lambda step: open_gate()
     """Awaited before the steps `look`, `found` (after the look), `send`; of last values `keep`, `read`, `have read`."""
     asked: int = 0
@@ -90,6 +92,7 @@ class Town:
     letters: list[Letter] = field(default_factory=list)
 
     def deliver(self, letter: Letter) -> Sent:
+        letter = self.on_the_way(letter)
         self.letters.append(letter)
         fate = self.fate(letter)
         if fate is not None:

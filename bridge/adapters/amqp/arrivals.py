@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
-from bridge.adapters.amqp.broker import HIGH_PRIORITY
 from bridge.adapters.amqp.frames import Delivered, Event
 from bridge.core.model.tuples import new_tuple
 from bridge.core.ports.broker import AckToken, Arrival, Source
@@ -24,7 +24,16 @@ def weight_of(value: object) -> int:
 class Read:
     """What one read brought, in the order in which it came."""
 
-    __slots__ = ("arrivals", "other_events", "others", "single", "sizes", "total_bytes", "unreadable")
+    __slots__ = (
+        "arrivals",
+        "other_events",
+        "others",
+        "priorities",
+        "single",
+        "sizes",
+        "total_bytes",
+        "unreadable",
+    )
 
     def __init__(self) -> None:
         self.arrivals: list[Arrival] = []
@@ -38,6 +47,8 @@ class Read:
         self.unreadable: list[Arrival] = []
         """Those whose header table can't be read."""
         self.other_events: list[Event] = []
+        self.priorities: set[int | None] = set()
+        """Of requests, where the broker gives them out by it."""
 
 
 def read_of(
@@ -48,15 +59,14 @@ def read_of(
     now: float,
     sources: Mapping[str, Source],
     single: str,
-    by_priority: bool,
+    usual: AbstractSet[int | None] | None,
     overhead: int = 0,
 ) -> Read:
     """Sort out these events.
 
     `sources`: by consumer tag; messages of another consumer, or of another channel, are left out. `single`: a consumer
-    tag. `by_priority`: the broker gives out messages of a high priority ahead of older ones. `now`: wall-clock seconds.
-    `overhead`: bytes that each message counts besides body and headers; 0: only
-    bodies count.
+    tag. `usual`: the priorities of messages that the broker gives out in their order; None: any. `now`: wall-clock
+    seconds. `overhead`: bytes that each message counts besides body and headers; 0: only bodies count.
     """
     read = Read()
     arrivals, sizes = read.arrivals, read.sizes
@@ -78,8 +88,9 @@ def read_of(
         reordered = False
         if source is not Source.REQUESTS:
             read.others[tag] = source
-        elif by_priority:
-            reordered = properties.priority >= HIGH_PRIORITY
+        elif usual is not None:
+            read.priorities.add(properties.priority)
+            reordered = properties.priority not in usual
         arrival = Arrival(
             new_tuple(AckToken, (incarnation, tag)), source, body, body_size, properties, now, reordered, key
         )

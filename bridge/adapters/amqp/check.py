@@ -19,7 +19,6 @@ and with 403 where it may not. Nothing is consumed, and nothing reaches a queue.
 
 from __future__ import annotations
 
-import re
 import shlex
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +39,7 @@ from aiormq.exceptions import (
 from bridge.adapters.amqp import encoding, spread_check
 from bridge.adapters.amqp import limits as amqp_limits
 from bridge.adapters.amqp.announcing import outcome_key
+from bridge.adapters.amqp.broker import release
 from bridge.adapters.amqp.broker import version as broker_version
 from bridge.adapters.amqp.connection import (
     STEP_TIMEOUT,
@@ -441,15 +441,14 @@ async def _unbinding_in_vain(binding: Binding, key: str, low: Low) -> None:
 
 
 def _about_version(version: str) -> list[Finding]:
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None:
+    its = release(version)
+    if its == (0, 0):
         return []
-    release = (int(numbers[1]), int(numbers[2]))
-    if release < OLDEST:
+    if its < OLDEST:
         return [
             Finding("fail", "broker", f"RabbitMQ {version} is too old: 3.10 is the first that can be used")
         ]
-    if release > NEWEST:
+    if its > NEWEST:
         return [
             Finding("warn", "broker", f"RabbitMQ {version} is newer than all that this version knows (4.3)")
         ]

@@ -16,7 +16,9 @@ A node consumes only when it is its turn (`turn.py`). A node that stands by keep
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -25,7 +27,7 @@ import aiormq.abc
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.arrivals import read_of
-from bridge.adapters.amqp.broker import reorders_by_priority, version
+from bridge.adapters.amqp.broker import MIXED, are_mixed, usual_priorities, version
 from bridge.adapters.amqp.connection import CLOSE_TIMEOUT, STEP_TIMEOUT, Tap, border, channel
 from bridge.adapters.amqp.depths import QueueDepth, depths
 from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
@@ -37,6 +39,8 @@ from bridge.core.errors import BridgeError, BrokerUnavailable
 from bridge.core.ports.broker import AckToken, Arrival, Intake, Source
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler
+
+log = logging.getLogger("bridge")
 
 HELD_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of bodies given to the core and not acked. Above this the socket is not read any more."""
@@ -153,8 +157,9 @@ class Consumer:
         self._wanted_wide = False
         self._newest_after = self._newest_has = 0
         """Requests with a higher delivery tag came to the newest consumer, and so many of them are not answered."""
-        self._by_priority = False
-        """Whether the broker gives out messages of a high priority ahead of older ones."""
+        self._usual: AbstractSet[int | None] | None = None
+        """Priorities of messages that the broker gives out in their order; None: any. And those that came so far."""
+        self._priorities: set[int | None] = set()
         self.incarnation = 0
         self.held_bytes = 0
         self.stale = 0
@@ -274,7 +279,7 @@ class Consumer:
             return
         opened = await channel(connection, confirms=False)
         self._tap = tap
-        self._by_priority = reorders_by_priority(version(connection))
+        self._usual, self._priorities = usual_priorities(version(connection)), set()
         self._number = opened.number
         tap.watch(opened.number)
         self._channel = opened
@@ -313,12 +318,16 @@ class Consumer:
             now=self._clock.time(),
             sources=self._consumers.sources,
             single=self._consumers.single,
-            by_priority=self._by_priority,
+            usual=self._usual,
             overhead=self._overhead,
         )
         batch = read.arrivals
         if read.single is not None:
             self._single = read.single
+        if read.priorities and not read.priorities <= self._priorities:
+            self._priorities |= read.priorities
+            if are_mixed(self._usual, self._priorities):
+                log.warning(MIXED, self._consumers.requests)
         self._held.update(read.sizes)
         self.held_bytes += read.total_bytes
         self._others.update(read.others)

@@ -51,7 +51,7 @@ def decode_content(data: bytes, start: int, stop: int, redelivered: bool) -> tup
         timestamp: float | None = None
         headers = _NO_HEADERS
         readable = True
-        priority = 0
+        priority: int | None = None
         if flags & FLAG_CONTENT_TYPE:
             content_type, at = read_short_string(data, at, stop)
         if flags & FLAG_CONTENT_ENCODING:

@@ -13,8 +13,8 @@ from bridge.adapters.amqp.grammar import (
     BASIC_ACK,
     BASIC_CANCEL,
     BASIC_CONSUME,
-    BASIC_NACK,
     BASIC_PUBLISH,
+    BASIC_REJECT,
     BODY,
     END,
     FLAG_APP_ID,
@@ -96,8 +96,11 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
 
 
 def requeue(channel: int, tag: int) -> bytes:
-    """basic.nack with requeue, for one message, as a frame."""
-    return _TAG.pack(METHOD, channel, 13, BASIC_NACK, tag, 2, END)
+    """basic.reject with requeue as a frame: the message counts as delivered once more (`x-delivery-count`).
+
+    Not basic.nack: from RabbitMQ 4.3 on a message given back with it is not counted, and could come for ever.
+    """
+    return _TAG.pack(METHOD, channel, 13, BASIC_REJECT, tag, 1, END)
 
 
 def cancel(channel: int, consumer: str) -> bytes:

@@ -24,6 +24,7 @@ BASIC_PUBLISH = 60 << 16 | 40
 BASIC_RETURN = 60 << 16 | 50
 BASIC_DELIVER = 60 << 16 | 60
 BASIC_ACK = 60 << 16 | 80
+BASIC_REJECT = 60 << 16 | 90
 BASIC_NACK = 60 << 16 | 120
 
 # Flags of the properties that a content header has (4.2.6.1), in the order of their values.

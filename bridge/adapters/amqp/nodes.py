@@ -24,7 +24,7 @@ from pamqp.common import FieldTable
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.connection import STEP_TIMEOUT, Tap, border, channel
-from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
 from bridge.adapters.amqp.link import Link, LinkState
 from bridge.adapters.amqp.login import GUEST
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
@@ -59,6 +59,8 @@ class NodeLink:
         self._user = "" if external else given.user or GUEST
         self._outbox: Outbox | None = None
         self._queue = ""
+        self._hears_on = 0
+        """The number of the channel that consumes the queue; 0: none does."""
         self._numbers = itertools.count(1)
         self._listener: NodeListener | None = None
         self._told = False
@@ -96,6 +98,7 @@ class NodeLink:
         }
         async with border(f"declare {name}", STEP_TIMEOUT):
             await low.queue_declare(name, exclusive=True, arguments=arguments)
+        self._hears_on = low.number
         async with border(f"consume {name}", STEP_TIMEOUT):
             # Letters are not acked: what a dead node has not read is worth nothing.
             await low.basic_consume(name, self._came, no_ack=True, exclusive=True)
@@ -105,7 +108,12 @@ class NodeLink:
             self._listener.listening()
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Confirms, returns, and whatever ends the channel."""
+        """Confirms, returns, and whatever ends one of the channels: a node that hears nothing needs a new queue."""
+        for event in events:
+            if type(event) is ConsumerCancelled and event.channel == self._hears_on:
+                self._link.give_up(f"the broker cancelled the consumer of {NODE_QUEUE}.{self._node}")
+            elif type(event) is Closed and event.channel == self._hears_on:
+                self._link.give_up(f"the broker closed the channel: {event}")
         outbox = self._outbox
         if outbox is None:
             return
@@ -117,6 +125,7 @@ class NodeLink:
         """The connection is lost, and the queue with it."""
         outbox, self._outbox = self._outbox, None
         self._queue = ""
+        self._hears_on = 0
         if outbox is not None:
             outbox.end(cause)
 

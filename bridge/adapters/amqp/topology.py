@@ -32,6 +32,13 @@ NO_LIMIT = 1_000_000_000
 """For queues that must not lose messages: by default RabbitMQ 4 drops a message after 20 returns."""
 
 
+LOOKING = (
+    "RabbitMQ 4.2.6 and 4.3.0 let only those look at it who may configure it, 4.2.7 and 4.3.1 everybody who has any "
+    "right to it"
+)
+"""Why a passive declare is refused, where nothing else is wrong."""
+
+
 class DeclareMode(enum.StrEnum):
     """What the bridge may do about the topology at each connect."""
 
@@ -172,7 +179,8 @@ async def _look(connection: aio_pika.Connection, topology: Topology) -> None:
                 else:
                     await low.exchange_declare(name, passive=True)
         except TopologyError as error:
-            problems += error.problems
+            more = f": {LOOKING}" if isinstance(error.__cause__, ChannelAccessRefused) else ""
+            problems += [f"{problem}{more}" for problem in error.problems]
             low = None  # the broker closes the channel on each error
     if low is not None:
         await close_channel(low)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bridge.core.contract.scheduling import RECALLED, released_as
@@ -27,12 +28,25 @@ def given_up(arrival: Arrival, max_attempts: int) -> GivenUp | None:
         if count < max_attempts:
             return None
         return GivenUp(Outcome.REJECTED, Reason.POISON, f"given out {count} times and never settled")
-    why = str(arrival.properties.headers.get("x-first-death-reason", "unknown"))
+    why = _why_dead(arrival.properties.headers)
     if why == "expired":
         return GivenUp(Outcome.EXPIRED, Reason.QUEUE_EXPIRATION, "its AMQP expiration ran out in the queue")
     if why == "delivery_limit":
         return GivenUp(Outcome.REJECTED, Reason.DELIVERY_LIMIT, "the broker's delivery limit was reached")
     return GivenUp(Outcome.REJECTED, Reason.GIVEN_UP, f"the broker gave it up: {why}")
+
+
+def _why_dead(headers: Mapping[str, object]) -> str:
+    """Why the broker took a message out of the queue of requests.
+
+    The newest death comes first in `x-death` (RabbitMQ's guide "Dead Letter Exchanges", section "Effects"). Not the
+    first death: a message that its publisher took from elsewhere has died before, and RabbitMQ 3.x leaves that reason.
+    """
+    deaths = headers.get("x-death")
+    newest = deaths[0] if isinstance(deaths, list) and deaths else None
+    if isinstance(newest, dict) and "reason" in newest:
+        return str(newest["reason"])
+    return str(headers.get("x-last-death-reason", headers.get("x-first-death-reason", "unknown")))
 
 
 def recalled(arrival: Arrival) -> GivenUp | None:

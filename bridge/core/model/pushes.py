@@ -100,7 +100,7 @@ class Properties(msgspec.Struct, frozen=True, gc=False):
     redelivered: bool = False
     delivery_count: int = 0
     """How often the broker has delivered this message before (`x-delivery-count` of a quorum queue)."""
-    priority: int = 0
+    priority: int | None = None
 
 
 class Fallback(msgspec.Struct, frozen=True, gc=False):

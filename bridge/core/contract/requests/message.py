@@ -82,8 +82,8 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
             raise InvalidRequest(
                 Reason.UNSUPPORTED,
                 "property priority",
-                "this broker, RabbitMQ 4.0 or newer, gives out messages of priority 5 and more ahead of older ones,"
-                " which breaks the order of a user's pushes: publish without a priority",
+                "this broker, RabbitMQ 4.0 or newer, gives out messages by their priority, which breaks the order of a"
+                " user's pushes: publish without a priority, or with 4",
             )
     except InvalidRequest as wrong:
         return _rejected(arrival, wrong, fallback_id, published_at, traceparent)
