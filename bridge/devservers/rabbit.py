@@ -142,14 +142,14 @@ class PrivateRabbit:
 
     def create_vhost(self, name: str) -> str:
         self.evaluate(
-            f'ok = rabbit_vhost:add(<<"{name}">>, <<"bridge">>), '
-            f'rabbit_auth_backend_internal:set_permissions(<<"bridge">>, <<"{name}">>, '
+            f'ok = rabbit_vhost:add({_binary(name)}, <<"bridge">>), '
+            f'rabbit_auth_backend_internal:set_permissions(<<"bridge">>, {_binary(name)}, '
             '<<".*">>, <<".*">>, <<".*">>, <<"bridge">>)'
         )
         return self._url(name)
 
     def delete_vhost(self, name: str) -> None:
-        self.evaluate(f'rabbit_vhost:delete(<<"{name}">>, <<"bridge">>)')
+        self.evaluate(f'rabbit_vhost:delete({_binary(name)}, <<"bridge">>)')
 
     def _url(self, vhost: str) -> str:
         return f"amqp://bridge:{self._password}@{HOST}:{self._port}/{vhost}"
@@ -238,3 +238,8 @@ class PrivateRabbit:
 def _answers(port: int) -> bool:
     with socket.create_connection((HOST, port), timeout=2):
         return True
+
+
+def _binary(text: str) -> str:
+    """A text as an Erlang expression, whatever characters its shell takes for what."""
+    return f"<<{','.join(map(str, text.encode()))}>>"

@@ -9,6 +9,7 @@ are tried together, and are then not tried for some seconds.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -25,8 +26,9 @@ TOLD_MOST: Final = 10
 """Kinds that are reported in that time for one exchange; more would say nothing new."""
 KINDS_MAX: Final = 1000
 """Kinds of refused messages that are remembered. Over it the oldest are tried again."""
-_WHOLE_EXCHANGE: Final = "ACCESS_REFUSED - access to exchange "
-"""How RabbitMQ's text begins where no routing key would help. With another text each key is tried."""
+_WHOLE_EXCHANGE: Final = re.compile("ACCESS_REFUSED - (write )?access to exchange ")
+"""How RabbitMQ's text begins where no routing key would help; from 4.0 on it names the right. With another text each
+key is tried."""
 
 
 class Kind(NamedTuple):
@@ -155,7 +157,7 @@ class Search:
         return [[place for kind in group for place in kinds[kind]] for group in reversed(some)]
 
     def _remember(self, kind: Kind, why: str) -> None:
-        if why.startswith(_WHOLE_EXCHANGE):
+        if _WHOLE_EXCHANGE.match(why):
             kind = Kind(kind.exchange)
         now = self._clock.monotonic()
         self._refused.pop(kind, None)
