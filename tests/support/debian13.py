@@ -1,5 +1,6 @@
 """Run the tests on Debian 13: Python 3.13, RabbitMQ 4.0 and Postgres 17. `make test13`, or with arguments for pytest
-`python -m tests.support.debian13 tests/core -k fan_out`.
+`python -m tests.support.debian13 tests/core -k fan_out`; after `--` any other command, which runs in the sources there:
+`python -m tests.support.debian13 -- .venv/bin/python -m benchmarks.chaos`.
 
 It unpacks Debian 13 into .dev/debian13 with debootstrap, copies what is committed into it, makes the environment there
 and runs pytest in a chroot, in namespaces of its own: all mounts and processes end with it. It needs root, debootstrap,
@@ -21,8 +22,8 @@ ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / ".dev" / "debian13"
 RELEASE: Final = "trixie"
 PACKAGES: Final = (
-    "ca-certificates", "gcc", "git", "libc6-dev", "make", "openssl", "procps", "python3", "python3-dev", "python3-venv",
-    "rabbitmq-server", "postgresql", "pgbouncer", "nginx", "haproxy", "caddy", "prometheus", "chromium",
+    "ca-certificates", "gcc", "git", "iproute2", "libc6-dev", "make", "openssl", "procps", "python3", "python3-dev",
+    "python3-venv", "rabbitmq-server", "postgresql", "pgbouncer", "nginx", "haproxy", "caddy", "prometheus", "chromium",
 )  # fmt: skip
 TOOLS: Final = ("debootstrap", "unshare", "chroot", "git")
 SHARED: Final = ("/etc/ssl", "/etc/xdg/pip")
@@ -39,11 +40,12 @@ PASSED: Final = (
 )
 """Beginnings of the names of environment variables that are passed on."""
 PYTEST: Final = ".venv/bin/python -m pytest -n 2 --dist loadfile"
-INSIDE: Final = f"cd /src && make --no-print-directory .venv/.ready && exec {PYTEST}"
+INSIDE: Final = "cd /src && make --no-print-directory .venv/.ready && exec"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tests with these arguments; returns pytest's exit code, or 2 where Debian can't be unpacked."""
+    """Run the tests with these arguments, or another command; returns its exit code, or 2 where Debian can't be
+    unpacked."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         print(f"needed: root, and {', '.join(missing or TOOLS)}", file=sys.stderr)
@@ -63,7 +65,10 @@ def main(arguments: Sequence[str]) -> int:
         if Path(name).exists():
             shutil.copy(name, FOLDER / name[1:])
     copy_sources()
-    command = f"{INSIDE} {shlex.join(arguments)}"
+    other = list(arguments[:1]) == ["--"]
+    command = (
+        f"{INSIDE} {shlex.join(arguments[1:])}" if other else f"{INSIDE} {PYTEST} {shlex.join(arguments)}"
+    )
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "bash", "-ec", script(command)]
     ).returncode
