@@ -27,7 +27,9 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 case $vhost in *[\"\\\&\|]*) echo "users.sh: this vhost can't be used here: $vhost" >&2; exit 2 ;; esac
 
 # Exchanges, queues and bindings; those that are there stay as they are.
-sed "s|@VHOST@|$vhost|" "$here/topology.json" | $rabbitmqctl --quiet import_definitions >/dev/null
+# RabbitMQ 4 waits for ever for definitions that have no file (seen with 4.0.5), and 3 takes no pipe for a file.
+case $($rabbitmqctl version) in 3.*) file= ;; *) file=/dev/stdin ;; esac
+sed "s|@VHOST@|$vhost|" "$here/topology.json" | $rabbitmqctl --quiet import_definitions $file >/dev/null
 
 there=$($rabbitmqctl --quiet list_users | cut -f 1)
 
