@@ -36,13 +36,14 @@ there=$($rabbitmqctl --quiet list_users | cut -f 1)
 # user NAME PASSWORD CONFIGURE WRITE READ
 user() {
     if printf '%s\n' "$there" | grep -Fqx -- "$1"; then
-        # The password goes by standard input: all users of the machine can see the arguments of a command.
-        [ -z "$2" ] || printf '%s\n' "$2" | $rabbitmqctl --quiet change_password "$1" >/dev/null
+        # The password goes by standard input: all users of the machine can see the arguments of a command. Without
+        # --quiet, with which RabbitMQ 4 never reads it (seen with 4.0.5).
+        [ -z "$2" ] || printf '%s\n' "$2" | $rabbitmqctl change_password "$1" >/dev/null
     elif [ -z "$2" ]; then
         echo "users.sh: $1 is not there yet, so it needs a password" >&2
         exit 2
     else
-        printf '%s\n' "$2" | $rabbitmqctl --quiet add_user "$1" >/dev/null
+        printf '%s\n' "$2" | $rabbitmqctl add_user "$1" >/dev/null
     fi
     $rabbitmqctl --quiet set_permissions -p "$vhost" "$1" "$3" "$4" "$5"
     echo "$1: configure $3 write $4 read $5"

@@ -112,7 +112,8 @@ def script(command: str) -> str:
         "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
-    lines.append(f"exec chroot {root} /usr/bin/env -i {variables} bash -ec {shlex.quote(command)}")
+    # Not `exec`: this shell is process 1 there, and collects the children that others leave.
+    lines.append(f"chroot {root} /usr/bin/env -i {variables} bash -ec {shlex.quote(command)}")
     return "\n".join(lines)
 
 
