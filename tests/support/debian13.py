@@ -112,8 +112,9 @@ def script(command: str) -> str:
         "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
-    # Not `exec`: this shell is process 1 there, and collects the children that others leave.
-    lines.append(f"chroot {root} /usr/bin/env -i {variables} bash -ec {shlex.quote(command)}")
+    lines.append(f"chroot {root} /usr/bin/env -i {variables} bash -ec {shlex.quote(command)} || exit $?")
+    # This shell is process 1 there and collects the children that others leave: it must not become its last command.
+    lines.append("exit 0")
     return "\n".join(lines)
 
 
