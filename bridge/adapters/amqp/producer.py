@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -76,19 +76,22 @@ class Producer:
 
     @staticmethod
     @asynccontextmanager
-    async def connect(url: str, *, name: str = "bridge producer") -> AsyncIterator[Producer]:
-        """Connect for the length of the block. Raises BrokerUnavailable."""
+    async def connect(
+        url: str, *, name: str = "bridge producer", lost: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Producer]:
+        """Connect for the length of the block; `lost` is called when the connection is. Raises BrokerUnavailable."""
         made: list[Producer] = []
 
         def happened(events: Sequence[Event]) -> None:
             for producer in made:
                 producer._outbox.happened(events)
 
-        def lost(cause: str) -> None:
+        def ended(cause: str) -> None:
             for producer in made:
                 producer._lost(cause)
+            lost()
 
-        async with opened(url, name, happened, lost) as (connection, tap):
+        async with opened(url, name, happened, ended) as (connection, tap):
             made.append(Producer(connection, Outbox(tap, (await channel(connection, confirms=True)).number)))
             yield made[0]
 
@@ -139,6 +142,26 @@ class Producer:
         failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
         for failure in failures.values():
             raise _error(failure)
+
+    async def publish_each(self, requests: Sequence[PushMessage]) -> Mapping[int, BridgeError]:
+        """Publish all in one write and await the confirms; returns why some were not confirmed, by their place: errors
+        as `publish_all` raises them. Raises ValueError as that."""
+        failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
+        return {place: _error(failure) for place, failure in failures.items()}
+
+    async def reply_queue(self, heard: Callable[[str, Mapping[str, Any]], None]) -> str:
+        """Declare a queue for receipts, which lives as long as this connection; returns its name. `heard` gets the
+        correlation id and the receipt of each message. Raises BrokerUnavailable."""
+        low = await channel(self._connection, confirms=False)
+
+        async def received(message: aiormq.abc.DeliveredMessage) -> None:
+            heard(message.header.properties.correlation_id or "", json.loads(message.body))
+
+        async with border("declare a reply queue", STEP_TIMEOUT):
+            declared = await low.queue_declare(exclusive=True, auto_delete=True)
+            queue = declared.queue or ""
+            await low.basic_consume(queue, received, no_ack=True)
+        return queue
 
     async def request(
         self,

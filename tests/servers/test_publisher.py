@@ -1,0 +1,242 @@
+"""The publisher for Python: confirmed, in order, again after an outage, and the outcome awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from benchmarks.chaos.proxy import Proxy
+from bridge.devservers import Servers
+from bridge.publisher import (
+    BlockingPublisher,
+    BrokerRefused,
+    BrokerUnavailable,
+    InvalidRequest,
+    NotTaken,
+    Publisher,
+)
+from tests.support.amqp import declare
+from tests.support.bridges import bridge, final_rows, rows, token
+from tests.support.broker_settings import permissions
+from tests.support.clients import Client, client
+from tests.support.queues import ENVELOPE
+
+SECONDS = 20.0
+
+
+@asynccontextmanager
+async def through_a_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before the broker, and its address."""
+    parts = urlsplit(url)
+    async with Proxy(parts.hostname or "", parts.port or 5672).listening() as proxy:
+        credentials = parts.netloc.rpartition("@")[0]
+        yield proxy, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}"))
+
+
+async def shown(here: Client) -> Mapping[str, Any]:
+    """The next push that a client is shown."""
+    while (frame := await here.read_json())["type"] != "push":
+        pass
+    return dict(frame)
+
+
+async def test_what_is_sent_is_confirmed_and_its_outcome_can_be_awaited(vhost: str, database: str) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u42"), subprotocols=ENVELOPE) as here,
+        Publisher(vhost, app_id="billing") as publisher,
+    ):
+        sent = await publisher.send({"order": 7}, user="u42", event="order.paid", receipts=True)
+        frame = await shown(here)
+        assert (frame["id"], frame["event"], frame["data"]) == (sent.id, "order.paid", {"order": 7})
+        receipt = await sent.outcome(SECONDS)
+        assert (receipt.user, receipt.outcome, receipt.reason, receipt.final) == (
+            "u42",
+            "received",
+            "pong",
+            True,
+        )
+        (row,) = await final_rows(database, 1)
+        assert (row["push_id"], row["app_id"]) == (sent.id, "billing")
+
+
+async def test_several_users_each_have_a_receipt_and_who_is_away_is_kept_for(
+    vhost: str, database: str
+) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u1"), subprotocols=ENVELOPE),
+        Publisher(vhost) as publisher,
+    ):
+        sent = await publisher.send("hello", users=["u1", "away"], ttl=60, receipts=True)
+        outcomes = await sent.outcomes(SECONDS)
+        assert {user: (r.outcome, r.final) for user, r in outcomes.items()} == {
+            "u1": ("received", True),
+            "away": ("stored", False),
+        }
+        with pytest.raises(ValueError, match="several users"):
+            await sent.outcome(SECONDS)
+        async with client(running.ws_port, token("away"), subprotocols=ENVELOPE):
+            outcomes = await sent.outcomes(SECONDS, final=True)
+        assert outcomes["away"].outcome == "received"
+
+
+async def test_a_rejected_request_has_an_outcome_that_says_why(vhost: str, database: str) -> None:
+    async with bridge(vhost, database), Publisher(vhost) as publisher:
+        # Only the bridge knows its longest ttl.
+        sent = await publisher.send("x", users=["u1", "u2"], ttl=1e8, receipts=True)
+        (receipt,) = (await sent.outcomes(SECONDS)).values()
+        assert (receipt.outcome, receipt.user) == ("rejected", "")
+        assert "ttl" in receipt.whole["detail"]
+
+
+async def test_a_wrong_request_is_refused_by_its_field_before_anything_is_sent(vhost: str) -> None:
+    await declare(vhost)
+    async with Publisher(vhost) as publisher:
+        with pytest.raises(InvalidRequest, match=r"to\.user"):
+            await publisher.send("x", user="")
+        with pytest.raises(InvalidRequest, match="confirm"):
+            await publisher.send("x", user="u", confirm="seen")
+        sent = await publisher.send("x", user="u")
+        with pytest.raises(ValueError, match="receipts=True"):
+            await sent.outcome(1)
+
+
+async def test_many_go_out_together_in_their_order(vhost: str, database: str) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u1"), subprotocols=ENVELOPE) as here,
+        Publisher(vhost) as publisher,
+    ):
+        sent = await publisher.send_all({"data": n, "user": "u1", "receipts": True} for n in range(1_200))
+        seen = [(await shown(here))["data"] for _ in range(1_200)]
+        assert seen == list(range(1_200))
+        outcomes = [(await one.outcome(SECONDS)).outcome for one in sent]
+        assert outcomes == ["received"] * 1_200
+
+
+async def test_one_that_is_wrong_among_many_is_raised_and_the_others_go(vhost: str, database: str) -> None:
+    async with bridge(vhost, database), Publisher(vhost) as publisher:
+        with pytest.raises(InvalidRequest):
+            await publisher.send_all([{"data": 1, "user": "a"}, {"data": 2}, {"data": 3, "user": "b"}])
+        assert {row["user_id"] for row in await final_rows(database, 2)} == {"a", "b"}
+
+
+async def test_an_outage_is_waited_out_and_nothing_is_lost_or_doubled(vhost: str, database: str) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u1"), subprotocols=ENVELOPE) as here,
+        through_a_proxy(vhost) as (proxy, url),
+        Publisher(url) as publisher,
+    ):
+        await publisher.send("before", user="u1")
+        proxy.refuse = True
+        proxy.reset()
+        waiting = asyncio.create_task(
+            publisher.send_all({"data": n, "user": "u1", "receipts": True} for n in range(50))
+        )
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        proxy.heal()
+        sent = await asyncio.wait_for(waiting, SECONDS)
+        assert {(await one.outcome(SECONDS)).outcome for one in sent} == {"received"}
+        assert [(await shown(here))["data"] for _ in range(51)] == ["before", *range(50)]
+        assert len(await rows(database)) == 51
+
+
+async def test_receipts_that_a_lost_connection_has_taken_along_come_again(vhost: str, database: str) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        through_a_proxy(vhost) as (proxy, url),
+        Publisher(url) as publisher,
+    ):
+        kept = await publisher.send("kept", user="u1", ttl=60, receipts=True)
+        assert (await kept.outcome(SECONDS)).outcome == "stored"
+        waits = await publisher.send("acked", user="u2", ttl=60, confirm="acked", receipts=True)
+        async with client(running.ws_port, token("u2"), subprotocols=ENVELOPE) as here:
+            await shown(here)
+            proxy.reset()
+            await here.send_json({"type": "ack", "id": waits.id})
+            await final_rows(database, 1)
+        assert (await waits.outcome(SECONDS, final=True)).outcome == "acked"
+        assert len(await rows(database)) == 2, "none was taken twice"
+
+
+async def test_who_is_away_for_too_long_is_told(vhost: str) -> None:
+    async with through_a_proxy(vhost) as (proxy, url), Publisher(url, retry_for=0.3) as publisher:
+        proxy.refuse = True
+        with pytest.raises(BrokerUnavailable):
+            await publisher.send("x", user="u1")
+
+
+async def test_what_will_not_mend_itself_is_told_at_once(servers: Servers, vhost: str) -> None:
+    async with Publisher(vhost) as publisher:
+        with pytest.raises(BrokerRefused, match="NOT_FOUND"):
+            await publisher.send("x", user="u1")
+    await declare(vhost)
+    permissions(servers, vhost, "^$")
+    async with Publisher(vhost) as publisher:
+        with pytest.raises(BrokerRefused, match="ACCESS_REFUSED"):
+            await publisher.send("x", user="u1")
+    parts = urlsplit(vhost)
+    wrong = urlunsplit(parts._replace(netloc=f"bridge:wrong@{parts.hostname}:{parts.port}"))
+    async with Publisher(wrong) as publisher:
+        with pytest.raises(BrokerRefused):
+            await publisher.send("x", user="u1")
+
+
+async def test_a_request_that_no_queue_takes_is_an_error(vhost: str) -> None:
+    await declare(vhost)
+    async with Publisher(vhost) as publisher:
+        await publisher.send("x", user="u1")
+    import aio_pika
+
+    connection = await aio_pika.connect(vhost)
+    async with connection, connection.channel() as channel:
+        queue = await channel.get_queue("push.requests", ensure=False)
+        await queue.unbind("push", "#")
+    async with Publisher(vhost) as publisher:
+        with pytest.raises(NotTaken):
+            await publisher.send("x", user="u1")
+
+
+async def test_a_closed_publisher_ends_what_waits(vhost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.publisher.publisher.CLOSE", 0.1)
+    async with through_a_proxy(vhost) as (proxy, url):
+        proxy.refuse = True
+        async with Publisher(url) as publisher:
+            sending = asyncio.create_task(publisher.send("x", user="u1"))
+            await asyncio.sleep(0)
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await sending
+
+
+async def test_code_without_asyncio_publishes_from_any_thread(vhost: str, database: str) -> None:
+    def story() -> list[str]:
+        with BlockingPublisher(vhost) as publisher:
+            ended: list[str] = []
+
+            def one(user: str) -> None:
+                sent = publisher.send("x", user=user, receipts=True)
+                ended.append(sent.outcome(SECONDS).outcome)
+
+            threads = [threading.Thread(target=one, args=(f"u{n}",)) for n in range(5)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            many = publisher.send_all([{"data": n, "user": "u9", "receipts": True} for n in range(3)])
+            ended += [receipt.outcome for sent in many for receipt in sent.outcomes(SECONDS).values()]
+            with pytest.raises(InvalidRequest):
+                publisher.send("x", user="")
+            assert many[0].receipts["u9"].final
+            return ended
+
+    async with bridge(vhost, database):
+        assert await asyncio.to_thread(story) == ["offline"] * 8
