@@ -14,6 +14,7 @@ import pytest
 from psycopg import conninfo
 
 from bridge.adapters.postgres import migrate
+from bridge.adapters.postgres.check import about_version
 from bridge.adapters.postgres.migrate import Migration, MigrationChanged, MigrationFailed
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.core.errors import DatabaseUnsuitable, SchemaBehind, StoreUnavailable
@@ -266,6 +267,27 @@ def test_who_may_not_create_roles_can_still_migrate(empty_database: str) -> None
             conn.execute("drop role plain")
             if there is not None and there[0] is not None:
                 conn.execute("alter role bridge_reader_away rename to bridge_reader")
+
+
+async def test_a_server_that_is_too_old_is_refused_with_its_version(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg.ConnectionInfo, "server_version", 130_023)
+    with pytest.raises(DatabaseUnsuitable, match="Postgres 13 is too old: 14 is the first that can be used"):
+        migrate.upgrade(empty_database)
+    store = PostgresStore(empty_database)
+    with pytest.raises(DatabaseUnsuitable, match="Postgres 13 is too old"):
+        await store.last_position()
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(140_023, []), (180_004, []), (190_000, ["Postgres 19 is newer"])]
+)
+def test_the_check_warns_of_a_server_that_nobody_has_tried(number: int, words: list[str]) -> None:
+    found = about_version(number)
+    assert [finding.words.partition(" than")[0] for finding in found] == words
+    assert all(finding.level == "warn" for finding in found)
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

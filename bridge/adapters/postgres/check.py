@@ -11,6 +11,7 @@ import psycopg
 from psycopg import errors as pg
 
 from bridge.adapters.finding import Finding
+from bridge.adapters.postgres.conninfo import NEWEST
 from bridge.adapters.postgres.errors import sentence, translated
 from bridge.adapters.postgres.limits import connections, patient_connection
 from bridge.adapters.postgres.migrate import WANTED_VERSION
@@ -40,10 +41,11 @@ async def findings(dsn: str, nodes: Sequence[str] = ("",)) -> list[Finding]:
 
     It locks the log for a moment, as upkeep does for a role that does not own it. `nodes`: those of `bridge serve`;
     connections that they have open count as available. Raises StoreUnavailable if the server can't be reached,
-    DatabaseUnsuitable for another encoding.
+    DatabaseUnsuitable for another encoding or a version that is too old.
     """
     found = await _pooler(dsn)
     conn = await patient_connection(dsn, NAME)
+    found += about_version(conn.info.server_version)
     try:
         conn.prepare_threshold = None
         async with Watchdog(conn, CHECK_TIMEOUT), conn.transaction(force_rollback=True):
@@ -57,6 +59,16 @@ async def findings(dsn: str, nodes: Sequence[str] = ("",)) -> list[Finding]:
     finally:
         conn.pgconn.finish()
     return [*found, await connections(dsn, NAME, nodes)]
+
+
+def about_version(number: int) -> list[Finding]:
+    """A warning where the server is of a major version that nobody has tried; `number` as libpq has it."""
+    major = number // 10_000
+    if major <= NEWEST:
+        return []
+    return [
+        Finding("warn", "database", f"Postgres {major} is newer than all that this version knows ({NEWEST})")
+    ]
 
 
 async def _pooler(dsn: str) -> list[Finding]:

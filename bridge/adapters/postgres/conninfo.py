@@ -1,11 +1,19 @@
-"""The connection string of every connection to Postgres, and what its encoding must be."""
+"""The connection string of every connection to Postgres, and what its server must be."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import psycopg
 from psycopg import conninfo
 
 from bridge.core.errors import DatabaseUnsuitable
+
+OLDEST, NEWEST = 14, 18
+"""The oldest and the newest major version of Postgres that the bridge supports: the oldest since partitions can be
+detached concurrently (PostgreSQL 14, release notes, "Utility Commands")."""
+_MAJOR: Final = 10_000
+"""What libpq multiplies a major version with (PQserverVersion)."""
 
 
 def conninfo_of(dsn: str, application_name: str, **defaults: int) -> str:
@@ -19,8 +27,12 @@ def conninfo_of(dsn: str, application_name: str, **defaults: int) -> str:
     return conninfo.make_conninfo(dsn, application_name=application_name, client_encoding="UTF8", **missing)
 
 
-def check_encoding(conn: psycopg.Connection | psycopg.AsyncConnection) -> None:
-    """Raise DatabaseUnsuitable unless both sides use UTF8: ids may be any text, and are compared bytewise."""
+def check_server(conn: psycopg.Connection | psycopg.AsyncConnection) -> None:
+    """Raise DatabaseUnsuitable where the server is too old, or unless both sides use UTF8: ids may be any text, and are
+    compared bytewise."""
+    major = conn.info.server_version // _MAJOR
+    if 0 < major < OLDEST:
+        raise DatabaseUnsuitable(f"Postgres {major} is too old: {OLDEST} is the first that can be used")
     server = conn.info.parameter_status("server_encoding")
     if server != "UTF8":
         raise DatabaseUnsuitable(

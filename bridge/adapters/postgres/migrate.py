@@ -12,7 +12,7 @@ from typing import LiteralString, NamedTuple
 
 import psycopg
 
-from bridge.adapters.postgres.conninfo import check_encoding, conninfo_of
+from bridge.adapters.postgres.conninfo import check_server, conninfo_of
 from bridge.adapters.postgres.errors import translated
 from bridge.core.errors import BridgeError, DatabaseUnsuitable
 from bridge.core.redaction import redact
@@ -204,7 +204,7 @@ def connected(dsn: str) -> Iterator[psycopg.Connection]:
         with psycopg.connect(
             conninfo_of(dsn, "bridge db", connect_timeout=5), autocommit=True, prepare_threshold=None
         ) as conn:
-            check_encoding(conn)
+            check_server(conn)
             yield conn
     except (psycopg.OperationalError, psycopg.DataError, UnicodeError) as error:
         raise translated(error) from error

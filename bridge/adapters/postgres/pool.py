@@ -20,7 +20,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import pq
 
-from bridge.adapters.postgres.conninfo import check_encoding, conninfo_of
+from bridge.adapters.postgres.conninfo import check_server, conninfo_of
 from bridge.adapters.postgres.errors import translated
 from bridge.adapters.postgres.migrate import WANTED_VERSION, ahead
 from bridge.core.errors import DatabaseUnsuitable, SchemaBehind, StatementFailed, StoreUnavailable
@@ -107,7 +107,7 @@ def _tell_ahead(version: int) -> None:
 async def plain_connection(dsn: str, application_name: str) -> Connection:
     """Open a connection that speaks UTF8 and commits each statement. Nothing is set in its session.
 
-    Raises StoreUnavailable, and DatabaseUnsuitable for another encoding.
+    Raises StoreUnavailable, and DatabaseUnsuitable for another encoding or a version that is too old.
     """
     try:
         conn = await psycopg.AsyncConnection.connect(
@@ -116,7 +116,7 @@ async def plain_connection(dsn: str, application_name: str) -> Connection:
     except (psycopg.Error, OSError) as error:
         raise translated(error) from error
     try:
-        check_encoding(conn)
+        check_server(conn)
     except DatabaseUnsuitable:
         conn.pgconn.finish()
         raise
