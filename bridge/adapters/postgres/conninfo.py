@@ -11,7 +11,7 @@ from bridge.core.errors import DatabaseUnsuitable
 
 OLDEST, NEWEST = 14, 18
 """The oldest and the newest major version of Postgres that the bridge supports: the oldest since partitions can be
-detached concurrently (PostgreSQL 14, release notes, "Utility Commands")."""
+detached concurrently (PostgreSQL 14's documentation, ALTER TABLE)."""
 _MAJOR: Final = 10_000
 """What libpq multiplies a major version with (PQserverVersion)."""
 
