@@ -117,7 +117,9 @@ def _scheduled(found: Irregular) -> tuple[bool, str, str]:
 
 def _queue_checks(depths: Sequence[QueueDepth]) -> Iterator[tuple[bool, str, str]]:
     for depth in depths:
-        if not depth.there:
+        if depth.hidden:
+            yield False, depth.name, "not known: the broker does not let this user look at it"
+        elif not depth.there:
             yield True, depth.name, "the queue is missing"
         elif depth.name == "push.dead":
             yield False, depth.name, f"{depth.ready} ready, for people: bridge dead list"

@@ -213,7 +213,9 @@ def never_seen(push_id: str, found: Found, waiting: Sequence[QueueDepth] | str |
         yield f"- It may wait in the queue; the broker could not be asked: {waiting}"
     else:
         for depth in waiting:
-            if not depth.there:
+            if depth.hidden:
+                yield f"- It may wait in {depth.name}: the broker does not let this user look at it."
+            elif not depth.there:
                 yield f"- There is no queue {depth.name}: no bridge has ever run with this broker (vhost)."
             elif depth.ready or not depth.consumers:
                 taker = "a bridge takes from it" if depth.consumers else "no bridge takes from it"

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -35,6 +36,9 @@ from bridge.core.model.outcomes import Outcome, Reason
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.ports.broker import Arrival, Source
 from bridge.core.ports.nodes import Letter, Sent
+from bridge.operator.lookup import Found
+from bridge.operator.queues import queue_depths
+from bridge.operator.story import never_seen
 from tests.support.amqp import CLOCK, RecordingIntake, consumer, outbox
 from tests.support.ports import RecordingErrors
 from tests.support.rabbit_versions import RULES
@@ -345,6 +349,19 @@ async def test_looking_at_a_queue_needs_more_rights_in_two_releases_which_is_sai
                 return
             with pytest.raises(TopologyError, match=r"RabbitMQ 4\.2\.6 and 4\.3\.0 let only those look"):
                 await ensure(connection, DeclareMode.PASSIVE)
+
+
+@pytest.mark.parametrize("version", RULES)
+async def test_who_may_not_look_at_a_queue_is_not_told_that_it_is_missing(version: str) -> None:
+    async with ScriptedBroker(version).serving() as broker:
+        async with opened(broker.url, "owner", lambda events: None, lambda cause: None) as (connection, _):
+            await ensure(connection, DeclareMode.ACTIVE)
+        broker.may_configure = False
+        found = await queue_depths(broker.url)
+    assert {depth.hidden for depth in found} == {version in GUARDED}
+    assert {depth.there for depth in found} == {version not in GUARDED}
+    words = " ".join(never_seen("p1", Found((), (), datetime.now(UTC), None), found))
+    assert ("does not let this user look at it" in words) is (version in GUARDED)
 
 
 # --- Letters between nodes ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import aio_pika
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from bridge.adapters.amqp.connection import channel, close_channel, look_at
 from bridge.adapters.amqp.topology import CONTROL, DEAD, FALLEN, requests_queue
@@ -19,6 +19,9 @@ class QueueDepth(NamedTuple):
     there: bool
     ready: int
     consumers: int
+    hidden: bool = False
+    """The broker does not let this user look at it: nobody knows whether it is there. From RabbitMQ 4.2.6 on it wants a
+    right to the queue for that."""
 
 
 async def depths(connection: aio_pika.Connection, partitions: int = 1) -> list[QueueDepth]:
@@ -30,9 +33,10 @@ async def depths(connection: aio_pika.Connection, partitions: int = 1) -> list[Q
         try:
             declared = await look_at(low, name)
         except BrokerUnavailable as error:
-            if not isinstance(error.__cause__, ChannelNotFoundEntity):
+            if not isinstance(error.__cause__, ChannelNotFoundEntity | ChannelAccessRefused):
                 raise
-            found.append(QueueDepth(name, False, 0, 0))
+            hidden = isinstance(error.__cause__, ChannelAccessRefused)
+            found.append(QueueDepth(name, False, 0, 0, hidden))
         else:
             found.append(QueueDepth(name, True, declared.message_count or 0, declared.consumer_count or 0))
             await close_channel(low)
