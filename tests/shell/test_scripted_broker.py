@@ -16,6 +16,7 @@ import pytest
 from pamqp import commands
 
 from bridge.adapters.amqp import encoding
+from bridge.adapters.amqp.check import _Look as Look
 from bridge.adapters.amqp.connection import channel, opened
 from bridge.adapters.amqp.consume import Consumer
 from bridge.adapters.amqp.link import LinkState
@@ -347,6 +348,9 @@ async def test_looking_at_a_queue_needs_more_rights_in_two_releases_which_is_sai
             if version not in GUARDED:
                 await ensure(connection, DeclareMode.PASSIVE)
                 return
+            found = await Look(connection, DeclareMode.PASSIVE, topology_of(1)).topology()
+            assert {finding.level for finding in found} == {"fail"}
+            assert all("may not look at" in finding.words for finding in found), "and not that it is missing"
             with pytest.raises(TopologyError, match=r"RabbitMQ 4\.2\.6 and 4\.3\.0 let only those look"):
                 await ensure(connection, DeclareMode.PASSIVE)
 

@@ -59,6 +59,7 @@ from bridge.adapters.amqp.topology import (
     FALLBACK,
     INBOUND,
     INBOUND_ONLY,
+    LOOKING,
     OUTCOMES,
     PUSH,
     REQUESTS,
@@ -191,21 +192,29 @@ class _Look:
         for thing in things:
             kind = "queue" if isinstance(thing, Queue) else "exchange"
             named = f"{kind} {thing.name}"
-            if await self._refused_for(f"look at {named}", _looking(thing)):
-                if self._mode is DeclareMode.PASSIVE:
-                    found.append(Finding("fail", "topology", f"{named} is missing: {self._declaring(thing)}"))
-                else:
-                    missing.append(named)
-                    refusal = await self._refused_for(f"declare {named}", _declaring_in_vain(thing))
-                    if isinstance(refusal, ChannelAccessRefused):
-                        found.append(self._forbidden(f"{named} is missing, and this user may not declare it"))
-                continue
-            self._there.add(named)
-            found += await self._compared(named, thing)
+            unseen = await self._refused_for(f"look at {named}", _looking(thing))
+            if unseen is None:
+                self._there.add(named)
+                found += await self._compared(named, thing)
+            elif isinstance(unseen, ChannelAccessRefused):
+                found.append(self._hidden(named))
+            elif self._mode is DeclareMode.PASSIVE:
+                found.append(Finding("fail", "topology", f"{named} is missing: {self._declaring(thing)}"))
+            else:
+                missing.append(named)
+                refusal = await self._refused_for(f"declare {named}", _declaring_in_vain(thing))
+                if isinstance(refusal, ChannelAccessRefused):
+                    found.append(self._forbidden(f"{named} is missing, and this user may not declare it"))
         if missing and not found:
             words = f"not whole yet, `bridge serve` declares what is missing: {', '.join(missing)}"
             found.append(Finding("ok", "topology", words))
         return found
+
+    def _hidden(self, named: str) -> Finding:
+        words = f"this user may not look at {named}"
+        if self._mode is DeclareMode.ACTIVE:
+            return self._forbidden(f"{words}, and so not declare it")
+        return Finding("fail", "topology", f"{words}: {LOOKING}")
 
     async def _compared(self, named: str, thing: Queue | Exchange) -> list[Finding]:
         refusal = await self._refused_for(f"declare {named}", _declaring(thing))
