@@ -12,6 +12,8 @@ from typing import TextIO
 import msgspec
 
 from bridge.core.errors import BridgeError
+from bridge.core.model.outcomes import Outcome
+from bridge.core.model.parties import PARTIES
 from bridge.core.model.rows import Row
 
 _FIRST, _LAST = -62135596800.0, 253402300799.0
@@ -82,6 +84,13 @@ def line_of(row: Row) -> str:
         "topic": row.topic or None,
         "session": row.session or None,
         "holder": row.holder or (row.node if row.session else None),
+        "batch_id": row.batch_id or None,
+        "batch_position": row.batch_position,
+        "confirm": None if row.outcome is Outcome.REJECTED else row.confirm.name.lower(),
+        "ttl": None if row.expires_at is None else round(row.expires_at - row.published_at, 3),
+        "data_bytes": row.data_bytes,
+        "collapse_key": row.collapse_key or None,
+        "party": PARTIES[row.reason],
     }
     line = msgspec.json.encode(fields).decode()
     if not line.isascii():

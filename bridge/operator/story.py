@@ -9,11 +9,21 @@ from typing import Final
 
 from bridge.adapters.amqp.depths import QueueDepth
 from bridge.core.model.outcomes import Outcome, Proof
+from bridge.core.model.parties import PARTIES, Party
 from bridge.operator.lookup import Found, LoggedPush
 
 STORIES_SHOWN: Final = 3
 """For at most so many users the whole story is told; for more, a line each."""
 
+_PARTIES: Final = {reason.value: party for reason, party in PARTIES.items()}
+"""A log may hold reasons of a newer bridge, which are not among them."""
+_RESPONSIBLE: Final = {
+    Party.PUBLISHER: "the publisher",
+    Party.BRIDGE: "the bridge",
+    Party.PEER: "the user or their client",
+    Party.NETWORK: "the network between bridge and client",
+    Party.POLICY: "a limit that is set",
+}
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -89,6 +99,9 @@ def story(row: LoggedPush, now: datetime) -> Iterator[str]:
     tenant = f" of tenant {row.tenant}" if row.tenant else ""
     yield f"push {row.push_id}{tenant} for {row.user or 'nobody (no user was known)'}: {row.outcome}"
     yield f"  {row.meaning or row.reason}" + (f": {printable(row.detail)}" if row.detail else "")
+    party = _PARTIES.get(row.reason)
+    if party is not None:
+        yield f"  responsible: {_RESPONSIBLE[party]}"
     yield ""
     before = row.published_at
     for step, at, words in steps(row):

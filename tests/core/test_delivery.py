@@ -52,6 +52,38 @@ async def test_pushes_to_one_user_keep_the_order_of_the_queue() -> None:
         assert [p["id"] for p in peer.pushes] == [f"p{i}" for i in range(1200)]
 
 
+async def test_a_row_says_which_batch_its_push_came_in_and_how_large_it_is() -> None:
+    async with house() as h:
+        one, two, wrong = (
+            to("u1", "p1", data="äö"),
+            to("", "p2", to={"users": ["u2", "u3"]}),
+            to("", "p3", to=1),
+        )
+        everyone = to("", "p4", to={"all": True}, data=1)
+        peer = h.connect("u9", Mode.BARE)
+        body = json.dumps([one, two, wrong, everyone], ensure_ascii=False).encode()
+        await h.take(arrival(body, message_id="m1"), arrival(json.dumps([to("u4", "alone")]).encode()))
+        await h.take(arrival(json.dumps(to("u5", "no batch")).encode()))
+        await until(lambda: peer.unanswered > 0)
+        peer.answer()
+        await until(lambda: len(h.store.rows) == 7)
+        found = {
+            (key.push_id, key.user): (row.batch_id, row.batch_position, row.data_bytes)
+            for key, row in h.store.rows.items()
+        }
+        [(made_up, *alone)] = [found.pop(("alone", "u4"))]
+        assert made_up.startswith("sha256-")
+        assert alone == [0, 8]
+        assert found == {
+            ("p1", "u1"): ("m1", 0, 6),
+            ("p2", "u2"): ("m1", 1, 8),
+            ("p2", "u3"): ("m1", 1, 8),
+            ("p3", ""): ("m1", 2, None),
+            ("p4", "u9"): ("m1", 3, 1),
+            ("no batch", "u5"): ("", None, 8),
+        }
+
+
 async def test_an_ack_frame_ends_a_push_that_asked_for_it() -> None:
     async with house() as h:
         peer = h.connect("u1")

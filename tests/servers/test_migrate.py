@@ -19,6 +19,7 @@ from bridge.adapters.postgres.migrate import Migration, MigrationChanged, Migrat
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.core.errors import DatabaseUnsuitable, SchemaBehind, StoreUnavailable
 from bridge.core.model.outcomes import ENDINGS
+from bridge.core.model.parties import PARTIES
 
 ONE = Migration(1, "0001_one.sql", "create table one (n int);")
 TWO = Migration(2, "0002_two.sql", "create table two (n int); insert into one values (1);")
@@ -166,8 +167,10 @@ async def test_a_program_that_is_older_than_the_schema_goes_on(database: str) ->
 
 def test_the_table_of_endings_is_that_of_the_model(database: str) -> None:
     with psycopg.connect(database) as conn:
-        rows = conn.execute("select outcome, reason, final, meaning from ending").fetchall()
-    assert set(rows) == {(e.outcome.value, e.reason.value, e.final, e.meaning) for e in ENDINGS}
+        rows = conn.execute("select outcome, reason, final, meaning, party from ending").fetchall()
+    assert set(rows) == {
+        (e.outcome.value, e.reason.value, e.final, e.meaning, PARTIES[e.reason]) for e in ENDINGS
+    }
 
 
 def test_the_comments_name_every_outcome_and_reason(database: str) -> None:
@@ -214,7 +217,7 @@ def test_the_view_delivery_has_the_columns_that_outsiders_rely_on(database: str)
     text = dict.fromkeys(
         [
             *("push_id", "user_id", "outcome", "reason", "event", "app_id", "tenant", "node", "detail"),
-            *("topic", "session", "holder"),
+            *("topic", "session", "holder", "batch_id", "confirm", "collapse_key", "party"),
         ],
         "text",
     )
@@ -229,10 +232,12 @@ def test_the_view_delivery_has_the_columns_that_outsiders_rely_on(database: str)
         "differed_at",
         "fallback_due",
         "fallback_at",
+        "stored_at",
     ]
     assert dict(rows) == text | dict.fromkeys(times, "timestamp with time zone") | {
         "final": "boolean", "meta": "jsonb", "sessions": "integer", "attempts": "integer",
         "day": "date", "latency_ms": "double precision", "waited_ms": "double precision",
+        "batch_position": "integer", "data_bytes": "integer", "ttl": "double precision",
     }  # fmt: skip
 
 

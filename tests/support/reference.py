@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 
 from bridge.core.model.outcomes import ENDINGS
+from bridge.core.model.parties import PARTIES
 from bridge.core.model.sessions import CloseReason
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference"
@@ -38,7 +39,8 @@ INTERNAL = (
 def outcomes_page() -> str:
     """The whole page as it must be."""
     endings = [
-        f"| `{e.outcome}` | `{e.reason}` | {'yes' if e.final else 'no'} | {e.meaning} |" for e in ENDINGS
+        f"| `{e.outcome}` | `{e.reason}` | {'yes' if e.final else 'no'} | {PARTIES[e.reason] or ''} | {e.meaning} |"
+        for e in ENDINGS
     ]
     codes = [
         f"| {c.code} | `{c.word}` | {'yes' if c.reconnect else 'no'} | {c.retry_after:g} |"
@@ -56,8 +58,14 @@ def outcomes_page() -> str:
             "One row per push and user. A final row never changes its outcome or reason again; proof that comes",
             "later fills `proven_at` where it was empty.",
             "",
-            "| outcome | reason | final | meaning |",
-            "|---|---|---|---|",
+            "The party is who could have made it end better; none where the proof that was asked for has come, or",
+            "where nothing has gone wrong so far. `publisher`: the request was wrong, was taken back or replaced, or",
+            "excluded the user's sessions. `bridge`: a node, or the way between two nodes. `peer`: the user was not",
+            "there, or their client did not read, answer or acknowledge. `network`: the connection to the client.",
+            "`policy`: a limit of time, room or access that somebody has set did what it is there for.",
+            "",
+            "| outcome | reason | final | party | meaning |",
+            "|---|---|---|---|---|",
             *endings,
             "",
             "## How a session is closed",

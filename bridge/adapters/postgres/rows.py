@@ -30,6 +30,7 @@ COLUMNS: tuple[LiteralString, ...] = (
     "day", "extract(epoch from expires_at)::float8", "position", "encoding", "excluded::text", "collapse_key",
     "ack_within", "extract(epoch from late_at)::float8", "fingerprint",
     "extract(epoch from differed_at)::float8", "topic", "session", "holder", "first_device",
+    "batch_id", "batch_position", "data_bytes",
 )  # fmt: skip
 """What `row_of` reads, in its order, of a row of delivery_log."""
 META: LiteralString = (
@@ -79,7 +80,7 @@ def row_of(record: Sequence[Any]) -> Row:
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         day, expires_at, position, encoding, excluded, collapse_key, ack_within, late_at, fingerprint,
-        differed_at, topic, session, holder, first_device,
+        differed_at, topic, session, holder, first_device, batch_id, batch_position, data_bytes,
     ) = record  # fmt: skip
     return Row(
         key=RowKey(tenant, push_id, user_id),
@@ -116,6 +117,9 @@ def row_of(record: Sequence[Any]) -> Row:
         session=session or "",
         holder=holder or "",
         first_device=first_device is True,
+        batch_id=batch_id or "",
+        batch_position=batch_position,
+        data_bytes=data_bytes,
     )
 
 
@@ -208,7 +212,7 @@ def all_applied(rows: Sequence[Row]) -> list[Written]:
     return [new_tuple(Written, (row, True)) for row in rows]
 
 
-RECORD_PARAMS = 43
+RECORD_PARAMS = 46
 """How many parameters record_rows() has."""
 
 
@@ -254,7 +258,15 @@ def record_params(rows: Sequence[Row]) -> tuple[str | None, ...]:
         nulls_for_empty([r.holder for r in rows]),
         booleans([r.first_device for r in rows]) if any(r.first_device for r in rows) else None,
         *_fallback_params(rows),
+        nulls_for_empty([r.batch_id for r in rows]),
+        _numbers_or_none([r.batch_position for r in rows]),
+        _numbers_or_none([r.data_bytes for r in rows]),
     )
+
+
+def _numbers_or_none(values: Sequence[float | None]) -> str | None:
+    """An array literal of numbers and nulls, None where all are null."""
+    return None if all(v is None for v in values) else nullable_numbers(values)
 
 
 def _fallback_params(rows: Sequence[Row]) -> tuple[str | None, str | None]:

@@ -156,6 +156,8 @@ class Taker:
             taken_at=self._taken_at,
             traceparent=taking.traceparent,
         )
+        if taking.batch_id:
+            message.hold_batch(taking.batch_id, taking.requests)
         try:
             flight = flight_of(
                 request,
@@ -184,6 +186,8 @@ class Taker:
             taken_at=self._clock.time(),
             traceparent=taking.traceparent,
         )
+        if taking.batch_id:
+            message.hold_batch(taking.batch_id, taking.requests)
         if arrival.source is Source.FALLEN:
             # It was taken before, as often as the broker allows: receipts sent then may have been lost.
             message.redelivered = True

@@ -55,7 +55,9 @@ class Flight(Offered):
         "ack_within",
         "app_id",
         "attempts",
+        "batch",
         "collapse_key",
+        "data_bytes",
         "day",
         "detail",
         "differing",
@@ -121,8 +123,9 @@ class Flight(Offered):
         self.position = position
         """Its place among all pushes that this node has taken; see `Row.position`."""
         self.collapse_key = collapse_key
-        self.topic = ""  # where it was published to one
-        self.detail = ""
+        self.batch: tuple[str, int | None] = ("", None)  # the id of its batch, and its place there
+        self.data_bytes: int | None = None  # None where its row has it already, and of a rejected request
+        self.topic = self.detail = ""  # its topic, where it was published to one; what its row says to people
         self.first_device = False  # the first ack takes it back from the user's other sessions
         self.fallback: Owed | None = None  # what is published if nobody proves it
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from bridge.core.model.pushes import Properties
+from bridge.core.model.pushes import Properties, PushRequest, Rejected
 from bridge.core.model.rows import DeadLetter, Receipt, Reply
 from bridge.core.ports.broker import AckToken
 
@@ -14,9 +15,11 @@ class HeldMessage:
 
     __slots__ = (
         "answers",
+        "batch_id",
         "done",
         "letters",
         "open",
+        "places",
         "properties",
         "published_at",
         "redelivered",
@@ -45,6 +48,10 @@ class HeldMessage:
         self.replies: tuple[Reply, ...] = (
             (Reply(properties.reply_to, properties.correlation_id),) if properties.reply_to else ()
         )
+        self.batch_id = ""
+        """See `Decoded`."""
+        self.places: dict[int, int] | None = None
+        """Of a batch the place of each request, from 0, by its `id()`; None for any other message."""
         self.open = 0
         """Rows that must still be settled before the message may be acked."""
         self.done: asyncio.Event | None = None
@@ -53,6 +60,15 @@ class HeldMessage:
         """Sent to `push.dead` after the rows and before the ack."""
         self.answers: list[Receipt] = []
         """Sent to its publisher before the ack, since no row owes them."""
+
+    def hold_batch(self, batch_id: str, requests: Sequence[PushRequest | Rejected]) -> None:
+        """It is a batch of these requests, which live as long as flights are made of them."""
+        self.batch_id = batch_id
+        self.places = {id(request): place for place, request in enumerate(requests)}
+
+    def place_of(self, request: PushRequest | Rejected) -> int | None:
+        """The place of a request in its batch; None where it came alone."""
+        return None if self.places is None else self.places.get(id(request))
 
     @property
     def alone(self) -> bool:

@@ -45,6 +45,9 @@ def flight_of(
         collapse_key=request.collapse_key,
         fingerprint=fingerprint,
     )
+    flight.data_bytes = len(request.data)
+    if message.batch_id:
+        flight.batch = message.batch_id, message.place_of(request)
     if request.deliver_at:
         # Latencies, and the ttl, count from its time.
         flight.published_at = max(flight.published_at, min(request.deliver_at, message.taken_at))
@@ -132,6 +135,8 @@ def flight_of_rejected(rejected: Rejected, message: HeldMessage, owner: Owner, n
         event=rejected.event,
         fingerprint=fingerprint_of(rejected),
     )
+    if message.batch_id:
+        flight.batch = message.batch_id, message.place_of(rejected)
     flight.detail = rejected.detail
     flight.payload = rejected.body[:PAYLOAD_KEPT]
     if len(rejected.body) > PAYLOAD_KEPT:

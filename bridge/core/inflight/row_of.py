@@ -60,6 +60,9 @@ def row_of(flight: Flight, node: str, boot: str) -> Row:
         first_device=flight.first_device,
         fallback_due=due,
         fallback_key="" if fallback is None else fallback.routing_key,
+        batch_id=flight.batch[0],
+        batch_position=flight.batch[1],
+        data_bytes=flight.data_bytes,
     )
 
 

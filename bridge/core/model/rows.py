@@ -88,6 +88,13 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     row that is read has neither this nor the key."""
     fallback_key: str = ""
     """The routing key of its fallback; empty: it has none."""
+    batch_id: str = ""
+    """The batch that it came in; empty: it came alone."""
+    batch_position: int | None = None
+    """Its place in that batch, from 0."""
+    data_bytes: int | None = None
+    """Bytes of its data, as they came; None where that is not known. This and its batch are written with a new row
+    only."""
     differed_at: float | None = None
     """When a request first came with this id and other content. `Store.differing` fills it, never `record`."""
 

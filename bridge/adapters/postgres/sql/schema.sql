@@ -73,6 +73,10 @@ create table delivery_log (
     fallback_key text        collate "C",
     fallback_claim text      collate "C",
     fallback_at  timestamptz,
+    batch_id     text        collate "C",
+    batch_position integer,
+    data_bytes   integer,
+    stored_at    timestamptz,
     -- The day is the same all over a partition, so it comes last: a push id alone finds its rows.
     constraint delivery_log_key primary key (push_id, user_id, tenant, day)
 ) partition by list (day);
@@ -136,6 +140,10 @@ comment on column delivery_log.fallback_claim is
     'The boot that publishes its fallback; null: none does. What a dead process has claimed anyone may claim. It means nothing '
     'where none is due.';
 comment on column delivery_log.fallback_at is 'As in delivery.';
+comment on column delivery_log.batch_id is 'As in delivery.';
+comment on column delivery_log.batch_position is 'As in delivery.';
+comment on column delivery_log.data_bytes is 'As in delivery.';
+comment on column delivery_log.stored_at is 'As in delivery.';
 comment on column delivery_log.first_device is
     'True: the first ack took the push back from the other sessions of its user; otherwise null.';
 
@@ -205,6 +213,7 @@ create table ending (
     reason  text    not null,
     final   boolean not null,
     meaning text    not null,
+    party   text,
     primary key (outcome, reason)
 );
 comment on table ending is 'Every outcome with every reason that it may have, and what both mean.';
@@ -212,6 +221,11 @@ comment on column ending.outcome is 'As in delivery.outcome.';
 comment on column ending.reason is 'As in delivery.reason.';
 comment on column ending.final is 'Whether a push with this outcome has come to its end.';
 comment on column ending.meaning is 'What it says about the push, in a sentence.';
+comment on column ending.party is
+    'Who could have made it end better: publisher (the request was wrong, was taken back or replaced, or excluded the user''s '
+    'sessions), bridge (a node, or the way between two), peer (the user was not there, or their client did not read, answer or '
+    'acknowledge), network (the connection to the client), policy (a limit of time, room or access). Null: the proof that was '
+    'asked for has come, or nothing has gone wrong so far.';
 insert into ending (outcome, reason, final, meaning) values
     ('acked', 'ack_frame', true, 'the application acknowledged the push with an ack frame'),
     ('received', 'pong', true, 'the peer answered a ping sent after the push'),
@@ -259,6 +273,38 @@ insert into ending (outcome, reason, final, meaning) values
     ('written', 'no_proof_possible', true, 'handed to an open stream of events whose client has never proven anything; more was asked for'),
     ('stored', 'no_proof_possible', false, 'kept: handed to a stream of events whose client has never proven anything');
 
+-- The party depends on the reason alone.
+update ending e set party = p.party from (values
+    ('not_acked', 'peer'),
+    ('no_proof_possible', 'peer'),
+    ('no_session', 'peer'),
+    ('nobody', 'peer'),
+    ('left_before_send', 'peer'),
+    ('slow_consumer', 'peer'),
+    ('no_proof', 'peer'),
+    ('connection_lost', 'network'),
+    ('excluded', 'publisher'),
+    ('collapsed', 'publisher'),
+    ('withdrawn', 'publisher'),
+    ('not_json', 'publisher'),
+    ('invalid', 'publisher'),
+    ('unsupported', 'publisher'),
+    ('too_large', 'publisher'),
+    ('too_many', 'publisher'),
+    ('max_age', 'policy'),
+    ('ttl', 'policy'),
+    ('queue_expiration', 'policy'),
+    ('mailbox_full', 'policy'),
+    ('revoked', 'policy'),
+    ('overflow', 'bridge'),
+    ('node_died', 'bridge'),
+    ('node_unreachable', 'bridge'),
+    ('node_silent', 'bridge'),
+    ('poison', 'bridge'),
+    ('delivery_limit', 'bridge'),
+    ('given_up', 'bridge')
+) as p (reason, party) where e.reason = p.reason;
+
 -- 2. Writing rows ----------------------------------------------------------------------------------------
 
 -- Many functions have these settings:
@@ -291,7 +337,8 @@ create function record_rows(
     p_fingerprints integer[] default null,
     p_topics text[] default null, p_provers text[] default null, p_holders text[] default null,
     p_first_devices boolean[] default null,
-    p_fallbacks float8[] default null, p_fallback_keys text[] default null
+    p_fallbacks float8[] default null, p_fallback_keys text[] default null,
+    p_batches text[] default null, p_batch_positions integer[] default null, p_data_bytes integer[] default null
 ) returns table (ord bigint, applied boolean, log delivery_log)
     language plpgsql volatile
     set search_path to public, pg_temp
@@ -349,7 +396,8 @@ begin
         published_at, taken_at, written_at, proven_at, finished_at,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         position, expires_at, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, session, holder, first_device, fallback_due, fallback_key)
+        fingerprint, topic, session, holder, first_device, fallback_due, fallback_key,
+        batch_id, batch_position, data_bytes, stored_at)
     select
         d, n.tenant, n.push_id, n.user_id, n.outcome, n.reason, n.final, n.confirm, n.sessions, n.attempts,
         to_timestamp(n.published), to_timestamp(n.taken), to_timestamp(n.written), to_timestamp(n.proven),
@@ -358,19 +406,22 @@ begin
         n.meta, n.payload, n.owed,
         n.position, to_timestamp(n.expires), n.encoding, n.collapse_key, n.excluded, n.ack_within, n.kept_bytes, n.content,
         n.fingerprint, n.topic, n.prover, n.holder, nullif(n.first_device, false),
-        to_timestamp(n.fallback), n.fallback_key
+        to_timestamp(n.fallback), n.fallback_key,
+        n.batch_id, n.batch_position, n.data_bytes, case when n.outcome = 'stored' then clock_timestamp() end
     from unnest(
         p_tenants, p_push_ids, p_users, p_outcomes, p_reasons, p_finals, p_confirms, p_sessions, p_attempts,
         p_published, p_taken, p_written, p_proven, p_finished,
         p_nodes, p_boots, p_events, p_app_ids, p_details, p_traceparents, p_metas, p_payloads, p_owed,
         days, p_positions, p_expires, p_encodings, p_collapse_keys, p_excluded, p_ack_withins, p_kept_bytes, p_contents,
-        p_fingerprints, p_topics, p_provers, p_holders, p_first_devices, p_fallbacks, p_fallback_keys
+        p_fingerprints, p_topics, p_provers, p_holders, p_first_devices, p_fallbacks, p_fallback_keys,
+        p_batches, p_batch_positions, p_data_bytes
     ) as n (
         tenant, push_id, user_id, outcome, reason, final, confirm, sessions, attempts,
         published, taken, written, proven, finished,
         node, boot, event, app_id, detail, traceparent, meta, payload, owed,
         its_day, position, expires, encoding, collapse_key, excluded, ack_within, kept_bytes, content,
-        fingerprint, topic, prover, holder, first_device, fallback, fallback_key)
+        fingerprint, topic, prover, holder, first_device, fallback, fallback_key,
+        batch_id, batch_position, data_bytes)
     where n.its_day is null
       and not exists (
         select from delivery_log l
@@ -463,7 +514,8 @@ begin
         session = case when n.proven is not null then coalesce(n.prover, l.session) else coalesce(l.session, n.prover) end,
         holder = case when n.prover is not null and (n.proven is not null or l.session is null) then n.holder
                       when l.session is not null then nullif(coalesce(l.holder, l.node), n.node) end,
-        fallback_due = case when not n.cancels then l.fallback_due end
+        fallback_due = case when not n.cancels then l.fallback_due end,
+        stored_at = coalesce(l.stored_at, case when n.outcome = 'stored' then clock_timestamp() end)
     from locked n
     where l.day = n.day
       and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
@@ -2739,23 +2791,28 @@ comment on function revocation_gone is
 
 create view delivery as
 select
-    push_id, nullif(user_id, '') as user_id, outcome, reason, final, event, app_id, tenant,
-    case when content is null then meta
-         else coalesce(meta, (select c.meta from push_content c where c.day = l.day and c.id = l.content)) end as meta,
-    published_at, taken_at, written_at, proven_at, finished_at, sessions, attempts, node, detail, expires_at, late_at,
-    day,
-    case when expires_at is null then extract(epoch from proven_at - published_at)::float8 * 1000
-         when attempts <= 1
-         then (extract(epoch from greatest(taken_at - published_at, '0')) + extract(epoch from proven_at - written_at))::float8
-              * 1000
+    l.push_id, nullif(l.user_id, '') as user_id, l.outcome, l.reason, l.final, l.event, l.app_id, l.tenant,
+    case when l.content is null then l.meta
+         else coalesce(l.meta, (select c.meta from push_content c where c.day = l.day and c.id = l.content)) end as meta,
+    l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at, l.sessions, l.attempts, l.node, l.detail,
+    l.expires_at, l.late_at, l.day,
+    case when l.expires_at is null then extract(epoch from l.proven_at - l.published_at)::float8 * 1000
+         when l.attempts <= 1
+         then (extract(epoch from greatest(l.taken_at - l.published_at, '0'))
+               + extract(epoch from l.proven_at - l.written_at))::float8 * 1000
     end as latency_ms,
-    case when expires_at is not null
-         then greatest(extract(epoch from coalesce(written_at, finished_at) - taken_at)::float8 * 1000, 0)
+    case when l.expires_at is not null
+         then greatest(extract(epoch from coalesce(l.written_at, l.finished_at) - l.taken_at)::float8 * 1000, 0)
     end as waited_ms,
-    differed_at, topic, session,
-    coalesce(holder, case when session is not null then node end) as holder,
-    fallback_due, fallback_at
-from delivery_log l;
+    l.differed_at, l.topic, l.session,
+    coalesce(l.holder, case when l.session is not null then l.node end) as holder,
+    l.fallback_due, l.fallback_at,
+    l.batch_id, l.batch_position,
+    case when l.outcome <> 'rejected' then (array['written', 'received', 'acked'])[l.confirm] end as confirm,
+    round(extract(epoch from l.expires_at - l.published_at)::numeric, 3)::float8 as ttl,
+    l.data_bytes, nullif(l.collapse_key, '') as collapse_key, l.stored_at, e.party
+from delivery_log l
+left join ending e on e.outcome = l.outcome and e.reason = l.reason;
 comment on view delivery is 'How each push ended for each user: one row per push and user.';
 comment on column delivery.push_id is 'The id of the push, unique within its tenant.';
 comment on column delivery.user_id is 'The user it was for; null where no user was known.';
@@ -2801,6 +2858,22 @@ comment on column delivery.fallback_due is
     'When its fallback is published if there is no proof until then; null: it has none, or it was published or cancelled.';
 comment on column delivery.fallback_at is
     'When its fallback was published to the exchange push.fallback; null: it was not.';
+comment on column delivery.batch_id is
+    'What the pushes of one batch (one message with an array of requests) share: the message_id of the message, or an id made '
+    'of its bytes; null where the push came alone, or was scheduled.';
+comment on column delivery.batch_position is 'Its place in the batch, from 0; null where the push came alone.';
+comment on column delivery.confirm is
+    'The proof that its publisher asked for: written, received or acked. Null where the request was rejected.';
+comment on column delivery.ttl is 'The seconds after published_at for which it is kept; null for a push without a ttl.';
+comment on column delivery.data_bytes is
+    'Bytes of its data as they came; null where the request was rejected, and in rows of before there was this column.';
+comment on column delivery.collapse_key is 'Its collapse_key; null where it has none.';
+comment on column delivery.stored_at is
+    'When it was first kept for its user, because nobody was there or no proof came in time; null: it was not, or before there '
+    'was this column.';
+comment on column delivery.party is
+    'Who could have made it end better: publisher, bridge, peer, network or policy. Null: the proof that was asked for has come, '
+    'or nothing has gone wrong so far. See table ending.';
 
 -- The hours come from the tally, which is small, so that a range of hours reads only its own rows. A day has rows and
 -- no tally if somebody has attached its partition again.

@@ -90,7 +90,7 @@ def begin(arrival: Arrival, limits: Limits) -> Decoded | Steps[Decoded]:
     if read_as is not None or body[:1] != b"{" or size > AT_ONCE:
         steps = _rest(arrival, limits, read_as, fallback_id, published_at, traceparent)
     elif request := straight(body, fallback_id, limits, published_at):
-        return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent)))
+        return cast(Decoded, new_tuple(Decoded, ((request,), published_at, traceparent, "")))
     else:
         steps = _one(arrival, limits, fallback_id, published_at, traceparent)
     return _hinted(steps, arrival) if read_as is None else steps
@@ -129,12 +129,14 @@ def _rest(
     """Read anything but a small request. `read_as`: of what this one request is made, if it is not the body."""
     body = arrival.body
     requests: Sequence[PushRequest | Rejected]
+    batch_id = ""
     yield
     try:
         if read_as is not None:
             requests = ((yield from read_as(arrival, fallback_id, limits, published_at)),)
         elif body[:1] != b"{" and body.lstrip(SPACE)[:1] == b"[":
             requests = yield from batch(arrival, fallback_id, limits, published_at)
+            batch_id = yield from LastResort(arrival).id(body, None, fallback_id)
         else:
             request = yield from straight_in_steps(body, fallback_id, limits, published_at)
             if request is None:
@@ -142,7 +144,7 @@ def _rest(
             requests = (request,)
     except InvalidRequest as wrong:
         return (yield from _rejected(arrival, wrong, fallback_id, published_at, traceparent))
-    return Decoded(requests, published_at, traceparent)
+    return Decoded(requests, published_at, traceparent, batch_id)
 
 
 def _one(

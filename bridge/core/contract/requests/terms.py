@@ -25,6 +25,9 @@ class Decoded(NamedTuple):
     """Wall-clock seconds."""
     traceparent: str
     """W3C Trace Context, or empty. A malformed one is ignored, as the standard asks (section 3.2)."""
+    batch_id: str = ""
+    """The id that all requests of a batch share: the message_id where that is an id, else one made of the message.
+    Empty where the message is no batch."""
 
 
 DEFAULT_LIMITS: Final = Limits()
