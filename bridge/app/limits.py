@@ -24,6 +24,10 @@ class ServiceLimits:
     """Between looks at the partitions."""
     upkeep_retry: float = 5.0
     """Until the next look at the partitions after one that failed."""
+    count_every: float = 60.0
+    """Between looks for hours of the log that have changed since they were counted."""
+    count_all_every: float = 3600.0
+    """Between looks for them in all days, not only the newest two."""
     audit_every: float = 60.0
     """Between audits."""
     look_up_seconds: float = 5.0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from bridge.adapters import loop_watch
 from bridge.adapters.amqp.partitions import Partitions
+from bridge.adapters.postgres.counting import Counting
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.app.limits import ServiceLimits
 from bridge.app.node import Node
@@ -58,7 +59,7 @@ class Workplace:
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when somebody has asked this process to stop by `bridge drain`, or when it does."""
     rare: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Upkeep and audit have one connection between them."""
+    """Upkeep, counting and audit have one connection between them."""
 
 
 def tasks_of(at: Workplace) -> Sequence[Task]:
@@ -99,6 +100,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("recollection", node.core.recollection.run, after_start=True),
         Task("loop watch", partial(loop_watch.watch, at.reports.metrics.loop_lag)),
         Task("upkeep", partial(keep_partitions, at), after_start=True),
+        Task("counting", partial(count_hours, at), after_start=True),
         Task("auditor", partial(audit, at)),
         Task("queues", at.surroundings.watch_queues),
         Task("figures", at.surroundings.watch_log, after_start=True),
@@ -330,6 +332,35 @@ async def keep_partitions(at: Workplace) -> None:
         if done.made or done.dropped:
             log.info("partitions made: %s, dropped: %s", done.made, done.dropped)
         await at.node.clock.sleep(at.limits.upkeep_every)
+
+
+async def count_hours(at: Workplace) -> None:
+    """Count the hours of the log in which something has changed, for the views of analysts."""
+    if at.rows.postgres is None:
+        return
+    node = at.node
+    counting = Counting(at.settings.postgres_dsn)
+    looked_at = None
+    while True:
+        began = node.clock.monotonic()
+        # Rows are added to older days only by hand, or while nobody has counted.
+        everything = looked_at is None or began - looked_at >= at.limits.count_all_every
+        try:
+            async with at.rare:
+                counted = await counting.run_once(everything=everything)
+        except BridgeError as error:
+            # Usually the database is down. No push needs this.
+            at.reports.errors.handle(error, "counting", {})
+            counted = None
+        took = node.clock.monotonic() - began
+        if counted is not None and not counted.left and everything:
+            looked_at = began
+        if counted is not None and counted.left:
+            # The first time there may be months: half of the time is for others.
+            await node.clock.sleep(took)
+        else:
+            # An hour with many rows takes long, and changes all the time: at most a twentieth of the time is for it.
+            await node.clock.sleep(max(at.limits.count_every, 19 * took))
 
 
 async def audit(at: Workplace) -> None:

@@ -46,7 +46,23 @@ comment on view analyst.delivery is 'As public.delivery, of your tenants.';
 
 create or replace view analyst.delivery_hourly with (security_barrier) as
 select h.* from public.delivery_hourly h where h.tenant in (select t.tenant from analyst.tenant t);
-comment on view analyst.delivery_hourly is 'As public.delivery_hourly, of your tenants.';
+comment on view analyst.delivery_hourly is 'As public.delivery_hourly, of your tenants; without the rows of zeros.';
+
+create or replace view analyst.delivery_daily with (security_barrier) as
+select d.* from public.delivery_daily d where d.tenant in (select t.tenant from analyst.tenant t);
+comment on view analyst.delivery_daily is 'As public.delivery_daily, of your tenants; without the rows of zeros.';
+
+create or replace view analyst.funnel with (security_barrier) as
+select f.* from public.funnel f where f.tenant in (select t.tenant from analyst.tenant t);
+comment on view analyst.funnel is 'As public.funnel, of your tenants.';
+
+create or replace view analyst.push_summary with (security_barrier) as
+select p.* from public.push_summary p where p.tenant in (select t.tenant from analyst.tenant t);
+comment on view analyst.push_summary is 'As public.push_summary, of your tenants.';
+
+create or replace view analyst.top_reasons with (security_barrier) as
+select r.* from public.top_reasons r where r.tenant in (select t.tenant from analyst.tenant t);
+comment on view analyst.top_reasons is 'As public.top_reasons, of your tenants.';
 
 create or replace view analyst.user_timeline with (security_barrier) as
 select u.* from public.user_timeline u where u.tenant in (select t.tenant from analyst.tenant t);
@@ -56,7 +72,8 @@ create or replace view analyst.ending as select * from public.ending;
 comment on view analyst.ending is 'What each outcome and reason mean.';
 
 revoke all on all tables in schema analyst from public, :"analyst";
-grant select on analyst.tenant, analyst.delivery, analyst.delivery_hourly, analyst.user_timeline, analyst.ending
+grant select on analyst.tenant, analyst.delivery, analyst.delivery_hourly, analyst.delivery_daily, analyst.funnel,
+    analyst.push_summary, analyst.top_reasons, analyst.user_timeline, analyst.ending
     to :"analyst";
 
 commit;

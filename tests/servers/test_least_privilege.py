@@ -24,6 +24,7 @@ from bridge.adapters.amqp.consume import never_called
 from bridge.adapters.amqp.topology import INBOUND_ONLY, ONE, DeclareMode
 from bridge.adapters.postgres import excess as postgres_excess
 from bridge.adapters.postgres import migrate
+from bridge.adapters.postgres.counting import Counting
 from bridge.adapters.postgres.migrate import MIGRATIONS, Migration
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.cli import main
@@ -232,9 +233,21 @@ async def two_tenants(dsns: roles.Databases) -> None:
         ]
     )
     await store.close()
+    await Counting(dsns.app).run_once(everything=True)
 
 
-VIEWS: tuple[LiteralString, ...] = ("delivery", "delivery_hourly", "user_timeline", "tenant")
+VIEWS: tuple[LiteralString, ...] = (
+    *(
+        "delivery",
+        "delivery_hourly",
+        "delivery_daily",
+        "funnel",
+        "push_summary",
+        "top_reasons",
+        "user_timeline",
+    ),
+    "tenant",
+)
 
 
 async def test_an_analyst_sees_the_tenants_that_it_is_given_and_no_other(dsns: roles.Databases) -> None:

@@ -224,8 +224,6 @@ def grown(dsn: str) -> None:
     [
         ("delivery", "taken_at >= %s and taken_at < %s"),
         ("delivery", "day = %s and taken_at < %s"),
-        ("delivery_hourly", "hour >= %s and hour < %s"),
-        ("delivery_hourly", "hour = %s and event <> %s"),
         ("user_timeline", "user_id = 'u7' and at >= %s and at < %s"),
         ("user_timeline", "taken_at >= %s and taken_at < %s"),
     ],
@@ -241,7 +239,7 @@ def test_a_view_of_time_reads_only_the_time_that_it_is_asked_for(
             "select day - 1, (day - 1)::timestamp at time zone 'UTC' + interval '30 min' from log_day"
         ).fetchall()
         until = hour + datetime.timedelta(hours=1)
-        params = (hour, "") if "event" in where else (day if "day" in where else hour, until)
+        params = (day if "day" in where else hour, until)
         query = psycopg.ClientCursor(conn).mogrify(f"select * from {view} where {where}", params)
         conn.execute(query.encode())
         [[[plan]]] = conn.execute(f"explain (analyze, buffers, format json) {query}".encode()).fetchall()
@@ -257,19 +255,6 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for inner in plan.get("Plans", ()):
         yield from _nodes(inner)
-
-
-def test_the_hours_of_the_view_have_every_row_of_the_log_once(database: str) -> None:
-    grown(database)
-    with psycopg.connect(database, autocommit=True) as conn:
-        for zone in ("UTC", "Asia/Kolkata"):
-            conn.execute(f"set timezone to '{zone}'".encode())
-            counted = "select hour, sum(pushes)::bigint from delivery_hourly group by 1 order by 1"
-            held = "select date_trunc('hour', taken_at), count(*) from delivery group by 1 order by 1"
-            assert conn.execute(counted.encode()).fetchall() == conn.execute(held.encode()).fetchall()
-        # Somebody's archive is attached again: nothing counts its rows any more.
-        conn.execute("delete from tally where day = (select min(day) from tally)")
-        assert conn.execute(counted.encode()).fetchall() == conn.execute(held.encode()).fetchall()
 
 
 async def test_absence_is_told_apart_from_latency(database: str) -> None:
@@ -396,7 +381,14 @@ async def test_the_functions_of_the_owner_do_nothing_else(roles: Roles) -> None:
         found = conn.execute(
             "select proname, proconfig from pg_proc where prosecdef and proowner = current_user::regrole order by 1"
         ).fetchall()
-        assert [name for name, _ in found] == ["drop_partition", "make_partition"]
+        assert [name for name, _ in found] == [
+            "count_hour",
+            "drop_partition",
+            "hours_to_count",
+            "make_partition",
+            "note_changed_hours",
+            "note_counted",
+        ]
         assert all("search_path=pg_catalog, public, pg_temp" in config for _, config in found)
         conn.execute("create table mine (n int)")
         conn.execute("create table delivery_log_19990101 (n int)")
@@ -412,11 +404,14 @@ async def test_the_functions_of_the_owner_do_nothing_else(roles: Roles) -> None:
             "select make_partition('infinity')",
             "select make_partition(null)",
             "select make_partition('9999-01-01')",
+            "select count_hour(null, '2000-01-01 00:00+00')",
+            "select count_hour('2000-01-01', '2000-01-01 00:30+00')",
         ):
             with pytest.raises(psycopg.errors.InvalidParameterValue):
                 conn.execute(refused.encode())
         # Not a partition of ours.
         assert conn.execute("select drop_partition('1999-01-01', 1)").fetchall() == [(False,)]
+        assert conn.execute("select count_hour('1999-01-01', '1999-01-01 00:00+00')").fetchall() == [(False,)]
     with psycopg.connect(roles.owner, autocommit=True) as conn:
         conn.execute(f"revoke execute on function make_partition(date) from {roles.app_name}".encode())
     with psycopg.connect(roles.app, autocommit=True) as conn:

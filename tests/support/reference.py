@@ -19,7 +19,18 @@ REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference"
 OUTCOMES = REFERENCE / "outcomes.md"
 TABLES = REFERENCE / "tables.md"
 
-PUBLIC = ("delivery", "delivery_hourly", "user_timeline", "who_is_online", "session_history", "ending")
+PUBLIC = (
+    *(
+        "delivery",
+        "delivery_hourly",
+        "delivery_daily",
+        "funnel",
+        "push_summary",
+        "unreached_users",
+        "top_reasons",
+    ),
+    *("user_timeline", "who_is_online", "session_history", "ending"),
+)
 INTERNAL = (
     *("delivery_log", "push_content", "log_day", "tally", "node", "past_boot"),
     *(
@@ -31,6 +42,11 @@ INTERNAL = (
         "retained",
         "ops_action",
         "scheduled",
+        "changed_hour",
+        "counted_hour",
+        "hour_count",
+        "delivery_count",
+        "counting",
         "schema_version",
     ),
 )
