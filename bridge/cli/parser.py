@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final, NamedTuple, NoReturn
 
 from bridge.core.redaction import redact
@@ -13,6 +15,8 @@ from bridge.core.redaction import redact
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: done; it found or caused a failure; usage or settings; broker or database unreachable; interrupted."""
 
+AGE_MAX: Final = timedelta(days=400)
+"""Counts of hours are kept so long."""
 DEST_PREFIX: Final = "setting."
 """Sets the flags of settings apart from a command's own options."""
 
@@ -102,6 +106,23 @@ def moment(text: str) -> float:
     if text.startswith("+"):
         return round(time.time() + seconds(text[1:]), 3)
     return _number(text, 1, 1e11, "unix seconds expected, or +S for so many seconds from now")
+
+
+def age(text: str) -> timedelta:
+    """How long ago: a number and min, h, d or w."""
+    found = re.fullmatch(r"(\d{1,6})(min|h|d|w)", text)
+    if found is None or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"an age such as 90min, 24h, 7d or 4w expected, not {text!r}")
+    units = {
+        "min": timedelta(minutes=1),
+        "h": timedelta(hours=1),
+        "d": timedelta(days=1),
+        "w": timedelta(weeks=1),
+    }
+    length = int(found[1]) * units[found[2]]
+    if length > AGE_MAX:
+        raise argparse.ArgumentTypeError(f"at most {AGE_MAX.days} days are counted, not {text!r}")
+    return length
 
 
 def rate(text: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
+from benchmarks import analytics
 from bridge.adapters.postgres import migrate
 from bridge.adapters.postgres.counting import Counting
 from bridge.adapters.postgres.migrate import MIGRATIONS
@@ -17,6 +18,7 @@ from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, RowKey
+from tests.conftest import Databases
 from tests.support.queries import asked as ask
 from tests.support.rows import NOON, kept_row, row
 
@@ -483,3 +485,33 @@ async def grown(database: str) -> str:
     await count(database)
     await ask(database, "analyze")
     return database
+
+
+QUESTIONS = list(analytics.questions(analytics.PAGE.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=[q.title for q in QUESTIONS])
+async def test_every_question_of_the_page_has_an_answer(asked_log: str, question: analytics.Question) -> None:
+    with psycopg.connect(asked_log, autocommit=True) as conn:
+        assert analytics.ask(conn, question).rows > 0
+
+
+@pytest.fixture(scope="module")
+def asked_log(databases: Databases) -> Iterator[str]:
+    """The log of the benchmark, small."""
+    with databases.fresh("template0") as dsn:
+        migrate.upgrade(dsn)
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            analytics.fill(conn, 20_000)
+            conn.execute(
+                "update delivery_log set push_id = 'p4711', user_id = 'u42' where push_id = 'p19990'"
+            )
+            conn.execute(
+                "update delivery_log set outcome = 'unknown', reason = 'node_died' where event = 'event.7'"
+            )
+        asyncio.run(analytics.count(dsn))
+        yield dsn
+
+
+def test_the_page_has_ten_questions() -> None:
+    assert [int(q.title.partition(".")[0]) for q in QUESTIONS] == list(range(1, 11))

@@ -56,7 +56,11 @@ class Counting:
 
     async def _run(self, conn: Connection, everything: bool, most: int) -> Counted:
         async with Watchdog(conn, COUNT_TIMEOUT):
-            mine = await (await conn.execute("select pg_try_advisory_lock(%s)", (COUNT_LOCK,))).fetchone()
+            cursor = await conn.execute(
+                "select pg_try_advisory_lock(%s), set_config('statement_timeout', %s, false)",
+                (COUNT_LOCK, f"{COUNT_TIMEOUT * 900:.0f}"),
+            )
+            mine = await cursor.fetchone()
             if mine is None or not mine[0]:
                 return Counted(0, 0)
             [(began,)] = await (await conn.execute("select clock_timestamp()")).fetchall()

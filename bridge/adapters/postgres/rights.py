@@ -27,7 +27,7 @@ READS_AND_WRITES: Final = (
     "ops_action",
     "scheduled",
 )
-READS: Final = ("ending", "schema_version", "delivery_hourly")
+READS: Final = ("ending", "schema_version", "delivery_hourly", "hour_count", "counting")
 RIGHTS: Final = ("select", "insert", "update", "delete")
 FUNCTIONS: Final = sorted(
     {name for m in MIGRATIONS for name in re.findall(r"(?m)^create (?:or replace )?function (\w+)", m.sql)}

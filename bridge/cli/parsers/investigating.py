@@ -1,4 +1,4 @@
-"""The commands that look into what happened, and mend it: why, who, replay, dead, audit."""
+"""The commands that look into what happened, and mend it: why, who, replay, dead, report, audit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from bridge.cli.loading import run_quietly
-from bridge.cli.parser import Command, Parser, count, rate, seconds
+from bridge.cli.parser import Command, Parser, age, count, rate, seconds
 
 
 def _why(args: Namespace) -> int:
@@ -181,6 +181,26 @@ def _audit_options(parser: Parser) -> None:
     parser.add_argument("--hours", type=count, default=24, metavar="N", help="hours to count [24]")
 
 
+def _report(args: Namespace) -> int:
+    from bridge.cli.report import report
+
+    form = "csv" if args.csv else "json" if args.json else "html" if args.html else "text"
+    return run_quietly(args, lambda settings: report(settings, args.since, args.by, form))
+
+
+def _report_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--since", type=age, default=age("7d"), metavar="AGE", help="how far back: 90min, 24h, 7d, 4w [7d]"
+    )
+    parser.add_argument(
+        "--by", choices=("event", "tenant", "app"), default="event", help="what to tell apart [event]"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV: a line for each hour or day, and name")
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--html", action="store_true", help="print a page with charts, which loads nothing")
+
+
 _LOG_AND_BROKER: Final = ("postgres_dsn", "amqp_url")
 _BROKER: Final = ("amqp_url",)
 
@@ -262,6 +282,16 @@ COMMANDS: Final = (
         "The rows in the delivery log stay. Who did it is kept in table ops_action.\n\n"
         "  bridge dead purge --reason not_json --yes",
         _dead_purge_options,
+    ),
+    Command(
+        "report",
+        "Tell how many pushes were delivered, how fast, and why others were not.",
+        _report,
+        ("postgres_dsn",),
+        "It reads the counts of hours (docs/analytics.md), which a running bridge makes once a minute. At most\n"
+        "three days are told by the hour, more by the day, both in UTC. Exits 1 when no push is counted in that time.\n\n"
+        "  bridge report --since 24h\n  bridge report --by tenant --html > report.html",
+        _report_options,
     ),
     Command(
         "audit",

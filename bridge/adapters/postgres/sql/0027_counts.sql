@@ -179,6 +179,7 @@ create function count_hour(p_day date, p_hour timestamptz) returns boolean
     security definer
     set search_path to pg_catalog, public, pg_temp
     set lock_timeout to '5s'
+    set work_mem to '64MB'
     set plan_cache_mode to force_custom_plan
     set jit to off
     as $$
@@ -213,14 +214,14 @@ begin
         with rows_of_hour as (
             select l.tenant, l.app_id, l.event, l.outcome, l.reason, l.user_id,
                 (l.written_at is not null)::integer as handed, (l.proven_at is not null)::integer as proven,
-                extract(epoch from l.taken_at - l.published_at)::float8 as taking,
-                case when l.expires_at is null then extract(epoch from l.written_at - l.taken_at)::float8 end as writing,
+                date_part('epoch', l.taken_at - l.published_at) as taking,
+                case when l.expires_at is null then date_part('epoch', l.written_at - l.taken_at) end as writing,
                 case when l.expires_at is null or l.attempts <= 1
-                     then extract(epoch from l.proven_at - l.written_at)::float8 end as proving,
-                case when l.expires_at is null then extract(epoch from l.proven_at - l.published_at)::float8
+                     then date_part('epoch', l.proven_at - l.written_at) end as proving,
+                case when l.expires_at is null then date_part('epoch', l.proven_at - l.published_at)
                      when l.attempts <= 1
-                     then (extract(epoch from greatest(l.taken_at - l.published_at, '0'))
-                           + extract(epoch from l.proven_at - l.written_at))::float8 end as proof
+                     then date_part('epoch', greatest(l.taken_at - l.published_at, '0'))
+                           + date_part('epoch', l.proven_at - l.written_at) end as proof
             from public.%I l
             where l.taken_at >= $2 and l.taken_at < $2 + interval '1 hour' offset 0),
         placed as (
