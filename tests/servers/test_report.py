@@ -9,6 +9,7 @@ import json
 import re
 import time
 from datetime import UTC, datetime
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -42,7 +43,7 @@ def report(dsn: str, *words: str) -> int:
     return main(["report", *words, "--postgres-dsn", dsn])
 
 
-def at(moment: float, seconds: float = 0.2) -> dict[str, object]:
+def at(moment: float, seconds: float = 0.2) -> dict[str, Any]:
     return {
         "published_at": moment - 0.1,
         "taken_at": moment,
@@ -57,7 +58,7 @@ def some(now: float) -> list[Row]:
     return [
         *(row(f"a{n}", event="order.paid", **at(now - 3 * hour)) for n in range(6)),
         *(row(f"b{n}", event="order.paid", **at(now - 60, 5.0)) for n in range(2)),
-        row("c", event="order.paid", outcome=Outcome.OFFLINE, reason=Reason.NO_SESSION, **(at(now - 60) | {"proven_at": None})),
+        row("c", outcome=Outcome.OFFLINE, reason=Reason.NO_SESSION, **at(now - 60) | {"proven_at": None}),
         kept_row("d", event="order.paid", taken_at=now - 60, published_at=now - 60),
         row("e", event=NASTY, app_id="other", **at(now - 60)),
         row("old", event="order.paid", **at(now - 100 * 24 * hour)),
@@ -71,9 +72,7 @@ def test_text_tells_counts_latencies_and_reasons(
     assert report(database, "--since", "24h") == 0
     out = capsys.readouterr().out
     [line] = [line for line in out.splitlines() if line.startswith("order.paid")]
-    assert re.match(
-        r"order.paid +10 +88.89 % +1 +1 +3\d\d ms|order.paid +10 +88.89 % +1 +1 +0.3 s +5.\d s", line
-    )
+    assert re.match(r"order.paid +10 +88.89 % +1 +1 +0.3\d? s +5.\d s ", line)
     assert re.search(r"[\u2581-\u2588]", line)
     assert "1  peer       offline/no_session: the user had no session" in out
     assert "\x1b" not in out

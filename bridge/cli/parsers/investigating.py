@@ -182,9 +182,9 @@ def _audit_options(parser: Parser) -> None:
 
 
 def _report(args: Namespace) -> int:
-    from bridge.cli.report import report
+    from bridge.cli.report import Form, report
 
-    form = "csv" if args.csv else "json" if args.json else "html" if args.html else "text"
+    form: Form = "csv" if args.csv else "json" if args.json else "html" if args.html else "text"
     return run_quietly(args, lambda settings: report(settings, args.since, args.by, form))
 
 
@@ -289,7 +289,7 @@ COMMANDS: Final = (
         _report,
         ("postgres_dsn",),
         "It reads the counts of hours (docs/analytics.md), which a running bridge makes once a minute. At most\n"
-        "three days are told by the hour, more by the day, both in UTC. Exits 1 when no push is counted in that time.\n\n"
+        "three days are told by the hour, more by the day, both in UTC. Exits 1 when no push is counted then.\n\n"
         "  bridge report --since 24h\n  bridge report --by tenant --html > report.html",
         _report_options,
     ),
