@@ -13,11 +13,12 @@ import pytest
 
 from benchmarks import analytics
 from bridge.adapters.postgres import migrate
-from bridge.adapters.postgres.counting import Counting
+from bridge.adapters.postgres.counting import Counted, Counting
 from bridge.adapters.postgres.migrate import MIGRATIONS
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.app import build as app
+from bridge.core.errors import StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, RowKey
 from tests.conftest import Databases
@@ -401,6 +402,35 @@ async def test_a_day_that_was_attached_again_is_counted_where_nobody_has(databas
     await count(database)
     await right(database)
     assert await count(database) == 0
+
+
+async def test_an_hour_that_is_locked_does_not_keep_others_from_being_counted(
+    database: str, store: PostgresStore
+) -> None:
+    await store.record([row("a")])
+    await ask(database, "select roll_day(day + 1) from log_day")
+    await store.record([row("b", taken_at=NOON + 3600)])
+    async with await psycopg.AsyncConnection.connect(database) as conn:
+        [(name,)] = await (
+            await conn.execute("select 'delivery_log_' || to_char(day, 'YYYYMMDD') from log_day")
+        ).fetchall()
+        await conn.execute(f"lock table {name} in access exclusive mode".encode())
+        with pytest.raises(StoreUnavailable):
+            await count(database, everything=False)
+    hours: LiteralString = "select hour from delivery_hourly where pushes > 0"
+    assert await ask(database, hours) == [(datetime.datetime.fromtimestamp(NOON, datetime.UTC),)]
+    assert await count(database) == 1
+
+
+async def test_a_day_that_was_detached_is_not_looked_at_again(database: str, store: PostgresStore) -> None:
+    await store.record([row("a")])
+    await ask(database, "select roll_day(day + 1) from log_day")
+    [(name,)] = await ask(database, "select 'delivery_log_' || to_char(day - 1, 'YYYYMMDD') from log_day")
+    await ask(database, f"alter table delivery_log detach partition {name}")
+    await ask(
+        database, "create table delivery_log_20269999 partition of delivery_log for values in ('2001-01-01')"
+    )
+    assert await Counting(database).run_once(everything=True) == Counted(0, 0)
 
 
 async def test_counts_are_kept_for_400_days(database: str, store: PostgresStore) -> None:

@@ -7,9 +7,11 @@ lost nothing but the work on one hour. Reports read these counts, pushes never d
 from __future__ import annotations
 
 import datetime
+from operator import itemgetter
 from typing import LiteralString, NamedTuple
 
 import psycopg
+from psycopg import errors as pg
 
 from bridge.adapters.postgres.errors import translated
 from bridge.adapters.postgres.pool import Connection, Watchdog, connect, leave
@@ -43,7 +45,7 @@ class Counting:
         """Count hours that have changed, the newest first, but not more than `most`.
 
         `everything`: also look for rows that were added to days before yesterday. Idempotent, and safe to be cancelled.
-        Raises StoreUnavailable.
+        Raises StoreUnavailable, also where an hour can't be counted; all others were.
         """
         conn = await connect(self._dsn, self._application_name)
         try:
@@ -64,11 +66,19 @@ class Counting:
             if mine is None or not mine[0]:
                 return Counted(0, 0)
             [(began,)] = await (await conn.execute("select clock_timestamp()")).fetchall()
-            due = await (await conn.execute(_DUE, (everything,))).fetchall()
+            found = await (await conn.execute(_DUE, (everything,))).fetchall()
+        due = sorted(set(found), key=itemgetter(1, 0), reverse=True)
         hours = due[:most]
+        failed: psycopg.Error | None = None
         for day, hour in hours:
-            async with Watchdog(conn, COUNT_TIMEOUT):
-                await conn.execute("select count_hour(%s, %s)", (day, hour))
+            try:
+                async with Watchdog(conn, COUNT_TIMEOUT):
+                    await conn.execute("select count_hour(%s, %s)", (day, hour))
+            except (pg.QueryCanceled, pg.LockNotAvailable) as error:
+                # One hour may be too much for its time, or locked. The others are not to wait for it.
+                failed = error
+        if failed is not None:
+            raise failed
         if len(hours) == len(due):
             assert isinstance(began, datetime.datetime)
             async with Watchdog(conn, COUNT_TIMEOUT):

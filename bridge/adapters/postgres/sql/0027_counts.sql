@@ -144,9 +144,24 @@ create function hours_to_count(p_all boolean) returns table (at_day date, at_hou
     set search_path to pg_catalog, public, pg_temp
     set jit to off
     as $$
+declare
+    oldest timestamptz := clock_timestamp() - interval '400 days';
+    days date[];
 begin
+    -- Without to_date(), which raises an error for the name of a day that does not exist.
+    days := array(
+        select d.day
+        from pg_inherits i
+        join pg_class c on c.oid = i.inhrelid
+        cross join lateral (
+            select case when c.relname ~ '^delivery_log_(?!0000)[0-9]{8}$'
+                        then (make_date(substr(c.relname, 14, 4)::int, 1, 1)
+                              + make_interval(months => substr(c.relname, 18, 2)::int - 1,
+                                              days => substr(c.relname, 20, 2)::int - 1))::date end as day) d
+        where i.inhparent = 'public.delivery_log'::regclass and not i.inhdetachpending
+          and c.relname = 'delivery_log_' || to_char(d.day, 'YYYYMMDD'));
     return query
-    select m.day, m.hour from public.changed_hour m
+    select m.day, m.hour from public.changed_hour m where m.hour >= oldest
     union
     -- New rows go to the log's day. Others were added by hand, or while nobody counted.
     select t.day, t.hour from (
@@ -154,25 +169,24 @@ begin
         where p_all or t.day >= (select d.day - 1 from public.log_day d)
         group by 1, 2) t
     left join public.counted_hour c on c.day = t.day and c.hour = t.hour
-    where c.rows is distinct from t.rows
-    union
-    -- Somebody has attached a day again that has no tally any more, and was never counted.
-    select a.day, a.hour from (
-        select d.day, l.hour from (
-            select to_date(right(p.relname, 8), 'YYYYMMDD') as day
-            from pg_inherits i join pg_class p on p.oid = i.inhrelid
-            where p_all and i.inhparent = 'public.delivery_log'::regclass and p.relname ~ '^delivery_log_[0-9]{8}$'
-            offset 0) d
-        cross join lateral (
-            select distinct date_trunc('hour', r.taken_at, 'UTC') as hour from public.delivery_log r where r.day = d.day
-            offset 0) l
-        where not exists (select from public.tally t where t.day = d.day)) a
-    where not exists (select from public.counted_hour c where c.day = a.day and c.hour = a.hour)
-    order by 2 desc, 1 desc;
+    where c.rows is distinct from t.rows and t.day = any (days) and t.hour >= oldest;
+    if p_all then
+        -- Somebody has attached a day again that has no tally any more, and was never counted. By itself, since it locks all
+        -- partitions, and waits where one of them is locked.
+        return query
+        select a.day, a.hour from (
+            select h.day, l.hour from unnest(days) h (day)
+            cross join lateral (
+                select distinct date_trunc('hour', r.taken_at, 'UTC') as hour from public.delivery_log r where r.day = h.day
+                offset 0) l
+            where not exists (select from public.tally t where t.day = h.day)) a
+        where a.hour >= oldest
+          and not exists (select from public.counted_hour c where c.day = a.day and c.hour = a.hour);
+    end if;
 end $$;
 comment on function hours_to_count is
-    'The hours whose counts are not those of the log any more, the newest first. Of the tally the newest two days are looked at, '
-    'or all.';
+    'The hours whose counts are not those of the log any more, in no order; one may come twice. Of the tally the newest two days '
+    'are looked at, or all.';
 
 create function count_hour(p_day date, p_hour timestamptz) returns boolean
     language plpgsql volatile
@@ -338,6 +352,7 @@ begin
     -- So many days are kept, whatever the retention of rows is: this year and the same weeks of the last one.
     delete from public.delivery_count c where c.since < p_through - interval '400 days';
     delete from public.hour_count c where c.hour < p_through - interval '400 days';
+    delete from public.changed_hour m where m.hour < p_through - interval '400 days';
     -- The hours of a day that may be attached again are known as long as its counts.
     delete from public.counted_hour c where c.hour < p_through - interval '400 days';
 end $$;
