@@ -213,7 +213,12 @@ async def test_nobody_comes_in_whom_the_hook_did_not_name(
     seen = {"allowed": 0, "refused": 0, "failed": 0, "changed and allowed": 0}
     fuzzing.REPORTED.seen.clear()
     async with answering(answers) as url:
-        more = {"connect_url": url, "error_handler": "tests.support.fuzzing:recording_errors"}
+        # No answer is late here, however busy the machine is.
+        more = {
+            "connect_url": url,
+            "connect_timeout": 8,
+            "error_handler": "tests.support.fuzzing:recording_errors",
+        }
         async with bridges.bridge(vhost, database, **more) as b, fuzzing.neighbour(b.ws_port, vhost):
 
             async def check(made: list[Sketch]) -> None:
