@@ -7,7 +7,7 @@ metric ever holds a user, session or push id.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -57,6 +57,20 @@ STAGES: Final[Mapping[str, str]] = {
     "finished": "taken → final",
     "end_to_end": "published → proven (across two machines' clocks)",
 }
+
+
+class Totals(NamedTuple):
+    """What was counted since the start; two of them make a rate. The lists have a count for each of `SECONDS`, and one
+    for what is above."""
+
+    outcomes: Mapping[str, int]
+    """Rows committed, by outcome."""
+    end_to_end: Sequence[int]
+    """published → proven."""
+    queued: Sequence[int]
+    """published → taken."""
+    commits: Sequence[int]
+    """The time to commit one batch of rows."""
 
 
 class _Taken:
@@ -294,6 +308,21 @@ class PrometheusMetrics(Collector):
     def closed(self, reason: str) -> None:
         """A session ended; `reason` is a CloseReason's word, or `client`."""
         self._sessions.closed.word(reason)
+
+    # --- for the history --------------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        """What was counted so far."""
+        outcomes: dict[str, int] = {}
+        for (outcome, _), count in self._outcomes.counts.items():
+            outcomes[outcome] = outcomes.get(outcome, 0) + count
+        stages = self._settled.push.histograms
+        return Totals(
+            outcomes,
+            tuple(stages["end_to_end"].counts),
+            tuple(stages["queued"].counts),
+            tuple(self._settled.seconds.histograms[""].counts),
+        )
 
     # --- for the scrape ---------------------------------------------------------------------------------
 

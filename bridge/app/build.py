@@ -50,6 +50,7 @@ from bridge.adapters.tokens import make_token
 from bridge.adapters.websocket import listening
 from bridge.adapters.websocket.server import WebSocketServer
 from bridge.app.clock import SystemClock
+from bridge.app.desk import OperatorsDesk
 from bridge.app.drain import Drain
 from bridge.app.files import socket_limits
 from bridge.app.limits import LIMITS, ServiceLimits
@@ -71,6 +72,7 @@ from bridge.core.settlement.gate import Gate
 from bridge.ops import server as http
 from bridge.ops.context import OpsContext
 from bridge.ops.core_form import core_form
+from bridge.ops.history import History
 from bridge.ops.surroundings import Surroundings
 
 __all__ = ["LIMITS", "Running", "SystemClock", "running", "serve"]
@@ -149,12 +151,17 @@ async def running(
             reports.metrics.add_source(lambda: partition_families(consumer.taken, node.other_keys))
             if (keys := node.keys) is not None and settings.jwt_jwks_url:
                 reports.metrics.add_source(lambda: key_families(keys.fetches, keys.age))
+            history = History(
+                reports.metrics.totals, lambda: node.gauges(ws).known(), lambda: surroundings.ready, clock
+            )
             async with (
-                _listen_ops(settings, limits, reports, node, ws, boot, rows.actions, ops_path) as ops,  # 5
+                _listen_ops(
+                    settings, limits, reports, node, ws, boot, rows.actions, history, ops_path
+                ) as ops,  # 5
                 _linked(link, node),  # 5
                 consumer.taking(Switch(node.core.intake, node.core.control)),  # 6
             ):
-                work = Workplace(settings, limits, node, rows, reports, surroundings)
+                work = Workplace(settings, limits, node, rows, reports, surroundings, history)
                 drain = Drain(node, ws, consumer, rows.lease, limits, hurry or asyncio.Event())
                 try:
                     async with at_work(work) as can_settle:  # 7
@@ -287,6 +294,7 @@ async def _listen_ops(
     ws: WebSocketServer,
     boot: str,
     actions: ActionLog | None,
+    history: History,
     path: str,
 ) -> AsyncIterator[http.OpsServer]:
     credentials = Credentials(
@@ -316,6 +324,11 @@ async def _listen_ops(
             limits=node.request_limits,
             errors=reports.errors,
             clock=node.clock,
+            history=history.after,
+            drift=lambda: (reports.auditor.drift, reports.auditor.audited_at),
+            desk=OperatorsDesk(settings.postgres_dsn, settings.amqp_url, limits.look_up_seconds, node.clock)
+            if settings.uses_postgres
+            else None,
             dev_token=_dev_token(settings) if settings.dev and settings.jwt_secrets else None,
             look_up=look_up_of(settings, limits.look_up_seconds),
             people=LoggedPeople(settings.postgres_dsn, limits.look_up_seconds)

@@ -26,6 +26,7 @@ from bridge.config import Settings
 from bridge.core.backoff import BackOff
 from bridge.core.errors import BridgeError, DatabaseUnsuitable, StatementFailed, StoreUnavailable
 from bridge.core.row_limit import RowLimit
+from bridge.ops.history import History
 from bridge.ops.surroundings import Surroundings
 
 log = logging.getLogger("bridge")
@@ -54,6 +55,7 @@ class Workplace:
     rows: Rows
     reports: Reports
     surroundings: Surroundings
+    history: History
     started: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the start is done."""
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,6 +104,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("upkeep", partial(keep_partitions, at), after_start=True),
         Task("counting", partial(count_hours, at), after_start=True),
         Task("auditor", partial(audit, at)),
+        Task("history", at.history.run),
         Task("queues", at.surroundings.watch_queues),
         Task("figures", at.surroundings.watch_log, after_start=True),
     )

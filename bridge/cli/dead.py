@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bridge.adapters.actions import Action
 from bridge.adapters.amqp.encoding import legible
 from bridge.cli.record import actor, on_record
 from bridge.config import CommonSettings
 from bridge.core.errors import SettingsError, StoreUnavailable
-from bridge.operator import dead_letters
+from bridge.operator import dead_letters, letters
 from bridge.operator.dead_letters import Letter
+from bridge.operator.letters import chooser
 from bridge.operator.story import age, printable
 
 Done = TypeVar("Done", dead_letters.Replayed, dead_letters.Purge)
-
-
-def chooser(ids: Sequence[str], reasons: Sequence[str]) -> Callable[[Letter], bool]:
-    """Chooses letters by id or by reason; without either, all."""
-    if not ids and not reasons:
-        return lambda letter: True
-    return lambda letter: letter.id in ids or letter.reason in reasons
 
 
 async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: int, as_json: bool) -> int:
@@ -43,7 +36,11 @@ async def dead_list(settings: CommonSettings, reasons: Sequence[str], *, limit: 
             if not counts and not as_json:
                 print(f"{'id':<36}  {'reason':<16}  {'age':>6}  {'bytes':>7}  {'tenant/app':<20}  detail")
             counts[letter.reason] = counts.get(letter.reason, 0) + 1
-            print(json.dumps(_summary(letter), ensure_ascii=False) if as_json else _letter_line(letter, now))
+            print(
+                json.dumps(letters.summary(letter), ensure_ascii=False)
+                if as_json
+                else _letter_line(letter, now)
+            )
         total = pile.total
     if not as_json:
         print(_count(counts))
@@ -90,7 +87,7 @@ async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_js
             if found and not as_json:
                 print()
             found += 1
-            print(json.dumps(_whole(letter), ensure_ascii=False) if as_json else _page(letter))
+            print(json.dumps(letters.whole(letter), ensure_ascii=False) if as_json else _page(letter))
         total = pile.total
     if not found:
         print(
@@ -101,54 +98,6 @@ async def dead_show(settings: CommonSettings, push_id: str, *, limit: int, as_js
     return 0 if found else 1
 
 
-def _summary(letter: Letter) -> dict[str, object]:
-    return {
-        "id": legible(letter.id),
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "buried_at": letter.buried_at.isoformat() if letter.buried_at else None,
-        "replayed_at": letter.replayed_at or None,
-        "bytes": letter.size,
-        "tenant": letter.tenant,
-        "app_id": letter.app_id,
-    }
-
-
-def _properties(letter: Letter) -> dict[str, object]:
-    given = {
-        "app_id": letter.app_id,
-        "message_id": letter.message_id,
-        "correlation_id": letter.correlation_id,
-        "reply_to": letter.reply_to,
-        "content_type": letter.content_type,
-        "content_encoding": letter.content_encoding,
-        "timestamp": letter.timestamp.isoformat() if letter.timestamp else "",
-    }
-    return {name: legible(value) for name, value in given.items() if value}
-
-
-def _whole(letter: Letter) -> dict[str, object]:
-    body: dict[str, object]
-    try:
-        body = {"body": letter.body.decode()}
-    except UnicodeDecodeError:
-        body = {"body": base64.b64encode(letter.body).decode(), "encoding": "base64"}
-    headers = {legible(name): _header(value) for name, value in letter.headers.items()}
-    return {**_summary(letter), "properties": _properties(letter), "headers": headers, **body}
-
-
-def _header(value: object) -> Any:
-    match value:
-        case dict():
-            return {legible(name): _header(inner) for name, inner in value.items()}
-        case list():
-            return [_header(inner) for inner in value]
-        case bytes():
-            return value.decode("utf-8", "backslashreplace")
-        case _:
-            return value
-
-
 def _page(letter: Letter) -> str:
     facts: dict[str, object] = {
         "id": letter.id,
@@ -157,13 +106,13 @@ def _page(letter: Letter) -> str:
         "buried": letter.buried_at.astimezone().isoformat(" ") if letter.buried_at else "",
         "replayed": letter.replayed_at,
         "tenant": letter.tenant,
-        **_properties(letter),
+        **letters.properties(letter),
     }
     lines = [f"{name:<16} {printable(str(value))}" for name, value in facts.items() if value]
     ours = ("x-push-id", "x-push-reason", "x-push-detail", "x-push-buried-at", "x-push-replayed-at")
     for name, value in letter.headers.items():
         if name not in ours and not name.startswith(dead_letters.CHANGED_BY_BROKER):
-            shown = json.dumps(_header(value), ensure_ascii=False)
+            shown = json.dumps(letters.header(value), ensure_ascii=False)
             lines.append(f"{'header':<16} {printable(legible(name))}: {printable(shown)}")
     lines.append(f"{'body':<16} {letter.size} bytes")
     text = letter.body.decode("utf-8", "backslashreplace")

@@ -31,6 +31,10 @@ class OutcomeCount(NamedTuple):
     final: bool
     meaning: str
     users: int
+    handed: int = 0
+    """How many of them it was handed to a socket of."""
+    proven: int = 0
+    """How many of their peers have proven it, also too late."""
 
 
 class Owed(msgspec.Struct, frozen=True):
@@ -133,7 +137,8 @@ class Found(NamedTuple):
 
 
 _ENDINGS: LiteralString = """
-    select l.tenant, l.outcome, l.reason, l.final, coalesce(max(e.meaning), '') as meaning, count(*) as users
+    select l.tenant, l.outcome, l.reason, l.final, coalesce(max(e.meaning), '') as meaning, count(*) as users,
+           count(l.written_at) as handed, count(l.proven_at) as proven
     from delivery_log l left join ending e on e.outcome = l.outcome and e.reason = l.reason
     where l.push_id = %(push_id)s and (%(tenant)s::text is null or l.tenant = %(tenant)s)
     group by l.tenant, l.outcome, l.reason, l.final

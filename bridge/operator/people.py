@@ -54,7 +54,11 @@ class UserPush(msgspec.Struct, frozen=True):
     outcome: str
     reason: str
     taken_at: datetime
+    written_at: datetime | None
+    proven_at: datetime | None
     finished_at: datetime | None
+    session: str | None
+    """The session that gave the best proof; None: none did."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -111,7 +115,8 @@ _KEPT: LiteralString = """
     where user_id = %(user)s and outcome = 'stored'
     """
 _PUSHES: LiteralString = """
-    select push_id, tenant, event, outcome, reason, taken_at, finished_at from delivery_log
+    select push_id, tenant, event, outcome, reason, taken_at, written_at, proven_at, finished_at, session
+    from delivery_log
     where nullif(user_id, '') = %(user)s order by taken_at desc limit %(limit)s
     """
 

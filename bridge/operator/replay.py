@@ -188,8 +188,9 @@ _PAGE: LiteralString = f"""
 class Selection:
     """The chosen rows, on one connection that only reads; made by `selected`."""
 
-    def __init__(self, conn: Connection, chosen: Where, mark: str, until: datetime) -> None:
+    def __init__(self, conn: Connection, chosen: Where, mark: str, until: datetime, seconds: float) -> None:
         self._conn = conn
+        self._seconds = seconds
         self._params: dict[str, object] = {
             **{name: list(getattr(chosen, name)) or None for name in KEYS if name not in ("since", "until")},
             "since": chosen.since,
@@ -201,7 +202,7 @@ class Selection:
     async def count(self) -> dict[str, int]:
         """How many rows each verdict has. Raises psycopg's errors, which `selected` translates."""
         return {
-            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, SCAN_TIMEOUT)
+            row["verdict"]: row["rows"] for row in await ask(self._conn, _COUNT, self._params, self._seconds)
         }
 
     async def pages(self, rows: int) -> AsyncIterator[list[dict[str, Any]]]:
@@ -211,7 +212,7 @@ class Selection:
         """
         after: dict[str, object] = dict.fromkeys(("after", "after_push", "after_user", "after_tenant"))
         while True:
-            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, SCAN_TIMEOUT)
+            page = await ask(self._conn, _PAGE, {**self._params, **after, "limit": rows}, self._seconds)
             if not page:
                 return
             last = page[-1]
@@ -225,11 +226,13 @@ class Selection:
 
 
 @asynccontextmanager
-async def selected(dsn: str, chosen: Where, mark: str) -> AsyncIterator[Selection]:
-    """Look at the chosen rows that were taken until now. Raises StoreUnavailable."""
-    async with reading(dsn, "bridge replay", SCAN_TIMEOUT) as conn:
-        (now,) = await ask(conn, "select clock_timestamp() as now", {}, SCAN_TIMEOUT)
-        yield Selection(conn, chosen, mark, now["now"])
+async def selected(
+    dsn: str, chosen: Where, mark: str, seconds: float = SCAN_TIMEOUT
+) -> AsyncIterator[Selection]:
+    """Look at the chosen rows that were taken until now; each statement may take `seconds`. Raises StoreUnavailable."""
+    async with reading(dsn, "bridge replay", seconds) as conn:
+        (now,) = await ask(conn, "select clock_timestamp() as now", {}, seconds)
+        yield Selection(conn, chosen, mark, now["now"], seconds)
 
 
 # --- Publishing ------------------------------------------------------------------------------------------

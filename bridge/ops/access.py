@@ -8,7 +8,7 @@ origin may not, though the browser of a person at this machine would send its re
 name (against DNS rebinding), an Origin must be this port, and a POST must carry JSON, which a form of another origin
 can't send: its preflight fails here.
 
-Probes and the files of the demo page need no credential: the page asks for one.
+Probes and the files of the console and of the demo page need no credential: the pages ask for one.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ def actor(request: web.Request) -> str:
     """The name of whoever asks."""
     asker = request.get(ASKER)
     return LOCAL_NAME if asker is None else asker.name
+
+
+def allows(request: web.Request, scope: Scope) -> bool:
+    """Whether whoever asks has this scope; who needs no credential has all."""
+    asker = request.get(ASKER)
+    return asker is None or asker.allows(scope)
 
 
 def _lacks(asker: Credential, scope: Scope) -> ErrorAnswer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from bridge.adapters.actions import OnRecord
@@ -13,9 +14,16 @@ from bridge.core.model.pushes import Recall
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.plugins import ErrorHandler, SessionInfo
+from bridge.operator.dead_letters import Purge, Replayed
+from bridge.operator.letters import Shown
 from bridge.operator.lookup import Found
 from bridge.operator.nodes import KnownNode
 from bridge.operator.people import Disconnected, Person
+from bridge.operator.record import Acts
+from bridge.operator.replay import Where
+from bridge.operator.search import Page, Place
+from bridge.operator.topics import Topic, Topics
+from bridge.ops.history import Sample
 from bridge.ops.outcome_feed import OutcomeFeed
 
 
@@ -55,6 +63,47 @@ class People(Protocol):
 
     async def disconnect(self, user: str, session: str | None) -> Disconnected:
         """Close the sessions of a user, or one of them. Returns once the nodes have, or after two seconds."""
+        ...
+
+
+class Desk(Protocol):
+    """What operators ask of log and queues. What asks the log raises StoreUnavailable, what asks the broker
+    BrokerUnavailable and NoSuchQueue."""
+
+    async def search(self, field: str, text: str, after: Place | None) -> Page:
+        """A page of the pushes where a field of `bridge.operator.search.FIELDS` is this text; with no text, of all."""
+        ...
+
+    async def topics(self) -> Topics:
+        """The topics that there are."""
+        ...
+
+    async def topic(self, name: str) -> Topic:
+        """One topic and its last values."""
+        ...
+
+    async def actions(self, before: datetime | None) -> Acts:
+        """What people did by hand before this moment."""
+        ...
+
+    async def dead(self) -> Shown:
+        """The oldest letters of push.dead."""
+        ...
+
+    async def dead_replay(self, ids: Sequence[str], *, new_ids: bool, dry_run: bool) -> Replayed:
+        """Publish the letters with these ids again, of those that `dead` tells. Also raises NotTaken."""
+        ...
+
+    async def dead_purge(self, ids: Sequence[str], *, dry_run: bool) -> Purge:
+        """Delete the letters with these ids, of those that `dead` tells."""
+        ...
+
+    async def replay_count(self, chosen: Where, mark: str) -> Mapping[str, int]:
+        """How many rows each verdict of `bridge.operator.replay.VERDICTS` has."""
+        ...
+
+    async def replay(self, chosen: Where, mark: str, ttl: float | None) -> int:
+        """Publish what can be replayed, and return how many that were. Also raises BrokerUnavailable and NotTaken."""
         ...
 
 
@@ -117,11 +166,17 @@ class OpsContext:
     limits: Limits
     errors: ErrorHandler
     clock: Clock
+    history: Callable[[float], Sequence[Sample]] = lambda moment: ()
+    """The samples after a moment, seconds since the epoch."""
+    drift: Callable[[], tuple[Mapping[str, int], float]] = lambda: ({}, 0.0)
+    """What the last audit found, by check, and when it was made; 0: never."""
     dev_token: Callable[[str, float], str] | None = None
     """Makes a token for a user that is valid for so many seconds; None outside of development."""
     look_up: LookUp | None = None
     """None if the delivery log can't be asked."""
     people: People | None = None
     """None without a ledger."""
+    desk: Desk | None = None
+    """None if the delivery log can't be asked."""
     nodes: Callable[[], Awaitable[Sequence[KnownNode]]] | None = None
     """The nodes that there are. It raises StoreUnavailable. None where they do not know of one another."""

@@ -32,10 +32,10 @@ STOP_SECONDS: Final = 2.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HEADERS: Final = {
-    # The page talks to the WebSocket port, which is another origin, and may be told to use a third.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+        "trusted-types 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -125,6 +125,7 @@ class OpsServer:
         self._access = OpsAccess(credentials)
         self.routes = tuple(routes(context, self._access))
         self._free = frozenset(route.path for route in self.routes if route.free)
+        self._free_handlers = frozenset(route.handler for route in self.routes if route.free)
         self._scopes = {route.handler: route.scope for route in self.routes}
         self.port = 0
         """Where it listens."""
@@ -145,7 +146,7 @@ class OpsServer:
         if (
             isinstance(answer, web.Response)
             and isinstance(answer.body, bytes)
-            and request.path not in page.FILES
+            and not page.is_file(request.path)
         ):
             text = answer.body.decode()
             cleaned = without_known(text)
@@ -165,15 +166,20 @@ class OpsServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in self._free:
+        known = request.match_info.http_exception is None
+        if request.path not in self._free and not (
+            known and request.match_info.handler in self._free_handlers
+        ):
             # No such route, or not this method: whoever has any credential may hear so.
-            known = request.match_info.http_exception is None
             scope = self._scopes[request.match_info.handler] if known else None
             await self._access.require(request, scope)
         return await handler(request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give every answer the headers that the demo page needs to be safe."""
+    """Give every answer the headers that the pages need to be safe. The demo page has a policy of its own."""
+    policy = response.headers.get("Content-Security-Policy")
     for name, value in _HEADERS.items():
         response.headers[name] = value
+    if policy is not None:
+        response.headers["Content-Security-Policy"] = policy

@@ -18,12 +18,23 @@ Each but the free ones asks for a scope, see `bridge.adapters.credentials`.
 |                     | the ledger, which is in Postgres                                                    |
 | POST /v1/users/{id}/disconnect | closes their sessions, or one; their clients may come back               |
 | POST /v1/dev/token  | a token for a user; 404 outside of development                                      |
-| GET /               | the demo page and its files                                                         |
-| GET /endings.json   | what each outcome and reason mean, for the page                                     |
+| GET /v1/pushes      | pushes by id, user, event, topic, tenant or trace id, a page at a time. This, topics,  |
+|                     | actions, dead letters and replay: 404 unless the delivery log is in Postgres        |
+| GET /v1/topics      | topics with their subscribers; GET /v1/topics/{topic} one of them and its last values |
+| GET /v1/actions     | what people did by hand                                                             |
+| GET /v1/audit       | what the last audit of this process found                                           |
+| GET /v1/history     | the figures of the last hour, a sample every ten seconds                            |
+| GET /v1/me          | the name and the scopes of whoever asks                                             |
+| GET /v1/dead        | the oldest dead letters; POST /v1/dead/replay and /v1/dead/purge do so with some    |
+| POST /v1/replay     | publishes logged pushes again; with `"dry_run": true` says how many it would be     |
+| GET /               | the console; its files are GET /console/{file}                                      |
+| GET /demo           | the demo page and its files                                                         |
+| GET /endings.json   | what each outcome and reason mean, for the pages                                    |
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -33,15 +44,17 @@ from bridge.adapters.credentials import Scope
 from bridge.ops.access import OpsAccess
 from bridge.ops.context import OpsContext
 from bridge.ops.routes import page
+from bridge.ops.routes.console import Figures, Lists
 from bridge.ops.routes.dev_token import DevTokens
 from bridge.ops.routes.looking import Looking
+from bridge.ops.routes.mending import Mending
 from bridge.ops.routes.outcomes import Outcomes
 from bridge.ops.routes.page import Page
 from bridge.ops.routes.push import Pushing
 from bridge.ops.routes.recall import Recalling
 from bridge.ops.routes.revoke import RevokingTokens
 from bridge.ops.routes.users import Users
-from bridge.ops.routes.why import Why
+from bridge.ops.routes.why import LOOK_UPS_AT_ONCE, Why
 
 
 class Route(NamedTuple):
@@ -69,7 +82,9 @@ class Route(NamedTuple):
 
 def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
     """Every route that this context has the means for."""
-    looking = Looking(context, access)
+    looking, figures = Looking(context, access), Figures(context)
+    # Each look into the log opens a connection to the database, so others wait: pushes must not go without.
+    free = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
     read, push, admin = Scope.READ, Scope.PUSH, Scope.ADMIN
     found = [
         Route("GET", "/livez", looking.livez, None),
@@ -80,10 +95,25 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
         Route("GET", "/v1/outcomes", Outcomes(context.feed, access).get, read, endless=True),
         Route("POST", "/v1/recall", Recalling(context).post, admin),
         Route("POST", "/v1/revoke", RevokingTokens(context).post, admin),
+        Route("GET", "/v1/me", figures.me, read),
+        Route("GET", "/v1/history", figures.history, read),
+        Route("GET", "/v1/audit", figures.audit, read),
     ]
+    if context.desk is not None:
+        lists, mending = Lists(context.desk, free), Mending(context, context.desk, free)
+        found += [
+            Route("GET", "/v1/pushes", lists.pushes, read),
+            Route("GET", "/v1/topics", lists.topics, read),
+            Route("GET", "/v1/topics/{topic}", lists.topic, read),
+            Route("GET", "/v1/actions", lists.actions, read),
+            Route("GET", "/v1/dead", mending.dead, read),
+            Route("POST", "/v1/dead/replay", mending.dead_replay, admin),
+            Route("POST", "/v1/dead/purge", mending.dead_purge, admin),
+            Route("POST", "/v1/replay", mending.replay, admin),
+        ]
     if context.look_up is not None:
         # An id may contain slashes: those of batches and replays do.
-        found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up).get, read))
+        found.append(Route("GET", "/v1/pushes/{id:.+}", Why(context.look_up, free).get, read))
     if context.people is not None:
         users = Users(context, context.people)
         found.append(Route("GET", "/v1/users/{id}", users.get, read))
@@ -91,5 +121,7 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
     if context.dev_token is not None:
         found.append(Route("POST", "/v1/dev/token", DevTokens(context, context.dev_token).post, admin))
     pages = Page()
-    found += [Route("GET", path, pages.get, None) for path in (*page.FILES, page.ENDINGS_PATH)]
+    found += [
+        Route("GET", path, pages.get, None) for path in (*page.FILES, page.ENDINGS_PATH, page.CONSOLE_PATH)
+    ]
     return found

@@ -1,4 +1,4 @@
-"""GET / and the files of the demo page, and /endings.json: what each outcome and reason mean, for the page."""
+"""GET / and the files of the console, GET /demo and those of the demo page, and /endings.json, for both."""
 
 from __future__ import annotations
 
@@ -9,20 +9,36 @@ import msgspec
 from aiohttp import web
 
 from bridge.core.model.outcomes import ENDINGS
+from bridge.core.model.party import party
+from bridge.ops.answers import ErrorAnswer
 
 FILES: Final = {
-    "/": ("index.html", "text/html"),
+    "/": ("console/index.html", "text/html"),
+    "/demo": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
     "/bridge-client.js": ("bridge-client.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-"""The files of bridge/web by their path here, with their content type."""
+"""Files of bridge/web by their path here, with their content type."""
 ENDINGS_PATH: Final = "/endings.json"
+CONSOLE_PATH: Final = "/console/{file}"
+_OF_DEMO: Final = frozenset(("/demo", "/app.js", "/bridge-client.js", "/style.css"))
+_KINDS: Final = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".html": "text/html",
+}
+DEMO_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' ws: wss:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The demo page talks to the WebSocket port, which is another origin, and may be told to use a third."""
 
 
 class Page:
-    """The demo page, read once."""
+    """The files, read once."""
 
     def __init__(self) -> None:
         folder = files("bridge") / "web"
@@ -31,10 +47,27 @@ class Page:
             **{path: (kind, (folder / name).read_bytes()) for path, (name, kind) in FILES.items()},
             ENDINGS_PATH: ("application/json", msgspec.json.encode(meanings)),
         }
+        console = folder / "console"
+        for place in (console, console / "uplot"):
+            for file in place.iterdir():
+                kind = next((kind for end, kind in _KINDS.items() if file.name.endswith(end)), None)
+                if kind is not None:
+                    self._static[f"/console/{file.name}"] = kind, file.read_bytes()
+        parties = {f"{e.outcome}/{e.reason}": party(e.outcome, e.reason) for e in ENDINGS}
+        self._static["/console/parties.json"] = "application/json", msgspec.json.encode(parties)
 
     async def get(self, request: web.Request) -> web.Response:
         """The file of this path."""
-        kind, body = self._static[request.path]
-        return web.Response(
-            body=body, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"}
-        )
+        found = self._static.get(request.path)
+        if found is None:
+            raise ErrorAnswer(404, "not_found", "There is no such file.")
+        kind, body = found
+        headers = {"Cache-Control": "no-cache"}
+        if request.path in _OF_DEMO:
+            headers["Content-Security-Policy"] = DEMO_POLICY
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+
+
+def is_file(path: str) -> bool:
+    """Whether this is the path of a file, which never has a secret."""
+    return path in FILES or path.startswith("/console/")

@@ -10,7 +10,8 @@ import msgspec
 from aiohttp import web
 
 from bridge.adapters.postgres.pool import CONNECTIONS
-from bridge.core.model.outcomes import Proof
+from bridge.core.model.outcomes import Outcome, Proof, Reason
+from bridge.core.model.party import Party, party
 from bridge.operator import story
 from bridge.operator.lookup import LoggedPush
 from bridge.ops import requests
@@ -24,9 +25,10 @@ LOOK_UPS_AT_ONCE: Final = CONNECTIONS["look-ups"]
 class Why:
     """Asks the delivery log for a push."""
 
-    def __init__(self, look_up: LookUp) -> None:
+    def __init__(self, look_up: LookUp, free: asyncio.Semaphore) -> None:
+        """`free`: as many as may look into the log at once."""
         self._look_up = look_up
-        self._free = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
+        self._free = free
 
     async def get(self, request: web.Request) -> web.Response:
         """The rows of at most 20 users, step by step, and counts of all; as text if `Accept` prefers it."""
@@ -48,7 +50,10 @@ class Why:
             return web.Response(text=text, status=status, headers={"Cache-Control": "no-store"})
         answer: dict[str, object] = {
             "push_id": push_id,
-            "endings": [ending._asdict() for ending in found.endings],
+            "endings": [
+                {**ending._asdict(), "party": responsible(ending.outcome, ending.reason)}
+                for ending in found.endings
+            ],
             "rows": [_with_steps(row) for row in found.rows],
             "scheduled": [one._asdict() for one in found.scheduled],
             "asked_at": found.asked_at,
@@ -64,7 +69,20 @@ def _with_steps(row: LoggedPush) -> dict[str, object]:
     """A row of the log and its steps; a step without a time never happened."""
     facts: dict[str, object] = msgspec.to_builtins(row, builtin_types=(datetime,))
     steps = [{"step": step, "at": at, "how": how} for step, at, how in story.steps(row)]
-    return {**facts, "confirm": Proof(row.confirm).name.lower(), "steps": steps}
+    return {
+        **facts,
+        "confirm": Proof(row.confirm).name.lower(),
+        "party": responsible(row.outcome, row.reason),
+        "steps": steps,
+    }
+
+
+def responsible(outcome: str, reason: str) -> Party | None:
+    """Who was, see `bridge.core.model.party`; None also for words of a newer version."""
+    try:
+        return party(Outcome(outcome), Reason(reason))
+    except ValueError:
+        return None
 
 
 def _wants_text(request: web.Request) -> bool:
