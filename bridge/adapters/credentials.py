@@ -6,9 +6,9 @@ name may have several lines, so that its secret can be changed without a gap.
 
 | scope | allows |
 |---|---|
-| `read` | every GET |
+| `read` | every GET, without the data of pushes |
 | `push` | to publish pushes, and to learn what became of these |
-| `admin` | to recall and to revoke, and all that `read` and `push` allow |
+| `admin` | to recall, revoke, replay and purge, to see data, and all that `read` and `push` allow |
 
 The files are read again at the first request after `LOOK_EVERY` seconds, and at one with an unknown secret, but then
 at most once in `AGAIN_AFTER` seconds. If they can't be used then, the credentials that were read before stay.

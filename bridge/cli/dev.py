@@ -241,7 +241,8 @@ def banner(settings: Settings, ws_port: int, ops_port: int, user: str) -> str:
     push = f'{our_command()} push --user {shlex.quote(user)} --data \'{{"hello": "world"}}\''
     return f"""
   WebSocket   ws://{HOST}:{ws_port}/ws?token=<token>
-  demo page   http://{HOST}:{ops_port}/
+  console     http://{HOST}:{ops_port}/
+  demo page   http://{HOST}:{ops_port}/demo
   token       {token}
               (user {user}, valid for {TOKEN_DAYS} days)
 

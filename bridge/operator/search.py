@@ -66,8 +66,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 _COLUMNS: LiteralString = """
-    l.push_id, l.tenant, l.user_id, l.event, l.topic, l.app_id, l.outcome, l.reason, l.final, l.published_at, l.taken_at,
-    l.written_at, l.proven_at, l.finished_at, l.day
+    l.push_id, l.tenant, l.user_id, l.event, l.topic, l.app_id, l.outcome, l.reason, l.final, l.published_at,
+    l.taken_at, l.written_at, l.proven_at, l.finished_at, l.day
     """
 _AFTER: LiteralString = """
     (%(at)s::timestamptz is null or (l.taken_at <= %(at)s
@@ -94,7 +94,8 @@ _FITS: Final[Mapping[str, LiteralString]] = {
 }
 _TOLD: LiteralString = """
     select l.push_id, l.tenant, l.user_id as user, l.event, l.topic, l.app_id, l.outcome, l.reason, l.final,
-           coalesce(e.meaning, '') as meaning, l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at, l.day
+           coalesce(e.meaning, '') as meaning, l.published_at, l.taken_at, l.written_at, l.proven_at, l.finished_at,
+           l.day
     from found l left join ending e on e.outcome = l.outcome and e.reason = l.reason
     """
 

@@ -1,7 +1,7 @@
 """The last hour in figures, for the console: a sample every ten seconds, in memory.
 
-Samples are at whole multiples of `EVERY`, so that those of several workers can be added up. Durations are counts by size
-and not quantiles, for the same reason.
+Samples are at whole multiples of `EVERY`, so that those of several workers can be added up. Durations are counts by
+size and not quantiles, for the same reason.
 """
 
 from __future__ import annotations

@@ -150,6 +150,37 @@ def merged_status(
     }
 
 
+def merged_history(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The samples of all, added up by their moment; `answers` has at least one. All see the same queue."""
+    samples: dict[float, dict[str, Any]] = {}
+    for said in answers:
+        for sample in said["samples"]:
+            known = samples.get(sample["at"])
+            samples[sample["at"]] = sample if known is None else _sum(known, sample)
+    return {**answers[0], "samples": [samples[at] for at in sorted(samples)]}
+
+
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    def by_name(member: str) -> dict[str, float]:
+        names = {**one[member], **other[member]}
+        return {name: one[member].get(name, 0) + other[member].get(name, 0) for name in names}
+
+    def by_size(member: str) -> list[int]:
+        return [a + b for a, b in zip(one[member], other[member], strict=True)]
+
+    queues = [sample["queue"] for sample in (one, other) if sample["queue"] is not None]
+    return {
+        "at": one["at"],
+        "seconds": max(one["seconds"], other["seconds"]),
+        "outcomes": by_name("outcomes"),
+        "end_to_end": by_size("end_to_end"),
+        "queued": by_size("queued"),
+        "commits": by_size("commits"),
+        "gauges": by_name("gauges"),
+        "queue": max(queues, default=None),
+    }
+
+
 def _role(roles: Sequence[str | None]) -> str | None:
     """That of the worker that has most to do with taking."""
     return next((role for role in ("active", "unknown", "standby") if role in roles), None)

@@ -7,6 +7,7 @@
 | GET /metrics     | the pages of all, with the label `worker`, and what the supervisor counts                   |
 | GET /status      | the sum of all, and in `workers` the state of each                                          |
 | GET /v1/outcomes | those of all                                                                                |
+| GET /v1/history  | the sums of all                                                                             |
 | all others       | passed on to the worker that takes the pushes, or to one that is ready                      |
 
 Who may ask is decided by the workers: each gets the request's headers. Errors are those of `bridge.ops.answers`, and
@@ -79,6 +80,7 @@ class GroupOps:
         router.add_get("/readyz", self._readyz)
         router.add_get("/metrics", self._metrics)
         router.add_get("/status", self._status)
+        router.add_get("/v1/history", self._history)
         router.add_get("/v1/outcomes", self._outcomes, allow_head=False)
         router.add_route("*", "/{path:.*}", self._workers.pass_on)
         return app
@@ -112,6 +114,14 @@ class GroupOps:
         said = {number: msgspec.json.decode(answer.body) for number, answer in good.items()}
         return json_answer(
             merging.merged_status(said, self._about(), {**self._own, "now": self._clock.time()})
+        )
+
+    async def _history(self, request: web.Request) -> web.Response:
+        good, refused = _sorted(await self._workers.each(request))
+        if refused is not None:
+            return refused.response()
+        return json_answer(
+            merging.merged_history([msgspec.json.decode(answer.body) for answer in good.values()])
         )
 
     async def _outcomes(self, request: web.Request) -> web.StreamResponse:

@@ -105,6 +105,11 @@ class Played:
     url: str
     token: str = ""
 
+    @property
+    def page(self) -> str:
+        """Where the demo page is."""
+        return f"{self.url}/demo"
+
 
 @asynccontextmanager
 async def played(token: str = "", *, path: str = "", dev: bool = True) -> AsyncIterator[Played]:
@@ -140,7 +145,7 @@ async def push(page: Page, to: str, data: str, confirm: str = "received") -> Non
 async def test_a_push_appears_with_its_data_and_the_proof_that_it_came(
     browser: Browser, play: Played
 ) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await expect(page.locator("#ready")).to_have_text("ready")
         await expect(page.locator("#who")).to_have_text("n1, version 1.2.3")
         await connect(page, "alice")
@@ -157,7 +162,7 @@ async def test_a_push_appears_with_its_data_and_the_proof_that_it_came(
 
 
 async def test_it_acknowledges_what_it_has_shown_unless_told_not_to(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await push(page, "alice", "1", "acked")
         entry = page.locator("#pushes > li").first
@@ -170,7 +175,7 @@ async def test_it_acknowledges_what_it_has_shown_unless_told_not_to(browser: Bro
 
 
 async def test_a_push_to_somebody_who_is_not_there_says_so(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await push(page, "nobody", "1")
         entry = page.locator("#pushes > li")
         await expect(entry.locator(".outcome")).to_have_text("offline")
@@ -178,7 +183,7 @@ async def test_a_push_to_somebody_who_is_not_there_says_so(browser: Browser, pla
 
 
 async def test_a_push_to_everyone_becomes_one_entry_for_each_user(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as one, opened(browser, play.url) as two:
+    async with opened(browser, play.page) as one, opened(browser, play.page) as two:
         await connect(one, "alice")
         await connect(two, "bob")
         await one.get_by_label("To", exact=True).select_option("all")
@@ -201,7 +206,7 @@ async def test_a_wrong_push_shows_what_is_wrong_with_it(browser: Browser, play: 
         return [receipt(wrong)]
 
     play.stage.request = refuse  # type: ignore[method-assign]
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await push(page, "", "1")
         entry = page.locator("#pushes > li")
         await expect(entry).to_have_count(1)
@@ -210,7 +215,7 @@ async def test_a_wrong_push_shows_what_is_wrong_with_it(browser: Browser, play: 
 
 
 async def test_markup_in_a_push_is_shown_as_text(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await push(page, "alice", "<img src=x onerror=alert(1)><b>bold</b>")
         data = page.locator("#pushes .data")
@@ -222,7 +227,7 @@ async def test_a_push_that_comes_twice_is_one_entry_and_the_copy_is_counted(
     browser: Browser, play: Played
 ) -> None:
     play.stage.copies = 2
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await push(page, "alice", "1")
         await expect(page.locator("#pushes > li")).to_have_count(1)
@@ -230,7 +235,7 @@ async def test_a_push_that_comes_twice_is_one_entry_and_the_copy_is_counted(
 
 
 async def test_a_push_that_is_withdrawn_is_marked(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await push(page, "alice", "1")
         await push(page, "alice", "2")
@@ -244,7 +249,7 @@ async def test_a_push_that_is_withdrawn_is_marked(browser: Browser, play: Played
 
 
 async def test_it_says_when_something_may_be_missing(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await expect(page.get_by_text("Something may be missing")).to_be_hidden()
         play.stage.complete = False
@@ -257,7 +262,7 @@ async def test_it_says_when_something_may_be_missing(browser: Browser, play: Pla
 
 async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browser, play: Played) -> None:
     play.stage.error = BrokerUnavailable("connection refused")
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await push(page, "alice", "1")
         await expect(page.locator("#send-problem")).to_have_text(
             "the broker is unavailable: connection refused"
@@ -267,7 +272,7 @@ async def test_a_broker_that_is_away_is_said_where_the_button_is(browser: Browse
 
 async def test_what_holds_the_bridge_back_is_on_top_of_the_page(browser: Browser, play: Played) -> None:
     play.parts.causes.append("database: the database is unavailable")
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await expect(page.locator("#ready")).to_have_text("not ready")
         await expect(page.locator("#causes")).to_have_text("database: the database is unavailable")
         play.parts.causes.clear()
@@ -278,7 +283,7 @@ async def test_what_holds_the_bridge_back_is_on_top_of_the_page(browser: Browser
 async def test_a_flood_is_cut_to_what_a_person_can_read_and_the_page_says_what_is_missing(
     browser: Browser, play: Played
 ) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await expect(page.locator("#stream")).to_have_text("Outcomes of everyone, live.")
         for i in range(BACKLOG_ROWS + 7):
             play.parts.feed.on_outcome(timed_row(f"p{i}"))
@@ -288,7 +293,7 @@ async def test_a_flood_is_cut_to_what_a_person_can_read_and_the_page_says_what_i
 
 
 async def test_it_comes_back_by_itself_after_a_restart(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         (socket,) = play.stage.sockets
         bye = {"type": "bye", "code": 1012, "reason": "restart", "retry_after": 3}
@@ -300,7 +305,7 @@ async def test_it_comes_back_by_itself_after_a_restart(browser: Browser, play: P
 
 
 async def test_a_session_that_was_revoked_does_not_come_back(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         (socket,) = play.stage.sockets
         await socket.close(4403, "revoked")
@@ -309,7 +314,7 @@ async def test_a_session_that_was_revoked_does_not_come_back(browser: Browser, p
 
 
 async def test_disconnecting_ends_the_session(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await page.get_by_role("button", name="Disconnect").click()
         await until(lambda: not play.stage.sockets)
@@ -317,7 +322,7 @@ async def test_disconnecting_ends_the_session(browser: Browser, play: Played) ->
 
 
 async def test_the_page_asks_for_the_ops_token_and_then_works(browser: Browser) -> None:
-    async with played("s3cret") as play, opened(browser, play.url) as page:
+    async with played("s3cret") as play, opened(browser, play.page) as page:
         await expect(page.locator("#ready")).to_have_text("locked")
         await page.get_by_label("ops token").fill("wrong")
         await page.get_by_role("button", name="Use it").click()
@@ -336,7 +341,7 @@ async def test_the_page_says_what_a_token_may_not_do(browser: Browser, tmp_path:
     file = tmp_path / "credentials"
     secrets = {scope: f"{scope}-0123456789-abcdefghijklmnopqrst" for scope in ("read", "push")}
     file.write_text("".join(f"may-{scope} {scope} {secret}\n" for scope, secret in secrets.items()))
-    async with played(path=str(file), dev=False) as play, opened(browser, play.url) as page:
+    async with played(path=str(file), dev=False) as play, opened(browser, play.page) as page:
         await page.get_by_label("ops token").fill(secrets["push"])
         await page.get_by_role("button", name="Use it").click()
         lacks = "This token may not do that: it lacks the scope “{}”."
@@ -349,7 +354,7 @@ async def test_the_page_says_what_a_token_may_not_do(browser: Browser, tmp_path:
 
 
 async def test_outside_of_development_a_token_is_pasted(browser: Browser) -> None:
-    async with played(dev=False) as play, opened(browser, play.url) as page:
+    async with played(dev=False) as play, opened(browser, play.page) as page:
         await page.get_by_role("button", name="Connect").click()
         await expect(page.locator("#connection")).to_contain_text("A token is needed")
         await page.locator("#token").fill("token-of.carol.x")
@@ -365,7 +370,7 @@ async def test_of_one_user_only_that_users_pushes_are_shown_and_those_sent_from_
         return [receipt(timed_row(json.loads(body)["id"], "bob", Outcome.OFFLINE, Reason.NO_SESSION))]
 
     play.stage.request = wait  # type: ignore[method-assign]
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await connect(page, "alice")
         await page.locator("#scope").select_option("mine")
         await expect(page.locator("#stream")).to_have_text("Outcomes of alice, live.")
@@ -378,7 +383,7 @@ async def test_of_one_user_only_that_users_pushes_are_shown_and_those_sent_from_
 
 
 async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url, viewport={"width": 320, "height": 640}) as page:
+    async with opened(browser, play.page, viewport={"width": 320, "height": 640}) as page:
         await connect(page, "a" * 128)
         await push(page, "a" * 128, "x" * 3000)
         await expect(page.locator("#pushes .outcome")).to_have_text("received")
@@ -388,7 +393,7 @@ async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, pla
 
 
 async def test_every_field_has_a_name_and_the_keyboard_is_enough(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await expect(page.locator("#ready")).to_have_text("ready")
         unnamed = await page.evaluate(
             "[...document.querySelectorAll('input, select, textarea')].filter((f) => !f.labels.length).length"
@@ -401,7 +406,7 @@ async def test_every_field_has_a_name_and_the_keyboard_is_enough(browser: Browse
 
 
 async def test_the_line_for_the_terminal_is_what_the_form_says(browser: Browser, play: Played) -> None:
-    async with opened(browser, play.url) as page:
+    async with opened(browser, play.page) as page:
         await page.get_by_label("Data").fill("it's")
         await page.get_by_label("Kept for").select_option("a minute")
         await page.get_by_text("The same from a terminal").click()

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from bridge.ops import answers
 from bridge.ops.server import OpsServer
-from tests.support.ops import Nobody, Parts, nothing_known
+from tests.support.ops import FakeDesk, Nobody, Parts, nothing_known
 from tests.support.schemas import FOLDER
 
 DOCUMENT: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text())
@@ -21,7 +21,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 }
-PARTS = Parts(look_up=nothing_known, people=Nobody())
+PARTS = Parts(look_up=nothing_known, people=Nobody(), desk=FakeDesk())
 EVERYWHERE = {404, 405}
 """What no operation has: there is no such path, or not this method."""
 

@@ -149,7 +149,7 @@ async def test_dev_starts_all_says_how_to_try_it_and_leaves_nothing_running(plac
         assert re.search(r"^ +\d+\.\d s  starting RabbitMQ", printed, re.MULTILINE)
         assert re.search(r"^ +\d+\.\d s  applied 0001_", printed, re.MULTILINE)
         ws = re.search(r"WebSocket +ws://127\.0\.0\.1:(\d+)/ws", printed)
-        page = re.search(r"demo page +http://127\.0\.0\.1:(\d+)/", printed)
+        page = re.search(r"demo page +http://127\.0\.0\.1:(\d+)/demo\n", printed)
         token = re.search(r"token +(ey\S+)", printed)
         line = re.search(r"^ +(\S.* push --user eve .*)$", printed, re.MULTILINE)
         assert ws

@@ -36,6 +36,9 @@ BODIES: dict[str, dict[str, object]] = {
     "/v1/revoke": {"user": "u1", "before": 1_700_000_000},
     "/v1/dev/token": {"user": "u1"},
     "/v1/users/{id}/disconnect": {},
+    "/v1/dead/replay": {"ids": ["no-such-letter"]},
+    "/v1/dead/purge": {"ids": ["no-such-letter"]},
+    "/v1/replay": {"where": ["push=no-such-push"], "mark": "walked"},
 }
 """What each POST is asked. `kept` is a push that waits for its user, and each would change something."""
 
@@ -62,7 +65,7 @@ async def guarded(vhost: str, database: str, folder: Path) -> AsyncIterator[app.
 
 async def ask(port: int, method: str, path: str, scope: Scope) -> tuple[int, dict[str, Any]]:
     """The answer to a valid request of this operation; of a stream only its head."""
-    url = f"http://127.0.0.1:{port}{path.replace('{id}', 'kept')}"
+    url = f"http://127.0.0.1:{port}{path.replace('{id}', 'kept').replace('{file}', 'main.js')}"
     headers = {"Authorization": f"Bearer {SECRETS[scope]}"}
     async with (
         aiohttp.ClientSession(headers=headers) as http,
@@ -127,6 +130,9 @@ async def test_no_operation_does_more_than_the_scope_that_the_document_names(
         ("may-admin", "recall", "done"),
         ("may-admin", "revoke", "done"),
         ("may-admin", "disconnect", "done"),
+        ("may-admin", "dead replay", "done"),
+        ("may-admin", "dead purge", "done"),
+        ("may-admin", "replay", "done"),
     ]
 
 

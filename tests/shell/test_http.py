@@ -27,7 +27,7 @@ from bridge.ops.routes import outcomes
 from bridge.ops.routes.outcomes import SUBSCRIBERS_MAX
 from bridge.ops.server import OpsServer, listen
 from tests.support import bridges
-from tests.support.ops import Nobody, Parts, Running, nothing_known, ops, receipt
+from tests.support.ops import FakeDesk, Nobody, Parts, Running, nothing_known, ops, receipt
 from tests.support.rows import timed_row
 from tests.support.waiting import until
 
@@ -405,7 +405,17 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
                     assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
         async with running.client.post("/v1/push", json=PUSH) as answer:
             assert answer.status == 401
-        files = ("/", "/app.js", "/bridge-client.js", "/style.css", "/icon.svg", "/endings.json")
+        files = (
+            "/",
+            "/demo",
+            "/console/main.js",
+            "/console/uPlot.esm.js",
+            "/app.js",
+            "/bridge-client.js",
+            "/style.css",
+            "/icon.svg",
+            "/endings.json",
+        )
         for path in ("/livez", "/readyz", *files):
             async with running.client.get(path) as answer:
                 assert answer.status == 200, path
@@ -548,6 +558,7 @@ async def test_outside_of_development_there_are_no_tokens(parts: Parts) -> None:
 async def test_the_page_and_all_it_needs_are_served_from_here(running: Running) -> None:
     for path, kind in (
         ("/", "text/html"),
+        ("/demo", "text/html"),
         ("/app.js", "text/javascript"),
         ("/bridge-client.js", "text/javascript"),
         ("/style.css", "text/css"),
@@ -593,7 +604,7 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
 def test_the_reference_page_lists_every_route() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "ops.md").read_text()
     files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
-    parts = Parts(look_up=nothing_known, people=Nobody())
+    parts = Parts(look_up=nothing_known, people=Nobody(), desk=FakeDesk())
     routes = {
         f"{route.method} {route.resource.canonical}"
         for route in OpsServer(parts.context(), parts.credentials()).app().router.routes()

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import aiohttp
+import pytest
 
 from bridge.app import build as app
 from bridge.ops import history
@@ -40,8 +41,8 @@ class Scene(NamedTuple):
 @asynccontextmanager
 async def scene(vhost: str, database: str, *, every: float = 1.0, **settings: object) -> AsyncIterator[Scene]:
     """For the length of the block. `every`: seconds between two samples of the history."""
-    usual, history.EVERY = history.EVERY, every
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "EVERY", every)
         async with (
             bridges.bridge(vhost, database, dev=True, **settings) as running,
             AsyncExitStack() as stack,
@@ -54,8 +55,6 @@ async def scene(vhost: str, database: str, *, every: float = 1.0, **settings: ob
                 database, "push_id in ('kept-1', 'offline-1', 'marked', 'not-whole')", 4, 30
             )
             yield Scene(running, vhost, database)
-    finally:
-        history.EVERY = usual
 
 
 async def _stay(stack: AsyncExitStack, port: int, user: str, topics: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The glossary as JSON, with which the console explains its figures. `python -m tests.support.console_words` writes it."""
+"""The glossary as JSON, by which the console explains its figures: `python -m tests.support.console_words`."""
 
 from __future__ import annotations
 

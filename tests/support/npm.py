@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import DEV
 
 TYPESCRIPT: Final = "7.0.2"
+AXE: Final = "4.14.1"
 SECONDS: Final = 300.0
 
 
@@ -30,12 +32,22 @@ def npm(directory: Path, *arguments: str) -> str:
 
 def tsc() -> Path:
     """The compiler of TypeScript."""
-    home = DEV / "npm"
+    return _installed("npm", {"typescript": TYPESCRIPT}) / ".bin" / "tsc"
+
+
+def axe() -> str:
+    """The source of axe-core, which finds what keeps people with disabilities from using a page."""
+    return (_installed("npm-axe", {"axe-core": AXE}) / "axe-core" / "axe.min.js").read_text()
+
+
+def _installed(folder: str, packages: Mapping[str, str]) -> Path:
+    """A folder of modules below .dev that has these packages, by version."""
+    home = DEV / folder
     home.mkdir(parents=True, exist_ok=True)
-    wanted = json.dumps({"private": True, "dependencies": {"typescript": TYPESCRIPT}})
+    wanted = json.dumps({"private": True, "dependencies": dict(packages)})
     done = home / "installed.json"
     if not done.exists() or done.read_text() != wanted:
         (home / "package.json").write_text(wanted)
         npm(home, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
         done.write_text(wanted)
-    return home / "node_modules" / ".bin" / "tsc"
+    return home / "node_modules"

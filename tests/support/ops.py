@@ -21,9 +21,16 @@ from bridge.core.model.pushes import Recall
 from bridge.core.model.revocations import Revocation, RevocationAnswer
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
+from bridge.operator.dead_letters import Purge, Replayed
+from bridge.operator.letters import Shown
 from bridge.operator.lookup import Found
 from bridge.operator.people import Disconnected, Kept, Person
+from bridge.operator.record import Acts
+from bridge.operator.replay import Where
+from bridge.operator.search import FoundPush, Page, Place
+from bridge.operator.topics import KeptValue, Topic, Topics
 from bridge.ops.context import LookUp, OpsContext, People
+from bridge.ops.history import Sample
 from bridge.ops.outcome_feed import OutcomeFeed
 from bridge.ops.server import OpsServer, listen
 from tests.support.ports import ManualClock, RecordingErrors
@@ -173,6 +180,60 @@ class Nobody:
 
 
 @dataclass
+class FakeDesk:
+    """Fills the Desk port: what a test puts into it, and notes what was asked."""
+
+    pushes: Sequence[FoundPush] = ()
+    letters: Sequence[dict[str, object]] = ()
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    kept_value: KeptValue | None = None
+    asked: list[tuple[object, ...]] = field(default_factory=list)
+    error: Exception | None = None
+
+    def _ask(self, *what: object) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    async def search(self, field: str, text: str, after: Place | None) -> Page:
+        self._ask("search", field, text, after)
+        return Page(self.pushes, None, None, datetime.now(UTC))
+
+    async def topics(self) -> Topics:
+        self._ask("topics")
+        return Topics((), False, datetime.now(UTC))
+
+    async def topic(self, name: str) -> Topic:
+        self._ask("topic", name)
+        values = () if self.kept_value is None else (self.kept_value,)
+        return Topic(name, 0, 0, values, datetime.now(UTC))
+
+    async def actions(self, before: datetime | None) -> Acts:
+        self._ask("actions", before)
+        return Acts((), False, datetime.now(UTC))
+
+    async def dead(self) -> Shown:
+        self._ask("dead")
+        return Shown(self.letters, len(self.letters))
+
+    async def dead_replay(self, ids: Sequence[str], *, new_ids: bool, dry_run: bool) -> Replayed:
+        self._ask("dead replay", list(ids), new_ids, dry_run)
+        return Replayed(1, 1, [(ids[0], ids[0])], [])
+
+    async def dead_purge(self, ids: Sequence[str], *, dry_run: bool) -> Purge:
+        self._ask("dead purge", list(ids), dry_run)
+        return Purge(1, 1, len(ids))
+
+    async def replay_count(self, chosen: Where, mark: str) -> Mapping[str, int]:
+        self._ask("replay count", chosen, mark)
+        return self.verdicts
+
+    async def replay(self, chosen: Where, mark: str, ttl: float | None) -> int:
+        self._ask("replay", chosen, mark, ttl)
+        return 1
+
+
+@dataclass
 class Parts:
     """Everything that the ops port is given, to be changed by a test while it runs."""
 
@@ -188,6 +249,8 @@ class Parts:
     metrics_error: Exception | None = None
     look_up: LookUp | None = None
     people: People | None = None
+    desk: FakeDesk | None = None
+    samples: list[Sample] = field(default_factory=list)
     recall: FakeRecall = field(default_factory=FakeRecall)
     revoke: FakeRevoke = field(default_factory=FakeRevoke)
     actions: FakeActions = field(default_factory=FakeActions)
@@ -227,6 +290,8 @@ class Parts:
             dev_token=(lambda user, seconds: f"token-of.{user}.x") if self.dev else None,
             look_up=self.look_up,
             people=self.people,
+            desk=self.desk,
+            history=lambda moment: [sample for sample in self.samples if sample.at > moment],
         )
 
 

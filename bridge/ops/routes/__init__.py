@@ -104,7 +104,7 @@ def routes(context: OpsContext, access: OpsAccess) -> Sequence[Route]:
         found += [
             Route("GET", "/v1/pushes", lists.pushes, read),
             Route("GET", "/v1/topics", lists.topics, read),
-            Route("GET", "/v1/topics/{topic}", lists.topic, read),
+            Route("GET", "/v1/topics/{topic:[^/]+}", lists.topic, read),
             Route("GET", "/v1/actions", lists.actions, read),
             Route("GET", "/v1/dead", mending.dead, read),
             Route("POST", "/v1/dead/replay", mending.dead_replay, admin),

@@ -77,7 +77,7 @@ class Lists:
             page = await self._desk.search(field, text, after)
         found = msgspec.to_builtins(page, builtin_types=(datetime,))
         for push in found["pushes"]:
-            push["party"] = responsible(push["outcome"], push["reason"])
+            push["party"] = responsible(push["reason"])
         return json_answer(found)
 
     async def topics(self, request: web.Request) -> web.Response:

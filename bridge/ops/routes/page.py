@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from bridge.core.model.outcomes import ENDINGS
-from bridge.core.model.party import party
+from bridge.core.model.parties import PARTIES
 from bridge.ops.answers import ErrorAnswer
 
 FILES: Final = {
@@ -53,7 +53,7 @@ class Page:
                 kind = next((kind for end, kind in _KINDS.items() if file.name.endswith(end)), None)
                 if kind is not None:
                     self._static[f"/console/{file.name}"] = kind, file.read_bytes()
-        parties = {f"{e.outcome}/{e.reason}": party(e.outcome, e.reason) for e in ENDINGS}
+        parties = {f"{e.outcome}/{e.reason}": PARTIES[e.reason] for e in ENDINGS}
         self._static["/console/parties.json"] = "application/json", msgspec.json.encode(parties)
 
     async def get(self, request: web.Request) -> web.Response:

@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from bridge.adapters.postgres.pool import CONNECTIONS
-from bridge.core.model.outcomes import Outcome, Proof, Reason
-from bridge.core.model.party import Party, party
+from bridge.core.model.outcomes import Proof
+from bridge.core.model.parties import PARTIES, Party
 from bridge.operator import story
 from bridge.operator.lookup import LoggedPush
 from bridge.ops import requests
@@ -20,6 +20,7 @@ from bridge.ops.context import LookUp
 
 LOOK_UPS_AT_ONCE: Final = CONNECTIONS["look-ups"]
 """Each opens a connection to the database, so others wait: pushes must not go without."""
+_PARTIES: Final = {reason.value: party for reason, party in PARTIES.items()}
 
 
 class Why:
@@ -51,8 +52,7 @@ class Why:
         answer: dict[str, object] = {
             "push_id": push_id,
             "endings": [
-                {**ending._asdict(), "party": responsible(ending.outcome, ending.reason)}
-                for ending in found.endings
+                {**ending._asdict(), "party": responsible(ending.reason)} for ending in found.endings
             ],
             "rows": [_with_steps(row) for row in found.rows],
             "scheduled": [one._asdict() for one in found.scheduled],
@@ -72,17 +72,14 @@ def _with_steps(row: LoggedPush) -> dict[str, object]:
     return {
         **facts,
         "confirm": Proof(row.confirm).name.lower(),
-        "party": responsible(row.outcome, row.reason),
+        "party": responsible(row.reason),
         "steps": steps,
     }
 
 
-def responsible(outcome: str, reason: str) -> Party | None:
-    """Who was, see `bridge.core.model.party`; None also for words of a newer version."""
-    try:
-        return party(Outcome(outcome), Reason(reason))
-    except ValueError:
-        return None
+def responsible(reason: str) -> Party | None:
+    """Who is responsible for an end with this reason; None also for a reason of a newer bridge."""
+    return _PARTIES.get(reason)
 
 
 def _wants_text(request: web.Request) -> bool:

@@ -31,13 +31,14 @@ export async function signIn(given) {
   }
 }
 
-export async function meet() { me = await get("/v1/me"); }
+export async function meet() { me = await (await asked("/v1/me", { headers: headers() }, true)).json(); }
 
 function headers(more = {}) {
   return token ? { ...more, Authorization: `Bearer ${token}` } : more;
 }
 
-async function asked(path, options) {
+// `quiet`: whoever asks finds out by itself that the credential is not known.
+async function asked(path, options, quiet = false) {
   let answer;
   try {
     answer = await fetch(path.replace(/^\//, ""), { ...options, cache: "no-store" });
@@ -47,7 +48,7 @@ async function asked(path, options) {
   }
   if (answer.ok || answer.status === 422) return answer;
   const said = await answer.json().catch(() => ({}));
-  if (answer.status === 401) locked();
+  if (answer.status === 401 && !quiet) locked();
   const lacks = said.scope ? `This credential may not do that: it lacks the scope “${said.scope}”.` : null;
   throw new Problem(answer.status, lacks ?? said.problem ?? `HTTP ${answer.status}`, said);
 }

@@ -14,7 +14,7 @@ export function dead({ main, signal }) {
     onchange: (event) => { chosen[event.target.checked ? "add" : "delete"](letter.id); buttons(); },
   });
   const list = new List("Dead letters, the oldest first", [
-    { label: "", width: "2.5rem", cell: box },
+    { label: "Choose", width: "4rem", cell: box },
     { label: "Push", width: "1.6fr", cell: (one) => button(one.id || "without an id", () => show(one), { kind: "link", title: one.id }) },
     { label: "Reason", width: "8rem", cell: (one) => one.reason || "not of the bridge" },
     { label: "Detail", width: "3fr", small: true, cell: (one) => one.detail },

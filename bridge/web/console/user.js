@@ -44,7 +44,7 @@ export function user({ main, rest: id, signal }) {
 
   function sessions(person) {
     if (!person.sessions.length) return empty(`${id} has no open session.`, "What has a ttl is kept until they open one; all else ends as offline.");
-    return table("Sessions", ["Device", "Address", "Since", ["Round trip ", ask("round trip")], "Node", "Topics", "Token until", ""],
+    return table("Sessions", ["Device", "Address", "Since", ["Round trip ", ask("round trip")], "Node", "Topics", "Token until", "Close it"],
       person.sessions.map((one) => [
         h("span", { class: "device", title: one.user_agent ?? "" }, device(one.user_agent), h("span", { class: "soft" }, ` ${one.mode}`)),
         one.address ?? "–", time(one.opened_at), roundTrip(person, one.session), one.node, one.topics.join(", ") || "–", time(one.expires_at),
