@@ -160,7 +160,10 @@ def dev_settings(flags: Mapping[str, object], root: Path, say: Progress | None =
     given = Settings.load({**base, **flags}).model_fields_set
     chosen: dict[str, object] = {"ws_host": HOST, "jwt_secret": kept_secret(root)}
     taken: tuple[int, ...] = ()
-    for name, title in (("ws_port", "WebSockets"), ("ops_port", "the ops port and the demo page")):
+    for name, title in (
+        ("ws_port", "WebSockets"),
+        ("ops_port", "the ops port with the console and the demo page"),
+    ):
         if name not in given:
             chosen[name] = usual_or_free(title, Settings.model_fields[name].default, taken, say)
             taken = (int(str(chosen[name])),)

@@ -203,6 +203,8 @@ async def test_a_change_that_can_have_no_row_is_not_made(
         ("/v1/dead/replay", {"ids": []}),
         ("/v1/dead/purge", {"ids": ["x"] * 101}),
         ("/v1/dead/purge", {"ids": ["p1"], "reasons": ["invalid"]}),
+        ("/v1/dead/purge", {"ids": ["a\0b"]}),
+        ("/v1/replay", {"where": ["push=\0"], "mark": "m"}),
         ("/v1/replay", {"where": [], "mark": "m"}),
         ("/v1/replay", {"where": ["body=x"], "mark": "m"}),
         ("/v1/replay", {"where": ["outcome=good"], "mark": "m"}),

@@ -42,10 +42,20 @@ class _Letters(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = False
     new_ids: bool = False
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """What goes to the database."""
+        return self.ids
+
 
 class _Purged(msgspec.Struct, forbid_unknown_fields=True):
     ids: _Ids
     dry_run: bool = False
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What goes to the database."""
+        return self.ids
 
 
 class _Replay(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,8 +64,14 @@ class _Replay(msgspec.Struct, forbid_unknown_fields=True):
     ttl: Annotated[float, msgspec.Meta(ge=0, le=TTL_MAX)] | None = None
     dry_run: bool = False
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """What goes to the database."""
+        return self.where
+
 
 T = TypeVar("T")
+Body = TypeVar("Body", _Letters, _Purged, _Replay)
 
 
 class Mending:
@@ -168,12 +184,15 @@ async def _taken(publish: Callable[[], Awaitable[T]]) -> T:
         raise ErrorAnswer(503, "broker", str(error), {"Retry-After": "1"}) from error
 
 
-async def _asked(request: web.Request, kind: type[T]) -> T:
+async def _asked(request: web.Request, kind: type[Body]) -> Body:
     requests.query(request)
     try:
-        return msgspec.json.decode(await requests.body(request), type=kind)
+        asked = msgspec.json.decode(await requests.body(request), type=kind)
     except BAD_JSON as error:
         raise bad_request(str(error)) from error
+    if any("\0" in text for text in asked.texts):
+        _refuse("U+0000 is in no id.")
+    return asked
 
 
 def _refuse(problem: str) -> NoReturn:

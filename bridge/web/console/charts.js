@@ -87,7 +87,7 @@ export class Chart {
     const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false,
       ...(last - first < 300 ? { second: "2-digit" } : {}) });
     this._plot = new uPlot({
-      width, height: HEIGHT, legend: { show: false },
+      width, height: HEIGHT, padding: [8, 26, 0, 0], legend: { show: false },
       cursor: { y: false, points: { size: 7 } },
       scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.08, 1)] } },
       axes: [

@@ -29,8 +29,9 @@ export function live({ main, query, signal }) {
   let stream = new AbortController();
   signal.addEventListener("abort", () => stream.abort());
 
-  const form = h("form", { class: "card bar", onsubmit: (event) => { event.preventDefault(); begin(); } },
-    field("User", by.user), field("Push id", by.push_id), field("Event", by.event), field("Tenant", by.tenant), field("Outcome", by.outcome),
+  const form = h("form", { class: "card", onsubmit: (event) => { event.preventDefault(); begin(); } },
+    h("div", { class: "bar" }, field("User", by.user), field("Push id", by.push_id), field("Event", by.event), field("Tenant", by.tenant),
+      field("Outcome", by.outcome)),
     h("div", { class: "buttons" }, h("button", {}, "Apply"), pause, button("Clear", () => { entries = []; waiting = []; missed = 0; draw(); }, { kind: "plain" })));
   fill(main, h("h1", {}, "Live"), form, h("section", { class: "card", "aria-label": "Outcomes" }, state, none, list.element, tally));
   list.element.hidden = true;
