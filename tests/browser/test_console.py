@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator
@@ -151,6 +152,28 @@ async def test_the_overview_says_how_it_is_and_draws_the_last_hour(browser: Brow
         plots = page.get_by_role("img", name=re.compile("over the last hour"))
         assert await plots.count() >= 5
         await expect(plots.first).to_have_attribute("aria-label", re.compile("received [0-9]"))
+
+
+async def test_what_holds_the_bridge_back_is_the_first_sentence(browser: Browser) -> None:
+    parts = Parts()
+    parts.causes.append("database: the database is unavailable")
+    async with ops(parts) as running, opened(browser, running.url) as page:
+        await expect(page.locator(".health")).to_have_text(
+            "Not healthy, so no pushes are taken: database: the database is unavailable."
+        )
+        await expect(page.locator("#ready")).to_have_text("not ready")
+
+
+async def test_the_page_asks_for_the_same_at_most_every_two_seconds(browser: Browser) -> None:
+    async with ops(Parts()) as running, opened(browser, running.url) as page:
+        asked: dict[str, list[float]] = {}
+        clock = asyncio.get_running_loop().time
+        page.on("request", lambda r: asked.setdefault(r.url.partition("?")[0], []).append(clock()))
+        async with asyncio.timeout(30):
+            while len(asked.get(f"{running.url}/status", [])) < 3:
+                await asyncio.sleep(0.1)
+        gaps = [b - a for times in asked.values() for a, b in itertools.pairwise(times)]
+        assert min(gaps) > 2.0
 
 
 @pytest.mark.parametrize(
@@ -312,6 +335,17 @@ async def test_a_replay_is_a_dry_run_first(browser: Browser, at: Scene) -> None:
         await page.get_by_role("button", name="Replay 1", exact=True).click()
         await expect(page.locator("#said")).to_have_text("1 push replayed.")
         await bridges.counted(at.database, "push_id = 'again-1/replay-test' and outcome = 'received'", 1)
+
+
+async def test_a_recall_is_of_the_tenants_that_the_push_has(browser: Browser, at: Scene) -> None:
+    await bridges.publish(at.vhost, bridges.request("u9", "tenants-1", ttl=3600, tenant="shop"))
+    await bridges.counted(at.database, "push_id = 'tenants-1' and outcome = 'stored'", 1)
+    async with opened(browser, f"{at.url}#/push/tenants-1") as page:
+        await page.get_by_role("button", name="Recall").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Tenants: shop.")
+        await page.get_by_role("dialog").get_by_role("button", name="Recall").click()
+        await expect(page.locator("#said")).to_have_text("Recalled: 1 row ended, 0 sessions told.")
+        await expect(page.locator(".pill", has_text="recalled").first).to_be_visible()
 
 
 async def test_a_session_is_disconnected_and_a_user_logged_out(browser: Browser, at: Scene) -> None:

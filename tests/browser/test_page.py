@@ -434,7 +434,7 @@ async def test_from_the_page_through_the_broker_to_the_page_and_the_delivery_log
     began = datetime.now(UTC)
     async with (
         bridges.bridge(vhost, database, dev=True) as bridge,
-        opened(browser, f"http://127.0.0.1:{bridge.ops_port}") as page,
+        opened(browser, f"http://127.0.0.1:{bridge.ops_port}/demo") as page,
     ):
         await expect(page.locator("#ready")).to_have_text("ready")
         await connect(page, "alice")

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.adapters.metrics import PrometheusMetrics, gauge_families
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.ports.plugins import SessionInfo
+from bridge.ops.history import Sample
 from bridge.ops.outcome_feed import BACKLOG_ROWS
 from bridge.workers import stream
 from bridge.workers.asking import Answer, Asking
@@ -176,6 +177,17 @@ async def test_the_state_is_the_sum_and_says_which_worker_does_not_answer() -> N
     assert [session["user"] for session in said["sessions"]] == ["u1", "u2"]
     assert [worker["node"] for worker in said["workers"]] == ["n1-1", "n1-2", "n1-3"]
     assert [worker["status"] is None for worker in said["workers"]] == [False, False, True]
+
+
+async def test_the_histories_of_all_are_added_up() -> None:
+    one, two = Parts(), Parts()
+    for parts, received in ((one, 2), (two, 3)):
+        parts.samples.append(
+            Sample(10.0, 10.0, {"received": received}, (1,), (1,), (1,), {"sessions": 1.0}, 5)
+        )
+    async with group(one, two, silent=1) as made, made.client.get("/v1/history?since=5") as answer:
+        (sample,) = (await answer.json())["samples"]
+    assert (sample["outcomes"], sample["gauges"], sample["queue"]) == ({"received": 5}, {"sessions": 2.0}, 5)
 
 
 async def test_livez_is_that_of_the_supervisor_and_sums_without_a_worker_are_503() -> None:

@@ -27,10 +27,11 @@ export function quantile(q, counts, bounds) {
 }
 
 export class Chart {
-  // values: how a number is written. Series come with `show`.
-  constructor(title, term, { values = numbers, wide = false } = {}) {
+  // values: how a number is written; colours: the number of a colour by the name of its series. Series come with `show`.
+  constructor(title, term, { values = numbers, wide = false, colours = {} } = {}) {
     this._title = title;
     this._values = values;
+    this._colours = colours;
     this._names = [];
     this._data = [[]];
     this._legend = h("ul", { class: "legend" });
@@ -72,7 +73,9 @@ export class Chart {
     else this._plot?.setSize({ width, height: HEIGHT });
   }
 
-  _colour(i) { return getComputedStyle(document.documentElement).getPropertyValue(COLOURS[i % COLOURS.length]).trim(); }
+  _place(name, i) { return this._colours[name] ?? i % COLOURS.length; }
+
+  _colour(name, i) { return getComputedStyle(document.documentElement).getPropertyValue(COLOURS[this._place(name, i)]).trim(); }
 
   _make() {
     this._plot?.destroy();
@@ -94,9 +97,9 @@ export class Chart {
         { ...axis, values: (_, ticks) => ticks.map((t) => clock.format(new Date(t * 1000))), space: 70, size: 28 },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((t) => (t === 0 ? "0" : this._values(t))), space: 34 },
       ],
-      series: [{}, ...this._names.map((name, i) => ({ label: name, stroke: this._colour(i), width: 2, spanGaps: false,
+      series: [{}, ...this._names.map((name, i) => ({ label: name, stroke: this._colour(name, i), width: 2, spanGaps: false,
         // A value without neighbours is no line.
-        points: { show: this._values === times, size: 4, fill: this._colour(i) } }))],
+        points: { show: this._values === times, size: 4, fill: this._colour(name, i) } }))],
       hooks: { setCursor: [(plot) => this._label(plot.cursor.idx ?? null)] },
     }, this._data, this._canvas);
   }
@@ -108,7 +111,7 @@ export class Chart {
     const when = place !== null && at >= 0 && at !== last
       ? new Date(this._data[0][at] * 1000).toLocaleTimeString(undefined, { hour12: false }) : "now";
     fill(this._legend, told.map(([name, value], i) => h("li", {},
-      h("span", { class: `key k${(i % COLOURS.length) + 1}`, "aria-hidden": "true" }), `${name} `, h("b", {}, value))),
+      h("span", { class: `key k${this._place(name, i) + 1}`, "aria-hidden": "true" }), `${name} `, h("b", {}, value))),
       told.length ? h("li", { class: "soft" }, when) : null);
     this._canvas.setAttribute("aria-label", `${this._title}, over the last hour. Now: ${told.map((t) => t.join(" ")).join(", ") || "nothing"}.`);
   }

@@ -6,6 +6,9 @@ import { Chart, quantile, numbers, times } from "./charts.js";
 
 const ASK_EVERY = 10_000; // milliseconds; as often as there is a new sample
 const HOUR = 3600;
+// The same at each visit, whichever outcomes there are.
+const OUTCOME_COLOURS = { received: 2, acked: 0, written: 6, stored: 5, pending: 3, offline: 7, unknown: 1, dropped: 4, rejected: 3,
+  expired: 5, superseded: 7, recalled: 6 };
 
 export function overview({ main, watch, signal }) {
   const health = h("p", { class: "health" }, "Asking the bridge…");
@@ -13,7 +16,7 @@ export function overview({ main, watch, signal }) {
   const tiles = h("dl", { class: "tiles" });
   const nodes = h("div");
   const charts = {
-    outcomes: new Chart("Pushes a second, by outcome", "outcome", { wide: true }),
+    outcomes: new Chart("Pushes a second, by outcome", "outcome", { wide: true, colours: OUTCOME_COLOURS }),
     proof: new Chart("Time to proof", "time to proof", { values: times }),
     sessions: new Chart("Sessions", "session"),
     flight: new Chart("In flight, by stage", "in flight"),
@@ -49,7 +52,7 @@ export function overview({ main, watch, signal }) {
     const [sentence, look] = judged(said);
     if (health.textContent !== sentence) health.textContent = sentence;
     health.className = `health ${look}`;
-    causes.hidden = !said.causes.length;
+    causes.hidden = said.causes.length < 2;
     fill(causes, said.causes.map((cause) => h("li", {}, cause)));
     tell(tiles, said, found.at(-1), bounds);
     tellNodes(nodes, said);
@@ -60,8 +63,8 @@ export function overview({ main, watch, signal }) {
 // One sentence, and how it looks.
 function judged(status) {
   if (!status.ready) {
-    const [cause] = status.causes;
-    return [`Not healthy: no pushes are taken. ${status.causes.length > 1 ? "The causes are" : "The cause is"} ${cause ? "below" : "not known"}.`, "bad"];
+    return [status.causes.length === 1 ? `Not healthy, so no pushes are taken: ${status.causes[0]}.`
+      : `Not healthy, so no pushes are taken, for ${status.causes.length} causes:`, "bad"];
   }
   const down = (status.workers ?? []).filter((worker) => !worker.status?.ready);
   if (down.length) return [`Healthy, but ${plural(down.length, "worker is", "workers are")} not ready.`, "wait"];

@@ -30,7 +30,7 @@ export function push({ main, rest: id, query, signal }) {
     list?.close();
     list = null;
     const total = story.endings.reduce((sum, one) => sum + one.users, 0);
-    fill(main, h("h1", {}, "Push ", h("code", {}, id)), actions(id, tenant, load),
+    fill(main, h("h1", {}, "Push ", h("code", {}, id)), actions(id, tenantsOf(story), load),
       story.scheduled?.length ? scheduled(story.scheduled) : null,
       story.endings.length && !user ? card("How far it came", "funnel", funnel(story.endings), endings(story.endings)) : null,
       user && total > 1 ? h("p", { class: "hint" }, h("a", { href: `#/push/${path(id)}${written({ tenant })}` }, `All ${plural(total, "user")} of this push`)) : null,
@@ -54,18 +54,28 @@ function absent(id, user, told) {
     "Or it never came: was the publish confirmed, and to the exchange push of this broker?"));
 }
 
-function actions(id, tenant, again) {
+const tenantsOf = (story) => [...new Set([...story.endings, ...(story.scheduled ?? [])].map((one) => one.tenant))];
+
+function actions(id, tenants, again) {
   const recall = async () => {
-    if (!await confirmed("Recall this push?", h("p", {}, `Where ${id} is not proven yet it ends as recalled, and screens that may show it are told to take it off.`), "Recall", { dangerous: true })) return;
+    const what = [h("p", {}, `Where ${id} is not proven yet it ends as recalled, and screens that may show it are told to take it off.`),
+      tenants.some(Boolean) ? h("p", {}, `Tenants: ${tenants.map((one) => one || "none").join(", ")}.`) : null];
+    if (!await confirmed("Recall this push?", what, "Recall", { dangerous: true })) return;
     try {
-      const done = await post("/v1/recall", { push_id: id, ...(tenant ? { tenant } : {}) });
-      said(`Recalled: ${plural(done.ended, "row")} ended, ${plural(done.sessions, "session")} told.`);
+      let ended = 0;
+      let told = 0;
+      for (const tenant of tenants) {
+        const done = await post("/v1/recall", { push_id: id, ...(tenant ? { tenant } : {}) });
+        ended += done.ended;
+        told += done.sessions;
+      }
+      said(`Recalled: ${plural(ended, "row")} ended, ${plural(told, "session")} told.`);
       again();
     } catch (error) { said(error.message, true); }
   };
   return h("div", { class: "buttons" },
     button("Recall", recall, { disabled: !may("admin"), title: may("admin") ? null : "This needs the scope admin" }),
-    h("a", { class: "button plain", href: `#/replay${written({ push: id, tenant })}` }, "Replay…"));
+    h("a", { class: "button plain", href: `#/replay${written({ push: id, tenant: tenants.length === 1 ? tenants[0] : "" })}` }, "Replay…"));
 }
 
 function scheduled(waiting) {
