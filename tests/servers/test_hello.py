@@ -66,7 +66,7 @@ async def test_what_is_pasted_into_a_console_prints_pushes_and_says_hello(vhost:
             assert pasted.count(word) == 1
             pasted = pasted.replace(word, real)
         first, _, then = pasted.partition("// Once it is welcomed:")
-        async with launched() as browser, opened(browser, f"http://127.0.0.1:{made.ops_port}/") as page:
+        async with launched() as browser, opened(browser, f"http://127.0.0.1:{made.ops_port}/demo") as page:
             said: asyncio.Queue[str] = asyncio.Queue()
             page.on("console", lambda message: said.put_nowait(message.text))
 
