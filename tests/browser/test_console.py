@@ -56,10 +56,10 @@ async def rests(page: Page, name: str) -> None:
 # --- each view, for everybody ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_in_any_view(browser: Browser, at: Scene, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "size"), [("light", "wide"), ("dark", "wide"), ("light", "phone")])
+async def test_axe_finds_nothing_in_any_view(browser: Browser, at: Scene, scheme: str, size: str) -> None:
     source = axe()
-    async with opened(browser, at.url, viewport=SIZES["wide"], color_scheme=scheme) as page:
+    async with opened(browser, at.url, viewport=SIZES[size], color_scheme=scheme) as page:
         await page.evaluate(source)
         for name, address in VIEWS.items():
             await page.evaluate("(hash) => { location.hash = hash; }", address)

@@ -69,8 +69,14 @@ async def test_a_bridge_serves_with_these_rights_and_an_operator_mends_with_thei
                 assert (await answer.json())["receipts"][0]["outcome"] == "received"
             async with http.post("/v1/revoke", json={"jti": "t1"}) as answer:
                 assert answer.status == 200
-            async with http.get("/v1/pushes/p1") as answer:
+            for path in ("/v1/pushes/p1", "/v1/pushes?q=u1", "/v1/topics", "/v1/topics/news", "/v1/actions"):
+                async with http.get(path) as answer:
+                    assert answer.status == 200, path
+            async with http.post("/v1/replay", json={"where": ["user=u1"], "mark": "m"}) as answer:
                 assert answer.status == 200
+            async with http.get("/v1/dead") as answer:
+                assert answer.status == 503
+                assert "push.dead" in (await answer.json())["problem"]
         await final_rows(dsns.admin, 3)
         for words in (
             ["dead", "list", "--amqp-url", urls.operator],

@@ -10,6 +10,7 @@ from playwright.async_api import Browser
 
 from bridge.devservers import Servers, private_servers
 from tests.conftest import DEV, TEMPLATE, Databases, _fresh_vhost
+from tests.support import bridges
 from tests.support.browser import launched, opened
 from tests.support.console_scene import Scene, scene
 
@@ -28,7 +29,8 @@ VIEWS = {
     "record": "#/record",
 }
 """By the name of its picture, the address of each view."""
-SECONDS_OF_TRAFFIC = 8.0
+SECONDS_OF_TRAFFIC = 15
+"""One push, then two, and so on in each second: something to draw."""
 SIZES = {"wide": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
@@ -37,7 +39,13 @@ async def take(servers: Servers, folder: Path, *, phone_too: bool = False, dark:
     databases = Databases(servers.postgres_dsn)
     with _fresh_vhost(servers) as vhost, databases.fresh(TEMPLATE) as dsn:
         async with scene(vhost, dsn) as played, launched() as browser:
-            await asyncio.sleep(SECONDS_OF_TRAFFIC)
+            for second in range(SECONDS_OF_TRAFFIC):
+                users = ("u1", "u2", "u3", "u9")
+                await bridges.publish(
+                    vhost,
+                    *(bridges.request(users[n % 4], f"drawn-{second}-{n}") for n in range(second % 5 + 1)),
+                )
+                await asyncio.sleep(1.0)
             for size in ("wide", "phone") if phone_too else ("wide",):
                 for name in VIEWS:
                     suffix = "" if size == "wide" else f"-{size}"
