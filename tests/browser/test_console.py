@@ -15,6 +15,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from bridge.devservers import Servers
+from bridge.operator.auditor import CHECKS
 from tests.conftest import TEMPLATE, Databases, _fresh_vhost
 from tests.support import bridges
 from tests.support.browser import launched, opened
@@ -162,6 +163,24 @@ async def test_what_holds_the_bridge_back_is_the_first_sentence(browser: Browser
             "Not healthy, so no pushes are taken: database: the database is unavailable."
         )
         await expect(page.locator("#ready")).to_have_text("not ready")
+
+
+async def test_the_last_audit_names_each_check_and_what_it_found(browser: Browser) -> None:
+    parts = Parts(desk=FakeDesk())
+    parts.drift, parts.audited_at = dict.fromkeys(CHECKS, 0), parts.clock.time()
+    async with ops(parts) as running:
+        async with opened(browser, f"{running.url}/#/record") as page:
+            await expect(page.get_by_text("Everything adds up.")).to_be_visible()
+            await expect(page.get_by_role("region", name="Checks").locator("tbody tr")).to_have_count(
+                len(CHECKS)
+            )
+            await expect(page.get_by_text("Nobody has done anything by hand.")).to_be_visible()
+            await page.evaluate(axe())
+            assert await violations(page) == []
+        parts.drift["receipts"] = 3
+        async with opened(browser, f"{running.url}/#/record") as page:
+            await expect(page.get_by_text(f"1 of {len(CHECKS)} checks found something.")).to_be_visible()
+            await expect(page.get_by_role("row", name=re.compile("^receipts 3"))).to_be_visible()
 
 
 async def test_the_page_asks_for_the_same_at_most_every_two_seconds(browser: Browser) -> None:

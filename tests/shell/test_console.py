@@ -13,6 +13,7 @@ from bridge.adapters.metrics import SECONDS, PrometheusMetrics
 from bridge.core.errors import BrokerUnavailable, StoreUnavailable
 from bridge.core.model.outcomes import ENDINGS, Outcome, Reason
 from bridge.core.model.parties import PARTIES
+from bridge.operator.auditor import CHECKS
 from bridge.operator.dead_letters import NoSuchQueue
 from bridge.operator.replay import REPLAYABLE, Where
 from bridge.operator.search import FoundPush
@@ -109,6 +110,21 @@ async def test_data_of_pushes_is_for_who_may_do_everything(guarded: Running, des
         assert "u1" not in text
         async with guarded.client.get(path, headers=as_("admin")) as answer:
             assert "a secret" in await answer.text()
+
+
+# --- the audit ---
+
+
+async def test_the_last_audit_is_told_with_what_each_check_counts(running: Running, parts: Parts) -> None:
+    async with running.client.get("/v1/audit") as answer:
+        assert await answer.json() == {"node": "n1", "audited_at": None, "checks": []}
+    parts.drift, parts.audited_at = {"taken": 0, "receipts": 2}, 1_700_000_000.0
+    async with running.client.get("/v1/audit") as answer:
+        said = await answer.json()
+    assert said["audited_at"] == 1_700_000_000
+    assert said["checks"] == [
+        {"check": check, "found": parts.drift[check], "counts": CHECKS[check]} for check in parts.drift
+    ]
 
 
 # --- search ----------------------------------------------------------------------------------------------

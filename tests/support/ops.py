@@ -251,6 +251,8 @@ class Parts:
     people: People | None = None
     desk: FakeDesk | None = None
     samples: list[Sample] = field(default_factory=list)
+    drift: dict[str, int] = field(default_factory=dict)
+    audited_at: float = 0.0
     recall: FakeRecall = field(default_factory=FakeRecall)
     revoke: FakeRevoke = field(default_factory=FakeRevoke)
     actions: FakeActions = field(default_factory=FakeActions)
@@ -291,6 +293,7 @@ class Parts:
             look_up=self.look_up,
             people=self.people,
             desk=self.desk,
+            drift=lambda: (self.drift, self.audited_at),
             history=lambda moment: [sample for sample in self.samples if sample.at > moment],
         )
 
