@@ -11,7 +11,7 @@ QUIETLY := --disable-pip-version-check --no-input
 # Containers often set it. Then every process compiles every module again, and the tests start hundreds of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-TEST13 ?= --ignore tests/browser
+TEST13 ?=
 
 .PHONY: help run chat demo test test13 lint bench bench-guard bench-peers chaos conformance compiled wheels clean
 
@@ -34,7 +34,7 @@ test: $(READY) lint ## everything that must hold: linters, types, floors, tests 
 	@echo "tests"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test13: $(READY) ## the tests but the browser's on Debian 13, unpacked into .dev: Python 3.13, RabbitMQ 4.0, Postgres 17; as root
+test13: $(READY) ## the tests on Debian 13, unpacked into .dev: Python 3.13, RabbitMQ 4.0, Postgres 17; as root
 	@$(BIN)/python -m tests.support.debian13 $(TEST13)
 
 lint: $(READY) ## linters, formatting, types, and who may import whom
