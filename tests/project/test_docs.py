@@ -63,6 +63,15 @@ def test_every_link_between_documents_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_the_index_of_the_documents_has_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {
+        (index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)\)", index.read_text())
+    }
+    pages = {*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "reference").glob("*.md")} - {index}
+    assert {page.name for page in pages - linked} == set()
+
+
 def test_every_test_that_a_document_names_exists() -> None:
     named = {
         (page.name, file, test)
