@@ -42,9 +42,13 @@ _OUTAGES: Final = (BrokerUnavailable, StoreUnavailable)
 # --- Loading ---------------------------------------------------------------------------------------------
 
 
+TRACES: Final = "bridge.adapters.traces:make"
+"""A plug-in of our own, since its libraries are an extra."""
+
+
 def load_delivery_log(spec: str, setting: str = "BRIDGE_DELIVERY_LOG") -> DeliveryLog:
-    """Make the delivery log that `spec` (`module:factory`) names."""
-    made = _make(spec, setting)
+    """Make the delivery log that `spec` (`module:factory`, or `traces`) names."""
+    made = _make(TRACES if spec == "traces" else spec, setting)
     if not inspect.iscoroutinefunction(getattr(made, "record", None)):
         raise SettingsError(setting, f"what {spec} returns needs a method: async def record(self, rows)")
     return cast(DeliveryLog, made)
@@ -107,6 +111,8 @@ def _make(spec: str, setting: str) -> object:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         hint = "; is its directory on PYTHONPATH?" if error.name == module_name.split(".")[0] else ""
+        if spec == TRACES:
+            hint = "; pip install 'bridge[traces]'"
         raise SettingsError(setting, f"{spec}: there is no module {error.name}{hint}") from error
     except Exception as error:  # a module may raise anything while it is imported
         raise SettingsError(setting, f"{spec}: importing it failed: {_words(error)}") from error

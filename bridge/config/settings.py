@@ -182,7 +182,8 @@ class Settings(TokenSettings):
     delivery_log: CommaList = Field(
         ("postgres",),
         description="Where the outcomes of pushes are written, comma-separated: `postgres`, `stdout` (JSON lines),"
-        " `module:factory`. Without `postgres` the bridge knows repeats from memory only, and rejects every ttl but 0.",
+        " `traces` (spans of OpenTelemetry), `module:factory`. Without `postgres` the bridge knows repeats from memory"
+        " only, and rejects every ttl but 0.",
     )
     error_handler: str = Field(
         "log", description="Where errors go that do not stop the bridge: `log` or `module:factory`."
@@ -463,8 +464,8 @@ class Settings(TokenSettings):
     @classmethod
     def _check_delivery_log(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("one or more of postgres, stdout, module:factory expected")
-        return checks.plugins(value, ("postgres", "stdout"))
+            raise ValueError("one or more of postgres, stdout, traces, module:factory expected")
+        return checks.plugins(value, ("postgres", "stdout", "traces"))
 
     @field_validator("partitions")
     @classmethod
