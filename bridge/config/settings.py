@@ -181,9 +181,8 @@ class Settings(TokenSettings):
     )
     delivery_log: CommaList = Field(
         ("postgres",),
-        description="Where the outcomes of pushes are written, comma-separated: `postgres`, `stdout` (JSON lines),"
-        " `traces` (spans of OpenTelemetry), `module:factory`. Without `postgres` the bridge knows repeats from memory"
-        " only, and rejects every ttl but 0.",
+        description="Where outcomes are written, comma-separated: `postgres`, `stdout` (JSON lines), `traces` (OpenTelemetry),"
+        " `module:factory`. Without `postgres` the bridge knows repeats from memory only, and rejects every ttl but 0.",
     )
     error_handler: str = Field(
         "log", description="Where errors go that do not stop the bridge: `log` or `module:factory`."
