@@ -181,7 +181,7 @@ class Settings(TokenSettings):
     )
     delivery_log: CommaList = Field(
         ("postgres",),
-        description="Where outcomes are written, comma-separated: `postgres`, `stdout` (JSON lines), `traces` (OpenTelemetry),"
+        description="Where outcomes are written, comma-separated: `postgres`, `stdout` (JSON lines), `traces` (spans),"
         " `module:factory`. Without `postgres` the bridge knows repeats from memory only, and rejects every ttl but 0.",
     )
     error_handler: str = Field(
