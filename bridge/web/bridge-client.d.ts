@@ -69,6 +69,9 @@ export interface Connection {
   close(): void;
   /** Acknowledge a push by its id, even one from before a reload; `push.ack()` does the same. */
   ack(id: string, tenant?: string | null): void;
+  /** Call it for each push with this event, beside `onPush`; the result ends that. */
+  on(event: string, listener: (push: Push) => unknown): () => void;
+  off(event: string, listener: (push: Push) => unknown): void;
   /** Resolved when the broker has it, rejected with a PublishError. Nothing waits for a connection. */
   publish(event: string, data?: unknown, options?: { topic?: string; ref?: string | number }): Promise<void>;
   /** Resolved when the bridge has recorded it, rejected with a TopicError; repeated after every reconnect. */

@@ -65,6 +65,7 @@ class Connection {
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
   #said = new Map(); // ref -> [resolve, reject, lost] of what was sent on #socket and is not answered; lost: without it
   #topics = new Map(); // topic -> {on, had, waits}: what was asked last, whether the bridge ever said ok, promises for the next welcome
+  #listeners = new Map(); // event -> functions that get its pushes
   #name = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 10)}`; // begins the refs of this page
   #refs = 0;
 
@@ -89,6 +90,22 @@ class Connection {
 
   /** Acknowledge a push by its id (and tenant), even one from before a reload; push.ack() does the same. */
   ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
+
+  /**
+   * Call `listener(push)` for each push with this event, beside onPush; returns a function that ends it, as `off` does. A
+   * push is finished when onPush and all listeners are. Who throws gets it again if the bridge resends it, and nobody else.
+   */
+  on(event, listener) {
+    if (typeof listener !== "function") throw new TypeError(`on("${event}"): a function is needed`);
+    this.#listeners.set(event, (this.#listeners.get(event) ?? new Set()).add(listener));
+    return () => this.off(event, listener);
+  }
+
+  /** End that. */
+  off(event, listener) {
+    const listeners = this.#listeners.get(event);
+    if (listeners?.delete(listener) && !listeners.size) this.#listeners.delete(event);
+  }
 
   /**
    * Publish to the systems that listen for `event`; the promise is resolved when the broker has it. It is rejected with an
@@ -444,11 +461,11 @@ class Connection {
 
   // `mine` is a parameter since the bridge may name another user while onPush runs.
   async #handle([frame, known], mine) {
-    const { onPush, onWithdraw, onGap, autoAck } = this.#options;
+    const { onWithdraw, onGap, autoAck } = this.#options;
     if (frame.type === "gap") return await onGap?.();
     if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id, tenant: frame.tenant });
     try {
-      await onPush({ ...frame, ack: () => this.#ack(known, mine) });
+      await this.#give({ ...frame, ack: () => this.#ack(known, mine) }, known.key, mine);
     } catch (error) {
       if (known.acked) mine.done(known);
       else mine.known.delete(known.key); // onPush gets it again if the bridge resends it
@@ -457,6 +474,26 @@ class Connection {
     mine.done(known);
     mine.last = frame.id;
     if (autoAck && !known.acked) this.#ack(known, mine);
+  }
+
+  // Give a push to those who have not finished it before. Throws once all are through, if one of them threw.
+  async #give(push, key, mine) {
+    const { onPush, onError } = this.#options;
+    const finished = mine.partly.get(key) ?? new Set();
+    const errors = [];
+    const listeners = [onPush, ...this.#listeners.get(push.event) ?? []].filter((listener) => !finished.has(listener));
+    await Promise.all(listeners.map(async (listener) => {
+      try {
+        await listener(push);
+        finished.add(listener);
+      } catch (error) { errors.push(error); }
+    }));
+    mine.partly.delete(key);
+    if (!errors.length) return;
+    mine.partly.set(key, finished);
+    if (mine.partly.size > KEPT) mine.partly.delete(mine.partly.keys().next().value);
+    for (const error of errors.splice(1)) onError(error);
+    throw errors[0];
   }
 
   // If its connection is closed, the ack is sent when the push comes again: no other session may ack it.
@@ -585,6 +622,7 @@ class EventStream {
 // ones, the oldest are forgotten first.
 class Memory {
   last = null; // id of the push that onPush finished last
+  partly = new Map(); // key -> who has finished the push, while others have thrown
   known = new Map(); // key -> {key, on: the socket it came on last, acked: by the application}
   #done = []; // those that are finished, in order; the forgotten ones come first
   #forgotten = 0; // how many are forgotten: removing each from the array would move all of it

@@ -128,9 +128,9 @@ class Peer:
         await self.send(type="welcome", session="s1", user=user, complete=complete)
         return self
 
-    async def push(self, *ids: str, **more: object) -> None:
+    async def push(self, *ids: str, event: str = "message", **more: object) -> None:
         for push_id in ids:
-            await self.send(type="push", id=push_id, event="message", data={"n": push_id}, **more)
+            await self.send(type="push", id=push_id, event=event, data={"n": push_id}, **more)
 
     async def bye(self, code: int, reason: str, retry_after: float = 0) -> None:
         await self.send(type="bye", code=code, reason=reason, retry_after=retry_after)
@@ -833,6 +833,79 @@ async def test_what_the_application_failed_to_take_counts_as_not_seen(page: Page
     await again.push("p2", "p3")
     await told(page, *pushes("p2", "p3"))
     assert [await again.frame(), await again.frame()] == [acked("p2"), acked("p3")]
+
+
+LISTEN = """([event, name, ...failing]) => {
+    window.listeners ??= {};
+    listeners[name] = ({ id }) => {
+        tell(name, id);
+        const at = failing.indexOf(id);
+        if (at >= 0) { failing.splice(at, 1); throw new Error(`${name} can't take ${id}`); }
+    };
+    window.offs ??= {};
+    offs[name] = client.on(event, listeners[name]);
+}"""
+"""Listen for an event: tells the name and the id, and throws once for each of the failing ones."""
+
+
+async def test_listeners_get_the_pushes_of_their_event_beside_on_push_until_they_are_taken_off(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, autoAck=True)
+    for event, name in (("order.created", "first"), ("order.created", "second"), ("__proto__", "odd")):
+        await page.evaluate(LISTEN, [event, name])
+    await peer.push("p1", event="order.created")
+    await peer.push("p2", event="order.deleted")
+    await peer.push("p3", event="__proto__")
+    await told(page, ("push", "p1"), ("first", "p1"), ("second", "p1"), *pushes("p2", "p3"), ("odd", "p3"))
+    await page.evaluate("offs.first(); client.off('order.created', () => {}); client.off('none', () => {})")
+    await peer.push("p4", event="order.created")
+    await told(page, ("push", "p4"), ("second", "p4"))
+    await page.evaluate("client.off('order.created', listeners.second)")
+    await peer.push("p5", event="order.created")
+    await told(page, ("push", "p5"))
+    assert [await peer.frame() for _ in range(5)] == [acked(f"p{n}") for n in range(1, 6)]
+    said = await page.evaluate(
+        "() => { try { client.on('a', 'b'); } catch (error) { return error.message; } }"
+    )
+    assert said == 'on("a"): a function is needed'
+
+
+async def test_a_listener_that_throws_stops_nobody_and_only_it_gets_the_push_again(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, autoAck=True)
+    await page.evaluate(LISTEN, ["order.created", "weak", "p1"])
+    await page.evaluate(LISTEN, ["order.created", "strong"])
+    await peer.push("p1", event="order.created")
+    await told(page, ("push", "p1"), ("weak", "p1"), ("strong", "p1"), ("error", "weak can't take p1"))
+    await peer.push("p2", event="order.created")
+    await told(page, ("push", "p2"), ("weak", "p2"), ("strong", "p2"))
+    assert await peer.frame() == acked("p2"), "p1 is not finished"
+    await peer.push("p1", event="order.created")
+    await told(page, ("weak", "p1"))
+    assert await peer.frame() == acked("p1")
+    await peer.push("p1", event="order.created")
+    assert await peer.frame() == acked("p1"), "a duplicate"
+    await told(page)
+
+
+async def test_a_push_is_acknowledged_when_its_slowest_listener_has_finished(
+    page: Page, script: Script
+) -> None:
+    peer = await met(page, script, autoAck=True)
+    slow = "client.on('order.created', () => new Promise((done) => { window.finish = done; }))"
+    await page.evaluate(f"() => {{ {slow}; }}")
+    await peer.push("p1", "p2", event="order.created")
+    await peer.all_read(page)
+    await told(page, ("push", "p1"))
+    await page.evaluate("() => { client.publish('mark').catch(() => {}); }")
+    frame = await peer.frame()
+    assert isinstance(frame, dict)
+    assert frame["type"] == "publish", "nothing is acknowledged yet"
+    await page.evaluate("finish()")
+    assert await peer.frame() == acked("p1")
+    await told(page, ("push", "p2"))
 
 
 async def test_a_gap_is_told_before_the_pushes_behind_it_and_they_wait(page: Page, script: Script) -> None:

@@ -53,6 +53,8 @@ async function talk() {
     if (code === "busy") await bridge.publish("chat.said", null, { ref });
     if ((error as TopicError).code === "try_later") console.log((error as TopicError).topic);
   }
+  const off: () => void = bridge.on("order.created", async ({ data }: Push<{ order: number }>) => data.order);
+  bridge.off("order.created", off);
   const n: number = bridge.duplicates;
   if (bridge.state.phase === "closed") console.log(bridge.state.reason, n);
   bridge.close();
@@ -77,6 +79,8 @@ connect({ url: "/ws", token: () => 7, onPush() {} });
 const bridge = connect({ url: "/ws", token: "a.b.c", onPush() {} });
 // @ts-expect-error: it is for reading
 bridge.duplicates = 0;
+// @ts-expect-error: a listener is a function
+bridge.on("order.created", "show");
 // @ts-expect-error: an event is needed
 bridge.publish();
 // @ts-expect-error: there is no such phase
