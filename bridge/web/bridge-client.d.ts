@@ -48,8 +48,8 @@ export interface Push<Data = any> extends PushId {
   topic?: string;
   /** The data are bytes. */
   encoding?: "base64";
-  /** Tell the bridge that the application has the push. */
-  ack(): void;
+  /** Tell the bridge that the application has the push; whether it has noted that. Never rejected. */
+  ack(): Promise<boolean>;
 }
 
 export type State =
@@ -67,8 +67,10 @@ export interface Connection {
   readonly doubles: number;
   /** Close for good. */
   close(): void;
+  /** Resolved when the session is open, at once if it is; rejected when it is closed for good. */
+  ready(): Promise<{ user: string; session: string }>;
   /** Acknowledge a push by its id, even one from before a reload; `push.ack()` does the same. */
-  ack(id: string, tenant?: string | null): void;
+  ack(id: string, tenant?: string | null): Promise<boolean>;
   /** Call it for each push with this event, beside `onPush`; the result ends that. */
   on(event: string, listener: (push: Push) => unknown): () => void;
   off(event: string, listener: (push: Push) => unknown): void;

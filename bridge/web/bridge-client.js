@@ -6,6 +6,8 @@ const USERS = 8; // users whose memories are kept, if the page's tokens name sev
 const SAVE_EVERY = 64; // pushes, while more wait; pushes that were not saved come again after a reload
 const TIMING = { min: 0.5, max: 30, steady: 10, welcome: 15 }; // seconds
 const SILENT = 2.5, GRACE = 1; // heartbeats without a frame after which a connection is dead; seconds for frames that already wait
+const FRESH = 1, ANSWER = 4; // seconds since the last frame in which nobody asks; for the answer of the bridge
+const SHOWN = ["visibilitychange", "resume"]; // of the document: it is looked at again; a frozen one goes on
 const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
@@ -64,6 +66,7 @@ class Connection {
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
   #said = new Map(); // ref -> [resolve, reject, lost] of what was sent on #socket and is not answered; lost: without it
+  #readies = []; // [resolve, reject] of ready()
   #topics = new Map(); // topic -> {on, had, waits}: what was asked last, whether the bridge ever said ok, promises for the next welcome
   #listeners = new Map(); // event -> functions that get its pushes
   #name = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 10)}`; // begins the refs of this page
@@ -78,7 +81,8 @@ class Connection {
     this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.addEventListener?.("offline", this.#cut);
-    globalThis.document?.addEventListener("visibilitychange", this.#wake);
+    globalThis.addEventListener?.("pageshow", this.#wake);
+    for (const event of SHOWN) globalThis.document?.addEventListener(event, this.#wake);
     queueMicrotask(() => this.state.phase !== "closed" && this.#open());
   }
 
@@ -88,8 +92,19 @@ class Connection {
   /** Close for good: after this only onState is called, with `closed`, and onError. */
   close() { this.#end({ code: 1000, reason: "closed" }, null); }
 
-  /** Acknowledge a push by its id (and tenant), even one from before a reload; push.ack() does the same. */
-  ack(id, tenant) { this.#ackKey(keyOf({ id, tenant })); }
+  /** A promise of `{user, session}`, resolved when the session is open, or at once; rejected when it is closed for good. */
+  ready() {
+    return new Promise((resolve, reject) => {
+      this.#readies.push([resolve, reject]);
+      this.#settle();
+    });
+  }
+
+  /**
+   * Acknowledge a push by its id (and tenant), even one from before a reload; push.ack() does the same. A promise of whether
+   * the bridge has noted it; false also where there is no connection for it: it is sent when the push comes again.
+   */
+  ack(id, tenant) { return this.#ackKey(keyOf({ id, tenant }), true); }
 
   /**
    * Call `listener(push)` for each push with this event, beside onPush; returns a function that ends it, as `off` does. A
@@ -325,10 +340,22 @@ class Connection {
     if (silent < limit) this.#unwatch = after(limit - silent, () => this.#watch(limit));
     // In a page that was busy or asleep, timers run before the frames that have come meanwhile.
     else if (!again) this.#unwatch = after(GRACE, () => this.#watch(limit, true));
-    else this.#lost(1006, "silent");
+    else this.#lost(1006, "silent", true);
   }
 
-  #lost(closeCode, closeReason) {
+  // Ask something that any bridge answers, whatever its version: no push has this id. A stream has its pings for that.
+  #look() {
+    const socket = this.#socket, at = this.#options.now();
+    if (this.state.phase !== "open" || socket.oneWay || at - this.#heard < FRESH) return;
+    const ref = `${this.#name}-${++this.#refs}`, answered = () => {};
+    this.#said.set(ref, [answered, answered, answered]);
+    socket.send(JSON.stringify({ type: "ack", id: "", ref }));
+    this.#options.after(ANSWER, () => {
+      if (socket === this.#socket && this.#said.has(ref) && this.#heard <= at) this.#lost(1006, "silent", true);
+    });
+  }
+
+  #lost(closeCode, closeReason, now = false) {
     // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
@@ -344,7 +371,7 @@ class Connection {
     const over = cookie ? reason !== "token_expired" : code >= 4400 && code < 4500 && code !== TOO_SLOW;
     if (!renew && over) return this.#end({ code, reason }, cookie ? new Error(SIGNED_OUT) : ended(code, reason));
     const hopeless = this.#hopeless(opened || reason === "offline");
-    this.#retry({ code, reason, ...hopeless }, wait, renew && this.#tries === 0);
+    this.#retry({ code, reason, ...hopeless }, wait, (renew || now) && this.#tries === 0);
   }
 
   // A WebSocket did not open. Where nothing answers it is not the WebSocket that is blocked, so ask, without a token.
@@ -393,12 +420,12 @@ class Connection {
     this.#tell({ phase: "waiting", seconds, ...why });
   }
 
-  #wake = ({ type }) => {
-    if (type !== "online" && document.visibilityState !== "visible") return;
+  #wake = ({ type, persisted }) => {
+    if (type === "visibilitychange" && document.visibilityState !== "visible" || persisted === false) return;
     const waits = this.state.phase === "waiting" && !this.#patient;
     if (type === "online") this.#blocked = this.#forget(); // it may be another network
     // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
-    if (!waits && !(type === "online" && this.#socket)) return;
+    if (!waits && !(type === "online" && this.#socket)) return this.#look();
     this.#drop();
     this.#open();
   };
@@ -427,7 +454,8 @@ class Connection {
     this.#topics.clear();
     globalThis.removeEventListener?.("online", this.#wake);
     globalThis.removeEventListener?.("offline", this.#cut);
-    globalThis.document?.removeEventListener("visibilitychange", this.#wake);
+    globalThis.removeEventListener?.("pageshow", this.#wake);
+    for (const event of SHOWN) globalThis.document?.removeEventListener(event, this.#wake);
     this.#tell({ phase: "closed", ...why, ...(error && { error }) });
     if (error) this.#options.onError(error);
   }
@@ -435,6 +463,15 @@ class Connection {
   #tell(state) {
     this.state = state;
     try { this.#options.onState?.(state); } catch (error) { this.#options.onError(error); }
+    this.#settle();
+  }
+
+  // Keep or break the promises of ready().
+  #settle() {
+    const { phase, user, session, reason, error } = this.state;
+    if (phase !== "open" && phase !== "closed") return;
+    const over = () => error ?? new Error(`The connection is closed for good (${reason}).`);
+    for (const [resolve, reject] of this.#readies.splice(0)) phase === "open" ? resolve({ user, session }) : reject(over());
   }
 
   // --- calling the application, one callback after the other ---
@@ -465,7 +502,7 @@ class Connection {
     if (frame.type === "gap") return await onGap?.();
     if (frame.type === "withdraw") return await onWithdraw?.({ id: frame.id, tenant: frame.tenant });
     try {
-      await this.#give({ ...frame, ack: () => this.#ack(known, mine) }, known.key, mine);
+      await this.#give({ ...frame, ack: () => this.#ack(known, mine, true) }, known.key, mine);
     } catch (error) {
       if (known.acked) mine.done(known);
       else mine.known.delete(known.key); // onPush gets it again if the bridge resends it
@@ -497,20 +534,25 @@ class Connection {
   }
 
   // If its connection is closed, the ack is sent when the push comes again: no other session may ack it.
-  #ack(known, mine) {
-    const open = this.#socket?.readyState === 1; // WebSocket.OPEN
-    if (open && known.on === this.#socket) {
+  #ack(known, mine, asked = false) {
+    const socket = this.#socket, may = socket?.readyState === 1 && known.on === socket; // WebSocket.OPEN
+    let noted = false;
+    if (may) {
       const [id, tenant = null] = known.key.split("\n");
-      this.#socket.send(JSON.stringify({ type: "ack", id, tenant }));
+      const ref = asked ? `${this.#name}-${++this.#refs}` : undefined;
+      const no = (resolve) => () => resolve(false);
+      if (asked) noted = new Promise((resolve) => this.#said.set(ref, [() => resolve(true), no(resolve), no(resolve)]));
+      socket.send(JSON.stringify({ type: "ack", id, tenant, ref }));
     }
     const news = !known.acked;
     known.acked = true;
     if (news && !(this.#busy && mine === this.#mine)) mine.save();
+    return Promise.resolve(noted);
   }
 
-  #ackKey(key) {
+  #ackKey(key, asked) {
     const mine = this.#mine;
-    this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine);
+    return this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine, asked);
   }
 
   // --- whose memory it is ---
@@ -566,9 +608,9 @@ class EventStream {
   }
 
   send(text) {
-    const { type, id, tenant, payload } = JSON.parse(text);
+    const { type, id, tenant, payload, ref } = JSON.parse(text);
     if (type === "pong") this.#say({ pong: payload });
-    else if (type === "ack") this.#say(tenant == null ? { id } : { id, tenant });
+    else if (type === "ack") this.#say(tenant == null ? { id } : { id, tenant }, ref);
   }
 
   close() {
@@ -577,11 +619,12 @@ class EventStream {
   }
 
   // A request that fails has told nothing: the bridge sends the push again, or ends the stream.
-  #say(said) {
+  #say(said, ref) {
     const address = new URL(this.#acks);
     address.search = new URLSearchParams(said);
     const headers = { Authorization: `Bearer ${this.key}` };
-    this.#fetch(address.href, { method: "POST", headers, keepalive: true }).catch(() => {});
+    const told = (ok) => { if (ref !== undefined) this.onmessage?.({ data: JSON.stringify({ type: ok ? "ok" : "error", ref }) }); };
+    this.#fetch(address.href, { method: "POST", headers, keepalive: true }).then(({ ok }) => told(ok), () => told(false));
   }
 
   async #read(address, how) {

@@ -151,9 +151,17 @@ class Peer:
         )
 
     async def frame(self) -> object:
-        """The next frame of the library."""
+        """The next frame of the library, without the `ref` if it is an ack."""
+        frame = await self.whole_frame()
+        if frame["type"] == "ack":
+            frame.pop("ref", None)
+        return frame
+
+    async def whole_frame(self) -> dict[str, object]:
         async with asyncio.timeout(bridges.SECONDS):
-            return json.loads(await self.socket.recv())
+            frame = json.loads(await self.socket.recv())
+        assert isinstance(frame, dict)
+        return frame
 
     async def closed(self) -> int | None:
         """Wait until the library has closed; the code."""
@@ -711,7 +719,7 @@ async def test_a_push_that_failed_but_was_acknowledged_is_forgotten_as_others_ar
     peer = await met(page, script)
     await peer.push("odd")
     await told(page, *pushes("odd"))
-    await page.evaluate("pushes.odd.ack(); release('odd')")
+    await page.evaluate("() => { pushes.odd.ack(); release('odd'); }")
     await told(page, ("error", "can't take odd"))
     assert await peer.frame() == acked("odd")
     await peer.push("odd")
@@ -944,7 +952,7 @@ async def test_pushes_of_two_tenants_with_one_id_are_two_pushes(page: Page, scri
     assert await peer.frame() == acked("p1", "acme"), "a duplicate, and acknowledged before"
     await peer.send(type="withdraw", id="p1", tenant="acme")
     await told(page, ("withdraw", "p1", "acme"))
-    await page.evaluate("client.ack('p1', 'acme')")
+    await page.evaluate("() => { client.ack('p1', 'acme'); }")
     assert await peer.frame() == acked("p1", "acme")
 
 
@@ -955,8 +963,8 @@ async def test_an_ack_is_sent_when_the_application_says_so(page: Page, script: S
     peer = await met(page, script)
     await peer.push("p1", "p2")
     await told(page, *pushes("p1", "p2"))
-    await page.evaluate("pushes.p2.ack()")
-    await page.evaluate("client.ack('p1')")
+    await page.evaluate("() => { pushes.p2.ack(); }")
+    await page.evaluate("() => { client.ack('p1'); }")
     assert [await peer.frame(), await peer.frame()] == [acked("p2"), acked("p1")]
 
 
@@ -967,7 +975,7 @@ async def test_by_itself_it_acknowledges_what_the_application_is_through_with(
     peer = await met(page, script, autoAck=True)
     await peer.push("p1", "p2")
     await told(page, *pushes("p1"))
-    await page.evaluate("client.ack('p2'); release('p1')")
+    await page.evaluate("() => { client.ack('p2'); release('p1'); }")
     await told(page, *pushes("p2"))
     frames = [await peer.frame(), await peer.frame()]
     await peer.push("p3")
@@ -983,12 +991,12 @@ async def test_an_ack_for_a_connection_that_is_gone_is_sent_when_the_push_comes_
     await peer.close()
     again = await (await script.peer()).welcome()
     await phase(page, "open")
-    await page.evaluate("pushes.p1.ack()")
+    await page.evaluate("() => { pushes.p1.ack(); }")
     await again.push("p3", "p1", "p2")
     assert await again.frame() == acked("p1")
     await again.push("p4")
     await told(page, *pushes("p4"))
-    await page.evaluate("pushes.p2.ack()")
+    await page.evaluate("() => { pushes.p2.ack(); }")
     assert await again.frame() == acked("p2")
 
 
@@ -1092,6 +1100,82 @@ async def test_a_page_that_is_looked_at_again_tries_at_once(page: Page, script: 
     await page.evaluate(show, "visible")
     assert (await phase(page, "open"))["user"] == "alice"
     assert script.nobody
+
+
+SHOW = "document.dispatchEvent(new Event('visibilitychange'))"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        SHOW,
+        "document.dispatchEvent(new Event('resume'))",
+        "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
+    ],
+)
+async def test_a_page_that_goes_on_asks_whether_the_bridge_is_there_and_leaves_a_silent_one_at_once(
+    page: Page, script: Script, event: str
+) -> None:
+    peer = await met(page, script, impatient=False)
+    await phase(page, "open")
+    await page.evaluate(f"clock = 12; {event}")
+    asked = await peer.whole_frame()
+    ref = asked.pop("ref")
+    assert asked == {"type": "ack", "id": ""}
+    await peer.send(type="error", code="bad_frame", message="id: no", ref=ref)
+    await peer.all_read(page)
+    assert await page.evaluate("elapse()") == 4
+    assert (await phase(page, "open"))["user"] == "alice"
+    await page.evaluate(f"clock = 24; {event}")
+    assert (await peer.whole_frame())["id"] == ""
+    assert await page.evaluate("elapse()") == 4
+    state = await phase(page, "waiting")
+    assert (state["code"], state["reason"], state["seconds"]) == (1006, "silent", 0)
+    await told(page)
+
+
+async def test_nobody_is_asked_who_has_just_been_heard(page: Page, script: Script) -> None:
+    await met(page, script, impatient=False)
+    await phase(page, "open")
+    before = await page.evaluate("timers.length")
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow')); " + SHOW)
+    await page.evaluate("clock = 12; dispatchEvent(new PageTransitionEvent('pageshow'))")
+    assert await page.evaluate("timers.length") == before
+
+
+# --- promises --------------------------------------------------------------------------------------------
+
+
+async def test_ready_is_resolved_when_the_session_is_open_and_rejected_when_it_is_over(
+    page: Page, script: Script
+) -> None:
+    await begin(page, f"ws://{script.url}/ws")
+    await page.evaluate("() => { client.ready().then(({ user, session }) => tell('ready', user, session)); }")
+    peer = await script.peer()
+    await told(page)
+    await peer.welcome()
+    await told(page, ("ready", "alice", "s1"))
+    assert await page.evaluate("client.ready()") == {"user": "alice", "session": "s1"}
+    await page.evaluate("client.close()")
+    over = "client.ready().catch(({ message }) => message)"
+    assert await page.evaluate(over) == "The connection is closed for good (closed)."
+
+
+async def test_a_promise_of_ack_says_whether_the_bridge_has_noted_it(page: Page, script: Script) -> None:
+    peer = await met(page, script, impatient=False)
+    await peer.push("p1", "p2", "p3")
+    await told(page, *pushes("p1", "p2", "p3"))
+    await page.evaluate(
+        "() => { for (const id of ['p1', 'p2', 'p3']) pushes[id].ack().then((ok) => tell('acked', id, ok)); }"
+    )
+    refs = [(await peer.whole_frame())["ref"] for _ in range(3)]
+    await peer.send(type="error", code="not_awaited", message="nobody waits", ref=refs[1])
+    await told(page, ("acked", "p2", False))
+    await peer.send(type="ok", ref=refs[0])
+    await told(page, ("acked", "p1", True))
+    await peer.close()
+    await told(page, ("acked", "p3", False))
+    assert await page.evaluate("client.ack('p3')") is False, "it is sent when the push comes again"
 
 
 # --- tokens ----------------------------------------------------------------------------------------------
@@ -1410,7 +1494,7 @@ async def test_what_is_done_after_a_change_of_the_user_is_stored_for_the_user_be
     await phase(page, "open")
     stored = "JSON.parse(localStorage.getItem(`bridge ws://${location.host}/ws alice`))"
     assert await page.evaluate(stored) == {"last": "a1", "ids": [["a1", 0]]}
-    await page.evaluate("pushes.a1.ack()")
+    await page.evaluate("() => { pushes.a1.ack(); }")
     assert await page.evaluate(stored) == {"last": "a1", "ids": [["a1", 1]]}
     await other.push("b1")
     await other.all_read(page)
@@ -1440,7 +1524,7 @@ async def test_what_is_late_after_many_other_users_does_not_undo_what_is_stored(
     assert peer.last == "a1"
     await peer.push("a2")
     await told(page, *pushes("a2"))
-    await page.evaluate("pushes.a1.ack()")
+    await page.evaluate("() => { pushes.a1.ack(); }")
     await page.reload()
     assert (await met(page, script, storage="localStorage")).last == "a2"
 
@@ -1691,7 +1775,7 @@ async def test_an_ack_from_before_the_welcome_is_of_the_user_that_it_names(
     await seen(page, script, "bob", "p1")
     await begin(page, f"ws://{script.url}/ws", storage="localStorage")
     peer = await script.peer()
-    await page.evaluate("client.ack('p1'); client.ack('p2')")
+    await page.evaluate("() => { client.ack('p1'); client.ack('p2'); }")
     await peer.welcome(user="bob")
     await peer.push("p1", "p2", "p3")
     await told(page, *pushes("p3"))
@@ -1722,14 +1806,14 @@ async def test_with_storage_it_resumes_after_a_reload_without_duplicates(page: P
     peer = await met(page, script, storage="localStorage")
     await peer.push("p1", "p2", "p3")
     await told(page, *pushes("p1", "p2", "p3"))
-    await page.evaluate("pushes.p2.ack()")
+    await page.evaluate("() => { pushes.p2.ack(); }")
     await page.reload()
     again = await met(page, script, storage="localStorage")
     assert again.last == "p3"
     await again.push("p1", "p2", "p3", "p4")
     await told(page, *pushes("p4"))
     assert await again.frame() == acked("p2")
-    await page.evaluate("client.ack('p1')")
+    await page.evaluate("() => { client.ack('p1'); }")
     assert await again.frame() == acked("p1")
 
 
@@ -2060,7 +2144,7 @@ async def test_behind_a_proxy_that_falls_silent_the_page_knows_within_thirty_sec
         proxy.fall_silent()
         silent_since = asyncio.get_running_loop().time()
         await bridges.publish(vhost, *kept("p1"))
-        await page.wait_for_function("client.state.phase === 'waiting'", timeout=30_000)
+        await page.wait_for_function("told.some(([phase]) => phase === 'waiting')", timeout=30_000)
         assert asyncio.get_running_loop().time() - silent_since < 30
         await told(page, ("waiting", "silent"), ("connecting", None), ("open", None), ("push", "p1"))
         assert proxy.taken == 2

@@ -26,7 +26,7 @@ const bridge: Connection = connect({
   url: "wss://push.example.com/ws",
   token: async () => "a.b.c",
   autoAck: true,
-  onPush: async (push) => { await show(push.event, push.data.order); push.ack(); },
+  onPush: async (push) => { await show(push.event, push.data.order); await push.ack(); },
   onWithdraw: ({ id, tenant }) => console.log(id, tenant),
   onGap: async () => {},
   onState: (state: State) => {
@@ -42,7 +42,9 @@ connect({ url: "/ws", tokenBy: "cookie", onPush() {}, storage: localStorage, Web
 function typed({ id, data, topic, encoding }: Push<{ order: number }>) { return [id, data.order + 1, topic, encoding]; }
 
 async function talk() {
-  bridge.ack("p1");
+  const { user }: { user: string } = await bridge.ready();
+  const noted: boolean = await bridge.ack("p1");
+  if (!noted) console.log(user);
   bridge.ack("p1", "shop");
   try {
     await bridge.publish("chat.said", { text: "hello" }, { topic: "room.7", ref: 4711 });
