@@ -10,6 +10,8 @@ export type Options<Data = any> = Callbacks<Data> & Surroundings & Entry & {
   autoAck?: boolean;
   /** false: never fall back to a stream of events where WebSockets are blocked. */
   sse?: boolean;
+  /** One connection for all tabs of the site that have the same user; each has its own where the browser can't. */
+  tabs?: "shared";
   /** To resume after a reload. */
   storage?: PushStorage | null;
   /** In seconds. */

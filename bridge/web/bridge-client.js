@@ -10,6 +10,8 @@ const FRESH = 1, ANSWER = 4; // seconds since the last frame in which nobody ask
 const SHOWN = ["visibilitychange", "resume"]; // of the document: it is looked at again; a frozen one goes on
 const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
+const STEAL = 8; // seconds without an answer of the tab that has the connection, after which another takes over
+const BEAT = 5; // seconds after which the other tabs are told that the connection is alive, if nothing else was
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
 
@@ -25,12 +27,13 @@ const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mea
  * `open` (user, session), `waiting` (seconds, code, reason, error) or `closed` (code, reason, error);
  * `onError(error)`: errors of callbacks, storage or bridge, something that is not a token, and why it closed for good,
  * each with what to do (`error` of the state, too); `storage`: localStorage or similar, to resume
- * after a reload; `autoAck`: acknowledge each push that onPush has finished; `sse: false`: never fall back to a stream
+ * after a reload; `autoAck`: acknowledge each push that onPush has finished; `tabs: "shared"`: one connection for all tabs of the site; `sse: false`: never fall back to a stream
  * of events, where WebSockets are blocked. For tests: `timing`, `after`, `random`, `now`, `WebSocket`, `fetch`.
  */
 export function connect(options) {
   if (typeof options.onPush !== "function") throw new TypeError("onPush: a function is needed");
-  const { token, tokenBy } = options;
+  const { token, tokenBy, tabs } = options;
+  if (![undefined, "shared"].includes(tabs)) throw new TypeError('tabs: only "shared" is possible');
   if (![undefined, "frame", "cookie"].includes(tokenBy)) throw new TypeError('tokenBy: "frame" or "cookie" is possible');
   if (tokenBy === "cookie" && token !== undefined) throw new TypeError('token: leave it out, tokenBy says "cookie"');
   return new Connection(options);
@@ -66,6 +69,7 @@ class Connection {
   #cancel = () => {}; // cancels the timer of the phase: welcome while connecting, steady while open, the next try while waiting
   #unwatch = () => {}; // cancels the timer of the heartbeat, while open
   #said = new Map(); // ref -> [resolve, reject, lost] of what was sent on #socket and is not answered; lost: without it
+  #tabs = null; // those that share the connection
   #readies = []; // [resolve, reject] of ready()
   #topics = new Map(); // topic -> {on, had, waits}: what was asked last, whether the bridge ever said ok, promises for the next welcome
   #listeners = new Map(); // event -> functions that get its pushes
@@ -78,6 +82,7 @@ class Connection {
     const told = options.onError ?? globalThis.reportError ?? console.error;
     const onError = (error) => queueMicrotask(() => told(error)); // if it throws, nothing here must stop
     this.#options = { ...options, after, random, now, WebSocket, fetch, onError, timing: { ...TIMING, ...options.timing } };
+    if (options.tabs && globalThis.navigator?.locks && globalThis.BroadcastChannel) this.#share();
     this.#mine = this.#guess = new Memory(null, this.#options);
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.addEventListener?.("offline", this.#cut);
@@ -132,7 +137,7 @@ class Connection {
       return Promise.reject(unpublished("unavailable", "there is no connection, nothing was sent", ref));
     }
     if (this.#socket.oneWay) return Promise.reject(unpublished(ONE_WAY.code, ONE_WAY.message, ref));
-    if (this.#said.has(ref)) return Promise.reject(unpublished("busy", "this ref is under way", ref));
+    if (this.#said.has(ref) || this.#tabs?.asks(ref)) return Promise.reject(unpublished("busy", "this ref is under way", ref));
     return new Promise((resolve, reject) => {
       this.#socket.send(JSON.stringify({ type: "publish", event, data, topic, ref }));
       const lost = () => reject(unpublished("unknown", "the connection was lost: it may have arrived", ref));
@@ -194,6 +199,7 @@ class Connection {
       for (const [, reject] of waits) reject(unheard(topic, wish.on, REPLACED));
     };
     this.#said.set(ref, [ok, refused, lost]);
+    if (!wish.on && this.#tabs?.want(topic)) return this.#take({ type: "ok", ref });
     socket.send(JSON.stringify({ type: wish.on ? "subscribe" : "unsubscribe", topic, ref }));
   }
 
@@ -218,8 +224,10 @@ class Connection {
     if (turn !== this.#turn) return;
     if (jwt === null) return this.#end({ reason: "no_token" }, new Error(NO_TOKEN));
     if (jwt === this.#expired) return this.#end({ code: TOKEN_EXPIRED, reason: "token_expired" }, new Error(SAME_TOKEN));
-    this.#jwt = jwt;
     const read = userOf(jwt);
+    if (this.#tabs && !(await this.#tabs.enter(url, read, cookie))) return;
+    if (turn !== this.#turn) return;
+    this.#jwt = jwt;
     this.#guess = read === this.#read ? this.#mine : this.#memoryOf(read);
     this.#sent = this.#guess.resume();
     try {
@@ -259,6 +267,7 @@ class Connection {
 
   #take(frame) {
     const open = this.state.phase === "open"; // the welcome comes first: it names the user of the pushes
+    if (open && this.#tabs?.relay(frame)) return;
     if (frame.type === "push" && open) {
       const key = keyOf(frame);
       const known = this.#mine.known.get(key);
@@ -307,12 +316,15 @@ class Connection {
     this.#open();
   }
 
-  #welcome({ user, session, complete, heartbeat }) {
+  #welcome({ user, session, complete, heartbeat, memory }) {
     const { timing, after } = this.#options;
     if (this.state.phase !== "open") { // a second one says that something is missing after all
       const guess = this.#guess;
       this.#become(user);
-      const last = this.#mine === guess ? this.#sent : this.#mine.resume();
+      if (memory) this.#mine.load(memory);
+      const following = this.#tabs?.following;
+      if (following) this.#sent = this.#mine.resume(); // `complete` is about the place of the leader
+      const last = this.#mine === guess || following ? this.#sent : this.#mine.resume();
       if (last !== this.#sent) { // `complete` is about the `last` of another user
         if (last !== null && this.#moved !== this.#jwt) { // once per token, or two names in turn would be a loop
           this.#moved = this.#jwt;
@@ -326,8 +338,11 @@ class Connection {
       this.#opened = true;
       this.#failed = 0;
       if (heartbeat > 0) this.#watch(heartbeat * SILENT);
+      this.#tabs?.welcome({ user, session, complete, heartbeat, oneWay: this.#socket.oneWay });
       for (const [topic, wish] of this.#topics) this.#ask(topic, wish);
       this.#tell({ phase: "open", user, session });
+    } else if (!complete) {
+      this.#tabs?.post({ type: "welcome", complete });
     }
     if (!complete && this.#socket) this.#enqueue({ type: "gap" });
     this.#hand();
@@ -356,6 +371,7 @@ class Connection {
   }
 
   #lost(closeCode, closeReason, now = false) {
+    if (this.#tabs?.following) return this.#tabs.steal();
     // The bye names code and reason even if the close frame was lost.
     const { code = closeCode, reason = closeReason, retry_after: wait = 0 } = this.#bye ?? {};
     const opened = this.state.phase === "open";
@@ -422,6 +438,7 @@ class Connection {
 
   #wake = ({ type, persisted }) => {
     if (type === "visibilitychange" && document.visibilityState !== "visible" || persisted === false) return;
+    if (this.#tabs?.following) return this.#tabs.join();
     const waits = this.state.phase === "waiting" && !this.#patient;
     if (type === "online") this.#blocked = this.#forget(); // it may be another network
     // When the network is back an old socket may be dead unnoticed, and resuming costs almost nothing.
@@ -430,7 +447,7 @@ class Connection {
     this.#open();
   };
 
-  #cut = () => { if (this.#socket) this.#lost(1006, "offline"); };
+  #cut = () => { if (this.#socket && !this.#tabs?.following) this.#lost(1006, "offline"); };
 
   #drop() {
     this.#cancel();
@@ -457,11 +474,13 @@ class Connection {
     globalThis.removeEventListener?.("pageshow", this.#wake);
     for (const event of SHOWN) globalThis.document?.removeEventListener(event, this.#wake);
     this.#tell({ phase: "closed", ...why, ...(error && { error }) });
+    this.#tabs?.leave();
     if (error) this.#options.onError(error);
   }
 
   #tell(state) {
     this.state = state;
+    this.#tabs?.told(state);
     try { this.#options.onState?.(state); } catch (error) { this.#options.onError(error); }
     this.#settle();
   }
@@ -541,8 +560,9 @@ class Connection {
       const [id, tenant = null] = known.key.split("\n");
       const ref = asked ? `${this.#name}-${++this.#refs}` : undefined;
       const no = (resolve) => () => resolve(false);
+      const acked = this.#tabs?.acked(known.key); // by another tab
       if (asked) noted = new Promise((resolve) => this.#said.set(ref, [() => resolve(true), no(resolve), no(resolve)]));
-      socket.send(JSON.stringify({ type: "ack", id, tenant, ref }));
+      if (asked || !acked) socket.send(JSON.stringify({ type: "ack", id, tenant, ref }));
     }
     const news = !known.acked;
     known.acked = true;
@@ -553,6 +573,42 @@ class Connection {
   #ackKey(key, asked) {
     const mine = this.#mine;
     return this.#ack(mine.known.get(key) ?? mine.done(mine.add({ key, on: null, acked: false })), mine, asked);
+  }
+
+  // --- one connection for all tabs ---
+
+  #share() {
+    const { storage } = this.#options;
+    const tabs = this.#tabs = new Tabs({
+      ...this.#options,
+      state: () => this.state,
+      memory: () => this.#mine.text(),
+      asks: (ref) => this.#said.has(ref),
+      wants: (topic) => this.#topics.get(topic)?.on === true,
+      send: (frame) => { if (this.#socket?.readyState === 1) this.#socket.send(JSON.stringify(frame)); },
+      awake: () => this.#wake({ type: "look" }),
+      lead: () => {
+        this.#turn += 1;
+        this.#jwt = null; // it may have expired
+        this.#drop();
+        this.#open();
+      },
+      show: (state) => { // as it is in the tab that has the connection, or "connecting" until that has answered
+        this.#turn += 1;
+        if (state.phase === "closed") return this.#end({ code: state.code, reason: state.reason }, state.error);
+        this.#drop();
+        if (state.phase !== "connecting" || this.state.phase !== "connecting") this.#tell(state);
+      },
+      take: (frame) => {
+        this.#heard = this.#options.now();
+        if (frame.type === "welcome" && this.state.phase !== "open") this.#socket = tabs.socket(frame);
+        this.#take(frame);
+      },
+    });
+    this.#options.storage = storage && { // the one with the connection stores for all
+      getItem: (key) => storage.getItem(key),
+      setItem: (key, text) => { if (!tabs.following) storage.setItem(key, text); },
+    };
   }
 
   // --- whose memory it is ---
@@ -579,6 +635,235 @@ class Connection {
     }
     if (before.user === null) for (const key of before.known.keys()) this.#ackKey(key); // acked before the welcome
   }
+}
+
+// One connection for all tabs of a site that have the same user. The one that holds the lock, the leader, has the connection. It sends
+// each frame to the others over a channel, and passes on what they say. Each tab keeps its own order, memory and callbacks, so
+// another can take over where it is itself: what comes twice then is left out in each tab.
+class Tabs {
+  leading = false;
+  #own; // what the connection of this tab can do
+  #name = null; // of the lock and the channel
+  #id = Math.random().toString(36).slice(2);
+  #channel = null;
+  #leader = null; // whose frames count here
+  #release = () => {}; // gives up the lock, or the place in its queue
+  #cancel = () => {}; // cancels the timer until this tab takes over
+  #asked = false; // whether this tab waits for the leader's answer
+  #welcome = null; // in the leader: the welcome of the session
+  #session = null; // the last session, and how many frames came on it: who comes back knows whether some are missing
+  #count = 0;
+  #posted = 0; // when the last frame went to the other tabs
+  #refs = new Map(); // ref -> tab that waits for the answer
+  #topics = new Map(); // topic -> tabs that have subscribed to it in this session
+  #acks = new Set(); // keys of pushes acknowledged in this session
+
+  constructor(own) { this.#own = own; }
+
+  get following() { return this.#name !== null && !this.leading; }
+
+  /** Whether this tab shall have a connection; if not, it follows. A tab whose user can't be read has its own. */
+  async enter(url, user, cookie) {
+    let name = null;
+    try { name = `bridge ${new URL(url, location.href).href} ${user}`; } catch { /* the connection will tell */ }
+    if (name !== null && name === this.#name) return this.leading;
+    this.leave();
+    if (name === null || !user && !cookie) return true;
+    try {
+      this.#channel = new BroadcastChannel(name);
+      this.#channel.onmessage = ({ data }) => this.#hear(data);
+      this.#name = name;
+      if (await this.#request({ ifAvailable: true })) return true;
+    } catch { // no site that could share anything
+      this.leave();
+      return true;
+    }
+    if (name !== this.#name) return false; // closed meanwhile
+    this.#queue();
+    this.join();
+    return false;
+  }
+
+  leave() {
+    this.#cancel();
+    this.#channel?.close();
+    this.#channel = this.#name = this.#leader = this.#session = this.#welcome = null;
+    this.leading = false;
+    this.#release();
+  }
+
+  // A promise of whether this tab has the lock now. It has it until #release, or until another tab steals it.
+  #request(how, then = () => {}) {
+    const name = this.#name;
+    let granted = false;
+    return new Promise((resolve, reject) => {
+      const held = navigator.locks.request(name, how, (lock) => {
+        if (!lock || name !== this.#name) return resolve(false);
+        this.#cancel();
+        this.leading = granted = true;
+        this.#welcome = null;
+        this.#send({ kind: "lead" });
+        const until = new Promise((done) => { this.#release = done; });
+        resolve(true);
+        then();
+        return until;
+      });
+      held.catch((error) => {
+        reject(error);
+        if (name !== this.#name || !granted) return;
+        this.leading = false; // stolen: this tab was frozen
+        this.#own.show({ phase: "connecting" });
+        this.#queue();
+        this.join();
+      });
+    });
+  }
+
+  #queue() {
+    const waiting = new AbortController();
+    this.#release = () => waiting.abort();
+    this.#request({ signal: waiting.signal }, this.#own.lead).catch(() => {});
+  }
+
+  /** Ask the leader where things are; without an answer take over. */
+  join() {
+    this.#asked = true;
+    this.#send({ kind: "join", fresh: this.#session === null });
+    this.#cancel();
+    this.#cancel = this.#own.after(STEAL, () => this.steal());
+  }
+
+  steal() {
+    this.#cancel();
+    this.#release();
+    this.#request({ steal: true }, this.#own.lead).catch(() => {});
+  }
+
+  #send(message) { this.#channel?.postMessage({ from: this.#id, ...message }); }
+
+  #hear({ from, to, kind, ...said }) {
+    if (this.leading) {
+      if (kind === "join") this.#greet(from, said);
+      else if (kind === "say" && said.session === this.#welcome?.session) this.#pass(said.frame, from);
+      else if (kind === "left") for (const tabs of this.#topics.values()) tabs.delete(from);
+      return;
+    }
+    if (to !== undefined && to !== this.#id) return;
+    if (kind === "lead") this.#own.show({ phase: "connecting" });
+    if (kind === "lead" || said.hello && this.#asked) { // one that has lost the lock while it was frozen may still answer
+      this.#leader = from;
+      this.#asked = false;
+    } else if (said.hello) return;
+    if (from !== this.#leader) return;
+    this.#cancel();
+    if (kind === "state") {
+      const { error, ...state } = said.state;
+      this.#own.show(error === undefined ? state : { ...state, error: new Error(error) });
+    } else if (kind === "frame") this.#take(said);
+  }
+
+  #take({ frame, count, hello }) {
+    const known = this.#session, { session = known } = frame;
+    if (hello) frame.complete = known === null || session === known && count === this.#count;
+    this.#count = count;
+    this.#session = session;
+    if (session !== known && this.#own.state().phase === "open") this.#own.show({ phase: "connecting" });
+    this.#own.take(frame);
+  }
+
+  // --- in a tab that follows ---
+
+  /** In place of a WebSocket, for one session. */
+  socket({ session, oneWay }) {
+    return { readyState: 1, oneWay, close() {}, send: (text) => this.#send({ kind: "say", session, frame: JSON.parse(text) }) };
+  }
+
+  // --- in the leader; the connection calls these in all tabs ---
+
+  #greet(to, { fresh }) {
+    this.#own.awake();
+    const state = this.#own.state();
+    if (state.phase !== "open") return this.#send({ to, hello: true, ...stateOf(state) });
+    const memory = fresh ? this.#own.memory() : undefined; // a new tab begins where this one is
+    this.#send({ to, hello: true, kind: "frame", count: this.#count, frame: { ...this.#welcome, memory } });
+  }
+
+  #pass(frame, from) {
+    const { type, ref, topic } = frame;
+    const answer = (what) => this.#send({ to: from, kind: "frame", count: this.#count, frame: { ref, ...what } });
+    if (type === "ack" && this.acked(keyOf(frame)) && ref === undefined) return;
+    if (ref !== undefined && (this.#refs.has(ref) || this.#own.asks(ref))) {
+      return answer({ type: "error", code: "busy", message: "this ref is under way" });
+    }
+    if (type === "subscribe") this.#topics.set(topic, (this.#topics.get(topic) ?? new Set()).add(from));
+    if (type === "unsubscribe") {
+      this.#topics.get(topic)?.delete(from);
+      if (this.#own.wants(topic) || this.want(topic)) return answer({ type: "ok" });
+    }
+    if (ref !== undefined) this.#refs.set(ref, from);
+    this.#own.send(frame);
+  }
+
+  /** Whether another tab waits for the answer to this ref. */
+  asks(ref) { return this.#refs.has(ref); }
+
+  /** Whether another tab wants this topic. */
+  want(topic) { return this.leading && this.#topics.get(topic)?.size > 0; }
+
+  /** Note that a push is acknowledged; whether it was before. A tab that follows leaves that to the leader. */
+  acked(key) {
+    if (!this.leading || this.#acks.has(key)) return this.leading;
+    this.#acks.add(key);
+    if (this.#acks.size > KEPT) this.#acks.delete(this.#acks.values().next().value);
+    return false;
+  }
+
+  post(frame) {
+    if (!this.leading) return;
+    this.#posted = this.#own.now();
+    this.#count += 1;
+    this.#send({ kind: "frame", count: this.#count, frame });
+  }
+
+  welcome(welcome) {
+    if (!this.leading) return;
+    this.#count = 0;
+    this.#acks.clear();
+    this.#topics.clear();
+    this.#session = welcome.session;
+    this.post(this.#welcome = { type: "welcome", ...welcome });
+  }
+
+  /** Give a frame to the tabs that it is for; whether it is for another than this one alone. */
+  relay(frame) {
+    if (!this.leading) return false;
+    const { type, ref } = frame;
+    const to = type === "ok" || type === "error" ? this.#refs.get(ref) : undefined;
+    if (to !== undefined) {
+      this.#refs.delete(ref);
+      this.#send({ to, kind: "frame", count: this.#count, frame });
+    }
+    if (type === "push") this.#acks.delete(keyOf(frame)); // it is to be acknowledged again
+    if (type === "push" || type === "withdraw") this.post(frame);
+    else if (this.#own.now() - this.#posted > BEAT) this.post({ type: "heartbeat" });
+    return to !== undefined;
+  }
+
+  told(state) {
+    if (!this.leading) {
+      if (state.phase === "closed") this.#send({ kind: "left" });
+      return;
+    }
+    if (state.phase === "open") return; // the welcome has said so
+    this.#refs.clear();
+    // Where only this tab ends, as without a token, another takes over.
+    if (state.phase !== "closed" || state.code >= 4400) this.#send(stateOf(state));
+  }
+}
+
+// As it can be sent: an error may be anything.
+function stateOf({ error, ...state }) {
+  return { kind: "state", state: { ...state, ...(error && { error: String(error.message) }) } };
 }
 
 // Where the stream of events is, beside a WebSocket.
@@ -677,11 +962,18 @@ class Memory {
     this.user = user;
     this.key = storage && user ? `bridge ${url} ${user}` : null; // in `storage`
     if (!this.key) return;
-    try {
-      const { last = null, ids } = JSON.parse(storage.getItem(this.key)) ?? { ids: [] };
-      for (const [key, acked] of ids) this.done(this.add({ key, on: null, acked: acked === 1 }));
-      this.last = last;
-    } catch (error) { onError(error); }
+    try { this.load(storage.getItem(this.key)); } catch (error) { onError(error); }
+  }
+
+  load(text) {
+    const { last = null, ids } = JSON.parse(text) ?? { ids: [] };
+    for (const [key, acked] of ids) if (!this.known.has(key)) this.done(this.add({ key, on: null, acked: acked === 1 }));
+    this.last = last;
+  }
+
+  text() {
+    const ids = this.#done.slice(-STORED).map(({ key, acked }) => [key, acked ? 1 : 0]);
+    return JSON.stringify({ last: this.last, ids });
   }
 
   /** Begin a connection and return its `last`. Pushes that are not finished now come again on it; they may be finished by then. */
@@ -710,9 +1002,7 @@ class Memory {
 
   save() {
     if (!this.key) return;
-    const ids = this.#done.slice(-STORED).map(({ key, acked }) => [key, acked ? 1 : 0]);
-    const text = JSON.stringify({ last: this.last, ids });
-    try { this.#options.storage.setItem(this.key, text); } catch (error) { this.#options.onError(error); }
+    try { this.#options.storage.setItem(this.key, this.text()); } catch (error) { this.#options.onError(error); }
   }
 }
 

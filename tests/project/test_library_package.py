@@ -38,7 +38,7 @@ const bridge: Connection = connect({
 });
 declare function show(event: string, order: number): Promise<void>;
 connect<{ order: number }>({ url: new URL("ws://h/ws"), token: "a.b.c", tokenBy: "frame", onPush: typed, sse: false });
-connect({ url: "/ws", tokenBy: "cookie", onPush() {}, storage: localStorage, WebSocket, fetch });
+connect({ url: "/ws", tokenBy: "cookie", onPush() {}, storage: localStorage, WebSocket, fetch, tabs: "shared" });
 function typed({ id, data, topic, encoding }: Push<{ order: number }>) { return [id, data.order + 1, topic, encoding]; }
 
 async function talk() {
@@ -76,6 +76,8 @@ connect({ url: "/ws", token: "a.b.c", tokenBy: "cookie", onPush() {} });
 connect({ url: "/ws", token: "a.b.c", tokenBy: "query", onPush() {} });
 // @ts-expect-error: there is no such option
 connect({ url: "/ws", token: "a.b.c", onPush() {}, autoack: true });
+// @ts-expect-error: there is no other way to share
+connect({ url: "/ws", token: "a.b.c", onPush() {}, tabs: true });
 // @ts-expect-error: a number is no token
 connect({ url: "/ws", token: () => 7, onPush() {} });
 const bridge = connect({ url: "/ws", token: "a.b.c", onPush() {} });
