@@ -223,8 +223,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def scripted() -> AsyncIterator[Script]:
-    script = Script()
+async def scripted(script: Script | None = None) -> AsyncIterator[Script]:
+    script = script or Script()
     async with serve(
         script.session,
         "127.0.0.1",

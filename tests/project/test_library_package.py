@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bridge
-from tests.support.npm import npm, tsc
+from tests.support.npm import bundle, npm, tsc
 
 ROOT = Path(__file__).parent.parent.parent
 WEB = ROOT / "bridge" / "web"
@@ -115,6 +116,14 @@ def check(project: Path, text: str, libraries: str) -> str:
         cwd=project, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     return done.stdout + done.stderr
+
+
+def test_it_is_as_small_as_the_manual_says_and_has_no_dependency(tmp_path: Path) -> None:
+    made = bundle(tmp_path, str(WEB / "bridge-client.js"), "--minify", "--format=esm")
+    size = len(gzip.compress(made.encode(), 9))
+    stated = re.search(r"minified and compressed it has less than (\d+) KB", CLIENTS)
+    assert stated is not None
+    assert (int(stated[1]) - 1) * 1000 < size < int(stated[1]) * 1000
 
 
 def test_the_package_has_the_library_its_types_and_no_file_of_the_demo_page(project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -11,10 +12,20 @@ from typing import Final
 
 import pytest
 
+import bridge
 from tests.conftest import DEV
 
 TYPESCRIPT: Final = "7.0.2"
 AXE: Final = "4.14.1"
+BUNDLED: Final = {
+    "esbuild": "0.25.12",
+    "react": "19.2.0",
+    "react-dom": "19.2.0",
+    "vue": "3.5.22",
+    "ws": "8.18.3",
+}
+"""What programs that use the browser's library are bundled with, and by."""
+LIBRARY: Final = Path(bridge.__file__).parent / "web" / "bridge-client.js"
 SECONDS: Final = 300.0
 
 
@@ -33,6 +44,22 @@ def npm(directory: Path, *arguments: str) -> str:
 def tsc() -> Path:
     """The compiler of TypeScript."""
     return _installed("npm", {"typescript": TYPESCRIPT}) / ".bin" / "tsc"
+
+
+def modules() -> Path:
+    """The folder `node_modules` with the packages of BUNDLED."""
+    return _installed("npm-bundled", BUNDLED)
+
+
+def bundle(directory: Path, *arguments: str) -> str:
+    """What esbuild makes of the files there; it finds the packages, and the library as `bridge-client`."""
+    done = subprocess.run(
+        [modules() / ".bin" / "esbuild", "--bundle", f"--alias:bridge-client={LIBRARY}", *arguments],
+        cwd=directory, env={**os.environ, "NODE_PATH": str(modules())}, capture_output=True, text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def axe() -> str:
