@@ -66,11 +66,11 @@ async def is_open(tab: Page) -> None:
     await tab.evaluate("told.length = 0")
 
 
-async def two(page: Page, script: Script) -> tuple[Peer, Page]:
+async def two(page: Page, script: Script, heartbeat: float = 10) -> tuple[Peer, Page]:
     """The page leads, and another tab follows it; the connection, and that tab."""
     await start(page, f"ws://{script.url}/ws")
     peer = await script.peer()
-    await peer.send(type="welcome", session="s1", user="alice", complete=True, heartbeat=10)
+    await peer.send(type="welcome", session="s1", user="alice", complete=True, heartbeat=heartbeat)
     await is_open(page)
     tab = await another(page, script)
     await start(tab, f"ws://{script.url}/ws")
@@ -234,21 +234,26 @@ async def test_without_the_means_each_tab_has_a_connection_of_its_own(
         await is_open(one)
 
 
-async def test_a_tab_that_has_the_connection_and_answers_nobody_loses_it(page: Page, script: Script) -> None:
-    peer, tab = await two(page, script)
+@pytest.mark.parametrize("noticed_by", ["a look", "silence"])
+async def test_a_tab_that_has_the_connection_and_answers_nobody_loses_it(
+    page: Page, script: Script, noticed_by: str
+) -> None:
+    peer, tab = await two(page, script, heartbeat=10 if noticed_by == "a look" else 3)
     await peer.push("p1")
     await got(tab, "p1")
-    # It is busy for longer than a tab waits for an answer.
+    # It is busy for longer than a tab waits for an answer, or for a frame.
     stuck = asyncio.create_task(
-        page.evaluate("() => { const until = Date.now() + 11_000; while (Date.now() < until); }")
+        page.evaluate("() => { const until = Date.now() + 12_000; while (Date.now() < until); }")
     )
     await asyncio.sleep(0.2)
-    await tab.evaluate("() => { document.dispatchEvent(new Event('resume')); }")
+    if noticed_by == "a look":
+        await tab.evaluate("() => { document.dispatchEvent(new Event('resume')); }")
     again = await script.peer()
     assert again.last == "p1"
     await again.send(type="welcome", session="s2", user="alice", complete=True)
     await again.push("p2")
     await got(tab, "p1", "p2")
+    assert not stuck.done()
     await stuck
     await page.wait_for_function("told.some(([what]) => what === 'gap')")
     assert (await phase(page, "open"))["session"] == "s2"
@@ -257,6 +262,51 @@ async def test_a_tab_that_has_the_connection_and_answers_nobody_loses_it(page: P
     await got(tab, "p1", "p2", "p3")
     await page.wait_for_function("got.at(-1) === 'p3'")
     assert await page.evaluate("got.length === new Set(got).size")
+
+
+async def test_tabs_that_start_together_are_one_connection(page: Page, script: Script) -> None:
+    tabs = [page, *[await another(page, script) for _ in range(3)]]
+    await asyncio.gather(*[start(tab, f"ws://{script.url}/ws") for tab in tabs])
+    peer = await (await script.peer()).welcome()
+    for tab in tabs:
+        await is_open(tab)
+    await peer.push("p1")
+    for tab in tabs:
+        await got(tab, "p1")
+    assert script.nobody
+
+
+async def test_a_tab_that_comes_in_an_outage_is_told_of_it_and_open_with_the_others(
+    page: Page, script: Script
+) -> None:
+    peer, tab = await two(page, script)
+    await peer.bye(1012, "restart", retry_after=4)
+    for one in (page, tab):
+        await told(one, ("waiting",))
+    late = await another(page, script)
+    await start(late, f"ws://{script.url}/ws")
+    await told(late, ("connecting",), ("waiting",))
+    assert script.nobody, "the bridge has asked for a wait"
+    again = await script.peer()
+    await again.welcome()
+    await again.push("p1")
+    for one in (page, tab, late):
+        await told(one, ("connecting",), ("open",))
+        await got(one, "p1")
+
+
+async def test_offline_is_offline_in_all_tabs_and_online_brings_all_back(page: Page, script: Script) -> None:
+    peer, tab = await two(page, script)
+    await page.context.set_offline(True)
+    for one in (page, tab):
+        assert (await phase(one, "waiting"))["reason"] == "offline"
+    await page.context.set_offline(False)
+    again = await (await script.peer()).welcome()
+    await again.push("p1")
+    for one in (page, tab):
+        await got(one, "p1")
+        await phase(one, "open")
+    assert await peer.closed() is not None
 
 
 async def test_with_storage_the_leader_stores_for_all_and_a_reloaded_tab_begins_where_it_is(
