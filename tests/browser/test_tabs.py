@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +13,7 @@ from playwright.async_api import Browser, Page
 from tests.browser.test_client import Peer, Script, acked, jwt, kept, phase, scripted, told
 from tests.support import bridges
 from tests.support.browser import launched, opened
+from tests.support.proxies import plain_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -397,10 +397,15 @@ async def test_only_the_one_way_to_share_is_possible(page: Page) -> None:
 # --- with the real bridge --------------------------------------------------------------------------------
 
 
-async def sessions(database: str) -> list[tuple[Any, ...]]:
-    """How many sessions were opened, and how many of them are closed."""
-    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
-        return await (await connection.execute("select count(*), count(closed_at) from session")).fetchall()
+async def sessions(database: str, opened: int, closed: int) -> None:
+    """Wait until the ledger has so many sessions, and so many of them are closed."""
+    async with (
+        asyncio.timeout(bridges.SECONDS),
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as connection,
+    ):
+        question = "select count(*), count(closed_at) from session"
+        while await (await connection.execute(question)).fetchall() != [(opened, closed)]:
+            await asyncio.sleep(0.05)
 
 
 async def test_four_tabs_are_one_connection_and_when_the_leader_goes_nothing_is_lost_or_doubled(
@@ -417,9 +422,7 @@ async def test_four_tabs_are_one_connection_and_when_the_leader_goes_nothing_is_
         for tab in tabs:
             await got(tab, *early)
         await bridges.final_rows(database, 100)
-        async with asyncio.timeout(bridges.SECONDS):
-            while await sessions(database) != [(1, 0)]:
-                await asyncio.sleep(0.05)
+        await sessions(database, 1, 0)
 
         late = [f"p{n:03}" for n in range(100, 400)]
         publishing = asyncio.create_task(bridges.publish(vhost, *kept(*late)))
@@ -430,9 +433,7 @@ async def test_four_tabs_are_one_connection_and_when_the_leader_goes_nothing_is_
             await got(tab, *early, *late)
         ends = bridges.endings(await bridges.final_rows(database, 400))
         assert ends == {(push_id, "alice"): ("acked", "ack_frame") for push_id in early + late}
-        async with asyncio.timeout(bridges.SECONDS):
-            while await sessions(database) != [(2, 1)]:
-                await asyncio.sleep(0.05)
+        await sessions(database, 2, 1)
         for tab in tabs[1:]:
             await got(tab, *early, *late)
             assert ["gap"] not in await tab.evaluate("told")
@@ -466,3 +467,25 @@ async def test_leader_after_leader_goes_one_by_a_crash_and_the_last_tab_has_ever
         await got(page, *ids)
         assert ["gap"] not in await page.evaluate("told")
         await page.evaluate("client.close()")
+
+
+async def test_where_websockets_are_blocked_the_tabs_share_a_stream(
+    page: Page, script: Script, vhost: str, database: str
+) -> None:
+    async with bridges.bridge(vhost, database) as bridge, plain_proxy(bridge.ws_port) as proxy:
+        address, token = f"ws://127.0.0.1:{proxy.port}/ws", bridges.token("alice")
+        await start(page, address, token)
+        await is_open(page)
+        tab = await another(page, script)
+        await start(tab, address, token)
+        await is_open(tab)
+        await page.evaluate("() => { hold = new Promise(() => {}); }")
+        await bridges.publish(vhost, *kept("p1"), bridges.request("alice", "p2"))
+        await got(tab, "p1", "p2")
+        await got(page, "p1")
+        ends = bridges.endings(await bridges.final_rows(database, 2))
+        assert ends == {("p1", "alice"): ("acked", "ack_frame"), ("p2", "alice"): ("received", "pong")}
+        assert await tab.evaluate("client.publish('a.b').catch(({ code }) => code)") == "one_way"
+        await sessions(database, 1, 0)
+        for one in (tab, page):
+            await one.evaluate("client.close()")
