@@ -415,28 +415,32 @@ class _Check:
 
     def _in_order(self, tab: Tab) -> None:
         """Check that it reads kept pushes in the order of publishing: over all of its connections, or within each
-        if it resumes, since a resume begins a little before the last push seen."""
+        if it resumes, since a resume begins a little before the last push seen. Those to everyone or a topic have an
+        order among themselves."""
         if not self._e.ordered:
             return
-        newest: Request | None = None
+        last: dict[bool, Request] = {}
+        """The newest that was read: of those to a crowd, and of the others."""
         read: set[str] = set()
         connection = 0
         for number, mark, at in tab.reads:
             if number != tab.reads[0][0] and not self._e.reopened:
                 return
             if tab.resumes and number != connection:
-                connection, newest, read = number, None, set()
+                connection, last, read = number, {}, set()
             request = self._e.requests.get(mark)
             if mark in read or request is None:
                 continue
             if not self._has_a_place(request, RowKey(request.tenant, request.push_id, tab.user), at):
                 continue
             read.add(mark)
+            crowd = request.to in (To.ALL, To.TOPIC)
+            newest = last.get(crowd)
             if newest is not None and request.before(newest):
                 what = f"{tab.user} read it after {newest.push_id}, on connection {number} at {at:.3f}"
                 self._broken(Broken.OUT_OF_ORDER, what, request)
             if newest is None or request.first_published > newest.first_published:
-                newest = request
+                last[crowd] = request
 
     def _has_a_place(self, request: Request, key: RowKey, read_at: float = math.inf) -> bool:
         """Whether the order of the queue applies to this push: it is kept, was published once, and the broker

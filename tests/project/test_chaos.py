@@ -461,6 +461,16 @@ def test_a_kept_push_that_is_read_after_a_newer_one_is_seen() -> None:
     assert kinds(made) == []
 
 
+def test_pushes_to_a_crowd_have_an_order_among_themselves() -> None:
+    user = next(name for name in ("u1", "u2", "u3", "u4") if subscribes(name))
+    older, newer = (kept(mark, user, at, to=To.TOPIC) for mark, at in (("m1", 1.0), ("m3", 3.0)))
+    made = evidence(older, kept("m2", user, 2.0), newer)
+    made.tabs = [tab(user, "m2", "m1", "m3")]
+    assert kinds(made) == []
+    made.tabs = [tab(user, "m2", "m3", "m1")]
+    assert kinds(made) == [Broken.OUT_OF_ORDER]
+
+
 def test_pushes_that_were_under_way_together_have_no_order() -> None:
     made = evidence(kept("m1", at=1.0), kept("m2", at=1.2))
     made.tabs = [tab("u1", "m2", "m1")]
