@@ -11,9 +11,11 @@ import time
 import psycopg
 import pytest
 
+from bridge.app.clock import SystemClock
 from bridge.cli import main
 from bridge.devservers import Servers
 from bridge.devservers.postgres import PrivatePostgres
+from bridge.operator.forgetting import PAGE, Forgetting, Left, new_name
 from bridge.operator.naming import body_names, renamed
 from tests.servers.test_kept import all_stored, session, when
 from tests.servers.test_replay import Log, log
@@ -190,6 +192,42 @@ async def test_many_rows_are_changed_page_by_page_and_a_row_of_both_names_gets_a
     assert len(found) == 1205
     assert len({row["user_id"] for row in found}) == 3
     assert traces(dumped(servers, database)) == []
+
+
+async def test_a_run_that_is_interrupted_goes_on_under_the_same_name(database: str, log: Log) -> None:
+    for number in range(1203):
+        log(f"p{number}", USER)
+    name, pages = new_name(), 0
+
+    def interrupt() -> None:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            raise KeyboardInterrupt
+
+    work = Forgetting(database, USER, name, SystemClock(), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await work.run(keep_revocations=False)
+    await work.close()
+    half = [row["user_id"] for row in await rows(database)]
+    assert (half.count(name), half.count(USER)) == (2 * PAGE, 1203 - 2 * PAGE)
+    again = Forgetting(database, USER, name, SystemClock(), lambda: None)
+    left = await again.run(keep_revocations=False)
+    await again.close()
+    assert (left, again.done.rows) == (Left(*[0] * 10), 1203 - 2 * PAGE)
+    assert {row["user_id"] for row in await rows(database)} == {name}
+
+
+async def test_a_row_that_somebody_else_holds_is_not_waited_for(database: str, log: Log) -> None:
+    log("p1", USER)
+    log("held", USER)
+    work = Forgetting(database, USER, new_name(), SystemClock(), lambda: None)
+    async with await psycopg.AsyncConnection.connect(database) as holder:
+        await holder.execute("select 1 from delivery_log where push_id = 'held' for update")
+        left = await work.run(keep_revocations=False)
+    await work.close()
+    assert (left.in_flight, work.done.rows) == (1, 1)
+    assert left.unfinished(kept_revocations=False)
 
 
 async def test_what_is_shared_or_named_by_a_publisher_is_told_as_out_of_reach(
