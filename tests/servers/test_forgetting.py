@@ -176,6 +176,19 @@ async def test_what_is_in_flight_is_told_and_left_for_a_second_run_under_the_sam
     assert await forget(vhost, database, "--yes", "--as", "max") == 2
 
 
+async def test_a_scheduled_push_that_no_bridge_has_published_is_left(
+    vhost: str, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(vhost, database):
+        await publish(vhost, request(USER, "later", deliver_at=time.time() + 900))
+        await scheduled(database, 1)
+    assert await forget(vhost, database, "--yes") == 1
+    assert "        1  scheduled: no bridge has published them yet" in capsys.readouterr().out
+    async with bridge(vhost, database):
+        assert await forget(vhost, database, "--yes") == 0
+    assert [row["outcome"] for row in await rows(database)] == ["recalled"]
+
+
 async def test_many_rows_are_changed_page_by_page_and_a_row_of_both_names_gets_another(
     servers: Servers, vhost: str, database: str, log: Log, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,12 +248,18 @@ async def test_what_is_shared_or_named_by_a_publisher_is_told_as_out_of_reach(
 ) -> None:
     async with bridge(vhost, database):
         to_two = {"id": "both", "to": {"users": [USER, "max"]}, "ttl": 600, "data": MARK * 100}
-        await publish(vhost, to_two, request(USER, f"order-of-{USER}"))
-        await when(database, lambda found: len(found) == 3)
+        later = {"id": "later", "to": {"users": [USER, "max"]}, "data": 1, "deliver_at": time.time() + 900}
+        last_value = {"id": "last", "to": {"topic": f"of.{USER}"}, "data": 1, "retain": True}
+        await publish(vhost, to_two, request(USER, f"order-of-{USER}"), later, last_value)
+        await when(database, lambda found: len(found) == 4)
+        await scheduled(database, 1)
         assert await forget(vhost, database, "--yes") == 0
         out = capsys.readouterr().out
         assert "out of reach, and told for you to judge:" in out
         assert "        1  delivery_log: push ids, batch ids or topics that contain the id" in out
+        assert "        1  scheduled: messages to others as well that contain the id" in out
+        assert "        1  retained: last values whose topic or meta contains the id" in out
+        await scheduled(database, 1)
         assert "        1  push_content: data that the user had in common with others" in out
         async with await psycopg.AsyncConnection.connect(database) as conn:
             kept = await (
