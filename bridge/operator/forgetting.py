@@ -164,6 +164,13 @@ _SCHEDULED: LiteralString = """
         from mine m where s.place = m.place returning 1)
     select count(*) from done
     """
+# A scheduled push that was published is nowhere in the database until a bridge has taken it.
+_TO_COME: LiteralString = "select s.tenant, s.push_id from scheduled s where s.user_id = %(user)s limit 10000"
+_IN_THE_AIR: LiteralString = """
+    select count(*) from unnest(%(tenants)s::text[], %(pushes)s::text[]) as n (tenant, push_id)
+    where not exists (
+        select from delivery_log l where l.push_id = n.push_id collate "C" and l.tenant = n.tenant collate "C")
+    """
 # Rows without a user: where the request was rejected before one was known, its body may name some.
 _BODIES: LiteralString = """
     select l.taken_at, l.day, l.tenant, l.push_id, l.user_id, l.payload, l.detail from delivery_log l
@@ -306,11 +313,12 @@ class Forgetting:
 
     async def run(self, *, keep_revocations: bool) -> Left:
         """Withdraw what waits for the user, wait for its end, and change every place. Returns what is left."""
+        to_come = await self._ask(_TO_COME)
         while recalled := await self._changed(_SCHEDULED):
             self.done.withdrawn += recalled[0]
         while ended := await self._changed(_STORED):
             self.done.withdrawn += ended[0]
-        await self._wait()
+        await self._wait(to_come)
         if not keep_revocations:
             await self._revocations()
         while closed := await self._changed(_SESSIONS):
@@ -326,13 +334,21 @@ class Forgetting:
         found[0] += self._held
         return Left(**dict(zip(Left.__struct_fields__, found, strict=True)))
 
-    async def _wait(self) -> None:
+    async def _wait(self, to_come: Sequence[tuple[Any, ...]]) -> None:
         """Until running bridges have ended what was withdrawn, and told of it; without one nothing is waited for."""
+        tenants, pushes = [tenant for tenant, _ in to_come], [push for _, push in to_come]
         give_up = self._clock.monotonic() + ENDED_WITHIN
         while self._clock.monotonic() < give_up:
             (ending, lives) = (await self._ask(_ENDING))[0]
-            if not ending or not lives:
+            if not lives:
                 return
+            if not ending:
+                (in_the_air,) = (await self._ask(_IN_THE_AIR, tenants=tenants, pushes=pushes))[0]
+                if not in_the_air:
+                    # Its row may have come after the first look, and owe a receipt.
+                    if not (await self._ask(_ENDING))[0][0]:
+                        return
+                    continue
             while ended := await self._changed(_STORED):
                 # What was scheduled is a push like any other now, and may be kept.
                 self.done.withdrawn += ended[0]

@@ -185,6 +185,7 @@ async def test_a_scheduled_push_that_no_bridge_has_published_is_left(
     assert await forget(vhost, database, "--yes") == 1
     assert "        1  scheduled: no bridge has published them yet" in capsys.readouterr().out
     async with bridge(vhost, database):
+        await final_rows(database, 1)
         assert await forget(vhost, database, "--yes") == 0
     assert [row["outcome"] for row in await rows(database)] == ["recalled"]
 
