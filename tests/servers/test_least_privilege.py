@@ -83,6 +83,7 @@ async def test_a_bridge_serves_with_these_rights_and_an_operator_mends_with_thei
             ["dead", "replay", "--id", "wrong", *operator],
             ["push", "--user", "u1", "--text", "x", "--amqp-url", urls.operator],
             ["why", "p2", *operator],
+            ["forget", "u2", "--yes", "--disconnect", "--dead", *operator],
         ):
             assert await asyncio.to_thread(main, words) == 0, words
         said = capsys.readouterr().out

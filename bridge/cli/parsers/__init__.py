@@ -39,6 +39,7 @@ look into it
   nodes       which bridges run with this database, and what they do
   replay      publish logged pushes again, chosen by user, event, outcome, time
   dead        list, show, replay, purge: the messages that need a person
+  forget      erase what was pushed to a user, and rename them wherever they are named
   report      how many pushes were delivered, how fast, and why others were not
   audit       check that the delivery log adds up
   canary      a push a second through everything, shown, proven and timed

@@ -1,4 +1,4 @@
-"""The commands that look into what happened, and mend it: why, who, replay, dead, report, audit."""
+"""The commands that look into what happened, and mend it: why, who, replay, dead, forget, report, audit."""
 
 from __future__ import annotations
 
@@ -171,6 +171,40 @@ def _add_limit(parser: Parser) -> None:
     )
 
 
+def _forget(args: Namespace) -> int:
+    from bridge.cli.forget import forget
+
+    return run_quietly(
+        args,
+        lambda settings: forget(
+            settings,
+            args.user,
+            name=getattr(args, "as"),
+            disconnect=args.disconnect,
+            dead=args.dead,
+            keep_revocations=args.keep_revocations,
+            yes=args.yes,
+        ),
+    )
+
+
+def _forget_options(parser: Parser) -> None:
+    parser.add_argument("user", metavar="USER", help="as tokens and push requests name them")
+    parser.add_argument("--yes", action="store_true", help="do it; without it everything is only counted")
+    parser.add_argument(
+        "--disconnect",
+        action="store_true",
+        help="revoke all their tokens first, which closes their open sessions",
+    )
+    parser.add_argument("--dead", action="store_true", help="delete the dead letters that name them, too")
+    parser.add_argument(
+        "--keep-revocations",
+        action="store_true",
+        help="leave the id in revocations, so that tokens that never opened a session stay revoked",
+    )
+    parser.add_argument("--as", metavar="NAME", help="the name that an earlier run gave, to continue it")
+
+
 def _audit(args: Namespace) -> int:
     from bridge.cli.audit import audit
 
@@ -282,6 +316,17 @@ COMMANDS: Final = (
         "The rows in the delivery log stay. Who did it is kept in table ops_action.\n\n"
         "  bridge dead purge --reason not_json --yes",
         _dead_purge_options,
+    ),
+    Command(
+        "forget",
+        "Erase what was pushed to a user, and rename them wherever they are named.",
+        _forget,
+        _LOG_AND_BROKER,
+        "Outcomes and counts stay. It prints each place with a count. It may be stopped and run again (--as).\n"
+        "Exits 1 when something is left that another run could change, and when the user has open sessions.\n"
+        "docs/privacy.md says what it can't reach. Who did it is kept in table ops_action, without the id.\n\n"
+        "  bridge forget u42\n  bridge forget u42 --disconnect --dead --yes",
+        _forget_options,
     ),
     Command(
         "report",

@@ -3914,7 +3914,7 @@ comment on column ops_action.begun_at is 'When it was asked for.';
 comment on column ops_action.ended_at is 'When its result was known.';
 comment on column ops_action.actor is
     'Who: the name of a credential of the ops port, local where it asks for none, or cli: and the user of the machine.';
-comment on column ops_action.action is 'What: recall, revoke, disconnect, drain, replay, dead replay, dead purge.';
+comment on column ops_action.action is 'What: recall, revoke, disconnect, drain, replay, dead replay, dead purge, forget.';
 comment on column ops_action.target is 'To whom or what, as it was asked for; without secrets.';
 comment on column ops_action.result is
     'done, failed, or begun: it is under way, or nobody could tell its end (its process was killed, its caller left).';
