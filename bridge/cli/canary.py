@@ -12,18 +12,20 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Final
 
-from bridge.config import Settings
+from bridge.config import CommonSettings, TokenSettings
 from bridge.core.errors import SettingsError
-from bridge.operator.canary import Canary, Result, Try
+from bridge.operator.canary import APP, Canary, Result, Try
 
 TOKEN_SECONDS: Final = 3600.0
-"""Seconds for which a token of its own is valid; it makes a new one when the session has to be opened again."""
+"""Seconds for which a token of its own is valid."""
+RENEW: Final = 3000.0
+"""Seconds after which it opens its session anew: before the token ends it in the middle of a push."""
 SUMMARY: Final = 60.0
 """Seconds between two summaries."""
 
 
 async def canary(
-    settings: Settings,
+    settings: CommonSettings,
     *,
     url: str,
     token_file: str | None,
@@ -35,18 +37,23 @@ async def canary(
 ) -> int:
     """Push until cancelled, or `count` times. Prints each failure, and a summary each minute and at the end; as JSON, a
     line for each push. Returns 1 where a push has failed. `metrics`: host and port of a page for Prometheus."""
-    from bridge.adapters.amqp.standing_producer import StandingProducer
     from bridge.adapters.canary_figures import CanaryFigures
+    from bridge.publisher import Publisher
 
     token = _token(settings, token_file)
     token()  # what is wrong with it is said at once
     summary = Summary()
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(StandingProducer(settings.amqp_url, name="bridge canary"))
+        if not as_json:
+            # Also where it is interrupted.
+            stack.callback(lambda: print(summary.take(), flush=True))
+        publisher = await stack.enter_async_context(
+            Publisher(settings.amqp_url, app_id=APP, retry_for=timeout, name="bridge canary")
+        )
         figures = CanaryFigures([result.value for result in Result])
         if metrics is not None:
             stack.enter_context(figures.served(*metrics))
-        bird = Canary(producer, url or _url(settings), token, timeout)
+        bird = Canary(publisher, url, token, timeout, RENEW)
         async with aclosing(bird.tries(every)) as tries:
             async for one in tries:
                 summary.add(one)
@@ -60,8 +67,6 @@ async def canary(
                     break
                 if not as_json and summary.due:
                     print(summary.take(), flush=True)
-    if not as_json:
-        print(summary.take(), flush=True)
     return 1 if summary.failed else 0
 
 
@@ -99,12 +104,7 @@ class Summary:
         return line
 
 
-def _url(settings: Settings) -> str:
-    host = settings.ws_host if settings.ws_host not in ("0.0.0.0", "::", "") else "127.0.0.1"
-    return f"ws://{f'[{host}]' if ':' in host else host}:{settings.ws_port}/ws"
-
-
-def _token(settings: Settings, token_file: str | None) -> Callable[[], str]:
+def _token(settings: CommonSettings, token_file: str | None) -> Callable[[], str]:
     if token_file is not None:
 
         def read() -> str:
@@ -114,7 +114,8 @@ def _token(settings: Settings, token_file: str | None) -> Callable[[], str]:
                 raise SettingsError("--token-file", f"{token_file} can't be read: {error}") from error
 
         return read
-    if "jwt_secret" not in settings.model_fields_set or not settings.jwt_secrets:
+    # Without a secret, or with one that `dev` has made, nothing could be opened.
+    if not isinstance(settings, TokenSettings) or "jwt_secret" not in settings.model_fields_set:
         raise SettingsError(
             "BRIDGE_JWT_SECRET",
             "needed: the secret of the bridge, for a token; or give one with --token-file",

@@ -11,15 +11,15 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bridge.core.contract.requests import request_body
-from bridge.core.errors import BridgeError, BrokerUnavailable
+from bridge.core.errors import BridgeError, BrokerUnavailable, SettingsError
 from bridge.core.model.outcomes import Outcome
 from bridge.core.redaction import redact
+from bridge.publisher import NotTaken, Publisher, Receipt, Sent
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -60,23 +60,6 @@ class Try(NamedTuple):
     """What is known of a failure, for people."""
 
 
-class Asks(Protocol):
-    """What publishes a request and collects its receipts: `StandingProducer`."""
-
-    def request(
-        self,
-        body: bytes,
-        *,
-        push_id: str,
-        headers: Mapping[str, object],
-        expected: int | None,
-        wait: float,
-        app_id: str = "",
-    ) -> Awaitable[Sequence[Mapping[str, object]]]:
-        """Raises BrokerUnavailable where nothing was confirmed."""
-        ...
-
-
 class SessionLost(BridgeError):
     """The session could not be opened, or has ended."""
 
@@ -109,12 +92,12 @@ class Session:
                             max_size=None,
                         )
                     )
-                    welcome = json.loads(await connection.recv())
+                    user = _welcomed(await connection.recv())
             except TimeoutError:
                 raise SessionLost(f"{url} did not open a session in {OPEN_TIMEOUT:g} s") from None
-            except (OSError, ValueError, KeyError, WebSocketException) as error:
+            except (OSError, ValueError, WebSocketException) as error:
                 raise SessionLost(f"{url}: {redact(str(error))}") from error
-            session = Session(connection, welcome["user"])
+            session = Session(connection, user)
             reading = asyncio.create_task(session._read(), name="canary's session")
             try:
                 yield session
@@ -128,16 +111,16 @@ class Session:
         try:
             async for text in self._connection:
                 frame = json.loads(text)
-                if frame.get("type") != "push":
+                if not isinstance(frame, dict) or frame.get("type") != "push":
                     continue
-                waiting = self._shown.get(frame["id"])
+                waiting = self._shown.get(str(frame.get("id")))
                 if waiting is not None and not waiting.done():
                     waiting.set_result(time.monotonic())
-                await self._connection.send(json.dumps({"type": "ack", "id": frame["id"]}))
+                await self._connection.send(json.dumps({"type": "ack", "id": frame.get("id")}))
             self.ended = "the session was closed"
         except ConnectionClosed as closed:
             self.ended = f"the session has ended: {closed}"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             self.ended = f"the session has failed: {error!r}"
         for waiting in self._shown.values():
             if not waiting.done():
@@ -158,35 +141,46 @@ class Session:
                 waiting.exception()  # it was asked for, or nobody wants to know any more
 
 
-class Canary:
-    """Makes one try after the other. A session that has ended is opened again by the next one."""
+def _welcomed(text: str | bytes) -> str:
+    """The user of a welcome frame. Raises ValueError for anything else."""
+    frame = json.loads(text)
+    if isinstance(frame, dict) and frame.get("type") == "welcome" and isinstance(frame.get("user"), str):
+        return str(frame["user"])
+    raise ValueError("what answers there is no bridge: its first frame is no welcome")
 
-    def __init__(self, producer: Asks, url: str, token: Callable[[], str], timeout: float) -> None:
-        """`token` is asked whenever a session is opened; nobody else may have sessions of its user. `timeout`: seconds
-        for all of one push."""
-        self._producer = producer
+
+class Canary:
+    """Makes one try after the other. A session that has ended, or is old, is opened again by the next one."""
+
+    def __init__(
+        self, publisher: Publisher, url: str, token: Callable[[], str], timeout: float, renew: float
+    ) -> None:
+        """`token` is asked whenever a session is opened, and may raise SettingsError; nobody else may have sessions of
+        its user. `timeout`: seconds for all of one push. `renew`: seconds after which a session is opened anew."""
+        self._publisher = publisher
         self._url = url
         self._token = token
         self._timeout = timeout
+        self._renew = renew
         self._prefix = uuid.uuid4().hex[:12]
         self._number = 0
 
     async def tries(self, every: float) -> AsyncGenerator[Try]:
         """A try each `every` seconds, for ever. One that takes longer delays the next."""
         clock = asyncio.get_running_loop().time
-        due = clock()
+        due, opened_at = clock(), 0.0
         stack = AsyncExitStack()
         session: Session | None = None
         try:
             while True:
                 self._number += 1
                 push_id = f"canary-{self._prefix}-{self._number}"
-                if session is None or session.ended:
+                if session is None or session.ended or clock() - opened_at > self._renew:
                     await stack.aclose()
+                    session, opened_at = None, clock()
                     try:
                         session = await stack.enter_async_context(Session.opened(self._url, self._token()))
-                    except SessionLost as lost:
-                        session = None
+                    except (SessionLost, SettingsError) as lost:
                         yield Try(push_id, Result.NO_SESSION, None, None, str(lost))
                 if session is not None:
                     yield await self._try(session, push_id)
@@ -196,34 +190,37 @@ class Canary:
             await stack.aclose()
 
     async def _try(self, session: Session, push_id: str) -> Try:
-        body = request_body(
-            {"canary": self._number},
-            user=session.user,
-            push_id=push_id,
-            event=EVENT,
-            confirm="acked",
-            ack_within=self._timeout,
-        )
         began = time.monotonic()
+        final: Receipt | None = None
         async with session.expecting(push_id) as shown:
+            sent: Sent | None = None
             try:
-                receipts = await self._producer.request(
-                    body, push_id=push_id, headers={}, expected=1, wait=self._timeout, app_id=APP
-                )
-            except BrokerUnavailable as error:
+                async with asyncio.timeout(self._timeout):
+                    sent = await self._publisher.send(
+                        {"canary": self._number},
+                        id=push_id,
+                        receipts=True,
+                        user=session.user,
+                        event=EVENT,
+                        confirm="acked",
+                        ack_within=self._timeout,
+                    )
+                    final = await sent.outcome(self._timeout, final=True)
+            except TimeoutError:
+                if sent is None:
+                    why = f"the broker did not confirm it in {self._timeout:g} s"
+                    return Try(push_id, Result.NOT_PUBLISHED, None, None, why)
+            except (BrokerUnavailable, NotTaken) as error:
                 return Try(push_id, Result.NOT_PUBLISHED, None, None, str(error))
-            final = next((receipt for receipt in receipts if receipt["final"]), None)
             proven = None if final is None else time.monotonic() - began
             came = shown.done() and shown.exception() is None
             seconds = shown.result() - began if came else None
-        why = (
-            "no receipt came" if final is None else f"its receipt says {final['outcome']} ({final['reason']})"
-        )
+        why = "no receipt came" if final is None else f"its receipt says {final.outcome} ({final.reason})"
         if seconds is None:
             # An ack is sent after it was shown, so a receipt for one can't have come before.
             return Try(push_id, Result.NOT_SHOWN, None, proven, session.ended or why)
         if final is None:
             return Try(push_id, Result.NO_RECEIPT, seconds, None, why)
-        if final["outcome"] != Outcome.ACKED:
+        if final.outcome != Outcome.ACKED:
             return Try(push_id, Result.WRONG_OUTCOME, seconds, proven, why)
         return Try(push_id, Result.OK, seconds, proven, "")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Self, TypeVar, Unpack
 
+from bridge.core.errors import BrokerUnavailable
 from bridge.publisher.publisher import Options, Publisher
 from bridge.publisher.sent import Receipt, Sent
 
@@ -50,6 +52,8 @@ class BlockingPublisher:
         self._publisher = Publisher(url, app_id=app_id, retry_for=retry_for, name=name)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._lock = threading.Lock()
+        self._open = False
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -58,13 +62,20 @@ class BlockingPublisher:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._call(self._publisher.__aenter__())
+        self._wait(self._publisher.__aenter__())
+        self._open = True
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._call(self._publisher.__aexit__(*error))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        with self._lock:
+            self._open = False
+        try:
+            self._wait(self._publisher.__aexit__(*error))
+        finally:
+            # Who waits for an outcome in another thread is told, and not left waiting.
+            self._wait(_end_others())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
     def send(
         self, data: object, *, id: str | None = None, receipts: bool = False, **options: Unpack[Options]
@@ -78,4 +89,22 @@ class BlockingPublisher:
         return [BlockingSent(sent, self) for sent in self._call(self._publisher.send_all(requests))]
 
     def _call(self, story: Coroutine[Any, Any, T]) -> T:
+        with self._lock:
+            if not self._open:
+                story.close()
+                raise RuntimeError("the publisher is not open: use it in `with`")
+            ended = asyncio.run_coroutine_threadsafe(story, self._loop)
+        try:
+            return ended.result()
+        except CancelledError:
+            raise BrokerUnavailable("the publisher was closed") from None
+
+    def _wait(self, story: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(story, self._loop).result()
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -12,9 +12,10 @@ import math
 import random
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage, expected_receipts
@@ -28,6 +29,8 @@ BYTES: Final = 1024 * 1024
 """and bytes of them; a single request may have more."""
 AT_ONCE: Final = 5_000
 """Requests of `send_all` that are under way at the same time."""
+CONFIRM: Final = 30.0
+"""Seconds for the confirms of one write; after that it is written again."""
 CLOSE: Final = 10.0
 """Seconds for what was sent and is not confirmed, when the publisher is closed."""
 BACK_OFF: Final = 0.1
@@ -76,15 +79,19 @@ class Publisher:
         self, url: str, *, app_id: str = "", retry_for: float = 60.0, name: str = "publisher"
     ) -> None:
         """`app_id`: who publishes, for analysts. `retry_for`: seconds for which a request is tried again while the
-        broker is away. `name` is what people see in the broker's list of connections."""
-        self._url = url
+        broker is away. `name` is what people see in the broker's list of connections. Raises ValueError for a URL that
+        is none of AMQP."""
+        self._url = _checked(url)
         self._app_id = app_id
         self._retry_for = retry_for
         self._name = name
         self._waiting: deque[_Waiting] = deque()
+        self._undone: set[asyncio.Future[None]] = set()
+        """Of all that was sent and is neither confirmed nor failed, waiting or on the wire."""
         self._wake = asyncio.Event()
         self._asked: WeakValueDictionary[str, Sent] = WeakValueDictionary()
         """Requests that somebody holds and whose receipts are wanted, by correlation id."""
+        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self._wait = BACK_OFF
         self._open = AsyncExitStack()
         self._producer: Producer | None = None
@@ -97,12 +104,12 @@ class Publisher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        waiting = [one.done for one in self._waiting if one.done is not None]
-        if waiting:
-            await asyncio.wait(waiting, timeout=CLOSE)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None
+        assert task is not None
+        if self._undone:
+            await asyncio.wait(self._undone, timeout=CLOSE)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         self._fail(BrokerUnavailable("the publisher was closed"))
         await self._open.aclose()
 
@@ -117,19 +124,24 @@ class Publisher:
         Raises InvalidRequest, which names the wrong field, before anything is sent; NotTaken where no queue takes
         requests, and BrokerRefused for a missing right, at once; BrokerUnavailable when the broker was away for
         `retry_for` seconds: the request may have arrived, and may be sent again under its id. A cancelled call may have
-        published it, too.
+        published it, too. RuntimeError: the publisher is not open.
         """
+        if self._task is None:
+            raise RuntimeError("the publisher is not open: use it in `async with`")
         push_id = str(uuid.uuid4()) if id is None else id
         body = request_body(data, push_id=push_id, limits=_LIMITS, **options)
-        sent = Sent(push_id, PushMessage(body, app_id=self._app_id), expected_receipts(body))
+        crowd = bool(options.get("everyone") or options.get("topic"))
+        message = PushMessage(body, app_id=self._app_id)
+        sent = Sent(push_id, message, None if crowd else expected_receipts(body))
         if receipts:
             self._asked[sent.ask()] = sent
         loop = asyncio.get_running_loop()
-        one = _Waiting(sent, loop.create_future(), loop.time() + self._retry_for)
-        self._waiting.append(one)
+        done: asyncio.Future[None] = loop.create_future()
+        self._undone.add(done)
+        done.add_done_callback(self._undone.discard)
+        self._waiting.append(_Waiting(sent, done, loop.time() + self._retry_for))
         self._wake.set()
-        assert one.done is not None
-        await one.done
+        await done
         return sent
 
     async def send_all(self, requests: Iterable[Mapping[str, Any]]) -> Sequence[Sent]:
@@ -157,11 +169,14 @@ class Publisher:
                     self._fail(refused)
                 except BrokerUnavailable as error:
                     self._give_up(error)
-                    # Publishers that were cut off together do not come back together.
-                    await asyncio.sleep(self._wait * random.uniform(0.5, 1))
-                    self._wait = min(2 * self._wait, BACK_OFF_MOST)
+                except Exception as defect:  # whoever waits is told, and never left waiting
+                    self._fail(defect)
                 else:
                     self._wait = BACK_OFF
+                    continue
+                # Publishers that were cut off together do not come back together.
+                await self._sleep(self._wait * random.uniform(0.5, 1))
+                self._wait = min(2 * self._wait, BACK_OFF_MOST)
 
     @property
     def _has_work(self) -> bool:
@@ -198,7 +213,7 @@ class Publisher:
         some = self._some()
         messages = [one.sent.message(self._replies) for one in some]
         try:
-            failures = await producer.publish_each(messages)
+            failures = await producer.publish_each(messages, CONFIRM)
         except BaseException:
             self._waiting.extendleft(reversed(some))
             raise
@@ -235,10 +250,21 @@ class Publisher:
         for one in late:
             _end(one, error)
 
-    def _fail(self, error: BridgeError) -> None:
+    def _fail(self, error: Exception) -> None:
         waiting, self._waiting = self._waiting, deque()
         for one in waiting:
             _end(one, error)
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("url: amqp://user:password@host:port/vhost expected, or amqps://")
+    return url
 
 
 async def _each(tasks: Sequence[asyncio.Task[Sent]]) -> list[Sent]:
@@ -248,7 +274,7 @@ async def _each(tasks: Sequence[asyncio.Task[Sent]]) -> list[Sent]:
     return [task.result() for task in tasks]
 
 
-def _end(one: _Waiting, error: BridgeError | None) -> None:
+def _end(one: _Waiting, error: Exception | None) -> None:
     if one.done is None or one.done.done():
         return
     if error is None:

@@ -18,7 +18,7 @@ from bridge.adapters.postgres.migrate import MIGRATIONS
 from bridge.adapters.postgres.store import PostgresStore
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.app import build as app
-from bridge.core.errors import StoreUnavailable
+from bridge.core.errors import BridgeError, StoreUnavailable
 from bridge.core.model.outcomes import Outcome, Proof, Reason
 from bridge.core.model.rows import LateProof, RowKey
 from tests.conftest import Databases
@@ -420,6 +420,17 @@ async def test_an_hour_that_is_locked_does_not_keep_others_from_being_counted(
     hours: LiteralString = "select hour from delivery_hourly where pushes > 0"
     assert await ask(database, hours) == [(datetime.datetime.fromtimestamp(NOON, datetime.UTC),)]
     assert await count(database) == 1
+
+
+async def test_a_row_with_an_infinite_time_keeps_no_other_hour_from_being_counted(
+    database: str, store: PostgresStore
+) -> None:
+    await store.record([row("a"), row("b", taken_at=NOON + 3600)])
+    await ask(database, "update delivery_log set published_at = 'infinity' where push_id = 'b'")
+    with pytest.raises((psycopg.Error, BridgeError)):
+        await count(database, everything=False)
+    hours: LiteralString = "select hour from delivery_hourly where pushes > 0"
+    assert await ask(database, hours) == [(datetime.datetime.fromtimestamp(NOON, datetime.UTC),)]
 
 
 async def test_a_day_that_was_detached_is_not_looked_at_again(database: str, store: PostgresStore) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -12,18 +15,20 @@ from urllib.request import urlopen
 import aio_pika
 import psycopg
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from benchmarks.chaos.proxy import Proxy
 from benchmarks.ports import reserved_port
-from bridge.adapters.amqp.standing_producer import StandingProducer
 from bridge.cli.canary import canary
-from bridge.config import Settings
+from bridge.config import CommonSettings
 from bridge.core.errors import SettingsError
 from bridge.operator.canary import Canary, Result, Try
-from tests.support.bridges import SECRET, bridge, rows, settings, token
+from bridge.publisher import Publisher
+from tests.support.bridges import SECRET, bridge, final_rows, rows, settings, token
 
 
-async def run(at: Settings, port: int, **more: object) -> int:
+async def run(at: CommonSettings, port: int, **more: object) -> int:
     options = {
         "url": f"ws://127.0.0.1:{port}/ws",
         "token_file": None,
@@ -90,9 +95,9 @@ async def parts(vhost: str, database: str) -> AsyncIterator[tuple[Proxy, AsyncGe
     async with (
         bridge(vhost, database) as running,
         Proxy("127.0.0.1", running.ws_port).listening() as proxy,
-        StandingProducer(vhost) as producer,
+        Publisher(vhost, retry_for=2.0) as publisher,
     ):
-        bird = Canary(producer, f"ws://127.0.0.1:{proxy.port}/ws", lambda: token("canary"), 2.0)
+        bird = Canary(publisher, f"ws://127.0.0.1:{proxy.port}/ws", lambda: token("canary"), 2.0, 3600)
         async with aclosing(bird.tries(0.01)) as tries:
             yield proxy, tries
 
@@ -124,8 +129,9 @@ async def test_what_the_broker_does_not_take_is_called_that(database: str, vhost
         async with connection, connection.channel() as channel:
             queue = await channel.get_queue("push.requests", ensure=False)
             await queue.unbind("push", "#")
-            async with StandingProducer(vhost) as producer:
-                bird = Canary(producer, f"ws://127.0.0.1:{running.ws_port}/ws", lambda: token("canary"), 2.0)
+            async with Publisher(vhost) as publisher:
+                url = f"ws://127.0.0.1:{running.ws_port}/ws"
+                bird = Canary(publisher, url, lambda: token("canary"), 2.0, 3600)
                 async with aclosing(bird.tries(0.01)) as tries:
                     one = await anext(tries)
         assert one.result is Result.NOT_PUBLISHED
@@ -149,11 +155,71 @@ async def test_a_token_may_come_from_a_file_and_a_secret_that_is_missing_is_name
 ) -> None:
     file = tmp_path / "token"
     file.write_text(token("watcher") + "\n")
-    without = Settings(amqp_url=vhost, postgres_dsn=database, dev=True, _env_file=None)
+    without = CommonSettings(amqp_url=vhost, _env_file=None)
     async with bridge(vhost, database) as running:
         assert await run(without, running.ws_port, token_file=str(file), count=1) == 0
         with pytest.raises(SettingsError, match="BRIDGE_JWT_SECRET"):
             await run(without, running.ws_port)
         with pytest.raises(SettingsError, match="--token-file"):
             await run(without, running.ws_port, token_file=str(tmp_path / "none"))
-    assert SECRET not in file.read_text()
+
+
+async def test_a_token_file_that_is_away_for_a_moment_makes_failures_and_no_end(
+    vhost: str, database: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+
+    def read() -> str:
+        if not file.exists():
+            raise SettingsError("--token-file", "it is not there")
+        return file.read_text()
+
+    async with bridge(vhost, database) as running, Publisher(vhost) as publisher:
+        bird = Canary(publisher, f"ws://127.0.0.1:{running.ws_port}/ws", read, 5.0, 3600)
+        async with aclosing(bird.tries(0.01)) as tries:
+            assert (await anext(tries)).result is Result.NO_SESSION
+            file.write_text(token("watcher"))
+            assert (await anext(tries)).result is Result.OK
+
+
+async def test_an_old_session_is_opened_anew_between_two_pushes(vhost: str, database: str) -> None:
+    async with bridge(vhost, database) as running, Publisher(vhost) as publisher:
+        url = f"ws://127.0.0.1:{running.ws_port}/ws"
+        bird = Canary(publisher, url, lambda: token("watcher"), 5.0, 0.0)
+        async with aclosing(bird.tries(0.01)) as tries:
+            assert [(await anext(tries)).result for _ in range(3)] == [Result.OK] * 3
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            cursor = await connection.execute("select count(*) from session where user_id = 'watcher'")
+            assert await cursor.fetchone() == (3,)
+
+
+@pytest.mark.parametrize("frame", ['{"type":"hello"}', "[]", "17", '{"type":"welcome","user":7}', "no JSON"])
+async def test_another_server_than_a_bridge_is_no_session(vhost: str, frame: str) -> None:
+    async def greet(connection: ServerConnection) -> None:
+        await connection.send(frame)
+        await connection.wait_closed()
+
+    async with serve(greet, "127.0.0.1", 0, subprotocols=[Subprotocol("bridge.v1.json")]) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Publisher(vhost) as publisher:
+            bird = Canary(publisher, f"ws://127.0.0.1:{port}/ws", lambda: "token", 2.0, 3600)
+            async with aclosing(bird.tries(0.01)) as tries:
+                one = await anext(tries)
+    assert (one.result, bool(one.why)) == (Result.NO_SESSION, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_who_interrupts_it_gets_the_summary(vhost: str, database: str, number: signal.Signals) -> None:
+    async with bridge(vhost, database) as running:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bridge.cli", "canary", "--every", "0.01"),
+            *("--url", f"ws://127.0.0.1:{running.ws_port}/ws"),
+            env={**os.environ, "BRIDGE_AMQP_URL": vhost, "BRIDGE_JWT_SECRET": SECRET},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            await final_rows(database, 2)
+            process.send_signal(number)
+            out, _ = await process.communicate()
+        assert process.returncode == 130
+        assert b" pushes shown and proven; published to receipt: median " in out.splitlines()[-1]

@@ -12,9 +12,11 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from benchmarks.chaos.proxy import Proxy
+from bridge.adapters.amqp.producer import Producer
 from bridge.devservers import Servers
 from bridge.publisher import (
     BlockingPublisher,
+    BlockingSent,
     BrokerRefused,
     BrokerUnavailable,
     InvalidRequest,
@@ -240,3 +242,120 @@ async def test_code_without_asyncio_publishes_from_any_thread(vhost: str, databa
 
     async with bridge(vhost, database):
         assert await asyncio.to_thread(story) == ["offline"] * 8
+
+
+async def test_its_end_waits_for_what_is_on_the_wire(vhost: str) -> None:
+    await declare(vhost)
+    for _ in range(20):
+        async with Publisher(vhost) as publisher:
+            sending = [asyncio.create_task(publisher.send(n, user="u1")) for n in range(20)]
+            while publisher._waiting or not publisher._undone:
+                await asyncio.sleep(0)
+        assert len(await asyncio.gather(*sending)) == 20
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://localhost", "amqp://", "amqp://h:abc/", "amqp://h:99999/", "amqp://[::1/"]
+)
+def test_a_url_that_is_none_is_refused_when_it_is_made(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url: amqp://user:password@host:port/vhost expected"):
+        Publisher(url)
+
+
+async def test_a_defect_is_raised_by_the_call_and_ends_nothing(vhost: str) -> None:
+    await declare(vhost)
+    async with Publisher(vhost, app_id=7) as publisher:  # type: ignore[arg-type]
+        for _ in range(2):
+            with pytest.raises(TypeError):
+                await asyncio.wait_for(publisher.send("x", user="u1"), SECONDS)
+
+
+async def test_one_that_is_not_open_says_so(vhost: str) -> None:
+    publisher = Publisher(vhost)
+    with pytest.raises(RuntimeError, match="not open"):
+        await publisher.send("x", user="u1")
+    async with publisher:
+        pass
+    with pytest.raises(RuntimeError, match="not open"):
+        await publisher.send("x", user="u1")
+
+
+async def test_a_refused_connection_is_not_tried_without_pause(
+    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+    connect = Producer.connect
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return connect(*args, **more)
+
+    monkeypatch.setattr(Producer, "connect", counted)
+    waits: list[float] = []
+
+    async def slept(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0)
+
+    async with bridge(vhost, database), through_a_proxy(vhost) as (proxy, url), Publisher(url) as publisher:
+        held = await publisher.send("x", user="u1", ttl=60, receipts=True)
+        publisher._sleep = slept
+        publisher._url = urlunsplit(urlsplit(url)._replace(path="/no-such-vhost"))
+        proxy.reset()
+        while tried < 6:
+            await asyncio.sleep(0.01)
+        assert held.confirmed
+    assert all(wait >= 0.05 * 2**n for n, wait in enumerate(waits[:4])), waits
+
+
+async def test_a_topic_has_as_many_receipts_as_come_and_is_not_published_again(
+    vhost: str, database: str
+) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("a", topics=["news"]), subprotocols=ENVELOPE),
+        client(running.ws_port, token("b", topics=["news"]), subprotocols=ENVELOPE),
+        through_a_proxy(vhost) as (proxy, url),
+        Publisher(url) as publisher,
+    ):
+        sent = await publisher.send("x", topic="news", receipts=True)
+        async with asyncio.timeout(SECONDS):
+            while sent.receipts.keys() != {"a", "b"}:
+                await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await sent.outcomes(0.05)
+        async with client(running.ws_port, token("c", topics=["news"]), subprotocols=ENVELOPE) as late:
+            proxy.reset()
+            await publisher.send("after", topic="news")
+            assert (await shown(late))["data"] == "after"
+
+
+async def test_a_blocking_one_that_is_closed_leaves_nobody_waiting(vhost: str, database: str) -> None:
+    def story() -> list[str]:
+        ended: list[str] = []
+
+        def wait(sent: BlockingSent) -> None:
+            try:
+                sent.outcome(60)
+            except BrokerUnavailable as closed:
+                ended.append(str(closed))
+
+        publisher = BlockingPublisher(vhost)
+        with pytest.raises(RuntimeError, match="not open"):
+            publisher.send("x", user="u1")
+        with publisher:
+            # It waits for an ack that never comes.
+            sent = publisher.send("x", user="here", confirm="acked", ack_within=600, receipts=True)
+            waiting = threading.Thread(target=wait, args=(sent,))
+            waiting.start()
+        waiting.join(SECONDS)
+        with pytest.raises(RuntimeError, match="not open"):
+            publisher.send("x", user="u1")
+        return ended
+
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("here"), subprotocols=ENVELOPE),
+    ):
+        assert ["closed" in text for text in await asyncio.to_thread(story)] == [True]

@@ -143,10 +143,12 @@ class Producer:
         for failure in failures.values():
             raise _error(failure)
 
-    async def publish_each(self, requests: Sequence[PushMessage]) -> Mapping[int, BridgeError]:
-        """Publish all in one write and await the confirms; returns why some were not confirmed, by their place: errors
-        as `publish_all` raises them. Raises ValueError as that."""
-        failures = await self._outbox.publish([_message(request) for request in requests], REQUEST_TIMEOUT)
+    async def publish_each(
+        self, requests: Sequence[PushMessage], seconds: float
+    ) -> Mapping[int, BridgeError]:
+        """Publish all in one write and await the confirms, so many seconds; returns why some were not confirmed, by
+        their place: errors as `publish_all` raises them. Raises ValueError as that."""
+        failures = await self._outbox.publish([_message(request) for request in requests], seconds)
         return {place: _error(failure) for place, failure in failures.items()}
 
     async def reply_queue(self, heard: Callable[[str, Mapping[str, Any]], None]) -> str:

@@ -74,8 +74,8 @@ class Counting:
             try:
                 async with Watchdog(conn, COUNT_TIMEOUT):
                     await conn.execute("select count_hour(%s, %s)", (day, hour))
-            except (pg.QueryCanceled, pg.LockNotAvailable) as error:
-                # One hour may be too much for its time, or locked. The others are not to wait for it.
+            except (pg.QueryCanceled, pg.LockNotAvailable, psycopg.DataError) as error:
+                # One hour may be too much for its time, locked, or have a time that is infinite. Others do not wait for it.
                 failed = error
         if failed is not None:
             raise failed

@@ -139,15 +139,16 @@ def _revoke_options(parser: Parser) -> None:
 
 def _canary(args: Namespace) -> int:
     from bridge.cli.canary import canary
+    from bridge.cli.dev import sigterm_interrupts
     from bridge.cli.loading import quiet_logs
     from bridge.cli.loop import run_loop
-    from bridge.config import Settings
+    from bridge.config import CommonSettings, TokenSettings
 
-    settings = load(Settings, args)
+    settings = load(TokenSettings if args.token_file is None else CommonSettings, args)
     quiet_logs(args, settings)
     story = canary(
         settings,
-        url=args.url or "",
+        url=args.url,
         token_file=args.token_file,
         every=args.every,
         timeout=args.timeout,
@@ -155,12 +156,16 @@ def _canary(args: Namespace) -> int:
         metrics=args.metrics,
         as_json=args.json,
     )
-    return run_loop(story, uvloop=False)
+    with sigterm_interrupts():
+        return run_loop(story, uvloop=False)
 
 
 def _canary_options(parser: Parser) -> None:
     parser.add_argument(
-        "--url", metavar="WS", help="where it connects as a browser does [the settings' port, here]"
+        "--url",
+        metavar="WS",
+        default="ws://127.0.0.1:8181/ws",
+        help="where it connects, as a browser does [ws://127.0.0.1:8181/ws]",
     )
     parser.add_argument(
         "--token-file",
@@ -222,7 +227,7 @@ COMMANDS: Final = (
         "canary",
         "Push to a session of its own, each second, and say what fails, until Ctrl-C.",
         _canary,
-        ("amqp_url", "ws_host", "ws_port", "jwt_secret", "jwt_algorithms", "jwt_issuer", "jwt_audience"),
+        ("amqp_url", "jwt_secret", "jwt_algorithms", "jwt_issuer", "jwt_audience"),
         "Exits 1 if any push failed. A push is good when its session was shown it and its receipt says acked. Its\n"
         "rows have the event bridge.canary.\n\n"
         "  bridge canary --url wss://push.example.org/ws --metrics 9183\n"
