@@ -75,7 +75,7 @@ class Counting:
                 async with Watchdog(conn, COUNT_TIMEOUT):
                     await conn.execute("select count_hour(%s, %s)", (day, hour))
             except (pg.QueryCanceled, pg.LockNotAvailable, psycopg.DataError) as error:
-                # One hour may be too much for its time, locked, or have a time that is infinite. Others do not wait for it.
+                # One hour may take too long, or be locked, or have an infinite time. The others do not wait for it.
                 failed = error
         if failed is not None:
             raise failed
