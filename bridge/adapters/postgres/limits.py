@@ -32,7 +32,7 @@ _HAVE: LiteralString = """
                from unnest(%s::text[]) node,
                    unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
                        ' actions', ' figures', ' topics and times']) kind)
-           or application_name in ('bridge upkeep', 'bridge audit', 'bridge why', 'bridge who'))
+           or application_name in ('bridge upkeep', 'bridge counting', 'bridge audit', 'bridge why', 'bridge who'))
     """
 """Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a
 few while they are open."""
