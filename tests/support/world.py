@@ -879,6 +879,9 @@ class World:
             done = done and not self.schedule.entries
             if round_ > 12 and done and not self.house.inflight.busy and self._all_live():
                 break
+        # What was handed over last is read, too, though others have proven it by now.
+        for n in range(len(self.peers)):
+            self._answer_everything(n)
         await self.pass_time(2.0)
         if self.sweep is not None:
             await self.sweep
@@ -888,7 +891,9 @@ class World:
             self._look(peer)
 
     def _all_live(self) -> bool:
-        return all(p.client.session.state is SessionState.LIVE for p in self.peers if p.socket.open)
+        """Whether every session that is open has been sent all that it was offered."""
+        sessions = [p.client.session for p in self.peers if p.socket.open]
+        return all(session.state is SessionState.LIVE and not session.waiting for session in sessions)
 
     def _is_due(self, row: Row) -> bool:
         return row.fallback_due is not None and row.fallback_due <= self.clock.now - 2
