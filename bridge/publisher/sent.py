@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bridge.adapters.amqp.producer import PushMessage
+
+REPEATED: Final = 12 * 3600.0
+"""Seconds for which a request is published again for its receipts: half of the time for which an id is known."""
 
 
 class Receipt(NamedTuple):
@@ -24,7 +28,8 @@ class Receipt(NamedTuple):
 
 class Sent:
     """A request that the broker has confirmed. Receipts come for as long as this object lives, also over lost
-    connections: the request is then published again, under its id, and answered from its row."""
+    connections: the request is then published again, under its id, and answered from its row, up to `REPEATED` seconds
+    after it was made."""
 
     def __init__(self, push_id: str, message: PushMessage, expected: int | None) -> None:
         """`expected`: how many users it is for; None: only the bridge knows."""
@@ -35,6 +40,7 @@ class Sent:
         self._receipts: dict[str, Receipt] = {}
         self._heard = asyncio.Event()
         self._correlation_id = ""
+        self._made_at = time.monotonic()
 
     @property
     def asked(self) -> bool:
@@ -75,8 +81,9 @@ class Sent:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether publishing it again reaches nobody else: for a topic or everyone it may."""
-        return self._expected is not None
+        """Whether publishing it again makes no other push. For a topic or everyone it may reach others; and the bridge
+        knows an id for a day at least, not for ever."""
+        return self._expected is not None and time.monotonic() - self._made_at < REPEATED
 
     def _has(self, enough: Callable[[Receipt], bool]) -> bool:
         rejected = any(receipt.outcome == "rejected" for receipt in self._receipts.values())

@@ -170,6 +170,17 @@ async def test_receipts_that_a_lost_connection_has_taken_along_come_again(vhost:
         assert len(await rows(database)) == 2, "none was taken twice"
 
 
+async def test_an_old_request_is_not_published_again_since_its_id_may_be_forgotten(
+    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bridge(vhost, database), Publisher(vhost) as publisher:
+        kept = await publisher.send("kept", user="u1", ttl=60, receipts=True)
+        assert (await kept.outcome(SECONDS)).outcome == "stored"
+        assert list(publisher._open_requests()) == [kept]
+        monkeypatch.setattr("bridge.publisher.sent.REPEATED", 0.0)
+        assert list(publisher._open_requests()) == []
+
+
 async def test_who_is_away_for_too_long_is_told(vhost: str) -> None:
     async with through_a_proxy(vhost) as (proxy, url), Publisher(url, retry_for=0.3) as publisher:
         proxy.refuse = True
@@ -314,11 +325,13 @@ async def test_a_topic_has_as_many_receipts_as_come_and_is_not_published_again(
 ) -> None:
     async with (
         bridge(vhost, database) as running,
-        client(running.ws_port, token("a", topics=["news"]), subprotocols=ENVELOPE),
-        client(running.ws_port, token("b", topics=["news"]), subprotocols=ENVELOPE),
+        client(running.ws_port, token("a", topics=["news"]), subprotocols=ENVELOPE) as a,
+        client(running.ws_port, token("b", topics=["news"]), subprotocols=ENVELOPE) as b,
         through_a_proxy(vhost) as (proxy, url),
         Publisher(url) as publisher,
     ):
+        # Who is welcomed is subscribed.
+        assert {(await one.read_json())["type"] for one in (a, b)} == {"welcome"}
         sent = await publisher.send("x", topic="news", receipts=True)
         async with asyncio.timeout(SECONDS):
             while sent.receipts.keys() != {"a", "b"}:
@@ -326,6 +339,7 @@ async def test_a_topic_has_as_many_receipts_as_come_and_is_not_published_again(
         with pytest.raises(TimeoutError):
             await sent.outcomes(0.05)
         async with client(running.ws_port, token("c", topics=["news"]), subprotocols=ENVELOPE) as late:
+            assert (await late.read_json())["type"] == "welcome"
             proxy.reset()
             await publisher.send("after", topic="news")
             assert (await shown(late))["data"] == "after"
