@@ -195,9 +195,10 @@ class _Check:
             self._broken(Broken.TROUBLE, trouble)
         return self._verdict
 
-    def _broken(self, kind: Broken, what: str, request: Request | None = None) -> None:
+    def _broken(self, kind: Broken, what: str, *requests: Request | None) -> None:
         self._broken_times[kind] += 1
-        facts = self._facts(request) if request and self._broken_times[kind] <= STORIES_MAX else ()
+        told = requests if self._broken_times[kind] <= STORIES_MAX else ()
+        facts = tuple(fact for request in told if request for fact in self._facts(request))
         self._verdict.violations.append(Violation(kind, what, facts))
 
     def _facts(self, request: Request) -> tuple[str, ...]:
@@ -438,7 +439,7 @@ class _Check:
             newest = last.get(crowd)
             if newest is not None and request.before(newest):
                 what = f"{tab.user} read it after {newest.push_id}, on connection {number} at {at:.3f}"
-                self._broken(Broken.OUT_OF_ORDER, what, request)
+                self._broken(Broken.OUT_OF_ORDER, what, request, newest)
             if newest is None or request.first_published > newest.first_published:
                 last[crowd] = request
 
@@ -585,8 +586,11 @@ def _row(row: Row) -> str:
     state = "final" if row.final else "not final"
     owed = ", owed" if row.owed else ""
     key = f"{row.key.tenant}/{row.key.push_id}/{row.key.user}"
+    place = f" at place {row.position}" if row.position else ""
     detail = f" ({row.detail})" if row.detail else ""
-    return f"{key}: {row.outcome}/{row.reason} {state}{owed} by {row.node} after {row.attempts}{detail}"
+    return (
+        f"{key}: {row.outcome}/{row.reason} {state}{owed} by {row.node} after {row.attempts}{place}{detail}"
+    )
 
 
 def _some(things: Iterable[object], most: int = 8) -> str:

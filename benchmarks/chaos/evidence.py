@@ -157,6 +157,8 @@ class Row(NamedTuple):
     """Whether its fallback has been due for some time."""
     early: bool = False
     """Whether its fallback was published though the push was proven before that was due."""
+    position: int = 0
+    """Its place among the kept pushes of its user; 0 if it is not kept."""
 
 
 class Revoked(NamedTuple):

@@ -528,8 +528,8 @@ class Stage:
             " fallback_at is not null, coalesce(fallback_due < now() - interval '5 s', false),"
             # Where the bridge's clock was set back meanwhile, its times can't be compared with the database's.
             " coalesce(proven_at < published_at + make_interval(secs => fallback_key::float8)"
-            " and late_at is null and proven_at > fallback_at - interval '25 s', false)"
-            " from delivery_log"
+            " and late_at is null and proven_at > fallback_at - interval '25 s', false),"
+            " coalesce(position, 0) from delivery_log"
         )
         rows = []
         for (
@@ -546,7 +546,10 @@ class Stage:
             node,
             attempts,
             lapsed,
-            *fallback,
+            fell_back,
+            overdue,
+            early,
+            position,
         ) in found:
             kept = str(meta or "").encode() + b" " + (bytes(payload) if payload else b"")  # type: ignore[call-overload]
             marks = frozenset(m.decode() for m in _MARK.findall(kept))
@@ -563,7 +566,10 @@ class Stage:
                     str(node),
                     int(str(attempts)),
                     bool(lapsed),
-                    *map(bool, fallback),
+                    bool(fell_back),
+                    bool(overdue),
+                    bool(early),
+                    int(str(position)),
                 )
             )
         return rows
