@@ -28,6 +28,8 @@ class ServiceLimits:
     """Between looks for hours of the log that have changed since they were counted."""
     count_all_every: float = 3600.0
     """Between looks for them in all days, not only the newest two."""
+    erase_every: float = 60.0
+    """Between looks for data that no push needs any more, where it is to be erased."""
     audit_every: float = 60.0
     """Between audits."""
     look_up_seconds: float = 5.0

@@ -65,7 +65,8 @@ class Node:
         self.gate = given.gate
         self.consumer = given.consumer
         self._keeps = given.rows.postgres is not None
-        max_ttl = settings.retention_days * 86400.0 if self._keeps else 0.0
+        may_store = self._keeps and settings.payload != "none"
+        max_ttl = settings.retention_days * 86400.0 if may_store else 0.0
         self.request_limits = Limits(settings.max_data_bytes, max_ttl)
         self.core = _core(given, self.request_limits)
         self.sharing = Sharing(settings.partitions, settings.node, self.core.cluster.neighbours, self.clock)
@@ -241,6 +242,7 @@ def _core(given: Given, request_limits: Limits) -> assembly.Core:
             partitions=settings.partitions,
             tenant_window=settings.prefetch * settings.partitions if settings.tenant_share == "fair" else 0,
             drain_rate=settings.drain_rate,
+            keep_bodies=settings.payload not in ("none", "while_kept"),
             session_lifetime=settings.session_lifetime,
             topic_linger=settings.topic_linger,
         ),

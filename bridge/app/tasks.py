@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from bridge.adapters import loop_watch
 from bridge.adapters.amqp.partitions import Partitions
 from bridge.adapters.postgres.counting import Counting
+from bridge.adapters.postgres.erasing import Erasing
 from bridge.adapters.postgres.upkeep import Upkeep
 from bridge.app.limits import ServiceLimits
 from bridge.app.node import Node
@@ -61,7 +62,7 @@ class Workplace:
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when somebody has asked this process to stop by `bridge drain`, or when it does."""
     rare: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Upkeep, counting and audit have one connection between them."""
+    """Upkeep, counting, erasing and audit have one connection between them."""
 
 
 def tasks_of(at: Workplace) -> Sequence[Task]:
@@ -103,6 +104,7 @@ def tasks_of(at: Workplace) -> Sequence[Task]:
         Task("loop watch", partial(loop_watch.watch, at.reports.metrics.loop_lag)),
         Task("upkeep", partial(keep_partitions, at), after_start=True),
         Task("counting", partial(count_hours, at), after_start=True),
+        Task("erasing", partial(erase_data, at), after_start=True),
         Task("auditor", partial(audit, at)),
         Task("history", at.history.run),
         Task("queues", at.surroundings.watch_queues),
@@ -364,6 +366,24 @@ async def count_hours(at: Workplace) -> None:
         else:
             # An hour with many rows takes long, and changes all the time: at most a twentieth of the time is for it.
             await node.clock.sleep(max(at.limits.count_every, 19 * took))
+
+
+async def erase_data(at: Workplace) -> None:
+    """Erase data that no push needs any more, where the settings say so."""
+    days = at.settings.erased_after
+    if at.rows.postgres is None or days is None:
+        return
+    erasing = Erasing(at.settings.postgres_dsn)
+    while True:
+        try:
+            async with at.rare:
+                more = await erasing.run_once(days)
+        except BridgeError as error:
+            # Usually the database is down. No push needs this.
+            at.reports.errors.handle(error, "erasing", {})
+            more = False
+        if not more:
+            await at.node.clock.sleep(at.limits.erase_every)
 
 
 async def audit(at: Workplace) -> None:

@@ -45,7 +45,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "frames_per_second",
         "frames_per_minute",
     ),
-    "The delivery log and plug-ins": ("delivery_log", "retention_days", "error_handler", "hooks"),
+    "The delivery log and plug-ins": ("delivery_log", "retention_days", "payload", "error_handler", "hooks"),
     "Times": (
         "confirm_timeout",
         "max_age",

@@ -24,6 +24,7 @@ HEADERS_MAX: Final = 32
 """Headers that the connect hook may get."""
 
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_DAYS = re.compile(r"days:[1-9][0-9]{0,3}")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -233,6 +234,25 @@ def cookie_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", value):
         raise ValueError("a name of 1 to 64 letters, digits, '_', '-' or '.' expected")
     return value
+
+
+def payload(value: str) -> str:
+    """How long the log has the data of pushes: a word, or `days:N`."""
+    value = value.strip().lower()
+    if value not in ("retention", "while_kept", "none") and (
+        not _DAYS.fullmatch(value) or int(value[5:]) > 3650
+    ):
+        raise ValueError(
+            f"retention, days:N (a whole number of 1 to 3650), while_kept or none expected, not {value!r}"
+        )
+    return value
+
+
+def payload_days(value: str) -> float | None:
+    """The days of such a value after which data is erased that no push needs any more; None: it stays."""
+    if value == "retention":
+        return None
+    return float(value.removeprefix("days:")) if value.startswith("days:") else 0.0
 
 
 def at_least(value: int, other: str, info: ValidationInfo) -> int:

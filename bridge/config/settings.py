@@ -7,7 +7,7 @@ import socket
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from bridge.addresses import http_secrets, is_loopback
@@ -117,7 +117,7 @@ class Settings(TokenSettings):
 
         def __init__(self, **values: Any) -> None: ...
 
-    node: str = Field(
+    node: Annotated[str, AfterValidator(checks.node)] = Field(
         default_factory=lambda: socket.gethostname(),
         description="This process's name in the log, unique among running bridges;"
         " the same after a restart. At most 64 letters, digits, `.`, `_`, `-`.",
@@ -154,7 +154,7 @@ class Settings(TokenSettings):
         description="Where a token may come from, comma-separated: `authorization` (the header), `subprotocol`,"
         " `query`, `frame` (the first message; not with `BRIDGE_CONNECT_URL`), `cookie`.",
     )
-    token_cookie: str = Field(
+    token_cookie: Annotated[str, AfterValidator(checks.cookie_name)] = Field(
         "bridge_token",
         description="The name of the cookie that has the token, where `BRIDGE_TOKEN_FROM` names `cookie`; it counts"
         " only from the pages of `BRIDGE_ORIGINS`.",
@@ -165,7 +165,7 @@ class Settings(TokenSettings):
         le=36500,
         description="Days that a token may be good for, from `iat` to `exp`. Revocations are kept for as long.",
     )
-    connect_headers: CommaList = Field(
+    connect_headers: Annotated[CommaList, AfterValidator(checks.header_names)] = Field(
         ("cookie", "authorization", "origin", "user-agent"),
         description="The headers of a handshake that the connect hook gets, comma-separated. Cookies only from the"
         " pages of `BRIDGE_ORIGINS`: from others, handshakes with a cookie are refused.",
@@ -246,6 +246,12 @@ class Settings(TokenSettings):
         description="Frames that a client may send a minute; one that sends more is closed with 4429.",
     )
     retention_days: int = Field(30, ge=2, le=3650, description="Days that rows are kept.")
+    payload: Annotated[str, AfterValidator(checks.payload)] = Field(
+        "retention",
+        description="How long the log has the data of pushes and the bodies of rejected requests: `retention` (as long"
+        " as their rows), `days:N` (N days after the push is no longer kept), `while_kept` (bodies: never), `none`"
+        " (never: what must be stored, such as a push with a ttl, is rejected).",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -397,14 +403,14 @@ class Settings(TokenSettings):
         return tuple(f"{self.node}-{k}" for k in range(1, self.workers + 1))
 
     @property
+    def erased_after(self) -> float | None:
+        """Days after which data is erased once its push is no longer kept; None: it goes with its row."""
+        return checks.payload_days(self.payload)
+
+    @property
     def uses_postgres(self) -> bool:
         """Whether the rows are kept in Postgres; else in memory."""
         return "postgres" in self.delivery_log
-
-    @field_validator("node")
-    @classmethod
-    def _check_node(cls, value: str) -> str:
-        return checks.node(value)
 
     @field_validator("ws_host", "ops_host")
     @classmethod
@@ -448,16 +454,6 @@ class Settings(TokenSettings):
     def _check_token_from(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         origins, hook = bool(info.data.get("origins", "wrong")), bool(info.data.get("connect_url"))
         return checks.carriers(value, origins=origins, hook=hook)
-
-    @field_validator("connect_headers")
-    @classmethod
-    def _check_connect_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return checks.header_names(value)
-
-    @field_validator("token_cookie")
-    @classmethod
-    def _check_token_cookie(cls, value: str) -> str:
-        return checks.cookie_name(value)
 
     @field_validator("delivery_log")
     @classmethod

@@ -130,7 +130,7 @@ VERDICTS: Final[Mapping[str, str]] = {
     "open": "have not ended: the bridge still delivers them",
     "rejected": "were rejected: their messages are in push.dead, see `bridge dead replay`",
     "nobody": "name no user: they went to a session or to everyone, and reached nobody",
-    "not_kept": "can't be: their data is not kept (only that of pushes with a ttl is)",
+    "not_kept": "can't be: their data is not kept (that of pushes with a ttl is, as BRIDGE_PAYLOAD says)",
     "meta": f"can't be: a key of their meta has over {NAME_BYTES_MAX} bytes, too long for a header",
 }
 """What becomes of a chosen row, and the words for it."""
@@ -146,6 +146,10 @@ _CHOSEN: LiteralString = """
     and (%(since)s::timestamptz is null or l.taken_at >= %(since)s)
     and l.taken_at < %(until)s
     """
+_PAYLOAD: LiteralString = (
+    "coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content))"
+)
+"""The data of a row, its own or what it shares; null where it was not kept, or is erased."""
 _FROM: LiteralString = f"""
     from delivery_log l
     cross join lateral (select regexp_replace(l.push_id, '/replay-[A-Za-z0-9._-]{{1,16}}$', '') as base) b
@@ -159,7 +163,7 @@ _FROM: LiteralString = f"""
             when l.user_id = '{NO_USER}' then 'nobody'
             when not l.final then 'open'
             when l.push_id = i.new_id then 'own'
-            when (l.payload is null and l.content is null) or l.encoding is null then 'not_kept'
+            when {_PAYLOAD} is null or l.encoding is null then 'not_kept'
             when exists (select from jsonb_object_keys({META.format("l")}) k
                          where octet_length(k) > {NAME_BYTES_MAX}) then 'meta'
             when exists (select from delivery_log r
@@ -171,8 +175,7 @@ _COUNT: LiteralString = f"select v.verdict, count(*) as rows {_FROM} where {_CHO
 _PAGE: LiteralString = f"""
     select l.tenant, l.push_id, l.user_id, i.new_id, l.event, l.app_id, l.confirm, l.encoding,
            {META.format("l")} as meta,
-           coalesce(l.payload, (select c.payload from push_content c where c.day = l.day and c.id = l.content))
-               as payload,
+           {_PAYLOAD} as payload,
            l.ack_within, l.taken_at, extract(epoch from l.expires_at - l.published_at)::float8 as ttl
     {_FROM}
     where {_CHOSEN} and v.verdict = '{REPLAYABLE}'

@@ -115,14 +115,14 @@ def story(row: LoggedPush, now: datetime) -> Iterator[str]:
         yield f"  {'finished':<10} not yet, for {span((now - row.taken_at).total_seconds())}: {_who_ends_it(row, now)}"
     yield ""
     yield from _owes(row)
-    if row.payload_bytes is None:
-        return
-    if row.encoding is None:
-        yield (
-            f"  {'body':<10} {row.payload_bytes} bytes in delivery_log.payload; the message, if it was not"
-            f" replayed or purged: bridge dead show {row.push_id}"
+    if row.outcome == Outcome.REJECTED and row.encoding is None:
+        body = (
+            "not kept" if row.payload_bytes is None else f"{row.payload_bytes} bytes in delivery_log.payload"
         )
-    else:
+        yield (
+            f"  {'body':<10} {body}; the message, if it was not replayed or purged: bridge dead show {row.push_id}"
+        )
+    elif row.payload_bytes is not None:
         again = f"; to send it again: bridge replay --where push={row.push_id}" if row.final else ""
         yield f"  {'data':<10} {row.payload_bytes} bytes ({row.encoding}) in delivery_log.payload{again}"
 

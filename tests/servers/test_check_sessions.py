@@ -180,11 +180,5 @@ async def test_every_kind_of_connection_is_in_the_sum(vhost: str, database: str,
             query = "select application_name from pg_stat_activity where usename = %s"
             role = conninfo.conninfo_to_dict(app)["user"]
             names = {name for (name,) in conn.execute(query, (role,)).fetchall()}
-    known = {
-        "bridge n1",
-        "bridge upkeep",
-        "bridge audit",
-        "bridge why",
-        *(f"bridge n1 {kind}" for kind in CONNECTIONS),
-    }
+    known = {"bridge n1", *postgres_limits.PASSING, *(f"bridge n1 {kind}" for kind in CONNECTIONS)}
     assert {"bridge n1", "bridge n1 lease"} <= names <= known

@@ -141,6 +141,18 @@ def test_several_workers_need_postgres_and_room_for_their_names() -> None:
     assert Settings(jwt_secret=SECRET, workers=3, node="n").nodes == ("n-1", "n-2", "n-3")
 
 
+def test_data_is_erased_so_many_days_after_it_is_of_no_use_or_never() -> None:
+    days = {
+        given: Settings(jwt_secret=SECRET, payload=given).erased_after
+        for given in (" Days:7", "while_kept", "none")
+    }
+    assert days == {" Days:7": 7, "while_kept": 0, "none": 0}
+    assert Settings(jwt_secret=SECRET).erased_after is None
+
+
+PAYLOADS = "retention, days:N (a whole number of 1 to 3650), while_kept or none expected"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
@@ -150,6 +162,9 @@ def test_several_workers_need_postgres_and_room_for_their_names() -> None:
         ("confirm_timeout", "nan", "a number from 0.1 to 300 expected, not 'nan'"),
         ("max_attempts", 100, "a whole number from 1 to 99 expected, not 100"),
         ("retention_days", 1, "a whole number from 2 to 3650 expected, not 1"),
+        ("payload", "days:0", f"{PAYLOADS}, not 'days:0'"),
+        ("payload", "days:3651", f"{PAYLOADS}, not 'days:3651'"),
+        ("payload", "week", f"{PAYLOADS}, not 'week'"),
         ("log_level", "loud", "one of debug, info, warning, error expected, not 'loud'"),
         ("declare", "no", "one of active, passive expected, not 'no'"),
         ("dev", "perhaps", "true or false expected, not 'perhaps'"),

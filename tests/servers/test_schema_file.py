@@ -18,9 +18,9 @@ MENDED = (
     "schema.sql is not what the migrations make: a migration changes schema.sql too."
     " (-) only migrations make it, (+) only schema.sql does:\n"
 )
-OF_THE_FIRST_DAY = re.compile(r"comment on column \w+ of table delivery_log_<today>:")
-"""The partition of the day of the upgrade is made by the first migration, and has the comments of that time; all that
-are made afterwards have today's, which is compared in the partition of the next day."""
+OF_THE_FIRST_DAY = re.compile(r"comment on column \w+ of table (delivery_log|push_content)_<today>:")
+"""The partitions of the day of the upgrade are made by the first migrations, and have the comments of that time; all
+that are made afterwards have today's, which is compared in the partition of the next day."""
 
 
 def described(dsn: str) -> list[str]:

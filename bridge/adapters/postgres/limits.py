@@ -24,6 +24,11 @@ CLOSING: Final = 3.0
 """Seconds in which a refusal may be due to a session that was just closed, which the server still counts."""
 _STEP: Final = 0.1
 
+PASSING: Final = (
+    "bridge upkeep", "bridge counting", "bridge erasing", "bridge audit", "bridge why", "bridge who",
+)  # fmt: skip
+"""Short-lived connections, which do not name their node. They count as those of this node, and so make the check milder
+by a few while they are open."""
 _HAVE: LiteralString = """
     select count(*) from pg_stat_activity
     where datname = current_database() and usename = session_user
@@ -32,10 +37,8 @@ _HAVE: LiteralString = """
                from unnest(%s::text[]) node,
                    unnest(array['', ' mailbox', ' lease', ' sweep', ' revocations', ' revoking', ' sessions', ' nodes',
                        ' actions', ' figures', ' topics and times']) kind)
-           or application_name in ('bridge upkeep', 'bridge counting', 'bridge audit', 'bridge why', 'bridge who'))
+           or application_name = any(%s))
     """
-"""Short-lived connections do not name their node. They count as those of this node, and so make the check milder by a
-few while they are open."""
 # Sessions of other roles are counted too: whose they are is visible, only what they do is hidden.
 _LIMITS: LiteralString = """
     select quote_ident(r.rolname), case when r.rolsuper then -1 else r.rolconnlimit end,
@@ -120,7 +123,7 @@ async def _opened(dsn: str, application_name: str) -> Connection:
 async def _have(conn: Connection, nodes: Sequence[str]) -> int:
     """How many connections these nodes have now; 0 unless they run."""
     async with Watchdog(conn):
-        row = await (await conn.execute(_HAVE, (list(nodes),), prepare=False)).fetchone()
+        row = await (await conn.execute(_HAVE, (list(nodes), list(PASSING)), prepare=False)).fetchone()
     return min(int(str(row[0])), CONNECTIONS_NEEDED * len(nodes) - 1) if row else 0
 
 

@@ -269,7 +269,10 @@ def _confirm(word: object, path: str) -> Proof:
     return confirm
 
 
-_KEEPS_NOTHING = "this bridge keeps no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in"
+_STORES_NOTHING = (
+    "since it stores no data: BRIDGE_DELIVERY_LOG is without postgres, or BRIDGE_PAYLOAD is none"
+)
+_KEEPS_NOTHING = f"this bridge keeps no pushes, {_STORES_NOTHING}"
 
 
 def _retain(value: object, path: str, to_topic: bool, max_ttl: float) -> bool:
@@ -280,7 +283,7 @@ def _retain(value: object, path: str, to_topic: bool, max_ttl: float) -> bool:
             Reason.INVALID, path, "expected true only beside to.topic: only topics have last values"
         )
     if value and max_ttl <= 0:
-        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}: leave retain out")
+        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}; leave retain out")
     return value
 
 
@@ -288,7 +291,7 @@ def _ttl(value: object, path: str, max_ttl: float) -> float:
     if not is_finite(value) or value < 0:
         raise InvalidRequest(Reason.INVALID, path, f"expected seconds, 0 or more, got {kind(value)}")
     if value > 0 >= max_ttl:
-        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}: leave ttl out, or say 0")
+        raise InvalidRequest(Reason.UNSUPPORTED, path, f"{_KEEPS_NOTHING}; leave ttl out, or say 0")
     if value > max_ttl:
         raise InvalidRequest(
             Reason.INVALID, path, f"expected at most {max_ttl:.15g} seconds (BRIDGE_RETENTION_DAYS), got more"
@@ -308,7 +311,7 @@ def _after(values: Mapping[str, Any], path: Callable[[str], str], max_ttl: float
         raise InvalidRequest(
             Reason.UNSUPPORTED,
             where,
-            "this bridge has no fallbacks, since BRIDGE_DELIVERY_LOG names no database to keep them in",
+            f"this bridge has no fallbacks, {_STORES_NOTHING}",
         )
     if not is_finite(value) or not 0 < value <= max_ttl:
         raise InvalidRequest(
@@ -348,8 +351,7 @@ def _deliver_at(value: object, path: str, published_at: float, max_ttl: float) -
         raise InvalidRequest(
             Reason.UNSUPPORTED,
             path,
-            "this bridge schedules no pushes, since BRIDGE_DELIVERY_LOG names no database to keep them in:"
-            " leave deliver_at out",
+            f"this bridge schedules no pushes, {_STORES_NOTHING}; leave deliver_at out",
         )
     if published_at and value > published_at + max_ttl:
         hint = ": these look like milliseconds" if value >= MILLISECONDS_FROM else ""

@@ -24,5 +24,7 @@ class DeliveryLimits(msgspec.Struct, frozen=True):
     """Sessions a second; 0: any number."""
     topic_linger: float = 3600.0
     """See `Everywhere`."""
+    keep_bodies: bool = True
+    """Whether rows of rejected requests have their body."""
     session_lifetime: float = 0.0
     """0: sessions stay as long as they like."""

@@ -88,7 +88,9 @@ class RequestTaker:
     async def _take_rejected(
         self, message: HeldMessage, request: Rejected, came_before: bool, known: Known | None
     ) -> None:
-        flight = flight_of_rejected(request, message, self._inflight, message.taken_at)
+        flight = flight_of_rejected(
+            request, message, self._inflight, message.taken_at, keep_body=self._limits.keep_bodies
+        )
         rows = {} if known is None else known.rows
         if known is None and came_before:
             rows = await self._known.look_up([flight.key])

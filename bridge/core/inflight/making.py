@@ -126,8 +126,11 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
     return flight
 
 
-def flight_of_rejected(rejected: Rejected, message: HeldMessage, owner: Owner, now: float) -> Flight:
-    """The flight of a rejected request: its user is not known, and its row keeps the body (cut) for people to read."""
+def flight_of_rejected(
+    rejected: Rejected, message: HeldMessage, owner: Owner, now: float, *, keep_body: bool = True
+) -> Flight:
+    """The flight of a rejected request: its user is not known, and its row keeps the body (cut) for people to read,
+    unless nothing is to be kept."""
     flight = Flight(
         RowKey(rejected.tenant, rejected.id, NO_USER),
         message,
@@ -138,8 +141,9 @@ def flight_of_rejected(rejected: Rejected, message: HeldMessage, owner: Owner, n
     if message.batch_id:
         flight.batch = message.batch_id, message.place_of(rejected)
     flight.detail = rejected.detail
-    flight.payload = rejected.body[:PAYLOAD_KEPT]
-    if len(rejected.body) > PAYLOAD_KEPT:
+    if keep_body:
+        flight.payload = rejected.body[:PAYLOAD_KEPT]
+    if keep_body and len(rejected.body) > PAYLOAD_KEPT:
         flight.detail += f" (payload cut at {PAYLOAD_KEPT} of {len(rejected.body)} bytes)"
     flight.born_ended(Outcome.REJECTED, rejected.reason, now)
     return flight

@@ -175,6 +175,11 @@ create index delivery_log_position on delivery_log (position) where position is 
 create index delivery_log_fallback on delivery_log (fallback_due) where fallback_due is not null;
 create index delivery_log_fallback_key on delivery_log (user_id, collapse_key)
     where fallback_due is not null and collapse_key is not null;
+-- By when their data is not needed any more: after the ttl where a client that resumes may get it, else at the end.
+create index delivery_log_data on delivery_log ((
+    case when outcome in ('acked', 'received', 'written') and expires_at > finished_at then expires_at
+         else finished_at end))
+    where final and payload is not null and fallback_due is null;
 
 -- A push to ten thousand users has ten thousand rows and one payload. It is stored here once, and the rows refer to it.
 create table push_content (
@@ -183,6 +188,7 @@ create table push_content (
     payload  bytea,
     excluded jsonb,
     meta     jsonb,
+    until    timestamptz,
     -- The day is the same all over a partition.
     constraint push_content_key primary key (id, day)
 ) partition by list (day);
@@ -193,6 +199,9 @@ comment on column push_content.id is 'The first 16 bytes of the SHA-256 of the r
 comment on column push_content.payload is 'As delivery_log.payload.';
 comment on column push_content.excluded is 'As delivery_log.excluded.';
 comment on column push_content.meta is 'As delivery_log.meta.';
+comment on column push_content.until is
+    'When no row needs its payload any more: an hour or two after the last ttl, or fallback; null: not known, it goes with its day.';
+create index push_content_until on push_content (until) where payload is not null;
 
 create function whole(l delivery_log) returns delivery_log
     language plpgsql stable
@@ -320,6 +329,70 @@ update ending e set party = p.party from (values
 -- two writers never deadlock. A row that another session has locked is skipped: it may stay locked for hours, and the other
 -- rows must not wait for it. The caller is told, and tries again.
 
+-- The ids are sorted, so that two writers take them in one order.
+create function share_content(
+    p_day date, p_ids bytea[], p_payloads bytea[], p_excluded jsonb[], p_metas jsonb[],
+    p_contents bytea[], p_expires float8[], p_fallbacks float8[]
+) returns void
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set jit to off
+    as $$
+declare
+    ids bytea[];
+    payloads bytea[];
+    lists jsonb[];
+    metas jsonb[];
+    untils timestamptz[];
+    made bigint;
+begin
+    -- In steps of an hour: so it seldom changes where others share the same later.
+    select array_agg(n.id order by n.id), array_agg(n.payload order by n.id), array_agg(n.excluded order by n.id),
+           array_agg(n.meta order by n.id),
+           array_agg(to_timestamp(ceil(coalesce(n.due, extract(epoch from clock_timestamp())) / 3600) * 3600 + 3600)
+                     order by n.id)
+    into ids, payloads, lists, metas, untils
+    from (
+        select x.id, (array_agg(x.payload) filter (where x.payload is not null))[1] as payload,
+               (array_agg(x.excluded) filter (where x.excluded is not null))[1] as excluded,
+               (array_agg(x.meta) filter (where x.meta is not null))[1] as meta, max(x.due) as due
+        from (
+            select c.id, c.payload, c.excluded, c.meta, null::float8 as due
+            from unnest(p_ids, p_payloads, p_excluded, p_metas) as c (id, payload, excluded, meta)
+            union all
+            select r.content, null, null, null, greatest(r.expires, r.fallback)
+            from unnest(p_contents, p_expires, p_fallbacks) as r (content, expires, fallback)
+            where r.content is not null) x
+        group by x.id) n;
+
+    insert into push_content (day, id, payload, excluded, meta, until)
+    select p_day, n.id, n.payload, n.excluded, n.meta, n.until
+    from unnest(ids, payloads, lists, metas, untils) as n (id, payload, excluded, meta, until)
+    on conflict do nothing;
+    get diagnostics made = row_count;
+    if made = cardinality(ids) then
+        return;
+    end if;
+    -- What was there may be due earlier, or erased already.
+    with there as materialized (
+        select n.*
+        from unnest(ids, payloads, untils) as n (id, payload, until)
+        cross join lateral (
+            select from push_content c
+            where c.day = p_day and c.id = n.id
+              and (c.until < n.until or (c.payload is null and n.payload is not null))
+            for update) c)
+    update push_content c set until = greatest(c.until, n.until), payload = coalesce(c.payload, n.payload)
+    from there n
+    where c.day = p_day and c.id = n.id;
+end $$;
+comment on function share_content is
+    'Stores what rows of a day share, once, and until when they need it: p_contents has for each row the id of what it shares.';
+
 -- New parameters come last and have defaults, so that a program of an earlier version can call it with those that it knows.
 create function record_rows(
     p_tenants text[], p_push_ids text[], p_users text[],
@@ -385,11 +458,8 @@ begin
     end if;
 
     if p_content_ids is not null then
-        insert into push_content (day, id, payload, excluded, meta)
-        select d, c.id, c.payload, c.excluded, c.meta
-        from unnest(p_content_ids, p_content_payloads, p_content_excluded, p_content_metas)
-            as c (id, payload, excluded, meta)
-        on conflict do nothing;
+        perform share_content(d, p_content_ids, p_content_payloads, p_content_excluded, p_content_metas,
+                              p_contents, p_expires, p_fallbacks);
     end if;
 
     insert into delivery_log (
@@ -439,8 +509,8 @@ begin
     me := pg_current_xact_id()::xid;
     if p_content_ids is not null and first < d then
         -- A row of an earlier day finds its content in its own day's partition.
-        insert into push_content (day, id, payload, excluded, meta)
-        select found.day, c.id, c.payload, c.excluded, c.meta
+        perform share_content(found.day, p_content_ids, p_content_payloads, p_content_excluded, p_content_metas,
+                              p_contents, p_expires, p_fallbacks)
         from (
             select distinct l.day
             from rows from (unnest(p_tenants, p_push_ids, p_users)) as n (tenant, push_id, user_id)
@@ -449,10 +519,8 @@ begin
                 where l.day >= first and l.day < d
                   and l.push_id = n.push_id collate "C" and l.user_id = n.user_id collate "C"
                   and l.tenant = n.tenant collate "C" and not l.final
-                offset 0) l) found
-        cross join unnest(p_content_ids, p_content_payloads, p_content_excluded, p_content_metas)
-            as c (id, payload, excluded, meta)
-        on conflict do nothing;
+                offset 0) l
+            order by l.day) found;
     end if;
     -- An UPDATE locks in the order of its plan; this locks one key after the other, in the order of the batch, which
     -- is that of all writers, and changes only what it has locked. As a join the planner could turn it round, and
@@ -1603,6 +1671,53 @@ begin
 end $$;
 comment on function forget_data is
     'Forgets the data that was kept of those of these rows that nobody else holds; returns them.';
+
+create function erase_data(p_before timestamptz, p_limit integer) returns integer
+    language plpgsql volatile
+    set search_path to public, pg_temp
+    set plan_cache_mode to force_generic_plan
+    set enable_seqscan to off
+    set enable_hashjoin to off
+    set enable_mergejoin to off
+    set jit to off
+    as $$
+declare
+    erased integer;
+    more integer;
+begin
+    perform set_config('bridge.erasing', 'on', true);
+    with old as materialized (
+        select l.day, l.push_id, l.user_id, l.tenant
+        from delivery_log l
+        where l.final and l.payload is not null and l.fallback_due is null
+          and (case when l.outcome in ('acked', 'received', 'written') and l.expires_at > l.finished_at then l.expires_at
+                    else l.finished_at end) < p_before
+        order by (case when l.outcome in ('acked', 'received', 'written') and l.expires_at > l.finished_at
+                       then l.expires_at else l.finished_at end)
+        limit p_limit
+        for update skip locked)
+    update delivery_log l set payload = null
+    from old o
+    where l.day = o.day
+      and l.push_id = o.push_id collate "C" and l.user_id = o.user_id collate "C" and l.tenant = o.tenant collate "C";
+    get diagnostics erased = row_count;
+    perform set_config('bridge.erasing', '', true);
+    -- A fallback that could not be published for long still needs it, and nobody counts who shares what.
+    if exists (select from delivery_log l where l.fallback_due < clock_timestamp() - interval '1 hour') then
+        return erased;
+    end if;
+    with old as materialized (
+        select c.day, c.id from push_content c
+        where c.payload is not null and c.until < p_before
+        order by c.until
+        limit p_limit
+        for update skip locked)
+    update push_content c set payload = null from old o where c.day = o.day and c.id = o.id;
+    get diagnostics more = row_count;
+    return erased + more;
+end $$;
+comment on function erase_data is
+    'Erases at most p_limit payloads of rows, and as many that rows share, that nobody has needed since then; returns how many.';
 
 create function recall_push(p_tenant text, p_push_id text, p_from text, p_limit integer)
     returns table (reached text, more boolean, applied boolean, log delivery_log)
@@ -2816,6 +2931,10 @@ create function note_changed_hours() returns trigger
     set search_path to pg_catalog, public, pg_temp
     as $$
 begin
+    -- No count depends on data.
+    if current_setting('bridge.erasing', true) = 'on' then
+        return null;
+    end if;
     insert into public.changed_hour (day, hour)
     select distinct c.day, date_trunc('hour', c.taken_at, 'UTC') from changed c;
     return null;
