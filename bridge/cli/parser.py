@@ -169,6 +169,21 @@ def pattern(text: str) -> str:
     return _without(pattern_problem(text), text)
 
 
+def filtered(field: str) -> Callable[[str], str]:
+    """A value that an outcome may have in this field of `bridge.operator.watching.Filter`, for argparse."""
+
+    def checked(text: str) -> str:
+        from bridge.operator.watching import WrongFilter, filter_of
+
+        try:
+            filter_of({field: text})
+        except WrongFilter as error:
+            raise argparse.ArgumentTypeError(f"{error.expected} expected, not {text!r}") from None
+        return text
+
+    return checked
+
+
 def _without(problem: str, text: str) -> str:
     if problem:
         raise argparse.ArgumentTypeError(problem)

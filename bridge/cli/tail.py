@@ -10,16 +10,19 @@ from typing import Any, cast
 
 from bridge.cli.receipts import receipt_line
 from bridge.config import CommonSettings
+from bridge.operator.watching import Filter, told_by_receipt
 
 
-async def tail(settings: CommonSettings, binding_key: str, *, count: int | None, as_json: bool) -> int:
-    """Print outcomes as they come, for ever or until `count` were printed."""
+async def tail(settings: CommonSettings, wanted: Filter, *, count: int | None, as_json: bool) -> int:
+    """Print wanted outcomes as they come, for ever or until `count` were printed."""
     from bridge.adapters.amqp.producer import outcomes
 
     seen = 0
-    events = cast("AsyncGenerator[dict[str, Any]]", outcomes(settings.amqp_url, binding_key))
+    events = cast("AsyncGenerator[dict[str, Any]]", outcomes(settings.amqp_url, wanted.binding_key))
     async with aclosing(events) as receipts:
         async for receipt in receipts:
+            if not wanted.fits(told_by_receipt(receipt)):
+                continue
             line = json.dumps(receipt, ensure_ascii=False) if as_json else _tail_line(receipt)
             print(line, flush=True)
             seen += 1

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from bridge.core.model.rows import Row
 from bridge.core.ports.plugins import SessionInfo
+from bridge.operator.watching import EVERYTHING, Filter, told_by_row
 
 BACKLOG_ROWS: Final = 1_000
 """Rows kept for a reader that falls behind; beyond that, new ones are left out and counted."""
@@ -24,9 +25,8 @@ class Missed(NamedTuple):
 class Subscription:
     """One reader's view of the outcomes, bounded."""
 
-    def __init__(self, user: str | None, push_id: str | None) -> None:
-        self._user = user
-        self._push_id = push_id
+    def __init__(self, wanted: Filter) -> None:
+        self._wanted = wanted
         self._rows: deque[Row] = deque()
         self._missed = 0
         self._closed = False
@@ -34,9 +34,7 @@ class Subscription:
 
     def offer(self, row: Row) -> None:
         """Keep this row if the reader wants it and there is room."""
-        if self._user is not None and row.key.user != self._user:
-            return
-        if self._push_id is not None and row.key.push_id != self._push_id:
+        if self._wanted is not EVERYTHING and not self._wanted.fits(told_by_row(row)):
             return
         if len(self._rows) >= BACKLOG_ROWS:
             self._missed += 1
@@ -75,9 +73,9 @@ class OutcomeFeed:
         return len(self._subscriptions)
 
     @contextmanager
-    def subscribe(self, user: str | None = None, push_id: str | None = None) -> Iterator[Subscription]:
-        """Read rows from now on: all of them, or those of a user, or of a push."""
-        subscription = Subscription(user, push_id)
+    def subscribe(self, wanted: Filter = EVERYTHING) -> Iterator[Subscription]:
+        """Read the rows that are wanted, from now on."""
+        subscription = Subscription(wanted)
         if self._closed:
             subscription.close()
         self._subscriptions.append(subscription)

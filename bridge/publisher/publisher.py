@@ -97,6 +97,8 @@ class Publisher:
         self._producer: Producer | None = None
         self._replies = ""
         """The queue for receipts on this connection; empty until one is asked for."""
+        self._deaf = False
+        """Somebody has deleted that queue, or it could not be made."""
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -180,8 +182,8 @@ class Publisher:
 
     @property
     def _has_work(self) -> bool:
-        """Whether something is to be published, or receipts are wanted that a lost connection has taken along."""
-        lost = self._producer is not None and bool(self._producer.ended)
+        """Whether something is to be published, or receipts are wanted that went to a queue that is gone."""
+        lost = self._deaf or (self._producer is not None and bool(self._producer.ended))
         return bool(self._waiting) or (lost and any(self._open_requests()))
 
     def _open_requests(self) -> Iterator[Sent]:
@@ -195,13 +197,26 @@ class Publisher:
             producer = await self._open.enter_async_context(
                 Producer.connect(self._url, name=self._name, lost=self._wake.set)
             )
-            # Receipts went to a queue that has gone with its connection. The bridge answers a repeat from its row.
-            again = [_Waiting(sent, None, math.inf) for sent in self._open_requests()]
-            self._waiting = deque([*again, *(one for one in self._waiting if one.done is not None)])
-            self._producer, self._replies = producer, ""
+            self._producer = producer
+            self._ask_again()
+        elif self._deaf:
+            # Whoever deletes it again and again does not make us publish without a pause.
+            await self._sleep(BACK_OFF * random.uniform(0.5, 1))
+            self._ask_again()
         if not self._replies and any(one.sent.asked for one in self._waiting):
-            self._replies = await self._producer.reply_queue(self._heard)
+            self._replies = await self._producer.reply_queue(self._heard, self._deafened)
         return self._producer
+
+    def _ask_again(self) -> None:
+        """Receipts went to a queue that is gone, with its connection or alone. The bridge answers a repeat from its
+        row."""
+        again = [_Waiting(sent, None, math.inf) for sent in self._open_requests()]
+        self._waiting = deque([*again, *(one for one in self._waiting if one.done is not None)])
+        self._replies, self._deaf = "", False
+
+    def _deafened(self, _cause: str) -> None:
+        self._deaf = True
+        self._wake.set()
 
     def _heard(self, correlation_id: str, receipt: Mapping[str, Any]) -> None:
         sent = self._asked.get(correlation_id)
@@ -252,6 +267,8 @@ class Publisher:
 
     def _fail(self, error: Exception) -> None:
         waiting, self._waiting = self._waiting, deque()
+        # What was confirmed before has nobody to tell: its receipts are asked for again later.
+        self._deaf |= any(one.done is None for one in waiting)
         for one in waiting:
             _end(one, error)
 

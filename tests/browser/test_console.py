@@ -306,7 +306,7 @@ async def test_a_test_push_is_asked_about_once_and_its_outcome_comes_live_too(
     browser: Browser, at: Scene
 ) -> None:
     async with (
-        opened(browser, f"{at.url}#/live?user=u3") as tail,
+        opened(browser, f"{at.url}#/live?user=u3&reason=pong&event=%23") as tail,
         opened(browser, f"{at.url}#/send?user=u3") as page,
     ):
         await expect(tail.get_by_text("Live.", exact=True)).to_be_visible()

@@ -303,6 +303,103 @@ PHP_BARE = Sent(
 )
 
 
+# amqp091-go 1.14.0: as docs/publishing.md has it, a Table with an int64, one with an int that has no room, and no
+# properties.
+
+GO_REQUEST = Sent(
+    ("9000106170706c69636174696f6e2f6a736f6e02"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+GO_DATA = Sent(
+    (
+        "b080106170706c69636174696f6e2f6a736f6e0000005113782d707573682d7075626c69736865642d6d736c000001a3185c"
+        "50000d782d707573682d72657461696e74000b782d707573682d7573657253000000037534320a782d707573682d74746c49"
+        "0000003c02086f726465722d3137"
+    ),
+    (b'{"order":17}'),
+)
+
+GO_INT = Sent(
+    (
+        "b000106170706c69636174696f6e2f6a736f6e0000002d0b782d707573682d75736572530000000375343213782d70757368"
+        "2d7075626c69736865642d6d7349185c500002"
+    ),
+    (b'{"order":17}'),
+)
+
+GO_BARE = Sent(
+    ("0000"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+
+# Bunny 3.3.0.pre for Ruby over amq-protocol 2.9.0.pre: as docs/publishing.md has it, with headers, and no options.
+
+BUNNY_REQUEST = Sent(
+    ("9800106170706c69636174696f6e2f6a736f6e0200"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+BUNNY_DATA = Sent(
+    (
+        "b880106170706c69636174696f6e2f6a736f6e000000550b782d707573682d7573657253000000037534320a782d70757368"
+        "2d74746c6c000000000000003c13782d707573682d7075626c69736865642d6d736c000001a3185c50000d782d707573682d"
+        "72657461696e74000200086f726465722d3137"
+    ),
+    (b'{"order":17}'),
+)
+
+BUNNY_BARE = Sent(
+    ("9800186170706c69636174696f6e2f6f637465742d73747265616d0200"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+
+# pika 1.4.4 and aio-pika 10.2.1 over pamqp 4.0.1: with delivery_mode 2, the same with headers, and a body alone.
+
+PIKA_REQUEST = Sent(
+    ("9000106170706c69636174696f6e2f6a736f6e02"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+PIKA_DATA = Sent(
+    (
+        "b080106170706c69636174696f6e2f6a736f6e000000510b782d707573682d7573657253000000037534320a782d70757368"
+        "2d74746c490000003c13782d707573682d7075626c69736865642d6d736c000001a3185c50000d782d707573682d72657461"
+        "696e740002086f726465722d3137"
+    ),
+    (b'{"order":17}'),
+)
+
+PIKA_BARE = Sent(
+    ("0000"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+AIO_PIKA_REQUEST = Sent(
+    (
+        "b880106170706c69636174696f6e2f6a736f6e00000000020020323433366531356536646566343235356236383937653235"
+        "6636373764383565"
+    ),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+AIO_PIKA_DATA = Sent(
+    (
+        "b880106170706c69636174696f6e2f6a736f6e0000004e13782d707573682d7075626c69736865642d6d736c000001a3185c"
+        "50000d782d707573682d72657461696e74000a782d707573682d74746c623c0b782d707573682d7573657253000000037534"
+        "320200086f726465722d3137"
+    ),
+    (b'{"order":17}'),
+)
+
+AIO_PIKA_BARE = Sent(
+    ("3880000000000100206531643965303766373463643461373761626666386561366131653931306531"),
+    (b'{"id":"order-17","to":{"user":"u42"},"event":"order.paid","data":{"order":17}}'),
+)
+
+
 # The CloudEvents SDK for Python, cloudevents 2.2.0, module bindings.rabbitmq: to_structured_event, to_binary_event, and
 # that with a header; published with kombu.
 
@@ -424,6 +521,10 @@ REQUESTS = {
     "kombu": KOMBU_REQUEST,
     "php-amqplib": PHP_REQUEST,
     "MassTransit": MASSTRANSIT_REQUEST,
+    "amqp091-go": GO_REQUEST,
+    "Bunny": BUNNY_REQUEST,
+    "pika": PIKA_REQUEST,
+    "aio-pika": AIO_PIKA_REQUEST,
 }
 """The request of docs/publishing.md, section "Your client"."""
 
@@ -440,8 +541,22 @@ def test_a_request_made_as_the_documents_say_is_taken_and_is_persistent(client: 
 
 @pytest.mark.parametrize(
     "sent",
-    [AMQPLIB_DATA, JAVA_DATA, KOMBU_DATA, PHP_DATA, MASSTRANSIT_DATA, SPRING_DATA],
-    ids=["amqplib", "Java", "kombu", "php-amqplib", "MassTransit", "Spring"],
+    [
+        *(AMQPLIB_DATA, JAVA_DATA, KOMBU_DATA, PHP_DATA, MASSTRANSIT_DATA, SPRING_DATA),
+        *(GO_DATA, BUNNY_DATA, PIKA_DATA, AIO_PIKA_DATA),
+    ],
+    ids=[
+        "amqplib",
+        "Java",
+        "kombu",
+        "php-amqplib",
+        "MassTransit",
+        "Spring",
+        "amqp091-go",
+        "Bunny",
+        "pika",
+        "aio-pika",
+    ],
 )
 def test_data_with_headers_of_ours_is_taken_and_the_browser_gets_the_data(sent: Sent) -> None:
     request = taken(sent)
@@ -455,15 +570,44 @@ def test_data_with_headers_of_ours_is_taken_and_the_browser_gets_the_data(sent: 
 def test_what_a_client_writes_by_itself_in_headers_is_read() -> None:
     java = decode(JAVA_DATA.arrival, Limits())
     assert java.published_at == 1_800_000_000.0, "a Date is an AMQP timestamp"
-    assert taken(JAVA_DATA).ttl == taken(PHP_DATA).ttl == taken(AMQPLIB_DATA).ttl == 60.0
+    for sent in (JAVA_DATA, PHP_DATA, AMQPLIB_DATA, GO_DATA, BUNNY_DATA, PIKA_DATA, AIO_PIKA_DATA):
+        assert taken(sent).ttl == 60.0
     (everyone,) = read(MASSTRANSIT_TO_ALL)
     assert isinstance(everyone, PushRequest), "MassTransit writes true as the string True"
 
 
-@pytest.mark.parametrize("sent", [AMQPLIB_BARE, JAVA_BARE, PHP_BARE], ids=["amqplib", "Java", "php-amqplib"])
-def test_without_properties_a_request_is_taken_but_not_persistent(sent: Sent) -> None:
+@pytest.mark.parametrize(
+    ("sent", "mode"),
+    [
+        *((AMQPLIB_BARE, 0), (JAVA_BARE, 0), (PHP_BARE, 0), (GO_BARE, 0), (PIKA_BARE, 0)),
+        *((AIO_PIKA_BARE, 1), (BUNNY_BARE, 2)),
+    ],
+    ids=["amqplib", "Java", "php-amqplib", "amqp091-go", "pika", "aio-pika", "Bunny"],
+)
+def test_without_properties_a_request_is_taken_but_only_one_client_makes_it_persistent(
+    sent: Sent, mode: int
+) -> None:
     assert taken(sent).target == ToUser("u42")
-    assert sent.delivery_mode == 0
+    assert taken(sent).id == "order-17", (
+        "the id in the body, also beside a message_id that the client makes up"
+    )
+    assert sent.delivery_mode == mode
+
+
+@pytest.mark.parametrize("kind", ["b", "B", "s", "U", "u", "I", "i", "l", "L"])
+def test_a_whole_number_of_any_type_is_the_number(kind: str) -> None:
+    size = {"b": 1, "B": 1, "s": 2, "U": 2, "u": 2, "I": 4, "i": 4, "l": 8, "L": 8}[kind]
+    headers = b"\x0bx-push-userS\0\0\0\x03u42\x0ax-push-ttl" + kind.encode() + (60).to_bytes(size)
+    content = b"\x20\0" + len(headers).to_bytes(4) + headers
+    assert taken(Sent(content.hex(), b"1")).ttl == 60.0
+
+
+def test_an_int_of_go_is_cut_at_32_bits_by_the_client() -> None:
+    """So docs/publishing.md says to give an int64."""
+    ms = 1_800_000_000_000
+    assert GO_INT.properties.headers["x-push-published-ms"] == ms & 0xFFFFFFFF
+    for sent in (GO_DATA, BUNNY_DATA, PIKA_DATA, AIO_PIKA_DATA):
+        assert decode(sent.arrival, Limits()).published_at == ms / 1000
 
 
 def test_text_and_bytes_stay_what_they_are() -> None:

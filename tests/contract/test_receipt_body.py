@@ -27,6 +27,7 @@ times = st.none() | st.floats(1e9, 4e9)
     texts,
     texts,
     texts,
+    texts,
     st.tuples(times, times, times),
     st.sampled_from(ENDINGS),
 )
@@ -35,6 +36,7 @@ def test_a_receipt_has_every_field_of_the_row(
     user: str,
     tenant: str,
     event: str,
+    topic: str,
     node: str,
     detail: str,
     at: tuple[float | None, float | None, float | None],
@@ -44,6 +46,7 @@ def test_a_receipt_has_every_field_of_the_row(
         row(),
         key=RowKey(tenant, push_id, user),
         event=event,
+        topic=topic,
         node=node,
         detail=detail,
         outcome=ending[0],
@@ -69,6 +72,7 @@ def test_a_receipt_has_every_field_of_the_row(
         "sessions": made.sessions,
         "attempts": made.attempts,
         "node": node,
+        **({"topic": topic} if topic else {}),
         **({"detail": detail} if detail else {}),
         "repeat": "differs",
     }

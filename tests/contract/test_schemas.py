@@ -315,6 +315,7 @@ def row(outcome: Outcome, reason: Reason, **changes: Any) -> Row:
         {
             "key": RowKey("shop", "p1", "u1"),
             "event": "e",
+            "topic": "room.7",
             "detail": "why",
             "confirm": Proof.ACKED,
             "written_at": NOW + 0.1,
@@ -328,7 +329,7 @@ def row(outcome: Outcome, reason: Reason, **changes: Any) -> Row:
 def test_every_receipt_that_we_write_fits_its_schema(ending: Any, changes: dict[str, Any]) -> None:
     receipt = json.loads(receipt_body(row(ending.outcome, ending.reason, **changes)))
     check(RECEIPT, receipt)
-    assert set(receipt) | {"detail", "repeat"} == set(SCHEMAS["receipt.json"]["properties"])
+    assert set(receipt) | {"topic", "detail", "repeat"} == set(SCHEMAS["receipt.json"]["properties"])
     differs = json.loads(receipt_body(row(ending.outcome, ending.reason, **changes), differs=True))
     check(RECEIPT, differs)
     assert differs == receipt | {"repeat": "differs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from websockets.frames import CloseCode
 
 from bridge.core.model.sessions import CloseReason
 from bridge.devservers.machine import Machine, ensure
+from tests.support.reference_metrics import PAGE
 from tests.support.series import known, mistakes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,6 +25,12 @@ ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 TESTS = DEPLOY / "prometheus" / "alerts_test.yml"
 DASHBOARD = DEPLOY / "grafana" / "bridge.json"
 OPERATING = ROOT / "docs" / "operating.md"
+ABNORMAL = 1006
+"""What a peer sees where no close frame is sent (RFC 6455 7.4.1)."""
+NO_METRICS = frozenset(
+    ("bridge_token", "bridge_worker_", "bridge_owner", "bridge_app", "bridge_reader", "bridge_analyst")
+)
+"""Other names that begin as those of metrics do: a cookie, a prefix, and roles of Postgres."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,21 @@ def queries() -> Iterator[str]:
     """The expressions of the dashboard, as Prometheus gets them."""
     for panel in panels():
         for target in panel["targets"]:
-            yield target["expr"].replace("$__rate_interval", "5m").replace("$job", "bridge")
+            query = target["expr"].replace("$__rate_interval", "5m")
+            yield re.sub(r"\$(job|node|canary)\b", "bridge", query)
+
+
+def series_of_rows() -> dict[str, set[str]]:
+    """The series that each row of the dashboard asks for, without the suffixes of histograms."""
+    rows: dict[str, set[str]] = {}
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        if panel["type"] == "row":
+            row = rows.setdefault(panel["title"], set())
+            continue
+        for target in panel["targets"]:
+            names = re.findall(r"\b(?:bridge|process)_\w+", target["expr"])
+            row |= {re.sub("_(bucket|sum|count)$", "", name) for name in names}
+    return rows
 
 
 def anchors(page: Path) -> set[str]:
@@ -149,4 +172,69 @@ def test_each_panel_has_a_title_a_description_a_unit_and_a_query_and_a_place_of_
         assert panel["targets"]
         for target in panel["targets"]:
             assert target["expr"]
-            assert 'job=~"$job"' in target["expr"], "one Prometheus may have several installations"
+            for selector in re.findall(r"(?:bridge|process)_\w+(\{[^}]*\}|)", target["expr"]):
+                ours = 'job=~"$job", instance=~"$node"' in selector or 'job=~"$canary"' in selector
+                assert ours, "one Prometheus may have several installations"
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    shown = set().union(*series_of_rows().values())
+    listed = set(re.findall(r"^\| `(bridge_\w+)` \|", PAGE.read_text(), re.MULTILINE))
+    assert listed - shown == set()
+
+
+def test_the_page_about_operating_has_a_line_for_each_row_of_the_dashboard_with_its_series() -> None:
+    table = OPERATING.read_text().partition("## The dashboard")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| ([^`|]+) \| (`[^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    assert {row: set(re.findall(r"`(\w+)`", named)) for row, named, _ in lines} == series_of_rows()
+
+
+def test_the_page_of_metrics_has_every_name_that_the_program_gives_one() -> None:
+    listed = set(re.findall(r"^\| `(bridge_\w+)` \|", PAGE.read_text(), re.MULTILINE))
+    named = {
+        node.value
+        for file in (ROOT / "bridge").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"bridge_[a-z_]+", node.value)
+    } - NO_METRICS
+    assert len(named) > 40
+    assert {name for name in named if not {name, f"{name}_total"} & listed} == set()
+
+
+def test_the_documents_name_no_metric_that_there_is_not() -> None:
+    wrong = {}
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        named = set(re.findall(r"`(bridge_[a-z_]+)(?:[`{])", page.read_text())) - NO_METRICS
+        histograms = {name.removesuffix("_bucket") for name in known() if name.endswith("_bucket")}
+        if unknown := named - set(known()) - histograms:
+            wrong[page.name] = unknown
+    assert wrong == {}
+
+
+def test_the_pages_for_people_and_for_clients_know_each_close_code() -> None:
+    told = (ROOT / "docs" / "reference" / "outcomes.md").read_text()
+    table = told.partition("## How a session is closed")[2]
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", table, re.MULTILINE)
+    closing = {(reason.code, reason.word) for reason in CloseReason if reason.code != ABNORMAL}
+    assert {(int(code), word) for code, word in rows} == closing
+    page = (
+        (ROOT / "docs" / "clients.md").read_text().partition("## When it reconnects")[2].partition("\n## ")[0]
+    )
+    for code in {code for code, _ in closing}:
+        assert re.search(rf"\b{code}\b", page), code
+
+
+def test_each_code_that_the_websocket_library_is_told_to_close_with_is_documented() -> None:
+    named = {
+        getattr(CloseCode, node.attr).value
+        for file in (ROOT / "bridge" / "adapters" / "websocket").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "CloseCode"
+    }
+    # 1009 is the library's own answer to a message that is too large.
+    for page in (OPERATING, ROOT / "docs" / "reference" / "outcomes.md"):
+        for code in named | {CloseCode.MESSAGE_TOO_BIG.value}:
+            assert str(code) in page.read_text(), (page.name, code)

@@ -70,7 +70,12 @@ async def test_a_token_of_a_sample_opens_a_session(language: str, tmp_path: Path
     assert 500 < claims.expires_at - SystemClock().time() <= 600
 
 
-CHECKS = {"js": ("client.mjs", "node", "--check"), "php": ("client.php", "php", "-l")}
+CHECKS = {
+    "js": ("client.mjs", "node", "--check"),
+    "php": ("client.php", "php", "-l"),
+    "ruby": ("client.rb", "ruby", "-c"),
+    "go": ("client.go", "gofmt", "-l", "-e"),
+}
 """How to check the syntax of a language without the libraries of its samples."""
 
 
@@ -78,12 +83,38 @@ def test_each_client_has_a_sample_that_publishes_the_same_request() -> None:
     page = (ROOT / "docs/publishing.md").read_text()
     section = page.partition("## Your client\n")[2].partition("\n## ")[0]
     found = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
-    assert [language for language, _ in found] == ["python", "js", "js", "java", "java", "php", "csharp"]
-    for _, sample in found:
-        assert len(sample.splitlines()) <= 10
+    languages = "python js js java java php go ruby csharp"
+    assert [language for language, _ in found] == languages.split()
+    for language, sample in found:
+        # Go has three lines for each call that may fail.
+        assert len(sample.splitlines()) <= (13 if language == "go" else 10)
         for word in ("order-17", "u42", "push", "user.u42"):
             assert word in sample
         assert re.search("[cC]onfirm|wait_for_pending_acks|lastValueFrom|await endpoint.Send", sample)
+
+
+def whole(language: str, sample: str) -> str:
+    """A file of the sample, as the checker wants one."""
+    if language == "php":
+        return f"<?php\n{sample}"
+    if language == "go":
+        lines = "".join(f"\t{line}\n" if line else "\n" for line in sample.splitlines())
+        return f"package client\n\nfunc publish() error {{\n{lines}\treturn nil\n}}\n"
+    return sample
+
+
+def test_each_client_has_a_line_that_says_what_was_looked_at() -> None:
+    """What counts was looked at in one version: another may do it otherwise."""
+    page = (ROOT / "docs/publishing.md").read_text()
+    table = page.partition("| client | persistent |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^:|]+): ([^|]+) \|", table, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| [^-|]", table, re.MULTILINE)) == 12
+    for client_, looked_at in rows:
+        assert re.match(r"(run, \d|source )[^|]*\d", looked_at), client_
+    recorded = (ROOT / "tests/contract/test_other_clients.py").read_text()
+    for _, looked_at in rows:
+        for version in re.findall(r"run, ([\w.]+)", looked_at):
+            assert version in recorded, version
 
 
 def test_the_syntax_of_the_samples_of_clients_is_right(tmp_path: Path) -> None:
@@ -93,8 +124,10 @@ def test_the_syntax_of_the_samples_of_clients_is_right(tmp_path: Path) -> None:
         if shutil.which(words[0]):
             for sample in samples("docs/publishing.md", language):
                 file = tmp_path / name
-                file.write_text(f"<?php\n{sample}" if language == "php" else sample)
-                subprocess.run([*words, str(file)], check=True, capture_output=True, timeout=SECONDS)
+                file.write_text(whole(language, sample))
+                done = subprocess.run([*words, str(file)], check=True, capture_output=True, timeout=SECONDS)
+                # gofmt names a file that it would write otherwise.
+                assert language != "go" or not done.stdout
 
 
 async def test_the_first_sample_of_the_readme_publishes_and_reads_the_receipt(

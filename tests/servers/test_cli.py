@@ -424,7 +424,7 @@ async def _check_tail(env: dict[str, str]) -> None:
             "order.*",
             "--json",
         ),
-        *("--count", "2"),
+        *("--count", "2", "--user", "u42", "--reason", "pong", "--topic", "room.*"),
         env=env,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -434,9 +434,11 @@ async def _check_tail(env: dict[str, str]) -> None:
         while not ended.done():
             for event in ("other", "order.paid"):
                 await producer.request(request_body("x", user="u42", event=event), timeout=5)
+                await producer.publish(request_body("x", topic="room.7", event=event))
     out, _ = await ended
     assert tail.returncode == 0
-    assert [json.loads(line)["event"] for line in out.splitlines()] == ["order.paid", "order.paid"]
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(receipt["event"], receipt["topic"]) for receipt in told] == [("order.paid", "room.7")] * 2
 
 
 async def test_a_push_that_is_kept_is_no_failure(vhost: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from bridge.adapters.amqp.producer import NotTaken, Producer, PushMessage, expected_receipts, outcomes
 from bridge.core.errors import BrokerUnavailable
+from bridge.devservers import Servers
 from tests.support.amqp import RecordingIntake, consumer, declare
+from tests.support.broker_settings import delete_queue, heard_queues
 from tests.support.loops import nothing_left_behind
 from tests.support.proxies import AmqpProxy
 from tests.support.queues import drained
@@ -213,6 +215,33 @@ async def test_listening_ends_with_an_error_when_the_broker_goes_away(vhost: str
         proxy.reset()
         with pytest.raises(BrokerUnavailable):
             await hearing
+
+
+async def heard_queue(servers: Servers, vhost: str) -> str:
+    """The only queue that somebody hears receipts on, once there is one."""
+    async with asyncio.timeout(20):
+        while not (names := await asyncio.to_thread(heard_queues, servers, vhost)):
+            await asyncio.sleep(0.05)
+    (name,) = names
+    return name
+
+
+async def test_a_deleted_queue_ends_a_wait_for_receipts_with_an_error(servers: Servers, vhost: str) -> None:
+    await declare(vhost)
+    async with Producer.connect(vhost) as producer:
+        # Nobody answers it.
+        asking = asyncio.create_task(producer.request(b'{"id":"p1","to":{"user":"u1"}}', 60))
+        queue = await heard_queue(servers, vhost)
+        await asyncio.to_thread(delete_queue, servers, vhost, queue)
+        with pytest.raises(BrokerUnavailable, match="the queue is gone"):
+            await asyncio.wait_for(asking, 20)
+        assert not producer.ended, "the connection goes on"
+        stream = outcomes(vhost)
+        hearing = asyncio.ensure_future(anext(stream))
+        queue = await heard_queue(servers, vhost)
+        await asyncio.to_thread(delete_queue, servers, vhost, queue)
+        with pytest.raises(BrokerUnavailable, match="the queue is gone"):
+            await asyncio.wait_for(hearing, 20)
 
 
 async def test_listening_without_the_exchange_is_an_error(vhost: str) -> None:

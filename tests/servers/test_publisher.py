@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from benchmarks.chaos.proxy import Proxy
 from bridge.adapters.amqp.producer import Producer
@@ -25,7 +26,7 @@ from bridge.publisher import (
 )
 from tests.support.amqp import declare
 from tests.support.bridges import bridge, final_rows, rows, token
-from tests.support.broker_settings import permissions
+from tests.support.broker_settings import delete_queue, permissions
 from tests.support.clients import Client, client
 from tests.support.queues import ENVELOPE
 
@@ -168,6 +169,88 @@ async def test_receipts_that_a_lost_connection_has_taken_along_come_again(vhost:
             await final_rows(database, 1)
         assert (await waits.outcome(SECONDS, final=True)).outcome == "acked"
         assert len(await rows(database)) == 2, "none was taken twice"
+
+
+async def test_receipts_come_again_after_somebody_has_deleted_their_queue(
+    servers: Servers, vhost: str, database: str
+) -> None:
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u1"), subprotocols=ENVELOPE) as here,
+        Publisher(vhost) as publisher,
+    ):
+        waits = await publisher.send("acked", user="u1", confirm="acked", ack_within=600, receipts=True)
+        kept = await publisher.send("kept", user="away", ttl=60, receipts=True)
+        assert (await kept.outcome(SECONDS)).outcome == "stored"
+        await shown(here)
+        awaited = asyncio.create_task(waits.outcome(SECONDS))
+        connection = publisher._producer
+        for _ in range(2):
+            before = publisher._replies
+            await asyncio.to_thread(delete_queue, servers, vhost, before)
+            async with asyncio.timeout(SECONDS):
+                while publisher._replies in ("", before):
+                    await asyncio.sleep(0.01)
+        # The broker cancels the consumer on the same connection, and whatever waits for it is asked for again.
+        await here.send_json({"type": "ack", "id": waits.id})
+        assert (await awaited).outcome == "acked"
+        async with client(running.ws_port, token("away"), subprotocols=ENVELOPE):
+            assert (await kept.outcome(SECONDS, final=True)).outcome == "received"
+        sent = await publisher.send("after", user="u1", receipts=True)
+        assert (await sent.outcome(SECONDS)).outcome == "received"
+        assert (await shown(here))["data"] == "after", "the first one was shown once"
+        assert publisher._producer is connection
+        assert len(await rows(database)) == 3, "none was taken twice"
+
+
+async def test_receipts_come_again_after_their_channel_was_closed_or_their_queue_could_not_be_made(
+    vhost: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = Producer.reply_queue
+
+    async def refused_once(self: Producer, *told: Any) -> str:
+        made.append("")
+        if len(made) == 2:
+            raise BrokerRefused("consume: NOT_FOUND - no queue")
+        return await make(self, *told)
+
+    monkeypatch.setattr(Producer, "reply_queue", refused_once)
+    async with (
+        bridge(vhost, database) as running,
+        client(running.ws_port, token("u1"), subprotocols=ENVELOPE) as here,
+        Publisher(vhost) as publisher,
+    ):
+        waits = await publisher.send("acked", user="u1", confirm="acked", ack_within=600, receipts=True)
+        await shown(here)
+        assert publisher._producer is not None
+        replies = publisher._producer._replies
+        assert replies is not None
+        with pytest.raises(ChannelNotFoundEntity):
+            await replies.queue_declare("no-such-queue", passive=True)
+        async with asyncio.timeout(SECONDS):
+            while len(made) < 3:
+                await asyncio.sleep(0.01)
+        await here.send_json({"type": "ack", "id": waits.id})
+        assert (await waits.outcome(SECONDS)).outcome == "acked"
+        assert len(await rows(database)) == 1
+
+
+async def test_a_deleted_queue_that_nobody_waits_on_is_made_anew_when_somebody_does(
+    servers: Servers, vhost: str, database: str
+) -> None:
+    async with bridge(vhost, database), Publisher(vhost) as publisher:
+        sent = await publisher.send("x", user="u1", receipts=True)
+        assert (await sent.outcome(SECONDS)).outcome == "offline"
+        before = publisher._replies
+        await asyncio.to_thread(delete_queue, servers, vhost, before)
+        async with asyncio.timeout(SECONDS):
+            while not publisher._deaf:
+                await asyncio.sleep(0.01)
+        assert publisher._replies == before, "nothing was published for it"
+        sent = await publisher.send("y", user="u1", receipts=True)
+        assert (await sent.outcome(SECONDS)).outcome == "offline"
+        assert publisher._replies != before
 
 
 async def test_an_old_request_is_not_published_again_since_its_id_may_be_forgotten(

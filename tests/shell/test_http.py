@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
 from bridge.addresses import is_loopback
@@ -318,6 +319,9 @@ async def test_outcomes_are_streamed_as_they_are_committed(running: Running, par
         ("?push_id=p2", ["p2"]),
         ("?user=u1&push_id=p3", ["p3"]),
         ("?user=a%26b", ["p4"]),
+        ("?event=order.%23&topic=room.*", ["p5"]),
+        ("?event=order&tenant=shop&outcome=received&reason=pong", ["p5"]),
+        ("?party=network", ["p6"]),
     ],
 )
 async def test_a_reader_gets_only_what_it_asked_for(
@@ -326,6 +330,11 @@ async def test_a_reader_gets_only_what_it_asked_for(
     async with running.client.get(f"/v1/outcomes{query}") as answer:
         for push_id, user in [("p1", "u1"), ("p2", "u2"), ("p3", "u2"), ("p3", "u1"), ("p4", "a&b")]:
             parts.feed.on_outcome(timed_row(push_id, user))
+        one = timed_row("p5", "u5")
+        key = one.key._replace(tenant="shop")
+        parts.feed.on_outcome(msgspec.structs.replace(one, key=key, event="order", topic="room.7"))
+        lost = timed_row("p6", "u6", outcome=Outcome.UNKNOWN, reason=Reason.CONNECTION_LOST)
+        parts.feed.on_outcome(lost)
         parts.feed.close()
         got = [said["push_id"] for _, said in await events(answer, 99)]
     assert got == wanted

@@ -6,6 +6,7 @@ All of it is asked of the shell that runs into the broker: each `rabbitmqctl` is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
@@ -29,6 +30,25 @@ def permissions(servers: Servers, vhost: str, write: str) -> None:
         f'rabbit_auth_backend_internal:set_permissions(<<"bridge">>, <<"{name}">>, <<".*">>, <<"{write}">>, '
         '<<".*">>, <<"test">>).'
     )
+
+
+def delete_queue(servers: Servers, vhost: str, queue: str) -> None:
+    """As `rabbitmqctl delete_queue`, which also deletes the queue of one connection alone."""
+    place = urlsplit(vhost).path[1:]
+    servers.rabbit.evaluate(
+        f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{place}">>, queue, <<"{queue}">>)), '
+        'rabbit_amqqueue:delete(Q, false, false, <<"operator">>).'
+    )
+
+
+def heard_queues(servers: Servers, vhost: str) -> list[str]:
+    """The names of the queues of one connection alone that it consumes."""
+    place = urlsplit(vhost).path[1:]
+    names = servers.rabbit.evaluate(
+        f'[element(4, amqqueue:get_name(Q)) || Q <- rabbit_amqqueue:list(<<"{place}">>), '
+        "amqqueue:get_exclusive_owner(Q) =/= none, rabbit_amqqueue:consumers(Q) =/= []]."
+    )
+    return re.findall(r'<<"([^"]+)">>', names)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,8 +17,8 @@ import aio_pika
 import aiormq.abc
 
 from bridge.adapters.amqp import encoding
-from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, opened
-from bridge.adapters.amqp.frames import Event
+from bridge.adapters.amqp.connection import STEP_TIMEOUT, border, channel, close_channel, opened
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
 from bridge.adapters.amqp.grammar import SHORT_BYTES_MAX
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
 from bridge.adapters.amqp.refusals import outage
@@ -68,6 +68,9 @@ class Producer:
         self._connection = connection
         self._outbox = outbox
         self._inboxes: set[asyncio.Queue[_Received]] = set()
+        self._hearing: dict[int, Callable[[str], None]] = {}
+        """Who is told that no more receipts come, by the number of the channel that they come on."""
+        self._replies: aiormq.abc.AbstractChannel | None = None
 
     @property
     def ended(self) -> str:
@@ -84,7 +87,7 @@ class Producer:
 
         def happened(events: Sequence[Event]) -> None:
             for producer in made:
-                producer._outbox.happened(events)
+                producer._happened(events)
 
         def ended(cause: str) -> None:
             for producer in made:
@@ -94,6 +97,13 @@ class Producer:
         async with opened(url, name, happened, ended) as (connection, tap):
             made.append(Producer(connection, Outbox(tap, (await channel(connection, confirms=True)).number)))
             yield made[0]
+
+    def _happened(self, events: Sequence[Event]) -> None:
+        self._outbox.happened(events)
+        if self._hearing:
+            for number, cause in _unheard(events):
+                if (lost := self._hearing.pop(number, None)) is not None:
+                    lost(cause)
 
     def _lost(self, cause: str) -> None:
         self._outbox.end(cause)
@@ -151,10 +161,20 @@ class Producer:
         failures = await self._outbox.publish([_message(request) for request in requests], seconds)
         return {place: _error(failure) for place, failure in failures.items()}
 
-    async def reply_queue(self, heard: Callable[[str, Mapping[str, Any]], None]) -> str:
-        """Declare a queue for receipts, which lives as long as this connection; returns its name. `heard` gets the
+    async def reply_queue(
+        self, heard: Callable[[str, Mapping[str, Any]], None], lost: Callable[[str], None]
+    ) -> str:
+        """Declare a queue for receipts instead of the one before, if there was one; returns its name. It lives as long
+        as this connection, unless somebody deletes it: then `lost` is called once, with the cause. `heard` gets the
         correlation id and the receipt of each message. Raises BrokerUnavailable."""
-        low = await channel(self._connection, confirms=False)
+        old, self._replies = self._replies, None
+        if old is not None:
+            self._hearing.pop(old.number, None)
+            if not old.is_closed:
+                await close_channel(old)
+        low = self._replies = await channel(self._connection, confirms=False)
+        # Before there is a queue: it may be deleted as soon as there is.
+        self._hearing[low.number] = lost
 
         async def received(message: aiormq.abc.DeliveredMessage) -> None:
             heard(message.header.properties.correlation_id or "", json.loads(message.body))
@@ -193,6 +213,7 @@ class Producer:
                 inbox.put_nowait(json.loads(message.body))
 
         self._inboxes.add(inbox)
+        self._hearing[low.number] = lambda cause: inbox.put_nowait(outage(cause))
         try:
             async with border("declare a reply queue", STEP_TIMEOUT):
                 declared = await low.queue_declare(exclusive=True, auto_delete=True)
@@ -216,6 +237,7 @@ class Producer:
             return receipts
         finally:
             self._inboxes.discard(inbox)
+            self._hearing.pop(low.number, None)
             try:
                 async with border("close the reply channel", STEP_TIMEOUT):
                     await low.close()
@@ -226,8 +248,8 @@ class Producer:
 async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, Any]]:
     """Every receipt on push.outcomes whose routing key `<outcome>.<event>` matches, from now on.
 
-    Ends only when it is closed. Raises BrokerUnavailable when the broker can't be reached or the connection is lost, or
-    where the exchange does not exist yet.
+    Ends only when it is closed. Raises BrokerUnavailable when the broker can't be reached, the connection is lost or
+    its queue is deleted, or where the exchange does not exist yet.
     """
     inbox: asyncio.Queue[_Received] = asyncio.Queue()
 
@@ -237,7 +259,11 @@ async def outcomes(url: str, binding_key: str = "#") -> AsyncIterator[dict[str, 
     def lost(cause: str) -> None:
         inbox.put_nowait(outage(cause))
 
-    async with opened(url, "bridge tail", lambda events: None, lost) as (connection, _):
+    def happened(events: Sequence[Event]) -> None:
+        for _, cause in _unheard(events):
+            lost(cause)
+
+    async with opened(url, "bridge tail", happened, lost) as (connection, _):
         low = await channel(connection, confirms=False)
         async with border("listen to push.outcomes", STEP_TIMEOUT):
             declared = await low.queue_declare(exclusive=True, auto_delete=True)
@@ -293,6 +319,18 @@ class _Rest:
             self._kept.discard(key)
         else:
             self._kept.add(key)
+
+
+def _unheard(events: Sequence[Event]) -> Iterator[tuple[int, str]]:
+    """Channels on which nothing is delivered any more, each with the cause, though the connection lives."""
+    for event in events:
+        if type(event) is ConsumerCancelled:
+            yield (
+                event.channel,
+                "the broker cancelled the consumer of the queue for receipts: the queue is gone",
+            )
+        elif type(event) is Closed and event.channel:
+            yield event.channel, f"the broker closed the channel for receipts: {event}"
 
 
 def _receipt(received: _Received) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from bridge.cli.loading import load, run_quietly
-from bridge.cli.parser import Command, Parser, address, count, moment, name, pattern, seconds
+from bridge.cli.parser import Command, Parser, address, count, filtered, moment, name, pattern, seconds
 
 
 def _token(args: Namespace) -> int:
@@ -103,18 +103,28 @@ def _push_options(push: Parser) -> None:
 
 def _tail(args: Namespace) -> int:
     from bridge.cli.tail import tail
+    from bridge.operator.watching import Filter, filter_of
 
-    key = f"{args.outcome}.{args.event}"
-    return run_quietly(args, lambda settings: tail(settings, key, count=args.count, as_json=args.json))
+    wanted = filter_of({field: getattr(args, field) for field in Filter._fields})
+    return run_quietly(args, lambda settings: tail(settings, wanted, count=args.count, as_json=args.json))
 
 
 def _tail_options(parser: Parser) -> None:
-    parser.add_argument(
-        "--outcome", default="*", metavar="X", help="only this outcome: received, unknown, ..."
-    )
-    parser.add_argument(
-        "--event", default="#", metavar="X", help="only these events; * is one word, # any number of words"
-    )
+    for field, metavar, told in (
+        ("user", "ID", "only of this user"),
+        ("push-id", "ID", "only of this push"),
+        ("event", "X", "only these events; * is one word, # any number of words"),
+        ("topic", "X", "only what was published to these topics; * and # as in events"),
+        ("tenant", "ID", "only of this tenant"),
+        ("outcome", "X", "only this outcome: received, unknown, ..."),
+        ("reason", "X", "only with this reason: no_session, ttl, ..."),
+        (
+            "party",
+            "X",
+            "only those that this party could have made end better: publisher, bridge, peer, network, policy",
+        ),
+    ):
+        parser.add_argument(f"--{field}", type=filtered(field.replace("-", "_")), metavar=metavar, help=told)
     parser.add_argument("--count", type=count, metavar="N", help="stop after N outcomes")
     parser.add_argument("--json", action="store_true", help="print the receipts as JSON, one a line")
 
@@ -211,7 +221,8 @@ COMMANDS: Final = (
         "Print outcomes as they happen, until Ctrl-C.",
         _tail,
         ("amqp_url",),
-        "  bridge tail\n  bridge tail --outcome unknown --event 'order.*'",
+        "What is given must all fit. GET /v1/outcomes of the ops port has the same filters, and so has the console.\n\n"
+        "  bridge tail --outcome unknown --event 'order.*'\n  bridge tail --tenant shop --party bridge",
         _tail_options,
     ),
     Command(

@@ -25,7 +25,7 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
             encode(push_id),
             b',"user_id":',
             b"null" if user == NO_USER else encode(user),
-            _what(row.outcome, row.reason, row.event, tenant),
+            _what(row.outcome, row.reason, row.event, row.topic, tenant),
             _when(row.published_at, row.taken_at, row.written_at, row.proven_at, row.finished_at),
             _where(row.sessions, row.attempts, row.node),
             b',"detail":' + encode(row.detail) if row.detail else b"",
@@ -38,12 +38,13 @@ def receipt_body(row: Row, *, differs: bool = False) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _what(outcome: Outcome, reason: Reason, event: str, tenant: str) -> bytes:
-    return b',"outcome":%b,"reason":%b,"final":%b,"event":%b,"tenant":%b' % (
+def _what(outcome: Outcome, reason: Reason, event: str, topic: str, tenant: str) -> bytes:
+    return b',"outcome":%b,"reason":%b,"final":%b,"event":%b%b,"tenant":%b' % (
         encode(outcome),
         encode(reason),
         b"true" if FINAL[outcome] else b"false",
         encode(event or None),
+        b',"topic":' + encode(topic) if topic else b"",
         encode(tenant or None),
     )
 

@@ -1,4 +1,4 @@
-"""GET /v1/outcomes: server-sent events, one for each committed row; `?user=` and `?push_id=` choose."""
+"""GET /v1/outcomes: server-sent events, one for each committed row that the query wants."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from aiohttp import web
 
 from bridge.core.contract.receipts import receipt_body
 from bridge.core.model.rows import Row
+from bridge.operator.watching import EVERYTHING, Filter, WrongFilter, filter_of
 from bridge.ops import requests
 from bridge.ops.access import OpsAccess
-from bridge.ops.answers import ErrorAnswer
+from bridge.ops.answers import ErrorAnswer, bad_request
 from bridge.ops.outcome_feed import Missed, OutcomeFeed, Subscription
 
 SUBSCRIBERS_MAX: Final = 64
@@ -34,10 +35,12 @@ class Outcomes:
         """
         if self._feed.readers >= SUBSCRIBERS_MAX:
             raise ErrorAnswer(429, "too_many", f"{SUBSCRIBERS_MAX} others read outcomes already.")
-        query = requests.query(request, "user", "push_id")
-        for name, value in query.items():
-            requests.require_id(name, value)
-        with self._feed.subscribe(query.get("user"), query.get("push_id")) as subscription:
+        given = requests.query(request, *Filter._fields)
+        try:
+            wanted = filter_of(given) if given else EVERYTHING
+        except WrongFilter as error:
+            raise bad_request(str(error)) from error
+        with self._feed.subscribe(wanted) as subscription:
             response = web.StreamResponse(
                 headers={
                     "Content-Type": "text/event-stream; charset=utf-8",

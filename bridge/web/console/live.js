@@ -2,7 +2,7 @@
 
 import { h, fill, field, options, button, empty, count } from "./dom.js";
 import { follow, query as written } from "./api.js";
-import { outcomes, party } from "./words.js";
+import { outcomes, reasons, parties, party } from "./words.js";
 import { List } from "./list.js";
 import { COLUMNS } from "./search.js";
 
@@ -10,8 +10,11 @@ const KEPT = 10_000; // entries; the oldest go
 
 export function live({ main, query, signal }) {
   const text = (name) => h("input", { value: query.get(name) ?? "", maxlength: "128", autocomplete: "off", autocapitalize: "none", spellcheck: "false" });
-  const by = { user: text("user"), push_id: text("push_id"), event: text("event"), tenant: text("tenant"),
-    outcome: h("select", {}, options([["", "All"], ...outcomes().map((one) => [one, one])], query.get("outcome") ?? "")) };
+  const choice = (name, words) => h("select", {}, options([["", "All"], ...words.map((one) => [one, one])], query.get(name) ?? ""));
+  const pattern = (name) => { const input = text(name); input.title = "* is any one word, # any number of words"; return input; };
+  // By the names of the query of GET /v1/outcomes, which filters.
+  const by = { user: text("user"), push_id: text("push_id"), event: pattern("event"), topic: pattern("topic"), tenant: text("tenant"),
+    outcome: choice("outcome", outcomes()), reason: choice("reason", reasons()), party: choice("party", parties()) };
   const list = new List("Outcomes, the newest first", COLUMNS, { height: 15 });
   const state = h("p", { class: "hint", role: "status" }, "Connecting…");
   const tally = h("p", { class: "hint" });
@@ -30,8 +33,8 @@ export function live({ main, query, signal }) {
   signal.addEventListener("abort", () => stream.abort());
 
   const form = h("form", { class: "card", onsubmit: (event) => { event.preventDefault(); begin(); } },
-    h("div", { class: "bar" }, field("User", by.user), field("Push id", by.push_id), field("Event", by.event), field("Tenant", by.tenant),
-      field("Outcome", by.outcome)),
+    h("div", { class: "bar" }, field("User", by.user), field("Push id", by.push_id), field("Event", by.event), field("Topic", by.topic),
+      field("Tenant", by.tenant), field("Outcome", by.outcome), field("Reason", by.reason), field("Responsible", by.party)),
     h("div", { class: "buttons" }, h("button", {}, "Apply"), pause, button("Clear", () => { entries = []; waiting = []; missed = 0; draw(); }, { kind: "plain" })));
   fill(main, h("h1", {}, "Live"), form, h("section", { class: "card", "aria-label": "Outcomes" }, state, none, list.element, tally));
   list.element.hidden = true;
@@ -51,23 +54,17 @@ export function live({ main, query, signal }) {
       missed ? `${count(missed)} left out, since this page was behind` : "", entries.length === KEPT ? "older ones are gone" : ""].filter(Boolean).join(" · ");
   }
 
-  function fits(one) {
-    return (!by.event.value || one.event === by.event.value) && (!by.tenant.value || one.tenant === by.tenant.value)
-      && (!by.outcome.value || one.outcome === by.outcome.value);
-  }
-
   function begin() {
     stream.abort();
     stream = new AbortController();
     entries = [];
     waiting = [];
     draw();
-    const path = `/v1/outcomes${written({ user: by.user.value.trim(), push_id: by.push_id.value.trim() })}`;
+    const path = `/v1/outcomes${written(Object.fromEntries(Object.entries(by).map(([name, input]) => [name, input.value.trim()])))}`;
     follow(path, (name, data) => {
       if (name === "missed") missed += data.count;
       else {
-        const one = { ...data, user: data.user_id ?? "", party: party(data.outcome, data.reason) };
-        if (fits(one)) waiting.push(one);
+        waiting.push({ ...data, user: data.user_id ?? "", party: party(data.outcome, data.reason) });
         if (waiting.length > KEPT) waiting.shift();
       }
       later();
