@@ -1353,6 +1353,32 @@ async def test_without_the_words_for_it_an_error_says_less_and_all_else_is_as_al
     assert await ended(page, 4403, "revoked") == "Closed for good: 4403 revoked"
 
 
+async def test_while_an_end_waits_for_its_words_nothing_is_handed_over_and_close_counts_more(
+    page: Page, script: Script
+) -> None:
+    asked = asyncio.Event()
+    await page.route("**/bridge-client-words.js", lambda route: asked.set())
+    peer = await met(page, script)
+    await page.evaluate("holding.push('p1')")
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1"))
+    await peer.bye(4403, "revoked")
+    async with asyncio.timeout(bridges.SECONDS):
+        await asked.wait()
+    assert await peer.closed() == 4403
+    await page.evaluate("release('p1')")
+    assert await page.evaluate("client.publish('a.b').catch(({ code }) => code)") == "unavailable"
+    await page.evaluate("() => { client.subscribe('room.7').catch(({ code }) => tell(code)); }")
+    await page.evaluate("client.close()")
+    await told(page, ("closed", 1000, "closed"), ("unavailable",))
+    await page.unroute_all()
+    await page.evaluate(
+        "import('./bridge-client-words.js').then(() => new Promise((done) => setTimeout(done)))"
+    )
+    assert await page.evaluate("[told, client.state.code]") == [[], 1000]
+    assert script.nobody
+
+
 async def test_an_address_where_no_bridge_is_is_told_after_three_tries_and_tried_on(
     page: Page, script: Script
 ) -> None:
