@@ -17,7 +17,11 @@ FILES = {
     "/": (HERE / "index.html", "text/html"),
     "/chat.js": (HERE / "chat.js", "text/javascript"),
     "/style.css": (HERE / "style.css", "text/css"),
-    "/bridge-client.js": (files("bridge") / "web" / "bridge-client.js", "text/javascript"),
+    **{
+        f"/{file.name}": (file, "text/javascript")
+        for file in (files("bridge") / "web").iterdir()
+        if file.name.startswith("bridge-client") and file.name.endswith(".js")
+    },
 }
 
 

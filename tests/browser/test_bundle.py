@@ -1,4 +1,5 @@
-"""The browser's library in bundles: under a strict policy, as the manual uses it with React and Vue, and in Node."""
+"""The browser's library in bundles: under a strict policy, as the manual uses it with React and Vue, built by Vite, and
+in Node."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from playwright.async_api import Browser, expect
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from tests.browser.test_client import Script, acked, jwt, scripted
+from tests.browser.test_client import Script, acked, jwt, kept, scripted
 from tests.support import bridges
 from tests.support.browser import launched, opened
-from tests.support.npm import LIBRARY, bundle, modules
+from tests.support.npm import LIBRARY, built, bundle, modules
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -135,6 +136,72 @@ async def test_the_sample_for_vue_shows_what_is_pushed(browser: Browser, tmp_pat
     (tmp_path / "node_modules").symlink_to(modules())
     subprocess.run([node(), "compile.cjs"], cwd=tmp_path, check=True, timeout=60)
     await shows_orders(browser, Site(made(tmp_path, VUE), types="vue"))
+
+
+# --- Vite ------------------------------------------------------------------------------------------------
+
+INDEX = """<!doctype html><html lang="en"><title>vite</title><link rel="icon" href="data:,">
+<ul></ul><script type="module" src="/main.js"></script></html>"""
+MAIN = """
+import { connect } from "bridge-client";
+
+const [url, token] = decodeURIComponent(location.hash.slice(1)).split(" ");
+function show(text) {
+  document.querySelector("ul").append(Object.assign(document.createElement("li"), { textContent: text }));
+}
+connect({ url, token, tabs: "shared", autoAck: true, storage: localStorage, onPush: ({ data }) => show(data.n),
+  onState: ({ phase }) => { document.title = phase; }, onError: ({ message }) => show(message) });
+"""
+
+
+class Built(Script):
+    """A site with a strict policy that serves the files of a folder."""
+
+    def __init__(self, folder: Path, policy: str) -> None:
+        super().__init__()
+        self._folder = folder
+        self._policy = policy
+        self.served: list[str] = []
+
+    def answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        name = request.path.strip("/") or "index.html"
+        self.served.append(name)
+        response = connection.respond(http.HTTPStatus.OK, (self._folder / name).read_text())
+        del response.headers["Content-Type"]
+        kind = "javascript" if name.endswith(".js") else "html"
+        response.headers["Content-Type"] = f"text/{kind}; charset=utf-8"
+        response.headers["Content-Security-Policy"] = self._policy
+        return response
+
+    def loaded(self, part: str) -> int:
+        """How many times a part of the library was loaded."""
+        return sum(f"bridge-client-{part}-" in name for name in self.served)
+
+
+async def test_a_site_that_vite_has_built_loads_what_it_needs_and_works_with_a_bridge(
+    browser: Browser, tmp_path: Path, vhost: str, database: str
+) -> None:
+    (tmp_path / "index.html").write_text(INDEX)
+    (tmp_path / "main.js").write_text(MAIN)
+    async with bridges.bridge(vhost, database) as bridge:
+        address = f"ws://127.0.0.1:{bridge.ws_port}/ws"
+        policy = POLICY.format(types="'none'").replace("connect-src 'self'", f"connect-src 'self' {address}")
+        site = Built(await asyncio.to_thread(built, tmp_path), policy)
+        async with scripted(site), opened(browser, f"http://{site.url}/#{address} nonsense") as page:
+            await expect(page.locator("li")).to_contain_text("The token is not a JWT")
+            assert (site.loaded("tabs"), site.loaded("stream"), site.loaded("words")) == (1, 0, 1)
+            tab = await page.context.new_page()
+            for one in (page, tab):
+                await one.goto("about:blank")
+                await one.goto(f"http://{site.url}/#{address} {bridges.token('alice')}")
+                await expect(one).to_have_title("open")
+            await bridges.publish(vhost, *kept("p1", "p2"))
+            for one in (page, tab):
+                await expect(one.locator("li")).to_have_text(["p1", "p2"])
+            ends = bridges.endings(await bridges.final_rows(database, 2))
+            assert ends == {(name, "alice"): ("acked", "ack_frame") for name in ("p1", "p2")}
+            assert site.loaded("words") == 1, "nothing went wrong any more"
+            await tab.close()
 
 
 # --- Node ------------------------------------------------------------------------------------------------

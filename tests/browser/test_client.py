@@ -17,7 +17,7 @@ import aio_pika
 import playwright
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Route
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
@@ -30,7 +30,9 @@ from tests.support.queues import listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIBRARY = (Path(__file__).parent.parent.parent / "bridge" / "web" / "bridge-client.js").read_text()
+WEB = Path(__file__).parent.parent.parent / "bridge" / "web"
+LIBRARY = {f"/{file.name}": file.read_text() for file in WEB.glob("bridge-client*.js")}
+"""The library, and what it loads, by path."""
 NODE = Path(playwright.__file__).parent / "driver" / "node"
 KEPT = 4096
 """Ids of pushes that are done, which the library remembers."""
@@ -195,8 +197,8 @@ class Script:
             return response
         if path == "/socket":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "nothing here\n")
-        script = path == "/bridge-client.js"
-        response = connection.respond(http.HTTPStatus.OK, LIBRARY if script else HARNESS)
+        script = path in LIBRARY
+        response = connection.respond(http.HTTPStatus.OK, LIBRARY.get(path, HARNESS))
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = f"text/{'javascript' if script else 'html'}; charset=utf-8"
         return response
@@ -1334,6 +1336,49 @@ async def test_the_sample_of_the_readme_outlives_a_bad_gateway_and_a_page_to_sig
 # --- where nothing opens ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["refused", "silent"])
+async def test_without_the_words_for_it_an_error_says_less_and_all_else_is_as_always(
+    page: Page, script: Script, how: str
+) -> None:
+    async def answer(route: Route) -> None:
+        if how == "refused":
+            await route.abort()
+
+    await page.route("**/bridge-client-words.js", answer)
+    await begin(page, f"ws://{script.url}/ws", tokens=["nonsense", jwt("alice")])
+    peer = await (await script.peer()).welcome()
+    await told(page, ("token", "nonsense"), ("error", "The token is not a JWT."), ("token", jwt("alice")))
+    await phase(page, "open")
+    await peer.bye(4403, "revoked")
+    assert await ended(page, 4403, "revoked") == "Closed for good: 4403 revoked"
+
+
+async def test_while_an_end_waits_for_its_words_nothing_is_handed_over_and_close_counts_more(
+    page: Page, script: Script
+) -> None:
+    asked = asyncio.Event()
+    await page.route("**/bridge-client-words.js", lambda route: asked.set())
+    peer = await met(page, script)
+    await page.evaluate("holding.push('p1')")
+    await peer.push("p1", "p2")
+    await told(page, *pushes("p1"))
+    await peer.bye(4403, "revoked")
+    async with asyncio.timeout(bridges.SECONDS):
+        await asked.wait()
+    assert await peer.closed() == 4403
+    await page.evaluate("release('p1')")
+    assert await page.evaluate("client.publish('a.b').catch(({ code }) => code)") == "unavailable"
+    await page.evaluate("() => { client.subscribe('room.7').catch(({ code }) => tell(code)); }")
+    await page.evaluate("client.close()")
+    await told(page, ("closed", 1000, "closed"), ("unavailable",))
+    await page.unroute_all()
+    await page.evaluate(
+        "import('./bridge-client-words.js').then(() => new Promise((done) => setTimeout(done)))"
+    )
+    assert await page.evaluate("[told, client.state.code]") == [[], 1000]
+    assert script.nobody
+
+
 async def test_an_address_where_no_bridge_is_is_told_after_three_tries_and_tried_on(
     page: Page, script: Script
 ) -> None:
@@ -1895,7 +1940,7 @@ async def test_without_a_place_for_the_pushes_it_does_not_start(page: Page) -> N
 async def test_it_runs_in_node_too_and_an_error_handler_that_fails_stops_nothing(
     script: Script, tmp_path: Path
 ) -> None:
-    (tmp_path / "bridge-client.mjs").write_text(LIBRARY)
+    (tmp_path / "bridge-client.mjs").write_text(LIBRARY["/bridge-client.js"])
     (tmp_path / "main.mjs").write_text(
         """import { connect } from "./bridge-client.mjs";
         const [url, token] = process.argv.slice(2);

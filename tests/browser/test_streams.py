@@ -68,6 +68,30 @@ async def test_after_two_websockets_that_did_not_open_a_stream_proves_all_the_sa
         await page.evaluate("client.close()")
 
 
+async def test_without_the_file_for_streams_it_goes_on_with_websockets(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.bridge(vhost, database) as bridge,
+        plain_proxy(bridge.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        await page.route("**/bridge-client-stream.js", lambda route: route.abort())
+        async with page.expect_request("**/bridge-client-stream.js"):
+            await begin(page, f"ws://127.0.0.1:{proxy.port}/ws", token=bridges.token("alice"))
+        before = proxy.refused
+        await page.wait_for_function("told.length === 1")
+        async with asyncio.timeout(bridges.SECONDS):
+            while proxy.refused < before + 3:
+                await asyncio.sleep(0.02)
+        ((what, why),) = await page.evaluate("told")
+        assert (what, why[:8]) == ("error", "3 tries "), "which is told as always, and nothing else"
+        proxy.behind, proxy.passing = bridge.ws_port, True
+        await phase(page, "open")
+        await page.evaluate("client.close()")
+
+
 async def test_after_an_outage_a_page_comes_back_by_a_websocket(
     browser: Browser, vhost: str, database: str
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Route
 
 from tests.browser.test_client import Peer, Script, acked, jwt, kept, phase, scripted, told
 from tests.support import bridges
@@ -57,8 +57,8 @@ async def another(page: Page, script: Script) -> Page:
     return tab
 
 
-async def start(tab: Page, url: str, token: str | None = None) -> None:
-    await tab.evaluate(START, [url, token or jwt("alice"), {}])
+async def start(tab: Page, url: str, token: str | None = None, **more: object) -> None:
+    await tab.evaluate(START, [url, token or jwt("alice"), more])
 
 
 async def is_open(tab: Page) -> None:
@@ -232,6 +232,39 @@ async def test_without_the_means_each_tab_has_a_connection_of_its_own(
         await start(one, f"ws://{script.url}/ws")
         await (await script.peer()).welcome()
         await is_open(one)
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+async def test_without_the_file_for_it_each_tab_has_a_connection_of_its_own(
+    page: Page, script: Script, how: str
+) -> None:
+    asked = 0
+
+    async def answer(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        if how == "refused":
+            await route.abort()
+
+    await page.context.route("**/bridge-client-tabs.js", answer)
+    tab = await another(page, script)
+    for one in (page, tab):
+        await start(one, f"ws://{script.url}/ws", timing={"welcome": 0.5})
+        peer = await (await script.peer()).welcome()
+        await is_open(one)
+        await peer.push("p1")
+        await got(one, "p1")
+        assert await peer.frame() == acked("p1")
+        assert await one.evaluate("told") == [], "nobody is told"
+    assert asked == 2
+    await page.context.unroute_all()  # which lets those go on that wait
+    if how == "silent":
+        await page.wait_for_function(
+            "performance.getEntriesByName(`${location.origin}/bridge-client-tabs.js`).length"
+        )
+        await peer.push("p2")
+        await got(tab, "p1", "p2")
+        assert await page.evaluate("got") == ["p1"], "a file that comes late shares nothing"
 
 
 @pytest.mark.parametrize("noticed_by", ["a look", "silence"])

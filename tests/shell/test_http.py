@@ -26,6 +26,7 @@ from bridge.ops import server as http
 from bridge.ops.outcome_feed import BACKLOG_ROWS, Missed, OutcomeFeed
 from bridge.ops.routes import outcomes
 from bridge.ops.routes.outcomes import SUBSCRIBERS_MAX
+from bridge.ops.routes.page import LIBRARY
 from bridge.ops.server import OpsServer, listen
 from tests.support import bridges
 from tests.support.ops import FakeDesk, Nobody, Parts, Running, nothing_known, ops, receipt
@@ -420,7 +421,7 @@ async def test_with_a_token_everything_but_probes_and_the_page_asks_for_it(parts
             "/console/main.js",
             "/console/uPlot.esm.js",
             "/app.js",
-            "/bridge-client.js",
+            *LIBRARY,
             "/style.css",
             "/icon.svg",
             "/endings.json",
@@ -569,7 +570,7 @@ async def test_the_page_and_all_it_needs_are_served_from_here(running: Running) 
         ("/", "text/html"),
         ("/demo", "text/html"),
         ("/app.js", "text/javascript"),
-        ("/bridge-client.js", "text/javascript"),
+        *((path, "text/javascript") for path in LIBRARY),
         ("/style.css", "text/css"),
         ("/icon.svg", "image/svg+xml"),
     ):
@@ -612,7 +613,7 @@ async def test_unknown_routes_and_wrong_methods_are_json_too(running: Running) -
 
 def test_the_reference_page_lists_every_route() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "reference" / "ops.md").read_text()
-    files = {"/app.js", "/bridge-client.js", "/style.css", "/icon.svg"}
+    files = {"/app.js", *LIBRARY, "/style.css", "/icon.svg"}
     parts = Parts(look_up=nothing_known, people=Nobody(), desk=FakeDesk())
     routes = {
         f"{route.method} {route.resource.canonical}"

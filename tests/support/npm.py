@@ -25,6 +25,7 @@ BUNDLED: Final = {
     "ws": "8.18.3",
 }
 """What programs that use the browser's library are bundled with, and by."""
+VITE: Final = "7.3.8"
 LIBRARY: Final = Path(bridge.__file__).parent / "web" / "bridge-client.js"
 SECONDS: Final = 300.0
 
@@ -60,6 +61,20 @@ def bundle(directory: Path, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def built(directory: Path) -> Path:
+    """The folder of what Vite makes of the site there, whose programs may import `bridge-client`."""
+    package = directory / "node_modules" / "bridge-client"
+    package.mkdir(parents=True)
+    for name in ("package.json", *json.loads((LIBRARY.parent / "package.json").read_text())["files"]):
+        shutil.copy(LIBRARY.parent / name, package)
+    vite = _installed("npm-vite", {"vite": VITE}) / ".bin" / "vite"
+    done = subprocess.run(
+        [vite, "build", "--logLevel", "warn"], cwd=directory, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return directory / "dist"
 
 
 def axe() -> str:

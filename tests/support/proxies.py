@@ -20,7 +20,8 @@ class SilentProxy:
         self.port = 0
         self.taken = 0
         """Connections so far."""
-        self._behind = port
+        self.behind = port
+        """Where new connections go."""
         self._down = False
         self._silent: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -47,7 +48,7 @@ class SilentProxy:
         self.taken += 1
         if self._down:
             return writer.transport.abort()
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.behind)
         self._writers |= {writer, inner_writer}
         inner_writer.write(begin)
         try:
@@ -78,6 +79,8 @@ class PlainProxy(SilentProxy):
     """One that lets no WebSocket through, as in some companies: a request with Upgrade is refused."""
 
     refused = 0
+    passing = False
+    """Whether it lets WebSockets through now."""
 
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, begin: bytes = b""
@@ -88,7 +91,7 @@ class PlainProxy(SilentProxy):
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.transport.abort()
             return
-        if b"\r\nupgrade:" not in head.lower():
+        if self.passing or b"\r\nupgrade:" not in head.lower():
             await super().serve(reader, writer, head)
             return
         self.refused += 1

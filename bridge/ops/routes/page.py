@@ -12,18 +12,20 @@ from bridge.core.model.outcomes import ENDINGS
 from bridge.core.model.parties import PARTIES
 from bridge.ops.answers import ErrorAnswer
 
+LIBRARY: Final = tuple(f"/bridge-client{part}.js" for part in ("", "-tabs", "-stream", "-words"))
+"""The client library for browsers: its first file, which loads the others from beside it when it needs them."""
 FILES: Final = {
     "/": ("console/index.html", "text/html"),
     "/demo": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
-    "/bridge-client.js": ("bridge-client.js", "text/javascript"),
+    **{path: (path[1:], "text/javascript") for path in LIBRARY},
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Files of bridge/web by their path here, with their content type."""
 ENDINGS_PATH: Final = "/endings.json"
 CONSOLE_PATH: Final = "/console/{file}"
-_OF_DEMO: Final = frozenset(("/demo", "/app.js", "/bridge-client.js", "/style.css"))
+_OF_DEMO: Final = frozenset(("/demo", "/app.js", "/style.css", *LIBRARY))
 _KINDS: Final = {
     ".js": "text/javascript",
     ".css": "text/css",
