@@ -73,6 +73,11 @@ class Envelope:
     recall: Recall | None = None
     """Set if it is not a push but a recall."""
 
+    def __post_init__(self) -> None:
+        crowd = any(request.to in (To.ALL, To.TOPIC) for request in self.requests)
+        for request in self.requests:
+            request.with_a_crowd = request.with_a_crowd or crowd
+
     def routing_key(self) -> str:
         """That of its user, if it is for one only."""
         users = set[str]().union(*(request.users for request in self.requests))

@@ -416,8 +416,8 @@ class _Check:
 
     def _in_order(self, tab: Tab) -> None:
         """Check that it reads kept pushes in the order of publishing: over all of its connections, or within each
-        if it resumes, since a resume begins a little before the last push seen. Those to everyone or a topic have an
-        order among themselves."""
+        if it resumes, since a resume begins a little before the last push seen. Messages with a push to everyone or to
+        a topic have an order among themselves."""
         if not self._e.ordered:
             return
         last: dict[bool, Request] = {}
@@ -435,7 +435,7 @@ class _Check:
             if not self._has_a_place(request, RowKey(request.tenant, request.push_id, tab.user), at):
                 continue
             read.add(mark)
-            crowd = request.to in (To.ALL, To.TOPIC)
+            crowd = request.with_a_crowd
             newest = last.get(crowd)
             if newest is not None and request.before(newest):
                 what = f"{tab.user} read it after {newest.push_id}, on connection {number} at {at:.3f}"

@@ -82,6 +82,8 @@ class Request:
     """Monotonic seconds at which it was first handed to the broker's connection."""
     first_confirmed: float = math.inf
     """Monotonic seconds at which the broker first confirmed it."""
+    with_a_crowd: bool = False
+    """Its message has a push to everyone or to a topic in it, and has its order among such messages."""
     queue_key: str = ""
     """The routing key where there are partitions, which keep an order for each key; else empty."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos import run, stories
-from benchmarks.chaos.broker import Requests
+from benchmarks.chaos.broker import Envelope, Requests
 from benchmarks.chaos.checker import Broken, check
 from benchmarks.chaos.commits import CommitCutter, Cut
 from benchmarks.chaos.errors import NotPossible
@@ -461,14 +461,19 @@ def test_a_kept_push_that_is_read_after_a_newer_one_is_seen() -> None:
     assert kinds(made) == []
 
 
-def test_pushes_to_a_crowd_have_an_order_among_themselves() -> None:
+def test_messages_with_a_push_to_a_crowd_have_an_order_among_themselves() -> None:
     user = next(name for name in ("u1", "u2", "u3", "u4") if subscribes(name))
     older, newer = (kept(mark, user, at, to=To.TOPIC) for mark, at in (("m1", 1.0), ("m3", 3.0)))
-    made = evidence(older, kept("m2", user, 2.0), newer)
-    made.tabs = [tab(user, "m2", "m1", "m3")]
+    beside = kept("m0", user, 0.0)
+    for batch in ([older, beside], [newer]):
+        Envelope(batch, b"")
+    made = evidence(older, beside, kept("m2", user, 2.0), newer)
+    made.tabs = [tab(user, "m2", "m0", "m1", "m3")]
     assert kinds(made) == []
     made.tabs = [tab(user, "m2", "m3", "m1")]
     assert kinds(made) == [Broken.OUT_OF_ORDER]
+    made.tabs = [tab(user, "m2", "m3", "m0")]
+    assert kinds(made) == [Broken.OUT_OF_ORDER], "it is of a batch with a push to a topic"
 
 
 def test_pushes_that_were_under_way_together_have_no_order() -> None:
