@@ -64,8 +64,9 @@ class Core:
         writes, on = self._persistence("schedule"), (ports.schedule, ports.releases)
         self.scheduling = Scheduling(*on, self.worklist, writes, gate, errors, clock, boot, self.bounds)
         self._make_mailbox(limits, boot)
-        rings, patience = self._persistence("rings"), delivery.park_after
-        self.cluster = Cluster(ports.directory, ports.post, metrics, rings, clock, errors, boot, patience)
+        self.cluster = Cluster(
+            ports.directory, ports.post, metrics, self._persistence("rings"), clock, errors, boot
+        )
         self.grace = Grace(self.inflight, clock, delivery.start_grace)
         self._make_sessions(node, limits.admission)
         self._make_revoking(limits.token_seconds)

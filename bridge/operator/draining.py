@@ -32,7 +32,6 @@ LOST: Final = (
     (Outcome.UNKNOWN, Reason.NODE_DIED),
     (Outcome.UNKNOWN, Reason.NODE_SILENT),
     (Outcome.DROPPED, Reason.NODE_UNREACHABLE),
-    (Outcome.DROPPED, Reason.NODE_BUSY),
 )
 """Endings of pushes to users whose sessions a stop has closed that count as lost by it, if they were taken since it
 began."""

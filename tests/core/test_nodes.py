@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 import pytest
 
-from bridge.core.cluster import forwards
 from bridge.core.cluster.forwards import OWED_FOR
 from bridge.core.contract.letters import (
     Forwarded,
@@ -161,69 +160,6 @@ async def test_a_node_that_is_behind_with_its_answers_holds_up_nobody() -> None:
         peer.answer()
         await until(lambda: "p4" in [key.push_id for key in made.store.rows])
         assert a.end("p4") == (Outcome.RECEIVED, Reason.PONG)
-
-
-async def behind(a: House, b: House, made: Town, *pushes: dict[str, object]) -> None:
-    """The second node is sent these, and answers nothing for so long that it is behind."""
-    made.fate = lambda letter: Sent.UNSURE
-    for push in pushes:
-        await a.push(push)
-    await until(lambda: forwarded(made) == len(pushes))
-    await ticks(a, b, seconds=LIMITS.park_after)
-
-
-async def test_a_node_that_is_behind_is_sent_no_more_than_it_may_owe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwards, "CREDIT_PUSHES", 3)
-    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
-        peer, elsewhere = await online(b, "u1"), await online(c, "u1")
-        only = await online(b, "u2")
-        await behind(a, b, made, *(to("u2", f"p{n}") for n in range(3)))
-        made.fate = lambda letter: Sent.UNSURE if made.houses.get(letter.queue) is b else None
-        await a.push(to("u2", "p3"))
-        await until(lambda: a.end("p3", "u2") == (Outcome.DROPPED, Reason.NODE_BUSY))
-        await a.push(kept("u2", "p4", 60))
-        await a.ends("p4", Outcome.STORED, Reason.NODE_BUSY, user="u2")
-        # Who has a session at another node as well gets it there.
-        await a.push(to("u1", "p5"))
-        await until(lambda: ids(elsewhere) == ["p5"])
-        elsewhere.answer()
-        await a.ends("p5", Outcome.RECEIVED, Reason.PONG)
-        assert forwarded(made) == 4, "the fourth went to c"
-        # Once it has answered, it gets what was kept, before what is newer.
-        made.fate = lambda letter: None
-        await ticks(a, b, c, seconds=OWED_FOR)
-        a.core.every_second()
-        await a.push(kept("u2", "p6", 60))
-        await until(lambda: ids(only) == ["p4"])
-        only.answer()
-        await until(lambda: ids(only) == ["p4", "p6"])
-        assert ids(peer) == []
-
-
-async def test_a_node_that_is_behind_may_owe_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwards, "CREDIT_BYTES", 1000)
-    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
-        await online(b, "u1")
-        users = {"users": ["u1", "u2"]}
-        await online(b, "u2")
-        # One letter has the data once, however many users it is for.
-        await behind(a, b, made, {"id": "p1", "to": users, "data": "x" * 600})
-        await a.push({"id": "p2", "to": {"user": "u1"}, "data": "x" * 600})
-        await until(lambda: a.end("p2", "u1") == (Outcome.DROPPED, Reason.NODE_BUSY))
-        await a.push({"id": "p3", "to": {"user": "u1"}, "data": "x" * 300})
-        await until(lambda: forwarded(made) == 2)
-
-
-async def test_a_node_that_answers_in_time_may_owe_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwards, "CREDIT_PUSHES", 1)
-    async with town("a", "b", limits=LIMITS) as (_, [a, b]):
-        peer = await online(b, "u1")
-        for n in range(5):
-            await a.push(to("u1", f"p{n}"))
-        await until(lambda: len(ids(peer)) == 5)
-        peer.answer()
-        await a.settled(5)
-        assert {a.end(f"p{n}") for n in range(5)} == {(Outcome.RECEIVED, Reason.PONG)}
 
 
 async def test_a_node_that_can_not_be_reached_has_nothing() -> None:

@@ -123,9 +123,9 @@ COMMANDS: Final = (
         ("postgres_dsn", "log_level"),
         "Exits 0 when the node has ended and no push was lost by it; 1 when not, or when it is unknown, dead, or\n"
         "stops already; 2 when several nodes are alive and none is named. Lost is a push to a user whose session it\n"
-        "closed, that ended as unknown (connection_lost, node_died, node_silent), dropped (node_unreachable,\n"
-        "node_busy) or offline (left_before_send). Pushes without a ttl for a user between two nodes\n"
-        "(offline, no_session) are counted by themselves. What has a ttl is kept.\n"
+        "closed, that ended as unknown (connection_lost, node_died, node_silent), dropped (node_unreachable) or\n"
+        "offline (left_before_send). Pushes without a ttl for a user between two nodes (offline, no_session) are\n"
+        "counted by themselves. What has a ttl is kept.\n"
         "After Ctrl-C the node goes on stopping. Whatever supervises it may start it again.\n\n"
         "  bridge drain node-2",
         _drain_options,

@@ -24,14 +24,13 @@ class Cluster:
         clock: Clock,
         errors: ErrorHandler,
         boot: str,
-        patience: float,
     ) -> None:
-        """`rings`: by which it is asked whom to ring. `patience`: see `Forwards`."""
+        """`rings`: by which it is asked whom to ring."""
         self.metrics = metrics
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
         self.post = Post(post, self.neighbours, metrics, boot)
-        self.forwards = Forwards(post=self.post, clock=clock, patience=patience)
+        self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,
             persistence=rings,

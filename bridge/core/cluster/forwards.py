@@ -22,11 +22,6 @@ OUT_MAX: Final = 100_000
 """Forwards whose end is awaited; over it the oldest are forgotten. Their deadlines are long over."""
 OWED_FOR: Final = 10.0
 """Seconds for which an answer may be owed. After that the letter is lost, or was for a process that is no more."""
-CREDIT_PUSHES: Final = 250
-"""Pushes that a node may owe an answer for,"""
-CREDIT_BYTES: Final = 4 * 1024 * 1024
-"""and bytes of their data, once it is behind with its answers; over it pushes to it are refused. Until then what is not
-acked bounds them."""
 USERS_MAX: Final = 500
 """Users for whom a push is in one letter: its data is in it once."""
 
@@ -52,28 +47,20 @@ class _Batch(NamedTuple):
 class _Owed:
     """What a process has not answered yet."""
 
-    __slots__ = ("bytes", "queue", "since")
+    __slots__ = ("queue", "since")
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
         """Where it listened when the last of them was sent."""
-        self.since: dict[int, tuple[float, int]] = {}
-        """Monotonic seconds at which each was sent, in order, and the bytes of data that it brought; for `OWED_FOR`
-        seconds."""
-        self.bytes = 0
-
-    def drop(self, number: int) -> None:
-        """This one is answered, or counts no longer."""
-        self.bytes -= self.since.pop(number, (0.0, 0))[1]
+        self.since: dict[int, float] = {}
+        """Monotonic seconds at which each was sent, in order; for `OWED_FOR` seconds."""
 
 
 class Forwards:
     """The pushes of this node that other nodes have."""
 
-    def __init__(self, *, post: Post, clock: Clock, patience: float) -> None:
-        """`patience`: seconds for which a node may owe an answer before it is behind."""
+    def __init__(self, *, post: Post, clock: Clock) -> None:
         self._post = post
-        self._patience = patience
         self._clock = clock
         self._next = 1
         self._out: dict[int, Forward] = {}
@@ -83,19 +70,13 @@ class Forwards:
         """The same by boot."""
         self._batches: dict[str, _Batch] = {}
         """What `flush` sends, by boot."""
-        self._refused: list[tuple[Flight, str]] = []
-        """What `flush` fails, and for which process it was."""
 
     def __len__(self) -> int:
         return len(self._out)
 
     def add(self, flight: Flight, request: PushRequest, boot: str, *, again: bool = False) -> None:
-        """Forward a push to the process with this boot: the next `flush` sends it, or fails it where that process is
-        behind and owes as much as it may."""
+        """Forward a push to the process with this boot: the next `flush` sends it."""
         flight.forwarded(boot)
-        if self._is_busy(boot, len(request.data)):
-            self._refused.append((flight, boot))
-            return
         batch = self._batches.get(boot)
         if batch is not None:
             same = batch.request is request and batch.again is again
@@ -110,20 +91,6 @@ class Forwards:
         batches, self._batches = self._batches, {}
         for boot, batch in batches.items():
             self._send(boot, batch)
-        refused, self._refused = self._refused, []
-        for flight, boot in refused:
-            self._not_sent(flight, boot, Reason.NODE_BUSY)
-
-    def _is_busy(self, boot: str, data_bytes: int) -> bool:
-        owed = self._owed.get(boot)
-        if owed is None or (len(owed.since) < CREDIT_PUSHES and owed.bytes + data_bytes <= CREDIT_BYTES):
-            return False
-        return self.owes(boot, self._patience)
-
-    def _not_sent(self, flight: Flight, boot: str, why: Reason) -> None:
-        flight.answered()
-        flight.unreached(boot)
-        flight.lost(self._clock.time(), handed=False, why=why)
 
     def _send(self, boot: str, batch: _Batch) -> None:
         request, again, flights = batch
@@ -133,9 +100,7 @@ class Forwards:
         for number, flight in enumerate(flights, first):
             self._out[number] = Forward(flight, request, boot, again)
             self._silent.add(number)
-            brought = len(request.data) if number == first else 0
-            owed.since[number] = now, brought
-            owed.bytes += brought
+            owed.since[number] = now
         while len(self._out) > OUT_MAX:
             self._forget(next(iter(self._out)))
         failed = partial(self._failed, range(first, self._next))
@@ -159,10 +124,13 @@ class Forwards:
     def _failed(self, numbers: range, sent: Sent) -> None:
         if sent is not Sent.UNREACHABLE:
             return  # the node may have it: its report, or the deadline, says more
+        now = self._clock.time()
         for number in numbers:
             out = self._forget(number)
             if out is not None:
-                self._not_sent(out.flight, out.boot, Reason.NODE_UNREACHABLE)
+                out.flight.answered()
+                out.flight.unreached(out.boot)
+                out.flight.lost(now, handed=False, why=Reason.NODE_UNREACHABLE)
 
     def reported(self, boot: str, node: str, report: Report) -> Forward | None:
         """A process, that of this node, reports. Returns the forward that found no session there: its holders must be
@@ -210,17 +178,17 @@ class Forwards:
         owed = self._owed.get(boot)
         now = self._clock.monotonic()
         while owed is not None and owed.since:
-            number, (since, _) = next(iter(owed.since.items()))
+            number, since = next(iter(owed.since.items()))
             if now - since < OWED_FOR:
                 return now - since >= seconds
-            owed.drop(number)
+            del owed.since[number]
         return False
 
     def _heard(self, number: int, boot: str) -> None:
         self._silent.discard(number)
         owed = self._owed.get(boot)
         if owed is not None:
-            owed.drop(number)
+            owed.since.pop(number, None)
             if not owed.since:
                 del self._owed[boot]
 

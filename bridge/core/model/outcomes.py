@@ -70,7 +70,6 @@ class Reason(enum.StrEnum):
     SLOW_CONSUMER = "slow_consumer"
     REVOKED = "revoked"
     NODE_UNREACHABLE = "node_unreachable"
-    NODE_BUSY = "node_busy"
     OVERFLOW = "overflow"
     NO_PROOF = "no_proof"
     NO_PROOF_POSSIBLE = "no_proof_possible"
@@ -164,12 +163,6 @@ ENDINGS: tuple[Ending, ...] = (
         "the node that has the user's session could not be reached",
     ),
     Ending(
-        Outcome.DROPPED,
-        Reason.NODE_BUSY,
-        True,
-        "the node that has the user's session was behind with its answers, and owed as many as it may",
-    ),
-    Ending(
         Outcome.UNKNOWN,
         Reason.NODE_SILENT,
         True,
@@ -229,12 +222,6 @@ ENDINGS: tuple[Ending, ...] = (
         Reason.NODE_UNREACHABLE,
         False,
         "kept: the node that has the user's session could not be reached",
-    ),
-    Ending(
-        Outcome.STORED,
-        Reason.NODE_BUSY,
-        False,
-        "kept: the node that has the user's session was behind with its answers, and owed as many as it may",
     ),
     Ending(
         Outcome.STORED,

@@ -54,7 +54,6 @@ PARTIES: Mapping[Reason, Party | None] = {
     Reason.OVERFLOW: Party.BRIDGE,
     Reason.NODE_DIED: Party.BRIDGE,
     Reason.NODE_UNREACHABLE: Party.BRIDGE,
-    Reason.NODE_BUSY: Party.BRIDGE,
     Reason.NODE_SILENT: Party.BRIDGE,
     Reason.POISON: Party.BRIDGE,
     Reason.DELIVERY_LIMIT: Party.BRIDGE,
