@@ -13,6 +13,8 @@ from benchmarks.chaos.stage import Stage
 
 CUTS: Final = ((Way.OUT, 10.0), (Way.IN, 25.0), (Way.BOTH, 35.0))
 """What is lost, and for how many seconds: less than the broker needs to give a connection up, and more."""
+PATIENCE: Final = 9
+"""Times that the load goes on until there is a proof again; it is measured how long that takes."""
 
 
 async def _lose(stage: Stage, *, takes: bool, broker: bool = False, postgres: bool = False) -> int:
@@ -40,6 +42,11 @@ async def _lose(stage: Stage, *, takes: bool, broker: bool = False, postgres: bo
             stage.now_healed()
             await hit.ready()
             await stage.load(HEALED)
+            # What has waited comes first, and a slow machine takes a while for it.
+            for _ in range(PATIENCE):
+                if stage.all_proven:
+                    break
+                await stage.load(HEALED)
         stage.come_back_at_last = list(stage.clients)
     return len(CUTS)
 

@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -440,22 +440,32 @@ class Stage:
 
     def proven(self) -> dict[str, list[float]]:
         """The measures; one without an end is a trouble."""
+        made: dict[str, list[float]] = defaultdict(list)
+        for measure, ends in self._ends_of_measures():
+            if ends:
+                made[measure.what].append(min(ends) - measure.since)
+            else:
+                what = f"{measure.what}: no push to {measure.user} was proven any more"
+                self.evidence.troubles.append(what)
+        return made
+
+    @property
+    def all_proven(self) -> bool:
+        """Whether every measure has its end so far."""
+        return all(ends for _, ends in self._ends_of_measures())
+
+    def _ends_of_measures(self) -> Iterator[tuple[Measure, list[float]]]:
         sent: dict[str, list[Request]] = defaultdict(list)
         for request in self.evidence.requests.values():
             if len(request.users) == 1:
                 sent[min(request.users)].append(request)
-        made: dict[str, list[float]] = defaultdict(list)
-        for what, since, user in self.measures:
-            ends = [
-                end
-                for request in sent[user]
-                if request.first_published >= since and (end := self._proven_at(request, user)) is not None
+        for measure in self.measures:
+            proofs = [
+                self._proven_at(request, measure.user)
+                for request in sent[measure.user]
+                if request.first_published >= measure.since
             ]
-            if ends:
-                made[what].append(min(ends) - since)
-            else:
-                self.evidence.troubles.append(f"{what}: no push to {user} was proven any more")
-        return made
+            yield measure, [at for at in proofs if at is not None]
 
     def _proven_at(self, request: Request, user: str) -> float | None:
         key = RowKey(request.tenant, request.push_id, user)

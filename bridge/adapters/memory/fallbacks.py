@@ -10,6 +10,8 @@ from bridge.core.model.rows import DueFallback, Row, RowKey
 
 _GRACE = 1.0
 """Seconds that a fallback is due before it is claimed: the row of a proof that came in time is written by then."""
+_FOREIGN = 10.0
+"""Seconds until it is claimed by another than who has written its row, and lives."""
 
 
 class FallbackClaims:
@@ -26,15 +28,20 @@ class FallbackClaims:
         boot: str,
         due: Iterable[Row],
         living: Collection[str],
+        now: float,
         limit: int,
         payload_bytes: int,
     ) -> list[DueFallback]:
-        """Claim some of these for a boot. `living`: those whose claims stand."""
+        """Claim some of these for a boot. `living`: those whose claims stand, and whose rows are left to them at
+        first."""
         claimed: list[DueFallback] = []
         size = 0
         for row in due:
             if len(claimed) == limit or size >= payload_bytes:
                 break
+            theirs = row.boot != boot and row.boot in living
+            if theirs and row.fallback_due is not None and row.fallback_due > now - _FOREIGN:
+                continue
             claim = self.claims.get(row.key, boot)
             if claim == boot or claim not in living:
                 self.claims[row.key] = boot

@@ -436,7 +436,7 @@ class MemoryStore:
             return []
         living = {n.boot for n in self.nodes.values() if now - n.seen_at < LEASE_SECONDS}
         due = due_fallbacks(self.rows.values(), now)
-        return self.fallbacks.claim(boot, due, living, limit, payload_bytes)
+        return self.fallbacks.claim(boot, due, living, now, limit, payload_bytes)
 
     async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
         """See `Store.note_fallbacks`."""

@@ -264,8 +264,10 @@ class Store(Protocol):
     ) -> Sequence[DueFallback]:
         """Claim fallbacks that have been due for a second, the earliest first: at most `limit`, and no more once they
         have so many bytes of data. Those that another live boot has claimed are left out, and held rows; those that
-        this boot has claimed are among them. None unless this boot has its name, and has seen the database answer for
-        as long as a lease is valid: after an outage others must have time to write the proofs that have come."""
+        this boot has claimed are among them. A row that another live boot wrote last is left to that for ten seconds:
+        it may know of a proof that its row does not say yet. None unless this boot has its name, and has seen the
+        database answer for as long as a lease is valid: after an outage others must have time to write the proofs that
+        have come."""
         ...
 
     async def note_fallbacks(self, boot: str, rows: Sequence[Row]) -> Collection[RowKey]:
@@ -274,7 +276,7 @@ class Store(Protocol):
         ...
 
     async def release_fallbacks(self, boot: str, rows: Sequence[Row], wait: float) -> Collection[RowKey]:
-        """The fallbacks of these rows were claimed and not published: they are due again in `wait` seconds, to anyone.
+        """The fallbacks of these rows were claimed and not published: they are due again in `wait` seconds.
         Returns the keys of held rows."""
         ...
 

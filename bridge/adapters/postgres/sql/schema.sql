@@ -1103,6 +1103,10 @@ begin
         from delivery_log l
         -- The row of a proof that came in time is written within a second.
         where l.fallback_due <= right_now - interval '1 second'
+          -- Who wrote the row, and lives, may know of a proof that it does not say yet.
+          and (l.boot = p_boot or l.fallback_due <= right_now - interval '10 seconds'
+               or not exists (
+                   select from node n where n.boot = l.boot and n.seen_at > right_now - interval '5 seconds'))
           and (l.fallback_claim is null or l.fallback_claim = p_boot
                or not exists (
                    select from node n
@@ -1127,7 +1131,8 @@ begin
 end $$;
 comment on function claim_fallbacks is
     'Claims fallbacks that are due, the earliest first, for this boot, which holds this name and has lived for five seconds: '
-    'those that no other live process has claimed, and that nobody else holds, at most p_limit, and no more once they have so many bytes of data.';
+    'those that no other live process has claimed, and that nobody else holds, at most p_limit, and no more once they have so many bytes of data. '
+    'A row of another live process is left to that for ten seconds.';
 
 create function note_fallbacks(p_boot text, p_days date[], p_tenants text[], p_push_ids text[], p_users text[])
     returns setof bigint
