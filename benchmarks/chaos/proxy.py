@@ -59,6 +59,7 @@ class Proxy:
         self.ended: list[float] = []
         """Monotonic seconds at which links have ended."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @asynccontextmanager
     async def listening(self, sock: socket.socket | None = None) -> AsyncIterator[Proxy]:
@@ -72,6 +73,7 @@ class Proxy:
             yield self
         finally:
             server.close()
+            self._closed = True
             self.reset()
             tasks = list(self._tasks)
             for task in tasks:
@@ -108,9 +110,18 @@ class Proxy:
         self.cut_after_nothing()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # it was accepted before the server was closed
+            writer.transport.abort()
+            return
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # perhaps before it had a link
+                writer.transport.abort()
+
         task = asyncio.create_task(self._serve(reader, writer), name="proxy link")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:

@@ -415,6 +415,28 @@ async def test_holders_are_asked_for_again_until_the_database_answers() -> None:
         await until(lambda: ids(peer) == ["p1"])
 
 
+async def test_who_was_promised_everything_gets_what_was_stored_before_it_was_proven_elsewhere() -> None:
+    async with town("a", "b", "c", limits=LIMITS) as (made, [a, b, c]):
+        there = await online(c, "u1")
+        await a.push(kept("u1", "p1", 600))
+        await until(lambda: ids(there) == ["p1"])
+        there.answer()
+        await a.ends("p1", Outcome.RECEIVED, Reason.PONG)
+        resumed = await b.live("u1", last="p1")
+        resumed.answer()
+        # Neither the push nor the ring for its row reaches that node, and then another one proves it.
+        made.fate = lambda letter: Sent.UNREACHABLE if made.houses.get(letter.queue) is b else None
+        await a.push(kept("u1", "p2", 600))
+        await until(lambda: ids(there) == ["p1", "p2"])
+        await ticks(a, c, seconds=LIMITS.park_after)
+        await a.ends("p2", Outcome.STORED, Reason.AWAITING_PROOF)
+        there.answer()
+        await a.ends("p2", Outcome.RECEIVED, Reason.PONG)
+        made.fate = lambda letter: None
+        a.core.every_second()
+        await until(lambda: "p2" in ids(resumed))
+
+
 async def test_a_ring_that_nobody_has_heard_is_rung_again() -> None:
     async with town("a", "b", limits=LIMITS) as (made, [a, b]):
         peer = await online(b, "u1")

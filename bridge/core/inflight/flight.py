@@ -56,6 +56,7 @@ class Flight(Offered):
         "app_id",
         "attempts",
         "batch",
+        "came_back",
         "collapse_key",
         "data_bytes",
         "day",
@@ -146,6 +147,7 @@ class Flight(Offered):
         that it was forwarded to and that have not answered yet. How often a session has handed it over."""
         self.prover = self.holder = ""  # the session that gave the best proof; its node, empty: this one
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
+        self.came_back = False  # one of them could not be reached
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
         self.unprovable = False  # all sessions that handed it over are streams whose client proves nothing
@@ -210,6 +212,7 @@ class Flight(Offered):
 
     def unreached(self, boot: str) -> None:
         """It did not get to this process: what is forwarded there later must not overtake it."""
+        self.came_back = True
         self.holders = tuple(holder for holder in self.holders if holder != boot)
 
     def not_there(self) -> None:

@@ -40,7 +40,8 @@ class Commits:
         on_written: Callable[[str], None],
     ) -> None:
         """`on_stored` is called with each row that says `stored`, and the bytes of its push; `on_delivered` with each
-        row of a kept push that was proven before it had any, and the processes that were forwarded it; `on_first_ack`
+        row of a kept push that was proven before it had any, or of which a process was not reached, and the processes
+        that were forwarded it; `on_first_ack`
         with each row that says which session was the first device to ack; `on_written` with the user of each committed
         row, once the flight is settled or stored."""
         self._worklist = worklist
@@ -68,7 +69,8 @@ class Commits:
             # It became due again during the write. A second write would announce it again, or not find it.
             del self._worklist.flights[row.key]
         taken_back = row.first_device and row.outcome is Outcome.ACKED
-        if first and flight.kept is not None and row.outcome in DELIVERED and not taken_back:
+        missed = first or flight.came_back
+        if missed and flight.kept is not None and row.outcome in DELIVERED and not taken_back:
             self._on_delivered(row, flight.holders)
         self._inflight.settled(flight, row)
         if taken_back and written.applied:
