@@ -17,8 +17,8 @@ from tests.support.proxies import silent_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-START = """([url, token]) => import("./bridge-client.js").then(({ connect }) => {
-    window.client = connect({ url, token, autoAck: true,
+START = """([url, token, tabs]) => import("./bridge-client.js").then(({ connect }) => {
+    window.client = connect({ url, token, tabs, autoAck: true,
         onPush({ id }) { document.body.append(Object.assign(document.createElement("li"), { textContent: id })); },
         onGap: () => tell("gap") });
 })"""
@@ -75,6 +75,41 @@ async def test_a_node_is_killed_while_pushes_come_and_the_page_goes_on_at_the_ot
         assert sorted(await shown(page, len(ids))) == ids, "nothing came again"
         # If the last push on the screen had no row yet when its node died, nobody can say what followed it.
         assert await page.evaluate("told") in ([], [["gap"]])
+        await page.evaluate("client.close()")
+
+
+async def test_a_thousand_pushes_that_come_during_a_reconnect_are_once_on_the_screen_of_each_of_four_tabs(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.process(vhost, database, node="a") as first,
+        bridges.bridge(vhost, database, node="b") as second,
+        silent_proxy(first.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        tabs = [page, *[await page.context.new_page() for _ in range(3)]]
+        for tab in tabs[1:]:
+            await tab.goto(f"http://{script.url}/")
+        for tab in tabs:
+            url = f"ws://127.0.0.1:{proxy.port}/ws"
+            await tab.evaluate(START, [url, bridges.token("alice"), "shared"])
+        sessions = {(await phase(tab, "open"))["session"] for tab in tabs}
+        assert len(sessions) == 1, "all tabs have one connection"
+        await bridges.publish(vhost, *kept("p0"))
+        for tab in tabs:
+            await shown(tab, 1)
+        await bridges.final_rows(database, 1)
+        await first.kill()
+        ids = [f"p{n:04}" for n in range(1, 1001)]
+        await bridges.publish(vhost, *kept(*ids))
+        proxy.behind = second.ws_port
+        for tab in tabs:
+            assert await shown(tab, 1001) == ["p0", *ids]
+        ends = bridges.endings(await bridges.final_rows(database, 1001))
+        assert set(ends.values()) == {("acked", "ack_frame")}
+        for tab in tabs:
+            assert len(await shown(tab, 1001)) == 1001, "nothing came again"
         await page.evaluate("client.close()")
 
 

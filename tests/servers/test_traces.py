@@ -61,8 +61,9 @@ async def test_one_trace_goes_from_the_publisher_over_two_nodes_to_the_proof(
     async with (
         bridge(vhost, database, delivery_log="postgres,traces"),
         bridge(vhost, database, node="n2", delivery_log="postgres,traces") as holder,
-        client(holder.ws_port, token("u1"), subprotocols=ENVELOPE),
+        client(holder.ws_port, token("u1"), subprotocols=ENVELOPE) as here,
     ):
+        assert (await here.read_json())["type"] == "welcome"
         await push(vhost, {"traceparent": SENT})
         (found,) = await final_rows(database, 1)
         assert (found["outcome"], found["holder"]) == ("received", "n2")

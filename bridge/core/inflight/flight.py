@@ -127,7 +127,7 @@ class Flight(Offered):
         self.batch: tuple[str, int | None] = ("", None)  # the id of its batch, and its place there
         self.data_bytes: int | None = None  # None where its row has it already, and of a rejected request
         self.topic = self.detail = ""  # its topic, where it was published to one; what its row says to people
-        self.first_device = False  # the first ack takes it back from the user's other sessions
+        self.first_device = self.came_back = False  # its first ack is the end; a holder was not reached
         self.fallback: Owed | None = None  # what is published if nobody proves it
         self.ack_within = ack_within  # seconds to wait for its proof; 0: as long as for every other push
         self.kept: Kept | None = None  # None for a push with ttl 0
@@ -147,7 +147,6 @@ class Flight(Offered):
         that it was forwarded to and that have not answered yet. How often a session has handed it over."""
         self.prover = self.holder = ""  # the session that gave the best proof; its node, empty: this one
         self.holders: tuple[str, ...] = ()  # boots of the processes that it was forwarded to
-        self.came_back = False  # one of them could not be reached
         self.unsendable: Reason | None = None
         """What was wrong with the queue of a session that never handed this push to its socket."""
         self.unprovable = False  # all sessions that handed it over are streams whose client proves nothing
