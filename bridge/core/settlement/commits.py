@@ -40,10 +40,9 @@ class Commits:
         on_written: Callable[[str], None],
     ) -> None:
         """`on_stored` is called with each row that says `stored`, and the bytes of its push; `on_delivered` with each
-        row of a kept push that was proven before it had any, or of which a process was not reached, and the processes
-        that were forwarded it; `on_first_ack`
-        with each row that says which session was the first device to ack; `on_written` with the user of each committed
-        row, once the flight is settled or stored."""
+        row of a kept push that was proven before it had any, or that did not reach a process, and the processes that
+        were forwarded it; `on_first_ack` with each row that says which session was the first device to ack;
+        `on_written` with the user of each committed row, once the flight is settled or stored."""
         self._worklist = worklist
         self._inflight = inflight
         self._payments = payments
