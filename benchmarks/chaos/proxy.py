@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from benchmarks.listening import listening
+
 CHUNK = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with zero seconds: closing sends a reset."""
@@ -58,27 +60,15 @@ class Proxy:
         self.links: set[Link] = set()
         self.ended: list[float] = []
         """Monotonic seconds at which links have ended."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
 
     @asynccontextmanager
     async def listening(self, sock: socket.socket | None = None) -> AsyncIterator[Proxy]:
         """Serve for the length of the block, on any port of loopback, or on a socket that is bound."""
-        if sock is None:
-            server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, backlog=4096)
-        else:
-            server = await asyncio.start_server(self._accepted, sock=sock, backlog=4096)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            self._closed = True
-            self.reset()
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with listening(self._serve, sock=sock, backlog=4096) as self.port:
+            try:
+                yield self
+            finally:
+                self.reset()
 
     def reset(self) -> None:
         """Reset all open links."""
@@ -108,20 +98,6 @@ class Proxy:
         self.refuse = False
         self.look = None
         self.cut_after_nothing()
-
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed:  # it was accepted before the server was closed
-            writer.transport.abort()
-            return
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if task.cancelled():  # perhaps before it had a link
-                writer.transport.abort()
-
-        task = asyncio.create_task(self._serve(reader, writer), name="proxy link")
-        self._tasks.add(task)
-        task.add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:

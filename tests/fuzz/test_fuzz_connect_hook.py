@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import strategies as st
 
+from benchmarks.listening import listening
 from bridge.adapters.connect_hook import ANSWER_BYTES_MAX
 from bridge.core.errors import ConnectHookFailed
 from bridge.core.sessions import breaker
@@ -170,26 +171,18 @@ async def answering(answers: dict[str, Made]) -> AsyncIterator[str]:
     """A server that gives the answer that the client's query names; yields its address."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-                assert found is not None
-                asked = json.loads(await reader.readexactly(int(found[1])))
-                made = answers[asked["query"]["n"][0]]
-                writer.write(made.answer)
-                if made.hangs_up:
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            assert found is not None
+            asked = json.loads(await reader.readexactly(int(found[1])))
+            made = answers[asked["query"]["n"][0]]
+            writer.write(made.answer)
+            if made.hangs_up:
+                return
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    finally:
-        server.close()
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 async def come(port: int, name: str) -> tuple[int, str]:

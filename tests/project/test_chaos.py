@@ -38,6 +38,7 @@ from benchmarks.chaos.faults_mixed import PARTS, dealt
 from benchmarks.chaos.faults_process import deadly
 from benchmarks.chaos.proxy import Link, Proxy
 from benchmarks.chaos.stage import SHORT, Stage, play
+from benchmarks.listening import listening
 from bridge.core.settlement.paying import Paying
 from bridge.devservers import Servers
 
@@ -537,12 +538,10 @@ def test_a_violation_tells_all_sides_of_the_story() -> None:
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(1000):
         writer.write(data)
-    writer.close()
 
 
 async def test_the_proxy_passes_on_falls_silent_cuts_and_resets() -> None:
-    server = await asyncio.start_server(_echo, "127.0.0.1", 0)
-    async with server, Proxy("127.0.0.1", server.sockets[0].getsockname()[1]).listening() as proxy:
+    async with listening(_echo) as port, Proxy("127.0.0.1", port).listening() as proxy:
 
         async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.chaos.errors import NotPossible
 from benchmarks.chaos.network import Network, Way, network
+from benchmarks.listening import listening
 from benchmarks.ports import reserved_port
 
 NOT_YET = 0.3
@@ -32,7 +33,6 @@ class Peer:
         self.accepted.put_nowait(writer)
         while data := await reader.read(100):
             self.heard.put_nowait(data)
-        writer.close()
 
     async def connect(self, own: Network, address: tuple[str, int]) -> None:
         sock = own.socket()
@@ -54,9 +54,7 @@ async def connected() -> AsyncIterator[tuple[Network, Peer, Peer]]:
         broker, postgres = Peer(), Peer()
         addresses = []
         for peer in (broker, postgres):
-            server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
-            stack.callback(server.close)
-            addresses.append(server.sockets[0].getsockname())
+            addresses.append(("127.0.0.1", await stack.enter_async_context(listening(peer.serve))))
         own = await stack.enter_async_context(network(*addresses))
         for peer, address in ((broker, own.amqp), (postgres, own.database)):
             await peer.connect(own, address)
@@ -103,9 +101,8 @@ async def test_a_bridge_in_it_is_reached_under_its_own_port_whatever_is_cut() ->
 
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"hello")
-            writer.close()
 
-        async with await asyncio.start_server(greet, sock=inside), own.door(port):
+        async with listening(greet, sock=inside), own.door(port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             assert await asyncio.wait_for(reader.read(), 10) == b"hello"
             writer.close()

@@ -9,6 +9,7 @@ import jwt
 
 from benchmarks import load
 from benchmarks.clients import Client
+from benchmarks.listening import listening
 from benchmarks.roaming import Person
 from benchmarks.storm import Storm, table
 from benchmarks.storming import Door, Doors, Storming, Timed
@@ -76,11 +77,8 @@ async def test_a_try_that_is_turned_away_is_counted_and_made_again() -> None:
         answers += 1
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
-        writer.close()
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(refuse) as port:
         person = Person(1, lambda person: None, SECRET)
         staying = asyncio.create_task(person.stay(Doors([Door("a", port)]), asyncio.Semaphore(1)))
         async with asyncio.timeout(10):

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pamqp import commands
 
+from benchmarks.listening import listening
 from bridge.adapters.amqp import connection as amqp_connection
 from bridge.adapters.amqp import consume, encoding
 from bridge.adapters.amqp import link as amqp_link
@@ -570,13 +571,9 @@ async def test_a_peer_that_does_not_speak_amqp_is_a_cause_in_words() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
+    async with listening(answer) as port:
         errors = RecordingErrors()
-        port = server.sockets[0].getsockname()[1]
         async with consumer(f"amqp://guest:guest@127.0.0.1:{port}/", errors).taking(RecordingIntake()):
             await until(lambda: errors.seen)
         assert isinstance(errors.seen[0][0], BrokerUnavailable)

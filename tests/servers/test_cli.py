@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -472,9 +473,8 @@ async def test_push_without_a_bridge_says_that_there_is_no_outcome(env: dict[str
 
 
 async def test_serve_refuses_a_port_that_is_taken_with_2(env: dict[str, str]) -> None:
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         words = ("serve", "--ws-host", "127.0.0.1", "--ws-port", str(port), "--ops-port", "0")
         code, _, err = await _command(*words, env=env)
     assert code == 2

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import psycopg
 from aio_pika.abc import AbstractIncomingMessage
 
+from benchmarks.listening import listening
 from bridge.adapters.amqp.fallbacks import fallback_id
 from bridge.core.model.rows import RowKey
 from bridge.devservers import Servers
@@ -247,15 +248,12 @@ class MailServer:
                 await say("354 go on")
                 self.mails.put_nowait((await reader.readuntil(b"\r\n.\r\n")).decode())
             await say("221 bye" if line.upper() == "QUIT" else "250 ok")
-        writer.close()
 
 
 async def test_the_example_sends_a_mail(vhost: str, database: str) -> None:
     server = MailServer()
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
     file = ROOT / "examples" / "fallback-email" / "mail.py"
-    async with listener, bridge(vhost, database):
+    async with listening(server.serve) as port, bridge(vhost, database):
         variables = {"BRIDGE_AMQP_URL": vhost, "SMTP_SERVER": f"127.0.0.1:{port}"}
         async with started(sys.executable, str(file), **variables) as example:
             assert await line(example) == "waiting for mail.#"

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from benchmarks.listening import listening
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.broker import are_mixed, usual_priorities
 from bridge.adapters.amqp.connection import channel, opened
@@ -253,36 +254,23 @@ async def test_a_priority_is_rejected_by_name_where_the_broker_reorders_by_it(
 async def claiming(url: str, major: bytes) -> AsyncIterator[str]:
     """The broker behind `url`, as long as it lives, claiming to be of this major version."""
     parts = urlsplit(url)
-    copying: set[asyncio.Task[None]] = set()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool) -> None:
-        try:
-            while data := await reader.read(65536):
-                if first:
-                    at = data.index(b"versionS") + 12
-                    data, first = data[:at] + major + data[at + 1 :], False
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
+        while data := await reader.read(65536):
+            if first:
+                at = data.index(b"versionS") + 12
+                data, first = data[:at] + major + data[at + 1 :], False
+            writer.write(data)
+            await writer.drain()
+        writer.close()
 
-    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(parts.hostname, parts.port or 5672)
-        for task in (
-            asyncio.create_task(copy(reader, back, False)),
-            asyncio.create_task(copy(there, writer, True)),
-        ):
-            copying.add(task)
-            task.add_done_callback(copying.discard)
+        try:
+            await asyncio.gather(copy(reader, back, False), copy(there, writer, True))
+        finally:
+            back.transport.abort()
 
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(serve) as port:
         host = parts.netloc.rpartition("@")[0]
         yield urlunsplit(parts._replace(netloc=f"{host}@127.0.0.1:{port}"))
-        server.close()
-    for task in list(copying):
-        task.cancel()
-    await asyncio.gather(*copying, return_exceptions=True)

@@ -6,8 +6,10 @@ import asyncio
 import datetime
 import json
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, LiteralString
 
 import msgspec
@@ -16,6 +18,7 @@ import pytest
 from psycopg import conninfo, sql
 from psycopg import errors as pg
 
+from benchmarks.listening import listening
 from bridge.adapters.postgres import migrate
 from bridge.adapters.postgres import pool as postgres_pool
 from bridge.adapters.postgres.errors import translated
@@ -462,34 +465,27 @@ class Wire:
     """A TCP proxy in front of the database that can lose an answer and cut the connection."""
 
     def __init__(self, dsn: str) -> None:
-        self._params = conninfo.conninfo_to_dict(dsn)
+        self._params: dict[str, Any] = dict(conninfo.conninfo_to_dict(dsn))
         self._swallow_next = False
         self.swallow_answer_to: bytes | None = None
         self.swallowed = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Wire:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
+        port = await self._stack.enter_async_context(listening(self._serve))
         self.dsn = conninfo.make_conninfo(**self._params | {"host": "127.0.0.1", "port": port})
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.close()
-        await asyncio.gather(*(w.wait_closed() for w in self._writers), return_exceptions=True)
+        await self._stack.aclose()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(str(self._params["host"]), int(str(self._params["port"])))
-        self._writers += [back, writer]
-        for source, sink, answers in ((reader, back, False), (there, writer, True)):
-            task = asyncio.create_task(self._pump(source, sink, answers, (back, writer)))
-            self._tasks.add(task)
+        both = (back, writer)
+        try:
+            await asyncio.gather(self._pump(reader, back, False, both), self._pump(there, writer, True, both))
+        finally:
+            back.transport.abort()
 
     async def _pump(
         self,
@@ -1262,7 +1258,8 @@ async def test_what_people_ask_reads_an_index(database: str, query: str) -> None
     await ask(database, "analyze delivery_log")
     plan = "\n".join(line for (line,) in await ask(database, f"explain {query}"))
     assert "Index" in plan
-    assert "Seq Scan" not in plan
+    # The words for each end are a page of 45 rows: once autovacuum has counted them, they are read whole.
+    assert set(re.findall(r"Seq Scan on (\S+)", plan)) <= {"ending"}
 
 
 async def test_late_proof_is_noted_of_the_newest_push_with_its_id(

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from benchmarks.listening import listening
 from bridge.adapters.connect_hook import ANSWER_BYTES_MAX, HttpConnectHook, connect_hook
 from bridge.cli import check
 from bridge.config import Settings
@@ -170,22 +171,18 @@ async def test_what_comes_after_an_answer_is_nobody_elses_answer() -> None:
             # A second answer, when the first has been read: on a kept connection it would be the next client's.
             await said.wait()
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await asyncio.Event().wait()  # the connection is kept
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    try:
-        async with connect_hook(url, seconds=LONG, at_once=2) as hook:
+    async with (
+        listening(serve) as port,
+        connect_hook(f"http://127.0.0.1:{port}/", seconds=LONG, at_once=2) as hook,
+    ):
+        assert (await hook.ask(b"{}")).status == 401
+        said.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
             assert (await hook.ask(b"{}")).status == 401
-            said.set()
-            for _ in range(3):
-                await asyncio.sleep(0)
-                assert (await hook.ask(b"{}")).status == 401
-        assert len(served) == 4
-    finally:
-        server.close()
-        for writer in served:
-            writer.close()
-        await server.wait_closed()
+    assert len(served) == 4
 
 
 async def test_nobody_at_the_address_is_told_without_the_address() -> None:

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.listening import listening
 from bridge.adapters.metrics import PrometheusMetrics, gauge_families
 from bridge.core.model.pushes import MESSAGE_BYTES_MAX
 from bridge.core.ports.plugins import SessionInfo
@@ -264,10 +265,10 @@ async def test_a_worker_that_ends_with_a_request_is_told_and_the_request_is_not_
         dying = made.workers[1]
         dying.state = State(ready=True, active=True)
 
-        def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.close()
 
-        async with await asyncio.start_unix_server(take, dying.ops_path):
+        async with listening(take, path=dying.ops_path):
             async with made.client.post("/v1/push", json=PUSH) as answer:
                 assert (answer.status, (await answer.json())["error"]) == (502, "worker")
         assert made.workers[0].parts.publisher.calls == []

@@ -7,10 +7,12 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
+
+from benchmarks.listening import listening
 
 
 class SilentProxy:
@@ -55,6 +57,8 @@ class SilentProxy:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pass(reader, inner_writer))
                 tasks.create_task(self._pass(inner_reader, writer))
+        except* OSError:
+            pass  # one side has ended the connection
         finally:
             for end in (writer, inner_writer):
                 end.transport.abort()
@@ -86,17 +90,12 @@ class PlainProxy(SilentProxy):
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, begin: bytes = b""
     ) -> None:
         """See `SilentProxy`."""
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.transport.abort()
-            return
+        head = await reader.readuntil(b"\r\n\r\n")
         if self.passing or b"\r\nupgrade:" not in head.lower():
             await super().serve(reader, writer, head)
             return
         self.refused += 1
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        writer.close()
 
 
 @asynccontextmanager
@@ -115,21 +114,8 @@ async def silent_proxy(port: int) -> AsyncIterator[SilentProxy]:
 
 @asynccontextmanager
 async def _serving(proxy: SilentProxy) -> AsyncIterator[None]:
-    connections: set[asyncio.Task[None]] = set()
-
-    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(asyncio.create_task(proxy.serve(reader, writer), name="proxy"))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(proxy.serve) as proxy.port:
         yield
-    finally:
-        server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        await server.wait_closed()
 
 
 class AmqpProxy:
@@ -139,8 +125,8 @@ class AmqpProxy:
         self._tls = tls
         self._split = urlsplit(url)
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._stack = AsyncExitStack()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
@@ -149,27 +135,20 @@ class AmqpProxy:
         self.connections = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._port = await self._stack.enter_async_context(listening(self._serve, tls=self._tls))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
         self.reset()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._stack.aclose()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
         user = self._split.netloc.rpartition("@")[0]
         scheme = "amqps" if self._tls is not None else self._split.scheme
-        return urlunsplit(self._split._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{port}"))
+        return urlunsplit(self._split._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{self._port}"))
 
     def reset(self) -> None:
         """Drop every connection with TCP resets on both sides."""
@@ -204,20 +183,16 @@ class AmqpProxy:
         if self._refusing:
             writer.transport.abort()
             return
-        try:
-            up_reader, up_writer = await asyncio.open_connection(self._split.hostname, self._split.port)
-        except OSError:
-            writer.transport.abort()
-            return
+        up_reader, up_writer = await asyncio.open_connection(self._split.hostname, self._split.port)
         if self.most < 65536:
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections += 1
         self._pairs.append((writer, up_writer))
-        for name, source, sink in (("up", reader, up_writer), ("down", up_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink), name=f"proxy {name}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
+        finally:
+            up_writer.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:

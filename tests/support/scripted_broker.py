@@ -21,6 +21,7 @@ from pamqp.base import Frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from benchmarks.listening import listening
 from tests.support.rabbit_versions import RULES, TIMED_OUT, TRANSIENT, Rules, level_of
 
 HEAD: Final = struct.Struct(">BHL")
@@ -113,26 +114,17 @@ class ScriptedBroker:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[ScriptedBroker]:
         """Listen during the block."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.url = f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        try:
+        async with listening(self._serve) as port:
+            self.url = f"amqp://guest:guest@127.0.0.1:{port}/"
             yield self
-        finally:
-            server.close()
-            self.drop()
-            await asyncio.gather(*(peer.task for peer in self.peers if peer.task), return_exceptions=True)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(self, reader, writer)
         self.peers.append(peer)
-        peer.task = asyncio.current_task()
         try:
             await peer.serve()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
         finally:
             peer.end()
-            writer.close()
 
     # --- What a test has happen ---
 
@@ -192,7 +184,6 @@ class Peer:
         self, broker: ScriptedBroker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.writer = writer
-        self.task: asyncio.Task[None] | None = None
         self.frame_max = broker.frame_max
         self._broker = broker
         self._reader = reader
