@@ -269,6 +269,22 @@ def test_proof_that_an_older_process_noted_does_not_keep_a_push_from_its_outcome
     assert ended(written) == (Outcome.WRITTEN, Reason.HANDED_OVER)
 
 
+def test_a_push_of_the_log_that_is_shown_and_not_acked_yet_has_its_row_say_so_at_once() -> None:
+    """Another process may have written the row, and would publish its fallback."""
+    row = Row(
+        RowKey("", "p1", "u1"), Outcome.STORED, Reason.NO_SESSION, "n1", "b0", 10.0, 11.0,
+        confirm=Proof.ACKED, expires_at=99.0, position=1, payload=b"1",
+    )  # fmt: skip
+    shown = flight_of_stored(row, "b1", owner := Recorder(), 0.0)
+    shown.addressed(1)
+    assert shown.handed(20.0, "s1") is Effect.NOTHING
+    assert shown.received(21.0, "s1") is Effect.SHOWN
+    assert shown.received(22.0, "s1") is Effect.NOTHING, "once is enough"
+    assert owner.effects == [Effect.SHOWN]
+    assert row_of(shown, "n2", "b1").proven_at == 21.0
+    assert shown.outcome is None, "the ack may still come"
+
+
 def test_a_stored_push_that_was_not_handed_over_again_is_superseded_at_once() -> None:
     waiting = stored_again(Proof.ACKED)
     assert waiting.superseded(20.0) is Effect.ENDED

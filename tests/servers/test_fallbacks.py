@@ -214,6 +214,32 @@ async def test_two_nodes_publish_each_once(vhost: str, database: str) -> None:
         assert events.empty()
 
 
+async def test_what_another_node_has_shown_needs_no_fallback_while_its_ack_is_awaited(
+    vhost: str, database: str
+) -> None:
+    soon = {"after": 5, "routing_key": "mail"}
+    async with (
+        bridge(vhost, database, node="a") as taker,
+        bridge(vhost, database, node="b") as other,
+        fallbacks(vhost) as events,
+    ):
+        await publish(vhost, request("u1", "p1", ttl=600, confirm="acked", ack_within=60, fallback=soon))
+        async with asyncio.timeout(20):
+            while not (found := await rows(database)):
+                await asyncio.sleep(0.05)
+        reads = other if found[0]["node"] == "a" else taker
+        async with client(reads.ws_port, token("u1"), subprotocols=ENVELOPE) as user:
+            assert [(await user.read_json()).get("id") for _ in range(2)] == [None, "p1"]
+            async with asyncio.timeout(20):
+                while (found := await rows(database))[0]["fallback_due"] is not None:
+                    await asyncio.sleep(0.05)
+            assert (found[0]["outcome"], found[0]["proven_at"] is None) == ("stored", False)
+            assert events.empty()
+            await user.send_json({"type": "ack", "id": "p1"})
+            assert endings(await final_rows(database, 1)) == {("p1", "u1"): ("acked", "ack_frame")}
+        assert events.empty()
+
+
 async def test_while_the_broker_takes_no_publishes_it_stays_owed(
     vhost: str, database: str, servers: Servers
 ) -> None:

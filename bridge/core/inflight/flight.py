@@ -34,6 +34,8 @@ class Effect(enum.Enum):
     """It is better proof than the flight ended with: only `late_at` and `proven_at` may still be filled."""
     KEPT = 3
     """No proof came for now, and the ttl is not over: the row becomes `stored` and waits for the user."""
+    SHOWN = 4
+    """It is received, and its ack is awaited. Its row must say so now: who publishes its fallback looks there."""
 
 
 class Owner(Protocol):
@@ -265,8 +267,9 @@ class Flight(Offered):
             self.holder = at
         if line.outcome is not None and line.reason is not None and proof >= self.confirm:
             return self._tell(self._end(line.outcome, line.reason, now), now)
+        shown = line.to is not self.state and self.kept is not None and self.kept.from_log
         self.state = line.to
-        return Effect.NOTHING
+        return self._tell(Effect.SHOWN, now) if shown else Effect.NOTHING
 
     def lost(self, now: float, *, handed: bool, why: Reason | None = None) -> Effect:
         """See `Offered`."""

@@ -15,6 +15,7 @@ class Kept:
         "encoding",
         "excluded",
         "expires_at",
+        "from_log",
         "look_at",
         "reason",
         "resent",
@@ -44,5 +45,7 @@ class Kept:
         """How often it was resent to a session that had it and did not prove it."""
         self.look_at = 0.0
         """Monotonic seconds of the next check for its proof."""
+        self.from_log = False
+        """Its row was read from the log: whether it has a fallback, and who publishes that, is not known here."""
         self.stored_announced = False
         """The `stored` receipt was sent."""

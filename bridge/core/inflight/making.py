@@ -122,6 +122,7 @@ def flight_of_stored(row: Row, boot: str, owner: Owner, now_mono: float) -> Flig
     flight.kept = Kept(row.expires_at, None, row.encoding, frozenset())
     flight.kept.size = len(row.payload or b"")
     flight.kept.reason = row.reason
+    flight.kept.from_log = True
     flight.kept.stored_announced = True
     return flight
 
