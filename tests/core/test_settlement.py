@@ -17,7 +17,9 @@ from bridge.core.model.pushes import Rejected
 from bridge.core.model.rows import DeadLetter, LateProof, Receipt, Reply, Row, RowKey
 from bridge.core.ports.broker import AckToken
 from bridge.core.ports.store import Written
+from bridge.core.settlement.payments import Payment, Payments, payment_of
 from tests.support.house import BOUNDS, House, settlement_house
+from tests.support.rows import row as a_row
 from tests.support.waiting import until
 
 
@@ -39,9 +41,11 @@ async def test_a_push_that_ended_is_written_then_receipted_then_acked() -> None:
 async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_answers() -> None:
     async with settlement_house() as h:
         send, heard = h.publisher.send, asyncio.Event()
+        calls: list[int] = []
 
         async def silent(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
             await heard.wait()
+            calls.append(len(receipts))
             return await send(receipts)
 
         h.publisher.send = silent  # type: ignore[method-assign]
@@ -56,6 +60,35 @@ async def test_rows_are_written_while_the_broker_is_silent_and_acked_when_it_ans
         await until(lambda: len(h.acks.acked) == 20)
         await h.worklist.idle()
         assert h.worklist.unpaid == 0
+        assert calls == [1, 19], "what has waited is paid together"
+
+
+def waiting_payment(*ids: str, rows: int = 1, sweep: bool = False) -> Payment:
+    receipts = [Receipt(a_row(push_id)) for push_id in ids]
+    return payment_of(receipts, {receipt.row.key for receipt in receipts}, sweep=sweep, rows=rows)
+
+
+def paid_ids(payment: Payment) -> list[str]:
+    return [receipt.row.key.push_id for receipt in payment.receipts]
+
+
+async def test_payments_that_wait_are_paid_together_up_to_one_for_a_row_of_theirs() -> None:
+    payments = Payments(rows_most=10)
+    for one in (
+        waiting_payment("p1", "p2"),
+        waiting_payment("p3", sweep=True),
+        waiting_payment("p2", "p4"),
+        waiting_payment("p5", rows=9),
+        waiting_payment("p6"),
+    ):
+        payments.put(one)
+    together = await payments.next()
+    assert (paid_ids(together), together.rows, together.sweep) == (["p1", "p2", "p3"], 2, True)
+    assert len(together.owed_by_row) == 3
+    assert len(payments) == 3, "the one that was taken off the queue waits as well"
+    together = await payments.next()
+    assert (paid_ids(together), together.rows) == (["p2", "p4", "p5"], 10)
+    assert (paid_ids(await payments.next()), len(payments)) == (["p6"], 0)
 
 
 async def test_a_message_is_acked_only_after_every_row_that_it_names() -> None:

@@ -55,25 +55,62 @@ class Payments:
     """The payments that wait for the payer, and the rows that are being paid.
 
     It has no bound of its own: a row must never wait for a broker that is silent. `Worklist.unpaid` is bounded.
+
+    What waits is paid together. A payment takes as long as the broker and the database need for an answer, so a payer
+    that took one small batch after the other would be slower than the writer, and on a busy machine it was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows_most: int) -> None:
+        """`rows_most`: in payments that are paid together."""
+        self._rows_most = rows_most
         self._queue: asyncio.Queue[Payment] = asyncio.Queue()
+        self._first: Payment | None = None
+        """The next one; None: the first of the queue."""
         self.being_paid: set[RowKey] = set()
         """Rows whose debt is being paid: the sweep must not pay it as well."""
         self.sweep_waits = False
         """Whether one of the waiting payments has a sweep."""
 
     def __len__(self) -> int:
-        return self._queue.qsize()
+        return self._queue.qsize() + (self._first is not None)
 
     def put(self, payment: Payment) -> None:
         """Queue a payment after those that wait."""
         self._queue.put_nowait(payment)
 
     async def next(self) -> Payment:
-        """Wait for the next payment, and return it; may be cancelled."""
-        return await self._queue.get()
+        """Wait for the next payment, and return it with those behind it, up to one that has a row of theirs: a row is
+        paid in the order in which it was written. May be cancelled."""
+        payment, self._first = self._first, None
+        if payment is None:
+            payment = await self._queue.get()
+        if self._queue.empty():
+            return payment
+        keys = _keys(payment)
+        while not self._queue.empty():
+            more = self._queue.get_nowait()
+            its = _keys(more)
+            if payment.rows + more.rows > self._rows_most or not keys.isdisjoint(its):
+                self._first = more
+                break
+            keys |= its
+            payment = _together(payment, more)
+        return payment
+
+
+def _keys(payment: Payment) -> set[RowKey]:
+    """The rows for which something is sent or noted."""
+    return {receipt.row.key for receipt in payment.receipts} | payment.owed_by_row | payment.notes.keys()
+
+
+def _together(payment: Payment, more: Payment) -> Payment:
+    payment.receipts.extend(more.receipts)
+    payment.owed_by_row.update(more.owed_by_row)
+    payment.notes.update(more.notes)
+    payment.for_logs.extend(more.for_logs)
+    payment.messages.extend(more.messages)
+    payment.released.extend(more.released)
+    return payment._replace(sweep=payment.sweep or more.sweep, rows=payment.rows + more.rows)
 
 
 def in_parts(receipt: Receipt, replies_max: int) -> Sequence[Receipt]:

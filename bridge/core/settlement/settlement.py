@@ -74,7 +74,7 @@ class Settlement:
         statements = bounds.statements
         rows = Persistence(ports.store, gate, ports.clock, "rows", statements)
         set_aside = Persistence(ports.store, gate, ports.clock, "rows tried again", statements)
-        self._payments = Payments()
+        self._payments = Payments(bounds.settlement.batch_rows)
         self._replacer = Replacer(
             ports.store, rows, ports.errors, ports.clock, worklist, inflight, bounds.settlement
         )
