@@ -11,8 +11,8 @@ const FRESH = 1, ANSWER = 4; // seconds since the last frame in which nobody ask
 const WORDS = 1; // seconds at most, until an error is told without the words for it
 const LATER = 10; // seconds at most, until a topic is asked for again which the bridge could not record
 const NEVER_OPENED = 3, NOT_OPENED = 8; // failed tries in a row, after which onError is called
-const CHECK = "Is a bridge running, and is this its WebSocket port and path (usually port 8181, /ws)? "
-  + "Does it accept the token or cookie, and this page's origin? With BRIDGE_LOG_LEVEL=debug its log says why not.";
+const CHECK = "Is this a bridge's port and path (usually 8181, /ws)? "
+  + "Does it accept token or cookie, and this page's origin? With BRIDGE_LOG_LEVEL=debug its log says why not.";
 const JWT = /^[\w+-]+\.[\w+-]+\.[\w+-]*$/; // as a subprotocol can carry it
 const TOKEN_EXPIRED = 4401, TOO_SLOW = 4408; // all other codes of 4400-4499 mean: do not reconnect
 
@@ -257,7 +257,7 @@ class Connection {
         };
       }
     } catch (cause) { // trying again would not help
-      return this.#end({ reason: "unusable" }, new Error(`The address ${url} can't be used: ${cause.message}`, { cause }));
+      return this.#end({ reason: "unusable" }, new Error(`${url} can't be used: ${cause.message}`, { cause }));
     }
     this.#socket.onmessage = ({ data }) => {
       let frame = null;
@@ -479,10 +479,10 @@ class Connection {
 
   // The end, with an error that says what to do. What happens until its words are there counts more.
   async #fail(why, name = "ended") {
-    const turn = ++this.#turn, { code = "", reason } = why;
+    const turn = ++this.#turn;
     this.#drop();
     this.#queue.clear();
-    const error = await inWords(name, { ...why, ...this.#options }, `Closed for good: ${code} ${reason}`);
+    const error = await inWords(name, { ...why, ...this.#options }, `Closed for good: ${why.reason}`);
     if (turn === this.#turn) this.#end(why, error);
   }
 
@@ -514,7 +514,7 @@ class Connection {
     if (!this.#isOpen && phase !== "closed") return;
     for (const [resolve, reject] of this.#readies.splice(0)) {
       if (this.#isOpen) resolve({ user, session });
-      else reject(error ?? new Error(`The connection is closed for good (${reason}).`));
+      else reject(error ?? new Error(`Closed for good: ${reason}`));
     }
   }
 

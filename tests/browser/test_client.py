@@ -602,7 +602,7 @@ async def test_a_token_and_a_cookie_or_another_way_are_refused_at_once(
 async def test_an_address_that_cannot_be_used_is_the_end(page: Page, script: Script) -> None:
     await begin(page, "ftp://nowhere")
     why = await ended(page, None, "unusable")
-    assert why.startswith("The address ftp://nowhere can't be used: ")
+    assert why.startswith("ftp://nowhere can't be used: ")
 
 
 async def test_a_bridge_that_says_nothing_is_left(page: Page, script: Script) -> None:
@@ -1160,7 +1160,7 @@ async def test_ready_is_resolved_when_the_session_is_open_and_rejected_when_it_i
     assert await page.evaluate("client.ready()") == {"user": "alice", "session": "s1"}
     await page.evaluate("client.close()")
     over = "client.ready().catch(({ message }) => message)"
-    assert await page.evaluate(over) == "The connection is closed for good (closed)."
+    assert await page.evaluate(over) == "Closed for good: closed"
 
 
 async def test_a_promise_of_ack_says_whether_the_bridge_has_noted_it(page: Page, script: Script) -> None:
@@ -1350,7 +1350,7 @@ async def test_without_the_words_for_it_an_error_says_less_and_all_else_is_as_al
     await told(page, ("token", "nonsense"), ("error", "The token is not a JWT."), ("token", jwt("alice")))
     await phase(page, "open")
     await peer.bye(4403, "revoked")
-    assert await ended(page, 4403, "revoked") == "Closed for good: 4403 revoked"
+    assert await ended(page, 4403, "revoked") == "Closed for good: revoked"
 
 
 async def test_while_an_end_waits_for_its_words_nothing_is_handed_over_and_close_counts_more(
@@ -1387,7 +1387,7 @@ async def test_an_address_where_no_bridge_is_is_told_after_three_tries_and_tried
     for n in range(1, 6):
         await page.wait_for_function(f"client.state.phase === 'waiting' && timers.length === {2 * n}")
         said = await page.evaluate("client.state.error?.message ?? ''")
-        assert said.startswith(f"{n} tries to open {url} failed. Is a bridge running") == (n >= 3)
+        assert said.startswith(f"{n} tries to open {url} failed. Is this a bridge's") == (n >= 3)
         await page.evaluate("elapse()")
     why = f"3 tries to open {url} failed."
     assert [text[: len(why)] for what, text in await page.evaluate("told") if what == "error"] == [why]
@@ -1402,7 +1402,7 @@ async def test_a_server_that_speaks_something_else_is_no_bridge(page: Page, scri
         assert (state["code"], state["reason"]) == (1006, "no bridge")
         await page.evaluate("elapse()")
     why = await page.evaluate("told[0][1]")
-    assert "is this its WebSocket port and path" in why
+    assert "Is this a bridge's port and path" in why
 
 
 async def test_a_bridge_that_lets_nobody_in_again_is_told_after_eight_tries(

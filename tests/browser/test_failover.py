@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 START = """([url, token, tabs]) => import("./bridge-client.js").then(({ connect }) => {
     window.client = connect({ url, token, tabs, autoAck: true,
         onPush({ id }) { document.body.append(Object.assign(document.createElement("li"), { textContent: id })); },
-        onGap: () => tell("gap") });
+        onGap: () => tell("gap"), onError: ({ message }) => tell("error", message) });
 })"""
 SECONDS = 20_000
 
@@ -150,3 +150,49 @@ async def test_what_is_pushed_while_the_browser_has_frozen_the_page_is_shown_onc
         assert await tab.evaluate(items) == ["p0", *ids, "p21"]
         assert await tab.evaluate("told") == [["freeze"], ["resume"]], "no gap"
         await tab.evaluate("client.close()")
+
+
+async def test_what_is_pushed_in_a_minute_without_a_network_is_shown_once_and_in_order_when_it_is_back(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with (
+        scripted() as script,
+        bridges.bridge(vhost, database, node="a", confirm_timeout=1) as first,
+        bridges.bridge(vhost, database, node="b") as second,
+        silent_proxy(first.ws_port) as proxy,
+        opened(browser, f"http://{script.url}/") as page,
+    ):
+        await page.clock.install()
+        await page.evaluate(START, [f"ws://127.0.0.1:{proxy.port}/ws", bridges.token("alice")])
+        await phase(page, "open")
+        await bridges.publish(vhost, *kept("p000"))
+        await bridges.final_rows(database, 1)
+
+        # No side is told: what is on its way is lost, and nobody proves it.
+        proxy.fall_silent()
+        ids = [f"p{n:03}" for n in range(1, 201)]
+        await bridges.publish(vhost, *kept(*ids[:100]))
+        await page.context.set_offline(True)
+        assert (await phase(page, "waiting"))["reason"] == "offline"
+        proxy.cut()
+        await bridges.counted(database, "outcome = 'stored'", 100)
+        await bridges.publish(vhost, *kept(*ids[100:]))
+        await bridges.counted(database, "outcome = 'stored'", 200)
+        taken = proxy.taken
+        for _ in range(60):
+            await page.clock.run_for(1_000)
+        assert (await phase(page, "waiting"))["code"] == 1006
+        assert proxy.taken == taken, "a browser that is offline reaches nobody"
+        assert await shown(page, 1) == ["p000"]
+
+        proxy.behind = second.ws_port
+        proxy.mend()
+        await page.context.set_offline(False)
+        await phase(page, "open")
+        assert await shown(page, 201) == ["p000", *ids]
+        ends = bridges.endings(await bridges.final_rows(database, 201))
+        assert set(ends.values()) == {("acked", "ack_frame")}
+        assert len(await shown(page, 201)) == 201, "nothing came again"
+        # How often it tries in a minute is drawn; after eight tries in a row it says what to check.
+        assert [what for what, *_ in await page.evaluate("told") if what != "error"] == [], "no gap"
+        await page.evaluate("client.close()")

@@ -131,7 +131,7 @@ def sizes(directory: Path) -> dict[str, int]:
 def test_what_every_page_loads_is_below_six_kilobytes_and_the_manual_says_the_sizes(tmp_path: Path) -> None:
     found = sizes(tmp_path)
     print(found)
-    assert found[""] < 6 * 1024
+    assert found[""] < 6_000
     assert not re.search(r"^(import|export .* from)\b", JS, re.MULTILINE), "it loads nothing by itself"
     loaded = set(re.findall(r'import\("\./bridge-client([^"]+)\.js"\)', JS))
     assert loaded == found.keys() - {""}
