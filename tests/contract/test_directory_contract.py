@@ -125,11 +125,12 @@ async def test_the_holders_of_users_are_the_others_with_open_sessions(subject: S
 async def test_a_session_is_found_by_its_id_also_when_it_has_closed(subject: Subject) -> None:
     a, b = await two(subject)
     await b.log.note(Entries([opened("s1", "u1", "b")]))
-    assert await a.directory.holder("s1") == Holder("u1", "boot-b")
-    assert await b.directory.holder("s1") == Holder("u1", "")
+    await b.log.note(Entries([opened("s2", "u2", "b")]))
+    both = {"s1": Holder("u1", "boot-b"), "s2": Holder("u2", "boot-b")}
+    assert await a.directory.session_holders(["s2", "s1"]) == both
+    assert await b.directory.session_holders(["s1"]) == {"s1": Holder("u1", "")}
     await b.log.note(Entries(closed=[Closed("s1", "u1", "b", NOW, NOW + 1, 1000, "client")]))
-    assert await a.directory.holder("s1") == Holder("u1", "")
-    assert await a.directory.holder("never") is None
+    assert await a.directory.session_holders(["never", "s1"]) == {"s1": Holder("u1", "")}
 
 
 async def test_everyone_elsewhere_comes_page_by_page_in_the_order_of_bytes(subject: Subject) -> None:

@@ -490,6 +490,27 @@ async def test_a_push_to_a_session_that_has_closed_is_of_its_user_also_where_no_
         await a.ends("p1", Outcome.OFFLINE, Reason.NO_SESSION)
 
 
+async def test_pushes_to_sessions_elsewhere_that_come_together_take_one_question() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        here, *elsewhere = [await online(at, f"u{n}") for n, at in enumerate((a, b, b, b))]
+        peers = [here, *elsewhere]
+        await a.push([
+            *({"id": f"p{n}", "to": {"session": peer.session_id}, "data": 1} for n, peer in enumerate(peers)),
+            {"id": "p9", "to": {"session": "never"}, "data": 1},
+        ])  # fmt: skip
+        await until(lambda: all(ids(peer) for peer in peers))
+        assert [ids(peer) for peer in peers] == [["p0"], ["p1"], ["p2"], ["p3"]]
+        assert made.sessions_asked == [[*(peer.session_id for peer in elsewhere), "never"]]
+
+
+async def test_everyone_elsewhere_takes_one_question_where_they_fit_a_page() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peers = [await online(b, f"u{n}") for n in range(3)]
+        await a.push({"id": "p1", "to": {"all": True}, "data": 1})
+        await until(lambda: all(ids(peer) == ["p1"] for peer in peers))
+        assert made.everyone_asked == 1
+
+
 async def test_a_recall_takes_a_delivered_push_off_the_screens_of_all_nodes() -> None:
     async with town("a", "b", "c", limits=LIMITS) as (_, [a, b, c]):
         peers = [await online(at, "u1") for at in (a, b, c)]

@@ -35,7 +35,7 @@ class Directory:
     async def holders(self, users: Sequence[str]) -> Mapping[str, Sequence[str]]:
         raise NotImplementedError
 
-    async def holder(self, session: str) -> Holder | None:
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
         raise NotImplementedError
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:

@@ -11,7 +11,7 @@ from bridge.adapters.memory.retained import MemoryRetained
 from bridge.core.bounds import Bounds
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.model.retained import LastValue, LastValuesAsk, LastValuesPage
-from bridge.core.ports.nodes import Letter, Sent
+from bridge.core.ports.nodes import Holder, Letter, Sent
 from tests.support.house import BOUNDS, House
 from tests.support.ports import GatedStore, ManualClock
 
@@ -52,6 +52,14 @@ class Asked(MemoryDirectory):
         await self.town.before("found")
         return found
 
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
+        self.town.sessions_asked.append(list(sessions))
+        return await super().session_holders(sessions)
+
+    async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
+        self.town.everyone_asked += 1
+        return await super().everyone(after, limit)
+
 
 class AskedValues(MemoryRetained):
     """Tells the town when it has kept a last value, before it reads some, and when it has."""
@@ -89,6 +97,10 @@ class Town:
     """Awaited before the steps `look`, `found` (after the look), `send`; of last values `keep`, `read`, `have read`."""
     asked: int = 0
     """How often somebody has looked who has users."""
+    sessions_asked: list[list[str]] = field(default_factory=list)
+    """The sessions of each question who has them."""
+    everyone_asked: int = 0
+    """How often somebody has asked who else is there."""
     letters: list[Letter] = field(default_factory=list)
 
     def deliver(self, letter: Letter) -> Sent:

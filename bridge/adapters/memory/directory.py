@@ -67,13 +67,16 @@ class MemoryDirectory:
                 found[user].append(boot)
         return found
 
-    async def holder(self, session: str) -> Holder | None:
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
         """See the port."""
-        opened = self._sessions.opened.get(session)
-        if opened is None:
-            return None
-        elsewhere = session not in self._sessions.closed and opened.node != self._node
-        return Holder(opened.user, self._store.nodes[opened.node].boot if elsewhere else "")
+        found = {}
+        for session in sessions:
+            opened = self._sessions.opened.get(session)
+            if opened is not None:
+                elsewhere = session not in self._sessions.closed and opened.node != self._node
+                boot = self._store.nodes[opened.node].boot if elsewhere else ""
+                found[session] = Holder(opened.user, boot)
+        return found
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
         """See the port."""

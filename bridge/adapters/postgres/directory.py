@@ -20,9 +20,9 @@ _HOLDERS: LiteralString = """
     select distinct s.user_id, s.boot from session s
     where s.user_id = any (%s) and s.closed_at is null and s.boot <> %s collate "C"
     """
-_HOLDER: LiteralString = """
-    select s.user_id, case when s.closed_at is null and s.boot <> %s then s.boot else '' end
-    from session s where s.session = %s collate "C"
+_SESSION_HOLDERS: LiteralString = """
+    select s.session, s.user_id, case when s.closed_at is null and s.boot <> %s then s.boot else '' end
+    from session s where s.session = any (%s)
     """
 _EVERYONE: LiteralString = """
     select s.user_id, array_agg(distinct s.boot) from session s
@@ -65,10 +65,10 @@ class PostgresDirectory:
             found.setdefault(user, []).append(boot)
         return found
 
-    async def holder(self, session: str) -> Holder | None:
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
         """See the port."""
-        found = await self._fetch(_HOLDER, (self._boot, session))
-        return Holder(*found[0]) if found else None
+        found = await self._fetch(_SESSION_HOLDERS, (self._boot, texts(list(sessions))))
+        return {session: Holder(user, boot) for session, user, boot in found}
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
         """See the port."""

@@ -5,22 +5,24 @@ The ledger knows them. Users are read in pages; a page has the data of the push 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.taking import Taking
-from bridge.core.delivery.targets import ABSENT_SUBSCRIBER
+from bridge.core.delivery.targets import ABSENT_SUBSCRIBER, resolver_of
 from bridge.core.delivery.turns import Turns
 from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of
-from bridge.core.model.pushes import NO_USER, ToAll, ToSession, ToTopic
+from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToAll, ToSession, ToTopic
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
+from bridge.core.ports.nodes import Holder
+from bridge.core.sessions.hub import Hub
 
 Page = Sequence[tuple[str, Sequence[str]]]
 """Users, and the processes that have sessions of each; none of a user who is away."""
@@ -58,6 +60,24 @@ class Everywhere:
         self._lookups = lookups
         self._inflight = inflight
         self._clock = clock
+        self._holders: dict[str, Holder | None] = {}
+        """Of the sessions that were asked for with `look_for`."""
+
+    async def look_for(self, hub: Hub, requests: Iterable[PushRequest | Rejected]) -> None:
+        """Ask at once for all sessions that these requests are for and that are not here: `holder` finds them then. One
+        question for each would have all that is taken wait for it. Raises Stopped."""
+        sessions = {
+            request.target.session: None
+            for request in requests
+            if isinstance(request, PushRequest)
+            and isinstance(request.target, ToSession)
+            and resolver_of(request).users(hub, request) == (NO_USER,)
+        }
+        self._holders = await self._ask(list(sessions)) if sessions else {}
+
+    async def _ask(self, sessions: Sequence[str]) -> dict[str, Holder | None]:
+        found = await self._lookups.session_holders(sessions)
+        return {session: found.get(session) for session in sessions}
 
     async def holder(self, taking: Taking, users: Sequence[str]) -> tuple[Taking, Sequence[str]]:
         """For a push to a session that is not here: the user whose it is or was, and the process that has it now.
@@ -69,7 +89,10 @@ class Everywhere:
             return taking, users
         if taking.ending is not None:
             return taking, users
-        found = await self._lookups.holder(target.session)
+        session = target.session
+        if session not in self._holders:  # it was here a moment ago
+            self._holders |= await self._ask([session])
+        found = self._holders[session]
         if found is None:
             return taking, users
         return taking._replace(boots=(found.boot,) if found.boot else ()), (found.user,)
@@ -86,6 +109,10 @@ class Everywhere:
             within = self._linger if request.ttl > 0 else 0.0
             return await self._lookups.subscribers_elsewhere(request.target.topic, after, within)
         return ()
+
+    async def after(self, taking: Taking, page: Page) -> Page:
+        """The page after this one. Raises Stopped."""
+        return () if self._lookups.is_last(page) else await self.page(taking, page[-1][0])
 
     async def take(
         self, taking: Taking, page: Page, position: int, rows: dict[RowKey, Row], enter: Enter

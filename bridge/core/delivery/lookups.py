@@ -7,7 +7,7 @@ are sent without a query; the compare-and-set of their row decides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -97,11 +97,19 @@ class Lookups:
         """The highest position that the log has. Raises Stopped."""
         return await self.ask(self._store.last_position, "store.last_position")
 
-    async def holder(self, session: str) -> Holder | None:
-        """Who has or had a session; None where that is not known. Raises Stopped."""
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
+        """Who has or had each of these sessions, where that is known. Raises Stopped."""
         if self._directory is None:
-            return None
-        return await self.ask(partial(self._directory.holder, session), "nodes.holder")
+            return {}
+        found: dict[str, Holder] = {}
+        for at in range(0, len(sessions), self._rows_most):
+            some = sessions[at : at + self._rows_most]
+            found |= await self.ask(partial(self._directory.session_holders, some), "nodes.session_holders")
+        return found
+
+    def is_last(self, page: Sequence[object]) -> bool:
+        """Whether a page of users ends before its limit, so that no other follows."""
+        return len(page) < self._rows_most
 
     async def everyone_elsewhere(self, after: str) -> Sequence[tuple[str, Sequence[str]]]:
         """Users with sessions at other processes, and the boots of those; a page, as `Directory.everyone`. Raises

@@ -83,10 +83,11 @@ class Taker:
 
     async def _take(self, decoded: Sequence[tuple[Arrival, Decoded]]) -> int:
         self._turns.begin_count()
-        self._taken_at = self._clock.time()
         messages = requests = 0
         aside: set[AckToken] = set()
         try:
+            await self._requests.look_for_sessions(decoded)
+            self._taken_at = self._clock.time()
             with self._known.watching():
                 for portion in self._known.portions(decoded):
                     known = await self._known.find(portion)

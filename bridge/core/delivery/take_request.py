@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from bridge.core.bounds import TakingBounds
 from bridge.core.delivery.everywhere import Page
 from bridge.core.delivery.given_up import given_up, letter_of, recalled, too_old_of
-from bridge.core.delivery.known import Known
+from bridge.core.delivery.known import DecodedMessage, Known
 from bridge.core.delivery.limits import DeliveryLimits
 from bridge.core.delivery.parts import TakeParts
 from bridge.core.delivery.taking import Taking
@@ -45,6 +45,12 @@ class RequestTaker:
         self._clock = parts.clock
         self._limits = limits
         self._lookup_rows = bounds.lookup_rows
+
+    async def look_for_sessions(self, decoded: Sequence[DecodedMessage]) -> None:
+        """To be called before the requests of these messages are taken: see `Everywhere.look_for`. Raises Stopped."""
+        await self._everywhere.look_for(
+            self._hub, [request for _, taking in decoded for request in taking.requests]
+        )
 
     async def take(
         self,
@@ -174,7 +180,7 @@ class RequestTaker:
             elsewhere.update(user for user, _ in page)
             rows = await self._rows_of(taking, [user for user, _ in page])
             await self._everywhere.take(taking, page, position, rows, self.enter)
-            page = await self._everywhere.page(taking, page[-1][0])
+            page = await self._everywhere.after(taking, page)
         left = [user for user in excluded if user not in elsewhere]
         rows = await self._rows_of(taking, left) if left else {}
         for user in left:

@@ -33,8 +33,8 @@ class Directory(Protocol):
         """For each of these users that has open sessions at other processes: the boots of those, in no order."""
         ...
 
-    async def holder(self, session: str) -> Holder | None:
-        """Who has or had this session; None where the ledger has none with this id."""
+    async def session_holders(self, sessions: Sequence[str]) -> Mapping[str, Holder]:
+        """Who has or had each of these sessions. Those that the ledger does not know are missing."""
         ...
 
     async def everyone(self, after: str, limit: int) -> Sequence[tuple[str, Sequence[str]]]:
