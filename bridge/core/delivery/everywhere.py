@@ -5,10 +5,11 @@ The ledger knows them. Users are read in pages; a page has the data of the push 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from bridge.core.cluster.neighbours import Neighbours
+from bridge.core.delivery.known import DecodedMessage
 from bridge.core.delivery.lookups import Lookups
 from bridge.core.delivery.routing import Router
 from bridge.core.delivery.taking import Taking
@@ -18,7 +19,7 @@ from bridge.core.inflight.flight import Flight
 from bridge.core.inflight.held import HeldMessage
 from bridge.core.inflight.inflight import InFlight
 from bridge.core.inflight.making import flight_of
-from bridge.core.model.pushes import NO_USER, PushRequest, Rejected, ToAll, ToSession, ToTopic
+from bridge.core.model.pushes import NO_USER, PushRequest, ToAll, ToSession, ToTopic
 from bridge.core.model.rows import Row, RowKey
 from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Holder
@@ -63,16 +64,18 @@ class Everywhere:
         self._holders: dict[str, Holder | None] = {}
         """Of the sessions that were asked for with `look_for`."""
 
-    async def look_for(self, hub: Hub, requests: Iterable[PushRequest | Rejected]) -> None:
-        """Ask at once for all sessions that these requests are for and that are not here: `holder` finds them then. One
+    async def look_for(self, hub: Hub, decoded: Sequence[DecodedMessage]) -> None:
+        """Ask at once for all sessions that these messages are for and that are not here: `holder` finds them then. One
         question for each would have all that is taken wait for it. Raises Stopped."""
-        sessions = {
-            request.target.session: None
-            for request in requests
-            if isinstance(request, PushRequest)
-            and isinstance(request.target, ToSession)
-            and resolver_of(request).users(hub, request) == (NO_USER,)
-        }
+        sessions: dict[str, None] = {}
+        for _, taking in decoded:
+            for request in taking.requests:
+                if isinstance(request, PushRequest):
+                    target = request.target
+                    if isinstance(target, ToSession) and resolver_of(request).users(hub, request) == (
+                        NO_USER,
+                    ):
+                        sessions[target.session] = None
         self._holders = await self._ask(list(sessions)) if sessions else {}
 
     async def _ask(self, sessions: Sequence[str]) -> dict[str, Holder | None]:

@@ -48,9 +48,7 @@ class RequestTaker:
 
     async def look_for_sessions(self, decoded: Sequence[DecodedMessage]) -> None:
         """To be called before the requests of these messages are taken: see `Everywhere.look_for`. Raises Stopped."""
-        await self._everywhere.look_for(
-            self._hub, [request for _, taking in decoded for request in taking.requests]
-        )
+        await self._everywhere.look_for(self._hub, decoded)
 
     async def take(
         self,
