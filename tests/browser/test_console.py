@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from bridge.devservers import Servers
 from bridge.operator.auditor import CHECKS
@@ -141,6 +142,32 @@ async def test_every_question_of_every_view_has_an_answer() -> None:
 
 
 # --- what the views show -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queue", "said"),
+    [
+        ([5, 0, 3, 4], "at most 35.0 s"),
+        ([3, 4], "not known"),
+        ([5, None, 0, None], "–"),
+        ([3, 0], "–"),
+    ],
+)
+async def test_the_overview_says_how_old_what_waits_may_be(
+    browser: Browser, at: Scene, queue: list[int | None], said: str
+) -> None:
+    nothing = {"seconds": 10, "outcomes": {}, "end_to_end": [0], "queued": [0], "commits": [0], "gauges": {}}
+    end = int(time.time()) // 10 * 10
+    samples = [{**nothing, "at": end - 10 * n, "queue": one} for n, one in enumerate(reversed(queue))]
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(json={"bounds": [1.0], "samples": samples[::-1]})
+
+    async with opened(browser, f"{at.url}#/topics") as page:
+        await page.route("**/v1/history*", answer)
+        await page.evaluate("location.hash = '#/'")
+        tile = page.locator(".tile").filter(has_text="Oldest of them")
+        await expect(tile.locator("dd")).to_have_text(said)
 
 
 async def test_the_overview_says_how_it_is_and_draws_the_last_hour(browser: Browser, at: Scene) -> None:

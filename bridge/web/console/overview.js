@@ -6,6 +6,7 @@ import { Chart, quantile, numbers, times } from "./charts.js";
 
 const ASK_EVERY = 10_000; // milliseconds; as often as there is a new sample
 const HOUR = 3600;
+const READ_EVERY = 15; // seconds between two readings of the queues, so that a sample may have an older one
 // The same at each visit, whichever outcomes there are.
 const OUTCOME_COLOURS = { received: 2, acked: 0, written: 6, stored: 5, pending: 3, offline: 7, unknown: 1, dropped: 4, rejected: 3,
   expired: 5, superseded: 7, recalled: 6 };
@@ -39,7 +40,7 @@ export function overview({ main, watch, signal }) {
       const since = (said.samples.at(-1)?.at ?? found.at(-1)?.at ?? 0) - HOUR;
       found = [...found, ...said.samples].filter((sample) => sample.at > since);
       draw(charts, found, bounds);
-      tell(tiles, status, found.at(-1), bounds);
+      tell(tiles, status, found, bounds);
     } catch (error) {
       if (error.name !== "AbortError") health.textContent = `The charts have no news: ${error.message}`;
     }
@@ -54,7 +55,7 @@ export function overview({ main, watch, signal }) {
     health.className = `health ${look}`;
     causes.hidden = said.causes.length < 2;
     fill(causes, said.causes.map((cause) => h("li", {}, cause)));
-    tell(tiles, said, found.at(-1), bounds);
+    tell(tiles, said, found, bounds);
     tellNodes(nodes, said);
   });
   return () => { clearInterval(timer); Object.values(charts).forEach((chart) => chart.close()); };
@@ -73,8 +74,9 @@ function judged(status) {
   return [`Healthy: pushes are taken. Up for ${span((status.now - status.started_at) * 1000)}.`, "good"];
 }
 
-function tell(tiles, status, last, bounds) {
+function tell(tiles, status, found, bounds) {
   if (!status) return;
+  const last = found.at(-1);
   const pushes = last ? Object.values(last.outcomes).reduce((a, b) => a + b, 0) / Math.max(last.seconds, 1) : null;
   const shown = [
     ["Sessions", "session", count(status.gauges.sessions)],
@@ -83,11 +85,20 @@ function tell(tiles, status, last, bounds) {
     ["Time to proof, p99", "time to proof", span(last ? quantile(0.99, last.end_to_end, bounds) : null)],
     ["In flight", "in flight", count(status.gauges.in_flight)],
     ["Waiting at the broker", "queue wait", last?.queue === null || !last ? "–" : count(last.queue)],
+    ["Oldest of them", "queue wait", oldest(found)],
   ];
   if (tiles.childElementCount !== shown.length) {
     fill(tiles, shown.map(([name, term]) => h("div", { class: "tile" }, h("dt", {}, name, " ", ask(term)), h("dd", {}))));
   }
   shown.forEach(([, , value], i) => { tiles.children[i].querySelector("dd").textContent = value; });
+}
+
+// AMQP does not tell how old the first message of a queue is. What waits now has come since the queue was last seen empty.
+function oldest(found) {
+  const last = found.at(-1);
+  if (!last?.queue) return "–";
+  const empty = found.findLast((sample) => sample.queue === 0);
+  return empty ? `at most ${span((last.at - empty.at + READ_EVERY) * 1000)}` : "not known";
 }
 
 function draw(charts, found, bounds) {
