@@ -147,7 +147,7 @@ async def test_every_question_of_every_view_has_an_answer() -> None:
 @pytest.mark.parametrize(
     ("queue", "said"),
     [
-        ([5, 0, 3, 4], "at most 35.0 s"),
+        ([5, 0, 3, 4], "≤ 35.0 s"),
         ([3, 4], "not known"),
         ([5, None, 0, None], "–"),
         ([3, 0], "–"),

@@ -98,7 +98,7 @@ function oldest(found) {
   const last = found.at(-1);
   if (!last?.queue) return "–";
   const empty = found.findLast((sample) => sample.queue === 0);
-  return empty ? `at most ${span((last.at - empty.at + READ_EVERY) * 1000)}` : "not known";
+  return empty ? `≤ ${span((last.at - empty.at + READ_EVERY) * 1000)}` : "not known";
 }
 
 function draw(charts, found, bounds) {
