@@ -62,7 +62,7 @@ class Everywhere:
         self._inflight = inflight
         self._clock = clock
         self._holders: dict[str, Holder | None] = {}
-        """Of the sessions that were asked for with `look_for`."""
+        """Of the sessions that were asked for with `look_for`, until `forget`."""
 
     async def look_for(self, hub: Hub, decoded: Sequence[DecodedMessage]) -> None:
         """Ask at once for all sessions that these messages are for and that are not here: `holder` finds them then. One
@@ -77,6 +77,10 @@ class Everywhere:
                     ):
                         sessions[target.session] = None
         self._holders = await self._ask(list(sessions)) if sessions else {}
+
+    def forget(self) -> None:
+        """These messages are taken."""
+        self._holders = {}
 
     async def _ask(self, sessions: Sequence[str]) -> dict[str, Holder | None]:
         found = await self._lookups.session_holders(sessions)

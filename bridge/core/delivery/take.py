@@ -116,6 +116,7 @@ class Taker:
             # Messages that were not acked go back to the queue with the channel.
             return len(decoded)
         finally:
+            self._requests.forget_sessions()
             self._dispatcher.flush()
             self._metrics.taken(messages - len(aside), requests)
         handled = {

@@ -47,8 +47,13 @@ class RequestTaker:
         self._lookup_rows = bounds.lookup_rows
 
     async def look_for_sessions(self, decoded: Sequence[DecodedMessage]) -> None:
-        """To be called before the requests of these messages are taken: see `Everywhere.look_for`. Raises Stopped."""
+        """To be called before the requests of these messages are taken, and `forget_sessions` after that: see
+        `Everywhere.look_for`. Raises Stopped."""
         await self._everywhere.look_for(self._hub, decoded)
+
+    def forget_sessions(self) -> None:
+        """See `look_for_sessions`."""
+        self._everywhere.forget()
 
     async def take(
         self,
