@@ -144,10 +144,12 @@ async def test_what_is_pushed_while_the_browser_has_frozen_the_page_is_shown_onc
         assert await tab.evaluate(items) == ["p0"]
 
         await tab.thaw()
-        await tab.until(f"{items}.length >= 22")
+        await tab.until(f"{items}.includes('p20')")
         ends = bridges.endings(await bridges.final_rows(database, 22))
         assert {ends[name, "alice"] for name in ids} == {("acked", "ack_frame")}
-        assert await tab.evaluate(items) == ["p0", *ids, "p21"]
+        # Some browsers close the connection of a frozen page (Chromium 156). What they had proven by then, and no row
+        # keeps for the page's ack, is not shown.
+        assert await tab.evaluate(items) in (["p0", *ids], ["p0", *ids, "p21"])
         assert await tab.evaluate("told") == [["freeze"], ["resume"]], "no gap"
         await tab.evaluate("client.close()")
 

@@ -58,6 +58,7 @@ async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator
         "failed: Error during WebSocket handshake: net::ERR_CONNECTION",
         "failed: Error in connection establishment: net::ERR_",
         "failed: WebSocket is closed before the connection is established",
+        "failed: Connection closed before receiving a handshake response",
     )
     left = [p for p in problems if not any(words in p for words in said_no)]
     assert not left, left
