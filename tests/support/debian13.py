@@ -99,6 +99,9 @@ def script(command: str) -> str:
         f"mount -t proc proc {root}/proc",
         f"mount --rbind /dev {root}/dev",
         f"mount -t tmpfs tmpfs {root}/tmp",
+        # Here is the data of private servers whose folder Postgres' user can't reach; folders of tests have the same names
+        # in each run.
+        f"mount -t tmpfs tmpfs {root}/var/tmp",
     ]
     for folder in (*SHARED, *local_indexes()):
         if Path(folder).is_dir():
