@@ -99,8 +99,8 @@ def script(command: str) -> str:
         f"mount -t proc proc {root}/proc",
         f"mount --rbind /dev {root}/dev",
         f"mount -t tmpfs tmpfs {root}/tmp",
-        # Here is the data of private servers whose folder Postgres' user can't reach; folders of tests have the same names
-        # in each run.
+        # Here is the data of private servers whose folder Postgres' user can't reach. Tests use folders of the same
+        # names in each run.
         f"mount -t tmpfs tmpfs {root}/var/tmp",
     ]
     for folder in (*SHARED, *local_indexes()):
