@@ -17,6 +17,7 @@ from playwright.async_api import Browser, Page, Route, expect
 
 from bridge.devservers import Servers
 from bridge.operator.auditor import CHECKS
+from bridge.ops.surroundings import QUEUES_EVERY
 from tests.conftest import TEMPLATE, Databases, _fresh_vhost
 from tests.support import bridges
 from tests.support.browser import launched, opened
@@ -163,6 +164,7 @@ async def test_the_overview_says_how_old_what_waits_may_be(
     async def answer(route: Route) -> None:
         await route.fulfill(json={"bounds": [1.0], "samples": samples[::-1]})
 
+    assert f"const READ_EVERY = {QUEUES_EVERY:.0f};" in (WORDS.parent / "overview.js").read_text()
     async with opened(browser, f"{at.url}#/topics") as page:
         await page.route("**/v1/history*", answer)
         await page.evaluate("location.hash = '#/'")

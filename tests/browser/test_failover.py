@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
+from bridge.app import build as app
 from tests.browser.test_client import kept, phase, scripted
 from tests.support import bridges
 from tests.support.browser import bare_tab, launched, opened
-from tests.support.proxies import silent_proxy
+from tests.support.proxies import SilentProxy, silent_proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,9 +39,11 @@ async def shown(page: Page, count: int) -> list[str]:
     return await page.locator("li").all_inner_texts()
 
 
-async def test_a_node_is_killed_while_pushes_come_and_the_page_goes_on_at_the_other(
+@asynccontextmanager
+async def two_nodes(
     browser: Browser, vhost: str, database: str
-) -> None:
+) -> AsyncIterator[tuple[Page, bridges.Process, app.Running, SilentProxy]]:
+    """A page, two nodes of which the first may be killed, and a proxy before that one."""
     async with (
         scripted() as script,
         bridges.process(vhost, database, node="a") as first,
@@ -47,6 +51,13 @@ async def test_a_node_is_killed_while_pushes_come_and_the_page_goes_on_at_the_ot
         silent_proxy(first.ws_port) as proxy,
         opened(browser, f"http://{script.url}/") as page,
     ):
+        yield page, first, second, proxy
+
+
+async def test_a_node_is_killed_while_pushes_come_and_the_page_goes_on_at_the_other(
+    browser: Browser, vhost: str, database: str
+) -> None:
+    async with two_nodes(browser, vhost, database) as (page, first, second, proxy):
         await page.evaluate(START, [f"ws://127.0.0.1:{proxy.port}/ws", bridges.token("alice")])
         session = (await phase(page, "open"))["session"]
         ids: list[str] = []
@@ -81,16 +92,10 @@ async def test_a_node_is_killed_while_pushes_come_and_the_page_goes_on_at_the_ot
 async def test_a_thousand_pushes_that_come_during_a_reconnect_are_once_on_the_screen_of_each_of_four_tabs(
     browser: Browser, vhost: str, database: str
 ) -> None:
-    async with (
-        scripted() as script,
-        bridges.process(vhost, database, node="a") as first,
-        bridges.bridge(vhost, database, node="b") as second,
-        silent_proxy(first.ws_port) as proxy,
-        opened(browser, f"http://{script.url}/") as page,
-    ):
+    async with two_nodes(browser, vhost, database) as (page, first, second, proxy):
         tabs = [page, *[await page.context.new_page() for _ in range(3)]]
         for tab in tabs[1:]:
-            await tab.goto(f"http://{script.url}/")
+            await tab.goto(page.url)
         for tab in tabs:
             url = f"ws://127.0.0.1:{proxy.port}/ws"
             await tab.evaluate(START, [url, bridges.token("alice"), "shared"])
