@@ -2,6 +2,7 @@
 
 const KEPT = 4096; // ids of pushes that were acknowledged
 const STEAL = 8; // seconds without an answer of the tab that has the connection, after which another takes over
+const HEARD = 1; // seconds in which the other tabs hear that it is the end for all of them, before the lock is free
 const BEAT = 5; // seconds after which the other tabs are told that the connection is alive, if nothing else was
 
 // One connection for all tabs of a site that have the same user. The one that holds the lock, the leader, has the connection. It sends
@@ -233,7 +234,11 @@ export class Tabs {
     if (state.phase === "open") return; // the welcome has said so
     this.#refs.clear();
     // Where only this tab ends, as without a token, another takes over.
-    if (state.phase !== "closed" || state.code >= 4400) this.#send(stateOf(state));
+    if (state.phase === "closed" && !(state.code >= 4400)) return;
+    this.#send(stateOf(state));
+    if (state.phase !== "closed") return;
+    const release = this.#release; // the lock may be faster than the channel, and who has the lock would connect
+    this.#release = () => this.#own.after(HEARD, release);
   }
 }
 

@@ -31,6 +31,16 @@ START = """([url, token, more]) => import("./bridge-client.js").then(({ connect 
         onError: ({ message }) => tell("error", message) });
 })"""
 
+# In tabs opened from now on: what the leader says of its state comes half a second late.
+LATE = """Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+    set(hear) {
+        this.addEventListener("message", (event) => {
+            if (event.data.kind === "state") setTimeout(hear, 500, event);
+            else hear(event);
+        });
+    },
+});"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
@@ -162,6 +172,20 @@ async def test_close_gives_the_connection_to_another_tab_and_an_end_by_the_bridg
         assert (what, code, reason, error) == ("closed", 4403, "revoked", "error")
         assert why.startswith("The session was revoked (4403)")
     assert script.nobody
+
+
+async def test_an_end_for_all_tabs_is_one_even_where_a_tab_hears_of_it_late(
+    page: Page, script: Script
+) -> None:
+    await page.context.add_init_script(LATE)
+    peer, tab = await two(page, script)
+    await peer.close(4403, "revoked")
+    await tab.wait_for_function("told.length")
+    assert (await tab.evaluate("told"))[0] == ["closed", 4403, "revoked"], "it did not take over first"
+    assert script.nobody
+    await start(page, f"ws://{script.url}/ws", jwt("alice"))
+    await (await script.peer()).welcome()
+    await is_open(page)
 
 
 async def test_a_break_and_a_gap_are_those_of_all_tabs(page: Page, script: Script) -> None:
