@@ -4,7 +4,8 @@
 
 It unpacks Debian 13 into .dev/debian13 with debootstrap, copies what is committed into it, makes the environment there
 and runs pytest in a chroot, in namespaces of its own: all mounts and processes end with it. It needs root, debootstrap,
-unshare, and pip's way to the packages, which it takes over from this machine. The next run takes the same folder.
+unshare, and the ways of pip and npm to their packages, which it takes over from this machine. The next run takes the
+same folder.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ RELEASE: Final = "trixie"
 PACKAGES: Final = (
     "ca-certificates", "gcc", "git", "iproute2", "libc6-dev", "make", "openssl", "procps", "python3", "python3-dev",
     "python3-venv", "rabbitmq-server", "postgresql", "pgbouncer", "nginx", "haproxy", "caddy", "prometheus", "chromium",
+    "npm",
 )  # fmt: skip
 TOOLS: Final = ("debootstrap", "unshare", "chroot", "git")
 SHARED: Final = ("/etc/ssl", "/etc/xdg/pip")
 """Folders of this machine that are there, too: its certificates, and how its pip finds packages."""
+CONFIGURED: Final = {"globalconfig": "etc/npmrc", "userconfig": "root/.npmrc"}
+"""Settings of npm that name its files of settings, and where Debian's npm has these."""
 COPIED: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf")
 PASSED: Final = (
     "PIP_",
+    "npm_config_",
     "SSL_CERT_",
     "REQUESTS_CA_",
     "http_proxy",
@@ -64,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in COPIED:
         if Path(name).exists():
             shutil.copy(name, FOLDER / name[1:])
+    copy_npm_settings()
     copy_sources()
     other = list(arguments[:1]) == ["--"]
     command = (
@@ -72,6 +78,17 @@ def main(arguments: Sequence[str]) -> int:
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "bash", "-ec", script(command)]
     ).returncode
+
+
+def copy_npm_settings() -> None:
+    """Let npm there find packages as npm does here, if it is here."""
+    npm = shutil.which("npm")
+    for setting, path in CONFIGURED.items() if npm else ():
+        told = subprocess.run(
+            [str(npm), "config", "get", setting], capture_output=True, text=True, check=True
+        )
+        if Path(told.stdout.strip()).exists():
+            shutil.copy(told.stdout.strip(), FOLDER / path)
 
 
 def copy_sources() -> None:
