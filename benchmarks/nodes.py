@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             scenes = {
                 (where, one.name): stack.enter_context(
-                    pair(servers, one, Path(logs) / f"{where} {one.confirm}", elsewhere=where == "elsewhere")
+                    pair(servers, one, Path(logs) / f"{where} {one.confirm}", **{where: SESSIONS})
                 )
                 for one in (WRITTEN, RECEIVED)
                 for where in ("here", "elsewhere")
@@ -64,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def pair(servers: Servers, one: Contestant, directory: Path, *, elsewhere: bool) -> Iterator[Scene]:
-    """Two bridges; the sessions are at the one that takes, or `elsewhere` at the other."""
+def pair(
+    servers: Servers, one: Contestant, directory: Path, *, here: int = 0, elsewhere: int = 0
+) -> Iterator[Scene]:
+    """Two bridges; so many sessions are at the one that takes, and at the other. A client process for each of the two
+    that has any."""
     directory.mkdir()
-    with scene(servers, one, directory=directory, sessions=[0]) as made:
+    counts = [count for count in (here, elsewhere) if count]
+    with scene(servers, one, directory=directory, sessions=[0 for _ in counts]) as made:
         port, ops_port = reserved_port(), reserved_port()
         environment = {
             **made.environment,
@@ -83,7 +87,8 @@ def pair(servers: Servers, one: Contestant, directory: Path, *, elsewhere: bool)
                 what="the neighbour is ready",
             )
             made.watch_neighbours([neighbour], [ops_port])
-            made.connect([SESSIONS], ports=[port] if elsewhere else ())
+            ports = [at for at, count in ((made.port, here), (port, elsewhere)) if count]
+            made.connect(counts, ports=ports)
             yield made
 
 

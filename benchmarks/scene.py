@@ -198,6 +198,8 @@ class Scene:
         self._port = port
         self._ports: Sequence[int] = [port] * len(crowds)
         self._ops_port = ops_port
+        self.neighbours: Sequence[Child] = ()
+        """The other bridges at its broker and database."""
         self.ops_ports: Sequence[int] = (ops_port,)
         """Where the metrics of all nodes are."""
         self._secret = secret
@@ -221,6 +223,7 @@ class Scene:
 
     def watch_neighbours(self, bridges: Sequence[Child], ops_ports: Sequence[int]) -> None:
         """Count what these bridges use as `neighbours`; their metrics are at `ops_ports`."""
+        self.neighbours = bridges
         self.ops_ports = (self._ops_port, *ops_ports)
         self._watched["neighbours"] = [bridge.pid for bridge in bridges]
 
@@ -303,6 +306,7 @@ class Scene:
         only: Sequence[Child] = (),
         frozen: Sequence[Child] = (),
         away: Sequence[Child] = (),
+        stopped: Sequence[Child] = (),
         ttl: int = 0,
         shape: Shape = ORDINARY,
         just_before: Callable[[], None] = lambda: None,
@@ -317,6 +321,8 @@ class Scene:
 
         The sessions of those in `away` are closed meanwhile: a push for them is done when it is kept (for
         `ttl` seconds) and its message acked. Then they connect, and get what was kept for them.
+
+        Other bridges in `stopped` are stopped from just before the clock starts until it stops.
 
         `just_before` is called when the backlog is in the queue, just before the clock starts.
         """
@@ -347,6 +353,8 @@ class Scene:
         before = self.cpu()
         for crowd in counted:
             crowd.tell("complete", seconds=DRAIN_TIMEOUT)
+        for bridge in stopped:
+            bridge.freeze()
         began = time.monotonic_ns()
         self.bridge.thaw()
         told = [crowd.answer(DRAIN_TIMEOUT + 5, needs=self.bridge) for crowd in counted]
@@ -356,12 +364,12 @@ class Scene:
         if len(counted) + len(away) == len(self.crowds):
             ended = self._await_the_end(run, count, kept)
         cpu = self._cpu_since(before, (time.monotonic_ns() - began) / 1e9)
-        for crowd in frozen:
-            crowd.thaw()
+        for one in (*frozen, *stopped):
+            one.thaw()
         for crowd in away:
             self._open(crowd)
         self._await_the_end(run, count)
-        counts = self._verify(run, count, some_unproven=bool(frozen))
+        counts = self._verify(run, count, some_unproven=bool(frozen or stopped))
         return Drain(
             pushes=pushes // self.devices,
             seconds=(ended - began) / 1e9,
@@ -434,22 +442,29 @@ class Scene:
 
     # --- latency ---
 
-    def latency(self, count: int, rate: float) -> Latency:
-        """Publish pushes at a steady rate, and measure how old they are when they arrive; verified."""
+    def latency(
+        self, count: int, rate: float, *, only: Sequence[Child] = (), stopped: Sequence[Child] = ()
+    ) -> Latency:
+        """Publish pushes at a steady rate, and measure how old they are when they arrive; verified. With `only`, those
+        of these client processes count. Other bridges in `stopped` are stopped while it publishes."""
         seed, run = self._begin(count)
         for crowd in self.crowds:
             crowd.ask("expect", seed=seed, total=count, users=self.sessions)
+        for bridge in stopped:
+            bridge.freeze()
         before, began = self.cpu(), time.monotonic()
         published = self._publisher.ask(
             "steady", **self._order(count, seed, run), rate=rate, within=count / rate * 3 + 30
         )
         cpu = self._cpu_since(before, time.monotonic() - began)
+        for bridge in stopped:
+            bridge.thaw()
         for crowd in self.crowds:
             if not crowd.ask("complete", seconds=END_TIMEOUT)["complete"]:
                 raise BenchmarkFailed(f"{run}: not all frames came")
         self._await_the_end(run, count)
-        self._verify(run, count, some_unproven=False)
-        all_ns = [ns for crowd in self.crowds for ns in crowd.ask("report")["latencies"]]
+        self._verify(run, count, some_unproven=bool(stopped))
+        all_ns = [ns for crowd in only or self.crowds for ns in crowd.ask("report")["latencies"]]
         p50, p99 = percentiles(all_ns, 50, 99)
         return Latency(count, count / published["seconds"], p50 / 1e6, p99 / 1e6, max(all_ns) / 1e6, cpu)
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from benchmarks.nodes import pair
+from benchmarks.nodes import SESSIONS, pair
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.scale.simulation import REPORTS
 from benchmarks.scene import RECEIVED, Flood, Latency, Scene
@@ -72,7 +72,7 @@ def scenes(servers: Servers, logs: Path, name: str) -> Iterator[Scene]:
     """The nodes of that name."""
     logs.mkdir()
     if name == "elsewhere":
-        with pair(servers, RECEIVED, logs / "pair", elsewhere=True) as made:
+        with pair(servers, RECEIVED, logs / "pair", elsewhere=SESSIONS) as made:
             yield made
     else:
         with together(servers, Group(*map(int, name.split("x"))), logs / "group") as made:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from bridge.core.cluster.forwards import OWED_FOR
+from bridge.core.cluster.post import LINGER
 from bridge.core.contract.letters import (
     Forwarded,
     Item,
@@ -110,6 +111,32 @@ async def test_a_push_is_proven_by_the_session_at_another_node() -> None:
         assert words == [Word.HANDED, Word.RECEIVED]
         assert (a.row("p1").session, a.row("p1").holder) == (peer.session_id, "b")
         assert len(a.core.cluster.forwards) == 0
+
+
+def reports(made: Town) -> list[list[Word]]:
+    """The words of the reports, by letter."""
+    letters = [decode_letter(letter.body).items for letter in made.letters]
+    words = [[item.word for item in letter if isinstance(item, Report)] for letter in letters]
+    return [some for some in words if some]
+
+
+async def test_a_first_proof_waits_for_the_better_one_but_only_a_moment() -> None:
+    async with town("a", "b", limits=LIMITS) as (made, [a, b]):
+        peer = await online(b, "u1")
+        await a.push(to("u1", "p1"))
+        await until(lambda: ids(peer) == ["p1"])
+        peer.answer()
+        await a.settled(1)
+        assert reports(made) == [[Word.HANDED, Word.RECEIVED]]
+        await a.push(to("u1", "p2"))
+        await until(lambda: ids(peer) == ["p1", "p2"])
+        await ticks(b, seconds=0.0)
+        assert len(reports(made)) == 1
+        b.clock.advance(LINGER)
+        await until(lambda: reports(made)[1:] == [[Word.HANDED]])
+        await a.push({**to("u1", "p3"), "confirm": "written"})
+        await a.settled(2)
+        assert reports(made)[2:] == [[Word.HANDED]], "nothing better is awaited"
 
 
 async def test_one_statement_and_one_letter_are_for_many_pushes() -> None:

@@ -145,9 +145,9 @@ class Tap(TransportFactory):
         self._transport = transport
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
-    def watch(self, channel: int) -> None:
-        """Take deliveries and confirms of this channel out of the stream from now on."""
-        self._splitter.watch(channel)
+    def watch(self, channel: int, *, uncut: bool = False) -> None:
+        """Take deliveries and confirms of this channel out of the stream from now on. `uncut`: see `Splitter.watch`."""
+        self._splitter.watch(channel, uncut=uncut)
         self._fed = self._loop.time()
 
     def unwatch(self, channel: int) -> None:

@@ -60,7 +60,8 @@ _NOTABLE = frozenset(
 
 
 class Delivered(NamedTuple):
-    """basic.deliver with its content. Only `CUT_BYTES` are kept of a body over `MESSAGE_BYTES_MAX`."""
+    """basic.deliver with its content. Of a body over `MESSAGE_BYTES_MAX` only `CUT_BYTES` are kept, unless those of its
+    channel are kept whole."""
 
     channel: int
     consumer: str
@@ -173,17 +174,23 @@ class Splitter:
     def __init__(self) -> None:
         self._rest = b""
         self._watched: dict[int, _Content | None] = {}
+        self._uncut: set[int] = set()
+        """Those of them whose bodies are kept whole."""
         self._begun = False
         self._plain: dict[bytes, Properties] = {}
         """Properties by their bytes, where they name nothing that is another for every message."""
 
-    def watch(self, channel: int) -> None:
-        """Take deliveries, returns and confirms of this channel out of the stream from now on."""
+    def watch(self, channel: int, *, uncut: bool = False) -> None:
+        """Take deliveries, returns and confirms of this channel out of the stream from now on. `uncut`: bodies are kept
+        whole, however large they are."""
         self._watched[channel] = None
+        if uncut:
+            self._uncut.add(channel)
 
     def unwatch(self, channel: int) -> None:
         """Pass all frames of this channel on again; idempotent."""
         self._watched.pop(channel, None)
+        self._uncut.discard(channel)
 
     def feed(self, data: bytes) -> tuple[list[Event], bytes]:
         """Take one read of the socket; return the events in order, and the bytes to pass on.
@@ -318,7 +325,7 @@ class Splitter:
             if size > content.todo:
                 raise NotAmqp("more bytes of a body than its header announced")
             content.todo -= size
-            if content.size <= MESSAGE_BYTES_MAX:
+            if content.size <= MESSAGE_BYTES_MAX or channel in self._uncut:
                 content.body.append(data[start:stop])
             elif content.kept < CUT_BYTES:
                 piece = data[start : min(stop, start + CUT_BYTES - content.kept)]

@@ -18,13 +18,13 @@ from types import TracebackType
 from typing import Final, Self
 
 import aio_pika
-import aiormq.abc
 from aio_pika.connection import make_url
 from pamqp.common import FieldTable
 
 from bridge.adapters.amqp import encoding
 from bridge.adapters.amqp.connection import STEP_TIMEOUT, Tap, border, channel
-from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Event
+from bridge.adapters.amqp.consume import never_called
+from bridge.adapters.amqp.frames import Closed, ConsumerCancelled, Delivered, Event
 from bridge.adapters.amqp.link import Link, LinkState
 from bridge.adapters.amqp.login import GUEST
 from bridge.adapters.amqp.outbox import Failure, Message, Outbox
@@ -99,18 +99,22 @@ class NodeLink:
         async with border(f"declare {name}", STEP_TIMEOUT):
             await low.queue_declare(name, exclusive=True, arguments=arguments)
         self._hears_on = low.number
+        tap.watch(low.number, uncut=True)
         async with border(f"consume {name}", STEP_TIMEOUT):
             # Letters are not acked: what a dead node has not read is worth nothing.
-            await low.basic_consume(name, self._came, no_ack=True, exclusive=True)
+            await low.basic_consume(name, never_called, no_ack=True, exclusive=True)
         self._outbox = Outbox(tap, (await channel(connection, confirms=True)).number)
         self._queue = name
         if self._listener is not None:
             self._listener.listening()
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Confirms, returns, and whatever ends one of the channels: a node that hears nothing needs a new queue."""
+        """Letters, confirms, returns, and whatever ends one of the channels: a node that hears nothing needs a new
+        queue."""
         for event in events:
-            if type(event) is ConsumerCancelled and event.channel == self._hears_on:
+            if type(event) is Delivered and event.channel == self._hears_on:
+                self._came(event)
+            elif type(event) is ConsumerCancelled and event.channel == self._hears_on:
                 self._link.give_up(f"the broker cancelled the consumer of {NODE_QUEUE}.{self._node}")
             elif type(event) is Closed and event.channel == self._hears_on:
                 self._link.give_up(f"the broker closed the channel: {event}")
@@ -131,14 +135,14 @@ class NodeLink:
 
     # --- Letters ---
 
-    async def _came(self, message: aiormq.abc.DeliveredMessage) -> None:
-        if self._user and message.header.properties.user_id != self._user:
+    def _came(self, letter: Delivered) -> None:
+        if self._user and letter.properties.user_id != self._user:
             if not self._told:
                 self._told = True
                 log.warning(STRANGER, self._queue, self._user)
             return
         if self._listener is not None:
-            self._listener.came(bytes(message.body))
+            self._listener.came(letter.body)
 
     async def send(self, letters: Sequence[Letter]) -> Sequence[Sent]:
         """See the port."""

@@ -29,7 +29,7 @@ class Cluster:
         self.metrics = metrics
         self.directory = directory
         self.neighbours = Neighbours(directory, post, clock=clock, errors=errors)
-        self.post = Post(post, self.neighbours, metrics, boot)
+        self.post = Post(post, self.neighbours, metrics, clock, boot)
         self.forwards = Forwards(post=self.post, clock=clock)
         self.ringing = Ringing(
             directory,

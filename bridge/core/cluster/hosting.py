@@ -181,7 +181,8 @@ class Hosting:
             if ended and self._guests.get(key) is guest:
                 del self._guests[key]
             said = Report(number, word, why, session, unprovable)
-            self._report(_Unheard(boot, key, said, self._clock.time()))
+            # A first proof is soon followed by a better one.
+            self._report(_Unheard(boot, key, said, self._clock.time()), soon=ended or word is not Word.HANDED)
 
         known = self._guests.get(key)
         if known is not None:
@@ -252,8 +253,8 @@ class Hosting:
 
     # --- reports ---
 
-    def _report(self, one: _Unheard) -> None:
-        self._post.add(one.boot, one.report, partial(self._not_heard, one))
+    def _report(self, one: _Unheard, *, soon: bool = True) -> None:
+        self._post.add(one.boot, one.report, partial(self._not_heard, one), soon=soon)
 
     def _not_heard(self, one: _Unheard, sent: Sent) -> None:
         self._unheard.append(one)

@@ -1,6 +1,6 @@
 """Send items to other nodes: one letter for all that waits for a node, in the order in which it came.
 
-While a letter is on its way, items collect for the next one.
+While a letter is on its way, items collect for the next one. What is in no hurry waits a moment for something that is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from bridge.core.cluster.neighbours import Neighbours
 from bridge.core.contract.letters import Forwarded, Item, encode_letter
+from bridge.core.ports.clock import Clock
 from bridge.core.ports.nodes import Letter, NodePost, Sent
 from bridge.core.ports.plugins import Metrics
 
@@ -19,6 +20,8 @@ ITEMS: Final = 500
 """Items in one letter,"""
 BYTES: Final = 1024 * 1024
 """and bytes of their data; a single push may have more."""
+LINGER: Final = 0.005
+"""Seconds at most for which an item that is in no hurry waits for others."""
 
 
 class _Waiting(NamedTuple):
@@ -29,18 +32,27 @@ class _Waiting(NamedTuple):
 class Post:
     """Sends what other nodes are to know."""
 
-    def __init__(self, mail: NodePost | None, neighbours: Neighbours, metrics: Metrics, boot: str) -> None:
+    def __init__(
+        self, mail: NodePost | None, neighbours: Neighbours, metrics: Metrics, clock: Clock, boot: str
+    ) -> None:
         self._mail = mail
         self._neighbours = neighbours
         self._metrics = metrics
+        self._clock = clock
         self._boot = boot
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._wake = asyncio.Event()
+        self._linger = asyncio.Event()
+        """Something waits that is in no hurry."""
 
-    def add(self, boot: str, item: Item, failed: Callable[[Sent], None]) -> None:
-        """Send this to the process with this boot. `failed` is told unless it is delivered."""
+    def add(self, boot: str, item: Item, failed: Callable[[Sent], None], *, soon: bool = True) -> None:
+        """Send this to the process with this boot. `failed` is told unless it is delivered. `soon`: at once; otherwise
+        with what comes next, within `LINGER` seconds."""
         self._waiting.setdefault(boot, deque()).append(_Waiting(item, failed))
-        self._wake.set()
+        if soon:
+            self._wake.set()
+        else:
+            self._linger.set()
 
     def queue_of(self, boot: str) -> str:
         """Where the process with this boot listens now; empty where that is not known."""
@@ -54,11 +66,20 @@ class Post:
 
     async def run(self) -> None:
         """Send as items come, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send_those_that_linger(), name="lingering letters")
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    await self._send()
+
+    async def _send_those_that_linger(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._send()
+            await self._linger.wait()
+            self._linger.clear()
+            await self._clock.sleep(LINGER)
+            self._wake.set()
 
     async def _send(self) -> None:
         letters: list[Letter] = []
